@@ -1,0 +1,49 @@
+"""A drop-in monitor for hosts that run one model-serving process per model.
+
+Tells the truth about each backend, by its own gRPC `Status` or by its process, and stops it for
+good, over HTTP and from Python. Importing this starts and opens nothing.
+"""
+
+from .errors import (
+    BackendUnreadable,
+    InvalidBackend,
+    InvalidRequest,
+    ListenError,
+    ModelNotLoaded,
+    MonitorError,
+    PluginError,
+    SettingsError,
+    ShutdownFailed,
+    ShutdownRefused,
+    TooManyShutdowns,
+)
+from .hookspecs import hookimpl, hookspec
+from .models import Backend, BackendExit, Memory, Reading, Sample, State, Status
+from .monitor import Monitor, install
+from .settings import Settings
+
+__all__ = [
+    "Backend",
+    "BackendExit",
+    "BackendUnreadable",
+    "InvalidBackend",
+    "InvalidRequest",
+    "ListenError",
+    "Memory",
+    "ModelNotLoaded",
+    "Monitor",
+    "MonitorError",
+    "PluginError",
+    "Reading",
+    "Sample",
+    "Settings",
+    "SettingsError",
+    "ShutdownFailed",
+    "ShutdownRefused",
+    "State",
+    "Status",
+    "TooManyShutdowns",
+    "hookimpl",
+    "hookspec",
+    "install",
+]

@@ -1,0 +1,78 @@
+"""Which gRPC targets can be watched. gRPC itself checks none: port 99999 becomes 34463."""
+
+from __future__ import annotations
+
+import ipaddress
+import os.path
+import re
+
+FORMS = "host:port, [::1]:port, unix:/path, unix-abstract:name or dns:///host:port"
+
+# sun_path has 108 bytes, one of which is the final NUL (or, for abstract names, the first).
+_MAX_PATH_BYTES = 107
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+
+
+def canonical_address(address: object) -> str:
+    """Bring a gRPC target to the one form by which two of them can be compared.
+
+    Args:
+        address: what the host gave: one of FORMS.
+
+    Returns:
+        The target without its scheme's variants; `localhost` and `0.0.0.0` count as 127.0.0.1,
+        where a client that dials them arrives.
+
+    Raises:
+        ValueError: it is none of FORMS; the message says what is wrong.
+    """
+    if not isinstance(address, str):
+        raise ValueError(f"the address must be a string, not {type(address).__name__}")
+    if not address.isprintable() or " " in address:
+        raise ValueError(f"address {address!r} holds a space or a control character")
+    if address.startswith("unix-abstract:"):
+        return "unix-abstract:" + _checked_path(address, address.removeprefix("unix-abstract:"))
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        if path.startswith("//"):
+            path = path[2:]
+        if not path.startswith("/"):
+            raise ValueError(f"address {address!r}: the socket's path must be absolute")
+        return "unix:" + os.path.normpath(_checked_path(address, path))
+    host, colon, port = address.removeprefix("dns:///").rpartition(":")
+    if not colon or not host or "/" in host:
+        raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
+    return f"{_canonical_host(address, host)}:{int(port)}"
+
+
+def _checked_path(address: str, path: str) -> str:
+    size = len(os.fsencode(path))
+    if not path or size > _MAX_PATH_BYTES:
+        raise ValueError(
+            f"address {address!r}: a socket's path takes 1 to {_MAX_PATH_BYTES} bytes, not {size}"
+        )
+    return path
+
+
+def _canonical_host(address: str, host: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ip = ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError(f"address {address!r}: {host} is no IPv6 address") from None
+        return f"[{ip}]"
+    if not _HOST.fullmatch(host) or ".." in host:
+        raise ValueError(
+            f"address {address!r}: {host!r} is no host name or IPv4 address "
+            "(an IPv6 address stands in brackets)"
+        )
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            host = str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise ValueError(f"address {address!r}: {host} is no IPv4 address") from None
+    host = host.lower().rstrip(".")
+    return "127.0.0.1" if host in ("localhost", "0.0.0.0") else host  # noqa: S104 - compared, not bound

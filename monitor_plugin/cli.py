@@ -1,0 +1,103 @@
+"""The command line: `monitor-plugin`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+from .demo.calls import calls, make_calls
+from .demo.host import MODELS, demo
+from .errors import MonitorError
+from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting
+
+# A flag's value can be seen by everyone on the machine, in `ps`.
+_NO_FLAG = ("token",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for a bad command line."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return int(options.command(options, _settings(options)))
+    except MonitorError as error:
+        print(f"monitor-plugin: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="monitor-plugin",
+        description="Monitors and stops the backends of a model-serving host.",
+    )
+    version = f"%(prog)s {metadata.version('monitor-plugin')}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="run a monitor, a small host and three real backends, until Ctrl-C",
+        description="Runs a monitor, a small host and three real backends, until Ctrl-C.",
+    )
+    demo.add_argument(
+        "--once",
+        action="store_true",
+        help="make the calls, print requests and answers, and exit; on a free port unless --listen",
+    )
+    _add_settings(demo)
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "settings", f"also read from the environment: {ENVIRONMENT_PREFIX}<SETTING>"
+    )
+    for field in msgspec.structs.fields(Settings):
+        if field.name not in _NO_FLAG:
+            flag = "--" + field.name.replace("_", "-")
+            group.add_argument(flag, dest=field.name, help=f"default: {field.default}")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    settings = Settings.from_environment(os.environ)
+    given: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        text = getattr(options, field.name, None)
+        if text is not None:
+            flag = "--" + field.name.replace("_", "-")
+            given[field.name] = parse_setting(field.name, text, said_by=flag)
+    return msgspec.structs.replace(settings, **given)
+
+
+def _demo(options: argparse.Namespace, settings: Settings) -> int:
+    if options.once and options.listen is None:
+        settings = msgspec.structs.replace(settings, listen="127.0.0.1:0")
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: ended.set())
+    with demo(settings) as monitor:
+        if options.once:
+            good = True
+            for text, as_expected in make_calls(monitor.url):
+                print(text, flush=True)
+                good = good and as_expected
+            return 0 if good else 1
+        print(f"{len(MODELS)} backends run; the monitor answers at {monitor.url}. Try:\n")
+        for call in calls():
+            print(call.curl(monitor.url.replace("//127.0.0.1:", "//localhost:")))
+        print("\nCtrl-C ends all of it.", flush=True)
+        ended.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

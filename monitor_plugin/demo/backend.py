@@ -1,0 +1,169 @@
+"""A real gRPC backend that holds what it reports, with switches to misbehave.
+
+    python -m monitor_plugin.demo.backend --addr 127.0.0.1:0 --weights-mib 64
+
+Prints `serving on ADDRESS` once it serves. Ends on SIGTERM with exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
+
+import grpc
+
+from ..models import State
+from ..protocol import SERVICE, load_messages
+
+_MIB = 1024 * 1024
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="monitor_plugin.demo.backend", description=__doc__)
+    add = parser.add_argument
+    add("--addr", default="127.0.0.1:0", help="where to serve gRPC (default: a free port)")
+    add("--weights-mib", type=int, default=16, help="MiB to hold and to report as weights")
+    add("--kv-cache-mib", type=int, default=8, help="MiB to hold and to report as kv_cache")
+    add("--state", type=int, default=int(State.READY), help="the state to report")
+    add("--busy-seconds", type=float, default=0, help="report BUSY for so long first")
+    add("--no-status", action="store_true", help="do not implement Status")
+    add("--no-memory", action="store_true", help="report no memory")
+    add("--hang-status", action="store_true", help="never answer Status")
+    add("--status-seconds", type=float, default=0, help="take so long to answer Status")
+    add("--token", help="want the metadata `authorization: Bearer TOKEN`")
+    add("--ignore-sigterm", action="store_true", help="go on after SIGTERM")
+    add("--fork-workers", type=int, default=0, help="fork so many processes")
+    add("--crash-after", type=float, help="exit with code 3 after so many seconds")
+    add("--end-with-parent", action="store_true", help="end when the parent has ended")
+    return parser.parse_args(arguments)
+
+
+def allocate(mebibytes: int) -> mmap.mmap | None:
+    """Hold memory, and touch each page, so that it is really there."""
+    if not mebibytes:
+        return None
+    memory = mmap.mmap(-1, mebibytes * _MIB)
+    for page in range(0, len(memory), mmap.PAGESIZE):
+        memory[page] = 1
+    return memory
+
+
+class Service:
+    """Answers the calls of LocalAI's protocol that the monitor makes."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._message = load_messages()
+        self._busy_until = time.monotonic() + options.busy_seconds
+        self._memory = {
+            "weights": allocate(options.weights_mib),
+            "kv_cache": allocate(options.kv_cache_mib),
+        }
+
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The methods, for a server to take."""
+        methods = {"Health": self.health, "Free": self.free, "Status": self.status}
+        if self._options.no_status:
+            del methods["Status"]
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._guarded(method), response_serializer=lambda m: m.SerializeToString()
+                )
+                for name, method in methods.items()
+            },
+        )
+
+    def _guarded(self, method: Callable[[], Any]) -> Callable[[bytes, grpc.ServicerContext], Any]:
+        def guarded(request: bytes, context: grpc.ServicerContext) -> Any:
+            token = self._options.token
+            metadata = dict(context.invocation_metadata())
+            if token and metadata.get("authorization") != f"Bearer {token}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is wanted")
+            return method()
+
+        return guarded
+
+    def health(self) -> Any:
+        """Say that it serves."""
+        return self._message("Reply")(message=b"OK")
+
+    def free(self) -> Any:
+        """Let go of weights and cache."""
+        self._memory = dict.fromkeys(self._memory)
+        return self._message("Result")(message="freed", success=True)
+
+    def status(self) -> Any:
+        """Report the state, and the memory that is held."""
+        if self._options.hang_status:
+            threading.Event().wait()
+        time.sleep(self._options.status_seconds)
+        busy = time.monotonic() < self._busy_until
+        response = self._message("StatusResponse")(
+            state=int(State.BUSY) if busy else self._options.state
+        )
+        if not self._options.no_memory:
+            for name, memory in self._memory.items():
+                if memory is not None:
+                    response.memory.breakdown[name] = len(memory)
+            response.memory.total = sum(response.memory.breakdown.values())
+        return response
+
+
+def fork_workers(options: argparse.Namespace) -> None:
+    """Fork processes that do nothing until they are killed, or orphaned if that is to end them."""
+    parent = os.getpid()
+    for _ in range(options.fork_workers):
+        if os.fork() == 0:
+            if not options.ignore_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            while not options.end_with_parent or os.getppid() == parent:
+                time.sleep(0.5)
+            os._exit(1)
+
+
+def end_with(parent: int) -> None:
+    """Exit when the parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    parent = os.getppid()
+    ended = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which ends its backends
+    signal.signal(
+        signal.SIGTERM,
+        signal.SIG_IGN if options.ignore_sigterm else lambda number, frame: ended.set(),
+    )
+    fork_workers(options)  # before gRPC, which does not survive a fork
+    service = Service(options)
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((service.handlers(),))
+    port = server.add_insecure_port(options.addr)
+    server.start()
+    host, _, wanted = options.addr.rpartition(":")
+    address = f"{host}:{port}" if wanted == "0" else options.addr
+    print(f"serving on {address}", flush=True)
+    if options.end_with_parent:
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
+    if not ended.wait(options.crash_after):
+        os._exit(3)
+    server.stop(grace=0.2).wait()
+
+
+if __name__ == "__main__":
+    main()

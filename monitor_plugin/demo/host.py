@@ -1,0 +1,78 @@
+"""A small host: spawns three real backends, and tells the monitor of each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ..monitor import Monitor
+from ..settings import Settings
+
+# Model, and the switches of its backend. The first is the documentation's.
+MODELS: dict[str, Sequence[str]] = {
+    "my-model": ("--weights-mib", "64", "--kv-cache-mib", "32"),
+    "org/busy model": ("--weights-mib", "32", "--kv-cache-mib", "16", "--state", "1"),
+    "no-status": ("--weights-mib", "16", "--kv-cache-mib", "0", "--no-status"),
+}
+
+
+class DemoHost:
+    """Owns one process per model, and says when one was spawned and when one ended."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._processes: list[subprocess.Popen[str]] = []
+        self._waiters: list[threading.Thread] = []
+
+    def spawn(self, model: str, switches: Sequence[str]) -> None:
+        """Start a backend, and register it once it serves."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent", *switches],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._processes.append(process)
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("serving on ").strip()
+        if not address:
+            raise RuntimeError(f"the backend of {model!r} ended before it served")
+        self._monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
+        waiter = threading.Thread(target=self._wait, args=(model, process), daemon=True)
+        self._waiters.append(waiter)
+        waiter.start()
+
+    def _wait(self, model: str, process: subprocess.Popen[str]) -> None:
+        exit_code = process.wait()
+        self._monitor.hook.monitor_backend_exited(model=model, pid=process.pid, exit_code=exit_code)
+
+    def stop(self) -> None:
+        """End all backends, and wait until they are gone."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdout:
+                process.stdout.close()
+        for waiter in self._waiters:
+            waiter.join()
+
+
+@contextmanager
+def demo(settings: Settings) -> Iterator[Monitor]:
+    """Run a monitor and a host with the three backends, and end them all."""
+    with Monitor(settings) as monitor:
+        host = DemoHost(monitor)
+        try:
+            for model, switches in MODELS.items():
+                host.spawn(model, switches)
+            yield monitor
+        finally:
+            host.stop()

@@ -1,0 +1,50 @@
+"""How a process ended: the record of it, and the words for people."""
+
+from __future__ import annotations
+
+import signal
+
+from .models import BackendExit
+
+
+def make_exit(exit_code: int | None, stopped: bool, ended_at: float) -> BackendExit:
+    """Make the record of an end.
+
+    Args:
+        exit_code: as `subprocess` gives it, a negative one being a signal; None: not known.
+        stopped: whether a shutdown was ending it.
+        ended_at: seconds since the epoch.
+    """
+    killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
+    code = exit_code if killed_by is None else None
+    if stopped:
+        cause = "shutdown"
+    elif killed_by is not None:
+        cause = "killed"
+    elif code is not None:
+        cause = "exited"
+    else:
+        cause = "unknown"
+    return BackendExit(cause, code, killed_by, False if cause == "exited" else None, ended_at)
+
+
+def describe_exit(exit: BackendExit, now: float) -> str:
+    """Say for people how a process ended, and how long ago: `was killed by SIGKILL 4 s ago`."""
+    if exit.cause == "shutdown":
+        how = "was stopped by a shutdown"
+    elif exit.oom:
+        how = "was killed by the kernel for want of memory"
+    elif exit.signal is not None:
+        how = f"was killed by {_signal_name(exit.signal)}"
+    elif exit.exit_code is not None:
+        how = f"exited with code {exit.exit_code}"
+    else:
+        how = "ended"
+    return f"{how} {max(0.0, now - exit.ended_at):.0f} s ago"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,211 @@
+"""The hook contract: every hook by which a host and third parties work with the monitor.
+
+Each docstring says when the hook is called, on which thread, what its arguments are, what may be
+returned, and what happens if an implementation raises. "A hook's thread" is a thread of its own:
+an implementation that takes longer than `hook_timeout_seconds` is left behind, and is not called
+again until it has come back. Implementations may call the monitor back. They are called one by
+one, the last registered first; wrappers are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from .models import Backend, BackendExit, Reading, State, Status
+
+if TYPE_CHECKING:
+    import falcon
+
+    from .monitor import Monitor
+
+PROJECT_NAME = "monitor_plugin"
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+HOST_CALLS = ("monitor_backend_spawned", "monitor_backend_exited")
+
+
+@hookspec
+def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
+    """A backend runs. Called by the host; implemented by the monitor alone.
+
+    When: after the process was started; the backend need not serve yet. Thread: the host's.
+    Arguments: `model`, free text of at most 255 bytes of UTF-8; `pid`, the process, whose children
+    belong to it; `address`, the gRPC target: host:port, [::1]:port, unix:/path,
+    unix-abstract:name or dns:///host:port. Another PID of the same model adds a replica; the same
+    PID again updates its record. Returns nothing.
+    Raises `InvalidBackend` to the host, having changed nothing: a bad name or address, a PID that
+    does not run, PID 0, 1 or the monitor's own or its ancestor's, an address that another live
+    backend holds.
+    """
+
+
+@hookspec
+def monitor_backend_exited(model: str, pid: int, exit_code: int | None) -> None:
+    """A backend ended. Called by the host; implemented by the monitor alone.
+
+    When: once the host knows; the monitor notices the end by itself too, and what is said here
+    completes its record. Thread: the host's. Arguments: `model`, `pid` as registered; `exit_code`
+    as `subprocess` gives it, a negative one being a signal, None where it is not known. Word about
+    a backend that is not registered, or whose process still runs, changes nothing.
+    Returns nothing. Raises `InvalidBackend` to the host where an argument has a wrong type.
+    """
+
+
+@hookspec
+def monitor_started(monitor: Monitor) -> None:
+    """The monitor runs: where a hook gets hold of it and starts its own threads.
+
+    When: at the end of `Monitor.start()`. Thread: the one that starts it; nothing bounds the time
+    it takes. Returns nothing. One that raises is logged; the others run.
+    """
+
+
+@hookspec
+def monitor_closing() -> None:
+    """The monitor is about to close: end what `monitor_started` began.
+
+    When: at the start of `Monitor.close()`, while everything still works. Thread: a hook's.
+    Returns nothing. One that raises is logged; the others run.
+    """
+
+
+@hookspec
+def monitor_backend_registered(backend: Backend) -> None:
+    """A backend was registered, or its record was changed.
+
+    When: before `monitor_backend_spawned` returns to the host. Thread: a hook's, one event at a
+    time. Arguments: `backend`, the new record. Returns nothing. One that raises is logged; the
+    others run.
+    """
+
+
+@hookspec
+def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | None:
+    """Ask the backend for its status by another protocol than LocalAI's.
+
+    When: at each reading, before gRPC is tried. Thread: a hook's, several at once. Arguments:
+    `backend`; `timeout_seconds`, by when to be back. Returns a `Status` (bytes in its memory), or
+    None to leave it to the others and to gRPC; the first status wins. One that raises, overruns
+    or returns something else is logged, and the next is asked.
+    """
+
+
+@hookspec
+def monitor_call_metadata(backend: Backend) -> Mapping[str, str]:
+    """Give gRPC metadata for the calls to a backend, a token say.
+
+    When: before each `Status` and `Free` call. Thread: a hook's, several at once. Returns keys and
+    values as gRPC takes them (ASCII, keys in lower case); all implementations' are merged, and
+    where two give one key, that of the one called first stands. One that raises, overruns or
+    returns something else is logged without its values, and left out.
+    """
+
+
+@hookspec
+def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
+    """Give memory that the hook knows of: on a GPU, say.
+
+    When: at each reading with a status. Thread: a hook's, several at once. Arguments: `backend`;
+    `pids`, its process and descendants, at most a second old. Returns bytes by component, merged
+    into `memory.breakdown`; a component that the backend, or an implementation called before,
+    named already keeps that figure. `memory.total` is not changed. One that raises, overruns or
+    returns something else is logged, and left out.
+    """
+
+
+@hookspec
+def monitor_before_shutdown(backend: Backend, force: bool) -> str | None:
+    """Say whether a backend may be stopped.
+
+    When: at a shutdown, for each backend of the model, before anything is done. Thread: a hook's.
+    Arguments: `backend`; `force`, whether the client asked for force. Returns None to agree, or a
+    string to refuse, which is the reason that the client gets (409). One that raises or overruns
+    refuses too, unless forced. Something else that is returned is logged, and left out.
+    """
+
+
+@hookspec
+def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | None:
+    """Stop a backend through the host's own books, so that it is not started again.
+
+    When: at a shutdown, after draining and `Free`. Thread: a hook's, one per backend. Arguments:
+    `backend`; `timeout_seconds`, by when to be back. Returns True: done or under way (the monitor
+    verifies, and signals nothing); False: it failed; None: not mine. The first True or False wins;
+    after None from all the monitor stops the process tree itself. One that raises or returns
+    something else is logged, and the next is asked; one that overruns counts as under way.
+    """
+
+
+@hookspec
+def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) -> None:
+    """A shutdown ended, for one backend.
+
+    When: before its client is answered. Thread: a hook's, one event at a time. Arguments:
+    `backend`; `outcome`: `stopped`, `refused`, `failed` or `respawned`; `seconds` that it took.
+    Returns nothing. One that raises is logged; the others run.
+    """
+
+
+@hookspec
+def monitor_state_changed(backend: Backend, previous: State | None, current: State) -> None:
+    """A reading found a backend in another state than the reading before.
+
+    When: after that reading; numbers that `State` does not know are passed over. Thread: a hook's,
+    one event at a time, in order. Arguments: `backend`; `previous`, None at the first; `current`.
+    Returns nothing. One that raises is logged; the others run.
+    """
+
+
+@hookspec
+def monitor_readings_swept(readings: Sequence[Reading]) -> None:
+    """A background sweep took a reading of every backend.
+
+    When: after each sweep; this version has none yet, and does not call it. Returns nothing. One
+    that raises is logged; the others run.
+    """
+
+
+@hookspec
+def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
+    """A backend ended, for whatever reason.
+
+    When: once per backend, as soon as its end is noticed. Thread: a hook's, one event at a time.
+    Arguments: `backend`, its last record; `exit`, what was known of its end by then. Returns
+    nothing. One that raises is logged; the others run.
+    """
+
+
+@hookspec
+def monitor_add_routes(app: falcon.App[Any, Any]) -> None:
+    """Add routes of one's own to the HTTP application.
+
+    When: once, when the application is made: at `Monitor.start()` or at the first use of
+    `Monitor.app`. Thread: that caller's. Returns nothing. One that raises is logged; the others
+    run.
+    """
+
+
+HOOK_NAMES = tuple(name for name in dir(sys.modules[__name__]) if name.startswith("monitor_"))
+
+
+def specs_for(project_name: str, names: Iterable[str]) -> types.ModuleType:
+    """Make some of the specs with the markers of a host's own Pluggy project.
+
+    Copies of the functions, because a marker writes its project's name on them.
+    """
+    marker = pluggy.HookspecMarker(project_name)
+    specs = types.ModuleType(f"{PROJECT_NAME} hooks for {project_name}")
+    for name in names:
+        spec = getattr(sys.modules[__name__], name)
+        copy = types.FunctionType(spec.__code__, spec.__globals__, name)
+        copy.__doc__ = spec.__doc__
+        copy.__annotations__ = dict(spec.__annotations__)
+        setattr(specs, name, marker(copy))
+    return specs

@@ -1,0 +1,1 @@
+"""The HTTP side: the application, its resources, what goes over the wire, and the server."""

@@ -1,0 +1,72 @@
+"""The WSGI application: routes, and how errors are answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import falcon
+
+from ..errors import MonitorError, TooManyShutdowns
+from ..models import Reading
+from .resources import MonitorResource, ShutdownResource
+from .wire import INTERNAL_ERROR, encode_error, kind_of, kind_of_status
+
+_logger = logging.getLogger(__name__)
+
+
+def create_app(
+    read: Callable[[str], Reading], shutdown: Callable[[str, bool], None], shutdowns_at_once: int
+) -> falcon.App[Any, Any]:
+    """Make the application.
+
+    Args:
+        read: gives a model's reading.
+        shutdown: stops a model, by force or not.
+        shutdowns_at_once: how many requests may wait for shutdowns at the same time.
+    """
+    app = falcon.App()
+    monitor = MonitorResource(read)
+    stop = ShutdownResource(shutdown, shutdowns_at_once)
+    for prefix in ("", "/v1"):
+        app.add_route(f"{prefix}/backend/monitor", monitor)
+        app.add_route(f"{prefix}/backend/shutdown", stop)
+    app.set_error_serializer(_serialize_http_error)
+    app.add_error_handler(MonitorError, _answer_monitor_error)
+    app.add_error_handler(Exception, _answer_unexpected_error)
+    return app
+
+
+def _serialize_http_error(
+    request: falcon.Request, response: falcon.Response, error: falcon.HTTPError
+) -> None:
+    message = error.description or error.title
+    if error.status_code == 404 and not error.description:
+        message = f"there is nothing at {request.path}"
+    elif error.status_code == 405:
+        message = f"{request.path} does not take {request.method}"
+    response.data = encode_error(kind_of_status(error.status_code), message or "")
+    response.content_type = falcon.MEDIA_JSON
+
+
+def _answer_monitor_error(
+    request: falcon.Request, response: falcon.Response, error: MonitorError, parameters: Any
+) -> None:
+    kind = kind_of(error)
+    response.status = falcon.code_to_http_status(kind.status)
+    response.data = encode_error(kind, str(error))
+    response.content_type = falcon.MEDIA_JSON
+    if isinstance(error, TooManyShutdowns):
+        response.set_header("Retry-After", str(error.retry_after_seconds))
+
+
+def _answer_unexpected_error(
+    request: falcon.Request, response: falcon.Response, error: Exception, parameters: Any
+) -> None:
+    if isinstance(error, falcon.HTTPError):
+        raise error
+    _logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    response.status = falcon.code_to_http_status(INTERNAL_ERROR.status)
+    response.data = encode_error(INTERNAL_ERROR, "the monitor failed; its log says how")
+    response.content_type = falcon.MEDIA_JSON

@@ -1,0 +1,92 @@
+"""What answers at each route; the work is done by the functions that are passed in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import falcon
+
+from ..errors import TooManyShutdowns
+from ..models import Reading
+from ..names import checked_model
+from .wire import (
+    MonitorBody,
+    ShutdownBody,
+    StoppedAnswer,
+    answer_of,
+    encode,
+    headers_of,
+    parse_body,
+    parse_query,
+)
+
+MAX_BODY_BYTES = 64 * 1024
+_RETRY_AFTER_SECONDS = 5
+
+
+class MonitorResource:
+    """`/backend/monitor`: a reading of a model, named in the query or in a JSON body."""
+
+    def __init__(self, read: Callable[[str], Reading]) -> None:
+        self._read = read
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with the model's reading."""
+        body = read_body(request)
+        query = parse_query(request.query_string)
+        model = query["model"] if "model" in query else parse_body(body, MonitorBody).model
+        reading = self._read(checked_model(model))
+        response.data = encode(answer_of(reading))
+        response.content_type = falcon.MEDIA_JSON
+        response.set_headers(headers_of(reading))
+
+    on_post = on_get  # what the documented curl command sends
+
+
+class ShutdownResource:
+    """`/backend/shutdown`: stops a model.
+
+    Args:
+        shutdown: stops it, and raises where it is not stopped.
+        at_once: how many requests may wait for their shutdown; each holds a thread.
+    """
+
+    def __init__(self, shutdown: Callable[[str, bool], None], at_once: int) -> None:
+        self._shutdown = shutdown
+        self._at_once = at_once
+        self._places = threading.Semaphore(at_once)
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Stop the model, and answer once it is gone."""
+        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        if media_type != falcon.MEDIA_JSON:
+            raise falcon.HTTPUnsupportedMediaType(
+                description=f"a shutdown wants Content-Type: application/json, not {media_type!r}"
+            )
+        body = parse_body(read_body(request), ShutdownBody)
+        model = checked_model(body.model)
+        if not self._places.acquire(blocking=False):
+            raise TooManyShutdowns(self._at_once, _RETRY_AFTER_SECONDS)
+        try:
+            self._shutdown(model, body.force)
+        finally:
+            self._places.release()
+        response.data = encode(StoppedAnswer())
+        response.content_type = falcon.MEDIA_JSON
+
+
+def read_body(request: falcon.Request) -> bytes:
+    """Read the body, whatever the method.
+
+    Raises:
+        falcon.HTTPContentTooLarge: it has more than MAX_BODY_BYTES.
+    """
+    body: bytes = b""
+    if (request.content_length or 0) <= MAX_BODY_BYTES:
+        body = request.bounded_stream.read(MAX_BODY_BYTES + 1)
+    if len(body) > MAX_BODY_BYTES or (request.content_length or 0) > MAX_BODY_BYTES:
+        raise falcon.HTTPError(
+            413, description=f"the body is larger than {MAX_BODY_BYTES} bytes, and is not read"
+        )
+    return body

@@ -1,0 +1,187 @@
+"""What goes over the wire: requests in, answers and errors out, to the letter of the contract."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from ..errors import (
+    BackendUnreadable,
+    InvalidRequest,
+    ModelNotLoaded,
+    MonitorError,
+    ShutdownFailed,
+    ShutdownRefused,
+    TooManyShutdowns,
+)
+from ..models import Memory, Reading
+
+
+class MonitorBody(msgspec.Struct, frozen=True):
+    """The body of `/backend/monitor`; unknown fields are ignored."""
+
+    model: str
+
+
+class ShutdownBody(msgspec.Struct, frozen=True):
+    """The body of `/backend/shutdown`; unknown fields are ignored."""
+
+    model: str
+    force: bool = False
+
+
+class StatusAnswer(msgspec.Struct, frozen=True):
+    """The answer where the backend gave its status. Bytes."""
+
+    state: int
+    memory: Memory | None
+
+
+class MemoryInfo(msgspec.Struct, frozen=True):
+    """Bytes, as psutil gives them."""
+
+    rss: int | None
+    vms: int | None
+
+
+class SampleAnswer(msgspec.Struct, frozen=True):
+    """The answer where it did not. Percent of physical memory, and of one core."""
+
+    memory_info: MemoryInfo
+    memory_percent: float | None
+    cpu_percent: float | None
+
+
+class StoppedAnswer(msgspec.Struct, frozen=True):
+    """The answer of a shutdown that is done."""
+
+    message: str = "model stopped"
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What was wrong; `code` repeats the HTTP status."""
+
+    code: int
+    message: str
+    type: str
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """The envelope of every error."""
+
+    error: ErrorDetail
+
+
+class ErrorKind(NamedTuple):
+    """How an error appears over HTTP."""
+
+    status: int
+    type: str
+
+
+INTERNAL_ERROR = ErrorKind(500, "internal_error")
+
+_ERROR_KINDS: dict[type[MonitorError], ErrorKind] = {
+    InvalidRequest: ErrorKind(400, "invalid_request"),
+    ModelNotLoaded: ErrorKind(500, "model_not_loaded"),
+    BackendUnreadable: ErrorKind(500, "backend_unreadable"),
+    ShutdownRefused: ErrorKind(409, "shutdown_refused"),
+    ShutdownFailed: ErrorKind(500, "shutdown_failed"),
+    TooManyShutdowns: ErrorKind(503, "too_many_shutdowns"),
+}
+
+# Falcon's own errors: no route, wrong method and the like.
+_STATUS_TYPES = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def kind_of(error: MonitorError) -> ErrorKind:
+    """Tell how one of the package's errors appears over HTTP."""
+    return _ERROR_KINDS.get(type(error), INTERNAL_ERROR)
+
+
+def kind_of_status(status: int) -> ErrorKind:
+    """Tell how an HTTP error of the framework's appears."""
+    return ErrorKind(status, _STATUS_TYPES.get(status, "http_error"))
+
+
+def encode(answer: msgspec.Struct) -> bytes:
+    """Encode an answer as JSON, its fields in their order."""
+    return msgspec.json.encode(answer)
+
+
+def encode_error(kind: ErrorKind, message: str) -> bytes:
+    """Encode the envelope of an error."""
+    return encode(ErrorAnswer(ErrorDetail(kind.status, message, kind.type)))
+
+
+def answer_of(reading: Reading) -> StatusAnswer | SampleAnswer:
+    """Turn a reading into the documented answer."""
+    if reading.status is not None:
+        return StatusAnswer(reading.status.state, reading.status.memory)
+    sample = reading.sample
+    return SampleAnswer(
+        MemoryInfo(sample.rss if sample else None, sample.vms if sample else None),
+        sample.memory_percent if sample else None,
+        sample.cpu_percent if sample else None,
+    )
+
+
+def headers_of(reading: Reading) -> dict[str, str]:
+    """Say in headers where a reading came from, as the body's fields are fixed."""
+    headers = {
+        "X-Monitor-Source": reading.source,
+        "X-Monitor-Memory-Source": reading.memory_source,
+        "X-Monitor-Rpc-Error": reading.rpc_error,
+    }
+    return {name: value for name, value in headers.items() if value is not None}
+
+
+def parse_body(body: bytes, kind: type[Body]) -> Body:
+    """Decode a JSON body.
+
+    Raises:
+        InvalidRequest: it is no JSON, no object, or a field is missing or of a wrong type.
+    """
+    if not body:
+        raise InvalidRequest('the body is empty; send JSON: {"model": "NAME"}')
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the body does not fit: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+
+
+def parse_query(query: str) -> dict[str, str]:
+    """Parse a WSGI query string strictly.
+
+    Args:
+        query: `QUERY_STRING`, which holds each byte as one character.
+
+    Raises:
+        InvalidRequest: it is not valid UTF-8, or names a parameter twice.
+    """
+    parameters: dict[str, str] = {}
+    for pair in query.encode("latin-1").split(b"&"):
+        if not pair:
+            continue
+        try:
+            name, _, value = (
+                unquote_to_bytes(part).decode() for part in pair.replace(b"+", b" ").partition(b"=")
+            )
+        except UnicodeDecodeError:
+            raise InvalidRequest("the query is not valid UTF-8") from None
+        if name in parameters:
+            raise InvalidRequest(f"the query gives {name!r} more than once")
+        parameters[name] = value
+    return parameters

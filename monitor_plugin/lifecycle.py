@@ -1,0 +1,221 @@
+"""Backends come and go: registration with its checks, and every way by which an end is noticed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from functools import partial
+from typing import TypeGuard
+
+import msgspec
+import psutil
+
+from .addresses import canonical_address
+from .errors import InvalidBackend
+from .events import Delivery
+from .exits import describe_exit, make_exit
+from .hooks import Hooks
+from .models import Backend
+from .names import fault_in_model_name
+from .process import Process, ProcessGone
+from .process_table import ProcessTable, read_row
+from .registry import Record, Registry
+from .sampling import Sampler
+from .shared import Shared
+from .status_client import StatusClient
+from .watcher import Watcher
+
+# Reading PSS costs milliseconds per GiB of the backend's memory.
+_TREE_MEMORY_MAX_AGE_SECONDS = 5.0
+
+
+class Lifecycle:
+    """Fills and empties the registry. Safe to call from any thread.
+
+    Args:
+        registry: where backends stand.
+        table: sums the memory of process trees.
+        status_client: told of backends that are gone, so that it closes their channels.
+        hooks: told of backends that came and went.
+    """
+
+    def __init__(
+        self, registry: Registry, table: ProcessTable, status_client: StatusClient, hooks: Hooks
+    ) -> None:
+        self._registry = registry
+        self._table = table
+        self._status_client = status_client
+        self._hooks = hooks
+        self._watcher = Watcher(self._on_end)
+        self._closed = False
+
+    def start(self) -> None:
+        """Start noticing ends."""
+        self._watcher.start()
+
+    def close(self) -> None:
+        """Stop noticing ends, and forget all backends; their processes are left alone."""
+        self._closed = True
+        self._watcher.close()
+        for record in self._registry.clear():
+            self._let_go(record)
+
+    def spawned(self, model: str, pid: int, address: str) -> None:
+        """Register a backend, or update its record: see `monitor_backend_spawned`.
+
+        Raises:
+            InvalidBackend: something is wrong with it; nothing was changed.
+        """
+        if self._closed:
+            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
+        fault = fault_in_model_name(model) or _fault_in_pid(pid)
+        try:
+            canonical = canonical_address(address)
+        except ValueError as error:
+            fault = fault or str(error)
+        if fault:
+            raise InvalidBackend(
+                f"the backend was not registered: {fault}", model=model, pid=pid, address=address
+            )
+        record = self._open_record(model, pid, address, canonical)
+        while (in_the_way := self._registry.add(record)) is not None:
+            if in_the_way.process.ended():
+                self.end(in_the_way)
+                continue
+            self._discard(record)
+            if in_the_way.backend.pid != pid:
+                raise _address_taken(record.backend, in_the_way.backend)
+            self._update(in_the_way, record.backend, canonical)
+            return
+        if record.process.ended():  # before it was in the registry, where the watcher finds it
+            self.end(record)
+        self._hooks.backend_registered(record.backend)
+
+    def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
+        try:
+            process = Process(pid, keep_descriptor=self._may_keep_descriptor())
+            backend = Backend(model, pid, address, process.created_at)
+            memory = Shared(_TREE_MEMORY_MAX_AGE_SECONDS, partial(self._table.tree_memory, pid))
+            record = Record(backend, canonical, process, Sampler(process), memory)
+        except (ProcessGone, psutil.Error) as error:
+            raise InvalidBackend(
+                f"the backend was not registered: {error}", model=model, pid=pid, address=address
+            ) from None
+        self._watcher.watch(process)
+        return record
+
+    def _may_keep_descriptor(self) -> bool:
+        # The other half is for the HTTP server, the channels and the host.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return limit == resource.RLIM_INFINITY or self._watcher.descriptors() < limit // 2
+
+    def _discard(self, record: Record) -> None:
+        self._watcher.forget(record.process)
+        record.process.close()
+
+    def _update(self, record: Record, backend: Backend, canonical: str) -> None:
+        previous = record.backend
+        # A creation time moves with the system's clock; the process, which runs, is the same.
+        backend = msgspec.structs.replace(backend, created_at=previous.created_at)
+        if previous == backend:
+            return
+        holder = self._registry.update(record, backend, canonical)
+        if holder is not None:
+            if not holder.process.ended():
+                raise _address_taken(backend, holder.backend)
+            self.end(holder)
+            self._update(record, backend, canonical)
+            return
+        self._status_client.forget(previous)
+        self._hooks.backend_registered(backend)
+
+    def exited(self, model: str, pid: int, exit_code: int | None) -> None:
+        """Take the host's word that a backend ended: see `monitor_backend_exited`.
+
+        Raises:
+            InvalidBackend: an argument has a wrong type.
+        """
+        fault = fault_in_model_name(model)
+        if not _is_integer(pid):
+            fault = fault or f"the PID must be an integer, not {pid!r}"
+        if exit_code is not None and not _is_integer(exit_code):
+            fault = fault or f"the exit code must be an integer or None, not {exit_code!r}"
+        if fault:
+            message = f"the end of a backend was not noted: {fault}"
+            raise InvalidBackend(message, model=model, pid=pid, address=None)
+        record = self._registry.record(pid)
+        if record and record.backend.model == model and record.process.ended():
+            self.end(record, exit_code)
+        self._complete(model, pid, exit_code)
+
+    def _complete(self, model: str, pid: int, exit_code: int | None) -> None:
+        """Add an exit code to the newest end of a PID, where it is missing there."""
+        for backend, exit in reversed(self._registry.ends()):
+            if (backend.model, backend.pid) == (model, pid):
+                if exit.exit_code is None and exit.signal is None and exit_code is not None:
+                    completed = make_exit(exit_code, exit.cause == "shutdown", exit.ended_at)
+                    self._registry.replace_end(backend, completed)
+                return
+
+    def end(self, record: Record, exit_code: int | None = None) -> None:
+        """Take a backend whose process has ended out of the registry, once, and tell of it.
+
+        Args:
+            record: the backend's.
+            exit_code: what the host said; None to find out.
+        """
+        self._hooks.wait(self._end(record, exit_code))
+
+    def _on_end(self, process: Process) -> None:
+        record = self._registry.record(process.pid)
+        if record and record.process is process:
+            self._end(record, None)  # without waiting: other processes end too
+
+    def _end(self, record: Record, exit_code: int | None) -> Delivery | None:
+        if exit_code is None:
+            exit_code = record.process.exit_code()
+        exit = make_exit(exit_code, record.stopping, time.time())
+        if not self._registry.end(record, exit):
+            return None
+        self._let_go(record)
+        return self._hooks.backend_gone(record.backend, exit)
+
+    def _let_go(self, record: Record) -> None:
+        self._status_client.forget(record.backend)
+        self._discard(record)
+
+    def describe_last_end(self, model: str) -> str | None:
+        """Say how the last backend of a model ended; None where none is remembered."""
+        for backend, exit in reversed(self._registry.ends()):
+            if backend.model == model:
+                return f"its process {backend.pid} {describe_exit(exit, time.time())}"
+        return None
+
+
+def _fault_in_pid(pid: object) -> str | None:
+    if not _is_integer(pid):
+        return f"the PID must be an integer, not {pid!r}"
+    if pid in (0, 1) or pid < 0:
+        return f"PID {pid} is no process that may be watched and stopped"
+    ancestor = os.getpid()
+    while ancestor > 1:
+        if pid == ancestor:
+            return f"PID {pid} is the monitor's own process, or one that it descends from"
+        row = read_row(ancestor)
+        ancestor = row.parent if row else 0
+    return None
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _address_taken(backend: Backend, holder: Backend) -> InvalidBackend:
+    return InvalidBackend(
+        f"the backend was not registered: address {backend.address!r} is held by process "
+        f"{holder.pid} of model {holder.model!r}, which runs",
+        model=backend.model,
+        pid=backend.pid,
+        address=backend.address,
+    )

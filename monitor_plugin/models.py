@@ -1,0 +1,113 @@
+"""The records that the monitor hands out: frozen, so that they can be shared between threads.
+
+Bytes are bytes, times are seconds since the epoch, percentages are said of what.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class State(enum.IntEnum):
+    """What a backend says of itself, by the numbers of LocalAI's protocol."""
+
+    ERROR = -1
+    UNINITIALIZED = 0
+    BUSY = 1
+    READY = 2
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """One process that serves one model.
+
+    Attributes:
+        model: the model's name, free text.
+        pid: the process that the host registered.
+        address: where it serves gRPC, as the host gave it.
+        created_at: the process's creation time in seconds since the epoch, as psutil gives it;
+            with the PID it is the process's identity.
+    """
+
+    model: str
+    pid: int
+    address: str
+    created_at: float
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Bytes held by a backend, in total and by component; the parts need not add up to it."""
+
+    total: int
+    breakdown: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a backend says of itself.
+
+    Attributes:
+        state: a number of `State`, or one that the protocol does not know yet.
+        memory: None where the backend reported none.
+    """
+
+    state: int
+    memory: Memory | None = None
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What the operating system says of the registered process (psutil); None: may not be read.
+
+    Attributes:
+        rss, vms: bytes.
+        memory_percent: rss in percent of physical memory.
+        cpu_percent: percent of one core, over the last one to five seconds.
+    """
+
+    rss: int | None
+    vms: int | None
+    memory_percent: float | None
+    cpu_percent: float | None
+
+
+class BackendExit(msgspec.Struct, frozen=True):
+    """How a backend ended.
+
+    Attributes:
+        cause: `shutdown` (the monitor was asked to stop it), `exited` (by itself, with a code),
+            `killed` (by a signal), `oom` (by the kernel, for want of memory) or `unknown`.
+        exit_code: its exit code, where it is known and no signal ended it.
+        signal: the number of the signal that ended it.
+        oom: True where the kernel killed it for want of memory, False where it surely did not,
+            None where that is not known.
+        ended_at: when the end was noticed, in seconds since the epoch.
+    """
+
+    cause: str
+    exit_code: int | None
+    signal: int | None
+    oom: bool | None
+    ended_at: float
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What a client gets: a status, or, where that failed, a sample.
+
+    Attributes:
+        backend: whose reading it is.
+        status: None where asking the backend failed.
+        sample: None where there is a status.
+        source: `grpc`, `hook` or `psutil`.
+        rpc_error: the gRPC code's name on a fallback, else None.
+        taken_at: seconds since the epoch.
+        memory_source: where `status.memory.total` comes from: `backend` (its own word), `pss` or
+            `rss` (sums over its process tree); None where there is no such figure.
+    """
+
+    backend: Backend
+    status: Status | None
+    sample: Sample | None
+    source: str
+    rpc_error: str | None
+    taken_at: float
+    memory_source: str | None = None

@@ -1,0 +1,299 @@
+"""The monitor: wires everything together, for a host to hold."""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import falcon
+import pluggy
+
+from .errors import MonitorError, PluginError, SettingsError
+from .events import Events
+from .hooks import Hooks
+from .hookspecs import PROJECT_NAME
+from .http.app import create_app
+from .http.server import Server
+from .isolation import Isolation
+from .lifecycle import Lifecycle
+from .models import Backend, Reading
+from .names import checked_model
+from .plugins import PluginManager, add_specs
+from .process_table import ProcessTable
+from .readings import Readings
+from .registry import Registry
+from .sampling import MARK_SECONDS
+from .settings import Settings
+from .shared import Shared
+from .shutdown import Shutdowns
+from .status_client import StatusClient
+from .ticker import Ticker
+
+
+class Monitor:
+    """Watches a host's backends, and serves what it knows over HTTP.
+
+    Installs no signal handlers and configures no logging. To be used in a `with`, or by `start()`
+    and `close()`.
+
+    Args:
+        settings: None reads them from the environment.
+        plugins: plugins to register, implemented with `monitor_plugin.hookimpl`.
+        host_manager: a host's own plugin manager; `install` gives it.
+
+    Raises:
+        SettingsError: a setting cannot be used.
+        PluginError: a plugin cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        plugins: Iterable[object] = (),
+        *,
+        host_manager: pluggy.PluginManager | None = None,
+    ) -> None:
+        settings = Settings.from_environment(os.environ) if settings is None else settings
+        for name, what in (("token", "check tokens"), ("hooks_dir", "load hook files")):
+            if getattr(settings, name) is not None:
+                raise SettingsError(name, f"setting {name}: this version cannot {what}; unset it")
+        self._settings = settings
+        self._plugin_manager = PluginManager()
+        self._host_manager = host_manager
+        managers = (
+            [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
+        )
+        isolation = Isolation(managers)
+        self._events = Events(isolation, settings.hook_timeout_seconds)
+        self._hooks = Hooks(isolation, self._events, settings.hook_timeout_seconds)
+        self._registry = Registry()
+        table = ProcessTable()
+        self._status_client = StatusClient(
+            settings.status_timeout_seconds, self._hooks.call_metadata
+        )
+        self._lifecycle = Lifecycle(self._registry, table, self._status_client, self._hooks)
+        self._readings = Readings(
+            self._registry,
+            self._lifecycle,
+            self._status_client,
+            table,
+            self._hooks,
+            settings.status_timeout_seconds,
+        )
+        self._shutdowns = Shutdowns(
+            self._registry,
+            self._lifecycle,
+            self._readings,
+            self._status_client,
+            self._hooks,
+            settings,
+        )
+        self._ticker = Ticker("monitor-ticker", MARK_SECONDS, self._mark)
+        self._plugin_manager.register_monitor(_host_calls(PROJECT_NAME, self._lifecycle))
+        for plugin in plugins:
+            self._plugin_manager.register(plugin)
+        self._plugin_manager.load_entry_points()
+        self._lock = threading.Lock()
+        self._phase = _Phase.NEW
+        self._app = Shared(math.inf, self._make_app)  # once, and not before the plugins are there
+        self._server: Server | None = None
+        self._registered: object = None
+
+    def __enter__(self) -> Monitor:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start watching and serving; once started, does nothing.
+
+        Raises:
+            ListenError: the HTTP server cannot listen where the settings say.
+            PluginError: the host's manager does not take the monitor.
+            MonitorError: it was closed, and cannot be started again.
+        """
+        app = self.app
+        with self._lock:
+            if self._phase is _Phase.STARTED:
+                return
+            if self._phase is _Phase.CLOSED:
+                raise MonitorError("the monitor was closed; make a new one")
+            self._register_with_host()
+            try:
+                if self._settings.listen is not None:
+                    self._server = Server(app, self._settings.listen, self._settings.http_threads)
+            except BaseException:
+                self._unregister_from_host()
+                raise
+            self._events.start()
+            self._lifecycle.start()
+            self._ticker.start()
+            self._phase = _Phase.STARTED
+        self._hooks.started(self)
+
+    def close(self) -> None:
+        """Stop watching and serving, and let go of every thread and descriptor.
+
+        Backends are left alone; a shutdown that is under way reports what is left of its model.
+        Once closed, does nothing.
+        """
+        with self._lock:
+            was_started = self._phase is _Phase.STARTED
+            self._phase = _Phase.CLOSED
+        if was_started:
+            self._hooks.closing()
+        self._shutdowns.close()
+        if self._server:
+            self._server.close()
+        self._ticker.close()
+        self._lifecycle.close()
+        self._status_client.close()
+        self._events.close()
+        self._unregister_from_host()
+
+    @property
+    def url(self) -> str:
+        """Where the HTTP server answers, with the port that was picked, without a slash at the end.
+
+        Raises:
+            MonitorError: there is no server: the monitor was not started, or `listen` is None.
+        """
+        if self._server is None:
+            raise MonitorError(
+                "there is no HTTP server: not started, or the setting listen is None"
+            )
+        return self._server.url
+
+    @property
+    def hook(self) -> pluggy.HookRelay:
+        """The hooks, for the host to call: `hook.monitor_backend_spawned(model=..., ...)`."""
+        return self._plugin_manager.hook
+
+    @property
+    def plugin_manager(self) -> PluginManager:
+        """The monitor's own manager, where third parties' plugins are registered."""
+        return self._plugin_manager
+
+    @property
+    def app(self) -> falcon.App[Any, Any]:
+        """The WSGI application, for a host that has its own server."""
+        return self._app.get()
+
+    def _make_app(self) -> falcon.App[Any, Any]:
+        app = create_app(self.read, self.shutdown, max(1, self._settings.http_threads // 2))
+        self._hooks.add_routes(app)
+        return app
+
+    def backends(self) -> list[Backend]:
+        """List the registered backends, in the order of their registration."""
+        return [record.backend for record in self._registry.records()]
+
+    def read(self, model: str) -> Reading:
+        """Read a model's newest backend, as `/backend/monitor` does.
+
+        Raises:
+            InvalidRequest: that cannot be a model's name.
+            ModelNotLoaded: no backend of it is registered.
+            BackendUnreadable: its status failed, and its process cannot be read.
+        """
+        return self._readings.read(checked_model(model))
+
+    def shutdown(self, model: str, force: bool = False) -> None:
+        """Stop a model's backends, as `/backend/shutdown` does, and return once they are gone.
+
+        Raises:
+            InvalidRequest: that cannot be a model's name.
+            ModelNotLoaded: no backend of it is registered.
+            ShutdownRefused: a hook refused; nothing was stopped.
+            ShutdownFailed: processes are left, or the host started the model again.
+        """
+        self._shutdowns.shutdown(checked_model(model), force)
+
+    def _mark(self) -> None:
+        for record in self._registry.records():
+            record.sampler.mark()
+
+    def _register_with_host(self) -> None:
+        if self._host_manager is None:
+            return
+        manager = self._host_manager
+        if manager.has_plugin(PROJECT_NAME):
+            raise PluginError(
+                PROJECT_NAME,
+                f"the plugin manager of {manager.project_name!r} has a plugin 'monitor_plugin' "
+                "already; close that monitor first",
+            )
+        add_specs(manager)
+        calls = _host_calls(manager.project_name, self._lifecycle)
+        if manager.register(calls, PROJECT_NAME) is None:
+            raise PluginError(
+                PROJECT_NAME,
+                f"the plugin manager of {manager.project_name!r} blocks the name 'monitor_plugin'; "
+                "unblock it to use the monitor",
+            )
+        self._registered = calls
+
+    def _unregister_from_host(self) -> None:
+        calls, self._registered = self._registered, None
+        if self._host_manager is not None and calls is not None:
+            self._host_manager.unregister(calls)
+
+
+def install(plugin_manager: pluggy.PluginManager, settings: Settings | None = None) -> Monitor:
+    """Put a monitor into a host's own plugin manager, under any project name, and start it.
+
+    The hooks become the manager's, and the monitor is registered there as `monitor_plugin`, so that
+    `plugin_manager.hook.monitor_backend_spawned(...)` reaches it, and the host implements hooks
+    with its own marker. Third parties' hooks keep `monitor_plugin.hookimpl`. Close the monitor to
+    take it out again; the hooks' specs stay.
+
+    Args:
+        plugin_manager: the host's.
+        settings: None reads them from the environment.
+
+    Raises:
+        PluginError: the manager holds a monitor that lives, blocks its name, or does not take its
+            hooks; nothing is left registered.
+        ListenError: the HTTP server cannot listen where the settings say.
+    """
+    monitor = Monitor(settings, host_manager=plugin_manager)
+    monitor.start()
+    return monitor
+
+
+class _Phase(enum.Enum):
+    NEW = "new"
+    STARTED = "started"
+    CLOSED = "closed"
+
+
+class _HostCalls:
+    """The object that carries the monitor's own implementations in a plugin manager."""
+
+
+def _host_calls(project_name: str, lifecycle: Lifecycle) -> _HostCalls:
+    """Implement the hooks that a host calls, with its project's marker."""
+    marker = pluggy.HookimplMarker(project_name)
+
+    def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
+        lifecycle.spawned(model, pid, address)
+
+    def monitor_backend_exited(model: str, pid: int, exit_code: int | None) -> None:
+        lifecycle.exited(model, pid, exit_code)
+
+    calls = _HostCalls()
+    for implementation in (monitor_backend_spawned, monitor_backend_exited):
+        setattr(calls, implementation.__name__, marker(implementation))
+    return calls

@@ -1,0 +1,84 @@
+"""What psutil says of one registered process, with a CPU figure that its readers do not spoil."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import psutil
+
+from .models import Sample
+from .process import Process, ProcessGone
+
+T = TypeVar("T")
+
+# A CPU figure is measured from the newest mark of at least this age; marks come every
+# MARK_SECONDS, so it spans one to three seconds.
+_SPAN_SECONDS = 1.0
+MARK_SECONDS = 2.0
+# A figure over less would be the kernel's clock ticks (10 ms) rather than the process's work.
+_LEAST_SPAN_SECONDS = 0.1
+
+
+class Sampler:
+    """Samples one process. Safe to call from any thread; sampling never moves another's interval.
+
+    Args:
+        process: whose figures they are; not closed here.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._marks: deque[tuple[float, float]] = deque(maxlen=3)
+        self.mark()
+
+    def mark(self) -> None:
+        """Note the CPU time used so far; to be called every MARK_SECONDS."""
+        if (seconds := self._read(self._cpu_seconds)) is not None:
+            self._marks.append((time.monotonic(), seconds))
+
+    def sample(self) -> Sample:
+        """Read the process now; within 0.1 s of its registration, waits until that is over.
+
+        Raises:
+            ProcessGone: it has ended; its PID may be another's by now.
+        """
+        cpu_percent = self._read(self._cpu_percent)
+        with self._process.psutil_process.oneshot():
+            memory = self._read(self._process.psutil_process.memory_info)
+            percent = self._read(self._process.psutil_process.memory_percent)
+        if self._process.ended():  # read first, then look whether it was the right process
+            raise ProcessGone(self._process.pid)
+        return Sample(
+            rss=memory.rss if memory else None,
+            vms=memory.vms if memory else None,
+            memory_percent=percent,
+            cpu_percent=cpu_percent,
+        )
+
+    def _read(self, figure: Callable[[], T]) -> T | None:
+        """One figure that may not be read is None, and the others stand."""
+        try:
+            return figure()
+        except psutil.NoSuchProcess:
+            raise ProcessGone(self._process.pid) from None
+        except (psutil.AccessDenied, OSError):
+            return None
+
+    def _cpu_seconds(self) -> float:
+        times = self._process.psutil_process.cpu_times()
+        return float(times.user + times.system)
+
+    def _cpu_percent(self) -> float | None:
+        marks = list(self._marks)
+        if not marks:
+            return None
+        now = time.monotonic()
+        old_enough = [mark for mark in marks if now - mark[0] >= _SPAN_SECONDS]
+        since, before = old_enough[-1] if old_enough else marks[0]
+        if now - since < _LEAST_SPAN_SECONDS:
+            time.sleep(_LEAST_SPAN_SECONDS - (now - since))
+        seconds = self._cpu_seconds()
+        return 100 * max(0.0, seconds - before) / (time.monotonic() - since)
