@@ -89,7 +89,6 @@ class Server:
     def _run(self) -> None:
         while not self._closing or self._writes_answers():
             waitress.wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
-        waitress.wasyncore.close_all(self._map)
 
     def _writes_answers(self) -> bool:
         return time.monotonic() < self._flush_until and any(
@@ -104,6 +103,7 @@ class Server:
         self._closing = True
         self._server.pull_trigger()
         self._thread.join()
+        waitress.wasyncore.close_all(self._map)
 
 
 def _bind(listen: str) -> socket.socket:

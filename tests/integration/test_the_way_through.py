@@ -1,0 +1,100 @@
+"""A real backend is registered, read and stopped over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from monitor_plugin import Monitor
+
+from ..support import Client, Spawner, eventually, is_running
+
+MIB = 1024 * 1024
+
+
+def test_a_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner: Spawner) -> None:
+    """A backend's own status is answered to the letter, and a shutdown ends it for good."""
+    backend = spawner.backend("--weights-mib", "4", "--kv-cache-mib", "2")
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+
+    answer = client.monitor("m")
+    assert answer.status == 200
+    assert answer.body == (
+        b'{"state":2,"memory":{"total":%d,"breakdown":{"kv_cache":%d,"weights":%d}}}'
+        % (6 * MIB, 2 * MIB, 4 * MIB)
+    )
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["X-Monitor-Source"] == "grpc"
+    assert answer.headers["X-Monitor-Memory-Source"] == "backend"
+
+    answer = client.shutdown("m")
+    assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+    assert not is_running(backend.pid)
+    assert backend.process.wait() == 0
+    assert client.monitor("m").json["error"]["type"] == "model_not_loaded"
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+def test_the_documented_curl_commands(
+    prefix: str, monitor: Monitor, client: Client, spawner: Spawner
+) -> None:
+    """Both commands of LocalAI's documentation work, but for the port."""
+    backend = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="my-model", pid=backend.pid, address=backend.address)
+
+    def run(command: str) -> object:
+        command = command.replace("http://localhost:8080", f"http://localhost:{client.port}{prefix}")
+        return json.loads(subprocess.check_output(["bash", "-c", command], text=True, timeout=60))
+
+    status = run(
+        """curl -s http://localhost:8080/backend/monitor \
+-H "Content-Type: application/json" \
+-d '{"model": "my-model"}'"""
+    )
+    assert status == {
+        "state": 2,
+        "memory": {"total": 3 * MIB, "breakdown": {"weights": 2 * MIB, "kv_cache": MIB}},
+    }
+    stopped = run(
+        """curl -s -X POST http://localhost:8080/backend/shutdown \
+-H "Content-Type: application/json" \
+-d '{"model": "my-model"}'"""
+    )
+    assert stopped == {"message": "model stopped"}
+    eventually(lambda: not is_running(backend.pid))
+
+
+def test_without_status_the_process_is_read(
+    monitor: Monitor, client: Client, spawner: Spawner
+) -> None:
+    """A backend that does not implement Status is answered from its process, and says why."""
+    backend = spawner.backend("--no-status", "--weights-mib", "30")
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+
+    answer = client.monitor("m")
+    assert answer.status == 200
+    assert list(answer.json) == ["memory_info", "memory_percent", "cpu_percent"]
+    assert list(answer.json["memory_info"]) == ["rss", "vms"]
+    assert 30 * MIB < answer.json["memory_info"]["rss"] < answer.json["memory_info"]["vms"]
+    assert 0 < answer.json["memory_percent"] < 100
+    assert answer.json["cpu_percent"] >= 0
+    assert answer.headers["X-Monitor-Source"] == "psutil"
+    assert answer.headers["X-Monitor-Rpc-Error"] == "UNIMPLEMENTED"
+    assert "X-Monitor-Memory-Source" not in answer.headers
+
+
+def test_without_reported_memory_the_tree_is_measured(
+    monitor: Monitor, client: Client, spawner: Spawner
+) -> None:
+    """Where the backend reports no memory, its process tree's is summed, shared pages once."""
+    backend = spawner.backend("--no-memory", "--weights-mib", "50", "--fork-workers", "3")
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+
+    answer = client.monitor("m")
+    assert answer.status == 200
+    assert answer.json["state"] == 2
+    assert answer.json["memory"]["breakdown"] == {}
+    assert 50 * MIB < answer.json["memory"]["total"] < 150 * MIB
+    assert answer.headers["X-Monitor-Memory-Source"] == "pss"

@@ -1,0 +1,133 @@
+"""What the tests share: real backends in real processes, an HTTP client, and waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], seconds: float = 30) -> T:
+    """Wait until a condition holds and give its value; fail when the bound is over."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+class Backend(NamedTuple):
+    """A demo backend that serves: its process and its address."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+class Spawner:
+    """Starts processes, each in a session of its own, and ends all of them at the end."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def process(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, **options}
+        process = subprocess.Popen(command, **options)
+        self._processes.append(process)
+        return process
+
+    def python(self, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        return self.process(sys.executable, "-c", code, *arguments, **options)
+
+    def sleeper(self) -> subprocess.Popen[str]:
+        return self.process("sleep", "1000")
+
+    def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> Backend:
+        """Start a demo backend, and wait until it serves. Small unless told otherwise."""
+        process = self.process(
+            *(sys.executable, "-m", "monitor_plugin.demo.backend", "--addr", addr),
+            *("--weights-mib", "2", "--kv-cache-mib", "1", *switches),
+            **options,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving on "), f"the backend said {line!r}"
+        return Backend(process, line.removeprefix("serving on ").strip())
+
+    def close(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait(timeout=30)
+            for pipe in (process.stdout, process.stderr, process.stdin):
+                if pipe:
+                    pipe.close()
+
+
+class Answer(NamedTuple):
+    """An HTTP answer; `json` is its decoded body."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Client:
+    """Speaks HTTP to a monitor, a connection per request."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.host, _, port = url.removeprefix("http://").rpartition(":")
+        self.port = int(port)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Answer:
+        """Send a request; a body that is no bytes or string goes as JSON, with its content type."""
+        sent = dict(headers or {})
+        if body is not None and not isinstance(body, (bytes, str)):
+            body = json.dumps(body)
+            sent.setdefault("Content-Type", "application/json")
+        connection = http.client.HTTPConnection(self.host.strip("[]"), self.port, timeout=timeout)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, sent)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+
+    def monitor(self, model: str) -> Answer:
+        return self.request("GET", "/backend/monitor", {"model": model})
+
+    def shutdown(self, model: str, **fields: Any) -> Answer:
+        return self.request("POST", "/backend/shutdown", {"model": model, **fields})
