@@ -7,25 +7,31 @@ import signal
 from .models import BackendExit
 
 
-def make_exit(exit_code: int | None, stopped: bool, ended_at: float) -> BackendExit:
+def make_exit(
+    exit_code: int | None, stopped: bool, oom_kill_seen: bool, ended_at: float
+) -> BackendExit:
     """Make the record of an end.
 
     Args:
         exit_code: as `subprocess` gives it, a negative one being a signal; None: not known.
         stopped: whether a shutdown was ending it.
+        oom_kill_seen: whether the kernel killed a process there for want of memory just before.
         ended_at: seconds since the epoch.
     """
     killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
     code = exit_code if killed_by is None else None
+    oom: bool | None = None
     if stopped:
         cause = "shutdown"
+    elif killed_by == signal.SIGKILL and oom_kill_seen:
+        cause, oom = "oom", True
     elif killed_by is not None:
         cause = "killed"
     elif code is not None:
-        cause = "exited"
+        cause, oom = "exited", False
     else:
         cause = "unknown"
-    return BackendExit(cause, code, killed_by, False if cause == "exited" else None, ended_at)
+    return BackendExit(cause, code, killed_by, oom, ended_at)
 
 
 def describe_exit(exit: BackendExit, now: float) -> str:

@@ -18,12 +18,14 @@ from .exits import describe_exit, make_exit
 from .hooks import Hooks
 from .models import Backend
 from .names import fault_in_model_name
+from .oom import OomWatch
 from .process import Process, ProcessGone
 from .process_table import ProcessTable, read_row
-from .registry import Record, Registry
-from .sampling import Sampler
+from .registry import End, Record, Registry
+from .sampling import MARK_SECONDS, Sampler
 from .shared import Shared
 from .status_client import StatusClient
+from .ticker import Ticker
 from .watcher import Watcher
 
 # Reading PSS costs milliseconds per GiB of the backend's memory.
@@ -48,15 +50,18 @@ class Lifecycle:
         self._status_client = status_client
         self._hooks = hooks
         self._watcher = Watcher(self._on_end)
+        self._ticker = Ticker("monitor-ticker", MARK_SECONDS, self._mark)
         self._closed = False
 
     def start(self) -> None:
-        """Start noticing ends."""
+        """Start noticing ends, and keeping the marks from which figures are measured."""
         self._watcher.start()
+        self._ticker.start()
 
     def close(self) -> None:
         """Stop noticing ends, and forget all backends; their processes are left alone."""
         self._closed = True
+        self._ticker.close()
         self._watcher.close()
         for record in self._registry.clear():
             self._let_go(record)
@@ -97,7 +102,7 @@ class Lifecycle:
             process = Process(pid, keep_descriptor=self._may_keep_descriptor())
             backend = Backend(model, pid, address, process.created_at)
             memory = Shared(_TREE_MEMORY_MAX_AGE_SECONDS, partial(self._table.tree_memory, pid))
-            record = Record(backend, canonical, process, Sampler(process), memory)
+            record = Record(backend, canonical, process, Sampler(process), memory, OomWatch(pid))
         except (ProcessGone, psutil.Error) as error:
             raise InvalidBackend(
                 f"the backend was not registered: {error}", model=model, pid=pid, address=address
@@ -151,11 +156,13 @@ class Lifecycle:
 
     def _complete(self, model: str, pid: int, exit_code: int | None) -> None:
         """Add an exit code to the newest end of a PID, where it is missing there."""
-        for backend, exit in reversed(self._registry.ends()):
-            if (backend.model, backend.pid) == (model, pid):
+        for end in reversed(self._registry.ends()):
+            if (end.backend.model, end.backend.pid) == (model, pid):
+                exit = end.exit
                 if exit.exit_code is None and exit.signal is None and exit_code is not None:
-                    completed = make_exit(exit_code, exit.cause == "shutdown", exit.ended_at)
-                    self._registry.replace_end(backend, completed)
+                    stopped = exit.cause == "shutdown"
+                    completed = make_exit(exit_code, stopped, end.oom_kill_seen, exit.ended_at)
+                    self._registry.replace_end(end, end._replace(exit=completed))
                 return
 
     def end(self, record: Record, exit_code: int | None = None) -> None:
@@ -175,8 +182,12 @@ class Lifecycle:
     def _end(self, record: Record, exit_code: int | None) -> Delivery | None:
         if exit_code is None:
             exit_code = record.process.exit_code()
-        exit = make_exit(exit_code, record.stopping, time.time())
-        if not self._registry.end(record, exit):
+        oom_kill_seen = record.oom.rose() and not any(
+            other is not record and other.oom.counter == record.oom.counter
+            for other in self._registry.records()
+        )
+        exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
+        if not self._registry.end(record, End(record.backend, exit, oom_kill_seen)):
             return None
         self._let_go(record)
         return self._hooks.backend_gone(record.backend, exit)
@@ -185,11 +196,19 @@ class Lifecycle:
         self._status_client.forget(record.backend)
         self._discard(record)
 
+    def _mark(self) -> None:
+        for record in self._registry.records():
+            try:
+                record.sampler.mark()
+                record.oom.look()
+            except ProcessGone:
+                self._end(record, None)
+
     def describe_last_end(self, model: str) -> str | None:
         """Say how the last backend of a model ended; None where none is remembered."""
-        for backend, exit in reversed(self._registry.ends()):
-            if backend.model == model:
-                return f"its process {backend.pid} {describe_exit(exit, time.time())}"
+        for end in reversed(self._registry.ends()):
+            if end.backend.model == model:
+                return f"its process {end.backend.pid} {describe_exit(end.exit, time.time())}"
         return None
 
 

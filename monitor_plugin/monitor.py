@@ -13,26 +13,25 @@ from typing import Any
 import falcon
 import pluggy
 
-from .errors import MonitorError, PluginError, SettingsError
+from .errors import MonitorError, SettingsError
 from .events import Events
 from .hooks import Hooks
 from .hookspecs import PROJECT_NAME
+from .host_manager import HostCalls, HostManager
 from .http.app import create_app
 from .http.server import Server
 from .isolation import Isolation
 from .lifecycle import Lifecycle
 from .models import Backend, Reading
 from .names import checked_model
-from .plugins import PluginManager, add_specs
+from .plugins import PluginManager
 from .process_table import ProcessTable
 from .readings import Readings
 from .registry import Registry
-from .sampling import MARK_SECONDS
 from .settings import Settings
 from .shared import Shared
 from .shutdown import Shutdowns
 from .status_client import StatusClient
-from .ticker import Ticker
 
 
 class Monitor:
@@ -64,7 +63,7 @@ class Monitor:
                 raise SettingsError(name, f"setting {name}: this version cannot {what}; unset it")
         self._settings = settings
         self._plugin_manager = PluginManager()
-        self._host_manager = host_manager
+        self._host = HostManager(host_manager) if host_manager else None
         managers = (
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
@@ -93,8 +92,7 @@ class Monitor:
             self._hooks,
             settings,
         )
-        self._ticker = Ticker("monitor-ticker", MARK_SECONDS, self._mark)
-        self._plugin_manager.register_monitor(_host_calls(PROJECT_NAME, self._lifecycle))
+        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._lifecycle))
         for plugin in plugins:
             self._plugin_manager.register(plugin)
         self._plugin_manager.load_entry_points()
@@ -102,7 +100,6 @@ class Monitor:
         self._phase = _Phase.NEW
         self._app = Shared(math.inf, self._make_app)  # once, and not before the plugins are there
         self._server: Server | None = None
-        self._registered: object = None
 
     def __enter__(self) -> Monitor:
         self.start()
@@ -130,16 +127,17 @@ class Monitor:
                 return
             if self._phase is _Phase.CLOSED:
                 raise MonitorError("the monitor was closed; make a new one")
-            self._register_with_host()
+            if self._host:
+                self._host.register(self._lifecycle)
             try:
                 if self._settings.listen is not None:
                     self._server = Server(app, self._settings.listen, self._settings.http_threads)
             except BaseException:
-                self._unregister_from_host()
+                if self._host:
+                    self._host.unregister()
                 raise
             self._events.start()
             self._lifecycle.start()
-            self._ticker.start()
             self._phase = _Phase.STARTED
         self._hooks.started(self)
 
@@ -157,11 +155,11 @@ class Monitor:
         self._shutdowns.close()
         if self._server:
             self._server.close()
-        self._ticker.close()
         self._lifecycle.close()
         self._status_client.close()
         self._events.close()
-        self._unregister_from_host()
+        if self._host:
+            self._host.unregister()
 
     @property
     def url(self) -> str:
@@ -221,35 +219,6 @@ class Monitor:
         """
         self._shutdowns.shutdown(checked_model(model), force)
 
-    def _mark(self) -> None:
-        for record in self._registry.records():
-            record.sampler.mark()
-
-    def _register_with_host(self) -> None:
-        if self._host_manager is None:
-            return
-        manager = self._host_manager
-        if manager.has_plugin(PROJECT_NAME):
-            raise PluginError(
-                PROJECT_NAME,
-                f"the plugin manager of {manager.project_name!r} has a plugin 'monitor_plugin' "
-                "already; close that monitor first",
-            )
-        add_specs(manager)
-        calls = _host_calls(manager.project_name, self._lifecycle)
-        if manager.register(calls, PROJECT_NAME) is None:
-            raise PluginError(
-                PROJECT_NAME,
-                f"the plugin manager of {manager.project_name!r} blocks the name 'monitor_plugin'; "
-                "unblock it to use the monitor",
-            )
-        self._registered = calls
-
-    def _unregister_from_host(self) -> None:
-        calls, self._registered = self._registered, None
-        if self._host_manager is not None and calls is not None:
-            self._host_manager.unregister(calls)
-
 
 def install(plugin_manager: pluggy.PluginManager, settings: Settings | None = None) -> Monitor:
     """Put a monitor into a host's own plugin manager, under any project name, and start it.
@@ -277,23 +246,3 @@ class _Phase(enum.Enum):
     NEW = "new"
     STARTED = "started"
     CLOSED = "closed"
-
-
-class _HostCalls:
-    """The object that carries the monitor's own implementations in a plugin manager."""
-
-
-def _host_calls(project_name: str, lifecycle: Lifecycle) -> _HostCalls:
-    """Implement the hooks that a host calls, with its project's marker."""
-    marker = pluggy.HookimplMarker(project_name)
-
-    def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
-        lifecycle.spawned(model, pid, address)
-
-    def monitor_backend_exited(model: str, pid: int, exit_code: int | None) -> None:
-        lifecycle.exited(model, pid, exit_code)
-
-    calls = _HostCalls()
-    for implementation in (monitor_backend_spawned, monitor_backend_exited):
-        setattr(calls, implementation.__name__, marker(implementation))
-    return calls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator
 from importlib import metadata
@@ -75,41 +74,8 @@ def _fault(hook: str, options: Any) -> str | None:
             "implement 'monitor_backend_registered' or 'monitor_backend_gone'"
         )
     if options.get("hookwrapper") or options.get("wrapper"):
-        return _no_wrappers(hook)
+        return no_wrappers(hook)
     return None
-
-
-def add_specs(manager: pluggy.PluginManager) -> None:
-    """Add the hooks to a host's own manager, with the markers of its project.
-
-    Where a monitor was installed there before, they stand there already, and stay.
-
-    Raises:
-        PluginError: the host has other hooks by one of these names, or a plugin there implements
-            one of ours with arguments that it does not have, or as a wrapper.
-    """
-    missing = []
-    for name in hookspecs.HOOK_NAMES:
-        hook = getattr(manager.hook, name, None)
-        for implementation in hook.get_hookimpls() if hook else ():
-            if name not in hookspecs.HOST_CALLS and is_wrapper(implementation):
-                plugin_name = implementation.plugin_name
-                raise PluginError(plugin_name, f"plugin {plugin_name!r}: {_no_wrappers(name)}")
-        if hook is None or not hook.has_spec():
-            missing.append(name)
-        elif tuple(hook.spec.argnames) != _argument_names(name):
-            message = f"the plugin manager has a hook {name!r} of its own, with other arguments"
-            raise PluginError(None, message)
-    if missing:
-        try:
-            manager.add_hookspecs(hookspecs.specs_for(manager.project_name, missing))
-        except pluggy.PluginValidationError as error:
-            message = f"the plugin manager does not take the hooks: {error}"
-            raise PluginError(manager.get_name(error.plugin), message) from error
-
-
-def _argument_names(hook: str) -> tuple[str, ...]:
-    return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
 
 
 def is_wrapper(implementation: Any) -> bool:
@@ -117,5 +83,6 @@ def is_wrapper(implementation: Any) -> bool:
     return implementation.hookwrapper or getattr(implementation, "wrapper", False)
 
 
-def _no_wrappers(hook: str) -> str:
+def no_wrappers(hook: str) -> str:
+    """Say why a wrapper is refused."""
     return f"{hook!r} is a wrapper; implementations are called one by one, and cannot be wrapped"

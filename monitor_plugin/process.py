@@ -6,13 +6,20 @@ was opened; elsewhere, and where descriptors run out, psutil compares creation t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
+import struct
 import threading
 from types import TracebackType
 
 import psutil
+
+# struct pidfd_info as it first was: two u64, eleven u32 and the exit code, an s32.
+_PIDFD_INFO_BYTES = 64
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO_BYTES << 16 | 0xFF << 8 | 11
 
 
 class ProcessGone(Exception):
@@ -99,8 +106,8 @@ class Process:
         """How it ended, as `subprocess` says it: a negative number is a signal's.
 
         Reaps nothing: the status stays for the parent to take. None where it has not ended, or
-        where that cannot be known: for a child of our own until it is reaped, for a zombie of the
-        same user from /proc.
+        where that cannot be known. Known are: a child of our own until it is reaped, a zombie of
+        the same user (/proc), and, from Linux 6.15 on, what was reaped by whomever.
         """
         with self._lock:
             if self._pidfd is not None:
@@ -110,7 +117,8 @@ class Process:
                     ended = None
                 if ended is not None:
                     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        return self._zombie_exit_code()
+        code = self._zombie_exit_code()
+        return self._reaped_exit_code() if code is None else code
 
     def _zombie_exit_code(self) -> int | None:
         try:
@@ -122,6 +130,20 @@ class Process:
         except (OSError, psutil.Error, IndexError, ValueError):
             pass
         return None
+
+    def _reaped_exit_code(self) -> int | None:
+        """Ask the pidfd itself: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, of linux/pidfd.h."""
+        info = bytearray(struct.pack("Q", _PIDFD_INFO_EXIT).ljust(_PIDFD_INFO_BYTES, b"\0"))
+        with self._lock:
+            if self._pidfd is None:
+                return None
+            try:
+                fcntl.ioctl(self._pidfd, _PIDFD_GET_INFO, info)
+            except OSError:  # an older kernel
+                return None
+        (mask,) = struct.unpack_from("Q", info)
+        (status,) = struct.unpack_from("i", info, _PIDFD_INFO_BYTES - 4)
+        return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
 
     def send_signal(self, number: int) -> bool:
         """Send a signal to this process, and to no other that may have got its PID.

@@ -34,8 +34,7 @@ class ProcessTree:
         self._leads_session = row is not None and row.session == root.pid
         if row and not root.ended():  # read first, then look whether it was the right process
             self._members[root.pid, row.started] = root
-        while self.refresh():
-            pass
+        self.settle()
 
     def __enter__(self) -> ProcessTree:
         return self
@@ -71,6 +70,11 @@ class ProcessTree:
                 fresh.append(new)
         return fresh
 
+    def settle(self) -> None:
+        """Look for members until there are no more to find."""
+        while self.refresh():
+            pass
+
     def wait_ended(
         self,
         seconds: float,
@@ -99,6 +103,7 @@ class ProcessTree:
         `alive()` then lists those that are left: not to be killed, or not ours to signal, or
         `interrupted` was set.
         """
+        self.settle()
         signalled = [_terminate(member) for member in self.alive()]  # all, not until the first
         if any(signalled):
             self.wait_ended(seconds, interrupted, _terminate)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .models import Backend, BackendExit, State
+from .oom import OomWatch
 from .process import Process
 from .sampling import Sampler
 from .shared import Shared
@@ -17,10 +18,23 @@ T = TypeVar("T")
 ENDS_KEPT = 100
 
 
+class End(NamedTuple):
+    """A backend that has ended, and how.
+
+    Attributes:
+        oom_kill_seen: whether a process of its control group, which no other backend shared, was
+            killed for want of memory just before.
+    """
+
+    backend: Backend
+    exit: BackendExit
+    oom_kill_seen: bool
+
+
 class Record:
     """A registered backend, and what the monitor keeps for as long as it runs.
 
-    `process`, `sampler` and `memory` stay the same while `backend` may be updated; the other
+    `process`, `sampler`, `memory` and `oom` stay the same while `backend` may be updated; the other
     attributes change under the registry's lock alone.
 
     Attributes:
@@ -29,6 +43,7 @@ class Record:
         process: the handle by which its end is noticed.
         sampler: reads its figures.
         memory: what its process tree holds, bytes and source, shared for some seconds.
+        oom: follows what the kernel kills for want of memory.
         state: the last known state that it was in.
         stopping: whether a shutdown is ending it.
     """
@@ -40,12 +55,14 @@ class Record:
         process: Process,
         sampler: Sampler,
         memory: Shared[tuple[int, str] | None],
+        oom: OomWatch,
     ) -> None:
         self.backend = backend
         self.canonical_address = canonical_address
         self.process = process
         self.sampler = sampler
         self.memory = memory
+        self.oom = oom
         self.state: State | None = None
         self.stopping = False
 
@@ -58,7 +75,7 @@ class Registry:
         self._records: dict[int, Record] = {}
         self._by_model: dict[str, dict[int, Record]] = {}
         self._by_address: dict[str, Record] = {}
-        self._ends: deque[tuple[Backend, BackendExit]] = deque(maxlen=ENDS_KEPT)
+        self._ends: deque[End] = deque(maxlen=ENDS_KEPT)
 
     def records(self, model: str | None = None) -> list[Record]:
         """List the records, of one model or of all, in the order of their registration."""
@@ -138,26 +155,25 @@ class Registry:
             record.state = state
             return then(previous)
 
-    def end(self, record: Record, exit: BackendExit) -> bool:
+    def end(self, record: Record, end: End) -> bool:
         """Move a record to the ends; False where another thread was first."""
         with self._lock:
-            if self._records.get(record.backend.pid) is not record:
+            if self._records.get(end.backend.pid) is not record:
                 return False
             self._remove(record)
-            self._ends.append((record.backend, exit))
+            self._ends.append(end)
             return True
 
-    def ends(self) -> list[tuple[Backend, BackendExit]]:
+    def ends(self) -> list[End]:
         """List the last ENDS_KEPT ends, oldest first."""
         with self._lock:
             return list(self._ends)
 
-    def replace_end(self, backend: Backend, exit: BackendExit) -> None:
-        """Replace the exit of a backend that has ended, where it is still kept."""
+    def replace_end(self, known: End, completed: End) -> None:
+        """Replace an end, where it is still kept."""
         with self._lock:
-            for index, (ended, _) in enumerate(self._ends):
-                if ended == backend:
-                    self._ends[index] = (backend, exit)
+            if known in self._ends:
+                self._ends[self._ends.index(known)] = completed
 
     def clear(self) -> list[Record]:
         """Forget all that is registered, and list it."""

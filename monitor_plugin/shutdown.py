@@ -79,7 +79,7 @@ class Shutdowns:
                 leads = shutdown is None
                 if shutdown is None:
                     shutdown = self._under_way[model] = _Shutdown(force)
-            if force:
+            if force or self._closing.is_set():
                 shutdown.hurry.set()
             if leads:
                 self._lead(model, shutdown)
@@ -98,17 +98,18 @@ class Shutdowns:
                 shutdown.hurry.set()
 
     def _lead(self, model: str, shutdown: _Shutdown) -> None:
-        error: BaseException | None = None
+        def finish() -> None:
+            with self._lock:
+                del self._under_way[model]
+
         try:
             self._run(model, shutdown)
-        except BaseException as raised:  # those who joined wait for it, whatever it is
-            error = raised
-        with self._lock:
-            del self._under_way[model]
-        if error is None:
-            shutdown.result.set_result(None)
-        else:
+        except BaseException as error:  # those who joined wait for it, whatever it is
+            finish()
             shutdown.result.set_exception(error)
+        else:
+            finish()
+            shutdown.result.set_result(None)
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
         records = []
@@ -166,11 +167,13 @@ class Shutdowns:
             with ProcessTree(root) as tree:
                 self._drain(record, shutdown.hurry)
                 self._registry.set_stopping(record, True)
-                self._end_tree(stop, tree)
-                if root.ended():
-                    self._lifecycle.end(record)
-                else:
-                    self._registry.set_stopping(record, False)
+                try:
+                    self._end_tree(stop, tree)
+                finally:
+                    if root.ended():
+                        self._lifecycle.end(record)
+                    else:
+                        self._registry.set_stopping(record, False)
 
     def _drain(self, record: Record, hurry: threading.Event) -> None:
         """Wait while the backend is busy, or was and does not answer, at most the drain's time."""
@@ -193,6 +196,7 @@ class Shutdowns:
             return
         if error := self._status_client.free(backend):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
+        tree.settle()
         answer = self._hooks.stop_backend(backend, seconds)
         if answer is None:
             tree.stop(seconds, self._closing)
@@ -221,12 +225,11 @@ class Shutdowns:
 
     def _respawned(self, model: str, records: Sequence[Record]) -> ShutdownFailed:
         anew = [each.backend.pid for each in self._registry.records(model) if each not in records]
-        return ShutdownFailed(
-            model,
+        reason = (
             f"it was, but the host started it again ({_pids(anew)}); a host that does so must "
-            "implement the hook monitor_stop_backend, and take the model off its own books there",
-            anew,
+            "implement the hook monitor_stop_backend, and take the model off its own books there"
         )
+        return ShutdownFailed(model, reason, anew)
 
 
 class _Shutdown:

@@ -1,52 +1,17 @@
-"""gRPC `Status` and `Free`: one channel and at most one `Status` call in flight per backend."""
+"""gRPC `Status` and `Free` for any number of backends."""
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from .models import Backend, Status
-from .protocol import FREE_METHOD, STATUS_METHOD, load_messages, status_from_wire
-
-_logger = logging.getLogger(__name__)
-
-# A call outlives its readers' patience: while it is under way, a hung backend costs one call, and
-# the moment that it answers again is known. It is renewed at this age, in case it was lost.
-_CALL_SECONDS = 30.0
-
-# Codes with which the backend itself said nothing: one that hung still does, for all we know.
-_NO_WORD = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
-
-# Whoever starts a call to a backend known to be hung waits this long, so that the first request
-# after its recovery is answered by it; one that joins does not wait at all.
-_HUNG_GRACE_SECONDS = 0.05
-
-_CHANNEL_OPTIONS = (
-    # A proxy in the host's environment would capture loopback calls.
-    ("grpc.enable_http_proxy", 0),
-    # A channel of our own: it shares no other channel's backoff, and closing it closes the socket.
-    ("grpc.use_local_subchannel_pool", 1),
-    # gRPC's own backoff, many seconds, would hide a backend that is back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 250),
-    ("grpc.enable_retries", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-)
-
-
-class Answer(NamedTuple):
-    """What asking a backend gave: a status, or the name of the gRPC code with which it failed."""
-
-    status: Status | None
-    rpc_error: str | None
+from .connection import Answer, Connection
+from .models import Backend
+from .protocol import load_messages
 
 
 class StatusClient:
@@ -64,7 +29,7 @@ class StatusClient:
         self._call_metadata = call_metadata
         self._status_response = load_messages()("StatusResponse")
         self._lock = threading.Lock()
-        self._lines: dict[Backend, _Line] = {}
+        self._connections: dict[Backend, Connection] = {}
         self._closed = False
 
     def status(self, backend: Backend, patience_seconds: float = math.inf) -> Answer:
@@ -74,8 +39,12 @@ class StatusClient:
         was that old, and until the backend answers again, says DEADLINE_EXCEEDED at once. Never
         raises.
         """
-        line = self._line(backend)
-        return line.ask(patience_seconds) if line else Answer(None, grpc.StatusCode.CANCELLED.name)
+        connection = self._connection(backend)
+        return (
+            connection.status(patience_seconds)
+            if connection
+            else Answer(None, grpc.StatusCode.CANCELLED.name)
+        )
 
     def free(self, backend: Backend) -> str | None:
         """Ask the backend to free its model, for at most `timeout_seconds`.
@@ -83,179 +52,35 @@ class StatusClient:
         Returns:
             None where it answered, else the gRPC code's name. Never raises.
         """
-        line = self._line(backend)
-        return line.free() if line else grpc.StatusCode.CANCELLED.name
+        connection = self._connection(backend)
+        return connection.free() if connection else grpc.StatusCode.CANCELLED.name
 
     def forget(self, backend: Backend) -> None:
         """Close the backend's channel, if it has one; readers that wait get CANCELLED."""
         with self._lock:
-            line = self._lines.pop(backend, None)
-        if line:
-            line.close()
+            connection = self._connections.pop(backend, None)
+        if connection:
+            connection.close()
 
     def close(self) -> None:
         """Close every channel; calls after that get CANCELLED."""
         with self._lock:
             self._closed = True
-            lines = list(self._lines.values())
-            self._lines.clear()
-        for line in lines:
-            line.close()
+            connections = list(self._connections.values())
+            self._connections.clear()
+        for connection in connections:
+            connection.close()
 
-    def _line(self, backend: Backend) -> _Line | None:
+    def _connection(self, backend: Backend) -> Connection | None:
         with self._lock:
             if self._closed:
                 return None
-            line = self._lines.get(backend)
-            if line is None:
-                line = self._lines[backend] = _Line(
+            connection = self._connections.get(backend)
+            if connection is None:
+                connection = self._connections[backend] = Connection(
                     backend.address,
                     self._timeout_seconds,
                     partial(self._call_metadata, backend),
                     self._status_response,
                 )
-            return line
-
-
-class _Call:
-    """A `Status` call in flight, which any number of readers wait for."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.done = threading.Event()
-        self.answer: Answer | None = None
-
-
-class _Line:
-    """The connection to one backend, opened at its first use."""
-
-    def __init__(
-        self,
-        address: str,
-        timeout_seconds: float,
-        call_metadata: Callable[[], Mapping[str, str]],
-        status_response: Any,
-    ) -> None:
-        self._address = address
-        self._timeout_seconds = timeout_seconds
-        self._call_metadata = call_metadata
-        self._status_response = status_response
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._call: _Call | None = None
-        # While it does not answer: the code to tell those who do not wait any more.
-        self._hung: str | None = None
-        self._unimplemented = False
-        self._closed = False
-
-    def ask(self, patience_seconds: float) -> Answer:
-        with self._lock:
-            if self._closed:
-                return Answer(None, grpc.StatusCode.CANCELLED.name)
-            if self._unimplemented:  # no method appears in a process that runs
-                return Answer(None, grpc.StatusCode.UNIMPLEMENTED.name)
-            hung = self._hung
-            call = self._call
-            starts = call is None
-            if call is None:
-                call = self._call = _Call()
-        if starts:
-            self._start(call)
-        if hung is not None:
-            patience_seconds = min(patience_seconds, _HUNG_GRACE_SECONDS if starts else 0)
-        self._wait(call, time.monotonic() + patience_seconds)
-        with self._lock:
-            if call.answer is None:
-                code = self._hung or grpc.StatusCode.DEADLINE_EXCEEDED.name
-                if time.monotonic() >= call.started + self._timeout_seconds:
-                    self._hung = code
-                return Answer(None, code)
-        if starts and call.answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name:
-            self._drop_channel()  # nothing more to ask; `Free` opens one anew
-        return call.answer
-
-    def _wait(self, call: _Call, deadline: float) -> None:
-        # In a loop, because the call's age counts from its sending, which may still lie ahead.
-        while (left := min(deadline, call.started + self._timeout_seconds) - time.monotonic()) > 0:
-            if call.done.wait(left):
-                return
-
-    def _start(self, call: _Call) -> None:
-        try:
-            metadata = tuple(self._call_metadata().items())
-            method = self._open_channel().unary_unary(STATUS_METHOD, None, None)
-            call.started = time.monotonic()
-            future = method.future(b"", timeout=_CALL_SECONDS, metadata=metadata)
-        except Exception as error:
-            # Readers wait for this call: whatever stands in its way must reach them as an answer.
-            # The message may quote the metadata, a token say, and stays out of the log.
-            _logger.warning("calling Status at %s failed: %s", self._address, type(error).__name__)
-            self._finish(call, Answer(None, grpc.StatusCode.INTERNAL.name))
-            return
-        future.add_done_callback(partial(self._on_done, call))
-
-    def _on_done(self, call: _Call, future: Any) -> None:
-        code = future.code()
-        if code is grpc.StatusCode.OK:
-            self._finish(call, self._parse(future.result()))
-            return
-        self._finish(call, Answer(None, code.name))
-        if (
-            code is grpc.StatusCode.DEADLINE_EXCEEDED
-            and time.monotonic() - call.started > _CALL_SECONDS / 2
-        ):
-            # Our own deadline: keep one call under way, or nobody would notice that it recovers.
-            with self._lock:
-                if self._closed or self._call is not None:
-                    return
-                renewed = self._call = _Call()
-            self._start(renewed)
-
-    def _parse(self, response: bytes) -> Answer:
-        try:
-            return Answer(status_from_wire(self._status_response.FromString(response)), None)
-        except (DecodeError, ValueError):  # ValueError: text that is not UTF-8, in some versions
-            return Answer(None, grpc.StatusCode.INTERNAL.name)
-
-    def _finish(self, call: _Call, answer: Answer) -> None:
-        with self._lock:
-            call.answer = answer
-            if answer.rpc_error not in _NO_WORD:
-                self._hung = None
-            elif self._hung is not None:
-                self._hung = answer.rpc_error
-            self._unimplemented |= answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
-            if self._call is call:
-                self._call = None
-        call.done.set()
-
-    def free(self) -> str | None:
-        try:
-            self._open_channel().unary_unary(FREE_METHOD, None, None)(
-                b"", timeout=self._timeout_seconds, metadata=tuple(self._call_metadata().items())
-            )
-        except grpc.RpcError as error:
-            return str(error.code().name)
-        except Exception as error:  # as in _start: metadata that gRPC refuses, a closed channel
-            _logger.warning("calling Free at %s failed: %s", self._address, type(error).__name__)
-            return grpc.StatusCode.INTERNAL.name
-        return None
-
-    def _open_channel(self) -> grpc.Channel:
-        with self._lock:
-            if self._closed:
-                raise ValueError("the line is closed")
-            if self._channel is None:  # makes no connection yet, and so does not block
-                self._channel = grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
-            return self._channel
-
-    def _drop_channel(self) -> None:
-        with self._lock:
-            channel, self._channel = self._channel, None
-        if channel:
-            channel.close()
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-        self._drop_channel()
+            return connection

@@ -1,0 +1,73 @@
+"""Whether the kernel killed a process for want of memory, as its control group counts it."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class OomWatch:
+    """Follows the count of processes that the kernel killed in one process's control group.
+
+    Args:
+        pid: the process.
+        proc, cgroups: where these file systems are mounted.
+
+    Attributes:
+        counter: the file that holds the count; None where there is none to read.
+    """
+
+    def __init__(self, pid: int, *, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
+        self._groups = proc / str(pid) / "cgroup"
+        self._cgroups = cgroups
+        self.counter: Path | None = None
+        # The last look may fall between the kill and the end of the process; the one before not.
+        self._looks: deque[int] = deque(maxlen=2)
+        self.look()
+
+    def look(self) -> None:
+        """Note the count, while the process runs; it may have been moved to another group."""
+        counter = self._find_counter()
+        if counter != self.counter:
+            self.counter = counter
+            self._looks.clear()
+        count = self._count()
+        if count is not None:
+            self._looks.append(count)
+
+    def rose(self) -> bool:
+        """Whether the count rose since the last looks."""
+        count = self._count()
+        return count is not None and bool(self._looks) and count > self._looks[0]
+
+    def _find_counter(self) -> Path | None:
+        try:
+            lines = self._groups.read_text().splitlines()
+        except OSError:
+            return self.counter  # it has ended: its group is where it was
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            relative = path.lstrip("/")
+            if controllers == "":
+                counter = self._cgroups / relative / "memory.events"
+            elif "memory" in controllers.split(","):  # version 1
+                counter = self._cgroups / "memory" / relative / "memory.oom_control"
+            else:
+                continue
+            if counter.exists():
+                return counter
+        return None
+
+    def _count(self) -> int | None:
+        if self.counter is None:
+            return None
+        try:
+            for line in self.counter.read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+        except (OSError, ValueError):
+            pass
+        return None
