@@ -32,6 +32,7 @@ from .settings import Settings
 from .shared import Shared
 from .shutdown import Shutdowns
 from .status_client import StatusClient
+from .stopping import Stopper
 
 
 class Monitor:
@@ -84,13 +85,16 @@ class Monitor:
             self._hooks,
             settings.status_timeout_seconds,
         )
-        self._shutdowns = Shutdowns(
+        stopper = Stopper(
             self._registry,
             self._lifecycle,
             self._readings,
             self._status_client,
             self._hooks,
             settings,
+        )
+        self._shutdowns = Shutdowns(
+            self._registry, self._lifecycle, stopper, self._hooks, settings.respawn_watch_seconds
         )
         self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._lifecycle))
         for plugin in plugins:

@@ -1,0 +1,151 @@
+"""The stop of one backend: drain, free, end its whole tree, and verify that it is gone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import grpc
+
+from .errors import ShutdownFailed
+from .hooks import Hooks
+from .lifecycle import Lifecycle
+from .models import State
+from .process import Process, ProcessGone
+from .process_tree import ProcessTree
+from .readings import Readings
+from .registry import Record, Registry
+from .settings import Settings
+from .status_client import StatusClient
+
+_logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.1
+
+
+class Stop:
+    """A stop: of which backend, how it was done, and what went wrong.
+
+    Attributes:
+        record: the backend's.
+        by_host: whether a hook stopped it through the host's books.
+        failure: None where it is gone.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.by_host = False
+        self.failure: ShutdownFailed | None = None
+
+    def fail(self, reason: str, tree: ProcessTree) -> None:
+        """Note why it failed, and what is left."""
+        left = [member.pid for member in tree.alive()]
+        if left:
+            reason = f"{reason}; still running: {pids_text(left)}"
+        self.failure = ShutdownFailed(self.record.backend.model, reason, left)
+
+
+class Stopper:
+    """Stops backends. Safe to call from any thread.
+
+    Args:
+        registry: told which are being stopped.
+        lifecycle: told of those that have ended.
+        readings: asks whether they are busy.
+        status_client: asks them to free what they hold.
+        hooks: asked to stop them through the host's books.
+        settings: the timeouts.
+
+    Attributes:
+        closing: once set, waits end, and nothing more is signalled.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        lifecycle: Lifecycle,
+        readings: Readings,
+        status_client: StatusClient,
+        hooks: Hooks,
+        settings: Settings,
+    ) -> None:
+        self._registry = registry
+        self._lifecycle = lifecycle
+        self._readings = readings
+        self._status_client = status_client
+        self._hooks = hooks
+        self._settings = settings
+        self.closing = threading.Event()
+
+    def stop(self, stop: Stop, hurry: threading.Event) -> None:
+        """Stop one backend; how, and what went wrong, is noted in `stop`.
+
+        Args:
+            stop: which backend.
+            hurry: ends the draining once it is set.
+        """
+        record = stop.record
+        try:
+            root = Process(record.backend.pid)
+        except ProcessGone:
+            self._lifecycle.end(record)
+            return
+        with root:
+            if record.process.ended():  # and `root` is another process with its PID
+                self._lifecycle.end(record)
+                return
+            with ProcessTree(root) as tree:
+                self._drain(record, hurry)
+                self._registry.set_stopping(record, True)
+                try:
+                    self._end_tree(stop, tree)
+                finally:
+                    if root.ended():
+                        self._lifecycle.end(record)
+                    else:
+                        self._registry.set_stopping(record, False)
+
+    def _drain(self, record: Record, hurry: threading.Event) -> None:
+        """Wait while the backend is busy, or was and does not answer, at most the drain's time."""
+        deadline = time.monotonic() + self._settings.drain_timeout_seconds
+        while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
+            try:
+                status, _, rpc_error = self._readings.ask(record, left)
+            except ProcessGone:
+                return
+            deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
+            if record.state is not State.BUSY or (status is None and not deaf):
+                return
+            hurry.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+
+    def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
+        """Free and end a backend's tree, by the host's books or by signals."""
+        backend, seconds = stop.record.backend, self._settings.stop_timeout_seconds
+        if self.closing.is_set():
+            stop.fail("the monitor was closed while it waited; nothing was signalled", tree)
+            return
+        if error := self._status_client.free(backend):
+            _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
+        tree.settle()
+        answer = self._hooks.stop_backend(backend, seconds)
+        if answer is None:
+            tree.stop(seconds, self.closing)
+            why = f"by SIGTERM, and {seconds:g} s later by SIGKILL"
+        elif answer.under_way:
+            stop.by_host = True
+            tree.wait_ended(seconds, self.closing)
+            why = answer.error or f"and {seconds:g} s later it was still running"
+            why = f"by plugin {answer.plugin_name!r}, {why}; nothing was signalled"
+        else:
+            stop.fail(f"plugin {answer.plugin_name!r} says that it could not stop it", tree)
+            return
+        if tree.alive():
+            closed = "; the monitor was closed meanwhile" if self.closing.is_set() else ""
+            stop.fail(f"it was stopped {why}{closed}", tree)
+
+
+def pids_text(pids: Sequence[int]) -> str:
+    """Name PIDs for people."""
+    return f"PID{'s' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
