@@ -27,7 +27,11 @@ def make_monitor() -> Iterator[Callable[..., Monitor]]:
     monitors: list[Monitor] = []
 
     def make(plugins: list[object] = [], **settings: Any) -> Monitor:  # noqa: B006 - not changed
-        quick = {"listen": "127.0.0.1:0", "respawn_watch_seconds": 0.1, "stop_timeout_seconds": 10.0}
+        quick = {
+            "listen": "127.0.0.1:0",
+            "respawn_watch_seconds": 0.1,
+            "stop_timeout_seconds": 10.0,
+        }
         monitor = Monitor(Settings(**{**quick, **settings}), plugins)
         monitors.append(monitor)
         monitor.start()

@@ -45,7 +45,9 @@ def test_the_documented_curl_commands(
     monitor.hook.monitor_backend_spawned(model="my-model", pid=backend.pid, address=backend.address)
 
     def run(command: str) -> object:
-        command = command.replace("http://localhost:8080", f"http://localhost:{client.port}{prefix}")
+        command = command.replace(
+            "http://localhost:8080", f"http://localhost:{client.port}{prefix}"
+        )
         return json.loads(subprocess.check_output(["bash", "-c", command], text=True, timeout=60))
 
     status = run(

@@ -1,0 +1,284 @@
+"""gRPC `Status` and `Free`, against real servers that behave in every way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import grpc
+import pytest
+
+from monitor_plugin.models import Backend, Memory, Status
+from monitor_plugin.protocol import SERVICE
+from monitor_plugin.status_client import StatusClient
+
+from .support import Spawner, eventually
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., StatusClient]]:
+    """Makes status clients, and closes them."""
+    clients = []
+
+    def make(timeout: float = 30, metadata: dict[str, str] | None = None) -> StatusClient:
+        client = StatusClient(timeout, lambda backend: metadata or {})
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def at(address: str, pid: int = 1000) -> Backend:
+    return Backend("m", pid, address, 1.0)
+
+
+class Server:
+    """A gRPC server whose Status does what it is told, and counts."""
+
+    def __init__(self, answer: Callable[[grpc.ServicerContext], bytes]) -> None:
+        self._lock = threading.Lock()
+        self.calls = self.now = self.most = 0
+
+        def status(request: bytes, context: grpc.ServicerContext) -> bytes:
+            with self._lock:
+                self.calls += 1
+                self.now += 1
+                self.most = max(self.most, self.now)
+            try:
+                return answer(context)
+            finally:
+                with self._lock:
+                    self.now -= 1
+
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        handler = grpc.unary_unary_rpc_method_handler(status)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Status": handler}),)
+        )
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[grpc.ServicerContext], bytes]], Server]]:
+    servers: list[Server] = []
+
+    def start(answer: Callable[[grpc.ServicerContext], bytes]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner: Spawner) -> None:
+    """State, total and breakdown come as the backend gave them."""
+    backend = spawner.backend()
+    answer = make_client().status(at(backend.address))
+    memory = Memory(3 << 20, {"kv_cache": 1 << 20, "weights": 2 << 20})
+    assert answer == (Status(2, memory), None)
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (b"", Status(0, None)),
+        (b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Status(-1, None)),
+        (b"\x08\x07", Status(7, None)),
+        (b"\x08\x02\x12\x00", Status(2, None)),  # memory there, and empty: not known
+        (b"\x12\x0b\x08" + b"\xff" * 9 + b"\x01", Status(0, Memory(2**64 - 1, {}))),
+    ],
+)
+def test_what_may_come_over_the_wire(
+    wire: bytes,
+    expected: Status,
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """Unknown states pass through, bytes are unsigned 64 bit, and an empty memory is none."""
+    server = serve(lambda context: wire)
+    assert make_client().status(at(server.address)) == (expected, None)
+
+
+def abort(code: grpc.StatusCode) -> Callable[[grpc.ServicerContext], bytes]:
+    def answer(context: grpc.ServicerContext) -> bytes:
+        context.abort(code, "no")
+        raise AssertionError
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (lambda context: b"\xff\xff", "INTERNAL"),
+        (lambda context: b"\x12\x09\x12\x07\x0a\x01\xff\x10\x01\x18\x00", "INTERNAL"),
+        (lambda context: bytes(5 << 20), "RESOURCE_EXHAUSTED"),
+        (abort(grpc.StatusCode.PERMISSION_DENIED), "PERMISSION_DENIED"),
+        (abort(grpc.StatusCode.DEADLINE_EXCEEDED), "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_nonsense_has_a_named_code(
+    answer: Callable[[grpc.ServicerContext], bytes],
+    code: str,
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """Garbage, too much, and refusals give no status but the code's name."""
+    assert make_client().status(at(serve(answer).address)) == (None, code)
+
+
+def test_unimplemented_is_asked_once(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """A process that does not implement Status is not asked again; another one is."""
+    server = serve(abort(grpc.StatusCode.UNIMPLEMENTED))
+    client = make_client()
+    for _ in range(3):
+        assert client.status(at(server.address)) == (None, "UNIMPLEMENTED")
+    assert server.calls == 1
+    assert client.status(at(server.address, pid=1001)) == (None, "UNIMPLEMENTED")
+    assert server.calls == 2
+    assert client.free(at(server.address)) == "UNIMPLEMENTED"
+
+
+def test_other_protocols_on_the_port(make_client: Callable[..., StatusClient]) -> None:
+    """Nobody, or an HTTP/1.1 server, is UNAVAILABLE; a silent one runs into the deadline."""
+    client = make_client(timeout=30)
+    assert client.status(at("127.0.0.1:1")) == (None, "UNAVAILABLE")
+    assert client.status(at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    assert client.status(at(f"127.0.0.1:{server.server_port}")) == (None, "UNAVAILABLE")
+    thread.join()
+    server.server_close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        quick = make_client(timeout=0.3)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert quick.status(at(address)) == (None, "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("scheme", ["unix:", "unix://", "unix-abstract:"])
+def test_unix_sockets(
+    scheme: str, make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
+) -> None:
+    """Unix sockets work by path and by abstract name."""
+    backend = spawner.backend(addr=f"{scheme}{tmp_path}/s")
+    assert make_client().status(at(backend.address)).rpc_error is None
+
+
+def test_a_proxy_in_the_environment_catches_nothing(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy for the host's own sake does not capture calls to backends."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    backend = spawner.backend()
+    assert make_client().status(at(backend.address)).rpc_error is None
+
+
+def test_metadata_goes_with_each_call(
+    make_client: Callable[..., StatusClient], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token reaches a backend that wants one; bad metadata is an answer, and is not logged."""
+    backend = spawner.backend("--token", "s3cret")
+    assert make_client().status(at(backend.address)) == (None, "UNAUTHENTICATED")
+    good = make_client(metadata={"authorization": "Bearer s3cret"})
+    assert good.status(at(backend.address)).rpc_error is None
+    assert good.free(at(backend.address)) is None
+    bad = make_client(metadata={"Bad Key": "s3cret\n"})
+    assert bad.status(at(backend.address)).rpc_error == "INTERNAL"
+    assert bad.free(at(backend.address)) == "INTERNAL"
+    assert "s3cret" not in caplog.text
+
+
+def test_many_readers_share_one_call(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """While a call is under way, others join it: never two at once."""
+    go = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        go.wait(30)
+        return b"\x08\x02"
+
+    server = serve(answer)
+    client = make_client()
+    with ThreadPoolExecutor(20) as pool:
+        readers = [pool.submit(client.status, at(server.address)) for _ in range(20)]
+        eventually(lambda: server.calls)
+        go.set()
+        assert {each.result(30) for each in readers} == {(Status(2, None), None)}
+    assert server.most == 1
+
+
+def test_a_hung_backend_costs_one_call_and_one_wait(
+    make_client: Callable[..., StatusClient], spawner: Spawner
+) -> None:
+    """After the first wait, readers of a stopped backend are answered at once, until it goes on."""
+    backend = spawner.backend()
+    client = make_client(timeout=2.0)
+    assert client.status(at(backend.address)).rpc_error is None
+    os.kill(backend.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+    assert time.monotonic() - started >= 2.0
+    started = time.monotonic()
+    for _ in range(20):
+        assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+    assert time.monotonic() - started < 2.0 * 20 / 2  # 20 waits would take 40 s
+    os.kill(backend.pid, signal.SIGCONT)
+    eventually(lambda: client.status(at(backend.address)).status)
+
+
+def test_a_backend_that_is_back_is_found_at_once(
+    make_client: Callable[..., StatusClient], spawner: Spawner
+) -> None:
+    """gRPC's own backoff does not hide a backend that was away and serves again."""
+    backend = spawner.backend()
+    client = make_client()
+    assert client.status(at(backend.address)).rpc_error is None
+    backend.process.kill()
+    backend.process.wait()
+    eventually(lambda: client.status(at(backend.address)).rpc_error == "UNAVAILABLE")
+    for _ in range(100):  # which would drive a backoff up
+        client.status(at(backend.address))
+        time.sleep(0.02)
+    spawner.backend(addr=backend.address)
+    assert eventually(lambda: client.status(at(backend.address)).status, seconds=5)
+
+
+def test_forgetting_and_closing_end_the_waits(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """Who waits for a backend that goes away gets CANCELLED, and later callers do too."""
+    go = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        go.wait(30)
+        return b""
+
+    server = serve(answer)
+    client = make_client()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(client.status, at(server.address))
+        eventually(lambda: server.calls)
+        client.forget(at(server.address))
+        assert reader.result(30) == (None, "CANCELLED")
+    client.close()
+    assert client.status(at(server.address)) == (None, "CANCELLED")
+    assert client.free(at(server.address)) == "CANCELLED"
+    go.set()

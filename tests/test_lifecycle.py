@@ -1,0 +1,340 @@
+"""Registration with its checks, and every way by which an end is noticed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from monitor_plugin import (
+    Backend,
+    BackendExit,
+    InvalidBackend,
+    ModelNotLoaded,
+    Monitor,
+    hookimpl,
+)
+
+from .support import Spawner, eventually
+
+
+class Recorder:
+    """A plugin that notes what it is told of backends."""
+
+    def __init__(self) -> None:
+        self.registered: list[Backend] = []
+        self.gone: list[tuple[Backend, BackendExit]] = []
+
+    @hookimpl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        self.registered.append(backend)
+
+    @hookimpl
+    def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+        self.gone.append((backend, exit))
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def monitor(make_monitor: Callable[..., Monitor], recorder: Recorder) -> Monitor:
+    return make_monitor(plugins=[recorder])
+
+
+def spawned(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
+def test_a_backend_is_registered(monitor: Monitor, recorder: Recorder, spawner: Spawner) -> None:
+    """The record has the process's creation time, and hooks hear of it before the host goes on."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    (backend,) = monitor.backends()
+    assert backend == recorder.registered[0]
+    assert (backend.model, backend.pid, backend.address) == ("m", process.pid, "127.0.0.1:1")
+    assert backend.created_at == pytest.approx(psutil.Process(process.pid).create_time())
+
+
+@pytest.mark.parametrize("pid", [0, 1, -5, "12", 1.5, True, None, 2**22 + 1, 2**70])
+def test_a_bad_pid_is_refused(pid: Any, monitor: Monitor) -> None:
+    """A PID that is none, that no process has, or that nobody may stop, changes nothing."""
+    with pytest.raises(InvalidBackend) as raised:
+        spawned(monitor, pid)
+    assert raised.value.pid is pid or raised.value.pid == pid
+    assert monitor.backends() == []
+
+
+def test_the_monitor_and_its_ancestors_are_refused(monitor: Monitor) -> None:
+    """Its own process, and those that it descends from, would be stopped with the backend."""
+    for pid in (os.getpid(), os.getppid()):
+        if pid > 1:
+            with pytest.raises(InvalidBackend, match="own process"):
+                spawned(monitor, pid)
+
+
+def test_a_thread_id_is_refused(monitor: Monitor, spawner: Spawner) -> None:
+    """A thread's id looks like a PID, and is none."""
+    backend = spawner.backend()
+    tids = [int(tid) for tid in os.listdir(f"/proc/{backend.pid}/task")]
+    (tid, *_) = [tid for tid in tids if tid != backend.pid]
+    with pytest.raises(InvalidBackend, match="does not run"):
+        spawned(monitor, tid)
+
+
+def test_a_process_that_has_ended_is_refused(monitor: Monitor, spawner: Spawner) -> None:
+    """A zombie, and a PID that was reaped, do not run."""
+    process = spawner.process("true")
+    eventually(lambda: open(f"/proc/{process.pid}/stat").read().split()[2] == "Z")  # noqa: SIM115
+    with pytest.raises(InvalidBackend, match="does not run"):
+        spawned(monitor, process.pid)
+    process.wait()
+    with pytest.raises(InvalidBackend, match="does not run"):
+        spawned(monitor, process.pid)
+
+
+@pytest.mark.parametrize("model", ["", "x" * 256, "a\n", None, 5, "\ud800"])
+def test_a_bad_model_is_refused(model: Any, monitor: Monitor, spawner: Spawner) -> None:
+    """What may not be a model's name for clients may not be one for hosts either."""
+    with pytest.raises(InvalidBackend, match="model's name"):
+        spawned(monitor, spawner.sleeper().pid, model)
+    assert monitor.backends() == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536"),
+        *("::1:80", "[::1]", "[::g]:80", "http://127.0.0.1:80", "1.2.3.4.5:80", "256.1.1.1:80"),
+        *("unix:", "unix:rel", "unix:/" + "x" * 107, "unix-abstract:", "dns:name:80", "a b:80"),
+        *("ipv4:127.0.0.1:80", "127.0.0.1:80\n", "host:8٣", None, 5, "a..b:80", "dns:///x"),
+    ],
+)
+def test_a_bad_address_is_refused(address: Any, monitor: Monitor, spawner: Spawner) -> None:
+    """What gRPC would misunderstand in silence is refused, with the forms that are taken."""
+    with pytest.raises(InvalidBackend, match="address"):
+        spawned(monitor, spawner.sleeper().pid, address=address)
+    assert monitor.backends() == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost:1", "127.0.0.1:65535", "[::1]:80", "dns:///some-host.example:80", "h_1:80"),
+        *("unix:/run/x.sock", "unix:///run/x.sock", "unix-abstract:name", "[fe80::1%eth0]:80"),
+    ],
+)
+def test_good_addresses_are_taken(address: str, monitor: Monitor, spawner: Spawner) -> None:
+    """Every form of the contract is taken, and kept as the host gave it."""
+    spawned(monitor, spawner.sleeper().pid, address=address)
+    assert monitor.backends()[0].address == address
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [
+        ("127.0.0.1:9", "localhost:9"),
+        ("127.0.0.1:9", "dns:///LOCALHOST:09"),
+        ("0.0.0.0:9", "127.0.0.1:9"),
+        ("[::1]:9", "[0:0::1]:9"),
+        ("unix:/a/s", "unix:///a/./s"),
+    ],
+)
+def test_an_address_is_held_by_one(
+    held: str, wanted: str, monitor: Monitor, spawner: Spawner
+) -> None:
+    """The address of a live backend is refused to another, however it is written."""
+    holder = spawner.sleeper()
+    spawned(monitor, holder.pid, "first", held)
+    with pytest.raises(InvalidBackend, match=f"held by process {holder.pid} of model 'first'"):
+        spawned(monitor, spawner.sleeper().pid, "second", wanted)
+    assert [backend.model for backend in monitor.backends()] == ["first"]
+
+
+def test_a_restart_takes_over_the_address(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """A backend that replaces one that has just died, at its address, needs nothing special."""
+    for _ in range(20):
+        process = spawner.sleeper()
+        spawned(monitor, process.pid)
+        process.kill()
+        process.wait()
+    eventually(lambda: len(recorder.gone) == 20)
+    assert [each.pid for each in recorder.registered] == [each.pid for each, _ in recorder.gone]
+
+
+def test_the_same_pid_updates_its_record(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """A PID that is registered again gets the new model and address; the same again is nothing."""
+    process, other = spawner.sleeper(), spawner.sleeper()
+    spawned(monitor, other.pid, "other", "127.0.0.1:3")
+    spawned(monitor, process.pid, "old", "127.0.0.1:1")
+    spawned(monitor, process.pid, "new", "127.0.0.1:2")
+    spawned(monitor, process.pid, "new", "127.0.0.1:2")
+    assert [(b.model, b.address) for b in monitor.backends()] == [
+        ("other", "127.0.0.1:3"),
+        ("new", "127.0.0.1:2"),
+    ]
+    assert len(recorder.registered) == 3
+    with pytest.raises(ModelNotLoaded):
+        monitor.read("old")
+    with pytest.raises(InvalidBackend, match="held by"):
+        spawned(monitor, process.pid, "new", "127.0.0.1:3")
+    assert monitor.read("new").backend.address == "127.0.0.1:2"
+
+
+def test_replicas_are_read_newest_first(monitor: Monitor, spawner: Spawner) -> None:
+    """Of several backends of one model the newest is read; when it ends, the one before."""
+    first, second = spawner.sleeper(), spawner.sleeper()
+    spawned(monitor, first.pid, address="127.0.0.1:1")
+    spawned(monitor, second.pid, address="127.0.0.1:2")
+    assert monitor.read("m").backend.pid == second.pid
+    second.kill()
+    eventually(lambda: monitor.read("m").backend.pid == first.pid)
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "cause", "code"),
+    [
+        (["sh", "-c", "read x; exit 7"], None, "exited", 7),
+        (["sleep", "1000"], signal.SIGKILL, "killed", None),
+        (["sleep", "1000"], signal.SIGTERM, "killed", None),
+    ],
+)
+def test_an_end_is_noticed_without_a_word(
+    command: list[str],
+    number: int | None,
+    cause: str,
+    code: int | None,
+    monitor: Monitor,
+    recorder: Recorder,
+    spawner: Spawner,
+) -> None:
+    """A death is told once, with code or signal, before the host reaps it or says so."""
+    process = spawner.process(*command, stdin=subprocess.PIPE)
+    spawned(monitor, process.pid)
+    if number:
+        process.send_signal(number)
+    else:
+        assert process.stdin
+        process.stdin.close()
+    eventually(lambda: recorder.gone)
+    (backend, exit) = recorder.gone[0]
+    assert (backend.pid, exit.cause, exit.exit_code, exit.signal) == (
+        *(process.pid, cause, code),
+        number,
+    )
+    assert process.wait() == (code if number is None else -number)
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=process.returncode)
+    assert len(recorder.gone) == 1
+    ended = f"process {process.pid} " + (
+        f"exited with code {code}"
+        if number is None
+        else f"was killed by {signal.Signals(number).name}"
+    )
+    with pytest.raises(ModelNotLoaded, match=ended):
+        monitor.read("m")
+
+
+def test_the_word_of_the_host_completes_the_record(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """A host that reaps and says so at once is believed about the exit code."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    process.kill()
+    process.wait()
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=-9)
+    with pytest.raises(ModelNotLoaded, match="SIGKILL"):
+        monitor.read("m")
+    eventually(lambda: len(recorder.gone) == 1)
+
+
+def test_idle_words_change_nothing(monitor: Monitor, recorder: Recorder, spawner: Spawner) -> None:
+    """Word about a stranger, about a process that runs, or about another model, is passed over."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=0)
+    monitor.hook.monitor_backend_exited(model="x", pid=process.pid, exit_code=0)
+    monitor.hook.monitor_backend_exited(model="m", pid=99999999, exit_code=None)
+    for bad in ({"pid": "1"}, {"exit_code": "0"}, {"exit_code": True}, {"model": None}):
+        arguments = {"model": "m", "pid": process.pid, "exit_code": 0, **bad}
+        with pytest.raises(InvalidBackend):
+            monitor.hook.monitor_backend_exited(**arguments)
+    assert len(monitor.backends()) == 1
+    assert recorder.gone == []
+
+
+def test_a_dead_backend_is_not_answered_for_by_another(monitor: Monitor, spawner: Spawner) -> None:
+    """Whoever serves at its address now: a backend whose process has ended is not loaded."""
+    process, stranger = spawner.sleeper(), spawner.backend()
+    spawned(monitor, process.pid, address=stranger.address)
+    assert monitor.read("m").source == "grpc"
+    process.kill()
+    with pytest.raises(ModelNotLoaded):
+        eventually(lambda: monitor.read("m") is None)
+
+
+def test_without_descriptors_ends_are_noticed_by_polling(spawner: Spawner) -> None:
+    """Where descriptors are few, watching takes at most half of them, and polls the rest."""
+    code = """
+import resource, subprocess, sys, time, os
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from monitor_plugin import Monitor, Settings, hookimpl
+gone = []
+class Plugin:
+    @hookimpl
+    def monitor_backend_gone(self, backend, exit): gone.append(backend.pid)
+with Monitor(Settings(listen=None), [Plugin()]) as monitor:
+    started = []
+    for n in range(100):
+        started.append(subprocess.Popen(["sleep", "1000"]))
+        monitor.hook.monitor_backend_spawned(model=str(n), pid=started[-1].pid, address=f"unix:/{n}")
+    print(len(os.listdir("/proc/self/fd")), flush=True)
+    for each in started:
+        each.kill()
+    for each in started:
+        each.wait()
+    deadline = time.monotonic() + 60
+    while len(gone) < 100 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(len(gone), len(set(gone)), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    process = spawner.python(code)
+    output, _ = process.communicate(timeout=90)
+    descriptors, line = output.splitlines()
+    assert int(descriptors) < 50
+    assert line == "100 100 (64, 64)"
+
+
+def test_registrations_leave_nothing_behind(monitor: Monitor, spawner: Spawner) -> None:
+    """After many backends came, were read and went, descriptors and threads are as before."""
+
+    def come_and_go() -> None:
+        process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
+        spawned(monitor, process.pid, address="127.0.0.1:1")
+        monitor.read("m")
+        process.kill()
+        process.wait()
+        monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=-9)
+
+    def counts() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    for _ in range(10):
+        come_and_go()
+    eventually(lambda: not monitor.backends())
+    before = counts()
+    for _ in range(100):
+        come_and_go()
+    eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
