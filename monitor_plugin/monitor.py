@@ -152,9 +152,10 @@ class Monitor:
         Once closed, does nothing.
         """
         with self._lock:
-            was_started = self._phase is _Phase.STARTED
-            self._phase = _Phase.CLOSED
-        if was_started:
+            previous, self._phase = self._phase, _Phase.CLOSED
+        if previous is _Phase.CLOSED:
+            return
+        if previous is _Phase.STARTED:
             self._hooks.closing()
         self._shutdowns.close()
         if self._server:

@@ -39,7 +39,8 @@ class PluginManager(pluggy.PluginManager):
         try:
             return super().register(plugin, name)
         except pluggy.PluginValidationError as error:
-            self.unregister(plugin)
+            if self.is_registered(plugin):  # by an older Pluggy, in part
+                self.unregister(plugin)
             raise PluginError(shown, f"plugin {shown!r} was not registered: {error}") from error
 
     def register_monitor(self, plugin: object) -> None:

@@ -21,7 +21,7 @@ from monitor_plugin import (
     hookimpl,
 )
 
-from .support import Spawner, eventually
+from .support import Spawner, eventually, is_running
 
 
 class Recorder:
@@ -93,7 +93,7 @@ def test_a_thread_id_is_refused(monitor: Monitor, spawner: Spawner) -> None:
 def test_a_process_that_has_ended_is_refused(monitor: Monitor, spawner: Spawner) -> None:
     """A zombie, and a PID that was reaped, do not run."""
     process = spawner.process("true")
-    eventually(lambda: open(f"/proc/{process.pid}/stat").read().split()[2] == "Z")  # noqa: SIM115
+    eventually(lambda: not is_running(process.pid))
     with pytest.raises(InvalidBackend, match="does not run"):
         spawned(monitor, process.pid)
     process.wait()
@@ -299,7 +299,9 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
     started = []
     for n in range(100):
         started.append(subprocess.Popen(["sleep", "1000"]))
-        monitor.hook.monitor_backend_spawned(model=str(n), pid=started[-1].pid, address=f"unix:/{n}")
+        monitor.hook.monitor_backend_spawned(
+            model=str(n), pid=started[-1].pid, address=f"unix:/{n}"
+        )
     print(len(os.listdir("/proc/self/fd")), flush=True)
     for each in started:
         each.kill()

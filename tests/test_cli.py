@@ -1,0 +1,111 @@
+"""The command line and the demo, as real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from monitor_plugin import Monitor, Settings
+from monitor_plugin.cli import main
+
+from .support import Client, Spawner, eventually
+
+COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
+
+
+def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
+    """`demo --once` prints requests and answers, exits 0, and leaves no process behind."""
+    process = spawner.process(COMMAND, "demo", "--once", stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    for expected in (
+        '/backend/monitor \\\n  -H "Content-Type: application/json" \\\n  -d \'{"model"',
+        "X-Monitor-Source: grpc",
+        '{"state":2,"memory":{"total":100663296,',
+        "X-Monitor-Rpc-Error: UNIMPLEMENTED",
+        '{"memory_info":{"rss":',
+        '{"message":"model stopped"}',
+        '"type":"model_not_loaded"',
+    ):
+        assert expected in output
+    eventually(lambda: not psutil.pid_exists(process.pid))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
+    """The demo prints commands that work, and Ctrl-C ends it and its backends."""
+    process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0")
+    assert process.stdout
+    lines = []
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line
+        lines.append(line)
+    text = "".join(lines)
+    client = Client(text.partition("answers at ")[2].partition(". Try")[0])
+    assert client.monitor("my-model").json["state"] == 2
+    backends = psutil.Process(process.pid).children(recursive=True)
+    assert len(backends) == 3
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    assert not any(backend.is_running() for backend in backends)
+    assert f"curl http://localhost:{client.port}/backend/monitor \\\n" in text
+    assert f"curl -X POST http://localhost:{client.port}/backend/shutdown \\\n" in text
+
+
+def test_backends_end_when_their_host_is_killed(spawner: Spawner) -> None:
+    """A demo that is killed leaves no backends behind."""
+    process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0")
+    assert process.stdout
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line
+    backends = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    eventually(lambda: not any(backend.is_running() for backend in backends))
+
+
+def test_a_taken_port_is_said_in_a_line(
+    monitor: Monitor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What goes wrong is one line for people, and exit code 1."""
+    assert main(["demo", "--listen", monitor.url.removeprefix("http://")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("monitor-plugin: cannot listen on")
+    assert "Traceback" not in error
+
+
+def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every field but the token has a flag; a bad value is named with its flag."""
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    text = capsys.readouterr().out
+    for field in msgspec.structs.fields(Settings):
+        flag = "--" + field.name.replace("_", "-")
+        assert (flag in text) == (field.name != "token"), flag
+    assert main(["demo", "--http-threads", "many"]) == 1
+    assert "--http-threads='many'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("monitor-plugin ")
+
+
+def test_importing_starts_nothing() -> None:
+    """The package starts no thread and opens nothing when it is imported."""
+    code = """
+import os, threading
+before = os.listdir("/proc/self/fd")
+import monitor_plugin
+assert os.listdir("/proc/self/fd") == before
+assert threading.active_count() == 1
+"""
+    environment = {**os.environ, "COVERAGE_PROCESS_START": ""}
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)

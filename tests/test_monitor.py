@@ -1,0 +1,267 @@
+"""The monitor as hosts hold it: embedded, in their own plugin manager, in their own server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import pluggy
+import pytest
+
+import monitor_plugin
+from monitor_plugin import (
+    Backend,
+    InvalidBackend,
+    ListenError,
+    Monitor,
+    MonitorError,
+    PluginError,
+    Settings,
+    SettingsError,
+    hookimpl,
+    install,
+)
+
+from .support import Client, Spawner, eventually
+
+QUIET = Settings(listen=None, respawn_watch_seconds=0)
+
+
+def test_all_is_what_it_says() -> None:
+    """The package's names are these, and no others."""
+    assert monitor_plugin.__all__ == [
+        *("Backend", "BackendExit", "BackendUnreadable", "InvalidBackend", "InvalidRequest"),
+        *("ListenError", "Memory", "ModelNotLoaded", "Monitor", "MonitorError", "PluginError"),
+        *("Reading", "Sample", "Settings", "SettingsError", "ShutdownFailed", "ShutdownRefused"),
+        *("State", "Status", "TooManyShutdowns", "hookimpl", "hookspec", "install"),
+    ]
+
+
+def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
+    """Threads, sockets and channels are gone after `close`; both may be called again."""
+    backend = spawner.backend()
+
+    def run() -> None:
+        monitor = Monitor(Settings(listen="127.0.0.1:0"))
+        monitor.start()
+        monitor.start()
+        monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+        assert Client(monitor.url).monitor("m").status == 200
+        monitor.close()
+        monitor.close()
+        with pytest.raises(MonitorError, match="closed"):
+            monitor.start()
+        with pytest.raises(InvalidBackend, match="closed"):
+            monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address="h:1")
+
+    def counts() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    run()
+    before = counts()
+    for _ in range(5):
+        run()
+    eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+    assert not [each for each in threading.enumerate() if each.name.startswith("monitor-")]
+
+
+def test_a_taken_port_is_a_clear_error(monitor: Monitor) -> None:
+    """A port that is in use is named, with what to do; nothing is left running."""
+    listen = monitor.url.removeprefix("http://")
+    other = Monitor(Settings(listen=listen))
+    with pytest.raises(ListenError, match=f"{listen}: Address already in use"):
+        other.start()
+    with pytest.raises(MonitorError, match="no HTTP server"):
+        other.url  # noqa: B018 - it raises
+    other.close()
+
+
+@pytest.mark.parametrize("listen", ["no-such-host.invalid:80", "192.0.2.1:8080"])
+def test_a_wrong_address_is_a_clear_error(listen: str) -> None:
+    """A host that is unknown, or is another machine's, cannot be listened on."""
+    with pytest.raises(ListenError, match="cannot listen on"):
+        Monitor(Settings(listen=listen)).start()
+
+
+def test_ipv6_is_served() -> None:
+    """An IPv6 address is written in brackets, in the setting and in the URL."""
+    with Monitor(Settings(listen="[::1]:0")) as monitor:
+        assert monitor.url.startswith("http://[::1]:")
+        assert Client(monitor.url).monitor("m").json["error"]["type"] == "model_not_loaded"
+
+
+@pytest.mark.parametrize("field", ["token", "hooks_dir"])
+def test_what_is_not_there_yet_is_not_ignored(field: str) -> None:
+    """A token that nobody would check, and a folder that nobody would read, are refused."""
+    with pytest.raises(SettingsError) as raised:
+        Monitor(Settings(**{field: "s3cret"}))
+    assert raised.value.setting == field
+    assert "s3cret" not in str(raised.value)
+
+
+def test_the_app_in_a_hosts_own_server(spawner: Spawner) -> None:
+    """With `listen=None` the WSGI application is served by the host."""
+
+    class Handler(WSGIRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    process = spawner.sleeper()
+    with Monitor(QUIET) as monitor:
+        assert monitor.app is monitor.app
+        monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+        server = make_server("127.0.0.1", 0, monitor.app, handler_class=Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = Client(f"http://127.0.0.1:{server.server_port}")
+        try:
+            assert client.monitor("m").status == 200
+            assert client.shutdown("m").json == {"message": "model stopped"}
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def test_the_environment_is_read_by_monitor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Monitor()` reads MONITOR_* variables; `Monitor(Settings())` does not."""
+    monkeypatch.setenv("MONITOR_LISTEN", "127.0.0.1:0")
+    with Monitor() as monitor:
+        assert monitor.url.startswith("http://127.0.0.1:")
+    monkeypatch.setenv("MONITOR_STATUS_TIMEOUT_SECONDS", "soon")
+    with pytest.raises(SettingsError, match="MONITOR_STATUS_TIMEOUT_SECONDS='soon'"):
+        Monitor()
+    Monitor(QUIET)
+
+
+class Host:
+    """A host's own plugin, with its own markers."""
+
+    impl = pluggy.HookimplMarker("somehost")
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    @impl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        self.seen.append(backend.model)
+
+    @impl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool:
+        os.kill(backend.pid, 15)
+        self.seen.append("stopped by the host")
+        return True
+
+
+@pytest.fixture
+def manager() -> pluggy.PluginManager:
+    return pluggy.PluginManager("somehost")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_host_with_its_own_manager(
+    before: bool, manager: pluggy.PluginManager, spawner: Spawner
+) -> None:
+    """Under another project name the host calls and implements the hooks with its own markers."""
+    host = Host()
+    if before:
+        manager.register(host)
+    with install(manager, QUIET) as monitor:
+        if not before:
+            manager.register(host)
+        seen: list[str] = []
+
+        class ThirdParty:
+            @hookimpl
+            def monitor_backend_registered(self, backend: Backend) -> None:
+                seen.append(backend.model)
+
+        monitor.plugin_manager.register(ThirdParty())
+        process = spawner.sleeper()
+        manager.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+        assert host.seen == seen == ["m"]
+        with pytest.raises(InvalidBackend):
+            manager.hook.monitor_backend_spawned(model="m", pid=0, address="127.0.0.1:1")
+        monitor.shutdown("m")
+        assert host.seen[-1] == "stopped by the host"
+        assert manager.has_plugin("monitor_plugin")
+    assert not manager.has_plugin("monitor_plugin")
+    with install(manager, QUIET) as again:
+        process = spawner.sleeper()
+        manager.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+        assert again.read("m").backend.pid == process.pid
+
+
+def test_one_monitor_to_a_manager(manager: pluggy.PluginManager) -> None:
+    """A second live install is refused, and leaves the first alone."""
+    with install(manager, QUIET):
+        with pytest.raises(PluginError, match="already"):
+            install(manager, QUIET)
+        assert manager.has_plugin("monitor_plugin")
+        with install(pluggy.PluginManager("otherhost"), QUIET):
+            pass
+
+
+def test_a_failed_install_leaves_nothing_registered(
+    manager: pluggy.PluginManager, monitor: Monitor
+) -> None:
+    """A blocked name and a taken port are clear errors, after which installing works."""
+    with pytest.raises(ListenError):
+        install(manager, Settings(listen=monitor.url.removeprefix("http://")))
+    assert not manager.has_plugin("monitor_plugin")
+    install(manager, QUIET).close()
+    manager.set_blocked("monitor_plugin")
+    with pytest.raises(PluginError, match="blocks the name"):
+        install(manager, QUIET)
+
+
+def test_a_manager_that_cannot_take_the_hooks(manager: pluggy.PluginManager) -> None:
+    """Implementations that could not be called as meant, and other specs, are refused."""
+
+    class WrongArguments:
+        @Host.impl
+        def monitor_backend_gone(self, nonsense: object) -> None:
+            pass
+
+    class Wrapper:
+        @pluggy.HookimplMarker("wrapping")(hookwrapper=True)
+        def monitor_backend_gone(self, backend: object) -> Any:
+            yield
+
+    class OtherSpecs:
+        @pluggy.HookspecMarker("otherspecs")
+        def monitor_backend_gone(self, other: object) -> None:
+            pass
+
+    manager.register(WrongArguments())
+    with pytest.raises(PluginError, match="nonsense"):
+        install(manager, QUIET)
+    wrapping = pluggy.PluginManager("wrapping")
+    wrapping.register(Wrapper())
+    with pytest.raises(PluginError, match="wrapper"):
+        install(wrapping, QUIET)
+    other = pluggy.PluginManager("otherspecs")
+    other.add_hookspecs(OtherSpecs)
+    with pytest.raises(PluginError, match="other arguments"):
+        install(other, QUIET)
+
+
+def test_hooks_that_set_up_and_take_down(make_monitor: Callable[..., Monitor]) -> None:
+    """`monitor_started` hands over a monitor that serves; `monitor_closing` comes while it does."""
+    seen: list[str] = []
+
+    class Plugin:
+        @hookimpl
+        def monitor_started(self, monitor: Monitor) -> None:
+            self.monitor = monitor
+            seen.append(f"started {Client(monitor.url).monitor('m').status}")
+
+        @hookimpl
+        def monitor_closing(self) -> None:
+            seen.append(f"closing {Client(self.monitor.url).monitor('m').status}")
+
+    make_monitor([Plugin()]).close()
+    assert seen == ["started 500", "closing 500"]

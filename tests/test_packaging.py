@@ -1,0 +1,66 @@
+"""What is shipped: the wheel, its data, and the ranges of its requirements."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from grpc_tools import protoc
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+    """The wheel has `monitor_plugin` with its data, and nothing of hooks, proto or tests."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True, capture_output=True, timeout=110)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"monitor_plugin"}
+    for name in ("py.typed", "backend.binpb", "demo/backend.py", "http/app.py"):
+        assert f"monitor_plugin/{name}" in names
+
+
+def test_the_descriptors_are_what_the_protocol_compiles_to(tmp_path: Path) -> None:
+    """What is checked in of `backend.proto` is what `make proto` gives."""
+    out = tmp_path / "backend.binpb"
+    arguments = ["protoc", f"-I{ROOT / 'proto'}", f"--descriptor_set_out={out}", "backend.proto"]
+    assert protoc.main(arguments) == 0
+    assert out.read_bytes() == (ROOT / "monitor_plugin" / "backend.binpb").read_bytes()
+
+
+def test_the_lowest_versions_are_those_that_are_tested() -> None:
+    """The lower bounds in setup.cfg are the versions of tests/lowest.txt."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    bounds = dict(re.findall(r"(\w+)>=([\d.]+)", config["options"]["install_requires"]))
+    tested = dict(re.findall(r"^(\w+)==([\d.]+)", (ROOT / "tests/lowest.txt").read_text(), re.M))
+    assert bounds == {name: version for name, version in tested.items() if name != "pytest"}
+
+
+@pytest.mark.parametrize("first", ["host", "monitor"])
+def test_beside_a_hosts_own_backend_pb2(first: str, tmp_path: Path) -> None:
+    """A host's generated `backend_pb2` and the monitor live in one process, in either order."""
+    proto = (ROOT / "proto" / "backend.proto").read_text()
+    proto = proto.replace("service Backend {", "message More { string a = 1; }\nservice Backend {")
+    (tmp_path / "backend.proto").write_text(proto)
+    arguments = ["protoc", f"-I{tmp_path}", f"--python_out={tmp_path}", "backend.proto"]
+    assert protoc.main(arguments) == 0
+    host = "import backend_pb2; backend_pb2.More(a='x')"
+    monitor = "import monitor_plugin as m; m.Monitor(m.Settings(listen=None)).close()"
+    code = f"{host}\n{monitor}" if first == "host" else f"{monitor}\n{host}"
+    subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path += [{str(ROOT)!r}]\n{code}"],
+        cwd=tmp_path,
+        check=True,
+        timeout=60,
+    )

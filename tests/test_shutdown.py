@@ -1,0 +1,436 @@
+"""Shutdowns of real processes: refused, drained, freed, stopped, verified, watched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+
+from monitor_plugin import (
+    Backend,
+    InvalidRequest,
+    ModelNotLoaded,
+    Monitor,
+    ShutdownFailed,
+    ShutdownRefused,
+    State,
+    hookimpl,
+)
+
+from .support import Client, Spawner, eventually, is_running
+
+STUBBORN_WORKERS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(3):
+    if os.fork() == 0:
+        if os.fork():
+            time.sleep(1000)
+        time.sleep(1000)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+class Finished:
+    """A plugin that notes the outcomes of shutdowns."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[int, str]] = []
+
+    @hookimpl
+    def monitor_shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.outcomes.append((backend.pid, outcome))
+
+
+def spawned(monitor: Monitor, pid: int, model: str = "m", address: str = "127.0.0.1:1") -> None:
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
+def tree_of(pid: int) -> list[int]:
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+def test_a_whole_tree_that_ignores_sigterm_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """After the grace, every descendant is killed, before the shutdown says that it is done."""
+    finished = Finished()
+    monitor = make_monitor(plugins=[finished], stop_timeout_seconds=0.5)
+    process = spawner.python(STUBBORN_WORKERS)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    pids = eventually(lambda: (found := tree_of(process.pid)) and len(found) == 7 and found)
+    bystander = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert [pid for pid in pids if is_running(pid)] == []
+    assert is_running(bystander.pid)
+    assert finished.outcomes == [(process.pid, "stopped")]
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_orphans_of_the_session_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
+    """Workers whose parent is gone are found by the session that the backend leads."""
+    code = """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+time.sleep(1000)
+"""
+    process = spawner.python(code)
+    assert process.stdout
+    orphan = int(process.stdout.readline())
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert not is_running(orphan)
+
+
+def test_workers_forked_at_the_end_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
+    """A backend that forks when it is told to end leaves nothing behind either."""
+    code = """
+import os, signal, sys, time
+def end(number, frame):
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+    time.sleep(0.3)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+    process = spawner.python(code)
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        late = int(process.stdout.readline())
+        stopping.result(60)
+    assert not is_running(late)
+
+
+def test_a_stopped_process_is_ended(monitor: Monitor, spawner: Spawner) -> None:
+    """A backend that hangs under SIGSTOP is stopped like any other."""
+    backend = spawner.backend()
+    spawned(monitor, backend.pid, address=backend.address)
+    os.kill(backend.pid, signal.SIGSTOP)
+    monitor.shutdown("m")
+    assert not is_running(backend.pid)
+
+
+def test_a_zombie_that_nobody_reaps_counts_as_gone(monitor: Monitor, spawner: Spawner) -> None:
+    """A host that reaps late, or never, does not make a shutdown fail."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert process.returncode is None
+    assert os.path.exists(f"/proc/{process.pid}")  # noqa: PTH110
+    assert process.wait() == -signal.SIGTERM
+
+
+def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A shutdown waits until a busy backend is ready."""
+    monitor = make_monitor()
+    backend = spawner.backend("--busy-seconds", "2")
+    started = time.monotonic()
+    spawned(monitor, backend.pid, address=backend.address)
+    assert monitor.read("m").status is not None
+    was_busy = monitor.read("m").status.state == State.BUSY  # type: ignore[union-attr]
+    monitor.shutdown("m")
+    assert backend.process.wait() == 0
+    assert not was_busy or time.monotonic() - started > 1
+
+
+def test_draining_ends_with_its_time_or_by_force(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that stays busy is stopped after the drain's time, or at once where forced."""
+    monitor = make_monitor(drain_timeout_seconds=0.3)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    monitor.shutdown("m")
+    patient = make_monitor(drain_timeout_seconds=3600)
+    backend = spawner.backend("--state", "1")
+    spawned(patient, backend.pid, address=backend.address)
+    patient.shutdown("m", force=True)
+    assert not is_running(backend.pid)
+
+
+def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A second shutdown joins the first; if it is forced, both go on at once."""
+    finished = Finished()
+    monitor = make_monitor(plugins=[finished], drain_timeout_seconds=3600)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    with ThreadPoolExecutor(3) as pool:
+        patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
+        eventually(lambda: monitor.read("m").status)
+        assert not any(each.done() for each in patient)
+        pool.submit(monitor.shutdown, "m", True).result(60)
+        assert [each.result(60) for each in patient] == [None, None]
+    assert finished.outcomes == [(backend.pid, "stopped")]
+
+
+def test_all_replicas_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
+    """A shutdown stops every backend of the model, and no other model's."""
+    replicas = [spawner.sleeper() for _ in range(3)]
+    other = spawner.sleeper()
+    for port, process in enumerate(replicas, 1):
+        spawned(monitor, process.pid, address=f"127.0.0.1:{port}")
+    spawned(monitor, other.pid, "other", "127.0.0.1:9")
+    monitor.shutdown("m")
+    assert not any(is_running(process.pid) for process in replicas)
+    assert [backend.pid for backend in monitor.backends()] == [other.pid]
+
+
+def test_what_is_not_loaded_or_no_name(monitor: Monitor) -> None:
+    """Names that cannot be, and models that are not there, are told apart."""
+    with pytest.raises(ModelNotLoaded):
+        monitor.shutdown("m")
+    with pytest.raises(InvalidRequest):
+        monitor.shutdown("")
+
+
+class Guard:
+    """A plugin whose `monitor_before_shutdown` does as it is told."""
+
+    def __init__(self, behave: Callable[[], Any]) -> None:
+        self.behave = behave
+
+    @hookimpl
+    def monitor_before_shutdown(self, backend: Backend, force: bool) -> Any:
+        return self.behave()
+
+
+def fail() -> None:
+    raise RuntimeError("the guard's database is away")
+
+
+def overrun() -> None:
+    threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason", "forced"),
+    [
+        (lambda: "it is prod", "it is prod", False),
+        (fail, "the guard's database is away", True),
+        (overrun, "not back within", True),
+    ],
+)
+def test_a_hook_refuses(
+    behave: Callable[[], Any],
+    reason: str,
+    forced: bool,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+) -> None:
+    """A reason, an error and an overrun refuse with 409; force overrules the last two alone."""
+    finished = Finished()
+    monitor = make_monitor([finished], hook_timeout_seconds=0.5)
+    monitor.plugin_manager.register(Guard(behave), "guard")
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    answer = Client(monitor.url).shutdown("m")
+    assert answer.status == 409
+    assert answer.json["error"]["type"] == "shutdown_refused"
+    assert "'guard'" in answer.json["error"]["message"]
+    assert reason in answer.json["error"]["message"]
+    assert is_running(process.pid)
+    assert finished.outcomes == [(process.pid, "refused")]
+    if forced:
+        monitor.shutdown("m", force=True)
+        assert not is_running(process.pid)
+    else:
+        with pytest.raises(ShutdownRefused):
+            monitor.shutdown("m", force=True)
+
+
+def test_a_guard_of_a_wrong_type_is_left_out(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is neither a string nor None is logged, and refuses nothing."""
+    monitor = make_monitor([Guard(lambda: 42)])
+    spawned(monitor, spawner.sleeper().pid)
+    monitor.shutdown("m")
+    assert "monitor_before_shutdown returned int" in caplog.text
+
+
+class Books:
+    """A host's `monitor_stop_backend`."""
+
+    def __init__(self, stop: Callable[[Backend], Any]) -> None:
+        self.stop = stop
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> Any:
+        return self.stop(backend)
+
+
+def test_a_host_stops_by_its_own_books(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Where a hook says True, the monitor verifies, and itself sends no signal."""
+    signals = "import signal,time,sys\n" + (
+        "signal.signal(signal.SIGTERM, lambda *a: print('TERM', flush=True))\n"
+        "signal.signal(signal.SIGINT, lambda *a: sys.exit(5))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(1000)"
+    )
+    process = spawner.python(signals)
+    assert process.stdout
+    process.stdout.readline()
+
+    def stop(backend: Backend) -> bool:
+        os.kill(backend.pid, signal.SIGINT)
+        return True
+
+    monitor = make_monitor([Books(stop)], respawn_watch_seconds=3600)
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert process.wait() == 5
+    assert process.stdout.read() == ""
+
+
+def test_a_host_that_does_not_stop_it(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """True without an end is a 500 with the PIDs, and so is False; nothing is signalled."""
+    process = spawner.sleeper()
+    for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
+        monitor = make_monitor([Books(lambda backend, a=answer: a)], stop_timeout_seconds=0.3)
+        spawned(monitor, process.pid)
+        reply = Client(monitor.url).shutdown("m")
+        assert reply.status == 500
+        assert reply.json["error"]["type"] == "shutdown_failed"
+        assert words in reply.json["error"]["message"]
+        assert f"PID {process.pid}" in reply.json["error"]["message"]
+        assert is_running(process.pid)
+        assert len(monitor.backends()) == 1
+
+
+@pytest.mark.parametrize("behave", [lambda backend: None, lambda backend: "yes", lambda b: fail()])
+def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
+    behave: Callable[[Backend], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """None, a wrong type and an error are passed over, and the monitor stops the tree itself."""
+    monitor = make_monitor([Books(behave)])
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert process.wait() == -signal.SIGTERM
+
+
+def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A hook that is not back may be stopping it: nothing is signalled, and it fails by name."""
+    monitor = make_monitor(stop_timeout_seconds=0.2, hook_timeout_seconds=0.2)
+    monitor.plugin_manager.register(Books(lambda backend: overrun()), "slow")
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    with pytest.raises(ShutdownFailed, match=r"'slow', it was not back within 0.4 s") as raised:
+        monitor.shutdown("m")
+    assert raised.value.pids == (process.pid,)
+    assert is_running(process.pid)
+
+
+def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A host that starts the model again makes the shutdown a 500 that says which hook helps."""
+    finished = Finished()
+    started: list[subprocess.Popen[str]] = []
+
+    class Restarting:
+        @hookimpl
+        def monitor_started(self, monitor: Monitor) -> None:
+            self.monitor = monitor
+
+        @hookimpl
+        def monitor_backend_gone(self, backend: Backend, exit: object) -> None:
+            if not started:
+                started.append(spawner.sleeper())
+                spawned(self.monitor, started[-1].pid, backend.model)
+
+    monitor = make_monitor([finished, Restarting()], respawn_watch_seconds=30)
+    first = spawner.sleeper()
+    spawned(monitor, first.pid)
+    answer = Client(monitor.url).shutdown("m")
+    assert answer.status == 500
+    message = answer.json["error"]["message"]
+    assert f"started it again (PID {started[0].pid})" in message
+    assert "monitor_stop_backend" in message
+    assert not is_running(first.pid)
+    assert is_running(started[0].pid)
+    assert finished.outcomes == [(first.pid, "respawned")]
+
+
+def test_a_client_that_leaves_does_not_abort_a_stop(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A stop goes on to its end when the client that asked for it is gone."""
+    monitor = make_monitor(stop_timeout_seconds=1)
+    backend = spawner.backend("--ignore-sigterm")
+    spawned(monitor, backend.pid, address=backend.address)
+    client = Client(monitor.url)
+    body = b'{"model": "m"}'
+    with socket.create_connection((client.host, client.port)) as connection:
+        connection.sendall(
+            b"POST /backend/shutdown HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+    eventually(lambda: not is_running(backend.pid))
+    eventually(lambda: not monitor.backends())
+
+
+def test_closing_ends_a_drain_without_a_signal(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed while a shutdown drains reports it, and stops nothing."""
+    monitor = make_monitor(drain_timeout_seconds=3600)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(Client(monitor.url).shutdown, "m")
+        eventually(lambda: any(t.name.startswith("monitor-stop") for t in threading.enumerate()))
+        monitor.close()
+        answer = stopping.result(60)
+    assert answer.status == 500
+    assert "closed while it waited; nothing was signalled" in answer.json["error"]["message"]
+    assert is_running(backend.pid)
+
+
+def test_closing_ends_the_wait_for_an_end(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed between SIGTERM and SIGKILL says what is still running."""
+    monitor = make_monitor(stop_timeout_seconds=3600)
+    code = (
+        "import signal,time\nsignal.signal(signal.SIGTERM, lambda *a: print('T', flush=True))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(1000)"
+    )
+    process = spawner.process(sys.executable, "-c", code)
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        assert process.stdout.readline() == "T\n"
+        monitor.close()
+        with pytest.raises(ShutdownFailed, match="closed meanwhile") as raised:
+            stopping.result(60)
+    assert raised.value.pids == (process.pid,)
