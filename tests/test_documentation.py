@@ -23,7 +23,7 @@ SNIPPETS = re.findall(r"<!-- run -->\n```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_the_snippets_run(snippet: str, spawner: Spawner) -> None:
-    """Each Python snippet of the README runs as it stands, but for the ports, and prints no error."""
+    """Each Python snippet of the README runs as it stands, but for the ports, without an error."""
     assert len(SNIPPETS) == README.count("```python")
     port = 20000 + hash(snippet) % 10000
     snippet = snippet.replace("50051", str(port))

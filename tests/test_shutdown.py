@@ -71,7 +71,8 @@ def test_a_whole_tree_that_ignores_sigterm_is_killed(
     process = spawner.python(STUBBORN_WORKERS)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    pids = eventually(lambda: (found := tree_of(process.pid)) and len(found) == 7 and found)
+    eventually(lambda: len(tree_of(process.pid)) == 7)
+    pids = tree_of(process.pid)
     bystander = spawner.sleeper()
     spawned(monitor, process.pid)
     monitor.shutdown("m")
@@ -315,7 +316,8 @@ def test_a_host_that_does_not_stop_it(
     """True without an end is a 500 with the PIDs, and so is False; nothing is signalled."""
     process = spawner.sleeper()
     for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
-        monitor = make_monitor([Books(lambda backend, a=answer: a)], stop_timeout_seconds=0.3)
+        books = Books(lambda backend, answer=answer: answer)  # type: ignore[misc]
+        monitor = make_monitor([books], stop_timeout_seconds=0.3)
         spawned(monitor, process.pid)
         reply = Client(monitor.url).shutdown("m")
         assert reply.status == 500
