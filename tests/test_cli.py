@@ -14,6 +14,7 @@ import pytest
 
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.cli import main
+from monitor_plugin.demo.host import MODELS
 
 from .support import Client, Spawner, eventually
 
@@ -37,6 +38,21 @@ def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
     ):
         assert expected in output
     eventually(lambda: not psutil.pid_exists(process.pid))
+
+
+def test_demo_once_says_what_is_not_as_expected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own process too, and with exit code 1 where an answer is not the expected one."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert main(["demo", "--once"]) == 0
+        monkeypatch.delitem(MODELS, "no-status")
+        assert main(["demo", "--once"]) == 1
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+    assert "HTTP 500" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,232 @@
+"""One process, told apart by PID and creation time, by pidfd and without; and its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from monitor_plugin import BackendUnreadable, Monitor
+from monitor_plugin.oom import OomWatch
+from monitor_plugin.process import Process, ProcessGone
+from monitor_plugin.process_table import ProcessTable, portable_row, read_row
+from monitor_plugin.sampling import Sampler
+
+from .support import Spawner, eventually
+
+MIB = 1 << 20
+
+ON_ANOTHERS = """
+import os, sys
+from monitor_plugin.process import Process
+from monitor_plugin.process_table import ProcessTable
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+process = Process(int(sys.argv[1]))
+print(ProcessTable().tree_memory(process.pid)[1])
+try:
+    process.send_signal(15)
+except PermissionError:
+    print("may not")
+"""
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_signals_and_ends(keep: bool, spawner: Spawner) -> None:
+    """With and without a pidfd a signal arrives, and the end is seen and explained."""
+    child = spawner.sleeper()
+    with Process(child.pid, keep_descriptor=keep) as process:
+        assert (process.pidfd is not None) == keep
+        assert process.created_at == psutil.Process(child.pid).create_time()
+        assert not process.ended()
+        assert process.exit_code() is None
+        assert process.send_signal(signal.SIGKILL)
+        eventually(process.ended)
+        assert process.exit_code() == -signal.SIGKILL
+        assert child.wait() == -signal.SIGKILL
+        assert process.ended()
+        assert not process.send_signal(signal.SIGKILL)
+    with pytest.raises(ProcessGone):
+        Process(child.pid, keep_descriptor=keep)
+
+
+def test_anothers_zombie_is_explained(spawner: Spawner) -> None:
+    """The exit code of a zombie that is not our child is known, and stays for its parent."""
+    code = """
+import os, sys
+pid = os.fork()
+if pid == 0:
+    sys.stdin.readline()
+    os._exit(7)
+print(pid, flush=True)
+sys.stdin.readline()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+    parent = spawner.python(code, stdin=subprocess.PIPE)
+    assert parent.stdin
+    assert parent.stdout
+    with Process(int(parent.stdout.readline())) as process:
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        eventually(process.ended)
+        assert process.exit_code() == 7
+        parent.stdin.write("\n")
+        parent.stdin.close()
+        assert parent.stdout.readline() == "7\n"
+
+
+def test_another_users_process(spawner: Spawner) -> None:
+    """What may not be read falls back to what may, and signals are refused with a clear error."""
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    target = spawner.process(sys.executable, "-c", "input()", stdin=subprocess.PIPE)
+    output = spawner.python(ON_ANOTHERS, str(target.pid)).communicate(timeout=60)[0]
+    assert output.splitlines() == ["rss", "may not"]
+
+
+def test_shared_pages_count_once(spawner: Spawner) -> None:
+    """A tree that shares 60 MiB by fork holds them once, by PSS."""
+    backend = spawner.backend("--weights-mib", "60", "--fork-workers", "3")
+    table = ProcessTable()
+    held = table.tree_memory(backend.pid)
+    assert held
+    assert held[1] == "pss"
+    assert 60 * MIB < held[0] < 150 * MIB
+    assert len(table.tree(backend.pid)) == 4
+    assert ProcessTable().tree_memory(2**22 + 1) is None
+
+
+def test_rows_of_the_table(spawner: Spawner, tmp_path: Path) -> None:
+    """A strange name confuses nothing, and psutil alone gives the same parent and session."""
+    strange = tmp_path / "a) Z (b"
+    strange.symlink_to("/bin/sleep")
+    child = spawner.process(str(strange), "1000")
+    row = read_row(child.pid)
+    assert row
+    assert (row.parent, row.session) == (os.getpid(), child.pid)
+    portable = portable_row(child.pid)
+    assert portable
+    assert portable[:2] == row[:2]
+    assert read_row(2**22 + 1) is None
+    assert portable_row(2**22 + 1) is None
+
+
+def burner(spawner: Spawner, percent: int) -> subprocess.Popen[str]:
+    code = """
+import sys, time
+share = int(sys.argv[1]) / 100
+while True:
+    start = time.process_time(), time.monotonic()
+    while time.process_time() - start[0] < 0.05 * share: pass
+    time.sleep(max(0, 0.05 - (time.monotonic() - start[1])))
+"""
+    return spawner.python(code, str(percent))
+
+
+@pytest.mark.parametrize("percent", [0, 50])
+def test_cpu_percent_is_what_is_burnt(percent: int, spawner: Spawner) -> None:
+    """The figure is near what the process's own CPU time says for the same stretch."""
+    child = burner(spawner, percent)
+    with Process(child.pid) as process:
+        sampler = Sampler(process)
+        measured = psutil.Process(child.pid)
+        measured.cpu_percent(None)
+        eventually(lambda: measured.cpu_times().user >= 1 if percent else sampler.sample())
+        truth = measured.cpu_percent(None)
+        for _ in range(5):  # readers do not move one another's interval
+            cpu = sampler.sample().cpu_percent
+        assert cpu == pytest.approx(truth, abs=15)
+
+
+def test_a_sample_is_of_the_process_or_of_none(spawner: Spawner) -> None:
+    """A sample has every figure, and there is none of a process that has ended."""
+    child = spawner.sleeper()
+    with Process(child.pid) as process:
+        sampler = Sampler(process)
+        sample = sampler.sample()
+        assert sample.rss == psutil.Process(child.pid).memory_info().rss
+        assert sample.memory_percent
+        child.kill()
+        eventually(process.ended)
+        with pytest.raises(ProcessGone):
+            sampler.sample()
+
+
+class Denied:
+    """A process some figures of which may not be read, which to root none is."""
+
+    def __init__(self, process: psutil.Process, *denied: str) -> None:
+        self._process = process
+        self._denied = denied
+
+    def oneshot(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def __getattr__(self, name: str) -> Any:
+        def deny() -> None:
+            raise psutil.AccessDenied(self._process.pid)
+
+        return deny if name in self._denied else getattr(self._process, name)
+
+
+def test_a_figure_that_may_not_be_read_is_null(spawner: Spawner) -> None:
+    """One figure that is denied is None, and the others stand."""
+    child = spawner.sleeper()
+    with Process(child.pid) as process:
+        process.psutil_process = Denied(process.psutil_process, "memory_info")  # type: ignore[assignment]
+        with pytest.raises(psutil.AccessDenied):
+            process.psutil_process.memory_info()
+        sample = Sampler(process).sample()
+        assert (sample.rss, sample.vms) == (None, None)
+        assert sample.memory_percent is not None
+        assert sample.cpu_percent is not None
+
+
+def test_nothing_may_be_read(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """Where the status fails and no figure may be read, the error says so."""
+    monitor = make_monitor()
+    child = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=child.pid, address="127.0.0.1:1")
+    (record,) = monitor._registry.records()
+    record.process.psutil_process = Denied(  # type: ignore[assignment]
+        record.process.psutil_process, "memory_info", "memory_percent", "cpu_times"
+    )
+    with pytest.raises(BackendUnreadable, match=f"process {child.pid} cannot be read"):
+        monitor.read("m")
+
+
+def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
+    """The control group's own count tells, in both versions' files, and in none."""
+    groups, cgroup = tmp_path / "cgroup", tmp_path / "proc" / "5" / "cgroup"
+    (groups / "a").mkdir(parents=True)
+    (groups / "memory" / "b").mkdir(parents=True)
+    cgroup.parent.mkdir(parents=True)
+    for line, counter in (
+        ("0::/a\n", groups / "a" / "memory.events"),
+        ("4:cpu,memory:/b\n0::/none\n", groups / "memory" / "b" / "memory.oom_control"),
+    ):
+        cgroup.write_text(line)
+        counter.write_text("oom 3\noom_kill 1\n")
+        watch = OomWatch(5, proc=tmp_path / "proc", cgroups=groups)
+        assert watch.counter == counter
+        assert not watch.rose()
+        counter.write_text("oom 4\noom_kill 2\n")
+        assert watch.rose()
+        watch.look()
+        assert watch.rose()  # one look may fall between the kill and the end
+        watch.look()
+        assert not watch.rose()
+    cgroup.write_text("0::/none\n")
+    watch.look()
+    assert watch.counter is None
+    assert not watch.rose()
+    assert OomWatch(6, proc=tmp_path / "proc", cgroups=groups).counter is None
