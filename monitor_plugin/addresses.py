@@ -39,7 +39,8 @@ def canonical_address(address: object) -> str:
             path = path[2:]
         if not path.startswith("/"):
             raise ValueError(f"address {address!r}: the socket's path must be absolute")
-        return "unix:" + os.path.normpath(_checked_path(address, path))
+        # normpath() keeps two leading slashes, which name the same file as one.
+        return "unix:/" + os.path.normpath(_checked_path(address, path)).lstrip("/")
     host, colon, port = address.removeprefix("dns:///").rpartition(":")
     if not colon or not host or "/" in host:
         raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")

@@ -12,7 +12,6 @@ import msgspec
 import pluggy
 import pytest
 
-import monitor_plugin
 from monitor_plugin import (
     Backend,
     InvalidBackend,
@@ -29,16 +28,6 @@ from monitor_plugin import (
 from .support import Client, Spawner, eventually
 
 QUIET = Settings(listen=None, respawn_watch_seconds=0)
-
-
-def test_all_is_what_it_says() -> None:
-    """The package's names are these, and no others."""
-    assert monitor_plugin.__all__ == [
-        *("Backend", "BackendExit", "BackendUnreadable", "InvalidBackend", "InvalidRequest"),
-        *("ListenError", "Memory", "ModelNotLoaded", "Monitor", "MonitorError", "PluginError"),
-        *("Reading", "Sample", "Settings", "SettingsError", "ShutdownFailed", "ShutdownRefused"),
-        *("State", "Status", "TooManyShutdowns", "hookimpl", "hookspec", "install"),
-    ]
 
 
 def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
