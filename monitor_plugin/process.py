@@ -91,13 +91,14 @@ class Process:
         """Whether it has ended; a zombie, which only waits to be reaped, has."""
         with self._lock:
             if self._pidfd is not None:
-                poll = select.poll()
-                poll.register(self._pidfd, select.POLLIN)
-                return bool(poll.poll(0))
+                return _is_readable(self._pidfd)
         try:
+            if not self.psutil_process.is_running():
+                return True
+            # A zombie whose other threads run on has not ended.
             return (
-                not self.psutil_process.is_running()
-                or self.psutil_process.status() == psutil.STATUS_ZOMBIE
+                self.psutil_process.status() == psutil.STATUS_ZOMBIE
+                and _thread_count(self.pid) <= 1
             )
         except psutil.NoSuchProcess:
             return True
@@ -124,6 +125,10 @@ class Process:
         try:
             with open(f"/proc/{self.pid}/stat", encoding="latin-1") as file:
                 fields = file.read().rpartition(")")[2].split()
+            # Who may not see how another user's ended reads 0, which would pass for a good end.
+            may_be_hidden = os.stat(f"/proc/{self.pid}").st_uid != os.geteuid()
+            if may_be_hidden and fields[49] == "0":
+                return None
             # Fields 3 and 52 of proc(5); the first after the name in parentheses is number 3.
             if fields[0] == "Z" and self.psutil_process.is_running():
                 return os.waitstatus_to_exitcode(int(fields[49]))
@@ -156,7 +161,8 @@ class Process:
         """
         with self._lock:
             if self._pidfd is not None:
-                return _signal_pidfd(self._pidfd, number)
+                # A zombie takes any signal, to no effect.
+                return not _is_readable(self._pidfd) and _signal_pidfd(self._pidfd, number)
         pidfd = _open_pidfd(self.pid)
         try:
             if self.ended():  # from here on the pidfd, if there is one, is surely this process's
@@ -181,6 +187,13 @@ class Process:
                 os.close(pidfd)
 
 
+def _thread_count(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
+
+
 def _open_pidfd(pid: int) -> int | None:
     if not hasattr(os, "pidfd_open"):
         return None
@@ -188,6 +201,12 @@ def _open_pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (OSError, OverflowError):  # no such process, or no more descriptors: psutil will tell
         return None
+
+
+def _is_readable(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _signal_pidfd(pidfd: int, number: int) -> bool:

@@ -62,11 +62,11 @@ def test_signals_and_ends(keep: bool, spawner: Spawner) -> None:
 def test_anothers_zombie_is_explained(spawner: Spawner) -> None:
     """The exit code of a zombie that is not our child is known, and stays for its parent."""
     code = """
-import os, sys
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda number, frame: os._exit(7))
 pid = os.fork()
 if pid == 0:
-    sys.stdin.readline()
-    os._exit(7)
+    time.sleep(1000)
 print(pid, flush=True)
 sys.stdin.readline()
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
@@ -75,8 +75,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     assert parent.stdin
     assert parent.stdout
     with Process(int(parent.stdout.readline())) as process:
-        parent.stdin.write("\n")
-        parent.stdin.flush()
+        process.send_signal(signal.SIGUSR1)
         eventually(process.ended)
         assert process.exit_code() == 7
         parent.stdin.write("\n")
