@@ -193,9 +193,16 @@ def _is_bytes(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_BYTES
 
 
+def _is_text(value: object) -> bool:
+    """Whether it is a string that JSON can carry, which takes no lone surrogate."""
+    if not isinstance(value, str):
+        return False
+    return value == value.encode(errors="replace").decode()
+
+
 def _is_breakdown(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        isinstance(name, str) and _is_bytes(amount) for name, amount in value.items()
+        _is_text(name) and _is_bytes(amount) for name, amount in value.items()
     )
 
 

@@ -88,7 +88,10 @@ class Isolation:
 
         def run() -> None:
             self._thread.is_hook = True
-            call.run()
+            try:
+                call.run()
+            except BaseException as error:  # a cancelled task's, say: it ends this call alone
+                call.error = error
             with self._lock:
                 done.set()
                 self._overrunning.discard(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
@@ -74,6 +75,10 @@ def leave() -> None:
     sys.exit(3)
 
 
+def cancel() -> None:
+    raise asyncio.CancelledError
+
+
 def block() -> None:
     threading.Event().wait(30)
 
@@ -82,7 +87,7 @@ async def coroutine() -> None:
     pass
 
 
-BAD = [fail, leave, block, coroutine, lambda: 5, lambda: "x", lambda: [1]]
+BAD = [fail, leave, cancel, block, coroutine, lambda: 5, lambda: "x", lambda: [1]]
 BAD_STATUS = [
     *BAD,
     lambda: Status("2"),  # type: ignore[arg-type]
@@ -112,7 +117,9 @@ def test_a_bad_status_hook_is_left_out(
     assert reading.status == Status(1, Memory(7))
 
 
-@pytest.mark.parametrize("bad", [*BAD, lambda: {"a": "1"}, lambda: {1: 1}, lambda: {"a": True}])
+@pytest.mark.parametrize(
+    "bad", [*BAD, lambda: {"a": "1"}, lambda: {"\ud800": 1}, lambda: {1: 1}, lambda: {"a": True}]
+)
 def test_bad_components_are_left_out(
     bad: Callable[[], Any],
     make_monitor: Callable[..., Monitor],

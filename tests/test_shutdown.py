@@ -233,6 +233,7 @@ def overrun() -> None:
     ("behave", "reason", "forced"),
     [
         (lambda: "it is prod", "it is prod", False),
+        (lambda: "caf\udce9", "caf\\udce9", False),
         (fail, "the guard's database is away", True),
         (overrun, "not back within", True),
     ],

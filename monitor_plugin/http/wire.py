@@ -120,7 +120,8 @@ def encode(answer: msgspec.Struct) -> bytes:
 
 
 def encode_error(kind: ErrorKind, message: str) -> bytes:
-    """Encode the envelope of an error."""
+    """Encode the envelope of an error; a lone surrogate in a hook's words appears escaped."""
+    message = message.encode(errors="backslashreplace").decode()
     return encode(ErrorAnswer(ErrorDetail(kind.status, message, kind.type)))
 
 
