@@ -31,7 +31,8 @@ class ProcessTree:
         self._root = root
         self._members: dict[tuple[int, float], Process] = {}
         row = read_row(root.pid)
-        self._leads_session = row is not None and row.session == root.pid
+        self._leads_session = row is not None and row.session == root.pid and not root.ended()
+        self._started = row.started if row else None
         if row and not root.ended():  # read first, then look whether it was the right process
             self._members[root.pid, row.started] = root
         self.settle()
@@ -58,10 +59,10 @@ class ProcessTree:
         table = read_table()
         alive = [key for key, member in self._members.items() if not member.ended()]
         roots = [pid for pid, _ in alive]
-        # A session's id is a PID, which is taken for as long as its leader or a member lives.
-        if self._leads_session and any(
-            table[p].session == self._root.pid for p in roots if p in table
-        ):
+        # The session keeps its id, a PID, for as long as a member lives: it is still this one,
+        # unless a later process has got that PID. Its members may outlive all that were seen.
+        leader = table.get(self._root.pid)
+        if self._leads_session and (leader is None or leader.started == self._started):
             roots += [pid for pid, row in table.items() if row.session == self._root.pid]
         fresh = []
         for pid in descendants(table, roots):

@@ -107,8 +107,8 @@ def test_workers_forked_at_the_end_are_stopped(monitor: Monitor, spawner: Spawne
     code = """
 import os, signal, sys, time
 def end(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the child inherits from its first moment
     if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print(os.getpid(), flush=True)
         time.sleep(1000)
     time.sleep(0.3)
