@@ -24,6 +24,10 @@ _CALL_SECONDS = 30.0
 # Codes with which the backend itself said nothing: one that hung still does, for all we know.
 _NO_WORD = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
 
+# A channel through which nobody was reached is made anew at this age: gRPC's name resolver has a
+# backoff of its own, up to minutes, which no option limits.
+_UNREACHED_CHANNEL_SECONDS = 1.0
+
 # Whoever starts a call to a backend known to be hung waits this long, so that the first request
 # after its recovery is answered by it; one that joins does not wait at all.
 _HUNG_GRACE_SECONDS = 0.05
@@ -35,7 +39,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     # gRPC's own backoff, many seconds, would hide a backend that is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 150),
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
@@ -46,6 +50,10 @@ class Answer(NamedTuple):
 
     status: Status | None
     rpc_error: str | None
+
+
+class _NoRoom(Exception):
+    """No more channels may be opened."""
 
 
 class _Call:
@@ -64,6 +72,8 @@ class Connection:
         address: its gRPC target.
         timeout_seconds: how long a `Status` call may keep its readers waiting; deadline of `Free`.
         call_metadata: gives the gRPC metadata to send with a call.
+        make_room: whether one more channel may be opened; calls that need one it may not open get
+            RESOURCE_EXHAUSTED.
         status_response: the class of the message `StatusResponse`.
     """
 
@@ -72,19 +82,37 @@ class Connection:
         address: str,
         timeout_seconds: float,
         call_metadata: Callable[[], Mapping[str, str]],
+        make_room: Callable[[], bool],
         status_response: Any,
     ) -> None:
         self._address = address
         self._timeout_seconds = timeout_seconds
         self._call_metadata = call_metadata
+        self._make_room = make_room
         self._status_response = status_response
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._channel_made_at = 0.0
+        self._unreached = False
         self._call: _Call | None = None
         # While it does not answer: the code to tell those who do not wait any more.
         self._hung: str | None = None
         self._unimplemented = False
+        self._frees = 0
         self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a channel, which holds a descriptor or two."""
+        return self._channel is not None
+
+    def rest(self) -> bool:
+        """Close the channel, unless a call is under way; the next call opens one anew.
+
+        Returns:
+            Whether it was closed.
+        """
+        return self._drop_channel(lambda: self._call is None and not self._frees)
 
     def status(self, patience_seconds: float) -> Answer:
         """Ask for the status, or join the call under way: see `StatusClient.status`."""
@@ -110,7 +138,7 @@ class Connection:
                     self._hung = code
                 return Answer(None, code)
         if starts and call.answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name:
-            self._drop_channel()  # nothing more to ask; `Free` opens one anew
+            self.rest()  # nothing more to ask; `Free` opens a channel anew
         return call.answer
 
     def _wait(self, call: _Call, deadline: float) -> None:
@@ -122,9 +150,13 @@ class Connection:
     def _start(self, call: _Call) -> None:
         try:
             metadata = tuple(self._call_metadata().items())
+            self._drop_channel(self._is_of_no_use)
             method = self._open_channel().unary_unary(STATUS_METHOD, None, None)
             call.started = time.monotonic()
             future = method.future(b"", timeout=_CALL_SECONDS, metadata=metadata)
+        except _NoRoom:
+            self._finish(call, Answer(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
+            return
         except Exception as error:
             # Readers wait for this call: whatever stands in its way must reach them as an answer.
             # The message may quote the metadata, a token say, and stays out of the log.
@@ -163,6 +195,7 @@ class Connection:
                 self._hung = None
             elif self._hung is not None:
                 self._hung = answer.rpc_error
+            self._unreached = answer.rpc_error == grpc.StatusCode.UNAVAILABLE.name
             self._unimplemented |= answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
             if self._call is call:
                 self._call = None
@@ -170,30 +203,48 @@ class Connection:
 
     def free(self) -> str | None:
         """Ask the backend to free its model: see `StatusClient.free`."""
+        deadline = time.monotonic() + self._timeout_seconds
+        with self._lock:
+            self._frees += 1
         try:
-            self._open_channel().unary_unary(FREE_METHOD, None, None)(
-                b"", timeout=self._timeout_seconds, metadata=tuple(self._call_metadata().items())
-            )
+            metadata = tuple(self._call_metadata().items())  # which takes some of the time
+            call = self._open_channel().unary_unary(FREE_METHOD, None, None)
+            call(b"", timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
         except grpc.RpcError as error:
             return str(error.code().name)
+        except _NoRoom:
+            return grpc.StatusCode.RESOURCE_EXHAUSTED.name
         except Exception as error:  # as in _start: metadata that gRPC refuses, a closed channel
             _logger.warning("calling Free at %s failed: %s", self._address, type(error).__name__)
             return grpc.StatusCode.INTERNAL.name
+        finally:
+            with self._lock:
+                self._frees -= 1
         return None
 
     def _open_channel(self) -> grpc.Channel:
+        if self._channel is None and not self._make_room():
+            raise _NoRoom
         with self._lock:
             if self._closed:
                 raise ValueError("the connection is closed")
             if self._channel is None:  # makes no connection yet, and so does not block
                 self._channel = grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
+                self._channel_made_at = time.monotonic()
             return self._channel
 
-    def _drop_channel(self) -> None:
+    def _is_of_no_use(self) -> bool:
+        age_seconds = time.monotonic() - self._channel_made_at
+        return self._unreached and not self._frees and age_seconds > _UNREACHED_CHANNEL_SECONDS
+
+    def _drop_channel(self, may: Callable[[], bool] = lambda: True) -> bool:
         with self._lock:
-            channel, self._channel = self._channel, None
+            channel = self._channel if may() else None
+            if channel:
+                self._channel = None
         if channel:
             channel.close()
+        return channel is not None
 
     def close(self) -> None:
         """Close the channel; calls under way and later ones get CANCELLED."""

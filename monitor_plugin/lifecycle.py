@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from functools import partial
 from typing import TypeGuard
@@ -12,6 +11,7 @@ import msgspec
 import psutil
 
 from .addresses import canonical_address
+from .descriptors import most_pidfds
 from .errors import InvalidBackend
 from .events import Delivery
 from .exits import describe_exit, make_exit
@@ -99,7 +99,7 @@ class Lifecycle:
 
     def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
         try:
-            process = Process(pid, keep_descriptor=self._may_keep_descriptor())
+            process = Process(pid, keep_descriptor=self._watcher.descriptors() < most_pidfds())
             backend = Backend(model, pid, address, process.created_at)
             memory = Shared(_TREE_MEMORY_MAX_AGE_SECONDS, partial(self._table.tree_memory, pid))
             record = Record(backend, canonical, process, Sampler(process), memory, OomWatch(pid))
@@ -109,11 +109,6 @@ class Lifecycle:
             ) from None
         self._watcher.watch(process)
         return record
-
-    def _may_keep_descriptor(self) -> bool:
-        # The other half is for the HTTP server, the channels and the host.
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return limit == resource.RLIM_INFINITY or self._watcher.descriptors() < limit // 2
 
     def _discard(self, record: Record) -> None:
         self._watcher.forget(record.process)

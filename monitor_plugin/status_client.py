@@ -10,6 +10,7 @@ from functools import partial
 import grpc
 
 from .connection import Answer, Connection
+from .descriptors import most_channels
 from .models import Backend
 from .protocol import load_messages
 
@@ -40,11 +41,9 @@ class StatusClient:
         raises.
         """
         connection = self._connection(backend)
-        return (
-            connection.status(patience_seconds)
-            if connection
-            else Answer(None, grpc.StatusCode.CANCELLED.name)
-        )
+        if connection is None:
+            return Answer(None, grpc.StatusCode.CANCELLED.name)
+        return connection.status(patience_seconds)
 
     def free(self, backend: Backend) -> str | None:
         """Ask the backend to free its model, for at most `timeout_seconds`.
@@ -75,12 +74,25 @@ class StatusClient:
         with self._lock:
             if self._closed:
                 return None
-            connection = self._connections.get(backend)
-            if connection is None:
-                connection = self._connections[backend] = Connection(
-                    backend.address,
-                    self._timeout_seconds,
-                    partial(self._call_metadata, backend),
-                    self._status_response,
-                )
+            # At the end stand those that were used last.
+            connection = self._connections.pop(backend, None) or Connection(
+                backend.address,
+                self._timeout_seconds,
+                partial(self._call_metadata, backend),
+                self._make_room,
+                self._status_response,
+            )
+            self._connections[backend] = connection
             return connection
+
+    def _make_room(self) -> bool:
+        """Close channels that were not used for longest, until there is room for one more."""
+        most = most_channels()
+        with self._lock:
+            open_ones = [each for each in self._connections.values() if each.is_open]
+        surplus = len(open_ones) + 1 - most
+        for connection in open_ones:
+            if surplus <= 0:
+                break
+            surplus -= connection.rest()
+        return surplus <= 0

@@ -282,3 +282,56 @@ def test_forgetting_and_closing_end_the_waits(
     assert client.status(at(server.address)) == (None, "CANCELLED")
     assert client.free(at(server.address)) == "CANCELLED"
     go.set()
+
+
+def test_a_name_that_resolves_again_is_found_at_once(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel through which nobody was reached is replaced: its resolver's backoff is minutes."""
+    backend = spawner.backend()
+    port = backend.address.rpartition(":")[2]
+    dialled = []
+    insecure_channel = grpc.insecure_channel
+
+    def dial(target: str, options: object) -> grpc.Channel:
+        dialled.append(target)
+        return insecure_channel(target if len(dialled) > 1 else f"no-such-host.invalid:{port}")
+
+    monkeypatch.setattr(grpc, "insecure_channel", dial)
+    client = make_client()
+    assert client.status(at(backend.address)) == (None, "UNAVAILABLE")
+    eventually(lambda: client.status(at(backend.address)).status)
+    assert len(dialled) == 2
+    assert client.status(at(backend.address)).status
+    assert len(dialled) == 2
+
+
+def test_channels_take_a_share_of_the_descriptors(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The channel that was idle for longest makes room; where none is idle, the answer says so."""
+    monkeypatch.setattr("monitor_plugin.status_client.most_channels", lambda: 3)
+    go = threading.Event()
+
+    def hang(context: grpc.ServicerContext) -> bytes:
+        go.wait(60)
+        return b"\x08\x01"
+
+    quick = serve(lambda context: b"\x08\x02").address
+    slow = serve(hang)
+    client = make_client()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for pid in range(1000, 1020):
+        assert client.status(at(quick, pid)).status == Status(2, None)
+    # A connection is two descriptors here, as its other end is in this process too.
+    eventually(lambda: len(os.listdir("/proc/self/fd")) < descriptors + 2 * 6)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(client.status, at(slow.address, pid)) for pid in range(3)]
+        eventually(lambda: slow.now == 3)
+        assert client.status(at(quick)) == (None, "RESOURCE_EXHAUSTED")
+        assert client.free(at(quick)) == "RESOURCE_EXHAUSTED"
+        go.set()
+        assert [each.result(60).status for each in waiting] == [Status(1, None)] * 3
+    assert client.status(at(quick)).status == Status(2, None)

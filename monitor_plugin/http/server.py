@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -10,41 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import waitress.server
-import waitress.task
 import waitress.wasyncore
 
+from ..descriptors import most_connections
 from ..errors import ListenError
 from ..settings import parse_listen
+from .dispatcher import Dispatcher
 
-_CONNECTION_LIMIT = 1000
+_logger = logging.getLogger(__name__)
+
 # A backstop: the application refuses 64 KiB already, with an answer of its own.
 _MAX_BODY_BYTES = 16 * 1024 * 1024
+# How often it is looked whether requests wait because others are held up.
+_FIT_SECONDS = 0.05
 _CLOSE_SECONDS = 5
-
-
-class _Dispatcher(waitress.task.ThreadedTaskDispatcher):
-    """Waitress's threads, kept so that they can be joined."""
-
-    # The original warns of each request that waits for a thread: nothing for operators.
-    queue_logger = logging.Logger("waitress.queue", logging.CRITICAL)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started: list[threading.Thread] = []
-
-    def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
-        thread = threading.Thread(
-            target=target, args=(thread_no,), name=f"monitor-http-{thread_no}", daemon=True
-        )
-        self._started.append(thread)
-        thread.start()
-
-    def close(self) -> None:
-        """Let the requests under way finish, within bounds, and drop those that wait."""
-        self.shutdown(cancel_pending=True, timeout=_CLOSE_SECONDS)
-        for thread in self._started:
-            if thread is not threading.current_thread():
-                thread.join(0 if self.threads else None)
 
 
 class Server:
@@ -53,7 +33,7 @@ class Server:
     Args:
         app: the application.
         listen: `HOST:PORT`; port 0 takes any free one.
-        threads: how many requests are answered at once.
+        threads: how many requests are answered at once; more while some are held up.
 
     Attributes:
         url: where it serves, without a slash at the end.
@@ -66,21 +46,23 @@ class Server:
         listener = _bind(listen)
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._dispatcher = _Dispatcher()
+        self._dispatcher = Dispatcher(threads)
         self._map: dict[int, Any] = {}
         self._server: Any = waitress.server.create_server(
             app,
             map=self._map,
             sockets=[listener],
             threads=threads,
-            connection_limit=_CONNECTION_LIMIT,
+            connection_limit=most_connections(),
             max_request_body_size=_MAX_BODY_BYTES,
             asyncore_use_poll=True,  # select() takes no descriptor over 1,023
             ident=None,
             clear_untrusted_proxy_headers=True,
             _dispatcher=self._dispatcher,
         )
-        self._dispatcher.set_thread_count(threads)
+        server: Any = self._server
+        server.accept = _patient(server.accept, listen)
+        self._dispatcher.start()
         self._closing = False
         self._flush_until = 0.0
         self._thread = threading.Thread(target=self._run, name="monitor-http", daemon=True)
@@ -88,7 +70,8 @@ class Server:
 
     def _run(self) -> None:
         while not self._closing or self._writes_answers():
-            waitress.wasyncore.loop(timeout=1, use_poll=True, map=self._map, count=1)
+            seconds = _FIT_SECONDS if self._dispatcher.fit() else 1
+            waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
 
     def _writes_answers(self) -> bool:
         return time.monotonic() < self._flush_until and any(
@@ -104,6 +87,26 @@ class Server:
         self._server.pull_trigger()
         self._thread.join()
         waitress.wasyncore.close_all(self._map)
+
+
+def _patient(accept: Callable[[], Any], listen: str) -> Callable[[], Any]:
+    """Make accepting pause where the process has no descriptor left, or the loop would spin."""
+    said = False
+
+    def patient() -> Any:
+        nonlocal said
+        try:
+            accepted, said = accept(), False
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if not said:
+                _logger.warning("no connection is accepted on %s for now: %s", listen, error)
+            said, accepted = True, None
+            time.sleep(_FIT_SECONDS)
+        return accepted
+
+    return patient
 
 
 def _bind(listen: str) -> socket.socket:

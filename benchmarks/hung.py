@@ -1,0 +1,160 @@
+"""What hung backends cost the others: 64 clients ask for ten models in turn, and eight hang.
+
+    python benchmarks/hung.py [--seconds 20] [--json FILE]
+
+Starts ten backends, a monitor in a process of its own and the clients; measures with nothing hung,
+and again from the moment at which eight are stopped (SIGSTOP). Says how the healthy two fare in
+both phases, and the longest that any request took; ends with 1 where a promise is broken: healthy
+answers within 3 times what they need with nothing hung (median and 99th percentile), no request
+longer than the deadline plus half a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+BACKENDS = 10
+HUNG = 8
+CLIENTS = 64
+DEADLINE_SECONDS = 1.0
+ALLOWED_RATIO = 3.0
+ALLOWED_SECONDS = DEADLINE_SECONDS + 0.5
+
+MONITOR = f"""
+import sys
+from monitor_plugin import Monitor, Settings
+settings = Settings(listen="127.0.0.1:0", status_timeout_seconds={DEADLINE_SECONDS})
+with Monitor(settings) as monitor:
+    for line in sys.stdin:
+        if line == "\\n":
+            print(monitor.url, flush=True)
+        else:
+            model, pid, address = line.split()
+            monitor.hook.monitor_backend_spawned(model=model, pid=int(pid), address=address)
+"""
+
+
+class Request(NamedTuple):
+    """A request that was answered: for which model, how, when it was sent, and its seconds."""
+
+    model: int
+    status: int
+    source: str
+    sent_at: float
+    seconds: float
+
+
+@contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a process that is told its work by lines, and end it."""
+    process = subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def ask_in_turn(client: int, port: int, until: float, done: list[Request]) -> None:
+    """One client, on one connection, which asks for one model after the other."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    model = client
+    while (sent_at := time.monotonic()) < until:
+        model = (model + 1) % BACKENDS
+        path = f"/backend/monitor?model=m{model}"
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        await reader.readexactly(int(fields["content-length"]))
+        source = fields.get("x-monitor-source", "")
+        seconds = time.monotonic() - sent_at
+        done.append(Request(model, int(head[0].split()[1]), source, sent_at, seconds))
+    writer.close()
+
+
+async def all_ask(port: int, seconds: float) -> list[Request]:
+    """Let all clients ask for some time."""
+    done: list[Request] = []
+    until = time.monotonic() + seconds
+    await asyncio.gather(*(ask_in_turn(each, port, until, done) for each in range(CLIENTS)))
+    return done
+
+
+def figures(requests: Sequence[Request]) -> dict[str, float]:
+    """Summarise what the healthy ones' answers took, in milliseconds, and what any took."""
+    healthy = [each.seconds * 1000 for each in requests if each.model >= HUNG]
+    return {
+        "requests": len(requests),
+        "healthy_median_ms": statistics.median(healthy),
+        "healthy_p99_ms": statistics.quantiles(healthy, n=100)[98],
+        "longest_s": max(each.seconds for each in requests),
+        "wrong": sum(
+            each.status != 200 or (each.model >= HUNG and each.source != "grpc")
+            for each in requests
+        ),
+    }
+
+
+def measure(seconds: float) -> dict[str, dict[str, float]]:
+    """Measure one phase with nothing hung, and one with eight backends hung from its start."""
+    with ExitStack() as stack:
+        backend = ("-m", "monitor_plugin.demo.backend", "--end-with-parent", "--weights-mib", "1")
+        backends = [stack.enter_context(running(*backend)) for _ in range(BACKENDS)]
+        monitor = stack.enter_context(running("-c", MONITOR))
+        assert monitor.stdin
+        assert monitor.stdout
+        for number, process in enumerate(backends):
+            assert process.stdout
+            address = process.stdout.readline().removeprefix("serving on ").strip()
+            monitor.stdin.write(f"m{number} {process.pid} {address}\n")
+        monitor.stdin.write("\n")
+        monitor.stdin.flush()
+        port = int(monitor.stdout.readline().rpartition(":")[2])
+        asyncio.run(all_ask(port, 1))  # warm
+        calm = figures(asyncio.run(all_ask(port, seconds)))
+        for process in backends[:HUNG]:
+            os.kill(process.pid, signal.SIGSTOP)
+        return {"calm": calm, "hung": figures(asyncio.run(all_ask(port, seconds)))}
+
+
+def main() -> int:
+    """Measure, print, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20, help="of each phase")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args()
+    phases = measure(options.seconds)
+    for name in phases["calm"]:
+        print(f"{name:>18}: calm {phases['calm'][name]:9.2f}   hung {phases['hung'][name]:9.2f}")
+    if options.json:
+        options.json.write_text(json.dumps(phases, indent=2) + "\n")
+    promises = {
+        f"healthy {what} within {ALLOWED_RATIO:g} times": phases["hung"][key]
+        <= ALLOWED_RATIO * phases["calm"][key]
+        for what, key in (("median", "healthy_median_ms"), ("p99", "healthy_p99_ms"))
+    }
+    promises[f"no request over {ALLOWED_SECONDS:g} s"] = all(
+        phase["longest_s"] <= ALLOWED_SECONDS for phase in phases.values()
+    )
+    promises["every answer right"] = not any(phase["wrong"] for phase in phases.values())
+    for promise, held in promises.items():
+        print(f"{promise}: {'held' if held else 'BROKEN'}")
+    return 0 if all(promises.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

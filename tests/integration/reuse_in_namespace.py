@@ -1,0 +1,523 @@
+"""Gives the PIDs of ended processes to others, and says what the package then makes of them.
+
+Runs as the first process of a PID namespace, where it may choose the PID of the next process. Reads
+lines `SCENE HELD` and answers each by a line of JSON: what was seen, or `{"fault": traceback}`.
+With the end of its input it ends, and the kernel ends whatever else is in the namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from monitor_plugin import Backend, Memory, Monitor, Settings, State, Status, hookimpl
+from monitor_plugin.process import Process
+from monitor_plugin.process_table import ProcessTable, read_row
+from monitor_plugin.process_tree import ProcessTree
+from monitor_plugin.sampling import Sampler
+from monitor_plugin.ticker import Ticker
+from monitor_plugin.watcher import Watcher
+
+from ..support import Spawner, eventually
+
+ADDRESS = "127.0.0.1:1"
+SCENE_SECONDS = 30
+_TRIES = 200
+_LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+# Blocked signals stay pending, where /proc shows them; SIGKILL and SIGSTOP show by themselves. The
+# memory tells its figures from all others. The child, which lives as long, is there to be mistaken
+# for a descendant.
+_NEWCOMER = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+reads, writes = os.pipe()
+child = os.fork()
+if not child:
+    os.close(writes)
+    os.read(reads, 1)
+    os._exit(0)
+memory = bytearray(b"x") * (64 << 20)
+print(child, flush=True)
+if sys.stdin.readline() == "unblock\\n":
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    print("unblocked", flush=True)
+    sys.stdin.readline()
+os._exit(7)
+"""
+
+# Has a child, and ends and reaps it when it reads a line.
+_PARENT = """
+import os, signal, sys
+child = os.fork()
+while not child:
+    signal.pause()
+print(child, flush=True)
+sys.stdin.readline()
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+print("reaped", flush=True)
+sys.stdin.readline()
+"""
+
+# Ends at SIGTERM, and has a child that does not.
+_PARENT_OF_STUBBORN = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+while not child:
+    signal.pause()
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+print(child, flush=True)
+sys.stdin.readline()
+"""
+
+
+class Newcomer:
+    """An innocent process that was given a PID, and its child."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._child = int(_line(process))
+
+    def fate(self) -> str:
+        """Say what became of it and its child: `unharmed`, or what was done to which."""
+        code = self.process.poll()
+        if code is not None:
+            return f"ended with {code}"
+        harm = [f"{pid}: {fate}" for pid in (self.pid, self._child) if (fate := _harm(pid))]
+        return "; ".join(harm) or "unharmed"
+
+    def exit(self) -> None:
+        """Have it exit with 7, and leave it unreaped."""
+        _tell(self.process, "exit")
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+    def unblock(self) -> None:
+        """Have it take signals as others do."""
+        _tell(self.process, "unblock")
+        assert _line(self.process) == "unblocked"
+
+
+def _harm(pid: int) -> str | None:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "gone"
+    status = dict(line.split(":\t", 1) for line in text.splitlines())
+    if status["State"][0] in "TZX":
+        return status["State"].strip()
+    pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+    names = [each.name for each in signal.Signals if pending >> (each - 1) & 1]
+    return f"got {', '.join(names)}" if pending else None
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+def _discard(process: subprocess.Popen[str]) -> None:
+    """End a leader of a session with all that is in it, and reap it."""
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    with process:  # waits, and closes its pipes
+        pass
+
+
+def _live_a_while(pid: int) -> None:
+    """Wait until a process is older than the resolution of creation times, 1/100 s."""
+    row = read_row(pid)
+    assert row
+    born = row.started / os.sysconf("SC_CLK_TCK")
+    eventually(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) - born >= 0.05)
+
+
+class Scene:
+    """The processes of one scene, all of which end with it.
+
+    Args:
+        held: `pidfd`; `polled`, without a pidfd of its own; `no-pidfds`, as on a system that has
+            none.
+    """
+
+    def __init__(self, held: str, stack: contextlib.ExitStack) -> None:
+        self._held = held
+        self._stack = stack
+        self._spawner = Spawner()
+        stack.callback(self._spawner.close)
+        if held == "no-pidfds":
+            stack.enter_context(pytest.MonkeyPatch.context()).delattr(os, "pidfd_open")
+
+    def sleeper(self) -> subprocess.Popen[str]:
+        return self._spawner.sleeper()
+
+    def parent(self, code: str, **options: Any) -> tuple[subprocess.Popen[str], int]:
+        """Start a process that has a child, and give it and the child's PID."""
+        parent = self._spawner.process(*_python(code), stdin=subprocess.PIPE, **options)
+        return parent, int(_line(parent))
+
+    def open(self, process: subprocess.Popen[str]) -> Process:
+        opened = Process(process.pid, keep_descriptor=self._held == "pidfd")
+        assert (opened.pidfd is not None) == (self._held == "pidfd")
+        return self._stack.enter_context(opened)
+
+    def take(self, pid: int) -> Newcomer:
+        """Give a PID that is free to a newcomer, the leader of a session of its own."""
+        for _ in range(_TRIES):  # a thread or process that starts meanwhile may have got it
+            _LAST_PID.write_text(str(pid - 1))
+            process = subprocess.Popen(
+                _python(_NEWCOMER),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            if process.pid == pid:
+                self._stack.callback(_discard, process)
+                return Newcomer(process)
+            _discard(process)
+        raise AssertionError(f"PID {pid} was not given again in {_TRIES} tries")
+
+    def replace(self, old: subprocess.Popen[str]) -> Newcomer:
+        """End and reap a process, and give its PID to a newcomer at once."""
+        _live_a_while(old.pid)
+        old.kill()
+        old.wait()
+        return self.take(old.pid)
+
+    def monitor(self, *plugins: object, deaf: bool = True) -> Monitor:
+        """Make a started monitor; a deaf one has neither watcher nor ticker to notice ends."""
+        if deaf:
+            self._stack.enter_context(mock.patch.object(Watcher, "start"))
+            self._stack.enter_context(mock.patch.object(Ticker, "start"))
+        settings = Settings(
+            listen=None,
+            drain_timeout_seconds=0.0,
+            stop_timeout_seconds=20.0,
+            respawn_watch_seconds=0.0,
+            hook_timeout_seconds=20.0,  # hooks here start processes
+        )
+        return self._stack.enter_context(Monitor(settings, plugins))
+
+    def register(self, monitor: Monitor, pid: int) -> None:
+        limit = (1, 1) if self._held == "polled" else resource.getrlimit(resource.RLIMIT_NOFILE)
+        with mock.patch("resource.getrlimit", return_value=limit):
+            monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=ADDRESS)
+
+    def registered(self, monitor: Monitor) -> subprocess.Popen[str]:
+        """Start a process and register it."""
+        old = self.sleeper()
+        self.register(monitor, old.pid)
+        return old
+
+
+def _outcome(call: Callable[[], object]) -> str:
+    """Give the name of what is raised, else what is returned."""
+    try:
+        return repr(call())
+    except Exception as error:  # which one it is, is what the tests ask
+        return type(error).__name__
+
+
+def process(scene: Scene) -> dict[str, Any]:
+    opened = scene.open(old := scene.sleeper())
+    newcomer = scene.replace(old)
+    seen = {
+        "ended": opened.ended(),
+        "sent": opened.send_signal(signal.SIGTERM),
+        "exit_code": opened.exit_code(),
+        "fate": newcomer.fate(),
+    }
+    os.kill(newcomer.pid, signal.SIGTERM)  # to see that a signal would have shown
+    seen["fate_of_one_that_is_signalled"] = newcomer.fate()
+    newcomer.exit()
+    seen["exit_code_once_the_newcomer_exited"] = opened.exit_code()
+    return seen
+
+
+def sampler(scene: Scene) -> dict[str, Any]:
+    sampler = Sampler(scene.open(old := scene.sleeper()))
+    newcomer = scene.replace(old)
+    return {"sample": _outcome(sampler.sample), "fate": newcomer.fate()}
+
+
+def sampler_amid(scene: Scene) -> dict[str, Any]:
+    opened = scene.open(old := scene.sleeper())
+    sampler, newcomers = Sampler(opened), []
+    oneshot = opened.psutil_process.oneshot
+
+    def replace_before_memory_is_read() -> contextlib.AbstractContextManager[None]:
+        newcomers.append(scene.replace(old))
+        return oneshot()
+
+    with mock.patch.object(opened.psutil_process, "oneshot", replace_before_memory_is_read):
+        sample = _outcome(sampler.sample)
+    return {"sample": sample, "fates": [each.fate() for each in newcomers]}
+
+
+def tree_root(scene: Scene) -> dict[str, Any]:
+    with ProcessTree(scene.open(old := scene.sleeper())) as tree:
+        newcomer = scene.replace(old)
+        tree.settle()
+        members = [member.pid for member in tree.alive()]
+        tree.stop(1, threading.Event())
+        return {"members": members, "fate": newcomer.fate()}
+
+
+def tree_member(scene: Scene) -> dict[str, Any]:
+    parent, child = scene.parent(_PARENT)
+    table = ProcessTable()
+    with ProcessTree(scene.open(parent)) as tree:
+        assert [member.pid for member in tree.alive()] == [parent.pid, child]
+        assert table.tree(parent.pid) == [parent.pid, child]
+        _live_a_while(child)
+        _tell(parent, "reap")
+        assert _line(parent) == "reaped"
+        newcomer = scene.take(child)
+        memory = table.tree_memory(parent.pid)
+        tree.settle()
+        members = [member.pid for member in tree.alive()]
+        tree.stop(20, threading.Event())
+        return {
+            "memory": memory and memory[0],
+            "members_are_the_root": members == [parent.pid],
+            "root": parent.wait(20),
+            "fate": newcomer.fate(),
+        }
+
+
+def tree_listed(scene: Scene) -> dict[str, Any]:
+    with ProcessTree(scene.open(old := scene.sleeper())) as tree:
+        alive = tree.alive
+        newcomers: list[Newcomer] = []
+
+        def list_and_replace() -> list[Process]:
+            listed = alive()
+            if not newcomers:
+                newcomers.append(scene.replace(old))
+            return listed
+
+        with mock.patch.object(tree, "alive", list_and_replace):
+            tree.stop(1, threading.Event())
+        return {"fates": [each.fate() for each in newcomers]}
+
+
+class _Interrupted(ProcessTree):
+    """A tree whose time of grace is spent on something else."""
+
+    def __init__(self, root: Process, in_grace: Callable[[], object]) -> None:
+        super().__init__(root)
+        self._in_grace: Callable[[], object] | None = in_grace
+
+    def wait_ended(
+        self,
+        seconds: float,
+        interrupted: threading.Event,
+        on_fresh: Callable[[Process], object] = lambda member: None,
+    ) -> None:
+        in_grace, self._in_grace = self._in_grace, None
+        if in_grace:
+            in_grace()
+        else:
+            super().wait_ended(seconds, interrupted, on_fresh)
+
+
+def tree_grace(scene: Scene) -> dict[str, Any]:
+    # A session's PID is not given again before its last member ended, so it leads none.
+    parent, child = scene.parent(_PARENT_OF_STUBBORN, start_new_session=False)
+    _live_a_while(parent.pid)
+    newcomers = []
+
+    def reap_and_replace() -> None:
+        assert parent.wait(20) == -signal.SIGTERM
+        newcomers.append(scene.take(parent.pid))
+
+    with _Interrupted(scene.open(parent), reap_and_replace) as tree:
+        assert [member.pid for member in tree.alive()] == [parent.pid, child]
+        tree.stop(20, threading.Event())
+        return {
+            "left": [member.pid for member in tree.alive()],
+            "fates": [each.fate() for each in newcomers],
+        }
+
+
+def monitor_read(scene: Scene, deaf: bool = False) -> dict[str, Any]:
+    monitor = scene.monitor(deaf=deaf)
+    newcomer = scene.replace(scene.registered(monitor))
+    read = _outcome(lambda: monitor.read("m"))
+    shutdown = _outcome(lambda: monitor.shutdown("m"))
+    backends = len(monitor.backends())
+    return {"read": read, "shutdown": shutdown, "backends": backends, "fate": newcomer.fate()}
+
+
+def monitor_shutdown(scene: Scene, deaf: bool = False) -> dict[str, Any]:
+    monitor = scene.monitor(deaf=deaf)
+    newcomer = scene.replace(scene.registered(monitor))
+    shutdown = _outcome(lambda: monitor.shutdown("m"))
+    read = _outcome(lambda: monitor.read("m"))
+    backends = len(monitor.backends())
+    return {"read": read, "shutdown": shutdown, "backends": backends, "fate": newcomer.fate()}
+
+
+def monitor_register(scene: Scene, deaf: bool = False) -> dict[str, Any]:
+    monitor = scene.monitor(deaf=deaf)
+    old = scene.registered(monitor)
+    (before,) = monitor.backends()
+    newcomer = scene.replace(old)
+    scene.register(monitor, newcomer.pid)
+    (after,) = monitor.backends()
+    reading = monitor.read("m")
+    seen = {
+        "same_pid": after.pid == before.pid,
+        "later_by": after.created_at - before.created_at,
+        "read_is_the_newcomer": reading.backend == after,
+        "rss": reading.sample and reading.sample.rss,
+        "fate": newcomer.fate(),
+    }
+    newcomer.unblock()
+    seen["shutdown"] = _outcome(lambda: monitor.shutdown("m"))
+    seen["fate_after_its_own_shutdown"] = newcomer.fate()
+    return seen
+
+
+class _Amid:
+    """A plugin that ends the backend and gives its PID away once a certain hook is called."""
+
+    def __init__(self, scene: Scene, hook: str, status: Status | None = None) -> None:
+        self._scene = scene
+        self._hook = hook
+        self._status = status
+        self.old: subprocess.Popen[str] | None = None
+        self.newcomers: list[Newcomer] = []
+
+    def _called(self, hook: str) -> None:
+        if hook == self._hook and self.old and not self.newcomers:
+            self.newcomers.append(self._scene.replace(self.old))
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> Status | None:
+        self._called("query_status")
+        return self._status
+
+    @hookimpl
+    def monitor_memory_components(self, backend: Backend) -> dict[str, int]:
+        self._called("memory_components")
+        return {}
+
+    @hookimpl
+    def monitor_call_metadata(self, backend: Backend) -> dict[str, str]:
+        self._called("call_metadata")
+        return {}
+
+    @hookimpl
+    def monitor_before_shutdown(self, backend: Backend) -> None:
+        self._called("before_shutdown")
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend) -> None:
+        self._called("stop_backend")
+
+
+def _amid(
+    scene: Scene, hook: str, act: Callable[[Monitor], object], status: Status | None = None
+) -> dict[str, Any]:
+    plugin = _Amid(scene, hook, status)
+    monitor = scene.monitor(plugin)
+    plugin.old = scene.registered(monitor)
+    return {
+        "outcome": _outcome(lambda: act(monitor)),
+        "backends": len(monitor.backends()),
+        "fates": [each.fate() for each in plugin.newcomers],
+    }
+
+
+def _read(monitor: Monitor) -> object:
+    return monitor.read("m")
+
+
+def _shut_down(monitor: Monitor) -> object:
+    monitor.shutdown("m")
+    return None
+
+
+_TOLD = Status(State.READY, Memory(1))
+_MEMORY_UNTOLD = Status(State.READY, None)
+
+SCENES: dict[str, Callable[[Scene], dict[str, Any]]] = {
+    "process": process,
+    "sampler": sampler,
+    "sampler_amid": sampler_amid,
+    "tree_root": tree_root,
+    "tree_member": tree_member,
+    "tree_listed": tree_listed,
+    "tree_grace": tree_grace,
+    "monitor_read": monitor_read,
+    "monitor_shutdown": monitor_shutdown,
+    "monitor_register": monitor_register,
+    "deaf_monitor_read": lambda scene: monitor_read(scene, deaf=True),
+    "deaf_monitor_shutdown": lambda scene: monitor_shutdown(scene, deaf=True),
+    "deaf_monitor_register": lambda scene: monitor_register(scene, deaf=True),
+    "amid_query_status": lambda scene: _amid(scene, "query_status", _read, _TOLD),
+    "amid_memory_components": lambda scene: _amid(
+        scene, "memory_components", _read, _MEMORY_UNTOLD
+    ),
+    "amid_call_metadata": lambda scene: _amid(scene, "call_metadata", _read),
+    "amid_before_shutdown": lambda scene: _amid(scene, "before_shutdown", _shut_down),
+    "amid_stop_backend": lambda scene: _amid(scene, "stop_backend", _shut_down),
+}
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """End this process, and with it the namespace, if a scene hangs."""
+    faulthandler.dump_traceback_later(SCENE_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def main() -> None:
+    assert os.getpid() == 1, "to be run in a PID namespace of its own"
+    _LAST_PID.write_text("1000")  # above the PIDs that the kernel keeps for early daemons
+    print("ready", flush=True)
+    for line in sys.stdin:
+        name, held = line.split()
+        seen: dict[str, Any]
+        try:
+            with _bounded(), contextlib.ExitStack() as stack:
+                seen = SCENES[name](Scene(held, stack))
+        except Exception:  # whatever it is, the test is told
+            seen = {"fault": traceback.format_exc()}
+        print(json.dumps(seen), flush=True)
+
+
+if __name__ == "__main__":
+    main()

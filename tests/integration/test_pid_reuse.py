@@ -1,0 +1,202 @@
+"""A PID that has been reused is never sampled and never signalled, shown by PIDs that are reused.
+
+What is done stands in `reuse_in_namespace.py`, which runs in a PID namespace of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from ..support import Spawner
+from .reuse_in_namespace import SCENE_SECONDS
+
+MIB = 1024 * 1024
+
+HELD = pytest.mark.parametrize("held", ["pidfd", "polled", "no-pidfds"])
+# Deaf: nothing notices the end in the background, so that it is left to those who act.
+DEAF = pytest.mark.parametrize("deaf", ["", "deaf_"], ids=["watching", "deaf"])
+
+
+class Namespace:
+    """A PID namespace in which scenes are played."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+
+    def play(self, scene: str, held: str) -> Any:
+        """Play a scene, and give what was seen."""
+        assert self._process.stdin is not None
+        assert self._process.poll() is None, "it ended at an earlier scene"
+        self._process.stdin.write(f"{scene} {held}\n")
+        self._process.stdin.flush()
+        line = self.line(2 * SCENE_SECONDS)
+        assert line, f"it ended: {self._errors.read_text()}"
+        seen = json.loads(line)
+        assert "fault" not in seen, seen["fault"]
+        return seen
+
+    def line(self, seconds: float) -> str:
+        """Read a line; an empty one tells that it ended."""
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            self._process.kill()  # and by --kill-child all that is in it
+        return self._process.stdout.readline()
+
+
+def _unavailable(reason: str, *, forbidden: bool = False) -> NoReturn:
+    """Skip, but fail in CI, unless nothing can be done about it there either."""
+    if "CI" in os.environ and not forbidden:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+    """A PID namespace, gone after the module with all that was started in it."""
+    if not shutil.which("unshare"):
+        _unavailable("needs the program unshare (util-linux)")
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    errors = tmp_path_factory.mktemp("namespace") / "errors"
+    spawner = Spawner()
+    try:
+        with errors.open("w") as file:
+            process = spawner.process(
+                *("unshare", *as_root, "--pid", "--fork", "--mount-proc", "--kill-child"),
+                *(sys.executable, "-m", "tests.integration.reuse_in_namespace"),
+                stdin=subprocess.PIPE,
+                stderr=file,
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "LC_ALL": "C"},  # for the words of the errors
+            )
+        namespace = Namespace(process, errors)
+        if namespace.line(60) != "ready\n":
+            said = errors.read_text().strip()
+            forbidden = re.search("^(?!.*failed to execute).*(not permitted|denied)", said, re.M)
+            _unavailable(
+                f"no PID namespace with PIDs of one's choice: {said}", forbidden=bool(forbidden)
+            )
+        yield namespace
+        # The first process of a namespace is waited for in vain until all others are gone.
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0, errors.read_text()
+    finally:
+        spawner.close()
+
+
+@HELD
+def test_a_reused_pid_is_neither_signalled_nor_mistaken(namespace: Namespace, held: str) -> None:
+    """A process whose PID another one got has ended, takes no signal, and keeps its own end."""
+    seen = namespace.play("process", held)
+    assert seen["ended"] is True
+    assert seen["sent"] is False
+    assert seen["fate"] == "unharmed"
+    # Some kernels tell of the reaped: -9. The newcomer did not end, or by an exit with 7.
+    assert seen["exit_code"] in (None, -9)
+    assert seen["exit_code_once_the_newcomer_exited"] in (None, -9)
+    assert "got SIGTERM" in seen["fate_of_one_that_is_signalled"]
+
+
+@HELD
+@pytest.mark.parametrize("scene", ["sampler", "sampler_amid"], ids=["before", "amid"])
+def test_the_newcomer_is_not_sampled(namespace: Namespace, scene: str, held: str) -> None:
+    """A PID that is reused before a sample, or in the middle of one, gives no figures."""
+    seen = namespace.play(scene, held)
+    assert seen["sample"] == "ProcessGone"
+    assert seen.get("fate", "unharmed") == "unharmed"
+    assert seen.get("fates", ["unharmed"]) == ["unharmed"]
+
+
+@HELD
+def test_a_tree_whose_root_is_replaced_has_no_stranger(namespace: Namespace, held: str) -> None:
+    """Who gets the root's PID, and leads a session and has a child, does not join the tree."""
+    seen = namespace.play("tree_root", held)
+    assert seen["members"] == []
+    assert seen["fate"] == "unharmed"
+
+
+@HELD
+def test_a_tree_whose_member_is_replaced_has_no_stranger(namespace: Namespace, held: str) -> None:
+    """Who gets a member's PID is neither measured nor stopped with the tree; the root is."""
+    seen = namespace.play("tree_member", held)
+    assert seen["members_are_the_root"]
+    assert 0 < seen["memory"] < 48 * MIB
+    assert seen["root"] == -15
+    assert seen["fate"] == "unharmed"
+
+
+@HELD
+def test_a_pid_that_is_reused_just_before_the_signal(namespace: Namespace, held: str) -> None:
+    """Who gets the PID of a member that was found to be alive is not signalled in its place."""
+    seen = namespace.play("tree_listed", held)
+    assert seen["fates"] == ["unharmed"]
+
+
+@HELD
+def test_a_pid_that_is_reused_in_the_time_of_grace(namespace: Namespace, held: str) -> None:
+    """Who gets a PID between SIGTERM and SIGKILL is not killed; the member that is left is."""
+    seen = namespace.play("tree_grace", held)
+    assert seen["left"] == []
+    assert seen["fates"] == ["unharmed"]
+
+
+@HELD
+@DEAF
+@pytest.mark.parametrize("first", ["read", "shutdown"])
+def test_the_monitor_does_not_touch_the_newcomer(
+    namespace: Namespace, first: str, deaf: str, held: str
+) -> None:
+    """A backend whose PID is reused at once is not loaded, to a reading and to a shutdown."""
+    seen = namespace.play(f"{deaf}monitor_{first}", held)
+    assert seen["read"] == "ModelNotLoaded"
+    assert seen["shutdown"] == "ModelNotLoaded"
+    assert seen["backends"] == 0
+    assert seen["fate"] == "unharmed"
+
+
+@HELD
+@DEAF
+def test_the_newcomer_can_be_a_backend_of_its_own(
+    namespace: Namespace, deaf: str, held: str
+) -> None:
+    """The newcomer is registered under the PID anew, and is then read and stopped for itself."""
+    seen = namespace.play(f"{deaf}monitor_register", held)
+    assert seen["same_pid"]
+    assert seen["later_by"] > 0
+    assert seen["read_is_the_newcomer"]
+    assert seen["rss"] > 64 * MIB
+    assert seen["fate"] == "unharmed"
+    assert seen["shutdown"] == "None"
+    assert seen["fate_after_its_own_shutdown"] == "ended with -15"
+
+
+@HELD
+@pytest.mark.parametrize("hook", ["query_status", "memory_components", "call_metadata"])
+def test_a_pid_that_is_reused_amid_a_reading(namespace: Namespace, hook: str, held: str) -> None:
+    """A reading in the middle of which the PID is reused gives no figures."""
+    seen = namespace.play(f"amid_{hook}", held)
+    assert seen["outcome"] == "ModelNotLoaded"
+    assert seen["backends"] == 0
+    assert seen["fates"] == ["unharmed"]
+
+
+@HELD
+@pytest.mark.parametrize("hook", ["before_shutdown", "stop_backend"])
+def test_a_pid_that_is_reused_amid_a_shutdown(namespace: Namespace, hook: str, held: str) -> None:
+    """A shutdown in the middle of which the PID is reused signals nobody."""
+    seen = namespace.play(f"amid_{hook}", held)
+    assert seen["outcome"] == "None"
+    assert seen["backends"] == 0
+    assert seen["fates"] == ["unharmed"]

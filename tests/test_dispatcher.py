@@ -1,0 +1,128 @@
+"""The threads that answer: requests that wait for a hung backend keep no other from its answer."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from monitor_plugin import Monitor
+from monitor_plugin.http.dispatcher import Dispatcher
+from monitor_plugin.http.server import _patient
+
+from .support import Client, Spawner, eventually
+
+
+def http_threads() -> int:
+    return sum(each.name.startswith("monitor-http-") for each in threading.enumerate())
+
+
+def test_hung_backends_never_hold_all_threads(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """With more requests waiting for hung backends than threads, a healthy one is answered."""
+    monitor = make_monitor(http_threads=2, status_timeout_seconds=60.0)
+    client = Client(monitor.url)
+    with ExitStack() as stack:
+        hung = []
+        for number in range(4):
+            silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            hung.append(spawner.sleeper())
+            monitor.hook.monitor_backend_spawned(
+                model=f"hung{number}",
+                pid=hung[-1].pid,
+                address=f"127.0.0.1:{silent.getsockname()[1]}",
+            )
+        healthy = spawner.backend()
+        monitor.hook.monitor_backend_spawned(
+            model="healthy", pid=healthy.pid, address=healthy.address
+        )
+        with ThreadPoolExecutor(20) as pool:
+            waiting = [pool.submit(client.monitor, f"hung{number % 4}") for number in range(20)]
+            eventually(lambda: http_threads() > 2)
+            assert client.monitor("healthy").headers["X-Monitor-Source"] == "grpc"
+            assert not any(each.done() for each in waiting)
+            for process in hung:
+                process.kill()
+            assert {each.result(60).status for each in waiting} == {500}
+    eventually(lambda: http_threads() == 2)
+
+
+class Held:
+    """A request that is held until it is let go."""
+
+    def __init__(self, go: threading.Event) -> None:
+        self.go = go
+        self.cancelled = False
+
+    def service(self) -> None:
+        self.go.wait(60)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_there_is_a_limit_to_more_threads() -> None:
+    """However many requests are held up, at most a hundred threads are added, and all end."""
+    before = threading.active_count()
+    go = threading.Event()
+    dispatcher = Dispatcher(3)
+    dispatcher.start()
+    try:
+        for _ in range(500):
+            dispatcher.add_task(Held(go))
+        eventually(lambda: dispatcher.fit() and threading.active_count() >= before + 103)
+        assert dispatcher.fit()
+        assert threading.active_count() == before + 103
+        go.set()
+        eventually(lambda: not dispatcher.fit() and threading.active_count() == before + 3)
+    finally:
+        go.set()
+        dispatcher.close()
+    assert threading.active_count() == before
+    assert not dispatcher.fit()
+
+
+def test_requests_that_wait_at_the_close_are_dropped() -> None:
+    """What no thread has begun when it closes is cancelled, and no thread is started for it."""
+    go = threading.Event()
+    dispatcher = Dispatcher(1)
+    dispatcher.start()
+    held = [Held(go) for _ in range(3)]
+    for each in held:
+        dispatcher.add_task(each)
+    closing = threading.Thread(target=dispatcher.close)
+    closing.start()
+    eventually(lambda: dispatcher.stop_count or not dispatcher.threads)
+    go.set()
+    closing.join(60)
+    assert [each.cancelled for each in held] == [False, True, True]
+
+
+def test_accepting_pauses_where_descriptors_run_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A process without descriptors says so once, and accepts again when it has some."""
+    answers: list[object] = [errno.EMFILE, errno.EMFILE, "accepted", errno.ENFILE, errno.EBADF]
+
+    def accept() -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer))
+        return answer
+
+    patient = _patient(accept, "127.0.0.1:1")
+    with caplog.at_level(logging.WARNING):
+        assert [patient(), patient(), patient(), patient()] == [None, None, "accepted", None]
+    said = "no connection is accepted on 127.0.0.1:1 for now: "
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{said}[Errno 24] Too many open files",
+        f"{said}[Errno 23] Too many open files in system",
+    ]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        patient()
