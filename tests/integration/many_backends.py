@@ -1,0 +1,129 @@
+"""Registers many backends in a process of its own, and prints what was left behind, as JSON.
+
+python many_backends.py serve COUNT       a backend's server, at COUNT ports, which it prints
+python many_backends.py live LIMIT        reads the ports; that many backends live at once
+python many_backends.py turn COUNT        reads the ports; that many registrations in turn
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import psutil
+
+from monitor_plugin import Monitor, Settings
+from monitor_plugin.protocol import SERVICE
+
+ROUNDS = 4
+
+
+def serve(count: int) -> None:
+    """Answer Status with READY, at many ports."""
+    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x02")
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {"Status": handler}),)
+    )
+    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(count)]
+    server.start()
+    print(*ports, flush=True)
+    sys.stdin.read()
+    server.stop(None)
+
+
+def wait_gone(monitor: Monitor) -> None:
+    """Wait until no backend is registered any more."""
+    deadline = time.monotonic() + 60
+    while monitor.backends() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def live_at_once(monitor: Monitor, ports: Sequence[str]) -> Counter[str]:
+    """Register all at once, read each, end them all; count the sources of the readings."""
+    processes = [subprocess.Popen(["sleep", "1000"]) for _ in ports]
+    try:
+        for port, process in zip(ports, processes, strict=True):
+            monitor.hook.monitor_backend_spawned(
+                model=port, pid=process.pid, address=f"127.0.0.1:{port}"
+            )
+        return Counter(monitor.read(port).source for port in ports)
+    finally:
+        for process in processes:
+            process.kill()
+        wait_gone(monitor)
+        for process in processes:
+            process.wait()
+
+
+def in_turn(monitor: Monitor, ports: Sequence[str], count: int) -> Counter[str]:
+    """Register one after the other: a tenth are processes, each of which is updated nine times."""
+    sources: Counter[str] = Counter()
+    for number in range(count // 10):
+        process = subprocess.Popen(["sleep", "1000"])
+        for update in range(10):
+            address = f"127.0.0.1:{ports[(number + update) % len(ports)]}"
+            monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address=address)
+            if update % 5 == 0:
+                sources[monitor.read("m").source] += 1
+        process.kill()
+        wait_gone(monitor)
+        process.wait()
+    return sources
+
+
+def left(monitor: Monitor) -> dict[str, int]:
+    """Count what is held."""
+    gc.collect()
+    return {
+        "backends": len(monitor.backends()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "rss": psutil.Process().memory_info().rss,
+    }
+
+
+def measure(work: Callable[[Monitor], Counter[str]]) -> None:
+    """Do the work ROUNDS times; print what is held before, after each, and after closing."""
+    held, sources = [], []
+    with Monitor(Settings(listen="127.0.0.1:0")) as monitor:
+        held.append(left(monitor))
+        for _ in range(ROUNDS):
+            sources.append(work(monitor))
+            deadline = time.monotonic() + 30  # gRPC lets go of a closed channel in its own time
+            while time.monotonic() < deadline:
+                if (now := left(monitor))["descriptors"] <= held[-1]["descriptors"]:
+                    break
+                time.sleep(0.05)
+            held.append(now)
+    held.append(left(monitor))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    print(json.dumps({"held": held, "sources": sources, "limit": limit}))
+
+
+def main() -> None:
+    """Do as the command line says."""
+    what, number = sys.argv[1], int(sys.argv[2])
+    if what == "serve":
+        serve(number)
+        return
+    ports = sys.stdin.readline().split()
+    if what == "live":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
+        measure(lambda monitor: live_at_once(monitor, ports))
+    else:
+        measure(lambda monitor: in_turn(monitor, ports, number))
+
+
+if __name__ == "__main__":
+    main()

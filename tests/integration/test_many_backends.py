@@ -1,0 +1,71 @@
+"""Crowds of backends leave nothing behind: no channel, thread, descriptor or memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..support import Spawner
+
+SCRIPT = str(Path(__file__).with_name("many_backends.py"))
+_MIB = 1024 * 1024
+
+# Some ten seconds each: run on the oldest and the newest Python alone.
+pytestmark = pytest.mark.crowd
+
+
+@pytest.fixture
+def ports(request: pytest.FixtureRequest, spawner: Spawner) -> str:
+    """Ports at which one real gRPC server answers, in a line."""
+    server = spawner.process(
+        sys.executable, SCRIPT, "serve", str(request.param), stdin=subprocess.PIPE
+    )
+    assert server.stdout
+    return server.stdout.readline()
+
+
+def measured(spawner: Spawner, ports: str, what: str, number: int) -> Any:
+    process = spawner.process(
+        *(sys.executable, "-W", "error", SCRIPT, what, str(number)),
+        stdin=subprocess.PIPE,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # or memory that was freed lies in many heaps
+    )
+    return json.loads(process.communicate(ports, timeout=100)[0])
+
+
+def nothing_is_left(held: list[dict[str, int]]) -> bool:
+    before, first, second, third, fourth, closed = held
+    return (
+        fourth["backends"] == 0
+        and fourth["threads"] == before["threads"]
+        # gRPC opens some of its own at its first use, which the first round has made.
+        and fourth["descriptors"] <= first["descriptors"] <= before["descriptors"] + 10
+        # The heap has found its size by the second round; a leak would show in both that follow.
+        and min(third["rss"], fourth["rss"]) - second["rss"] < 8 * _MIB
+        and closed["threads"] == 1
+        and closed["descriptors"] < before["descriptors"] + 10
+    )
+
+
+@pytest.mark.parametrize("ports", [1000], indirect=True)
+@pytest.mark.parametrize("limit", [1024, 8192])
+def test_a_thousand_at_once(limit: int, ports: str, spawner: Spawner) -> None:
+    """All are watched and answered for by gRPC, with few descriptors too, which stay limited."""
+    result = measured(spawner, ports, "live", limit)
+    assert result["sources"] == [{"grpc": 1000}] * 4
+    assert result["limit"] == limit
+    assert nothing_is_left(result["held"]), result["held"]
+
+
+@pytest.mark.parametrize("ports", [20], indirect=True)
+def test_ten_thousand_in_turn(ports: str, spawner: Spawner) -> None:
+    """Ten thousand registrations, of processes that come, are updated and go, leave nothing."""
+    result = measured(spawner, ports, "turn", 2500)  # in each of four rounds
+    assert result["sources"] == [{"grpc": 500}] * 4
+    assert nothing_is_left(result["held"]), result["held"]

@@ -1,0 +1,258 @@
+"""Backends come, go, hang and are asked for in any order: the monitor agrees with a plain model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from monitor_plugin import (
+    Backend,
+    BackendExit,
+    InvalidBackend,
+    ModelNotLoaded,
+    Monitor,
+    Settings,
+    hookimpl,
+)
+
+from ..support import Spawner, eventually, is_running
+
+MODELS = st.sampled_from(["llama", "org/model v2", "模型"])
+# The first three addresses are served, by one process for all; the others by nobody.
+ADDRESSES = st.integers(0, 4)
+# Ends with the code that it reads, and by a signal as any other.
+LIGHT = ["sh", "-c", "read code; exit $code"]
+
+
+class Log:
+    """A plugin that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.registered: list[tuple[str, int]] = []
+        self.gone: list[tuple[int, str, int | None, int | None]] = []
+
+    @hookimpl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        self.registered.append((backend.model, backend.pid))
+
+    @hookimpl
+    def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+        self.gone.append((backend.pid, exit.cause, exit.exit_code, exit.signal))
+
+
+class Machine(RuleBasedStateMachine):
+    """A monitor, a host with light processes, and what the monitor should know of them."""
+
+    ports: Sequence[str] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses = [f"127.0.0.1:{port}" for port in (*self.ports, "1", "2")]
+        self.log = Log()
+        quick = Settings(listen=None, respawn_watch_seconds=0, status_timeout_seconds=30.0)
+        self.monitor = Monitor(quick, [self.log])
+        self.monitor.start()
+        self.processes: dict[int, subprocess.Popen[str]] = {}
+        # By PID, in the order of registration: model and index of the address.
+        self.live: dict[int, tuple[str, int]] = {}
+        self.hung: set[int] = set()
+        self.registered: list[tuple[str, int]] = []
+        self.gone: list[tuple[int, str, int | None, int | None]] = []
+        self.last_ends: dict[str, set[str]] = {}
+
+    def teardown(self) -> None:
+        self.monitor.close()
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+            assert process.stdin
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+    def start(self) -> int:
+        process = subprocess.Popen(LIGHT, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        self.processes[process.pid] = process
+        return process.pid
+
+    def pick(self, number: int) -> int:
+        return list(self.live)[number % len(self.live)]
+
+    def register(self, pid: int, model: str, address: int) -> None:
+        """Register, or update, as host; and note in the model what should come of it."""
+        taken = any(at == address for other, (_, at) in self.live.items() if other != pid)
+        with pytest.raises(InvalidBackend) if taken else contextlib.nullcontext():
+            self.monitor.hook.monitor_backend_spawned(
+                model=model, pid=pid, address=self.addresses[address]
+            )
+        if not taken and self.live.get(pid) != (model, address):
+            self.live.pop(pid, None)
+            self.live[pid] = (model, address)
+            self.registered.append((model, pid))
+
+    def ended(self, pids: Sequence[int], cause: str, code: int | None, by: int | None) -> None:
+        """Note ends in the model, once the kernel has made them."""
+        words = {
+            "shutdown": "was stopped by a shutdown",
+            "exited": f"exited with code {code}",
+            "killed": f"was killed by SIG{'KILL' if by == signal.SIGKILL else 'TERM'}",
+        }[cause]
+        ends: dict[str, set[str]] = {}
+        for pid in pids:
+            eventually(lambda pid=pid: not is_running(pid))  # type: ignore[misc]
+            model, _ = self.live.pop(pid)
+            self.hung.discard(pid)
+            ends.setdefault(model, set()).add(f"its process {pid} {words}")
+            self.gone.append((pid, cause, code, by))
+        self.last_ends.update(ends)
+
+    @rule(model=MODELS, address=ADDRESSES)
+    def spawn(self, model: str, address: int) -> None:
+        pid = self.start()
+        self.register(pid, model, address)
+
+    @precondition(lambda self: self.live)
+    @rule(number=st.integers(0, 9), model=MODELS, address=ADDRESSES)
+    def update(self, number: int, model: str, address: int) -> None:
+        self.register(self.pick(number), model, address)
+
+    @precondition(lambda self: self.live)
+    @rule(number=st.integers(0, 9), by=st.sampled_from([signal.SIGKILL, signal.SIGTERM]))
+    def kill(self, number: int, by: signal.Signals) -> None:
+        pid = self.pick(number)
+        os.kill(pid, by)
+        os.kill(pid, signal.SIGCONT)
+        self.ended([pid], "killed", None, by)
+
+    @precondition(lambda self: set(self.live) - self.hung)
+    @rule(number=st.integers(0, 9), code=st.sampled_from([0, 3]))
+    def exit(self, number: int, code: int) -> None:
+        awake = [pid for pid in self.live if pid not in self.hung]
+        pid = awake[number % len(awake)]
+        stdin = self.processes[pid].stdin
+        assert stdin
+        stdin.write(f"{code}\n")
+        stdin.flush()
+        self.ended([pid], "exited", code, None)
+
+    @precondition(lambda self: self.live)
+    @rule(number=st.integers(0, 9))
+    def hang(self, number: int) -> None:
+        pid = self.pick(number)
+        os.kill(pid, signal.SIGSTOP)
+        self.hung.add(pid)
+
+    @precondition(lambda self: self.hung)
+    @rule()
+    def go_on(self) -> None:
+        pid = self.hung.pop()
+        os.kill(pid, signal.SIGCONT)
+
+    @precondition(lambda self: self.gone or self.live)
+    @rule(
+        number=st.integers(0, 99),
+        model=MODELS,
+        code=st.sampled_from([None, 0, 3, -9, 17]),
+        reap=st.booleans(),
+    )
+    def say_exited(self, number: int, model: str, code: int | None, reap: bool) -> None:
+        """The host's word, late, again, wrong or of one that runs, changes nothing by itself."""
+        known = [pid for pid, *_ in self.gone] + list(self.live)
+        pid = known[number % len(known)]
+        if reap and pid not in self.live:
+            self.processes[pid].wait()
+        self.monitor.hook.monitor_backend_exited(model=model, pid=pid, exit_code=code)
+
+    @rule(model=MODELS)
+    def read(self, model: str) -> None:
+        newest = [(pid, at) for pid, (named, at) in self.live.items() if named == model][-1:]
+        if not newest:
+            self.is_not_loaded(model, lambda: self.monitor.read(model))
+            return
+        ((pid, address),) = newest
+        reading = self.monitor.read(model)
+        assert (reading.backend.pid, reading.backend.address) == (pid, self.addresses[address])
+        if address < 3:
+            assert (reading.source, reading.status.state) == ("grpc", 2)  # type: ignore[union-attr]
+        else:
+            assert (reading.source, reading.rpc_error) == ("psutil", "UNAVAILABLE")
+            assert reading.sample is not None
+
+    @rule(model=MODELS, force=st.booleans())
+    def shutdown(self, model: str, force: bool) -> None:
+        pids = [pid for pid, (named, _) in self.live.items() if named == model]
+        if not pids:
+            self.is_not_loaded(model, lambda: self.monitor.shutdown(model, force))
+            return
+        self.monitor.shutdown(model, force)
+        assert not any(is_running(pid) for pid in pids)
+        self.ended(pids, "shutdown", None, signal.SIGTERM)
+
+    def is_not_loaded(self, model: str, ask: object) -> None:
+        assert callable(ask)
+        with pytest.raises(ModelNotLoaded) as raised:
+            ask()
+        words = self.last_ends.get(model)
+        if words is None:
+            assert str(raised.value) == f"model {model!r} is not loaded"
+        else:
+            assert any(each in str(raised.value) for each in words)
+
+    @rule(model=MODELS, number=st.integers(0, 99), address=ADDRESSES)
+    def register_badly(self, model: str, number: int, address: int) -> None:
+        """A process that has ended, or may not be watched, is refused."""
+        bad = [0, 1, os.getpid()] + [pid for pid, *_ in self.gone]
+        with pytest.raises(InvalidBackend):
+            self.monitor.hook.monitor_backend_spawned(
+                model=model, pid=bad[number % len(bad)], address=self.addresses[address]
+            )
+
+    @invariant()
+    def agrees(self) -> None:
+        expected = [
+            (model, pid, self.addresses[address]) for pid, (model, address) in self.live.items()
+        ]
+        eventually(lambda: len(self.monitor.backends()) <= len(expected))
+        listed = [(each.model, each.pid, each.address) for each in self.monitor.backends()]
+        assert listed == expected
+        assert self.log.registered == self.registered
+        eventually(lambda: len(self.log.gone) >= len(self.gone))
+        assert sorted(self.log.gone) == sorted(self.gone)
+        assert all(is_running(pid) for pid in self.live)
+
+
+def test_the_monitor_agrees_with_a_model(spawner: Spawner) -> None:
+    """Whatever happens in whatever order, it knows who lives, who ended and how, and lies never."""
+    script = str(Path(__file__).with_name("many_backends.py"))
+    server = spawner.process(sys.executable, script, "serve", "3", stdin=subprocess.PIPE)
+    assert server.stdout
+    served = server.stdout.readline().split()
+
+    class Here(Machine):
+        ports = served
+
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=int(os.environ.get("MONITOR_TEST_EXAMPLES", "100")),
+            stateful_step_count=25,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
