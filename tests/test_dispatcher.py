@@ -60,9 +60,11 @@ class Held:
 
     def __init__(self, go: threading.Event) -> None:
         self.go = go
+        self.begun = threading.Event()
         self.cancelled = False
 
     def service(self) -> None:
+        self.begun.set()
         self.go.wait(60)
 
     def cancel(self) -> None:
@@ -71,22 +73,21 @@ class Held:
 
 def test_there_is_a_limit_to_more_threads() -> None:
     """However many requests are held up, at most a hundred threads are added, and all end."""
-    before = threading.active_count()
     go = threading.Event()
     dispatcher = Dispatcher(3)
     dispatcher.start()
     try:
         for _ in range(500):
             dispatcher.add_task(Held(go))
-        eventually(lambda: dispatcher.fit() and threading.active_count() >= before + 103)
+        eventually(lambda: dispatcher.fit() and http_threads() >= 103)
         assert dispatcher.fit()
-        assert threading.active_count() == before + 103
+        assert http_threads() == 103
         go.set()
-        eventually(lambda: not dispatcher.fit() and threading.active_count() == before + 3)
+        eventually(lambda: not dispatcher.fit() and http_threads() == 3)
     finally:
         go.set()
         dispatcher.close()
-    assert threading.active_count() == before
+    assert http_threads() == 0
     assert not dispatcher.fit()
 
 
@@ -98,6 +99,7 @@ def test_requests_that_wait_at_the_close_are_dropped() -> None:
     held = [Held(go) for _ in range(3)]
     for each in held:
         dispatcher.add_task(each)
+    assert held[0].begun.wait(30)
     closing = threading.Thread(target=dispatcher.close)
     closing.start()
     eventually(lambda: dispatcher.stop_count or not dispatcher.threads)
