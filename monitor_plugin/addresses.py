@@ -9,7 +9,7 @@ import re
 FORMS = "host:port, [::1]:port, unix:/path, unix-abstract:name or dns:///host:port"
 
 # sun_path has 108 bytes, one of which is the final NUL (or, for abstract names, the first).
-_MAX_PATH_BYTES = 107
+MAX_SOCKET_PATH_BYTES = 107
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
@@ -51,9 +51,9 @@ def canonical_address(address: object) -> str:
 
 def _checked_path(address: str, path: str) -> str:
     size = len(os.fsencode(path))
-    if not path or size > _MAX_PATH_BYTES:
+    if not path or size > MAX_SOCKET_PATH_BYTES:
         raise ValueError(
-            f"address {address!r}: a socket's path takes 1 to {_MAX_PATH_BYTES} bytes, not {size}"
+            f"address {address!r}: a socket's path takes 1 to {MAX_SOCKET_PATH_BYTES} bytes, not {size}"
         )
     return path
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from .addresses import MAX_SOCKET_PATH_BYTES
 from .errors import SettingsError
 
 ENVIRONMENT_PREFIX = "MONITOR_"
@@ -23,10 +25,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `Settings(...)` does not read the environment; `Settings.from_environment()`, `Monitor()` and
     the command line do, where each field is `MONITOR_<FIELD>`; an empty variable counts as unset.
 
+    Lists are tuples here, and separated by commas in the environment and on the command line.
+
     Attributes:
-        listen: `HOST:PORT` of the HTTP server, port 0 for any free one; None (in the environment
-            and on the command line `none`) for no server of our own.
-        token: reserved for authentication, which this version does not have: refused by `Monitor`.
+        listen: `HOST:PORT` of the HTTP server, port 0 for any free one, or `unix:/PATH`; None (in
+            the environment and on the command line `none`) for no server of our own. What is not
+            loopback wants a token, or `insecure`.
+        insecure: allow what is open: an address other than loopback without a token, and gRPC in
+            the clear to backends elsewhere.
+        socket_mode: the permissions of the unix socket, as of a file (octal as text: `0600`).
+        token: the secret that clients must send, as `Authorization: Bearer`; it may do everything.
+        token_file: a file with a token a line, `ROLE:NAME:TOKEN`, ROLE being `read` or `admin`; it
+            is read again when it changes.
+        allowed_hosts: names by which clients may address the monitor (their `Host`), besides those
+            of loopback and the one in `listen`; without a port, `*` for any.
+        allowed_origins: sites whose pages may use the monitor: `https://example.com` say.
+        trusted_proxy: the IP address of a proxy whose `X-Forwarded-For` is believed; `unix` for
+            whoever connects to the unix socket.
         status_timeout_seconds: how long a gRPC `Status` call may keep a reading waiting; also the
             deadline of `Free`.
         drain_timeout_seconds: how long a shutdown waits for a busy backend.
@@ -35,12 +50,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
         hook_timeout_seconds: how long one call of one hook may keep a reading or an event waiting.
         http_threads: threads that answer requests; shutdowns hold at most half of them.
-        hooks_dir: reserved for a folder of hook files, which this version does not load: refused
-            by `Monitor`.
+        hooks_dir: a folder of hook files to load, which runs their code; they and it must belong
+            to root or to the monitor's user, and be writable by nobody else.
+        grpc_ca_file: certificates (PEM) by which backends' servers are verified, and TLS for all
+            that are not local; None: the system's, for `grpcs://` alone.
+        grpc_token_file: a file with the token to send to each backend, as the gRPC metadata
+            `authorization: Bearer TOKEN`; it is read again when it changes.
     """
 
     listen: str | None = "127.0.0.1:8080"
+    insecure: bool = False
+    socket_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o600
     token: str | None = None
+    token_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    trusted_proxy: str | None = None
     status_timeout_seconds: _Positive = 1.0
     drain_timeout_seconds: _NotNegative = 30.0
     stop_timeout_seconds: _Positive = 10.0
@@ -48,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hook_timeout_seconds: _Positive = 1.0
     http_threads: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 16
     hooks_dir: str | None = None
+    grpc_ca_file: str | None = None
+    grpc_token_file: str | None = None
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(self):
@@ -94,30 +121,51 @@ def parse_setting(name: str, text: str, *, said_by: str) -> Any:
     field = next(field for field in msgspec.structs.fields(Settings) if field.name == name)
     if field.type == (str | None):
         return None if text == "none" else text
+    if field.type == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
-        return msgspec.convert(text, field.type, strict=False)
-    except msgspec.ValidationError as error:
+        value: Any = int(text, 8) if name == "socket_mode" else text
+        return msgspec.convert(value, field.type, strict=False)
+    except ValueError as error:  # msgspec's own is one
         raise SettingsError(name, f"{said_by}={text!r}: {error}") from None
 
 
-def parse_listen(listen: str) -> tuple[str, int]:
-    """Split `HOST:PORT` or `[IPV6]:PORT`.
+class Listen(NamedTuple):
+    """Where to listen: the path of a unix socket, or else a host and a port."""
+
+    path: str | None
+    host: str
+    port: int
+
+
+def parse_listen(listen: str) -> Listen:
+    """Take `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH` apart.
 
     Raises:
-        SettingsError: it is neither.
+        SettingsError: it is none of them.
     """
+    if listen.startswith("unix:"):
+        path = listen.removeprefix("unix:").removeprefix("//")
+        size = len(os.fsencode(path))
+        if not path.startswith("/") or "\0" in path or size > MAX_SOCKET_PATH_BYTES:
+            raise SettingsError(
+                "listen",
+                f"setting listen: {listen!r}: a unix socket's path must be absolute, and take at "
+                f"most {MAX_SOCKET_PATH_BYTES} bytes",
+            )
+        return Listen(path, "", 0)
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise SettingsError(
-            "listen", f"setting listen: {listen!r} is not HOST:PORT, 127.0.0.1:8080 say"
+            "listen", f"setting listen: {listen!r} is neither HOST:PORT (127.0.0.1:8080, say) nor unix:/PATH"
         )
     if host.startswith("[") and host.endswith("]"):
         try:
-            return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+            return Listen(None, str(ipaddress.IPv6Address(host[1:-1])), int(port))
         except ValueError:
             raise SettingsError("listen", f"setting listen: {host} is no IPv6 address") from None
     if ":" in host:
         raise SettingsError(
             "listen", f"setting listen: {listen!r}: an IPv6 address stands in brackets"
         )
-    return host, int(port)
+    return Listen(None, host, int(port))

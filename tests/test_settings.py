@@ -74,5 +74,5 @@ def test_a_bad_setting_is_refused_by_name(bad: dict[str, Any]) -> None:
 
 def test_where_to_listen() -> None:
     """HOST:PORT, with IPv6 addresses in brackets."""
-    assert parse_listen("localhost:0") == ("localhost", 0)
-    assert parse_listen("[::1]:80") == ("::1", 80)
+    assert parse_listen("localhost:0") == (None, "localhost", 0)
+    assert parse_listen("[::1]:80") == (None, "::1", 80)

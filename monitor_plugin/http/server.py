@@ -110,7 +110,7 @@ def _patient(accept: Callable[[], Any], listen: str) -> Callable[[], Any]:
 
 
 def _bind(listen: str) -> socket.socket:
-    host, port = parse_listen(listen)
+    _, host, port = parse_listen(listen)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # Where a name has both, IPv4 is what clients of `localhost` fall back to.
