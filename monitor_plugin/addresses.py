@@ -53,7 +53,8 @@ def _checked_path(address: str, path: str) -> str:
     size = len(os.fsencode(path))
     if not path or size > MAX_SOCKET_PATH_BYTES:
         raise ValueError(
-            f"address {address!r}: a socket's path takes 1 to {MAX_SOCKET_PATH_BYTES} bytes, not {size}"
+            f"address {address!r}: a socket's path takes 1 to {MAX_SOCKET_PATH_BYTES} bytes, "
+            f"not {size}"
         )
     return path
 

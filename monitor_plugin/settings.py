@@ -157,7 +157,8 @@ def parse_listen(listen: str) -> Listen:
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise SettingsError(
-            "listen", f"setting listen: {listen!r} is neither HOST:PORT (127.0.0.1:8080, say) nor unix:/PATH"
+            "listen",
+            f"setting listen: {listen!r} is neither HOST:PORT (127.0.0.1:8080, say) nor unix:/PATH",
         )
     if host.startswith("[") and host.endswith("]"):
         try:
