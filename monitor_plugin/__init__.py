@@ -18,8 +18,9 @@ from .errors import (
     TooManyShutdowns,
 )
 from .hookspecs import hookimpl, hookspec
+from .installing import install
 from .models import Backend, BackendExit, Memory, Reading, Sample, State, Status
-from .monitor import Monitor, install
+from .monitor import Monitor
 from .settings import Settings
 
 __all__ = [

@@ -17,7 +17,7 @@ import msgspec
 from .demo.calls import calls, make_calls
 from .demo.host import MODELS, demo
 from .errors import MonitorError
-from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting
+from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 
 # A flag's value can be seen by everyone on the machine, in `ps`.
 _NO_FLAG = ("token",)
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for a bad command line."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("monitor_plugin.audit").setLevel(logging.INFO)
     try:
         return int(options.command(options, _settings(options)))
     except MonitorError as error:
@@ -64,7 +65,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for field in msgspec.structs.fields(Settings):
         if field.name not in _NO_FLAG:
             flag = "--" + field.name.replace("_", "-")
-            group.add_argument(flag, dest=field.name, help=f"default: {field.default}")
+            if field.type is bool:
+                group.add_argument(
+                    flag, dest=field.name, action="store_const", const="true", help="default: no"
+                )
+                continue
+            default = setting_text(field.name, field.default)
+            group.add_argument(flag, dest=field.name, help=f"default: {default}")
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -81,19 +88,23 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _demo(options: argparse.Namespace, settings: Settings) -> int:
     if options.once and options.listen is None:
         settings = msgspec.structs.replace(settings, listen="127.0.0.1:0")
+    if options.once and settings.token is None and settings.token_file is not None:
+        raise MonitorError("demo --once makes its calls with the token in MONITOR_TOKEN; set it")
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: ended.set())
     with demo(settings) as monitor:
+        signal.signal(signal.SIGHUP, lambda number, frame: monitor.reload_tokens())
         if options.once:
             good = True
-            for text, as_expected in make_calls(monitor.url):
+            for text, as_expected in make_calls(monitor.url, settings.token):
                 print(text, flush=True)
                 good = good and as_expected
             return 0 if good else 1
         print(f"{len(MODELS)} backends run; the monitor answers at {monitor.url}. Try:\n")
         for call in calls():
-            print(call.curl(monitor.url.replace("//127.0.0.1:", "//localhost:")))
+            url = monitor.url.replace("//127.0.0.1:", "//localhost:")
+            print(call.curl(url, settings.token is not None or settings.token_file is not None))
         print("\nCtrl-C ends all of it.", flush=True)
         ended.wait()
     return 0

@@ -13,12 +13,14 @@ from typing import Any
 import falcon
 import pluggy
 
-from .errors import MonitorError, SettingsError
+from .errors import MonitorError
 from .events import Events
+from .hook_files import load_hook_files
 from .hooks import Hooks
 from .hookspecs import PROJECT_NAME
 from .host_manager import HostCalls, HostManager
 from .http.app import create_app
+from .http.audit import audited_shutdown
 from .http.server import Server
 from .isolation import Isolation
 from .lifecycle import Lifecycle
@@ -33,6 +35,7 @@ from .shared import Shared
 from .shutdown import Shutdowns
 from .status_client import StatusClient
 from .stopping import Stopper
+from .tokens import Tokens
 
 
 class Monitor:
@@ -44,7 +47,7 @@ class Monitor:
     Args:
         settings: None reads them from the environment.
         plugins: plugins to register, implemented with `monitor_plugin.hookimpl`.
-        host_manager: a host's own plugin manager; `install` gives it.
+        host_manager: a host's own plugin manager; `install()` gives it.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -59,10 +62,8 @@ class Monitor:
         host_manager: pluggy.PluginManager | None = None,
     ) -> None:
         settings = Settings.from_environment(os.environ) if settings is None else settings
-        for name, what in (("token", "check tokens"), ("hooks_dir", "load hook files")):
-            if getattr(settings, name) is not None:
-                raise SettingsError(name, f"setting {name}: this version cannot {what}; unset it")
         self._settings = settings
+        self._tokens = Tokens(settings.token, settings.token_file)
         self._plugin_manager = PluginManager()
         self._host = HostManager(host_manager) if host_manager else None
         managers = (
@@ -99,6 +100,8 @@ class Monitor:
         self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._lifecycle))
         for plugin in plugins:
             self._plugin_manager.register(plugin)
+        if settings.hooks_dir is not None:
+            load_hook_files(settings.hooks_dir, self._plugin_manager.register)
         self._plugin_manager.load_entry_points()
         self._lock = threading.Lock()
         self._phase = _Phase.NEW
@@ -195,7 +198,13 @@ class Monitor:
         return self._app.get()
 
     def _make_app(self) -> falcon.App[Any, Any]:
-        app = create_app(self.read, self.shutdown, max(1, self._settings.http_threads // 2))
+        app = create_app(
+            self.read,
+            lambda model, force: self._shutdowns.shutdown(checked_model(model), force),
+            lambda: self._phase is _Phase.STARTED,
+            self._settings,
+            self._tokens,
+        )
         self._hooks.add_routes(app)
         return app
 
@@ -222,29 +231,15 @@ class Monitor:
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
         """
-        self._shutdowns.shutdown(checked_model(model), force)
+        with audited_shutdown(model, force):
+            self._shutdowns.shutdown(checked_model(model), force)
 
+    def reload_tokens(self) -> None:
+        """Read the file of the setting `token_file` now; what changes is also noticed by itself.
 
-def install(plugin_manager: pluggy.PluginManager, settings: Settings | None = None) -> Monitor:
-    """Put a monitor into a host's own plugin manager, under any project name, and start it.
-
-    The hooks become the manager's, and the monitor is registered there as `monitor_plugin`, so that
-    `plugin_manager.hook.monitor_backend_spawned(...)` reaches it, and the host implements hooks
-    with its own marker. Third parties' hooks keep `monitor_plugin.hookimpl`. Close the monitor to
-    take it out again; the hooks' specs stay.
-
-    Args:
-        plugin_manager: the host's.
-        settings: None reads them from the environment.
-
-    Raises:
-        PluginError: the manager holds a monitor that lives, blocks its name, or does not take its
-            hooks; nothing is left registered.
-        ListenError: the HTTP server cannot listen where the settings say.
-    """
-    monitor = Monitor(settings, host_manager=plugin_manager)
-    monitor.start()
-    return monitor
+        A file that cannot be used is logged, and the tokens that it held before stay valid.
+        """
+        self._tokens.reload()
 
 
 class _Phase(enum.Enum):

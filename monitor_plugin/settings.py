@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from .addresses import MAX_SOCKET_PATH_BYTES
 from .errors import SettingsError
+from .origins import fault_in_allowed_host, fault_in_allowed_origin, ip_address
+from .tokens import fault_in_token
 
 ENVIRONMENT_PREFIX = "MONITOR_"
 
@@ -84,6 +86,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(field.name, f"setting {field.name}: {error}") from None
         if self.listen is not None:
             parse_listen(self.listen)
+        for name, fault in self._faults():
+            if fault:
+                raise SettingsError(name, f"setting {name}: {fault}")
+
+    def _faults(self) -> Iterator[tuple[str, str | None]]:
+        if self.token is not None:
+            yield "token", fault_in_token(self.token)
+        for host in self.allowed_hosts:
+            yield "allowed_hosts", fault_in_allowed_host(host)
+        for origin in self.allowed_origins:
+            yield "allowed_origins", fault_in_allowed_origin(origin)
+        if self.trusted_proxy not in (None, "unix") and ip_address(self.trusted_proxy) is None:
+            yield "trusted_proxy", f"{self.trusted_proxy!r} is neither an IP address nor `unix`"
 
     def __repr__(self) -> str:
         shown = ", ".join(
@@ -122,12 +137,21 @@ def parse_setting(name: str, text: str, *, said_by: str) -> Any:
     if field.type == (str | None):
         return None if text == "none" else text
     if field.type == tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return tuple(part.strip() for part in text.split(",") if part.strip() not in ("", "none"))
     try:
         value: Any = int(text, 8) if name == "socket_mode" else text
         return msgspec.convert(value, field.type, strict=False)
     except ValueError as error:  # msgspec's own is one
         raise SettingsError(name, f"{said_by}={text!r}: {error}") from None
+
+
+def setting_text(name: str, value: Any) -> str:
+    """Show a setting's value as `parse_setting` takes it."""
+    if name == "socket_mode":
+        return f"{value:04o}"
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    return "none" if value is None else str(value)
 
 
 class Listen(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import quote
 
 import falcon
@@ -177,7 +178,7 @@ def test_an_unexpected_error_shows_no_traceback(
 
     class Plugin:
         @hookimpl
-        def monitor_add_routes(self, app: falcon.App) -> None:  # type: ignore[type-arg]
+        def monitor_add_routes(self, app: falcon.App[Any, Any]) -> None:
             app.add_route("/broken", Broken())
 
     client = Client(make_monitor(plugins=[Plugin()]).url)

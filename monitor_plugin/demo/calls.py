@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shlex
-import urllib.error
-import urllib.request
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 JSON = "application/json"
 
@@ -20,13 +22,20 @@ class Call(NamedTuple):
     says_post: bool
     expected_status: int
 
-    def curl(self, url: str) -> str:
-        """The curl command that makes it."""
-        command = "curl -X POST" if self.says_post else "curl"
-        if self.body is None:
-            return f"{command} {shlex.quote(url + self.path)}"
-        body = shlex.quote(json.dumps(self.body))
-        return f'{command} {url}{self.path} \\\n  -H "Content-Type: {JSON}" \\\n  -d {body}'
+    def curl(self, url: str, with_token: bool = False) -> str:
+        """The curl command that makes it; the token is the shell's to put in."""
+        command = ["curl -X POST" if self.says_post else "curl"]
+        if url.startswith("unix:"):
+            command.append(f"--unix-socket {shlex.quote(url.removeprefix('unix:'))}")
+            url = "http://localhost"
+        command.append(url + self.path if self.body else shlex.quote(url + self.path))
+        text = " ".join(command)
+        if with_token:
+            text += ' \\\n  -H "Authorization: Bearer $MONITOR_TOKEN"'
+        if self.body:
+            body = shlex.quote(json.dumps(self.body))
+            text += f' \\\n  -H "Content-Type: {JSON}" \\\n  -d {body}'
+        return text
 
 
 def calls() -> list[Call]:
@@ -40,22 +49,40 @@ def calls() -> list[Call]:
     ]
 
 
-def make_calls(url: str) -> Iterator[tuple[str, bool]]:
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def make_calls(url: str, token: str | None) -> Iterator[tuple[str, bool]]:
     """Make the calls.
 
     Yields:
         What to print, request and answer, and whether the answer's status was the expected one.
     """
+    headers = {"Content-Type": JSON}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
     for call in calls():
-        request = urllib.request.Request(url + call.path, headers={"Content-Type": JSON})
-        if call.body is not None:
-            request.data = json.dumps(call.body).encode()
-        try:
-            answer = urllib.request.urlopen(request, timeout=60)
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            lines = [f"$ {call.curl(url)}", f"HTTP {answer.status}"]
+        connection = (
+            _UnixConnection(url.removeprefix("unix:"), 60)
+            if url.startswith("unix:")
+            else http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        )
+        with closing(connection):
+            method = "GET" if call.body is None else "POST"
+            body = None if call.body is None else json.dumps(call.body)
+            connection.request(method, call.path, body, headers)
+            answer = connection.getresponse()
+            lines = [f"$ {call.curl(url, token is not None)}", f"HTTP {answer.status}"]
             lines += [f"{k}: {v}" for k, v in answer.headers.items() if k.startswith("X-Monitor-")]
             lines += [answer.read().decode(), ""]
-            yield "\n".join(lines), answer.status == call.expected_status
+        yield "\n".join(lines), answer.status == call.expected_status

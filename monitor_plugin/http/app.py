@@ -10,28 +10,43 @@ import falcon
 
 from ..errors import MonitorError, TooManyShutdowns
 from ..models import Reading
-from .resources import MonitorResource, ShutdownResource
+from ..settings import Settings
+from ..tokens import Tokens
+from .audit import Audit
+from .openapi import describe_api
+from .resources import HealthResource, MonitorResource, OpenApiResource, ShutdownResource
+from .security import Guard, cors
 from .wire import INTERNAL_ERROR, encode_error, kind_of, kind_of_status
 
 _logger = logging.getLogger(__name__)
 
 
 def create_app(
-    read: Callable[[str], Reading], shutdown: Callable[[str, bool], None], shutdowns_at_once: int
+    read: Callable[[str], Reading],
+    shutdown: Callable[[str, bool], None],
+    is_ready: Callable[[], bool],
+    settings: Settings,
+    tokens: Tokens,
 ) -> falcon.App[Any, Any]:
     """Make the application.
 
     Args:
         read: gives a model's reading.
         shutdown: stops a model, by force or not.
-        shutdowns_at_once: how many requests may wait for shutdowns at the same time.
+        is_ready: whether the monitor is started, and not closing.
+        settings: who may ask; of `http_threads`, shutdowns hold at most half.
+        tokens: which tokens are valid.
     """
-    app = falcon.App()
+    app = falcon.App(middleware=[Audit(), Guard(settings, tokens), *cors(settings)])
     monitor = MonitorResource(read)
-    stop = ShutdownResource(shutdown, shutdowns_at_once)
+    stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2))
+    health = HealthResource(is_ready)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
+    app.add_route("/healthz", health)
+    app.add_route("/readyz", health, suffix="ready")
+    app.add_route("/openapi.json", OpenApiResource(describe_api(tokens.required)))
     app.set_error_serializer(_serialize_http_error)
     app.add_error_handler(MonitorError, _answer_monitor_error)
     app.add_error_handler(Exception, _answer_unexpected_error)
@@ -46,7 +61,9 @@ def _serialize_http_error(
         message = f"there is nothing at {request.path}"
     elif error.status_code == 405:
         message = f"{request.path} does not take {request.method}"
-    response.data = encode_error(kind_of_status(error.status_code), message or "")
+    kind = kind_of_status(error.status_code)
+    request.context.outcome = kind.type
+    response.data = encode_error(kind, message or "")
     response.content_type = falcon.MEDIA_JSON
 
 
@@ -54,6 +71,7 @@ def _answer_monitor_error(
     request: falcon.Request, response: falcon.Response, error: MonitorError, parameters: Any
 ) -> None:
     kind = kind_of(error)
+    request.context.outcome = kind.type
     response.status = falcon.code_to_http_status(kind.status)
     response.data = encode_error(kind, str(error))
     response.content_type = falcon.MEDIA_JSON
@@ -66,6 +84,7 @@ def _answer_unexpected_error(
 ) -> None:
     if isinstance(error, falcon.HTTPError):
         raise error
+    request.context.outcome = INTERNAL_ERROR.type
     _logger.error("%s %s failed", request.method, request.path, exc_info=error)
     response.status = falcon.code_to_http_status(INTERNAL_ERROR.status)
     response.data = encode_error(INTERNAL_ERROR, "the monitor failed; its log says how")

@@ -11,6 +11,7 @@ from ..errors import TooManyShutdowns
 from ..models import Reading
 from ..names import checked_model
 from .wire import (
+    HealthAnswer,
     MonitorBody,
     ShutdownBody,
     StoppedAnswer,
@@ -59,12 +60,14 @@ class ShutdownResource:
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Stop the model, and answer once it is gone."""
+        request.context.shutdown = {"model": None, "force": False}  # for the audit
         media_type = (request.content_type or "").partition(";")[0].strip().lower()
         if media_type != falcon.MEDIA_JSON:
             raise falcon.HTTPUnsupportedMediaType(
                 description=f"a shutdown wants Content-Type: application/json, not {media_type!r}"
             )
         body = parse_body(read_body(request), ShutdownBody)
+        request.context.shutdown = {"model": body.model, "force": body.force}
         model = checked_model(body.model)
         if not self._places.acquire(blocking=False):
             raise TooManyShutdowns(self._at_once, _RETRY_AFTER_SECONDS)
@@ -72,7 +75,43 @@ class ShutdownResource:
             self._shutdown(model, body.force)
         finally:
             self._places.release()
+        request.context.outcome = "stopped"
         response.data = encode(StoppedAnswer())
+        response.content_type = falcon.MEDIA_JSON
+
+
+class HealthResource:
+    """`/healthz` and `/readyz`: whether the monitor answers at all, and whether it watches."""
+
+    def __init__(self, is_ready: Callable[[], bool]) -> None:
+        self._is_ready = is_ready
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Say that it answers."""
+        self._answer(response, "ok")
+
+    def on_get_ready(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Say whether it is started, and not closing."""
+        if self._is_ready():
+            self._answer(response, "ready")
+        else:
+            response.status = falcon.HTTP_503
+            self._answer(response, "not ready")
+
+    def _answer(self, response: falcon.Response, status: str) -> None:
+        response.data = encode(HealthAnswer(status))
+        response.content_type = falcon.MEDIA_JSON
+
+
+class OpenApiResource:
+    """`/openapi.json`: the description of all this."""
+
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Give the description."""
+        response.data = self._document
         response.content_type = falcon.MEDIA_JSON
 
 

@@ -11,7 +11,6 @@ from ..errors import (
     BackendUnreadable,
     InvalidRequest,
     ModelNotLoaded,
-    MonitorError,
     ShutdownFailed,
     ShutdownRefused,
     TooManyShutdowns,
@@ -60,6 +59,12 @@ class StoppedAnswer(msgspec.Struct, frozen=True):
     message: str = "model stopped"
 
 
+class HealthAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/healthz` and `/readyz`: `ok`, `ready`, or with a 503 `not ready`."""
+
+    status: str
+
+
 class ErrorDetail(msgspec.Struct, frozen=True):
     """What was wrong; `code` repeats the HTTP status."""
 
@@ -83,7 +88,7 @@ class ErrorKind(NamedTuple):
 
 INTERNAL_ERROR = ErrorKind(500, "internal_error")
 
-_ERROR_KINDS: dict[type[MonitorError], ErrorKind] = {
+_ERROR_KINDS: dict[type, ErrorKind] = {
     InvalidRequest: ErrorKind(400, "invalid_request"),
     ModelNotLoaded: ErrorKind(500, "model_not_loaded"),
     BackendUnreadable: ErrorKind(500, "backend_unreadable"),
@@ -95,6 +100,8 @@ _ERROR_KINDS: dict[type[MonitorError], ErrorKind] = {
 # Falcon's own errors: no route, wrong method and the like.
 _STATUS_TYPES = {
     400: "invalid_request",
+    401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     413: "payload_too_large",
@@ -104,9 +111,12 @@ _STATUS_TYPES = {
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def kind_of(error: MonitorError) -> ErrorKind:
-    """Tell how one of the package's errors appears over HTTP."""
-    return _ERROR_KINDS.get(type(error), INTERNAL_ERROR)
+def kind_of(error: BaseException) -> ErrorKind:
+    """Tell how one of the package's errors appears over HTTP; any other is an internal one."""
+    for kind in type(error).__mro__:
+        if kind in _ERROR_KINDS:
+            return _ERROR_KINDS[kind]
+    return INTERNAL_ERROR
 
 
 def kind_of_status(status: int) -> ErrorKind:

@@ -1,0 +1,77 @@
+"""The audit: one line of JSON for each shutdown and each refused request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import falcon
+
+from .wire import kind_of
+
+_logger = logging.getLogger("monitor_plugin.audit")
+
+_REFUSED = (401, 403)
+
+
+class Audit:
+    """Falcon middleware that writes the audit of what comes over HTTP; to stand first.
+
+    What others learn of a request stands in its `context`: `caller` (the `Token` of who asks),
+    `shutdown` (the model and whether by force, where it is one), `outcome` (`stopped`, or the type
+    of the error).
+    """
+
+    def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Note when the request began."""
+        request.context.began = time.monotonic()
+        request.context.caller = request.context.shutdown = request.context.outcome = None
+
+    def process_response(
+        self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
+    ) -> None:
+        """Write a line, where the request was a shutdown or was refused."""
+        context = request.context
+        if context.shutdown is None and response.status_code not in _REFUSED:
+            return
+        _write(
+            who=context.caller.name if context.caller else "unknown",
+            whence=request.remote_addr,
+            what=f"{request.method} {request.path}",
+            **(context.shutdown or {}),
+            outcome=context.outcome or "refused",
+            status=response.status_code,
+            seconds=time.monotonic() - context.began,
+        )
+
+
+@contextmanager
+def audited_shutdown(model: object, force: object) -> Iterator[None]:
+    """Write a line for a shutdown that the host's own code asks for."""
+    began = time.monotonic()
+    outcome = "stopped"
+    try:
+        yield
+    except BaseException as error:
+        outcome = kind_of(error).type
+        raise
+    finally:
+        _write(
+            who="host",
+            whence="python",
+            what="Monitor.shutdown",
+            model=model,
+            force=force,
+            outcome=outcome,
+            seconds=time.monotonic() - began,
+        )
+
+
+def _write(whence: str, seconds: float, **facts: Any) -> None:
+    # ASCII alone, and all else escaped, so that no name can forge a line.
+    line = {"who": facts.pop("who"), "from": whence, **facts, "seconds": round(seconds, 3)}
+    _logger.info("%s", json.dumps(line, default=repr))

@@ -1,0 +1,147 @@
+"""`/openapi.json`: every route, parameter, answer and error, made from the structs of `wire.py`."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+from ..names import MAX_NAME_BYTES
+from .wire import (
+    ErrorAnswer,
+    HealthAnswer,
+    MonitorBody,
+    SampleAnswer,
+    ShutdownBody,
+    StatusAnswer,
+    StoppedAnswer,
+)
+
+_JSON = "application/json"
+_REF = "#/components/schemas/{name}"
+
+_ERRORS = {
+    400: "the model's name is missing or invalid, the body is no JSON object, the query no UTF-8",
+    401: "no token was sent, or one that is not valid",
+    403: "the token's role is too low, or the host or the site that asks is not allowed",
+    404: "there is nothing at this path",
+    405: "the path does not take this method",
+    409: "a hook refused the shutdown; nothing was stopped",
+    413: "the body is larger than 64 KiB",
+    415: "the body's content type is not application/json",
+    500: "the model is not loaded, its process cannot be read, or it could not be stopped",
+    503: "too many shutdowns are under way; nothing was stopped",
+}
+
+_MODEL_PARAMETER = {
+    "name": "model",
+    "in": "query",
+    "required": False,
+    "description": "The model's name. Where the body names one too, this one is taken.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES},
+}
+
+_MONITOR_HEADERS = {
+    "X-Monitor-Source": "Where the reading came from: `grpc`, `hook` or `psutil`.",
+    "X-Monitor-Memory-Source": "Where `memory.total` came from: `backend`, `pss` or `rss`.",
+    "X-Monitor-Rpc-Error": "The gRPC code's name, where the backend gave no status.",
+}
+
+
+def describe_api(token_required: bool) -> bytes:
+    """Describe the API: OpenAPI 3.1, as JSON.
+
+    Args:
+        token_required: whether clients must send a token.
+    """
+    (status, sample, stopped, health, error, monitor, shutdown), components = _schemas(
+        StatusAnswer,
+        SampleAnswer,
+        StoppedAnswer,
+        HealthAnswer,
+        ErrorAnswer,
+        MonitorBody,
+        ShutdownBody,
+    )
+    open_to_all: dict[str, Any] = {"security": []}
+    refusals = (401, 403) if token_required else (403,)
+
+    def answers(*errors: int, good: Any, description: str, **more: Any) -> dict[str, Any]:
+        return {
+            "200": {"description": description, "content": _content(good), **more},
+            **{
+                str(code): {"description": _ERRORS[code], "content": _content(error)}
+                for code in sorted({400, *errors})
+            },
+        }
+
+    def read(method: str, suffix: str) -> dict[str, Any]:
+        return {
+            "operationId": f"read_by_{method}{suffix}",
+            "summary": "Read a model: its status, or what its process shows",
+            "parameters": [_MODEL_PARAMETER],
+            "requestBody": {"required": False, "content": _content(monitor)},
+            "responses": answers(
+                *(*refusals, 413, 500),
+                good={"anyOf": [status, sample]},
+                description="The backend's status, or its process where that failed",
+                headers={
+                    name: {"description": text, "schema": {"type": "string"}}
+                    for name, text in _MONITOR_HEADERS.items()
+                },
+            ),
+        }
+
+    def stop(suffix: str) -> dict[str, Any]:
+        return {
+            "operationId": f"shut_down{suffix}",
+            "summary": "Stop a model, whole, for good",
+            "requestBody": {"required": True, "content": _content(shutdown)},
+            "responses": answers(
+                *(*refusals, 409, 413, 415, 500, 503),
+                good=stopped,
+                description="Its whole process tree is verified to be gone",
+            ),
+        }
+
+    def simple(summary: str, good: Any, *errors: int, **more: Any) -> dict[str, Any]:
+        name = summary.lower().replace(" ", "_")
+        responses = answers(*errors, good=good, description=summary)
+        return {"get": {"operationId": name, "summary": summary, "responses": responses, **more}}
+
+    paths: dict[str, Any] = {}
+    for prefix, suffix in (("", ""), ("/v1", "_v1")):
+        paths[f"{prefix}/backend/monitor"] = {
+            method: read(method, suffix) for method in ("get", "post")
+        }
+        paths[f"{prefix}/backend/shutdown"] = {"post": stop(suffix)}
+    paths["/healthz"] = simple("Whether the monitor answers", health, 403, **open_to_all)
+    paths["/readyz"] = simple("Whether the monitor watches", health, 403, **open_to_all)
+    paths["/readyz"]["get"]["responses"]["503"] = {
+        "description": "It is not started yet, or is closing",
+        "content": _content(health),
+    }
+    paths["/openapi.json"] = simple("This description", {"type": "object"}, *refusals)
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "monitor-plugin",
+            "version": metadata.version("monitor-plugin"),
+            "description": "Monitors the backends of a model-serving host, and stops them.",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if token_required:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+    return msgspec.json.encode(document)
+
+
+def _schemas(*types: Any) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    return msgspec.json.schema_components(types, ref_template=_REF)
+
+
+def _content(schema: Any) -> dict[str, Any]:
+    return {_JSON: {"schema": schema}}
