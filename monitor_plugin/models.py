@@ -6,8 +6,12 @@ Bytes are bytes, times are seconds since the epoch, percentages are said of what
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
+
+# Unsigned 64-bit integers, as the protocol's; the bounds are for descriptions, and not checked.
+Bytes = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": 2**64 - 1})]
 
 
 class State(enum.IntEnum):
@@ -39,8 +43,8 @@ class Backend(msgspec.Struct, frozen=True):
 class Memory(msgspec.Struct, frozen=True):
     """Bytes held by a backend, in total and by component; the parts need not add up to it."""
 
-    total: int
-    breakdown: dict[str, int] = msgspec.field(default_factory=dict)
+    total: Bytes
+    breakdown: dict[str, Bytes] = msgspec.field(default_factory=dict)
 
 
 class Status(msgspec.Struct, frozen=True):

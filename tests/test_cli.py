@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -21,12 +24,25 @@ from .support import Client, Spawner, eventually
 COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
 
 
+@contextmanager
+def restored_signals() -> Iterator[None]:
+    """Take back the handlers that a command installs in its own process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
 def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
     """`demo --once` prints requests and answers, exits 0, and leaves no process behind."""
     process = spawner.process(COMMAND, "demo", "--once", stderr=subprocess.PIPE)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
-    assert errors == ""
+    assert errors.startswith("INFO monitor_plugin.audit: {")
+    assert errors.count("\n") == 1
     for expected in (
         '/backend/monitor \\\n  -H "Content-Type: application/json" \\\n  -d \'{"model"',
         "X-Monitor-Source: grpc",
@@ -44,14 +60,10 @@ def test_demo_once_says_what_is_not_as_expected(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its own process too, and with exit code 1 where an answer is not the expected one."""
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
+    with restored_signals():
         assert main(["demo", "--once"]) == 0
         monkeypatch.delitem(MODELS, "no-status")
         assert main(["demo", "--once"]) == 1
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
     assert "HTTP 500" in capsys.readouterr().out
 
 
@@ -105,12 +117,53 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for field in msgspec.structs.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
-        assert (flag in text) == (field.name != "token"), flag
+        assert bool(re.search(rf"{flag}\b(?!-)", text)) == (field.name != "token"), flag
     assert main(["demo", "--http-threads", "many"]) == 1
     assert "--http-threads='many'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.startswith("monitor-plugin ")
+
+
+def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
+    """Its commands send the token that the shell has; SIGHUP reads the file, and ends nothing."""
+    file = tmp_path / "tokens"
+    file.write_text("admin:ops:4dmin")
+    process = spawner.process(
+        *(COMMAND, "demo", "--listen", "127.0.0.1:0", "--token-file", str(file)),
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    text = ""
+    while "Ctrl-C" not in (line := process.stdout.readline()):
+        assert line
+        text += line
+    assert text.count('-H "Authorization: Bearer $MONITOR_TOKEN"') == 5
+    client = Client(text.partition("answers at ")[2].partition(". Try")[0])
+    file.write_text("nonsense")
+    process.send_signal(signal.SIGHUP)
+    assert "tokens cannot be used" in process.stderr.readline()
+    headers = {"Authorization": "Bearer 4dmin"}
+    assert client.request("GET", "/backend/monitor?model=my-model", None, headers).status == 200
+    assert client.monitor("my-model").status == 401
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
+def test_demo_once_with_tokens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With MONITOR_TOKEN the calls are made, and it is not shown; a file alone is not enough."""
+    (tmp_path / "tokens").write_text("admin:ops:4dmin")
+    assert main(["demo", "--once", "--token-file", str(tmp_path / "tokens")]) == 1
+    assert "MONITOR_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("MONITOR_TOKEN", "s3cret")
+    with restored_signals():
+        assert main(["demo", "--once"]) == 0
+    output = capsys.readouterr()
+    assert "Bearer $MONITOR_TOKEN" in output.out
+    assert "s3cret" not in output.out + output.err
 
 
 def test_importing_starts_nothing() -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import json
+import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from monitor_plugin import Settings, hookspecs
+from monitor_plugin import Monitor, Settings, hookspecs
 from monitor_plugin.demo.calls import calls
+from monitor_plugin.http.wire import _ERROR_KINDS, _STATUS_TYPES, INTERNAL_ERROR
+from monitor_plugin.settings import setting_text
+from monitor_plugin.tokens import Role, parse_tokens
 
-from .support import Spawner
+from .support import Client, Spawner, eventually
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,12 +60,51 @@ def test_every_hook_stands_in_the_readme() -> None:
 def test_every_setting_stands_in_the_readme() -> None:
     """Each setting is in the table, with its default."""
     for field in msgspec.structs.fields(Settings):
-        if field.default is not None:
-            assert re.search(
-                rf"\| `{field.name}` \| `?{re.escape(str(field.default))}`? \|", README
-            )
-        else:
-            assert f"`{field.name}`" in README
+        shown = {None: "unset", (): "none", False: "no"}.get(
+            field.default, setting_text(field.name, field.default)
+        )
+        assert re.search(rf"\| `{field.name}` \| `?{re.escape(shown)}`? \|", README), field.name
+
+
+def test_every_setting_that_opens_stands_in_the_security_document() -> None:
+    """SECURITY.md says of each setting what it opens, but for the timeouts."""
+    text = (ROOT / "SECURITY.md").read_text().partition("## What each setting opens")[2]
+    for field in msgspec.structs.fields(Settings):
+        assert field.name.endswith("_seconds") or f"`{field.name}`" in text, field.name
+
+
+def test_the_token_file_of_the_readme_is_one() -> None:
+    """What the README shows as a token file is parsed."""
+    text = re.findall(r"<!-- tokens -->\n```text\n(.*?)```", README, re.DOTALL)[0]
+    assert [(token.role, token.name) for token in parse_tokens(text)] == [
+        (Role.READ, "grafana"),
+        (Role.ADMIN, "ops"),
+    ]
+
+
+def test_the_audit_line_of_the_readme_is_one(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the README shows as an audit line has the fields that a shutdown's has."""
+    shown = json.loads(re.findall(r"<!-- audit -->\n```json\n(.*?)```", README, re.DOTALL)[0])
+    caplog.set_level(logging.INFO, "monitor_plugin.audit")
+    monitor = make_monitor()
+    process = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    assert Client(monitor.url).shutdown("m").status == 200
+    eventually(lambda: caplog.records)
+    line = json.loads(caplog.records[0].getMessage())
+    assert {name: type(value) for name, value in line.items()} == {
+        name: type(value) for name, value in shown.items()
+    }
+
+
+def test_every_error_type_stands_in_the_readme() -> None:
+    """Each type of error that the application gives is named."""
+    types = [kind.type for kind in [*_ERROR_KINDS.values(), INTERNAL_ERROR]]
+    assert {
+        kind for kind in [*types, *_STATUS_TYPES.values()] if f"`{kind}`" not in README
+    } == set()
 
 
 def test_every_module_stands_in_the_architecture() -> None:

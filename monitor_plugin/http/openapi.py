@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ..names import MAX_NAME_BYTES
 from .wire import (
+    MODEL_NAME_SCHEMA,
     ErrorAnswer,
     HealthAnswer,
     MonitorBody,
@@ -38,8 +38,8 @@ _MODEL_PARAMETER = {
     "name": "model",
     "in": "query",
     "required": False,
-    "description": "The model's name. Where the body names one too, this one is taken.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES},
+    "description": "Where the body names a model too, this one is taken.",
+    "schema": {"type": "string", **MODEL_NAME_SCHEMA},
 }
 
 _MONITOR_HEADERS = {

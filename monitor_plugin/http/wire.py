@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -15,19 +15,29 @@ from ..errors import (
     ShutdownRefused,
     TooManyShutdowns,
 )
-from ..models import Memory, Reading
+from ..models import Bytes, Memory, Reading
+from ..names import MAX_NAME_BYTES
+
+# What `names.checked_model` checks, with better words, is here for the description alone.
+MODEL_NAME_SCHEMA = {
+    "description": f"The model's name: free text, at most {MAX_NAME_BYTES} bytes of UTF-8.",
+    "minLength": 1,
+    "maxLength": MAX_NAME_BYTES,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+}
+_ModelName = Annotated[str, msgspec.Meta(extra_json_schema=MODEL_NAME_SCHEMA)]
 
 
 class MonitorBody(msgspec.Struct, frozen=True):
     """The body of `/backend/monitor`; unknown fields are ignored."""
 
-    model: str
+    model: _ModelName
 
 
 class ShutdownBody(msgspec.Struct, frozen=True):
     """The body of `/backend/shutdown`; unknown fields are ignored."""
 
-    model: str
+    model: _ModelName
     force: bool = False
 
 
@@ -41,8 +51,8 @@ class StatusAnswer(msgspec.Struct, frozen=True):
 class MemoryInfo(msgspec.Struct, frozen=True):
     """Bytes, as psutil gives them."""
 
-    rss: int | None
-    vms: int | None
+    rss: Bytes | None
+    vms: Bytes | None
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):

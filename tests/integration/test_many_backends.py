@@ -16,8 +16,8 @@ from ..support import Spawner
 SCRIPT = str(Path(__file__).with_name("many_backends.py"))
 _MIB = 1024 * 1024
 
-# Some ten seconds each: run on the oldest and the newest Python alone.
-pytestmark = pytest.mark.crowd
+# Some ten seconds each.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
