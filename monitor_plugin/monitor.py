@@ -13,6 +13,7 @@ from typing import Any
 import falcon
 import pluggy
 
+from .channel_security import ChannelSecurity
 from .errors import MonitorError, SettingsError
 from .events import Events
 from .hooks import Hooks
@@ -62,6 +63,7 @@ class Monitor:
         for name, what in (("token", "check tokens"), ("hooks_dir", "load hook files")):
             if getattr(settings, name) is not None:
                 raise SettingsError(name, f"setting {name}: this version cannot {what}; unset it")
+        security = ChannelSecurity(settings)
         self._settings = settings
         self._plugin_manager = PluginManager()
         self._host = HostManager(host_manager) if host_manager else None
@@ -74,9 +76,11 @@ class Monitor:
         self._registry = Registry()
         table = ProcessTable()
         self._status_client = StatusClient(
-            settings.status_timeout_seconds, self._hooks.call_metadata
+            settings.status_timeout_seconds, self._hooks.call_metadata, security
         )
-        self._lifecycle = Lifecycle(self._registry, table, self._status_client, self._hooks)
+        self._lifecycle = Lifecycle(
+            self._registry, table, self._status_client, self._hooks, security
+        )
         self._readings = Readings(
             self._registry,
             self._lifecycle,

@@ -52,10 +52,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         http_threads: threads that answer requests; shutdowns hold at most half of them.
         hooks_dir: a folder of hook files to load, which runs their code; they and it must belong
             to root or to the monitor's user, and be writable by nobody else.
-        grpc_ca_file: certificates (PEM) by which backends' servers are verified, and TLS for all
-            that are not local; None: the system's, for `grpcs://` alone.
+        grpc_ca_file: a file of certificates (PEM) by which backends' servers are verified, and TLS
+            for all that are not local; it is read again when it changes, for connections made
+            after that. None: TLS for `grpcs://` alone, and gRPC's own certificates, or those that
+            the variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
         grpc_token_file: a file with the token to send to each backend, as the gRPC metadata
-            `authorization: Bearer TOKEN`; it is read again when it changes.
+            `authorization: Bearer TOKEN`, where no `monitor_call_metadata` hook gives another; it
+            is read again when it changes.
     """
 
     listen: str | None = "127.0.0.1:8080"
