@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -421,8 +422,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
         Monitor(Settings(listen=None, **{setting: str(path)}))  # type: ignore[arg-type]
     assert raised.value.setting == setting
     assert str(path) in str(raised.value)
-    assert "s3cr" not in str(raised.value)
-    assert raised.value.__suppress_context__
+    assert "s3cr" not in "".join(traceback.format_exception(raised.value))
     if setting == "grpc_ca_file":
         said = said.replace("one token", "no certificate in PEM")
     assert said in str(raised.value)

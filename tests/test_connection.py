@@ -321,8 +321,13 @@ def test_of_two_channels_made_at_once_one_is_closed(
 
     def dial(target: str, options: Any) -> grpc.Channel:
         channel = insecure_channel(target, options)
-        close = channel.close
-        monkeypatch.setattr(channel, "close", lambda: (closed.append(channel), close()))
+        really_close = channel.close
+
+        def close() -> None:
+            closed.append(channel)
+            really_close()
+
+        monkeypatch.setattr(channel, "close", close)
         opened.append(channel)
         both.wait()
         return channel
