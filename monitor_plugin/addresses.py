@@ -6,12 +6,19 @@ import ipaddress
 import os.path
 import re
 
-FORMS = "host:port, [::1]:port, unix:/path, unix-abstract:name or dns:///host:port"
+FORMS = (
+    "host:port, [::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or grpcs://host:port "
+    "for TLS"
+)
+TLS_SCHEME = "grpcs://"
 
 # sun_path has 108 bytes, one of which is the final NUL (or, for abstract names, the first).
 MAX_SOCKET_PATH_BYTES = 107
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+
+# Followed by a colon and a port, gRPC takes these for the scheme of another kind of target.
+_NOT_HOSTS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p")
 
 
 def canonical_address(address: object) -> str:
@@ -21,8 +28,8 @@ def canonical_address(address: object) -> str:
         address: what the host gave: one of FORMS.
 
     Returns:
-        The target without its scheme's variants; `localhost` and `0.0.0.0` count as 127.0.0.1,
-        where a client that dials them arrives.
+        The target without its scheme's variants, by TLS or not; `localhost` and `0.0.0.0` count as
+        127.0.0.1, where a client that dials them arrives.
 
     Raises:
         ValueError: it is none of FORMS; the message says what is wrong.
@@ -41,12 +48,32 @@ def canonical_address(address: object) -> str:
             raise ValueError(f"address {address!r}: the socket's path must be absolute")
         # normpath() keeps two leading slashes, which name the same file as one.
         return "unix:/" + os.path.normpath(_checked_path(address, path)).lstrip("/")
-    host, colon, port = address.removeprefix("dns:///").rpartition(":")
+    scheme = TLS_SCHEME if address.startswith(TLS_SCHEME) else "dns:///"
+    host, colon, port = address.removeprefix(scheme).rpartition(":")
     if not colon or not host or "/" in host:
         raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
     return f"{_canonical_host(address, host)}:{int(port)}"
+
+
+def is_local(canonical: str) -> bool:
+    """Whether a target, in its canonical form, is on this machine for certain.
+
+    A name is not resolved: but for `localhost`, none is local, as others may be looked up in DNS.
+    """
+    if canonical.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = canonical.rpartition(":")[0].strip("[]")
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.scope_id is not None:  # gRPC looks up a name where the scope is no interface
+            return False
+        ip = ip.ipv4_mapped or ip
+    return ip.is_loopback or ip.is_unspecified  # who dials the unspecified arrives at loopback
 
 
 def _checked_path(address: str, path: str) -> str:
@@ -77,4 +104,6 @@ def _canonical_host(address: str, host: str) -> str:
         except ValueError:
             raise ValueError(f"address {address!r}: {host} is no IPv4 address") from None
     host = host.lower().rstrip(".")
+    if host in _NOT_HOSTS:
+        raise ValueError(f"address {address!r}: gRPC does not take {host!r} for a host's name")
     return "127.0.0.1" if host in ("localhost", "0.0.0.0") else host  # noqa: S104 - compared, not bound

@@ -32,18 +32,6 @@ _UNREACHED_CHANNEL_SECONDS = 1.0
 # after its recovery is answered by it; one that joins does not wait at all.
 _HUNG_GRACE_SECONDS = 0.05
 
-_CHANNEL_OPTIONS = (
-    # A proxy in the host's environment would capture loopback calls.
-    ("grpc.enable_http_proxy", 0),
-    # A channel of our own: it shares no other channel's backoff, and closing it closes the socket.
-    ("grpc.use_local_subchannel_pool", 1),
-    # gRPC's own backoff, many seconds, would hide a backend that is back.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 150),
-    ("grpc.enable_retries", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-)
-
 
 class Answer(NamedTuple):
     """What asking a backend gave: a status, or the name of the gRPC code with which it failed."""
@@ -69,7 +57,8 @@ class Connection:
     """The connection to one backend, opened at its first use. Safe to call from any thread.
 
     Args:
-        address: its gRPC target.
+        address: its gRPC target, for the log.
+        dial: makes a channel to it, which connects at its first call.
         timeout_seconds: how long a `Status` call may keep its readers waiting; deadline of `Free`.
         call_metadata: gives the gRPC metadata to send with a call.
         make_room: whether one more channel may be opened; calls that need one it may not open get
@@ -80,12 +69,14 @@ class Connection:
     def __init__(
         self,
         address: str,
+        dial: Callable[[], grpc.Channel],
         timeout_seconds: float,
         call_metadata: Callable[[], Mapping[str, str]],
         make_room: Callable[[], bool],
         status_response: Any,
     ) -> None:
         self._address = address
+        self._dial = dial
         self._timeout_seconds = timeout_seconds
         self._call_metadata = call_metadata
         self._make_room = make_room
@@ -223,15 +214,21 @@ class Connection:
         return None
 
     def _open_channel(self) -> grpc.Channel:
-        if self._channel is None and not self._make_room():
+        channel = self._channel
+        if channel is not None:
+            return channel
+        if not self._make_room():
             raise _NoRoom
+        made = self._dial()
         with self._lock:
-            if self._closed:
-                raise ValueError("the connection is closed")
-            if self._channel is None:  # makes no connection yet, and so does not block
-                self._channel = grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
-                self._channel_made_at = time.monotonic()
-            return self._channel
+            if self._channel is None and not self._closed:
+                self._channel, self._channel_made_at = made, time.monotonic()
+            channel = self._channel
+        if channel is not made:  # another call was first, or it was closed
+            made.close()
+        if channel is None:
+            raise ValueError("the connection is closed")
+        return channel
 
     def _is_of_no_use(self) -> bool:
         age_seconds = time.monotonic() - self._channel_made_at

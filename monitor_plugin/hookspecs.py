@@ -38,11 +38,12 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
     When: after the process was started; the backend need not serve yet. Thread: the host's.
     Arguments: `model`, free text of at most 255 bytes of UTF-8; `pid`, the process, whose children
     belong to it; `address`, the gRPC target: host:port, [::1]:port, unix:/path,
-    unix-abstract:name or dns:///host:port. Another PID of the same model adds a replica; the same
-    PID again updates its record. Returns nothing.
+    unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS. Another PID of the same
+    model adds a replica; the same PID again updates its record. Returns nothing.
     Raises `InvalidBackend` to the host, having changed nothing: a bad name or address, a PID that
     does not run, PID 0, 1 or the monitor's own or its ancestor's, an address that another live
-    backend holds.
+    backend holds, or one on another machine without TLS (`grpcs://`, or the setting
+    `grpc_ca_file`) where the setting `insecure` does not allow it.
     """
 
 
@@ -103,8 +104,9 @@ def monitor_call_metadata(backend: Backend) -> Mapping[str, str]:
 
     When: before each `Status` and `Free` call. Thread: a hook's, several at once. Returns keys and
     values as gRPC takes them (ASCII, keys in lower case); all implementations' are merged, and
-    where two give one key, that of the one called first stands. One that raises, overruns or
-    returns something else is logged without its values, and left out.
+    where two give one key, that of the one called first stands, and each stands before what the
+    setting `grpc_token_file` gives (`authorization`). One that raises, overruns or returns
+    something else is logged without its values, and left out.
     """
 
 

@@ -11,6 +11,7 @@ import msgspec
 import psutil
 
 from .addresses import canonical_address
+from .channel_security import ChannelSecurity
 from .descriptors import most_pidfds
 from .errors import InvalidBackend
 from .events import Delivery
@@ -40,15 +41,22 @@ class Lifecycle:
         table: sums the memory of process trees.
         status_client: told of backends that are gone, so that it closes their channels.
         hooks: told of backends that came and went.
+        security: says which addresses may not be called.
     """
 
     def __init__(
-        self, registry: Registry, table: ProcessTable, status_client: StatusClient, hooks: Hooks
+        self,
+        registry: Registry,
+        table: ProcessTable,
+        status_client: StatusClient,
+        hooks: Hooks,
+        security: ChannelSecurity,
     ) -> None:
         self._registry = registry
         self._table = table
         self._status_client = status_client
         self._hooks = hooks
+        self._security = security
         self._watcher = Watcher(self._on_end)
         self._ticker = Ticker("monitor-ticker", MARK_SECONDS, self._mark)
         self._closed = False
@@ -77,6 +85,7 @@ class Lifecycle:
         fault = fault_in_model_name(model) or _fault_in_pid(pid)
         try:
             canonical = canonical_address(address)
+            self._security.check(address)
         except ValueError as error:
             fault = fault or str(error)
         if fault:

@@ -13,6 +13,7 @@ from typing import Any
 import falcon
 import pluggy
 
+from .channel_security import ChannelSecurity
 from .errors import MonitorError
 from .events import Events
 from .hook_files import load_hook_files
@@ -63,6 +64,7 @@ class Monitor:
     ) -> None:
         settings = Settings.from_environment(os.environ) if settings is None else settings
         self._settings = settings
+        security = ChannelSecurity(settings)
         self._tokens = Tokens(settings.token, settings.token_file)
         self._plugin_manager = PluginManager()
         self._host = HostManager(host_manager) if host_manager else None
@@ -75,9 +77,11 @@ class Monitor:
         self._registry = Registry()
         table = ProcessTable()
         self._status_client = StatusClient(
-            settings.status_timeout_seconds, self._hooks.call_metadata
+            settings.status_timeout_seconds, self._hooks.call_metadata, security
         )
-        self._lifecycle = Lifecycle(self._registry, table, self._status_client, self._hooks)
+        self._lifecycle = Lifecycle(
+            self._registry, table, self._status_client, self._hooks, security
+        )
         self._readings = Readings(
             self._registry,
             self._lifecycle,

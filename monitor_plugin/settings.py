@@ -54,10 +54,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         http_threads: threads that answer requests; shutdowns hold at most half of them.
         hooks_dir: a folder of hook files to load, which runs their code; they and it must belong
             to root or to the monitor's user, and be writable by nobody else.
-        grpc_ca_file: certificates (PEM) by which backends' servers are verified, and TLS for all
-            that are not local; None: the system's, for `grpcs://` alone.
+        grpc_ca_file: a file of certificates (PEM) by which backends' servers are verified, and TLS
+            for all that are not local; it is read again when it changes, for connections made
+            after that. None: TLS for `grpcs://` alone, and gRPC's own certificates, or those that
+            the variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
         grpc_token_file: a file with the token to send to each backend, as the gRPC metadata
-            `authorization: Bearer TOKEN`; it is read again when it changes.
+            `authorization: Bearer TOKEN`, where no `monitor_call_metadata` hook gives another; it
+            is read again when it changes.
     """
 
     listen: str | None = "127.0.0.1:8080"
@@ -141,7 +144,7 @@ def parse_setting(name: str, text: str, *, said_by: str) -> Any:
     try:
         value: Any = int(text, 8) if name == "socket_mode" else text
         return msgspec.convert(value, field.type, strict=False)
-    except ValueError as error:  # msgspec's own is one
+    except (ValueError, msgspec.ValidationError) as error:
         raise SettingsError(name, f"{said_by}={text!r}: {error}") from None
 
 

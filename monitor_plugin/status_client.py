@@ -9,6 +9,8 @@ from functools import partial
 
 import grpc
 
+from .channel_security import ChannelSecurity
+from .channels import open_channel
 from .connection import Answer, Connection
 from .descriptors import most_channels
 from .models import Backend
@@ -21,13 +23,18 @@ class StatusClient:
     Args:
         timeout_seconds: how long a `Status` call may keep its readers waiting; deadline of `Free`.
         call_metadata: gives the gRPC metadata to send with a call to that backend.
+        security: decides between TLS and the clear, and knows the token for all backends.
     """
 
     def __init__(
-        self, timeout_seconds: float, call_metadata: Callable[[Backend], Mapping[str, str]]
+        self,
+        timeout_seconds: float,
+        call_metadata: Callable[[Backend], Mapping[str, str]],
+        security: ChannelSecurity,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._call_metadata = call_metadata
+        self._security = security
         self._status_response = load_messages()("StatusResponse")
         self._lock = threading.Lock()
         self._connections: dict[Backend, Connection] = {}
@@ -77,13 +84,20 @@ class StatusClient:
             # At the end stand those that were used last.
             connection = self._connections.pop(backend, None) or Connection(
                 backend.address,
+                partial(self._dial, backend.address),
                 self._timeout_seconds,
-                partial(self._call_metadata, backend),
+                partial(self._metadata, backend),
                 self._make_room,
                 self._status_response,
             )
             self._connections[backend] = connection
             return connection
+
+    def _dial(self, address: str) -> grpc.Channel:
+        return open_channel(address, self._security.credentials(address))
+
+    def _metadata(self, backend: Backend) -> Mapping[str, str]:
+        return self._security.with_token(self._call_metadata(backend))
 
     def _make_room(self) -> bool:
         """Close channels that were not used for longest, until there is room for one more."""

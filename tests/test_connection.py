@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import grpc
 import pytest
 
+from monitor_plugin import Settings
+from monitor_plugin.channel_security import ChannelSecurity
 from monitor_plugin.models import Backend, Memory, Status
 from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
@@ -27,7 +30,8 @@ def make_client() -> Iterator[Callable[..., StatusClient]]:
     clients = []
 
     def make(timeout: float = 30, metadata: dict[str, str] | None = None) -> StatusClient:
-        client = StatusClient(timeout, lambda backend: metadata or {})
+        security = ChannelSecurity(Settings())
+        client = StatusClient(timeout, lambda backend: metadata or {}, security)
         clients.append(client)
         return client
 
@@ -304,6 +308,39 @@ def test_a_name_that_resolves_again_is_found_at_once(
     assert len(dialled) == 2
     assert client.status(at(backend.address)).status
     assert len(dialled) == 2
+
+
+def test_of_two_channels_made_at_once_one_is_closed(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Status` and `Free` that both come first share one channel, and the other leaves nothing."""
+    both = threading.Barrier(2, timeout=30)
+    opened: list[grpc.Channel] = []
+    closed: list[grpc.Channel] = []
+    insecure_channel = grpc.insecure_channel
+
+    def dial(target: str, options: Any) -> grpc.Channel:
+        channel = insecure_channel(target, options)
+        really_close = channel.close
+
+        def close() -> None:
+            closed.append(channel)
+            really_close()
+
+        monkeypatch.setattr(channel, "close", close)
+        opened.append(channel)
+        both.wait()
+        return channel
+
+    monkeypatch.setattr(grpc, "insecure_channel", dial)
+    backend = at(spawner.backend().address)
+    client = make_client()
+    with ThreadPoolExecutor(2) as pool:
+        status, free = pool.submit(client.status, backend), pool.submit(client.free, backend)
+        assert (status.result(60).rpc_error, free.result(60)) == (None, None)
+    assert (len(opened), len(closed)) == (2, 1)
+    client.close()
+    assert set(closed) == set(opened)
 
 
 def test_channels_take_a_share_of_the_descriptors(

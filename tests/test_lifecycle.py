@@ -130,10 +130,14 @@ def test_a_bad_address_is_refused(address: Any, monitor: Monitor, spawner: Spawn
     [
         *("localhost:1", "127.0.0.1:65535", "[::1]:80", "dns:///some-host.example:80", "h_1:80"),
         *("unix:/run/x.sock", "unix:///run/x.sock", "unix-abstract:name", "[fe80::1%eth0]:80"),
+        *("grpcs://some-host.example:443", "grpcs://[::1]:443"),
     ],
 )
-def test_good_addresses_are_taken(address: str, monitor: Monitor, spawner: Spawner) -> None:
+def test_good_addresses_are_taken(
+    address: str, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
     """Every form of the contract is taken, and kept as the host gave it."""
+    monitor = make_monitor(insecure=True)
     spawned(monitor, spawner.sleeper().pid, address=address)
     assert monitor.backends()[0].address == address
 

@@ -254,6 +254,7 @@ def test_an_origin_that_is_allowed_by_name(
     assert answer.headers["Access-Control-Allow-Origin"] == origin
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
     assert_error(client.request("OPTIONS", "/backend/shutdown", None, page), 401, "unauthorized")
+    assert_error(client.request("OPTIONS", "/backend/shutdown", None, wants), 401, "unauthorized")
     other = {**page, "Origin": OTHER}
     answer = client.request("OPTIONS", "/backend/shutdown", None, {**other, **wants})
     assert_error(answer, 403, "forbidden")

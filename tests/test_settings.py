@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Settings, SettingsError
-from monitor_plugin.settings import parse_listen
+from monitor_plugin.settings import parse_listen, setting_text
 
 
 def test_every_field_comes_from_the_environment() -> None:
@@ -22,6 +22,14 @@ def test_every_field_comes_from_the_environment() -> None:
         "MONITOR_HOOK_TIMEOUT_SECONDS": "4",
         "MONITOR_HTTP_THREADS": "2",
         "MONITOR_HOOKS_DIR": "/etc/hooks",
+        "MONITOR_INSECURE": "true",
+        "MONITOR_SOCKET_MODE": "0660",
+        "MONITOR_TOKEN_FILE": "/etc/tokens",
+        "MONITOR_ALLOWED_HOSTS": "a.example, [::2],",
+        "MONITOR_ALLOWED_ORIGINS": "none",
+        "MONITOR_TRUSTED_PROXY": "10.0.0.1",
+        "MONITOR_GRPC_CA_FILE": "/etc/ca.pem",
+        "MONITOR_GRPC_TOKEN_FILE": "/etc/token",
         "OTHER": "x",
     }
     assert Settings.from_environment(environment) == Settings(
@@ -33,7 +41,31 @@ def test_every_field_comes_from_the_environment() -> None:
         hook_timeout_seconds=4.0,
         http_threads=2,
         hooks_dir="/etc/hooks",
+        insecure=True,
+        socket_mode=0o660,
+        token_file="/etc/tokens",
+        allowed_hosts=("a.example", "[::2]"),
+        trusted_proxy="10.0.0.1",
+        grpc_ca_file="/etc/ca.pem",
+        grpc_token_file="/etc/token",
     )
+
+
+@pytest.mark.parametrize(
+    "variable", ["MONITOR_SOCKET_MODE=0888", "MONITOR_SOCKET_MODE=x", "MONITOR_INSECURE=perhaps"]
+)
+def test_a_bad_variable_is_named(variable: str) -> None:
+    """A text that cannot be turned into a setting is refused with its variable."""
+    name, _, text = variable.partition("=")
+    with pytest.raises(SettingsError, match=f"^{name}='{text}'"):
+        Settings.from_environment({name: text})
+
+
+def test_settings_are_shown_as_they_are_given() -> None:
+    """The text of a setting is the one that a variable takes."""
+    assert setting_text("socket_mode", 0o600) == "0600"
+    assert setting_text("allowed_hosts", ()) == setting_text("token_file", None) == "none"
+    assert setting_text("allowed_hosts", ("a", "b")) == "a,b"
 
 
 def test_the_token_is_never_shown() -> None:
