@@ -1,0 +1,153 @@
+"""Which of a host's programs are backends, and their models and addresses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from ..errors import MonitorError
+from ..process_table import Row, descendants, read_table
+
+# A wrapper's arguments are often its child's as well.
+_WRAPPERS = frozenset(
+    ("ash", "bash", "busybox", "dash", "dumb-init", "env", "ksh", "nice", "nohup", "setpriv", "sh")
+) | frozenset(("stdbuf", "sudo", "time", "timeout", "tini", "zsh"))
+_ADDR = "--addr"
+
+
+class Program(NamedTuple):
+    """A program that a host runs: its full name there, what to call its model, and its process."""
+
+    name: str
+    model: str
+    pid: int
+
+
+class Found(NamedTuple):
+    """A backend that was found: the program's full name, and what the monitor is to be told."""
+
+    name: str
+    model: str
+    pid: int
+    address: str
+
+
+class Rule(NamedTuple):
+    """What an operator says of programs: a pattern of names, the model, perhaps the address."""
+
+    pattern: re.Pattern[str]
+    model: str
+    address: str | None
+
+    def apply(self, name: str) -> tuple[str, str | None] | None:
+        """Give model and address of a program, `*` being what it matched; None: another's."""
+        match = self.pattern.fullmatch(name)
+        if match is None:
+            return None
+        star = match[1] if match.lastindex else "*"
+        address = None if self.address is None else self.address.replace("*", star)
+        return self.model.replace("*", star), address
+
+
+def parse_rule(text: str) -> Rule:
+    """Parse `NAME=MODEL@ADDRESS` or `NAME=MODEL`, the address then being told as for others.
+
+    In NAME, `*` stands for any text and `?` for one character; in MODEL and ADDRESS, `*` is what
+    the first `*` of NAME stood for: `llama:llama_*=llama@127.0.0.1:500*`.
+
+    Raises:
+        MonitorError: it is neither.
+    """
+    name, equals, rest = text.partition("=")
+    model, at, address = rest.rpartition("@")
+    if not at:
+        model, address = rest, ""
+    if not (name and equals and model) or (at and not address):
+        raise MonitorError(f"{text!r} is not NAME=MODEL@ADDRESS or NAME=MODEL")
+    wild = {"*": "(.*)", "?": "."}
+    pattern = "".join(wild.get(letter, re.escape(letter)) for letter in name)
+    return Rule(re.compile(pattern, re.DOTALL), model, address or None)
+
+
+def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Found]:
+    """Tell which programs are backends; the others are left out.
+
+    The first rule that fits says the model, and perhaps the address; else the variables
+    MONITOR_MODEL and MONITOR_ADDRESS in the program's environment; else the program's own name, and
+    `--addr ADDRESS` or `--addr=ADDRESS` on the command line, its own or that of a descendant. Where
+    a shell stands between, the PID is that of the process which it started. Reads /proc.
+    """
+    table = read_table()
+    found = []
+    for program in programs:
+        tree = descendants(table, [program.pid])
+        if os.getpid() in tree:
+            continue
+        pid, addr = _server(tree)
+        variables = _environment(program.pid)
+        model, address = variables.get("MONITOR_MODEL"), variables.get("MONITOR_ADDRESS")
+        ruled = next((each for rule in rules if (each := rule.apply(program.name))), None)
+        if ruled is not None:
+            model, address = ruled[0], ruled[1] or address
+        address = address or addr
+        if address:
+            pid = pid or _behind_wrappers(program.pid, table)
+            found.append(Found(program.name, model or program.model, pid, address))
+    return found
+
+
+def _server(tree: Sequence[int]) -> tuple[int | None, str | None]:
+    """Find the process that has `--addr`: the first that is no wrapper, else the first."""
+    first: tuple[int | None, str | None] = None, None
+    for pid in tree:  # parents before their children
+        arguments = _arguments(pid)
+        address = addr_of(arguments)
+        if address is not None:
+            if not _is_wrapper(arguments):
+                return pid, address
+            first = first if first[0] else (pid, address)
+    return first
+
+
+def _behind_wrappers(pid: int, table: Mapping[int, Row]) -> int:
+    """Go from a wrapper to its only child, as long as there is just one."""
+    while _is_wrapper(_arguments(pid)):
+        children = [child for child, row in table.items() if row.parent == pid]
+        if len(children) != 1:
+            break
+        (pid,) = children
+    return pid
+
+
+def _is_wrapper(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and Path(arguments[0]).name.lstrip("-") in _WRAPPERS
+
+
+def addr_of(arguments: Sequence[str]) -> str | None:
+    """Find `--addr X` or `--addr=X` in a command line, the last one where there are several."""
+    address = None
+    for number, argument in enumerate(arguments):
+        if argument == _ADDR:
+            address = next(iter(arguments[number + 1 : number + 2]), address)
+        elif argument.startswith(_ADDR + "="):
+            address = argument.removeprefix(_ADDR + "=")
+    return address or None
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError):
+        return []
+
+
+def _environment(pid: int) -> dict[str, str]:
+    try:
+        return psutil.Process(pid).environ()
+    except (psutil.Error, OSError):  # another user's
+        return {}

@@ -1,0 +1,50 @@
+"""Keeps a monitor's registry in line with what a host says runs now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from ..errors import InvalidBackend
+from ..monitor import Monitor
+from .discovery import Found
+
+_logger = logging.getLogger(__name__)
+
+
+class Roster:
+    """Registers what a host runs. Ends are noticed by the monitor itself. For one thread.
+
+    Args:
+        monitor: where to register.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._names: dict[int, str] = {}
+        self._refused: dict[Found, str] = {}
+
+    def sync(self, found: Iterable[Found]) -> None:
+        """Register what is not registered yet, or under another model or address.
+
+        What the monitor refuses is logged once, and tried again at the next call.
+        """
+        registered = {each.pid: (each.model, each.address) for each in self._monitor.backends()}
+        names, refused = {}, {}
+        for each in found:
+            names[each.pid] = each.name
+            if registered.get(each.pid) == (each.model, each.address):
+                continue
+            try:
+                self._monitor.hook.monitor_backend_spawned(
+                    model=each.model, pid=each.pid, address=each.address
+                )
+            except InvalidBackend as error:
+                refused[each] = str(error)
+                if self._refused.get(each) != str(error):
+                    _logger.warning("program %r: %s", each.name, error)
+        self._names, self._refused = names, refused
+
+    def name_of(self, pid: int) -> str | None:
+        """Give the host's name of the program whose backend has that PID, as of the last call."""
+        return self._names.get(pid)
