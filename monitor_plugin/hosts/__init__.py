@@ -1,1 +1,1 @@
-"""Adapters to real hosts: each tells a monitor what runs there, and stops it by its host's books."""
+"""Adapters to real hosts: each tells a monitor what runs, and stops it by the host's books."""
