@@ -6,6 +6,7 @@ MonitorError
 ├── PluginError            a plugin or a plugin manager cannot be used
 ├── InvalidBackend         a host registered something that cannot be watched
 ├── InvalidRequest         a client sent something that cannot be understood
+│   └── PidNotHeld         the model has no backend with that PID
 ├── ModelNotLoaded         no backend of that model is registered
 ├── BackendUnreadable      neither the backend nor its process could be read
 ├── ShutdownRefused        a hook refused the shutdown
@@ -76,6 +77,23 @@ class InvalidBackend(MonitorError, ValueError):
 
 class InvalidRequest(MonitorError, ValueError):
     """A client sent something that cannot be understood: a bad model name, a bad body."""
+
+
+class PidNotHeld(InvalidRequest):
+    """The model has no backend with that PID.
+
+    Attributes:
+        model: the name that was asked for.
+        pid: the PID that was asked for.
+        pids: those of the model's backends.
+    """
+
+    def __init__(self, model: str, pid: int, pids: Sequence[int]) -> None:
+        held = ", ".join(map(str, pids))
+        super().__init__(f"model {model!r} has no backend with PID {pid}; it has {held}")
+        self.model = model
+        self.pid = pid
+        self.pids = tuple(pids)
 
 
 class ModelNotLoaded(MonitorError, LookupError):

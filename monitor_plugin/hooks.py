@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .errors import ShutdownFailed
 from .events import Delivery, Events
 from .isolation import HookOverran, Isolation, Outcome
 from .models import Backend, BackendExit, Memory, State, Status
@@ -31,7 +32,7 @@ class Refusal(NamedTuple):
 
 
 class StopAnswer(NamedTuple):
-    """Which plugin stops a backend, or failed to; `error` where it is not back in its time."""
+    """Which plugin stops a backend, or failed to; `error` says why, or that it is not back."""
 
     plugin_name: str
     under_way: bool
@@ -171,6 +172,8 @@ class Hooks:
         for outcome in self._isolation.call_each(hook, seconds, arguments):
             if isinstance(outcome.error, HookOverran):
                 return StopAnswer(outcome.plugin_name, under_way=True, error=str(outcome.error))
+            if isinstance(outcome.error, ShutdownFailed):
+                return StopAnswer(outcome.plugin_name, False, outcome.error.reason)
             if isinstance(outcome.value, bool):
                 return StopAnswer(outcome.plugin_name, under_way=outcome.value, error=None)
             if outcome.value is not None:

@@ -137,11 +137,12 @@ def monitor_before_shutdown(backend: Backend, force: bool) -> str | None:
 def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | None:
     """Stop a backend through the host's own books, so that it is not started again.
 
-    When: at a shutdown, after draining and `Free`. Thread: a hook's, one per backend. Arguments:
-    `backend`; `timeout_seconds`, by when to be back. Returns True: done or under way (the monitor
-    verifies, and signals nothing); False: it failed; None: not mine. The first True or False wins;
-    after None from all the monitor stops the process tree itself. One that raises or returns
-    something else is logged, and the next is asked; one that overruns counts as under way.
+    When: at a shutdown, once all that it stops are drained, and after `Free`. Thread: a hook's, one
+    per backend. Arguments: `backend`; `timeout_seconds`, by when to be back. Returns True: done or
+    under way (the monitor verifies, and signals nothing); False: it failed; None: not mine. The
+    first True or False wins; after None from all the monitor stops the process tree itself. One
+    that raises `ShutdownFailed` failed, with that reason; one that raises or returns something else
+    is logged, and the next is asked; one that overruns counts as under way.
     """
 
 

@@ -97,8 +97,11 @@ class BackendExit(msgspec.Struct, frozen=True):
 class Reading(msgspec.Struct, frozen=True):
     """What a client gets: a status, or, where that failed, a sample.
 
+    Of several replicas of a model together it has the worst state and the sums of their figures; of
+    sources and codes, all that there were, separated by commas.
+
     Attributes:
-        backend: whose reading it is.
+        backend: whose reading it is; of several, the newest.
         status: None where asking the backend failed.
         sample: None where there is a status.
         source: `grpc`, `hook` or `psutil`.
@@ -106,6 +109,7 @@ class Reading(msgspec.Struct, frozen=True):
         taken_at: seconds since the epoch.
         memory_source: where `status.memory.total` comes from: `backend` (its own word), `pss` or
             `rss` (sums over its process tree); None where there is no such figure.
+        replicas: how many backends the model has, also where the reading is of one of them.
     """
 
     backend: Backend
@@ -115,3 +119,4 @@ class Reading(msgspec.Struct, frozen=True):
     rpc_error: str | None
     taken_at: float
     memory_source: str | None = None
+    replicas: int = 1

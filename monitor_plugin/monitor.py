@@ -203,8 +203,8 @@ class Monitor:
 
     def _make_app(self) -> falcon.App[Any, Any]:
         app = create_app(
-            self.read,
-            lambda model, force: self._shutdowns.shutdown(checked_model(model), force),
+            self._readings.read,
+            self._shutdowns.shutdown,
             lambda: self._phase is _Phase.STARTED,
             self._settings,
             self._tokens,
@@ -216,27 +216,31 @@ class Monitor:
         """List the registered backends, in the order of their registration."""
         return [record.backend for record in self._registry.records()]
 
-    def read(self, model: str) -> Reading:
-        """Read a model's newest backend, as `/backend/monitor` does.
+    def read(self, model: str, pid: int | None = None) -> Reading:
+        """Read a model, or one of its backends, as `/backend/monitor` does.
 
         Raises:
-            InvalidRequest: that cannot be a model's name.
+            InvalidRequest: that cannot be a model's name; `PidNotHeld`: it has no such backend.
             ModelNotLoaded: no backend of it is registered.
             BackendUnreadable: its status failed, and its process cannot be read.
         """
-        return self._readings.read(checked_model(model))
+        return self._readings.read(checked_model(model), pid)
 
-    def shutdown(self, model: str, force: bool = False) -> None:
-        """Stop a model's backends, as `/backend/shutdown` does, and return once they are gone.
+    def shutdown(self, model: str, force: bool = False, pid: int | None = None) -> None:
+        """Stop a model's backends, or one, as `/backend/shutdown` does; return once it is gone.
 
         Raises:
-            InvalidRequest: that cannot be a model's name.
+            InvalidRequest: that cannot be a model's name; `PidNotHeld`: it has no such backend.
             ModelNotLoaded: no backend of it is registered.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
         """
-        with audited_shutdown(model, force):
-            self._shutdowns.shutdown(checked_model(model), force)
+        with audited_shutdown(model, force, pid):
+            self._shutdowns.shutdown(checked_model(model), force, pid)
+
+    def stopping(self) -> list[Backend]:
+        """List the backends for which a shutdown is under way."""
+        return self._shutdowns.stopping()
 
     def reload_tokens(self) -> None:
         """Read the file of the setting `token_file` now; what changes is also noticed by itself.

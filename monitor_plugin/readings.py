@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import psutil
+from msgspec.structs import replace
 
-from .errors import BackendUnreadable, ModelNotLoaded
+from .errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
 from .hooks import Hooks
 from .lifecycle import Lifecycle
-from .models import Backend, Memory, Reading, State, Status
+from .models import Backend, Memory, Reading, Sample, State, Status
 from .process import ProcessGone
 from .process_table import ProcessTable
 from .registry import Record, Registry
+from .replicas import combine
 from .status_client import StatusClient
+
+_READ_AT_ONCE = 64
+_NO_SAMPLE = Sample(None, None, None, None)
 
 
 class Readings:
@@ -46,19 +53,72 @@ class Readings:
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
 
-    def read(self, model: str) -> Reading:
-        """Read the newest backend of a model.
+    def read(self, model: str, pid: int | None = None) -> Reading:
+        """Read a model: its backend, all its replicas together, or the one with a PID.
 
         Raises:
-            ModelNotLoaded: none is registered.
-            BackendUnreadable: its status failed, and its process cannot be read.
+            PidNotHeld: the model does not hold that PID.
+            ModelNotLoaded: no backend of it is registered.
+            BackendUnreadable: the status failed, and the process cannot be read (of each of them).
         """
         while records := self._registry.records(model):
+            wanted = [each for each in records if pid in (None, each.backend.pid)]
+            if pid is not None and not wanted:
+                raise PidNotHeld(model, pid, [each.backend.pid for each in records])
             try:
-                return self.read_record(records[-1])
-            except ProcessGone:
-                self._lifecycle.end(records[-1])
+                reading = self._read_together(wanted)
+            except ProcessGone:  # of a single one, or the last of them
+                continue
+            return reading if pid is None else replace(reading, replicas=len(records))
         raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
+
+    def _read_together(self, records: Sequence[Record]) -> Reading:
+        """Read backends at the same time; those that have ended are left out.
+
+        Raises:
+            ProcessGone: all have ended.
+            BackendUnreadable: none of those that run can be read.
+        """
+        if len(records) == 1:
+            return self._read_or_end(records[0])
+        with ThreadPoolExecutor(min(len(records), _READ_AT_ONCE), "monitor-read") as pool:
+            futures = [pool.submit(self._read_or_end, each) for each in records]
+        readings: dict[Record, Reading] = {}
+        failure: Exception = ProcessGone(records[-1].backend.pid)
+        for record, future in zip(records, futures, strict=True):
+            try:
+                readings[record] = future.result()
+            except BackendUnreadable as error:
+                failure = error
+                readings[record] = Reading(
+                    record.backend, None, _NO_SAMPLE, "psutil", None, time.time()
+                )
+            except ProcessGone:
+                continue
+        if all(each.sample == _NO_SAMPLE for each in readings.values()):
+            raise failure
+        if any(each.status for each in readings.values()):
+            # Who gave no status adds what its process tree holds.
+            held = [self._held(record, each) for record, each in readings.items()]
+            return combine(list(readings.values()), held)
+        return combine(list(readings.values()), [])
+
+    def _held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
+        """What a backend holds, and who says so: (None, None) where that is not known."""
+        if reading.status is not None:
+            return reading.status.memory, reading.memory_source
+        try:
+            filled, source = self._fill_memory(record, reading.backend, Status(State.READY))
+        except ProcessGone:
+            return None, None
+        return filled.memory, source
+
+    def _read_or_end(self, record: Record) -> Reading:
+        try:
+            return self.read_record(record)
+        except ProcessGone:
+            self._lifecycle.end(record)
+            raise
 
     def read_record(self, record: Record) -> Reading:
         """Read one backend.

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from .errors import ModelNotLoaded, ShutdownFailed, ShutdownRefused
+from .errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
 from .hooks import Hooks
 from .lifecycle import Lifecycle
+from .models import Backend
 from .registry import Record, Registry
 from .stopping import Stop, Stopper, pids_text
 
@@ -44,8 +45,8 @@ class Shutdowns:
         self._lock = threading.Lock()
         self._under_way: dict[str, _Shutdown] = {}
 
-    def shutdown(self, model: str, force: bool = False) -> None:
-        """Stop all backends of a model, or join the shutdown of it that is under way.
+    def shutdown(self, model: str, force: bool = False, pid: int | None = None) -> None:
+        """Stop all backends of a model, or the one with a PID, or join the shutdown under way.
 
         Returns once their whole process trees are verified to be gone.
 
@@ -53,9 +54,11 @@ class Shutdowns:
             model: the model's name.
             force: do not wait for busy backends (ends the waiting of the one that is joined too),
                 and overrule hooks that refuse by an error.
+            pid: the one to stop; None for all.
 
         Raises:
             ModelNotLoaded: none is registered.
+            PidNotHeld: the model does not hold that PID.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
         """
@@ -64,17 +67,26 @@ class Shutdowns:
                 shutdown = self._under_way.get(model)
                 leads = shutdown is None
                 if shutdown is None:
-                    shutdown = self._under_way[model] = _Shutdown(force)
-            if force or self._stopper.closing.is_set():
+                    shutdown = self._under_way[model] = _Shutdown(force, pid)
+            if (force and pid in (None, shutdown.pid)) or self._stopper.closing.is_set():
                 shutdown.hurry.set()
             if leads:
                 self._lead(model, shutdown)
+            elif shutdown.pid not in (None, pid):  # another's: one after the other
+                shutdown.result.exception()
+                continue
             try:
                 return shutdown.result.result()
             except ShutdownRefused:
                 if shutdown.force or not force:
                     raise
                 # It was refused to one that came without force: ask again, with it.
+
+    def stopping(self) -> list[Backend]:
+        """List the backends for which a shutdown is under way."""
+        with self._lock:
+            shutdowns = list(self._under_way.values())
+        return [record.backend for shutdown in shutdowns for record in shutdown.records]
 
     def close(self) -> None:
         """End the waits of what is under way: it reports what is left, and nothing more is done."""
@@ -98,24 +110,27 @@ class Shutdowns:
             shutdown.result.set_result(None)
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
-        records = []
+        known = []
         for record in self._registry.records(model):
             if record.process.ended():
                 self._lifecycle.end(record)
             else:
-                records.append(record)
-        if not records:
+                known.append(record)
+        if not known:
             raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
+        records = [each for each in known if shutdown.pid in (None, each.backend.pid)]
+        if shutdown.pid is not None and not records:
+            raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
+        shutdown.records = records
         stops = [Stop(record) for record in records]
         started = time.monotonic()
         outcome = "failed"
         try:
             self._ask_leave(model, records, shutdown.force)
-            with ThreadPoolExecutor(min(len(stops), _STOPS_AT_ONCE), "monitor-stop") as pool:
-                list(pool.map(lambda stop: self._stopper.stop(stop, shutdown.hurry), stops))
+            self._stop(stops, shutdown.hurry)
             outcome = "stopped"
             if not all(stop.by_host or stop.failure for stop in stops):
-                outcome = self._watch_respawn(model, records)
+                outcome = self._watch_respawn(model, known)
         except ShutdownRefused:
             outcome = "refused"
             raise
@@ -131,7 +146,18 @@ class Shutdowns:
             pids = [pid for failure in failures for pid in failure.pids]
             raise ShutdownFailed(model, "; ".join(failure.reason for failure in failures), pids)
         if outcome == "respawned":
-            raise self._respawned(model, records)
+            raise self._respawned(model, known)
+
+    def _stop(self, stops: Sequence[Stop], hurry: threading.Event) -> None:
+        """Stop backends at the same time, none before all are drained."""
+        try:
+            with ThreadPoolExecutor(min(len(stops), _STOPS_AT_ONCE), "monitor-stop") as pool:
+                list(pool.map(self._stopper.open, stops))
+                list(pool.map(lambda stop: self._stopper.drain(stop, hurry), stops))
+                list(pool.map(self._stopper.stop, stops))
+        finally:
+            for stop in stops:
+                stop.resources.close()
 
     def _ask_leave(self, model: str, records: Sequence[Record], force: bool) -> None:
         for record in records:
@@ -160,7 +186,9 @@ class Shutdowns:
 class _Shutdown:
     """A shutdown under way: what those who join it share."""
 
-    def __init__(self, force: bool) -> None:
+    def __init__(self, force: bool, pid: int | None) -> None:
         self.force = force
+        self.pid = pid
+        self.records: Sequence[Record] = ()
         self.hurry = threading.Event()
         self.result: Future[None] = Future()

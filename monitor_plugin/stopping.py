@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import grpc
 
@@ -26,16 +27,20 @@ _LOOK_SECONDS = 0.1
 
 
 class Stop:
-    """A stop: of which backend, how it was done, and what went wrong.
+    """A stop: of which backend, how far it is, and what went wrong.
 
     Attributes:
         record: the backend's.
+        resources: to be closed at the end.
+        tree: its process tree, once it is open; None where it had ended before.
         by_host: whether a hook stopped it through the host's books.
         failure: None where it is gone.
     """
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self.resources = ExitStack()
+        self.tree: ProcessTree | None = None
         self.by_host = False
         self.failure: ShutdownFailed | None = None
 
@@ -79,36 +84,27 @@ class Stopper:
         self._settings = settings
         self.closing = threading.Event()
 
-    def stop(self, stop: Stop, hurry: threading.Event) -> None:
-        """Stop one backend; how, and what went wrong, is noted in `stop`.
-
-        Args:
-            stop: which backend.
-            hurry: ends the draining once it is set.
-        """
+    def open(self, stop: Stop) -> None:
+        """Get hold of the backend's process tree."""
         record = stop.record
         try:
-            root = Process(record.backend.pid)
+            root = stop.resources.enter_context(Process(record.backend.pid))
         except ProcessGone:
             self._lifecycle.end(record)
             return
-        with root:
-            if record.process.ended():  # and `root` is another process with its PID
-                self._lifecycle.end(record)
-                return
-            with ProcessTree(root) as tree:
-                self._drain(record, hurry)
-                self._registry.set_stopping(record, True)
-                try:
-                    self._end_tree(stop, tree)
-                finally:
-                    if root.ended():
-                        self._lifecycle.end(record)
-                    else:
-                        self._registry.set_stopping(record, False)
+        if record.process.ended():  # and `root` is another process with its PID
+            self._lifecycle.end(record)
+            return
+        stop.tree = stop.resources.enter_context(ProcessTree(root))
 
-    def _drain(self, record: Record, hurry: threading.Event) -> None:
-        """Wait while the backend is busy, or was and does not answer, at most the drain's time."""
+    def drain(self, stop: Stop, hurry: threading.Event) -> None:
+        """Wait while the backend is busy, or was and does not answer, at most the drain's time.
+
+        Args:
+            stop: which backend.
+            hurry: ends the waiting once it is set.
+        """
+        record = stop.record
         deadline = time.monotonic() + self._settings.drain_timeout_seconds
         while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
             try:
@@ -119,6 +115,20 @@ class Stopper:
             if record.state is not State.BUSY or (status is None and not deaf):
                 return
             hurry.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+
+    def stop(self, stop: Stop) -> None:
+        """Free and end the backend; how, and what went wrong, is noted in `stop`."""
+        record, tree = stop.record, stop.tree
+        if tree is None:
+            return
+        self._registry.set_stopping(record, True)
+        try:
+            self._end_tree(stop, tree)
+        finally:
+            if record.process.ended():
+                self._lifecycle.end(record)
+            else:
+                self._registry.set_stopping(record, False)
 
     def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
         """Free and end a backend's tree, by the host's books or by signals."""
@@ -139,7 +149,8 @@ class Stopper:
             why = answer.error or f"and {seconds:g} s later it was still running"
             why = f"by plugin {answer.plugin_name!r}, {why}; nothing was signalled"
         else:
-            stop.fail(f"plugin {answer.plugin_name!r} says that it could not stop it", tree)
+            why = answer.error or "says that it could not stop it"
+            stop.fail(f"plugin {answer.plugin_name!r}: {why}", tree)
             return
         if tree.alive():
             closed = "; the monitor was closed meanwhile" if self.closing.is_set() else ""

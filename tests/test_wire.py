@@ -110,7 +110,7 @@ def test_a_status_is_preferred_to_a_sample() -> None:
 )
 def test_headers_say_where_a_reading_came_from(reading: Reading, headers: dict[str, str]) -> None:
     """Source, memory source and RPC error are headers, where there is something to say."""
-    assert headers_of(reading) == headers
+    assert headers_of(reading) == {**headers, "X-Monitor-Replicas": "1"}
 
 
 def test_a_shutdown_is_answered_to_the_letter() -> None:

@@ -22,8 +22,8 @@ _logger = logging.getLogger(__name__)
 
 
 def create_app(
-    read: Callable[[str], Reading],
-    shutdown: Callable[[str, bool], None],
+    read: Callable[[str, int | None], Reading],
+    shutdown: Callable[[str, bool, int | None], None],
     is_ready: Callable[[], bool],
     settings: Settings,
     tokens: Tokens,
@@ -31,8 +31,8 @@ def create_app(
     """Make the application.
 
     Args:
-        read: gives a model's reading.
-        shutdown: stops a model, by force or not.
+        read: gives the reading of a model, or of its backend with a PID.
+        shutdown: stops a model, by force or not, all of it or its backend with a PID.
         is_ready: whether the monitor is started, and not closing.
         settings: who may ask; of `http_threads`, shutdowns hold at most half.
         tokens: which tokens are valid.

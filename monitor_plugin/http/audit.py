@@ -50,7 +50,7 @@ class Audit:
 
 
 @contextmanager
-def audited_shutdown(model: object, force: object) -> Iterator[None]:
+def audited_shutdown(model: object, force: object, pid: object) -> Iterator[None]:
     """Write a line for a shutdown that the host's own code asks for."""
     began = time.monotonic()
     outcome = "stopped"
@@ -66,6 +66,7 @@ def audited_shutdown(model: object, force: object) -> Iterator[None]:
             what="Monitor.shutdown",
             model=model,
             force=force,
+            pid=pid,
             outcome=outcome,
             seconds=time.monotonic() - began,
         )
@@ -73,5 +74,7 @@ def audited_shutdown(model: object, force: object) -> Iterator[None]:
 
 def _write(whence: str, seconds: float, **facts: Any) -> None:
     # ASCII alone, and all else escaped, so that no name can forge a line.
+    if facts.get("pid", 0) is None:
+        del facts["pid"]  # of all the model's backends
     line = {"who": facts.pop("who"), "from": whence, **facts, "seconds": round(seconds, 3)}
     _logger.info("%s", json.dumps(line, default=repr))

@@ -42,10 +42,19 @@ _MODEL_PARAMETER = {
     "schema": {"type": "string", **MODEL_NAME_SCHEMA},
 }
 
+_PID_PARAMETER = {
+    "name": "pid",
+    "in": "query",
+    "required": False,
+    "description": "One of the model's backends; without it all are answered for together.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+
 _MONITOR_HEADERS = {
     "X-Monitor-Source": "Where the reading came from: `grpc`, `hook` or `psutil`.",
     "X-Monitor-Memory-Source": "Where `memory.total` came from: `backend`, `pss` or `rss`.",
-    "X-Monitor-Rpc-Error": "The gRPC code's name, where the backend gave no status.",
+    "X-Monitor-Rpc-Error": "The gRPC code's name, where a backend gave no status.",
+    "X-Monitor-Replicas": "How many backends the model has.",
 }
 
 
@@ -80,7 +89,7 @@ def describe_api(token_required: bool) -> bytes:
         return {
             "operationId": f"read_by_{method}{suffix}",
             "summary": "Read a model: its status, or what its process shows",
-            "parameters": [_MODEL_PARAMETER],
+            "parameters": [_MODEL_PARAMETER, _PID_PARAMETER],
             "requestBody": {"required": False, "content": _content(monitor)},
             "responses": answers(
                 *(*refusals, 413, 500),

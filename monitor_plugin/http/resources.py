@@ -19,6 +19,7 @@ from .wire import (
     encode,
     headers_of,
     parse_body,
+    parse_pid,
     parse_query,
 )
 
@@ -27,17 +28,27 @@ _RETRY_AFTER_SECONDS = 5
 
 
 class MonitorResource:
-    """`/backend/monitor`: a reading of a model, named in the query or in a JSON body."""
+    """`/backend/monitor`: a reading of a model, named in the query or in a JSON body.
 
-    def __init__(self, read: Callable[[str], Reading]) -> None:
+    Args:
+        read: gives the reading of a model, or of its backend with a PID.
+    """
+
+    def __init__(self, read: Callable[[str, int | None], Reading]) -> None:
         self._read = read
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer with the model's reading."""
         body = read_body(request)
         query = parse_query(request.query_string)
-        model = query["model"] if "model" in query else parse_body(body, MonitorBody).model
-        reading = self._read(checked_model(model))
+        if "model" in query:
+            model, pid = query["model"], None
+        else:
+            parsed = parse_body(body, MonitorBody)
+            model, pid = parsed.model, parsed.pid
+        if "pid" in query:
+            pid = parse_pid(query["pid"])
+        reading = self._read(checked_model(model), pid)
         response.data = encode(answer_of(reading))
         response.content_type = falcon.MEDIA_JSON
         response.set_headers(headers_of(reading))
@@ -46,14 +57,14 @@ class MonitorResource:
 
 
 class ShutdownResource:
-    """`/backend/shutdown`: stops a model.
+    """`/backend/shutdown`: stops a model, or one of its backends.
 
     Args:
-        shutdown: stops it, and raises where it is not stopped.
+        shutdown: stops it, by force or not, all of it or a PID; raises where it is not stopped.
         at_once: how many requests may wait for their shutdown; each holds a thread.
     """
 
-    def __init__(self, shutdown: Callable[[str, bool], None], at_once: int) -> None:
+    def __init__(self, shutdown: Callable[[str, bool, int | None], None], at_once: int) -> None:
         self._shutdown = shutdown
         self._at_once = at_once
         self._places = threading.Semaphore(at_once)
@@ -67,12 +78,12 @@ class ShutdownResource:
                 description=f"a shutdown wants Content-Type: application/json, not {media_type!r}"
             )
         body = parse_body(read_body(request), ShutdownBody)
-        request.context.shutdown = {"model": body.model, "force": body.force}
+        request.context.shutdown = {"model": body.model, "force": body.force, "pid": body.pid}
         model = checked_model(body.model)
         if not self._places.acquire(blocking=False):
             raise TooManyShutdowns(self._at_once, _RETRY_AFTER_SECONDS)
         try:
-            self._shutdown(model, body.force)
+            self._shutdown(model, body.force, body.pid)
         finally:
             self._places.release()
         request.context.outcome = "stopped"

@@ -32,6 +32,7 @@ class MonitorBody(msgspec.Struct, frozen=True):
     """The body of `/backend/monitor`; unknown fields are ignored."""
 
     model: _ModelName
+    pid: int | None = None
 
 
 class ShutdownBody(msgspec.Struct, frozen=True):
@@ -39,6 +40,7 @@ class ShutdownBody(msgspec.Struct, frozen=True):
 
     model: _ModelName
     force: bool = False
+    pid: int | None = None
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -118,6 +120,8 @@ _STATUS_TYPES = {
     415: "unsupported_media_type",
 }
 
+_PID_DIGITS = 10
+
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -163,6 +167,7 @@ def headers_of(reading: Reading) -> dict[str, str]:
         "X-Monitor-Source": reading.source,
         "X-Monitor-Memory-Source": reading.memory_source,
         "X-Monitor-Rpc-Error": reading.rpc_error,
+        "X-Monitor-Replicas": str(reading.replicas),
     }
     return {name: value for name, value in headers.items() if value is not None}
 
@@ -181,6 +186,17 @@ def parse_body(body: bytes, kind: type[Body]) -> Body:
         raise InvalidRequest(f"the body does not fit: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
+
+
+def parse_pid(text: str) -> int:
+    """Parse the parameter `pid`.
+
+    Raises:
+        InvalidRequest: it is no number.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS):
+        raise InvalidRequest(f"pid={text!r} is no process id")
+    return int(text)
 
 
 def parse_query(query: str) -> dict[str, str]:

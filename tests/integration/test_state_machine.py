@@ -27,6 +27,7 @@ from monitor_plugin import (
     InvalidBackend,
     ModelNotLoaded,
     Monitor,
+    Reading,
     Settings,
     hookimpl,
 )
@@ -180,17 +181,26 @@ class Machine(RuleBasedStateMachine):
 
     @rule(model=MODELS)
     def read(self, model: str) -> None:
-        newest = [(pid, at) for pid, (named, at) in self.live.items() if named == model][-1:]
-        if not newest:
+        held = [(pid, at) for pid, (named, at) in self.live.items() if named == model]
+        if not held:
             self.is_not_loaded(model, lambda: self.monitor.read(model))
             return
-        ((pid, address),) = newest
         reading = self.monitor.read(model)
+        self.agrees_with(reading, held)
+        assert reading.replicas == len(held)
+        pid, at = held[0]
+        self.agrees_with(self.monitor.read(model, pid), [(pid, at)])
+
+    def agrees_with(self, reading: Reading, held: Sequence[tuple[int, int]]) -> None:
+        """Compare a reading with what the backends' addresses, served or not, should give."""
+        pid, address = held[-1]
         assert (reading.backend.pid, reading.backend.address) == (pid, self.addresses[address])
-        if address < 3:
+        served = [at < 3 for _, at in held]
+        assert reading.rpc_error == (None if all(served) else "UNAVAILABLE")
+        if any(served):
             assert (reading.source, reading.status.state) == ("grpc", 2)  # type: ignore[union-attr]
         else:
-            assert (reading.source, reading.rpc_error) == ("psutil", "UNAVAILABLE")
+            assert reading.source == "psutil"
             assert reading.sample is not None
 
     @rule(model=MODELS, force=st.booleans())
