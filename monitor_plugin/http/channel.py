@@ -12,20 +12,29 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.utilities import BadRequest
 
 _HTTP_MAY_BEGIN = re.compile(rb"[\s!-~]")
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
 class Parser(HTTPRequestParser):
-    """Refuses what waitress would choke on, or takes though it is ambiguous."""
+    """Refuses what waitress would choke on, wait for in vain, or take though it is ambiguous."""
 
     def received(self, data: bytes) -> int:
         """Take data; give how much of it belongs to this request."""
         if self.body_rcv is None and not self.header_plus and not _HTTP_MAY_BEGIN.match(data):
-            # TLS on a port without it, say: no line will end, and the client would wait for long.
-            self.parse_header(b"GET / HTTP/1.0\r\n")  # gives what the answer needs, as in waitress
-            self.error = BadRequest("this is no HTTP; TLS is not spoken here")
-            self.completed = True
-            return len(data)
-        return super().received(data)
+            return self._refuse(data, "this is no HTTP; TLS is not spoken here")
+        consumed = super().received(data)
+        if not self.completed and self.body_rcv is None:
+            before = max(0, len(self.header_plus) - len(data) - 1)
+            if _BARE_LF.search(self.header_plus, before):
+                return self._refuse(data, "lines end with CR and LF")
+        return consumed
+
+    def _refuse(self, data: bytes, why: str) -> int:
+        self.parse_header(b"GET / HTTP/1.0\r\n")  # gives what the answer needs, as in waitress
+        self.error = BadRequest(why)
+        self.completed = True
+        return len(data)
 
     def parse_header(self, header_plus: bytes) -> None:
         """Parse the request line and the headers.
@@ -37,7 +46,7 @@ class Parser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError as error:  # a Content-Length of 5,000 digits, `http://[`
             raise ParsingError("a number or an address in it cannot be read") from error
-        if not self.command:  # waitress before 3.0 goes on
+        if not _METHOD.fullmatch(str(self.command)):  # waitress before 3.0 takes anything
             raise ParsingError("Start line is invalid")
         # Where the request ends must not be a matter of opinion (RFC 9112, 6.1).
         if "TRANSFER_ENCODING" in self.headers or (
