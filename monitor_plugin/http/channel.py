@@ -96,6 +96,7 @@ class Channel(HTTPChannel):
         return self.total_outbufs_len > 0
 
     @property
-    def unfinished_bytes(self) -> int:
-        """How much of an unfinished request's body is kept."""
-        return self.request.body_bytes_received if self.request else 0
+    def held_bytes(self) -> int:
+        """How much is kept of an unfinished request's body, and of answers that are not taken."""
+        unfinished = self.request  # the loop's own; answers are other threads' too
+        return self.total_outbufs_len + (unfinished.body_bytes_received if unfinished else 0)

@@ -16,10 +16,13 @@ _logger = logging.getLogger(__name__)
 
 # A client that holds a thread, as it does not take an answer, and the next one cannot be written.
 _STALLED_SECONDS = 10.0
+# Within which a connection is not closed to make room: a client must come to its request.
+_GRACE_SECONDS = 0.1
 _SWEEP_SECONDS = 1.0
 _PAUSE_SECONDS = 0.05
-# Of bodies that have not come whole; they are kept in memory, as files would take descriptors.
-_MOST_UNFINISHED_BYTES = 64 * 1024 * 1024
+# Of requests that have not come whole and answers that were not taken, of all clients; they are
+# kept in memory, as files would take descriptors.
+_MOST_HELD_BYTES = 128 * 1024 * 1024
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -27,7 +30,9 @@ class Connections:
     """Accepts connections for a waitress server, and closes those that must go.
 
     Of the connections that may be open an eighth is kept free for those that come: where it is
-    not, those that have been quiet for longest and have no request to be answered are closed.
+    not, those that have been quiet for longest and have no request to be answered are closed, so
+    that of slow clients any number may come, again and again. Where all have just come or are
+    being answered, further ones wait to be accepted.
 
     Args:
         server: waitress's, whose loop runs in one thread, which alone calls this.
@@ -50,45 +55,48 @@ class Connections:
         server.readable = self._is_accepting
         server.handle_accept = self._accept
 
-    def tend(self) -> None:
-        """Close what must go.
+    def tend(self) -> bool:
+        """Close what must go; tell whether to be called again soon.
 
         To be called between two passes of the loop: within one, a new connection may get the
         number of a descriptor that was closed, and what the pass found out about the old one.
         """
-        self._make_room()
-        self._bound_bodies()
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + min(_SWEEP_SECONDS, self._idle_seconds / 4)
             for channel in list(self._channels.values()):
                 if now - channel.quiet_since > self._patience(channel):
                     channel.handle_close()
+        self._bound_memory()
+        self._make_room(now)
+        return len(self._channels) >= self._most
 
     def _patience(self, channel: Channel) -> float:
         if not channel.answering:
             return self._idle_seconds
         return _STALLED_SECONDS if channel.answer_waits else float("inf")
 
-    def _make_room(self) -> None:
+    def _make_room(self, now: float) -> None:
         lacking = len(self._channels) - (self._most - self._kept_free)
         if self._starved:
             self._starved, lacking = False, max(1, lacking)
         if lacking > 0:
-            idle = [each for each in self._channels.values() if not each.answering]
+            idle = [
+                each
+                for each in self._channels.values()
+                if not each.answering and now - each.quiet_since > _GRACE_SECONDS
+            ]
             for channel in heapq.nsmallest(lacking, idle, key=lambda each: each.quiet_since):
                 channel.handle_close()
 
-    def _bound_bodies(self) -> None:
-        """Close the connections with the largest bodies, where all bodies take too much memory."""
-        held = {each: each.unfinished_bytes for each in self._channels.values()}
+    def _bound_memory(self) -> None:
+        """Close the connections that hold most, where all of them hold too much memory."""
+        held = {each: each.held_bytes for each in self._channels.values()}
         total = sum(held.values())
-        if total > _MOST_UNFINISHED_BYTES:
-            for channel in sorted(held, key=lambda each: held[each], reverse=True):
-                if total <= _MOST_UNFINISHED_BYTES or channel.answering:
-                    break
-                total -= held[channel]
-                channel.handle_close()
+        while total > _MOST_HELD_BYTES:
+            channel = max(held, key=lambda each: held[each])
+            total -= held.pop(channel)
+            channel.handle_close()
 
     def _starve(self) -> None:
         self._starved = True

@@ -22,7 +22,7 @@ _MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress refuses what has as many
 _MAX_HEADER_BYTES = 32 * 1024  # with the request line
 # Longer than what scrapes at an interval waits between two requests on one connection, mostly.
 _IDLE_SECONDS = 120.0
-# How often it is looked whether requests wait because others are held up.
+# How often it is looked whether requests or connections wait because others are held up.
 _FIT_SECONDS = 0.05
 _CLOSE_SECONDS = 5
 
@@ -62,7 +62,8 @@ class Server:
                 connection_limit=sys.maxsize,  # Connections has its own
                 channel_timeout=sys.maxsize,
                 max_request_body_size=_MAX_BODY_BYTES,
-                inbuf_overflow=_MAX_BODY_BYTES,  # no files, which would take descriptors
+                inbuf_overflow=sys.maxsize,  # no files, which would take descriptors
+                outbuf_overflow=sys.maxsize,
                 max_request_header_size=_MAX_HEADER_BYTES,
                 asyncore_use_poll=True,  # select() takes no descriptor over 1,023
                 log_socket_errors=False,  # with a traceback; clients may come and go
@@ -90,8 +91,8 @@ class Server:
 
     def _run(self) -> None:
         while not self._closing or self._writes_answers():
-            seconds = _FIT_SECONDS if self._dispatcher.fit() else 1
-            self._connections.tend()
+            soon = [self._dispatcher.fit(), self._connections.tend()]
+            seconds = _FIT_SECONDS if any(soon) else 1
             waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
 
     def _writes_answers(self) -> bool:
