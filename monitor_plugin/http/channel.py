@@ -48,6 +48,8 @@ class Parser(HTTPRequestParser):
             raise ParsingError("a number or an address in it cannot be read") from error
         if not _METHOD.fullmatch(str(self.command)):  # waitress before 3.0 takes anything
             raise ParsingError("Start line is invalid")
+        if self.version not in ("1.0", "1.1"):
+            raise ParsingError("only HTTP/1.0 and HTTP/1.1 are spoken here")
         # Where the request ends must not be a matter of opinion (RFC 9112, 6.1).
         if "TRANSFER_ENCODING" in self.headers or (
             self.chunked and "CONTENT_LENGTH" in self.headers
