@@ -119,7 +119,10 @@ CASES: dict[str, tuple[bytes, list[int | None]]] = {
         POST + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         [400, CLOSED],
     ),
-    "chunks in HTTP/1.0": (CHUNKED.replace(b"1.1", b"1.0") + b"0\r\n\r\n", [400, CLOSED]),
+    "chunks in HTTP/1.0": (
+        ASK.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n",
+        [400, CLOSED],
+    ),
     "gzip": (POST + b"Transfer-Encoding: gzip\r\n\r\n", [501, CLOSED]),
     "gzip, chunked": (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", [501, CLOSED]),
     "chunked, gzip": (POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n", [501, CLOSED]),
