@@ -17,7 +17,8 @@ _logger = logging.getLogger(__name__)
 # A client that holds a thread, as it does not take an answer, and the next one cannot be written.
 _STALLED_SECONDS = 10.0
 # Within which a connection is not closed to make room: a client must come to its request.
-_GRACE_SECONDS = 0.1
+_GRACE_SECONDS = 0.05
+_FULL_SECONDS = 0.01  # between looks whether those that have come are past it
 _SWEEP_SECONDS = 1.0
 _PAUSE_SECONDS = 0.05
 # Of requests that have not come whole and answers that were not taken, of all clients; they are
@@ -55,8 +56,8 @@ class Connections:
         server.readable = self._is_accepting
         server.handle_accept = self._accept
 
-    def tend(self) -> bool:
-        """Close what must go; tell whether to be called again soon.
+    def tend(self) -> float:
+        """Close what must go; tell after how many seconds to be called again, or sooner.
 
         To be called between two passes of the loop: within one, a new connection may get the
         number of a descriptor that was closed, and what the pass found out about the old one.
@@ -69,7 +70,7 @@ class Connections:
                     channel.handle_close()
         self._bound_memory()
         self._make_room(now)
-        return len(self._channels) >= self._most
+        return _FULL_SECONDS if len(self._channels) >= self._most else _SWEEP_SECONDS
 
     def _patience(self, channel: Channel) -> float:
         if not channel.answering:

@@ -22,7 +22,7 @@ _MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress refuses what has as many
 _MAX_HEADER_BYTES = 32 * 1024  # with the request line
 # Longer than what scrapes at an interval waits between two requests on one connection, mostly.
 _IDLE_SECONDS = 120.0
-# How often it is looked whether requests or connections wait because others are held up.
+# How often it is looked whether requests wait because others are held up.
 _FIT_SECONDS = 0.05
 _CLOSE_SECONDS = 5
 
@@ -91,8 +91,8 @@ class Server:
 
     def _run(self) -> None:
         while not self._closing or self._writes_answers():
-            soon = [self._dispatcher.fit(), self._connections.tend()]
-            seconds = _FIT_SECONDS if any(soon) else 1
+            seconds = _FIT_SECONDS if self._dispatcher.fit() else 1
+            seconds = min(seconds, self._connections.tend())
             waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
 
     def _writes_answers(self) -> bool:
