@@ -395,6 +395,18 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
     eventually(lambda: resources() == before)
 
 
+def test_closing_ends_threads_that_wait_for_readers() -> None:
+    """A client that takes nothing of its answer keeps neither the server nor a thread alive."""
+    before = resources()
+    app = Large()
+    server = Server(app, "127.0.0.1:0", Settings())
+    with connect(server, GET):
+        eventually(lambda: any(each.held_bytes for each in server._connections._channels.values()))
+        server.close()
+        eventually(lambda: app.ended == 1)
+    eventually(lambda: resources() == before)
+
+
 def test_urgent_data_closes_the_connection(make_server: MakeServer) -> None:
     """No HTTP has any; it neither spins the loop nor fills the log."""
     server = make_server()

@@ -72,6 +72,11 @@ class Connections:
         self._make_room(now)
         return _FULL_SECONDS if len(self._channels) >= self._most else _SWEEP_SECONDS
 
+    def close(self) -> None:
+        """Close all, once the loop has ended; a thread that waits for a client to read goes on."""
+        for channel in list(self._channels.values()):
+            channel.handle_close()
+
     def _patience(self, channel: Channel) -> float:
         if not channel.answering:
             return self._idle_seconds

@@ -59,8 +59,6 @@ class Server:
                 map=self._map,
                 sockets=[self._listener.socket],
                 threads=settings.http_threads,
-                connection_limit=sys.maxsize,  # Connections has its own
-                channel_timeout=sys.maxsize,
                 max_request_body_size=_MAX_BODY_BYTES,
                 inbuf_overflow=sys.maxsize,  # no files, which would take descriptors
                 outbuf_overflow=sys.maxsize,
@@ -109,6 +107,7 @@ class Server:
         self._closing = True
         self._server.pull_trigger()
         self._thread.join()
+        self._connections.close()
         waitress.wasyncore.close_all(self._map)
 
 
