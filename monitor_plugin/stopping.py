@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -123,16 +124,22 @@ class Stopper:
     def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
         """Free and end a backend's tree, by the host's books or by signals."""
         backend, seconds = stop.record.backend, self._settings.stop_timeout_seconds
-        if self.closing.is_set():
-            stop.fail("the monitor was closed while it waited; nothing was signalled", tree)
-            return
-        if error := self._status_client.free(backend):
+        answer = None
+        if not self.closing.is_set() and (error := self._status_client.free(backend)):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
-        tree.settle()
-        answer = self._hooks.stop_backend(backend, seconds)
+        if not self.closing.is_set():
+            tree.settle()
+            answer = self._hooks.stop_backend(backend, seconds)
         if answer is None:
-            tree.stop(seconds, self.closing)
-            why = f"by SIGTERM, and {seconds:g} s later by SIGKILL"
+            if self.closing.is_set():
+                stop.fail("the monitor was closed while it waited; nothing was signalled", tree)
+                return
+            sent = tree.stop(seconds, self.closing)
+            why = {
+                None: "by nothing: it may not be signalled",
+                signal.SIGTERM: "by SIGTERM",
+                signal.SIGKILL: f"by SIGTERM, and {seconds:g} s later by SIGKILL",
+            }[sent]
         elif answer.under_way:
             stop.by_host = True
             tree.wait_ended(seconds, self.closing)

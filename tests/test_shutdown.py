@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -26,6 +27,7 @@ from monitor_plugin import (
     State,
     hookimpl,
 )
+from monitor_plugin.protocol import SERVICE
 
 from .support import Client, Spawner, eventually, is_running
 
@@ -437,3 +439,46 @@ def test_closing_ends_the_wait_for_an_end(
         with pytest.raises(ShutdownFailed, match="closed meanwhile") as raised:
             stopping.result(60)
     assert raised.value.pids == (process.pid,)
+    assert "SIGKILL" not in str(raised.value)
+
+
+@pytest.mark.parametrize("during", ["Free", "a hook"])
+def test_closing_while_others_are_asked_signals_nothing(
+    during: str, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed while it frees a backend, or asks the host, does no more to it."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        answer.wait(60)
+
+    def stop(backend: Backend) -> None:
+        hooked.append(backend)
+        if during == "a hook":
+            ask()
+
+    hooked: list[Backend] = []
+    handler = grpc.unary_unary_rpc_method_handler(ask, None, lambda answer: b"")
+    server = grpc.server(ThreadPoolExecutor(1))
+    if during == "Free":
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Free": handler}),)
+        )
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    process = spawner.sleeper()
+    monitor = make_monitor([Books(stop)], status_timeout_seconds=60)
+    spawned(monitor, process.pid, address=address)
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        assert asked.wait(30)
+        closing = pool.submit(monitor.close)
+        eventually(lambda: monitor._shutdowns._stopper.closing.is_set())
+        answer.set()
+        with pytest.raises(ShutdownFailed, match="closed while it waited; nothing was signalled"):
+            stopping.result(60)
+        closing.result(60)
+    server.stop(None)
+    assert is_running(process.pid)
+    assert len(hooked) == (during == "a hook")
