@@ -103,7 +103,7 @@ class Lifecycle:
             backend = Backend(model, pid, address, process.created_at)
             memory = Shared(_TREE_MEMORY_MAX_AGE_SECONDS, partial(self._table.tree_memory, pid))
             record = Record(backend, canonical, process, Sampler(process), memory, OomWatch(pid))
-        except (ProcessGone, psutil.Error) as error:
+        except (ProcessGone, psutil.Error, OSError) as error:
             raise InvalidBackend(
                 f"the backend was not registered: {error}", model=model, pid=pid, address=address
             ) from None
@@ -216,7 +216,10 @@ def _fault_in_pid(pid: object) -> str | None:
     while ancestor > 1:
         if pid == ancestor:
             return f"PID {pid} is the monitor's own process, or one that it descends from"
-        row = read_row(ancestor)
+        try:
+            row = read_row(ancestor)
+        except OSError as error:
+            return f"the monitor cannot look at it: {error}"
         ancestor = row.parent if row else 0
     return None
 

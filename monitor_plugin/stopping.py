@@ -87,13 +87,18 @@ class Stopper:
             stop: which backend.
             hurry: ends the draining once it is set.
         """
-        record = stop.record
+        backend = stop.record.backend
         try:
-            root = Process(record.backend.pid)
+            self._stop(stop, hurry)
         except ProcessGone:
-            self._lifecycle.end(record)
-            return
-        with root:
+            self._lifecycle.end(stop.record)
+        except OSError as error:  # no more descriptors, say
+            reason = f"its processes cannot be looked at: {error}"
+            stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
+
+    def _stop(self, stop: Stop, hurry: threading.Event) -> None:
+        record = stop.record
+        with Process(record.backend.pid) as root:
             if record.process.ended():  # and `root` is another process with its PID
                 self._lifecycle.end(record)
                 return

@@ -319,6 +319,72 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
     assert line == "100 100 (64, 64)"
 
 
+def test_the_host_may_use_up_all_descriptors(spawner: Spawner) -> None:
+    """While not one can be opened ends are noticed, and nothing false is said; then all is well."""
+    code = """
+import os, resource, subprocess, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from monitor_plugin import Monitor, MonitorError, Settings, hookimpl
+gone = []
+class Plugin:
+    @hookimpl
+    def monitor_backend_gone(self, backend, exit): gone.append(backend.pid)
+def noticed(process):
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while process.pid not in gone and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.pid in gone
+def fault(call, *arguments):
+    try:
+        call(*arguments)
+    except MonitorError as error:
+        return type(error).__name__
+with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as monitor:
+    started = [subprocess.Popen(["sleep", "1000"]) for _ in range(14)]
+    spawned = monitor.hook.monitor_backend_spawned
+    for n, each in enumerate(started[:12]):
+        spawned(model=str(n), pid=each.pid, address=f"unix:/{n}")
+    for model in ("1", "10"):
+        monitor.read(model)  # gRPC aborts where its first use finds no descriptor
+    held = []
+    def use_up():  # again before each step, as channels that are closed give some back
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+    use_up()
+    print(noticed(started[11]), noticed(started[0]))  # one that is polled, one that is not
+    for n in (1, 10):
+        use_up()
+        print(fault(monitor.read, str(n)) in (None, "BackendUnreadable"))
+        use_up()
+        said = fault(monitor.shutdown, str(n))
+        print(said == ("ShutdownFailed" if started[n].poll() is None else None))
+    use_up()
+    print(fault(lambda: spawned(model="late", pid=started[12].pid, address="unix:/late")))
+    for each in held:
+        os.close(each)
+    print(noticed(started[9]), noticed(started[2]))
+    for model in ("3", "8"):
+        print(fault(monitor.read, model), fault(monitor.shutdown, model))
+    for each in started:
+        each.kill()
+"""
+    process = spawner.python(code, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=100)
+    assert output.splitlines() == [
+        "True True",
+        *["True"] * 4,
+        "InvalidBackend",
+        "True True",
+        "None None",
+        "None None",
+    ], errors
+
+
 def test_registrations_leave_nothing_behind(monitor: Monitor, spawner: Spawner) -> None:
     """After many backends came, were read and went, descriptors and threads are as before."""
 
