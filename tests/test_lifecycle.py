@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -52,6 +53,73 @@ def monitor(make_monitor: Callable[..., Monitor], recorder: Recorder) -> Monitor
 
 def spawned(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
+class Order:
+    """A plugin that notes which events came, in their order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    @hookimpl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        self.events.append(("registered", backend.pid))
+
+    @hookimpl
+    def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+        self.events.append(("gone", backend.pid))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("what", ["add", "update"])
+def test_an_end_amid_its_registration_is_told_once_and_last(
+    what: str,
+    when: str,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever the end comes, hooks hear of it after each registration, and once."""
+    order = Order()
+    monitor = make_monitor([order])
+    process = spawner.sleeper()
+    if what == "update":
+        spawned(monitor, process.pid, "first")
+    monkeypatch.setattr(monitor._registry, what, Ending(monitor, process, what, when))
+    refused = when == "before" and what == "update"
+    with pytest.raises(InvalidBackend) if refused else contextlib.nullcontext():
+        spawned(monitor, process.pid)
+    eventually(lambda: ("gone", process.pid) in order.events)
+    registrations = 1 if what == "add" or refused else 2
+    assert order.events == [("registered", process.pid)] * registrations + [("gone", process.pid)]
+    with pytest.raises(InvalidBackend):
+        spawned(monitor, process.pid)
+    assert len(order.events) == registrations + 1
+
+
+class Ending:
+    """A method of the registry's, before or after which a process ends, which is noticed."""
+
+    def __init__(
+        self, monitor: Monitor, process: subprocess.Popen[str], method: str, when: str
+    ) -> None:
+        self._monitor = monitor
+        self._process = process
+        self._real: Callable[..., object] = getattr(monitor._registry, method)
+        self._when = when
+
+    def __call__(self, *arguments: object) -> object:
+        if self._when == "before":
+            self._end()
+        result = self._real(*arguments)
+        if self._when == "after":
+            self._end()
+        return result
+
+    def _end(self) -> None:
+        self._process.kill()
+        eventually(lambda: not is_running(self._process.pid))
+        eventually(lambda: not self._monitor.backends())
 
 
 def test_a_backend_is_registered(monitor: Monitor, recorder: Recorder, spawner: Spawner) -> None:
