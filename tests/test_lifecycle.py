@@ -474,3 +474,48 @@ def test_registrations_leave_nothing_behind(monitor: Monitor, spawner: Spawner) 
     for _ in range(100):
         come_and_go()
     eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+
+
+def test_the_hosts_word_comes_second(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Where the monitor saw itself how a process ended, another word of the host's is not taken."""
+    for code, words in (("kill -9 $$", "was killed by SIGKILL"), ("exit 3", "exited with code 3")):
+        process = spawner.process("sh", "-c", f"read line; {code}", stdin=subprocess.PIPE)
+        spawned(monitor, process.pid)
+        process.communicate("\n")
+        eventually(lambda: not monitor.backends())
+        for said in (0, -15, None):
+            monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=said)
+        with pytest.raises(ModelNotLoaded, match=f"its process {process.pid} {words}"):
+            monitor.read("m")
+
+
+def test_the_last_hundred_ends_are_remembered(monitor: Monitor, spawner: Spawner) -> None:
+    """Of a model that ended before those nothing is known any more."""
+    for number in range(101):
+        process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
+        spawned(monitor, process.pid, str(number))
+        process.kill()
+        process.wait()
+    eventually(lambda: not monitor.backends())
+    with pytest.raises(ModelNotLoaded, match=r"'0' is not loaded$"):
+        monitor.read("0")
+    with pytest.raises(ModelNotLoaded, match=r"'1' is not loaded: its process"):
+        monitor.read("1")
+
+
+def test_a_dead_backend_is_not_answered_for_by_who_serves_its_address(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Not even where its end was not noticed yet: a reading looks for itself, and notices it."""
+    process, stranger = spawner.sleeper(), spawner.backend()
+    spawned(monitor, process.pid, address=stranger.address)
+    (record,) = monitor._registry.records()
+    monitor._lifecycle._watcher.forget(record.process)
+    process.kill()
+    eventually(lambda: not is_running(process.pid))
+    assert len(monitor.backends()) == 1
+    with pytest.raises(ModelNotLoaded, match="SIGKILL"):
+        monitor.read("m")
+    assert [backend.pid for backend, _ in recorder.gone] == [process.pid]

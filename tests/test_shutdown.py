@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -482,3 +483,70 @@ def test_closing_while_others_are_asked_signals_nothing(
     server.stop(None)
     assert is_running(process.pid)
     assert len(hooked) == (during == "a hook")
+
+
+def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose last word was BUSY, and that answers nothing since, is drained; force ends that."""
+    monitor = make_monitor(drain_timeout_seconds=3600, status_timeout_seconds=0.1)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    eventually(lambda: monitor.read("m").status)
+    os.kill(backend.pid, signal.SIGSTOP)
+    eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
+    asked: list[object] = []
+    ask = monitor._readings.ask
+
+    def count(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return ask(*arguments)
+
+    monkeypatch.setattr(monitor._readings, "ask", count)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: len(asked) > 3)
+        assert not stopping.done()
+        monitor.shutdown("m", force=True)
+        stopping.result(60)
+    assert not is_running(backend.pid)
+
+
+FORKS_WHEN_ORPHANED = """
+import ctypes, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+parent = os.getpid()
+
+def escape(*_):
+    if os.fork() == 0:
+        os.setsid()
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(1000)
+
+for _ in range(40):
+    if os.fork() == 0:
+        signal.signal(signal.SIGUSR1, escape)
+        ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
+        while True:
+            time.sleep(1000)
+os.write(1, b"ready\\n")
+time.sleep(1000)
+"""
+
+
+def test_nothing_is_forked_while_a_tree_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Children that would fork, and leave the session, once their parent has died get no turn."""
+    monitor = make_monitor(stop_timeout_seconds=0.5)
+    process = spawner.python(FORKS_WHEN_ORPHANED)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    escaped = []
+    if select.select([process.stdout], [], [], 0)[0]:
+        escaped = os.read(process.stdout.fileno(), 4096).split()
+    for pid in escaped:
+        os.kill(int(pid), signal.SIGKILL)
+    assert escaped == []
