@@ -31,7 +31,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ async def soak(monitor: MonitorApart, seconds: float, seed: int) -> dict[str, An
             await asyncio.sleep(seconds / 5)
             warm.append(await host.tell(monitor.left))
 
-        await asyncio.wait_for(asyncio.gather(look(), *actors.all()), seconds + _END_SECONDS)
+        await together([look(), *actors.all()], seconds + _END_SECONDS)
         after = await settled(host, before)
         noticed = judge_ends(host, monitor.gone())
     finally:
@@ -85,6 +85,22 @@ async def soak(monitor: MonitorApart, seconds: float, seed: int) -> dict[str, An
             for kind, each in sorted({**truth.seconds, "noticed": noticed}.items())
         },
     }
+
+
+async def together(work: Sequence[Coroutine[None, None, None]], seconds: float) -> None:
+    """Do all of it at once, in that time, or until one fails."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        done, late = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        if late:
+            raise RuntimeError(f"not done within {seconds:g} s: {late}")
+    finally:
+        while left := [task for task in tasks if not task.done()]:
+            for task in left:  # again and again: `wait_for` of older Pythons may swallow one
+                task.cancel()
+            await asyncio.wait(left, timeout=0.2)
 
 
 async def settled(host: Host, before: dict[str, int]) -> dict[str, int]:
