@@ -550,3 +550,21 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     for pid in escaped:
         os.kill(int(pid), signal.SIGKILL)
     assert escaped == []
+
+
+def test_a_stopped_process_takes_its_sigterm(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that is stopped (SIGSTOP) goes on for long enough to end as it wants to."""
+    monitor = make_monitor(stop_timeout_seconds=20)
+    process = spawner.python(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "print('ready', flush=True)\ntime.sleep(1000)"
+    )
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    process.send_signal(signal.SIGSTOP)
+    monitor.shutdown("m")
+    assert process.wait() == 5
