@@ -190,7 +190,7 @@ class Actors:
                 crashes = "--crash-after" in switches
                 if crashes:
                     word = NotLoaded(backend.pid, ("exited with code 3", "ended"))
-                    backend.right += (word, ByProcess(("UNAVAILABLE",), DEMO_MIB))
+                    backend.right += (word, ByProcess((), DEMO_MIB))
                 await self._host.register(backend)
                 if crashes:
                     await self._host.ended(backend, "exited with code 3", None)
