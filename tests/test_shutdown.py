@@ -568,3 +568,18 @@ def test_a_stopped_process_takes_its_sigterm(
     process.send_signal(signal.SIGSTOP)
     monitor.shutdown("m")
     assert process.wait() == 5
+
+
+def test_an_end_after_a_shutdown_that_failed_is_not_its_doing(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A backend that outlived its shutdown, and is killed later, was killed."""
+    monitor = make_monitor([Books(lambda backend: False)])
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    with pytest.raises(ShutdownFailed):
+        monitor.shutdown("m")
+    process.kill()
+    eventually(lambda: not monitor.backends())
+    with pytest.raises(ModelNotLoaded, match="was killed by SIGKILL"):
+        monitor.read("m")
