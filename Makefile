@@ -1,11 +1,13 @@
 # Each target sets up what it needs: a virtual environment in .venv, and tox's in .tox.
 PYTHON ?= python3
 VENV := .venv
+# Arguments of the soak: `make soak SOAK='--seconds 60'`.
+SOAK ?=
 
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo test proto clean
+.PHONY: demo test soak proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
@@ -13,6 +15,9 @@ demo: $(VENV)/installed
 test: $(VENV)/tox
 	@.ci/setup
 	$(VENV)/bin/tox run
+
+soak: $(VENV)/installed
+	@$(VENV)/bin/python benchmarks/soak.py $(SOAK)
 
 proto: $(VENV)/protoc
 	$(VENV)/bin/python -m grpc_tools.protoc -Iproto \
