@@ -142,6 +142,11 @@ class StopHook:
         self._watchers = watchers
 
     @hookimpl
+    def monitor_closing(self) -> None:
+        """End the waits."""
+        self._watchers.closing.set()
+
+    @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
         """Stop the watcher, where that stops nothing else; see the hook's specification."""
         name = self._roster.name_of(backend.pid)

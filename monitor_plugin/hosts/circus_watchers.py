@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Protocol
 
 from .discovery import Program
 
-# Of each wait for a stop, so much is kept for asking how far it is.
-_ASK_SECONDS = 1.0
-_ASK_SHARE = 0.25
-_RETRY_SECONDS = 0.1
-_SNAPSHOT_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
+_SHORTEST_ASK_SECONDS = 0.2
+_ASK_SECONDS = 2.0
 _BUSY = 5  # circus' COMMAND_ERROR, which is more than "the arbiter is already running ..."
 _NOT_FOUND = 3  # circus' MESSAGE_ERROR
 
@@ -52,10 +51,14 @@ class Watchers:
 
     Args:
         call: sends a command.
+
+    Attributes:
+        closing: once set, waits end.
     """
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self.closing = threading.Event()
 
     def programs(self) -> list[Program]:
         """List the processes of all watchers: a watcher's name is its model's.
@@ -63,7 +66,7 @@ class Watchers:
         Raises:
             CircusFailed: circus did not answer.
         """
-        statuses = self._ask(_SNAPSHOT_SECONDS, "status")["statuses"]
+        statuses = self._ask(_ASK_SECONDS, "status")["statuses"]
         programs = []
         # Names that differ in case alone are one to all other commands.
         for name in {name.lower(): name for name in statuses}.values():
@@ -77,14 +80,14 @@ class Watchers:
             CircusFailed: circus did not answer.
         """
         try:
-            return list(self._ask(_SNAPSHOT_SECONDS, "list", name=name)["pids"])
+            return list(self._ask(_ASK_SECONDS, "list", name=name)["pids"])
         except CircusFailed as error:
             if error.not_found:  # removed since it was named
                 return []
             raise
 
     def stop(self, name: str, seconds: float) -> bool:
-        """Stop a watcher for good; one that is stopped stays so.
+        """Stop a watcher for good, and wait; one that is stopped stays so.
 
         Args:
             name: the watcher's.
@@ -96,28 +99,39 @@ class Watchers:
         Raises:
             CircusFailed: circus did not take it.
         """
-        kept = min(_ASK_SECONDS, seconds * _ASK_SHARE)
-        deadline = time.monotonic() + seconds - kept
+        deadline = time.monotonic() + seconds
+        taken = False
         while True:
-            left = max(_RETRY_SECONDS, deadline - time.monotonic())
+            left = max(_SHORTEST_ASK_SECONDS, min(_ASK_SECONDS, deadline - time.monotonic()))
             try:
-                # Names are patterns unless it is said that they are not.
-                self._ask(left, "stop", name=name, match="simple", waiting=True)
-                return True
-            except CircusFailed as error:
-                if error.not_found:
+                busy = None if taken else self._refusal(name, left)
+                status = str(self._ask(left, "status", name=name)["status"])
+            except CircusFailed as failure:
+                if failure.not_found:  # it was removed, which stops it too
                     return True
-                failure = error
-            if failure.errno is not None and not failure.busy:
-                raise failure
-            if failure.errno is None or time.monotonic() + _RETRY_SECONDS > deadline:
+                raise
+            taken = busy is None
+            if taken and status != "stopping":
+                if status == "stopped":
+                    return True
+                raise CircusFailed(f"circus took the stop, and yet the watcher is {status}", 0)
+            if time.monotonic() > deadline or self.closing.wait(_LOOK_SECONDS):
                 break
-            time.sleep(_RETRY_SECONDS)
-        # Circus answers once it is done: see whether it began, or does it for another's word.
-        status = self._ask(kept, "status", name=name)["status"]
-        if status not in ("stopping", "stopped"):
-            raise failure
-        return bool(status == "stopped")
+        if busy and status != "stopping":  # else circus stops it by another's word
+            raise busy
+        return False
+
+    def _refusal(self, name: str, seconds: float) -> CircusFailed | None:
+        """Ask circus to stop a watcher: None where it does, else that it is busy."""
+        try:
+            # Without `waiting`, which does not say that it was taken, and cannot be broken off.
+            # A name is a pattern unless it is said that it is none.
+            self._ask(seconds, "stop", name=name, match="simple")
+        except CircusFailed as failure:
+            if not failure.busy:
+                raise
+            return failure
+        return None
 
     def graceful_timeout(self, name: str) -> float | None:
         """Say after how many seconds circus kills what it stops; None where it does not answer."""

@@ -170,13 +170,13 @@ class CircusHost:
 
     def close(self) -> None:
         """End everything."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=5)
         self.kill()
-        for process in self.started():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        eventually(lambda: not self.started())
+
+        def ended() -> bool:
+            for process in self.started():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            return not self.started()
+
+        eventually(ended)
         shutil.rmtree(self.folder)
