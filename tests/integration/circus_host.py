@@ -29,6 +29,12 @@ def backend_command(*switches: str, addr: str) -> str:
     return " ".join([command, "--weights-mib 2 --kv-cache-mib 1", *switches])
 
 
+def free_port() -> int:
+    """Find a port on which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 def _section(name: str, options: Options) -> str:
     return "\n".join([f"[{name}]", *(f"{key} = {value}" for key, value in options.items()), "\n"])
 
@@ -48,6 +54,7 @@ class CircusHost:
         folder: a short path, for sockets.
         client: speaks HTTP to the monitor.
         process: circusd's.
+        ini: its configuration.
     """
 
     def __init__(
@@ -63,8 +70,7 @@ class CircusHost:
         self._environment = dict(environment or {})
         self._mark = uuid.uuid4().hex
         self.folder = Path(tempfile.mkdtemp(prefix="circus-"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.client = Client(f"http://127.0.0.1:{free.getsockname()[1]}")
+        self.client = Client(f"http://127.0.0.1:{free_port()}")
         every: dict[str, Options] = {
             "circus": {
                 "endpoint": f"ipc://{self.folder}/e",
@@ -82,16 +88,16 @@ class CircusHost:
         }
         for name, given in {"other": {"cmd": "sleep 1000"}, **(watchers or {})}.items():
             every[f"watcher:{name}"] = {"copy_env": True, **given}
-        self._ini = self.folder / "circus.ini"
+        self.ini = self.folder / "circus.ini"
         text = "".join(_section(name, each) for name, each in every.items())
-        self._ini.write_text(text.replace("FOLDER", str(self.folder)))
+        self.ini.write_text(text.replace("FOLDER", str(self.folder)))
         self.start()
 
     def start(self) -> None:
         """Start circusd."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MONITOR_")}
         self.process = self._spawner.process(
-            *(sys.executable, "-m", "circus.circusd", str(self._ini)),
+            *(sys.executable, "-m", "circus.circusd", str(self.ini)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**environment, **self._environment, "CIRCUS_HOST": self._mark},

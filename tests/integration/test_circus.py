@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
+from pathlib import Path
 
+import psutil
 import pytest
 
+from monitor_plugin.demo.calls import calls, make_calls
+
 from ..support import Spawner, eventually, is_running
-from .circus_host import CircusHost, backend_command
+from .circus_host import CircusHost, backend_command, free_port
+
+ROOT = Path(__file__).parent.parent.parent
 
 WATCHERS: dict[str, dict[str, object]] = {
     "by-addr": {"cmd": backend_command(addr="unix:FOLDER/addr")},
@@ -36,17 +45,36 @@ ENVIRONMENT = {
     "env:by-env": {"MONITOR_MODEL": "org/from the environment", "MONITOR_ADDRESS": "unix:FOLDER/e"}
 }
 
+RULES = '"by-rule-*=ruled/*@unix:FOLDER/rule*,\n    none=a model with spaces@unix:FOLDER/none"'
+
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[CircusHost]:
     """A circus with a watcher for each test; all but one are found at once."""
     spawner = Spawner()
-    host = CircusHost(
-        spawner, WATCHERS, sections=ENVIRONMENT, backend="by-rule-*=ruled/*@unix:FOLDER/rule*"
-    )
+    host = CircusHost(spawner, WATCHERS, sections=ENVIRONMENT, backend=RULES)
     yield host
     host.close()
     spawner.close()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets; what names it is ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="circus-") as folder:
+        yield Path(folder)
+        for process in processes_of(Path(folder)):
+            process.kill()
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """List the processes whose command lines name a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.fixture
@@ -317,3 +345,44 @@ def test_a_bad_option_ends_the_plugin(
     assert stays_down(host, "plugin:monitor")
     assert host.log().count(error) == 1
     assert "very-secret" not in host.log()
+
+
+def test_a_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
+    """After `reloadconfig` the plugin that ended for a bad option runs."""
+    host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, http_threads="many")
+    eventually(lambda: host.status("plugin:monitor") == "stopped")
+    host.ini.write_text(host.ini.read_text().replace("many", "4"))
+    assert host.patient_call("reloadconfig", waiting=True)["status"] == "ok"
+    host.wait_found("m")
+
+
+def test_the_example_runs(spawner: Spawner, short_folder: Path) -> None:
+    """`make demo-circus` runs three models, prints what to try, and Ctrl-C ends all of it."""
+    ini = (ROOT / "examples" / "circus" / "circus.ini").read_text()
+    port = free_port()
+    for before, after in {
+        "listen = 127.0.0.1:8080": f"listen = 127.0.0.1:{port}",
+        "addr 127.0.0.1:": f"addr unix:{short_folder}/",
+        "addr=127.0.0.1:": f"addr=unix:{short_folder}/",
+        "[circus]\n": f"[circus]\nendpoint = ipc://{short_folder}/e\n"
+        f"pubsub_endpoint = ipc://{short_folder}/p\n",
+    }.items():
+        assert before in ini
+        ini = ini.replace(before, after)
+    (short_folder / "circus.ini").write_text(ini)
+    demo = spawner.process(
+        *(sys.executable, "-m", "monitor_plugin.demo.real_host", f"http://127.0.0.1:{port}"),
+        *("circusd", "circus.ini"),
+        cwd=short_folder,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MONITOR_")},
+    )
+    assert demo.stdout is not None
+    said = "".join(iter(demo.stdout.readline, "Ctrl-C ends all of it.\n"))
+    assert "circusd runs 3 models" in said
+    for call in calls():
+        assert call.curl(f"http://127.0.0.1:{port}") in said
+    for text, as_expected in make_calls(f"http://127.0.0.1:{port}", None):
+        assert as_expected, text
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.wait(timeout=60) == 0
+    eventually(lambda: not processes_of(short_folder))  # what the shell started ends on its own
