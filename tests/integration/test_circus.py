@@ -385,4 +385,4 @@ def test_the_example_runs(spawner: Spawner, short_folder: Path) -> None:
         assert as_expected, text
     os.killpg(demo.pid, signal.SIGINT)
     assert demo.wait(timeout=60) == 0
-    eventually(lambda: not processes_of(short_folder))  # what the shell started ends on its own
+    assert processes_of(short_folder) == []
