@@ -142,7 +142,7 @@ class Monitor:
                 self._host.register(self._lifecycle)
             try:
                 if self._settings.listen is not None:
-                    self._server = Server(app, self._settings.listen, self._settings.http_threads)
+                    self._server = Server(app, self._settings.listen, self._settings)
             except BaseException:
                 if self._host:
                     self._host.unregister()

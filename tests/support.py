@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,13 +100,32 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+class UnixConnection(http.client.HTTPConnection):
+    """Speaks HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class Client:
-    """Speaks HTTP to a monitor, a connection per request."""
+    """Speaks HTTP to a monitor, at `http://HOST:PORT` or `unix:/PATH`, a connection per request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.path = url.removeprefix("unix:") if url.startswith("unix:") else None
         self.host, _, port = url.removeprefix("http://").rpartition(":")
-        self.port = int(port)
+        self.port = 0 if self.path else int(port)
+
+    def connection(self, timeout: float = 60) -> http.client.HTTPConnection:
+        if self.path:
+            return UnixConnection(self.path, timeout)
+        return http.client.HTTPConnection(self.host.strip("[]"), self.port, timeout=timeout)
 
     def request(
         self,
@@ -120,8 +140,7 @@ class Client:
         if body is not None and not isinstance(body, (bytes, str)):
             body = json.dumps(body)
             sent.setdefault("Content-Type", "application/json")
-        connection = http.client.HTTPConnection(self.host.strip("[]"), self.port, timeout=timeout)
-        with contextlib.closing(connection):
+        with contextlib.closing(self.connection(timeout)) as connection:
             connection.request(method, path, body, sent)
             response = connection.getresponse()
             return Answer(response.status, response.headers, response.read())

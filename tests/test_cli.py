@@ -166,6 +166,32 @@ def test_demo_once_with_tokens(
     assert "s3cret" not in output.out + output.err
 
 
+def test_the_demo_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its commands name the socket, and curl takes them as they are."""
+    path = tmp_path / "monitor.sock"
+    with restored_signals():
+        assert main(["demo", "--once", "--listen", f"unix:{path}", "--socket-mode", "0660"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(f"--unix-socket {path} ") == 5
+    assert not path.exists()
+    monitor = Monitor(Settings(listen=f"unix:{path}"))
+    with monitor:
+        command = shown.partition("$ ")[2].partition("\nHTTP")[0]
+        answer = subprocess.check_output(["bash", "-c", command], text=True, timeout=60)
+    assert "is not loaded" in answer
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
+def test_the_demo_is_not_open_by_accident(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Any other address than loopback wants a token, or the word that it is meant."""
+    assert main(["demo", "--once", "--listen", listen]) == 1
+    error = capsys.readouterr().err
+    for cure in ("MONITOR_TOKEN", "--token-file", "--insecure"):
+        assert cure in error
+    with restored_signals():
+        assert main(["demo", "--once", "--listen", "0.0.0.0:0", "--insecure"]) == 0
+
+
 def test_importing_starts_nothing() -> None:
     """The package starts no thread and opens nothing when it is imported."""
     code = """

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 import pytest
 
 from monitor_plugin import Monitor
+from monitor_plugin.http.connections import patient
 from monitor_plugin.http.dispatcher import Dispatcher
-from monitor_plugin.http.server import _patient
 
 from .support import Client, Spawner, eventually
 
@@ -118,13 +118,15 @@ def test_accepting_pauses_where_descriptors_run_out(caplog: pytest.LogCaptureFix
             raise OSError(answer, os.strerror(answer))
         return answer
 
-    patient = _patient(accept, "127.0.0.1:1")
+    starved: list[bool] = []
+    accept_patiently = patient(accept, "127.0.0.1:1", lambda: starved.append(True))
     with caplog.at_level(logging.WARNING):
-        assert [patient(), patient(), patient(), patient()] == [None, None, "accepted", None]
+        assert [accept_patiently() for _ in range(4)] == [None, None, "accepted", None]
+    assert len(starved) == 3
     said = "no connection is accepted on 127.0.0.1:1 for now: "
     assert [record.getMessage() for record in caplog.records] == [
         f"{said}[Errno 24] Too many open files",
         f"{said}[Errno 23] Too many open files in system",
     ]
     with pytest.raises(OSError, match="Bad file descriptor"):
-        patient()
+        accept_patiently()

@@ -74,7 +74,7 @@ def test_a_taken_port_is_a_clear_error(monitor: Monitor) -> None:
 def test_a_wrong_address_is_a_clear_error(listen: str) -> None:
     """A host that is unknown, or is another machine's, cannot be listened on."""
     with pytest.raises(ListenError, match="cannot listen on"):
-        Monitor(Settings(listen=listen)).start()
+        Monitor(Settings(listen=listen, insecure=True)).start()
 
 
 def test_ipv6_is_served() -> None:

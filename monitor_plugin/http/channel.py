@@ -1,0 +1,104 @@
+"""One HTTP connection, as waitress keeps it, and what is taken over it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from typing import Any
+
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.utilities import BadRequest
+
+_HTTP_MAY_BEGIN = re.compile(rb"[\s!-~]")
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+
+class Parser(HTTPRequestParser):
+    """Refuses what waitress would choke on, wait for in vain, or take though it is ambiguous."""
+
+    def received(self, data: bytes) -> int:
+        """Take data; give how much of it belongs to this request."""
+        if self.body_rcv is None and not self.header_plus and not _HTTP_MAY_BEGIN.match(data):
+            return self._refuse(data, "this is no HTTP; TLS is not spoken here")
+        consumed = super().received(data)
+        if not self.completed and self.body_rcv is None:
+            before = max(0, len(self.header_plus) - len(data) - 1)
+            if _BARE_LF.search(self.header_plus, before):
+                return self._refuse(data, "lines end with CR and LF")
+        return consumed
+
+    def _refuse(self, data: bytes, why: str) -> int:
+        self.parse_header(b"GET / HTTP/1.0\r\n")  # gives what the answer needs, as in waitress
+        self.error = BadRequest(why)
+        self.completed = True
+        return len(data)
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """Parse the request line and the headers.
+
+        Raises:
+            ParsingError: they are refused with a 400.
+        """
+        try:
+            super().parse_header(header_plus)
+        except ValueError as error:  # a Content-Length of 5,000 digits, `http://[`
+            raise ParsingError("a number or an address in it cannot be read") from error
+        if not _METHOD.fullmatch(str(self.command)):  # waitress before 3.0 takes anything
+            raise ParsingError("Start line is invalid")
+        if self.version not in ("1.0", "1.1"):
+            raise ParsingError("only HTTP/1.0 and HTTP/1.1 are spoken here")
+        # Where the request ends must not be a matter of opinion (RFC 9112, 6.1).
+        if "TRANSFER_ENCODING" in self.headers or (
+            self.chunked and "CONTENT_LENGTH" in self.headers
+        ):
+            raise ParsingError("Transfer-Encoding wants HTTP/1.1, and no Content-Length beside it")
+
+
+class Channel(HTTPChannel):
+    """A connection that knows how long it has been quiet.
+
+    Attributes:
+        quiet_since: when something of an answer was last sent, or else when it was accepted, in
+            seconds of `time.monotonic`. Whatever a client sends does not count before it is
+            answered, so that trickling is as good as silence.
+    """
+
+    parser_class = Parser
+
+    def __init__(
+        self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None
+    ) -> None:
+        self.quiet_since = time.monotonic()
+        super().__init__(server, sock, addr, adj, map=map)
+        # Waitress before 3.0.1 takes a client that has gone meanwhile for one that is to come.
+        self.connected = True
+
+    def send(self, data: bytes, do_close: bool = True) -> int:
+        """Send some of the data; give how much."""
+        sent = super().send(data, do_close)
+        if sent:
+            self.quiet_since = time.monotonic()
+        return sent
+
+    def handle_expt(self) -> None:
+        """Close: no HTTP has urgent data, and until it is read the loop would spin."""
+        self.handle_close()
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request of it is being answered, or waits to be."""
+        return bool(self.requests)
+
+    @property
+    def answer_waits(self) -> bool:
+        """Whether the client has not taken yet what was answered."""
+        return self.total_outbufs_len > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """How much is kept of an unfinished request's body, and of answers that are not taken."""
+        unfinished = self.request  # the loop's own; answers are other threads' too
+        return self.total_outbufs_len + (unfinished.body_bytes_received if unfinished else 0)
