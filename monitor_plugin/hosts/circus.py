@@ -64,6 +64,9 @@ class MonitorPlugin(CircusPlugin):  # type: ignore[misc] # circus has no types
             self._give_up(error)
         except KeyboardInterrupt:
             pass
+        except Exception:  # circus starts the plugin again, but its stderr is /dev/null
+            _logger.exception("the monitor failed")
+            raise
 
     def _run(self) -> None:
         check_arguments(sys.argv)
@@ -198,13 +201,16 @@ class StopHook:
 
 def _start(monitor: Monitor) -> None:
     """Start it; at a reload the one before may still hold the address for a moment."""
-    deadline = time.monotonic() + _LISTEN_SECONDS
+    deadline, told = time.monotonic() + _LISTEN_SECONDS, False
     while True:
         try:
             return monitor.start()
-        except ListenError:
+        except ListenError as error:
             if time.monotonic() > deadline:
                 raise
+            if not told:
+                _logger.warning("%s; trying again for %g s", error, _LISTEN_SECONDS)
+            told = True
             time.sleep(_RETRY_SECONDS)
 
 

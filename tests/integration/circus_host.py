@@ -48,6 +48,7 @@ class CircusHost:
         environment: of circusd, and so of all that it starts.
         sections: more of circus.ini.
         loglevel: circus' own.
+        port: on which the monitor is to listen; None for any free one.
         **options: those of the plugin's section, besides `use` and `listen`.
 
     Attributes:
@@ -64,13 +65,14 @@ class CircusHost:
         environment: Mapping[str, str] | None = None,
         sections: Mapping[str, Options] | None = None,
         loglevel: str = "warning",
+        port: int | None = None,
         **options: object,
     ) -> None:
         self._spawner = spawner
         self._environment = dict(environment or {})
         self._mark = uuid.uuid4().hex
         self.folder = Path(tempfile.mkdtemp(prefix="circus-"))
-        self.client = Client(f"http://127.0.0.1:{free_port()}")
+        self.client = Client(f"http://127.0.0.1:{port or free_port()}")
         every: dict[str, Options] = {
             "circus": {
                 "endpoint": f"ipc://{self.folder}/e",
@@ -133,7 +135,8 @@ class CircusHost:
 
     def log(self) -> str:
         """What circusd and its plugins wrote."""
-        return (self.folder / "log").read_text()
+        log = self.folder / "log"
+        return log.read_text() if log.exists() else ""
 
     def wait_found(self, model: str, replicas: int = 1) -> dict[str, Any]:
         """Wait until the monitor answers for so many backends of a model, and give the answer."""

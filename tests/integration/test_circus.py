@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -89,6 +90,14 @@ def make_host(spawner: Spawner) -> Iterator[Callable[..., CircusHost]]:
     yield make
     for host in hosts:
         host.close()
+
+
+def shut_down(host: CircusHost) -> object:
+    """Ask for the shutdown of the model `m`; gives the status of the answer, or the error."""
+    try:
+        return host.client.shutdown("m").status
+    except (OSError, HTTPException) as error:
+        return error
 
 
 def stays_down(host: CircusHost, watcher: str) -> bool:
@@ -274,6 +283,43 @@ def test_circus_as_a_whole_is_reloaded_restarted_and_ended(
     assert " monitor_plugin" not in host.log()  # no error, no warning
 
 
+def test_the_monitor_closes_when_circus_stops_it(make_host: Callable[..., CircusHost]) -> None:
+    """The SIGTERM of circus ends the plugin in its own way, and backends are left alone."""
+    host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, loglevel="info")
+    host.wait_found("m")
+    ((backend,), plugin) = host.pids("m"), host.plugin_pid()
+    assert host.patient_call("stop", name="plugin:monitor", waiting=True)["status"] == "ok"
+    assert not is_running(plugin)
+    assert f"circus[{plugin}] [INFO] Stopping" in host.log()
+    assert host.pids("m") == [backend]
+
+
+def test_a_shutdown_does_not_hold_up_the_end(make_host: Callable[..., CircusHost]) -> None:
+    """A monitor that ends does not wait for what circus takes its time for."""
+    backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
+    host = make_host({"m": {"cmd": backend, "graceful_timeout": 90}}, stop_timeout_seconds=90)
+    host.wait_found("m")
+    plugin = host.plugin_pid()
+    outcomes: list[object] = []
+    client = threading.Thread(target=lambda: outcomes.append(shut_down(host)))
+    client.start()
+    eventually(lambda: host.status("m") == "stopping")
+    os.kill(plugin, signal.SIGTERM)
+    eventually(lambda: not is_running(plugin))
+    client.join(30)
+    assert len(outcomes) == 1
+    assert outcomes[0] != 200
+
+
+def test_an_address_that_is_held_is_waited_for(make_host: Callable[..., CircusHost]) -> None:
+    """What held it, the plugin before a reload say, may let go of it a moment later."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, port=port)
+        eventually(lambda: "trying again for 15 s" in host.log())
+    host.wait_found("m")
+
+
 def test_a_circus_that_is_killed_in_a_shutdown(make_host: Callable[..., CircusHost]) -> None:
     """The client is told, the plugin ends, backends are left alone, and a new circus works."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
@@ -281,14 +327,7 @@ def test_a_circus_that_is_killed_in_a_shutdown(make_host: Callable[..., CircusHo
     host.wait_found("m")
     ((pid,), plugin) = host.pids("m"), host.plugin_pid()
     outcomes: list[object] = []
-
-    def shut_down() -> None:
-        try:
-            outcomes.append(host.client.shutdown("m").status)
-        except (OSError, HTTPException) as error:
-            outcomes.append(error)
-
-    client = threading.Thread(target=shut_down)
+    client = threading.Thread(target=lambda: outcomes.append(shut_down(host)))
     client.start()
     eventually(lambda: host.status("m") == "stopping")
     host.kill()
