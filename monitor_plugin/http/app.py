@@ -57,11 +57,12 @@ def _serialize_http_error(
     request: falcon.Request, response: falcon.Response, error: falcon.HTTPError
 ) -> None:
     message = error.description or error.title
-    if error.status_code == 404 and not error.description:
+    status = falcon.http_status_to_code(error.status)
+    if status == 404 and not error.description:
         message = f"there is nothing at {request.path}"
-    elif error.status_code == 405:
+    elif status == 405:
         message = f"{request.path} does not take {request.method}"
-    kind = kind_of_status(error.status_code)
+    kind = kind_of_status(status)
     request.context.outcome = kind.type
     response.data = encode_error(kind, message or "")
     response.content_type = falcon.MEDIA_JSON

@@ -36,7 +36,8 @@ class Audit:
     ) -> None:
         """Write a line, where the request was a shutdown or was refused."""
         context = request.context
-        if context.shutdown is None and response.status_code not in _REFUSED:
+        status = falcon.http_status_to_code(response.status)
+        if context.shutdown is None and status not in _REFUSED:
             return
         _write(
             who=context.caller.name if context.caller else "unknown",
@@ -44,7 +45,7 @@ class Audit:
             what=f"{request.method} {request.path}",
             **(context.shutdown or {}),
             outcome=context.outcome or "refused",
-            status=response.status_code,
+            status=status,
             seconds=time.monotonic() - context.began,
         )
 
