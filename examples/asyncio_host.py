@@ -69,7 +69,7 @@ class Program:
             print(f"{self._model}: process {process.pid} ended with {exit_code}", file=sys.stderr)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process and self._process.returncode is None:  # so it is not reaped: see main()
+        if self._process and self._process.returncode is None:  # so it is not reaped
             os.killpg(self._process.pid, number)
 
     async def stop(self, grace_seconds: float = 5.0) -> bool:
@@ -127,11 +127,16 @@ async def run(commands: Mapping[str, Sequence[str]], folder: str) -> None:
         await asyncio.to_thread(monitor.close)  # the loop runs on meanwhile: a hook may wait for it
 
 
+def reap_in_the_loop() -> None:
+    """Have processes reaped by the loop, so that what the loop signals is surely not reaped."""
+    if sys.version_info < (3, 12):  # from then on it is the default
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+
 def main() -> None:
     """Run the programs of the command line."""
     commands = commands_by_model(__doc__, sys.argv[1:])
-    if sys.version_info < (3, 12):  # from then on the default: processes are reaped in the loop
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    reap_in_the_loop()
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(commands, folder))
 
