@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -42,7 +43,7 @@ class Program:
             try:
                 await self._run_once()
             except (OSError, InvalidBackend) as error:
-                print(f"{self._model}: {error}", file=sys.stderr)
+                logging.warning("%s: %s", self._model, error)
             failures = 1 if loop.time() - began >= STABLE_SECONDS else failures + 1
 
     async def _stopped_within(self, seconds: float) -> bool:
@@ -66,7 +67,7 @@ class Program:
                 # What it left behind. Its PID is no process group's unless something was.
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.to_thread(self._hook.monitor_backend_exited, **about, exit_code=exit_code)
-            print(f"{self._model}: process {process.pid} ended with {exit_code}", file=sys.stderr)
+            logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process and self._process.returncode is None:  # so it is not reaped
@@ -135,7 +136,7 @@ def reap_in_the_loop() -> None:
 
 def main() -> None:
     """Run the programs of the command line."""
-    commands = commands_by_model(__doc__, sys.argv[1:])
+    commands = commands_by_model(__doc__)
     reap_in_the_loop()
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(commands, folder))

@@ -18,8 +18,8 @@ _DEFAULT = (
 )
 
 
-def commands_by_model(description: str | None, arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Read `MODEL=COMMAND` arguments; without any, those of two demo backends.
+def commands_by_model(description: str | None) -> dict[str, list[str]]:
+    """Read the command line's `MODEL=COMMAND` arguments; without any, those of two demo backends.
 
     Each command has one part, or more, in which `{address}` stands for the gRPC address at which
     the backend is to serve.
@@ -29,7 +29,7 @@ def commands_by_model(description: str | None, arguments: Sequence[str]) -> dict
     )
     parser.add_argument("programs", nargs="*", default=_DEFAULT, metavar="MODEL=COMMAND")
     commands = {}
-    for program in parser.parse_args(arguments).programs:
+    for program in parser.parse_args().programs:
         model, _, command = program.partition("=")
         if not model or "{address}" not in command:
             parser.error(f"{program!r} is not MODEL=COMMAND with {{address}} in the command")

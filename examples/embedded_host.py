@@ -7,10 +7,10 @@ Without arguments it runs two demo backends. MONITOR_LISTEN says where the monit
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -44,7 +44,7 @@ class Program(threading.Thread):
             try:
                 self._run_once()
             except (OSError, InvalidBackend) as error:
-                print(f"{self._model}: {error}", file=sys.stderr)
+                logging.warning("%s: %s", self._model, error)
             failures = 1 if time.monotonic() - began >= STABLE_SECONDS else failures + 1
 
     def _run_once(self) -> None:
@@ -64,7 +64,7 @@ class Program(threading.Thread):
                 exit_code = process.wait()
                 self._process = None
             self._hook.monitor_backend_exited(**about, exit_code=exit_code)
-            print(f"{self._model}: process {process.pid} ended with {exit_code}", file=sys.stderr)
+            logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
 
     def stop(self, grace_seconds: float = 5.0) -> None:
         """End the process, by SIGKILL after the grace; no other is started any more."""
@@ -99,7 +99,7 @@ class Host:
 
 def main() -> None:
     """Run the programs until SIGTERM or Ctrl-C."""
-    commands = commands_by_model(__doc__, sys.argv[1:])
+    commands = commands_by_model(__doc__)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -8,10 +8,10 @@ embedded_host.py, what crashes is started again, and what the monitor shuts down
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -75,7 +75,7 @@ class Host:
                 del self._pids[model]
                 self._due[model] = time.monotonic() + RESTART_SECONDS
                 self._changed.notify_all()
-            print(f"{model}: process {pid} ended with {exit_code}", file=sys.stderr)
+            logging.warning("%s: process %d ended with %d", model, pid, exit_code)
             monitor.hook.monitor_backend_exited(model=model, pid=pid, exit_code=exit_code)
         for model in list(self._commands):
             with self._changed:
@@ -87,7 +87,7 @@ class Host:
             try:
                 monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
             except InvalidBackend as error:
-                print(f"{model}: {error}", file=sys.stderr)
+                logging.warning("%s: %s", model, error)
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
@@ -118,7 +118,7 @@ def main() -> None:
     # Python warns of a fork beside threads: its child must take no lock that they may hold. This
     # one execs at once.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    commands = commands_by_model(__doc__, sys.argv[1:])
+    commands = commands_by_model(__doc__)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
