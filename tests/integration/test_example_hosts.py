@@ -253,3 +253,8 @@ def test_the_monitor_never_blocks_the_loop_of_an_asyncio_host(spawner: Spawner) 
         if process.returncode == 0:
             return
     pytest.fail("\n".join(said))
+
+
+def test_the_embedded_host_is_small() -> None:
+    """The README's word on its size is kept."""
+    assert len((ROOT / "examples" / "embedded_host.py").read_text().splitlines()) < 120
