@@ -22,6 +22,9 @@ import pytest
 
 from ..support import Client, Spawner, eventually, is_running
 
+# The hosts' processes, not this one, are what is slow.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HOSTS = ["embedded_host.py", "asyncio_host.py", "forking_host.py"]
 
