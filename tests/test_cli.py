@@ -125,6 +125,19 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("monitor-plugin ")
 
 
+@pytest.mark.parametrize("words", [["--token", "s3cret"], ["--token=s3cret"]])
+def test_a_token_is_not_taken_from_a_flag(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is its flag taken for the beginning of another's, nor its value shown again."""
+    with pytest.raises(SystemExit) as raised:
+        main(["demo", *words])
+    error = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert "s3cret" not in error
+    assert "MONITOR_TOKEN" in error
+
+
 def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
     """Its commands send the token that the shell has; SIGHUP reads the file, and ends nothing."""
     file = tmp_path / "tokens"
