@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from falcon import testing
 
-from monitor_plugin import Backend, InvalidRequest, ModelNotLoaded, Monitor, hookimpl
+from monitor_plugin import (
+    Backend,
+    InvalidRequest,
+    ModelNotLoaded,
+    Monitor,
+    Settings,
+    hookimpl,
+)
 
 from .support import Client, Spawner, eventually
 
@@ -140,6 +148,17 @@ def test_what_a_host_passes_cannot_spoil_its_line(
         monitor.shutdown(**arguments)
     (line,) = lines()
     assert line["outcome"] in ("invalid_request", "model_not_loaded")
+
+
+def test_an_unknown_address_is_not_made_up(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    """A host's own WSGI server may not say who asks, over a unix socket say."""
+    monitor = Monitor(Settings(listen=None))
+    environ = testing.create_environ("/healthz", host="evil.example")
+    for extras, seen in (({}, "unknown"), ({"REMOTE_ADDR": ""}, "unknown"),
+                         ({"REMOTE_ADDR": "10.0.0.1"}, "10.0.0.1")):  # fmt: skip
+        environ.pop("REMOTE_ADDR", None)
+        list(monitor.app({**environ, **extras}, testing.StartResponseMock()))
+        assert lines()[-1]["from"] == seen
 
 
 def test_a_hosts_own_shutdown_has_a_line(

@@ -43,7 +43,7 @@ class Audit:
             return
         _write(
             who=context.caller.name if context.caller else "unknown",
-            whence=request.remote_addr,
+            whence=request.env.get("REMOTE_ADDR") or "unknown",
             what=f"{request.method} {request.path}",
             **(context.shutdown or {}),
             outcome=context.outcome or "refused",
