@@ -237,10 +237,7 @@ def _fault_in_pid(pid: object) -> str | None:
             return f"the monitor cannot look at it: {error}"
         # Who leads a session is stopped with its members.
         if pid in (ancestor, row.session if row else ancestor):
-            return (
-                f"PID {pid} is the monitor's own process, or one that it descends from, or leads "
-                "their session"
-            )
+            return f"PID {pid} is the monitor's own process, its ancestor, or leads their session"
         ancestor = row.parent if row else 0
     return None
 

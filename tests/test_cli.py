@@ -145,6 +145,7 @@ def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
     process = spawner.process(
         *(COMMAND, "demo", "--listen", "127.0.0.1:0", "--token-file", str(file)),
         stderr=subprocess.PIPE,
+        env={**os.environ, "MONITOR_TOKEN": "l0ne"},
     )
     assert process.stdout
     assert process.stderr
@@ -154,6 +155,8 @@ def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
         text += line
     assert text.count('-H "Authorization: Bearer $MONITOR_TOKEN"') == 5
     client = Client(text.partition("answers at ")[2].partition(". Try")[0])
+    for backend in psutil.Process(process.pid).children():
+        assert "MONITOR_TOKEN" not in backend.environ()  # with which it could stop the others
     file.write_text("nonsense")
     process.send_signal(signal.SIGHUP)
     assert "tokens cannot be used" in process.stderr.readline()
