@@ -20,6 +20,7 @@ from monitor_plugin import (
     Settings,
     hookimpl,
 )
+from monitor_plugin.http.audit import audited_shutdown
 
 from .support import Client, Spawner, eventually
 
@@ -148,6 +149,15 @@ def test_what_a_host_passes_cannot_spoil_its_line(
         monitor.shutdown(**arguments)
     (line,) = lines()
     assert line["outcome"] in ("invalid_request", "model_not_loaded")
+
+
+def test_what_ends_a_hosts_shutdown_early_is_no_success(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    """Ctrl-C in the host's thread, say: there is a line, and it does not say `stopped`."""
+    with pytest.raises(KeyboardInterrupt), audited_shutdown("m", False, None):
+        raise KeyboardInterrupt
+    assert lines()[-1]["outcome"] == "internal_error"
 
 
 def test_an_unknown_address_is_not_made_up(lines: Callable[[], list[dict[str, Any]]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 from collections.abc import Callable
@@ -79,6 +80,24 @@ def test_no_secret_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     with pytest.raises(SettingsError) as raised:
         Tokens(None, str(file))
     assert SECRET not in str(raised.value)
+
+
+def test_tokens_are_compared_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `hmac.compare_digest`, and with every token, so that no time tells which one fits."""
+    file = tmp_path / "tokens"
+    file.write_text("read:a:one\nadmin:b:two\n")
+    tokens = Tokens("lone", str(file))
+    compared: list[bytes] = []
+
+    def compare(ours: bytes, theirs: bytes) -> bool:
+        compared.append(ours)
+        return ours == theirs
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    assert names(tokens, "lone", "two", "none") == ["token", "b", None]
+    assert compared == [b"lone", b"one", b"two"] * 3
 
 
 def test_the_file_is_read_again_when_it_changes(
