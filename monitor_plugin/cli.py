@@ -23,6 +23,16 @@ from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 _NO_FLAG = ("token",)
 
 
+class _NoFlag(argparse.Action):
+    """Refuses a flag without showing its value again."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(
+            f"{'/'.join(self.option_strings)}: a flag's value can be seen by everyone on this "
+            f"machine; set {ENVIRONMENT_PREFIX}{self.dest.upper()}, or use --token-file"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for a bad command line."""
     options = _parser().parse_args(arguments)
@@ -63,13 +73,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "settings", f"also read from the environment: {ENVIRONMENT_PREFIX}<SETTING>"
     )
     for field in msgspec.structs.fields(Settings):
-        if field.name not in _NO_FLAG:
-            flag = "--" + field.name.replace("_", "-")
-            if field.type is bool:
-                group.add_argument(
-                    flag, dest=field.name, action="store_const", const="true", help="default: no"
-                )
-                continue
+        flag = "--" + field.name.replace("_", "-")
+        if field.name in _NO_FLAG:
+            group.add_argument(flag, dest=field.name, action=_NoFlag, help=argparse.SUPPRESS)
+        elif field.type is bool:
+            group.add_argument(
+                flag, dest=field.name, action="store_const", const="true", help="default: no"
+            )
+        else:
             default = setting_text(field.name, field.default)
             group.add_argument(flag, dest=field.name, help=f"default: {default}")
 

@@ -231,12 +231,13 @@ def _fault_in_pid(pid: object) -> str | None:
         return f"PID {pid} is no process that may be watched and stopped"
     ancestor = os.getpid()
     while ancestor > 1:
-        if pid == ancestor:
-            return f"PID {pid} is the monitor's own process, or one that it descends from"
         try:
             row = read_row(ancestor)
         except OSError as error:
             return f"the monitor cannot look at it: {error}"
+        # Who leads a session is stopped with its members.
+        if pid in (ancestor, row.session if row else ancestor):
+            return f"PID {pid} is the monitor's own process, its ancestor, or leads their session"
         ancestor = row.parent if row else 0
     return None
 

@@ -19,8 +19,10 @@ def host_name(host: str) -> str | None:
 
 def ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Read an IP address, an IPv6 one with or without brackets; None where it is a name."""
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]
     try:
-        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        return ipaddress.ip_address(name)
     except ValueError:
         return None
 

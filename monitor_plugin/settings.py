@@ -104,11 +104,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             yield "trusted_proxy", f"{self.trusted_proxy!r} is neither an IP address nor `unix`"
 
     def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{name}={'***' if name == 'token' and value is not None else repr(value)}"
+        return f"Settings({', '.join(f'{name}={shown!r}' for name, shown in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Give what may be shown; rich, in tracebacks too, asks for this in place of the repr."""
+        return [
+            (name, "***" if name == "token" and value is not None else value)
             for name, value in msgspec.structs.asdict(self).items()
-        )
-        return f"Settings({shown})"
+        ]
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:

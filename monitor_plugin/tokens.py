@@ -10,6 +10,7 @@ from typing import NamedTuple
 from .errors import SettingsError
 from .watched_file import WatchedFile
 
+_NONE = "it holds no token; a line is ROLE:NAME:TOKEN"
 # What a header carries unchanged: printable ASCII without spaces.
 _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
@@ -49,7 +50,7 @@ class Tokens:
         if token_file is not None:
             self._file = open_token_file(token_file)
             if not self._file.get():
-                raise _unusable(token_file, "it holds no token; a line is ROLE:NAME:TOKEN")
+                raise _unusable(token_file, _NONE)
 
     @property
     def required(self) -> bool:
@@ -100,10 +101,15 @@ def fault_in_token(token: str) -> str | None:
 def parse_tokens(text: str) -> tuple[Token, ...]:
     """Parse a file of tokens: a `ROLE:NAME:TOKEN` a line; empty lines and `#` comments are skipped.
 
+    Comments alone are no token; nothing at all is refused, as a file is empty for a moment that is
+    written in place.
+
     Raises:
         ValueError: a line is something else; the message quotes nothing, as any part of the line
             might be the secret.
     """
+    if not text.strip():
+        raise ValueError(_NONE)
     tokens: dict[str, Token] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()

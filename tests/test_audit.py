@@ -10,8 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from falcon import testing
 
-from monitor_plugin import Backend, ModelNotLoaded, Monitor, hookimpl
+from monitor_plugin import (
+    Backend,
+    InvalidRequest,
+    ModelNotLoaded,
+    Monitor,
+    Settings,
+    hookimpl,
+)
+from monitor_plugin.http.audit import audited_shutdown
 
 from .support import Client, Spawner, eventually
 
@@ -101,6 +110,65 @@ def test_each_refused_request_has_a_line(
         ("POST /backend/shutdown", "forbidden", 403),
         ("POST /backend/shutdown", "unsupported_media_type", 415),
     ]
+
+
+@pytest.mark.parametrize("method", ["WEBSOCKET", "PROPFIND", "BREW"])
+def test_a_method_that_is_none_of_http(
+    method: str, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the framework refuses before it asks who may is answered as any error, and no fault."""
+    for path in ("/backend/shutdown", "/healthz", "/nothing"):
+        answer = client.request(method, path, "{}", {"Content-Type": "application/json"})
+        assert 400 <= answer.json["error"]["code"] == answer.status < 500
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("not to be shown")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"model": Unspeakable()}, InvalidRequest),
+        ({"model": {(1,): 2}}, InvalidRequest),
+        ({"model": "m", "pid": 10**5000}, ModelNotLoaded),
+        ({"model": "m", "force": Unspeakable()}, ModelNotLoaded),
+    ],
+)
+def test_what_a_host_passes_cannot_spoil_its_line(
+    arguments: dict[str, Any],
+    error: type[Exception],
+    monitor: Monitor,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    """Where it cannot be written, its type stands in the line, and the error is the shutdown's."""
+    with pytest.raises(error):
+        monitor.shutdown(**arguments)
+    (line,) = lines()
+    assert line["outcome"] in ("invalid_request", "model_not_loaded")
+
+
+def test_what_ends_a_hosts_shutdown_early_is_no_success(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    """Ctrl-C in the host's thread, say: there is a line, and it does not say `stopped`."""
+    with pytest.raises(KeyboardInterrupt), audited_shutdown("m", False, None):
+        raise KeyboardInterrupt
+    assert lines()[-1]["outcome"] == "internal_error"
+
+
+def test_an_unknown_address_is_not_made_up(lines: Callable[[], list[dict[str, Any]]]) -> None:
+    """A host's own WSGI server may not say who asks, over a unix socket say."""
+    monitor = Monitor(Settings(listen=None))
+    environ = testing.create_environ("/healthz", host="evil.example")
+    for extras, seen in (({}, "unknown"), ({"REMOTE_ADDR": ""}, "unknown"),
+                         ({"REMOTE_ADDR": "10.0.0.1"}, "10.0.0.1")):  # fmt: skip
+        environ.pop("REMOTE_ADDR", None)
+        list(monitor.app({**environ, **extras}, testing.StartResponseMock()))
+        assert lines()[-1]["from"] == seen
 
 
 def test_a_hosts_own_shutdown_has_a_line(

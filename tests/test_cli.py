@@ -125,6 +125,19 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("monitor-plugin ")
 
 
+@pytest.mark.parametrize("words", [["--token", "s3cret"], ["--token=s3cret"]])
+def test_a_token_is_not_taken_from_a_flag(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is its flag taken for the beginning of another's, nor its value shown again."""
+    with pytest.raises(SystemExit) as raised:
+        main(["demo", *words])
+    error = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert "s3cret" not in error
+    assert "MONITOR_TOKEN" in error
+
+
 def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
     """Its commands send the token that the shell has; SIGHUP reads the file, and ends nothing."""
     file = tmp_path / "tokens"
@@ -132,6 +145,7 @@ def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
     process = spawner.process(
         *(COMMAND, "demo", "--listen", "127.0.0.1:0", "--token-file", str(file)),
         stderr=subprocess.PIPE,
+        env={**os.environ, "MONITOR_TOKEN": "l0ne"},
     )
     assert process.stdout
     assert process.stderr
@@ -141,6 +155,8 @@ def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
         text += line
     assert text.count('-H "Authorization: Bearer $MONITOR_TOKEN"') == 5
     client = Client(text.partition("answers at ")[2].partition(". Try")[0])
+    for backend in psutil.Process(process.pid).children():
+        assert "MONITOR_TOKEN" not in backend.environ()  # with which it could stop the others
     file.write_text("nonsense")
     process.send_signal(signal.SIGHUP)
     assert "tokens cannot be used" in process.stderr.readline()

@@ -149,6 +149,33 @@ def test_the_monitor_and_its_ancestors_are_refused(monitor: Monitor) -> None:
                 spawned(monitor, pid)
 
 
+def test_who_leads_the_monitors_session_is_refused(spawner: Spawner) -> None:
+    """The session of a registered process is stopped with it, and the monitor is a member here."""
+    monitor = (
+        "import os, sys, monitor_plugin\n"
+        "while os.getppid() == int(sys.argv[1]): pass\n"  # until it is nobody's descendant here
+        "with monitor_plugin.Monitor(monitor_plugin.Settings(listen=None)) as monitor:\n"
+        "    try:\n"
+        "        monitor.hook.monitor_backend_spawned("
+        "            model='m', pid=os.getsid(0), address='127.0.0.1:1')\n"
+        "    except monitor_plugin.InvalidBackend as error:\n"
+        "        print('refused:', error, flush=True)\n"
+        "    else:\n"
+        "        print('taken', flush=True)\n"
+    )
+    leader = spawner.python(
+        "import os, subprocess, sys, time\n"
+        "if os.fork() == 0:\n"
+        "    subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())])\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+        "time.sleep(1000)\n",
+        monitor,
+    )
+    assert leader.stdout is not None
+    assert leader.stdout.readline().startswith("refused: ")
+
+
 def test_a_thread_id_is_refused(monitor: Monitor, spawner: Spawner) -> None:
     """A thread's id looks like a PID, and is none."""
     backend = spawner.backend()

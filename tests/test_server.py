@@ -137,6 +137,7 @@ SPOOFED = {
         ("127.0.0.1:0", "127.0.0.1", "203.0.113.7"),
         ("127.0.0.1:0", "::ffff:127.0.0.1", "203.0.113.7"),
         ("[::1]:0", "::1", "203.0.113.7"),
+        ("[::1]:0", "[::1]", "203.0.113.7"),
         ("[::1]:0", "0:0:0:0:0:0:0:1", "203.0.113.7"),
         ("[::ffff:127.0.0.1]:0", "127.0.0.1", "203.0.113.7"),
         ("[::ffff:127.0.0.1]:0", None, "127.0.0.1"),
@@ -168,7 +169,9 @@ def test_of_a_chain_the_last_address_counts(make_server: MakeServer) -> None:
     assert client.request("GET", "/", headers=headers).json["REMOTE_ADDR"] == "203.0.113.7"
 
 
-@pytest.mark.parametrize("trusted_proxy", ["*", "proxy.example", "localhost", "127.0.0.0/8", ""])
+@pytest.mark.parametrize(
+    "trusted_proxy", ["*", "proxy.example", "localhost", "127.0.0.0/8", "", "[127.0.0.1"]
+)
 def test_a_trusted_proxy_is_one_address(trusted_proxy: str) -> None:
     """Whatever is neither an IP address nor `unix` is refused; `*` would trust everybody."""
     before = resources()

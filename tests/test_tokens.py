@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def test_a_file_of_tokens() -> None:
         Token(Role.ADMIN, "ops", "y:z="),
         Token(Role.READ, "c", "w"),
     )
-    assert parse_tokens("") == ()
+    assert parse_tokens("# nobody\n") == ()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,24 @@ def test_no_secret_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert SECRET not in str(raised.value)
 
 
+def test_tokens_are_compared_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `hmac.compare_digest`, and with every token, so that no time tells which one fits."""
+    file = tmp_path / "tokens"
+    file.write_text("read:a:one\nadmin:b:two\n")
+    tokens = Tokens("lone", str(file))
+    compared: list[bytes] = []
+
+    def compare(ours: bytes, theirs: bytes) -> bool:
+        compared.append(ours)
+        return ours == theirs
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    assert names(tokens, "lone", "two", "none") == ["token", "b", None]
+    assert compared == [b"lone", b"one", b"two"] * 3
+
+
 def test_the_file_is_read_again_when_it_changes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,7 +119,7 @@ def test_the_file_is_read_again_when_it_changes(
     assert tokens.required
 
 
-@pytest.mark.parametrize("how", ["bad line", "gone", "no UTF-8", "folder", "huge"])
+@pytest.mark.parametrize("how", ["empty", "bad line", "gone", "no UTF-8", "folder", "huge"])
 def test_a_file_that_cannot_be_used_leaves_the_tokens(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,7 +128,9 @@ def test_a_file_that_cannot_be_used_leaves_the_tokens(
     file.write_text("read:a:one")
     tokens = Tokens(None, str(file))
     file.unlink()
-    if how == "bad line":
+    if how == "empty":  # as a file is for a moment that is written in place
+        file.touch()
+    elif how == "bad line":
         file.write_text("nonsense")
     elif how == "no UTF-8":
         file.write_bytes(b"read:a:\xff")
@@ -131,9 +152,9 @@ def test_reloading_reads_what_seems_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("read:a:one")
     tokens = Tokens(None, str(file))
-    version = tokens._file._seen  # type: ignore[union-attr]
+    _, value = tokens._file._seen  # type: ignore[union-attr]
     file.write_text("read:a:two")
-    tokens._file._seen = version  # type: ignore[union-attr]
+    tokens._file._seen = (tokens._file._version(), value)  # type: ignore[union-attr]
     tokens.reload()
     assert names(tokens, "one", "two") == [None, "a"]
     Tokens("lone", None).reload()

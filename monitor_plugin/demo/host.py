@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -34,6 +35,8 @@ class DemoHost:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A backend that has the monitor's token may stop the others.
+            env={name: value for name, value in os.environ.items() if name != "MONITOR_TOKEN"},
         )
         self._processes.append(process)
         assert process.stdout is not None

@@ -86,7 +86,7 @@ def _answer_unexpected_error(
     if isinstance(error, falcon.HTTPError):
         raise error
     request.context.outcome = INTERNAL_ERROR.type
-    _logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    _logger.error("%s %r failed", request.method, request.path, exc_info=error)
     response.status = falcon.code_to_http_status(INTERNAL_ERROR.status)
     response.data = encode_error(INTERNAL_ERROR, "the monitor failed; its log says how")
     response.content_type = falcon.MEDIA_JSON

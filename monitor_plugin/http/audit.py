@@ -36,12 +36,14 @@ class Audit:
     ) -> None:
         """Write a line, where the request was a shutdown or was refused."""
         context = request.context
+        if "began" not in context:
+            return  # the framework refused the method, before anybody was asked
         status = falcon.http_status_to_code(response.status)
         if context.shutdown is None and status not in _REFUSED:
             return
         _write(
             who=context.caller.name if context.caller else "unknown",
-            whence=request.remote_addr,
+            whence=request.env.get("REMOTE_ADDR") or "unknown",
             what=f"{request.method} {request.path}",
             **(context.shutdown or {}),
             outcome=context.outcome or "refused",
@@ -77,5 +79,15 @@ def _write(whence: str, seconds: float, **facts: Any) -> None:
     # ASCII alone, and all else escaped, so that no name can forge a line.
     if facts.get("pid", 0) is None:
         del facts["pid"]  # of all the model's backends
+    facts = {name: _plain(value) for name, value in facts.items()}
     line = {"who": facts.pop("who"), "from": whence, **facts, "seconds": round(seconds, 3)}
-    _logger.info("%s", json.dumps(line, default=repr))
+    _logger.info("%s", json.dumps(line))
+
+
+def _plain(value: object) -> object:
+    """Pass through what JSON can surely say; of what else a host may pass, give the type."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return value
+    return f"<{type(value).__name__}>"

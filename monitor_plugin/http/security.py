@@ -180,6 +180,7 @@ def cors(settings: Settings) -> list[Any]:
             expose_headers=[
                 "Retry-After",
                 "X-Monitor-Memory-Source",
+                "X-Monitor-Replicas",
                 "X-Monitor-Rpc-Error",
                 "X-Monitor-Source",
             ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import waitress.server
 import waitress.wasyncore
 
+from ..origins import ip_address
 from ..settings import Settings
 from .connections import Connections
 from .dispatcher import Dispatcher
@@ -114,7 +114,7 @@ def _trust(proxy: str | None) -> dict[str, Any]:
     if proxy is None:
         return {}
     # Waitress calls whoever connects to a unix socket `localhost`.
-    peer = "localhost" if proxy == "unix" else plain_address(str(ipaddress.ip_address(proxy)))
+    peer = "localhost" if proxy == "unix" else plain_address(str(ip_address(proxy)))
     return {
         "trusted_proxy": peer,
         "trusted_proxy_count": 1,
