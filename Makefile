@@ -5,10 +5,13 @@ VENV := .venv
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo test proto clean
+.PHONY: demo demo-supervisord test proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
+
+demo-supervisord: $(VENV)/installed-supervisord
+	@$(VENV)/bin/python examples/supervisord/demo.py
 
 test: $(VENV)/tox
 	@.ci/setup
@@ -27,6 +30,10 @@ $(VENV)/created:
 
 $(VENV)/installed: $(VENV)/created setup.cfg
 	$(VENV)/bin/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-supervisord: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --editable '.[supervisord]'
 	@touch $@
 
 $(VENV)/tox: $(VENV)/created
