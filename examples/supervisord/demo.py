@@ -33,7 +33,11 @@ def answers(url: str, model: str) -> bool:
 
 def main() -> int:
     """Run it; the exit code is supervisord's."""
-    url = f"http://{Settings.from_environment(os.environ).listen}"
+    settings = Settings.from_environment(os.environ)
+    if settings.listen is None or settings.listen.startswith("unix:"):
+        sys.exit("this demo listens on TCP: unset MONITOR_LISTEN, or set it to HOST:PORT")
+    url = f"http://{settings.listen}"
+    has_token = settings.token is not None or settings.token_file is not None
     programs = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}"}
     host = subprocess.Popen([programs / "supervisord", "-c", CONFIGURATION], env=environment)
@@ -44,7 +48,7 @@ def main() -> int:
     if host.poll() is None:
         print(f"\nsupervisord runs {len(MODELS)} models; the monitor answers at {url}. Try:\n")
         for call in calls():
-            print(call.curl(url))
+            print(call.curl(url, has_token))
         print(f"{programs}/supervisorctl -c {CONFIGURATION} status")
         print("\nCtrl-C ends all of it.", flush=True)
     return host.wait()

@@ -104,12 +104,15 @@ class _Transport(SupervisorTransport):  # type: ignore[misc] # it has no types
 
     def __init__(self, username: str | None, password: str | None, url: str) -> None:
         super().__init__(username, password, url)
-        connection = self._get_connection()
-        connection.timeout = _CALL_SECONDS
-        self._get_connection = lambda: _connected(connection)
+        self._made = self._get_connection()
+        self._made.timeout = _CALL_SECONDS
+        self._get_connection = self._connected
 
+    def _connected(self) -> http.client.HTTPConnection:
+        self._made.connect()
+        self._made.sock.settimeout(_CALL_SECONDS)  # which that of a unix socket does not set
+        return self._made
 
-def _connected(connection: http.client.HTTPConnection) -> http.client.HTTPConnection:
-    connection.connect()
-    connection.sock.settimeout(_CALL_SECONDS)  # which that of a unix socket does not set
-    return connection
+    def close(self) -> None:
+        super().close()
+        self._made.close()  # one that failed while it was made, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -52,5 +53,6 @@ class EventProtocol:
                 self._events.read(int(childutils.get_headers(header)["len"]))
                 childutils.listener.ok(self._answers)
                 hint()
-        except BrokenPipeError:
-            return
+        except BrokenPipeError:  # and what is left to be written is of no more use
+            with contextlib.suppress(BrokenPipeError):
+                self._answers.close()
