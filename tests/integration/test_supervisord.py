@@ -301,11 +301,11 @@ def test_the_example(tmp_path: Path, spawner: Spawner) -> None:
         eventually(lambda: source(client.monitor("my-model")) == "grpc")
         eventually(lambda: client.monitor("org/busy model").headers["X-Monitor-Replicas"] == "2")
         assert source(client.monitor("no-status")) == "psutil"
-        assert client.shutdown("no-status").status == 200
+        assert client.shutdown("my-model").status == 200
         backends = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 0
-        assert not any(backend.is_running() for backend in backends)
+        eventually(lambda: not any(backend.is_running() for backend in backends))
     finally:
         end_session(process.pid)
 
