@@ -1,21 +1,31 @@
 # Each target sets up what it needs: a virtual environment in .venv, and tox's in .tox.
 PYTHON ?= python3
 VENV := .venv
+# Arguments of the soak: `make soak SOAK='--seconds 60'`.
+SOAK ?=
 
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo demo-supervisord test proto clean
+.PHONY: demo demo-circus demo-supervisord test soak proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
 
+demo-circus: $(VENV)/installed-circus
+	@cd examples/circus && $(abspath $(VENV))/bin/python -m monitor_plugin.demo.real_host \
+	    http://localhost:8080 circusd circus.ini
+
 demo-supervisord: $(VENV)/installed-supervisord
-	@$(VENV)/bin/python examples/supervisord/demo.py
+	@cd examples/supervisord && $(abspath $(VENV))/bin/python -m monitor_plugin.demo.real_host \
+	    http://localhost:8080 supervisord -c supervisord.conf
 
 test: $(VENV)/tox
 	@.ci/setup
 	$(VENV)/bin/tox run
+
+soak: $(VENV)/installed
+	@$(VENV)/bin/python benchmarks/soak.py $(SOAK)
 
 proto: $(VENV)/protoc
 	$(VENV)/bin/python -m grpc_tools.protoc -Iproto \
@@ -30,6 +40,10 @@ $(VENV)/created:
 
 $(VENV)/installed: $(VENV)/created setup.cfg
 	$(VENV)/bin/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-circus: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --editable '.[circus]'
 	@touch $@
 
 $(VENV)/installed-supervisord: $(VENV)/installed

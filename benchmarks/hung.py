@@ -25,25 +25,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from apart import MonitorApart
+
 BACKENDS = 10
 HUNG = 8
 CLIENTS = 64
 DEADLINE_SECONDS = 1.0
 ALLOWED_RATIO = 3.0
 ALLOWED_SECONDS = DEADLINE_SECONDS + 0.5
-
-MONITOR = f"""
-import sys
-from monitor_plugin import Monitor, Settings
-settings = Settings(listen="127.0.0.1:0", status_timeout_seconds={DEADLINE_SECONDS})
-with Monitor(settings) as monitor:
-    for line in sys.stdin:
-        if line == "\\n":
-            print(monitor.url, flush=True)
-        else:
-            model, pid, address = line.split()
-            monitor.hook.monitor_backend_spawned(model=model, pid=int(pid), address=address)
-"""
 
 
 class Request(NamedTuple):
@@ -58,10 +47,8 @@ class Request(NamedTuple):
 
 @contextmanager
 def running(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that is told its work by lines, and end it."""
-    process = subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    """Run a process, and end it."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -114,16 +101,12 @@ def measure(seconds: float) -> dict[str, dict[str, float]]:
     with ExitStack() as stack:
         backend = ("-m", "monitor_plugin.demo.backend", "--end-with-parent", "--weights-mib", "1")
         backends = [stack.enter_context(running(*backend)) for _ in range(BACKENDS)]
-        monitor = stack.enter_context(running("-c", MONITOR))
-        assert monitor.stdin
-        assert monitor.stdout
+        monitor = stack.enter_context(MonitorApart(status_timeout_seconds=DEADLINE_SECONDS))
         for number, process in enumerate(backends):
             assert process.stdout
             address = process.stdout.readline().removeprefix("serving on ").strip()
-            monitor.stdin.write(f"m{number} {process.pid} {address}\n")
-        monitor.stdin.write("\n")
-        monitor.stdin.flush()
-        port = int(monitor.stdout.readline().rpartition(":")[2])
+            monitor.spawned(f"m{number}", process.pid, address)
+        port = monitor.port
         asyncio.run(all_ask(port, 1))  # warm
         calm = figures(asyncio.run(all_ask(port, seconds)))
         for process in backends[:HUNG]:

@@ -74,9 +74,9 @@ class Hooks:
 
     # Events: queued in order, then waited for, within bounds, where that is asked.
 
-    def backend_registered(self, backend: Backend) -> None:
-        """Call `monitor_backend_registered`, and wait for it."""
-        self.wait(self._events.publish("monitor_backend_registered", backend=backend))
+    def backend_registered(self, backend: Backend) -> Delivery | None:
+        """Queue `monitor_backend_registered`."""
+        return self._events.publish("monitor_backend_registered", backend=backend)
 
     def backend_gone(self, backend: Backend, exit: BackendExit) -> Delivery | None:
         """Queue `monitor_backend_gone`."""

@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import TypeGuard
 
-import msgspec
 import psutil
 
 from .addresses import canonical_address
@@ -92,19 +91,44 @@ class Lifecycle:
             raise InvalidBackend(
                 f"the backend was not registered: {fault}", model=model, pid=pid, address=address
             )
-        record = self._open_record(model, pid, address, canonical)
-        while (in_the_way := self._registry.add(record)) is not None:
-            if in_the_way.process.ended():
-                self.end(in_the_way)
-                continue
-            self._discard(record)
-            if in_the_way.backend.pid != pid:
-                raise _address_taken(record.backend, in_the_way.backend)
-            self._update(in_the_way, record.backend, canonical)
-            return
-        if record.process.ended():  # before it was in the registry, where the watcher finds it
-            self.end(record)
-        self._hooks.backend_registered(record.backend)
+        while not self._register(model, pid, address, canonical):
+            pass  # something had ended, or came, meanwhile
+
+    def _register(self, model: str, pid: int, address: str, canonical: str) -> bool:
+        """Add a backend, or update its record; False where what it went by has changed."""
+        told: list[Delivery | None] = []
+        record = self._registry.record(pid)
+        if record and not record.process.ended():
+            # A creation time moves with the system's clock; the process, which runs, is the same.
+            previous = record.backend
+            backend = Backend(model, pid, address, previous.created_at)
+            if backend == previous:
+                return True
+            tell = partial(self._tell_registered, backend, told)
+            in_the_way = self._registry.update(record, backend, canonical, tell)
+            if told:
+                self._status_client.forget(previous)
+        else:
+            if record:
+                self.end(record)
+            record = self._open_record(model, pid, address, canonical)
+            backend = record.backend
+            tell = partial(self._tell_registered, backend, told)
+            in_the_way = self._registry.add(record, tell)
+            if not told:
+                self._discard(record)
+            elif record.process.ended():  # before it stood where the watcher finds it
+                self.end(record)
+        if told:
+            self._hooks.wait(told[0])
+        elif in_the_way and in_the_way.process.ended():
+            self.end(in_the_way)
+        elif in_the_way and in_the_way.backend.pid != pid:
+            raise _address_taken(backend, in_the_way.backend)
+        return bool(told)
+
+    def _tell_registered(self, backend: Backend, told: list[Delivery | None]) -> None:
+        told.append(self._hooks.backend_registered(backend))
 
     def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
         try:
@@ -112,7 +136,7 @@ class Lifecycle:
             backend = Backend(model, pid, address, process.created_at)
             memory = Shared(_TREE_MEMORY_MAX_AGE_SECONDS, partial(self._table.tree_memory, pid))
             record = Record(backend, canonical, process, Sampler(process), memory, OomWatch(pid))
-        except (ProcessGone, psutil.Error) as error:
+        except (ProcessGone, psutil.Error, OSError) as error:
             raise InvalidBackend(
                 f"the backend was not registered: {error}", model=model, pid=pid, address=address
             ) from None
@@ -122,22 +146,6 @@ class Lifecycle:
     def _discard(self, record: Record) -> None:
         self._watcher.forget(record.process)
         record.process.close()
-
-    def _update(self, record: Record, backend: Backend, canonical: str) -> None:
-        previous = record.backend
-        # A creation time moves with the system's clock; the process, which runs, is the same.
-        backend = msgspec.structs.replace(backend, created_at=previous.created_at)
-        if previous == backend:
-            return
-        holder = self._registry.update(record, backend, canonical)
-        if holder is not None:
-            if not holder.process.ended():
-                raise _address_taken(backend, holder.backend)
-            self.end(holder)
-            self._update(record, backend, canonical)
-            return
-        self._status_client.forget(previous)
-        self._hooks.backend_registered(backend)
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
         """Take the host's word that a backend ended: see `monitor_backend_exited`.
@@ -225,7 +233,10 @@ def _fault_in_pid(pid: object) -> str | None:
     while ancestor > 1:
         if pid == ancestor:
             return f"PID {pid} is the monitor's own process, or one that it descends from"
-        row = read_row(ancestor)
+        try:
+            row = read_row(ancestor)
+        except OSError as error:
+            return f"the monitor cannot look at it: {error}"
         ancestor = row.parent if row else 0
     return None
 

@@ -102,6 +102,8 @@ class Process:
             )
         except psutil.NoSuchProcess:
             return True
+        except OSError:  # no descriptor is left to look with; where its PID is used, it may run
+            return not _is_used(self.pid)
 
     def exit_code(self) -> int | None:
         """How it ended, as `subprocess` says it: a negative number is a signal's.
@@ -192,6 +194,16 @@ def _thread_count(pid: int) -> int:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0
+
+
+def _is_used(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing, and needs no descriptor
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _open_pidfd(pid: int) -> int | None:

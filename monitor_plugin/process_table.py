@@ -28,14 +28,18 @@ def read_table() -> dict[int, Row]:
 
 
 def read_row(pid: int) -> Row | None:
-    """Read one process's row; None where it does not exist (any more)."""
+    """Read one process's row; None where it does not exist (any more).
+
+    Raises:
+        OSError: that cannot be known, as there are no more descriptors.
+    """
     if not sys.platform.startswith("linux"):
         return portable_row(pid)
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # proc(5); the name, in parentheses, may hold anything, and field 3 follows it.
             fields = file.read().rpartition(b")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return Row(int(fields[1]), int(fields[3]), float(fields[19])) if fields else None
 
@@ -71,7 +75,10 @@ class ProcessTable:
 
     def tree(self, pid: int) -> list[int]:
         """List a process and its descendants, as they were at most a second ago."""
-        return descendants(self._rows.get(), [pid]) or [pid]
+        try:
+            return descendants(self._rows.get(), [pid]) or [pid]
+        except OSError:
+            return [pid]
 
     def tree_memory(self, pid: int) -> tuple[int, str] | None:
         """Sum what a process and its descendants hold.
@@ -81,10 +88,13 @@ class ProcessTable:
             read of each process, else `rss`, which counts a shared page once per process; None
             where neither can be read. The source is psutil.
         """
-        table = self._rows.get()
-        rows = {member: table[member] for member in descendants(table, [pid])}
-        if not rows and (row := read_row(pid)):  # younger than the table
-            rows = {pid: row}
+        try:
+            table = self._rows.get()
+            rows = {member: table[member] for member in descendants(table, [pid])}
+            if not rows and (row := read_row(pid)):  # younger than the table
+                rows = {pid: row}
+        except OSError:
+            return None
         for name, read in (("pss", _read_pss), ("rss", _read_rss)):
             if total := _sum(rows, read):
                 return total, name
@@ -97,11 +107,11 @@ def _sum(rows: Mapping[int, Row], read: Callable[[psutil.Process], int]) -> int 
     for pid, row in rows.items():
         try:
             amount = read(psutil.Process(pid))
+            after = read_row(pid)  # read first, then look whether it was the right process
         except psutil.NoSuchProcess:
             continue
         except (psutil.AccessDenied, AttributeError, OSError):  # AttributeError: no PSS on macOS
             return None
-        after = read_row(pid)  # read first, then look whether it was the right process
         if after and after.started == row.started:
             total += amount
     return total

@@ -98,18 +98,22 @@ class ProcessTree:
             if time.monotonic() >= deadline or interrupted.wait(_LOOK_SECONDS):
                 return
 
-    def stop(self, seconds: float, interrupted: threading.Event) -> None:
+    def stop(self, seconds: float, interrupted: threading.Event) -> signal.Signals | None:
         """End them all: SIGTERM, `seconds` of grace, SIGKILL, and as long to vanish.
 
         `alive()` then lists those that are left: not to be killed, or not ours to signal, or
         `interrupted` was set.
+
+        Returns:
+            The last signal of the two that was sent to any.
         """
         self.settle()
         signalled = [_terminate(member) for member in self.alive()]  # all, not until the first
         if any(signalled):
             self.wait_ended(seconds, interrupted, _terminate)
+        sent = signal.SIGTERM if any(signalled) else None
         if interrupted.is_set():
-            return
+            return sent
         # Stopped processes fork no more: what is found now is all of it.
         frozen = [_send(member, signal.SIGSTOP) for member in self.alive()]
         while fresh := self.refresh():
@@ -117,7 +121,9 @@ class ProcessTree:
         if any(frozen):
             for member in self.alive():
                 _kill(member)
+            sent = signal.SIGKILL
             self.wait_ended(seconds, interrupted, _kill)
+        return sent
 
 
 def _open(pid: int, row: Row) -> Process | None:

@@ -163,7 +163,9 @@ class Readings:
             raise BackendUnreadable(backend.model, backend.pid, str(error)) from error
         if (sample.rss, sample.vms, sample.memory_percent, sample.cpu_percent) == (None,) * 4:
             raise BackendUnreadable(
-                backend.model, backend.pid, f"permission denied, and Status failed: {rpc_error}"
+                backend.model,
+                backend.pid,
+                f"no figure of it may be read, and Status failed: {rpc_error}",
             )
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
 

@@ -89,8 +89,10 @@ class Registry:
         with self._lock:
             return self._records.get(pid)
 
-    def add(self, record: Record) -> Record | None:
+    def add(self, record: Record, then: Callable[[], object]) -> Record | None:
         """Add a record, unless one is in its way: of the same PID, or at the same address.
+
+        Once it is added `then` is called under the lock, before it can end: see `change_state`.
 
         Returns:
             The record in the way; None when it was added.
@@ -101,10 +103,19 @@ class Registry:
             )
             if in_the_way is None:
                 self._insert(record)
+                then()
             return in_the_way
 
-    def update(self, record: Record, backend: Backend, canonical_address: str) -> Record | None:
+    def update(
+        self,
+        record: Record,
+        backend: Backend,
+        canonical_address: str,
+        then: Callable[[], object],
+    ) -> Record | None:
         """Give a record another model or address, as its newest registration.
+
+        Once that is done `then` is called under the lock, before it can end: see `change_state`.
 
         Returns:
             The record that holds the address; None when the update was made. A record that is no
@@ -119,6 +130,7 @@ class Registry:
                 record.backend = backend
                 record.canonical_address = canonical_address
                 self._insert(record)
+                then()
             return None
 
     def _insert(self, record: Record) -> None:

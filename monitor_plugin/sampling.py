@@ -47,8 +47,12 @@ class Sampler:
         """
         cpu_percent = self._read(self._cpu_percent)
         with self._process.psutil_process.oneshot():
-            memory = self._read(self._process.psutil_process.memory_info)
             percent = self._read(self._process.psutil_process.memory_percent)
+            memory = self._read(self._process.psutil_process.memory_info)
+        if memory and not memory.vms:
+            # It is about to end, or its first thread has ended before the others: /proc says 0 of
+            # it, whatever is held. Once it does, it stays so.
+            memory = percent = None
         if self._process.ended():  # read first, then look whether it was the right process
             raise ProcessGone(self._process.pid)
         return Sample(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import grpc
 
@@ -86,16 +87,22 @@ class Stopper:
 
     def open(self, stop: Stop) -> None:
         """Get hold of the backend's process tree."""
-        record = stop.record
+        with self._noting_failure(stop):
+            root = stop.resources.enter_context(Process(stop.record.backend.pid))
+            if stop.record.process.ended():  # and `root` is another process with its PID
+                raise ProcessGone(root.pid)
+            stop.tree = stop.resources.enter_context(ProcessTree(root))
+
+    @contextmanager
+    def _noting_failure(self, stop: Stop) -> Iterator[None]:
+        backend = stop.record.backend
         try:
-            root = stop.resources.enter_context(Process(record.backend.pid))
+            yield
         except ProcessGone:
-            self._lifecycle.end(record)
-            return
-        if record.process.ended():  # and `root` is another process with its PID
-            self._lifecycle.end(record)
-            return
-        stop.tree = stop.resources.enter_context(ProcessTree(root))
+            self._lifecycle.end(stop.record)
+        except OSError as error:  # no more descriptors, say
+            reason = f"its processes cannot be looked at: {error}"
+            stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
 
     def drain(self, stop: Stop, hurry: threading.Event) -> None:
         """Wait while the backend is busy, or was and does not answer, at most the drain's time.
@@ -104,13 +111,13 @@ class Stopper:
             stop: which backend.
             hurry: ends the waiting once it is set.
         """
-        record = stop.record
+        with self._noting_failure(stop):
+            self._drain(stop.record, hurry)
+
+    def _drain(self, record: Record, hurry: threading.Event) -> None:
         deadline = time.monotonic() + self._settings.drain_timeout_seconds
         while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
-            try:
-                status, _, rpc_error = self._readings.ask(record, left)
-            except ProcessGone:
-                return
+            status, _, rpc_error = self._readings.ask(record, left)
             deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not deaf):
                 return
@@ -118,31 +125,37 @@ class Stopper:
 
     def stop(self, stop: Stop) -> None:
         """Free and end the backend; how, and what went wrong, is noted in `stop`."""
-        record, tree = stop.record, stop.tree
-        if tree is None:
+        if stop.tree is None or stop.failure:
             return
-        self._registry.set_stopping(record, True)
-        try:
-            self._end_tree(stop, tree)
-        finally:
-            if record.process.ended():
-                self._lifecycle.end(record)
-            else:
-                self._registry.set_stopping(record, False)
+        with self._noting_failure(stop):
+            self._registry.set_stopping(stop.record, True)
+            try:
+                self._end_tree(stop, stop.tree)
+            finally:
+                if stop.record.process.ended():
+                    self._lifecycle.end(stop.record)
+                else:
+                    self._registry.set_stopping(stop.record, False)
 
     def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
         """Free and end a backend's tree, by the host's books or by signals."""
         backend, seconds = stop.record.backend, self._settings.stop_timeout_seconds
-        if self.closing.is_set():
-            stop.fail("the monitor was closed while it waited; nothing was signalled", tree)
-            return
-        if error := self._status_client.free(backend):
+        answer = None
+        if not self.closing.is_set() and (error := self._status_client.free(backend)):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
-        tree.settle()
-        answer = self._hooks.stop_backend(backend, seconds)
+        if not self.closing.is_set():
+            tree.settle()
+            answer = self._hooks.stop_backend(backend, seconds)
         if answer is None:
-            tree.stop(seconds, self.closing)
-            why = f"by SIGTERM, and {seconds:g} s later by SIGKILL"
+            if self.closing.is_set():
+                stop.fail("the monitor was closed while it waited; nothing was signalled", tree)
+                return
+            sent = tree.stop(seconds, self.closing)
+            why = {
+                None: "by nothing: it may not be signalled",
+                signal.SIGTERM: "by SIGTERM",
+                signal.SIGKILL: f"by SIGTERM, and {seconds:g} s later by SIGKILL",
+            }[sent]
         elif answer.under_way:
             stop.by_host = True
             tree.wait_ended(seconds, self.closing)

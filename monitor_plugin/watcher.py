@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import threading
 from collections.abc import Callable
 
 from .process import Process
+
+_logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 
@@ -94,7 +97,10 @@ class Watcher:
             with self._lock:
                 timeout = _POLL_SECONDS if self._polled else None
             for process in self._ready(timeout) + self._ended_polled():
-                self._on_end(process)
+                try:
+                    self._on_end(process)
+                except Exception:  # what goes wrong with one must not blind it to the others
+                    _logger.exception("the end of process %d could not be noted", process.pid)
 
     def _ready(self, timeout: float | None) -> list[Process]:
         """Wait for a pidfd, a wake-up or the timeout; list the processes whose pidfd is ready."""

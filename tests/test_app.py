@@ -205,3 +205,15 @@ def test_no_more_than_half_the_threads_wait_for_shutdowns(
         assert client.monitor(MODEL).json["state"] == 1
         monitor.shutdown(MODEL, force=True)  # which ends the draining of those that wait
         assert [each.result(60).status for each in waiting] == [200, 200]
+
+
+def test_each_shutdown_gives_its_place_back(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Whether it was done or failed: no number of them leaves fewer places for later ones."""
+    client = Client((monitor := make_monitor(http_threads=2)).url)  # so that there is one place
+    for _ in range(3):
+        process = spawner.sleeper()
+        monitor.hook.monitor_backend_spawned(model=MODEL, pid=process.pid, address="127.0.0.1:1")
+        assert client.shutdown(MODEL).status == 200
+        assert_error(client.shutdown(MODEL), 500, "model_not_loaded")

@@ -248,6 +248,25 @@ def test_a_hung_backend_costs_one_call_and_one_wait(
     eventually(lambda: client.status(at(backend.address)).status)
 
 
+def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that grew old is renewed without any reader, and is none's to wait for."""
+    monkeypatch.setattr("monitor_plugin.connection._CALL_SECONDS", 6.0)
+    end = threading.Event()
+    server = serve(lambda context: end.wait(60) and b"\x08\x02")
+    client = make_client(timeout=5.0)
+    assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
+    eventually(lambda: server.calls == 2)
+    started = time.monotonic()
+    assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
+    assert time.monotonic() - started < 2.5
+    end.set()
+    eventually(lambda: client.status(at(server.address)).status)
+
+
 def test_a_backend_that_is_back_is_found_at_once(
     make_client: Callable[..., StatusClient], spawner: Spawner
 ) -> None:

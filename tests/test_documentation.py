@@ -50,6 +50,13 @@ def test_the_demos_commands_stand_in_the_readme() -> None:
         assert f"$ {call.curl('http://127.0.0.1:8080')}\nHTTP {call.expected_status}" in shown
 
 
+def test_the_lines_for_circus_are_those_of_the_example() -> None:
+    """The four lines of the README stand in the circus.ini that is run."""
+    (lines,) = re.findall(r"<!-- circus -->\n```ini\n(.*?)```", README, re.DOTALL)
+    assert lines.count("\n") == 4
+    assert f"\n{lines}\n" in (ROOT / "examples" / "circus" / "circus.ini").read_text()
+
+
 def test_every_hook_stands_in_the_readme() -> None:
     """Each hook is in the table, with its exact arguments."""
     for name in hookspecs.HOOK_NAMES:

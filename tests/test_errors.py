@@ -23,6 +23,7 @@ def test_the_public_names_are_these() -> None:
         "ModelNotLoaded",
         "Monitor",
         "MonitorError",
+        "PidNotHeld",
         "PluginError",
         "Reading",
         "Sample",
@@ -47,7 +48,7 @@ def _family() -> dict[str, Any]:
 
 def test_the_family_is_the_one_that_is_drawn() -> None:
     """The tree at the top of the module names every error, and each is public."""
-    drawn = set(re.findall(r"^[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE))
+    drawn = set(re.findall(r"^│? *[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE))
     assert drawn | {"MonitorError"} == set(_family())
     assert set(_family()) <= set(monitor_plugin.__all__)
 
@@ -72,6 +73,12 @@ def test_every_error_is_a_monitor_error(name: str) -> None:
             OSError,
             "taken",
             {"listen": "127.0.0.1:1"},
+        ),
+        (
+            errors.PidNotHeld("x", 5, [6, 7]),
+            errors.InvalidRequest,
+            "model 'x' has no backend with PID 5; it has 6, 7",
+            {"model": "x", "pid": 5, "pids": (6, 7)},
         ),
         (errors.PluginError(None, "no"), Exception, "no", {"plugin_name": None}),
         (

@@ -226,6 +226,22 @@ def test_a_figure_that_may_not_be_read_is_null(spawner: Spawner) -> None:
         assert sample.cpu_percent is not None
 
 
+def test_memory_that_the_kernel_hides_is_null_and_not_0(spawner: Spawner) -> None:
+    """Where a process lives on without its first thread, /proc says 0, which is not true."""
+    process = spawner.python(
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    of_system = psutil.Process(process.pid)
+    eventually(lambda: of_system.status() == psutil.STATUS_ZOMBIE)
+    assert of_system.memory_info().vms == 0
+    with Process(process.pid) as opened:
+        sample = Sampler(opened).sample()
+    assert (sample.rss, sample.vms, sample.memory_percent) == (None, None, None)
+    assert sample.cpu_percent is not None
+
+
 def test_nothing_may_be_read(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """Where the status fails and no figure may be read, the error says so."""
     monitor = make_monitor()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -52,6 +53,73 @@ def monitor(make_monitor: Callable[..., Monitor], recorder: Recorder) -> Monitor
 
 def spawned(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
+class Order:
+    """A plugin that notes which events came, in their order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    @hookimpl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        self.events.append(("registered", backend.pid))
+
+    @hookimpl
+    def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+        self.events.append(("gone", backend.pid))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("what", ["add", "update"])
+def test_an_end_amid_its_registration_is_told_once_and_last(
+    what: str,
+    when: str,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever the end comes, hooks hear of it after each registration, and once."""
+    order = Order()
+    monitor = make_monitor([order])
+    process = spawner.sleeper()
+    if what == "update":
+        spawned(monitor, process.pid, "first")
+    monkeypatch.setattr(monitor._registry, what, Ending(monitor, process, what, when))
+    refused = when == "before" and what == "update"
+    with pytest.raises(InvalidBackend) if refused else contextlib.nullcontext():
+        spawned(monitor, process.pid)
+    eventually(lambda: ("gone", process.pid) in order.events)
+    registrations = 1 if what == "add" or refused else 2
+    assert order.events == [("registered", process.pid)] * registrations + [("gone", process.pid)]
+    with pytest.raises(InvalidBackend):
+        spawned(monitor, process.pid)
+    assert len(order.events) == registrations + 1
+
+
+class Ending:
+    """A method of the registry's, before or after which a process ends, which is noticed."""
+
+    def __init__(
+        self, monitor: Monitor, process: subprocess.Popen[str], method: str, when: str
+    ) -> None:
+        self._monitor = monitor
+        self._process = process
+        self._real: Callable[..., object] = getattr(monitor._registry, method)
+        self._when = when
+
+    def __call__(self, *arguments: object) -> object:
+        if self._when == "before":
+            self._end()
+        result = self._real(*arguments)
+        if self._when == "after":
+            self._end()
+        return result
+
+    def _end(self) -> None:
+        self._process.kill()
+        eventually(lambda: not is_running(self._process.pid))
+        eventually(lambda: not self._monitor.backends())
 
 
 def test_a_backend_is_registered(monitor: Monitor, recorder: Recorder, spawner: Spawner) -> None:
@@ -323,6 +391,72 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
     assert line == "100 100 (64, 64)"
 
 
+def test_the_host_may_use_up_all_descriptors(spawner: Spawner) -> None:
+    """While not one can be opened ends are noticed, and nothing false is said; then all is well."""
+    code = """
+import os, resource, subprocess, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from monitor_plugin import Monitor, MonitorError, Settings, hookimpl
+gone = []
+class Plugin:
+    @hookimpl
+    def monitor_backend_gone(self, backend, exit): gone.append(backend.pid)
+def noticed(process):
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while process.pid not in gone and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.pid in gone
+def fault(call, *arguments):
+    try:
+        call(*arguments)
+    except MonitorError as error:
+        return type(error).__name__
+with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as monitor:
+    started = [subprocess.Popen(["sleep", "1000"]) for _ in range(14)]
+    spawned = monitor.hook.monitor_backend_spawned
+    for n, each in enumerate(started[:12]):
+        spawned(model=str(n), pid=each.pid, address=f"unix:/{n}")
+    for model in ("1", "10"):
+        monitor.read(model)  # gRPC aborts where its first use finds no descriptor
+    held = []
+    def use_up():  # again before each step, as channels that are closed give some back
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+    use_up()
+    print(noticed(started[11]), noticed(started[0]))  # one that is polled, one that is not
+    for n in (1, 10):
+        use_up()
+        print(fault(monitor.read, str(n)) in (None, "BackendUnreadable"))
+        use_up()
+        said = fault(monitor.shutdown, str(n))
+        print(said == ("ShutdownFailed" if started[n].poll() is None else None))
+    use_up()
+    print(fault(lambda: spawned(model="late", pid=started[12].pid, address="unix:/late")))
+    for each in held:
+        os.close(each)
+    print(noticed(started[9]), noticed(started[2]))
+    for model in ("3", "8"):
+        print(fault(monitor.read, model), fault(monitor.shutdown, model))
+    for each in started:
+        each.kill()
+"""
+    process = spawner.python(code, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=100)
+    assert output.splitlines() == [
+        "True True",
+        *["True"] * 4,
+        "InvalidBackend",
+        "True True",
+        "None None",
+        "None None",
+    ], errors
+
+
 def test_registrations_leave_nothing_behind(monitor: Monitor, spawner: Spawner) -> None:
     """After many backends came, were read and went, descriptors and threads are as before."""
 
@@ -344,3 +478,48 @@ def test_registrations_leave_nothing_behind(monitor: Monitor, spawner: Spawner) 
     for _ in range(100):
         come_and_go()
     eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
+
+
+def test_the_hosts_word_comes_second(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Where the monitor saw itself how a process ended, another word of the host's is not taken."""
+    for code, words in (("kill -9 $$", "was killed by SIGKILL"), ("exit 3", "exited with code 3")):
+        process = spawner.process("sh", "-c", f"read line; {code}", stdin=subprocess.PIPE)
+        spawned(monitor, process.pid)
+        process.communicate("\n")
+        eventually(lambda: not monitor.backends())
+        for said in (0, -15, None):
+            monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=said)
+        with pytest.raises(ModelNotLoaded, match=f"its process {process.pid} {words}"):
+            monitor.read("m")
+
+
+def test_the_last_hundred_ends_are_remembered(monitor: Monitor, spawner: Spawner) -> None:
+    """Of a model that ended before those nothing is known any more."""
+    for number in range(101):
+        process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
+        spawned(monitor, process.pid, str(number))
+        process.kill()
+        process.wait()
+    eventually(lambda: not monitor.backends())
+    with pytest.raises(ModelNotLoaded, match=r"'0' is not loaded$"):
+        monitor.read("0")
+    with pytest.raises(ModelNotLoaded, match=r"'1' is not loaded: its process"):
+        monitor.read("1")
+
+
+def test_a_dead_backend_is_not_answered_for_by_who_serves_its_address(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Not even where its end was not noticed yet: a reading looks for itself, and notices it."""
+    process, stranger = spawner.sleeper(), spawner.backend()
+    spawned(monitor, process.pid, address=stranger.address)
+    (record,) = monitor._registry.records()
+    monitor._lifecycle._watcher.forget(record.process)
+    process.kill()
+    eventually(lambda: not is_running(process.pid))
+    assert len(monitor.backends()) == 1
+    with pytest.raises(ModelNotLoaded, match="SIGKILL"):
+        monitor.read("m")
+    assert [backend.pid for backend, _ in recorder.gone] == [process.pid]

@@ -38,7 +38,7 @@ def test_records_are_frozen(record: msgspec.Struct) -> None:
         (Status, "state memory"),
         (Sample, "rss vms memory_percent cpu_percent"),
         (BackendExit, "cause exit_code signal oom ended_at"),
-        (Reading, "backend status sample source rpc_error taken_at memory_source"),
+        (Reading, "backend status sample source rpc_error taken_at memory_source replicas"),
     ],
 )
 def test_records_have_the_fields_of_the_contract(kind: type[msgspec.Struct], fields: str) -> None:

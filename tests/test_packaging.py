@@ -42,9 +42,8 @@ def test_the_lowest_versions_are_those_that_are_tested() -> None:
     """The lower bounds in setup.cfg are the versions of tests/lowest.txt."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    extras = config["options.extras_require"].values()
-    required = "\n".join([config["options"]["install_requires"], *extras])
-    bounds = dict(re.findall(r"(\w+)>=([\d.]+)", required))
+    required = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    bounds = dict(re.findall(r"(\w+)>=([\d.]+)", "\n".join(required)))
     tested = dict(re.findall(r"^(\w+)==([\d.]+)", (ROOT / "tests/lowest.txt").read_text(), re.M))
     del tested["pytest"], tested["setuptools"]
     assert bounds == tested

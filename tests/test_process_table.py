@@ -288,3 +288,21 @@ def test_where_neither_may_be_read_nothing_is_said(spawner: Spawner) -> None:
     if not said:
         pytest.skip("mount namespaces are not allowed here")
     assert said == "None None"
+
+
+def test_a_row_that_cannot_be_looked_for_is_no_sign_of_an_end(spawner: Spawner) -> None:
+    """Without a descriptor to look with it is an error: a process may run and not be seen."""
+    code = """
+import os, resource
+from monitor_plugin.process_table import ProcessTable, read_row
+assert read_row(os.getpid()) and read_row(2**22) is None
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+try:
+    print(read_row(os.getpid()))
+except OSError as error:
+    print(error.strerror)
+print(ProcessTable().tree_memory(os.getpid()), ProcessTable().tree(os.getpid()) == [os.getpid()])
+"""
+    process = spawner.python(code)
+    assert process.stdout
+    assert process.stdout.read().splitlines() == ["Too many open files", "None True"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -26,6 +28,7 @@ from monitor_plugin import (
     State,
     hookimpl,
 )
+from monitor_plugin.protocol import SERVICE
 
 from .support import Client, Spawner, eventually, is_running
 
@@ -437,3 +440,146 @@ def test_closing_ends_the_wait_for_an_end(
         with pytest.raises(ShutdownFailed, match="closed meanwhile") as raised:
             stopping.result(60)
     assert raised.value.pids == (process.pid,)
+    assert "SIGKILL" not in str(raised.value)
+
+
+@pytest.mark.parametrize("during", ["Free", "a hook"])
+def test_closing_while_others_are_asked_signals_nothing(
+    during: str, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed while it frees a backend, or asks the host, does no more to it."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        answer.wait(60)
+
+    def stop(backend: Backend) -> None:
+        hooked.append(backend)
+        if during == "a hook":
+            ask()
+
+    hooked: list[Backend] = []
+    handler = grpc.unary_unary_rpc_method_handler(ask, None, lambda answer: b"")
+    server = grpc.server(ThreadPoolExecutor(1))
+    if during == "Free":
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Free": handler}),)
+        )
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    process = spawner.sleeper()
+    monitor = make_monitor([Books(stop)], status_timeout_seconds=60)
+    spawned(monitor, process.pid, address=address)
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        assert asked.wait(30)
+        closing = pool.submit(monitor.close)
+        eventually(lambda: monitor._shutdowns._stopper.closing.is_set())
+        answer.set()
+        with pytest.raises(ShutdownFailed, match="closed while it waited; nothing was signalled"):
+            stopping.result(60)
+        closing.result(60)
+    server.stop(None)
+    assert is_running(process.pid)
+    assert len(hooked) == (during == "a hook")
+
+
+def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose last word was BUSY, and that answers nothing since, is drained; force ends that."""
+    monitor = make_monitor(drain_timeout_seconds=3600, status_timeout_seconds=0.1)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    eventually(lambda: monitor.read("m").status)
+    os.kill(backend.pid, signal.SIGSTOP)
+    eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
+    asked: list[object] = []
+    ask = monitor._readings.ask
+
+    def count(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return ask(*arguments)
+
+    monkeypatch.setattr(monitor._readings, "ask", count)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: len(asked) > 3)
+        assert not stopping.done()
+        monitor.shutdown("m", force=True)
+        stopping.result(60)
+    assert not is_running(backend.pid)
+
+
+FORKS_WHEN_ORPHANED = """
+import ctypes, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+parent = os.getpid()
+
+def escape(*_):
+    if os.fork() == 0:
+        os.setsid()
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(1000)
+
+for _ in range(40):
+    if os.fork() == 0:
+        signal.signal(signal.SIGUSR1, escape)
+        ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
+        while True:
+            time.sleep(1000)
+os.write(1, b"ready\\n")
+time.sleep(1000)
+"""
+
+
+def test_nothing_is_forked_while_a_tree_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Children that would fork, and leave the session, once their parent has died get no turn."""
+    monitor = make_monitor(stop_timeout_seconds=0.5)
+    process = spawner.python(FORKS_WHEN_ORPHANED)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    escaped = []
+    if select.select([process.stdout], [], [], 0)[0]:
+        escaped = os.read(process.stdout.fileno(), 4096).split()
+    for pid in escaped:
+        os.kill(int(pid), signal.SIGKILL)
+    assert escaped == []
+
+
+def test_a_stopped_process_takes_its_sigterm(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that is stopped (SIGSTOP) goes on for long enough to end as it wants to."""
+    monitor = make_monitor(stop_timeout_seconds=20)
+    process = spawner.python(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "print('ready', flush=True)\ntime.sleep(1000)"
+    )
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    process.send_signal(signal.SIGSTOP)
+    monitor.shutdown("m")
+    assert process.wait() == 5
+
+
+def test_an_end_after_a_shutdown_that_failed_is_not_its_doing(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A backend that outlived its shutdown, and is killed later, was killed."""
+    monitor = make_monitor([Books(lambda backend: False)])
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    with pytest.raises(ShutdownFailed):
+        monitor.shutdown("m")
+    process.kill()
+    eventually(lambda: not monitor.backends())
+    with pytest.raises(ModelNotLoaded, match="was killed by SIGKILL"):
+        monitor.read("m")

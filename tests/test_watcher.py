@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -249,3 +250,29 @@ def test_threads_may_add_and_forget_while_it_watches(noticed: Noticed, opened: O
     assert noticed.next() is last
     assert noticed.queue.empty()
     assert noticed.watcher.descriptors() == 1
+
+
+@BOTH
+def test_what_goes_wrong_with_one_end_hides_no_other(
+    opened: Opened, keep_descriptor: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where noting one end fails, that is logged, and the next is noticed all the same."""
+    first, second = opened(keep_descriptor), opened(keep_descriptor)
+    noticed: queue.Queue[Process] = queue.Queue()
+
+    def notice(process: Process) -> None:
+        if process is first:
+            raise OSError("no more descriptors")
+        noticed.put(process)
+
+    watcher = Watcher(notice)
+    watcher.start()
+    try:
+        for process in (first, second):
+            watcher.watch(process)
+        first.send_signal(signal.SIGKILL)
+        eventually(lambda: f"the end of process {first.pid}" in caplog.text)
+        second.send_signal(signal.SIGKILL)
+        assert noticed.get(timeout=30) is second
+    finally:
+        watcher.close()

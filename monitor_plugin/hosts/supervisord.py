@@ -6,7 +6,6 @@ are stopped by it (`stopProcess`), so that it does not start them again.
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -23,12 +22,10 @@ from ..monitor import Monitor
 from ..process_table import read_row
 from ..settings import Settings
 from .discovery import Program, Rule, find_backends
+from .following import Follower
 from .roster import Roster
 from .supervisord_calls import CallFailed, Supervisord
 from .supervisord_events import EventProtocol
-from .synchroniser import Synchroniser
-
-_logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.1
 # supervisord starts what has exited again at its next tick, which comes each second.
@@ -57,35 +54,27 @@ class Adapter:
         self._supervisord = supervisord
         self._rules = rules
         self._roster: Roster | None = None
-        self._fault: str | None = None
         self._closing = threading.Event()
-        self._synchroniser = Synchroniser(self._synchronise)
+        self._follower = Follower("monitor-supervisord", self._look)
 
     def hint(self) -> None:
         """Say that something may have changed in supervisord."""
-        self._synchroniser.hint()
+        self._follower.hint()
 
     @hookimpl
     def monitor_started(self, monitor: Monitor) -> None:
         """Begin to keep the monitor's registry in line with what runs."""
         self._roster = Roster(monitor)
-        self._synchroniser.start()
+        self._follower.start()
 
     @hookimpl
     def monitor_closing(self) -> None:
         """End it, and the waits for what is being stopped."""
         self._closing.set()
-        self._synchroniser.close()
+        self._follower.close()
 
-    def _synchronise(self) -> None:
-        try:
-            infos = self._supervisord.call("getAllProcessInfo")
-        except CallFailed as error:
-            if str(error) != self._fault:
-                _logger.warning("%s; it is tried again", error)
-            self._fault = str(error)
-            return
-        self._fault = None
+    def _look(self) -> None:
+        infos = self._supervisord.call("getAllProcessInfo")
         run = [info for info in infos if info["state"] in RUNNING_STATES and info["pid"]]
         found = find_backends(map(_program, run), self._rules)
         if self._roster and not self._closing.is_set():

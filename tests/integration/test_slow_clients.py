@@ -108,7 +108,7 @@ class Crowd:
         return False
 
 
-@pytest.mark.crowd
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [256, 1024])
 def test_slow_clients_keep_no_other_from_its_answer(
     limit: int, spawner: Spawner, capsys: pytest.CaptureFixture[str]

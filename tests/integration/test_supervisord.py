@@ -17,7 +17,7 @@ from monitor_plugin.demo.calls import calls
 from ..support import Answer, Client, Spawner, eventually, is_running
 from .supervisord_host import BACKEND, SLEEPER, Host, end_session, free_port, program, sleeper
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord" / "supervisord.conf"
 
 
 @pytest.fixture(scope="module")
@@ -277,16 +277,13 @@ def test_supervisord_is_killed_during_a_shutdown(make_host: Callable[..., Host])
 
 def test_the_example(tmp_path: Path, spawner: Spawner) -> None:
     """The example, in any folder: its models answer, commands are shown, Ctrl-C ends all."""
-    for file in EXAMPLE.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    configuration = tmp_path / "supervisord.conf"
     # The ports of replicas end in their numbers.
-    text = configuration.read_text().replace("127.0.0.1:50", f"127.0.0.{os.getpid() % 200 + 20}:50")
-    configuration.write_text(text)
+    text = EXAMPLE.read_text().replace("127.0.0.1:50", f"127.0.0.{os.getpid() % 200 + 20}:50")
+    (tmp_path / EXAMPLE.name).write_text(text)
     client = Client(f"http://127.0.0.1:{free_port()}")
     process = spawner.process(
-        *(sys.executable, str(tmp_path / "demo.py")),
+        *(sys.executable, "-m", "monitor_plugin.demo.real_host", client.url),
+        *("supervisord", "-c", str(tmp_path / EXAMPLE.name)),
         env={**os.environ, "MONITOR_LISTEN": client.url.removeprefix("http://")},
         cwd="/",
     )

@@ -1,0 +1,60 @@
+"""Runs a real host of the demo's three models in the foreground, and prints what to try.
+
+    python -m monitor_plugin.demo.real_host http://localhost:8080 circusd circus.ini
+
+The host's monitor is to answer at that URL. Ctrl-C, which the terminal sends to both, ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from .calls import calls
+from .host import MODELS
+
+_PATIENCE_SECONDS = 20.0
+
+
+def _knows(url: str, model: str) -> bool:
+    query = urllib.parse.urlencode({"model": model})
+    try:
+        with urllib.request.urlopen(f"{url}/backend/monitor?{query}", timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # it wants a token, and so the models stay unknown
+    except OSError:
+        return False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the host; returns its exit code."""
+    url, *command = arguments
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    host = subprocess.Popen(command, env={**os.environ, "PATH": path})
+    signal.signal(signal.SIGTERM, lambda number, frame: host.terminate())
+    patient_until = time.monotonic() + _PATIENCE_SECONDS
+    while host.poll() is None and not all(_knows(url, model) for model in MODELS):
+        if time.monotonic() > patient_until:
+            print(f"No monitor with all models answers at {url} yet; see the log.", flush=True)
+            patient_until += _PATIENCE_SECONDS
+        time.sleep(0.2)
+    if host.poll() is None:
+        print(f"{command[0]} runs {len(MODELS)} models; the monitor answers at {url}. Try:\n")
+        for call in calls():
+            print(call.curl(url, with_token="MONITOR_TOKEN" in os.environ))
+        print("\nCtrl-C ends all of it.", flush=True)
+    return host.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,427 @@
+"""The monitor as a plugin of a real circusd."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+import pytest
+
+from monitor_plugin.demo.calls import calls, make_calls
+
+from ..support import Spawner, eventually, is_running
+from .circus_host import CircusHost, backend_command, free_port
+
+ROOT = Path(__file__).parent.parent.parent
+
+WATCHERS: dict[str, dict[str, object]] = {
+    "by-addr": {"cmd": backend_command(addr="unix:FOLDER/addr")},
+    "by-equals": {"cmd": backend_command(addr="unix:FOLDER/equals").replace("addr ", "addr=")},
+    "by-env": {"cmd": "sleep 1000"},
+    "by-rule-7": {"cmd": "sleep 1000"},
+    "Wrapped": {
+        "cmd": f"sh -c '{backend_command(addr='unix:FOLDER/wrapped')} --fork-workers 1; true'"
+    },
+    "Org.Model-7B": {"cmd": backend_command(addr="unix:FOLDER/dots")},
+    "glob-*": {"cmd": backend_command(addr="unix:FOLDER/glob")},
+    "replicas": {"cmd": backend_command(addr="unix:FOLDER/r$(circus.wid)"), "numprocesses": 3},
+    "killed": {"cmd": backend_command(addr="unix:FOLDER/killed")},
+    "last": {"cmd": backend_command(addr="unix:FOLDER/last")},
+    "stubborn": {
+        "cmd": backend_command("--ignore-sigterm", addr="unix:FOLDER/stubborn"),
+        "graceful_timeout": 3,
+    },
+}
+ENVIRONMENT = {
+    "env:by-env": {"MONITOR_MODEL": "org/from the environment", "MONITOR_ADDRESS": "unix:FOLDER/e"}
+}
+
+RULES = '"by-rule-*=ruled/*@unix:FOLDER/rule*,\n    none=a model with spaces@unix:FOLDER/none"'
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[CircusHost]:
+    """A circus with a watcher for each test; all but one are found at once."""
+    spawner = Spawner()
+    host = CircusHost(spawner, WATCHERS, sections=ENVIRONMENT, backend=RULES)
+    yield host
+    host.close()
+    spawner.close()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets; what names it is ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="circus-") as folder:
+        yield Path(folder)
+        for process in processes_of(Path(folder)):
+            process.kill()
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """List the processes whose command lines name a folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def make_host(spawner: Spawner) -> Iterator[Callable[..., CircusHost]]:
+    """Makes circuses of a test's own."""
+    hosts: list[CircusHost] = []
+
+    def make(*arguments: object, **options: object) -> CircusHost:
+        hosts.append(CircusHost(spawner, *arguments, **options))  # type: ignore[arg-type]
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.close()
+
+
+def shut_down(host: CircusHost) -> object:
+    """Ask for the shutdown of the model `m`; gives the status of the answer, or the error."""
+    try:
+        return host.client.shutdown("m").status
+    except (OSError, HTTPException) as error:
+        return error
+
+
+def stays_down(host: CircusHost, watcher: str) -> bool:
+    """Whether circus leaves a watcher stopped when it looks after all of them."""
+    host.wait_managed()
+    return host.status(watcher) == "stopped" and host.pids(watcher) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "source"),
+    [
+        ("by-addr", "grpc"),
+        ("by-equals", "grpc"),
+        ("org/from the environment", "psutil"),
+        ("ruled/7", "psutil"),
+        ("Wrapped", "grpc"),
+        ("Org.Model-7B", "grpc"),
+    ],
+)
+def test_backends_are_found(host: CircusHost, model: str, source: str) -> None:
+    """Each way to say that a program is a backend works, and GET and POST answer for it."""
+    host.wait_found(model)
+
+    def answers() -> bool:
+        return all(
+            host.client.request(method, path, {"model": model}).headers["X-Monitor-Source"]
+            == source
+            for method in ("GET", "POST")
+            for path in ("/backend/monitor", "/v1/backend/monitor")
+        )
+
+    eventually(answers)
+
+
+@pytest.mark.parametrize("name", ["other", "plugin:monitor"])
+def test_other_programs_are_left_alone(host: CircusHost, name: str) -> None:
+    """A program without an address is no backend, nor is the plugin itself."""
+    host.wait_found("by-addr")
+    assert host.client.monitor(name).json["error"]["type"] == "model_not_loaded"
+
+
+def test_a_stopped_model_stays_down(host: CircusHost) -> None:
+    """A shutdown goes through the watcher, so that circus does not start the model again."""
+    host.wait_found("Org.Model-7B")
+    (pid,) = host.pids("Org.Model-7B")
+    answer = host.client.shutdown("Org.Model-7B")
+    assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+    assert not is_running(pid)
+    assert stays_down(host, "Org.Model-7B")
+    assert host.client.shutdown("Org.Model-7B").json["error"]["type"] == "model_not_loaded"
+
+    assert host.patient_call("start", name="org.model-7b")["status"] == "ok"
+    host.wait_found("Org.Model-7B")
+
+
+def test_a_name_is_no_pattern(host: CircusHost) -> None:
+    """A watcher whose name circus would take for a pattern is stopped alone."""
+    host.wait_found("glob-*")
+    assert (
+        host.patient_call("add", name="glob-other", cmd="sleep 1000", start=True)["status"] == "ok"
+    )
+    (other,) = eventually(lambda: host.pids("glob-other"))
+    assert host.client.shutdown("glob-*").status == 200
+    assert host.status("glob-*") == "stopped"
+    assert host.pids("glob-other") == [other]
+    host.patient_call("rm", name="glob-other")
+
+
+def test_what_a_shell_started_is_stopped_too(host: CircusHost) -> None:
+    """Circus ends the shell alone; the backend behind it, and its children, end as well."""
+    host.wait_found("Wrapped")
+    tree = [each for each in host.started() if f"unix:{host.folder}/wrapped" in str(each.cmdline())]
+    assert len(tree) == 3  # shell, server, worker
+    assert host.client.shutdown("Wrapped").status == 200
+    assert not any(is_running(each.pid) for each in tree)
+    assert stays_down(host, "Wrapped")
+
+
+def test_processes_of_a_watcher_are_replicas(host: CircusHost) -> None:
+    """They are one model; one cannot be stopped for good, which is said, and all can."""
+    answer = host.wait_found("replicas", 3)
+    assert answer["memory"]["total"] == 3 * 3 * 2**20
+    pids = host.pids("replicas")
+    refused = host.client.shutdown("replicas", pid=pids[1])
+    assert refused.status == 500
+    assert (
+        "watcher 'replicas' of circus runs 3 processes, and circus cannot stop one of them for "
+        "good; stop the whole model, or run it in a watcher of its own"
+    ) in refused.json["error"]["message"]
+    assert host.pids("replicas") == pids
+
+    assert host.client.shutdown("replicas").status == 200
+    assert not any(is_running(pid) for pid in pids)
+    assert stays_down(host, "replicas")
+
+
+def test_a_busy_arbiter_is_asked_again(host: CircusHost) -> None:
+    """While circus stops one watcher it refuses to stop another: the shutdown comes after."""
+    host.wait_found("by-equals")
+    assert host.patient_call("stop", name="stubborn")["status"] == "ok"
+    assert host.call("stop", name="by-equals", waiting=True)["errno"] == 5
+    assert host.client.shutdown("by-equals").status == 200
+    assert stays_down(host, "by-equals")
+
+
+def test_a_backend_that_is_killed_is_found_again(host: CircusHost) -> None:
+    """Circus starts it again, and the monitor answers for the new process."""
+    host.wait_found("killed")
+    (before,) = host.pids("killed")
+    os.kill(before, signal.SIGKILL)
+    (after,) = eventually(lambda: [pid for pid in host.pids("killed") if pid != before])
+    host.wait_found("killed")
+    assert host.client.request("GET", f"/backend/monitor?model=killed&pid={after}").status == 200
+    assert host.client.shutdown("killed").status == 200
+    assert not is_running(after)
+
+
+def test_a_plugin_that_is_killed_finds_all_again(host: CircusHost) -> None:
+    """Circus starts it again, and its snapshot has what ran before."""
+    host.wait_found("last")
+    pids, plugin = host.pids("last"), host.plugin_pid()
+    os.kill(plugin, signal.SIGKILL)
+    eventually(lambda: host.pids("plugin:monitor") not in ([], [plugin]))
+    host.wait_found("last")
+    assert host.pids("last") == pids
+    assert host.client.shutdown("last").status == 200
+    assert stays_down(host, "last")
+
+
+@pytest.mark.parametrize("command", ["reload", "restart"])
+def test_the_plugin_is_replaced(host: CircusHost, command: str) -> None:
+    """At a reload the new plugin waits for the address that the one before still holds."""
+    host.wait_found("by-addr")
+    plugin = host.plugin_pid()
+    assert host.patient_call(command, name="plugin:monitor", waiting=True)["status"] == "ok"
+    eventually(lambda: host.pids("plugin:monitor") not in ([], [plugin]) and not is_running(plugin))
+    host.wait_found("by-addr")
+    assert host.status("plugin:monitor") == "active"
+
+
+def test_watchers_come_and_go(host: CircusHost) -> None:
+    """What is added is found, what is removed is gone; what circus only forgets can be stopped."""
+    for nostop in (False, True):
+        added = host.patient_call(
+            *("add",),
+            name="Added",
+            cmd=backend_command(addr=f"unix:{host.folder}/added"),
+            start=True,
+            options={"copy_env": True},
+        )
+        assert added["status"] == "ok"
+        host.wait_found("Added")
+        (pid,) = host.pids("Added")
+        assert host.patient_call("rm", name="Added", nostop=nostop)["status"] == "ok"
+        if nostop:
+            assert is_running(pid)
+            assert host.client.shutdown("Added").status == 200
+        eventually(lambda pid=pid: not is_running(pid))  # type: ignore[misc]
+        assert host.client.monitor("Added").json["error"]["type"] == "model_not_loaded"
+
+
+def test_the_audit_stands_in_circus_log(host: CircusHost) -> None:
+    """A shutdown's line is there, although this circus logs warnings and worse alone."""
+    host.client.shutdown("nothing")
+    lines = [line for line in host.log().splitlines() if "monitor_plugin.audit" in line]
+    assert json.loads(lines[-1].partition("[INFO] ")[2])["model"] == "nothing"
+
+
+def test_circus_as_a_whole_is_reloaded_restarted_and_ended(
+    make_host: Callable[..., CircusHost],
+) -> None:
+    """The monitor goes on after each, and ends with circus."""
+    host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}})
+    host.wait_found("m")
+    for command in ("reload", "restart"):
+        pids = host.pids("m")
+        assert host.patient_call(command)["status"] == "ok"
+        eventually(lambda pids=pids: not any(map(is_running, pids)))  # type: ignore[misc]
+        host.wait_found("m")
+    host.process.send_signal(signal.SIGTERM)
+    assert host.process.wait(timeout=30) == 0
+    assert host.started() == []
+    assert " monitor_plugin" not in host.log()  # no error, no warning
+
+
+def test_the_monitor_closes_when_circus_stops_it(make_host: Callable[..., CircusHost]) -> None:
+    """The SIGTERM of circus ends the plugin in its own way, and backends are left alone."""
+    host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, loglevel="info")
+    host.wait_found("m")
+    ((backend,), plugin) = host.pids("m"), host.plugin_pid()
+    assert host.patient_call("stop", name="plugin:monitor", waiting=True)["status"] == "ok"
+    assert not is_running(plugin)
+    assert f"circus[{plugin}] [INFO] Stopping" in host.log()
+    assert host.pids("m") == [backend]
+
+
+def test_a_shutdown_does_not_hold_up_the_end(make_host: Callable[..., CircusHost]) -> None:
+    """A monitor that ends does not wait for what circus takes its time for."""
+    backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
+    host = make_host({"m": {"cmd": backend, "graceful_timeout": 90}}, stop_timeout_seconds=90)
+    host.wait_found("m")
+    plugin = host.plugin_pid()
+    outcomes: list[object] = []
+    client = threading.Thread(target=lambda: outcomes.append(shut_down(host)))
+    client.start()
+    eventually(lambda: host.status("m") == "stopping")
+    os.kill(plugin, signal.SIGTERM)
+    eventually(lambda: not is_running(plugin))
+    client.join(30)
+    assert len(outcomes) == 1
+    assert outcomes[0] != 200
+
+
+def test_an_address_that_is_held_is_waited_for(make_host: Callable[..., CircusHost]) -> None:
+    """What held it, the plugin before a reload say, may let go of it a moment later."""
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, port=port)
+        eventually(lambda: "trying again for 15 s" in host.log())
+    host.wait_found("m")
+
+
+def test_a_circus_that_is_killed_in_a_shutdown(make_host: Callable[..., CircusHost]) -> None:
+    """The client is told, the plugin ends, backends are left alone, and a new circus works."""
+    backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
+    host = make_host({"m": {"cmd": backend, "graceful_timeout": 60}}, stop_timeout_seconds=20)
+    host.wait_found("m")
+    ((pid,), plugin) = host.pids("m"), host.plugin_pid()
+    outcomes: list[object] = []
+    client = threading.Thread(target=lambda: outcomes.append(shut_down(host)))
+    client.start()
+    eventually(lambda: host.status("m") == "stopping")
+    host.kill()
+    eventually(lambda: not is_running(plugin))
+    client.join(30)
+    assert len(outcomes) == 1
+    assert outcomes[0] != 200
+    assert is_running(pid)
+
+    os.kill(pid, signal.SIGKILL)
+    host.start()
+    host.wait_found("m")
+
+
+def test_a_graceful_timeout_above_ours_is_told_of(make_host: Callable[..., CircusHost]) -> None:
+    """Where circus is still at it the shutdown goes on, and the log says what to set."""
+    backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
+    host = make_host({"m": {"cmd": backend, "graceful_timeout": 4}}, stop_timeout_seconds=3)
+    host.wait_found("m")
+    assert host.client.shutdown("m").status == 200
+    assert "graceful_timeout, 4 s: the setting stop_timeout_seconds should be above" in host.log()
+
+
+def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusHost]) -> None:
+    """Options win over variables, and the token, which is a variable alone, is in no log."""
+    environment = {"MONITOR_TOKEN": "from-the-environment", "MONITOR_LISTEN": "127.0.0.1:1"}
+    host = make_host({}, environment, loglevel="debug")
+
+    def status(**headers: str) -> int | None:
+        try:
+            return host.client.request("GET", "/backend/monitor?model=m", headers=headers).status
+        except OSError:
+            return None
+
+    assert eventually(status) == 401
+    assert status(Authorization="Bearer from-the-environment") == 500
+    assert "from-the-environment" not in host.log()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("token", "very-secret", "token is no option"),
+        ("http_threads", "many", "option http_threads='many'"),
+        ("trusted_proxy", "::1", "circus lost options"),
+    ],
+)
+def test_a_bad_option_ends_the_plugin(
+    make_host: Callable[..., CircusHost], option: str, value: str, error: str
+) -> None:
+    """The log says what is wrong, once, and circus does not start it again and again."""
+    host = make_host({}, **{option: value})
+    eventually(lambda: host.status("plugin:monitor") == "stopped")
+    assert stays_down(host, "plugin:monitor")
+    assert host.log().count(error) == 1
+    assert "very-secret" not in host.log()
+
+
+def test_a_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
+    """After `reloadconfig` the plugin that ended for a bad option runs."""
+    host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, http_threads="many")
+    eventually(lambda: host.status("plugin:monitor") == "stopped")
+    host.ini.write_text(host.ini.read_text().replace("many", "4"))
+    assert host.patient_call("reloadconfig", waiting=True)["status"] == "ok"
+    host.wait_found("m")
+
+
+def test_the_example_runs(spawner: Spawner, short_folder: Path) -> None:
+    """`make demo-circus` runs three models, prints what to try, and Ctrl-C ends all of it."""
+    ini = (ROOT / "examples" / "circus" / "circus.ini").read_text()
+    port = free_port()
+    for before, after in {
+        "listen = 127.0.0.1:8080": f"listen = 127.0.0.1:{port}",
+        "addr 127.0.0.1:": f"addr unix:{short_folder}/",
+        "addr=127.0.0.1:": f"addr=unix:{short_folder}/",
+        "[circus]\n": f"[circus]\nendpoint = ipc://{short_folder}/e\n"
+        f"pubsub_endpoint = ipc://{short_folder}/p\n",
+    }.items():
+        assert before in ini
+        ini = ini.replace(before, after)
+    (short_folder / "circus.ini").write_text(ini)
+    demo = spawner.process(
+        *(sys.executable, "-m", "monitor_plugin.demo.real_host", f"http://127.0.0.1:{port}"),
+        *("circusd", "circus.ini"),
+        cwd=short_folder,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MONITOR_")},
+    )
+    assert demo.stdout is not None
+    said = "".join(iter(demo.stdout.readline, "Ctrl-C ends all of it.\n"))
+    assert "circusd runs 3 models" in said
+    for call in calls():
+        assert call.curl(f"http://127.0.0.1:{port}") in said
+    for text, as_expected in make_calls(f"http://127.0.0.1:{port}", None):
+        assert as_expected, text
+    os.killpg(demo.pid, signal.SIGINT)
+    assert demo.wait(timeout=60) == 0
+    assert processes_of(short_folder) == []

@@ -1,0 +1,43 @@
+"""The soak runs, finds nothing wrong in a short time, and notices when something is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ..support import Spawner, eventually
+
+SOAK = str(Path(__file__).parents[2] / "benchmarks" / "soak.py")
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> None:
+    """All faults mixed: no answer is wrong, and nothing is left."""
+    written = tmp_path / "found.json"
+    soak = spawner.process(sys.executable, SOAK, "--seconds", "12", "--json", str(written))
+    said, _ = soak.communicate(timeout=110)
+    found = json.loads(written.read_text())
+    # Its bounds in time are for a quiet machine, and are not judged here.
+    assert found["wrong"] == []
+    assert "BROKEN: left" not in said
+    assert found["ends"] > 20
+    assert found["latencies"]["monitor grpc"]["count"] > 100
+
+
+def test_an_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:
+    """Ctrl-C ends it, and all that it started."""
+    soak = spawner.process(sys.executable, SOAK, "--seconds", "60", stderr=subprocess.STDOUT)
+    process = psutil.Process(soak.pid)
+    eventually(lambda: len(process.children(recursive=True)) > 10)
+    started = process.children(recursive=True)
+    soak.send_signal(signal.SIGINT)
+    said, _ = soak.communicate(timeout=60)
+    assert (soak.returncode, said) == (130, "interrupted\n")
+    eventually(lambda: not any(each.is_running() for each in started))
