@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -19,6 +17,7 @@ from .demo.host import MODELS, demo
 from .errors import MonitorError
 from .hosts.discovery import parse_rule
 from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
+from .signals import Signals
 
 # A flag's value can be seen by everyone on the machine, in `ps`.
 _NO_FLAG = ("token",)
@@ -114,11 +113,8 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
         settings = msgspec.structs.replace(settings, listen="127.0.0.1:0")
     if options.once and settings.token is None and settings.token_file is not None:
         raise MonitorError("demo --once makes its calls with the token in MONITOR_TOKEN; set it")
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: ended.set())
+    signals = Signals()
     with demo(settings) as monitor:
-        signal.signal(signal.SIGHUP, lambda number, frame: monitor.reload_tokens())
         if options.once:
             good = True
             for text, as_expected in make_calls(monitor.url, settings.token):
@@ -130,7 +126,7 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
             url = monitor.url.replace("//127.0.0.1:", "//localhost:")
             print(call.curl(url, settings.token is not None or settings.token_file is not None))
         print("\nCtrl-C ends all of it.", flush=True)
-        ended.wait()
+        signals.wait(monitor.reload_tokens)
     return 0
 
 

@@ -6,7 +6,6 @@ are stopped by it (`stopProcess`), so that it does not start them again.
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from ..models import Backend
 from ..monitor import Monitor
 from ..process_table import read_row
 from ..settings import Settings
+from ..signals import Signals
 from .discovery import Program, Rule, find_backends
 from .following import Follower
 from .roster import Roster
@@ -191,18 +191,15 @@ def run(
         if error.for_good:
             raise MonitorError(str(error)) from None
     adapter = Adapter(supervisord, rules)
-    ended = threading.Event()
+    signals = Signals()
 
     def serve_events() -> None:
         try:
             protocol.run(adapter.hint)
         finally:
-            ended.set()
+            signals.end()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: ended.set())
     with Monitor(settings, [adapter]) as monitor:
-        signal.signal(signal.SIGHUP, lambda number, frame: monitor.reload_tokens())
         threading.Thread(target=serve_events, name="monitor-events", daemon=True).start()
-        ended.wait()
+        signals.wait(monitor.reload_tokens)
     return 0
