@@ -120,13 +120,14 @@ class Actors:
             await self._nap(0.0, 0.3)
 
     async def _replicas(self, model: str, ports: list[int]) -> None:
-        """Two of one model: the newest answers, and a shutdown ends both."""
+        """Two of one model: answered for together, and then one alone."""
         self._new(model)
+        rights = [ByGrpc({"port": port}) for port in ports]
+        together = ByGrpc({"port": sum(ports)})
         while not self.over():
-            rights = [ByGrpc({"port": port}) for port in ports]
             first, second = [
                 await self._host.light(model, f"127.0.0.1:{port}", right)
-                for port, right in zip(ports, rights, strict=True)
+                for port, right in zip(ports, (rights[0], together), strict=True)
             ]
             await self._nap(0.0, 1.0)
             if self._chance.random() < 0.5:

@@ -18,6 +18,8 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
 
+KEEPER_TARGET = "unix:/"
+
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
     """Make a channel, which connects at its first call.
@@ -30,3 +32,12 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
     if credentials is None:
         return grpc.insecure_channel(target, options=_OPTIONS)
     return grpc.secure_channel(target, credentials, options=_OPTIONS)
+
+
+def open_keeper() -> grpc.Channel:
+    """Make a channel that is never used, and keeps gRPC from shutting down with the last other one.
+
+    Old versions (1.49.1) may take 10 s for that, with the GIL held, once a connection to a unix
+    socket had failed.
+    """
+    return grpc.insecure_channel(KEEPER_TARGET, options=_OPTIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pluggy
 
@@ -22,7 +23,8 @@ class HostCalls:
     """
 
     def __init__(self, project_name: str, lifecycle: Lifecycle) -> None:
-        marker = pluggy.HookimplMarker(project_name)
+        # First, so that another plugin of the host that raises costs no registration.
+        marker = pluggy.HookimplMarker(project_name)(tryfirst=True)
 
         def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
             lifecycle.spawned(model, pid, address)
@@ -35,23 +37,40 @@ class HostCalls:
 
 
 class HostManager:
-    """A host's own plugin manager, and the monitor's registration there.
+    """A host's own plugin manager, with our hooks, and the monitor's registration there.
 
     Args:
-        manager: the host's.
+        manager: the host's; the hooks are added to it.
+
+    Raises:
+        PluginError: as `register`, or the manager does not take the hooks.
     """
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
         self._manager = manager
         self._calls: HostCalls | None = None
+        self._check_free()
+        _add_specs(manager)
 
     def register(self, lifecycle: Lifecycle) -> None:
-        """Add the hooks to the manager, and the monitor as `monitor_plugin`.
+        """Register the monitor as `monitor_plugin`.
 
         Raises:
-            PluginError: a monitor is registered there, its name is blocked, or the manager does
-                not take the hooks; the monitor is not registered.
+            PluginError: a monitor is registered there, its name is blocked, or the manager, which
+                may be of a class of the host's, takes no implementations of our hooks.
         """
+        self._check_free()
+        project = self._manager.project_name
+        self._calls = HostCalls(project, lifecycle)
+        self._manager.register(self._calls, PROJECT_NAME)
+        for name in HOST_CALLS:
+            hook = getattr(self._manager.hook, name)
+            if not any(each.plugin is self._calls for each in hook.get_hookimpls()):
+                self.unregister()
+                message = f"the plugin manager of {project!r} takes no implementation of {name!r}"
+                raise PluginError(PROJECT_NAME, message)
+
+    def _check_free(self) -> None:
         project = self._manager.project_name
         if self._manager.has_plugin(PROJECT_NAME):
             raise PluginError(
@@ -65,14 +84,11 @@ class HostManager:
                 f"the plugin manager of {project!r} blocks the name 'monitor_plugin'; "
                 "unblock it to use the monitor",
             )
-        _add_specs(self._manager)
-        self._calls = HostCalls(project, lifecycle)
-        self._manager.register(self._calls, PROJECT_NAME)
 
     def unregister(self) -> None:
         """Take the monitor out again; the hooks' specs stay, as Pluggy cannot take them away."""
         calls, self._calls = self._calls, None
-        if calls is not None:
+        if self._manager.is_registered(calls):  # and was not taken out, or blocked, by the host
             self._manager.unregister(calls)
 
 
@@ -83,26 +99,37 @@ def _add_specs(manager: pluggy.PluginManager) -> None:
 
     Raises:
         PluginError: the host has other hooks by one of these names, or a plugin there implements
-            one of ours with arguments that it does not have, or as a wrapper.
+            one of ours with arguments that it does not have, or as a wrapper; none was added.
     """
     missing = []
     for name in HOOK_NAMES:
         hook = getattr(manager.hook, name, None)
         for implementation in hook.get_hookimpls() if hook else ():
-            if name not in HOST_CALLS and is_wrapper(implementation):
+            if fault := _fault(name, implementation):
                 plugin_name = implementation.plugin_name
-                raise PluginError(plugin_name, f"plugin {plugin_name!r}: {no_wrappers(name)}")
+                raise PluginError(plugin_name, f"plugin {plugin_name!r}: {fault}")
         if hook is None or not hook.has_spec():
             missing.append(name)
-        elif tuple(hook.spec.argnames) != _argument_names(name):
-            message = f"the plugin manager has a hook {name!r} of its own, with other arguments"
+        elif tuple(hook.spec.argnames) != _argument_names(name) or hook.is_historic():
+            message = (
+                f"the plugin manager has a hook {name!r} of its own, historic or with other "
+                f"arguments than {', '.join(_argument_names(name))}"
+            )
             raise PluginError(None, message)
     if missing:
-        try:
-            manager.add_hookspecs(specs_for(manager.project_name, missing))
-        except pluggy.PluginValidationError as error:
-            message = f"the plugin manager does not take the hooks: {error}"
-            raise PluginError(manager.get_name(error.plugin), message) from error
+        manager.add_hookspecs(specs_for(manager.project_name, missing))
+
+
+def _fault(hook: str, implementation: Any) -> str | None:
+    if hook not in HOST_CALLS and is_wrapper(implementation):
+        return no_wrappers(hook)
+    unknown = [each for each in implementation.argnames if each not in _argument_names(hook)]
+    if unknown:
+        return (
+            f"{hook!r} has no argument {', '.join(map(repr, unknown))}; "
+            f"its arguments are {', '.join(_argument_names(hook))}"
+        )
+    return None
 
 
 def _argument_names(hook: str) -> tuple[str, ...]:

@@ -64,15 +64,20 @@ class Shutdowns:
         """
         while True:
             with self._lock:
+                records = [
+                    each
+                    for each in self._registry.records(model)
+                    if pid in (None, each.backend.pid)
+                ]
                 shutdown = self._under_way.get(model)
                 leads = shutdown is None
                 if shutdown is None:
-                    shutdown = self._under_way[model] = _Shutdown(force, pid)
+                    shutdown = self._under_way[model] = _Shutdown(force, pid, records)
             if (force and pid in (None, shutdown.pid)) or self._stopper.closing.is_set():
                 shutdown.hurry.set()
             if leads:
                 self._lead(model, shutdown)
-            elif shutdown.pid not in (None, pid):  # another's: one after the other
+            elif not shutdown.covers(pid, records):  # what came since, or was not asked for there
                 shutdown.result.exception()
                 continue
             try:
@@ -110,18 +115,7 @@ class Shutdowns:
             shutdown.result.set_result(None)
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
-        known = []
-        for record in self._registry.records(model):
-            if record.process.ended():
-                self._lifecycle.end(record)
-            else:
-                known.append(record)
-        if not known:
-            raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
-        records = [each for each in known if shutdown.pid in (None, each.backend.pid)]
-        if shutdown.pid is not None and not records:
-            raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
-        shutdown.records = records
+        records, known = self._live(model, shutdown)
         stops = [Stop(record) for record in records]
         started = time.monotonic()
         outcome = "failed"
@@ -147,6 +141,21 @@ class Shutdowns:
             raise ShutdownFailed(model, "; ".join(failure.reason for failure in failures), pids)
         if outcome == "respawned":
             raise self._respawned(model, known)
+
+    def _live(self, model: str, shutdown: _Shutdown) -> tuple[Sequence[Record], Sequence[Record]]:
+        """List which backends are to be stopped, and which may run afterwards all the same."""
+        records = []
+        for record in shutdown.records:
+            if record.process.ended():
+                self._lifecycle.end(record)
+            else:
+                records.append(record)
+        known = shutdown.records if shutdown.pid is None else self._registry.records(model)
+        if records:
+            return records, known
+        if shutdown.pid is not None and known:
+            raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
+        raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
 
     def _stop(self, stops: Sequence[Stop], hurry: threading.Event) -> None:
         """Stop backends at the same time, none before all are drained."""
@@ -186,9 +195,15 @@ class Shutdowns:
 class _Shutdown:
     """A shutdown under way: what those who join it share."""
 
-    def __init__(self, force: bool, pid: int | None) -> None:
+    def __init__(self, force: bool, pid: int | None, records: Sequence[Record]) -> None:
         self.force = force
         self.pid = pid
-        self.records: Sequence[Record] = ()
+        self.records = records
         self.hurry = threading.Event()
         self.result: Future[None] = Future()
+
+    def covers(self, pid: int | None, records: Sequence[Record]) -> bool:
+        """Whether it stops these, which are a model's now, or its one with that PID."""
+        if pid is not None and not records:  # gone by now, or never there
+            return any(each.backend.pid == pid for each in self.records)
+        return all(each in self.records for each in records)

@@ -10,7 +10,7 @@ from functools import partial
 import grpc
 
 from .channel_security import ChannelSecurity
-from .channels import open_channel
+from .channels import open_channel, open_keeper
 from .connection import Answer, Connection
 from .descriptors import most_channels
 from .models import Backend
@@ -38,6 +38,7 @@ class StatusClient:
         self._status_response = load_messages()("StatusResponse")
         self._lock = threading.Lock()
         self._connections: dict[Backend, Connection] = {}
+        self._keeper: grpc.Channel | None = None
         self._closed = False
 
     def status(self, backend: Backend, patience_seconds: float = math.inf) -> Answer:
@@ -74,8 +75,11 @@ class StatusClient:
             self._closed = True
             connections = list(self._connections.values())
             self._connections.clear()
+            keeper, self._keeper = self._keeper, None
         for connection in connections:
             connection.close()
+        if keeper:
+            keeper.close()
 
     def _connection(self, backend: Backend) -> Connection | None:
         with self._lock:
@@ -94,6 +98,13 @@ class StatusClient:
             return connection
 
     def _dial(self, address: str) -> grpc.Channel:
+        if self._keeper is None:
+            made = open_keeper()
+            with self._lock:
+                if self._keeper is None and not self._closed:
+                    self._keeper = made
+            if self._keeper is not made:
+                made.close()
         return open_channel(address, self._security.credentials(address))
 
     def _metadata(self, backend: Backend) -> Mapping[str, str]:

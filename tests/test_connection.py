@@ -17,6 +17,7 @@ import pytest
 
 from monitor_plugin import Settings
 from monitor_plugin.channel_security import ChannelSecurity
+from monitor_plugin.channels import KEEPER_TARGET
 from monitor_plugin.models import Backend, Memory, Status
 from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
@@ -317,6 +318,8 @@ def test_a_name_that_resolves_again_is_found_at_once(
     insecure_channel = grpc.insecure_channel
 
     def dial(target: str, options: object) -> grpc.Channel:
+        if target == KEEPER_TARGET:
+            return insecure_channel(target)
         dialled.append(target)
         return insecure_channel(target if len(dialled) > 1 else f"no-such-host.invalid:{port}")
 
@@ -340,6 +343,8 @@ def test_of_two_channels_made_at_once_one_is_closed(
 
     def dial(target: str, options: Any) -> grpc.Channel:
         channel = insecure_channel(target, options)
+        if target == KEEPER_TARGET:
+            return channel
         really_close = channel.close
 
         def close() -> None:
@@ -391,3 +396,34 @@ def test_channels_take_a_share_of_the_descriptors(
         go.set()
         assert [each.result(60).status for each in waiting] == [Status(1, None)] * 3
     assert client.status(at(quick)).status == Status(2, None)
+
+
+def test_the_last_backend_to_go_stalls_nothing(
+    make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
+) -> None:
+    """When the last backend's channel is closed, the other threads of the process run on.
+
+    gRPC 1.49.1 would shut down, for 10 s with the GIL held, once a connection to a unix socket had
+    failed.
+    """
+    backend = at(f"unix:{tmp_path}/s")
+    client = make_client()
+    assert client.status(backend).rpc_error == "UNAVAILABLE"
+    spawner.backend(addr=backend.address)
+    eventually(lambda: client.status(backend).status)
+    longest, ended = 0.0, threading.Event()
+
+    def tick() -> None:
+        nonlocal longest
+        while not ended.is_set():
+            began = time.monotonic()
+            time.sleep(0.01)
+            longest = max(longest, time.monotonic() - began)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    client.forget(backend)
+    ended.wait(0.5)
+    ended.set()
+    thread.join()
+    assert longest < 5

@@ -20,6 +20,7 @@ from monitor_plugin import (
     PluginError,
     Settings,
     SettingsError,
+    Status,
     hookimpl,
     install,
 )
@@ -218,6 +219,11 @@ def test_a_manager_that_cannot_take_the_hooks(manager: pluggy.PluginManager) -> 
         def monitor_backend_gone(self, other: object) -> None:
             pass
 
+    class Historic:
+        @pluggy.HookspecMarker("historic")(historic=True)
+        def monitor_backend_spawned(self, model: str, pid: int, address: str) -> None:
+            pass
+
     manager.register(WrongArguments())
     with pytest.raises(PluginError, match="nonsense"):
         install(manager, QUIET)
@@ -229,6 +235,219 @@ def test_a_manager_that_cannot_take_the_hooks(manager: pluggy.PluginManager) -> 
     other.add_hookspecs(OtherSpecs)
     with pytest.raises(PluginError, match="other arguments"):
         install(other, QUIET)
+    historic = pluggy.PluginManager("historic")
+    historic.add_hookspecs(Historic)
+    with pytest.raises(PluginError, match="historic"):
+        install(historic, QUIET)
+
+
+def test_a_wrong_plugin_is_refused_until_it_is_gone(manager: pluggy.PluginManager) -> None:
+    """What is refused changes nothing: a second try fails alike, and works once it is put right."""
+
+    class WrongArguments:
+        @Host.impl
+        def monitor_add_routes(self, application: object) -> None:
+            pass
+
+    plugin = WrongArguments()
+    manager.register(plugin, "wrong")
+    for _ in range(2):
+        with pytest.raises(PluginError, match=r"plugin 'wrong': .* no argument 'application'"):
+            install(manager, QUIET)
+        assert not manager.hook.monitor_add_routes.has_spec()
+    manager.unregister(plugin)
+    install(manager, QUIET).close()
+
+
+def test_a_refused_install_calls_no_hook(manager: pluggy.PluginManager) -> None:
+    """The second monitor on a manager is refused before it tells the host's plugins anything."""
+    apps: list[object] = []
+
+    class Routes:
+        @Host.impl
+        def monitor_add_routes(self, app: object) -> None:
+            apps.append(app)
+
+    manager.register(Routes())
+    with install(manager, QUIET):
+        with pytest.raises(PluginError, match="already"):
+            install(manager, QUIET)
+        assert len(apps) == 1
+
+
+def test_hosts_that_add_to_their_own_calls(manager: pluggy.PluginManager, spawner: Spawner) -> None:
+    """A host's own implementation of what it calls runs after the monitor's, and costs it nothing.
+
+    Nor do its wrappers: they see the monitor's errors pass.
+    """
+    heard: list[int] = []
+    errors: list[object] = []
+
+    class Others:
+        @Host.impl
+        def monitor_backend_spawned(self, pid: int) -> None:
+            heard.append(pid)
+            raise RuntimeError("the host's own")
+
+    class Wrapper:
+        @Host.impl(hookwrapper=True)
+        def monitor_backend_spawned(self) -> Any:
+            errors.append((yield).excinfo)
+
+    manager.register(Wrapper())
+    with install(manager, QUIET) as monitor:
+        manager.register(Others())  # the last registered is called first, but for the monitor
+        process = spawner.sleeper()
+        with pytest.raises(InvalidBackend):
+            manager.hook.monitor_backend_spawned(model="m", pid=0, address="127.0.0.1:1")
+        with pytest.raises(RuntimeError, match="the host's own"):
+            manager.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+        assert [backend.pid for backend in monitor.backends()] == heard == [process.pid]
+        assert [error[0] for error in errors] == [InvalidBackend, RuntimeError]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_a_host_that_takes_the_monitor_out_itself(
+    block: bool, manager: pluggy.PluginManager
+) -> None:
+    """Blocked or unregistered by the host while it lives, the monitor still closes."""
+    monitor = install(manager, QUIET)
+    if block:
+        manager.set_blocked("monitor_plugin")
+    else:
+        manager.unregister(name="monitor_plugin")
+    monitor.close()
+    if not block:
+        install(manager, QUIET).close()
+
+
+@pytest.mark.parametrize("project", ["my host-1", "monitor_plugin"])
+def test_what_pluggy_offers_a_host(project: str, spawner: Spawner) -> None:
+    """Any project name, options of implementations, checks, traces and subsets work as ever."""
+    impl = pluggy.HookimplMarker(project)
+    manager = pluggy.PluginManager(project)
+    seen: list[str] = []
+
+    class Plugin:
+        @impl(specname="monitor_backend_registered", trylast=True)
+        def whatever(self, backend: Backend) -> None:
+            seen.append(f"last {backend.model}")
+
+        @impl(tryfirst=True)
+        def monitor_backend_registered(self) -> None:
+            seen.append("first")
+
+        @impl(optionalhook=True)
+        def monitor_of_another_version(self, unknown: object) -> None:
+            pass
+
+    plugin = Plugin()
+    manager.register(plugin)
+    for _ in range(2):
+        with install(manager, QUIET) as monitor:
+            manager.check_pending()
+            untrace = manager.enable_tracing()
+            unmonitor = manager.add_hookcall_monitoring(
+                lambda name, *_: seen.append(name), lambda *_: None
+            )
+            process = spawner.sleeper()
+            others = manager.subset_hook_caller("monitor_backend_spawned", [plugin])
+            others(model="m", pid=process.pid, address="127.0.0.1:1")
+            assert [backend.pid for backend in monitor.backends()] == [process.pid]
+            unmonitor()
+            untrace()
+        assert seen == ["monitor_backend_spawned", "first", "last m"]
+        seen.clear()
+        manager.check_pending()
+        assert manager.hook.monitor_backend_spawned(model="m", pid=1, address="h:1") == []
+
+
+def test_two_monitors_of_one_project(spawner: Spawner) -> None:
+    """Two managers of one project name, in one process, have nothing in common."""
+    first, second = pluggy.PluginManager("somehost"), pluggy.PluginManager("somehost")
+    hosts = [Host(), Host()]
+    with install(first, QUIET) as one, install(second, QUIET) as two:
+        for manager, host, model in zip((first, second), hosts, "ab", strict=True):
+            manager.register(host)
+            process = spawner.sleeper()
+            manager.hook.monitor_backend_spawned(
+                model=model, pid=process.pid, address="127.0.0.1:1"
+            )
+        assert [host.seen for host in hosts] == [["a"], ["b"]]
+        one.close()
+        assert [backend.model for backend in two.backends()] == ["b"]
+        two.shutdown("b")
+        assert hosts[1].seen[-1] == "stopped by the host"
+
+
+def test_plugins_that_leave_while_they_are_called(
+    manager: pluggy.PluginManager, spawner: Spawner
+) -> None:
+    """A host's plugin that is taken out during calls costs no reading, and is called no more."""
+    calls: list[int] = []
+
+    class Components:
+        @Host.impl
+        def monitor_query_status(self) -> Status:
+            calls.append(1)
+            return Status(2)
+
+    with install(manager, QUIET) as monitor:
+        process = spawner.sleeper()
+        manager.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+        ended = threading.Event()
+        sources: set[str] = set()
+
+        def read() -> None:
+            while not ended.is_set():
+                sources.add(monitor.read("m").source)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        plugin = Components()
+        for _ in range(50):
+            manager.register(plugin)
+            manager.unregister(plugin)
+        manager.register(plugin)
+        eventually(lambda: calls)
+        manager.unregister(plugin)
+        ended.set()
+        reader.join()
+        count = len(calls)
+        assert monitor.read("m").source == "psutil"
+        assert len(calls) == count
+        assert sources <= {"hook", "psutil"}
+
+
+def test_managers_of_the_hosts_own_class(spawner: Spawner) -> None:
+    """A subclass that finds implementations its own way is told if it leaves out the monitor's."""
+
+    class Choosy(pluggy.PluginManager):
+        def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+            return super().parse_hookimpl_opts(plugin, name) if name.startswith("my_") else None
+
+    class ByName(pluggy.PluginManager):
+        def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+            found = super().parse_hookimpl_opts(plugin, name)
+            return {} if found is None and name.startswith("monitor_") else found
+
+    choosy = Choosy("choosy")
+    with pytest.raises(PluginError, match="takes no implementation of 'monitor_backend_spawned'"):
+        install(choosy, QUIET)
+    assert not choosy.has_plugin("monitor_plugin")
+
+    seen: list[Backend] = []
+
+    class Unmarked:
+        def monitor_backend_registered(self, backend: Backend) -> None:
+            seen.append(backend)
+
+    by_name = ByName("byname")
+    by_name.register(Unmarked())
+    with install(by_name, QUIET):
+        process = spawner.sleeper()
+        by_name.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+        assert [backend.pid for backend in seen] == [process.pid]
 
 
 def test_hooks_that_set_up_and_take_down(make_monitor: Callable[..., Monitor]) -> None:

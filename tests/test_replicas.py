@@ -297,3 +297,22 @@ def test_shutdowns_of_one_and_of_all_share_or_wait(
         whole.result(60)
         one.result(60)
     assert sorted(calls) == sorted([busy.pid, other.pid])
+
+
+def test_what_came_after_is_stopped_by_a_shutdown_of_its_own(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that is asked for while another still watches for respawns does not share its answer."""
+    monitor = make_monitor(respawn_watch_seconds=100.0)
+    first, second = spawner.sleeper(), spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=first.pid, address="127.0.0.1:1")
+    with ThreadPoolExecutor(3) as pool:
+        one = pool.submit(monitor.shutdown, "m")
+        first.wait(60)
+        monitor.hook.monitor_backend_spawned(model="m", pid=second.pid, address="127.0.0.1:1")
+        another = pool.submit(monitor.shutdown, "m", pid=second.pid)
+        with pytest.raises(ShutdownFailed, match="the host started it again"):
+            one.result(60)
+        eventually(lambda: not is_running(second.pid))
+        monitor.close()  # which ends the watch for more
+        another.result(60)

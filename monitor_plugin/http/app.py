@@ -56,7 +56,7 @@ def create_app(
 def _serialize_http_error(
     request: falcon.Request, response: falcon.Response, error: falcon.HTTPError
 ) -> None:
-    status = int(falcon.http_status_to_code(error.status))
+    status = falcon.http_status_to_code(error.status)
     message = error.description or error.title
     if status == 404 and not error.description:
         message = f"there is nothing at {request.path}"

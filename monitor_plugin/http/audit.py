@@ -36,7 +36,7 @@ class Audit:
     ) -> None:
         """Write a line, where the request was a shutdown or was refused."""
         context = request.context
-        status = int(falcon.http_status_to_code(response.status))
+        status = falcon.http_status_to_code(response.status)
         if context.shutdown is None and status not in _REFUSED:
             return
         _write(

@@ -1,0 +1,131 @@
+"""How long a hung backend keeps the loop of an asyncio host from running: not at all.
+
+    python benchmarks/asyncio_stall.py [--rounds 7]
+
+Runs examples/asyncio_host.py's programs in a loop that measures its own stalls: by how much it is
+late where it asks for 5 ms. In each round a client reads a backend, and the host starts another and
+stops it through the monitor: first with all well, then with the backend hung (SIGSTOP) and a hook
+that blocks. Says the longest stall of each round; ends with 1 where the median with a hung backend
+is 50 ms or more over the median without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import asyncio_host
+
+from monitor_plugin import Backend, Monitor, Settings, hookimpl
+
+TICK_SECONDS = 0.005
+ALLOWED_SECONDS = 0.05
+BACKEND = [sys.executable, *shlex.split("-m monitor_plugin.demo.backend --addr {address}")]
+
+
+class Blocking:
+    """A third party's hook that blocks when it is told to, for as long as the monitor lets it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.backends: list[Backend] = []
+
+    @hookimpl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        """Note the backend."""
+        self.backends.append(backend)
+        time.sleep(self.seconds)
+
+
+@contextlib.asynccontextmanager
+async def longest_stall(stalls: list[float]) -> AsyncIterator[None]:
+    """Measure by how much the loop is late at worst."""
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(TICK_SECONDS)
+            longest = max(longest, time.monotonic() - began - TICK_SECONDS)
+
+    task = asyncio.create_task(tick())
+    await asyncio.sleep(0)
+    yield
+    await asyncio.sleep(2 * TICK_SECONDS)
+    task.cancel()
+    stalls.append(longest)
+
+
+async def measure(rounds: int, folder: str) -> tuple[list[float], list[float]]:
+    """Give the longest stalls in seconds, without a hung backend and with one."""
+    host, blocking = asyncio_host.Host(), Blocking()
+    settings = Settings(listen=None, stop_timeout_seconds=2, respawn_watch_seconds=0)
+    monitor = await asyncio.to_thread(Monitor, settings, [host, blocking])
+    await asyncio.to_thread(monitor.start)
+
+    async def started(model: str) -> Backend:
+        host.programs[model] = asyncio_host.Program(model, BACKEND, folder, monitor)
+        while not any(each.model == model for each in blocking.backends):
+            await asyncio.sleep(TICK_SECONDS)
+        return blocking.backends[-1]
+
+    async def work(number: int) -> None:
+        await started(f"model {number}")
+        for _ in range(3):
+            await asyncio.to_thread(monitor.read, "hung")
+        await asyncio.to_thread(monitor.shutdown, f"model {number}")
+
+    without: list[float] = []
+    hung: list[float] = []
+    try:
+        pid = (await started("hung")).pid
+        while (await asyncio.to_thread(monitor.read, "hung")).status is None:
+            await asyncio.sleep(0.1)
+        for number in range(rounds):
+            async with longest_stall(without):
+                await work(2 * number)
+            os.kill(pid, signal.SIGSTOP)
+            blocking.seconds = 0.5
+            async with longest_stall(hung):
+                await work(2 * number + 1)
+            blocking.seconds = 0
+            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGSTOP)
+        async with longest_stall(hung):
+            await asyncio.to_thread(monitor.shutdown, "hung", force=True)
+    finally:
+        await host.stop()
+        await asyncio.to_thread(monitor.close)
+    return without, hung
+
+
+def main() -> None:
+    """Measure, say so, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    asyncio_host.reap_in_the_loop()
+    with tempfile.TemporaryDirectory() as folder:
+        without, hung = asyncio.run(measure(rounds, folder))
+    for name, stalls in (("without", without), ("hung", hung)):
+        print(f"{name:8}", *(f"{1000 * stall:6.1f}" for stall in stalls), "ms at most")
+    more = statistics.median(hung) - statistics.median(without)
+    print(f"with a hung backend the median is {1000 * more:.1f} ms more")
+    sys.exit(more >= ALLOWED_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The process manager of embedded_host.py on asyncio, whose loop the monitor never blocks.
+
+    python examples/asyncio_host.py ['llama=python backend.py --addr {address}'...]
+
+Without arguments it runs two demo backends. MONITOR_LISTEN says where the monitor listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+from command_line import commands_by_model, print_curl_commands, with_new_address
+
+from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+
+DELAYS_SECONDS = (0, 0.5, 1, 2, 4, 8, 16, 30)  # before each start; the last one from then on
+STABLE_SECONDS = 60  # whatever ran for so long is restarted as after its first crash
+
+
+class Program:
+    """Keeps the process of one model running, in a task of its own, until it is stopped."""
+
+    def __init__(self, model: str, command: Sequence[str], folder: str, monitor: Monitor) -> None:
+        self._model, self._command, self._folder = model, command, folder
+        self._hook = monitor.hook
+        self._stopping = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        loop, failures = asyncio.get_running_loop(), 0
+        while not await self._stopped_within(
+            DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS) - 1)]
+        ):
+            began = loop.time()
+            try:
+                await self._run_once()
+            except (OSError, InvalidBackend) as error:
+                logging.warning("%s: %s", self._model, error)
+            failures = 1 if loop.time() - began >= STABLE_SECONDS else failures + 1
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self._stopping.is_set()
+
+    async def _run_once(self) -> None:
+        command, address = with_new_address(self._command, self._folder)
+        process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        self._process = process
+        if self._stopping.is_set():  # meanwhile: stop() has looked for a process, and found none
+            self._signal(signal.SIGTERM)
+        about = {"model": self._model, "pid": process.pid}
+        try:
+            # On a thread, as it waits for hooks, up to a second each.
+            await asyncio.to_thread(self._hook.monitor_backend_spawned, **about, address=address)
+        finally:
+            exit_code = await process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                # What it left behind. Its PID is no process group's unless something was.
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.to_thread(self._hook.monitor_backend_exited, **about, exit_code=exit_code)
+            logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process and self._process.returncode is None:  # so it is not reaped
+            os.killpg(self._process.pid, number)
+
+    async def stop(self, grace_seconds: float = 5.0) -> bool:
+        """End the process, by SIGKILL after the grace; no other is started any more."""
+        self._stopping.set()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            await asyncio.wait({self._task}, timeout=grace_seconds)
+        return self._task.done()
+
+
+class Host:
+    """The books: for each model that is to run, what keeps it running. To be made in the loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.programs: dict[str, Program] = {}
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
+        """Stop a model, by its name: if the process has crashed by now, none must follow it.
+
+        On a hook's thread, which waits here, while the work is done in the loop. It waits without
+        a limit, which is the monitor's to set.
+        """
+        stop = self._stop(backend.model, timeout_seconds / 2)
+        return asyncio.run_coroutine_threadsafe(stop, self._loop).result()
+
+    async def _stop(self, model: str, grace_seconds: float) -> bool | None:
+        program = self.programs.get(model)
+        if program is None:
+            return None  # not ours: the monitor stops it by itself
+        return await program.stop(grace_seconds)
+
+    async def stop(self) -> None:
+        """Stop everything, all at once."""
+        await asyncio.gather(*(program.stop() for program in self.programs.values()))
+
+
+async def run(commands: Mapping[str, Sequence[str]], folder: str) -> None:
+    """Run the programs until SIGTERM or Ctrl-C."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    host = Host()
+    monitor = await asyncio.to_thread(Monitor, None, [host])
+    await asyncio.to_thread(monitor.start)
+    try:
+        for model, command in commands.items():
+            host.programs[model] = Program(model, command, folder, monitor)
+        print_curl_commands(monitor, list(commands))
+        await ended.wait()
+    finally:
+        await host.stop()
+        await asyncio.to_thread(monitor.close)  # the loop runs on meanwhile: a hook may wait for it
+
+
+def reap_in_the_loop() -> None:
+    """Have processes reaped by the loop, so that what the loop signals is surely not reaped."""
+    if sys.version_info < (3, 12):  # from then on it is the default
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+
+
+def main() -> None:
+    """Run the programs of the command line."""
+    commands = commands_by_model(__doc__)
+    reap_in_the_loop()
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(commands, folder))
+
+
+if __name__ == "__main__":
+    main()

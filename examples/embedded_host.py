@@ -1,0 +1,119 @@
+"""A process manager with the monitor in it: spawns backends, restarts them, stops them for good.
+
+    python examples/embedded_host.py ['llama=python backend.py --addr {address}'...]
+
+Without arguments it runs two demo backends. MONITOR_LISTEN says where the monitor listens.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from command_line import commands_by_model, print_curl_commands, with_new_address
+
+from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+
+DELAYS_SECONDS = (0, 0.5, 1, 2, 4, 8, 16, 30)  # before each start; the last one from then on
+STABLE_SECONDS = 60  # whatever ran for so long is restarted as after its first crash
+
+
+class Program(threading.Thread):
+    """Keeps the process of one model running, on a thread of its own, until it is stopped."""
+
+    def __init__(self, model: str, command: Sequence[str], folder: str, monitor: Monitor) -> None:
+        super().__init__(name=f"program {model}", daemon=True)
+        self._model, self._command, self._folder = model, command, folder
+        self._hook = monitor.hook
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # under it a process is started, signalled and reaped
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Start the process, wait for its end, and so on."""
+        failures = 0
+        while not self._stopping.wait(DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS) - 1)]):
+            began = time.monotonic()
+            try:
+                self._run_once()
+            except (OSError, InvalidBackend) as error:
+                logging.warning("%s: %s", self._model, error)
+            failures = 1 if time.monotonic() - began >= STABLE_SECONDS else failures + 1
+
+    def _run_once(self) -> None:
+        command, address = with_new_address(self._command, self._folder)
+        with self._lock:
+            if self._stopping.is_set():  # stop() has looked for a process, and found none
+                return
+            process = self._process = subprocess.Popen(command, start_new_session=True)
+        about = {"model": self._model, "pid": process.pid}
+        try:
+            self._hook.monitor_backend_spawned(**about, address=address)
+        finally:
+            # Not reaped yet: until then the PID, and its process group's, is nobody else's.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            with self._lock:
+                os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+                exit_code = process.wait()
+                self._process = None
+            self._hook.monitor_backend_exited(**about, exit_code=exit_code)
+            logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
+
+    def stop(self, grace_seconds: float = 5.0) -> None:
+        """End the process, by SIGKILL after the grace; no other is started any more."""
+        self._stopping.set()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with self._lock:
+                if self._process:
+                    os.killpg(self._process.pid, number)
+            self.join(grace_seconds)
+
+
+class Host:
+    """The books: for each model that is to run, what keeps it running."""
+
+    def __init__(self) -> None:
+        self.programs: dict[str, Program] = {}
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
+        """Stop a model, by its name: if the process has crashed by now, none must follow it."""
+        program = self.programs.get(backend.model)
+        if program is None:
+            return None  # not ours: the monitor stops it by itself
+        program.stop(timeout_seconds / 2)
+        return not program.is_alive()
+
+    def stop(self) -> None:
+        """Stop everything, all at once."""
+        with ThreadPoolExecutor(len(self.programs) or 1) as pool:
+            list(pool.map(Program.stop, self.programs.values()))
+
+
+def main() -> None:
+    """Run the programs until SIGTERM or Ctrl-C."""
+    commands = commands_by_model(__doc__)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    host = Host()
+    with tempfile.TemporaryDirectory() as folder, Monitor(plugins=[host]) as monitor:
+        try:
+            for model, command in commands.items():
+                program = host.programs[model] = Program(model, command, folder, monitor)
+                program.start()
+            print_curl_commands(monitor, list(commands))
+            ended.wait()
+        finally:
+            host.stop()
+
+
+if __name__ == "__main__":
+    main()

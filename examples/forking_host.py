@@ -1,0 +1,141 @@
+"""A host that forks by itself: without subprocess, and with gRPC's threads and channels about.
+
+    python examples/forking_host.py ['llama=python backend.py --addr {address}'...]
+
+Without arguments it runs two demo backends. MONITOR_LISTEN says where the monitor listens. As in
+embedded_host.py, what crashes is started again, and what the monitor shuts down is not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+
+ENVIRONMENT = dict(os.environ)  # the programs', without what is for this process alone
+
+# Or gRPC's fork handlers abort some of the children between fork and exec. Before gRPC is imported,
+# by the monitor or by anything else: later it is not read.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+from command_line import commands_by_model, print_curl_commands, with_new_address  # noqa: E402
+
+from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl  # noqa: E402
+
+RESTART_SECONDS = 0.5
+LOOK_SECONDS = 0.05
+
+
+def spawn(command: Sequence[str]) -> int:
+    """Fork, close what must not be inherited, exec; returns the PID once that is done."""
+    path = shutil.which(command[0]) or command[0]  # before the fork: the child does the least
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    reader, writer = os.pipe()  # closed by exec, or by the child's end
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec keeps that
+            os.dup2(writer, 3, inheritable=False)
+            os.closerange(4, most)
+            os.execve(path, list(command), ENVIRONMENT)  # noqa: S606
+        finally:
+            os._exit(127)
+    os.close(writer)
+    os.read(reader, 1)  # so that the session is there to be signalled
+    os.close(reader)
+    return pid
+
+
+class Host:
+    """The books: what is to run, and what does."""
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], folder: str) -> None:
+        self._commands = dict(commands)
+        self._folder = folder
+        self._pids: dict[str, int] = {}
+        self._due = dict.fromkeys(commands, 0.0)
+        self._changed = threading.Condition()  # under it processes are started, signalled, reaped
+
+    def look(self, monitor: Monitor) -> None:
+        """Reap what has ended, and start what is due."""
+        for model, pid in list(self._pids.items()):
+            flags = os.WEXITED | os.WNOHANG
+            if os.waitid(os.P_PID, pid, flags | os.WNOWAIT) is None:
+                continue
+            with self._changed:
+                os.killpg(pid, signal.SIGKILL)  # what it left behind
+                exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                del self._pids[model]
+                self._due[model] = time.monotonic() + RESTART_SECONDS
+                self._changed.notify_all()
+            logging.warning("%s: process %d ended with %d", model, pid, exit_code)
+            monitor.hook.monitor_backend_exited(model=model, pid=pid, exit_code=exit_code)
+        for model in list(self._commands):
+            with self._changed:
+                command = self._commands.get(model)
+                if command is None or model in self._pids or time.monotonic() < self._due[model]:
+                    continue
+                command, address = with_new_address(command, self._folder)
+                pid = self._pids[model] = spawn(command)
+            try:
+                monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+            except InvalidBackend as error:
+                logging.warning("%s: %s", model, error)
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
+        """Take a model off the books, and end its process; the main thread reaps it."""
+        with self._changed:
+            if self._commands.pop(backend.model, None) is None:
+                return None  # not ours: the monitor stops it by itself
+            return self._end([backend.model], timeout_seconds / 2)
+
+    def stop(self) -> None:
+        """End everything, while the main thread reaps it."""
+        with self._changed:
+            self._commands.clear()
+            self._end(list(self._pids), 5.0)
+
+    def _end(self, models: Sequence[str], grace_seconds: float) -> bool:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for model in models:
+                if model in self._pids:
+                    os.killpg(self._pids[model], number)
+            if self._changed.wait_for(lambda: not self._pids.keys() & models, grace_seconds):
+                return True
+        return False
+
+
+def main() -> None:
+    """Run the programs until SIGTERM or Ctrl-C."""
+    # Python warns of a fork beside threads: its child must take no lock that they may hold. This
+    # one execs at once.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    commands = commands_by_model(__doc__)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(commands, folder)
+        with Monitor(plugins=[host]) as monitor:
+            print_curl_commands(monitor, list(commands))
+            try:
+                while not ended.wait(LOOK_SECONDS):
+                    host.look(monitor)
+            finally:
+                stop = threading.Thread(target=host.stop)
+                stop.start()
+                while stop.is_alive():
+                    host.look(monitor)
+                    stop.join(LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
