@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 
 import pytest
@@ -52,4 +51,3 @@ def test_before_it_waits(spawner: Spawner) -> None:
     process = spawner.python(code)
     assert process.communicate(timeout=60)[0] == "read again\n"
     assert process.returncode == 0
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
