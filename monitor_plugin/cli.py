@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -17,7 +15,9 @@ import msgspec
 from .demo.calls import calls, make_calls
 from .demo.host import MODELS, demo
 from .errors import MonitorError
+from .hosts.discovery import parse_rule
 from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
+from .signals import Signals
 
 # A flag's value can be seen by everyone on the machine, in `ps`.
 _NO_FLAG = ("token",)
@@ -65,6 +65,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(demo)
     demo.set_defaults(command=_demo)
+    supervisord = commands.add_parser(
+        "supervisord",
+        help="monitor the backends of the supervisord that runs this, as its event listener",
+        description="Monitors the backends of the supervisord that runs this as its event listener "
+        "(a section [eventlistener:...] of its configuration; see the README).",
+    )
+    supervisord.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL[@ADDRESS]",
+        help="which programs are backends, besides those with --addr or MONITOR_ADDRESS; * in NAME "
+        "stands for any text, in MODEL and ADDRESS for what the first of NAME stood for",
+    )
+    supervisord.add_argument(
+        "--server-url",
+        metavar="URL",
+        help="supervisord's HTTP server, http://HOST:PORT or unix:///PATH (default: "
+        "SUPERVISOR_SERVER_URL, which supervisord sets); the credentials for it are read from "
+        "SUPERVISOR_USERNAME and SUPERVISOR_PASSWORD",
+    )
+    _add_settings(supervisord)
+    supervisord.set_defaults(command=_supervisord)
     return parser
 
 
@@ -101,11 +124,8 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
         settings = msgspec.structs.replace(settings, listen="127.0.0.1:0")
     if options.once and settings.token is None and settings.token_file is not None:
         raise MonitorError("demo --once makes its calls with the token in MONITOR_TOKEN; set it")
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: ended.set())
+    signals = Signals()
     with demo(settings) as monitor:
-        signal.signal(signal.SIGHUP, lambda number, frame: monitor.reload_tokens())
         if options.once:
             good = True
             for text, as_expected in make_calls(monitor.url, settings.token):
@@ -117,8 +137,17 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
             url = monitor.url.replace("//127.0.0.1:", "//localhost:")
             print(call.curl(url, settings.token is not None or settings.token_file is not None))
         print("\nCtrl-C ends all of it.", flush=True)
-        ended.wait()
+        signals.wait(monitor.reload_tokens)
     return 0
+
+
+def _supervisord(options: argparse.Namespace, settings: Settings) -> int:
+    try:
+        from .hosts import supervisord  # which needs what is not always installed
+    except ImportError as error:
+        raise MonitorError(f"{error}: pip install monitor-plugin[supervisord]") from None
+    rules = [parse_rule(text) for text in options.backend]
+    return supervisord.run(settings, rules, options.server_url, os.environ)
 
 
 if __name__ == "__main__":

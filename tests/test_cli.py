@@ -104,7 +104,8 @@ def test_a_taken_port_is_said_in_a_line(
     monitor: Monitor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What goes wrong is one line for people, and exit code 1."""
-    assert main(["demo", "--listen", monitor.url.removeprefix("http://")]) == 1
+    with restored_signals():
+        assert main(["demo", "--listen", monitor.url.removeprefix("http://")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("monitor-plugin: cannot listen on")
     assert "Traceback" not in error

@@ -89,6 +89,13 @@ def test_the_token_file_of_the_readme_is_one() -> None:
     ]
 
 
+def test_supervisords_lines_of_the_readme_are_the_examples() -> None:
+    """The section that the README shows is to the letter that of the example."""
+    (section,) = re.findall(r"<!-- supervisord -->\n```ini\n(.*?)```", README, re.DOTALL)
+    assert section.count("\n") == 6
+    assert section in (ROOT / "examples/supervisord/supervisord.conf").read_text()
+
+
 def test_the_audit_line_of_the_readme_is_one(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,18 @@ _WRAPPERS = frozenset(
     ("ash", "bash", "busybox", "dash", "dumb-init", "env", "ksh", "nice", "nohup", "setpriv", "sh")
 ) | frozenset(("stdbuf", "sudo", "time", "timeout", "tini", "zsh"))
 _ADDR = "--addr"
+# A script runs others before the one that serves: `dirname`, `mkdir`.
+_SETTLED_SECONDS = 1.5
 
 
 class Program(NamedTuple):
-    """A program that a host runs: its full name there, what to call its model, and its process."""
+    """A program that a host runs.
+
+    Attributes:
+        name: its full name there.
+        model: its name for people, after which its model is called where nothing else is said.
+        pid: its process.
+    """
 
     name: str
     model: str
@@ -75,12 +84,16 @@ def parse_rule(text: str) -> Rule:
 
 
 def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Found]:
-    """Tell which programs are backends; the others are left out.
+    """Tell which programs are backends; the others are left out, and the one that this runs in.
 
-    The first rule that fits says the model, and perhaps the address; else the variables
-    MONITOR_MODEL and MONITOR_ADDRESS in the program's environment; else the program's own name, and
-    `--addr ADDRESS` or `--addr=ADDRESS` on the command line, its own or that of a descendant. Where
-    a shell stands between, the PID is that of the process which it started. Reads /proc.
+    The first rule that fits (the name for people, or else the full one) says the model, and perhaps
+    the address; else the variables MONITOR_MODEL and MONITOR_ADDRESS in the program's environment;
+    else the program's own name, and `--addr ADDRESS` or `--addr=ADDRESS` on the command line, its
+    own or that of a descendant.
+
+    Where a shell or another wrapper stands between, the PID is that of the process which it
+    started: the one with `--addr`, or its only child, once it is old enough not to be one of a
+    script's first steps. Until then the program is left out; so ask again. Reads /proc.
     """
     table = read_table()
     found = []
@@ -88,44 +101,60 @@ def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Fo
         tree = descendants(table, [program.pid])
         if os.getpid() in tree:
             continue
-        pid, addr = _server(tree)
+        server, addr = _server(tree)
         variables = _environment(program.pid)
         model, address = variables.get("MONITOR_MODEL"), variables.get("MONITOR_ADDRESS")
-        ruled = next((each for rule in rules if (each := rule.apply(program.name))), None)
-        if ruled is not None:
+        names = (program.model, program.name)
+        applied = (rule.apply(name) for rule in rules for name in names)
+        if ruled := next((each for each in applied if each), None):
             model, address = ruled[0], ruled[1] or address
         address = address or addr
-        if address:
-            pid = pid or _behind_wrappers(program.pid, table)
+        if address and (pid := server or _behind_wrappers(program.pid, table)):
             found.append(Found(program.name, model or program.model, pid, address))
     return found
 
 
 def _server(tree: Sequence[int]) -> tuple[int | None, str | None]:
-    """Find the process that has `--addr`: the first that is no wrapper, else the first."""
-    first: tuple[int | None, str | None] = None, None
+    """Find the process that has `--addr`, and what it says; of wrappers the latter alone."""
+    said = None
     for pid in tree:  # parents before their children
         arguments = _arguments(pid)
         address = addr_of(arguments)
         if address is not None:
             if not _is_wrapper(arguments):
                 return pid, address
-            first = first if first[0] else (pid, address)
-    return first
+            said = said or address
+    return None, said
 
 
-def _behind_wrappers(pid: int, table: Mapping[int, Row]) -> int:
-    """Go from a wrapper to its only child, as long as there is just one."""
-    while _is_wrapper(_arguments(pid)):
+def _behind_wrappers(pid: int, table: Mapping[int, Row]) -> int | None:
+    """Go from a wrapper to its only child, as long as there is just one; None where none serves.
+
+    A wrapper is taken for a backend only where it has several children, for want of a better one:
+    it could not be replaced later, as the address would be its own for as long as it runs.
+    """
+    while arguments := _arguments(pid):
+        if not _is_wrapper(arguments):
+            return pid
         children = [child for child, row in table.items() if row.parent == pid]
-        if len(children) != 1:
-            break
+        if not children or not all(map(_is_settled, children)):
+            return None
+        if len(children) > 1:
+            return pid
         (pid,) = children
-    return pid
+    return None
 
 
 def _is_wrapper(arguments: Sequence[str]) -> bool:
     return bool(arguments) and Path(arguments[0]).name.lstrip("-") in _WRAPPERS
+
+
+def _is_settled(pid: int) -> bool:
+    try:
+        age = time.time() - psutil.Process(pid).create_time()
+    except (psutil.Error, OSError):
+        return False
+    return not 0 <= age < _SETTLED_SECONDS  # negative: the clock was set
 
 
 def addr_of(arguments: Sequence[str]) -> str | None:

@@ -9,11 +9,16 @@ from ..errors import InvalidBackend
 from ..monitor import Monitor
 from .discovery import Found
 
+# A shutdown may outlive the process that it was asked to stop.
+_GONE_KEPT = 1000
+
 _logger = logging.getLogger(__name__)
 
 
 class Roster:
-    """Registers what a host runs. Ends are noticed by the monitor itself. For one thread.
+    """Registers what a host runs. Ends are noticed by the monitor itself.
+
+    `sync()` is for one thread, `name_of()` for any.
 
     Args:
         monitor: where to register.
@@ -43,8 +48,9 @@ class Roster:
                 refused[each] = str(error)
                 if self._refused.get(each) != str(error):
                     _logger.warning("program %r: %s", each.name, error)
-        self._names, self._refused = names, refused
+        gone = [(pid, name) for pid, name in self._names.items() if pid not in names]
+        self._names, self._refused = {**dict(gone[-_GONE_KEPT:]), **names}, refused
 
     def name_of(self, pid: int) -> str | None:
-        """Give the host's name of the program whose backend has that PID, as of the last call."""
+        """Give the host's full name of the program whose backend has, or last had, that PID."""
         return self._names.get(pid)

@@ -1,0 +1,330 @@
+"""The real supervisord, with the monitor as its event listener, and real backends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from monitor_plugin.demo.calls import calls
+
+from ..support import Answer, Client, Spawner, eventually, is_running
+from .supervisord_host import BACKEND, SLEEPER, Host, end_session, free_port, program, sleeper
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord" / "supervisord.conf"
+
+
+@pytest.fixture(scope="module")
+def ports() -> list[int]:
+    return [free_port() for _ in range(5)]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[Host]:
+    """A supervisord with backends of each kind; a test leaves it as it was."""
+    a, b, c, d, e = (f"127.0.0.1:{port}" for port in ports)
+    sections = [
+        program("plain", f"{BACKEND} --addr {a}"),
+        program("equals", f"{BACKEND} --addr={b}"),
+        program(  # `--add` is understood by the backend, and nothing to the monitor
+            "variables",
+            f"{BACKEND} --add {c}",
+            f'environment=MONITOR_MODEL="org/named",MONITOR_ADDRESS="{c}"',
+        ),
+        program("ruled", f"{BACKEND} --add {d}"),
+        program("wrapped", f'sh -c "{BACKEND} --addr {e}; :"'),
+        program(
+            "many",
+            SLEEPER,
+            "process_name=%(program_name)s_%(process_num)d",
+            "numprocs=3",
+            'environment=MONITOR_MODEL="replicas",MONITOR_ADDRESS="127.0.0.9:20%(process_num)d"',
+        ),
+        program(
+            "crowd",
+            SLEEPER,
+            "process_name=%(program_name)s_%(process_num)d",
+            "numprocs=2",
+            'environment=MONITOR_ADDRESS="127.0.0.8:20%(process_num)d"',
+        ),
+        sleeper("slow", "startsecs=3600"),
+        sleeper("quick"),
+        program("other", SLEEPER),
+        "[group:pair]\nprograms=left,right\n",
+        sleeper("left"),
+        sleeper("right"),
+    ]
+    host = Host(
+        tmp_path_factory.mktemp("supervisord"),
+        "\n".join(sections),
+        flags=f"--backend ruled=by/rule@{d} --backend crowd:*=crowd",
+    ).start()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def make_host(tmp_path: Path) -> Iterator[Callable[..., Host]]:
+    """Starts supervisords, and ends them and all their processes."""
+    hosts: list[Host] = []
+
+    def make(*sections: str, **options: object) -> Host:
+        folder = tmp_path / str(len(hosts))
+        hosts.append(Host(folder, "\n".join(sections), **options))  # type: ignore[arg-type]
+        return hosts[-1].start()
+
+    yield make
+    for host in hosts:
+        host.close()
+
+
+def source(answer: Answer) -> str | None:
+    return answer.headers["X-Monitor-Source"]
+
+
+@pytest.mark.parametrize("model", ["plain", "equals", "org/named", "by/rule", "wrapped"])
+def test_backends_are_found(model: str, shared: Host) -> None:
+    """By `--addr X`, `--addr=X`, their environment, a rule, and behind a shell; and are asked."""
+    eventually(lambda: shared.known(model))
+    eventually(lambda: source(shared.client.monitor(model)) == "grpc")
+    assert shared.client.monitor(model).json["state"] == 2
+    answer = shared.client.request("GET", f"/v1/backend/monitor?model={model}")
+    assert answer.json["state"] == 2
+    assert shared.client.request("POST", "/backend/monitor", {"model": model}).status == 200
+
+
+def test_others_are_left_alone(shared: Host) -> None:
+    """A program without an address is no backend, nor is the monitor itself."""
+    eventually(lambda: shared.known("replicas"))
+    assert {"other", "monitor"}.isdisjoint(fact["registered"] for fact in shared.told("registered"))
+    assert shared.client.monitor("other").status == 500
+
+
+def test_names(shared: Host) -> None:
+    """A model is called after its program, `group:name` where the two differ."""
+    eventually(lambda: shared.known("plain", "pair:left", "pair:right"))
+    assert shared.client.monitor("left").status == 500
+
+
+def test_behind_a_shell(shared: Host) -> None:
+    """The registered process is the one that serves, and it is stopped with its shell."""
+    eventually(lambda: shared.known("wrapped"))
+    shell = shared.pid("wrapped")
+    (backend,) = {
+        fact["pid"] for fact in shared.told("registered") if fact["registered"] == "wrapped"
+    }
+    assert backend != shell
+    assert shared.client.shutdown("wrapped").status == 200
+    assert not is_running(backend)
+    assert not is_running(shell)
+    assert shared.state("wrapped") == "STOPPED"
+    shared.begin("wrapped")
+    eventually(lambda: shared.known("wrapped"))
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("plain", ["plain"]),
+        ("pair:left", ["pair:left"]),
+        ("crowd", ["crowd:crowd_0", "crowd:crowd_1"]),
+        ("slow", ["slow"]),
+    ],
+)
+def test_a_shutdown_is_for_good(model: str, names: list[str], shared: Host) -> None:
+    """All replicas of a model are stopped by supervisord, STARTING ones too, and stay so."""
+    pids = [shared.pid(name) for name in names]
+    eventually(lambda: shared.known(model))
+    if model == "slow":
+        assert shared.state("slow") == "STARTING"
+    answer = shared.client.shutdown(model)
+    assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+    assert [shared.state(name) for name in names] == ["STOPPED"] * len(names)
+    assert not any(is_running(pid) for pid in pids)
+    assert shared.client.monitor(model).status == 500
+    for name in names:
+        shared.begin(name)
+    eventually(lambda: shared.known(model))  # and it is noticed
+
+
+@pytest.mark.parametrize(("model", "number"), [("replicas", "3"), ("crowd", "2")])
+def test_replicas(model: str, number: str, shared: Host) -> None:
+    """Programs that are given one model, by their environment or a rule, are its replicas."""
+    eventually(lambda: shared.known(model))
+    eventually(lambda: shared.client.monitor(model).headers["X-Monitor-Replicas"] == number)
+
+
+def test_a_killed_backend(shared: Host) -> None:
+    """What supervisord starts again is registered, and the end of the old one is told of."""
+    eventually(lambda: shared.known("quick"))
+    old = shared.pid("quick")
+    os.kill(old, signal.SIGKILL)
+    eventually(
+        lambda: [
+            fact
+            for fact in shared.told("registered")
+            if fact["registered"] == "quick" and fact["pid"] == shared.pid("quick") != old
+        ]
+    )
+    (end,) = eventually(lambda: [fact for fact in shared.told("gone") if fact["pid"] == old])
+    assert (end["gone"], end["cause"], end["signal"]) == ("quick", "killed", signal.SIGKILL)
+    assert shared.known("quick")
+
+
+def test_what_hooks_print_is_no_event(shared: Host) -> None:
+    """Hook files that print to standard output do not break the event protocol."""
+    eventually(lambda: shared.known("quick"))
+    shared.control("restart", "quick")
+    eventually(lambda: "this is no event protocol" in shared.monitor_log)
+    assert "nor is this" in shared.monitor_log
+    assert "BUSY -> ACKNOWLEDGED" in shared.log
+    assert "UNKNOWN" not in shared.log
+
+
+def test_a_killed_listener(shared: Host) -> None:
+    """It is started again, and finds all that runs by itself."""
+    models = ["plain", "equals", "org/named", "by/rule", "replicas", "crowd", "quick", "pair:right"]
+    eventually(lambda: shared.known(*models))
+    old = shared.pid("monitor")
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: shared.pid("monitor") != old)
+    eventually(lambda: shared.told("started")[-1]["started"] == shared.pid("monitor"))
+    eventually(lambda: shared.known(*models))
+
+
+def test_programs_come_and_go(make_host: Callable[..., Host]) -> None:
+    """`update` adds and removes groups, `reload` starts all anew: the monitor follows."""
+    first, second, kept = sleeper("first"), sleeper("second"), sleeper("kept")
+    host = make_host(first, kept)
+    eventually(lambda: host.known("first", "kept"))
+    host.write(second + kept)
+    assert "second: added process group" in host.control("update")
+    eventually(lambda: host.known("second", "kept"))
+    assert host.client.monitor("first").status == 500
+    assert len(host.told("started")) == 1
+    host.control("reload")
+    eventually(lambda: len(host.told("started")) == 2)
+    eventually(lambda: host.known("second", "kept"))
+
+
+@pytest.mark.parametrize("server", ["unix", "inet"])
+@pytest.mark.parametrize("credentials", [None, ("ops", "s3cret")])
+def test_servers(
+    server: str, credentials: tuple[str, str] | None, make_host: Callable[..., Host]
+) -> None:
+    """Unix and TCP servers are used, with and without credentials, which are shown nowhere."""
+    environment = 'SUPERVISOR_USERNAME="ops",SUPERVISOR_PASSWORD="s3cret"' if credentials else ""
+    host = make_host(sleeper("m"), server=server, credentials=credentials, environment=environment)
+    eventually(lambda: host.known("m"))
+    assert host.client.shutdown("m").status == 200
+    assert host.state("m") == "STOPPED"
+    assert "s3cret" not in host.monitor_log
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "said"),
+    [
+        ({"server": None}, "", "supervisord has no HTTP server"),
+        ({"credentials": ("ops", "s3cret")}, "", "wants a name and a password"),
+        (
+            {"credentials": ("ops", "s3cret")},
+            'SUPERVISOR_USERNAME="ops",SUPERVISOR_PASSWORD="wr0ng"',
+            "environment=SUPERVISOR_USERNAME=",
+        ),
+    ],
+)
+def test_what_must_be_configured_is_said(
+    options: dict[str, object], environment: str, said: str, make_host: Callable[..., Host]
+) -> None:
+    """Without a server, or its credentials, the listener says what to write, and is given up."""
+    host = make_host(sleeper("m"), **options, environment=environment, retries=0)
+    eventually(lambda: "exited: monitor (exit status 1; not expected)" in host.log)
+    assert said in host.monitor_log
+    assert "Traceback" not in host.monitor_log
+    assert "wr0ng" not in host.monitor_log
+    eventually(lambda: "gave up: monitor entered FATAL state" in host.log)
+
+
+def test_supervisord_is_killed_during_a_shutdown(make_host: Callable[..., Host]) -> None:
+    """The client is answered, the monitor ends by itself, and backends are left alone."""
+    host = make_host(
+        sleeper("calm"),
+        program("deaf", f"{BACKEND} --addr 127.0.0.1:{free_port()} --ignore-sigterm"),
+    )
+    eventually(lambda: host.known("calm", "deaf"))
+    eventually(lambda: source(host.client.monitor("deaf")) == "grpc")
+    monitor, calm, deaf = (host.pid(name) for name in ("monitor", "calm", "deaf"))
+    answers: list[Answer] = []
+    asking = threading.Thread(target=lambda: answers.append(host.client.shutdown("deaf")))
+    asking.start()
+    eventually(lambda: host.state("deaf") == "STOPPING")
+    assert host.process
+    host.process.kill()
+    asking.join(30)
+    assert answers[0].status == 500
+    assert str(deaf) in answers[0].json["error"]["message"]
+    eventually(lambda: not is_running(monitor))
+    assert is_running(calm)
+    assert is_running(deaf)
+    assert "Traceback" not in host.monitor_log
+
+
+def test_the_example(tmp_path: Path, spawner: Spawner) -> None:
+    """The example, in any folder: its models answer, commands are shown, Ctrl-C ends all."""
+    # The ports of replicas end in their numbers.
+    text = EXAMPLE.read_text().replace("127.0.0.1:50", f"127.0.0.{os.getpid() % 200 + 20}:50")
+    (tmp_path / EXAMPLE.name).write_text(text)
+    client = Client(f"http://127.0.0.1:{free_port()}")
+    process = spawner.process(
+        *(sys.executable, "-m", "monitor_plugin.demo.real_host", client.url),
+        *("supervisord", "-c", str(tmp_path / EXAMPLE.name)),
+        env={**os.environ, "MONITOR_LISTEN": client.url.removeprefix("http://")},
+        cwd="/",
+    )
+    try:
+        assert process.stdout
+        shown = ""
+        while "Ctrl-C" not in (line := process.stdout.readline()):
+            assert line, shown
+            shown += line
+        for call in calls():
+            assert call.curl(client.url) in shown
+        eventually(lambda: source(client.monitor("my-model")) == "grpc")
+        eventually(lambda: client.monitor("org/busy model").headers["X-Monitor-Replicas"] == "2")
+        assert source(client.monitor("no-status")) == "psutil"
+        assert client.shutdown("my-model").status == 200
+        backends = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+        eventually(lambda: not any(backend.is_running() for backend in backends))
+    finally:
+        end_session(process.pid)
+
+
+@pytest.mark.slow
+def test_two_hundred_programs(make_host: Callable[..., Host]) -> None:
+    """All are known soon after they were started at once, also after a restart of the monitor."""
+    crowd = program(
+        "crowd",
+        SLEEPER,
+        "process_name=%(process_num)03d",
+        "numprocs=200",
+        'environment=MONITOR_MODEL="m%(process_num)03d",MONITOR_ADDRESS="127.0.0.7:20%(process_num)03d"',
+    )
+    host = make_host(crowd)
+    models = [f"m{number:03}" for number in range(200)]
+    eventually(lambda: host.known(*models), 60)
+    for model in models[::40]:
+        assert host.client.shutdown(model).status == 200
+    old = host.pid("monitor")
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: len(host.told("started")) == 2)
+    eventually(lambda: host.known(*(set(models) - set(models[::40]))), 60)
+    assert [host.state(f"crowd:{model[1:]}") for model in models[::40]] == ["STOPPED"] * 5
+    assert "UNKNOWN" not in host.log

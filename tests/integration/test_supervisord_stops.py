@@ -1,0 +1,158 @@
+"""Stops by the real supervisord, of programs in every state; the monitor is in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import pytest
+
+from monitor_plugin import Backend, Monitor, ShutdownFailed
+from monitor_plugin.hosts.supervisord import Adapter
+
+from ..support import Spawner, eventually, is_running
+from .supervisord_host import Host, free_port, program, sleeper
+
+DEAF = f"{sys.executable} -S -c 'import signal, time; signal.signal(15, 1); time.sleep(100000)'"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A supervisord without the monitor; each test has a program of its own."""
+
+    def deaf(name: str) -> str:
+        address = f'environment=MONITOR_ADDRESS="127.0.0.1:{free_port()}"'
+        return program(name, DEAF, address, "stopwaitsecs=3")
+
+    sections = [
+        sleeper("crashing", "startsecs=3600", "startretries=1000"),
+        sleeper("once", "autorestart=false"),
+        sleeper("again"),
+        sleeper("removed"),
+        sleeper("closing"),
+        *map(deaf, ("stopping", "patient", "impatient", "left")),
+    ]
+    folder = tmp_path_factory.mktemp("supervisord")
+    host = Host(folder, "\n".join(sections), monitored=False).start()
+    yield host
+    host.close()
+
+
+class Case:
+    """A monitor whose adapter knows the host's backends."""
+
+    def __init__(self, host: Host, make_monitor: Callable[..., Monitor]) -> None:
+        self.host = host
+        self.adapter = Adapter(host.supervisord)
+        self.monitor = make_monitor([self.adapter])
+
+    def backend(self, model: str) -> Backend:
+        """The newest backend of a model, once it is registered."""
+        self.adapter.hint()
+        return eventually(
+            lambda: [each for each in self.monitor.backends() if each.model == model]
+        )[-1]
+
+    def kill(self, model: str) -> Backend:
+        """Kill a backend, and wait until supervisord knows it."""
+        backend = self.backend(model)
+        os.kill(backend.pid, signal.SIGKILL)
+        eventually(lambda: self.host.info(model)["pid"] != backend.pid)
+        return backend
+
+    def stop(self, backend: Backend, seconds: float = 30) -> bool | None:
+        return self.adapter.monitor_stop_backend(backend, seconds)
+
+
+@pytest.fixture
+def case(host: Host, make_monitor: Callable[..., Monitor]) -> Case:
+    return Case(host, make_monitor)
+
+
+def test_one_in_backoff(case: Case) -> None:
+    """Between two starts, too, a program is stopped for good."""
+    for _ in range(2):  # supervisord waits a second longer each time
+        backend = case.kill("crashing")
+        assert case.host.state("crashing") == "BACKOFF"
+    assert case.stop(backend) is None
+    assert case.host.state("crashing") == "STOPPED"
+
+
+def test_one_that_has_exited(case: Case) -> None:
+    """One that supervisord does not start again is stopped already."""
+    backend = case.kill("once")
+    assert case.stop(backend) is None
+    assert case.host.state("once") == "EXITED"
+
+
+def test_one_that_was_started_again(case: Case) -> None:
+    """The program is stopped, whichever process it has: it is the model that is to be stopped."""
+    old = case.kill("again")
+    new = case.host.pid("again")
+    assert case.stop(old) is None
+    assert case.host.state("again") == "STOPPED"
+    assert not is_running(new)
+
+
+def test_one_that_is_being_stopped(case: Case) -> None:
+    """Another's stop, which takes its time, is waited for."""
+    backend = case.backend("stopping")
+    case.host.supervisord.call("stopProcess", "stopping", False)
+    assert case.host.state("stopping") == "STOPPING"
+    assert case.stop(backend) is None
+    assert case.host.state("stopping") == "STOPPED"
+    assert not is_running(backend.pid)
+
+
+def test_one_that_takes_its_time(case: Case) -> None:
+    """With a timeout as long as `stopwaitsecs` it is under way, and gone after that."""
+    backend = case.backend("patient")
+    assert case.stop(backend, 3) in (True, None)
+    eventually(lambda: case.host.state("patient") == "STOPPED")
+
+
+def test_one_that_takes_longer_than_the_monitor_waits(case: Case) -> None:
+    """A timeout shorter than `stopwaitsecs` is an error that names both."""
+    backend = case.backend("impatient")
+    with pytest.raises(ShutdownFailed) as caught:
+        case.stop(backend, 0.5)
+    assert "program 'impatient:impatient' has stopwaitsecs=3" in str(caught.value)
+    assert "the 0.5 s of stop_timeout_seconds" in str(caught.value)
+    eventually(lambda: case.host.state("impatient") == "STOPPED")
+
+
+def test_one_that_is_no_program(case: Case, spawner: Spawner) -> None:
+    """What is not supervisord's, or not any more, is left to the monitor."""
+    process = spawner.sleeper()
+    assert case.stop(Backend("m", process.pid, "127.0.0.1:1", 0)) is None
+    assert is_running(process.pid)
+    backend = case.backend("removed")
+    case.host.control("stop", "removed")
+    case.host.control("remove", "removed")
+    assert case.stop(backend) is None
+
+
+def test_the_monitor_is_closed_meanwhile(case: Case) -> None:
+    """A stop that is under way is not waited for any longer, and supervisord goes on with it."""
+    backend = case.backend("left")
+    with futures.ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(case.stop, backend)
+        eventually(lambda: case.host.state("left") == "STOPPING")
+        case.monitor.close()
+        error = stopping.exception(30)
+    assert "the monitor was closed while supervisord was stopping" in str(error)
+    eventually(lambda: case.host.state("left") == "STOPPED")
+
+
+def test_supervisord_is_away(case: Case) -> None:
+    """That supervisord does not answer is an error that says so, and where it was looked for."""
+    backend = case.backend("closing")
+    assert case.host.process
+    case.host.process.kill()
+    case.host.process.wait()
+    with pytest.raises(ShutdownFailed, match=f"supervisord at {case.host.url} cannot be asked: "):
+        case.stop(backend)
+    assert is_running(backend.pid)
