@@ -22,6 +22,8 @@ from monitor_plugin.demo.calls import calls, make_calls
 from ..support import Spawner, eventually, is_running
 from .circus_host import CircusHost, backend_command, free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 
 WATCHERS: dict[str, dict[str, object]] = {

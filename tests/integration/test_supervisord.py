@@ -17,6 +17,8 @@ from monitor_plugin.demo.calls import calls
 from ..support import Answer, Client, Spawner, eventually, is_running
 from .supervisord_host import BACKEND, SLEEPER, Host, end_session, free_port, program, sleeper
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord" / "supervisord.conf"
 
 

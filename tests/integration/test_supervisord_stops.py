@@ -16,6 +16,8 @@ from monitor_plugin.hosts.supervisord import Adapter
 from ..support import Spawner, eventually, is_running
 from .supervisord_host import Host, free_port, program, sleeper
 
+pytestmark = pytest.mark.slow
+
 DEAF = f"{sys.executable} -S -c 'import signal, time; signal.signal(15, 1); time.sleep(100000)'"
 
 
