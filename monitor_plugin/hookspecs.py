@@ -139,10 +139,11 @@ def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | Non
 
     When: at a shutdown, once all that it stops are drained, and after `Free`. Thread: a hook's, one
     per backend. Arguments: `backend`; `timeout_seconds`, by when to be back. Returns True: done or
-    under way (the monitor verifies, and signals nothing); False: it failed; None: not mine. The
-    first True or False wins; after None from all the monitor stops the process tree itself. One
-    that raises `ShutdownFailed` failed, with that reason; one that raises or returns something else
-    is logged, and the next is asked; one that overruns counts as under way.
+    under way (the monitor verifies, and signals nothing); False: it failed; None: not mine, or off
+    the books, and what still runs is the monitor's to end. The first True or False wins; after None
+    from all the monitor stops the process tree itself, and watches for a restart. One that raises
+    `ShutdownFailed` failed, with that reason; one that raises or returns something else is logged,
+    and the next is asked; one that overruns counts as under way.
     """
 
 

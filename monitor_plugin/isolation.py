@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pluggy
 
+from .errors import MonitorError
 from .plugins import is_wrapper
 
 _logger = logging.getLogger(__name__)
@@ -74,7 +75,11 @@ class Isolation:
             elif not self._run_on_thread(hook, call, seconds):
                 yield Outcome(name, None, HookOverran(f"it was not back within {seconds:g} s"))
                 continue
-            if call.error is not None:
+            if isinstance(
+                call.error, MonitorError
+            ):  # said on purpose: where it arose tells nothing
+                _logger.error("plugin %r: hook %s raised: %s", name, hook, call.error)
+            elif call.error is not None:
                 _logger.error("plugin %r: hook %s raised", name, hook, exc_info=call.error)
             yield Outcome(name, call.value, call.error)
 

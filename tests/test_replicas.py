@@ -216,9 +216,9 @@ def test_one_replica_is_stopped_by_its_pid(
 
 
 def test_a_partial_stop_lists_what_is_left(
-    make_monitor: Callable[..., Monitor], spawner: Spawner
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where one replica cannot be stopped it is a 500 with its PID and the reason."""
+    """Where one replica cannot be stopped it is a 500 with its PID and the reason, also logged."""
 
     class Books:
         stubborn = 0
@@ -239,6 +239,8 @@ def test_a_partial_stop_lists_what_is_left(
     message = assert_error(client.shutdown("m"), 500, "shutdown_failed")
     assert "the books say no" in message
     assert f"still running: PID {books.stubborn}" in message
+    assert "the books say no" in caplog.text
+    assert "Traceback" not in caplog.text
     assert [each.pid for each in monitor.backends()] == [books.stubborn]
     books.stubborn = 0
     assert client.shutdown("m").status == 200
