@@ -200,6 +200,7 @@ class Lifecycle:
         )
         exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
         if not self._registry.end(record, End(record.backend, exit, oom_kill_seen)):
+            self._status_client.forget(record.backend)  # who came late may have connected anew
             return None
         self._let_go(record)
         return self._hooks.backend_gone(record.backend, exit)

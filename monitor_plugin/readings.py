@@ -150,7 +150,11 @@ class Readings:
         if status is None:
             source = "grpc"
             status, rpc_error = self._status_client.status(backend, patience_seconds)
-        if record.process.ended():
+        ended = record.process.ended()
+        if ended or record.backend is not backend:
+            # It may have been forgotten before this very call connected to it anew.
+            self._status_client.forget(backend)
+        if ended:
             raise ProcessGone(backend.pid)
         if status is not None:
             self._note_state(record, backend, status.state)

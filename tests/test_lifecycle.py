@@ -21,6 +21,7 @@ from monitor_plugin import (
     Monitor,
     hookimpl,
 )
+from monitor_plugin.process import ProcessGone
 
 from .support import Spawner, eventually, is_running
 
@@ -550,3 +551,44 @@ def test_a_dead_backend_is_not_answered_for_by_who_serves_its_address(
     with pytest.raises(ModelNotLoaded, match="SIGKILL"):
         monitor.read("m")
     assert [backend.pid for backend, _ in recorder.gone] == [process.pid]
+
+
+def test_who_comes_late_leaves_no_connection(monitor: Monitor, spawner: Spawner) -> None:
+    """A reading or a `Free` that comes after a backend's end keeps no channel to its address."""
+    backend = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    (record,) = monitor._registry.records("m")
+    backend.process.kill()
+    eventually(lambda: not monitor.backends())
+    connections = monitor._status_client._connections
+    with pytest.raises(ProcessGone):
+        monitor._readings.ask(record)
+    assert connections == {}
+    monitor._status_client.free(record.backend)
+    assert connections
+    monitor._lifecycle.end(record)
+    assert connections == {}
+
+
+def test_a_reading_during_an_update_leaves_no_connection(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Who asks at an address from which the backend has just moved keeps no channel to it."""
+    backend, other = spawner.backend(), spawner.backend()
+    moves = [other.address]
+    watching: list[Monitor] = []
+
+    class Moves:
+        @hookimpl
+        def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> None:
+            while moves:
+                watching[0].hook.monitor_backend_spawned(
+                    model="m", pid=backend.pid, address=moves.pop()
+                )
+
+    monitor = make_monitor(plugins=[Moves()], hook_timeout_seconds=30.0)
+    watching.append(monitor)
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    monitor.read("m")
+    assert monitor.backends()[0].address == other.address
+    assert monitor._status_client._connections == {}
