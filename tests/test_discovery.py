@@ -26,8 +26,14 @@ def found(pid: int, *rules: str, name: str = "g:llama", model: str = "llama") ->
 
 
 def children(pid: int) -> list[int]:
+    """List the children that run a program of their own by now, and no copy of their parent."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
+        found = [int(child) for child in file.read().split()]
+    return [child for child in found if command_line(child) not in (b"", command_line(pid))]
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.parametrize("switches", [("--addr", ADDRESS), (f"--addr={ADDRESS}",)])
