@@ -7,12 +7,13 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
+
+from monitor_plugin.demo.calls import UnixConnection
 
 T = TypeVar("T")
 
@@ -98,19 +99,6 @@ class Answer(NamedTuple):
     @property
     def json(self) -> Any:
         return json.loads(self.body)
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """Speaks HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class Client:

@@ -49,7 +49,7 @@ def calls() -> list[Call]:
     ]
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
     def __init__(self, path: str, timeout: float) -> None:
@@ -57,6 +57,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        """Connect to the socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
@@ -73,7 +74,7 @@ def make_calls(url: str, token: str | None) -> Iterator[tuple[str, bool]]:
         headers["Authorization"] = f"Bearer {token}"
     for call in calls():
         connection = (
-            _UnixConnection(url.removeprefix("unix:"), 60)
+            UnixConnection(url.removeprefix("unix:"), 60)
             if url.startswith("unix:")
             else http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         )
