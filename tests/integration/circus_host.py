@@ -172,6 +172,17 @@ class CircusHost:
                     found.append(process)
         return found
 
+    def end(self) -> int:
+        """End circusd by SIGTERM, which it forgets while it runs a command; gives its code."""
+
+        def code() -> list[int]:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return [self.process.wait(timeout=10)]
+            return []
+
+        return eventually(code, seconds=60)[0]
+
     def kill(self) -> None:
         """End circusd by SIGKILL."""
         self.process.kill()

@@ -279,8 +279,7 @@ def test_circus_as_a_whole_is_reloaded_restarted_and_ended(
         assert host.patient_call(command)["status"] == "ok"
         eventually(lambda pids=pids: not any(map(is_running, pids)))  # type: ignore[misc]
         host.wait_found("m")
-    host.process.send_signal(signal.SIGTERM)
-    assert host.process.wait(timeout=30) == 0
+    assert host.end() == 0
     assert host.started() == []
     assert " monitor_plugin" not in host.log()  # no error, no warning
 
