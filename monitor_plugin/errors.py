@@ -11,7 +11,8 @@ MonitorError
 ├── BackendUnreadable      neither the backend nor its process could be read
 ├── ShutdownRefused        a hook refused the shutdown
 ├── ShutdownFailed         the processes could not be stopped, or did not stay stopped
-└── TooManyShutdowns       no more shutdowns are taken at the moment
+├── TooManyShutdowns       no more shutdowns are taken at the moment
+└── RequestFailed          a running monitor could not be asked, or answered with an error
 
 Each carries its facts as attributes; which HTTP status each becomes stands in `http/wire.py`.
 """
@@ -168,3 +169,21 @@ class TooManyShutdowns(MonitorError):
             f"nothing was stopped, try again in {retry_after_seconds} s"
         )
         self.retry_after_seconds = retry_after_seconds
+
+
+class RequestFailed(MonitorError):
+    """A running monitor could not be asked, or answered with an error.
+
+    Attributes:
+        url: the monitor's.
+        status: the HTTP status of the answer; None where there was none.
+        type: the error's type in the answer, `model_not_loaded` say; None where it names none.
+    """
+
+    def __init__(
+        self, url: str, message: str, status: int | None = None, type: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.url = url
+        self.status = status
+        self.type = type

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from monitor_plugin.demo.calls import UnixConnection
+from monitor_plugin.client import UnixConnection
 
 T = TypeVar("T")
 

@@ -26,6 +26,7 @@ def test_the_public_names_are_these() -> None:
         "PidNotHeld",
         "PluginError",
         "Reading",
+        "RequestFailed",
         "Sample",
         "Settings",
         "SettingsError",
@@ -125,6 +126,12 @@ def test_every_error_is_a_monitor_error(name: str) -> None:
             "8 shutdowns are under way, which is as many as are taken at once; "
             "nothing was stopped, try again in 5 s",
             {"retry_after_seconds": 5},
+        ),
+        (
+            errors.RequestFailed("http://x", "no", 500, "model_not_loaded"),
+            Exception,
+            "no",
+            {"url": "http://x", "status": 500, "type": "model_not_loaded"},
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import shlex
-import socket
 from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from ..client import UnixConnection
 
 JSON = "application/json"
 
@@ -47,20 +48,6 @@ def calls() -> list[Call]:
         Call("/backend/shutdown", {"model": "my-model"}, True, 200),
         Call("/backend/monitor?model=my-model", None, False, 500),
     ]
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def make_calls(url: str, token: str | None) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,175 @@
+"""Asks a running monitor over HTTP, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from .errors import MonitorError, RequestFailed
+from .tokens import fault_in_token, parse_tokens
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+_TIMEOUT_SECONDS = 60.0
+
+
+class Client:
+    """Speaks to a monitor, a connection per request. Safe to call from any thread.
+
+    Args:
+        url: `http://HOST:PORT` (`https://`, where a proxy has TLS), or `unix:/PATH`.
+        token: sent with each request; it stands in no error.
+        timeout_seconds: how long the monitor may stay silent.
+
+    Raises:
+        MonitorError: the URL is none of these.
+    """
+
+    def __init__(
+        self, url: str, token: str | None = None, timeout_seconds: float = _TIMEOUT_SECONDS
+    ) -> None:
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._timeout_seconds = timeout_seconds
+        self._socket_path: str | None = None
+        self._scheme, self._netloc, self._prefix = "unix", "", ""
+        self.url = url.rstrip("/")
+        if url.startswith("unix:"):
+            self._socket_path = url.removeprefix("unix:").removeprefix("//")
+            if not self._socket_path.startswith("/"):
+                raise MonitorError(f"{url!r}: a unix socket's path must be absolute: unix:/PATH")
+            return
+        try:
+            parts = urlsplit(self.url)
+            good = bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # a port that is none
+            good = False
+        if not good or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+            raise MonitorError(f"{url!r} is neither http://HOST:PORT nor unix:/PATH")
+        if "@" in parts.netloc:
+            raise MonitorError("a URL with a user's name is not taken; tokens go elsewhere")
+        self._scheme, self._netloc, self._prefix = parts.scheme, parts.netloc, parts.path
+
+    def get(
+        self,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        timeout_seconds: float | None = None,
+    ) -> Any:
+        """Ask for something, and give what the answer's JSON holds.
+
+        Raises:
+            RequestFailed: there was no answer, or it is an error, or no JSON.
+        """
+        return self._request(
+            "GET", path + (f"?{urlencode(query)}" if query else ""), None, timeout_seconds
+        )
+
+    def post(
+        self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
+    ) -> Any:
+        """Send a body as JSON, and give what the answer's JSON holds; raises as `get`."""
+        return self._request("POST", path, json.dumps(body), timeout_seconds)
+
+    def _request(
+        self, method: str, path: str, body: str | None, timeout_seconds: float | None
+    ) -> Any:
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        with closing(self._connection(timeout_seconds or self._timeout_seconds)) as connection:
+            try:
+                connection.request(method, self._prefix + path, body, headers)
+                response = connection.getresponse()
+                text = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                raise RequestFailed(self.url, f"no monitor answers at {self.url}: {why}") from error
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if response.status >= 300:
+            message, kind = _error_of(answer)
+            said = f"{self.url} answered {method} {path} with {response.status}: "
+            said += message or response.reason
+            raise RequestFailed(self.url, message or said, response.status, kind)
+        if answer is None:
+            said = f"{self.url} answered {method} {path} with no JSON: is it a monitor?"
+            raise RequestFailed(self.url, said, response.status)
+        return answer
+
+    def _connection(self, timeout_seconds: float) -> http.client.HTTPConnection:
+        if self._socket_path:
+            return UnixConnection(self._socket_path, timeout_seconds)
+        if self._scheme == "https":
+            return http.client.HTTPSConnection(self._netloc, timeout=timeout_seconds)
+        return http.client.HTTPConnection(self._netloc, timeout=timeout_seconds)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def client_of(environ: Mapping[str, str], url: str | None, token_file: str | None) -> Client:
+    """Make the client of a command.
+
+    Args:
+        environ: `MONITOR_URL`, and `MONITOR_TOKEN` or else `MONITOR_TOKEN_FILE`, count where the
+            other arguments are None (pass `os.environ`).
+        url: as of `Client`.
+        token_file: a file with a token alone, or one such as the monitor's own, of whose tokens
+            one that may do most is taken.
+
+    Raises:
+        MonitorError: the URL or the file cannot be used.
+    """
+    token = None if token_file else environ.get("MONITOR_TOKEN") or None
+    token_file = token_file or environ.get("MONITOR_TOKEN_FILE") or None
+    if token is None and token_file:
+        token = _read_token(token_file)
+    elif token is not None and (fault := fault_in_token(token)):
+        raise MonitorError(f"MONITOR_TOKEN: {fault}")
+    return Client(url or environ.get("MONITOR_URL") or DEFAULT_URL, token)
+
+
+def _read_token(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise MonitorError(f"token file {os.fspath(path)} cannot be used: {why}") from None
+    try:
+        tokens = parse_tokens(text)
+    except ValueError:
+        tokens = ()
+    if tokens:
+        return max(tokens, key=lambda each: each.role).secret
+    if fault := fault_in_token(text.strip()):
+        raise MonitorError(f"token file {path} cannot be used: {fault}")
+    return text.strip()
+
+
+def _error_of(answer: Any) -> tuple[str | None, str | None]:
+    """What an error's envelope says, and its type."""
+    try:
+        return str(answer["error"]["message"]), str(answer["error"]["type"])
+    except (TypeError, KeyError):
+        return None, None
