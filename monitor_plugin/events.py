@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .isolation import Isolation
-
-_logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 5.0
 
@@ -64,14 +61,5 @@ class Events:
 
     def _run(self) -> None:
         while delivery := self._queue.get():
-            for outcome in self._isolation.call_each(
-                delivery.hook, self._timeout_seconds, delivery.arguments
-            ):
-                if outcome.value is not None:
-                    _logger.error(
-                        "plugin %r: hook %s returned %s, and should return nothing",
-                        outcome.plugin_name,
-                        delivery.hook,
-                        type(outcome.value).__name__,
-                    )
+            self._isolation.call(delivery.hook, self._timeout_seconds, delivery.arguments)
             delivery.done.set()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from .errors import ShutdownFailed
 from .events import Delivery, Events
-from .isolation import HookOverran, Isolation, Outcome
+from .isolation import Isolation
 from .models import Backend, BackendExit, Memory, State, Status
+from .turns import HookOverran, Outcome, WrongType
 
 if TYPE_CHECKING:
     import falcon
 
     from .monitor import Monitor
-
-_logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 2**64 - 1
 _METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
@@ -68,9 +66,7 @@ class Hooks:
         self._tell("monitor_closing", self._timeout_seconds)
 
     def _tell(self, hook: str, seconds: float | None, **arguments: Any) -> None:
-        for outcome in self._isolation.call_each(hook, seconds, arguments):
-            if outcome.value is not None:
-                _log_wrong_type(hook, outcome, "nothing")
+        self._isolation.call(hook, seconds, arguments)
 
     # Events: queued in order, then waited for, within bounds, where that is asked.
 
@@ -109,25 +105,16 @@ class Hooks:
         hook = "monitor_query_status"
         timeout_seconds = min(timeout_seconds, self._timeout_seconds)
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
-        for outcome in self._isolation.call_each(hook, self._timeout_seconds, arguments):
-            if outcome.value is not None:
-                if _is_status(outcome.value):
-                    return Status(int(outcome.value.state), outcome.value.memory)
-                _log_wrong_type(hook, outcome, "a Status of integers within 64 bits")
-        return None
+        outcomes = self._isolation.call(
+            hook, self._timeout_seconds, arguments, _status, ends=_has_value
+        )
+        return outcomes[-1].value if outcomes else None
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
         """Call `monitor_call_metadata`: all that is given, the first of a key."""
         hook = "monitor_call_metadata"
-        metadata: dict[str, str] = {}
-        for outcome in self._isolation.call_each(hook, self._timeout_seconds, {"backend": backend}):
-            if outcome.value is None:
-                continue
-            if _is_metadata(outcome.value):
-                metadata = {**outcome.value, **metadata}
-            else:
-                _log_wrong_type(hook, outcome, "a mapping of gRPC metadata, ASCII to ASCII")
-        return metadata
+        arguments = {"backend": backend}
+        return _merged(self._isolation.call(hook, self._timeout_seconds, arguments, _metadata))
 
     def has_memory_components(self) -> bool:
         """Whether `monitor_memory_components` has implementations, and the tree must be listed."""
@@ -136,29 +123,25 @@ class Hooks:
     def memory_components(self, backend: Backend, pids: Sequence[int]) -> dict[str, int]:
         """Call `monitor_memory_components`: bytes by component, the first of a name."""
         hook = "monitor_memory_components"
-        components: dict[str, int] = {}
         arguments = {"backend": backend, "pids": tuple(pids)}
-        for outcome in self._isolation.call_each(hook, self._timeout_seconds, arguments):
-            if outcome.value is None:
-                continue
-            if _is_breakdown(outcome.value):
-                components = {**outcome.value, **components}
-            else:
-                _log_wrong_type(hook, outcome, "a mapping of names to bytes")
-        return components
+        return _merged(self._isolation.call(hook, self._timeout_seconds, arguments, _components))
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
         """Call `monitor_before_shutdown`: the first refusal that holds, or None."""
-        hook = "monitor_before_shutdown"
         arguments = {"backend": backend, "force": force}
-        for outcome in self._isolation.call_each(hook, self._timeout_seconds, arguments):
-            if outcome.error is not None:
-                if not force:
-                    return Refusal(outcome.plugin_name, f"its hook failed: {outcome.error!r}")
-            elif isinstance(outcome.value, str):
-                return Refusal(outcome.plugin_name, outcome.value)
-            elif outcome.value is not None:
-                _log_wrong_type(hook, outcome, "a string or None")
+
+        def refuses(outcome: Outcome) -> bool:
+            # Whoever returns nonsense has not refused; one that raises or is late may mean to.
+            failed = outcome.error is not None and not isinstance(outcome.error, WrongType)
+            return _has_value(outcome) or (failed and not force)
+
+        for name, reason, error in self._isolation.call(
+            "monitor_before_shutdown", self._timeout_seconds, arguments, _reason, refuses
+        ):
+            if reason is not None:
+                return Refusal(name, reason)
+            if not force and not isinstance(error, WrongType):
+                return Refusal(name, f"its hook failed: {error!r}")
         return None
 
     def stop_backend(self, backend: Backend, timeout_seconds: float) -> StopAnswer | None:
@@ -166,30 +149,70 @@ class Hooks:
 
         Each may take `timeout_seconds`, and as long as any other hook on top.
         """
-        hook = "monitor_stop_backend"
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
         seconds = timeout_seconds + self._timeout_seconds
-        for outcome in self._isolation.call_each(hook, seconds, arguments):
-            if isinstance(outcome.error, HookOverran):
-                return StopAnswer(outcome.plugin_name, under_way=True, error=str(outcome.error))
-            if isinstance(outcome.error, ShutdownFailed):
-                return StopAnswer(outcome.plugin_name, False, outcome.error.reason)
-            if isinstance(outcome.value, bool):
-                return StopAnswer(outcome.plugin_name, under_way=outcome.value, error=None)
-            if outcome.value is not None:
-                _log_wrong_type(hook, outcome, "True, False or None")
+
+        def answers(outcome: Outcome) -> bool:
+            return _has_value(outcome) or isinstance(outcome.error, (HookOverran, ShutdownFailed))
+
+        for name, under_way, error in self._isolation.call(
+            "monitor_stop_backend", seconds, arguments, _under_way, answers
+        ):
+            if isinstance(error, HookOverran):
+                return StopAnswer(name, under_way=True, error=str(error))
+            if isinstance(error, ShutdownFailed):
+                return StopAnswer(name, False, error.reason)
+            if under_way is not None:
+                return StopAnswer(name, under_way=under_way, error=None)
         return None
 
 
-def _log_wrong_type(hook: str, outcome: Outcome, wanted: str) -> None:
-    # The type alone: the value may be a secret.
-    _logger.error(
-        "plugin %r: hook %s returned %s, and should return %s; it is left out",
-        outcome.plugin_name,
-        hook,
-        type(outcome.value).__name__,
-        wanted,
-    )
+def _has_value(outcome: Outcome) -> bool:
+    return outcome.value is not None
+
+
+def _merged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """All that was given, the first of a key."""
+    merged: dict[str, Any] = {}
+    for outcome in reversed(outcomes):
+        merged.update(outcome.value or {})
+    return merged
+
+
+# Each takes an answer of an implementation, and gives it as it is used, and None where it says
+# nothing. They run where the implementation does, as a mapping may be anybody's code.
+
+
+def _status(value: object) -> Status:
+    if not _is_status(value):
+        raise WrongType(value, "a Status of integers within 64 bits")
+    return Status(int(value.state), value.memory)
+
+
+def _metadata(value: object) -> dict[str, str] | None:
+    if not isinstance(value, Mapping) or not _is_metadata(given := dict(value)):
+        raise WrongType(value, "a mapping of gRPC metadata, ASCII to ASCII")
+    return given
+
+
+def _components(value: object) -> dict[str, int] | None:
+    if type(value) is dict and not value:  # the usual answer, and to be had for little
+        return None
+    if not isinstance(value, Mapping) or not _is_breakdown(given := dict(value)):
+        raise WrongType(value, "a mapping of names to bytes")
+    return given
+
+
+def _reason(value: object) -> str:
+    if not isinstance(value, str):
+        raise WrongType(value, "a string or None")
+    return value
+
+
+def _under_way(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise WrongType(value, "True, False or None")
+    return value
 
 
 def _is_bytes(value: object) -> bool:
@@ -209,7 +232,7 @@ def _is_breakdown(value: object) -> bool:
     )
 
 
-def _is_status(value: object) -> bool:
+def _is_status(value: object) -> TypeGuard[Status]:
     if not isinstance(value, Status) or not isinstance(value.state, int):
         return False
     memory = value.memory

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pluggy
 
 from .errors import MonitorError
 from .plugins import is_wrapper
+from .turns import HookOverran, Implementation, Outcome, Question, Turns, WrongType
+from .workers import Workers
 
 _logger = logging.getLogger(__name__)
 
 
-class HookOverran(Exception):
-    """An implementation is not back in its time."""
+class _Plan(NamedTuple):
+    """The implementations of a hook, as Pluggy has them and as they are called."""
+
+    found: list[Any]
+    implementations: list[Implementation]
+    shapes: list[tuple[str, ...]]
 
 
-class Outcome(NamedTuple):
-    """What one implementation gave: a value, or the error that it raised or `HookOverran`."""
-
-    plugin_name: str
-    value: Any
-    error: BaseException | None
+def nothing(value: Any) -> Any:
+    """Take nothing but None, for a hook that only tells."""
+    raise WrongType(value, "nothing")
 
 
 class Isolation:
-    """Calls every implementation of a hook, one by one, each on a thread of its own.
+    """Calls every implementation of a hook, one by one, on a thread that is not the caller's.
 
-    One that raises is logged. One that is not back in time is left behind, logged, and not called
-    again until it has come back. Wrappers are left out. Safe to call from any thread.
+    One thread calls them in turn, as long as none overruns. One that raises is logged. One that is
+    not back in time is left behind with its thread, logged, and not called again until it has come
+    back; the next ones are called on another thread. Wrappers are left out. Safe to call from any
+    thread.
 
     Args:
         managers: where implementations are registered; the first manager's are called first.
@@ -41,93 +45,119 @@ class Isolation:
     def __init__(self, managers: Sequence[pluggy.PluginManager]) -> None:
         self._managers = managers
         self._lock = threading.Lock()
-        self._overrunning: set[int] = set()
-        self._thread = threading.local()
+        self._plans: dict[str, _Plan] = {}
+        self._workers = Workers("monitor-hook")
+
+    def close(self) -> None:
+        """End the threads; each call after that has one of its own."""
+        self._workers.close()
 
     def on_hook_thread(self) -> bool:
         """Whether the calling thread is one on which an implementation runs."""
-        return getattr(self._thread, "is_hook", False)
+        return self._workers.is_current()
 
-    def implementations(self, hook: str) -> list[Any]:
+    def implementations(self, hook: str) -> list[Implementation]:
         """List the implementations of a hook, in the order in which Pluggy would call them."""
-        found = []
+        return self._plan(hook).implementations
+
+    def _plan(self, hook: str) -> _Plan:
+        found: list[Any] = []
         for manager in self._managers:
             caller = getattr(manager.hook, hook, None)
             if caller is not None:
-                found += [each for each in reversed(caller.get_hookimpls()) if not is_wrapper(each)]
-        return found
+                found += reversed(caller.get_hookimpls())
+        plan = self._plans.get(hook)
+        if plan is not None and plan.found == found:
+            return plan
+        with self._lock:
+            old = self._plans.get(hook, _Plan([], [], []))
+            known = {each.found: each for each in old.implementations}
+            shapes = [*old.shapes]  # only added to, as calls under way know them by their places
+            implementations = []
+            for each in found:
+                if is_wrapper(each):
+                    continue
+                names = tuple(each.argnames)
+                if names not in shapes:
+                    shapes.append(names)
+                new = Implementation(each, shapes.index(names))
+                implementations.append(known.get(each, new))
+            plan = self._plans[hook] = _Plan(found, implementations, shapes)
+            return plan
 
-    def call_each(
-        self, hook: str, seconds: float | None, arguments: Mapping[str, Any]
-    ) -> Iterator[Outcome]:
-        """Call the implementations as the iterator is drawn.
+    def call(
+        self,
+        hook: str,
+        seconds: float | None,
+        arguments: Mapping[str, Any],
+        check: Callable[[Any], Any] = nothing,
+        ends: Callable[[Outcome], bool] = lambda outcome: False,
+    ) -> list[Outcome]:
+        """Call the implementations, and give the outcomes of those that said something.
 
         Args:
             hook: the hook's name.
             seconds: how long each may take; None for no bound, on the calling thread.
             arguments: what the hook's spec names.
+            check: gives an answer as it is used, None for one that says nothing; or raises.
+            ends: whether those after an outcome are not called.
         """
-        for implementation in self.implementations(hook):
-            name = str(implementation.plugin_name)
-            call = _Call(implementation, [arguments[each] for each in implementation.argnames])
-            if seconds is None:
-                call.run()
-            elif not self._run_on_thread(hook, call, seconds):
-                yield Outcome(name, None, HookOverran(f"it was not back within {seconds:g} s"))
+        return self.begin(hook, seconds, arguments, check, ends)()
+
+    def begin(
+        self,
+        hook: str,
+        seconds: float | None,
+        arguments: Mapping[str, Any],
+        check: Callable[[Any], Any] = nothing,
+        ends: Callable[[Outcome], bool] = lambda outcome: False,
+    ) -> Callable[[], list[Outcome]]:
+        """Begin to call the implementations; the function that is given waits for the outcomes."""
+        plan = self._plan(hook)
+        if not plan.implementations:
+            return list
+        shapes = [[arguments[name] for name in names] for names in plan.shapes]
+        question = Question(shapes, check, ends)
+        if seconds is None:
+            turns = Turns(plan.implementations, question, self._lock, (Exception, SystemExit))
+            turns.work()()
+            turns.wait(0)
+            return lambda: self._logged(hook, turns.outcomes)
+        turns = self._start(plan.implementations, question)
+        return lambda: self._logged(hook, self._follow(hook, turns, question, seconds))
+
+    def _start(self, implementations: Sequence[Implementation], question: Question) -> Turns:
+        # Whatever they raise, a cancelled task's error say, it ends their own turn alone.
+        turns = Turns(implementations, question, self._lock, (BaseException,))
+        self._workers.run(turns.work)
+        return turns
+
+    def _follow(self, hook: str, turns: Turns, question: Question, seconds: float) -> list[Outcome]:
+        """Watch the turns, on one thread after the other, until all had theirs."""
+        outcomes: list[Outcome] = []
+        while True:
+            overdue = turns.wait(seconds)
+            outcomes += turns.outcomes
+            if overdue:
+                error = HookOverran(f"it was not back within {seconds:g} s")
+                outcomes.append(Outcome(overdue.plugin_name, None, error))
+                _logger.error(
+                    "plugin %r: hook %s is not back within %g s, "
+                    "and is not called again until it is",
+                    *(overdue.plugin_name, hook, seconds),
+                )
+            if not turns.left or (outcomes and question.ends(outcomes[-1])):
+                return outcomes
+            turns = self._start(turns.left, question)
+
+    def _logged(self, hook: str, outcomes: list[Outcome]) -> list[Outcome]:
+        for name, _, error in outcomes:
+            if error is None or isinstance(error, HookOverran):
                 continue
-            if isinstance(
-                call.error, MonitorError
-            ):  # said on purpose: where it arose tells nothing
-                _logger.error("plugin %r: hook %s raised: %s", name, hook, call.error)
-            elif call.error is not None:
-                _logger.error("plugin %r: hook %s raised", name, hook, exc_info=call.error)
-            yield Outcome(name, call.value, call.error)
-
-    def _run_on_thread(self, hook: str, call: _Call, seconds: float) -> bool:
-        """Run a call; False where it is not back in time, or an earlier one is not yet."""
-        key = id(call.implementation)
-        with self._lock:
-            if key in self._overrunning:
-                return False
-        done = threading.Event()
-
-        def run() -> None:
-            self._thread.is_hook = True
-            try:
-                call.run()
-            except BaseException as error:  # a cancelled task's, say: it ends this call alone
-                call.error = error
-            with self._lock:
-                done.set()
-                self._overrunning.discard(key)
-
-        threading.Thread(target=run, name=f"monitor-{hook}", daemon=True).start()
-        if done.wait(seconds):
-            return True
-        with self._lock:
-            if done.is_set():
-                return True
-            self._overrunning.add(key)
-        _logger.error(
-            "plugin %r: hook %s is not back within %g s, and is not called again until it is",
-            call.implementation.plugin_name,
-            hook,
-            seconds,
-        )
-        return False
-
-
-class _Call:
-    def __init__(self, implementation: Any, arguments: list[Any]) -> None:
-        self.implementation = implementation
-        self.arguments = arguments
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.value = self.implementation.function(*self.arguments)
-        except (Exception, SystemExit) as error:  # whatever it is, the others still run
-            self.error = error
-        if inspect.iscoroutine(self.value):
-            self.value.close()  # an `async def`: its type is wrong, and nothing would await it
+            if isinstance(error, WrongType):
+                _logger.error("plugin %r: hook %s %s; it is left out", name, hook, error)
+            elif isinstance(error, MonitorError):  # on purpose: where it arose tells nothing
+                _logger.error("plugin %r: hook %s raised: %s", name, hook, error)
+            else:
+                _logger.error("plugin %r: hook %s raised", name, hook, exc_info=error)
+        return outcomes

@@ -71,7 +71,7 @@ class Monitor:
         managers = (
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
-        isolation = Isolation(managers)
+        self._isolation = isolation = Isolation(managers)
         self._events = Events(isolation, settings.hook_timeout_seconds)
         self._hooks = Hooks(isolation, self._events, settings.hook_timeout_seconds)
         self._registry = Registry()
@@ -170,6 +170,7 @@ class Monitor:
         self._lifecycle.close()
         self._status_client.close()
         self._events.close()
+        self._isolation.close()
         if self._host:
             self._host.unregister()
 
