@@ -21,7 +21,17 @@ from .errors import (
 )
 from .hookspecs import hookimpl, hookspec
 from .installing import install
-from .models import Backend, BackendExit, Memory, Reading, Sample, State, Status
+from .models import (
+    Backend,
+    BackendExit,
+    HookFigures,
+    LoadedPlugin,
+    Memory,
+    Reading,
+    Sample,
+    State,
+    Status,
+)
 from .monitor import Monitor
 from .settings import Settings
 
@@ -29,9 +39,11 @@ __all__ = [
     "Backend",
     "BackendExit",
     "BackendUnreadable",
+    "HookFigures",
     "InvalidBackend",
     "InvalidRequest",
     "ListenError",
+    "LoadedPlugin",
     "Memory",
     "ModelNotLoaded",
     "Monitor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 import msgspec
 
+from .client import DEFAULT_URL, client_of
 from .demo.calls import calls, make_calls
 from .demo.host import MODELS, demo
 from .errors import MonitorError
+from .hooks_table import hooks_table
 from .hosts.discovery import parse_rule
 from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 from .signals import Signals
@@ -88,6 +91,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(supervisord)
     supervisord.set_defaults(command=_supervisord)
+    hooks = commands.add_parser(
+        "hooks",
+        help="list the plugins of a running monitor, and how their hooks fared",
+        description="Asks a running monitor which plugins it has loaded, from where, which hooks "
+        "each implements, and how often each was called, raised, was not back in time, and how "
+        "long it took. The token for it is read from MONITOR_TOKEN.",
+    )
+    hooks.add_argument(
+        "--url", help=f"http://HOST:PORT or unix:/PATH (default: MONITOR_URL, or {DEFAULT_URL})"
+    )
+    hooks.add_argument(
+        "--token-file",
+        dest="client_token_file",
+        metavar="FILE",
+        help="a file with the token, or the monitor's own token file",
+    )
+    hooks.add_argument("--json", action="store_true", help="print JSON, for programs")
+    hooks.set_defaults(command=_hooks)
     return parser
 
 
@@ -103,6 +124,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             group.add_argument(
                 flag, dest=field.name, action="store_const", const="true", help="default: no"
             )
+        elif field.type == tuple[str, ...]:
+            group.add_argument(
+                flag, dest=field.name, action="append", help="default: none; may be repeated"
+            )
         else:
             default = setting_text(field.name, field.default)
             group.add_argument(flag, dest=field.name, help=f"default: {default}")
@@ -113,6 +138,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     given: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
         text = getattr(options, field.name, None)
+        if isinstance(text, list):
+            text = ",".join(text)
         if text is not None:
             flag = "--" + field.name.replace("_", "-")
             given[field.name] = parse_setting(field.name, text, said_by=flag)
@@ -148,6 +175,16 @@ def _supervisord(options: argparse.Namespace, settings: Settings) -> int:
         raise MonitorError(f"{error}: pip install monitor-plugin[supervisord]") from None
     rules = [parse_rule(text) for text in options.backend]
     return supervisord.run(settings, rules, options.server_url, os.environ)
+
+
+def _hooks(options: argparse.Namespace, settings: Settings) -> int:
+    client = client_of(os.environ, options.url, options.client_token_file)
+    answer = client.get("/hooks")
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        print(hooks_table(answer))
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,44 +15,70 @@ from .errors import PluginError, SettingsError
 MODULE_PREFIX = "monitor_plugin_hooks."
 
 
-def load_hook_files(folder: str, register: Callable[[ModuleType, str], object]) -> None:
-    """Load and register each `*.py` of a folder, in order; names with `_` or `.` first are skipped.
+def load_hook_files(
+    folder: str | None,
+    files: Sequence[str],
+    register: Callable[[str, ModuleType, str], object],
+    is_disabled: Callable[[str], bool],
+) -> None:
+    """Load and register each `*.py` of a folder, in order, and then single files.
 
-    Each becomes the module `monitor_plugin_hooks.<stem>`, under which it is registered too.
-    `sys.path` is not touched, and no compiled file is written.
+    Of the folder, names with `_` or `.` first are skipped. Each becomes the module
+    `monitor_plugin_hooks.<stem>`, under which it is registered too. `sys.path` is not touched, and
+    no compiled file is written.
 
     Args:
         folder: the setting `hooks_dir`.
-        register: registers a plugin by its name, or raises.
+        files: the setting `hook`.
+        register: registers a plugin by its path and its name, or raises.
+        is_disabled: whether a file of that name is left out, and not run.
 
     Raises:
         SettingsError: the folder cannot be read, or others than root and the monitor's user may
             change it.
-        PluginError: the same of a file, or it raised, or what it holds was refused. No file of the
-            folder is left among the modules.
+        PluginError: the same of a file, or it raised, or what it holds was refused. None of the
+            files is left among the modules.
     """
+    paths = [] if folder is None else _files_of(folder)
+    paths += [str(Path(file).absolute()) for file in files]
     before: dict[str, ModuleType | None] = {}
+    loaded: dict[str, str] = {}
+    try:
+        for path in dict.fromkeys(paths):
+            name = MODULE_PREFIX + Path(path).name.removesuffix(".py")
+            if not path.endswith(".py"):
+                raise PluginError(name, f"hook file not loaded: {path}: its name must end in .py")
+            if is_disabled(name):
+                continue
+            if name in loaded:
+                raise PluginError(
+                    name, f"hook file not loaded: {path}: {loaded[name]} has the same name"
+                )
+            loaded[name] = path
+            before[name] = sys.modules.get(name)
+            _load(path, name, register)
+    except BaseException:
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:  # another monitor's
+                sys.modules[name] = module
+        raise
+
+
+def _files_of(folder: str) -> list[str]:
     try:
         _check(folder, os.stat(folder), stat.S_ISDIR)
         names = sorted(os.listdir(folder))
     except (OSError, ValueError) as error:
         raise SettingsError("hooks_dir", f"setting hooks_dir: {_text(error, folder)}") from None
-    try:
-        for name in names:
-            if name.endswith(".py") and not name.startswith(("_", ".")):
-                path = os.path.join(folder, name)
-                module_name = MODULE_PREFIX + name.removesuffix(".py")
-                before[module_name] = sys.modules.get(module_name)
-                _load(path, module_name, register)
-    except BaseException:
-        for module_name, module in before.items():
-            sys.modules.pop(module_name, None)
-            if module is not None:  # another monitor's
-                sys.modules[module_name] = module
-        raise
+    return [
+        str(Path(folder, name).absolute())
+        for name in names
+        if name.endswith(".py") and not name.startswith(("_", "."))
+    ]
 
 
-def _load(path: str, name: str, register: Callable[[ModuleType, str], object]) -> None:
+def _load(path: str, name: str, register: Callable[[str, ModuleType, str], object]) -> None:
     try:
         # What is checked is what is run: the file that is open, whatever its name stands for later.
         # Without waiting, as a pipe would for somebody to write to it.
@@ -69,7 +95,7 @@ def _load(path: str, name: str, register: Callable[[ModuleType, str], object]) -
     sys.modules[name] = module
     try:
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
-        register(module, name)
+        register(path, module, name)
     except (Exception, SystemExit) as error:  # whatever a third party's file raises
         why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(name, f"hook file {path} was not loaded: {why}") from error

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pluggy
 
-from . import hookspecs
 from .errors import PluginError
 from .hookspecs import HOOK_NAMES, HOST_CALLS, PROJECT_NAME, specs_for
 from .lifecycle import Lifecycle
 from .plugins import is_wrapper, no_wrappers
+from .signatures import argument_names, fault_in_signature
 
 
 class HostCalls:
@@ -110,10 +109,10 @@ def _add_specs(manager: pluggy.PluginManager) -> None:
                 raise PluginError(plugin_name, f"plugin {plugin_name!r}: {fault}")
         if hook is None or not hook.has_spec():
             missing.append(name)
-        elif tuple(hook.spec.argnames) != _argument_names(name) or hook.is_historic():
+        elif tuple(hook.spec.argnames) != argument_names(name) or hook.is_historic():
             message = (
                 f"the plugin manager has a hook {name!r} of its own, historic or with other "
-                f"arguments than {', '.join(_argument_names(name))}"
+                f"arguments than {', '.join(argument_names(name))}"
             )
             raise PluginError(None, message)
     if missing:
@@ -121,16 +120,7 @@ def _add_specs(manager: pluggy.PluginManager) -> None:
 
 
 def _fault(hook: str, implementation: Any) -> str | None:
-    if hook not in HOST_CALLS and is_wrapper(implementation):
+    wraps = is_wrapper(implementation)
+    if wraps and hook not in HOST_CALLS:
         return no_wrappers(hook)
-    unknown = [each for each in implementation.argnames if each not in _argument_names(hook)]
-    if unknown:
-        return (
-            f"{hook!r} has no argument {', '.join(map(repr, unknown))}; "
-            f"its arguments are {', '.join(_argument_names(hook))}"
-        )
-    return None
-
-
-def _argument_names(hook: str) -> tuple[str, ...]:
-    return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
+    return fault_in_signature(hook, implementation.function, is_wrapper=wraps)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pluggy
 
 from .errors import MonitorError
+from .models import HookFigures
 from .plugins import is_wrapper
 from .turns import HookOverran, Implementation, Outcome, Question, Turns, WrongType
 from .workers import Workers
@@ -59,6 +60,12 @@ class Isolation:
     def implementations(self, hook: str) -> list[Implementation]:
         """List the implementations of a hook, in the order in which Pluggy would call them."""
         return self._plan(hook).implementations
+
+    def figures(self, hook: str) -> list[tuple[object, HookFigures]]:
+        """Give each plugin that implements a hook, and how it fared."""
+        known = self._plan(hook).implementations
+        with self._lock:
+            return [(each.found.plugin, each.figures(hook)) for each in known]
 
     def _plan(self, hook: str) -> _Plan:
         found: list[Any] = []

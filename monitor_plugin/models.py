@@ -120,3 +120,38 @@ class Reading(msgspec.Struct, frozen=True):
     taken_at: float
     memory_source: str | None = None
     replicas: int = 1
+
+
+class HookFigures(msgspec.Struct, frozen=True):
+    """How one plugin's implementation of a hook fared.
+
+    Attributes:
+        name: the hook's.
+        calls: how often it was called.
+        errors: how often it raised, or gave what the hook does not take.
+        overruns: how often it was not back in its time.
+        seconds_total, seconds_max: how long its calls took, all and the longest; of one that is
+            not back yet until it overran.
+    """
+
+    name: str
+    calls: int
+    errors: int
+    overruns: int
+    seconds_total: float
+    seconds_max: float
+
+
+class LoadedPlugin(msgspec.Struct, frozen=True):
+    """A plugin whose hooks the monitor calls.
+
+    Attributes:
+        name: under which it is registered.
+        source: a hook file's path, a distribution's name and version, `plugins=`, or the plugin
+            manager in which a host registered it.
+        hooks: those that it implements.
+    """
+
+    name: str
+    source: str
+    hooks: tuple[HookFigures, ...]

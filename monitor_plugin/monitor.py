@@ -23,9 +23,10 @@ from .host_manager import HostCalls, HostManager
 from .http.app import create_app
 from .http.audit import audited_shutdown
 from .http.server import Server
+from .inventory import list_plugins
 from .isolation import Isolation
 from .lifecycle import Lifecycle
-from .models import Backend, Reading
+from .models import Backend, LoadedPlugin, Reading
 from .names import checked_model
 from .plugins import PluginManager
 from .process_table import ProcessTable
@@ -66,8 +67,9 @@ class Monitor:
         self._settings = settings
         security = ChannelSecurity(settings)
         self._tokens = Tokens(settings.token, settings.token_file)
-        self._plugin_manager = PluginManager()
+        self._plugin_manager = PluginManager(settings.disable_hook)
         self._host = HostManager(host_manager) if host_manager else None
+        self._host_manager = host_manager
         managers = (
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
@@ -103,10 +105,15 @@ class Monitor:
         )
         self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._lifecycle))
         for plugin in plugins:
-            self._plugin_manager.register(plugin)
-        if settings.hooks_dir is not None:
-            load_hook_files(settings.hooks_dir, self._plugin_manager.register)
+            self._plugin_manager.register_from("plugins=", plugin)
+        load_hook_files(
+            settings.hooks_dir,
+            settings.hook,
+            self._plugin_manager.register_from,
+            self._plugin_manager.is_disabled,
+        )
         self._plugin_manager.load_entry_points()
+        self._plugin_manager.log_unknown_disabled()
         self._lock = threading.Lock()
         self._phase = _Phase.NEW
         self._app = Shared(math.inf, self._make_app)  # once, and not before the plugins are there
@@ -207,6 +214,7 @@ class Monitor:
             self._readings.read,
             self._shutdowns.shutdown,
             lambda: self._phase is _Phase.STARTED,
+            self.plugins,
             self._settings,
             self._tokens,
         )
@@ -216,6 +224,10 @@ class Monitor:
     def backends(self) -> list[Backend]:
         """List the registered backends, in the order of their registration."""
         return [record.backend for record in self._registry.records()]
+
+    def plugins(self) -> list[LoadedPlugin]:
+        """List the plugins, where they come from and how their hooks fared, as `/hooks` does."""
+        return list_plugins(self._isolation, self._plugin_manager, self._host_manager)
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -11,6 +11,8 @@ import pluggy
 
 from . import hookspecs
 from .errors import PluginError
+from .hook_files import MODULE_PREFIX
+from .signatures import fault_in_signature
 
 _logger = logging.getLogger(__name__)
 
@@ -18,55 +20,108 @@ ENTRY_POINT_GROUP = "monitor_plugin"
 
 
 class PluginManager(pluggy.PluginManager):
-    """A manager of the monitor's hooks, which refuses plugins that would not work as meant."""
+    """A manager of the monitor's hooks, which refuses plugins that would not work as meant.
 
-    def __init__(self) -> None:
+    Args:
+        disabled: names of plugins that are left out, whoever registers them; a hook file's may
+            stand there without `monitor_plugin_hooks.` before it.
+    """
+
+    def __init__(self, disabled: Collection[str] = ()) -> None:
         super().__init__(hookspecs.PROJECT_NAME)
         self.add_hookspecs(hookspecs)
+        self._disabled = disabled
+        self._met: set[str] = set()
+        self._sources: dict[str, str] = {}
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
         """Register a plugin.
 
+        Returns:
+            Its name: without one that is given a module's or class's own, else that of its class,
+            with a number where that is taken. None where it is disabled.
+
         Raises:
-            PluginError: it implements a hook that does not exist, with arguments that the hook
+            PluginError: it implements a hook that does not exist, with a signature that the hook
                 does not have, as a wrapper, or one that hosts call; it is not registered.
             ValueError: it is registered already (Pluggy).
         """
-        shown = name or self.get_canonical_name(plugin)
-        for hook, options in self._marked(plugin):
-            if fault := _fault(hook, options):
-                raise PluginError(shown, f"plugin {shown!r} was not registered: {fault}")
+        return self.register_from("plugin_manager.register()", plugin, name)
+
+    def register_from(self, source: str, plugin: object, name: str | None = None) -> str | None:
+        """Register a plugin as `register` does, and note where it comes from."""
+        name = name or self.get_canonical_name(plugin)
+        if self.is_disabled(name):
+            return None
+        for hook, options, function in self._marked(plugin):
+            if fault := _fault(hook, options, function):
+                raise PluginError(name, f"plugin {name!r} was not registered: {fault}")
         try:
-            return super().register(plugin, name)
+            registered = super().register(plugin, name)
         except pluggy.PluginValidationError as error:
             if self.is_registered(plugin):  # by an older Pluggy, in part
                 self.unregister(plugin)
-            raise PluginError(shown, f"plugin {shown!r} was not registered: {error}") from error
+            raise PluginError(name, f"plugin {name!r} was not registered: {error}") from error
+        self._sources[name] = source
+        return registered
+
+    def source_of(self, name: str) -> str:
+        """Say where a registered plugin comes from."""
+        return self._sources[name]
+
+    def get_canonical_name(self, plugin: object) -> str:
+        """Name a plugin for people, where Pluggy gives an instance a number."""
+        base = getattr(plugin, "__name__", None)
+        if isinstance(base, str):
+            return base
+        base = name = type(plugin).__name__
+        number = 1
+        while self.get_plugin(name) not in (None, plugin):
+            number += 1
+            name = f"{base}-{number}"
+        return name
+
+    def is_disabled(self, name: str) -> bool:
+        """Whether a plugin of that name is left out; asked before its code is run."""
+        hits = {name, name.removeprefix(MODULE_PREFIX)}.intersection(self._disabled)
+        self._met |= hits
+        return bool(hits)
+
+    def log_unknown_disabled(self) -> None:
+        """Log the names to be left out that no plugin had."""
+        for name in self._disabled:
+            if name not in self._met:
+                _logger.warning("setting disable_hook: no plugin is called %r", name)
 
     def register_monitor(self, plugin: object) -> None:
         """Register the monitor's own implementations of the hooks that hosts call."""
         super().register(plugin, hookspecs.PROJECT_NAME)
 
-    def _marked(self, plugin: object) -> Iterator[tuple[str, Any]]:
+    def _marked(self, plugin: object) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
         for attribute in dir(plugin):
             options = self.parse_hookimpl_opts(plugin, attribute)
             if options is not None:
-                yield options.get("specname") or attribute, options
+                name = options.get("specname") or attribute
+                yield name, options, getattr(plugin, attribute)
 
     def load_entry_points(self) -> None:
         """Register the plugins of installed packages; one that fails is logged and left out."""
         for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            if self.has_plugin(entry_point.name) or self.is_blocked(entry_point.name):
+            name = entry_point.name
+            if self.has_plugin(name) or self.is_blocked(name) or self.is_disabled(name):
                 continue
             try:
-                self.register(entry_point.load(), entry_point.name)
+                self.register_from(_distribution(entry_point), entry_point.load(), name)
             except Exception:  # whatever a third party's import raises: the monitor runs without it
-                _logger.exception(
-                    "plugin %r (%s) was not loaded", entry_point.name, entry_point.value
-                )
+                _logger.exception("plugin %r (%s) was not loaded", name, entry_point.value)
 
 
-def _fault(hook: str, options: Any) -> str | None:
+def _distribution(entry_point: metadata.EntryPoint) -> str:
+    found = entry_point.dist
+    return f"{found.name} {found.version}" if found else entry_point.value
+
+
+def _fault(hook: str, options: Any, function: Callable[..., Any]) -> str | None:
     if hook not in hookspecs.HOOK_NAMES:
         return f"there is no hook {hook!r}; the hooks are {', '.join(hookspecs.HOOK_NAMES)}"
     if hook in hookspecs.HOST_CALLS:
@@ -76,7 +131,7 @@ def _fault(hook: str, options: Any) -> str | None:
         )
     if options.get("hookwrapper") or options.get("wrapper"):
         return no_wrappers(hook)
-    return None
+    return fault_in_signature(hook, function)
 
 
 def is_wrapper(implementation: Any) -> bool:

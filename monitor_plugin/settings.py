@@ -54,6 +54,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         http_threads: threads that answer requests; shutdowns hold at most half of them.
         hooks_dir: a folder of hook files to load, which runs their code; they and it must belong
             to root or to the monitor's user, and be writable by nobody else.
+        hook: single hook files to load after those of `hooks_dir`; for them and their folders the
+            same holds.
+        disable_hook: names of plugins to leave out, without running their code where it comes from
+            a file or an installed package: an entry point's, a hook file's (with or without
+            `monitor_plugin_hooks.` before it), or that of a member of `plugins=`.
         grpc_ca_file: a file of certificates (PEM) by which backends' servers are verified, and TLS
             for all that are not local; it is read again when it changes, for connections made
             after that. None: TLS for `grpcs://` alone, and gRPC's own certificates, or those that
@@ -78,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hook_timeout_seconds: _Positive = 1.0
     http_threads: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 16
     hooks_dir: str | None = None
+    hook: tuple[str, ...] = ()
+    disable_hook: tuple[str, ...] = ()
     grpc_ca_file: str | None = None
     grpc_token_file: str | None = None
 

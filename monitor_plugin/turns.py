@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from .models import HookFigures
+
 
 class HookOverran(Exception):
     """An implementation is not back in its time."""
@@ -59,6 +61,12 @@ class Implementation:
         self.seconds_total += seconds
         if longest > self.seconds_max:
             self.seconds_max = longest
+
+    def figures(self, hook: str) -> HookFigures:
+        """Give its figures as they are now."""
+        return HookFigures(
+            hook, self.calls, self.errors, self.overruns, self.seconds_total, self.seconds_max
+        )
 
 
 class Question(NamedTuple):

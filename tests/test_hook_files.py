@@ -89,7 +89,7 @@ def test_two_monitors_load_one_folder(folder: Path) -> None:
             COUNTS.replace("monitor_started", "monitor_startet"),
             "there is no hook 'monitor_startet'",
         ),
-        (COUNTS.replace("(monitor)", "(model)"), "Argument"),
+        (COUNTS.replace("(monitor)", "(model)"), "the hook has no argument 'model'"),
         (COUNTS.replace("hookimpl", "hookimpl(wrapper=True)"), "wrapper"),
     ],
 )

@@ -9,12 +9,18 @@ from typing import Any
 import falcon
 
 from ..errors import MonitorError, TooManyShutdowns
-from ..models import Reading
+from ..models import LoadedPlugin, Reading
 from ..settings import Settings
 from ..tokens import Tokens
 from .audit import Audit
 from .openapi import describe_api
-from .resources import HealthResource, MonitorResource, OpenApiResource, ShutdownResource
+from .resources import (
+    HealthResource,
+    HooksResource,
+    MonitorResource,
+    OpenApiResource,
+    ShutdownResource,
+)
 from .security import Guard, cors
 from .wire import INTERNAL_ERROR, encode_error, kind_of, kind_of_status
 
@@ -25,6 +31,7 @@ def create_app(
     read: Callable[[str, int | None], Reading],
     shutdown: Callable[[str, bool, int | None], None],
     is_ready: Callable[[], bool],
+    plugins: Callable[[], list[LoadedPlugin]],
     settings: Settings,
     tokens: Tokens,
 ) -> falcon.App[Any, Any]:
@@ -34,6 +41,7 @@ def create_app(
         read: gives the reading of a model, or of its backend with a PID.
         shutdown: stops a model, by force or not, all of it or its backend with a PID.
         is_ready: whether the monitor is started, and not closing.
+        plugins: lists what is loaded.
         settings: who may ask; of `http_threads`, shutdowns hold at most half.
         tokens: which tokens are valid.
     """
@@ -46,6 +54,7 @@ def create_app(
         app.add_route(f"{prefix}/backend/shutdown", stop)
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
+    app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))
     app.add_route("/openapi.json", OpenApiResource(describe_api(tokens.required)))
     app.set_error_serializer(_serialize_http_error)
     app.add_error_handler(MonitorError, _answer_monitor_error)

@@ -11,6 +11,7 @@ from .wire import (
     MODEL_NAME_SCHEMA,
     ErrorAnswer,
     HealthAnswer,
+    HooksAnswer,
     MonitorBody,
     SampleAnswer,
     ShutdownBody,
@@ -64,11 +65,12 @@ def describe_api(token_required: bool) -> bytes:
     Args:
         token_required: whether clients must send a token.
     """
-    (status, sample, stopped, health, error, monitor, shutdown), components = _schemas(
+    (status, sample, stopped, health, hooks, error, monitor, shutdown), components = _schemas(
         StatusAnswer,
         SampleAnswer,
         StoppedAnswer,
         HealthAnswer,
+        HooksAnswer,
         ErrorAnswer,
         MonitorBody,
         ShutdownBody,
@@ -131,6 +133,7 @@ def describe_api(token_required: bool) -> bytes:
         "description": "It is not started yet, or is closing",
         "content": _content(health),
     }
+    paths["/hooks"] = simple("The plugins that are loaded", hooks, *refusals)
     paths["/openapi.json"] = simple("This description", {"type": "object"}, *refusals)
     document: dict[str, Any] = {
         "openapi": "3.1.0",

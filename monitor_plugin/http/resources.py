@@ -8,10 +8,11 @@ from collections.abc import Callable
 import falcon
 
 from ..errors import TooManyShutdowns
-from ..models import Reading
+from ..models import LoadedPlugin, Reading
 from ..names import checked_model
 from .wire import (
     HealthAnswer,
+    HooksAnswer,
     MonitorBody,
     ShutdownBody,
     StoppedAnswer,
@@ -111,6 +112,26 @@ class HealthResource:
 
     def _answer(self, response: falcon.Response, status: str) -> None:
         response.data = encode(HealthAnswer(status))
+        response.content_type = falcon.MEDIA_JSON
+
+
+class HooksResource:
+    """`/hooks`: the plugins that are loaded, and how their hooks fared.
+
+    Args:
+        plugins: lists them.
+        disabled: names of plugins that are left out.
+    """
+
+    def __init__(
+        self, plugins: Callable[[], list[LoadedPlugin]], disabled: tuple[str, ...]
+    ) -> None:
+        self._plugins = plugins
+        self._disabled = disabled
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """List them."""
+        response.data = encode(HooksAnswer(self._plugins(), self._disabled))
         response.content_type = falcon.MEDIA_JSON
 
 

@@ -15,7 +15,7 @@ from ..errors import (
     ShutdownRefused,
     TooManyShutdowns,
 )
-from ..models import Bytes, Memory, Reading
+from ..models import Bytes, LoadedPlugin, Memory, Reading
 from ..names import MAX_NAME_BYTES
 
 # What `names.checked_model` checks, with better words, is here for the description alone.
@@ -75,6 +75,13 @@ class HealthAnswer(msgspec.Struct, frozen=True):
     """The answer of `/healthz` and `/readyz`: `ok`, `ready`, or with a 503 `not ready`."""
 
     status: str
+
+
+class HooksAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/hooks`; `disabled` names the plugins that are left out."""
+
+    plugins: list[LoadedPlugin]
+    disabled: tuple[str, ...]
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):

@@ -1,0 +1,59 @@
+"""A marker for each hook that third parties implement, which type checkers hold to its signature.
+
+    from monitor_plugin import hookimpls
+
+    @hookimpls.monitor_backend_gone
+    def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None: ...
+
+Each does what `monitor_plugin.hookimpl` does, for functions of a module and for methods of a class
+alike, whatever they are called; `mypy` needs no plugin for it, as each takes its type from the spec.
+A checker wants all arguments of the hook, where the monitor takes fewer too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from . import hookspecs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class HookImpl(Generic[P, R]):
+    """Marks implementations of one hook.
+
+    Args:
+        spec: the hook's.
+    """
+
+    def __init__(self, spec: Callable[P, R]) -> None:
+        self._mark = hookspecs.hookimpl(specname=spec.__name__)
+
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], R]
+    ) -> Callable[Concatenate[Any, P], R]: ...
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Mark a function, or a method."""
+        return self._mark(function)
+
+
+monitor_started = HookImpl(hookspecs.monitor_started)
+monitor_closing = HookImpl(hookspecs.monitor_closing)
+monitor_backend_registered = HookImpl(hookspecs.monitor_backend_registered)
+monitor_query_status = HookImpl(hookspecs.monitor_query_status)
+monitor_call_metadata = HookImpl(hookspecs.monitor_call_metadata)
+monitor_memory_components = HookImpl(hookspecs.monitor_memory_components)
+monitor_before_shutdown = HookImpl(hookspecs.monitor_before_shutdown)
+monitor_stop_backend = HookImpl(hookspecs.monitor_stop_backend)
+monitor_shutdown_finished = HookImpl(hookspecs.monitor_shutdown_finished)
+monitor_state_changed = HookImpl(hookspecs.monitor_state_changed)
+monitor_readings_swept = HookImpl(hookspecs.monitor_readings_swept)
+monitor_backend_gone = HookImpl(hookspecs.monitor_backend_gone)
+monitor_add_routes = HookImpl(hookspecs.monitor_add_routes)
