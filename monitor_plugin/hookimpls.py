@@ -6,8 +6,8 @@
     def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None: ...
 
 Each does what `monitor_plugin.hookimpl` does, for functions of a module and for methods of a class
-alike, whatever they are called; `mypy` needs no plugin for it, as each takes its type from the spec.
-A checker wants all arguments of the hook, where the monitor takes fewer too.
+alike, whatever they are called; `mypy` needs no plugin, as each takes its type from the spec. A
+checker wants all arguments of the hook, where the monitor takes fewer too.
 """
 
 from __future__ import annotations
