@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from .errors import ShutdownFailed
@@ -113,15 +113,15 @@ class Hooks:
 
     # Questions, each implementation bounded by `timeout_seconds`.
 
-    def query_status(self, backend: Backend, timeout_seconds: float) -> Status | None:
-        """Call `monitor_query_status`: the first good status, or None."""
+    def query_status(self, backend: Backend, timeout_seconds: float) -> Callable[[], Status | None]:
+        """Begin to call `monitor_query_status`; gives what waits for the first good status."""
         hook = "monitor_query_status"
         timeout_seconds = min(timeout_seconds, self._timeout_seconds)
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
-        outcomes = self._isolation.call(
+        outcomes = self._isolation.begin(
             hook, self._timeout_seconds, arguments, _status, ends=_has_value
         )
-        return outcomes[-1].value if outcomes else None
+        return lambda: next((each.value for each in reversed(outcomes())), None)
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
         """Call `monitor_call_metadata`: all that is given, the first of a key."""
@@ -134,15 +134,21 @@ class Hooks:
         hooks = ("monitor_query_status", "monitor_call_metadata")
         return any(map(self._isolation.implementations, hooks))
 
-    def has_memory_components(self) -> bool:
-        """Whether `monitor_memory_components` has implementations, and the tree must be listed."""
-        return bool(self._isolation.implementations("monitor_memory_components"))
+    def memory_components(
+        self, backend: Backend, pids: Callable[[], Sequence[int]]
+    ) -> Callable[[], dict[str, int]]:
+        """Begin to call `monitor_memory_components`; gives what waits for bytes by component.
 
-    def memory_components(self, backend: Backend, pids: Sequence[int]) -> dict[str, int]:
-        """Call `monitor_memory_components`: bytes by component, the first of a name."""
+        Args:
+            backend: whose memory it is.
+            pids: lists its process tree, where that is needed.
+        """
         hook = "monitor_memory_components"
-        arguments = {"backend": backend, "pids": tuple(pids)}
-        return _merged(self._isolation.call(hook, self._timeout_seconds, arguments, _components))
+        if not self._isolation.implementations(hook):
+            return dict
+        arguments = {"backend": backend, "pids": tuple(pids())}
+        outcomes = self._isolation.begin(hook, self._timeout_seconds, arguments, _components)
+        return lambda: _merged(outcomes())
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
         """Call `monitor_before_shutdown`: the first refusal that holds, or None."""

@@ -1,10 +1,11 @@
 """The hook contract: every hook by which a host and third parties work with the monitor.
 
 Each docstring says when the hook is called, on which thread, what its arguments are, what may be
-returned, and what happens if an implementation raises. "A hook's thread" is a thread of its own:
-an implementation that takes longer than `hook_timeout_seconds` is left behind, and is not called
-again until it has come back. Implementations may call the monitor back. They are called one by
-one, the last registered first; wrappers are refused.
+returned, and what happens if an implementation raises. "A hook's thread" is one kept for hooks, on
+which all implementations are called one by one, the last registered first; one that takes longer
+than `hook_timeout_seconds` is left behind there, and is not called again until it has come back.
+Implementations may call the monitor back. They may take fewer arguments than the spec has, in any
+order, by these names; wrappers and coroutine functions are refused.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ def monitor_backend_registered(backend: Backend) -> None:
 def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | None:
     """Ask the backend for its status by another protocol than LocalAI's.
 
-    When: at each reading, before gRPC is tried. Thread: a hook's, several at once. Arguments:
-    `backend`; `timeout_seconds`, by when to be back. Returns a `Status` (bytes in its memory), or
+    When: at each reading, before gRPC is tried; or while it is, where that gave the status before.
+    Thread: a hook's, several at once. Arguments: `backend`; `timeout_seconds`, by when to be back. Returns a `Status` (bytes in its memory), or
     None to leave it to the others and to gRPC; the first status wins. One that raises, overruns
     or returns something else is logged, and the next is asked.
     """
@@ -114,8 +115,8 @@ def monitor_call_metadata(backend: Backend) -> Mapping[str, str]:
 def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
     """Give memory that the hook knows of: on a GPU, say.
 
-    When: at each reading with a status. Thread: a hook's, several at once. Arguments: `backend`;
-    `pids`, its process and descendants, at most a second old. Returns bytes by component, merged
+    When: at each reading with a status, or while it is asked, where the last one had one; at each
+    sweep. Thread: a hook's, several at once. Arguments: `backend`; `pids`, its process and descendants, at most a second old. Returns bytes by component, merged
     into `memory.breakdown`; a component that the backend, or an implementation called before,
     named already keeps that figure. `memory.total` is not changed. One that raises, overruns or
     returns something else is logged, and left out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -109,7 +109,8 @@ class Readings:
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
-            filled, source = self._fill_memory(record, reading.backend, Status(State.READY))
+            components = self._components(reading.backend)()
+            filled, source = self._fill_memory(record, Status(State.READY), components)
         except ProcessGone:
             return None, None
         return filled.memory, source
@@ -129,10 +130,13 @@ class Readings:
             BackendUnreadable: its status failed, and its process cannot be read.
         """
         backend = record.backend
+        # Hooks work while the backend is asked, if it is to be expected that it answers.
+        begun = self._components(backend) if record.source else None
         status, source, rpc_error = self.ask(record)
         if status is None:
             return self._read_sample(record, backend, rpc_error)
-        status, memory_source = self._fill_memory(record, backend, status)
+        components = begun or self._components(backend)
+        status, memory_source = self._fill_memory(record, status, components())
         return Reading(backend, status, None, source, None, time.time(), memory_source)
 
     def ask(
@@ -147,10 +151,15 @@ class Readings:
             ProcessGone: its process has ended, whoever answers at its address.
         """
         backend, source, rpc_error = record.backend, "hook", None
-        status = self._hooks.query_status(backend, self._status_timeout_seconds)
+        answer_of_hooks = self._hooks.query_status(backend, self._status_timeout_seconds)
+        # Whoever spoke gRPC before is asked meanwhile; the hooks' word still comes first.
+        at_once = record.source == "grpc"
+        asked = self._status_client.status(backend, patience_seconds) if at_once else None
+        status = answer_of_hooks()
         if status is None:
             source = "grpc"
-            status, rpc_error = self._status_client.status(backend, patience_seconds)
+            status, rpc_error = asked or self._status_client.status(backend, patience_seconds)
+        record.source = source if status else None
         self._hooks.wait(self.note(record, backend, status))
         return status, source, rpc_error
 
@@ -188,13 +197,13 @@ class Readings:
             )
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
 
+    def _components(self, backend: Backend) -> Callable[[], dict[str, int]]:
+        return self._hooks.memory_components(backend, lambda: self._table.tree(backend.pid))
+
     def _fill_memory(
-        self, record: Record, backend: Backend, status: Status
+        self, record: Record, status: Status, breakdown: dict[str, int]
     ) -> tuple[Status, str | None]:
         """Add what the backend did not report, and what hooks know; and name the total's source."""
-        breakdown: dict[str, int] = {}
-        if self._hooks.has_memory_components():
-            breakdown = self._hooks.memory_components(backend, self._table.tree(backend.pid))
         total, source = 0, "backend"
         if status.memory:
             breakdown = {**breakdown, **status.memory.breakdown}
@@ -202,7 +211,7 @@ class Readings:
         if not total:  # no process holds 0 bytes: it does not know
             held = record.memory.get()
             if record.process.ended():  # read first, then look whether it was the right process
-                raise ProcessGone(backend.pid)
+                raise ProcessGone(record.backend.pid)
             if held is None:
                 return Status(status.state, None), None
             total, source = held

@@ -37,7 +37,8 @@ class Record:
     """A registered backend, and what the monitor keeps for as long as it runs.
 
     `process`, `sampler`, `memory` and `oom` stay the same while `backend` may be updated; the other
-    attributes change under the registry's lock alone, but for `observation`, which is replaced.
+    attributes change under the registry's lock alone, but for `observation` and `source`, which are
+    replaced.
 
     Attributes:
         backend: the frozen record that is handed out.
@@ -48,6 +49,7 @@ class Record:
         oom: follows what the kernel kills for want of memory.
         state: the last known state that it was in.
         state_changed_at: when that was first seen, in seconds since the epoch.
+        source: where its last status came from; None where asking it failed the last time.
         observation: what the last sweep found of it.
         stopping: whether a shutdown is ending it.
     """
@@ -69,6 +71,7 @@ class Record:
         self.oom = oom
         self.state: State | None = None
         self.state_changed_at: float | None = None
+        self.source: str | None = None
         self.observation: Observation | None = None
         self.stopping = False
 

@@ -184,8 +184,8 @@ class Sweeper:
         status, source, rpc_error = asked
         pids = look.tree(backend.pid) if look else [backend.pid]
         components: dict[str, int] = {}
-        if self._hooks.has_memory_components() and time.monotonic() < until:
-            components = self._hooks.memory_components(backend, pids)
+        if time.monotonic() < until:
+            components = self._hooks.memory_components(backend, lambda: pids)()
         vram = [amount for name, amount in components.items() if name.startswith("vram")]
         memory, memory_source, pss = self._memory(record, status, components)
         process, tree = None, None
