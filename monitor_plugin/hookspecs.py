@@ -93,9 +93,10 @@ def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | N
     """Ask the backend for its status by another protocol than LocalAI's.
 
     When: at each reading, before gRPC is tried; or while it is, where that gave the status before.
-    Thread: a hook's, several at once. Arguments: `backend`; `timeout_seconds`, by when to be back. Returns a `Status` (bytes in its memory), or
-    None to leave it to the others and to gRPC; the first status wins. One that raises, overruns
-    or returns something else is logged, and the next is asked.
+    Thread: a hook's, several at once. Arguments: `backend`; `timeout_seconds`, by when to be back.
+    Returns a `Status` (bytes in its memory), or None to leave it to the others and to gRPC; the
+    first status wins. One that raises, overruns or returns something else is logged, and the next
+    is asked.
     """
 
 
@@ -116,10 +117,11 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
     """Give memory that the hook knows of: on a GPU, say.
 
     When: at each reading with a status, or while it is asked, where the last one had one; at each
-    sweep. Thread: a hook's, several at once. Arguments: `backend`; `pids`, its process and descendants, at most a second old. Returns bytes by component, merged
-    into `memory.breakdown`; a component that the backend, or an implementation called before,
-    named already keeps that figure. `memory.total` is not changed. One that raises, overruns or
-    returns something else is logged, and left out.
+    sweep. Thread: a hook's, several at once. Arguments: `backend`; `pids`, its process and
+    descendants, at most a second old. Returns bytes by component, merged into `memory.breakdown`
+    (by convention `vram`, or `vram:DEVICE`, on a GPU); a component that the backend, or an
+    implementation called before, named already keeps that figure. `memory.total` is not changed.
+    One that raises, overruns or returns something else is logged, and left out.
     """
 
 

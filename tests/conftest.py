@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from monitor_plugin import Monitor, Settings
+from monitor_plugin import Monitor
 
 from .support import Client, Spawner
+
+pytest_plugins = ["monitor_plugin.testing"]  # with `make_monitor` and `backend`
 
 
 @pytest.fixture
@@ -16,30 +17,6 @@ def spawner() -> Iterator[Spawner]:
     spawner = Spawner()
     yield spawner
     spawner.close()
-
-
-@pytest.fixture
-def make_monitor() -> Iterator[Callable[..., Monitor]]:
-    """Makes started monitors on free ports, and closes them after the test.
-
-    Settings are passed by name, and plugins as `plugins=[...]`; the waits are short unless given.
-    """
-    monitors: list[Monitor] = []
-
-    def make(plugins: list[object] = [], **settings: Any) -> Monitor:  # noqa: B006 - not changed
-        quick = {
-            "listen": "127.0.0.1:0",
-            "respawn_watch_seconds": 0.1,
-            "stop_timeout_seconds": 10.0,
-        }
-        monitor = Monitor(Settings(**{**quick, **settings}), plugins)
-        monitors.append(monitor)
-        monitor.start()
-        return monitor
-
-    yield make
-    for monitor in monitors:
-        monitor.close()
 
 
 @pytest.fixture

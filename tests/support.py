@@ -9,22 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from monitor_plugin.client import UnixConnection
-
-T = TypeVar("T")
-
-
-def eventually(condition: Callable[[], T], seconds: float = 30) -> T:
-    """Wait until a condition holds and give its value; fail when the bound is over."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.01)
-    return value
+from monitor_plugin.testing import RunningBackend, backend_command
+from monitor_plugin.testing import eventually as eventually
 
 
 def is_running(pid: int) -> bool:
@@ -34,17 +23,6 @@ def is_running(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-class Backend(NamedTuple):
-    """A demo backend that serves: its process and its address."""
-
-    process: subprocess.Popen[str]
-    address: str
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
 
 
 class Spawner:
@@ -65,17 +43,9 @@ class Spawner:
     def sleeper(self) -> subprocess.Popen[str]:
         return self.process("sleep", "1000")
 
-    def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> Backend:
+    def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> RunningBackend:
         """Start a demo backend, and wait until it serves. Small unless told otherwise."""
-        process = self.process(
-            *(sys.executable, "-m", "monitor_plugin.demo.backend", "--addr", addr),
-            *("--weights-mib", "2", "--kv-cache-mib", "1", *switches),
-            **options,
-        )
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("serving on "), f"the backend said {line!r}"
-        return Backend(process, line.removeprefix("serving on ").strip())
+        return RunningBackend(self.process(*backend_command(addr=addr), *switches, **options))
 
     def close(self) -> None:
         for process in self._processes:
