@@ -1,0 +1,145 @@
+"""docs/: every hook is documented as it is, its example runs, and so does the tutorial."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import ShutdownRefused, hookspecs
+from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
+from monitor_plugin.signatures import signature_of
+from monitor_plugin.testing import BackendFactory, MonitorFactory
+
+from .support import Spawner, eventually
+
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "hooks.md").read_text()
+SECTIONS = {
+    part.partition("\n")[0]: part for part in re.split(r"^### ", TEXT, flags=re.MULTILINE)[1:]
+}
+TUTORIAL = (DOCS / "your-first-hook.md").read_text()
+
+
+def code(section: str, kind: str) -> str:
+    (found,) = re.findall(rf"<!-- {kind} -->\n```python\n(.*?)```", section, re.DOTALL)
+    return str(found)
+
+
+def test_every_hook_is_documented() -> None:
+    """Each has a section with its exact signature, when, where, what is returned, and errors."""
+    assert sorted(SECTIONS) == sorted(HOOK_NAMES)
+    for name, section in SECTIONS.items():
+        assert f"```text\n{signature_of(name)}\n```" in section
+        words = ["**When:**", "**Thread:**", "**Returns**", "**Errors:**"]
+        if name != "monitor_closing":
+            words.append("**Arguments:**" if name != "monitor_started" else "Monitor")
+        assert [word for word in words if word not in section] == [], name
+        assert code(section, "script" if name in HOST_CALLS else "hook")
+
+
+def test_the_examples_for_hosts_run(spawner: Spawner) -> None:
+    """As they stand, with warnings as errors."""
+    for name in HOST_CALLS:
+        script = code(SECTIONS[name], "script")
+        process = spawner.process(sys.executable, "-W", "error", "-c", script, stderr=-1)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_each_example_is_a_hook_file_that_works(
+    make_monitor: MonitorFactory, backend: BackendFactory, tmp_path: Path
+) -> None:
+    """All of them in one monitor: each hook is called, and none raises or is late."""
+    names = [name for name in HOOK_NAMES if name not in HOST_CALLS]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(code(SECTIONS[name], "hook"))
+    (tmp_path / "typed.py").write_text(code(TEXT, "typed"))
+    tmp_path.chmod(0o755)
+    monitor = make_monitor(
+        hooks_dir=str(tmp_path), sweep_interval_seconds=0.1, hook_timeout_seconds=20.0
+    )
+    backend().register(monitor, "llama")
+    assert monitor.read("llama").source == "grpc"
+
+    def called(hook: str) -> bool:
+        figures = {
+            (plugin.name.removeprefix("monitor_plugin_hooks."), each.name): each
+            for plugin in monitor.plugins()
+            for each in plugin.hooks
+        }
+        assert all(each.errors == each.overruns == 0 for each in figures.values())
+        return figures[hook, hook].calls > 0
+
+    eventually(lambda: called("monitor_readings_swept"))
+    try:
+        monitor.shutdown("llama")
+    except ShutdownRefused:  # by the example, on a fast machine
+        monitor.shutdown("llama", force=True)
+    eventually(lambda: called("monitor_backend_gone"))
+    assert [name for name in names if name != "monitor_closing" and not called(name)] == []
+    monitor.close()
+    assert called("monitor_closing")
+
+
+def test_the_signatures_are_those_of_the_specs() -> None:
+    """What is written is Python, and says what the specs say."""
+    for name in HOOK_NAMES:
+        scope: dict[str, Callable[..., object]] = {}
+        exec(f"from __future__ import annotations\ndef {signature_of(name)}: ...", scope)
+        assert scope[name].__annotations__ == getattr(hookspecs, name).__annotations__
+
+
+def blocks(text: str) -> list[tuple[str, str, str]]:
+    """The tutorial's blocks in order: what the comment before says, the language, the text."""
+    pattern = r"(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)```"
+    return [(a, b, c) for a, b, c in re.findall(pattern, text, re.DOTALL)]
+
+
+def as_pattern(output: str) -> str:
+    """What is shown, as a pattern in which `...` stands for anything."""
+    return re.sub(r"(\\\.){3}", ".*?", re.escape(output.rstrip("\n")))
+
+
+@pytest.mark.once
+def test_the_tutorial_works_as_it_stands(spawner: Spawner, tmp_path: Path) -> None:
+    """Its files are written and its commands run, and show what it shows, but for the port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    programs = str(Path(sys.executable).parent)
+    environment = {
+        **{name: value for name, value in os.environ.items() if "COVERAGE" not in name},
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "MONITOR_LISTEN": f"127.0.0.1:{port}",
+        "MONITOR_URL": f"http://127.0.0.1:{port}",
+    }
+    done = 0
+    for comment, language, text in blocks(TUTORIAL):
+        if comment.startswith("file: "):
+            file = tmp_path / comment.removeprefix("file: ")
+            file.write_text(text)
+            continue
+        assert language == "console"
+        command, _, shown = text.removeprefix("$ ").replace("8080", port).partition("\n")
+        assert "\n$ " not in shown
+        process = spawner.process(
+            *("bash", "-c", command), stderr=subprocess.STDOUT, cwd=tmp_path, env=environment
+        )
+        assert process.stdout
+        if comment == "leave running":
+            output = ""
+            while not re.search(as_pattern(shown), output, re.DOTALL):
+                line = process.stdout.readline()
+                assert line, output
+                output += line
+        else:
+            output, _ = process.communicate(timeout=60)
+            assert re.fullmatch(as_pattern(shown), output.rstrip("\n"), re.DOTALL), output
+        done += 1
+    assert done == 7
