@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import pytest
 
 from monitor_plugin import Backend, Monitor, Status, hookimpl
 from monitor_plugin.status_counts import DURATION_BOUNDS, StatusCounter, StatusCounts
@@ -15,9 +16,15 @@ from monitor_plugin.status_counts import DURATION_BOUNDS, StatusCounter, StatusC
 from .support import Client, Spawner, eventually
 
 
+@pytest.fixture
+def monitor(make_monitor: Callable[..., Monitor]) -> Monitor:
+    """A monitor that asks nobody by itself."""
+    return make_monitor(sweep_interval_seconds=0.0)
+
+
 def counted(monitor: Monitor, model: str) -> StatusCounts | None:
     (backend,) = [each for each in monitor.backends() if each.model == model]
-    return monitor._status_client.counts(backend)
+    return monitor._parts.status_client.counts(backend)
 
 
 def test_calls_are_counted_up_to_each_bound() -> None:
@@ -115,7 +122,7 @@ def test_what_was_counted_is_dropped_with_the_backend(
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     client.monitor("m")
     (registered,) = monitor.backends()
-    assert monitor._status_client.counts(registered)
+    assert monitor._parts.status_client.counts(registered)
     backend.process.kill()
     eventually(lambda: not monitor.backends())
-    eventually(lambda: monitor._status_client.counts(registered) is None)
+    eventually(lambda: monitor._parts.status_client.counts(registered) is None)

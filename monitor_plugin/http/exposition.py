@@ -19,14 +19,14 @@ from prometheus_client.exposition import choose_encoder
 from ..models import State
 from ..observation import Observation
 from ..status_counts import DURATION_BOUNDS
+from .listing_wire import machine, state_name
 from .metrics import OPENMETRICS, MetricsSource
 
 # A backend names its components itself, and each name is one more series in Prometheus.
 _MOST_COMPONENTS = 32
 _OTHER_COMPONENTS = "(other)"
 
-_UNKNOWN = "unknown"
-_STATES = (*(state.name.lower() for state in State), _UNKNOWN)
+_STATES = tuple(dict.fromkeys(map(state_name, (*State, None))))
 _BUCKETS = (*map(str, DURATION_BOUNDS), "+Inf")
 
 
@@ -60,7 +60,7 @@ class _Collector:
         memory = GaugeMetricFamily(
             "monitor_machine_memory_bytes", "Physical memory of the machine.", unit="bytes"
         )
-        memory.add_metric([], self._source.machine_memory_bytes)
+        memory.add_metric([], machine().memory_total)
         yield memory
         # By what tells their series apart: what moved during the sweep may have been seen twice.
         seen = {
@@ -107,10 +107,11 @@ class _Collector:
             unit="seconds",
         )
         for key, each in seen.items():
+            status = each.reading.status if each.reading else None
             if each.reading:
-                answered = each.reading.status or each.reading.rpc_error == "UNIMPLEMENTED"
+                answered = status or each.reading.rpc_error == "UNIMPLEMENTED"
                 up.add_metric(key, 1 if answered else 0)
-            name = _state_name(each)
+            name = state_name(status.state if status else None)
             state.add_metric(key, {other: other == name for other in _STATES})
             if each.memory:
                 total.add_metric(key, each.memory.total)
@@ -161,12 +162,6 @@ class _Collector:
             for outcome, count in counts.shutdowns.items():
                 shutdowns.add_metric((model, outcome), count)
         yield from (exits, shutdowns)
-
-
-def _state_name(observation: Observation) -> str:
-    status = observation.reading.status if observation.reading else None
-    number = status.state if status else observation.last_state
-    return next((state.name.lower() for state in State if state == number), _UNKNOWN)
 
 
 def _largest(breakdown: Mapping[str, int]) -> dict[str, int]:

@@ -27,13 +27,11 @@ class MetricsSource(NamedTuple):
         sweep: observes all backends.
         status_counts: counts the `Status` calls of one; None where it had none.
         model_counts: counts the ends and shutdowns by model.
-        machine_memory_bytes: the machine's physical memory.
     """
 
     sweep: Callable[[], Sequence[Observation]]
     status_counts: Callable[[Backend], StatusCounts | None]
     model_counts: Callable[[], dict[str, ModelCounts]]
-    machine_memory_bytes: int
 
 
 class MetricsResource:
