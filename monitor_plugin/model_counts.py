@@ -66,7 +66,9 @@ class ModelCounter:
     def _tidy(self) -> list[str]:
         """Count the ends whose cause is known by now, drop what is forgotten; list the models."""
         ends = self._registry.ends()
-        known = dict.fromkeys(each.backend.model for each in [*self._registry.records(), *ends])
+        backends = [each.backend for each in self._registry.records()]
+        backends += [end.backend for end in ends]
+        known = dict.fromkeys(backend.model for backend in backends)
         causes = {end.backend: end.exit.cause for end in ends}
         now = time.monotonic()
         for backend, at in list(self._without_cause.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,9 @@ def test_exactly_one_state_is_true(facts: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("media_type", [TEXT, OPENMETRICS])
-@pytest.mark.parametrize("model", ['a"b', "a\\", "a\\nb", "模型 😀", "{a=\"b\"} 1", "# HELP", "a,b='c'"])
+@pytest.mark.parametrize(
+    "model", ['a"b', "a\\", "a\\nb", "模型 😀", '{a="b"} 1', "# HELP", "a,b='c'"]
+)
 def test_any_name_is_escaped(model: str, media_type: str) -> None:
     """Whatever a model or a component is called, it comes out as it went in."""
     memory = Memory(1, {f"{model}\n\r\x00": 1, "\u2028": 2})
@@ -237,15 +239,13 @@ class Components:
 
 
 @pytest.fixture
-def loaded(make_monitor: Callable[..., Monitor], spawner: Spawner) -> Iterator[Monitor]:
+def loaded(make_monitor: Callable[..., Monitor], spawner: Spawner) -> Monitor:
     """A monitor with a backend that answers, one that hangs, and one that has no Status."""
     monitor = make_monitor(plugins=[Components()], status_timeout_seconds=0.5)
     for model, switches in (("m", ()), ("hung", ("--hang-status",)), ("old", ("--no-status",))):
         backend = spawner.backend(*switches)
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=backend.pid, address=backend.address
-        )
-    yield monitor
+        monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
+    return monitor
 
 
 def labels_of(monitor: Monitor, model: str) -> dict[str, str]:

@@ -47,9 +47,7 @@ def end(counter: ModelCounter, registry: Ending, backend: Backend, cause: str) -
     counter.ended(backend, registry.ends()[-1].exit)
 
 
-def test_a_model_of_which_nothing_was_counted_has_zeros(
-    monitor: Monitor, spawner: Spawner
-) -> None:
+def test_a_model_of_which_nothing_was_counted_has_zeros(monitor: Monitor, spawner: Spawner) -> None:
     """A model that runs has every cause and outcome, so that the first of each is an increase."""
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
@@ -80,7 +78,7 @@ def test_memory_is_bounded_however_many_models_there_were(
 
 
 def test_a_cause_that_is_told_soon_counts_alone(counter: ModelCounter, registry: Ending) -> None:
-    """A host that reaps at once says the cause a moment later, and then `unknown` is not counted."""
+    """Where a host reaps at once and says the cause a moment later, no `unknown` is counted."""
     end(counter, registry, backend("m", 1), "unknown")
     assert set(counter.counts()["m"].exits.values()) == {0}
     registry.complete(backend("m", 1), "exited")

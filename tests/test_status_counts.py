@@ -103,9 +103,7 @@ class Answers:
         return Status(2)
 
 
-def test_a_hooks_status_is_no_call(
-    make_monitor: Callable[..., Monitor], spawner: Spawner
-) -> None:
+def test_a_hooks_status_is_no_call(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """Where a hook answers, no call was made, and none is counted."""
     monitor = make_monitor(plugins=[Answers()])
     process = spawner.sleeper()

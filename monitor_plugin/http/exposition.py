@@ -63,9 +63,7 @@ class _Collector:
         memory.add_metric([], machine().memory_total)
         yield memory
         # By what tells their series apart: what moved during the sweep may have been seen twice.
-        seen = {
-            (each.backend.model, each.backend.address): each for each in self._source.sweep()
-        }
+        seen = {(each.backend.model, each.backend.address): each for each in self._source.sweep()}
         yield from self._gauges(seen)
         yield from self._calls(seen)
         yield from self._models()

@@ -53,7 +53,7 @@ def expressions() -> list[str]:
     rules = (EXAMPLES / "alerts.yml").read_text()
     found += re.findall(r"^ +expr: (?!\|)(.*)", rules, re.M)
     found += re.findall(r"^ +expr: \|\n((?: {10,}.*\n)+)", rules, re.M)
-    assert len(found) == len(re.findall("expr:|\"expr\":", rules + json.dumps(DASHBOARD)))
+    assert len(found) == len(re.findall('expr:|"expr":', rules + json.dumps(DASHBOARD)))
     return found
 
 
@@ -117,7 +117,9 @@ def test_each_alert_is_tested_where_it_fires(tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "alerts_test.yml", tmp_path)
     test = str(tmp_path / "alerts_test.yml")
     for alert in alerts:
-        never = re.sub(rf"(alert: {alert}\n +expr: )(?:\|\n(?: {{10,}}.*\n)+|.*\n)", r"\1up > 2\n", rules)
+        never = re.sub(
+            rf"(alert: {alert}\n +expr: )(?:\|\n(?: {{10,}}.*\n)+|.*\n)", r"\1up > 2\n", rules
+        )
         assert never != rules
         (tmp_path / "alerts.yml").write_text(never)
         code, said = promtool("test", "rules", test)
@@ -132,9 +134,7 @@ class Components:
 
 
 @pytest.fixture
-def watching(
-    make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
-) -> Monitor:
+def watching(make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path) -> Monitor:
     """A monitor that wants a token, with backends that do and that do not what they should."""
     tokens = tmp_path / "tokens"
     tokens.write_text("read:prometheus:secret\nadmin:ops:root\n")
@@ -149,9 +149,7 @@ def watching(
         ("killed", ()),
     ):
         backend = spawner.backend(*switches)
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=backend.pid, address=backend.address
-        )
+        monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
     backend.process.kill()
     eventually(lambda: len(monitor.backends()) == 3)
     return monitor
