@@ -22,7 +22,7 @@ from monitor_plugin.models import State
 from monitor_plugin.observation import Figures, Observation
 from monitor_plugin.status_counts import StatusCounter
 
-from .support import Client, Spawner
+from .support import Client, Spawner, eventually
 from .test_app import assert_error
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -255,11 +255,17 @@ def labels_of(monitor: Monitor, model: str) -> dict[str, str]:
 
 def test_real_backends_are_scraped(loaded: Monitor, spawner: Spawner) -> None:
     """Each shows what it does, none holds up the others, and what is gone is absent at once."""
-    found = scrape(loaded)
-    assert {name.split("_")[0] for name, _ in found} == {"monitor"}  # nothing of the host's process
     m, hung, old = (labels_of(loaded, model) for model in ("m", "hung", "old"))
     up = "monitor_backend_up"
-    assert [value(found, up, **each) for each in (m, hung, old)] == [1, 0, 1]
+    found: Series = {}
+
+    def all_that_answer_are_up() -> bool:  # they may not have been in time, on a slow machine
+        found.clear()
+        found.update(scrape(loaded))
+        return [value(found, up, **each) for each in (m, hung, old)] == [1, 0, 1]
+
+    eventually(all_that_answer_are_up)
+    assert {name.split("_")[0] for name, _ in found} == {"monitor"}  # nothing of the host's process
     name = "monitor_backend_memory_bytes"
     assert value(found, name, **m, component="weights") == 2 * 1024**2
     assert value(found, name, **m, component="vram") == 7

@@ -71,7 +71,7 @@ def test_memory_is_bounded_however_many_models_there_were(
     counter: ModelCounter, registry: Ending
 ) -> None:
     """Nobody scrapes, and still no more is kept than the registry remembers."""
-    for pid in range(1, 1000):
+    for pid in range(1, 300):
         end(counter, registry, backend(f"m{pid}", pid), "unknown" if pid % 2 else "killed")
         counter.shut_down(backend(f"m{pid}", pid), "stopped")
     assert len(counter._models) <= ENDS_KEPT + 1

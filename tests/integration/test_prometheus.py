@@ -158,11 +158,13 @@ def watching(make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: P
 @pytest.mark.once
 def test_promtool_finds_no_fault_with_the_metrics(watching: Monitor) -> None:
     """Neither in the format, nor in the names and the units: it says nothing at all."""
-    token = {"Authorization": "Bearer secret"}
-    for _ in range(2):
-        answer = Client(watching.url).request("GET", "/metrics", None, token)
-    assert b'code="UNIMPLEMENTED"' in answer.body
-    assert promtool("check", "metrics", input=answer.body) == (0, "")
+
+    def scrape() -> bytes:
+        token = {"Authorization": "Bearer secret"}
+        return Client(watching.url).request("GET", "/metrics", None, token).body
+
+    eventually(lambda: b'code="UNIMPLEMENTED"' in scrape())
+    assert promtool("check", "metrics", input=scrape()) == (0, "")
 
 
 class Relay(http.server.BaseHTTPRequestHandler):
@@ -239,6 +241,11 @@ def prometheus(watching: Monitor, relay: str, spawner: Spawner, tmp_path: Path) 
     return prometheus
 
 
+def ups(prometheus: Prometheus, instance: str) -> dict[str, float]:
+    found = prometheus.query(f'monitor_backend_up{{instance="{instance}"}}')
+    return {labels["model"]: value for labels, value in found}
+
+
 @pytest.mark.once
 def test_a_real_prometheus_scrapes_the_monitor(
     watching: Monitor, relay: str, prometheus: Prometheus
@@ -255,11 +262,7 @@ def test_a_real_prometheus_scrapes_the_monitor(
         relay: "gauge",
     }
     for each in (watching.url.removeprefix("http://"), relay):
-        found = {
-            labels["model"]: value
-            for labels, value in query(f'monitor_backend_up{{instance="{each}"}}')
-        }
-        assert found == {MODEL: 1, "hung": 0, "old": 1}
+        eventually(lambda: ups(prometheus, each) == {MODEL: 1, "hung": 0, "old": 1})  # noqa: B023
         (killed,) = query(
             f'monitor_backend_exits_total{{model="killed",cause="killed",instance="{each}"}}'
         )
