@@ -3,7 +3,7 @@
     python benchmarks/listeners.py [--listeners 100] [--seconds 5] [--rounds 3]
 
 The monitor, its backend and the listeners each have a process of their own. Phases without and
-with listeners take turns; prints the medians of a request to /backend/monitor, and their ratio; ends
+with listeners take turns; prints the medians of a request to /backend/monitor and their ratio; ends
 with 1 where it is over 1.5. A listener waits (`wait=20`), and does what `poll_after_seconds` says.
 """
 
