@@ -2,9 +2,9 @@
 
     python benchmarks/listeners.py [--listeners 100] [--seconds 5] [--rounds 3]
 
-The monitor, its backend and the listeners each have a process of their own. Phases without and with
-listeners take turns; prints the medians of a request to /backend/monitor, and their ratio; ends with
-1 where it is over 1.5. A listener waits (`wait=20`) and does what `poll_after_seconds` says.
+The monitor, its backend and the listeners each have a process of their own. Phases without and
+with listeners take turns; prints the medians of a request to /backend/monitor and their ratio; ends
+with 1 where it is over 1.5. A listener waits (`wait=20`), and does what `poll_after_seconds` says.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ def main() -> int:
         backend.kill()
     without, with_them = (statistics.median(times[each]) for each in (False, True))
     ratio = with_them / without
-    for name, values in (("without", times[False]), (f"{options.listeners} listeners", times[True])):
+    for name, values in (
+        ("without", times[False]),
+        (f"{options.listeners} listeners", times[True]),
+    ):
         p99 = statistics.quantiles(values, n=100)[98]
         print(f"{name:14} median {statistics.median(values):6.2f} ms   p99 {p99:6.2f} ms")
     print(f"ratio of the medians {ratio:.2f}, allowed {ALLOWED_RATIO}")

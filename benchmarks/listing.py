@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import resource
 import statistics
 import subprocess
@@ -48,11 +49,12 @@ def backends(count: int) -> Iterator[list[tuple[int, str]]]:
         ports: list[str] = []
         pids: list[int] = []
         for server in servers:
-            assert server.stdin and server.stdout
+            assert server.stdin
+            assert server.stdout
             stack.callback(server.stdin.close)
             ports += server.stdout.readline().split()[:-1]
         for _ in ports:
-            process = subprocess.Popen(["sleep", "1000"])
+            process = subprocess.Popen(["/bin/sleep", "1000"])
             stack.callback(process.wait)
             stack.callback(process.kill)
             pids.append(process.pid)
@@ -120,9 +122,11 @@ def main() -> None:
         medians = measure(count, options.rounds)
         bare = medians["bare fan-out"]
         for name, median in medians.items():
-            print(f"{count:5} backends  {name:14} {median:8.1f} ms  {median / bare:5.2f}", flush=True)
+            print(
+                f"{count:5} backends  {name:14} {median:8.1f} ms  {median / bare:5.2f}", flush=True
+            )
         lists.append((count, medians["GET /backends"]))
-    for (few, before), (many, after) in zip(lists, lists[1:], strict=False):
+    for (few, before), (many, after) in itertools.pairwise(lists):
         print(f"GET /backends: {many} take {after / before:.2f} times what {few} take")
 
 

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a file with the token, or the monitor's own token file",
     )
     hooks.add_argument("--json", action="store_true", help="print JSON, for programs")
-    hooks.set_defaults(command=_hooks)
+    hooks.set_defaults(command=_hooks, log_format="text")
     return parser
 
 

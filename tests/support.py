@@ -6,10 +6,13 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from typing import Any, NamedTuple
+
+import pytest
 
 from monitor_plugin.client import UnixConnection
 from monitor_plugin.testing import RunningBackend, backend_command
@@ -23,6 +26,15 @@ def is_running(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def program(name: str) -> str:
+    """Find a program that .ci/setup installs; skip the test where it is not, but in CI."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if found is None:
+        assert not os.environ.get("CI"), f"there is no {name}; .ci/setup installs it"
+        pytest.skip(f"there is no {name} here")
+    return found
 
 
 class Spawner:
