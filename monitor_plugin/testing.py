@@ -107,7 +107,12 @@ class BackendFactory:
         process = subprocess.Popen(
             backend_command(**switches), stdout=subprocess.PIPE, text=True, start_new_session=True
         )
-        backend = RunningBackend(process)
+        try:
+            backend = RunningBackend(process)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
         self._backends.append(backend)
         return backend
 

@@ -186,3 +186,81 @@ def test_a_folder_that_is_none_is_refused(name: str, folder: Path) -> None:
     write(folder, "a-file", "")
     with pytest.raises(SettingsError, match=name):
         monitor_with(folder / name)
+
+
+def test_single_files_are_loaded_after_the_folder(folder: Path, tmp_path: Path) -> None:
+    """In the order in which they are named, whatever their names begin with, each once."""
+    write(folder, "b.py", COUNTS)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    late = str(write(elsewhere, "_late.py", COUNTS))
+    early = str(write(elsewhere, "a.py", COUNTS))
+    settings = Settings(listen=None, hooks_dir=str(folder), hook=(late, early, late))
+    with Monitor(settings) as monitor:
+        assert [(plugin.name, plugin.source) for plugin in monitor.plugins()] == [
+            ("monitor_plugin_hooks.b", str(folder / "b.py")),
+            ("monitor_plugin_hooks._late", late),
+            ("monitor_plugin_hooks.a", early),
+        ]
+        for plugin in monitor.plugins():
+            (figures,) = plugin.hooks
+            assert (figures.name, figures.calls, figures.errors) == ("monitor_started", 1, 0)
+
+
+def test_a_relative_path_is_one_of_the_working_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is told of in full."""
+    write(folder, "counts.py", COUNTS)
+    monkeypatch.chdir(folder)
+    (plugin,) = Monitor(Settings(listen=None, hook=("counts.py",))).plugins()
+    assert plugin.source == str(folder / "counts.py")
+    (plugin,) = Monitor(Settings(listen=None, hooks_dir=".")).plugins()
+    assert plugin.source == str(folder / "counts.py")
+
+
+def test_a_single_file_is_trusted_as_one_of_a_folder_is(folder: Path) -> None:
+    """Whoever may write it or its folder may not run it; and it must be a Python file."""
+    file = write(folder, "counts.py", "raise SystemExit", 0o666)
+    with pytest.raises(PluginError, match=r"counts\.py \(mode 0666\) can be written by others"):
+        Monitor(Settings(listen=None, hook=(str(file),)))
+    file.chmod(0o644)
+    folder.chmod(0o777)
+    with pytest.raises(PluginError, match=r"hooks \(mode 0777\) can be written by others"):
+        Monitor(Settings(listen=None, hook=(str(file),)))
+    folder.chmod(0o755)
+    with pytest.raises(PluginError, match=r"none\.py: No such file"):
+        Monitor(Settings(listen=None, hook=(str(folder / "none.py"),)))
+    with pytest.raises(PluginError, match=r"notes\.txt: its name must end in \.py"):
+        Monitor(Settings(listen=None, hook=(str(write(folder, "notes.txt", "")),)))
+    assert loaded() == []
+
+
+def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    """They would be one module."""
+    write(folder, "counts.py", COUNTS)
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    again = str(write(other, "counts.py", COUNTS))
+    with pytest.raises(PluginError, match="has the same name") as raised:
+        Monitor(Settings(listen=None, hooks_dir=str(folder), hook=(again,)))
+    assert again in str(raised.value)
+    assert str(folder / "counts.py") in str(raised.value)
+    assert loaded() == []
+
+
+@pytest.mark.parametrize("name", ["bad", "monitor_plugin_hooks.bad"])
+def test_a_disabled_file_is_not_run(
+    name: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its stem or its module's name, of the folder or by itself; the others are loaded."""
+    bad = write(folder, "bad.py", "raise SystemExit")
+    write(folder, "counts.py", COUNTS)
+    settings = Settings(
+        listen=None, hooks_dir=str(folder), hook=(str(bad),), disable_hook=(name, "no-such")
+    )
+    names = [plugin.name for plugin in Monitor(settings).plugins()]
+    assert names == ["monitor_plugin_hooks.counts"]
+    assert loaded() == names
+    assert "setting disable_hook: no plugin is called 'no-such'" in caplog.text
+    assert repr(name) not in caplog.text

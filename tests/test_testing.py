@@ -1,0 +1,65 @@
+"""`monitor_plugin.testing`, as an author of hooks uses it, in a pytest of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin.testing import BackendFactory, MonitorFactory, eventually
+
+from .support import is_running
+
+TEST = """
+pytest_plugins = ["monitor_plugin.testing"]
+
+def test_mine(make_monitor, backend):
+    monitor = make_monitor(http_threads=2)
+    backend(no_status=True).register(monitor, "m")
+    assert monitor.read("m").source == "psutil"
+"""
+
+
+def test_a_backend_misbehaves_as_told(
+    make_monitor: MonitorFactory, backend: BackendFactory
+) -> None:
+    """Switches are those of the demo's backend, and each one is a real process."""
+    monitor = make_monitor(status_timeout_seconds=0.3, stop_timeout_seconds=0.3)
+    kinds: dict[str, dict[str, bool | float]] = {
+        "good": {"state": 1, "weights_mib": 4},
+        "silent": {"no_status": True, "no_memory": False},
+        "hung": {"hang_status": True},
+        "stubborn": {"ignore_sigterm": True, "fork_workers": 1},
+        "brief": {"crash_after": 0.1},
+    }
+    for model, switches in kinds.items():
+        backend(**switches).register(monitor, model)
+    assert monitor.read("good").status.state == 1  # type: ignore[union-attr]
+    assert monitor.read("silent").rpc_error == "UNIMPLEMENTED"
+    assert monitor.read("hung").rpc_error == "DEADLINE_EXCEEDED"
+    (stubborn,) = [each for each in monitor.backends() if each.model == "stubborn"]
+    monitor.shutdown("stubborn")
+    assert not is_running(stubborn.pid)
+    eventually(lambda: "brief" not in [each.model for each in monitor.backends()])
+
+
+def test_what_does_not_start_is_said(backend: BackendFactory) -> None:
+    """A switch that there is not, and a condition that never holds, fail with a reason."""
+    with pytest.raises(AssertionError, match="ended before it served"):
+        backend(no_such_switch=True)
+    with pytest.raises(AssertionError, match=r"not within 0\.01 s"):
+        eventually(lambda: None, 0.01)
+
+
+@pytest.mark.once
+def test_it_is_loaded_where_it_is_named(tmp_path: Path) -> None:
+    """By a test module, without a warning; not by itself, as every test run would pay for it."""
+    (tmp_path / "test_mine.py").write_text(TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "test_mine.py"], cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 0
+    code = "import sys, pytest; pytest.main(['-q']); assert 'monitor_plugin' not in sys.modules"
+    (tmp_path / "test_mine.py").write_text("def test_other(): ...")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=True)
