@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from .errors import ShutdownFailed
 from .events import Delivery, Events
-from .isolation import Isolation
+from .isolation import Asked, Isolation
 from .journal import Journal
 from .models import Backend, BackendExit, Memory, Reading, State, Status
 from .turns import HookOverran, Outcome, WrongType
@@ -115,13 +115,44 @@ class Hooks:
 
     def query_status(self, backend: Backend, timeout_seconds: float) -> Callable[[], Status | None]:
         """Begin to call `monitor_query_status`; gives what waits for the first good status."""
-        hook = "monitor_query_status"
+        (outcomes,) = self._isolation.begin(self._asked_for_status(backend, timeout_seconds))
+        return lambda: _first(outcomes())
+
+    def memory_components(
+        self, backend: Backend, pids: Callable[[], Sequence[int]]
+    ) -> dict[str, int]:
+        """Call `monitor_memory_components`: bytes by component, the first of a name.
+
+        Args:
+            backend: whose memory it is.
+            pids: lists its process tree, where that is needed.
+        """
+        (outcomes,) = self._isolation.begin(*self._asked_for_components(backend, pids)) or (list,)
+        return _merged(outcomes())
+
+    def query_both(
+        self, backend: Backend, timeout_seconds: float, pids: Callable[[], Sequence[int]]
+    ) -> tuple[Callable[[], Status | None], Callable[[], dict[str, int]]]:
+        """Begin to call both, one after the other, which costs less than each by itself."""
+        status, *components = self._isolation.begin(
+            self._asked_for_status(backend, timeout_seconds),
+            *self._asked_for_components(backend, pids),
+        )
+        return lambda: _first(status()), lambda: _merged(components[0]() if components else [])
+
+    def _asked_for_status(self, backend: Backend, timeout_seconds: float) -> Asked:
         timeout_seconds = min(timeout_seconds, self._timeout_seconds)
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
-        outcomes = self._isolation.begin(
-            hook, self._timeout_seconds, arguments, _status, ends=_has_value
-        )
-        return lambda: next((each.value for each in reversed(outcomes())), None)
+        return Asked("monitor_query_status", self._timeout_seconds, arguments, _status, _has_value)
+
+    def _asked_for_components(
+        self, backend: Backend, pids: Callable[[], Sequence[int]]
+    ) -> tuple[Asked, ...]:
+        hook = "monitor_memory_components"
+        if not self._isolation.implementations(hook):
+            return ()
+        arguments = {"backend": backend, "pids": tuple(pids())}
+        return (Asked(hook, self._timeout_seconds, arguments, _components),)
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
         """Call `monitor_call_metadata`: all that is given, the first of a key."""
@@ -133,22 +164,6 @@ class Hooks:
         """Whether a hook may take its time when backends are asked for their status."""
         hooks = ("monitor_query_status", "monitor_call_metadata")
         return any(map(self._isolation.implementations, hooks))
-
-    def memory_components(
-        self, backend: Backend, pids: Callable[[], Sequence[int]]
-    ) -> Callable[[], dict[str, int]]:
-        """Begin to call `monitor_memory_components`; gives what waits for bytes by component.
-
-        Args:
-            backend: whose memory it is.
-            pids: lists its process tree, where that is needed.
-        """
-        hook = "monitor_memory_components"
-        if not self._isolation.implementations(hook):
-            return dict
-        arguments = {"backend": backend, "pids": tuple(pids())}
-        outcomes = self._isolation.begin(hook, self._timeout_seconds, arguments, _components)
-        return lambda: _merged(outcomes())
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
         """Call `monitor_before_shutdown`: the first refusal that holds, or None."""
@@ -193,6 +208,11 @@ class Hooks:
 
 def _has_value(outcome: Outcome) -> bool:
     return outcome.value is not None
+
+
+def _first(outcomes: Sequence[Outcome]) -> Any:
+    """What ended the call, if anything did."""
+    return outcomes[-1].value if outcomes else None
 
 
 def _merged(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pluggy
@@ -18,6 +19,26 @@ from .workers import Workers
 _logger = logging.getLogger(__name__)
 
 
+def nothing(value: Any) -> Any:
+    """Take nothing but None, for a hook that only tells."""
+    raise WrongType(value, "nothing")
+
+
+def never(outcome: Outcome) -> bool:
+    """Go on after every outcome."""
+    return False
+
+
+class Asked(NamedTuple):
+    """A hook that is to be called: see `Isolation.call`."""
+
+    hook: str
+    seconds: float
+    arguments: Mapping[str, Any]
+    check: Callable[[Any], Any] = nothing
+    ends: Callable[[Outcome], bool] = never
+
+
 class _Plan(NamedTuple):
     """The implementations of a hook, as Pluggy has them and as they are called."""
 
@@ -25,10 +46,13 @@ class _Plan(NamedTuple):
     implementations: list[Implementation]
     shapes: list[tuple[str, ...]]
 
-
-def nothing(value: Any) -> Any:
-    """Take nothing but None, for a hook that only tells."""
-    raise WrongType(value, "nothing")
+    def question(
+        self,
+        arguments: Mapping[str, Any],
+        check: Callable[[Any], Any],
+        ends: Callable[[Outcome], bool],
+    ) -> Question:
+        return Question([[arguments[n] for n in names] for names in self.shapes], check, ends)
 
 
 class Isolation:
@@ -98,7 +122,7 @@ class Isolation:
         seconds: float | None,
         arguments: Mapping[str, Any],
         check: Callable[[Any], Any] = nothing,
-        ends: Callable[[Outcome], bool] = lambda outcome: False,
+        ends: Callable[[Outcome], bool] = never,
     ) -> list[Outcome]:
         """Call the implementations, and give the outcomes of those that said something.
 
@@ -109,53 +133,60 @@ class Isolation:
             check: gives an answer as it is used, None for one that says nothing; or raises.
             ends: whether those after an outcome are not called.
         """
-        return self.begin(hook, seconds, arguments, check, ends)()
-
-    def begin(
-        self,
-        hook: str,
-        seconds: float | None,
-        arguments: Mapping[str, Any],
-        check: Callable[[Any], Any] = nothing,
-        ends: Callable[[Outcome], bool] = lambda outcome: False,
-    ) -> Callable[[], list[Outcome]]:
-        """Begin to call the implementations; the function that is given waits for the outcomes."""
         plan = self._plan(hook)
         if not plan.implementations:
-            return list
-        shapes = [[arguments[name] for name in names] for names in plan.shapes]
-        question = Question(shapes, check, ends)
-        if seconds is None:
-            turns = Turns(plan.implementations, question, self._lock, (Exception, SystemExit))
-            turns.work()()
-            turns.wait(0)
-            return lambda: self._logged(hook, turns.outcomes)
-        turns = self._start(plan.implementations, question)
-        return lambda: self._logged(hook, self._follow(hook, turns, question, seconds))
+            return []
+        if seconds is not None:
+            (outcomes,) = self.begin(Asked(hook, seconds, arguments, check, ends))
+            return outcomes()
+        question = plan.question(arguments, check, ends)
+        turns = Turns(plan.implementations, question, self._lock, (Exception, SystemExit))
+        turns.work()()
+        turns.wait(0)
+        return self._logged(hook, turns.outcomes)
 
-    def _start(self, implementations: Sequence[Implementation], question: Question) -> Turns:
+    def begin(self, *asked: Asked) -> list[Callable[[], list[Outcome]]]:
+        """Begin to call hooks, one after the other; each function waits for one's outcomes.
+
+        One thread does it all, as switching to another takes longer than many implementations do.
+        """
+        waiting: list[Callable[[], list[Outcome]]] = []
+        begun = []
+        for each in asked:
+            plan = self._plan(each.hook)
+            if not plan.implementations:
+                waiting.append(list)
+                continue
+            question = plan.question(each.arguments, each.check, each.ends)
+            turns = self._turns(plan.implementations, question)
+            begun.append(turns)
+            waiting.append(partial(self._follow, each, turns, question))
+        if begun:
+            self._workers.run(partial(_work, begun))
+        return waiting
+
+    def _turns(self, implementations: Sequence[Implementation], question: Question) -> Turns:
         # Whatever they raise, a cancelled task's error say, it ends their own turn alone.
-        turns = Turns(implementations, question, self._lock, (BaseException,))
-        self._workers.run(turns.work)
-        return turns
+        return Turns(implementations, question, self._lock, (BaseException,))
 
-    def _follow(self, hook: str, turns: Turns, question: Question, seconds: float) -> list[Outcome]:
+    def _follow(self, asked: Asked, turns: Turns, question: Question) -> list[Outcome]:
         """Watch the turns, on one thread after the other, until all had theirs."""
         outcomes: list[Outcome] = []
         while True:
-            overdue = turns.wait(seconds)
+            overdue = turns.wait(asked.seconds)
             outcomes += turns.outcomes
             if overdue:
-                error = HookOverran(f"it was not back within {seconds:g} s")
+                error = HookOverran(f"it was not back within {asked.seconds:g} s")
                 outcomes.append(Outcome(overdue.plugin_name, None, error))
                 _logger.error(
                     "plugin %r: hook %s is not back within %g s, "
                     "and is not called again until it is",
-                    *(overdue.plugin_name, hook, seconds),
+                    *(overdue.plugin_name, asked.hook, asked.seconds),
                 )
             if not turns.left or (outcomes and question.ends(outcomes[-1])):
-                return outcomes
-            turns = self._start(turns.left, question)
+                return self._logged(asked.hook, outcomes)
+            turns = self._turns(turns.left, question)
+            self._workers.run(turns.work)
 
     def _logged(self, hook: str, outcomes: list[Outcome]) -> list[Outcome]:
         for name, _, error in outcomes:
@@ -168,3 +199,9 @@ class Isolation:
             else:
                 _logger.error("plugin %r: hook %s raised", name, hook, exc_info=error)
         return outcomes
+
+
+def _work(begun: Sequence[Turns]) -> Callable[[], object]:
+    for turns in begun[:-1]:
+        turns.work()()
+    return begun[-1].work()

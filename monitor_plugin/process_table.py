@@ -37,10 +37,11 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """All rows by PID, and when they were read (monotonic)."""
+    """All rows by PID, when they were read (monotonic), and each process's children."""
 
     at: float
     rows: Mapping[int, Row]
+    children: Mapping[int, list[int]]
 
 
 def read_table() -> dict[int, Row]:
@@ -129,7 +130,11 @@ class ProcessTable:
     """The table, read at most once a second for all who ask. Safe to call from any thread."""
 
     def __init__(self) -> None:
-        self._table = Shared(_MAX_AGE_SECONDS, lambda: Table(time.monotonic(), read_table()))
+        self._table = Shared(_MAX_AGE_SECONDS, self._read)
+
+    def _read(self) -> Table:
+        at, rows = time.monotonic(), read_table()
+        return Table(at, rows, children_of(rows))
 
     def read(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> Table:
         """Give the table, as it was at most so long ago.
@@ -142,7 +147,8 @@ class ProcessTable:
     def tree(self, pid: int) -> list[int]:
         """List a process and its descendants, as they were at most a second ago."""
         try:
-            return descendants(self.read().rows, [pid]) or [pid]
+            table = self.read()
+            return descendants(table.rows, [pid], table.children) or [pid]
         except OSError:
             return [pid]
 
@@ -155,8 +161,8 @@ class ProcessTable:
             where neither can be read. The source is psutil.
         """
         try:
-            table = self.read().rows
-            rows = {member: table[member] for member in descendants(table, [pid])}
+            _, table, children = self.read()
+            rows = {member: table[member] for member in descendants(table, [pid], children)}
             if not rows and (row := read_row(pid)):  # younger than the table
                 rows = {pid: row}
         except OSError:

@@ -109,7 +109,7 @@ class Readings:
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
-            components = self._components(reading.backend)()
+            components = self._components(reading.backend)
             filled, source = self._fill_memory(record, Status(State.READY), components)
         except ProcessGone:
             return None, None
@@ -129,14 +129,19 @@ class Readings:
             ProcessGone: its process has ended, whoever answers at its address.
             BackendUnreadable: its status failed, and its process cannot be read.
         """
-        backend = record.backend
-        # Hooks work while the backend is asked, if it is to be expected that it answers.
-        begun = self._components(backend) if record.source else None
-        status, source, rpc_error = self.ask(record)
+        backend, components = record.backend, None
+        seconds = self._status_timeout_seconds
+        if record.source is None:
+            answer_of_hooks = self._hooks.query_status(backend, seconds)
+        else:  # it is to be expected that it answers again
+            answer_of_hooks, components = self._hooks.query_both(
+                backend, seconds, partial(self._table.tree, backend.pid)
+            )
+        status, source, rpc_error = self._ask(record, backend, math.inf, answer_of_hooks)
         if status is None:
             return self._read_sample(record, backend, rpc_error)
-        components = begun or self._components(backend)
-        status, memory_source = self._fill_memory(record, status, components())
+        breakdown = components() if components else self._components(backend)
+        status, memory_source = self._fill_memory(record, status, breakdown)
         return Reading(backend, status, None, source, None, time.time(), memory_source)
 
     def ask(
@@ -150,8 +155,18 @@ class Readings:
         Raises:
             ProcessGone: its process has ended, whoever answers at its address.
         """
-        backend, source, rpc_error = record.backend, "hook", None
+        backend = record.backend
         answer_of_hooks = self._hooks.query_status(backend, self._status_timeout_seconds)
+        return self._ask(record, backend, patience_seconds, answer_of_hooks)
+
+    def _ask(
+        self,
+        record: Record,
+        backend: Backend,
+        patience_seconds: float,
+        answer_of_hooks: Callable[[], Status | None],
+    ) -> tuple[Status | None, str, str | None]:
+        source, rpc_error = "hook", None
         # Whoever spoke gRPC before is asked meanwhile; the hooks' word still comes first.
         at_once = record.source == "grpc"
         asked = self._status_client.status(backend, patience_seconds) if at_once else None
@@ -197,8 +212,8 @@ class Readings:
             )
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
 
-    def _components(self, backend: Backend) -> Callable[[], dict[str, int]]:
-        return self._hooks.memory_components(backend, lambda: self._table.tree(backend.pid))
+    def _components(self, backend: Backend) -> dict[str, int]:
+        return self._hooks.memory_components(backend, partial(self._table.tree, backend.pid))
 
     def _fill_memory(
         self, record: Record, status: Status, breakdown: dict[str, int]

@@ -185,7 +185,7 @@ class Sweeper:
         pids = look.tree(backend.pid) if look else [backend.pid]
         components: dict[str, int] = {}
         if time.monotonic() < until:
-            components = self._hooks.memory_components(backend, lambda: pids)()
+            components = self._hooks.memory_components(backend, lambda: pids)
         vram = [amount for name, amount in components.items() if name.startswith("vram")]
         memory, memory_source, pss = self._memory(record, status, components)
         process, tree = None, None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from .observation import Figures, TreeFigures
-from .process_table import ProcessTable, Table, children_of, descendants
+from .process_table import ProcessTable, Table, descendants
 
 # How old a pass may be that is used again by another sweep.
 _TABLE_MAX_AGE_SECONDS = 0.1
@@ -69,8 +69,7 @@ class Look:
     """One pass over /proc, and what was used of the CPU some seconds before."""
 
     def __init__(self, table: Table, since: Mark | None) -> None:
-        self._now, self._rows = table
-        self._children = children_of(table.rows)
+        self._now, self._rows, self._children = table
         self._since = since
         self._physical = psutil.virtual_memory().total
 

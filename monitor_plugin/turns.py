@@ -127,12 +127,13 @@ class Turns:
     def work(self) -> Callable[[], object]:
         """Call them; what is returned lets `wait` go on. Raises nothing that is `caught`."""
         arguments, check, ends = self._question
-        turns, times, caught = self._turns, self._times, self._caught
-        times[0] = perf_counter()
-        while turns:
+        times, caught = self._times, self._caught
+        take_turn, note, clock = self._turns.pop, times.append, perf_counter
+        times[0] = clock()
+        while True:
             try:
-                each = turns.pop()
-            except IndexError:  # taken by the watcher
+                each = take_turn()
+            except IndexError:  # all had theirs, or the watcher took the others
                 break
             value: Any = None
             error: BaseException | None = None
@@ -142,8 +143,10 @@ class Turns:
             else:
                 try:
                     value = each.function(*arguments[each.shape])
-                    if value is not None:
-                        value = check(value)
+                    if value is None:
+                        note(clock())
+                        continue
+                    value = check(value)
                 except caught as raised:
                     error = raised
                     if inspect.iscoroutine(value):
@@ -153,8 +156,8 @@ class Turns:
                 outcome = Outcome(each.plugin_name, value, error)
                 self._given.append((len(times) - 1, outcome))
                 if ends(outcome):
-                    turns.clear()
-            times.append(perf_counter())
+                    self._turns.clear()
+            note(clock())
         with self._lock:
             self._finished = True
             self._count(len(times) - 1)
@@ -162,18 +165,27 @@ class Turns:
 
     def _count(self, until: int) -> None:
         """Count those that are back, up to a place, and were not counted yet."""
-        for place in range(self._counted, until):
-            each = self._implementations[place]
-            seconds = self._times[place + 1] - self._times[place]
-            if self._overdue and place == self._counted:
-                each.away -= 1
-                each.add(0, seconds - self._overdue, seconds)
-            elif place not in self._skipped:
-                each.add(1, seconds, seconds)
-        for place, outcome in self._given:
-            if self._counted <= place < until and place not in self._skipped:
-                self._implementations[place].errors += outcome.error is not None
+        start, skipped, overdue = self._counted, self._skipped, self._overdue
         self._counted = until
+        for place, outcome in self._given:
+            if start <= place < until and place not in skipped:
+                self._implementations[place].errors += outcome.error is not None
+        if overdue:
+            each = self._implementations[start]
+            seconds = self._times[start + 1] - self._times[start]
+            each.away -= 1
+            each.add(0, seconds - overdue, seconds)
+            start += 1
+        before = self._times[start]
+        for place in range(start, until):
+            each, after = self._implementations[place], self._times[place + 1]
+            if not skipped or place not in skipped:
+                # As `add` does, which would take longer than some implementations.
+                each.calls += 1
+                each.seconds_total += after - before
+                if after - before > each.seconds_max:
+                    each.seconds_max = after - before
+            before = after
 
     def wait(self, seconds: float) -> Implementation | None:
         """Wait until each had its turn, or one overran; gives that one.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import hookimpl
-from monitor_plugin.isolation import Isolation
+from monitor_plugin.isolation import Asked, Isolation
 from monitor_plugin.plugins import PluginManager
 from monitor_plugin.turns import HookOverran, WrongType
 from monitor_plugin.workers import MOST_IDLE
@@ -245,7 +245,7 @@ def test_a_hook_may_call_hooks(rig: Rig) -> None:
 def test_what_is_begun_goes_on_meanwhile(rig: Rig) -> None:
     """The outcomes are those of a call, whenever they are asked for."""
     (plugin,) = rig.add(give(1))
-    outcomes = rig.isolation.begin(HOOK, 0.05, {}, lambda value: value)
+    (outcomes,) = rig.isolation.begin(Asked(HOOK, 0.05, {}, lambda value: value))
     eventually(lambda: plugin.threads)
     assert [outcome.value for outcome in outcomes()] == [1]
     assert sys.getrefcount(plugin) < 20

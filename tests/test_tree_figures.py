@@ -64,7 +64,7 @@ def test_who_came_since_has_used_its_time_since(spawner: Spawner) -> None:
     """Also where it has the PID of one that ended: a process is a PID and when it started."""
     now = time.monotonic()
     row = Row(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
-    look = Look(Table(now, {7: row, 8: row}), Mark(now - 2, {(7, 4.0): 100.0, (8, 5.0): 1.0}))
+    look = Look(Table(now, {7: row, 8: row}, {}), Mark(now - 2, {(7, 4.0): 100.0, (8, 5.0): 1.0}))
     for pid, used in ((7, 3.0), (8, 2.0)):
         tree = look.figures_of_tree([pid], None, None, None)
         assert tree
@@ -75,7 +75,7 @@ def test_what_is_ending_shows_nothing() -> None:
     """A process in its exit is not one of 0 bytes, and descriptors of the gone are not known."""
     ending = Row(1, 1, 5.0, cpu_seconds=3.0)
     gone = ending._replace(rss=4096, vms=8192, threads=1)
-    look = Look(Table(0.0, {2**22 + 1: ending, 2**22 + 2: gone}), None)
+    look = Look(Table(0.0, {2**22 + 1: ending, 2**22 + 2: gone}, {}), None)
     assert look.process(2**22 + 1, none_known) is None
     assert look.figures_of_tree([2**22 + 1], None, None, None) is None
     figures = look.process(2**22 + 2, none_known)
