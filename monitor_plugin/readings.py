@@ -11,6 +11,7 @@ from functools import partial
 import psutil
 from msgspec.structs import replace
 
+from .connection import Answer
 from .errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
 from .events import Delivery
 from .hooks import Hooks
@@ -131,13 +132,14 @@ class Readings:
         """
         backend, components = record.backend, None
         seconds = self._status_timeout_seconds
+        asked = self._begin(record, backend)
         if record.source is None:
             answer_of_hooks = self._hooks.query_status(backend, seconds)
         else:  # it is to be expected that it answers again
             answer_of_hooks, components = self._hooks.query_both(
                 backend, seconds, partial(self._table.tree, backend.pid)
             )
-        status, source, rpc_error = self._ask(record, backend, math.inf, answer_of_hooks)
+        status, source, rpc_error = self._ask(record, backend, math.inf, asked, answer_of_hooks)
         if status is None:
             return self._read_sample(record, backend, rpc_error)
         breakdown = components() if components else self._components(backend)
@@ -156,24 +158,28 @@ class Readings:
             ProcessGone: its process has ended, whoever answers at its address.
         """
         backend = record.backend
+        asked = self._begin(record, backend)
         answer_of_hooks = self._hooks.query_status(backend, self._status_timeout_seconds)
-        return self._ask(record, backend, patience_seconds, answer_of_hooks)
+        return self._ask(record, backend, patience_seconds, asked, answer_of_hooks)
+
+    def _begin(self, record: Record, backend: Backend) -> Callable[[float], Answer] | None:
+        """Ask by gRPC at once whoever answered by it before; hooks are asked meanwhile."""
+        return self._status_client.begin(backend) if record.source == "grpc" else None
 
     def _ask(
         self,
         record: Record,
         backend: Backend,
         patience_seconds: float,
+        asked: Callable[[float], Answer] | None,
         answer_of_hooks: Callable[[], Status | None],
     ) -> tuple[Status | None, str, str | None]:
         source, rpc_error = "hook", None
-        # Whoever spoke gRPC before is asked meanwhile; the hooks' word still comes first.
-        at_once = record.source == "grpc"
-        asked = self._status_client.status(backend, patience_seconds) if at_once else None
-        status = answer_of_hooks()
+        answer = asked(patience_seconds) if asked else None
+        status = answer_of_hooks()  # which comes first
         if status is None:
             source = "grpc"
-            status, rpc_error = asked or self._status_client.status(backend, patience_seconds)
+            status, rpc_error = answer or self._status_client.status(backend, patience_seconds)
         record.source = source if status else None
         self._hooks.wait(self.note(record, backend, status))
         return status, source, rpc_error

@@ -49,7 +49,7 @@ class StatusClient:
         was that old, and until the backend answers again, says DEADLINE_EXCEEDED at once. Never
         raises.
         """
-        return self._ask(backend)(patience_seconds)
+        return self.begin(backend)(patience_seconds)
 
     def statuses(self, backends: Sequence[Backend]) -> list[Answer]:
         """Ask many backends at the same time, as `status` asks each; never raises.
@@ -59,11 +59,12 @@ class StatusClient:
         at_once = max(1, most_channels())
         answers: list[Answer] = []
         for first in range(0, len(backends), at_once):
-            asked = [self._ask(backend) for backend in backends[first : first + at_once]]
+            asked = [self.begin(backend) for backend in backends[first : first + at_once]]
             answers += [wait(math.inf) for wait in asked]
         return answers
 
-    def _ask(self, backend: Backend) -> Callable[[float], Answer]:
+    def begin(self, backend: Backend) -> Callable[[float], Answer]:
+        """Begin to ask, as `status` does; what is given waits, as long as it is told at most."""
         connection = self._connection(backend)
         return connection.ask() if connection else partial(say, grpc.StatusCode.CANCELLED)
 
