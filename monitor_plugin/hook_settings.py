@@ -120,6 +120,15 @@ def size(text: str) -> int:
     return value
 
 
+def size_text(amount: float) -> str:
+    """Show bytes: `8.25 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} TiB"
+
+
 def count(text: str) -> int:
     """Read a whole number from 1 on."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
