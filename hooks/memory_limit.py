@@ -78,17 +78,27 @@ class MemoryLimit:
         else:
             free.sort(key=lambda each: (-idle[each], -held[each]))
         for key, why in over.items():
-            if now - self._over_since[key] < self._for_seconds:
-                continue
-            for backend in free if key is None else {key}.intersection(free):
-                if backend in held and key in self._over(held):
-                    figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
-                    if self.stops.stop(backend, f"{why} (it: {figures})"):
-                        del held[backend]
-            if key in self._over(held) and key not in self._told:
-                self._told.add(key)
-                whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
-                _logger.warning("%s: %s, and nothing (more) may be stopped now", whose, why)
+            if now - self._over_since[key] >= self._for_seconds:
+                self._reduce(key, why, held, free, idle)
+
+    def _reduce(
+        self,
+        key: Backend | None,
+        why: str,
+        held: dict[Backend, int],
+        free: Sequence[Backend],
+        idle: Mapping[Backend, float],
+    ) -> None:
+        """Stop as many as it takes, and take them out of `held`."""
+        for backend in free:
+            if key in (backend, None) and backend in held and key in self._over(held):
+                figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
+                if self.stops.stop(backend, f"{why} (it: {figures})"):
+                    del held[backend]
+        if key in self._over(held) and key not in self._told:
+            self._told.add(key)
+            whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
+            _logger.warning("%s: %s, and nothing may be stopped now", whose, why)
 
     def _over(self, held: Mapping[Backend, int]) -> dict[Backend | None, str]:
         """Say what is over a limit, and why; all together comes last."""

@@ -10,6 +10,7 @@ from .observation import Observation
 
 _WINDOW_SECONDS = 10.0
 _AT_WORK = 0.01  # of a core
+_STEP_SECONDS = 0.01  # by which CPU time is counted
 
 
 def says_busy(observation: Observation) -> bool:
@@ -44,8 +45,7 @@ class Activity:
     it begins when a backend is first seen, and anew after a sweep that did not see it.
 
     Args:
-        window_seconds: over how long CPU time is measured, at least; it counts in steps of 10 ms.
-            At most 10 s; None for that.
+        window_seconds: over how long CPU time is measured, 10 s at most; None for that.
     """
 
     def __init__(self, window_seconds: float | None = None) -> None:
@@ -79,7 +79,7 @@ class Activity:
             return active
         grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.marked_at
         # It shrinks where a process of the tree ended: something happened.
-        if grown < 0 or grown >= _AT_WORK * max(elapsed, self._window_seconds):
+        if grown < 0 or grown >= _AT_WORK * max(elapsed, self._window_seconds) + _STEP_SECONDS:
             return active
         if elapsed < self._window_seconds:
             return trace

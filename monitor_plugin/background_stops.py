@@ -86,15 +86,14 @@ class BackgroundStops:
             pass  # it has ended by itself
         except Exception as error:  # logged, whatever it is, and tried again
             failure = error
-        with self._lock:
-            self._under_way.discard(backend)
-            again = backend in self._failed or self._closed
-            if failure is not None:
-                self._failed[backend] = time.monotonic() + self._retry_seconds
         if failure is not None:
-            level = logging.DEBUG if again else logging.ERROR
+            with self._lock:
+                level = logging.DEBUG if backend in self._failed or self._closed else logging.ERROR
+                self._failed[backend] = time.monotonic() + self._retry_seconds
             text = "was not stopped, which is tried every %g s from now on: %s"
             self._log(level, backend, text, self._retry_seconds, failure)
+        with self._lock:
+            self._under_way.discard(backend)
 
     def _log(self, level: int, backend: Backend, text: str, *facts: object) -> None:
         self._logger.log(level, f"model %r (process %d) {text}", backend.model, backend.pid, *facts)

@@ -53,7 +53,7 @@ def test_what_happens_to_backends_is_written(
         "model": "m",
         "pid": other.pid,
         "previous": None,
-        "previous_name": None,
+        "previous_name": "unknown",
         "current": 1,
         "current_name": "busy",
     }
