@@ -30,7 +30,8 @@ class Driver:
         folder.mkdir()
         library = folder / "libnvidia-ml.so.1"
         source = Path(__file__).with_name("nvml.c")
-        command = [compiler, "-shared", "-fPIC", f"-DNEWEST={newest}", "-o", library, source]
+        options = ("-shared", "-fPIC", f"-DNEWEST={newest}")
+        command = [compiler, *options, "-o", str(library), str(source)]
         subprocess.run(command, check=True, timeout=60)
         self._file = folder / "says"
         self._calls = folder / "says.calls"
