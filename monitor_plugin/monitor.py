@@ -216,11 +216,11 @@ class Monitor:
         Raises:
             ValueError: the address is not local, and nothing says how to protect it.
         """
-        return self._status_client.open_channel(backend)
+        return self._parts.status_client.open_channel(backend)
 
     def call_metadata(self, backend: Backend) -> Mapping[str, str]:
         """Give the metadata of the monitor's own calls to a backend: from hooks, and its token."""
-        return self._status_client.metadata(backend)
+        return self._parts.status_client.metadata(backend)
 
     def reload_tokens(self) -> None:
         """Read the file of the setting `token_file` now; what changes is also noticed by itself.

@@ -57,7 +57,8 @@ def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[...,
 
     def start(*stems: str) -> Monitor:
         folder = copy_hooks(tmp_path / "hooks", *(stems or ["grpc_health"]))
-        return make_monitor(hooks_dir=str(folder), hook_timeout_seconds=30)
+        quiet = {"hook_timeout_seconds": 30, "sweep_interval_seconds": 0}
+        return make_monitor(hooks_dir=str(folder), **quiet)
 
     return start
 

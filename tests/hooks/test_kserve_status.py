@@ -65,7 +65,8 @@ def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[...,
 
     def start(stem: str = "kserve_status", **settings: Any) -> Monitor:
         folder = str(copy_hooks(tmp_path / "hooks", stem))
-        return make_monitor(hooks_dir=folder, hook_timeout_seconds=30, **settings)
+        quiet = {"hook_timeout_seconds": 30, "sweep_interval_seconds": 0}
+        return make_monitor(hooks_dir=folder, **quiet, **settings)
 
     return start
 
