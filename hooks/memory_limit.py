@@ -1,12 +1,12 @@
 """Stops backends that hold more memory than they may, each or all together.
 
 What a backend holds is the total that `GET /backends` shows: its own word, else what its process
-tree holds. What is not known is over no limit. A limit counts once it was passed in each sweep for
-a while, and in two at least: one bad figure stops nothing. A backend is stopped as by
-`POST /backend/shutdown`, and not while it may be busy: it is BUSY, or missed the deadline of
-Status, or gives no status and its process tree just used 1 % of a core, or an unknown amount. What
-is being stopped, by whomever, counts as gone. A stop that fails is tried again every minute, and
-the log says so once. It looks at each background sweep (the setting `sweep_interval_seconds`).
+tree holds; what is not known is over no limit. A limit counts once it was passed in each sweep for
+a while, two of them at least: one bad figure stops nothing. A backend is stopped as by
+`POST /backend/shutdown`, and not while it may be busy: BUSY, or past the deadline of Status, or
+without a status while its process tree uses 1 % of a core, or an unknown amount. What is being
+stopped, by whomever, counts as gone; a stop that fails is tried again every minute. It looks at
+each background sweep (the monitor's setting `sweep_interval_seconds`).
 
 To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
 and environment variables MONITOR_HOOK_MEMORY_LIMIT_...
@@ -40,59 +40,52 @@ class MemoryLimit:
     """Follows what backends hold, and stops those over a limit."""
 
     def __init__(self, settings: read.HookSettings) -> None:
-        get, sizes = settings.get, read.per_model(read.size)
-        self._models = get(
-            "MODELS", sizes, "bytes, as 8GiB or llama-*=8GiB,*=1GiB", read.Limits({})
-        )
-        self._total = get("TOTAL", read.size, "bytes, as 48GiB", None)
-        self._order = get("ORDER", read.one_of("lru", "largest"), "lru or largest", "lru")
-        self._stop_busy = get("STOP_BUSY", read.yes_or_no, "yes or no", False)
-        self._for_seconds = get("FOR_SECONDS", read.seconds, "seconds over 0, as 10", 10.0)
-        self._component = get("COMPONENT", str, "the name of a component, as vram", None)
+        wanted, sizes = "bytes, as 8GiB or llama-*=8GiB,*=1GiB", read.per_model(read.size)
+        orders = read.one_of("lru", "largest")
+        self._models = settings.get("MODELS", sizes, wanted, read.Limits({}))
+        self._total = settings.get("TOTAL", read.size, "bytes, as 48GiB", None)
+        self._order = settings.get("ORDER", orders, "lru or largest", "lru")
+        self._stop_busy = settings.get("STOP_BUSY", read.yes_or_no, "yes or no", False)
+        self._for_seconds = settings.get("FOR_SECONDS", read.seconds, "seconds, as 10", 10.0)
+        self._component = settings.get("COMPONENT", str, "the name of a component, as vram", None)
         self._activity = Activity()
         self._over_since: dict[Backend | None, float] = {}  # None: all together
         self._told: set[Backend | None] = set()
         self.stops = BackgroundStops(_logger)
         if not self._models.least() and not self._total:
-            names = settings.variable("MODELS"), settings.variable("TOTAL")
-            _logger.info("it does nothing: neither %s nor %s is set", *names)
+            _logger.info(
+                "it does nothing: neither %s nor TOTAL is set", settings.variable("MODELS")
+            )
 
     def look(self, observations: Sequence[Observation], now: float) -> None:
         """Take in what a sweep found, and stop what is over a limit."""
         self._activity.note(observations, now)
         stopping = self.stops.under_way()
         held: dict[Backend, int] = {}
-        free: list[Backend] = []
+        idle: dict[Backend, float] = {}  # of those that may be stopped
         for each in observations:
             amount = held_bytes(each, self._component)
             if amount is not None and each.backend not in stopping:
                 held[each.backend] = amount
                 if self._stop_busy or not self._activity.may_be_busy(each, now):
-                    free.append(each.backend)
+                    idle[each.backend] = self._activity.idle_seconds(each.backend, now)
         over = self._over(held)
         self._over_since = {key: self._over_since.get(key, now) for key in over}
         self._told &= over.keys()
-        idle = {each: self._activity.idle_seconds(each, now) for each in held}
+        order = sorted(idle, key=lambda each: (-idle[each], -held[each]))
         if self._order == "largest":
-            free.sort(key=lambda each: -held[each])
-        else:
-            free.sort(key=lambda each: (-idle[each], -held[each]))
+            order.sort(key=lambda each: -held[each])
         for key, why in over.items():
             if now - self._over_since[key] >= self._for_seconds:
-                self._reduce(key, why, held, free, idle)
+                self._reduce(key, why, held, {each: idle[each] for each in order})
 
     def _reduce(
-        self,
-        key: Backend | None,
-        why: str,
-        held: dict[Backend, int],
-        free: Sequence[Backend],
-        idle: Mapping[Backend, float],
+        self, key: Backend | None, why: str, held: dict[Backend, int], free: Mapping[Backend, float]
     ) -> None:
-        """Stop as many as it takes, and take them out of `held`."""
-        for backend in free:
+        """Stop as many as it takes of those that may be, and take them out of `held`."""
+        for backend, idle in free.items():
             if key in (backend, None) and backend in held and key in self._over(held):
-                figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
+                figures = f"{read.size_text(held[backend])}, idle for {idle:.0f} s"
                 if self.stops.stop(backend, f"{why} (it: {figures})"):
                     del held[backend]
         if key in self._over(held) and key not in self._told:
