@@ -12,7 +12,7 @@ A device is left out where the tree has none of its memory open, and all of them
 the tree may not be read: the monitor must run as root or as the backends' user. That is logged
 once. Source: the kernel's Documentation/gpu/drm-usage-stats.rst.
 
-To enable: put this file into the folder that the setting `hooks_dir` names.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`.
 
 MONITOR_HOOK_DRM_MEMORY_PROC: path where procfs is mounted (/proc).
 """

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from monitor_plugin import Monitor, State
+from monitor_plugin import Monitor, State, status_hooks
 
 from ..support import Answer, Client, Spawner, eventually
 from .support import ROOT, copy_hooks
@@ -125,12 +125,12 @@ def test_one_that_does_not_speak_it_is_asked_once(
 def test_one_that_hangs_costs_one_call_and_one_wait(
     serve: Callable[..., OipServer],
     start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Readings at the same time share the call, and are back before the monitor gives them up."""
     server, monitor = serve(seconds=60), start(status_timeout_seconds=0.5)
-    hook = sys.modules["monitor_plugin_hooks.kserve_status"]
-    hook.__dict__["PAUSE_SECONDS"] = 60.0
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 60.0)
     register(monitor, server)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(read, [monitor] * 4))
@@ -140,12 +140,13 @@ def test_one_that_hangs_costs_one_call_and_one_wait(
 
 
 def test_one_that_hung_is_asked_again(
-    serve: Callable[..., OipServer], start: Callable[..., Monitor]
+    serve: Callable[..., OipServer],
+    start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After a pause it is asked anew, and its answer taken."""
     server, monitor = serve(seconds=1.5), start(status_timeout_seconds=0.5)
-    hook = sys.modules["monitor_plugin_hooks.kserve_status"]
-    hook.__dict__["PAUSE_SECONDS"] = 0.1
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 0.1)
     register(monitor, server)
     assert read(monitor).headers["X-Monitor-Source"] == "psutil"
     server.says()
