@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from monitor_plugin import Backend, Monitor, State, Status, status_hooks
+from monitor_plugin import Backend, Monitor, State, Status, hookimpl, status_hooks
 from monitor_plugin.status_hooks import Call, StatusHooks
 
 from .support import Spawner, eventually
@@ -24,13 +25,22 @@ class Server:
 
     def __init__(self) -> None:
         self.answer = READY
+        self.tokens: list[str] = []  # of the calls
+        self.gate = threading.Event()
+        self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(4))
-        handler = grpc.unary_unary_rpc_method_handler(lambda request, context: self.answer)
+        handler = grpc.unary_unary_rpc_method_handler(self._ready)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("a.Service", {"Ready": handler}),)
         )
         self.ports = [self._server.add_insecure_port("127.0.0.1:0") for _ in range(3)]
         self._server.start()
+
+    def _ready(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        metadata = {key: str(value) for key, value in context.invocation_metadata()}
+        self.tokens.append(metadata.get("authorization", ""))
+        self.gate.wait(60)
+        return self.answer
 
     def connections(self) -> int:
         """Count the clients' ends of the connections to it."""
@@ -61,9 +71,10 @@ def watch(
 ) -> Callable[..., Monitor]:
     """Starts a monitor that asks by the hooks, and watches backends at the server's ports."""
 
-    def watch(*, backends: int = 1, models: str = "*") -> Monitor:
-        quiet = {"hook_timeout_seconds": 30, "sweep_interval_seconds": 0}
-        monitor = make_monitor([StatusHooks(ask, models)], **quiet)
+    def watch(*plugins: object, backends: int = 1, models: str = "*") -> Monitor:
+        patient = {"hook_timeout_seconds": 60, "status_timeout_seconds": 60}
+        hooks = [StatusHooks(ask, models), *plugins]
+        monitor = make_monitor(hooks, sweep_interval_seconds=0, **patient)
         for number, port in enumerate(server.ports[:backends]):
             monitor.hook.monitor_backend_spawned(
                 model=f"m{number}", pid=spawner.sleeper().pid, address=f"127.0.0.1:{port}"
@@ -73,12 +84,45 @@ def watch(
     return watch
 
 
-def test_nonsense_is_no_answer(server: Server, watch: Callable[..., Monitor]) -> None:
+def test_nonsense_is_no_answer(
+    server: Server, watch: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
     """What is no message falls back to Status, and so does what says nothing."""
     monitor = watch()
     for answer, source in ((b"\xff\xff", "psutil"), (b"", "psutil"), (READY, "hook")):
         server.answer = answer
         assert monitor.read("m0").source == source
+    assert caplog.text == ""
+
+
+def test_readings_at_the_same_time_share_an_answer(
+    server: Server, watch: Callable[..., Monitor]
+) -> None:
+    """Who comes while a backend is asked gets that answer; at most a late one asks again."""
+    monitor = watch()
+    server.gate.clear()
+
+    def asking() -> int:
+        return sum(each.name == "monitor-monitor_query_status" for each in threading.enumerate())
+
+    with ThreadPoolExecutor(8) as pool:
+        readings = [pool.submit(monitor.read, "m0") for _ in range(8)]
+        eventually(lambda: asking() == 8)
+        server.gate.set()
+        assert [each.result().source for each in readings] == ["hook"] * 8
+    assert len(server.tokens) <= 2
+
+
+def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., Monitor]) -> None:
+    """What hooks give for the monitor's own calls to a backend is sent with these, too."""
+
+    class Token:
+        @hookimpl
+        def monitor_call_metadata(self, backend: Backend) -> dict[str, str]:
+            return {"authorization": f"Bearer of {backend.model}"}
+
+    assert watch(Token()).read("m0").source == "hook"
+    assert server.tokens == ["Bearer of m0"]
 
 
 def test_other_models_are_not_asked(watch: Callable[..., Monitor]) -> None:

@@ -116,8 +116,8 @@ def test_one_that_does_not_speak_it_is_asked_once(
         answer = read(monitor)
         assert answer.headers["X-Monitor-Source"] == "psutil"
         assert answer.headers["X-Monitor-Rpc-Error"] == "UNIMPLEMENTED"
-    register(monitor, server)  # it is still the same process, at the same address
-    read(monitor)
+    register(monitor, server, "renamed")  # the same process, at the same address
+    read(monitor, "renamed")
     assert server.calls().count(SERVER_READY) == 1
     eventually(lambda: server.connections() == 0)
 
@@ -128,12 +128,13 @@ def test_one_that_hangs_costs_one_call_and_one_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Readings at the same time share the call, and are back before the monitor gives them up."""
+    """It is left alone for a while, and readings are back before the monitor gives them up."""
     server, monitor = serve(seconds=60), start(status_timeout_seconds=0.5)
     monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 60.0)
     register(monitor, server)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(read, [monitor] * 4))
+    answers.append(read(monitor))
     assert {each.headers["X-Monitor-Source"] for each in answers} == {"psutil"}
     assert server.calls().count(SERVER_READY) == 1
     assert caplog.text == ""
