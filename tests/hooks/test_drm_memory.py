@@ -119,8 +119,9 @@ def write(proc: Path, pid: int, *texts: str) -> None:
     """Have a process hold files open on a GPU, and one that is on none."""
     for folder in ("fd", "fdinfo"):
         (proc / str(pid) / folder).mkdir(parents=True)
+    other = XE.replace("drm-client-id:  3", "drm-client-id:  77")
     links = ["/dev/null", *["/dev/dri/renderD128"] * len(texts)]
-    for number, (link, text) in enumerate(zip(links, [XE, *texts], strict=True)):
+    for number, (link, text) in enumerate(zip(links, [other, *texts], strict=True)):
         (proc / str(pid) / "fd" / str(number)).symlink_to(link)
         (proc / str(pid) / "fdinfo" / str(number)).write_text(text)
 

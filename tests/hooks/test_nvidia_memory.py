@@ -83,7 +83,7 @@ def test_a_trees_memory_stands_in_the_breakdown_by_device(
         "devices 0 2",
         f"compute 0 {parent} {100 * MIB} -1",
         f"compute 0 {child} {7 * MIB} -1",
-        f"graphics 0 {child} {7 * MIB} -1",  # it does both
+        f"graphics 0 {child} {NOT_AVAILABLE} -1",  # it does both
         f"compute 0 {os.getpid()} {1000 * MIB} -1",
     ]
     driver.says(*says, f"compute 1 {parent} {NOT_AVAILABLE}", f"compute 1 {child} {MIB}")
