@@ -12,9 +12,10 @@ A device is left out where the tree has none of its memory open, and all of them
 the tree may not be read: the monitor must run as root or as the backends' user. That is logged
 once. Source: the kernel's Documentation/gpu/drm-usage-stats.rst.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and, where need be, environment variables MONITOR_HOOK_DRM_MEMORY_...
 
-MONITOR_HOOK_DRM_MEMORY_PROC: path where procfs is mounted (/proc).
+    PROC   path where procfs is mounted (/proc)
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from monitor_plugin import Backend, hookimpl
+from monitor_plugin.hook_settings import HookSettings
 
-PROC = Path(os.environ.get("MONITOR_HOOK_DRM_MEMORY_PROC", "/proc"))
+PROC = HookSettings(__name__).get("PROC", Path, "a path, as /proc", Path("/proc"))
 KINDS = ("resident", "memory", "total")  # the first that is there counts
 ON_DEVICE = re.compile(rf"drm-(?:{'|'.join(KINDS)})-(vram\d*|(?:stolen-)?local\d+)")
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}

@@ -7,24 +7,24 @@ speak it is asked once in its life, and then left to the other hooks and to gRPC
 each time, one that cannot be reached, does not answer in time, or does not know the service or its
 state.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`.
-Beside kserve_status.py, that is asked first.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and, where need be, environment variables MONITOR_HOOK_GRPC_HEALTH_...
 
-MONITOR_HOOK_GRPC_HEALTH_MODELS: pattern of the names of the models that are asked (*).
-MONITOR_HOOK_GRPC_HEALTH_SERVICE: name of the service to ask for (empty: the server as a whole).
+    MODELS    pattern of the names of the models that are asked (*)
+    SERVICE   name of the service to ask for (empty: the server as a whole)
 """
 
 from __future__ import annotations
 
-import os
-
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from monitor_plugin import Backend, State, Status
+from monitor_plugin.hook_settings import HookSettings
 from monitor_plugin.status_hooks import Call, StatusHooks
 
-MODELS = os.environ.get("MONITOR_HOOK_GRPC_HEALTH_MODELS") or "*"
-SERVICE = os.environ.get("MONITOR_HOOK_GRPC_HEALTH_SERVICE", "")
+_settings = HookSettings(__name__)
+MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")
+SERVICE = _settings.get("SERVICE", str, "a service's name", "")
 STATES = {1: State.READY, 2: State.UNINITIALIZED}  # by SERVING and NOT_SERVING
 
 

@@ -6,27 +6,28 @@ what the process tree holds. A backend that does not speak it is asked once in i
 left to the other hooks and to gRPC `Status`; so is, each time, one that cannot be reached or does
 not answer in time.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and, where need be, environment variables MONITOR_HOOK_KSERVE_STATUS_...
 
-MONITOR_HOOK_KSERVE_STATUS_MODELS: pattern of the names of the models that are asked (*).
-MONITOR_HOOK_KSERVE_STATUS_ASK_FOR: name of the model to ask for (the backend's model).
-MONITOR_HOOK_KSERVE_STATUS_SERVICE: name of the gRPC service (inference.GRPCInferenceService;
-TorchServe's own is org.pytorch.serve.grpc.openinference.GRPCInferenceService).
+    MODELS    pattern of the names of the models that are asked (*)
+    ASK_FOR   name of the model to ask for (the backend's model)
+    SERVICE   name of the gRPC service (inference.GRPCInferenceService); TorchServe's own is
+              org.pytorch.serve.grpc.openinference.GRPCInferenceService
 """
 
 from __future__ import annotations
-
-import os
 
 import grpc
 from google.protobuf.wrappers_pb2 import BoolValue, StringValue
 
 from monitor_plugin import Backend, State, Status
+from monitor_plugin.hook_settings import HookSettings
 from monitor_plugin.status_hooks import Call, StatusHooks
 
-MODELS = os.environ.get("MONITOR_HOOK_KSERVE_STATUS_MODELS") or "*"
-ASK_FOR = os.environ.get("MONITOR_HOOK_KSERVE_STATUS_ASK_FOR")
-SERVICE = os.environ.get("MONITOR_HOOK_KSERVE_STATUS_SERVICE") or "inference.GRPCInferenceService"
+_settings = HookSettings(__name__)
+MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")
+ASK_FOR = _settings.get("ASK_FOR", str, "a model's name", None)
+SERVICE = _settings.get("SERVICE", str, "a service's name", "inference.GRPCInferenceService")
 
 
 def ask(backend: Backend, call: Call) -> Status:

@@ -8,25 +8,28 @@ NVML's PIDs must be the monitor's: a monitor in a container needs the host's (`-
 Needs a driver, and `pip install monitor-plugin[nvidia]`. Where something is missing or fails, that
 is logged once and left out, and tried again later.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and, where need be, environment variables MONITOR_HOOK_NVIDIA_MEMORY_...
 
-MONITOR_HOOK_NVIDIA_MEMORY_SHARE_SECONDS: seconds for which an answer serves all backends (1).
-MONITOR_HOOK_NVIDIA_MEMORY_RETRY_SECONDS: seconds until what failed is tried again (60).
+    SHARE_SECONDS   how long an answer serves all backends, in seconds (1)
+    RETRY_SECONDS   how long until what failed is tried again, in seconds (60)
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 
 from monitor_plugin import Backend, hookimpl
+from monitor_plugin.hook_settings import HookSettings, seconds
 from monitor_plugin.nvml import Nvml
 
-SHARE_SECONDS = float(os.environ.get("MONITOR_HOOK_NVIDIA_MEMORY_SHARE_SECONDS") or "1")
-RETRY_SECONDS = float(os.environ.get("MONITOR_HOOK_NVIDIA_MEMORY_RETRY_SECONDS") or "60")
-
-_nvml = Nvml(SHARE_SECONDS, RETRY_SECONDS, logging.getLogger(__name__))
+_settings = HookSettings(__name__)
+_nvml = Nvml(
+    _settings.get("SHARE_SECONDS", seconds, "seconds over 0, as 1", 1.0),
+    _settings.get("RETRY_SECONDS", seconds, "seconds over 0, as 60", 60.0),
+    logging.getLogger(__name__),
+)
 
 
 @hookimpl
