@@ -30,7 +30,7 @@ from pathlib import Path
 from monitor_plugin import Backend, hookimpl
 from monitor_plugin.hook_settings import HookSettings
 
-PROC = HookSettings(__name__).get("PROC", Path, "a path, as /proc", Path("/proc"))
+PROC = HookSettings(__name__).get("PROC", str, "a path, as /proc", "/proc")
 KINDS = ("resident", "memory", "total")  # the first that is there counts
 ON_DEVICE = re.compile(rf"drm-(?:{'|'.join(KINDS)})-(vram\d*|(?:stolen-)?local\d+)")
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
@@ -68,17 +68,17 @@ def device_memory(text: str) -> tuple[str, str, int] | None:
     return ":".join(filter(None, names)), client, total
 
 
-def read_clients(process: Path) -> Iterator[str]:
+def read_clients(process: str) -> Iterator[str]:
     """Read what a process's folder in procfs has on each file that it has open on a GPU.
 
     Raises:
         PermissionError: it may not be read.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        for number in os.listdir(process / "fd"):
+        for number in os.listdir(f"{process}/fd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it was closed
-                if "/dri/" in str((process / "fd" / number).readlink()):
-                    yield (process / "fdinfo" / number).read_text()
+                if "/dri/" in os.readlink(f"{process}/fd/{number}"):  # noqa: PTH115 - of thousands
+                    yield Path(f"{process}/fdinfo/{number}").read_text()
 
 
 @hookimpl
@@ -87,7 +87,7 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
     clients: dict[tuple[str, str], int] = {}
     try:
         for pid in pids:
-            for text in read_clients(PROC / str(pid)):
+            for text in read_clients(f"{PROC}/{pid}"):
                 if found := device_memory(text):
                     component, client, amount = found
                     clients[component, client] = amount

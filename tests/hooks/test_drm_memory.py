@@ -171,7 +171,7 @@ def test_a_process_that_may_not_be_read_leaves_all_out(
     if user and Path("/proc/1").stat().st_uid == user:
         pytest.skip("every process here may be read")
     with tempfile.TemporaryDirectory() as folder:  # which others may read, unlike pytest's
-        hook.__dict__["PROC"] = proc = Path(folder)
+        hook.__dict__["PROC"], proc = folder, Path(folder)
         write(proc, 5, XE)
         (proc / "6").symlink_to("/proc/1")  # a real one, of root
         proc.chmod(0o755)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from monitor_plugin import Monitor, MonitorError
+
 from ..support import Spawner, eventually
-from .support import Watched, spawn_tree, watch
+from .support import Watched, copy_hooks, spawn_tree, watch
 
 MIB = 1024 * 1024
 GPU_IS_LOST, DRIVER_NOT_LOADED, NOT_SUPPORTED = 15, 9, 3
@@ -94,6 +96,8 @@ def test_a_trees_memory_stands_in_the_breakdown_by_device(
     driver.says(*says, f"fails graphics 1 {NOT_SUPPORTED}")
     both = {"vram:nvidia0": 107 * MIB, "vram:nvidia1": 5 * MIB}
     eventually(lambda: watched.breakdown() == both)
+    (listed,) = watched.client.request("GET", "/backends").json["backends"]
+    assert listed["process"]["tree"]["vram"] == 112 * MIB
     assert watched.log == ""
 
     driver.says(*says, f"fails compute 0 {GPU_IS_LOST}")
@@ -178,3 +182,17 @@ def test_what_is_missing_is_said_once(
         f"monitor_plugin_hooks.nvidia_memory: no memory of NVML: {why}"
     ]
     watched.close()
+
+
+@pytest.mark.parametrize("setting", ["SHARE_SECONDS", "RETRY_SECONDS"])
+def test_a_setting_that_is_none_is_named(
+    setting: str,
+    make_monitor: Callable[..., Monitor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The monitor does not start, and says which variable has which value."""
+    variable = f"MONITOR_HOOK_NVIDIA_MEMORY_{setting}"
+    monkeypatch.setenv(variable, "soon")
+    with pytest.raises(MonitorError, match=f"{variable}='soon'.* seconds"):
+        make_monitor(hooks_dir=str(copy_hooks(tmp_path / "hooks", "nvidia_memory")))
