@@ -12,9 +12,10 @@ A device is left out where the tree has none of its memory open, and all of them
 the tree may not be read: the monitor must run as root or as the backends' user. That is logged
 once. Source: the kernel's Documentation/gpu/drm-usage-stats.rst.
 
-To enable: put this file into the folder that the setting `hooks_dir` names.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and, where need be, environment variables MONITOR_HOOK_DRM_MEMORY_...
 
-MONITOR_HOOK_DRM_MEMORY_PROC: path where procfs is mounted (/proc).
+    PROC   path where procfs is mounted (/proc)
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from monitor_plugin import Backend, hookimpl
+from monitor_plugin.hook_settings import HookSettings
 
-PROC = Path(os.environ.get("MONITOR_HOOK_DRM_MEMORY_PROC", "/proc"))
+PROC = HookSettings(__name__).get("PROC", str, "a path, as /proc", "/proc")
 KINDS = ("resident", "memory", "total")  # the first that is there counts
 ON_DEVICE = re.compile(rf"drm-(?:{'|'.join(KINDS)})-(vram\d*|(?:stolen-)?local\d+)")
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
@@ -66,17 +68,17 @@ def device_memory(text: str) -> tuple[str, str, int] | None:
     return ":".join(filter(None, names)), client, total
 
 
-def read_clients(process: Path) -> Iterator[str]:
+def read_clients(process: str) -> Iterator[str]:
     """Read what a process's folder in procfs has on each file that it has open on a GPU.
 
     Raises:
         PermissionError: it may not be read.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        for number in os.listdir(process / "fd"):
+        for number in os.listdir(f"{process}/fd"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it was closed
-                if "/dri/" in str((process / "fd" / number).readlink()):
-                    yield (process / "fdinfo" / number).read_text()
+                if "/dri/" in os.readlink(f"{process}/fd/{number}"):  # noqa: PTH115 - of thousands
+                    yield Path(f"{process}/fdinfo/{number}").read_text()
 
 
 @hookimpl
@@ -85,7 +87,7 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
     clients: dict[tuple[str, str], int] = {}
     try:
         for pid in pids:
-            for text in read_clients(PROC / str(pid)):
+            for text in read_clients(f"{PROC}/{pid}"):
                 if found := device_memory(text):
                     component, client, amount = found
                     clients[component, client] = amount

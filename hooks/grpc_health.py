@@ -1,132 +1,46 @@
 """The status of servers that speak gRPC's own health checking protocol, grpc.health.v1.
 
 Asks a backend for `Health/Check`: READY where it says SERVING, UNINITIALIZED where it says
-NOT_SERVING. That is all it can say: BUSY and memory are not known to the protocol, so that backends
-that implement `Status` are better left out by the setting MODELS. A backend that does not speak it
-is asked once in its life, and then left to the other hooks and to gRPC `Status`; so is, each time,
-one that cannot be reached, does not answer in time, or does not know the service or its state.
+NOT_SERVING. That is all that it can say: BUSY and memory are not known to the protocol, so that
+backends that implement `Status` are better left out by the setting MODELS. A backend that does not
+speak it is asked once in its life, and then left to the other hooks and to gRPC `Status`; so is,
+each time, one that cannot be reached, does not answer in time, or does not know the service or its
+state.
 
-To enable: put this file into the folder that the setting `hooks_dir` names. Beside
-kserve_status.py, that is asked first.
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and, where need be, environment variables MONITOR_HOOK_GRPC_HEALTH_...
 
-MONITOR_HOOK_GRPC_HEALTH_MODELS: pattern of the names of the models that are asked (*).
-MONITOR_HOOK_GRPC_HEALTH_SERVICE: name of the service to ask for (empty: the server as a whole).
+    MODELS    pattern of the names of the models that are asked (*)
+    SERVICE   name of the service to ask for (empty: the server as a whole)
 """
 
 from __future__ import annotations
 
-import fnmatch
-import math
-import os
-import threading
-import time
-
-import grpc
-from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from monitor_plugin import Backend, BackendExit, Monitor, State, Status, hookimpl
+from monitor_plugin import Backend, State, Status
+from monitor_plugin.hook_settings import HookSettings
+from monitor_plugin.status_hooks import Call, StatusHooks
 
-MODELS = os.environ.get("MONITOR_HOOK_GRPC_HEALTH_MODELS", "*")
-SERVICE = os.environ.get("MONITOR_HOOK_GRPC_HEALTH_SERVICE", "")
+_settings = HookSettings(__name__)
+MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")
+SERVICE = _settings.get("SERVICE", str, "a service's name", "")
 STATES = {1: State.READY, 2: State.UNINITIALIZED}  # by SERVING and NOT_SERVING
-PAUSE_SECONDS = 2.0  # for which a server that did not answer in time is left alone
-
-_monitors: list[Monitor] = []
-_servers: dict[tuple[int, float], Server] = {}  # by PID and creation time
 
 
-class Server:
-    """One backend's server. One reading asks it at a time; the others get the same answer."""
+def ask(backend: Backend, call: Call) -> Status | None:
+    """Ask a server for its health.
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._turn = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._answer: Status | None = None
-        self._answered_at = self._ask_after = -math.inf
-
-    def status(self, backend: Backend, seconds: float) -> Status | None:
-        """Ask, unless that is of no use, or give what was answered meanwhile."""
-        came_at = time.monotonic()
-        if came_at < self._ask_after or not self._turn.acquire(timeout=seconds):
-            return None
-        try:
-            if self._answered_at < came_at:
-                self._answer = self._ask(backend, came_at + seconds)
-                self._answered_at = time.monotonic()
-            return self._answer
-        finally:
-            self._turn.release()
-
-    def _ask(self, backend: Backend, deadline: float) -> Status | None:
-        # Request and response have one field each, and so the wire form of these wrappers.
-        request = StringValue(value=SERVICE).SerializeToString()
-        try:
-            state = STATES.get(Int32Value.FromString(self._call(backend, request, deadline)).value)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                self.close()
-            elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._ask_after = time.monotonic() + PAUSE_SECONDS
-            return None
-        except (DecodeError, ValueError):  # ValueError: the channel was closed meanwhile
-            return None
-        return None if state is None else Status(state)
-
-    def _call(self, backend: Backend, request: bytes, deadline: float) -> bytes:
-        if self._channel is None:
-            self._channel = _monitors[-1].open_channel(backend)
-            if self._ask_after == math.inf:  # closed just before
-                self._channel.close()
-        call = self._channel.unary_unary("/grpc.health.v1.Health/Check", None, None)
-        metadata = tuple(_monitors[-1].call_metadata(backend).items())
-        answer: bytes = call(request, timeout=deadline - time.monotonic(), metadata=metadata)
-        return answer
-
-    def close(self) -> None:
-        """Let go of the server, and do not ask it any more."""
-        self._ask_after = math.inf
-        if self._channel:
-            self._channel.close()
+    The protocol's messages have one field each, and so these wrappers' form.
+    """
+    request = StringValue(value=SERVICE).SerializeToString()
+    health = Int32Value.FromString(call("/grpc.health.v1.Health/Check", request)).value
+    return Status(STATES[health]) if health in STATES else None
 
 
-@hookimpl
-def monitor_started(monitor: Monitor) -> None:
-    """Keep the monitor, which opens the channels."""
-    _monitors.append(monitor)
-
-
-@hookimpl
-def monitor_backend_registered(backend: Backend) -> None:
-    """Note a backend, or its new address."""
-    key = backend.pid, backend.created_at
-    known = _servers.get(key)
-    if known and known.address != backend.address:
-        known.close()
-    if not known or known.address != backend.address:
-        _servers[key] = Server(backend.address)
-
-
-@hookimpl
-def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | None:
-    """Ask a backend's server, within nine tenths of the time."""
-    server = _servers.get((backend.pid, backend.created_at))
-    if server is None or not _monitors or not fnmatch.fnmatchcase(backend.model, MODELS):
-        return None
-    return server.status(backend, 0.9 * timeout_seconds)
-
-
-@hookimpl
-def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
-    """Close the channel of a backend that has ended."""
-    server = _servers.pop((backend.pid, backend.created_at), None)
-    if server:
-        server.close()
-
-
-@hookimpl
-def monitor_closing() -> None:
-    """Close all channels."""
-    for server in list(_servers.values()):
-        server.close()
+_hooks = StatusHooks(ask, MODELS)
+monitor_started = _hooks.monitor_started
+monitor_backend_registered = _hooks.monitor_backend_registered
+monitor_query_status = _hooks.monitor_query_status
+monitor_backend_gone = _hooks.monitor_backend_gone
+monitor_closing = _hooks.monitor_closing

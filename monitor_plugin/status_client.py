@@ -15,6 +15,7 @@ from .connection import Answer, Connection, say
 from .descriptors import most_channels
 from .models import Backend
 from .protocol import load_messages
+from .status_counts import StatusCounts
 
 
 class StatusClient:
@@ -93,6 +94,12 @@ class StatusClient:
     def metadata(self, backend: Backend) -> Mapping[str, str]:
         """Give the metadata of a call to a backend, the token with them."""
         return self._security.with_token(self._call_metadata(backend))
+
+    def counts(self, backend: Backend) -> StatusCounts | None:
+        """Give what was counted of the backend's `Status` calls; None where it had none."""
+        with self._lock:
+            connection = self._connections.get(backend)
+        return connection.counts() if connection else None
 
     def forget(self, backend: Backend) -> None:
         """Close the backend's channel, if it has one; readers that wait get CANCELLED."""

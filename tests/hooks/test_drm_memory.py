@@ -119,8 +119,9 @@ def write(proc: Path, pid: int, *texts: str) -> None:
     """Have a process hold files open on a GPU, and one that is on none."""
     for folder in ("fd", "fdinfo"):
         (proc / str(pid) / folder).mkdir(parents=True)
+    other = XE.replace("drm-client-id:  3", "drm-client-id:  77")
     links = ["/dev/null", *["/dev/dri/renderD128"] * len(texts)]
-    for number, (link, text) in enumerate(zip(links, [XE, *texts], strict=True)):
+    for number, (link, text) in enumerate(zip(links, [other, *texts], strict=True)):
         (proc / str(pid) / "fd" / str(number)).symlink_to(link)
         (proc / str(pid) / "fdinfo" / str(number)).write_text(text)
 
@@ -170,7 +171,7 @@ def test_a_process_that_may_not_be_read_leaves_all_out(
     if user and Path("/proc/1").stat().st_uid == user:
         pytest.skip("every process here may be read")
     with tempfile.TemporaryDirectory() as folder:  # which others may read, unlike pytest's
-        hook.__dict__["PROC"] = proc = Path(folder)
+        hook.__dict__["PROC"], proc = folder, Path(folder)
         write(proc, 5, XE)
         (proc / "6").symlink_to("/proc/1")  # a real one, of root
         proc.chmod(0o755)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,8 +114,8 @@ def test_one_that_speaks_neither_is_left_to_status(
         assert answer.headers["X-Monitor-Source"] == "grpc"
         assert set(answer.json["memory"]["breakdown"]) == {"weights", "kv_cache"}
     for stem in ("grpc_health", "kserve_status"):
-        (server,) = sys.modules[f"monitor_plugin_hooks.{stem}"]._servers.values()
-        assert server._ask_after == float("inf")
+        (server,) = sys.modules[f"monitor_plugin_hooks.{stem}"]._hooks._servers.values()
+        assert server.ask_after == math.inf
 
 
 def test_both_protocols_are_found_beside_each_other(
@@ -124,8 +125,8 @@ def test_both_protocols_are_found_beside_each_other(
     server, monitor = HealthServer(spawner), start("grpc_health", "kserve_status")
     server.set("SERVING")
     assert read(monitor, server).json["state"] == State.READY
-    module = sys.modules["monitor_plugin_hooks.grpc_health"]
-    assert module._servers
+    hooks = sys.modules["monitor_plugin_hooks.grpc_health"]._hooks
+    assert hooks._servers
     server.process.kill()
     server.process.wait()
-    eventually(lambda: not module._servers)
+    eventually(lambda: not hooks._servers)

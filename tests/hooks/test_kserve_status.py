@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from monitor_plugin import Monitor, State
+from monitor_plugin import Monitor, State, status_hooks
 
 from ..support import Answer, Client, Spawner, eventually
 from .support import ROOT, copy_hooks
@@ -116,8 +116,8 @@ def test_one_that_does_not_speak_it_is_asked_once(
         answer = read(monitor)
         assert answer.headers["X-Monitor-Source"] == "psutil"
         assert answer.headers["X-Monitor-Rpc-Error"] == "UNIMPLEMENTED"
-    register(monitor, server)  # it is still the same process, at the same address
-    read(monitor)
+    register(monitor, server, "renamed")  # the same process, at the same address
+    read(monitor, "renamed")
     assert server.calls().count(SERVER_READY) == 1
     eventually(lambda: server.connections() == 0)
 
@@ -125,27 +125,29 @@ def test_one_that_does_not_speak_it_is_asked_once(
 def test_one_that_hangs_costs_one_call_and_one_wait(
     serve: Callable[..., OipServer],
     start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Readings at the same time share the call, and are back before the monitor gives them up."""
+    """It is left alone for a while, and readings are back before the monitor gives them up."""
     server, monitor = serve(seconds=60), start(status_timeout_seconds=0.5)
-    hook = sys.modules["monitor_plugin_hooks.kserve_status"]
-    hook.__dict__["PAUSE_SECONDS"] = 60.0
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 60.0)
     register(monitor, server)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(read, [monitor] * 4))
+    answers.append(read(monitor))
     assert {each.headers["X-Monitor-Source"] for each in answers} == {"psutil"}
     assert server.calls().count(SERVER_READY) == 1
     assert caplog.text == ""
 
 
 def test_one_that_hung_is_asked_again(
-    serve: Callable[..., OipServer], start: Callable[..., Monitor]
+    serve: Callable[..., OipServer],
+    start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After a pause it is asked anew, and its answer taken."""
     server, monitor = serve(seconds=1.5), start(status_timeout_seconds=0.5)
-    hook = sys.modules["monitor_plugin_hooks.kserve_status"]
-    hook.__dict__["PAUSE_SECONDS"] = 0.1
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 0.1)
     register(monitor, server)
     assert read(monitor).headers["X-Monitor-Source"] == "psutil"
     server.says()

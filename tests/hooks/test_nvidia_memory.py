@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from monitor_plugin import Monitor, MonitorError
+
 from ..support import Spawner, eventually
-from .support import Watched, spawn_tree, watch
+from .support import Watched, copy_hooks, spawn_tree, watch
 
 MIB = 1024 * 1024
 GPU_IS_LOST, DRIVER_NOT_LOADED, NOT_SUPPORTED = 15, 9, 3
@@ -83,7 +85,7 @@ def test_a_trees_memory_stands_in_the_breakdown_by_device(
         "devices 0 2",
         f"compute 0 {parent} {100 * MIB} -1",
         f"compute 0 {child} {7 * MIB} -1",
-        f"graphics 0 {child} {7 * MIB} -1",  # it does both
+        f"graphics 0 {child} {NOT_AVAILABLE} -1",  # it does both
         f"compute 0 {os.getpid()} {1000 * MIB} -1",
     ]
     driver.says(*says, f"compute 1 {parent} {NOT_AVAILABLE}", f"compute 1 {child} {MIB}")
@@ -94,6 +96,8 @@ def test_a_trees_memory_stands_in_the_breakdown_by_device(
     driver.says(*says, f"fails graphics 1 {NOT_SUPPORTED}")
     both = {"vram:nvidia0": 107 * MIB, "vram:nvidia1": 5 * MIB}
     eventually(lambda: watched.breakdown() == both)
+    (listed,) = watched.client.request("GET", "/backends").json["backends"]
+    assert listed["process"]["tree"]["vram"] == 112 * MIB
     assert watched.log == ""
 
     driver.says(*says, f"fails compute 0 {GPU_IS_LOST}")
@@ -178,3 +182,17 @@ def test_what_is_missing_is_said_once(
         f"monitor_plugin_hooks.nvidia_memory: no memory of NVML: {why}"
     ]
     watched.close()
+
+
+@pytest.mark.parametrize("setting", ["SHARE_SECONDS", "RETRY_SECONDS"])
+def test_a_setting_that_is_none_is_named(
+    setting: str,
+    make_monitor: Callable[..., Monitor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The monitor does not start, and says which variable has which value."""
+    variable = f"MONITOR_HOOK_NVIDIA_MEMORY_{setting}"
+    monkeypatch.setenv(variable, "soon")
+    with pytest.raises(MonitorError, match=f"{variable}='soon'.* seconds"):
+        make_monitor(hooks_dir=str(copy_hooks(tmp_path / "hooks", "nvidia_memory")))

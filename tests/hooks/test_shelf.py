@@ -24,7 +24,9 @@ def settings_of(stem: str) -> set[str]:
     text = (SHELF / f"{stem}.py").read_text()
     prefix = f"MONITOR_HOOK_{stem.upper()}_"
     whole = set(re.findall(r"MONITOR_HOOK_\w*[A-Z]", text))
-    short = re.findall(r"settings\.(?:get|secret|error)\(\s*\"([A-Z_]+)\"", text)
+    short = re.findall(
+        r"[sS]ettings(?:\(__name__\))?\.(?:get|secret|error)\(\s*\"([A-Z_]+)\"", text
+    )
     return {each for each in whole if each + "_" != prefix} | {prefix + name for name in short}
 
 
