@@ -18,6 +18,8 @@ from monitor_plugin.client import UnixConnection
 from monitor_plugin.testing import RunningBackend, backend_command
 from monitor_plugin.testing import eventually as eventually
 
+Backend = RunningBackend
+
 
 def is_running(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
@@ -55,9 +57,9 @@ class Spawner:
     def sleeper(self) -> subprocess.Popen[str]:
         return self.process("sleep", "1000")
 
-    def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> RunningBackend:
+    def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> Backend:
         """Start a demo backend, and wait until it serves. Small unless told otherwise."""
-        return RunningBackend(self.process(*backend_command(addr=addr), *switches, **options))
+        return Backend(self.process(*backend_command(addr=addr), *switches, **options))
 
     def close(self) -> None:
         for process in self._processes:

@@ -33,11 +33,15 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "hooks"
     folder.mkdir(mode=0o755)
     path = list(sys.path)
+    forget()  # those of other tests
     yield folder
     assert sys.path == path
-    for name in list(sys.modules):
-        if name.startswith("monitor_plugin_hooks."):
-            del sys.modules[name]
+    forget()
+
+
+def forget() -> None:
+    for name in loaded():
+        del sys.modules[name]
 
 
 def write(folder: Path, name: str, text: str, mode: int = 0o644) -> Path:

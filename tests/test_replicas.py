@@ -20,8 +20,8 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.replicas import combine
-from monitor_plugin.testing import RunningBackend
 
+from .support import Backend as Running
 from .support import Client, Spawner, eventually, is_running
 from .test_app import assert_error
 
@@ -95,10 +95,10 @@ def test_the_sources_are_those_of_what_is_told() -> None:
 
 
 @pytest.fixture
-def replicas(spawner: Spawner) -> Callable[..., list[RunningBackend]]:
+def replicas(spawner: Spawner) -> Callable[..., list[Running]]:
     """Starts backends and registers them as replicas of the model `m`."""
 
-    def start(monitor: Monitor, *switches: tuple[str, ...]) -> list[RunningBackend]:
+    def start(monitor: Monitor, *switches: tuple[str, ...]) -> list[Running]:
         backends = [spawner.backend(*each) for each in switches]
         for each in backends:
             monitor.hook.monitor_backend_spawned(model="m", pid=each.pid, address=each.address)
@@ -108,7 +108,7 @@ def replicas(spawner: Spawner) -> Callable[..., list[RunningBackend]]:
 
 
 def test_replicas_are_answered_for_together(
-    monitor: Monitor, client: Client, replicas: Callable[..., list[RunningBackend]]
+    monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
     """The worst state and the sums, of which one without a status has its tree's memory."""
     busy, ready, silent = replicas(monitor, ("--state", "1"), (), ("--no-status",))
@@ -134,7 +134,7 @@ def test_replicas_are_answered_for_together(
 
 
 def test_replicas_without_a_status_are_sampled_together(
-    monitor: Monitor, client: Client, replicas: Callable[..., list[RunningBackend]]
+    monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
     """The sample's fields are sums over the registered processes."""
     backends = replicas(monitor, ("--no-status",), ("--no-status", "--weights-mib", "40"))
@@ -151,7 +151,7 @@ def test_replicas_without_a_status_are_sampled_together(
     "query", ["pid=1", "pid=0", "pid=x", "pid=", "pid=-5", "pid=1.0", "pid=99999999999", "pid=%d9"]
 )
 def test_a_pid_that_the_model_does_not_hold(
-    query: str, monitor: Monitor, client: Client, replicas: Callable[..., list[RunningBackend]]
+    query: str, monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
     """It is a 400, in the query and in the body, for a reading and for a shutdown."""
     (backend,) = replicas(monitor, ())
@@ -191,7 +191,7 @@ def test_a_hung_replica_costs_one_wait(
 
 
 def test_a_replica_that_ended_is_left_out(
-    monitor: Monitor, replicas: Callable[..., list[RunningBackend]]
+    monitor: Monitor, replicas: Callable[..., list[Running]]
 ) -> None:
     """Those that run are answered for, and the number says how many."""
     first, second = replicas(monitor, (), ("--state", "1"))
@@ -203,7 +203,7 @@ def test_a_replica_that_ended_is_left_out(
 
 
 def test_one_replica_is_stopped_by_its_pid(
-    monitor: Monitor, client: Client, replicas: Callable[..., list[RunningBackend]]
+    monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
     """The others run on, and their running is no respawn."""
     first, second, third = replicas(monitor, (), (), ())
@@ -247,7 +247,7 @@ def test_a_partial_stop_lists_what_is_left(
 
 
 def test_none_is_stopped_before_all_are_drained(
-    make_monitor: Callable[..., Monitor], replicas: Callable[..., list[RunningBackend]]
+    make_monitor: Callable[..., Monitor], replicas: Callable[..., list[Running]]
 ) -> None:
     """An idle replica serves on while another is busy; both are listed as stopping."""
     monitor = make_monitor(drain_timeout_seconds=100.0)
@@ -267,7 +267,7 @@ def test_none_is_stopped_before_all_are_drained(
 
 
 def test_shutdowns_of_one_and_of_all_share_or_wait(
-    make_monitor: Callable[..., Monitor], replicas: Callable[..., list[RunningBackend]]
+    make_monitor: Callable[..., Monitor], replicas: Callable[..., list[Running]]
 ) -> None:
     """One for a PID joins that of all; one of all waits for that of a PID; each is true."""
     calls: list[int] = []

@@ -14,14 +14,14 @@ import pytest
 
 from monitor_plugin import Backend, Memory, Monitor, Reading, State, Status, hookimpl, status_client
 from monitor_plugin.observation import Observation
-from monitor_plugin.testing import RunningBackend
 
+from .support import Backend as Running
 from .support import Spawner, eventually
 
 MIB = 1 << 20
 
 
-def register(monitor: Monitor, model: str, running: RunningBackend) -> None:
+def register(monitor: Monitor, model: str, running: Running) -> None:
     monitor.hook.monitor_backend_spawned(model=model, pid=running.pid, address=running.address)
 
 
