@@ -249,3 +249,22 @@ def test_what_is_begun_goes_on_meanwhile(rig: Rig) -> None:
     eventually(lambda: plugin.threads)
     assert [outcome.value for outcome in outcomes()] == [1]
     assert sys.getrefcount(plugin) < 20
+
+
+def test_one_that_overruns_may_end_it(rig: Rig) -> None:
+    """Those after it are not called, where that is the end; nothing it says later counts."""
+    go = threading.Event()
+    plugins = rig.add(lambda: go.wait(60) and None, give(1))
+    assert rig.call(0.05, ends=lambda outcome: outcome.error is not None) == [("p0", HookOverran)]
+    go.set()
+    eventually(lambda: not rig.isolation.implementations(HOOK)[0].away)
+    assert plugins[1].threads == []
+
+
+def test_one_outcome_is_given_of_each(rig: Rig) -> None:
+    """Whoever is given up at the moment at which it answers has overrun, and nothing else."""
+    go = threading.Event()
+    rig.add(give(1))
+    outcomes = rig.call(0.05, ends=lambda outcome: outcome.value is not None and go.wait(60))
+    go.set()
+    assert outcomes == [("p0", HookOverran)]
