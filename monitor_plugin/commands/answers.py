@@ -150,11 +150,12 @@ class Backends(msgspec.Struct, frozen=True):
             return "No model is loaded."
         count = len(self.backends)
         held = sum(item.held or 0 for item in self.backends)
-        conditions = Counter(item.condition for item in self.backends)
+        conditions = Counter(item.condition for item in self.backends).most_common()
+        conditions.sort(key=lambda each: each[0] not in ALARMING)  # those first
         return (
             f"{count} backend{'s' * (count > 1)}, {amount(held)} of "
             f"{amount(self.machine.memory_total)}; "
-            + ", ".join(f"{number} {name}" for name, number in conditions.most_common())
+            + ", ".join(f"{number} {name}" for name, number in conditions)
         )
 
 

@@ -31,7 +31,7 @@ _PART = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_LINE, _BREAKS = "COMP_LINE", "COMP_WORDBREAKS"
+_LINE, _BREAKS = "COMP_LINE", "COMP_BREAKS"
 _BASH = """\
 %(complete_func)s() {
     local kind value
@@ -41,7 +41,7 @@ _BASH = """\
             plain) COMPREPLY+=("$value") ;;
             file) compopt -o default ;;
         esac
-    done < <(COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS" \\
+    done < <(COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_BREAKS="$COMP_WORDBREAKS" \\
         %(complete_var)s=bash_complete "$1" 2>/dev/null)
 }
 

@@ -113,23 +113,25 @@ def table_of(
         max([cell_len(column.title), *(cell_len(line[at].plain) for line in cells)])
         for at, column in enumerate(columns)
     ]
-    widths[0] = min(widths[0], _NARROWEST_NAME)  # the first is the name, and gets what is left
+    name_width = widths[0]
+    widths[0] = min(name_width, _NARROWEST_NAME)
     kept = list(range(len(columns)))
     while sum(widths[at] + _GAP for at in kept) - _GAP > width:
         worst = max(kept, key=lambda at: columns[at].dispensable)
         if not columns[worst].dispensable:
             break
         kept.remove(worst)
+    room = width - sum(widths[at] + _GAP for at in kept if at)  # for the name, which is the first
+    widths[0] = max(1, min(name_width, room))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
     for at in kept:
-        overflow: Any = "fold" if fold else "ellipsis"
-        last = at == len(columns) - 1
+        elastic = fold and at == len(columns) - 1
         table.add_column(
             columns[at].title,
             justify=columns[at].justify,
-            no_wrap=not (fold and (at == 0 or last)),
-            overflow=overflow if at == 0 or last else "crop",
-            min_width=None if at == 0 or last else widths[at],
+            no_wrap=not fold,
+            overflow="fold" if fold else "ellipsis",
+            width=None if elastic else widths[at],
         )
     for number, line in enumerate(cells):
         style = "reverse" if number == selected else None
