@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from .demo.calls import calls, make_calls
 from .demo.host import MODELS, demo
 from .errors import MonitorError
 from .hosts.discovery import parse_rule
+from .logs import configure_logging
 from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 from .signals import Signals
 
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if _COMPLETION in os.environ or (arguments and arguments[0] in _CLIENT_COMMANDS):
         return _ask_monitor(arguments)
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("monitor_plugin.audit").setLevel(logging.INFO)
+    configure_logging(options.log_format)
     try:
         return int(options.command(options, _settings(options)))
     except MonitorError as error:
@@ -120,7 +119,20 @@ def _ask_monitor(arguments: Sequence[str]) -> int:
     return program.run(arguments)
 
 
+def _log_format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither text nor json")
+    return text
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-format",
+        type=_log_format,
+        metavar="text|json",
+        default=os.environ.get(f"{ENVIRONMENT_PREFIX}LOG_FORMAT") or "text",
+        help="the form of the log, on stderr (default: MONITOR_LOG_FORMAT, or text)",
+    )
     group = parser.add_argument_group(
         "settings", f"also read from the environment: {ENVIRONMENT_PREFIX}<SETTING>"
     )
