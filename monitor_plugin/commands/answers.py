@@ -67,6 +67,7 @@ class Item(msgspec.Struct, frozen=True):
     address: str = ""
     state: int | None = None
     state_name: str = "unknown"
+    last_state: int | None = None
     source: str | None = None
     rpc_error: str | None = None
     age_seconds: float | None = None

@@ -15,7 +15,7 @@ from .answers import ask_backends
 from .completion import SHELLS, script
 from .options import ModelName, client_for, explain, monitor_options
 from .stopping import stop_models
-from .tables import backends_view, console, details_view
+from .tables import ago, backends_view, console, details_view
 from .text import shown
 from .top import run_top
 
@@ -120,8 +120,9 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
         output.print(details_view(answer, model, output.width))
     if answer.backends:
         return options.FINE
-    last = f": {answer.ended[0].description}" if answer.ended else ""
-    click.echo(f"{PROGRAM}: model '{shown(model)}' is not loaded{shown(last)}", err=True)
+    last = answer.ended[0] if answer.ended else None
+    how = f": its process {last.pid} {shown(last.description)} {ago(last)}" if last else ""
+    click.echo(f"{PROGRAM}: model '{shown(model)}' is not loaded{how}", err=True)
     return options.NOT_LOADED
 
 

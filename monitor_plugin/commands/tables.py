@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..models import State
 from .answers import ALARMING, Backends, End, Figures, Item, seconds_since
 from .text import UNKNOWN, amount, duration, percent, shown
 
@@ -183,7 +184,7 @@ def _details(item: Item, answer: Backends) -> list[tuple[str, Text]]:
     lines = [
         ("PID", Text(str(item.pid))),
         ("address", Text(shown(item.address))),
-        ("state", condition_text(item)),
+        ("state", condition_text(item).append(_last_state(item), "not bold")),
         ("source", Text(shown(item.why) + age)),
         ("started", Text(_started(item))),
         ("memory", Text(_memory(item, answer))),
@@ -200,6 +201,15 @@ def _details(item: Item, answer: Backends) -> list[tuple[str, Text]]:
         lines.append(("process", Text(_figures(item.process))))
         lines.append(("tree", Text(_figures(item.process.tree))))
     return lines
+
+
+def _last_state(item: Item) -> str:
+    """Say what it said before it said nothing."""
+    if item.state is not None or item.last_state is None:
+        return ""
+    names = {int(each): each.name.lower() for each in State}
+    since = duration(seconds_since(item.state_changed_at))
+    return f", {names.get(item.last_state, item.last_state)} before, since {since}"
 
 
 def _started(item: Item) -> str:
