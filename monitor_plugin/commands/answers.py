@@ -20,6 +20,7 @@ _FAILURES = {
 }
 # What an operator should look at, and how the state is marked where there are no colours.
 ALARMING = ("error", "no answer", "unreachable")
+_TIMEOUT_SECONDS = 20.0
 _LASTING = ("busy", "uninitialized", "error")
 
 T = TypeVar("T")
@@ -191,7 +192,7 @@ def ask_backends(
     model: str | None = None,
     *,
     fresh: bool = True,
-    timeout_seconds: float | None = None,
+    timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> tuple[Backends, Any]:
     """Ask for the backends; gives the answer, and the JSON that it was.
 

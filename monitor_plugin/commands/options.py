@@ -13,7 +13,7 @@ from ..client import Client, client_of
 from ..errors import MonitorError, RequestFailed
 from ..names import fault_in_model_name
 from .answers import ask_backends
-from .text import shown
+from .text import printable
 
 FINE, FAILED, MISUSED, UNREACHABLE, NOT_LOADED = range(5)
 INTERRUPTED = 130
@@ -25,8 +25,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def monitor_options(function: Function) -> Function:
     """Add --url and --token-file."""
     for option in (
-        # Nobody is to give it, and who does is told so without its value being shown again.
-        click.option("--token", hidden=True, expose_value=False, callback=_refuse_token),
         click.option(
             "--token-file",
             type=click.Path(dir_okay=False),
@@ -43,14 +41,6 @@ def monitor_options(function: Function) -> Function:
     return function
 
 
-def _refuse_token(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value is not None and not context.resilient_parsing:
-        raise click.UsageError(
-            "a flag's value can be seen by everyone on this machine; "
-            "set MONITOR_TOKEN, or use --token-file"
-        )
-
-
 def client_for(url: str | None, token_file: str | None) -> Client:
     """Make the client that the flags and the environment ask for.
 
@@ -60,7 +50,7 @@ def client_for(url: str | None, token_file: str | None) -> Client:
     try:
         return client_of(os.environ, url, token_file)
     except MonitorError as error:
-        raise click.UsageError(shown(str(error))) from None
+        raise click.UsageError(printable(str(error))) from None
 
 
 def exit_code_of(error: MonitorError) -> int:
@@ -74,7 +64,7 @@ def exit_code_of(error: MonitorError) -> int:
 
 def explain(error: MonitorError) -> str:
     """Say what went wrong, and what to do about it where that is known."""
-    text = shown(str(error))
+    text = printable(str(error))
     if isinstance(error, RequestFailed) and error.status == 401:
         text += " (MONITOR_TOKEN, or --token-file, gives the token)"
     return text
@@ -89,7 +79,7 @@ class ModelName(click.types.StringParamType):
         """Check a name."""
         model = super().convert(value, parameter, context)
         if fault := fault_in_model_name(model):
-            self.fail(shown(fault), parameter, context)
+            self.fail(printable(fault), parameter, context)
         return str(model)
 
     def shell_complete(

@@ -13,10 +13,11 @@ from ..errors import MonitorError
 from . import options
 from .answers import ask_backends
 from .completion import SHELLS, script
+from .details import details_view
 from .options import ModelName, client_for, explain, monitor_options
 from .stopping import stop_models
-from .tables import ago, backends_view, console, details_view
-from .text import shown
+from .tables import ago, backends_view, console
+from .text import printable, shown
 from .top import run_top
 
 PROGRAM = "monitor-plugin"
@@ -69,6 +70,9 @@ def run(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return int(program.main(list(arguments), PROGRAM, standalone_mode=False) or 0)
+    except click.NoSuchOption as error:
+        (_token_refused(error) if error.option_name == "--token" else error).show()
+        return options.MISUSED
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -81,6 +85,14 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return options.FAILED
+
+
+def _token_refused(error: click.NoSuchOption) -> click.UsageError:
+    return click.UsageError(
+        "--token: a flag's value can be seen by everyone on this machine; "
+        "set MONITOR_TOKEN, or use --token-file",
+        error.ctx,
+    )
 
 
 @click.group(epilog=_kept(_EXIT_CODES), context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,7 +115,7 @@ def ps(url: str | None, token_file: str | None, model: str | None, as_json: bool
         click.echo(json.dumps(said))
     else:
         output = console()
-        output.print(backends_view(answer, output.width))
+        output.print(backends_view(answer, model, output.width))
 
 
 @program.command(epilog=_kept(_STATUS, _EXIT_CODES))
@@ -121,7 +133,7 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     if answer.backends:
         return options.FINE
     last = answer.ended[0] if answer.ended else None
-    how = f": its process {last.pid} {shown(last.description)} {ago(last)}" if last else ""
+    how = f": its process {last.pid} {printable(last.description)} {ago(last)}" if last else ""
     click.echo(f"{PROGRAM}: model '{shown(model)}' is not loaded{how}", err=True)
     return options.NOT_LOADED
 
@@ -175,8 +187,10 @@ def top(url: str | None, token_file: str | None, sort: str, interval: float) -> 
 
     Of a model with several replicas the selected one alone is stopped.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.UsageError("top needs a terminal; `monitor-plugin ps` does not")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()) or console().is_dumb_terminal:
+        raise click.UsageError(
+            "top needs a terminal on which it can move about; `monitor-plugin ps` does not"
+        )
     return run_top(client_for(url, token_file), sort, interval)
 
 

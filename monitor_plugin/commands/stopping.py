@@ -17,7 +17,7 @@ from ..errors import MonitorError, RequestFailed
 from . import options
 from .answers import Backends, Item, ask_backends
 from .tables import backend_columns, by_memory, console, table_of
-from .text import duration, shown
+from .text import duration, printable, shown
 
 _AT_ONCE = 4
 _LOOK_SECONDS = 0.5
@@ -190,4 +190,4 @@ class _Progress:
 def _phase(item: Item) -> tuple[str, str]:
     assert item.shutdown
     phase = item.shutdown.phase
-    return _PHASES.get(phase, shown(phase)), duration(item.shutdown.seconds)
+    return _PHASES.get(phase, printable(phase)), duration(item.shutdown.seconds)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..models import State
-from .answers import ALARMING, Backends, End, Figures, Item, seconds_since
-from .text import UNKNOWN, amount, duration, percent, shown
+from .answers import ALARMING, Backends, End, Item, seconds_since
+from .text import UNKNOWN, amount, duration, percent, printable, shown
 
 _STYLES = {
     "ready": "green",
@@ -23,15 +23,15 @@ _STYLES = {
     "unreachable": "bold red",
 }
 _CAUSES = {"killed": "red", "oom": "bold red", "exited": "yellow"}
-_GAP = 2
+GAP = 2
 _NARROWEST_NAME = 12
 _ENDS_SHOWN = 10
-_BAR_WIDTH = 20
 
 Row = TypeVar("Row")
 
 
-class Column(NamedTuple, Generic[Row]):
+@dataclass(frozen=True)
+class Column(Generic[Row]):
     """A column; the one with the highest `dispensable` is left out first, and never one with 0."""
 
     title: str
@@ -58,16 +58,16 @@ def backend_columns(answer: Backends) -> list[Column[Item]]:
         Column("MEM%", lambda item: Text(percent(answer.share(item.held))), 5, "right"),
         Column("CPU%", lambda item: Text(percent(item.cpu_percent)), 2, "right"),
         Column("UPTIME", lambda item: Text(duration(item.uptime_seconds)), 3, "right"),
-        Column("SOURCE", lambda item: Text(shown(item.why)), 6),
+        Column("SOURCE", lambda item: Text(printable(item.why)), 6),
     ]
 
 
 _END_COLUMNS: list[Column[End]] = [
     Column("ENDED", lambda end: Text(shown(end.model)), 0),
     Column("PID", lambda end: Text(str(end.pid)), 2, "right"),
-    Column("CAUSE", lambda end: Text(shown(end.cause), _CAUSES.get(end.cause, "")), 1),
+    Column("CAUSE", lambda end: Text(printable(end.cause), _CAUSES.get(end.cause, "")), 1),
     Column("WHEN", lambda end: Text(ago(end)), 3, "right"),
-    Column("HOW", lambda end: Text(shown(end.description)), 0),
+    Column("HOW", lambda end: Text(printable(end.description)), 0),
 ]
 
 
@@ -84,7 +84,7 @@ def condition_text(item: Item) -> Text:
     seconds = item.condition_seconds
     since = "" if seconds is None else f" {duration(seconds)}"
     style = "magenta" if item.shutdown else _STYLES.get(condition, "")
-    return Text(mark + shown(condition) + since, style)
+    return Text(mark + printable(condition) + since, style)
 
 
 def by_memory(item: Item) -> Any:
@@ -117,14 +117,14 @@ def table_of(
     name_width = widths[0]
     widths[0] = min(name_width, _NARROWEST_NAME)
     kept = list(range(len(columns)))
-    while sum(widths[at] + _GAP for at in kept) - _GAP > width:
+    while sum(widths[at] + GAP for at in kept) - GAP > width:
         worst = max(kept, key=lambda at: columns[at].dispensable)
         if not columns[worst].dispensable:
             break
         kept.remove(worst)
-    room = width - sum(widths[at] + _GAP for at in kept if at)  # for the name, which is the first
+    room = width - sum(widths[at] + GAP for at in kept if at)  # for the name, which is the first
     widths[0] = max(1, min(name_width, room))
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     for at in kept:
         elastic = fold and at == len(columns) - 1
         table.add_column(
@@ -140,13 +140,16 @@ def table_of(
     return table
 
 
-def backends_view(answer: Backends, width: int) -> RenderableType:
-    """Show all backends, who holds most first, and the last that ended."""
+def backends_view(answer: Backends, model: str | None, width: int) -> RenderableType:
+    """Show all backends, or those of a model, who holds most first, and the last that ended."""
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
         parts += [table_of(rows, backend_columns(answer), width, fold=True), ""]
-    parts.append(Text(answer.summary()))
+    if model is None or answer.backends:
+        parts.append(Text(answer.summary()))
+    else:
+        parts.append(Text(f"Model '{shown(model)}' is not loaded."))
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]
     return Group(*parts)
@@ -157,90 +160,3 @@ def ends_table(ended: Sequence[End], width: int) -> RenderableType:
     table = table_of(ended[:_ENDS_SHOWN], _END_COLUMNS, width, fold=True)
     more = len(ended) - _ENDS_SHOWN
     return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
-
-
-def details_view(answer: Backends, model: str, width: int) -> RenderableType:
-    """Show all that is known of one model's backends."""
-    count = len(answer.backends)
-    parts: list[RenderableType] = [
-        Text(shown(model), "bold").append(f"  {count} replicas" if count > 1 else "", "not bold")
-    ]
-    for item in answer.backends:
-        table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
-        table.add_column(no_wrap=True, style="bold")
-        table.add_column(overflow="fold")
-        for name, text in _details(item, answer):
-            table.add_row(name, text)
-        parts += [table, ""]
-    if answer.ended:
-        parts.append(ends_table(answer.ended, width))
-    else:
-        parts.append(Text("None of its backends has ended lately."))
-    return Group(*parts)
-
-
-def _details(item: Item, answer: Backends) -> list[tuple[str, Text]]:
-    age = "" if item.age_seconds is None else f", read {duration(item.age_seconds)} ago"
-    lines = [
-        ("PID", Text(str(item.pid))),
-        ("address", Text(shown(item.address))),
-        ("state", condition_text(item).append(_last_state(item), "not bold")),
-        ("source", Text(shown(item.why) + age)),
-        ("started", Text(_started(item))),
-        ("memory", Text(_memory(item, answer))),
-    ]
-    if item.memory:
-        parts = sorted(item.memory.breakdown.items(), key=lambda part: -part[1])
-        largest = max([size for _, size in parts] or [0])
-        longest = max([cell_len(shown(name)) for name, _ in parts] or [0])
-        for name, size in parts:
-            padded = shown(name) + " " * (longest - cell_len(shown(name)))
-            bar = "#" * max(1 if size else 0, round(_BAR_WIDTH * size / max(1, largest)))
-            lines.append(("", Text(f"{padded}  {amount(size):>10}  {bar}")))
-    if item.process:
-        lines.append(("process", Text(_figures(item.process))))
-        lines.append(("tree", Text(_figures(item.process.tree))))
-    return lines
-
-
-def _last_state(item: Item) -> str:
-    """Say what it said before it said nothing."""
-    if item.state is not None or item.last_state is None:
-        return ""
-    names = {int(each): each.name.lower() for each in State}
-    since = duration(seconds_since(item.state_changed_at))
-    return f", {names.get(item.last_state, item.last_state)} before, since {since}"
-
-
-def _started(item: Item) -> str:
-    if item.created_at is None:
-        return UNKNOWN
-    return f"{item.created_at:%Y-%m-%d %H:%M:%S} UTC, {duration(item.uptime_seconds)} ago"
-
-
-def _memory(item: Item, answer: Backends) -> str:
-    share = answer.share(item.held)
-    said = {"backend": "the backend's word", "pss": "PSS of its tree", "rss": "RSS of its tree"}
-    source = said.get(item.memory_source or "", "source unknown")
-    return f"{amount(item.held)}, {percent(share)} % of the machine's, {source}"
-
-
-def _figures(figures: Figures) -> str:
-    counted = [
-        (figures.processes, "processes"),
-        (figures.threads, "threads"),
-        (figures.open_files, "open files"),
-    ]
-    sized = [
-        ("rss", figures.rss),
-        ("pss", figures.pss),
-        ("vms", figures.vms),
-        ("vram", figures.vram),
-    ]
-    parts = [f"{number} {name}" for number, name in counted if number is not None]
-    parts += [f"{name} {amount(size)}" for name, size in sized if size is not None]
-    if figures.cpu_percent is not None:
-        parts.append(f"cpu {percent(figures.cpu_percent)} % of one core")
-    if figures.cpu_seconds is not None:
-        parts.append(f"{figures.cpu_seconds:.1f} s of cpu")
-    return ", ".join(parts) or UNKNOWN

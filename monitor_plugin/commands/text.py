@@ -6,21 +6,24 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 UNKNOWN = "?"
 
 
-def shown(text: str) -> str:
-    r"""Escape what a terminal could act upon, or that nobody sees: `\x1b`, `\u202e`, a last space.
+def shown(name: str) -> str:
+    r"""Show a name: with all escaped that a terminal could act upon, or that nobody sees.
 
-    Letters of every script stay, as do spaces within; a backslash is doubled, so that what is
-    escaped cannot be mistaken for what is written.
+    Letters of every script stay, as do spaces within; a space at an end is `\x20`, and a backslash
+    is doubled, so that what is escaped cannot be mistaken for what is written.
     """
-    core = text.strip(" ")
-    before, _, after = text.partition(core) if core else (text, "", "")
-    return r"\x20" * len(before) + "".join(map(_shown, core)) + r"\x20" * len(after)
+    core = name.strip(" ")
+    before, _, after = name.partition(core) if core else (name, "", "")
+    core = printable(core.replace("\\", r"\\"))
+    return r"\x20" * len(before) + core + r"\x20" * len(after)
 
 
-def _shown(character: str) -> str:
-    if character == "\\" or not character.isprintable():
-        return character.encode("unicode_escape").decode()
-    return character
+def printable(text: str) -> str:
+    r"""Escape what is no printable character: `\x1b`, `\u202e`."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def amount(count: float | None) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .answers import Backends, Event, Item
 from .tables import backend_columns, table_of
-from .text import duration, shown
+from .text import duration, printable, shown
 
 _EVENT_LINES = 5
 _LEAST_LINES = 12  # where there are fewer, backends get all of them
@@ -93,4 +93,4 @@ def _event_line(event: Event) -> Text:
     else:
         what = event.type.replace("_", " ")
     style = "red" if event.type == "ended" and event.cause != "shutdown" else ""
-    return Text(f"{time}  {shown(event.model)} ({event.pid})  {shown(what)}", style)
+    return Text(f"{time}  {shown(event.model)} ({event.pid})  {printable(what)}", style)
