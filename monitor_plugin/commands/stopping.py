@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.5
 _LOOK_TIMEOUT_SECONDS = 5.0
 # It answers when it is done, and its parts may be set to take a day each.
 _SHUTDOWN_TIMEOUT_SECONDS = 4 * 86400.0
-_RETRY_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
 _PHASES = {
     "asking": "asking the hooks",
     "draining": "draining, as it is busy",
