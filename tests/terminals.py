@@ -30,6 +30,7 @@ class Terminal:
         self.resize(columns, lines)
         self.modes = termios.tcgetattr(self._terminal)
         environment = {**os.environ, "TERM": "xterm-256color", **options.pop("env", {})}
+        environment |= {"COLUMNS": "7", "LINES": "7"}  # which may be of another terminal
         self.process = spawner.process(
             *("setsid", "--ctty", *command),
             stdin=self._terminal,
@@ -64,7 +65,9 @@ class Terminal:
         try:
             eventually(lambda: words in "\n".join(self.screen))
         except AssertionError:
-            raise AssertionError(f"no {words!r} on the screen:\n" + "\n".join(self.screen)) from None
+            raise AssertionError(
+                f"no {words!r} on the screen:\n" + "\n".join(self.screen)
+            ) from None
         return self.screen
 
     def ended(self) -> int:

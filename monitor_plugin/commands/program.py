@@ -15,7 +15,7 @@ from .answers import ask_backends
 from .completion import SHELLS, script
 from .details import details_view
 from .options import ModelName, client_for, explain, monitor_options
-from .stopping import stop_models
+from .stop import stop_models
 from .tables import ago, backends_view, console
 from .text import printable, shown
 from .top import run_top

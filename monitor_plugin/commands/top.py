@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from rich.console import ConsoleDimensions
+
 from ..client import Client
 from ..errors import MonitorError
 from . import options
 from .answers import Backends, Event, Item, ask_backends, ask_events
-from .stopping import stop_one
+from .stop import stop_one
 from .tables import by_memory, console
 from .terminal import open_terminal
 from .text import shown
@@ -201,6 +204,9 @@ def run_top(client: Client, sort: str, interval_seconds: float) -> int:
         top = Top(client, answer, sort, interval_seconds, terminal.wake)
         threading.Thread(target=top.follow, daemon=True).start()
         while not top.quitting and terminal.ended_by is None:
+            # Asked for each time: COLUMNS and LINES, which rich prefers, do not follow the window.
+            width, height = os.get_terminal_size(sys.stdout.fileno())
+            output.size = ConsoleDimensions(width or 80, height or 24)
             drawing.update(*drawn(top.screen(), *output.size))
             top.press(terminal.wait(_REDRAW_SECONDS))
         return options.FINE if terminal.ended_by is None else 128 + terminal.ended_by
