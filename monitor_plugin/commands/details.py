@@ -83,9 +83,9 @@ def _memory(item: Item, answer: Backends) -> str:
 
 def _figures(figures: Figures) -> str:
     counted = [
-        (figures.processes, "processes"),
-        (figures.threads, "threads"),
-        (figures.open_files, "open files"),
+        (figures.processes, ("processes", "process")),
+        (figures.threads, ("threads", "thread")),
+        (figures.open_files, ("open files", "open file")),
     ]
     sized = [
         ("rss", figures.rss),
@@ -93,7 +93,7 @@ def _figures(figures: Figures) -> str:
         ("vms", figures.vms),
         ("vram", figures.vram),
     ]
-    parts = [f"{number} {name}" for number, name in counted if number is not None]
+    parts = [f"{number} {name[number == 1]}" for number, name in counted if number is not None]
     parts += [f"{name} {amount(size)}" for name, size in sized if size is not None]
     if figures.cpu_percent is not None:
         parts.append(f"cpu {percent(figures.cpu_percent)} % of one core")

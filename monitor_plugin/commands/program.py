@@ -22,7 +22,7 @@ from .top import run_top
 
 PROGRAM = "monitor-plugin"
 
-_EXIT_CODES = """\
+EXIT_CODES = """\
 Exit codes:
   0    fine; with stop: all are stopped
   1    the monitor answered with an error; with stop: a model was not stopped
@@ -95,12 +95,12 @@ def _token_refused(error: click.NoSuchOption) -> click.UsageError:
     )
 
 
-@click.group(epilog=_kept(_EXIT_CODES), context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=_kept(EXIT_CODES), context_settings={"help_option_names": ["-h", "--help"]})
 def program() -> None:
     """Ask and command a running monitor."""
 
 
-@program.command(epilog=_kept(_PS, _EXIT_CODES))
+@program.command(epilog=_kept(_PS, EXIT_CODES))
 @click.option("--model", type=ModelName(), metavar="NAME", help="Show this model alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends.")
 @monitor_options
@@ -118,7 +118,7 @@ def ps(url: str | None, token_file: str | None, model: str | None, as_json: bool
         output.print(backends_view(answer, model, output.width))
 
 
-@program.command(epilog=_kept(_STATUS, _EXIT_CODES))
+@program.command(epilog=_kept(_STATUS, EXIT_CODES))
 @click.argument("model", type=ModelName())
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends?model=.")
 @monitor_options
@@ -138,7 +138,7 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     return options.NOT_LOADED
 
 
-@program.command(epilog=_kept(_STOP, _EXIT_CODES))
+@program.command(epilog=_kept(_STOP, EXIT_CODES))
 @click.argument("models", nargs=-1, type=ModelName(), metavar="MODEL...")
 @click.option("--all", "every", is_flag=True, help="Stop every model that is loaded.")
 @click.option("--force", is_flag=True, help="Do not wait for a busy one to finish its work.")
@@ -165,7 +165,7 @@ def stop(
     return stop_models(client_for(url, token_file), dict.fromkeys(models), force=force, yes=yes)
 
 
-@program.command(epilog=_kept(_TOP, _EXIT_CODES))
+@program.command(epilog=_kept(_TOP, EXIT_CODES))
 @click.option(
     "--sort",
     type=click.Choice(["memory", "cpu", "name", "uptime"]),
