@@ -117,13 +117,14 @@ def table_of(
     name_width = widths[0]
     widths[0] = min(name_width, _NARROWEST_NAME)
     kept = list(range(len(columns)))
-    while sum(widths[at] + GAP for at in kept) - GAP > width:
+    # Rich before 15 wants room for a gap after the last one too.
+    while sum(widths[at] + GAP for at in kept) > width:
         worst = max(kept, key=lambda at: columns[at].dispensable)
         if not columns[worst].dispensable:
             break
         kept.remove(worst)
-    room = width - sum(widths[at] + GAP for at in kept if at)  # for the name, which is the first
-    widths[0] = max(1, min(name_width, room))
+    others = sum(widths[at] + GAP for at in kept if at)
+    widths[0] = max(1, min(name_width, width - GAP - others))
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     for at in kept:
         elastic = fold and at == len(columns) - 1
