@@ -30,7 +30,6 @@ class Terminal:
         self.resize(columns, lines)
         self.modes = termios.tcgetattr(self._terminal)
         environment = {**os.environ, "TERM": "xterm-256color", **options.pop("env", {})}
-        environment |= {"COLUMNS": "7", "LINES": "7"}  # which may be of another terminal
         self.process = spawner.process(
             *("setsid", "--ctty", *command),
             stdin=self._terminal,

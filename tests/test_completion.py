@@ -133,6 +133,27 @@ def test_there_is_a_script_for_each_shell(
         assert 'split -m 1 ","' in script
 
 
+def test_other_shells_get_names_that_can_be_printed(
+    monitor: Monitor,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As zsh and fish show them unescaped; a name with a comma is whole."""
+    for model in ("a, b", "a\u202e"):
+        process = spawner.sleeper()
+        monitor.hook.monitor_backend_spawned(
+            model=model, pid=process.pid, address=f"unix:/{process.pid}"
+        )
+    monkeypatch.setenv("MONITOR_URL", monitor.url)
+    monkeypatch.setenv("COMP_WORDS", "monitor-plugin stop a")
+    for shell, word, expected in (("zsh", "2", "plain\na, b\n_\n"), ("fish", "a", "plain,a, b\n")):
+        monkeypatch.setenv("COMP_CWORD", word)
+        monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", f"{shell}_complete")
+        assert main([]) == 0
+        assert capsys.readouterr().out == expected
+
+
 @pytest.fixture
 def bash(monitor: Monitor, spawner: Spawner, tmp_path: Path) -> Iterator[Terminal]:
     """A bash that completes, with a monitor to ask."""

@@ -154,7 +154,9 @@ def start(spawner: Spawner) -> Iterator[Callable[..., Terminal]]:
 
     def start(url: str, *arguments: str, **options: int) -> Terminal:
         command = (sys.executable, "-m", "monitor_plugin.cli", "top", "--url", url, *arguments)
-        terminal = Terminal(spawner, *command, **options)
+        # Which may be of another terminal, or of before it was resized.
+        environment = {"COLUMNS": "7", "LINES": "7"}
+        terminal = Terminal(spawner, *command, env=environment, **options)
         terminals.append(terminal)
         return terminal
 
@@ -267,3 +269,18 @@ def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner)
         terminal.close()
     assert "m: stopped in" in shown
     assert not is_running(process.pid)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_waiting_and_not_the_shutdown(monitor: Monitor, spawner: Spawner) -> None:
+    """A stop that is interrupted says what goes on without it."""
+    backend = spawner.backend("--state", "1")
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "--all", "--yes")
+    terminal = Terminal(spawner, *command, env={"MONITOR_URL": monitor.url})
+    terminal.wait_for("m: draining, as it is busy")
+    terminal.press("\x03")
+    assert terminal.ended() == 130
+    terminal.wait_for("The monitor goes on stopping m.")
+    terminal.close()
+    assert monitor.backends()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import click
 from click.shell_completion import (
     BashComplete,
+    CompletionItem,
     FishComplete,
     ShellComplete,
     ZshComplete,
@@ -137,12 +138,24 @@ class _Bash(BashComplete):
         return "\n".join(lines)
 
 
-class _Fish(FishComplete):
+class _Printable(ShellComplete):
+    """Leaves out names that the shell would send to the terminal as they are."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        found = super().get_completions(args, incomplete)
+        return [item for item in found if str(item.value).isprintable()]
+
+
+class _Zsh(_Printable, ZshComplete):
+    pass
+
+
+class _Fish(_Printable, FishComplete):
     # Names may hold commas.
     source_template = FishComplete.source_template.replace('split ","', 'split -m 1 ","')
 
 
-_CLASSES: dict[str, type[ShellComplete]] = {"bash": _Bash, "zsh": ZshComplete, "fish": _Fish}
+_CLASSES: dict[str, type[ShellComplete]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
 SHELLS = tuple(_CLASSES)
 
 
