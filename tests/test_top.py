@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -133,6 +134,20 @@ def test_a_stop_asks_first(monitor: Monitor, load: Load) -> None:
     assert top.screen().question is None
     top.press(["s", "down", "up"])
     assert top.screen().question is None
+
+
+@pytest.mark.slow
+def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load) -> None:
+    """Silence is told before a request is given up, which takes longer."""
+    load("m")
+    answer = ask_backends(Client(monitor.url))[0]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        top = Top(Client(url), answer, "name", 0.2, lambda: None)
+        threading.Thread(target=top.follow, daemon=True).start()
+        assert top.screen().lost is None
+        eventually(lambda: (top.screen().lost or "").startswith(f"{url} has said nothing for 3s"))
+        assert selected(top) == "m"
 
 
 def test_of_several_replicas_one_is_stopped(monitor: Monitor, load: Load) -> None:

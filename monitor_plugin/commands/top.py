@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +18,14 @@ from .answers import Backends, Event, Item, ask_backends, ask_events
 from .stop import stop_one
 from .tables import by_memory, console
 from .terminal import open_terminal
-from .text import shown
+from .text import duration, shown
 from .top_view import Screen, drawn
 
 _EVENTS_KEPT = 50
 _STALE_SECONDS = 15.0
 _REDRAW_SECONDS = 1.0
+# A monitor that hangs is told before its answer is given up.
+_SILENCE_SECONDS = 3.0
 _TIMEOUT_SECONDS = 10.0
 _SORTS = {"m": "memory", "c": "cpu", "n": "name", "u": "uptime"}
 _ORDERS: dict[str, Callable[[Item], Any]] = {
@@ -70,6 +73,7 @@ class Top:
         self._interval_seconds = interval_seconds
         self._wake = wake
         self._lost: str | None = None
+        self._heard_at = time.monotonic()
         self._events: tuple[Event, ...] = ()
         self._selected: tuple[str, int] | None = None
         self._question: Question | None = None
@@ -86,7 +90,7 @@ class Top:
                 after = news.next
                 self._answer = self._ask()
                 self._events = (*self._events, *news.events)[-_EVENTS_KEPT:]
-                self._lost = None
+                self._lost, self._heard_at = None, time.monotonic()
                 seconds = min(news.poll_after_seconds, self._interval_seconds)
             except MonitorError as error:
                 self._lost = options.explain(error)
@@ -120,10 +124,16 @@ class Top:
             selected=selected,
             sort=self._sort,
             events=self._events,
-            lost=self._lost,
+            lost=self._lost or self._silence(),
             question=self._question and self._asked(self._question),
             note=self._note,
         )
+
+    def _silence(self) -> str | None:
+        seconds = time.monotonic() - self._heard_at
+        if seconds < self._interval_seconds + _SILENCE_SECONDS:
+            return None
+        return f"{self._client.url} has said nothing for {duration(seconds)}"
 
     def press(self, keys: list[str]) -> None:
         """Do what keys say."""
