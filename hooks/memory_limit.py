@@ -77,21 +77,25 @@ class MemoryLimit:
             order.sort(key=lambda each: -held[each])
         for key, why in over.items():
             if now - self._over_since[key] >= self._for_seconds:
-                self._reduce(key, why, held, {each: idle[each] for each in order})
+                victims = order if key is None else [key] if key in idle else []
+                self._reduce(key, why, held, {each: idle[each] for each in victims})
 
     def _reduce(
-        self, key: Backend | None, why: str, held: dict[Backend, int], free: Mapping[Backend, float]
+        self, key: Backend | None, why: str, held: dict[Backend, int], idle: Mapping[Backend, float]
     ) -> None:
-        """Stop as many as it takes of those that may be, and take them out of `held`."""
-        for backend, idle in free.items():
-            if key in (backend, None) and backend in held and key in self._over(held):
-                figures = f"{read.size_text(held[backend])}, idle for {idle:.0f} s"
+        """Stop as many as it takes, in order, and take them out of `held`."""
+        for backend in idle:
+            if backend in held and self._is_over(key, held):
+                figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
                 if self.stops.stop(backend, f"{why} (it: {figures})"):
                     del held[backend]
-        if key in self._over(held) and key not in self._told:
+        if self._is_over(key, held) and key not in self._told:
             self._told.add(key)
             whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
             _logger.warning("%s: %s, and nothing may be stopped now", whose, why)
+
+    def _is_over(self, key: Backend | None, held: Mapping[Backend, int]) -> bool:
+        return key in held if key else sum(held.values()) > (self._total or 0)
 
     def _over(self, held: Mapping[Backend, int]) -> dict[Backend | None, str]:
         """Say what is over a limit, and why; all together comes last."""

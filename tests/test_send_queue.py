@@ -157,6 +157,30 @@ def test_a_full_queue_loses_its_oldest(
     assert text(caplog)[1].endswith("; 7 were lost")
 
 
+def test_losses_are_summed_up_once_nothing_waits(
+    make_queue: Callable[..., SendQueue[int]], receiver: Receiver
+) -> None:
+    """And not after each message, where they come faster than they go."""
+    sent_by_then = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().endswith("were lost"):
+                sent_by_then.append([*receiver.sent])
+
+    handler = Notes()
+    _logger.addHandler(handler)
+    try:
+        queue = make_queue(size=3)
+        for message in range(5):
+            queue.put(message)
+        queue.start()
+        eventually(lambda: sent_by_then)
+    finally:
+        _logger.removeHandler(handler)
+    assert sent_by_then == [[2, 3, 4]]
+
+
 def test_closing_sends_what_waits(
     make_queue: Callable[..., SendQueue[int]], receiver: Receiver
 ) -> None:

@@ -52,6 +52,12 @@ def test_a_post_is_signed(secret: str, key: bytes, receiver: Receiver) -> None:
     assert not post._replace(body=post.body + b" ").is_signed(key)
 
 
+def test_the_secret_is_not_kept() -> None:
+    """Nothing that is shown of a post can show it."""
+    post = post_to("http://host", "hunter2")
+    assert "hunter2" not in repr([post, vars(post)])
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "again", "after_seconds"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -133,10 +134,26 @@ def test_over_the_total_as_many_are_stopped_as_it_takes(
     assert "1.221 GiB are held by 4 backends, over 1000 MiB in all (it: " in told
 
 
-def test_who_is_being_stopped_counts_as_gone(
+def test_who_is_being_stopped_counts_as_gone(watched: MakeWatched) -> None:
+    """So that no other has to go for it, however long it takes."""
+    agree = threading.Event()
+
+    class TakesLong:
+        @hookimpl
+        def monitor_stop_backend(self) -> None:
+            agree.wait(30)
+
+    host = watched("a", "b", "c", TOTAL="1000MiB", ORDER="largest")
+    host.hook.monitor.plugin_manager.register(TakesLong())
+    host.sweep(times=8, a=900, b=400, c=300)
+    agree.set()
+    assert host.running == ["b", "c"]
+
+
+def test_one_that_cannot_be_stopped_holds_up_no_others(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So that no other has to go for it; one that cannot be stopped does not hold up the others."""
+    """They are stopped in its place, and the log says once that it could not be."""
 
     class Refuses:
         @hookimpl
