@@ -9,7 +9,9 @@ import pty
 import select
 import signal
 import struct
+import subprocess
 import termios
+from collections.abc import Callable
 from typing import Any
 
 import pyte
@@ -50,6 +52,14 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._controller, keys.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C, and again: Python misses one that comes as it begins to read a line."""
+        for _ in range(6):
+            self.press("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+                return
+
     @property
     def screen(self) -> list[str]:
         """What stands on the screen now, line by line."""
@@ -61,20 +71,22 @@ class Terminal:
 
     def wait_for(self, words: str) -> list[str]:
         """Wait until the screen shows words; gives its lines."""
-        try:
-            eventually(lambda: words in "\n".join(self.screen))
-        except AssertionError:
-            raise AssertionError(
-                f"no {words!r} on the screen:\n" + "\n".join(self.screen)
-            ) from None
+        self._eventually(lambda: words in "\n".join(self.screen), f"no {words!r}")
         return self.screen
 
     def ended(self) -> int:
         """Wait for the program's end, and give its exit code; the terminal is to be as it was."""
-        eventually(lambda: [self.screen, self.process.poll() is not None][1])
+        self._eventually(lambda: [self.screen, self.process.poll()][1] is not None, "no end")
         assert self.screen
         assert termios.tcgetattr(self._terminal) == self.modes
-        return self.process.returncode
+        return int(self.process.returncode)
+
+    def _eventually(self, condition: Callable[[], bool], complaint: str) -> None:
+        try:
+            eventually(condition)
+        except AssertionError:
+            screen = "\n".join(self.screen)
+            raise AssertionError(f"{complaint}; on the screen:\n{screen}") from None
 
     def close(self) -> None:
         for descriptor in (self._controller, self._terminal):

@@ -278,7 +278,10 @@ def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner)
         assert is_running(process.pid)
         terminal = Terminal(spawner, *command)
         terminal.wait_for("Stop model 'm'? [y/N]")
-        terminal.press(answer)
+        if answer == "\x03":
+            terminal.interrupt()
+        else:
+            terminal.press(answer)
         assert terminal.ended() == code
         shown = "\n".join(terminal.screen)
         terminal.close()
