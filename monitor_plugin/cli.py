@@ -22,6 +22,16 @@ from .logs import configure_logging
 from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 from .signals import Signals
 
+# The commands that ask a running monitor; `commands/` has them, on top of the extra [cli].
+_CLIENT_COMMANDS = {
+    "ps": "list the backends of a running monitor: how they are, and who holds the memory",
+    "top": "watch them, live, and stop them by a key",
+    "status": "show all that is known of one model",
+    "stop": "stop models, for good",
+    "completion": "print what makes bash, zsh or fish complete all of this",
+}
+_COMPLETION = "_MONITOR_PLUGIN_COMPLETE"
+
 # A flag's value can be seen by everyone on the machine, in `ps`.
 _NO_FLAG = ("token",)
 
@@ -38,6 +48,9 @@ class _NoFlag(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for a bad command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if _COMPLETION in os.environ or (arguments and arguments[0] in _CLIENT_COMMANDS):
+        return _ask_monitor(arguments)
     options = _parser().parse_args(arguments)
     configure_logging(options.log_format)
     try:
@@ -108,7 +121,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     hooks.add_argument("--json", action="store_true", help="print JSON, for programs")
     hooks.set_defaults(command=_hooks, log_format="text")
+    for name, help in _CLIENT_COMMANDS.items():
+        commands.add_parser(name, help=help)
     return parser
+
+
+def _ask_monitor(arguments: Sequence[str]) -> int:
+    """Run a command of click's, or answer a shell that completes a command line."""
+    try:
+        from .commands import completion, program  # which need what is not always installed
+    except ModuleNotFoundError as error:
+        print(f"monitor-plugin: {error}: pip install 'monitor-plugin[cli]'", file=sys.stderr)
+        return 1
+    if _COMPLETION in os.environ:
+        whole = completion.with_commands_of(_parser(), program.program)
+        print(completion.answer(whole, program.PROGRAM, os.environ[_COMPLETION]))
+        return 0
+    return program.run(arguments)
 
 
 def _log_format(text: str) -> str:

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,10 @@ import msgspec
 import pytest
 
 from monitor_plugin import Monitor, Settings, hookspecs
+from monitor_plugin.cli import main
+from monitor_plugin.commands import program
 from monitor_plugin.demo.calls import calls
+from monitor_plugin.demo.host import MODELS, demo
 from monitor_plugin.http.wire import _ERROR_KINDS, _STATUS_TYPES, INTERNAL_ERROR
 from monitor_plugin.settings import setting_text
 from monitor_plugin.tokens import Role, parse_tokens
@@ -48,6 +52,41 @@ def test_the_demos_commands_stand_in_the_readme() -> None:
     shown = README.partition("<!-- demo -->")[2]
     for call in calls():
         assert f"$ {call.curl('http://127.0.0.1:8080')}\nHTTP {call.expected_status}" in shown
+
+
+def _shape(text: str) -> list[str]:
+    """Lines without their figures, which differ each time, and without their padding."""
+    text = re.sub(r"\b(\d+[smhd])+\b", "T", text)
+    return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.strip().split("\n")]
+
+
+@pytest.mark.once
+def test_the_commands_of_the_readme_print_what_it_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command that the README shows, run against the demo, prints that, figures aside."""
+    (block,) = re.findall(r"<!-- commands -->\n```console\n(.*?)```", README, re.DOTALL)
+    with demo(Settings(listen="127.0.0.1:0")) as monitor:
+        for model in MODELS:
+            monitor.read(model)
+        monkeypatch.setenv("MONITOR_URL", monitor.url)
+        for part in block.split("$ monitor-plugin ")[1:]:
+            command, _, output = part.partition("\n")
+            assert main(shlex.split(command)) == 0
+            assert _shape(capsys.readouterr().out) == _shape(output)
+
+
+def test_every_command_and_flag_stands_in_the_readme() -> None:
+    """Each command of a running monitor, its flags, and the exit codes, as its help has them."""
+    section = README.partition("## The command line")[2].partition("\n## ")[0]
+    for name, command in program.program.commands.items():
+        (row,) = re.findall(rf"^\| `{name}\b.*", section, re.MULTILINE)
+        for parameter in command.params:
+            for flag in parameter.opts:
+                text = section if flag in ("--url", "--token-file") else row
+                assert not flag.startswith("-") or f"`{flag}" in text, (name, flag)
+    (codes,) = re.findall(r"<!-- exit codes -->\n```text\n(.*?)```", section, re.DOTALL)
+    assert codes.split() == program.EXIT_CODES.partition("\n")[2].split()
 
 
 def test_the_lines_for_circus_are_those_of_the_example() -> None:
@@ -125,7 +164,7 @@ def test_every_module_stands_in_the_architecture() -> None:
     """Each module is named in ARCHITECTURE.md, and none that is not there."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     package = ROOT / "monitor_plugin"
-    patterns = ("*.py", "http/*.py", "hosts/*.py")
+    patterns = ("*.py", "commands/*.py", "http/*.py", "hosts/*.py")
     modules = {path.name for pattern in patterns for path in package.glob(pattern)}
-    named = set(re.findall(r"`(?:http/|hosts/)?(\w+\.py)`", text))
+    named = set(re.findall(r"`(?:commands/|http/|hosts/)?(\w+\.py)`", text))
     assert named == modules - {"__init__.py"}

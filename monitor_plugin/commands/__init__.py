@@ -1,0 +1,1 @@
+"""The commands that speak to a running monitor; they need the extra `[cli]`."""

@@ -1,0 +1,58 @@
+"""What people read: names that can do no harm, and figures with their units."""
+
+from __future__ import annotations
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+UNKNOWN = "?"
+
+
+def shown(name: str) -> str:
+    r"""Show a name: with all escaped that a terminal could act upon, or that nobody sees.
+
+    Letters of every script stay, as do spaces within; a space at an end is `\x20`, and a backslash
+    is doubled, so that what is escaped cannot be mistaken for what is written.
+    """
+    core = name.strip(" ")
+    before, _, after = name.partition(core) if core else (name, "", "")
+    core = printable(core.replace("\\", r"\\"))
+    return r"\x20" * len(before) + core + r"\x20" * len(after)
+
+
+def printable(text: str) -> str:
+    r"""Escape what is no printable character: `\x1b`, `\u202e`."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def amount(count: float | None) -> str:
+    """Show bytes: `96.0 MiB`."""
+    if count is None:
+        return UNKNOWN
+    unit = 0
+    while count >= 1023.95 and unit < len(_UNITS) - 1:
+        count /= 1024
+        unit += 1
+    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
+
+
+def percent(share: float | None) -> str:
+    """Show a percentage, without its sign."""
+    return UNKNOWN if share is None else f"{share:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Show how long, by its two largest units: `45s`, `3m20s`, `5h2m`, `12d3h`."""
+    if seconds is None:
+        return UNKNOWN
+    whole = max(0, int(seconds))
+    for size, unit, smaller_size, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size}{unit}" + (f"{rest}{smaller}" if rest else "")
+    return f"{whole}s"
