@@ -14,6 +14,7 @@ from ..settings import Settings
 from ..tokens import Tokens
 from .audit import Audit
 from .openapi import describe_api
+from .page import add_page
 from .resources import HealthResource, MonitorResource, OpenApiResource, ShutdownResource
 from .security import Guard, cors
 from .wire import INTERNAL_ERROR, encode_error, kind_of, kind_of_status
@@ -47,6 +48,7 @@ def create_app(
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/openapi.json", OpenApiResource(describe_api(tokens.required)))
+    add_page(app)
     app.set_error_serializer(_serialize_http_error)
     app.add_error_handler(MonitorError, _answer_monitor_error)
     app.add_error_handler(Exception, _answer_unexpected_error)
