@@ -5,7 +5,7 @@ import { condition, cpuOf, memoryOf } from "./conditions.js";
 import { byId, setText } from "./dom.js";
 import { Row } from "./row.js";
 
-const GONE_STAYS_MS = 8000;
+const GONE_STAYS_MS = 5000;
 
 const byName = (one, other) =>
   one.model.localeCompare(other.model, undefined, { numeric: true }) || one.pid - other.pid;

@@ -12,6 +12,8 @@ const NO_ANSWER = {
   UNAVAILABLE: "its address cannot be reached",
 };
 
+const LAST = { 0: "uninitialized", 1: "busy", 2: "ready", "-1": "in error" };
+
 /** A backend's condition: the badge's word and tone, why, and whether somebody should look. */
 export function condition(item) {
   if (item.shutdown) {
@@ -32,7 +34,9 @@ function silent(item) {
     return { word: "unknown", tone: "quiet", why, trouble: false };
   }
   const why = NO_ANSWER[code] ?? "its status cannot be read";
-  return { word: "unknown", tone: "warn", why: `${why} (${code})`, trouble: true };
+  const before = LAST[item.last_state];
+  const last = before ? `; was ${before}` : "";
+  return { word: "unknown", tone: "warn", why: `${why} (${code})${last}`, trouble: true };
 }
 
 /** How an end is told: calm where it was meant, else not. */

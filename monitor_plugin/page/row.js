@@ -99,7 +99,7 @@ export class Row {
     const { word, tone, why } = condition(item);
     const notes = [];
     if (item.shutdown) notes.push(`for ${duration(item.shutdown.seconds)}`);
-    else if (item.state_changed_at) {
+    else if (item.state_changed_at && (item.state ?? null) !== null) {
       notes.push(`for ${duration(now - Date.parse(item.state_changed_at) / 1000)}`);
     }
     if (item.age_seconds > OLD_SECONDS) notes.push(`read ${duration(item.age_seconds)} ago`);

@@ -49,16 +49,8 @@ export class Stopping {
     try {
       await stop(model, pid, force);
     } catch (error) {
-      if (error instanceof Refused && error.status === 401) {
-        complain(`${model} was not stopped: ${error.message}.`);
-        await this.onUnauthorized();
-      } else if (error instanceof Refused && error.status === 403) {
-        complain(`${model} was not stopped: your token may look, and not stop. ${error.message}.`);
-      } else if (error instanceof Refused) {
-        complain(`${model} was not stopped: ${error.message}.`);
-      } else {
-        complain(`Whether ${model} was stopped is not known: ${error.message}.`);
-      }
+      complain(reason(model, error));
+      if (error.status === 401) await this.onUnauthorized();
     } finally {
       this.#running -= 1;
       this.#waiting.shift()?.();
@@ -66,4 +58,12 @@ export class Stopping {
       this.onChange();
     }
   }
+}
+
+function reason(model, error) {
+  if (!(error instanceof Refused)) return `Whether ${model} was stopped is not known: ${error.message}.`;
+  if (error.status === 403) {
+    return `${model} was not stopped: your token may look, and not stop (${error.message}).`;
+  }
+  return error.message.includes(model) ? error.message : `${model}: ${error.message}`;
 }
