@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from .demo.calls import calls, make_calls
 from .demo.host import MODELS, demo
 from .errors import MonitorError
 from .hosts.discovery import parse_rule
+from .logs import configure_logging
 from .settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 from .signals import Signals
 
@@ -36,8 +36,7 @@ class _NoFlag(argparse.Action):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for a bad command line."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("monitor_plugin.audit").setLevel(logging.INFO)
+    configure_logging(options.log_format)
     try:
         return int(options.command(options, _settings(options)))
     except MonitorError as error:
@@ -91,7 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _log_format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither text nor json")
+    return text
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log-format",
+        type=_log_format,
+        metavar="text|json",
+        default=os.environ.get(f"{ENVIRONMENT_PREFIX}LOG_FORMAT") or "text",
+        help="the form of the log, on stderr (default: MONITOR_LOG_FORMAT, or text)",
+    )
     group = parser.add_argument_group(
         "settings", f"also read from the environment: {ENVIRONMENT_PREFIX}<SETTING>"
     )

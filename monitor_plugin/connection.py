@@ -40,6 +40,11 @@ class Answer(NamedTuple):
     rpc_error: str | None
 
 
+def say(code: grpc.StatusCode, patience_seconds: float) -> Answer:
+    """Answer with a code at once, however patient the reader is."""
+    return Answer(None, code.name)
+
+
 class _NoRoom(Exception):
     """No more channels may be opened."""
 
@@ -105,23 +110,31 @@ class Connection:
         """
         return self._drop_channel(lambda: self._call is None and not self._frees)
 
-    def status(self, patience_seconds: float) -> Answer:
-        """Ask for the status, or join the call under way: see `StatusClient.status`."""
+    def ask(self) -> Callable[[float], Answer]:
+        """Ask for the status, or join the call under way: see `StatusClient.status`.
+
+        Returns:
+            What waits for the answer, so many seconds at most.
+        """
         with self._lock:
             if self._closed:
-                return Answer(None, grpc.StatusCode.CANCELLED.name)
+                return partial(say, grpc.StatusCode.CANCELLED)
             if self._unimplemented:  # no method appears in a process that runs
-                return Answer(None, grpc.StatusCode.UNIMPLEMENTED.name)
-            hung = self._hung
+                return partial(say, grpc.StatusCode.UNIMPLEMENTED)
+            hung = self._hung is not None
             call = self._call
             starts = call is None
             if call is None:
                 call = self._call = _Call()
         if starts:
             self._start(call)
-        if hung is not None:
-            patience_seconds = min(patience_seconds, _HUNG_GRACE_SECONDS if starts else 0)
-        self._wait(call, time.monotonic() + patience_seconds)
+        return partial(self._await, call, starts, hung)
+
+    def _await(self, call: _Call, starts: bool, hung: bool, patience_seconds: float) -> Answer:
+        deadline = time.monotonic() + patience_seconds
+        if hung:
+            deadline = min(deadline, call.started + _HUNG_GRACE_SECONDS if starts else 0)
+        self._wait(call, deadline)
         with self._lock:
             if call.answer is None:
                 code = self._hung or grpc.StatusCode.DEADLINE_EXCEEDED.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .isolation import Isolation
@@ -29,10 +29,17 @@ class Events:
     Args:
         isolation: calls the implementations.
         timeout_seconds: how long one implementation may take, and how long a publisher waits.
+        log: writes lines of what happens, before implementations learn of it.
     """
 
-    def __init__(self, isolation: Isolation, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        isolation: Isolation,
+        timeout_seconds: float,
+        log: Callable[[str, Mapping[str, Any]], None],
+    ) -> None:
         self._isolation = isolation
+        self._log = log
         self._timeout_seconds = timeout_seconds
         self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -44,11 +51,9 @@ class Events:
 
     def publish(self, hook: str, **arguments: Any) -> Delivery | None:
         """Queue an event, which never blocks; None where nobody implements the hook."""
-        if not self._isolation.implementations(hook):
-            return None
         delivery = Delivery(hook, arguments, threading.Event())
         self._queue.put(delivery)
-        return delivery
+        return delivery if self._isolation.implementations(hook) else None
 
     def wait(self, delivery: Delivery | None) -> None:
         """Wait until an event was delivered, at most `timeout_seconds`; a hook never waits."""
@@ -64,6 +69,7 @@ class Events:
 
     def _run(self) -> None:
         while delivery := self._queue.get():
+            self._log(delivery.hook, delivery.arguments)
             for outcome in self._isolation.call_each(
                 delivery.hook, self._timeout_seconds, delivery.arguments
             ):

@@ -34,22 +34,26 @@ def make_exit(
     return BackendExit(cause, code, killed_by, oom, ended_at)
 
 
-def describe_exit(exit: BackendExit, now: float) -> str:
-    """Say for people how a process ended, and how long ago: `was killed by SIGKILL 4 s ago`."""
+def describe_end(exit: BackendExit) -> str:
+    """Say for people how a process ended: `was killed by SIGKILL`."""
     if exit.cause == "shutdown":
-        how = "was stopped by a shutdown"
-    elif exit.oom:
-        how = "was killed by the kernel for want of memory"
-    elif exit.signal is not None:
-        how = f"was killed by {_signal_name(exit.signal)}"
-    elif exit.exit_code is not None:
-        how = f"exited with code {exit.exit_code}"
-    else:
-        how = "ended"
-    return f"{how} {max(0.0, now - exit.ended_at):.0f} s ago"
+        return "was stopped by a shutdown"
+    if exit.oom:
+        return "was killed by the kernel for want of memory"
+    if exit.signal is not None:
+        return f"was killed by {signal_name(exit.signal)}"
+    if exit.exit_code is not None:
+        return f"exited with code {exit.exit_code}"
+    return "ended"
 
 
-def _signal_name(number: int) -> str:
+def describe_exit(exit: BackendExit, now: float) -> str:
+    """Say how a process ended, and how long ago: `was killed by SIGKILL 4 s ago`."""
+    return f"{describe_end(exit)} {max(0.0, now - exit.ended_at):.0f} s ago"
+
+
+def signal_name(number: int) -> str:
+    """Name a signal."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .errors import ShutdownFailed
 from .events import Delivery, Events
 from .isolation import HookOverran, Isolation, Outcome
-from .models import Backend, BackendExit, Memory, State, Status
+from .journal import Journal
+from .models import Backend, BackendExit, Memory, Reading, State, Status
 
 if TYPE_CHECKING:
     import falcon
@@ -45,15 +46,19 @@ class Hooks:
     Args:
         isolation: calls the implementations.
         events: delivers the hooks that only tell, one at a time.
+        journal: where what they tell is written down.
         timeout_seconds: how long one implementation may keep a reading waiting.
     """
 
-    def __init__(self, isolation: Isolation, events: Events, timeout_seconds: float) -> None:
+    def __init__(
+        self, isolation: Isolation, events: Events, journal: Journal, timeout_seconds: float
+    ) -> None:
         self._isolation = isolation
         self._events = events
+        self._journal = journal
         self._timeout_seconds = timeout_seconds
 
-    # On the calling thread, and unbounded, as they set things up.
+    # The first two on the calling thread, and unbounded, as they set things up.
 
     def started(self, monitor: Monitor) -> None:
         """Call `monitor_started`."""
@@ -67,6 +72,10 @@ class Hooks:
         """Call `monitor_closing`."""
         self._tell("monitor_closing", self._timeout_seconds)
 
+    def readings_swept(self, readings: Sequence[Reading]) -> None:
+        """Call `monitor_readings_swept`."""
+        self._tell("monitor_readings_swept", self._timeout_seconds, readings=tuple(readings))
+
     def _tell(self, hook: str, seconds: float | None, **arguments: Any) -> None:
         for outcome in self._isolation.call_each(hook, seconds, arguments):
             if outcome.value is not None:
@@ -76,22 +85,26 @@ class Hooks:
 
     def backend_registered(self, backend: Backend) -> Delivery | None:
         """Queue `monitor_backend_registered`."""
+        self._journal.add("registered", backend)
         return self._events.publish("monitor_backend_registered", backend=backend)
 
     def backend_gone(self, backend: Backend, exit: BackendExit) -> Delivery | None:
         """Queue `monitor_backend_gone`."""
+        self._journal.add("ended", backend, exit=exit)
         return self._events.publish("monitor_backend_gone", backend=backend, exit=exit)
 
     def state_changed(
         self, backend: Backend, previous: State | None, current: State
     ) -> Delivery | None:
         """Queue `monitor_state_changed`."""
+        self._journal.add("state_changed", backend, previous=previous, current=current)
         return self._events.publish(
             "monitor_state_changed", backend=backend, previous=previous, current=current
         )
 
     def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
         """Call `monitor_shutdown_finished`, and wait for it."""
+        self._journal.add("shutdown_finished", backend, outcome=outcome, seconds=seconds)
         self.wait(
             self._events.publish(
                 "monitor_shutdown_finished", backend=backend, outcome=outcome, seconds=seconds
@@ -128,6 +141,11 @@ class Hooks:
             else:
                 _log_wrong_type(hook, outcome, "a mapping of gRPC metadata, ASCII to ASCII")
         return metadata
+
+    def have_a_part_in_status(self) -> bool:
+        """Whether a hook may take its time when backends are asked for their status."""
+        hooks = ("monitor_query_status", "monitor_call_metadata")
+        return any(map(self._isolation.implementations, hooks))
 
     def has_memory_components(self) -> bool:
         """Whether `monitor_memory_components` has implementations, and the tree must be listed."""

@@ -171,8 +171,9 @@ def monitor_state_changed(backend: Backend, previous: State | None, current: Sta
 def monitor_readings_swept(readings: Sequence[Reading]) -> None:
     """A background sweep took a reading of every backend.
 
-    When: after each sweep; this version has none yet, and does not call it. Returns nothing. One
-    that raises is logged; the others run.
+    When: after each sweep, every `sweep_interval_seconds`. Thread: a hook's, one sweep at a time;
+    within `hook_timeout_seconds`. Arguments: `readings`, one of each backend, also of each replica.
+    Returns nothing. One that raises is logged; the others run.
     """
 
 

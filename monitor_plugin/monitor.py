@@ -13,30 +13,21 @@ from typing import Any
 import falcon
 import pluggy
 
-from .channel_security import ChannelSecurity
 from .errors import MonitorError
-from .events import Events
 from .hook_files import load_hook_files
-from .hooks import Hooks
 from .hookspecs import PROJECT_NAME
 from .host_manager import HostCalls, HostManager
 from .http.app import create_app
 from .http.audit import audited_shutdown
 from .http.server import Server
-from .isolation import Isolation
-from .lifecycle import Lifecycle
 from .models import Backend, Reading
 from .names import checked_model
+from .observation import Observation
 from .plugins import PluginManager
-from .process_table import ProcessTable
-from .readings import Readings
-from .registry import Registry
 from .settings import Settings
 from .shared import Shared
-from .shutdown import Shutdowns
-from .status_client import StatusClient
-from .stopping import Stopper
 from .tokens import Tokens
+from .wiring import Parts
 
 
 class Monitor:
@@ -64,44 +55,14 @@ class Monitor:
     ) -> None:
         settings = Settings.from_environment(os.environ) if settings is None else settings
         self._settings = settings
-        security = ChannelSecurity(settings)
         self._tokens = Tokens(settings.token, settings.token_file)
         self._plugin_manager = PluginManager()
         self._host = HostManager(host_manager) if host_manager else None
         managers = (
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
-        isolation = Isolation(managers)
-        self._events = Events(isolation, settings.hook_timeout_seconds)
-        self._hooks = Hooks(isolation, self._events, settings.hook_timeout_seconds)
-        self._registry = Registry()
-        table = ProcessTable()
-        self._status_client = StatusClient(
-            settings.status_timeout_seconds, self._hooks.call_metadata, security
-        )
-        self._lifecycle = Lifecycle(
-            self._registry, table, self._status_client, self._hooks, security
-        )
-        self._readings = Readings(
-            self._registry,
-            self._lifecycle,
-            self._status_client,
-            table,
-            self._hooks,
-            settings.status_timeout_seconds,
-        )
-        stopper = Stopper(
-            self._registry,
-            self._lifecycle,
-            self._readings,
-            self._status_client,
-            self._hooks,
-            settings,
-        )
-        self._shutdowns = Shutdowns(
-            self._registry, self._lifecycle, stopper, self._hooks, settings.respawn_watch_seconds
-        )
-        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._lifecycle))
+        self._parts = Parts(settings, managers)
+        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._parts.lifecycle))
         for plugin in plugins:
             self._plugin_manager.register(plugin)
         if settings.hooks_dir is not None:
@@ -139,7 +100,7 @@ class Monitor:
             if self._phase is _Phase.CLOSED:
                 raise MonitorError("the monitor was closed; make a new one")
             if self._host:
-                self._host.register(self._lifecycle)
+                self._host.register(self._parts.lifecycle)
             try:
                 if self._settings.listen is not None:
                     self._server = Server(app, self._settings.listen, self._settings)
@@ -147,10 +108,9 @@ class Monitor:
                 if self._host:
                     self._host.unregister()
                 raise
-            self._events.start()
-            self._lifecycle.start()
+            self._parts.start()
             self._phase = _Phase.STARTED
-        self._hooks.started(self)
+        self._parts.hooks.started(self)
 
     def close(self) -> None:
         """Stop watching and serving, and let go of every thread and descriptor.
@@ -162,14 +122,14 @@ class Monitor:
             previous, self._phase = self._phase, _Phase.CLOSED
         if previous is _Phase.CLOSED:
             return
+        self._parts.sweeper.stop()
         if previous is _Phase.STARTED:
-            self._hooks.closing()
-        self._shutdowns.close()
+            self._parts.hooks.closing()
+        self._parts.shutdowns.close()
+        self._parts.journal.close()
         if self._server:
             self._server.close()
-        self._lifecycle.close()
-        self._status_client.close()
-        self._events.close()
+        self._parts.close()
         if self._host:
             self._host.unregister()
 
@@ -202,19 +162,14 @@ class Monitor:
         return self._app.get()
 
     def _make_app(self) -> falcon.App[Any, Any]:
-        app = create_app(
-            self._readings.read,
-            self._shutdowns.shutdown,
-            lambda: self._phase is _Phase.STARTED,
-            self._settings,
-            self._tokens,
-        )
-        self._hooks.add_routes(app)
+        is_ready = lambda: self._phase is _Phase.STARTED  # noqa: E731
+        app = create_app(self._parts, is_ready, self._settings, self._tokens)
+        self._parts.hooks.add_routes(app)
         return app
 
     def backends(self) -> list[Backend]:
         """List the registered backends, in the order of their registration."""
-        return [record.backend for record in self._registry.records()]
+        return [record.backend for record in self._parts.registry.records()]
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.
@@ -224,7 +179,17 @@ class Monitor:
             ModelNotLoaded: no backend of it is registered.
             BackendUnreadable: its status failed, and its process cannot be read.
         """
-        return self._readings.read(checked_model(model), pid)
+        return self._parts.readings.read(checked_model(model), pid)
+
+    def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
+        """Read all backends at the same time, or those of a model, as `/backends` does.
+
+        Args:
+            model: whose.
+            fresh: read them now; else what the last sweep found is given.
+        """
+        sweeper = self._parts.sweeper
+        return sweeper.sweep(model) if fresh else sweeper.last(model)
 
     def shutdown(self, model: str, force: bool = False, pid: int | None = None) -> None:
         """Stop a model's backends, or one, as `/backend/shutdown` does; return once it is gone.
@@ -236,11 +201,11 @@ class Monitor:
             ShutdownFailed: processes are left, or the host started the model again.
         """
         with audited_shutdown(model, force, pid):
-            self._shutdowns.shutdown(checked_model(model), force, pid)
+            self._parts.shutdowns.shutdown(checked_model(model), force, pid)
 
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
-        return self._shutdowns.stopping()
+        return self._parts.shutdowns.stopping()
 
     def reload_tokens(self) -> None:
         """Read the file of the setting `token_file` now; what changes is also noticed by itself.

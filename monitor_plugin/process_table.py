@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,14 +13,34 @@ import psutil
 from .shared import Shared
 
 _MAX_AGE_SECONDS = 1.0
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Row(NamedTuple):
-    """A line of the table; `started` tells a process from a later one of the same PID."""
+    """A line of the table, as /proc/PID/stat has it, which anybody may read.
+
+    Attributes:
+        started: tells a process from a later one of the same PID.
+        cpu_seconds: used so far, by it and not by its children.
+        threads: how many it has.
+        rss, vms: bytes; 0 of a process that has ended, or is about to.
+    """
 
     parent: int
     session: int
     started: float
+    cpu_seconds: float = 0.0
+    threads: int = 0
+    rss: int = 0
+    vms: int = 0
+
+
+class Table(NamedTuple):
+    """All rows by PID, and when they were read (monotonic)."""
+
+    at: float
+    rows: Mapping[int, Row]
 
 
 def read_table() -> dict[int, Row]:
@@ -41,23 +62,60 @@ def read_row(pid: int) -> Row | None:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    return Row(int(fields[1]), int(fields[3]), float(fields[19])) if fields else None
+    if not fields:
+        return None
+    return Row(
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        started=float(fields[19]),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND,
+        threads=int(fields[17]),
+        rss=int(fields[21]) * _PAGE_BYTES,
+        vms=int(fields[20]),
+    )
 
 
 def portable_row(pid: int) -> Row | None:
     """`read_row` by psutil alone, which is several times slower."""
     try:
         process = psutil.Process(pid)
-        return Row(process.ppid(), os.getsid(pid), process.create_time())
+        row = Row(process.ppid(), os.getsid(pid), process.create_time())
     except (psutil.Error, OSError):
         return None
+    try:
+        times, memory, threads = (
+            process.cpu_times(),
+            process.memory_info(),
+            process.num_threads(),
+        )
+    except (psutil.Error, OSError):
+        return row
+    return row._replace(
+        cpu_seconds=times.user + times.system, threads=threads, rss=memory.rss, vms=memory.vms
+    )
 
 
-def descendants(table: Mapping[int, Row], roots: Iterable[int]) -> list[int]:
-    """List those of the roots that are in the table, then all that descend from them."""
+def children_of(table: Mapping[int, Row]) -> dict[int, list[int]]:
+    """Give the children of each process that has any."""
     children: dict[int, list[int]] = {}
     for pid, row in table.items():
         children.setdefault(row.parent, []).append(pid)
+    return children
+
+
+def descendants(
+    table: Mapping[int, Row],
+    roots: Iterable[int],
+    children: Mapping[int, list[int]] | None = None,
+) -> list[int]:
+    """List those of the roots that are in the table, then all that descend from them.
+
+    Args:
+        table: every process.
+        roots: where to begin.
+        children: those of the table, where they are known already.
+    """
+    children = children_of(table) if children is None else children
     found = {root: None for root in roots if root in table}
     queue = list(found)
     for pid in queue:  # grows while it is walked
@@ -71,12 +129,20 @@ class ProcessTable:
     """The table, read at most once a second for all who ask. Safe to call from any thread."""
 
     def __init__(self) -> None:
-        self._rows = Shared(_MAX_AGE_SECONDS, read_table)
+        self._table = Shared(_MAX_AGE_SECONDS, lambda: Table(time.monotonic(), read_table()))
+
+    def read(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> Table:
+        """Give the table, as it was at most so long ago.
+
+        Raises:
+            OSError: it cannot be read, as there are no more descriptors.
+        """
+        return self._table.get(max_age_seconds)
 
     def tree(self, pid: int) -> list[int]:
         """List a process and its descendants, as they were at most a second ago."""
         try:
-            return descendants(self._rows.get(), [pid]) or [pid]
+            return descendants(self.read().rows, [pid]) or [pid]
         except OSError:
             return [pid]
 
@@ -89,7 +155,7 @@ class ProcessTable:
             where neither can be read. The source is psutil.
         """
         try:
-            table = self._rows.get()
+            table = self.read().rows
             rows = {member: table[member] for member in descendants(table, [pid])}
             if not rows and (row := read_row(pid)):  # younger than the table
                 rows = {pid: row}

@@ -12,6 +12,7 @@ import psutil
 from msgspec.structs import replace
 
 from .errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
+from .events import Delivery
 from .hooks import Hooks
 from .lifecycle import Lifecycle
 from .models import Backend, Memory, Reading, Sample, State, Status
@@ -150,15 +151,29 @@ class Readings:
         if status is None:
             source = "grpc"
             status, rpc_error = self._status_client.status(backend, patience_seconds)
+        self._hooks.wait(self.note(record, backend, status))
+        return status, source, rpc_error
+
+    def note(self, record: Record, backend: Backend, status: Status | None) -> Delivery | None:
+        """Take note of what asking a backend gave; `status` is None where that failed.
+
+        Returns:
+            The event, if its state has changed.
+
+        Raises:
+            ProcessGone: its process has ended, whoever answers at its address.
+        """
         ended = record.process.ended()
         if ended or record.backend is not backend:
             # It may have been forgotten before this very call connected to it anew.
             self._status_client.forget(backend)
         if ended:
             raise ProcessGone(backend.pid)
-        if status is not None:
-            self._note_state(record, backend, status.state)
-        return status, source, rpc_error
+        if status is None or status.state not in State.__members__.values():
+            return None
+        current = State(status.state)
+        tell = partial(self._hooks.state_changed, backend, current=current)
+        return self._registry.change_state(record, current, tell)
 
     def _read_sample(self, record: Record, backend: Backend, rpc_error: str | None) -> Reading:
         try:
@@ -172,12 +187,6 @@ class Readings:
                 f"no figure of it may be read, and Status failed: {rpc_error}",
             )
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
-
-    def _note_state(self, record: Record, backend: Backend, number: int) -> None:
-        if number in State.__members__.values():
-            current = State(number)
-            tell = partial(self._hooks.state_changed, backend, current=current)
-            self._hooks.wait(self._registry.change_state(record, current, tell))
 
     def _fill_memory(
         self, record: Record, backend: Backend, status: Status

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from .models import Backend, BackendExit, State
+from .observation import Observation
 from .oom import OomWatch
 from .process import Process
 from .sampling import Sampler
@@ -35,7 +37,7 @@ class Record:
     """A registered backend, and what the monitor keeps for as long as it runs.
 
     `process`, `sampler`, `memory` and `oom` stay the same while `backend` may be updated; the other
-    attributes change under the registry's lock alone.
+    attributes change under the registry's lock alone, but for `observation`, which is replaced.
 
     Attributes:
         backend: the frozen record that is handed out.
@@ -45,6 +47,8 @@ class Record:
         memory: what its process tree holds, bytes and source, shared for some seconds.
         oom: follows what the kernel kills for want of memory.
         state: the last known state that it was in.
+        state_changed_at: when that was first seen, in seconds since the epoch.
+        observation: what the last sweep found of it.
         stopping: whether a shutdown is ending it.
     """
 
@@ -64,6 +68,8 @@ class Record:
         self.memory = memory
         self.oom = oom
         self.state: State | None = None
+        self.state_changed_at: float | None = None
+        self.observation: Observation | None = None
         self.stopping = False
 
 
@@ -165,6 +171,7 @@ class Registry:
             if previous is state:
                 return None
             record.state = state
+            record.state_changed_at = time.time()
             return then(previous)
 
     def end(self, record: Record, end: End) -> bool:

@@ -45,7 +45,7 @@ class Sampler:
         Raises:
             ProcessGone: it has ended; its PID may be another's by now.
         """
-        cpu_percent = self._read(self._cpu_percent)
+        cpu_percent = self._read(self._wait_for_cpu_percent)
         with self._process.psutil_process.oneshot():
             percent = self._read(self._process.psutil_process.memory_percent)
             memory = self._read(self._process.psutil_process.memory_info)
@@ -75,14 +75,25 @@ class Sampler:
         times = self._process.psutil_process.cpu_times()
         return float(times.user + times.system)
 
-    def _cpu_percent(self) -> float | None:
+    def _wait_for_cpu_percent(self) -> float | None:
         marks = list(self._marks)
-        if not marks:
+        if marks and (young := _LEAST_SPAN_SECONDS - (time.monotonic() - marks[0][0])) > 0:
+            time.sleep(young)
+        return self.cpu_percent(self._cpu_seconds(), time.monotonic())
+
+    def cpu_percent(self, cpu_seconds: float, now: float) -> float | None:
+        """Say how much of one core was used since a mark one to three seconds ago, in percent.
+
+        Args:
+            cpu_seconds: all that was used so far.
+            now: when that was read (monotonic).
+
+        Returns:
+            None within 0.1 s of registration, or where the marks could not be read.
+        """
+        marks = list(self._marks)
+        old_enough = [mark for mark in marks if now - mark[0] >= _SPAN_SECONDS] or marks[:1]
+        if not old_enough or now - old_enough[-1][0] < _LEAST_SPAN_SECONDS:
             return None
-        now = time.monotonic()
-        old_enough = [mark for mark in marks if now - mark[0] >= _SPAN_SECONDS]
-        since, before = old_enough[-1] if old_enough else marks[0]
-        if now - since < _LEAST_SPAN_SECONDS:
-            time.sleep(_LEAST_SPAN_SECONDS - (now - since))
-        seconds = self._cpu_seconds()
-        return 100 * max(0.0, seconds - before) / (time.monotonic() - since)
+        since, before = old_enough[-1]
+        return 100 * max(0.0, cpu_seconds - before) / (now - since)

@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             vanish after SIGKILL; also what a `monitor_stop_backend` hook gets.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
         hook_timeout_seconds: how long one call of one hook may keep a reading or an event waiting.
+        sweep_interval_seconds: from one reading of all backends in the background to the next; 0:
+            none, and no history.
         http_threads: threads that answer requests; shutdowns hold at most half of them.
         hooks_dir: a folder of hook files to load, which runs their code; they and it must belong
             to root or to the monitor's user, and be writable by nobody else.
@@ -76,6 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout_seconds: _Positive = 10.0
     respawn_watch_seconds: _NotNegative = 1.0
     hook_timeout_seconds: _Positive = 1.0
+    sweep_interval_seconds: _NotNegative = 5.0
     http_threads: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 16
     hooks_dir: str | None = None
     grpc_ca_file: str | None = None

@@ -28,12 +28,17 @@ class Shared(Generic[T]):
         self._future: Future[T] = Future()
         self._started_at: float | None = None
 
-    def get(self) -> T:
-        """Give a value no older than `max_age_seconds`, computing it where need be."""
+    def get(self, max_age_seconds: float | None = None) -> T:
+        """Give a value no older than `max_age_seconds`, computing it where need be.
+
+        Args:
+            max_age_seconds: another age than all others go by.
+        """
         now = time.monotonic()
+        most = self._max_age_seconds if max_age_seconds is None else max_age_seconds
         with self._lock:
             computes = self._started_at is None or (
-                self._future.done() and now - self._started_at > self._max_age_seconds
+                self._future.done() and now - self._started_at > most
             )
             if computes:
                 self._future = Future()

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from .errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
 from .hooks import Hooks
+from .journal import Journal
 from .lifecycle import Lifecycle
 from .models import Backend
 from .registry import Record, Registry
@@ -16,6 +18,19 @@ from .stopping import Stop, Stopper, pids_text
 
 _LOOK_SECONDS = 0.1
 _STOPS_AT_ONCE = 32
+
+
+class Progress(NamedTuple):
+    """How far a shutdown is.
+
+    Attributes:
+        phase: `asking` (hooks, for leave), `draining` (busy backends), `stopping`, or `watching`
+            (whether the host starts it again).
+        seconds: since it began.
+    """
+
+    phase: str
+    seconds: float
 
 
 class Shutdowns:
@@ -26,6 +41,7 @@ class Shutdowns:
         lifecycle: told of those that have ended.
         stopper: stops one of them.
         hooks: asked for leave, and told of the outcome.
+        journal: where it is written down how far each is.
         respawn_watch_seconds: how long to see whether the host starts the model again.
     """
 
@@ -35,12 +51,14 @@ class Shutdowns:
         lifecycle: Lifecycle,
         stopper: Stopper,
         hooks: Hooks,
+        journal: Journal,
         respawn_watch_seconds: float,
     ) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
         self._stopper = stopper
         self._hooks = hooks
+        self._journal = journal
         self._respawn_watch_seconds = respawn_watch_seconds
         self._lock = threading.Lock()
         self._under_way: dict[str, _Shutdown] = {}
@@ -93,6 +111,22 @@ class Shutdowns:
             shutdowns = list(self._under_way.values())
         return [record.backend for shutdown in shutdowns for record in shutdown.records]
 
+    def progress(self) -> dict[Backend, Progress]:
+        """Say how far each shutdown is that is under way, by the backends that it stops."""
+        now = time.monotonic()
+        with self._lock:
+            shutdowns = list(self._under_way.values())
+        return {
+            record.backend: Progress(shutdown.phase, now - shutdown.began)
+            for shutdown in shutdowns
+            for record in shutdown.records
+        }
+
+    def _enter(self, shutdown: _Shutdown, phase: str) -> None:
+        shutdown.phase = phase
+        for record in shutdown.records:
+            self._journal.add("shutdown_phase", record.backend, phase=phase)
+
     def close(self) -> None:
         """End the waits of what is under way: it reports what is left, and nothing more is done."""
         self._stopper.closing.set()
@@ -120,10 +154,12 @@ class Shutdowns:
         started = time.monotonic()
         outcome = "failed"
         try:
+            self._enter(shutdown, "asking")
             self._ask_leave(model, records, shutdown.force)
-            self._stop(stops, shutdown.hurry)
+            self._stop(stops, shutdown)
             outcome = "stopped"
             if not all(stop.by_host or stop.failure for stop in stops):
+                self._enter(shutdown, "watching")
                 outcome = self._watch_respawn(model, known)
         except ShutdownRefused:
             outcome = "refused"
@@ -157,12 +193,14 @@ class Shutdowns:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
         raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
 
-    def _stop(self, stops: Sequence[Stop], hurry: threading.Event) -> None:
+    def _stop(self, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
         """Stop backends at the same time, none before all are drained."""
         try:
             with ThreadPoolExecutor(min(len(stops), _STOPS_AT_ONCE), "monitor-stop") as pool:
                 list(pool.map(self._stopper.open, stops))
-                list(pool.map(lambda stop: self._stopper.drain(stop, hurry), stops))
+                self._enter(shutdown, "draining")
+                list(pool.map(lambda stop: self._stopper.drain(stop, shutdown.hurry), stops))
+                self._enter(shutdown, "stopping")
                 list(pool.map(self._stopper.stop, stops))
         finally:
             for stop in stops:
@@ -200,6 +238,8 @@ class _Shutdown:
         self.pid = pid
         self.records = records
         self.hurry = threading.Event()
+        self.phase = "asking"
+        self.began = time.monotonic()
         self.result: Future[None] = Future()
 
     def covers(self, pid: int | None, records: Sequence[Record]) -> bool:

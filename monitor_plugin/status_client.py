@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import grpc
 
 from .channel_security import ChannelSecurity
 from .channels import open_channel, open_keeper
-from .connection import Answer, Connection
+from .connection import Answer, Connection, say
 from .descriptors import most_channels
 from .models import Backend
 from .protocol import load_messages
@@ -48,10 +48,23 @@ class StatusClient:
         was that old, and until the backend answers again, says DEADLINE_EXCEEDED at once. Never
         raises.
         """
+        return self._ask(backend)(patience_seconds)
+
+    def statuses(self, backends: Sequence[Backend]) -> list[Answer]:
+        """Ask many backends at the same time, as `status` asks each; never raises.
+
+        At the same time are as many as there may be channels.
+        """
+        at_once = max(1, most_channels())
+        answers: list[Answer] = []
+        for first in range(0, len(backends), at_once):
+            asked = [self._ask(backend) for backend in backends[first : first + at_once]]
+            answers += [wait(math.inf) for wait in asked]
+        return answers
+
+    def _ask(self, backend: Backend) -> Callable[[float], Answer]:
         connection = self._connection(backend)
-        if connection is None:
-            return Answer(None, grpc.StatusCode.CANCELLED.name)
-        return connection.status(patience_seconds)
+        return connection.ask() if connection else partial(say, grpc.StatusCode.CANCELLED)
 
     def free(self, backend: Backend) -> str | None:
         """Ask the backend to free its model, for at most `timeout_seconds`.

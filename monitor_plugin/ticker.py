@@ -28,6 +28,15 @@ class Ticker:
         """Start ticking."""
         self._thread.start()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether no more calls come."""
+        return self._closing.is_set()
+
+    def stop(self) -> None:
+        """Begin no more calls, without waiting for the one under way."""
+        self._closing.set()
+
     def close(self) -> None:
         """End the thread, after the call that it is in."""
         self._closing.set()

@@ -247,7 +247,7 @@ def test_nothing_may_be_read(make_monitor: Callable[..., Monitor], spawner: Spaw
     monitor = make_monitor()
     child = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=child.pid, address="127.0.0.1:1")
-    (record,) = monitor._registry.records()
+    (record,) = monitor._parts.registry.records()
     record.process.psutil_process = Denied(  # type: ignore[assignment]
         record.process.psutil_process, "memory_info", "memory_percent", "cpu_times"
     )

@@ -86,7 +86,7 @@ def test_an_end_amid_its_registration_is_told_once_and_last(
     process = spawner.sleeper()
     if what == "update":
         spawned(monitor, process.pid, "first")
-    monkeypatch.setattr(monitor._registry, what, Ending(monitor, process, what, when))
+    monkeypatch.setattr(monitor._parts.registry, what, Ending(monitor, process, what, when))
     refused = when == "before" and what == "update"
     with pytest.raises(InvalidBackend) if refused else contextlib.nullcontext():
         spawned(monitor, process.pid)
@@ -106,7 +106,7 @@ class Ending:
     ) -> None:
         self._monitor = monitor
         self._process = process
-        self._real: Callable[..., object] = getattr(monitor._registry, method)
+        self._real: Callable[..., object] = getattr(monitor._parts.registry, method)
         self._when = when
 
     def __call__(self, *arguments: object) -> object:
@@ -543,8 +543,8 @@ def test_a_dead_backend_is_not_answered_for_by_who_serves_its_address(
     """Not even where its end was not noticed yet: a reading looks for itself, and notices it."""
     process, stranger = spawner.sleeper(), spawner.backend()
     spawned(monitor, process.pid, address=stranger.address)
-    (record,) = monitor._registry.records()
-    monitor._lifecycle._watcher.forget(record.process)
+    (record,) = monitor._parts.registry.records()
+    monitor._parts.lifecycle._watcher.forget(record.process)
     process.kill()
     eventually(lambda: not is_running(process.pid))
     assert len(monitor.backends()) == 1
@@ -557,16 +557,16 @@ def test_who_comes_late_leaves_no_connection(monitor: Monitor, spawner: Spawner)
     """A reading or a `Free` that comes after a backend's end keeps no channel to its address."""
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    (record,) = monitor._registry.records("m")
+    (record,) = monitor._parts.registry.records("m")
     backend.process.kill()
     eventually(lambda: not monitor.backends())
-    connections = monitor._status_client._connections
+    connections = monitor._parts.status_client._connections
     with pytest.raises(ProcessGone):
-        monitor._readings.ask(record)
+        monitor._parts.readings.ask(record)
     assert connections == {}
-    monitor._status_client.free(record.backend)
+    monitor._parts.status_client.free(record.backend)
     assert connections
-    monitor._lifecycle.end(record)
+    monitor._parts.lifecycle.end(record)
     assert connections == {}
 
 
@@ -591,4 +591,4 @@ def test_a_reading_during_an_update_leaves_no_connection(
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     monitor.read("m")
     assert monitor.backends()[0].address == other.address
-    assert monitor._status_client._connections == {}
+    assert monitor._parts.status_client._connections == {}

@@ -184,7 +184,7 @@ def test_a_hung_replica_costs_one_wait(
     reading = monitor.read("m")
     assert reading.status is not None
     assert (reading.status.state, reading.rpc_error) == (1, "DEADLINE_EXCEEDED")
-    connections = monitor._status_client._connections.values()
+    connections = monitor._parts.status_client._connections.values()
     calls = [each._call.started for each in connections if each._call is not None]
     assert len(calls) == 5
     assert max(calls) - min(calls) < 2.0  # none was begun after another's deadline
@@ -255,7 +255,7 @@ def test_none_is_stopped_before_all_are_drained(
     with ThreadPoolExecutor(2) as pool:
         stopped = pool.submit(monitor.shutdown, "m")
         eventually(lambda: len(monitor.stopping()) == 2)
-        eventually(lambda: monitor._status_client._connections)
+        eventually(lambda: monitor._parts.status_client._connections)
         for _ in range(20):
             assert monitor.read("m", idle.pid).status is not None
         assert not stopped.done()

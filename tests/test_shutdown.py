@@ -475,7 +475,7 @@ def test_closing_while_others_are_asked_signals_nothing(
         stopping = pool.submit(monitor.shutdown, "m")
         assert asked.wait(30)
         closing = pool.submit(monitor.close)
-        eventually(lambda: monitor._shutdowns._stopper.closing.is_set())
+        eventually(lambda: monitor._parts.shutdowns._stopper.closing.is_set())
         answer.set()
         with pytest.raises(ShutdownFailed, match="closed while it waited; nothing was signalled"):
             stopping.result(60)
@@ -496,13 +496,13 @@ def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
     os.kill(backend.pid, signal.SIGSTOP)
     eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
     asked: list[object] = []
-    ask = monitor._readings.ask
+    ask = monitor._parts.readings.ask
 
     def count(*arguments: Any) -> Any:
         asked.append(arguments)
         return ask(*arguments)
 
-    monkeypatch.setattr(monitor._readings, "ask", count)
+    monkeypatch.setattr(monitor._parts.readings, "ask", count)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         eventually(lambda: len(asked) > 3)

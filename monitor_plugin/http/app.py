@@ -9,10 +9,11 @@ from typing import Any
 import falcon
 
 from ..errors import MonitorError, TooManyShutdowns
-from ..models import Reading
 from ..settings import Settings
 from ..tokens import Tokens
+from ..wiring import Parts
 from .audit import Audit
+from .listing import BackendsResource, EventsResource, HistoryResource, VersionResource
 from .openapi import describe_api
 from .page import add_page
 from .resources import HealthResource, MonitorResource, OpenApiResource, ShutdownResource
@@ -23,8 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 def create_app(
-    read: Callable[[str, int | None], Reading],
-    shutdown: Callable[[str, bool, int | None], None],
+    parts: Parts,
     is_ready: Callable[[], bool],
     settings: Settings,
     tokens: Tokens,
@@ -32,19 +32,25 @@ def create_app(
     """Make the application.
 
     Args:
-        read: gives the reading of a model, or of its backend with a PID.
-        shutdown: stops a model, by force or not, all of it or its backend with a PID.
+        parts: read and stop backends, and know what happened.
         is_ready: whether the monitor is started, and not closing.
-        settings: who may ask; of `http_threads`, shutdowns hold at most half.
+        settings: who may ask; of `http_threads`, shutdowns hold at most half, and those who wait
+            for events a quarter.
         tokens: which tokens are valid.
     """
     app = falcon.App(middleware=[Audit(), Guard(settings, tokens), *cors(settings)])
-    monitor = MonitorResource(read)
-    stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2))
+    monitor = MonitorResource(parts.readings.read)
+    stop = ShutdownResource(parts.shutdowns.shutdown, max(1, settings.http_threads // 2))
+    backends = BackendsResource(parts.registry, parts.sweeper, parts.shutdowns)
+    events = EventsResource(parts.journal, max(1, settings.http_threads // 4))
     health = HealthResource(is_ready)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
+        app.add_route(f"{prefix}/backends", backends)
+    app.add_route("/events", events)
+    app.add_route("/history", HistoryResource(parts.history))
+    app.add_route("/version", VersionResource())
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/openapi.json", OpenApiResource(describe_api(tokens.required)))

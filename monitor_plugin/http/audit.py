@@ -81,7 +81,8 @@ def _write(whence: str, seconds: float, **facts: Any) -> None:
         del facts["pid"]  # of all the model's backends
     facts = {name: _plain(value) for name, value in facts.items()}
     line = {"who": facts.pop("who"), "from": whence, **facts, "seconds": round(seconds, 3)}
-    _logger.info("%s", json.dumps(line))
+    summary = f"{facts.get('what')}: {facts.get('outcome')}"
+    _logger.info("%s", json.dumps(line), extra={"facts": {**line, "message": summary}})
 
 
 def _plain(value: object) -> object:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from .listing_wire import BackendsAnswer, EventsAnswer, HistoryAnswer, VersionAnswer
 from .wire import (
     MODEL_NAME_SCHEMA,
     ErrorAnswer,
@@ -50,6 +51,36 @@ _PID_PARAMETER = {
     "schema": {"type": "integer", "minimum": 1},
 }
 
+
+def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "description": description,
+        "schema": schema,
+    }
+
+
+_MODEL_FILTER = _query(
+    "model", "Those of one model alone.", {"type": "string", **MODEL_NAME_SCHEMA}
+)
+_FRESH = _query(
+    "fresh",
+    "Whether to read all backends now; else what the last sweep found is given.",
+    {"type": "boolean", "default": True},
+)
+_AFTER = _query(
+    "after",
+    "What is known already: `next` of the answer before; 0 for all that is kept.",
+    {"type": "integer", "minimum": 0, "maximum": 2**53, "default": 0},
+)
+_WAIT = _query(
+    "wait",
+    "Seconds to wait for something to happen, 20 at most; few may wait at once.",
+    {"type": "number", "minimum": 0, "default": 0},
+)
+
 _MONITOR_HEADERS = {
     "X-Monitor-Source": "Where the reading came from: `grpc`, `hook` or `psutil`.",
     "X-Monitor-Memory-Source": "Where `memory.total` came from: `backend`, `pss` or `rss`.",
@@ -64,7 +95,8 @@ def describe_api(token_required: bool) -> bytes:
     Args:
         token_required: whether clients must send a token.
     """
-    (status, sample, stopped, health, error, monitor, shutdown), components = _schemas(
+    schemas, components = _schemas(
+        *(BackendsAnswer, HistoryAnswer, EventsAnswer, VersionAnswer),
         StatusAnswer,
         SampleAnswer,
         StoppedAnswer,
@@ -73,6 +105,8 @@ def describe_api(token_required: bool) -> bytes:
         MonitorBody,
         ShutdownBody,
     )
+    backends, history, events, version, *schemas = schemas
+    status, sample, stopped, health, error, monitor, shutdown = schemas
     open_to_all: dict[str, Any] = {"security": []}
     refusals = (401, 403) if token_required else (403,)
 
@@ -125,6 +159,17 @@ def describe_api(token_required: bool) -> bytes:
             method: read(method, suffix) for method in ("get", "post")
         }
         paths[f"{prefix}/backend/shutdown"] = {"post": stop(suffix)}
+        paths[f"{prefix}/backends"] = simple(
+            f"Every backend{suffix and ', again'}",
+            backends,
+            *refusals,
+            parameters=[_MODEL_FILTER, _FRESH],
+        )
+    paths["/events"] = simple("What happened", events, *refusals, parameters=[_AFTER, _WAIT])
+    paths["/history"] = simple(
+        "The last minutes of each backend", history, *refusals, parameters=[_MODEL_FILTER]
+    )
+    paths["/version"] = simple("Which program this is", version, *refusals)
     paths["/healthz"] = simple("Whether the monitor answers", health, 403, **open_to_all)
     paths["/readyz"] = simple("Whether the monitor watches", health, 403, **open_to_all)
     paths["/readyz"]["get"]["responses"]["503"] = {
@@ -148,8 +193,9 @@ def describe_api(token_required: bool) -> bytes:
     return msgspec.json.encode(document)
 
 
-def _schemas(*types: Any) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    return msgspec.json.schema_components(types, ref_template=_REF)
+def _schemas(*types: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    return list(schemas), components
 
 
 def _content(schema: Any) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""What lists look like on the wire: backends, ends, history and events."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+import psutil
+
+from ..exits import describe_end, signal_name
+from ..history import Series
+from ..journal import Happening
+from ..models import BackendExit, Bytes, Memory, State
+from ..observation import Figures, Observation, TreeFigures
+from ..registry import End
+from ..shutdown import Progress
+
+
+class ProcessItem(Figures, frozen=True, kw_only=True):
+    """The figures of a process, and of its tree."""
+
+    tree: TreeFigures | None
+
+
+class ShutdownItem(msgspec.Struct, frozen=True):
+    """A shutdown under way: its phase, and seconds since it began."""
+
+    phase: str
+    seconds: float
+
+
+class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend of the list. Bytes, seconds; times in RFC 3339; `null` is not known.
+
+    `state` is what it says now; `last_state` stays while it says nothing.
+    """
+
+    model: str
+    pid: int
+    address: str
+    state: int | None
+    state_name: str
+    last_state: int | None
+    state_changed_at: datetime | None
+    source: str | None
+    rpc_error: str | None
+    age_seconds: float | None
+    memory: Memory | None
+    memory_source: str | None
+    process: ProcessItem | None
+    created_at: datetime
+    uptime_seconds: float
+    shutdown: ShutdownItem | None
+
+
+class EndItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend that has ended, and how."""
+
+    model: str
+    pid: int
+    address: str
+    created_at: datetime
+    ended_at: datetime
+    cause: str
+    exit_code: int | None
+    signal: int | None
+    signal_name: str | None
+    oom: bool | None
+    description: str
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What backends share: bytes of physical memory, and cores."""
+
+    memory_total: Bytes
+    cpus: int
+
+
+class BackendsAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/backends`; ends newest first."""
+
+    backends: list[BackendItem]
+    ended: list[EndItem]
+    machine: Machine
+
+
+class HistoryItem(msgspec.Struct, frozen=True):
+    """A backend's points, the last of which belongs to the last of the times."""
+
+    model: str
+    pid: int
+    cpu_percent: list[float | None]
+    memory: list[Bytes | None]
+
+
+class HistoryAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/history`; times in seconds since the epoch."""
+
+    interval_seconds: float
+    times: list[float]
+    backends: list[HistoryItem]
+
+
+class EventsAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/events`: see `journal.Page`; and how long to wait before asking again."""
+
+    events: list[dict[str, Any]]
+    next: int
+    gap: bool
+    poll_after_seconds: float
+
+
+class VersionAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/version`."""
+
+    name: str
+    version: str
+
+
+def moment(seconds: float) -> datetime:
+    """Turn seconds since the epoch into what is encoded as RFC 3339, in UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def state_name(state: int | None) -> str:
+    """Name a state: `unknown` where there is none, or the protocol does not know the number."""
+    names = {int(each): each.name.lower() for each in State}
+    return "unknown" if state is None else names.get(state, "unknown")
+
+
+def machine() -> Machine:
+    """Say what backends share."""
+    return Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1)
+
+
+def backend_item(observation: Observation, progress: Progress | None, now: float) -> BackendItem:
+    """Turn what a sweep found into an item of the list.
+
+    Args:
+        observation: what it found.
+        progress: of a shutdown that is under way.
+        now: seconds since the epoch.
+    """
+    backend, reading, changed_at = (
+        observation.backend,
+        observation.reading,
+        observation.state_changed_at,
+    )
+    state = reading.status.state if reading and reading.status else None
+    return BackendItem(
+        model=backend.model,
+        pid=backend.pid,
+        address=backend.address,
+        state=state,
+        state_name=state_name(state),
+        last_state=observation.last_state,
+        state_changed_at=None if changed_at is None else moment(changed_at),
+        source=reading.source if reading else None,
+        rpc_error=reading.rpc_error if reading else None,
+        age_seconds=max(0.0, now - reading.taken_at) if reading else None,
+        memory=observation.memory,
+        memory_source=observation.memory_source,
+        process=_process_item(observation),
+        created_at=moment(backend.created_at),
+        uptime_seconds=max(0.0, now - backend.created_at),
+        shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,
+    )
+
+
+def _process_item(observation: Observation) -> ProcessItem | None:
+    process = observation.process
+    if process is None:
+        return None
+    return ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree)
+
+
+def end_item(end: End) -> EndItem:
+    """Turn an end into an item of the list."""
+    backend, exit = end.backend, end.exit
+    return EndItem(
+        model=backend.model,
+        pid=backend.pid,
+        address=backend.address,
+        created_at=moment(backend.created_at),
+        ended_at=moment(exit.ended_at),
+        **_exit_facts(exit),
+    )
+
+
+def _exit_facts(exit: BackendExit) -> dict[str, Any]:
+    return {
+        "cause": exit.cause,
+        "exit_code": exit.exit_code,
+        "signal": exit.signal,
+        "signal_name": None if exit.signal is None else signal_name(exit.signal),
+        "oom": exit.oom,
+        "description": describe_end(exit),
+    }
+
+
+def history_item(series: Series) -> HistoryItem:
+    """Turn a backend's points into an item of the answer."""
+    backend = series.backend
+    return HistoryItem(backend.model, backend.pid, series.cpu_percent, series.memory)
+
+
+def event_item(happening: Happening) -> dict[str, Any]:
+    """Turn something that happened into an item of the answer."""
+    backend, facts = happening.backend, happening.facts
+    item: dict[str, Any] = {
+        "id": happening.id,
+        "at": moment(happening.at),
+        "type": happening.type,
+        "model": backend.model,
+        "pid": backend.pid,
+    }
+    if happening.type == "registered":
+        return {**item, "address": backend.address}
+    if happening.type == "ended":
+        return {**item, **_exit_facts(facts["exit"])}
+    if happening.type == "state_changed":
+        names = {f"{name}_name": state_name(state) for name, state in facts.items()}
+        return {**item, **facts, **names}
+    return {**item, **facts}
