@@ -41,6 +41,7 @@ _FOLDERS = {
 }
 _PREFIX = "/assets/"
 ASSETS = {name: folder for folder, names in _FOLDERS.items() for name in names}
+ASSET_TYPES = sorted({_MEDIA_TYPES[name.rpartition(".")[2]].partition(";")[0] for name in ASSETS})
 PAGE_PATHS = ("/", *(_PREFIX + name for name in ASSETS))
 
 # Nothing inline, nothing from another host, and (trusted types) no markup out of any string.

@@ -102,4 +102,4 @@ class Tabs:
         faults = [fault for tab in self._tabs for fault in tab.faults]
         for tab in self._tabs:
             tab.page.context.close()
-        assert faults == []
+        assert not faults, "\n".join(faults)

@@ -38,11 +38,13 @@ NOTE_STATES = """() => {
 # What stands out of a screen of 360 px.
 OVER_THE_EDGE = """[...document.querySelectorAll("main *:not(.unseen, .unseen *, thead, thead *)")]
   .filter((node) => node.getBoundingClientRect().right > 360).map((node) => node.outerHTML)"""
-# How many bytes of a chart's canvas are not empty.
+# Whether something is drawn on a chart.
 INK = """chart => {
-  const { width, height } = chart.querySelector("canvas");
-  const context = chart.querySelector("canvas").getContext("2d");
-  return context.getImageData(0, 0, width, height).data.filter((byte) => byte > 0).length;
+  const canvas = chart.querySelector("canvas");
+  const empty = Object.assign(document.createElement("canvas"), {
+    width: canvas.width, height: canvas.height,
+  });
+  return canvas.toDataURL() !== empty.toDataURL();
 }"""
 
 
