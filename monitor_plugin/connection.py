@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from .models import Status
 from .protocol import FREE_METHOD, STATUS_METHOD, status_from_wire
+from .status_counts import StatusCounter, StatusCounts
 
 _logger = logging.getLogger(__name__)
 
@@ -95,12 +96,18 @@ class Connection:
         self._hung: str | None = None
         self._unimplemented = False
         self._frees = 0
+        self._counter = StatusCounter()
         self._closed = False
 
     @property
     def is_open(self) -> bool:
         """Whether it has a channel, which holds a descriptor or two."""
         return self._channel is not None
+
+    def counts(self) -> StatusCounts:
+        """Give what was counted of the `Status` calls that have finished."""
+        with self._lock:
+            return self._counter.counts()
 
     def rest(self) -> bool:
         """Close the channel, unless a call is under way; the next call opens one anew.
@@ -193,8 +200,10 @@ class Connection:
             return Answer(None, grpc.StatusCode.INTERNAL.name)
 
     def _finish(self, call: _Call, answer: Answer) -> None:
+        seconds = time.monotonic() - call.started
         with self._lock:
             call.answer = answer
+            self._counter.add(seconds, answer.rpc_error)
             if answer.rpc_error not in _NO_WORD:
                 self._hung = None
             elif self._hung is not None:

@@ -6,6 +6,9 @@ import signal
 
 from .models import BackendExit
 
+# Those that `BackendExit` has.
+CAUSES = ("shutdown", "exited", "killed", "oom", "unknown")
+
 
 def make_exit(
     exit_code: int | None, stopped: bool, oom_kill_seen: bool, ended_at: float

@@ -16,6 +16,7 @@ from .errors import InvalidBackend
 from .events import Delivery
 from .exits import describe_exit, make_exit
 from .hooks import Hooks
+from .model_counts import ModelCounter
 from .models import Backend
 from .names import fault_in_model_name
 from .oom import OomWatch
@@ -40,6 +41,7 @@ class Lifecycle:
         table: sums the memory of process trees.
         status_client: told of backends that are gone, so that it closes their channels.
         hooks: told of backends that came and went.
+        counter: counts ends.
         security: says which addresses may not be called.
     """
 
@@ -49,12 +51,14 @@ class Lifecycle:
         table: ProcessTable,
         status_client: StatusClient,
         hooks: Hooks,
+        counter: ModelCounter,
         security: ChannelSecurity,
     ) -> None:
         self._registry = registry
         self._table = table
         self._status_client = status_client
         self._hooks = hooks
+        self._counter = counter
         self._security = security
         self._watcher = Watcher(self._on_end)
         self._ticker = Ticker("monitor-ticker", MARK_SECONDS, self._mark)
@@ -203,6 +207,7 @@ class Lifecycle:
             self._status_client.forget(record.backend)  # who came late may have connected anew
             return None
         self._let_go(record)
+        self._counter.ended(record.backend, exit)
         return self._hooks.backend_gone(record.backend, exit)
 
     def _let_go(self, record: Record) -> None:

@@ -12,6 +12,7 @@ from .errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
 from .hooks import Hooks
 from .journal import Journal
 from .lifecycle import Lifecycle
+from .model_counts import ModelCounter
 from .models import Backend
 from .registry import Record, Registry
 from .stopping import Stop, Stopper, pids_text
@@ -42,6 +43,7 @@ class Shutdowns:
         stopper: stops one of them.
         hooks: asked for leave, and told of the outcome.
         journal: where it is written down how far each is.
+        counter: counts how they ended.
         respawn_watch_seconds: how long to see whether the host starts the model again.
     """
 
@@ -52,6 +54,7 @@ class Shutdowns:
         stopper: Stopper,
         hooks: Hooks,
         journal: Journal,
+        counter: ModelCounter,
         respawn_watch_seconds: float,
     ) -> None:
         self._registry = registry
@@ -59,6 +62,7 @@ class Shutdowns:
         self._stopper = stopper
         self._hooks = hooks
         self._journal = journal
+        self._counter = counter
         self._respawn_watch_seconds = respawn_watch_seconds
         self._lock = threading.Lock()
         self._under_way: dict[str, _Shutdown] = {}
@@ -166,11 +170,10 @@ class Shutdowns:
             raise
         finally:
             for stop in stops:
-                self._hooks.shutdown_finished(
-                    stop.record.backend,
-                    "failed" if stop.failure else outcome,
-                    time.monotonic() - started,
-                )
+                backend = stop.record.backend
+                each = "failed" if stop.failure else outcome
+                self._counter.shut_down(backend, each)
+                self._hooks.shutdown_finished(backend, each, time.monotonic() - started)
         failures = [stop.failure for stop in stops if stop.failure]
         if failures:
             pids = [pid for failure in failures for pid in failure.pids]

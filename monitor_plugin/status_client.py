@@ -15,6 +15,7 @@ from .connection import Answer, Connection, say
 from .descriptors import most_channels
 from .models import Backend
 from .protocol import load_messages
+from .status_counts import StatusCounts
 
 
 class StatusClient:
@@ -74,6 +75,12 @@ class StatusClient:
         """
         connection = self._connection(backend)
         return connection.free() if connection else grpc.StatusCode.CANCELLED.name
+
+    def counts(self, backend: Backend) -> StatusCounts | None:
+        """Give what was counted of the backend's `Status` calls; None where it had none."""
+        with self._lock:
+            connection = self._connections.get(backend)
+        return connection.counts() if connection else None
 
     def forget(self, backend: Backend) -> None:
         """Close the backend's channel, if it has one; readers that wait get CANCELLED."""

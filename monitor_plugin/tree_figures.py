@@ -20,7 +20,7 @@ _LEAST_SPAN_SECONDS = 1.0
 _MOST_SPAN_SECONDS = 10.0
 
 
-class _Mark(NamedTuple):
+class Mark(NamedTuple):
     """CPU seconds of every process, at one moment (monotonic)."""
 
     at: float
@@ -37,7 +37,7 @@ class TreeReader:
     def __init__(self, table: ProcessTable) -> None:
         self._table = table
         self._lock = threading.Lock()
-        self._marks: deque[_Mark] = deque(maxlen=12)
+        self._marks: deque[Mark] = deque(maxlen=12)
 
     def look(self, pids: Iterable[int]) -> Look:
         """Pass over /proc once, for any number of trees.
@@ -60,15 +60,15 @@ class TreeReader:
         return Look(table, since[-1] if since else None)
 
 
-def _mark(table: Table) -> _Mark:
+def _mark(table: Table) -> Mark:
     used = {(pid, row.started): row.cpu_seconds for pid, row in table.rows.items()}
-    return _Mark(table.at, used)
+    return Mark(table.at, used)
 
 
 class Look:
     """One pass over /proc, and what was used of the CPU some seconds before."""
 
-    def __init__(self, table: Table, since: _Mark | None) -> None:
+    def __init__(self, table: Table, since: Mark | None) -> None:
         self._now, self._rows = table
         self._children = children_of(table.rows)
         self._since = since

@@ -15,6 +15,7 @@ from .isolation import Isolation
 from .journal import Journal
 from .lifecycle import Lifecycle
 from .logs import log_event
+from .model_counts import ModelCounter
 from .process_table import ProcessTable
 from .readings import Readings
 from .registry import Registry
@@ -41,12 +42,15 @@ class Parts:
         self.journal = Journal(time.time())
         self.history = History(settings.sweep_interval_seconds)
         self.registry = Registry()
+        self.model_counter = ModelCounter(self.registry)
         self.events = Events(isolation, settings.hook_timeout_seconds, log_event)
         self.hooks = Hooks(isolation, self.events, self.journal, settings.hook_timeout_seconds)
         self.status_client = StatusClient(
             settings.status_timeout_seconds, self.hooks.call_metadata, security
         )
-        self.lifecycle = Lifecycle(self.registry, table, self.status_client, self.hooks, security)
+        self.lifecycle = Lifecycle(
+            self.registry, table, self.status_client, self.hooks, self.model_counter, security
+        )
         self.readings = Readings(
             self.registry,
             self.lifecycle,
@@ -79,6 +83,7 @@ class Parts:
             stopper,
             self.hooks,
             self.journal,
+            self.model_counter,
             settings.respawn_watch_seconds,
         )
 

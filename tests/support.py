@@ -6,12 +6,15 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
+
+import pytest
 
 from monitor_plugin.demo.calls import UnixConnection
 
@@ -34,6 +37,15 @@ def is_running(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def program(name: str) -> str:
+    """Find a program that .ci/setup installs; skip the test where it is not, but in CI."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if found is None:
+        assert not os.environ.get("CI"), f"there is no {name}; .ci/setup installs it"
+        pytest.skip(f"there is no {name} here")
+    return found
 
 
 class Backend(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -54,6 +55,29 @@ def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
     ):
         assert expected in output
     eventually(lambda: not psutil.pid_exists(process.pid))
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_the_log_may_be_json(by: str, spawner: Spawner) -> None:
+    """Every line of it is an object then, of events and of the audit."""
+    switches = ("--log-format", "json") if by == "flag" else ()
+    environment = {**os.environ, **({} if switches else {"MONITOR_LOG_FORMAT": "json"})}
+    process = spawner.process(
+        *(COMMAND, "demo", "--once", *switches), stderr=subprocess.PIPE, env=environment
+    )
+    _, errors = process.communicate(timeout=100)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert {line["logger"] for line in lines} == {"monitor_plugin.audit", "monitor_plugin.logs"}
+
+
+def test_a_form_that_the_log_does_not_have_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the variable names it."""
+    monkeypatch.setenv("MONITOR_LOG_FORMAT", "xml")
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--once"])
+    assert "'xml' is neither text nor json" in capsys.readouterr().err
 
 
 def test_demo_once_says_what_is_not_as_expected(

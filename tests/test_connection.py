@@ -21,6 +21,7 @@ from monitor_plugin.channels import KEEPER_TARGET
 from monitor_plugin.models import Backend, Memory, Status
 from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
+from monitor_plugin.status_counts import DURATION_BOUNDS
 
 from .support import Spawner, eventually
 
@@ -427,3 +428,59 @@ def test_the_last_backend_to_go_stalls_nothing(
     ended.set()
     thread.join()
     assert longest < 5
+
+
+def test_one_call_is_counted_once_however_many_readers_joined_it(
+    make_client: Callable[..., StatusClient],
+    serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
+) -> None:
+    """Those who read while a call is under way add none; it counts for as long as it took."""
+    release = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        release.wait(60)
+        return b""
+
+    server = serve(answer)
+    client = make_client()
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(client.status, at(server.address)) for _ in range(8)]
+        eventually(lambda: server.now)
+        long_enough = time.monotonic() + 0.1
+        eventually(lambda: time.monotonic() > long_enough)
+        assert (counts := client.counts(at(server.address)))
+        assert counts.calls[-1] == 0  # it is not over
+        release.set()
+        assert {reader.result() for reader in readers} == {(Status(0), None)}
+    assert (counts := client.counts(at(server.address)))
+    assert counts.calls[-1] == server.calls
+    assert counts.seconds >= 0.1
+    assert counts.calls[DURATION_BOUNDS.index(0.1)] < counts.calls[-1]
+    assert counts.failures == {}
+
+
+def test_failed_calls_are_counted_by_code(
+    make_client: Callable[..., StatusClient],
+    serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
+) -> None:
+    """One that is not there fails each time; one without Status is called no more."""
+    nobody, old = at("127.0.0.1:1"), at(serve(abort(grpc.StatusCode.UNIMPLEMENTED)).address)
+    client = make_client()
+    for _ in range(2):
+        client.status(nobody)
+        client.status(old)
+    assert [counts and counts.failures for counts in map(client.counts, (nobody, old))] == [
+        {"UNAVAILABLE": 2},
+        {"UNIMPLEMENTED": 1},
+    ]
+
+
+def test_what_was_counted_is_dropped_with_the_backend(
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """Nothing is kept of a backend that is gone."""
+    client = make_client()
+    client.status(at("127.0.0.1:1"))
+    assert client.counts(at("127.0.0.1:1"))
+    client.forget(at("127.0.0.1:1"))
+    assert client.counts(at("127.0.0.1:1")) is None

@@ -14,6 +14,7 @@ from ..tokens import Tokens
 from ..wiring import Parts
 from .audit import Audit
 from .listing import BackendsResource, EventsResource, HistoryResource, VersionResource
+from .metrics import MetricsResource, MetricsSource
 from .openapi import describe_api
 from .page import add_page
 from .resources import HealthResource, MonitorResource, OpenApiResource, ShutdownResource
@@ -43,6 +44,9 @@ def create_app(
     stop = ShutdownResource(parts.shutdowns.shutdown, max(1, settings.http_threads // 2))
     backends = BackendsResource(parts.registry, parts.sweeper, parts.shutdowns)
     events = EventsResource(parts.journal, max(1, settings.http_threads // 4))
+    metrics = MetricsSource(
+        parts.sweeper.sweep, parts.status_client.counts, parts.model_counter.counts
+    )
     health = HealthResource(is_ready)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
@@ -50,6 +54,7 @@ def create_app(
         app.add_route(f"{prefix}/backends", backends)
     app.add_route("/events", events)
     app.add_route("/history", HistoryResource(parts.history))
+    app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")

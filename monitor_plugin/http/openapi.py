@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from .listing_wire import BackendsAnswer, EventsAnswer, HistoryAnswer, VersionAnswer
+from .metrics import OPENMETRICS, TEXT
 from .page import ASSET_TYPES, ASSETS
 from .wire import (
     MODEL_NAME_SCHEMA,
@@ -34,6 +35,7 @@ _ERRORS = {
     413: "the body is larger than 64 KiB",
     415: "the body's content type is not application/json",
     500: "the model is not loaded, its process cannot be read, or it could not be stopped",
+    501: "the extra [metrics] is not installed",
     503: "too many shutdowns are under way; nothing was stopped",
 }
 
@@ -109,6 +111,7 @@ def describe_api(token_required: bool) -> bytes:
     )
     backends, history, events, version, *schemas = schemas
     status, sample, stopped, health, error, monitor, shutdown = schemas
+    text = {"type": "string"}
     open_to_all: dict[str, Any] = {"security": []}
     refusals = (401, 403) if token_required else (403,)
 
@@ -168,6 +171,10 @@ def describe_api(token_required: bool) -> bytes:
     paths["/history"] = simple(
         "The last minutes of each backend", history, *refusals, parameters=[_MODEL_FILTER]
     )
+    paths["/metrics"] = simple("Figures for Prometheus", text, *refusals, 501)
+    paths["/metrics"]["get"]["responses"]["200"]["content"] = {
+        media_type: {"schema": text} for media_type in (TEXT, OPENMETRICS)
+    }
     paths["/version"] = simple("Which program this is", version, *refusals)
     paths["/healthz"] = simple("Whether the monitor answers", health, 403, **open_to_all)
     paths["/readyz"] = simple("Whether the monitor watches", health, 403, **open_to_all)

@@ -118,6 +118,7 @@ _STATUS_TYPES = {
     405: "method_not_allowed",
     413: "payload_too_large",
     415: "unsupported_media_type",
+    501: "not_implemented",
 }
 
 _PID_DIGITS = 10

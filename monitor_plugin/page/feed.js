@@ -10,7 +10,6 @@ const LONGEST_PAUSE_SECONDS = 15;
 export class Feed {
   #after = null;
   #failures = 0;
-  #stale = false;
   #wake = () => {};
 
   /** Functions to call: onHistory(answer), onAnswer(answer, events), onAway(reason, seconds), and
@@ -65,9 +64,8 @@ export class Feed {
 
   async #backends(events) {
     // Where the monitor makes no sweeps of its own, readings are only made when they are asked for.
-    const answer = await get(this.#stale ? "backends" : "backends?fresh=false");
-    const ages = answer.backends.map((item) => item.age_seconds ?? Infinity);
-    this.#stale = ages.length > 0 && Math.min(...ages) > STALE_SECONDS;
+    let answer = await get("backends?fresh=false");
+    if (areStale(answer.backends)) answer = await get("backends");
     this.listener.onAnswer(answer, events);
   }
 
@@ -80,6 +78,11 @@ export class Feed {
       };
     });
   }
+}
+
+function areStale(backends) {
+  const ages = backends.map((item) => item.age_seconds ?? Infinity);
+  return ages.length > 0 && Math.min(...ages) > STALE_SECONDS;
 }
 
 /** Wait until the tab is looked at: one that is not shall not hold the monitor's threads. */

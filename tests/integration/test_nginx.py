@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import trustme
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.http.server import Server
 
-from ..support import Answer, Client, Spawner, eventually, is_running
+from ..support import Answer, Client, Spawner, eventually, is_running, program
 
 CONFIGURATION = Path(__file__).parents[2] / "examples" / "nginx" / "monitor.conf"
 NAME = "monitor.example.com"
@@ -39,14 +38,6 @@ http {{
     include {folder}/monitor.conf;
 }}
 """
-
-
-def program() -> str:
-    found = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if found is None:
-        assert not os.environ.get("CI"), "there is no nginx; .ci/setup installs it"
-        pytest.skip("there is no nginx here")
-    return found
 
 
 class Front(Client):
@@ -105,7 +96,7 @@ def start_nginx(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[[str], Fr
         (folder / "monitor.conf").write_text(text)
         user = "user root;" if os.geteuid() == 0 else ""  # the folder is ours alone
         (folder / "nginx.conf").write_text(MAIN.format(user=user, folder=folder))
-        spawner.process(program(), "-p", str(folder), "-c", f"{folder}/nginx.conf")
+        spawner.process(program("nginx"), "-p", str(folder), "-c", f"{folder}/nginx.conf")
         front = Front(port, authority)
         eventually(front.is_there)
         return front

@@ -1,0 +1,134 @@
+"""What a list of many backends costs, against the bare fan-out of their Status calls.
+
+    python benchmarks/listing.py [--backends 200,1000] [--rounds 15]
+
+Processes that serve gRPC for 50 backends each (light_server.py), so that none of them is crowded; a
+light process stands for each backend. In
+turn, in one run: the bare fan-out (`.future()` on kept channels, from one thread, and all answers
+parsed), `Monitor.sweep()`, and `GET /backends` with its answer read. Prints medians and ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import itertools
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+
+from monitor_plugin import Monitor, Settings
+from monitor_plugin.protocol import STATUS_METHOD, load_messages
+
+_IN_A_SERVER = 50
+_SERVER = Path(__file__).with_name("light_server.py")
+
+
+@contextmanager
+def backends(count: int) -> Iterator[list[tuple[int, str]]]:
+    """Run so many light processes, with an address each; gives PIDs and addresses."""
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(_SERVER), str(min(_IN_A_SERVER, count - first))],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for first in range(0, count, _IN_A_SERVER)
+        ]
+        ports: list[str] = []
+        pids: list[int] = []
+        for server in servers:
+            assert server.stdin
+            assert server.stdout
+            stack.callback(server.stdin.close)
+            ports += server.stdout.readline().split()[:-1]
+        for _ in ports:
+            process = subprocess.Popen(["/bin/sleep", "1000"])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            pids.append(process.pid)
+        yield [(pid, f"127.0.0.1:{port}") for pid, port in zip(pids, ports, strict=True)]
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Say how long it takes, in milliseconds."""
+    began = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - began)
+
+
+def measure(count: int, rounds: int) -> dict[str, float]:
+    """Measure with so many backends; gives medians in milliseconds."""
+    response = load_messages()("StatusResponse")
+    settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=0)
+    with backends(count) as running, Monitor(settings) as monitor, ExitStack() as stack:
+        for pid, address in running:
+            monitor.hook.monitor_backend_spawned(model=f"m{pid}", pid=pid, address=address)
+        methods = [
+            stack.enter_context(
+                grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+            ).unary_unary(STATUS_METHOD, None, None)
+            for _, address in running
+        ]
+        connection = http.client.HTTPConnection("127.0.0.1", int(monitor.url.rpartition(":")[2]))
+        stack.callback(connection.close)
+
+        def fan_out() -> None:
+            futures = [method.future(b"", timeout=10) for method in methods]
+            for future in futures:
+                response.FromString(future.result())
+
+        def get() -> None:
+            connection.request("GET", "/backends")
+            body = connection.getresponse().read()
+            assert body.count(b'"source":"grpc"') == count, body[:1000]
+
+        contenders: dict[str, Callable[[], object]] = {
+            "bare fan-out": fan_out,
+            "Monitor.sweep": monitor.sweep,
+            "GET /backends": get,
+        }
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(rounds + 2):
+            for name, work in contenders.items():
+                took = timed(work)
+                if turn >= 2:  # after connecting, and reading what is kept for seconds
+                    times[name].append(took)
+                time.sleep(0.03)  # past what lists share
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backends", default="200,1000")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    lists = []
+    for count in map(int, options.backends.split(",")):
+        medians = measure(count, options.rounds)
+        bare = medians["bare fan-out"]
+        for name, median in medians.items():
+            print(
+                f"{count:5} backends  {name:14} {median:8.1f} ms  {median / bare:5.2f}", flush=True
+            )
+        lists.append((count, medians["GET /backends"]))
+    for (few, before), (many, after) in itertools.pairwise(lists):
+        print(f"GET /backends: {many} take {after / before:.2f} times what {few} take")
+
+
+if __name__ == "__main__":
+    main()
