@@ -29,7 +29,6 @@ IMAGES = Path(__file__).parent / "images"
 SECONDS = 60.0
 STRETCHED = 900 / SECONDS
 MODELS: dict[str, Sequence[str]] = {
-    "embeddings": ("--weights-mib", "64", "--kv-cache-mib", "0"),
     "llama-3.2-1b-instruct": ("--weights-mib", "1200", "--kv-cache-mib", "500"),
     "org/bge-reranker": ("--weights-mib", "280", "--kv-cache-mib", "0", "--fork-workers", "2"),
     "piper-tts": ("--weights-mib", "120", "--kv-cache-mib", "0", "--no-status"),
@@ -112,7 +111,7 @@ def main() -> int:
             threads[1].start()
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=program)
-                wide = {"width": 1280, "height": 1010}
+                wide = {"width": 1120, "height": 1000}
                 take(browser, monitor.url, "page-light.png", viewport=wide, color_scheme="light")
                 take(browser, monitor.url, "page-dark.png", viewport=wide, color_scheme="dark")
                 narrow = {"width": 360, "height": 780}

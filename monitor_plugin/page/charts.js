@@ -19,6 +19,7 @@ export class Chart {
   #seen = false;
   #data = [[], []];
   #range = [0, 1];
+  #top = 1;
 
   /** What it shows, how a figure is written, the colour's variable, and what the scale is at least. */
   constructor(what, written, colourName, atLeast) {
@@ -47,7 +48,7 @@ export class Chart {
     if (this.box.getAttribute("aria-label") !== label) this.box.setAttribute("aria-label", label);
     this.#data = [times, values];
     this.#range = [end - SPAN_SECONDS, end];
-    this.top = Math.max((peak ?? 0) * 1.1, this.atLeast);
+    this.#top = Math.max((peak ?? 0) * 1.1, this.atLeast);
     this.redraw();
   }
 
@@ -58,13 +59,8 @@ export class Chart {
   }
 
   #draw() {
-    this.#plot ??= new window.uPlot(this.#options(), [[], []], this.box);
-    this.#plot.setData(this.#data, false);
-    this.#plot.batch(() => {
-      this.#plot.setScale("x", { min: this.#range[0], max: this.#range[1] });
-      this.#plot.setScale("y", { min: 0, max: this.top });
-    });
-    this.#plot.redraw();
+    if (this.#plot === null) this.#plot = new window.uPlot(this.#options(), this.#data, this.box);
+    else this.#plot.setData(this.#data);
   }
 
   #options() {
@@ -75,7 +71,7 @@ export class Chart {
       cursor: { show: false },
       legend: { show: false },
       axes: [{ show: false }, { show: false }],
-      scales: { x: { time: false, auto: false }, y: { auto: false } },
+      scales: { x: { time: false, range: () => this.#range }, y: { range: () => [0, this.#top] } },
       series: [
         {},
         {

@@ -10,6 +10,7 @@ const LONGEST_PAUSE_SECONDS = 15;
 export class Feed {
   #after = null;
   #failures = 0;
+  #changes = new Map();
   #wake = () => {};
 
   /** Functions to call: onHistory(answer), onAnswer(answer, events), onAway(reason, seconds), and
@@ -66,7 +67,29 @@ export class Feed {
     // Where the monitor makes no sweeps of its own, readings are only made when they are asked for.
     let answer = await get("backends?fresh=false");
     if (areStale(answer.backends)) answer = await get("backends");
+    this.#amend(answer.backends, events);
     this.listener.onAnswer(answer, events);
+  }
+
+  /** Events come before the sweep that found them is over: where a change of state is newer than
+   *  the reading that is listed, it counts. */
+  #amend(backends, events) {
+    for (const event of events) {
+      if (event.type === "state_changed") this.#changes.set(keyOf(event), event);
+    }
+    const changes = new Map();
+    for (const item of backends) {
+      const change = this.#changes.get(keyOf(item));
+      if (!change) continue;
+      const now = Date.parse(item.created_at) / 1000 + item.uptime_seconds;
+      const read = item.age_seconds === null ? -Infinity : now - item.age_seconds;
+      if (Date.parse(change.at) / 1000 <= read) continue;
+      changes.set(keyOf(item), change);
+      item.state = change.current;
+      item.state_name = change.current_name;
+      item.state_changed_at = change.at;
+    }
+    this.#changes = changes;
   }
 
   #pause(seconds) {
@@ -79,6 +102,8 @@ export class Feed {
     });
   }
 }
+
+const keyOf = ({ model, pid }) => `${pid}/${model}`;
 
 function areStale(backends) {
   const ages = backends.map((item) => item.age_seconds ?? Infinity);

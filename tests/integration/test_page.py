@@ -210,7 +210,9 @@ def test_a_crash_appears_with_its_cause(
     assert "killed" in ended
     assert "SIGKILL" in ended
     assert f"{backend.pid}" in ended
+    stop_button(page, "m").focus()
     page.get_by_text("No backend is registered.").wait_for()
+    assert page.evaluate("document.activeElement.id") == "backends"
 
 
 class Components:
@@ -316,8 +318,8 @@ def test_it_is_used_by_keyboard_alone(
     tab_to("#stop-yes")
     page.keyboard.press("Enter")
     badge(page, "m")("gone")
-    row(page, "m").wait_for(state="detached")
-    assert page.evaluate("document.activeElement.id") == "backends"
+    assert not is_running(backend.pid)
+    assert stop_button(page, "m").evaluate("node => node === document.activeElement")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -386,6 +388,16 @@ def test_a_monitor_that_is_away_is_asked_again(
     page.get_by_text("Live", exact=True).wait_for()
 
 
+def test_without_sweeps_readings_are_asked_for(
+    make_monitor: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Where the monitor makes no sweeps of its own, the page has the backends read."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+
+
 def test_what_is_null_is_unknown(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
@@ -424,12 +436,23 @@ def test_the_last_minutes_are_drawn(
     client = Client(monitor.url)
     eventually(lambda: len(client.request("GET", "/history").json["times"]) > 5)
     page = tabs.open(monitor.url).page
+
+    def stretched(route: Any) -> None:  # a second is less than a pixel
+        history = route.fetch().json()
+        end = history["times"][-1]
+        history["times"] = [end - 300 * (end - time) for time in history["times"]]
+        route.fulfill(json=history)
+
+    page.route("**/history", stretched)
+    page.reload()
     charts = row(page, "m").get_by_role("img")
+    charts.nth(1).wait_for()
     assert charts.count() == 2
     assert "between 3 MiB and 3 MiB" in str(charts.nth(1).get_attribute("aria-label"))
-    for index in range(2):
-        charts.nth(index).locator("canvas").wait_for()
-        eventually(lambda index=index: charts.nth(index).evaluate(INK))  # type: ignore[misc]
+    for chart in charts.all():
+        chart.locator("canvas").wait_for()
+        assert chart.evaluate(INK)
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_the_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
