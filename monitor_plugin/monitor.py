@@ -6,11 +6,12 @@ import enum
 import math
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import falcon
+import grpc
 import pluggy
 
 from .errors import MonitorError
@@ -206,6 +207,20 @@ class Monitor:
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
         return self._parts.shutdowns.stopping()
+
+    def open_channel(self, backend: Backend) -> grpc.Channel:
+        """Make a gRPC channel to a backend as the monitor's own: with its TLS, and by no proxy.
+
+        For hooks that speak another protocol. It connects at its first call; who asked closes it.
+
+        Raises:
+            ValueError: the address is not local, and nothing says how to protect it.
+        """
+        return self._parts.status_client.open_channel(backend)
+
+    def call_metadata(self, backend: Backend) -> Mapping[str, str]:
+        """Give the metadata of the monitor's own calls to a backend: from hooks, and its token."""
+        return self._parts.status_client.metadata(backend)
 
     def reload_tokens(self) -> None:
         """Read the file of the setting `token_file` now; what changes is also noticed by itself.

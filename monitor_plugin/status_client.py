@@ -76,6 +76,25 @@ class StatusClient:
         connection = self._connection(backend)
         return connection.free() if connection else grpc.StatusCode.CANCELLED.name
 
+    def open_channel(self, backend: Backend) -> grpc.Channel:
+        """Make a channel to a backend, by TLS or in the clear; it connects at its first call.
+
+        Raises:
+            ValueError: its address is not local, and nothing says how to protect it.
+        """
+        if self._keeper is None:
+            made = open_keeper()
+            with self._lock:
+                if self._keeper is None and not self._closed:
+                    self._keeper = made
+            if self._keeper is not made:
+                made.close()
+        return open_channel(backend.address, self._security.credentials(backend.address))
+
+    def metadata(self, backend: Backend) -> Mapping[str, str]:
+        """Give the metadata of a call to a backend, the token with them."""
+        return self._security.with_token(self._call_metadata(backend))
+
     def counts(self, backend: Backend) -> StatusCounts | None:
         """Give what was counted of the backend's `Status` calls; None where it had none."""
         with self._lock:
@@ -108,27 +127,14 @@ class StatusClient:
             # At the end stand those that were used last.
             connection = self._connections.pop(backend, None) or Connection(
                 backend.address,
-                partial(self._dial, backend.address),
+                partial(self.open_channel, backend),
                 self._timeout_seconds,
-                partial(self._metadata, backend),
+                partial(self.metadata, backend),
                 self._make_room,
                 self._status_response,
             )
             self._connections[backend] = connection
             return connection
-
-    def _dial(self, address: str) -> grpc.Channel:
-        if self._keeper is None:
-            made = open_keeper()
-            with self._lock:
-                if self._keeper is None and not self._closed:
-                    self._keeper = made
-            if self._keeper is not made:
-                made.close()
-        return open_channel(address, self._security.credentials(address))
-
-    def _metadata(self, backend: Backend) -> Mapping[str, str]:
-        return self._security.with_token(self._call_metadata(backend))
 
     def _make_room(self) -> bool:
         """Close channels that were not used for longest, until there is room for one more."""

@@ -443,3 +443,22 @@ def test_nothing_shows_the_token(token_file: Path) -> None:
     security = ChannelSecurity(settings)
     assert security.with_token({}) == {"authorization": f"Bearer {TOKEN}"}
     assert TOKEN not in repr(settings) + repr(security) + repr(vars(security))
+
+
+def test_a_hook_gets_channels_and_metadata_as_the_monitors_own(
+    ca: trustme.CA,
+    ca_file: str,
+    token_file: Path,
+    serve: Serve,
+    make_monitor: Callable[..., Monitor],
+) -> None:
+    """What speaks another protocol verifies the backend and sends the token, or is refused."""
+    server = serve(ca.issue_cert("localhost"))
+    monitor = make_monitor(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
+    backend = at(f"grpcs://localhost:{server.port}")
+    with monitor.open_channel(backend) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Status", None, None)
+        assert call(b"", timeout=60, metadata=tuple(monitor.call_metadata(backend).items()))
+    assert server.tokens == [f"Bearer {TOKEN}"]
+    with pytest.raises(ValueError, match="is not on this machine"):
+        make_monitor().open_channel(at("gpu1.example:1"))

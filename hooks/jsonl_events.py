@@ -1,0 +1,113 @@
+"""Writes deaths, state changes and shutdowns into a file, a line of JSON each.
+
+    {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
+
+Only the monitor's user may read the file (mode 0600). It is opened anew for each line, and may be
+moved away. A line that cannot be written (a full disk, a folder that is gone) is lost as a whole;
+the log says so once, and how many were lost once lines can be written again.
+
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and environment variables MONITOR_HOOK_JSONL_EVENTS_...
+
+    PATH        the file, in a folder that exists
+    MAX_BYTES   how large it becomes before it is PATH.1, and PATH.1 is PATH.2, in bytes (10MiB)
+    BACKUPS     how many of those are kept (5)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from monitor_plugin.hook_events import Event, EventHooks
+from monitor_plugin.hook_settings import HookSettings, count, size
+
+_logger = logging.getLogger(__name__)
+
+
+class EventFile:
+    """Appends lines to a file, and rotates it. Safe to call from any thread."""
+
+    def __init__(self, path: Path, max_bytes: int, backups: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._lost = 0
+        self._lock = threading.Lock()  # over I/O: for hooks that are behind alone
+
+    def write(self, event: Event) -> None:
+        """Write an event, or note that it is lost."""
+        with self._lock:
+            try:
+                self._append(json.dumps(event).encode() + b"\n")
+            except OSError as error:
+                self._lost += 1
+                if self._lost == 1:
+                    _logger.error("%s: events are lost: %s", self._path, error.strerror)
+                return
+            lost, self._lost = self._lost, 0
+        if lost:
+            _logger.warning("%s: events are written again; %d were lost", self._path, lost)
+
+    def _append(self, line: bytes) -> None:
+        if 0 < self._size() > self._max_bytes - len(line):
+            self._rotate()
+        with open(self._path, "ab", buffering=0, opener=_open) as file:
+            size = os.fstat(file.fileno()).st_size
+            if file.write(line) < len(line):
+                file.truncate(size)  # no half lines
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def _rotate(self) -> None:
+        for number in range(self._backups, 0, -1):
+            newer = self._path if number == 1 else Path(f"{self._path}.{number - 1}")
+            with suppress(FileNotFoundError):
+                newer.replace(f"{self._path}.{number}")
+
+
+def _open(path: str, flags: int) -> int:
+    # Not to wait for somebody to read, should it be a pipe.
+    return os.open(path, flags | os.O_NONBLOCK, 0o600)
+
+
+def _path(text: str) -> Path:
+    try:
+        os.close(_open(text, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    return Path(text).absolute()
+
+
+def _make_file(settings: HookSettings) -> EventFile | None:
+    wanted = "the path of a file that the monitor may write, in a folder that exists"
+    path = settings.get("PATH", _path, wanted, None)
+    if path is None:
+        _logger.info("it does nothing: %s is not set", settings.variable("PATH"))
+        return None
+    return EventFile(
+        path,
+        settings.get("MAX_BYTES", size, "bytes, as 10MiB", 10 * 1024 * 1024),
+        settings.get("BACKUPS", count, "how many to keep, as 5", 5),
+    )
+
+
+_file = _make_file(HookSettings(__name__))
+
+
+def _write(event: Event) -> None:
+    if _file:
+        _file.write(event)
+
+
+_events = EventHooks(_write)
+monitor_backend_gone = _events.monitor_backend_gone
+monitor_state_changed = _events.monitor_state_changed
+monitor_shutdown_finished = _events.monitor_shutdown_finished

@@ -1,0 +1,134 @@
+"""Stops backends that hold more memory than they may, each or all together.
+
+What a backend holds is the total that `GET /backends` shows: its own word, else what its process
+tree holds; what is not known is over no limit. A limit counts once it was passed in each sweep for
+a while, two of them at least: one bad figure stops nothing. A backend is stopped as by
+`POST /backend/shutdown`, and not while it may be busy: BUSY, or past the deadline of Status, or
+without a status while its process tree uses 1 % of a core, or an unknown amount. What is being
+stopped, by whomever, counts as gone; a stop that fails is tried again every minute. It looks at
+each background sweep (the monitor's setting `sweep_interval_seconds`).
+
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and environment variables MONITOR_HOOK_MEMORY_LIMIT_...
+
+    MODELS        the limit of each backend, in bytes by model: `llama-*=8GiB,*=500MB`; the first
+                  pattern that matches counts, `none` is no limit, as is no pattern
+    TOTAL         the limit of all backends together, in bytes: `48GiB`
+    ORDER         which is stopped first over TOTAL: `lru`, the least recently used (idle_stop.py
+                  says how that is told), or `largest` (lru)
+    STOP_BUSY     `yes`: also what may be busy, once `drain_timeout_seconds` are over (no)
+    FOR_SECONDS   how long a limit must be passed, in seconds (10)
+    COMPONENT     limit a component of the memory, not its total: `vram`, with all `vram:...`
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin import hook_settings as read
+from monitor_plugin.activity import Activity, held_bytes
+from monitor_plugin.background_stops import BackgroundStops
+from monitor_plugin.observation import Observation
+
+_logger = logging.getLogger(__name__)
+
+
+class MemoryLimit:
+    """Follows what backends hold, and stops those over a limit."""
+
+    def __init__(self, settings: read.HookSettings) -> None:
+        wanted, sizes = "bytes, as 8GiB or llama-*=8GiB,*=1GiB", read.per_model(read.size)
+        orders = read.one_of("lru", "largest")
+        self._models = settings.get("MODELS", sizes, wanted, read.Limits({}))
+        self._total = settings.get("TOTAL", read.size, "bytes, as 48GiB", None)
+        self._order = settings.get("ORDER", orders, "lru or largest", "lru")
+        self._stop_busy = settings.get("STOP_BUSY", read.yes_or_no, "yes or no", False)
+        self._for_seconds = settings.get("FOR_SECONDS", read.seconds, "seconds, as 10", 10.0)
+        self._component = settings.get("COMPONENT", str, "the name of a component, as vram", None)
+        self._activity = Activity()
+        self._over_since: dict[Backend | None, float] = {}  # None: all together
+        self._told: set[Backend | None] = set()
+        self.stops = BackgroundStops(_logger)
+        if not self._models.least() and not self._total:
+            _logger.info(
+                "it does nothing: neither %s nor TOTAL is set", settings.variable("MODELS")
+            )
+
+    def look(self, observations: Sequence[Observation], now: float) -> None:
+        """Take in what a sweep found, and stop what is over a limit."""
+        self._activity.note(observations, now)
+        stopping = self.stops.under_way()
+        held: dict[Backend, int] = {}
+        idle: dict[Backend, float] = {}  # of those that may be stopped
+        for each in observations:
+            amount = held_bytes(each, self._component)
+            if amount is not None and each.backend not in stopping:
+                held[each.backend] = amount
+                if self._stop_busy or not self._activity.may_be_busy(each, now):
+                    idle[each.backend] = self._activity.idle_seconds(each.backend, now)
+        over = self._over(held)
+        self._over_since = {key: self._over_since.get(key, now) for key in over}
+        self._told &= over.keys()
+        order = sorted(idle, key=lambda each: (-idle[each], -held[each]))
+        if self._order == "largest":
+            order.sort(key=lambda each: -held[each])
+        for key, why in over.items():
+            if now - self._over_since[key] >= self._for_seconds:
+                victims = order if key is None else [key] if key in idle else []
+                self._reduce(key, why, held, {each: idle[each] for each in victims})
+
+    def _reduce(
+        self, key: Backend | None, why: str, held: dict[Backend, int], idle: Mapping[Backend, float]
+    ) -> None:
+        """Stop as many as it takes, in order, and take them out of `held`."""
+        for backend in idle:
+            if backend in held and self._is_over(key, held):
+                figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
+                if self.stops.stop(backend, f"{why} (it: {figures})"):
+                    del held[backend]
+        if self._is_over(key, held) and key not in self._told:
+            self._told.add(key)
+            whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
+            _logger.warning("%s: %s, and nothing may be stopped now", whose, why)
+
+    def _is_over(self, key: Backend | None, held: Mapping[Backend, int]) -> bool:
+        return key in held if key else sum(held.values()) > (self._total or 0)
+
+    def _over(self, held: Mapping[Backend, int]) -> dict[Backend | None, str]:
+        """Say what is over a limit, and why; all together comes last."""
+        over: dict[Backend | None, str] = {}
+        for backend, amount in held.items():
+            limit = self._models.of(backend.model)
+            if limit and amount > limit.value:
+                held_text, most = read.size_text(amount), read.size_text(limit.value)
+                over[backend] = f"{held_text} are held, over {most} for {limit.pattern!r}"
+        total = sum(held.values())
+        if self._total and total > self._total:
+            held_text, most = read.size_text(total), read.size_text(self._total)
+            over[None] = f"{held_text} are held by {len(held)} backends, over {most} in all"
+        return over
+
+
+_limit = MemoryLimit(read.HookSettings(__name__))
+
+
+@hookimpl
+def monitor_started(monitor: Monitor) -> None:
+    """Get hold of the monitor."""
+    _limit.stops.monitor = monitor
+
+
+@hookimpl
+def monitor_closing() -> None:
+    """Stop no more."""
+    _limit.stops.close()
+
+
+@hookimpl
+def monitor_readings_swept() -> None:
+    """Stop what is over a limit."""
+    if _limit.stops.monitor:
+        _limit.look(_limit.stops.monitor.sweep(fresh=False), time.monotonic())

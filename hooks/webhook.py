@@ -1,0 +1,96 @@
+"""Posts deaths, state changes and shutdowns to a URL, signed, as JSON.
+
+A POST per event, from a queue and a thread of its own: no reading or shutdown waits for it. What
+fails for want of the network, or with 408, 425, 429 or 5xx, is tried again, after 1, 2, 4... up to
+60 s, or as `Retry-After` says (in seconds, up to 300); any other status but 2xx, a redirect too,
+gives up. A full queue loses its oldest event. The log says when posts begin to fail or to be lost,
+and how many were, once they work again; never the secret, and of the URL the host alone.
+
+    {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
+
+The signature is that of https://www.standardwebhooks.com, whose libraries verify it:
+
+    webhook-id: UNIQUE          the same on each try: do not take one twice
+    webhook-timestamp: SECONDS  since the epoch, of this try: refuse what is over 5 minutes old
+    webhook-signature: v1,BASE64 of HMAC-SHA256(secret, ID + "." + TIMESTAMP + "." + body)
+
+To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
+and environment variables MONITOR_HOOK_WEBHOOK_...
+
+    URL               https:// (verified; SSL_CERT_FILE names other authorities) or http://; proxies
+                      in the environment are not used
+    SECRET_FILE       a file that holds the secret: any text, or `whsec_` and base64
+    SECRET            the secret itself, if need be: programs that the host starts inherit it
+    TIMEOUT_SECONDS   for each wait on the network, in seconds (10)
+    RETRY_SECONDS     the first pause, in seconds (1)
+    ATTEMPTS          how often one event is tried (8)
+    QUEUE             how many events wait at most (1000)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from typing import Any
+
+from monitor_plugin import hookimpl
+from monitor_plugin.hook_events import EventHooks
+from monitor_plugin.hook_settings import HookSettings, count, seconds
+from monitor_plugin.send_queue import SendQueue
+from monitor_plugin.signed_post import Message, SignedPost, parse_url
+
+_logger = logging.getLogger(__name__)
+
+
+def _make_queue(settings: HookSettings) -> SendQueue[Message] | None:
+    url = settings.get("URL", parse_url, "a URL, as https://alerts.example/hook", None, hide=True)
+    if url is None:
+        _logger.info("it does nothing: %s is not set", settings.variable("URL"))
+        return None
+    timeout = settings.get("TIMEOUT_SECONDS", seconds, "seconds over 0, as 10", 10.0)
+    secret = settings.secret("SECRET")
+    if secret is None:
+        raise settings.error("SECRET_FILE", "write the path of a file that holds the secret")
+    try:
+        post = SignedPost(url, secret, timeout)
+    except ValueError:
+        message = "after whsec_ it is no base64; write the secret as its receiver shows it"
+        raise settings.error("SECRET", message) from None
+    return SendQueue(
+        post.send,
+        f"webhook at {url.hostname}",
+        _logger,
+        size=settings.get("QUEUE", count, "how many events may wait, as 1000", 1000),
+        attempts=settings.get("ATTEMPTS", count, "how often to try, as 8", 8),
+        pause_seconds=settings.get("RETRY_SECONDS", seconds, "seconds over 0, as 1", 1.0),
+        interrupt=post.interrupt,
+    )
+
+
+_queue = _make_queue(HookSettings(__name__))
+
+
+def _put(event: dict[str, Any]) -> None:
+    if _queue:
+        _queue.put(Message(f"msg_{uuid.uuid4().hex}", json.dumps(event).encode()))
+
+
+_events = EventHooks(_put)
+monitor_backend_gone = _events.monitor_backend_gone
+monitor_state_changed = _events.monitor_state_changed
+monitor_shutdown_finished = _events.monitor_shutdown_finished
+
+
+@hookimpl
+def monitor_started() -> None:
+    """Start the thread."""
+    if _queue:
+        _queue.start()
+
+
+@hookimpl
+def monitor_closing() -> None:
+    """End the thread."""
+    if _queue:
+        _queue.close()

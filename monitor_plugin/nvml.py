@@ -1,0 +1,129 @@
+"""GPU memory by process, as NVIDIA's driver tells it, through nvidia-ml-py (extra `[nvidia]`)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+_NOT_AVAILABLE = 2**64 - 1
+
+# Bytes by PID and MIG instance; None where NVML does not know.
+Usage = dict[tuple[int, Any], "int | None"]
+
+
+class Nvml:
+    """Asks NVML for the processes of all devices. Safe to call from any thread.
+
+    What fails, or is missing, is logged once and left out, and tried again after a while.
+
+    Args:
+        share_seconds: for how long an answer is given to all who ask.
+        retry_seconds: after how long what failed is tried again.
+        logger: told what fails.
+    """
+
+    def __init__(self, share_seconds: float, retry_seconds: float, logger: logging.Logger) -> None:
+        self._share_seconds = share_seconds
+        self._retry_seconds = retry_seconds
+        self._logger = logger
+        self._lock = threading.Lock()  # one asks the driver, the others wait for its answer
+        self._pynvml: Any = None
+        self._usages: dict[int, Usage] = {}
+        self._fresh_until = self._retry_at = -math.inf
+        self._faults: dict[str, str] = {}
+
+    def usages(self) -> dict[int, Usage]:
+        """Give what processes use of each device, by NVML's index, where any do."""
+        with self._lock:
+            if time.monotonic() >= self._fresh_until:
+                self._usages = self._read()
+                self._fresh_until = time.monotonic() + self._share_seconds
+            return self._usages
+
+    def close(self) -> None:
+        """Let go of the driver, and do not take it up again for who comes late."""
+        with self._lock:
+            self._usages, self._fresh_until = {}, math.inf
+            self._shut_down()
+
+    def _read(self) -> dict[int, Usage]:
+        if self._faults and time.monotonic() >= self._retry_at:
+            self._shut_down()  # and begin anew, as the driver may have been loaded anew
+        self._pynvml = self._pynvml or self._try("NVML", _initialized)
+        count = self._try("NVML", self._pynvml.nvmlDeviceGetCount) if self._pynvml else None
+        usages = {
+            index: self._try(f"GPU {index}", partial(_usage, self._pynvml, index))
+            for index in range(count or 0)
+        }
+        return {index: usage for index, usage in usages.items() if usage}
+
+    def _try(self, what: str, call: Callable[[], Any]) -> Any:
+        """Call, unless it failed a short while ago; where it fails, say so once and give None."""
+        if what in self._faults and time.monotonic() < self._retry_at:
+            return None
+        try:
+            value = call()
+        except Exception as error:  # whatever driver and bindings raise, the others are asked
+            if self._faults.get(what) != str(error):
+                self._logger.warning("no memory of %s: %s", what, error)
+            self._faults[what] = str(error)
+            self._retry_at = time.monotonic() + self._retry_seconds
+            return None
+        self._faults.pop(what, None)
+        return value
+
+    def _shut_down(self) -> None:
+        pynvml, self._pynvml = self._pynvml, None
+        if pynvml:
+            with contextlib.suppress(pynvml.NVMLError):  # of a driver that is gone
+                pynvml.nvmlShutdown()
+
+
+def _initialized() -> Any:
+    try:
+        pynvml = importlib.import_module("pynvml")
+    except ImportError:
+        message = "nvidia-ml-py is not installed: pip install monitor-plugin[nvidia]"
+        raise RuntimeError(message) from None
+    pynvml.nvmlInit()
+    return pynvml
+
+
+def _usage(pynvml: Any, index: int) -> Usage:
+    """Ask for a device's processes: each once, also where it is in both of NVML's lists."""
+    device = pynvml.nvmlDeviceGetHandleByIndex(index)
+    found = [*_processes(pynvml, "nvmlDeviceGetComputeRunningProcesses", device)]
+    with contextlib.suppress(pynvml.NVMLError_NotSupported):  # by a device that does not draw
+        found += _processes(pynvml, "nvmlDeviceGetGraphicsRunningProcesses", device)
+    usage: Usage = {}
+    for process in found:
+        key = process.pid, getattr(process, "gpuInstanceId", None)
+        if usage.get(key) is None:
+            amount = process.usedGpuMemory
+            usage[key] = None if amount == _NOT_AVAILABLE else amount
+    return usage
+
+
+def _processes(pynvml: Any, name: str, device: Any) -> Any:
+    """List processes by the newest of the calls that the driver has."""
+    for version in ("_v3", "_v2"):
+        with contextlib.suppress(AttributeError, pynvml.NVMLError_FunctionNotFound):
+            return getattr(pynvml, name + version)(device)
+    found, count = (_OldProcess * 1024)(), ctypes.c_uint(1024)
+    if code := getattr(pynvml.nvmlLib, name)(device, ctypes.byref(count), found):
+        raise pynvml.NVMLError(code)
+    return found[: count.value]
+
+
+class _OldProcess(ctypes.Structure):
+    """What drivers before 450 say of a process, which the bindings do not read any more."""
+
+    _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))

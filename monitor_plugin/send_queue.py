@@ -1,0 +1,156 @@
+"""A bounded queue of messages, and the thread that sends them: for hooks that tell others."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# Together they are less than the default of `hook_timeout_seconds`, which a hook has for it.
+_CLOSE_SECONDS = 0.6
+_INTERRUPT_SECONDS = 0.3
+_MAX_PAUSE_SECONDS = 60.0
+
+
+class NotSent(Exception):
+    """A message could not be sent.
+
+    Attributes:
+        again: whether to try again.
+        after_seconds: no sooner than in so many seconds.
+    """
+
+    def __init__(self, reason: str, again: bool = True, after_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.after_seconds = after_seconds
+
+
+class SendQueue(Generic[T]):
+    """Sends messages one by one, in order, and tries again. Safe to call from any thread.
+
+    A full queue loses its oldest message. The log says when sending begins to fail and messages
+    begin to be lost, and, once all is sent again, how many were.
+
+    Args:
+        send: sends one message, or raises `NotSent`.
+        receiver: to whom, for the log.
+        logger: the hook's.
+        size: how many messages wait at most.
+        attempts: how often one message is tried.
+        pause_seconds: after its first try; it doubles after each, up to 60 s.
+        interrupt: ends a `send` that is under way as the queue is closed.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[T], None],
+        receiver: str,
+        logger: logging.Logger,
+        *,
+        size: int,
+        attempts: int,
+        pause_seconds: float,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._send = send
+        self._receiver = receiver
+        self._logger = logger
+        self._size = size
+        self._attempts = attempts
+        self._pause_seconds = pause_seconds
+        self._interrupt = interrupt
+        self._changed = threading.Condition()
+        self._waiting: deque[T] = deque()
+        self._lost = 0
+        self._failing = False  # of the thread alone
+        self._closed = threading.Event()
+        self._ends_at = math.inf
+        self._thread = threading.Thread(target=self._run, name="monitor-send", daemon=True)
+
+    def start(self) -> None:
+        """Start sending, what was put before first."""
+        self._thread.start()
+
+    def put(self, message: T) -> None:
+        """Queue a message, which never blocks."""
+        with self._changed:
+            if overflows := len(self._waiting) == self._size:
+                self._waiting.popleft()
+            self._waiting.append(message)
+            self._changed.notify()
+        if overflows:
+            self._lose(f"the queue is full, with {self._size}, and the oldest made room")
+
+    def close(self) -> None:
+        """Try once more what waits, for 0.6 s, and end the thread."""
+        self._ends_at = time.monotonic() + _CLOSE_SECONDS
+        self._closed.set()
+        with self._changed:
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_SECONDS)
+            self._interrupt()
+            self._thread.join(_INTERRUPT_SECONDS)
+        with self._changed:
+            lost = self._lost + len(self._waiting)
+        if lost:
+            self._logger.error("%s: closed; %d events were lost", self._receiver, lost)
+
+    def _run(self) -> None:
+        while (message := self._next()) is not None:
+            if reason := self._deliver(message):
+                self._lose(reason)
+            elif self._failing or self._lost:
+                self._recover()
+
+    def _next(self) -> T | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed.is_set())
+            if self._waiting and time.monotonic() < self._ends_at:
+                return self._waiting.popleft()
+            return None
+
+    def _deliver(self, message: T) -> str | None:
+        """Send a message, by several tries if need be; say why it was given up."""
+        pause = self._pause_seconds
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return self._send(message)
+            except NotSent as error:
+                failure = error
+            if not self._failing:
+                self._failing = True
+                self._logger.warning("%s: an event could not be sent: %s", self._receiver, failure)
+            last = not failure.again or attempt == self._attempts
+            if last or self._closed.wait(max(pause, failure.after_seconds)):
+                break
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+        return str(failure)
+
+    def _lose(self, reason: str) -> None:
+        with self._changed:
+            self._lost += 1
+            first = self._lost == 1
+        if first:
+            self._logger.error(
+                "%s: an event is lost, and others may be until the queue is empty: %s",
+                self._receiver,
+                reason,
+            )
+
+    def _recover(self) -> None:
+        with self._changed:
+            if self._waiting:
+                return
+            lost, self._lost = self._lost, 0
+        self._failing = False
+        self._logger.warning(
+            "%s: events are sent again, and none waits; %d were lost", self._receiver, lost
+        )

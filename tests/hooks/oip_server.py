@@ -1,0 +1,100 @@
+"""A real server of the Open Inference Protocol v2, which says what a file says, as JSON.
+
+python -m tests.hooks.oip_server FILE
+
+The file has `ready` (of the server), `models` (ready by name) and `seconds` (to take for an
+answer), and perhaps `service` (its name). Each call's path, and the model that it names, are noted
+in FILE.calls.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent import futures
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+if TYPE_CHECKING:
+    Handler = grpc.GenericRpcHandler[Any, Any]
+else:
+    Handler = grpc.GenericRpcHandler
+
+FIELD = descriptor_pb2.FieldDescriptorProto
+# Of the public open_inference_grpc.proto.
+MESSAGES = {
+    "ServerReadyRequest": [],
+    "ServerReadyResponse": [("ready", FIELD.TYPE_BOOL)],
+    "ModelReadyRequest": [("name", FIELD.TYPE_STRING), ("version", FIELD.TYPE_STRING)],
+    "ModelReadyResponse": [("ready", FIELD.TYPE_BOOL)],
+}
+
+
+def message_classes() -> dict[str, Any]:
+    """Make the protocol's messages, as its generated code would."""
+    file = descriptor_pb2.FileDescriptorProto(name="oip.proto", package="inference")
+    file.syntax = "proto3"
+    for name, fields in MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for number, (field, kind) in enumerate(fields, 1):
+            message.field.add(name=field, number=number, type=kind, label=FIELD.LABEL_OPTIONAL)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    find = pool.FindMessageTypeByName
+    return {name: message_factory.GetMessageClass(find(f"inference.{name}")) for name in MESSAGES}
+
+
+class Server(Handler):
+    """Answers the two calls, and notes every one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._messages = message_classes()
+
+    def _says(self) -> Any:
+        return json.loads(self._path.read_text())
+
+    def _note(self, text: str) -> None:
+        with open(f"{self._path}.calls", "a") as file:
+            file.write(f"{text}\n")
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Find what handles a call."""
+        self._note(details.method)
+        service = self._says().get("service", "inference.GRPCInferenceService")
+        for name, handle in (("ServerReady", self._server), ("ModelReady", self._model)):
+            if details.method == f"/{service}/{name}":
+                return grpc.unary_unary_rpc_method_handler(
+                    handle,
+                    request_deserializer=self._messages[f"{name}Request"].FromString,
+                    response_serializer=lambda response: response.SerializeToString(),
+                )
+        return None
+
+    def _server(self, request: Any, context: grpc.ServicerContext) -> Any:
+        time.sleep(self._says()["seconds"])
+        return self._messages["ServerReadyResponse"](ready=self._says()["ready"])
+
+    def _model(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self._note(f"{request.name} {request.version}".strip())
+        ready = self._says()["models"].get(request.name)
+        if ready is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model")
+        return self._messages["ModelReadyResponse"](ready=ready)
+
+
+def main() -> None:
+    """Serve on a free port, until killed."""
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((Server(Path(sys.argv[1])),))
+    print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
+    server.start()
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main()

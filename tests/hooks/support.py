@@ -1,0 +1,98 @@
+"""What the tests of the shelf share: a monitor in a process of its own, with one hook of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..support import Client, Spawner
+
+ROOT = Path(__file__).parents[2]
+SHELF = ROOT / "hooks"
+
+# Registers each MODEL:PID, has it be ready, and ends with its input.
+MONITOR = """
+import logging, sys
+import monitor_plugin
+
+class Ready:
+    @monitor_plugin.hookimpl
+    def monitor_query_status(self, backend):
+        return monitor_plugin.Status(monitor_plugin.State.READY)
+
+logging.basicConfig(format="%(name)s: %(message)s")
+folder, *backends = sys.argv[1:]
+settings = monitor_plugin.Settings(
+    listen="127.0.0.1:0", hooks_dir=folder, hook_timeout_seconds=30, sweep_interval_seconds=0
+)
+with monitor_plugin.Monitor(settings, [Ready()]) as monitor:
+    for number, backend in enumerate(backends, 1):
+        model, _, pid = backend.partition(":")
+        address = f"127.0.0.1:{number}"
+        monitor.hook.monitor_backend_spawned(model=model, pid=int(pid), address=address)
+    print(monitor.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class Watched(NamedTuple):
+    """A monitor's process: its client, and the file of its log."""
+
+    process: subprocess.Popen[str]
+    client: Client
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def breakdown(self, model: str = "m") -> dict[str, int]:
+        """What `/backend/monitor` says that the model's memory consists of."""
+        answer = self.client.monitor(model)
+        assert answer.status == 200, answer
+        found: dict[str, int] = answer.json["memory"]["breakdown"]
+        return found
+
+    def close(self) -> None:
+        """End it as it ends by itself."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        assert self.process.wait(timeout=60) == 0, self.log
+
+
+def copy_hooks(folder: Path, *stems: str) -> Path:
+    """Copy hooks of the shelf into a folder that nobody else may write, and give it."""
+    folder.mkdir(mode=0o755)
+    for stem in stems:
+        shutil.copyfile(SHELF / f"{stem}.py", folder / f"{stem}.py")
+        (folder / f"{stem}.py").chmod(0o644)
+    return folder
+
+
+def watch(
+    spawner: Spawner, tmp_path: Path, stem: str, pids: Mapping[str, int], **environment: str
+) -> Watched:
+    """Start a monitor with one hook of the shelf, which watches processes by model."""
+    folder = copy_hooks(tmp_path / "hooks", stem)
+    log_path = tmp_path / "log"
+    with log_path.open("w") as log:
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": log, "cwd": ROOT}
+        backends = [f"{model}:{pid}" for model, pid in pids.items()]
+        process = spawner.python(
+            *(MONITOR, str(folder), *backends), env={**os.environ, **environment}, **options
+        )
+    assert process.stdout
+    url = process.stdout.readline().strip()
+    assert url, log_path.read_text()
+    return Watched(process, Client(url), log_path)
+
+
+def spawn_tree(spawner: Spawner) -> tuple[int, int]:
+    """Start a process with a child; give the PIDs of both."""
+    process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
+    assert process.stdout
+    return process.pid, int(process.stdout.readline())

@@ -1,0 +1,132 @@
+"""Servers of grpc.health.v1: the real servicer of grpcio-health-checking, in a real process."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import Monitor, State
+
+from ..support import Answer, Backend, Client, Spawner, eventually
+from .support import copy_hooks
+
+# Sets what each line of its input says: SERVICE STATUS.
+SERVER = """
+import sys
+from concurrent import futures
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+servicer = health.HealthServicer()
+server = grpc.server(futures.ThreadPoolExecutor(4))
+health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
+server.start()
+for line in sys.stdin:
+    service, status = line.rstrip().split(" ")
+    servicer.set(service, health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+    print("set", flush=True)
+"""
+
+
+class HealthServer:
+    def __init__(self, spawner: Spawner) -> None:
+        self.process = spawner.python(SERVER, stdin=subprocess.PIPE)
+        self.address = self._line()
+
+    def _line(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        assert line
+        return line
+
+    def set(self, status: str, service: str = "") -> None:
+        assert self.process.stdin
+        self.process.stdin.write(f"{service} {status}\n")
+        self.process.stdin.flush()
+        assert self._line() == "set"
+
+
+@pytest.fixture
+def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[..., Monitor]:
+    """Starts a monitor with hooks of the shelf."""
+
+    def start(*stems: str) -> Monitor:
+        folder = copy_hooks(tmp_path / "hooks", *(stems or ["grpc_health"]))
+        quiet = {"hook_timeout_seconds": 30, "sweep_interval_seconds": 0}
+        return make_monitor(hooks_dir=str(folder), **quiet)
+
+    return start
+
+
+def read(monitor: Monitor, server: HealthServer | Backend, model: str = "m") -> Answer:
+    """Register a server under that model, and read it."""
+    pid = server.process.pid
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=server.address)
+    answer = Client(monitor.url).monitor(model)
+    assert answer.status == 200, answer
+    return answer
+
+
+def test_a_server_says_whether_it_serves(spawner: Spawner, start: Callable[..., Monitor]) -> None:
+    """SERVING is READY, NOT_SERVING is not yet; what says nothing is left to the monitor."""
+    server, monitor = HealthServer(spawner), start()
+    for status, state in (
+        ("SERVING", State.READY),
+        ("NOT_SERVING", State.UNINITIALIZED),
+        ("UNKNOWN", None),
+        ("SERVICE_UNKNOWN", None),
+        ("SERVING", State.READY),
+    ):
+        server.set(status)
+        answer = read(monitor, server)
+        assert answer.json.get("state") == state
+        source = "hook" if state is not None else "psutil"
+        assert answer.headers["X-Monitor-Source"] == source
+
+
+def test_the_settings_choose_models_and_service(
+    spawner: Spawner, start: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only models of the pattern are asked, for the service; one that is not known says nothing."""
+    monkeypatch.setenv("MONITOR_HOOK_GRPC_HEALTH_MODELS", "health/*")
+    monkeypatch.setenv("MONITOR_HOOK_GRPC_HEALTH_SERVICE", "llm.Service")
+    server, monitor = HealthServer(spawner), start()
+    server.set("SERVING")
+    assert read(monitor, server, "health/m").headers["X-Monitor-Source"] == "psutil"
+    server.set("NOT_SERVING", "llm.Service")
+    assert read(monitor, server, "health/m").json["state"] == State.UNINITIALIZED
+    assert read(monitor, server, "m").headers["X-Monitor-Source"] == "psutil"
+
+
+def test_one_that_speaks_neither_is_left_to_status(
+    spawner: Spawner, start: Callable[..., Monitor]
+) -> None:
+    """Both hooks together pass a backend by that speaks LocalAI's protocol, and close theirs."""
+    backend, monitor = spawner.backend(), start("grpc_health", "kserve_status")
+    for _ in range(2):
+        answer = read(monitor, backend)
+        assert answer.headers["X-Monitor-Source"] == "grpc"
+        assert set(answer.json["memory"]["breakdown"]) == {"weights", "kv_cache"}
+    for stem in ("grpc_health", "kserve_status"):
+        (server,) = sys.modules[f"monitor_plugin_hooks.{stem}"]._hooks._servers.values()
+        assert server.ask_after == math.inf
+
+
+def test_both_protocols_are_found_beside_each_other(
+    spawner: Spawner, start: Callable[..., Monitor]
+) -> None:
+    """A health server is found, too, where the other hook is asked first; and lost when it ends."""
+    server, monitor = HealthServer(spawner), start("grpc_health", "kserve_status")
+    server.set("SERVING")
+    assert read(monitor, server).json["state"] == State.READY
+    hooks = sys.modules["monitor_plugin_hooks.grpc_health"]._hooks
+    assert hooks._servers
+    server.process.kill()
+    server.process.wait()
+    eventually(lambda: not hooks._servers)

@@ -1,0 +1,58 @@
+"""Idle backends are stopped; those at work are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitor_plugin import PluginError
+
+from ..support import Spawner, eventually, is_running
+from .conftest import MakeHooked
+
+WORKS = ["sh", "-c", "while :; do :; done"]
+
+
+@pytest.mark.slow
+def test_the_idle_are_stopped(
+    hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nobody else: who is busy, does not answer, works, or may stay idle; the log says why."""
+    idle, silent = spawner.backend(), spawner.backend("--no-status")
+    kept = {
+        "busy": spawner.backend("--busy-seconds", "1000"),
+        "hangs": spawner.backend("--hang-status"),
+        "keep": spawner.backend(),
+    }
+    works = spawner.process(*WORKS)
+    said = {"SECONDS": "keep=never, *=1.5"}
+    hook = hooked("idle_stop", said, sweep_interval_seconds=0.3, status_timeout_seconds=0.2)
+    for model, backend in {"idle": idle, "silent": silent, **kept}.items():
+        hook.spawned(model, backend)
+    hook.monitor.hook.monitor_backend_spawned(model="works", pid=works.pid, address="127.0.0.1:1")
+    eventually(lambda: len(hook.monitor.backends()) == 4)
+    assert [each.model for each in hook.monitor.backends()] == [*kept, "works"]
+    assert not is_running(idle.pid)
+    assert not is_running(silent.pid)
+    told = [each for each in caplog.messages if "is being stopped" in each]
+    assert len(told) == 2
+    begins = f"model 'idle' (process {idle.pid}) is being stopped: it was idle for "
+    assert any(each.startswith(begins) for each in told)
+    assert told[0].endswith("s, over 1.5 s for '*'")
+
+
+def test_without_a_limit_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> None:
+    """So that the whole shelf can be loaded."""
+    hook = hooked("idle_stop", {}, sweep_interval_seconds=0)
+    hook.spawned("m", spawner.backend())
+    hook.monitor.sweep()
+    hook.module.monitor_readings_swept()
+    assert hook.module._activity._traces == {}
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "a=1,b", "a=1h", "*=5,*=6"])
+def test_a_bad_limit_is_refused(text: str, hooked: MakeHooked) -> None:
+    """As the file is loaded, with what to write."""
+    with pytest.raises(PluginError) as raised:
+        hooked("idle_stop", {"SECONDS": text})
+    assert f"MONITOR_HOOK_IDLE_STOP_SECONDS={text!r}: " in str(raised.value)
+    assert "write seconds over 0, as 3600, or llama-*=600,*=3600" in str(raised.value)

@@ -1,0 +1,162 @@
+"""Events in a file: what happens to real backends, in a file that rotates and may fail."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor_plugin import Backend, PluginError, State
+
+from ..support import Spawner, eventually
+from .conftest import Hooked, MakeHooked
+
+BACKEND = Backend("m", 4711, "127.0.0.1:1", 0.0)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tell(hook: Hooked, times: int = 1) -> None:
+    for _ in range(times):
+        hook.module.monitor_state_changed(BACKEND, State.UNINITIALIZED, State.READY)
+
+
+def text(caplog: pytest.LogCaptureFixture) -> list[str]:
+    name = "monitor_plugin_hooks.jsonl_events"
+    return [record.getMessage() for record in caplog.records if record.name == name]
+
+
+def test_what_happens_to_backends_is_written(
+    hooked: MakeHooked, spawner: Spawner, tmp_path: Path
+) -> None:
+    """State changes, deaths and shutdowns, a line each, for the monitor's user alone to read."""
+    path = tmp_path / "events.jsonl"
+    one, other = spawner.backend(), spawner.backend("--busy-seconds", "1000")
+    hook = hooked("jsonl_events", {"PATH": str(path)})
+    hook.spawned("evil\u2028{}", one)
+    hook.spawned("m", other)
+    hook.monitor.read("m")
+    other.process.kill()
+    hook.monitor.shutdown("evil\u2028{}")
+    eventually(lambda: len(lines(path)) == 5)  # the shutdown found a first state too
+    state, *rest = lines(path)
+    assert state.pop("at").endswith("Z")
+    assert state == {
+        "type": "state_changed",
+        "model": "m",
+        "pid": other.pid,
+        "previous": None,
+        "previous_name": "unknown",
+        "current": 1,
+        "current_name": "busy",
+    }
+    ends = {each["model"]: each for each in rest if each["type"] == "ended"}
+    assert ends["m"].items() >= {"cause": "killed", "signal": 9, "signal_name": "SIGKILL"}.items()
+    assert ends["evil\u2028{}"].items() >= {"cause": "shutdown", "pid": one.pid}.items()
+    (shutdown,) = [each for each in rest if each["type"] == "shutdown_finished"]
+    assert shutdown["outcome"] == "stopped"
+    assert shutdown["seconds"] >= 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
+    """By bytes, whole lines only, and so many old ones are kept."""
+    path = tmp_path / "events.jsonl"
+    hook = hooked("jsonl_events", {"PATH": str(path), "MAX_BYTES": "500", "BACKUPS": "2"})
+    tell(hook, 12)
+    assert sorted(each.name for each in tmp_path.glob("events*")) == [
+        "events.jsonl",
+        "events.jsonl.1",
+        "events.jsonl.2",
+    ]
+    for each in tmp_path.glob("events*"):
+        assert 0 < each.stat().st_size <= 500
+        assert stat.S_IMODE(each.stat().st_mode) == 0o600
+        assert {line["previous_name"] for line in lines(each)} == {"uninitialized"}
+    newest = lines(path)[-1]["at"]
+    assert newest > lines(tmp_path / "events.jsonl.1")[-1]["at"]
+    assert (
+        lines(tmp_path / "events.jsonl.1")[0]["at"] > lines(tmp_path / "events.jsonl.2")[-1]["at"]
+    )
+
+
+def test_a_file_that_was_moved_away_is_made_anew(hooked: MakeHooked, tmp_path: Path) -> None:
+    """As logrotate does it, and no signal is needed."""
+    path = tmp_path / "events.jsonl"
+    hook = hooked("jsonl_events", {"PATH": str(path)})
+    tell(hook)
+    path.rename(tmp_path / "old")
+    tell(hook)
+    assert len(lines(path)) == len(lines(tmp_path / "old")) == 1
+
+
+def test_a_folder_that_is_gone_is_told_once(
+    hooked: MakeHooked, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And once it is back, lines are written again."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    hook = hooked("jsonl_events", {"PATH": str(folder / "events.jsonl")})
+    tell(hook)
+    shutil.rmtree(folder)
+    tell(hook, 3)
+    assert len(text(caplog)) == 1
+    assert "events are lost: No such file or directory" in text(caplog)[0]
+    folder.mkdir()
+    tell(hook, 2)
+    assert len(lines(folder / "events.jsonl")) == 2
+    assert len(text(caplog)) == 2
+    assert "written again; 3 were lost" in text(caplog)[1]
+
+
+def test_a_full_disk_is_told_once(hooked: MakeHooked, caplog: pytest.LogCaptureFixture) -> None:
+    """/dev/full is one."""
+    hook = hooked("jsonl_events", {"PATH": "/dev/full"})
+    tell(hook, 3)
+    assert len(text(caplog)) == 1
+    assert "/dev/full: events are lost: No space left on device" in text(caplog)[0]
+
+
+def test_no_half_line_is_left(hooked: MakeHooked, tmp_path: Path) -> None:
+    """Where only a part of a line can be written, none of it stays."""
+    path = tmp_path / "events.jsonl"
+    hook = hooked("jsonl_events", {"PATH": str(path)})
+    tell(hook)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+    try:
+        tell(hook)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    tell(hook)
+    assert len(lines(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"PATH": "/no/folder/file"}, "_PATH='/no/folder/file': No such file or directory; write "),
+        ({"PATH": "/tmp"}, "_PATH='/tmp': Is a directory; write the path of a file"),
+        ({"MAX_BYTES": "10 MiBs"}, "_MAX_BYTES='10 MiBs': that is no number of bytes; write bytes"),
+        ({"BACKUPS": "none"}, "_BACKUPS='none': it must be a whole number from 1 on; write"),
+    ],
+)
+def test_bad_settings_are_refused(
+    said: dict[str, str], why: str, hooked: MakeHooked, tmp_path: Path
+) -> None:
+    """As the file is loaded, with what to write."""
+    with pytest.raises(PluginError) as raised:
+        hooked("jsonl_events", {"PATH": str(tmp_path / "file"), **said})
+    assert f"MONITOR_HOOK_JSONL_EVENTS{why}" in str(raised.value)
+
+
+def test_without_a_path_it_does_nothing(hooked: MakeHooked) -> None:
+    """So that the whole shelf can be loaded."""
+    tell(hooked("jsonl_events", {}))

@@ -1,0 +1,202 @@
+"""Servers of the Open Inference Protocol v2: a real one, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from monitor_plugin import Monitor, State, status_hooks
+
+from ..support import Answer, Client, Spawner, eventually
+from .support import ROOT, copy_hooks
+
+SERVER_READY = "/inference.GRPCInferenceService/ServerReady"
+READY = {"ready": True, "models": {"m": True}, "seconds": 0}
+
+
+class OipServer:
+    """The server; what it says may be changed at any time."""
+
+    def __init__(self, spawner: Spawner, path: Path, **says: Any) -> None:
+        self._path = path
+        self._calls = Path(f"{path}.calls")
+        self._calls.touch()
+        self.says(**says)
+        arguments = (sys.executable, "-m", "tests.hooks.oip_server", str(path))
+        self.process = spawner.process(*arguments, cwd=ROOT)
+        assert self.process.stdout
+        self.address = self.process.stdout.readline().strip()
+        assert self.address
+
+    def says(self, **changed: Any) -> None:
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps({**READY, **changed}))
+        new.replace(self._path)
+
+    def calls(self) -> list[str]:
+        return self._calls.read_text().splitlines()
+
+    def connections(self) -> int:
+        """Count this process' connections to it."""
+        port = int(self.address.rpartition(":")[2])
+        return sum(
+            bool(each.pid == os.getpid() and each.raddr and each.raddr.port == port)
+            for each in psutil.net_connections("tcp")  # gRPC's sockets to IPv4 are of IPv6
+        )
+
+
+@pytest.fixture
+def serve(spawner: Spawner, tmp_path: Path) -> Callable[..., OipServer]:
+    """Starts the server."""
+    return lambda **says: OipServer(spawner, tmp_path / "server", **says)
+
+
+@pytest.fixture
+def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[..., Monitor]:
+    """Starts a monitor with the hook, which is given more time than the server."""
+
+    def start(stem: str = "kserve_status", **settings: Any) -> Monitor:
+        folder = str(copy_hooks(tmp_path / "hooks", stem))
+        quiet = {"hook_timeout_seconds": 30, "sweep_interval_seconds": 0}
+        return make_monitor(hooks_dir=folder, **quiet, **settings)
+
+    return start
+
+
+def read(monitor: Monitor, model: str = "m") -> Answer:
+    answer = Client(monitor.url).monitor(model)
+    assert answer.status == 200, answer
+    return answer
+
+
+def state(monitor: Monitor, model: str = "m") -> int | None:
+    """Read a model's state; it comes from the hook."""
+    answer = read(monitor, model)
+    assert answer.headers["X-Monitor-Source"] == "hook", answer
+    found: int = answer.json["state"]
+    return found
+
+
+def register(monitor: Monitor, server: OipServer, model: str = "m", pid: int | None = None) -> None:
+    pid = pid or server.process.pid
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=server.address)
+
+
+def test_a_server_and_its_model_say_whether_they_are_ready(
+    serve: Callable[..., OipServer], start: Callable[..., Monitor]
+) -> None:
+    """READY takes both; a server without the model is none that is ready. Memory is the tree's."""
+    server, monitor = serve(), start()
+    register(monitor, server)
+    assert state(monitor) == State.READY
+    assert server.calls() == [*(SERVER_READY, "/inference.GRPCInferenceService/ModelReady", "m")]
+    assert read(monitor).json["memory"]["total"] > 1024 * 1024
+    for says in ({"ready": False}, {"models": {"m": False}}, {"models": {"other": True}}):
+        server.says(**says)
+        assert state(monitor) == State.UNINITIALIZED
+    server.says()
+    assert state(monitor) == State.READY
+
+
+def test_one_that_does_not_speak_it_is_asked_once(
+    serve: Callable[..., OipServer], start: Callable[..., Monitor]
+) -> None:
+    """The monitor goes on with gRPC Status, and says how that went."""
+    server, monitor = serve(service="another.Service"), start()
+    register(monitor, server)
+    for _ in range(3):
+        answer = read(monitor)
+        assert answer.headers["X-Monitor-Source"] == "psutil"
+        assert answer.headers["X-Monitor-Rpc-Error"] == "UNIMPLEMENTED"
+    register(monitor, server, "renamed")  # the same process, at the same address
+    read(monitor, "renamed")
+    assert server.calls().count(SERVER_READY) == 1
+    eventually(lambda: server.connections() == 0)
+
+
+def test_one_that_hangs_costs_one_call_and_one_wait(
+    serve: Callable[..., OipServer],
+    start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is left alone for a while, and readings are back before the monitor gives them up."""
+    server, monitor = serve(seconds=60), start(status_timeout_seconds=0.5)
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 60.0)
+    register(monitor, server)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(read, [monitor] * 4))
+    answers.append(read(monitor))
+    assert {each.headers["X-Monitor-Source"] for each in answers} == {"psutil"}
+    assert server.calls().count(SERVER_READY) == 1
+    assert caplog.text == ""
+
+
+def test_one_that_hung_is_asked_again(
+    serve: Callable[..., OipServer],
+    start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a pause it is asked anew, and its answer taken."""
+    server, monitor = serve(seconds=1.5), start(status_timeout_seconds=0.5)
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 0.1)
+    register(monitor, server)
+    assert read(monitor).headers["X-Monitor-Source"] == "psutil"
+    server.says()
+    eventually(lambda: read(monitor).headers["X-Monitor-Source"] == "hook")
+
+
+def test_one_that_is_not_there_yet_is_found(
+    serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Until it can be reached the monitor falls back; at a new address it is asked there."""
+    monitor, pid = start(), spawner.sleeper().pid
+    monitor.hook.monitor_backend_spawned(model="m", pid=pid, address="127.0.0.1:1")
+    assert read(monitor).headers["X-Monitor-Rpc-Error"] == "UNAVAILABLE"
+    register(monitor, serve(), pid=pid)
+    assert state(monitor) == State.READY
+
+
+def test_the_settings_choose_models_and_names(
+    serve: Callable[..., OipServer],
+    start: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only models of the pattern are asked, for the model and the service that are named."""
+    service = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
+    prefix = "MONITOR_HOOK_KSERVE_STATUS_"
+    for name, value in {"MODELS": "oip-*", "ASK_FOR": "resnet", "SERVICE": service}.items():
+        monkeypatch.setenv(prefix + name, value)
+    server, monitor = serve(service=service, models={"resnet": True}), start()
+    register(monitor, server, "other")
+    assert read(monitor, "other").headers["X-Monitor-Source"] == "psutil"
+    assert not [call for call in server.calls() if "Ready" in call]
+    register(monitor, server, "oip-1")  # the record is updated
+    assert state(monitor, "oip-1") == State.READY
+    assert server.calls()[-1] == "resnet"
+
+
+@pytest.mark.parametrize("how", ["gone", "closing"])
+def test_its_channel_is_closed(
+    how: str, serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A backend's connection ends with the backend, and with the monitor."""
+    server, monitor, process = serve(), start(), spawner.sleeper()
+    register(monitor, server, pid=process.pid)
+    assert state(monitor) == State.READY
+    assert server.connections() == 1
+    if how == "gone":
+        process.kill()
+        process.wait()
+    else:
+        monitor.close()
+    eventually(lambda: server.connections() == 0)

@@ -1,0 +1,257 @@
+"""Backends over a limit of memory are stopped, in the order that is wanted, and no others."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from monitor_plugin import Backend, Memory, PluginError, Reading, Status, hookimpl
+from monitor_plugin.observation import Observation, TreeFigures
+
+from ..support import Spawner, eventually, is_running
+from .conftest import Hooked, MakeHooked
+
+MIB = 1024 * 1024
+
+
+class Watched:
+    """Real processes and a real monitor, which sees of them what it is told.
+
+    Args:
+        hook: the monitor.
+        spawner: starts the processes, one a model.
+    """
+
+    def __init__(self, hook: Hooked, spawner: Spawner, *models: str) -> None:
+        self.hook = hook
+        self._now = time.monotonic()
+        for number, model in enumerate(models, 1):
+            hook.monitor.hook.monitor_backend_spawned(
+                model=model, pid=spawner.sleeper().pid, address=f"127.0.0.1:{number}"
+            )
+
+    @property
+    def running(self) -> list[str]:
+        """The models that still run, once all stops are done."""
+        eventually(lambda: not self.hook.module._limit.stops.under_way())
+        return [each.model for each in self.hook.monitor.backends()]
+
+    def sweep(self, *, times: int = 1, **seen: Any) -> None:
+        """Sweeps, five seconds apart, that see of each model what it holds, in MiB.
+
+        Instead of a number it may be a number and a state, or a number and a code, or None.
+        """
+        for _ in range(times):
+            self._now += 5
+            backends = {each.model: each for each in self.hook.monitor.backends()}
+            observations = [
+                observed(backends[m], each) for m, each in seen.items() if m in backends
+            ]
+            self.hook.module._limit.look(observations, self._now)
+
+
+def observed(backend: Backend, seen: Any) -> Observation:
+    held, word = seen if isinstance(seen, tuple) else (seen, 2)
+    status, code = (Status(word), None) if isinstance(word, int) else (None, word)
+    memory = None
+    if isinstance(held, dict):
+        memory = Memory(0, {name: amount * MIB for name, amount in held.items()})
+    elif held is not None:
+        memory = Memory(held * MIB)
+    return Observation(
+        backend=backend,
+        reading=Reading(backend, status, None, "grpc", code, time.time()),
+        memory=memory,
+        tree=TreeFigures(processes=1, cpu_seconds=1.0),
+    )
+
+
+MakeWatched = Callable[..., Watched]
+
+
+@pytest.fixture
+def watched(hooked: MakeHooked, spawner: Spawner) -> MakeWatched:
+    """Makes what is watched: `watched("a", "b", TOTAL="1GiB")`."""
+
+    def make(*models: str, **said: str) -> Watched:
+        hook = hooked("memory_limit", said, sweep_interval_seconds=0)
+        return Watched(hook, spawner, *models)
+
+    return make
+
+
+def test_a_backend_over_its_limit_is_stopped(
+    watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of the first pattern that matches; the log says why, with figures."""
+    host = watched("a1", "a2", "b", "free", MODELS="free=none,a1=1GiB,a*=100MiB,*=200MiB")
+    host.sweep(times=3, a1=900, a2=101, b=200, free=10000)
+    assert host.running == ["a1", "b", "free"]
+    (told,) = caplog.messages
+    assert "model 'a2' (process" in told
+    assert "101 MiB are held, over 100 MiB for 'a*'" in told
+
+
+def test_one_bad_figure_stops_nothing(watched: MakeWatched) -> None:
+    """A limit counts once it is passed in each sweep for a while."""
+    host = watched("a", "b", MODELS="a=100MiB", TOTAL="1GiB", FOR_SECONDS="10")
+    for a, b in ((5000, 1), (50, 1), (101, 1), (101, 1), (None, 5000), (101, 1), (101, 1)):
+        host.sweep(a=a, b=b)
+    assert host.running == ["a", "b"]
+    host.sweep(a=101, b=1)
+    assert host.running == ["b"]
+
+
+def test_even_the_shortest_while_takes_two_sweeps(watched: MakeWatched) -> None:
+    """Whatever is set."""
+    host = watched("a", MODELS="100MiB", FOR_SECONDS="0.001")
+    host.sweep(a=101)
+    assert host.running == ["a"]
+    host.sweep(a=101)
+    assert host.running == []
+
+
+@pytest.mark.parametrize(
+    ("order", "left"), [("largest", ["old", "new", "busy"]), ("lru", ["big", "new", "busy"])]
+)
+def test_over_the_total_as_many_are_stopped_as_it_takes(
+    order: str, left: list[str], watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The largest first, or the least recently used; never a busy one."""
+    host = watched("big", "old", "new", "busy", TOTAL="1000MiB", ORDER=order)
+    host.sweep(big=1, old=(1, 1), new=1, busy=(1, 1))
+    host.sweep(big=1, old=1, new=(1, 1), busy=(1, 1))
+    host.sweep(big=(1, 1), old=1, new=1, busy=(1, 1))
+    host.sweep(times=3, big=500, old=300, new=100, busy=(350, 1))
+    assert host.running == left
+    host.sweep(times=3, **dict.fromkeys(left, 100))
+    assert host.running == left
+    (told,) = caplog.messages
+    assert "1.221 GiB are held by 4 backends, over 1000 MiB in all (it: " in told
+
+
+def test_who_is_being_stopped_counts_as_gone(watched: MakeWatched) -> None:
+    """So that no other has to go for it, however long it takes."""
+    agree = threading.Event()
+
+    class TakesLong:
+        @hookimpl
+        def monitor_stop_backend(self) -> None:
+            agree.wait(30)
+
+    host = watched("a", "b", "c", TOTAL="1000MiB", ORDER="largest")
+    host.hook.monitor.plugin_manager.register(TakesLong())
+    host.sweep(times=8, a=900, b=400, c=300)
+    agree.set()
+    assert host.running == ["b", "c"]
+
+
+def test_one_that_cannot_be_stopped_holds_up_no_others(
+    watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are stopped in its place, and the log says once that it could not be."""
+
+    class Refuses:
+        @hookimpl
+        def monitor_before_shutdown(self, backend: Backend) -> str | None:
+            return "not today" if backend.model == "kept" else None
+
+    host = watched("kept", "a", "b", TOTAL="1000MiB", ORDER="largest")
+    host.hook.monitor.plugin_manager.register(Refuses())
+    host.sweep(times=3, kept=900, a=400, b=300)
+    assert host.running == ["kept", "a", "b"]  # without `kept` it would be enough
+    host.sweep(times=3, kept=900, a=400, b=300)
+    assert host.running == ["kept"]
+    assert sum("refused" in each for each in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("seen", [1, "DEADLINE_EXCEEDED"], ids=["busy", "missed"])
+def test_who_may_be_busy_is_left_alone(
+    seen: int | str, watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it is not, which the log says once; unless it is told to stop them."""
+    host = watched("a", MODELS="100MiB", TOTAL="1MiB")
+    host.sweep(times=5, a=(101, seen))
+    assert host.running == ["a"]
+    assert len(caplog.messages) == 2  # for the model, and for all
+    assert "model 'a' (process " in caplog.messages[0]
+    assert "101 MiB are held, over 100 MiB for '*', and nothing may be stopped now" in caplog.text
+    host.sweep(a=101)
+    assert host.running == []
+
+
+def test_who_may_be_busy_is_stopped_if_so_told(watched: MakeWatched) -> None:
+    """`STOP_BUSY`."""
+    host = watched("a", MODELS="100MiB", STOP_BUSY="yes")
+    host.sweep(times=3, a=(101, 1))
+    assert host.running == []
+
+
+def test_what_is_not_known_is_over_no_limit(watched: MakeWatched) -> None:
+    """Neither alone nor in the sum."""
+    host = watched("a", "b", MODELS="a=1MiB", TOTAL="1000MiB")
+    host.sweep(times=5, a=None, b=900)
+    assert host.running == ["a", "b"]
+
+
+def test_a_component_can_be_limited(watched: MakeWatched) -> None:
+    """In place of the total, which is memory of another kind; who has none of it holds none."""
+    host = watched("a", "b", TOTAL="1000MiB", COMPONENT="vram", ORDER="largest")
+    host.sweep(times=5, a={"vram:0": 400, "vram:1": 400, "weights": 5000}, b=5000)
+    assert host.running == ["a", "b"]
+    host.sweep(times=3, a={"vram:0": 600, "vram:1": 500}, b={"vram": 10})
+    assert host.running == ["b"]
+
+
+@pytest.mark.slow
+def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None:
+    """By what they say, and by what their processes hold, as background sweeps see it."""
+    switches = {
+        "says": ("--weights-mib", "40"),
+        "holds": ("--no-status", "--weights-mib", "150"),
+        "small": (),
+        "busy": ("--weights-mib", "40", "--busy-seconds", "1000"),
+    }
+    backends = {model: spawner.backend(*each) for model, each in switches.items()}
+    said = {"MODELS": "holds=140MiB,*=30MiB", "FOR_SECONDS": "0.5"}
+    hook = hooked("memory_limit", said, sweep_interval_seconds=0.2)
+    for model, backend in backends.items():
+        hook.spawned(model, backend)
+    eventually(lambda: len(hook.monitor.backends()) == 2)
+    assert [each.model for each in hook.monitor.backends()] == ["small", "busy"]
+    assert not is_running(backends["says"].pid)
+    assert not is_running(backends["holds"].pid)
+
+
+def test_without_a_limit_it_does_nothing(watched: MakeWatched) -> None:
+    """So that the whole shelf can be loaded."""
+    host = watched("a")
+    host.sweep(times=5, a=10**9)
+    assert host.running == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"MODELS": "a=8"}, None),
+        ({"MODELS": "a=8 Gb"}, "_MODELS='a=8 Gb': in 'a=8 Gb': that is no number of bytes; write "),
+        ({"TOTAL": "80%"}, "_TOTAL='80%': that is no number of bytes; write bytes, as 48GiB"),
+        ({"ORDER": "oldest"}, "_ORDER='oldest': it is none of lru, largest; write lru or largest"),
+        ({"STOP_BUSY": "1"}, "_STOP_BUSY='1': it is neither yes nor no; write yes or no"),
+        ({"FOR_SECONDS": "0"}, "_FOR_SECONDS='0': it must be over 0, and finite; write seconds"),
+    ],
+)
+def test_bad_settings_are_refused(
+    said: dict[str, str], why: str | None, hooked: MakeHooked
+) -> None:
+    """As the file is loaded, with what to write."""
+    if why is None:
+        hooked("memory_limit", said)
+        return
+    with pytest.raises(PluginError) as raised:
+        hooked("memory_limit", said)
+    assert f"MONITOR_HOOK_MEMORY_LIMIT{why}" in str(raised.value)

@@ -1,0 +1,198 @@
+"""GPU memory by NVML: the real bindings, on a library that stands in for the driver's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import Monitor, MonitorError
+
+from ..support import Spawner, eventually
+from .support import Watched, copy_hooks, spawn_tree, watch
+
+MIB = 1024 * 1024
+GPU_IS_LOST, DRIVER_NOT_LOADED, NOT_SUPPORTED = 15, 9, 3
+NOT_AVAILABLE = -1
+
+
+class Driver:
+    """The stand-in, compiled into a folder; what it says may be changed at any time."""
+
+    def __init__(self, folder: Path, newest: int) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            assert not os.environ.get("CI"), "there is no C compiler; .ci/setup installs it"
+            pytest.skip("there is no C compiler here")
+        folder.mkdir()
+        library = folder / "libnvidia-ml.so.1"
+        source = Path(__file__).with_name("nvml.c")
+        options = ("-shared", "-fPIC", f"-DNEWEST={newest}")
+        command = [compiler, *options, "-o", str(library), str(source)]
+        subprocess.run(command, check=True, timeout=60)
+        self._file = folder / "says"
+        self._calls = folder / "says.calls"
+        self._calls.touch()
+        self.environment = {"LD_LIBRARY_PATH": str(folder), "NVML_STAND_IN": str(self._file)}
+        self.says("devices 0 2")
+
+    def says(self, *lines: str) -> None:
+        changed = self._file.with_suffix(".new")
+        changed.write_text("".join(f"{line}\n" for line in lines))
+        changed.replace(self._file)
+
+    def calls(self, call: str) -> int:
+        return self._calls.read_text().splitlines().count(call)
+
+
+MakeDriver = Callable[..., Driver]
+
+
+@pytest.fixture
+def make_driver(tmp_path: Path) -> MakeDriver:
+    """Makes the stand-in, of the versions of the calls up to a given one."""
+    return lambda newest=3: Driver(tmp_path / "driver", newest)
+
+
+@pytest.fixture
+def start(spawner: Spawner, tmp_path: Path) -> Callable[..., Watched]:
+    """Starts a monitor with the hook; what failed is tried again soon."""
+
+    def start(pids: dict[str, int], *, share_seconds: float = 0.01, **environment: str) -> Watched:
+        environment["MONITOR_HOOK_NVIDIA_MEMORY_SHARE_SECONDS"] = str(share_seconds)
+        environment["MONITOR_HOOK_NVIDIA_MEMORY_RETRY_SECONDS"] = "0.3"
+        return watch(spawner, tmp_path, "nvidia_memory", pids, **environment)
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_trees_memory_stands_in_the_breakdown_by_device(
+    make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
+) -> None:
+    """Each process once per device and MIG instance, others' never, and what is unknown not at all.
+
+    Then what a driver does that fails: it is said once, left out, and found again.
+    """
+    parent, child = spawn_tree(spawner)
+    driver = make_driver()
+    says = [
+        "devices 0 2",
+        f"compute 0 {parent} {100 * MIB} -1",
+        f"compute 0 {child} {7 * MIB} -1",
+        f"graphics 0 {child} {NOT_AVAILABLE} -1",  # it does both
+        f"compute 0 {os.getpid()} {1000 * MIB} -1",
+    ]
+    driver.says(*says, f"compute 1 {parent} {NOT_AVAILABLE}", f"compute 1 {child} {MIB}")
+    watched = start({"m": parent}, **driver.environment)
+    assert watched.breakdown() == {"vram:nvidia0": 107 * MIB}
+
+    says += [f"compute 1 {child} {2 * MIB} 3", f"compute 1 {child} {3 * MIB} 4"]
+    driver.says(*says, f"fails graphics 1 {NOT_SUPPORTED}")
+    both = {"vram:nvidia0": 107 * MIB, "vram:nvidia1": 5 * MIB}
+    eventually(lambda: watched.breakdown() == both)
+    (listed,) = watched.client.request("GET", "/backends").json["backends"]
+    assert listed["process"]["tree"]["vram"] == 112 * MIB
+    assert watched.log == ""
+
+    driver.says(*says, f"fails compute 0 {GPU_IS_LOST}")
+    eventually(lambda: watched.breakdown() == {"vram:nvidia1": 5 * MIB})
+    calls = driver.calls("compute 0")
+    eventually(lambda: watched.breakdown() and driver.calls("compute 0") > calls + 1)
+    assert watched.log.count("\n") == 1
+    assert "no memory of GPU 0: GPU is lost" in watched.log
+    driver.says(*says)
+    eventually(lambda: watched.breakdown() == both)
+    assert driver.calls("init 0") > 1
+
+    watched.close()
+    assert driver.calls("shutdown 0") == driver.calls("init 0")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("newest", [1, 2])
+def test_older_drivers_are_asked_by_their_calls(
+    newest: int, make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
+) -> None:
+    """The second version is taken, or the one without, whose structure has no MIG instances."""
+    parent, child = spawn_tree(spawner)
+    driver = make_driver(newest)
+    driver.says(
+        *("devices 0 3", f"compute 0 {parent} {5 * MIB}", f"graphics 0 {child} {2 * MIB}"),
+        *(f"compute 1 {parent} {MIB}", f"compute 1 {child} {NOT_AVAILABLE}"),
+        f"fails compute 2 {GPU_IS_LOST}",
+    )
+    watched = start({"m": parent}, **driver.environment)
+    assert watched.breakdown() == {"vram:nvidia0": 7 * MIB}
+    assert "no memory of GPU 2: GPU is lost" in watched.log
+
+
+@pytest.mark.once
+def test_a_device_is_asked_once_for_all_backends(
+    make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
+) -> None:
+    """Many readings at once, of many backends, are one question to each device."""
+    pids = {f"m{number}": spawner.sleeper().pid for number in range(12)}
+    driver = make_driver()
+    driver.says("devices 0 2", *(f"compute 1 {pid} {MIB}" for pid in pids.values()))
+    watched = start(pids, share_seconds=60, **driver.environment)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(watched.breakdown, [*pids] * 4))
+    assert found == [{"vram:nvidia1": MIB}] * 48
+    assert [driver.calls(f"{kind} 0") for kind in ("compute", "graphics")] == [1, 1]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("missing", ["package", "library", "driver"])
+def test_what_is_missing_is_said_once(
+    missing: str,
+    make_driver: MakeDriver,
+    start: Callable[..., Watched],
+    spawner: Spawner,
+    tmp_path: Path,
+) -> None:
+    """Without the package, the library or the driver readings go on, and the log has one line."""
+    environment = {}
+    if missing == "package":
+        (tmp_path / "pynvml.py").write_text("raise ImportError('not here')")
+        environment["PYTHONPATH"] = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+        why = "nvidia-ml-py is not installed: pip install monitor-plugin[nvidia]"
+    elif missing == "library":
+        (tmp_path / "libnvidia-ml.so.1").write_text("no library")
+        environment["LD_LIBRARY_PATH"] = str(tmp_path)
+        why = "NVML Shared Library Not Found"
+    else:
+        driver = make_driver()
+        driver.says(f"fails init 0 {DRIVER_NOT_LOADED}")
+        environment = driver.environment
+        why = "Driver Not Loaded"
+    pid = spawner.sleeper().pid
+    watched = start({"m": pid}, **environment)
+    assert watched.breakdown() == {}
+    if missing == "driver":  # it was tried again, and is loaded at last
+        eventually(lambda: watched.breakdown() == {} and driver.calls("init 0") > 1)
+        driver.says("devices 0 1", f"compute 0 {pid} {MIB}")
+        eventually(lambda: watched.breakdown() == {"vram:nvidia0": MIB})
+    assert watched.log.splitlines() == [
+        f"monitor_plugin_hooks.nvidia_memory: no memory of NVML: {why}"
+    ]
+    watched.close()
+
+
+@pytest.mark.parametrize("setting", ["SHARE_SECONDS", "RETRY_SECONDS"])
+def test_a_setting_that_is_none_is_named(
+    setting: str,
+    make_monitor: Callable[..., Monitor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The monitor does not start, and says which variable has which value."""
+    variable = f"MONITOR_HOOK_NVIDIA_MEMORY_{setting}"
+    monkeypatch.setenv(variable, "soon")
+    with pytest.raises(MonitorError, match=f"{variable}='soon'.* seconds"):
+        make_monitor(hooks_dir=str(copy_hooks(tmp_path / "hooks", "nvidia_memory")))

@@ -1,0 +1,75 @@
+"""The shelf as a whole: every file loads, and its README says what each does and reads."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import Monitor
+
+from .support import SHELF, copy_hooks
+
+STEMS = sorted(path.stem for path in SHELF.glob("*.py"))
+README = (SHELF / "README.md").read_text()
+ROWS = re.findall(r"^\| \[`(\w+)\.py`\]\(\1\.py\) \| (.*) \|$", README, re.MULTILINE)
+
+
+def settings_of(stem: str) -> set[str]:
+    """Find the environment variables that a file reads: by their names, or by its HookSettings."""
+    text = (SHELF / f"{stem}.py").read_text()
+    prefix = f"MONITOR_HOOK_{stem.upper()}_"
+    whole = set(re.findall(r"MONITOR_HOOK_\w*[A-Z]", text))
+    short = re.findall(
+        r"[sS]ettings(?:\(__name__\))?\.(?:get|secret|error)\(\s*\"([A-Z_]+)\"", text
+    )
+    return {each for each in whole if each + "_" != prefix} | {prefix + name for name in short}
+
+
+def test_every_file_is_loaded(
+    make_monitor: Callable[..., Monitor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All of them together, with no setting; each implements the hooks that its row names."""
+    for variable in [name for stem in STEMS for name in settings_of(stem)]:
+        monkeypatch.delenv(variable, raising=False)
+    monitor = make_monitor(hooks_dir=str(copy_hooks(tmp_path / "hooks", *STEMS)), listen=None)
+    for stem in STEMS:
+        name = f"monitor_plugin_hooks.{stem}"
+        module = sys.modules[name]
+        assert monitor.plugin_manager.get_plugin(name) is module
+        callers = monitor.plugin_manager.get_hookcallers(module) or []
+        hooks = dict(ROWS)[stem].partition("|")[0]
+        assert set(re.findall(r"`(\w+)`", hooks)) == {caller.name for caller in callers}
+    monitor.close()
+    assert caplog.text == ""
+
+
+def test_the_readme_has_a_row_for_every_file() -> None:
+    """One each, sorted, and none for what is not there."""
+    assert [stem for stem, _ in ROWS] == STEMS
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_readme_says_what_a_file_reads_and_in_which_unit(stem: str) -> None:
+    """The last column has each variable, with its unit and its default in parentheses."""
+    settings = dict(ROWS)[stem].rpartition("|")[2]
+    described = re.findall(r"`(MONITOR_HOOK_\w+)` \([\w ]+, [^)]+\)", settings)
+    assert set(described) == settings_of(stem)
+    assert all(each.startswith(f"MONITOR_HOOK_{stem.upper()}_") for each in described)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_file_says_what_it_is_for(stem: str) -> None:
+    """Its docstring names each setting, and the folder that enables it."""
+    docstring = ast.get_docstring(ast.parse((SHELF / f"{stem}.py").read_text())) or ""
+    assert "`hooks_dir`" in docstring
+    for variable in settings_of(stem):
+        short = variable.removeprefix(f"MONITOR_HOOK_{stem.upper()}_")
+        assert re.search(rf"^\s*(?:{variable}:|{short} )", docstring, re.MULTILINE), variable

@@ -1,0 +1,105 @@
+"""Backends that are busy without a break are stopped by force."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from monitor_plugin import PluginError, State, Status, hookimpl
+
+from ..support import Spawner, eventually, is_running
+from .conftest import MakeHooked
+
+
+@pytest.mark.slow
+def test_the_stuck_are_stopped(
+    hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who is busy for too long, or was and answers no more; by force; and nobody else."""
+    stuck = spawner.backend("--busy-seconds", "1000", "--ignore-sigterm")
+    frozen = spawner.backend("--busy-seconds", "1000")
+    kept = {
+        "ready": spawner.backend(),
+        "never answered": spawner.backend("--hang-status"),
+        "silent": spawner.backend("--no-status"),
+        "keep": spawner.backend("--busy-seconds", "1000"),
+    }
+    hook = hooked(
+        "stuck_stop",
+        {"SECONDS": "keep=never,*=1.5"},
+        sweep_interval_seconds=0.2,
+        status_timeout_seconds=0.2,
+        stop_timeout_seconds=1.0,
+        drain_timeout_seconds=1000.0,
+    )
+    for model, backend in {"stuck": stuck, "frozen": frozen, **kept}.items():
+        hook.spawned(model, backend)
+    eventually(lambda: hook.monitor.read("frozen").status)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    eventually(lambda: len(hook.monitor.backends()) == 4)
+    assert [each.model for each in hook.monitor.backends()] == [*kept]
+    assert not is_running(stuck.pid)
+    assert not is_running(frozen.pid)
+    told = sorted(each for each in caplog.messages if "is being stopped" in each)
+    assert len(told) == 2
+    assert f"model 'stuck' (process {stuck.pid}) is being stopped: it was busy for" in told[1]
+    assert told[1].endswith("over 1.5 s for '*'")
+
+
+class Says:
+    """Says the state of all backends."""
+
+    state: State | None = State.BUSY
+
+    @hookimpl
+    def monitor_query_status(self) -> Status | None:
+        return None if self.state is None else Status(self.state)
+
+
+def test_a_break_begins_it_anew(hooked: MakeHooked, spawner: Spawner) -> None:
+    """Also one that no background sweep saw, but somebody else; and no answer is no break."""
+    hook = hooked("stuck_stop", {"SECONDS": "1000"}, sweep_interval_seconds=0)
+    says = Says()
+    hook.monitor.plugin_manager.register(says)
+    backend = spawner.backend("--hang-status")
+    hook.spawned("m", backend)
+
+    def busy_since() -> float | None:
+        hook.monitor.sweep("m")
+        hook.module.monitor_readings_swept()
+        return next(iter(hook.module._busy_since.values()), None)
+
+    since = busy_since()
+    assert since is not None
+    assert busy_since() == since
+    says.state = None  # by gRPC it does not answer
+    assert busy_since() == since
+    says.state = State.READY
+    hook.monitor.read("m")
+    says.state = State.BUSY
+    later = busy_since()
+    assert later is not None
+    assert later > since
+    says.state = State.READY
+    assert busy_since() is None
+    says.state = None
+    assert busy_since() is None
+
+
+def test_without_a_limit_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> None:
+    """So that the whole shelf can be loaded."""
+    hook = hooked("stuck_stop", {}, sweep_interval_seconds=0)
+    hook.spawned("m", spawner.backend("--busy-seconds", "1000"))
+    hook.monitor.sweep()
+    hook.module.monitor_readings_swept()
+    assert hook.module._busy_since == {}
+
+
+def test_a_bad_limit_is_refused(hooked: MakeHooked) -> None:
+    """As the file is loaded, with what to write."""
+    with pytest.raises(PluginError) as raised:
+        hooked("stuck_stop", {"SECONDS": "15min"})
+    assert "MONITOR_HOOK_STUCK_STOP_SECONDS='15min': " in str(raised.value)
+    assert "write seconds over 0, as 900, or llama-*=600,*=900" in str(raised.value)

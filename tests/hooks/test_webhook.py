@@ -1,0 +1,133 @@
+"""Webhooks: what happens to real backends is posted, and nobody waits for it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import PluginError, ShutdownRefused, hookimpl
+
+from ..receiver import Receiver
+from ..support import Spawner, eventually
+from .conftest import MakeHooked
+
+SECRET = "hunter2-and-more"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def test_what_happens_to_backends_is_posted(
+    hooked: MakeHooked, spawner: Spawner, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """State changes, deaths and shutdowns, each once, signed, and tried again with its id."""
+    caplog.set_level(logging.DEBUG)
+    receiver.answers = [(503, {})]
+    one, other = spawner.backend(), spawner.backend("--busy-seconds", "1000")
+    hook = hooked(
+        "webhook", {"URL": f"{receiver.url}/in", "SECRET": SECRET, "RETRY_SECONDS": "0.01"}
+    )
+    hook.spawned("llama", one)
+    hook.spawned("org/bert ✓", other)
+    for model in ("llama", "org/bert ✓"):
+        hook.monitor.read(model)
+    other.process.kill()
+    hook.monitor.shutdown("llama")
+    eventually(lambda: len(receiver.posts) == 6)
+    assert len({post.headers["webhook-id"] for post in receiver.posts}) == 5
+    assert receiver.posts[0].headers["webhook-id"] == receiver.posts[1].headers["webhook-id"]
+    assert all(post.is_signed(SECRET.encode()) for post in receiver.posts)
+    assert {post.path for post in receiver.posts} == {"/in"}
+    del receiver.posts[0]
+    states = receiver.named("state_changed")
+    assert [(each["model"], each["pid"]) for each in states] == [
+        ("llama", one.pid),
+        ("org/bert ✓", other.pid),
+    ]
+    assert [(each["previous"], each["current_name"]) for each in states] == [
+        (None, "ready"),
+        (None, "busy"),
+    ]
+    ends = {each["model"]: (each["cause"], each["signal_name"]) for each in receiver.named("ended")}
+    assert ends == {"org/bert ✓": ("killed", "SIGKILL"), "llama": ("shutdown", None)}
+    (shutdown,) = receiver.named("shutdown_finished")
+    assert (shutdown["model"], shutdown["outcome"]) == ("llama", "stopped")
+    assert SECRET not in caplog.text
+    assert receiver.url not in caplog.text
+
+
+def test_a_receiver_that_hangs_holds_nobody_up(
+    hooked: MakeHooked, spawner: Spawner, receiver: Receiver
+) -> None:
+    """Readings and shutdowns are done before it answers, and so is the monitor's close."""
+    receiver.open.clear()
+    backend = spawner.backend()
+    hook = hooked("webhook", {"URL": receiver.url, "SECRET": SECRET, "QUEUE": "2"})
+    hook.spawned("m", backend)
+    hook.monitor.read("m")
+    eventually(lambda: receiver.posts)
+    hook.monitor.shutdown("m")
+    hook.monitor.close()
+    assert len(receiver.posts) == 1
+    eventually(lambda: "monitor-send" not in [each.name for each in threading.enumerate()])
+
+
+def test_without_a_url_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> None:
+    """So that the whole shelf can be loaded."""
+    hook = hooked("webhook", {})
+    backend = spawner.backend()
+    hook.spawned("m", backend)
+    hook.monitor.read("m")
+    hook.monitor.close()
+    assert "monitor-send" not in [each.name for each in threading.enumerate()]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({}, "MONITOR_HOOK_WEBHOOK_SECRET_FILE: write the path of a file that holds the secret"),
+        ({"URL": "hunter2@x"}, "MONITOR_HOOK_WEBHOOK_URL: it is no https:// or http:// URL"),
+        ({"SECRET_FILE": "/no/file"}, "MONITOR_HOOK_WEBHOOK_SECRET_FILE='/no/file': No such file"),
+        ({"SECRET": "whsec_hunter2!"}, "MONITOR_HOOK_WEBHOOK_SECRET: after whsec_ it is no base64"),
+        ({"SECRET": SECRET, "QUEUE": "0"}, "MONITOR_HOOK_WEBHOOK_QUEUE='0': "),
+        ({"SECRET": SECRET, "ATTEMPTS": "x"}, "MONITOR_HOOK_WEBHOOK_ATTEMPTS='x': "),
+        ({"SECRET": SECRET, "TIMEOUT_SECONDS": "-1"}, "MONITOR_HOOK_WEBHOOK_TIMEOUT_SECONDS='-1'"),
+        ({"SECRET": SECRET, "RETRY_SECONDS": "nan"}, "MONITOR_HOOK_WEBHOOK_RETRY_SECONDS='nan'"),
+    ],
+)
+def test_bad_settings_are_refused(said: dict[str, str], why: str, hooked: MakeHooked) -> None:
+    """As the file is loaded, with what to write, and without a secret."""
+    with pytest.raises(PluginError) as raised:
+        hooked("webhook", {"URL": "http://127.0.0.1:1", **said})
+    assert why in str(raised.value)
+    assert "write " in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_the_secret_comes_from_a_file(
+    hooked: MakeHooked, spawner: Spawner, receiver: Receiver, tmp_path: Path
+) -> None:
+    """And a refused shutdown is posted too."""
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    hook = hooked("webhook", {"URL": receiver.url, "SECRET_FILE": str(file)})
+
+    class Refuses:
+        @hookimpl
+        def monitor_before_shutdown(self) -> str:
+            return "not today"
+
+    hook.monitor.plugin_manager.register(Refuses())
+    hook.spawned("m", spawner.backend())
+    with pytest.raises(ShutdownRefused):
+        hook.monitor.shutdown("m")
+    (post,) = eventually(lambda: receiver.posts)
+    assert post.is_signed(SECRET.encode())
+    assert (post.json["type"], post.json["outcome"]) == ("shutdown_finished", "refused")
