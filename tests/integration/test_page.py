@@ -93,7 +93,7 @@ def end_of(page: Page, model: str) -> str:
     """What is said of an end, once it is."""
     line = page.locator("#ends-table tbody tr").filter(has=page.get_by_text(model, exact=True))
     line.wait_for()
-    return line.inner_text()
+    return str(line.inner_text())
 
 
 def stop_button(page: Page, model: str) -> Locator:
