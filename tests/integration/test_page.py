@@ -381,11 +381,31 @@ def test_a_monitor_that_is_away_is_asked_again(
     monitor.close()
     page.get_by_text("The monitor is away").wait_for()
     assert row(page, "before").is_visible()
+    page.set_viewport_size({"width": 360, "height": 300})
+    page.locator("footer").scroll_into_view_if_needed()
+    told = page.locator("#connection").bounding_box()
+    assert told
+    assert 0 <= told["y"] < 300
     monitor = make_swept(listen=listen)
     register(monitor, "after")
     page.evaluate("window.dispatchEvent(new Event('online'))")
     badge(page, "after")("ready")
     page.get_by_text("Live", exact=True).wait_for()
+
+
+def test_a_change_counts_before_the_next_sweep(
+    make_monitor: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """A state that somebody else's reading found is shown, though the last sweep's is listed."""
+    monitor = make_monitor(sweep_interval_seconds=3600)
+    backend = register(monitor, "m")
+    tab = tabs.open(monitor.url)
+    badge(tab.page, "m")("ready")
+    tab.requests.clear()
+    os.kill(backend.pid, signal.SIGUSR1)
+    eventually(lambda: Client(monitor.url).monitor("m").json["state"] == 1)
+    badge(tab.page, "m")("busy")
+    assert not [url for url in tab.requests if url.endswith("/backends")]
 
 
 def test_without_sweeps_readings_are_asked_for(
