@@ -7,7 +7,7 @@ SOAK ?=
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo demo-circus demo-supervisord test soak proto clean
+.PHONY: demo demo-circus demo-supervisord test soak screenshots proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
@@ -26,6 +26,10 @@ test: $(VENV)/tox
 
 soak: $(VENV)/installed
 	@$(VENV)/bin/python benchmarks/soak.py $(SOAK)
+
+screenshots: $(VENV)/installed-screenshots
+	@.ci/setup
+	$(VENV)/bin/python docs/screenshots.py
 
 proto: $(VENV)/protoc
 	$(VENV)/bin/python -m grpc_tools.protoc -Iproto \
@@ -48,6 +52,10 @@ $(VENV)/installed-circus: $(VENV)/installed
 
 $(VENV)/installed-supervisord: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --editable '.[supervisord]'
+	@touch $@
+
+$(VENV)/installed-screenshots: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet playwright
 	@touch $@
 
 $(VENV)/tox: $(VENV)/created

@@ -28,6 +28,9 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"monitor_plugin"}
     for name in ("py.typed", "backend.binpb", "demo/backend.py", "http/app.py"):
         assert f"monitor_plugin/{name}" in names
+    page = ROOT / "monitor_plugin" / "page"
+    for path in page.rglob("*.*"):
+        assert str(path.relative_to(ROOT)) in names
 
 
 def test_the_descriptors_are_what_the_protocol_compiles_to(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     python -m monitor_plugin.demo.backend --addr 127.0.0.1:0 --weights-mib 64
 
-Prints `serving on ADDRESS` once it serves. Ends on SIGTERM with exit code 0.
+Prints `serving on ADDRESS` once it serves. Ends on SIGTERM with exit code 0. On SIGUSR1 it becomes
+busy, or what it was before.
 """
 
 from __future__ import annotations
@@ -64,10 +65,15 @@ class Service:
         self._options = options
         self._message = load_messages()
         self._busy_until = time.monotonic() + options.busy_seconds
+        self._busy = False
         self._memory = {
             "weights": allocate(options.weights_mib),
             "kv_cache": allocate(options.kv_cache_mib),
         }
+
+    def toggle_busy(self) -> None:
+        """Become busy, or what it was before."""
+        self._busy = not self._busy
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The methods, for a server to take."""
@@ -108,7 +114,7 @@ class Service:
         if self._options.hang_status:
             threading.Event().wait()
         time.sleep(self._options.status_seconds)
-        busy = time.monotonic() < self._busy_until
+        busy = self._busy or time.monotonic() < self._busy_until
         response = self._message("StatusResponse")(
             state=int(State.BUSY) if busy else self._options.state
         )
@@ -151,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     fork_workers(options)  # before gRPC, which does not survive a fork
     service = Service(options)
+    signal.signal(signal.SIGUSR1, lambda number, frame: service.toggle_busy())
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((service.handlers(),))
     port = server.add_insecure_port(options.addr)

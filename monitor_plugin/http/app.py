@@ -17,6 +17,7 @@ from .audit import Audit
 from .listing import BackendsResource, EventsResource, HistoryResource, VersionResource
 from .metrics import MetricsResource, MetricsSource
 from .openapi import describe_api
+from .page import add_page
 from .resources import (
     HealthResource,
     HooksResource,
@@ -68,6 +69,7 @@ def create_app(
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))
     app.add_route("/openapi.json", OpenApiResource(describe_api(tokens.required)))
+    add_page(app)
     app.set_error_serializer(_serialize_http_error)
     app.add_error_handler(MonitorError, _answer_monitor_error)
     app.add_error_handler(Exception, _answer_unexpected_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from .listing_wire import BackendsAnswer, EventsAnswer, HistoryAnswer, VersionAnswer
 from .metrics import OPENMETRICS, TEXT
+from .page import ASSET_TYPES, ASSETS
 from .wire import (
     MODEL_NAME_SCHEMA,
     ErrorAnswer,
@@ -118,10 +120,7 @@ def describe_api(token_required: bool) -> bytes:
     def answers(*errors: int, good: Any, description: str, **more: Any) -> dict[str, Any]:
         return {
             "200": {"description": description, "content": _content(good), **more},
-            **{
-                str(code): {"description": _ERRORS[code], "content": _content(error)}
-                for code in sorted({400, *errors})
-            },
+            **{str(code): _error(code, error) for code in sorted({400, *errors})},
         }
 
     def read(method: str, suffix: str) -> dict[str, Any]:
@@ -186,6 +185,8 @@ def describe_api(token_required: bool) -> bytes:
         "content": _content(health),
     }
     paths["/hooks"] = simple("The plugins that are loaded", hooks, *refusals)
+    for path, item in _page(error).items():
+        paths[path] = {"get": {**item, **open_to_all}}
     paths["/openapi.json"] = simple("This description", {"type": "object"}, *refusals)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -203,9 +204,39 @@ def describe_api(token_required: bool) -> bytes:
     return msgspec.json.encode(document)
 
 
+def _page(error: dict[str, Any]) -> dict[str, Any]:
+    def answers(errors: Iterable[int], *types: str) -> dict[str, Any]:
+        text = {"schema": {"type": "string"}}
+        return {
+            "200": {"description": "The file", "content": dict.fromkeys(types, text)},
+            "304": {"description": "The client has it: `If-None-Match` named its `ETag`"},
+            **{str(code): _error(code, error) for code in errors},
+        }
+
+    names = {"name": "name", "in": "path", "required": True, "schema": {"enum": list(ASSETS)}}
+    # A name that is no asset's is guarded as any other path is.
+    return {
+        "/": {
+            "operationId": "page",
+            "summary": "The page, for browsers",
+            "responses": answers((400, 403), "text/html"),
+        },
+        "/assets/{name}": {
+            "operationId": "asset",
+            "summary": "What the page needs",
+            "parameters": [names],
+            "responses": answers((400, 401, 403, 404), *ASSET_TYPES),
+        },
+    }
+
+
 def _schemas(*types: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     return list(schemas), components
+
+
+def _error(code: int, error: dict[str, Any]) -> dict[str, Any]:
+    return {"description": _ERRORS[code], "content": _content(error)}
 
 
 def _content(schema: Any) -> dict[str, Any]:

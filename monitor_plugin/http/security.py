@@ -10,9 +10,10 @@ import falcon
 from ..origins import canonical_origin, host_name, ip_address, is_loopback_name, is_same_origin
 from ..settings import Settings, parse_listen
 from ..tokens import Role, Token, Tokens
+from .page import PAGE_PATHS
 
 # They reveal no model.
-PUBLIC_PATHS = ("/", "/healthz", "/readyz")
+PUBLIC_PATHS = (*PAGE_PATHS, "/healthz", "/readyz")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # What is read by POST; any other POST, a hook's too, wants an admin.
 _READ_BY_POST = ("/backend/monitor", "/v1/backend/monitor")

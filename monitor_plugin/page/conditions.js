@@ -1,0 +1,72 @@
+// What an item of GET /backends and of its ends means to the person who looks.
+
+const PHASES = {
+  asking: "asks the hooks for leave",
+  draining: "waits until it is idle",
+  stopping: "ends its processes",
+  watching: "is gone; watches for a restart",
+};
+
+const NO_ANSWER = {
+  DEADLINE_EXCEEDED: "no answer in time: busy, or stuck",
+  UNAVAILABLE: "its address cannot be reached",
+};
+
+const LAST = { 0: "uninitialized", 1: "busy", 2: "ready", "-1": "in error" };
+
+/** A backend's condition: the badge's word and tone, why, and whether somebody should look. */
+export function condition(item) {
+  if (item.shutdown) {
+    const { phase } = item.shutdown;
+    return { word: phase, tone: "stopping", why: PHASES[phase] ?? "", trouble: false };
+  }
+  if (item.state === null || item.state === undefined) return silent(item);
+  const word = item.state_name === "unknown" ? `state ${item.state}` : item.state_name;
+  if (item.state === -1) return { word, tone: "bad", why: "", trouble: true };
+  const tone = { 0: "waiting", 1: "busy", 2: "ready" }[item.state] ?? "quiet";
+  return { word, tone, why: tone === "quiet" ? "not in the protocol" : "", trouble: false };
+}
+
+function silent(item) {
+  const code = item.rpc_error ?? null;
+  if (code === null || code === "UNIMPLEMENTED") {
+    const why = code ? "it reports no state" : item.source === null ? "not read yet" : "";
+    return { word: "unknown", tone: "quiet", why, trouble: false };
+  }
+  const why = NO_ANSWER[code] ?? "its status cannot be read";
+  const before = LAST[item.last_state];
+  const last = before ? `; was ${before}` : "";
+  return { word: "unknown", tone: "warn", why: `${why} (${code})${last}`, trouble: true };
+}
+
+/** How an end is told: calm where it was meant, else not. */
+export function ending(end) {
+  const meant = end.cause === "shutdown" || (end.cause === "exited" && end.exit_code === 0);
+  const word = end.cause === "oom" ? "out of memory" : end.cause;
+  return { word, tone: meant ? "quiet" : end.cause === "unknown" ? "warn" : "bad", why: end.description ?? "" };
+}
+
+/** CPU of the whole tree, in percent of one core, or null. */
+export const cpuOf = (item) => item.process?.tree?.cpu_percent ?? item.process?.cpu_percent ?? null;
+
+export const memoryOf = (item) => item.memory?.total ?? null;
+
+const onGpu = (name) => /^vram(:|$)/.test(name);
+
+/** The parts of a backend's memory, the largest first. What lies on a GPU (`vram`, `vram:0`) is no
+ *  part of the machine's memory; of the total, what no component explains is the rest. */
+export function partsOf(item) {
+  const components = Object.entries(item.memory?.breakdown ?? {})
+    .map(([name, size]) => ({ name, size, gpu: onGpu(name) }))
+    .sort((one, other) => other.size - one.size || (one.name < other.name ? -1 : 1));
+  const explained = components
+    .filter((part) => !part.gpu || item.memory_source === "backend")
+    .reduce((sum, part) => sum + part.size, 0);
+  const rest = (memoryOf(item) ?? 0) - explained;
+  const hosted = components.filter((part) => !part.gpu);
+  return {
+    hosted: rest > 0 && components.length > 0 ? [...hosted, { name: "other", size: rest, rest: true }] : hosted,
+    gpu: components.filter((part) => part.gpu),
+    whole: components.length === 0,
+  };
+}

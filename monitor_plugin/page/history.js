@@ -1,0 +1,49 @@
+// The last 15 minutes of each backend's figures: from the monitor, then grown from what comes.
+
+import { cpuOf, memoryOf } from "./conditions.js";
+
+export const SPAN_SECONDS = 15 * 60;
+
+const keyOf = (item) => `${item.pid}/${item.model}`;
+
+export class History {
+  #interval = 5;
+  #series = new Map();
+
+  /** Take an answer of GET /history in place of what there is. */
+  load(answer) {
+    this.#interval = answer.interval_seconds || this.#interval;
+    this.#series.clear();
+    for (const each of answer.backends) {
+      const from = answer.times.length - each.memory.length;
+      this.#series.set(keyOf(each), {
+        times: answer.times.slice(from),
+        cpu: [...each.cpu_percent],
+        memory: [...each.memory],
+      });
+    }
+  }
+
+  /** Add the figures of an answer of GET /backends; forget what is gone, and what is too old. */
+  add(items, now) {
+    const live = new Set();
+    for (const item of items) {
+      const key = keyOf(item);
+      live.add(key);
+      if (!this.#series.has(key)) this.#series.set(key, { times: [], cpu: [], memory: [] });
+      const { times, cpu, memory } = this.#series.get(key);
+      if (times.length > 0 && now - times.at(-1) < this.#interval * 0.8) continue;
+      times.push(now);
+      cpu.push(cpuOf(item));
+      memory.push(memoryOf(item));
+      let old = 0;
+      while (times[old] < now - SPAN_SECONDS) old += 1;
+      for (const list of [times, cpu, memory]) list.splice(0, old);
+    }
+    for (const key of this.#series.keys()) if (!live.has(key)) this.#series.delete(key);
+  }
+
+  of(item) {
+    return this.#series.get(keyOf(item)) ?? { times: [], cpu: [], memory: [] };
+  }
+}

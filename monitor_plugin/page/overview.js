@@ -1,0 +1,54 @@
+// The top of the page: how many are in which condition, and who holds the machine's memory.
+
+import { drawBar, listParts } from "./bars.js";
+import { condition, memoryOf } from "./conditions.js";
+import { byId, element, fill, setText } from "./dom.js";
+import { bytes, percent, plural } from "./format.js";
+
+const TOP = 6;
+const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
+
+/** Show an answer of GET /backends; gives how many are in trouble. */
+export function showOverview({ backends, machine }) {
+  byId("overview").hidden = false;
+  const conditions = backends.map(condition);
+  const counts = new Map();
+  for (const { word, tone } of conditions) {
+    const shown = tone === "warn" ? "without an answer" : word === "unknown" ? "of unknown state" : word;
+    const known = counts.get(shown) ?? { shown, tone, number: 0 };
+    counts.set(shown, { ...known, number: known.number + 1 });
+  }
+  const sorted = [...counts.values()].sort((one, other) => ORDER.indexOf(one.tone) - ORDER.indexOf(other.tone));
+  fill(byId("counts"), sorted, () => element("li"), (line, { shown, tone, number }) => {
+    line.dataset.tone = tone;
+    setText(line, `${number} ${shown}`);
+  });
+  showMemory(backends, machine?.memory_total ?? null);
+  return conditions.filter(({ trouble }) => trouble).length;
+}
+
+function showMemory(backends, whole) {
+  const holders = new Map();
+  let unknown = 0;
+  for (const item of backends) {
+    const size = memoryOf(item);
+    if (size === null) unknown += 1;
+    else holders.set(item.model, (holders.get(item.model) ?? 0) + size);
+  }
+  const sorted = [...holders].map(([name, size]) => ({ name, size })).sort((one, other) => other.size - one.size);
+  const most = sorted.length > TOP ? TOP - 1 : TOP;
+  const parts = sorted.slice(0, most).map((part, rank) => ({ ...part, colour: String(rank) }));
+  const others = sorted.slice(most);
+  if (others.length > 0) {
+    const size = others.reduce((total, part) => total + part.size, 0);
+    parts.push({ name: `${others.length} more`, size, colour: "rest" });
+  }
+  const sum = sorted.reduce((total, part) => total + part.size, 0);
+  const share = whole ? ` of the machine’s ${bytes(whole)} (${percent((100 * sum) / whole)})` : "";
+  const gap = unknown > 0 ? `; what ${plural(unknown, "backend holds", "backends hold")} is unknown` : "";
+  const least = unknown > 0 ? "at least " : "";
+  const held = sorted.length > 0 ? `hold ${least}${bytes(sum)}${share}${gap}` : "hold an unknown amount of memory";
+  setText(byId("held"), backends.length > 0 ? `${plural(backends.length, "backend")} ${held}.` : "");
+  drawBar(byId("held-bar"), parts, whole);
+  listParts(byId("holders"), parts, TOP);
+}

@@ -1,0 +1,152 @@
+// One backend's row. Its nodes stay the same over updates, so that focus and selections do.
+
+import { drawBar, listParts } from "./bars.js";
+import { Chart } from "./charts.js";
+import { condition, cpuOf, memoryOf, partsOf } from "./conditions.js";
+import { cell, element, named, setText } from "./dom.js";
+import { bytes, count, duration, moment, percent } from "./format.js";
+
+const MEMORY_SOURCES = {
+  backend: "as it reports",
+  pss: "of its processes (PSS)",
+  rss: "of its processes (RSS: shared pages count more than once)",
+};
+const OLD_SECONDS = 20;
+const MOST_PARTS = 5;
+
+export class Row {
+  gone = false;
+  #pending = null;
+  #last = null;
+
+  constructor(item, palette, onStop) {
+    this.palette = palette;
+    this.item = item;
+    this.word = element("span", { class: "badge" });
+    this.why = element("div", { class: "more" });
+    this.since = element("div", { class: "more" });
+    this.under = element("span");
+    this.facts = element("dl");
+    this.details = element("details", {}, element("summary", {}, this.under), this.facts);
+    this.total = element("span", { class: "now" });
+    this.share = element("span", { class: "more" });
+    this.bar = element("div", { class: "bar", "aria-hidden": "true" });
+    this.parts = element("ul", { class: "parts" });
+    this.cpu = new Chart("CPU", percent, "--cpu", 100);
+    this.trend = new Chart("Memory", bytes, "--memory", 1);
+    this.button = element("button", { type: "button", class: "stop" }, "Stop");
+    this.button.addEventListener("click", () => {
+      if (this.button.getAttribute("aria-disabled") !== "true") onStop(this.item, this.button);
+    });
+    this.node = element(
+      "tr",
+      { role: "row" },
+      element("th", { role: "rowheader", scope: "row" }, named(item.model), this.details),
+      cell("State", this.word, this.why, this.since),
+      cell("Memory", element("div", { class: "figure" }, this.total, " ", this.share), this.bar, this.parts),
+      cell("CPU, last 15 min", ...this.cpu.nodes),
+      cell("Memory, last 15 min", ...this.trend.nodes),
+      cell("", this.button),
+    );
+  }
+
+  /** Show a newer item of the same backend. */
+  update(item, machine, series, now) {
+    this.item = item;
+    this.#last = [item, machine, series, now];
+    this.#state(item, now);
+    this.#facts(item);
+    this.#memory(item, machine);
+    this.cpu.update(percent(cpuOf(item)), series.times, series.cpu, now);
+    this.trend.update("", series.times, series.memory, now);
+    const stopping = this.#pending !== null || (item.shutdown ?? null) !== null;
+    this.#button(stopping, stopping ? "Stopping…" : "Stop");
+  }
+
+  /** Show that it is gone; `end` says why, where it is known. */
+  leave(end) {
+    this.gone = true;
+    this.node.classList.add("gone");
+    this.#badge("gone", "quiet", end ? `It ${end.description}` : "", "");
+    this.#button(true, "Gone");
+  }
+
+  /** Show what was asked for, until the monitor says so itself; null: it is over. */
+  asked(word) {
+    this.#pending = word;
+    if (!this.gone) this.update(...this.#last);
+  }
+
+  close() {
+    this.cpu.close();
+    this.trend.close();
+    this.node.remove();
+  }
+
+  #badge(word, tone, why, since) {
+    this.word.dataset.tone = tone;
+    this.node.dataset.tone = tone;
+    setText(this.word, word);
+    setText(this.why, why);
+    setText(this.since, since);
+  }
+
+  #state(item, now) {
+    if (this.#pending !== null && !item.shutdown) {
+      this.#badge(this.#pending, "stopping", "", "");
+      return;
+    }
+    const { word, tone, why } = condition(item);
+    const notes = [];
+    if (item.shutdown) notes.push(`for ${duration(item.shutdown.seconds)}`);
+    else if (item.state_changed_at && (item.state ?? null) !== null) {
+      notes.push(`for ${duration(now - Date.parse(item.state_changed_at) / 1000)}`);
+    }
+    if (item.age_seconds > OLD_SECONDS) notes.push(`read ${duration(item.age_seconds)} ago`);
+    this.#badge(word, tone, why, notes.join(", "));
+  }
+
+  #facts(item) {
+    setText(this.under, `PID ${item.pid}, up ${duration(item.uptime_seconds)}`);
+    const tree = item.process?.tree;
+    const facts = [
+      ["Address", item.address],
+      ["Started", moment(item.created_at)],
+      ["Read by", item.source ?? "unknown"],
+      ["Processes", count(tree?.processes)],
+      ["RSS, PSS", `${bytes(tree?.rss)}, ${bytes(tree?.pss)}`],
+      ["GPU memory", bytes(tree?.vram)],
+      ["Threads", count(tree?.threads)],
+      ["Open files", count(tree?.open_files)],
+    ];
+    if (this.facts.children.length === 0) {
+      for (const [name] of facts) {
+        this.facts.append(element("div", {}, element("dt", {}, name), element("dd")));
+      }
+    }
+    facts.forEach(([, text], index) => setText(this.facts.children[index].lastElementChild, text));
+  }
+
+  #memory(item, machine) {
+    const total = memoryOf(item);
+    setText(this.total, bytes(total));
+    const whole = machine?.memory_total ?? null;
+    const share = total !== null && whole ? `${percent((100 * total) / whole)} of ${bytes(whole)}` : "";
+    setText(this.share, share);
+    this.share.title = MEMORY_SOURCES[item.memory_source] ?? "";
+    const { hosted, gpu, whole: alone } = partsOf(item);
+    const colour = (part) => ({ ...part, colour: this.palette.of(part) });
+    const bar = alone && total !== null ? [{ size: total, colour: "rest" }] : hosted.map(colour);
+    drawBar(this.bar, bar, whole);
+    const onGpu = gpu.map((part) => ({ ...part, name: `${part.name} (GPU)`, colour: "gpu" }));
+    listParts(this.parts, [...hosted.map(colour), ...onGpu], MOST_PARTS);
+  }
+
+  #button(disabled, text) {
+    setText(this.button, text);
+    // Not `disabled`, which would take the focus away.
+    if (disabled) this.button.setAttribute("aria-disabled", "true");
+    else this.button.removeAttribute("aria-disabled");
+    this.button.setAttribute("aria-label", `${text} ${this.item.model}, PID ${this.item.pid}`);
+  }
+}

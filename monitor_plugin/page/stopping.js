@@ -1,0 +1,69 @@
+// Stopping a model: the question, the request, and what came of it.
+
+import { Refused, stop } from "./api.js";
+import { byId, named, setText } from "./dom.js";
+import { complain } from "./notices.js";
+
+// A browser opens six connections to a host, and the page needs some of them itself.
+const AT_ONCE = 3;
+
+export class Stopping {
+  #running = 0;
+  #waiting = [];
+
+  /** `rowsOf(model, pid)` gives the rows that are concerned; `onChange()` asks for news;
+   *  `onUnauthorized()` asks for a token, and is waited for. */
+  constructor({ rowsOf, onChange, onUnauthorized }) {
+    this.rowsOf = rowsOf;
+    this.onChange = onChange;
+    this.onUnauthorized = onUnauthorized;
+    this.dialog = byId("stop");
+  }
+
+  /** Ask whether to stop a backend, and do so on a yes. */
+  async ask(item, button) {
+    const replicas = this.rowsOf(item.model, null).length;
+    byId("stop-title").replaceChildren("Stop ", named(item.model), "?");
+    setText(byId("stop-what"), replicas > 1
+      ? "It finishes what it is busy with, and then all its processes are ended."
+      : `PID ${item.pid} finishes what it is busy with, and then all its processes are ended.`);
+    byId("stop-which").hidden = replicas < 2;
+    setText(byId("stop-one"), `this one, PID ${item.pid}`);
+    setText(byId("stop-all"), `all ${replicas}`);
+    this.dialog.querySelector("[value=one]").checked = true;
+    byId("stop-force").checked = false;
+    this.dialog.returnValue = "no";
+    this.dialog.showModal();
+    await new Promise((resolve) => this.dialog.addEventListener("close", resolve, { once: true }));
+    button.focus();
+    if (this.dialog.returnValue !== "yes") return;
+    const one = replicas > 1 && this.dialog.querySelector("[value=one]").checked;
+    await this.#stop(item.model, one ? item.pid : null, byId("stop-force").checked);
+  }
+
+  async #stop(model, pid, force) {
+    const rows = this.rowsOf(model, pid);
+    for (const row of rows) row.asked("asking");
+    if (this.#running >= AT_ONCE) await new Promise((resolve) => this.#waiting.push(resolve));
+    this.#running += 1;
+    try {
+      await stop(model, pid, force);
+    } catch (error) {
+      complain(reason(model, error));
+      if (error.status === 401) await this.onUnauthorized();
+    } finally {
+      this.#running -= 1;
+      this.#waiting.shift()?.();
+      for (const row of rows) row.asked(null);
+      this.onChange();
+    }
+  }
+}
+
+function reason(model, error) {
+  if (!(error instanceof Refused)) return `Whether ${model} was stopped is not known: ${error.message}.`;
+  if (error.status === 403) {
+    return `${model} was not stopped: your token may look, and not stop (${error.message}).`;
+  }
+  return error.message.includes(model) ? error.message : `${model}: ${error.message}`;
+}

@@ -1,0 +1,105 @@
+"""A real Chromium, as Debian packages it, driven by Playwright."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+def lacking(what: str) -> None:
+    """Skip the test, or fail where nothing may be lacking."""
+    assert not os.environ.get("CI"), f"there is no {what} here; .ci/setup or tox installs it"
+    pytest.skip(f"there is no {what} here")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser without a window."""
+    program = shutil.which("chromium")
+    if program is None:
+        lacking("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        lacking("playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
+
+
+class Tab(NamedTuple):
+    """A page of the browser, and all that it did which it should not have done."""
+
+    page: Page
+    faults: list[str]
+    requests: list[str]
+
+
+class Tabs:
+    """Opens tabs; at the end each must have had no error, and asked no other host for anything."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._tabs: list[Tab] = []
+
+    def open(self, url: str, wait: bool = True, expected: str = "", **options: Any) -> Tab:
+        """Open a page.
+
+        Args:
+            url: where the monitor answers.
+            wait: until it shows what the monitor says.
+            expected: a part of the errors in the console that are meant.
+            options: of the browser's context.
+        """
+        context = self._browser.new_context(**options)
+        context.set_default_timeout(20_000)
+        tab = Tab(context.new_page(), [], [])
+        self._tabs.append(tab)
+        host = urlsplit(url).netloc
+
+        def note(kind: str) -> Callable[[Any], None]:
+            def noted(message: Any) -> None:
+                text = getattr(message, "text", None) or str(message)
+                if not (expected and expected in text):
+                    tab.faults.append(f"{kind}: {text}")
+
+            return noted
+
+        def console(message: Any) -> None:
+            if message.type in ("error", "warning"):
+                note(message.type)(message)
+
+        def requested(request: Any) -> None:
+            tab.requests.append(request.url)
+            if not request.url.startswith("data:") and urlsplit(request.url).netloc != host:
+                tab.faults.append(f"a request to {request.url}")
+
+        def asked(dialog: Any) -> None:
+            tab.faults.append(f"a dialog of its own: {dialog.message}")
+            dialog.dismiss()
+
+        tab.page.on("console", console)
+        tab.page.on("pageerror", note("exception"))
+        tab.page.on("dialog", asked)
+        tab.page.on("request", requested)
+        tab.page.goto(f"{url}/")
+        if wait:
+            tab.page.wait_for_selector("#connection[data-tone=good]")
+        return tab
+
+    def close(self) -> None:
+        """Close all, and tell of what was wrong."""
+        faults = [fault for tab in self._tabs for fault in tab.faults]
+        for tab in self._tabs:
+            tab.page.context.close()
+        assert not faults, "\n".join(faults)

@@ -1,0 +1,536 @@
+"""The page in a real Chromium, against a real monitor and real backends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from monitor_plugin import Backend, Monitor, hookimpl
+
+from ..support import Backend as Spawned
+from ..support import Client, Spawner, eventually, is_running
+from .browser import Tabs, chromium, lacking
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.once
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+Register = Callable[..., Spawned]
+# Notes each word that a first row's state becomes.
+NOTE_STATES = """() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const word = document.querySelector("#backends-table tbody .badge")?.textContent;
+    if (word && word !== window.seen.at(-1)) window.seen.push(word);
+  }).observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+# What stands out of a screen of 360 px.
+OVER_THE_EDGE = """[...document.querySelectorAll("main *:not(.unseen, .unseen *, thead, thead *)")]
+  .filter((node) => node.getBoundingClientRect().right > 360).map((node) => node.outerHTML)"""
+# Whether something is drawn on a chart.
+INK = """chart => {
+  const canvas = chart.querySelector("canvas");
+  const empty = Object.assign(document.createElement("canvas"), {
+    width: canvas.width, height: canvas.height,
+  });
+  return canvas.toDataURL() !== empty.toDataURL();
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tabs(browser: Browser) -> Iterator[Tabs]:
+    tabs = Tabs(browser)
+    yield tabs
+    tabs.close()
+
+
+@pytest.fixture
+def make_swept(make_monitor: Callable[..., Monitor]) -> Callable[..., Monitor]:
+    """Makes monitors that notice another state at once."""
+    return lambda **options: make_monitor(**{"sweep_interval_seconds": 0.2, **options})
+
+
+@pytest.fixture
+def register(spawner: Spawner) -> Register:
+    """Starts a backend, and registers it."""
+
+    def register(monitor: Monitor, model: str, *switches: str) -> Spawned:
+        backend = spawner.backend(*switches)
+        monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
+        return backend
+
+    return register
+
+
+def row(page: Page, model: str) -> Locator:
+    """The row of a backend."""
+    return page.locator("#backends-table tbody tr").filter(has=page.get_by_text(model, exact=True))
+
+
+def badge(page: Page, model: str) -> Callable[[str], None]:
+    """Waits until a backend's state is a word."""
+    return lambda word: row(page, model).locator(".badge", has_text=word).wait_for()
+
+
+def end_of(page: Page, model: str) -> str:
+    """What is said of an end, once it is."""
+    line = page.locator("#ends-table tbody tr").filter(has=page.get_by_text(model, exact=True))
+    line.wait_for()
+    return str(line.inner_text())
+
+
+def stop_button(page: Page, model: str) -> Locator:
+    return row(page, model).locator("button")
+
+
+def confirm(page: Page, model: str) -> None:
+    stop_button(page, model).click()
+    page.get_by_role("button", name="Stop it").click()
+
+
+def test_states_change_live(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """A state, a new backend and its memory appear without loading anew, and are told of."""
+    monitor = make_swept()
+    backend = register(monitor, "org/a model")
+    page = tabs.open(monitor.url).page
+    page.evaluate("window.same = true")
+    badge(page, "org/a model")("ready")
+    assert "weights 2 MiB" in row(page, "org/a model").inner_text()
+    assert "kv_cache 1 MiB" in row(page, "org/a model").inner_text()
+    os.kill(backend.pid, signal.SIGUSR1)
+    badge(page, "org/a model")("busy")
+    page.locator("#changes", has_text="org/a model is busy").wait_for(state="attached")
+    register(monitor, "b")
+    badge(page, "b")("ready")
+    assert page.locator("#counts").inner_text().split("\n") == ["1 busy", "1 ready"]
+    assert page.evaluate("window.same")
+
+
+def test_a_stop_is_asked_done_and_shown(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """A confirmed stop shows draining, stopping and gone, and then stands among the ends."""
+    monitor = make_swept(stop_timeout_seconds=1.0)
+    backend = register(monitor, "m", "--ignore-sigterm")
+    register(monitor, "other")
+    os.kill(backend.pid, signal.SIGUSR1)
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("busy")
+    page.evaluate(NOTE_STATES)
+    confirm(page, "m")
+    badge(page, "m")("draining")
+    assert stop_button(page, "m").get_attribute("aria-disabled") == "true"
+    assert is_running(backend.pid)
+    os.kill(backend.pid, signal.SIGUSR1)
+    badge(page, "m")("gone")
+    seen = page.evaluate("window.seen")
+    assert [word for word in seen if word in ("draining", "stopping", "gone")] == [
+        "draining",
+        "stopping",
+        "gone",
+    ]
+    assert not is_running(backend.pid)
+    assert "shutdown" in end_of(page, "m")
+    row(page, "m").wait_for(state="detached")
+    assert stop_button(page, "other").evaluate("node => node === document.activeElement")
+
+
+def test_a_cancelled_stop_does_nothing(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """After Cancel or Escape nothing was sent, and the focus is back."""
+    monitor = make_swept()
+    backend = register(monitor, "m")
+    tab = tabs.open(monitor.url)
+    dialog = tab.page.get_by_role("dialog", name="Stop m?")
+    for cancel in ("click", "escape", "enter"):
+        stop_button(tab.page, "m").click()
+        dialog.wait_for()
+        if cancel == "click":
+            dialog.get_by_role("button", name="Cancel").click()
+        else:  # Enter is for the button with the focus, which is Cancel
+            tab.page.keyboard.press(cancel.capitalize())
+        dialog.wait_for(state="hidden")
+        assert stop_button(tab.page, "m").evaluate("node => node === document.activeElement")
+    assert is_running(backend.pid)
+    assert not [url for url in tab.requests if "shutdown" in url]
+
+
+def test_a_replica_is_stopped_alone_or_with_the_others(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Of a model with several backends the question says which; this one, unless told otherwise."""
+    monitor = make_swept()
+    first, second, third = (register(monitor, "m") for _ in range(3))
+    page = tabs.open(monitor.url).page
+    mine = page.get_by_role("button", name=f"Stop m, PID {second.pid}")
+    mine.click()
+    page.get_by_role("button", name="Stop it").click()
+    eventually(lambda: not is_running(second.pid))
+    page.locator("#ends-table tbody tr").wait_for()
+    assert is_running(first.pid)
+    assert is_running(third.pid)
+    page.get_by_role("button", name=f"Stop m, PID {third.pid}").click()
+    page.get_by_label("all 2").check()
+    page.get_by_role("button", name="Stop it").click()
+    eventually(lambda: not is_running(first.pid) and not is_running(third.pid))
+
+
+def test_a_crash_appears_with_its_cause(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """A backend that is killed is shown as gone, and how."""
+    monitor = make_swept()
+    backend = register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+    os.kill(backend.pid, signal.SIGKILL)
+    badge(page, "m")("gone")
+    assert "SIGKILL" in row(page, "m").inner_text()
+    ended = end_of(page, "m")
+    assert "killed" in ended
+    assert "SIGKILL" in ended
+    assert f"{backend.pid}" in ended
+    stop_button(page, "m").focus()
+    page.get_by_text("No backend is registered.").wait_for()
+    assert page.evaluate("document.activeElement.id") == "backends"
+
+
+class Components:
+    @hookimpl
+    def monitor_memory_components(self, backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
+        return {HOSTILE: 2**30, "vram:0": 2**31}
+
+
+class Refuses:
+    @hookimpl
+    def monitor_before_shutdown(self, backend: Backend, force: bool) -> str:
+        return HOSTILE
+
+
+def test_no_text_becomes_markup(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """A model, a component and a refusal called like an element are shown to the letter."""
+    monitor = make_swept(plugins=[Components(), Refuses()])
+    backend = register(monitor, HOSTILE)
+    page = tabs.open(monitor.url, expected="409").page
+    badge(page, HOSTILE)("ready")
+    assert f"{HOSTILE} 1 GiB" in row(page, HOSTILE).inner_text().replace("\xa0", " ")
+    assert "vram:0 (GPU) 2 GiB" in row(page, HOSTILE).inner_text()
+    confirm(page, HOSTILE)
+    notice = page.get_by_role("alert").filter(has_text="refused")
+    notice.wait_for()
+    assert notice.inner_text().count(HOSTILE) == 2
+    os.kill(backend.pid, signal.SIGKILL)
+    end_of(page, HOSTILE)
+    assert page.locator("img").count() == 0
+
+
+def test_the_token_is_asked_for_once(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs, tmp_path: Path
+) -> None:
+    """It is asked for, again if it is wrong, kept in the tab, and a reader's is told what it is."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read:grafana:r3ad\nadmin:ops:4dmin\n")
+    monitor = make_swept(token_file=str(tokens))
+    backend = register(monitor, "m")
+    page = tabs.open(monitor.url, wait=False, expected="Failed to load resource").page
+    dialog = page.get_by_role("dialog", name="The monitor wants a token")
+    dialog.wait_for()
+    assert "m" not in page.locator("#backends-table tbody").inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("textbox", name="Token").fill("wrong")
+    page.keyboard.press("Enter")
+    page.get_by_text("The token that you gave is not valid.").wait_for()
+    page.get_by_role("textbox", name="Token").fill("r3ad")
+    page.keyboard.press("Enter")
+    badge(page, "m")("ready")
+    page.reload()
+    badge(page, "m")("ready")
+    assert dialog.is_hidden()
+    assert "r3ad" not in page.content()
+    assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+    confirm(page, "m")
+    notice = page.get_by_role("alert").filter(has_text="your token may look, and not stop")
+    notice.wait_for()
+    badge(page, "m")("ready")
+    assert is_running(backend.pid)
+    notice.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Forget the token").click()
+    page.get_by_role("textbox", name="Token").fill("4dmin")
+    page.keyboard.press("Enter")
+    confirm(page, "m")
+    end_of(page, "m")
+    assert not is_running(backend.pid)
+
+
+def test_it_is_used_by_keyboard_alone(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Tab and Enter find and stop a model; updates leave the focus, and what is opened, alone."""
+    monitor = make_swept()
+    backend = register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+
+    def tab_to(what: str) -> None:
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            if page.evaluate(
+                "document.activeElement.matches(arguments[0])".replace(
+                    "arguments[0]", json.dumps(what)
+                )
+            ):
+                return
+        raise AssertionError(f"no way to {what}")
+
+    tab_to("summary")
+    page.keyboard.press("Enter")
+    os.kill(backend.pid, signal.SIGUSR1)
+    badge(page, "m")("busy")
+    os.kill(backend.pid, signal.SIGUSR1)
+    badge(page, "m")("ready")
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    assert row(page, "m").get_by_text(backend.address).is_visible()
+    tab_to("button.stop")
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog", name="Stop m?").wait_for()
+    tab_to("#stop-yes")
+    page.keyboard.press("Enter")
+    badge(page, "m")("gone")
+    assert not is_running(backend.pid)
+    assert stop_button(page, "m").evaluate("node => node === document.activeElement")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible(
+    scheme: str,
+    make_swept: Callable[..., Monitor],
+    register: Register,
+    spawner: Spawner,
+    tabs: Tabs,
+) -> None:
+    """axe-core finds nothing serious, with and without the question, wide and narrow."""
+    try:
+        axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
+    except ModuleNotFoundError:
+        lacking("axe-playwright-python")
+    monitor = make_swept()
+    for model in ("busy one", "w" * 255):
+        os.kill(register(monitor, model).pid, signal.SIGUSR1)
+    register(monitor, "in error", "--state", "-1")
+    register(monitor, "no status", "--no-status")
+    silent = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="silent", pid=silent.pid, address="127.0.0.1:1")
+    os.kill(register(monitor, "crashed").pid, signal.SIGKILL)
+    page = tabs.open(
+        monitor.url, color_scheme=scheme, viewport={"width": 1280, "height": 900},
+        reduced_motion="reduce",
+    ).page  # fmt: skip
+    end_of(page, "crashed")
+    badge(page, "silent")("unknown")
+    assert "UNAVAILABLE" in row(page, "silent").inner_text()
+    page.evaluate(f"{axe}; 0")
+
+    def check() -> None:
+        found = page.evaluate("axe.run().then((result) => result.violations)")
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in serious] == []
+
+    check()
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(OVER_THE_EDGE) == []
+    transition = "tr => getComputedStyle(tr.firstElementChild).transitionDuration"
+    assert page.locator("tr").first.evaluate(transition) == "0s"
+    stop_button(page, "in error").click()
+    page.get_by_role("dialog", name="Stop in error?").wait_for()
+    check()
+
+
+def test_a_monitor_that_is_away_is_asked_again(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """While it is away that is said, and what was known stays; then the new one is shown."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    monitor = make_swept(listen=listen)
+    register(monitor, "before")
+    page = tabs.open(monitor.url, expected="Failed to load resource").page
+    badge(page, "before")("ready")
+    monitor.close()
+    page.get_by_text("The monitor is away").wait_for()
+    assert row(page, "before").is_visible()
+    page.set_viewport_size({"width": 360, "height": 300})
+    page.locator("footer").scroll_into_view_if_needed()
+    told = page.locator("#connection").bounding_box()
+    assert told
+    assert 0 <= told["y"] < 300
+    monitor = make_swept(listen=listen)
+    register(monitor, "after")
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    badge(page, "after")("ready")
+    page.get_by_text("Live", exact=True).wait_for()
+
+
+def test_a_change_counts_before_the_next_sweep(
+    make_monitor: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """A state that somebody else's reading found is shown, though the last sweep's is listed."""
+    monitor = make_monitor(sweep_interval_seconds=3600)
+    backend = register(monitor, "m")
+    tab = tabs.open(monitor.url)
+    badge(tab.page, "m")("ready")
+    tab.requests.clear()
+    os.kill(backend.pid, signal.SIGUSR1)
+    eventually(lambda: Client(monitor.url).monitor("m").json["state"] == 1)
+    badge(tab.page, "m")("busy")
+    assert not [url for url in tab.requests if url.endswith("/backends")]
+
+
+def test_without_sweeps_readings_are_asked_for(
+    make_monitor: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Where the monitor makes no sweeps of its own, the page has the backends read."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+
+
+def test_what_is_null_is_unknown(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Where the monitor says null the page says unknown, and never 0."""
+    monitor = make_swept()
+    register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    nothing = {"state": None, "state_name": "unknown", "source": None, "rpc_error": None}
+    nothing |= {"age_seconds": None, "memory": None, "memory_source": None, "process": None}
+    nothing |= {"state_changed_at": None, "last_state": None}
+
+    def emptied(route: Any) -> None:
+        body = route.fetch().json()
+        body["backends"] = [{**item, **nothing} for item in body["backends"]]
+        route.fulfill(json=body)
+
+    page.route(re.compile(r"/backends\b(?!\.js)"), emptied)
+    empty = {"interval_seconds": 5.0, "times": [], "backends": []}
+    page.route("**/history", lambda route: route.fulfill(json=empty))
+    page.reload()
+    badge(page, "m")("unknown")
+    row(page, "m").locator("summary").click()
+    text = row(page, "m").inner_text().partition("Read by")[2]
+    assert text.count("unknown") >= 7
+    assert "0" not in text
+    assert "hold an unknown amount of memory" in page.locator("#held").inner_text()
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_the_last_minutes_are_drawn(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """The charts begin with the monitor's history."""
+    monitor = make_swept()
+    register(monitor, "m")
+    client = Client(monitor.url)
+    eventually(lambda: len(client.request("GET", "/history").json["times"]) > 5)
+    page = tabs.open(monitor.url).page
+
+    def stretched(route: Any) -> None:  # a second is less than a pixel
+        history = route.fetch().json()
+        end = history["times"][-1]
+        history["times"] = [end - 300 * (end - time) for time in history["times"]]
+        route.fulfill(json=history)
+
+    page.route("**/history", stretched)
+    page.reload()
+    charts = row(page, "m").get_by_role("img")
+    charts.nth(1).wait_for()
+    assert charts.count() == 2
+    assert "between 3 MiB and 3 MiB" in str(charts.nth(1).get_attribute("aria-label"))
+    for chart in charts.all():
+        chart.locator("canvas").wait_for()
+        assert chart.evaluate(INK)
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_the_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
+    """Figures are written as people read them, and the history grows and forgets."""
+    page = tabs.open(monitor.url).page
+    assert page.evaluate(
+        """async () => {
+          const { bytes, percent, duration } = await import("./assets/format.js");
+          return [
+            [0, 1023, 1024, 1.25 * 2 ** 30, 999.9 * 2 ** 20, 2 ** 64, null, undefined].map(bytes),
+            [0, 0.04, 3.14, 99.6, 250, null].map(percent),
+            [0, 59.9, 60, 3600, 12000, 90061, null].map(duration),
+          ];
+        }"""
+    ) == [
+        ["0 B", "1 KiB", "1 KiB", "1.25 GiB", "0.98 GiB", "16 EiB", "unknown", "unknown"],
+        ["0 %", "< 0.1 %", "3.1 %", "100 %", "250 %", "unknown"],
+        ["0 s", "59 s", "1 min", "1 h", "3 h 20 min", "1 d 1 h", "unknown"],
+    ]
+    assert page.evaluate(
+        """async () => {
+          const { History } = await import("./assets/history.js");
+          const item = (pid, total) => ({ model: "m", pid, memory: total && { total } });
+          const history = new History();
+          const backends = [{ model: "m", pid: 1, cpu_percent: [5], memory: [7] }];
+          history.load({ interval_seconds: 5, times: [90, 100], backends });
+          history.add([item(1, 8), item(2, null)], 105);
+          history.add([item(1, 9), item(2, 3)], 106);
+          const before = structuredClone([history.of(item(1)), history.of(item(2))]);
+          history.add([item(1, 10)], 1002);
+          return [...before, history.of(item(1)).memory, history.of(item(2)).times];
+        }"""
+    ) == [
+        {"times": [100, 105], "cpu": [5, None], "memory": [7, 8]},
+        {"times": [105], "cpu": [None], "memory": [None]},
+        [8, 10],
+        [],
+    ]
+
+
+def test_behind_a_prefix(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Where a proxy serves it under a path, all that it asks for stays beneath that."""
+    monitor = make_swept()
+    backend = register(monitor, "m")
+    tab = tabs.open(monitor.url)
+    tab.page.route(
+        "**/under/here/**",
+        lambda route: route.fulfill(
+            response=route.fetch(url=route.request.url.replace("/under/here/", "/"))
+        ),
+    )
+    tab.requests.clear()
+    tab.page.goto(f"{monitor.url}/under/here/")
+    badge(tab.page, "m")("ready")
+    confirm(tab.page, "m")
+    end_of(tab.page, "m")
+    assert not is_running(backend.pid)
+    tab.page.unroute_all(behavior="ignoreErrors")
+    assert [url for url in tab.requests if "/under/here/" not in url] == []
