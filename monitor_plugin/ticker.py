@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 _logger = logging.getLogger(__name__)
+
+_PAUSE_TO_CPU = 9  # seconds of pause for one of CPU time
 
 
 class Ticker:
@@ -14,7 +17,8 @@ class Ticker:
 
     Args:
         name: the thread's.
-        seconds: from the end of one call to the start of the next.
+        seconds: from the end of one call to the start of the next; more where calls would use
+            more than a tenth of a core.
         tick: what is called; what it raises is logged, and the next call comes all the same.
     """
 
@@ -44,8 +48,11 @@ class Ticker:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing.wait(self._seconds):
+        seconds = self._seconds
+        while not self._closing.wait(seconds):
+            began = time.thread_time()
             try:
                 self._tick()
             except Exception:  # one bad tick must not end all later ones
                 _logger.exception("%s failed", self._thread.name)
+            seconds = max(self._seconds, _PAUSE_TO_CPU * (time.thread_time() - began))

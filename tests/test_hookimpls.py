@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import monitor_plugin
 from monitor_plugin import hookimpls, hookspecs
 from monitor_plugin.plugins import PluginManager
 
@@ -91,6 +93,7 @@ def test_mypy_finds_a_wrong_signature(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", *tmp_path.glob("*.py")],
         cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(Path(monitor_plugin.__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=110,
