@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import monitor_plugin
 from monitor_plugin import hookimpls, hookspecs
 from monitor_plugin.plugins import PluginManager
 
@@ -93,7 +91,6 @@ def test_mypy_finds_a_wrong_signature(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", *tmp_path.glob("*.py")],
         cwd=tmp_path,
-        env={**os.environ, "MYPYPATH": str(Path(monitor_plugin.__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=110,
