@@ -24,7 +24,7 @@ class Server:
     """A gRPC server at several addresses, which answers a call with what it is told."""
 
     def __init__(self) -> None:
-        self.answer = READY
+        self.answer: bytes = READY
         self.tokens: list[str] = []  # of the calls
         self.gate = threading.Event()
         self.gate.set()
