@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ShutdownFailed
 from .events import Delivery, Events
+from .hook_answers import (
+    given_components,
+    given_metadata,
+    given_reason,
+    given_status,
+    given_under_way,
+)
 from .isolation import Asked, Isolation
 from .journal import Journal
-from .models import Backend, BackendExit, Memory, Reading, State, Status
+from .models import Backend, BackendExit, Reading, State, Status
 from .turns import HookOverran, Outcome, WrongType
 
 if TYPE_CHECKING:
     import falcon
 
     from .monitor import Monitor
-
-_MAX_BYTES = 2**64 - 1
-_METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
-_METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
 
 class Refusal(NamedTuple):
@@ -143,7 +145,9 @@ class Hooks:
     def _asked_for_status(self, backend: Backend, timeout_seconds: float) -> Asked:
         timeout_seconds = min(timeout_seconds, self._timeout_seconds)
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
-        return Asked("monitor_query_status", self._timeout_seconds, arguments, _status, _has_value)
+        return Asked(
+            "monitor_query_status", self._timeout_seconds, arguments, given_status, _has_value
+        )
 
     def _asked_for_components(
         self, backend: Backend, pids: Callable[[], Sequence[int]]
@@ -152,13 +156,13 @@ class Hooks:
         if not self._isolation.implementations(hook):
             return ()
         arguments = {"backend": backend, "pids": tuple(pids())}
-        return (Asked(hook, self._timeout_seconds, arguments, _components),)
+        return (Asked(hook, self._timeout_seconds, arguments, given_components),)
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
         """Call `monitor_call_metadata`: all that is given, the first of a key."""
         hook = "monitor_call_metadata"
         arguments = {"backend": backend}
-        return _merged(self._isolation.call(hook, self._timeout_seconds, arguments, _metadata))
+        return _merged(self._isolation.call(hook, self._timeout_seconds, arguments, given_metadata))
 
     def have_a_part_in_status(self) -> bool:
         """Whether a hook may take its time when backends are asked for their status."""
@@ -175,7 +179,7 @@ class Hooks:
             return _has_value(outcome) or (failed and not force)
 
         for name, reason, error in self._isolation.call(
-            "monitor_before_shutdown", self._timeout_seconds, arguments, _reason, refuses
+            "monitor_before_shutdown", self._timeout_seconds, arguments, given_reason, refuses
         ):
             if reason is not None:
                 return Refusal(name, reason)
@@ -195,7 +199,7 @@ class Hooks:
             return _has_value(outcome) or isinstance(outcome.error, (HookOverran, ShutdownFailed))
 
         for name, under_way, error in self._isolation.call(
-            "monitor_stop_backend", seconds, arguments, _under_way, answers
+            "monitor_stop_backend", seconds, arguments, given_under_way, answers
         ):
             if isinstance(error, HookOverran):
                 return StopAnswer(name, under_way=True, error=str(error))
@@ -221,75 +225,3 @@ def _merged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     for outcome in reversed(outcomes):
         merged.update(outcome.value or {})
     return merged
-
-
-# Each takes an answer of an implementation, and gives it as it is used, and None where it says
-# nothing. They run where the implementation does, as a mapping may be anybody's code.
-
-
-def _status(value: object) -> Status:
-    if not _is_status(value):
-        raise WrongType(value, "a Status of integers within 64 bits")
-    return Status(int(value.state), value.memory)
-
-
-def _metadata(value: object) -> dict[str, str] | None:
-    if not isinstance(value, Mapping) or not _is_metadata(given := dict(value)):
-        raise WrongType(value, "a mapping of gRPC metadata, ASCII to ASCII")
-    return given
-
-
-def _components(value: object) -> dict[str, int] | None:
-    if type(value) is dict and not value:  # the usual answer, and to be had for little
-        return None
-    if not isinstance(value, Mapping) or not _is_breakdown(given := dict(value)):
-        raise WrongType(value, "a mapping of names to bytes")
-    return given
-
-
-def _reason(value: object) -> str:
-    if not isinstance(value, str):
-        raise WrongType(value, "a string or None")
-    return value
-
-
-def _under_way(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise WrongType(value, "True, False or None")
-    return value
-
-
-def _is_bytes(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_BYTES
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is a string that JSON can carry, which takes no lone surrogate."""
-    if not isinstance(value, str):
-        return False
-    return value == value.encode(errors="replace").decode()
-
-
-def _is_breakdown(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_text(name) and _is_bytes(amount) for name, amount in value.items()
-    )
-
-
-def _is_status(value: object) -> TypeGuard[Status]:
-    if not isinstance(value, Status) or not isinstance(value.state, int):
-        return False
-    memory = value.memory
-    return memory is None or (
-        isinstance(memory, Memory) and _is_bytes(memory.total) and _is_breakdown(memory.breakdown)
-    )
-
-
-def _is_metadata(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(key, str)
-        and isinstance(text, str)
-        and _METADATA_KEY.fullmatch(key)
-        and _METADATA_VALUE.fullmatch(text)
-        for key, text in value.items()
-    )

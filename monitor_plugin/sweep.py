@@ -105,11 +105,7 @@ class Sweeper:
             observation = record.observation
             if observation is None or observation.backend != record.backend:
                 observation = Observation(backend=record.backend)
-            found.append(
-                replace(
-                    observation, last_state=record.state, state_changed_at=record.state_changed_at
-                )
-            )
+            found.append(_with_newest_state(observation, record))
         return found
 
     def _tick(self) -> None:
@@ -224,6 +220,15 @@ class Sweeper:
         if held is None:
             return None, None, pss
         return Memory(held[0], breakdown), held[1], pss
+
+
+def _with_newest_state(observation: Observation, record: Record) -> Observation:
+    """Add the state that a backend is in, which may have been found after its last sweep."""
+    reading, state, changed_at = observation.reading, record.state, record.state_changed_at
+    if state is not None and reading and reading.status and (changed_at or 0) > reading.taken_at:
+        reading = replace(reading, status=replace(reading.status, state=int(state)))
+        reading = replace(reading, taken_at=changed_at)
+    return replace(observation, reading=reading, last_state=state, state_changed_at=changed_at)
 
 
 def _sample(process: Figures | None) -> Sample:

@@ -139,6 +139,24 @@ def test_the_last_sweep_is_remembered(
     assert monitor.sweep("other") == monitor.sweep("other", fresh=False) == []
 
 
+def test_a_state_found_since_the_last_sweep_is_told(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Who learns of a change of state, and asks for the last readings, sees it there."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    register(monitor, "m", spawner.backend("--busy-seconds", "2"))
+    (busy,) = monitor.sweep()
+    assert busy.last_state is State.BUSY
+    eventually(lambda: (status := monitor.read("m").status) and status.state == State.READY)
+    (last,) = monitor.sweep(fresh=False)
+    assert last.last_state is State.READY
+    assert last.reading
+    assert last.reading.status
+    assert last.reading.status.state == State.READY
+    assert last.reading.taken_at == last.state_changed_at
+    assert last.memory == busy.memory
+
+
 class Swept:
     def __init__(self) -> None:
         self.sweeps: list[Sequence[Reading]] = []
