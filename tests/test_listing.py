@@ -146,7 +146,7 @@ def test_the_last_readings_are_listed(
     assert [item[name] for name in unknown] == 6 * [None]
     assert item["state_name"] == "unknown"
     assert item["uptime_seconds"] >= 0
-    get(client, "/backends")
+    eventually(lambda: get(client, "/backends")["backends"][0]["source"] == "grpc")
     os.kill(running.pid, signal.SIGSTOP)
     (item,) = get(client, "/backends?fresh=false")["backends"]
     assert (item["state"], item["source"]) == (2, "grpc")
