@@ -43,7 +43,7 @@ $(VENV)/created:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/created setup.cfg
-	$(VENV)/bin/pip install --quiet --editable .
+	$(VENV)/bin/pip install --quiet --editable '.[cli,metrics]'
 	@touch $@
 
 $(VENV)/installed-circus: $(VENV)/installed

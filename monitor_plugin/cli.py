@@ -204,6 +204,8 @@ def _demo(options: argparse.Namespace, settings: Settings) -> int:
         for call in calls():
             url = monitor.url.replace("//127.0.0.1:", "//localhost:")
             print(call.curl(url, settings.token is not None or settings.token_file is not None))
+        if monitor.url.startswith("http:"):
+            print(f"\nIn a browser: {monitor.url}")
         print("\nCtrl-C ends all of it.", flush=True)
         signals.wait(monitor.reload_tokens)
     return 0

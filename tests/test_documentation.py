@@ -145,8 +145,9 @@ def test_the_audit_line_of_the_readme_is_one(
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
     assert Client(monitor.url).shutdown("m").status == 200
-    eventually(lambda: caplog.records)
-    line = json.loads(caplog.records[0].getMessage())
+    audit = "monitor_plugin.audit"
+    (record,) = eventually(lambda: [each for each in caplog.records if each.name == audit])
+    line = json.loads(record.getMessage())
     assert {name: type(value) for name, value in line.items()} == {
         name: type(value) for name, value in shown.items()
     }
