@@ -150,8 +150,10 @@ def test_the_last_readings_are_listed(
     os.kill(running.pid, signal.SIGSTOP)
     (item,) = get(client, "/backends?fresh=false")["backends"]
     assert (item["state"], item["source"]) == (2, "grpc")
+    # One that is asked for at about the same time as another is the same.
+    eventually(lambda: get(client, "/backends?fresh=true")["backends"][0]["source"] == "psutil")
     (item,) = get(client, "/backends?fresh=true")["backends"]
-    assert (item["state"], item["source"], item["last_state"]) == (None, "psutil", 2)
+    assert (item["state"], item["last_state"]) == (None, 2)
     assert item["rpc_error"] == "DEADLINE_EXCEEDED"
     assert item["memory"]["total"] > 0
 

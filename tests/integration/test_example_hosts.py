@@ -133,6 +133,7 @@ def test_a_crash_during_a_stop_is_the_end(name: str, start_host: Callable[..., H
     pid = eventually(lambda: host.pid("SIGTERM"))
     child = eventually(lambda: psutil.Process(pid).children())[0].pid
     eventually(lambda: "sleep" in psutil.Process(child).cmdline())
+    eventually(lambda: host.client.monitor("a").status == 200)
     assert host.client.shutdown("a").json == {"message": "model stopped"}
     assert not is_running(child)
     host.crash("monitor_plugin.demo.backend")

@@ -532,5 +532,6 @@ def test_behind_a_prefix(
     confirm(tab.page, "m")
     end_of(tab.page, "m")
     assert not is_running(backend.pid)
+    tab.page.goto("about:blank")  # or it would ask without the proxy
     tab.page.unroute_all(behavior="ignoreErrors")
     assert [url for url in tab.requests if "/under/here/" not in url] == []
