@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,6 +10,14 @@ from monitor_plugin import Monitor
 from .support import Client, Spawner
 
 pytest_plugins = ["monitor_plugin.testing"]  # with `make_monitor` and `backend`
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Takes back the levels that a command in the tests' own process gives the package's loggers."""
+    yield
+    for name in ("monitor_plugin.audit", "monitor_plugin.logs"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def nothing_is_left(held: list[dict[str, int]]) -> bool:
 
 
 @pytest.mark.parametrize("ports", [1000], indirect=True)
-@pytest.mark.parametrize("limit", [1024, 8192])
+@pytest.mark.parametrize("limit", [pytest.param(1024, marks=pytest.mark.once), 8192])
 def test_a_thousand_at_once(limit: int, ports: str, spawner: Spawner) -> None:
     """All are watched and answered for by gRPC, with few descriptors too, which stay limited."""
     result = measured(spawner, ports, "live", limit)

@@ -15,7 +15,7 @@ from ..support import Spawner, eventually
 
 SOAK = str(Path(__file__).parents[2] / "benchmarks" / "soak.py")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 
 def test_a_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> None:

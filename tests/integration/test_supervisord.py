@@ -310,6 +310,7 @@ def test_the_example(tmp_path: Path, spawner: Spawner) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.once
 def test_two_hundred_programs(make_host: Callable[..., Host]) -> None:
     """All are known soon after they were started at once, also after a restart of the monitor."""
     crowd = program(
