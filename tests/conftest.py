@@ -14,7 +14,7 @@ pytest_plugins = ["monitor_plugin.testing"]  # with `make_monitor` and `backend`
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """Takes back the levels that a command in the tests' own process gives the package's loggers."""
+    """Takes back the levels that a command in the tests' own process gives to loggers."""
     yield
     for name in ("monitor_plugin.audit", "monitor_plugin.logs"):
         logging.getLogger(name).setLevel(logging.NOTSET)
