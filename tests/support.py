@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -19,6 +21,16 @@ from monitor_plugin.testing import RunningBackend, backend_command
 from monitor_plugin.testing import eventually as eventually
 
 Backend = RunningBackend
+
+
+def free_port() -> int:
+    """Find a port on which nobody listens, and which is given to nobody who asks for any."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randint(10_000, 32_000))) as free,
+        ):
+            return int(free.getsockname()[1])
 
 
 def is_running(pid: int) -> bool:

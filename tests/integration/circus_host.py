@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 import zmq
 
-from ..support import Client, Spawner, eventually, is_running
+from ..support import Client, Spawner, eventually, free_port, is_running
 
 Options = Mapping[str, object]
 
@@ -27,12 +26,6 @@ def backend_command(*switches: str, addr: str) -> str:
     """The command line of a small demo backend."""
     command = f"{sys.executable} -m monitor_plugin.demo.backend --addr {addr}"
     return " ".join([command, "--weights-mib 2 --kv-cache-mib 1", *switches])
-
-
-def free_port() -> int:
-    """Find a port on which nobody listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _section(name: str, options: Options) -> str:

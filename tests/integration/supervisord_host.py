@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from monitor_plugin.hosts.supervisord_calls import CallFailed, Supervisord
 
-from ..support import Client, eventually
+from ..support import Client, eventually, free_port
 
 PROGRAMS = Path(sys.executable).parent
 LISTENER = str(PROGRAMS / "monitor-plugin")
@@ -49,12 +48,6 @@ def monitor_backend_registered(backend):
 def monitor_backend_gone(backend, exit):
     tell(gone=backend.model, pid=backend.pid, signal=exit.signal, cause=exit.cause)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def program(name: str, command: str, *lines: str) -> str:

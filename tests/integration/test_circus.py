@@ -19,8 +19,8 @@ import pytest
 
 from monitor_plugin.demo.calls import calls, make_calls
 
-from ..support import Spawner, eventually, is_running
-from .circus_host import CircusHost, backend_command, free_port
+from ..support import Spawner, eventually, free_port, is_running
+from .circus_host import CircusHost, backend_command
 
 pytestmark = pytest.mark.slow
 

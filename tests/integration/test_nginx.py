@@ -17,7 +17,7 @@ import trustme
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.http.server import Server
 
-from ..support import Answer, Client, Spawner, eventually, is_running, program
+from ..support import Answer, Client, Spawner, eventually, free_port, is_running, program
 
 CONFIGURATION = Path(__file__).parents[2] / "examples" / "nginx" / "monitor.conf"
 NAME = "monitor.example.com"
@@ -83,8 +83,7 @@ def start_nginx(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[[str], Fr
     certificate.private_key_pem.write_to_path(folder / "monitor.key")
 
     def start(url: str) -> Front:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         text = CONFIGURATION.read_text()
         for old, new in {
             "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from monitor_plugin import Backend, Monitor, hookimpl
 
 from ..support import Backend as Spawned
-from ..support import Client, Spawner, eventually, is_running
+from ..support import Client, Spawner, eventually, free_port, is_running
 from .browser import Tabs, chromium, lacking
 
 if TYPE_CHECKING:
@@ -372,8 +371,7 @@ def test_a_monitor_that_is_away_is_asked_again(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
     """While it is away that is said, and what was known stays; then the new one is shown."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
+    listen = f"127.0.0.1:{free_port()}"
     monitor = make_swept(listen=listen)
     register(monitor, "before")
     page = tabs.open(monitor.url, expected="Failed to load resource").page

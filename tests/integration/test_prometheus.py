@@ -7,7 +7,6 @@ import http.server
 import json
 import re
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ import pytest
 
 from monitor_plugin import Backend, Monitor, hookimpl
 
-from ..support import Client, Spawner, eventually, program
+from ..support import Client, Spawner, eventually, free_port, program
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "prometheus"
 DASHBOARD = json.loads((EXAMPLES / "dashboard.json").read_text())
@@ -225,9 +224,7 @@ def prometheus(watching: Monitor, relay: str, spawner: Spawner, tmp_path: Path) 
     configuration = configuration.replace('"127.0.0.1:8080"', f'"{target}", "{relay}"')
     configuration = configuration.replace("scrape_interval: 15s", "scrape_interval: 500ms")
     (folder / "prometheus.yml").write_text(configuration)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "log").open("w") as log:
         spawner.process(
             program("prometheus"),

@@ -39,5 +39,6 @@ def test_an_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:
     started = process.children(recursive=True)
     soak.send_signal(signal.SIGINT)
     said, _ = soak.communicate(timeout=60)
-    assert (soak.returncode, said) == (130, "interrupted\n")
+    # asyncio may say before that somebody else has reaped a child.
+    assert (soak.returncode, said.splitlines()[-1]) == (130, "interrupted")
     eventually(lambda: not any(each.is_running() for each in started))

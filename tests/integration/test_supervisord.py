@@ -14,8 +14,8 @@ import pytest
 
 from monitor_plugin.demo.calls import calls
 
-from ..support import Answer, Client, Spawner, eventually, is_running
-from .supervisord_host import BACKEND, SLEEPER, Host, end_session, free_port, program, sleeper
+from ..support import Answer, Client, Spawner, eventually, free_port, is_running
+from .supervisord_host import BACKEND, SLEEPER, Host, end_session, program, sleeper
 
 pytestmark = pytest.mark.slow
 

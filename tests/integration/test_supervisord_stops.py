@@ -13,8 +13,8 @@ import pytest
 from monitor_plugin import Backend, Monitor, ShutdownFailed
 from monitor_plugin.hosts.supervisord import Adapter
 
-from ..support import Spawner, eventually, is_running
-from .supervisord_host import Host, free_port, program, sleeper
+from ..support import Spawner, eventually, free_port, is_running
+from .supervisord_host import Host, program, sleeper
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     ]
     folder = tmp_path_factory.mktemp("supervisord")
     host = Host(folder, "\n".join(sections), monitored=False).start()
+    host.info("again")  # once it answers
     yield host
     host.close()
 
