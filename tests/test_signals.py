@@ -51,3 +51,19 @@ def test_before_it_waits(spawner: Spawner) -> None:
     process = spawner.python(code)
     assert process.communicate(timeout=60)[0] == "read again\n"
     assert process.returncode == 0
+
+
+def test_one_that_another_thread_gets(spawner: Spawner) -> None:
+    """It does not interrupt the main thread, like one that comes just before the wait; it ends it."""
+    code = (
+        "import signal, threading, time\nfrom monitor_plugin.signals import Signals\n"
+        "s = Signals()\n"
+        "def send():\n"
+        "    while s._waker is None: pass\n"
+        "    time.sleep(0.1)\n"
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        "threading.Thread(target=send).start()\n"
+        "s.wait(lambda: None)"
+    )
+    process = spawner.python(code)
+    assert process.wait(timeout=60) == 0
