@@ -54,7 +54,7 @@ def test_before_it_waits(spawner: Spawner) -> None:
 
 
 def test_one_that_another_thread_gets(spawner: Spawner) -> None:
-    """It does not interrupt the main thread, like one that comes just before the wait; it ends it."""
+    """It interrupts no call of the main thread, like one just before the wait; it ends that."""
     code = (
         "import signal, threading, time\nfrom monitor_plugin.signals import Signals\n"
         "s = Signals()\n"
