@@ -94,8 +94,8 @@ class Sweeper:
         found = {each.backend: each for each in self._all.get()}
         # It may have begun before some came, or went.
         records = self._registry.records()
-        later = self._sweep([each for each in records if each.backend not in found])
-        found.update((each.backend, each) for each in later)
+        if missing := [each for each in records if each.backend not in found]:
+            found.update((each.backend, each) for each in self._sweep(missing))
         return [found[each.backend] for each in records if each.backend in found]
 
     def last(self, model: str | None = None) -> list[Observation]:
