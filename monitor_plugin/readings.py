@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -24,7 +24,7 @@ from .replicas import combine
 from .status_client import StatusClient
 
 _READ_AT_ONCE = 64
-_NO_SAMPLE = Sample(None, None, None, None)
+NO_SAMPLE = Sample(None, None, None, None)
 
 
 class Readings:
@@ -93,11 +93,11 @@ class Readings:
             except BackendUnreadable as error:
                 failure = error
                 readings[record] = Reading(
-                    record.backend, None, _NO_SAMPLE, "psutil", None, time.time()
+                    record.backend, None, NO_SAMPLE, "psutil", None, time.time()
                 )
             except ProcessGone:
                 continue
-        if all(each.sample == _NO_SAMPLE for each in readings.values()):
+        if all(each.sample == NO_SAMPLE for each in readings.values()):
             raise failure
         if any(each.status for each in readings.values()):
             # Who gave no status adds what its process tree holds.
@@ -225,15 +225,34 @@ class Readings:
         self, record: Record, status: Status, breakdown: dict[str, int]
     ) -> tuple[Status, str | None]:
         """Add what the backend did not report, and what hooks know; and name the total's source."""
-        total, source = 0, "backend"
-        if status.memory:
-            breakdown = {**breakdown, **status.memory.breakdown}
-            total = status.memory.total
-        if not total:  # no process holds 0 bytes: it does not know
+        held = None
+        if not reports_memory(status):
             held = record.memory.get()
             if record.process.ended():  # read first, then look whether it was the right process
                 raise ProcessGone(record.backend.pid)
-            if held is None:
-                return Status(status.state, None), None
-            total, source = held
-        return Status(status.state, Memory(total, breakdown)), source
+        memory, source = memory_of(status, breakdown, held)
+        return Status(status.state, memory), source
+
+
+def reports_memory(status: Status | None) -> bool:
+    """Whether a backend says what it holds; no process holds 0 bytes: one that says so does not."""
+    return status is not None and status.memory is not None and status.memory.total > 0
+
+
+def memory_of(
+    status: Status | None, components: Mapping[str, int], held: tuple[int, str] | None
+) -> tuple[Memory | None, str | None]:
+    """Say what a backend holds, and who says so; (None, None) where nobody knows.
+
+    Args:
+        status: what it says, None where it did not.
+        components: what hooks know, in bytes; its own stand before those.
+        held: what its process tree holds, in bytes, and how that was read.
+    """
+    reported = status.memory if status and status.memory else Memory(0)
+    breakdown = {**components, **reported.breakdown}
+    if reported.total:
+        return Memory(reported.total, breakdown), "backend"
+    if held is None:
+        return None, None
+    return Memory(held[0], breakdown), held[1]

@@ -16,7 +16,7 @@ from .lifecycle import Lifecycle
 from .models import Memory, Reading, Sample, Status
 from .observation import Figures, Observation
 from .process import ProcessGone
-from .readings import Readings
+from .readings import NO_SAMPLE, Readings, memory_of, reports_memory
 from .registry import Record, Registry
 from .settings import Settings
 from .shared import Shared
@@ -211,15 +211,9 @@ class Sweeper:
         self, record: Record, status: Status | None, components: dict[str, int]
     ) -> tuple[Memory | None, str | None, int | None]:
         """What a backend holds, who says so, and its PSS where that is known."""
-        reported = status.memory if status and status.memory else Memory(0)
-        held = record.memory.get(_PSS_MAX_AGE_SECONDS if reported.total else None)
+        held = record.memory.get(_PSS_MAX_AGE_SECONDS if reports_memory(status) else None)
         pss = held[0] if held and held[1] == "pss" else None
-        breakdown = {**components, **reported.breakdown}
-        if reported.total:
-            return Memory(reported.total, breakdown), "backend", pss
-        if held is None:
-            return None, None, pss
-        return Memory(held[0], breakdown), held[1], pss
+        return (*memory_of(status, components, held), pss)
 
 
 def _with_newest_state(observation: Observation, record: Record) -> Observation:
@@ -233,5 +227,5 @@ def _with_newest_state(observation: Observation, record: Record) -> Observation:
 
 def _sample(process: Figures | None) -> Sample:
     if process is None:
-        return Sample(None, None, None, None)
+        return NO_SAMPLE
     return Sample(process.rss, process.vms, process.memory_percent, process.cpu_percent)
