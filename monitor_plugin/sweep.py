@@ -120,7 +120,7 @@ class Sweeper:
             look = self._trees.look([record.backend.pid for record in records])
         except OSError:  # no more descriptors
             look = None
-        replicas = Counter(record.backend.model for record in records)
+        replicas = Counter(record.backend.model for record in self._registry.records())
         until = time.monotonic() + self._hook_seconds
         found = []
         for record, answer in zip(records, answers, strict=True):

@@ -119,8 +119,12 @@ def test_what_is_not_registered_any_more_is_not_listed(
         goes.process.kill()
         eventually(lambda: [each.model for each in monitor.backends()] == ["hung"])
         register(monitor, "comes", spawner.backend())
+        register(monitor, "hung", spawner.backend())
         second = pool.submit(monitor.sweep)
         assert set(by_model(second.result())) == {"hung", "comes"}
+        *_, also_hung = second.result()
+        assert also_hung.reading
+        assert also_hung.reading.replicas == 2
         assert set(by_model(first.result())) <= {"hung", "comes"}
 
 
