@@ -113,6 +113,13 @@ class Client:
         return http.client.HTTPConnection(self._netloc, timeout=timeout_seconds)
 
 
+def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
+    """Make a connection to where a monitor says that it serves: `Monitor.url`."""
+    if url.startswith("unix:"):
+        return UnixConnection(url.removeprefix("unix:"), timeout_seconds)
+    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_seconds)
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from monitor_plugin.client import UnixConnection
+from monitor_plugin.client import open_connection
 from monitor_plugin.testing import RunningBackend, backend_command
 from monitor_plugin.testing import eventually as eventually
 
@@ -107,9 +107,7 @@ class Client:
         self.port = 0 if self.path else int(port)
 
     def connection(self, timeout: float = 60) -> http.client.HTTPConnection:
-        if self.path:
-            return UnixConnection(self.path, timeout)
-        return http.client.HTTPConnection(self.host.strip("[]"), self.port, timeout=timeout)
+        return open_connection(self.url, timeout)
 
     def request(
         self,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import shlex
 from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-from ..client import UnixConnection
+from ..client import open_connection
 
 JSON = "application/json"
 
@@ -60,12 +58,7 @@ def make_calls(url: str, token: str | None) -> Iterator[tuple[str, bool]]:
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     for call in calls():
-        connection = (
-            UnixConnection(url.removeprefix("unix:"), 60)
-            if url.startswith("unix:")
-            else http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-        )
-        with closing(connection):
+        with closing(open_connection(url, 60)) as connection:
             method = "GET" if call.body is None else "POST"
             body = None if call.body is None else json.dumps(call.body)
             connection.request(method, call.path, body, headers)
