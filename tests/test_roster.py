@@ -76,3 +76,20 @@ def test_what_is_refused_is_said_once_and_tried_again(
     two.wait()
     roster.sync(taken)
     assert registered(monitor) == [("m", one.pid, "127.0.0.1:1")]
+
+
+def test_a_program_is_known_once_its_backend_is(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Who stops a backend that was registered just now, and others are yet to be, finds it."""
+    names: list[str | None] = []
+
+    class Plugin:
+        @hookimpl
+        def monitor_backend_registered(self, backend: Backend) -> None:
+            names.append(roster.name_of(backend.pid))
+
+    roster = Roster(make_monitor([Plugin()]))
+    pids = [spawner.sleeper().pid for _ in range(2)]
+    roster.sync([Found(f"g:{pid}", "m", pid, f"unix:/{pid}") for pid in pids])
+    assert names == [f"g:{pid}" for pid in pids]

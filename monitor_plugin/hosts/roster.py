@@ -35,9 +35,10 @@ class Roster:
         What the monitor refuses is logged once, and tried again at the next call.
         """
         registered = {each.pid: (each.model, each.address) for each in self._monitor.backends()}
-        names, refused = {}, {}
+        found, refused = list(found), {}
+        names = {each.pid: each.name for each in found}
+        self._names.update(names)  # before anybody can ask for the stop of one
         for each in found:
-            names[each.pid] = each.name
             if registered.get(each.pid) == (each.model, each.address):
                 continue
             try:
