@@ -53,11 +53,14 @@ class Case:
         self.monitor = make_monitor([self.adapter])
 
     def backend(self, model: str) -> Backend:
-        """The newest backend of a model, once it is registered."""
-        self.adapter.hint()
-        return eventually(
-            lambda: [each for each in self.monitor.backends() if each.model == model]
-        )[-1]
+        """The newest backend of a model, once it runs and is registered."""
+
+        def run() -> list[Backend]:
+            self.adapter.hint()  # again: supervisord may not have started it yet
+            found = [each for each in self.monitor.backends() if each.model == model]
+            return [each for each in found if is_running(each.pid)]
+
+        return eventually(run)[-1]
 
     def kill(self, model: str) -> Backend:
         """Kill a backend, and wait until supervisord knows it."""
