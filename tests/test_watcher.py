@@ -31,7 +31,7 @@ class Noticed:
         self.queue.put(process)
 
     def next(self) -> Process:
-        return self.queue.get(timeout=30)
+        return self.queue.get(timeout=60)
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_what_goes_wrong_with_one_end_hides_no_other(
         first.send_signal(signal.SIGKILL)
         eventually(lambda: f"the end of process {first.pid}" in caplog.text)
         second.send_signal(signal.SIGKILL)
-        assert noticed.get(timeout=30) is second
+        assert noticed.get(timeout=60) is second
     finally:
         watcher.close()
 
