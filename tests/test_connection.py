@@ -276,7 +276,7 @@ def test_a_call_is_not_given_up_before_its_readers_are(
 ) -> None:
     """Whatever the deadline is set to, an answer within it is taken."""
     monkeypatch.setattr("monitor_plugin.connection._CALL_SECONDS", 0.1)
-    server = serve(lambda context: time.sleep(0.5) or b"\x08\x02")
+    server = serve(lambda context: threading.Event().wait(0.5) or b"\x08\x02")
     assert make_client(timeout=30).status(at(server.address)).status
     assert server.calls == 1
 

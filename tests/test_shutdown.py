@@ -332,6 +332,31 @@ def test_a_host_that_does_not_stop_it(
         assert len(monitor.backends()) == 1
 
 
+@pytest.mark.once
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
+def test_what_cannot_be_killed_is_named_and_stays(spawner: Spawner) -> None:
+    """A process that takes no signal of ours gives a 500 with its PID, and stays registered."""
+    process = spawner.sleeper()
+    other = spawner.python(
+        "import os, sys\n"
+        "from tests.support import Client\n"
+        "from monitor_plugin import Monitor, Settings\n"
+        "settings = Settings(listen='127.0.0.1:0', stop_timeout_seconds=0.2)\n"
+        "with Monitor(settings) as monitor:\n"
+        "    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"    process = {{'model': 'm', 'pid': {process.pid}, 'address': '127.0.0.1:1'}}\n"
+        "    monitor.hook.monitor_backend_spawned(**process)\n"
+        "    answer = Client(monitor.url).shutdown('m')\n"
+        "    print(answer.status, answer.json['error']['message'])\n"
+        "    print([each.pid for each in monitor.backends()])\n"
+    )
+    said, errors = other.communicate(timeout=60)
+    assert said.startswith("500 "), errors
+    assert f"still running: PID {process.pid}\n" in said
+    assert said.endswith(f"[{process.pid}]\n")
+    assert is_running(process.pid)
+
+
 @pytest.mark.parametrize("behave", [lambda backend: None, lambda backend: "yes", lambda b: fail()])
 def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
     behave: Callable[[Backend], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
