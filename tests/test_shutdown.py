@@ -26,6 +26,7 @@ from monitor_plugin import (
     ShutdownFailed,
     ShutdownRefused,
     State,
+    Status,
     hookimpl,
 )
 from monitor_plugin.protocol import SERVICE
@@ -176,6 +177,25 @@ def test_draining_ends_with_its_time_or_by_force(
     spawned(patient, backend.pid, address=backend.address)
     patient.shutdown("m", force=True)
     assert not is_running(backend.pid)
+
+
+def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A hook that speaks another protocol is told how long the drain still lasts."""
+    told: list[float] = []
+
+    class Busy:
+        @hookimpl
+        def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
+            told.append(timeout_seconds)
+            return Status(State.BUSY)
+
+    monitor = make_monitor([Busy()], drain_timeout_seconds=0.3)
+    spawned(monitor, spawner.sleeper().pid)
+    monitor.shutdown("m")
+    assert told
+    assert max(told) <= 0.3
 
 
 def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
