@@ -259,6 +259,7 @@ def test_the_monitor_never_blocks_the_loop_of_an_asyncio_host(spawner: Spawner) 
     pytest.fail("\n".join(said))
 
 
-def test_the_embedded_host_is_small() -> None:
-    """The README's word on its size is kept."""
-    assert len((ROOT / "examples" / "embedded_host.py").read_text().splitlines()) < 120
+@pytest.mark.parametrize("name", HOSTS[:2])
+def test_a_host_to_copy_from_is_small(name: str) -> None:
+    """The README's word on their size is kept."""
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < 120
