@@ -94,10 +94,10 @@ def make_host(spawner: Spawner) -> Iterator[Callable[..., CircusHost]]:
         host.close()
 
 
-def shut_down(host: CircusHost) -> object:
-    """Ask for the shutdown of the model `m`; gives the status of the answer, or the error."""
+def shut_down(host: CircusHost, model: str = "m") -> object:
+    """Ask for the shutdown of a model; gives the status of the answer, or the error."""
     try:
-        return host.client.shutdown("m").status
+        return host.client.shutdown(model).status
     except (OSError, HTTPException) as error:
         return error
 
@@ -226,11 +226,18 @@ def test_a_backend_that_is_killed_is_found_again(host: CircusHost) -> None:
 
 
 def test_a_plugin_that_is_killed_finds_all_again(host: CircusHost) -> None:
-    """Circus starts it again, and its snapshot has what ran before."""
+    """Circus starts it again, also amid a shutdown; its snapshot has what ran before."""
     host.wait_found("last")
+    assert host.patient_call("start", name="stubborn")["status"] == "ok"
+    host.wait_serving("stubborn")
     pids, plugin = host.pids("last"), host.plugin_pid()
+    client = threading.Thread(target=shut_down, args=(host, "stubborn"))
+    client.start()
+    eventually(lambda: host.status("stubborn") == "stopping")
     os.kill(plugin, signal.SIGKILL)
+    client.join(30)
     eventually(lambda: host.pids("plugin:monitor") not in ([], [plugin]))
+    assert stays_down(host, "stubborn")  # circus went on with it
     host.wait_found("last")
     assert host.pids("last") == pids
     assert host.client.shutdown("last").status == 200

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -24,13 +26,13 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord" / "supervisord.
 
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
-    return [free_port() for _ in range(5)]
+    return [free_port() for _ in range(6)]
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[Host]:
     """A supervisord with backends of each kind; a test leaves it as it was."""
-    a, b, c, d, e = (f"127.0.0.1:{port}" for port in ports)
+    a, b, c, d, e, f = (f"127.0.0.1:{port}" for port in ports)
     sections = [
         program("plain", f"{BACKEND} --addr {a}"),
         program("equals", f"{BACKEND} --addr={b}"),
@@ -57,6 +59,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterat
         ),
         sleeper("slow", "startsecs=3600"),
         sleeper("quick"),
+        program("deaf", f"{BACKEND} --addr {f} --ignore-sigterm", "stopwaitsecs=3"),
         program("other", SLEEPER),
         "[group:pair]\nprograms=left,right\n",
         sleeper("left"),
@@ -190,14 +193,21 @@ def test_what_hooks_print_is_no_event(shared: Host) -> None:
 
 
 def test_a_killed_listener(shared: Host) -> None:
-    """It is started again, and finds all that runs by itself."""
+    """It is started again, also amid a shutdown, and finds all that runs by itself."""
     models = ["plain", "equals", "org/named", "by/rule", "replicas", "crowd", "quick", "pair:right"]
     eventually(lambda: shared.known(*models))
+    eventually(lambda: source(shared.client.monitor("deaf")) == "grpc")
     old = shared.pid("monitor")
-    os.kill(old, signal.SIGKILL)
+    with futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(shared.client.shutdown, "deaf")
+        eventually(lambda: shared.state("deaf") == "STOPPING")
+        os.kill(old, signal.SIGKILL)
+        assert isinstance(asking.exception(30), (OSError, HTTPException))
     eventually(lambda: shared.pid("monitor") != old)
     eventually(lambda: shared.told("started")[-1:] == [{"started": shared.pid("monitor")}])
     eventually(lambda: shared.known(*models))
+    eventually(lambda: shared.state("deaf") == "STOPPED")  # supervisord went on with it
+    shared.begin("deaf")
 
 
 def test_programs_come_and_go(make_host: Callable[..., Host]) -> None:
