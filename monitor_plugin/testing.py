@@ -32,7 +32,7 @@ T = TypeVar("T")
 _SMALL = {"weights_mib": 2, "kv_cache_mib": 1}
 
 
-def eventually(condition: Callable[[], T], seconds: float = 30) -> T:
+def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
     """Wait until a condition holds, and give its value.
 
     Args:

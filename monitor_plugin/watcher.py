@@ -103,7 +103,7 @@ class Watcher:
                     _logger.exception("the end of process %d could not be noted", process.pid)
 
     def _ready(self, timeout: float | None) -> list[Process]:
-        """Wait for a pidfd, a wake-up or the timeout; list the processes whose pidfd is ready."""
+        """Wait for a pidfd, a wake-up or the timeout; list the processes that it ended."""
         assert self._wakeup  # set before the thread starts
         wakeup = self._wakeup[0]
         if self._epoll:
@@ -113,7 +113,9 @@ class Watcher:
         if wakeup in ready:
             os.read(wakeup, 4096)
         with self._lock:
-            return [self._by_pidfd[each] for each in ready if each in self._by_pidfd]
+            found = [self._by_pidfd[each] for each in ready if each in self._by_pidfd]
+        # A number may have been closed and given to another process's pidfd since it was ready.
+        return [process for process in found if process.ended()]
 
     def _ended_polled(self) -> list[Process]:
         with self._lock:

@@ -79,7 +79,7 @@ class Spawner:
                 os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
             for pipe in (process.stdout, process.stderr, process.stdin):
                 if pipe:
                     pipe.close()

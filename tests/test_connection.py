@@ -162,7 +162,7 @@ def test_unimplemented_is_asked_once(
 
 def test_other_protocols_on_the_port(make_client: Callable[..., StatusClient]) -> None:
     """Nobody, or an HTTP/1.1 server, is UNAVAILABLE; a silent one runs into the deadline."""
-    client = make_client(timeout=30)
+    client = make_client(timeout=60)
     assert client.status(at("127.0.0.1:1")) == (None, "UNAVAILABLE")
     assert client.status(at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
@@ -337,7 +337,7 @@ def test_of_two_channels_made_at_once_one_is_closed(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Status` and `Free` that both come first share one channel, and the other leaves nothing."""
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=60)
     opened: list[grpc.Channel] = []
     closed: list[grpc.Channel] = []
     insecure_channel = grpc.insecure_channel

@@ -304,7 +304,7 @@ def test_a_quarter_of_the_threads_may_wait(
             model="m", pid=spawner.sleeper().pid, address="127.0.0.1:1"
         )
         for each in waiting:
-            page = each.result(timeout=30)
+            page = each.result(timeout=60)
             assert [event["type"] for event in page["events"]] == ["registered"]
             assert page["poll_after_seconds"] == 0
 
@@ -319,7 +319,7 @@ def test_waiting_ends_with_the_monitor(make_monitor: Callable[..., Monitor]) -> 
         journal: Any = monitor._parts.journal
         eventually(lambda: journal._changed._waiters)
         monitor.close()
-        assert waiting.result(timeout=30)["events"] == []
+        assert waiting.result(timeout=60)["events"] == []
 
 
 def test_the_version_is_told(client: Client) -> None:

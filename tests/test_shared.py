@@ -72,7 +72,7 @@ def test_all_who_ask_meanwhile_share_one_computation() -> None:
         futures += [pool.submit(shared.get) for _ in range(7)]
         eventually(lambda: _waiting(shared) == 7)
         gate.open.set()
-        assert [future.result(timeout=30) for future in futures] == [1] * 8
+        assert [future.result(timeout=60) for future in futures] == [1] * 8
 
 
 def test_there_is_one_computation_at_a_time() -> None:
@@ -92,7 +92,7 @@ def test_the_lock_is_free_while_it_is_computed() -> None:
 
     def compute() -> bool:
         # Another thread can take and give back the lock while this runs.
-        free = shared._lock.acquire(timeout=30)
+        free = shared._lock.acquire(timeout=60)
         shared._lock.release()
         return free
 

@@ -27,7 +27,7 @@ def test_what_is_no_file_is_refused_at_once(target: str, tmp_path: Path) -> None
     got: list[str] = []
     thread = threading.Thread(target=lambda: got.append(file.get()), daemon=True)
     thread.start()
-    eventually(lambda: got, 10)
+    eventually(lambda: got)
     assert got == ["one"]
     with pytest.raises(ValueError, match="it is no regular file"):
         WatchedFile(str(path), str)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ class Noticed:
         self.queue.put(process)
 
     def next(self) -> Process:
-        return self.queue.get(timeout=30)
+        return self.queue.get(timeout=60)
 
 
 @pytest.fixture
@@ -273,6 +275,51 @@ def test_what_goes_wrong_with_one_end_hides_no_other(
         first.send_signal(signal.SIGKILL)
         eventually(lambda: f"the end of process {first.pid}" in caplog.text)
         second.send_signal(signal.SIGKILL)
-        assert noticed.get(timeout=30) is second
+        assert noticed.get(timeout=60) is second
     finally:
         watcher.close()
+
+
+def test_a_number_that_is_used_again_ends_nobody(
+    noticed: Noticed, opened: Opened, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gets the number of a pidfd that was ready, before that is looked at, runs on."""
+    make_epoll = select.epoll
+    pid = spawner.sleeper().pid
+    first = opened(True)
+    later: list[Process] = []
+
+    def reuse(ready: list[tuple[int, int]]) -> None:
+        """Do what another thread may between the kernel's answer and the look at it."""
+        if not later and first.pidfd in dict(ready):
+            number = first.pidfd
+            noticed.watcher.forget(first)
+            first.close()
+            later.append(Process(pid))
+            assert later[0].pidfd == number
+            noticed.watcher.watch(later[0])
+
+    class Overtaken:
+        """A real epoll, and what happens just after its answer."""
+
+        def __init__(self) -> None:
+            self._epoll = make_epoll()
+
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            ready = self._epoll.poll(timeout)
+            reuse(ready)
+            return ready
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._epoll, name)
+
+    monkeypatch.setattr(select, "epoll", Overtaken)
+    noticed.watcher.watch(first)
+    noticed.watcher.start()
+    first.send_signal(9)
+    eventually(lambda: later)
+    _settle(noticed, opened)  # which would find the wrong one in its queue
+    with later[0] as process:
+        process.send_signal(9)
+        assert noticed.next() is process
+        noticed.watcher.forget(process)

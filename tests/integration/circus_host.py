@@ -183,7 +183,7 @@ class CircusHost:
     def kill(self) -> None:
         """End circusd by SIGKILL."""
         self.process.kill()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=60)
 
     def close(self) -> None:
         """End everything."""

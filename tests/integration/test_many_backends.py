@@ -17,7 +17,7 @@ SCRIPT = str(Path(__file__).with_name("many_backends.py"))
 _MIB = 1024 * 1024
 
 # Some ten seconds each.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def measured(spawner: Spawner, ports: str, what: str, number: int) -> Any:
         stdin=subprocess.PIPE,
         env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # or memory that was freed lies in many heaps
     )
-    return json.loads(process.communicate(ports, timeout=100)[0])
+    return json.loads(process.communicate(ports, timeout=300)[0])
 
 
 def nothing_is_left(held: list[dict[str, int]]) -> bool:
