@@ -252,7 +252,7 @@ def test_a_bad_event_hook_costs_the_others_nothing(
     monitor.read("m")
     eventually(lambda: good.changes == [(None, State.READY)])
     for words in ("raised", "is not back within", "returned int"):
-        eventually(lambda words=words: words in caplog.text)
+        eventually(lambda words=words: words in caplog.text)  # type: ignore[misc]
 
 
 class Misspelled:
