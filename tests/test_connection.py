@@ -23,7 +23,7 @@ from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
 from monitor_plugin.status_counts import DURATION_BOUNDS
 
-from .support import Spawner, eventually
+from .support import Spawner, eventually, suspend
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_hung_backend_costs_one_call_and_one_wait(
     backend = spawner.backend()
     client = make_client(timeout=2.0)
     assert client.status(at(backend.address)).rpc_error is None
-    os.kill(backend.pid, signal.SIGSTOP)
+    suspend(backend.pid)
     started = time.monotonic()
     assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
     assert time.monotonic() - started >= 2.0

@@ -31,7 +31,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.protocol import SERVICE
 
-from .support import Client, Spawner, eventually, is_running
+from .support import Client, Spawner, eventually, is_running, suspend
 
 STUBBORN_WORKERS = """
 import os, signal, sys, time
@@ -136,7 +136,7 @@ def test_a_stopped_process_is_ended(monitor: Monitor, spawner: Spawner) -> None:
     """A backend that hangs under SIGSTOP is stopped like any other."""
     backend = spawner.backend()
     spawned(monitor, backend.pid, address=backend.address)
-    os.kill(backend.pid, signal.SIGSTOP)
+    suspend(backend.pid)
     monitor.shutdown("m")
     assert not is_running(backend.pid)
 
@@ -538,7 +538,7 @@ def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
     backend = spawner.backend("--state", "1")
     spawned(monitor, backend.pid, address=backend.address)
     eventually(lambda: monitor.read("m").status)
-    os.kill(backend.pid, signal.SIGSTOP)
+    suspend(backend.pid)
     eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
     asked: list[object] = []
     ask = monitor._parts.readings.ask
