@@ -96,7 +96,7 @@ def left(monitor: Monitor) -> dict[str, int]:
 def measure(work: Callable[[Monitor], Counter[str]]) -> None:
     """Do the work ROUNDS times; print what is held before, after each, and after closing."""
     held, sources = [], []
-    with Monitor(Settings(listen="127.0.0.1:0")) as monitor:
+    with Monitor(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
         held.append(left(monitor))
         for _ in range(ROUNDS):
             sources.append(work(monitor))
