@@ -74,6 +74,9 @@ class Lifecycle:
         self._closed = True
         self._ticker.close()
         self._watcher.close()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         for record in self._registry.clear():
             self._let_go(record)
 
@@ -83,8 +86,6 @@ class Lifecycle:
         Raises:
             InvalidBackend: something is wrong with it; nothing was changed.
         """
-        if self._closed:
-            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
         fault = fault_in_model_name(model) or _fault_in_pid(pid)
         try:
             canonical = canonical_address(address)
@@ -95,8 +96,11 @@ class Lifecycle:
             raise InvalidBackend(
                 f"the backend was not registered: {fault}", model=model, pid=pid, address=address
             )
-        while not self._register(model, pid, address, canonical):
+        while not self._closed and not self._register(model, pid, address, canonical):
             pass  # something had ended, or came, meanwhile
+        if self._closed:
+            self._forget_all()  # what came while it was closed, too late to be let go with the rest
+            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
 
     def _register(self, model: str, pid: int, address: str, canonical: str) -> bool:
         """Add a backend, or update its record; False where what it went by has changed."""
