@@ -151,6 +151,11 @@ class Readings:
     ) -> tuple[Status | None, str, str | None]:
         """Ask one backend for its status: the hooks first, then gRPC.
 
+        Args:
+            record: the backend's.
+            patience_seconds: how long to wait at most; a hook that is told so and does not keep to
+                it has its usual time.
+
         Returns:
             The status, None where it failed; its source; the gRPC code's name where it failed.
 
@@ -158,9 +163,11 @@ class Readings:
             ProcessGone: its process has ended, whoever answers at its address.
         """
         backend = record.backend
+        deadline = time.monotonic() + patience_seconds
         asked = self._begin(record, backend)
-        answer_of_hooks = self._hooks.query_status(backend, self._status_timeout_seconds)
-        return self._ask(record, backend, patience_seconds, asked, answer_of_hooks)
+        seconds = min(self._status_timeout_seconds, patience_seconds)
+        answer_of_hooks = self._hooks.query_status(backend, seconds)
+        return self._ask(record, backend, deadline, asked, answer_of_hooks)
 
     def _begin(self, record: Record, backend: Backend) -> Callable[[float], Answer] | None:
         """Ask by gRPC at once whoever answered by it before; hooks are asked meanwhile."""
@@ -170,16 +177,17 @@ class Readings:
         self,
         record: Record,
         backend: Backend,
-        patience_seconds: float,
+        deadline: float,
         asked: Callable[[float], Answer] | None,
         answer_of_hooks: Callable[[], Status | None],
     ) -> tuple[Status | None, str, str | None]:
         source, rpc_error = "hook", None
-        answer = asked(patience_seconds) if asked else None
+        answer = asked(deadline - time.monotonic()) if asked else None
         status = answer_of_hooks()  # which comes first
         if status is None:
             source = "grpc"
-            status, rpc_error = answer or self._status_client.status(backend, patience_seconds)
+            left = deadline - time.monotonic()
+            status, rpc_error = answer or self._status_client.status(backend, left)
         record.source = source if status else None
         self._hooks.wait(self.note(record, backend, status))
         return status, source, rpc_error

@@ -402,7 +402,7 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
 def test_only_the_loops_thread_closes_connections(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a new one gets the number of one that was ready, and is taken for it in the same pass."""
+    """Else a new one gets the number of one that was ready, and is taken for it."""
     app = Held()
     server = make_server(app)
     closed_by: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -26,8 +27,12 @@ from monitor_plugin import (
     ShutdownFailed,
     ShutdownRefused,
     State,
+    Status,
     hookimpl,
+    process_tree,
 )
+from monitor_plugin.process import Process
+from monitor_plugin.process_table import Row, read_table
 from monitor_plugin.protocol import SERVICE
 
 from .support import Client, Spawner, eventually, is_running
@@ -176,6 +181,25 @@ def test_draining_ends_with_its_time_or_by_force(
     spawned(patient, backend.pid, address=backend.address)
     patient.shutdown("m", force=True)
     assert not is_running(backend.pid)
+
+
+def test_status_hooks_are_told_how_long_a_drain_has(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A hook that keeps to its `timeout_seconds` does not make the drain longer than its time."""
+    told: list[float] = []
+
+    class AlwaysBusy:
+        @hookimpl
+        def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
+            told.append(timeout_seconds)
+            return Status(State.BUSY)
+
+    monitor = make_monitor([AlwaysBusy()], drain_timeout_seconds=0.3)
+    spawned(monitor, spawner.sleeper().pid)
+    monitor.shutdown("m")
+    assert told
+    assert max(told) <= 0.3
 
 
 def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
@@ -550,6 +574,35 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     for pid in escaped:
         os.kill(int(pid), signal.SIGKILL)
     assert escaped == []
+
+
+def test_none_stays_stopped_where_the_last_look_fails(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was stopped to be killed is killed, though no descriptor is left to look for more."""
+    monitor = make_monitor(stop_timeout_seconds=0.2)
+    process = spawner.python(STUBBORN_WORKERS)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    members = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    send = process_tree._send
+    sent: list[int] = []
+
+    def note_and_send(process: Process, number: int) -> bool:
+        sent.append(number)
+        return send(process, number)
+
+    def fail_or_read() -> dict[int, Row]:
+        if signal.SIGSTOP in sent:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_table()
+
+    monkeypatch.setattr(process_tree, "_send", note_and_send)
+    monkeypatch.setattr(process_tree, "read_table", fail_or_read)
+    with pytest.raises(ShutdownFailed, match="Too many open files"):
+        monitor.shutdown("m")
+    assert psutil.wait_procs(members, timeout=60)[1] == []
 
 
 def test_a_stopped_process_takes_its_sigterm(
