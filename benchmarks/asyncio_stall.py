@@ -107,7 +107,7 @@ async def measure(rounds: int, folder: str) -> tuple[list[float], list[float]]:
         async with longest_stall(hung):
             await asyncio.to_thread(monitor.shutdown, "hung", force=True)
     finally:
-        await host.stop()
+        await asyncio.gather(*(program.stop() for program in host.programs.values()))
         await asyncio.to_thread(monitor.close)
     return without, hung
 
@@ -117,7 +117,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    asyncio_host.reap_in_the_loop()
     with tempfile.TemporaryDirectory() as folder:
         without, hung = asyncio.run(measure(rounds, folder))
     for name, stalls in (("without", without), ("hung", hung)):

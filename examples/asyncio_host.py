@@ -20,7 +20,7 @@ from command_line import commands_by_model, print_curl_commands, with_new_addres
 
 from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
 
-DELAYS_SECONDS = (0, 0.5, 1, 2, 4, 8, 16, 30)  # before each start; the last one from then on
+DELAYS_SECONDS = (0.5, 1, 2, 4, 8, 16, 30)  # before each restart; the last one from then on
 STABLE_SECONDS = 60  # whatever ran for so long is restarted as after its first crash
 
 
@@ -36,29 +36,25 @@ class Program:
 
     async def _run(self) -> None:
         loop, failures = asyncio.get_running_loop(), 0
-        while not await self._stopped_within(
-            DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS) - 1)]
-        ):
+        while not self._stopping.is_set():
             began = loop.time()
             try:
                 await self._run_once()
             except (OSError, InvalidBackend) as error:
                 logging.warning("%s: %s", self._model, error)
             failures = 1 if loop.time() - began >= STABLE_SECONDS else failures + 1
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        return self._stopping.is_set()
+            delay = DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS)) - 1]
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
 
     async def _run_once(self) -> None:
         command, address = with_new_address(self._command, self._folder)
         process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
         self._process = process
-        if self._stopping.is_set():  # meanwhile: stop() has looked for a process, and found none
-            self._signal(signal.SIGTERM)
         about = {"model": self._model, "pid": process.pid}
         try:
+            if self._stopping.is_set():  # stop() has looked for a process, and found none
+                process.terminate()
             # On a thread, as it waits for hooks, up to a second each.
             await asyncio.to_thread(self._hook.monitor_backend_spawned, **about, address=address)
         finally:
@@ -69,15 +65,12 @@ class Program:
             await asyncio.to_thread(self._hook.monitor_backend_exited, **about, exit_code=exit_code)
             logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process and self._process.returncode is None:  # so it is not reaped
-            os.killpg(self._process.pid, number)
-
     async def stop(self, grace_seconds: float = 5.0) -> bool:
         """End the process, by SIGKILL after the grace; no other is started any more."""
         self._stopping.set()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            self._signal(number)
+            if self._process and self._process.returncode is None:  # so it is not reaped
+                os.killpg(self._process.pid, number)
             await asyncio.wait({self._task}, timeout=grace_seconds)
         return self._task.done()
 
@@ -87,27 +80,20 @@ class Host:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        if sys.version_info < (3, 12):  # else it is so: what the loop signals is surely not reaped
+            asyncio.set_child_watcher(watcher := asyncio.PidfdChildWatcher())
+            watcher.attach_loop(self._loop)
         self.programs: dict[str, Program] = {}
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
-        """Stop a model, by its name: if the process has crashed by now, none must follow it.
-
-        On a hook's thread, which waits here, while the work is done in the loop. It waits without
-        a limit, which is the monitor's to set.
-        """
-        stop = self._stop(backend.model, timeout_seconds / 2)
-        return asyncio.run_coroutine_threadsafe(stop, self._loop).result()
-
-    async def _stop(self, model: str, grace_seconds: float) -> bool | None:
-        program = self.programs.get(model)
+        """Stop a model, by its name: if the process has crashed by now, none must follow it."""
+        program = self.programs.get(backend.model)
         if program is None:
             return None  # not ours: the monitor stops it by itself
-        return await program.stop(grace_seconds)
-
-    async def stop(self) -> None:
-        """Stop everything, all at once."""
-        await asyncio.gather(*(program.stop() for program in self.programs.values()))
+        # A hook's thread waits here, for as long as the monitor lets it; the work is the loop's.
+        stop = program.stop(timeout_seconds / 2)
+        return asyncio.run_coroutine_threadsafe(stop, self._loop).result()
 
 
 async def run(commands: Mapping[str, Sequence[str]], folder: str) -> None:
@@ -124,23 +110,10 @@ async def run(commands: Mapping[str, Sequence[str]], folder: str) -> None:
         print_curl_commands(monitor, list(commands))
         await ended.wait()
     finally:
-        await host.stop()
+        await asyncio.gather(*(program.stop() for program in host.programs.values()))
         await asyncio.to_thread(monitor.close)  # the loop runs on meanwhile: a hook may wait for it
 
 
-def reap_in_the_loop() -> None:
-    """Have processes reaped by the loop, so that what the loop signals is surely not reaped."""
-    if sys.version_info < (3, 12):  # from then on it is the default
-        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
-
-
-def main() -> None:
-    """Run the programs of the command line."""
-    commands = commands_by_model(__doc__)
-    reap_in_the_loop()
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(run(commands, folder))
-
-
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as temporary:
+        asyncio.run(run(commands_by_model(__doc__), temporary))

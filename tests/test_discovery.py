@@ -97,11 +97,14 @@ def test_behind_a_shell(spawner: Spawner) -> None:
     assert expected.pid not in (shell.pid, *children(shell.pid))
 
 
-def test_a_script_that_hands_its_arguments_on(spawner: Spawner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["sh", "fish", "tcsh", "su"])
+def test_a_script_that_hands_its_arguments_on(name: str, spawner: Spawner, tmp_path: Path) -> None:
     """The shell is never taken for the backend, though it has `--addr` too, and comes first."""
+    wrapper = tmp_path / name  # what it is called is what it is known by
+    wrapper.symlink_to("/bin/sh")
     script = tmp_path / "run.sh"
     script.write_text(f'read line; {shlex.join(SLEEPER)} "$@"; :')
-    shell = spawner.process("sh", str(script), "--addr", ADDRESS, stdin=subprocess.PIPE)
+    shell = spawner.process(str(wrapper), str(script), "--addr", ADDRESS, stdin=subprocess.PIPE)
     assert found(shell.pid, "llama=m@127.0.0.1:7") == []
     assert shell.stdin
     shell.stdin.write("go\n")

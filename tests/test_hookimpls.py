@@ -93,7 +93,7 @@ def test_mypy_finds_a_wrong_signature(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.stderr == ""

@@ -75,7 +75,7 @@ def test_what_is_refused_is_said_once_and_tried_again(
     two.kill()
     two.wait()
     roster.sync(taken)
-    assert registered(monitor) == [("m", one.pid, "127.0.0.1:1")]
+    eventually(lambda: registered(monitor) == [("m", one.pid, "127.0.0.1:1")])
 
 
 def test_a_program_is_known_once_its_backend_is(

@@ -15,9 +15,11 @@ from ..errors import MonitorError
 from ..process_table import Row, descendants, read_table
 
 # A wrapper's arguments are often its child's as well.
-_WRAPPERS = frozenset(
-    ("ash", "bash", "busybox", "dash", "dumb-init", "env", "ksh", "nice", "nohup", "setpriv", "sh")
-) | frozenset(("stdbuf", "sudo", "time", "timeout", "tini", "zsh"))
+_WRAPPERS = (
+    frozenset(("ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "mksh", "rbash", "sh"))
+    | frozenset(("dumb-init", "env", "nice", "nohup", "runuser", "setpriv", "setsid", "stdbuf"))
+    | frozenset(("su", "sudo", "tcsh", "time", "timeout", "tini", "zsh"))
+)
 _ADDR = "--addr"
 # A script runs others before the one that serves: `dirname`, `mkdir`.
 _SETTLED_SECONDS = 1.5

@@ -145,9 +145,13 @@ class CircusHost:
 
         return eventually(found) or {}
 
+    def wait_serving(self, model: str) -> None:
+        """Wait until a model's backend answers by itself: by then it ignores what it is to."""
+        eventually(lambda: "state" in self.wait_found(model))
+
     def wait_managed(self) -> None:
         """Wait until circus has looked after its watchers, and so undone what it does not know."""
-        (before,) = self.pids("other")
+        (before,) = eventually(lambda: self.pids("other"))
         os.kill(before, signal.SIGKILL)
         eventually(lambda: self.pids("other") not in ([], [before]))
 

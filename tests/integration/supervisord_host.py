@@ -187,6 +187,13 @@ class Host:
         except OSError:
             return False
 
+    def replicas(self, model: str) -> int:
+        """How many backends of a model the monitor knows."""
+        try:
+            return int(self.client.monitor(model).headers.get("X-Monitor-Replicas", 0))
+        except OSError:
+            return 0
+
     def close(self) -> None:
         """End supervisord and all that is left of its session."""
         if self.process is None:

@@ -29,7 +29,7 @@ def test_the_package_is_loaded_where_it_is_installed(tmp_path: Path) -> None:
         copy = tmp_path / f"source{number}"
         shutil.copytree(source, copy, ignore=ignored)
         build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(copy)]
-        subprocess.run(build, check=True, capture_output=True, timeout=110)
+        subprocess.run(build, check=True, capture_output=True, timeout=280)
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     (hello,) = tmp_path.glob("monitor_plugin_hello*.whl")
@@ -48,7 +48,7 @@ def test_the_package_is_loaded_where_it_is_installed(tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=110,
+            timeout=280,
             check=False,
         )
         assert done.returncode == 0, done.stdout

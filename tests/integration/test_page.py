@@ -88,6 +88,20 @@ def badge(page: Page, model: str) -> Callable[[str], None]:
     return lambda word: row(page, model).locator(".badge", has_text=word).wait_for()
 
 
+def shows(page: Page, model: str, *texts: str) -> None:
+    """Waits until a backend's row has these texts: its state may come before its figures."""
+
+    def has_all() -> bool:
+        text = row(page, model).inner_text().replace("\xa0", " ")
+        return all(each in text for each in texts)
+
+    eventually(has_all)
+
+
+def has_focus(locator: Locator) -> bool:
+    return bool(locator.evaluate("node => node === document.activeElement"))
+
+
 def end_of(page: Page, model: str) -> str:
     """What is said of an end, once it is."""
     line = page.locator("#ends-table tbody tr").filter(has=page.get_by_text(model, exact=True))
@@ -113,14 +127,13 @@ def test_states_change_live(
     page = tabs.open(monitor.url).page
     page.evaluate("window.same = true")
     badge(page, "org/a model")("ready")
-    assert "weights 2 MiB" in row(page, "org/a model").inner_text()
-    assert "kv_cache 1 MiB" in row(page, "org/a model").inner_text()
+    shows(page, "org/a model", "weights 2 MiB", "kv_cache 1 MiB")
     os.kill(backend.pid, signal.SIGUSR1)
     badge(page, "org/a model")("busy")
     page.locator("#changes", has_text="org/a model is busy").wait_for(state="attached")
     register(monitor, "b")
     badge(page, "b")("ready")
-    assert page.locator("#counts").inner_text().split("\n") == ["1 busy", "1 ready"]
+    eventually(lambda: page.locator("#counts").inner_text().split("\n") == ["1 busy", "1 ready"])
     assert page.evaluate("window.same")
 
 
@@ -128,7 +141,7 @@ def test_a_stop_is_asked_done_and_shown(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
     """A confirmed stop shows draining, stopping and gone, and then stands among the ends."""
-    monitor = make_swept(stop_timeout_seconds=1.0)
+    monitor = make_swept(stop_timeout_seconds=3.0)  # so that the page is there meanwhile
     backend = register(monitor, "m", "--ignore-sigterm")
     register(monitor, "other")
     os.kill(backend.pid, signal.SIGUSR1)
@@ -150,7 +163,7 @@ def test_a_stop_is_asked_done_and_shown(
     assert not is_running(backend.pid)
     assert "shutdown" in end_of(page, "m")
     row(page, "m").wait_for(state="detached")
-    assert stop_button(page, "other").evaluate("node => node === document.activeElement")
+    eventually(lambda: has_focus(stop_button(page, "other")))
 
 
 def test_a_cancelled_stop_does_nothing(
@@ -169,7 +182,7 @@ def test_a_cancelled_stop_does_nothing(
         else:  # Enter is for the button with the focus, which is Cancel
             tab.page.keyboard.press(cancel.capitalize())
         dialog.wait_for(state="hidden")
-        assert stop_button(tab.page, "m").evaluate("node => node === document.activeElement")
+        eventually(lambda: has_focus(stop_button(tab.page, "m")))
     assert is_running(backend.pid)
     assert not [url for url in tab.requests if "shutdown" in url]
 
@@ -211,7 +224,7 @@ def test_a_crash_appears_with_its_cause(
     assert f"{backend.pid}" in ended
     stop_button(page, "m").focus()
     page.get_by_text("No backend is registered.").wait_for()
-    assert page.evaluate("document.activeElement.id") == "backends"
+    eventually(lambda: page.evaluate("document.activeElement.id") == "backends")
 
 
 class Components:
@@ -234,8 +247,7 @@ def test_no_text_becomes_markup(
     backend = register(monitor, HOSTILE)
     page = tabs.open(monitor.url, expected="409").page
     badge(page, HOSTILE)("ready")
-    assert f"{HOSTILE} 1 GiB" in row(page, HOSTILE).inner_text().replace("\xa0", " ")
-    assert "vram:0 (GPU) 2 GiB" in row(page, HOSTILE).inner_text()
+    shows(page, HOSTILE, f"{HOSTILE} 1 GiB", "vram:0 (GPU) 2 GiB")
     confirm(page, HOSTILE)
     notice = page.get_by_role("alert").filter(has_text="refused")
     notice.wait_for()
@@ -318,7 +330,7 @@ def test_it_is_used_by_keyboard_alone(
     page.keyboard.press("Enter")
     badge(page, "m")("gone")
     assert not is_running(backend.pid)
-    assert stop_button(page, "m").evaluate("node => node === document.activeElement")
+    eventually(lambda: has_focus(stop_button(page, "m")))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -348,7 +360,7 @@ def test_it_is_accessible(
     ).page  # fmt: skip
     end_of(page, "crashed")
     badge(page, "silent")("unknown")
-    assert "UNAVAILABLE" in row(page, "silent").inner_text()
+    shows(page, "silent", "UNAVAILABLE")
     page.evaluate(f"{axe}; 0")
 
     def check() -> None:
@@ -469,7 +481,7 @@ def test_the_last_minutes_are_drawn(
     assert "between 3 MiB and 3 MiB" in str(charts.nth(1).get_attribute("aria-label"))
     for chart in charts.all():
         chart.locator("canvas").wait_for()
-        assert chart.evaluate(INK)
+        eventually(lambda chart=chart: chart.evaluate(INK))  # type: ignore[misc]
     page.unroute_all(behavior="ignoreErrors")
 
 
