@@ -399,6 +399,23 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
     eventually(lambda: resources() == before)
 
 
+def test_children_that_were_forked_keep_nothing_open(make_server: MakeServer) -> None:
+    """They hold copies of its sockets: clients are closed and refused, and the port is free."""
+    server = make_server(idle_seconds=0.2)
+    with connect(server, GET) as connection, contextlib.ExitStack() as copies:
+        eventually(server._connections._channels.values)
+        (channel,) = server._connections._channels.values()
+        assert channel.socket
+        copies.enter_context(channel.socket.dup())
+        copies.enter_context(server._listener.socket.dup())
+        eventually(lambda: is_closed(connection))
+        server.close()
+        with pytest.raises(ConnectionRefusedError):
+            connect(server)
+        again = make_server(listen=server.url.removeprefix("http://"))
+        connect(again).close()
+
+
 def test_only_the_loops_thread_closes_connections(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

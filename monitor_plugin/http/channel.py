@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -90,6 +91,13 @@ class Channel(HTTPChannel):
         if sent:
             self.quiet_since = time.monotonic()
         return sent
+
+    def handle_close(self) -> None:
+        """Close, for a child too that was forked meanwhile, and keeps what it inherited open."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # it is closed already
+                self.socket.shutdown(socket.SHUT_RDWR)
+        super().handle_close()
 
     def handle_expt(self) -> None:
         """Close: no HTTP has urgent data, and until it is read the loop would spin."""
