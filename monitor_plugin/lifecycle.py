@@ -86,6 +86,9 @@ class Lifecycle:
         Raises:
             InvalidBackend: something is wrong with it; nothing was changed.
         """
+        closed = InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
+        if self._closed:
+            raise closed
         fault = fault_in_model_name(model) or _fault_in_pid(pid)
         try:
             canonical = canonical_address(address)
@@ -96,11 +99,11 @@ class Lifecycle:
             raise InvalidBackend(
                 f"the backend was not registered: {fault}", model=model, pid=pid, address=address
             )
-        while not self._closed and not self._register(model, pid, address, canonical):
+        while not self._register(model, pid, address, canonical):
             pass  # something had ended, or came, meanwhile
-        if self._closed:
-            self._forget_all()  # what came while it was closed, too late to be let go with the rest
-            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
+        if self._closed:  # meanwhile; perhaps too late for this one to be let go with the others
+            self._forget_all()
+            raise closed
 
     def _register(self, model: str, pid: int, address: str, canonical: str) -> bool:
         """Add a backend, or update its record; False where what it went by has changed."""
