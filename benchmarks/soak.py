@@ -126,6 +126,15 @@ def leaks(before: dict[str, int], after: dict[str, int]) -> list[str]:
     ]
 
 
+def leaked(held: dict[str, dict[str, int]]) -> list[str]:
+    """Say what leaked, memory too."""
+    said = leaks(held["before"], held["after"])
+    grown_mib = (held["after"]["rss"] - held["warm"]["rss"]) / 1024**2
+    if grown_mib > RSS_MIB:
+        said.append(f"{grown_mib:.0f} MiB of memory")
+    return said
+
+
 def judge_ends(host: Host, gone: Sequence[dict[str, Any]]) -> list[float]:
     """Compare the ends that were told of with those that were; the seconds to notice kills."""
     told = Counter((each["model"], each["pid"]) for each in gone)
@@ -155,15 +164,11 @@ def figures(seconds: Sequence[float]) -> dict[str, float]:
 
 def broken(found: dict[str, Any]) -> list[str]:
     """Say which promises are."""
-    held = found["held"]
     readings = sum(
         each["count"] for kind, each in found["latencies"].items() if kind.startswith("monitor")
     )
-    grown_mib = (held["after"]["rss"] - held["warm"]["rss"]) / 1024**2
     tolerated = int(TOLERATED_SHARE * readings)
-    said = list(found["wrong"]) + [f"left: {each}" for each in leaks(held["before"], held["after"])]
-    if grown_mib > RSS_MIB:
-        said.append(f"left: {grown_mib:.0f} MiB of memory")
+    said = list(found["wrong"]) + [f"left: {each}" for each in leaked(found["held"])]
     if len(found["late"]) > tolerated:
         said += [f"late, {len(found['late'])} in all, as: {each}" for each in found["late"][:5]]
     if found["missed_deadlines"] > tolerated:
@@ -203,7 +208,7 @@ def main() -> int:
         print(f"{kind:>26}: " + "  ".join(f"{name} {value:.0f}" for name, value in each.items()))
     for promise in broken(found):
         print(f"BROKEN: {promise}")
-    print(f"wrong answers: {len(found['wrong'])}")
+    print(f"wrong answers: {len(found['wrong'])}; leaks: {len(leaked(found['held']))}")
     return 1 if broken(found) else 0
 
 

@@ -18,8 +18,8 @@ from .status_counts import StatusCounter, StatusCounts
 
 _logger = logging.getLogger(__name__)
 
-# A call outlives its readers' patience: while it is under way, a hung backend costs one call, and
-# the moment that it answers again is known. It is renewed at this age, in case it was lost.
+# A call outlives its readers' patience by this long: while it is under way, a hung backend costs
+# one call, and the moment that it answers again is known. Then it is renewed, in case it was lost.
 _CALL_SECONDS = 30.0
 
 # Codes with which the backend itself said nothing: one that hung still does, for all we know.
@@ -84,6 +84,7 @@ class Connection:
         self._address = address
         self._dial = dial
         self._timeout_seconds = timeout_seconds
+        self._call_seconds = timeout_seconds + _CALL_SECONDS
         self._call_metadata = call_metadata
         self._make_room = make_room
         self._status_response = status_response
@@ -164,7 +165,7 @@ class Connection:
             self._drop_channel(self._is_of_no_use)
             method = self._open_channel().unary_unary(STATUS_METHOD, None, None)
             call.started = time.monotonic()
-            future = method.future(b"", timeout=_CALL_SECONDS, metadata=metadata)
+            future = method.future(b"", timeout=self._call_seconds, metadata=metadata)
         except _NoRoom:
             self._finish(call, Answer(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
             return
@@ -184,7 +185,7 @@ class Connection:
         self._finish(call, Answer(None, code.name))
         if (
             code is grpc.StatusCode.DEADLINE_EXCEEDED
-            and time.monotonic() - call.started > _CALL_SECONDS / 2
+            and time.monotonic() - call.started > self._call_seconds / 2
         ):
             # Our own deadline: keep one call under way, or nobody would notice that it recovers.
             with self._lock:

@@ -151,19 +151,13 @@ class Readings:
     ) -> tuple[Status | None, str, str | None]:
         """Ask one backend for its status: the hooks first, then gRPC.
 
-        Args:
-            record: the backend's.
-            patience_seconds: how long to wait at most; a hook that is told so and does not keep to
-                it has its usual time.
-
         Returns:
             The status, None where it failed; its source; the gRPC code's name where it failed.
 
         Raises:
             ProcessGone: its process has ended, whoever answers at its address.
         """
-        backend = record.backend
-        deadline = time.monotonic() + patience_seconds
+        backend, deadline = record.backend, time.monotonic() + patience_seconds
         asked = self._begin(record, backend)
         seconds = min(self._status_timeout_seconds, patience_seconds)
         answer_of_hooks = self._hooks.query_status(backend, seconds)

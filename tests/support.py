@@ -42,6 +42,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def suspend(pid: int) -> None:
+    """Stop a child (SIGSTOP), and wait until all its threads are, which a busy machine delays."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+
 def program(name: str) -> str:
     """Find a program that .ci/setup installs; skip the test where it is not, but in CI."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")

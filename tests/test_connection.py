@@ -23,7 +23,7 @@ from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
 from monitor_plugin.status_counts import DURATION_BOUNDS
 
-from .support import Spawner, eventually
+from .support import Spawner, eventually, suspend
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_hung_backend_costs_one_call_and_one_wait(
     backend = spawner.backend()
     client = make_client(timeout=2.0)
     assert client.status(at(backend.address)).rpc_error is None
-    os.kill(backend.pid, signal.SIGSTOP)
+    suspend(backend.pid)
     started = time.monotonic()
     assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
     assert time.monotonic() - started >= 2.0
@@ -256,7 +256,7 @@ def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A call that grew old is renewed without any reader, and is none's to wait for."""
-    monkeypatch.setattr("monitor_plugin.connection._CALL_SECONDS", 6.0)
+    monkeypatch.setattr("monitor_plugin.connection._CALL_SECONDS", 1.0)
     end = threading.Event()
     server = serve(lambda context: end.wait(60) and b"\x08\x02")
     client = make_client(timeout=5.0)
@@ -267,6 +267,18 @@ def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
     assert time.monotonic() - started < 2.5
     end.set()
     eventually(lambda: client.status(at(server.address)).status)
+
+
+def test_a_call_is_not_given_up_before_its_readers_are(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the deadline is set to, an answer within it is taken."""
+    monkeypatch.setattr("monitor_plugin.connection._CALL_SECONDS", 0.1)
+    server = serve(lambda context: threading.Event().wait(0.5) or b"\x08\x02")
+    assert make_client(timeout=30).status(at(server.address)).status
+    assert server.calls == 1
 
 
 def test_a_backend_that_is_back_is_found_at_once(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ import pytest
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
 from monitor_plugin.http.listing_wire import state_name
 
-from .support import Client, Spawner, eventually
+from .support import Client, Spawner, eventually, suspend
 
 
 class Hook:
@@ -147,7 +145,7 @@ def test_the_last_readings_are_listed(
     assert item["state_name"] == "unknown"
     assert item["uptime_seconds"] >= 0
     eventually(lambda: get(client, "/backends")["backends"][0]["source"] == "grpc")
-    os.kill(running.pid, signal.SIGSTOP)
+    suspend(running.pid)
     (item,) = get(client, "/backends?fresh=false")["backends"]
     assert (item["state"], item["source"]) == (2, "grpc")
     # One that is asked for at about the same time as another is the same.

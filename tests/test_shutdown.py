@@ -35,7 +35,7 @@ from monitor_plugin.process import Process
 from monitor_plugin.process_table import Row, read_table
 from monitor_plugin.protocol import SERVICE
 
-from .support import Client, Spawner, eventually, is_running
+from .support import Client, Spawner, eventually, is_running, suspend
 
 STUBBORN_WORKERS = """
 import os, signal, sys, time
@@ -140,7 +140,7 @@ def test_a_stopped_process_is_ended(monitor: Monitor, spawner: Spawner) -> None:
     """A backend that hangs under SIGSTOP is stopped like any other."""
     backend = spawner.backend()
     spawned(monitor, backend.pid, address=backend.address)
-    os.kill(backend.pid, signal.SIGSTOP)
+    suspend(backend.pid)
     monitor.shutdown("m")
     assert not is_running(backend.pid)
 
@@ -183,19 +183,19 @@ def test_draining_ends_with_its_time_or_by_force(
     assert not is_running(backend.pid)
 
 
-def test_status_hooks_are_told_how_long_a_drain_has(
+def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A hook that keeps to its `timeout_seconds` does not make the drain longer than its time."""
+    """A hook that speaks another protocol is told how long the drain still lasts."""
     told: list[float] = []
 
-    class AlwaysBusy:
+    class Busy:
         @hookimpl
         def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
             told.append(timeout_seconds)
             return Status(State.BUSY)
 
-    monitor = make_monitor([AlwaysBusy()], drain_timeout_seconds=0.3)
+    monitor = make_monitor([Busy()], drain_timeout_seconds=0.3)
     spawned(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
     assert told
@@ -354,6 +354,31 @@ def test_a_host_that_does_not_stop_it(
         assert f"PID {process.pid}" in reply.json["error"]["message"]
         assert is_running(process.pid)
         assert len(monitor.backends()) == 1
+
+
+@pytest.mark.once
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
+def test_what_cannot_be_killed_is_named_and_stays(spawner: Spawner) -> None:
+    """A process that takes no signal of ours gives a 500 with its PID, and stays registered."""
+    process = spawner.sleeper()
+    other = spawner.python(
+        "import os, sys\n"
+        "from tests.support import Client\n"
+        "from monitor_plugin import Monitor, Settings\n"
+        "settings = Settings(listen='127.0.0.1:0', stop_timeout_seconds=0.2)\n"
+        "with Monitor(settings) as monitor:\n"
+        "    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"    process = {{'model': 'm', 'pid': {process.pid}, 'address': '127.0.0.1:1'}}\n"
+        "    monitor.hook.monitor_backend_spawned(**process)\n"
+        "    answer = Client(monitor.url).shutdown('m')\n"
+        "    print(answer.status, answer.json['error']['message'])\n"
+        "    print([each.pid for each in monitor.backends()])\n"
+    )
+    said, errors = other.communicate(timeout=60)
+    assert said.startswith("500 "), errors
+    assert f"still running: PID {process.pid}\n" in said
+    assert said.endswith(f"[{process.pid}]\n")
+    assert is_running(process.pid)
 
 
 @pytest.mark.parametrize("behave", [lambda backend: None, lambda backend: "yes", lambda b: fail()])
@@ -517,7 +542,7 @@ def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
     backend = spawner.backend("--state", "1")
     spawned(monitor, backend.pid, address=backend.address)
     eventually(lambda: monitor.read("m").status)
-    os.kill(backend.pid, signal.SIGSTOP)
+    suspend(backend.pid)
     eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
     asked: list[object] = []
     ask = monitor._parts.readings.ask

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,7 @@ from monitor_plugin import Backend, Memory, Monitor, Reading, State, Status, hoo
 from monitor_plugin.observation import Observation
 
 from .support import Backend as Running
-from .support import Spawner, eventually
+from .support import Spawner, eventually, suspend
 
 MIB = 1 << 20
 
@@ -90,7 +88,7 @@ def test_hung_backends_cost_one_wait(
         register(monitor, f"m{number}", each)
     assert all(each.reading and each.reading.source == "grpc" for each in monitor.sweep())
     for each in running[1:]:
-        os.kill(each.pid, signal.SIGSTOP)
+        suspend(each.pid)
     began = time.monotonic()
     healthy, *hung = monitor.sweep()
     assert time.monotonic() - began < 4 * 2.0  # and not 5 times
@@ -138,7 +136,7 @@ def test_the_last_sweep_is_remembered(
     (before,) = monitor.sweep(fresh=False)
     assert before == Observation(backend=monitor.backends()[0])
     (swept,) = monitor.sweep(model="m")
-    os.kill(running.pid, signal.SIGSTOP)
+    suspend(running.pid)
     assert monitor.sweep(fresh=False) == [swept] == monitor.sweep("m", fresh=False)
     assert monitor.sweep("other") == monitor.sweep("other", fresh=False) == []
 

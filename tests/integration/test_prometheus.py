@@ -222,7 +222,7 @@ def prometheus(watching: Monitor, relay: str, spawner: Spawner, tmp_path: Path) 
     configuration = (folder / "prometheus.yml").read_text()
     target = watching.url.removeprefix("http://")
     configuration = configuration.replace('"127.0.0.1:8080"', f'"{target}", "{relay}"')
-    configuration = configuration.replace("scrape_interval: 15s", "scrape_interval: 500ms")
+    configuration = configuration.replace("scrape_interval: 15s", "scrape_interval: 2s")
     (folder / "prometheus.yml").write_text(configuration)
     address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "log").open("w") as log:
@@ -262,20 +262,21 @@ def test_a_real_prometheus_scrapes_the_monitor(
         eventually(lambda: ups(prometheus, each) == {MODEL: 1, "hung": 0, "old": 1})  # noqa: B023
         exits = f'monitor_backend_exits_total{{model="killed",cause="killed",instance="{each}"}}'
         eventually(lambda: [value for _, value in query(exits)] == [1])  # noqa: B023
-        components = query(f'monitor_backend_memory_bytes{{instance="{each}",model="old"}}')
+        held = f'monitor_backend_memory_bytes{{instance="{each}",model="old"}}'
+        components = eventually(lambda: query(held))  # noqa: B023
         assert [(labels["component"], value) for labels, value in components] == [(COMPONENT, 7)]
     for expression in [*expressions(), *variables()]:
         for name, value in GRAFANA.items():
             expression = expression.replace(name, value)
         query(expression)
     alive = 'monitor_backend_up{model=~"org/.*"}'
-    assert len(query(alive)) == 2
+    eventually(lambda: len(query(alive)) == 2)
     root = {"Authorization": "Bearer root"}
     body = {"model": MODEL}
     stopped = Client(watching.url).request("POST", "/backend/shutdown", body, root)
     assert stopped.status == 200
     eventually(lambda: not query(alive))
-    assert not query('monitor_backend_process_cpu_seconds_total{model=~"org/.*"}')
+    eventually(lambda: not query('monitor_backend_process_cpu_seconds_total{model=~"org/.*"}'))
     stops = 'monitor_backend_shutdowns_total{model=~"org/.*",outcome="stopped"}'
     eventually(lambda: [value for _, value in query(stops)] == [1, 1])
-    assert len(query('monitor_backend_up{model="old"}')) == 2
+    eventually(lambda: len(query('monitor_backend_up{model="old"}')) == 2)
