@@ -74,6 +74,9 @@ class Lifecycle:
         self._closed = True
         self._ticker.close()
         self._watcher.close()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         for record in self._registry.clear():
             self._let_go(record)
 
@@ -83,8 +86,7 @@ class Lifecycle:
         Raises:
             InvalidBackend: something is wrong with it; nothing was changed.
         """
-        if self._closed:
-            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
+        self._refuse_if_closed(model, pid, address)
         fault = fault_in_model_name(model) or _fault_in_pid(pid)
         try:
             canonical = canonical_address(address)
@@ -97,6 +99,12 @@ class Lifecycle:
             )
         while not self._register(model, pid, address, canonical):
             pass  # something had ended, or came, meanwhile
+        self._refuse_if_closed(model, pid, address)  # meanwhile
+
+    def _refuse_if_closed(self, model: str, pid: int, address: str) -> None:
+        if self._closed:
+            self._forget_all()  # what came too late to be let go with the others
+            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
 
     def _register(self, model: str, pid: int, address: str, canonical: str) -> bool:
         """Add a backend, or update its record; False where what it went by has changed."""

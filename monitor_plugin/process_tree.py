@@ -116,11 +116,14 @@ class ProcessTree:
             return sent
         # Stopped processes fork no more: what is found now is all of it.
         frozen = [_send(member, signal.SIGSTOP) for member in self.alive()]
-        while fresh := self.refresh():
-            frozen += [_send(member, signal.SIGSTOP) for member in fresh]
+        try:
+            while fresh := self.refresh():
+                frozen += [_send(member, signal.SIGSTOP) for member in fresh]
+        finally:  # no descriptor may be left to look with: none stays stopped for good
+            if any(frozen):
+                for member in self.alive():
+                    _kill(member)
         if any(frozen):
-            for member in self.alive():
-                _kill(member)
             sent = signal.SIGKILL
             self.wait_ended(seconds, interrupted, _kill)
         return sent

@@ -20,8 +20,9 @@ from monitor_plugin import (
     ModelNotLoaded,
     Monitor,
     hookimpl,
+    lifecycle,
 )
-from monitor_plugin.process import ProcessGone
+from monitor_plugin.process import Process, ProcessGone
 
 from .support import Spawner, eventually, is_running
 
@@ -568,6 +569,26 @@ def test_who_comes_late_leaves_no_connection(monitor: Monitor, spawner: Spawner)
     assert connections
     monitor._parts.lifecycle.end(record)
     assert connections == {}
+
+
+def test_a_registration_that_meets_the_close_leaves_nothing(
+    monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backend that a host's other thread registers meanwhile is not kept by a closed monitor."""
+    process = spawner.sleeper()
+    opened = []
+
+    class ClosedMeanwhile(Process):
+        def __init__(self, pid: int, *, keep_descriptor: bool = True) -> None:
+            super().__init__(pid, keep_descriptor=keep_descriptor)
+            opened.append(self)
+            monitor.close()
+
+    monkeypatch.setattr(lifecycle, "Process", ClosedMeanwhile)
+    with pytest.raises(InvalidBackend, match="the monitor is closed"):
+        spawned(monitor, process.pid)
+    assert monitor.backends() == []
+    assert [each.pidfd for each in opened] == [None]
 
 
 def test_a_reading_during_an_update_leaves_no_connection(

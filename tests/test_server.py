@@ -19,6 +19,7 @@ import pytest
 from monitor_plugin import Settings
 from monitor_plugin.errors import SettingsError
 from monitor_plugin.http import connections
+from monitor_plugin.http.channel import Channel
 from monitor_plugin.http.server import Server
 
 from .support import Client, Spawner, eventually
@@ -396,6 +397,46 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     eventually(lambda: app.ended == 5)
     eventually(lambda: resources() == before)
+
+
+def test_children_that_were_forked_keep_nothing_open(make_server: MakeServer) -> None:
+    """They hold copies of its sockets: clients are closed and refused, and the port is free."""
+    server = make_server(idle_seconds=0.2)
+    with connect(server, GET) as connection, contextlib.ExitStack() as copies:
+        eventually(server._connections._channels.values)
+        (channel,) = server._connections._channels.values()
+        assert channel.socket
+        copies.enter_context(channel.socket.dup())
+        copies.enter_context(server._listener.socket.dup())
+        eventually(lambda: is_closed(connection))
+        server.close()
+        with pytest.raises(ConnectionRefusedError):
+            connect(server)
+        again = make_server(listen=server.url.removeprefix("http://"))
+        connect(again).close()
+
+
+def test_only_the_loops_thread_closes_connections(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a new one gets the number of one that was ready, and is taken for it."""
+    app = Held()
+    server = make_server(app)
+    closed_by: list[str] = []
+    close = Channel.handle_close
+
+    def handle_close(channel: Channel) -> None:
+        closed_by.append(threading.current_thread().name)
+        close(channel)
+
+    monkeypatch.setattr(Channel, "handle_close", handle_close)
+    # The answer to the first still goes out; who writes `100 Continue` then finds nobody there.
+    with connect(server, GET + POST + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n"):
+        assert app.begun.acquire(timeout=60)
+    app.go.set()
+    eventually(lambda: closed_by)
+    eventually(lambda: not server._connections._channels)
+    assert set(closed_by) == {"monitor-http"}
 
 
 def test_closing_ends_threads_that_wait_for_readers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -28,7 +29,10 @@ from monitor_plugin import (
     State,
     Status,
     hookimpl,
+    process_tree,
 )
+from monitor_plugin.process import Process
+from monitor_plugin.process_table import Row, read_table
 from monitor_plugin.protocol import SERVICE
 
 from .support import Client, Spawner, eventually, is_running, suspend
@@ -595,6 +599,35 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     for pid in escaped:
         os.kill(int(pid), signal.SIGKILL)
     assert escaped == []
+
+
+def test_none_stays_stopped_where_the_last_look_fails(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was stopped to be killed is killed, though no descriptor is left to look for more."""
+    monitor = make_monitor(stop_timeout_seconds=0.2)
+    process = spawner.python(STUBBORN_WORKERS)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    members = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    send = process_tree._send
+    sent: list[int] = []
+
+    def note_and_send(process: Process, number: int) -> bool:
+        sent.append(number)
+        return send(process, number)
+
+    def fail_or_read() -> dict[int, Row]:
+        if signal.SIGSTOP in sent:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_table()
+
+    monkeypatch.setattr(process_tree, "_send", note_and_send)
+    monkeypatch.setattr(process_tree, "read_table", fail_or_read)
+    with pytest.raises(ShutdownFailed, match="Too many open files"):
+        monitor.shutdown("m")
+    assert psutil.wait_procs(members, timeout=60)[1] == []
 
 
 def test_a_stopped_process_takes_its_sigterm(

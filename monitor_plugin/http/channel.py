@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
+import threading
 import time
 from typing import Any
 
@@ -72,16 +74,30 @@ class Channel(HTTPChannel):
         self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None
     ) -> None:
         self.quiet_since = time.monotonic()
+        self._loops_thread = threading.get_ident()  # which accepts
         super().__init__(server, sock, addr, adj, map=map)
         # Waitress before 3.0.1 takes a client that has gone meanwhile for one that is to come.
         self.connected = True
 
     def send(self, data: bytes, do_close: bool = True) -> int:
         """Send some of the data; give how much."""
+        if threading.get_ident() != self._loops_thread:
+            # The loop alone closes: a number that is free within a pass may be a new connection's
+            # when what the pass found out about the old one is looked at.
+            do_close = False
+            if not self.connected:  # changes under the lock that the caller holds
+                return 0
         sent = super().send(data, do_close)
         if sent:
             self.quiet_since = time.monotonic()
         return sent
+
+    def handle_close(self) -> None:
+        """Close, for a child too that was forked meanwhile, and keeps what it inherited open."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):  # it is closed already
+                self.socket.shutdown(socket.SHUT_RDWR)
+        super().handle_close()
 
     def handle_expt(self) -> None:
         """Close: no HTTP has urgent data, and until it is read the loop would spin."""

@@ -50,8 +50,14 @@ class Listener:
                     self._path.unlink()
 
     def close(self) -> None:
-        """Stop listening, and remove the unix socket's file."""
+        """Stop listening, and remove the unix socket's file.
+
+        For a child too that was forked meanwhile: the port is free again, and whoever connects is
+        refused rather than left to wait.
+        """
         self.remove()
+        with contextlib.suppress(OSError):  # only Linux takes it
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
 

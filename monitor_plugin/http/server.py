@@ -106,6 +106,7 @@ class Server:
         self._server.pull_trigger()
         self._thread.join()
         self._connections.close()
+        self._listener.close()
         waitress.wasyncore.close_all(self._map)
 
 
