@@ -7,7 +7,7 @@ SOAK ?=
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo demo-circus demo-supervisord test soak screenshots proto clean
+.PHONY: demo demo-circus demo-cluster demo-supervisord test soak screenshots proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
@@ -15,6 +15,9 @@ demo: $(VENV)/installed
 demo-circus: $(VENV)/installed-circus
 	@cd examples/circus && $(abspath $(VENV))/bin/python -m monitor_plugin.demo.real_host \
 	    http://localhost:8080 circusd circus.ini
+
+demo-cluster: $(VENV)/installed-cluster
+	@$(VENV)/bin/python -m monitor_plugin.demo.cluster
 
 demo-supervisord: $(VENV)/installed-supervisord
 	@cd examples/supervisord && $(abspath $(VENV))/bin/python -m monitor_plugin.demo.real_host \
@@ -48,6 +51,10 @@ $(VENV)/installed: $(VENV)/created setup.cfg
 
 $(VENV)/installed-circus: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --editable '.[circus]'
+	@touch $@
+
+$(VENV)/installed-cluster: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --editable '.[cluster]'
 	@touch $@
 
 $(VENV)/installed-supervisord: $(VENV)/installed

@@ -12,7 +12,11 @@ MonitorError
 ├── ShutdownRefused        a hook refused the shutdown
 ├── ShutdownFailed         the processes could not be stopped, or did not stay stopped
 ├── TooManyShutdowns       no more shutdowns are taken at the moment
-└── RequestFailed          a running monitor could not be asked, or answered with an error
+├── RequestFailed          a running monitor could not be asked, or answered with an error
+└── ClusterError           another node of the cluster is needed
+    ├── NodeUnreachable    it does not answer
+    ├── NodeForbidden      NATS does not let this node ask it for that
+    └── OutcomeUnknown     it was told to stop a model, and has not said whether it did
 
 Each carries its facts as attributes; which HTTP status each becomes stands in `http/wire.py`.
 """
@@ -104,9 +108,10 @@ class ModelNotLoaded(MonitorError, LookupError):
         model: the name that was asked for.
     """
 
-    def __init__(self, model: str, ended: str | None = None) -> None:
+    def __init__(self, model: str, ended: str | None = None, on_any_node: bool = False) -> None:
         """`ended` tells how the last backend of the model ended, where that is known."""
-        super().__init__(f"model {model!r} is not loaded" + (f": {ended}" if ended else ""))
+        where = " on any node" if on_any_node else ""
+        super().__init__(f"model {model!r} is not loaded{where}" + (f": {ended}" if ended else ""))
         self.model = model
 
 
@@ -169,6 +174,30 @@ class TooManyShutdowns(MonitorError):
             f"nothing was stopped, try again in {retry_after_seconds} s"
         )
         self.retry_after_seconds = retry_after_seconds
+
+
+class ClusterError(MonitorError):
+    """Another node of the cluster is needed, and does not do its part.
+
+    Attributes:
+        nodes: the names of those nodes, where they are known.
+    """
+
+    def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.nodes = tuple(nodes)
+
+
+class NodeUnreachable(ClusterError):
+    """A node does not answer; nothing was stopped there."""
+
+
+class NodeForbidden(ClusterError):
+    """NATS does not let this node ask for that; nothing was stopped."""
+
+
+class OutcomeUnknown(ClusterError):
+    """A node was told to stop a model, and may or may not have done so."""
 
 
 class RequestFailed(MonitorError):

@@ -8,13 +8,13 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import falcon
 import grpc
 import pluggy
 
-from .errors import MonitorError
+from .errors import MonitorError, SettingsError
 from .hook_files import load_hook_files
 from .hookspecs import PROJECT_NAME
 from .host_manager import HostCalls, HostManager
@@ -30,6 +30,9 @@ from .settings import Settings
 from .shared import Shared
 from .tokens import Tokens
 from .wiring import Parts
+
+if TYPE_CHECKING:
+    from .cluster.node import ClusterNode
 
 
 class Monitor:
@@ -80,6 +83,9 @@ class Monitor:
         self._phase = _Phase.NEW
         self._app = Shared(math.inf, self._make_app)  # once, and not before the plugins are there
         self._server: Server | None = None
+        self._cluster: ClusterNode | None = None
+        if settings.cluster is not None:
+            self._cluster = _join_cluster(settings, self._parts)
 
     def __enter__(self) -> Monitor:
         self.start()
@@ -117,6 +123,8 @@ class Monitor:
                     self._host.unregister()
                 raise
             self._parts.start()
+            if self._cluster:
+                self._cluster.start(self._server.url if self._server else None)
             self._phase = _Phase.STARTED
         self._parts.hooks.started(self)
 
@@ -135,6 +143,8 @@ class Monitor:
             self._parts.hooks.closing()
         self._parts.shutdowns.close()
         self._parts.journal.close()
+        if self._cluster:
+            self._cluster.close()
         if self._server:
             self._server.close()
         self._parts.close()
@@ -171,7 +181,10 @@ class Monitor:
 
     def _make_app(self) -> falcon.App[Any, Any]:
         is_ready = lambda: self._phase is _Phase.STARTED  # noqa: E731
-        app = create_app(self._parts, is_ready, self.plugins, self._settings, self._tokens)
+        elsewhere = self._cluster.whole if self._cluster else None
+        app = create_app(
+            self._parts, is_ready, self.plugins, self._settings, self._tokens, elsewhere
+        )
         self._parts.hooks.add_routes(app)
         return app
 
@@ -239,6 +252,16 @@ class Monitor:
         A file that cannot be used is logged, and the tokens that it held before stay valid.
         """
         self._tokens.reload()
+
+
+def _join_cluster(settings: Settings, parts: Parts) -> ClusterNode:
+    try:
+        from .cluster.node import ClusterNode  # which needs what is not always installed
+    except ImportError as error:
+        raise SettingsError(
+            "cluster", f"setting cluster: {error}: pip install 'monitor-plugin[cluster]'"
+        ) from None
+    return ClusterNode(settings, parts)
 
 
 class _Phase(enum.Enum):

@@ -20,7 +20,7 @@ from .models import Backend, Memory, Reading, Sample, State, Status
 from .process import ProcessGone
 from .process_table import ProcessTable
 from .registry import Record, Registry
-from .replicas import combine
+from .replicas import combine, join_words, sum_of_memories
 from .status_client import StatusClient
 
 _READ_AT_ONCE = 64
@@ -104,6 +104,14 @@ class Readings:
             held = [self._held(record, each) for record, each in readings.items()]
             return combine(list(readings.values()), held)
         return combine(list(readings.values()), [])
+
+    def held(self, model: str, reading: Reading) -> tuple[Memory | None, str | None]:
+        """What all backends of a model hold, and who says so, a reading of which was just made."""
+        if reading.status is not None:
+            return reading.status.memory, reading.memory_source
+        records = self._registry.records(model)
+        held = [self._held(each, replace(reading, backend=each.backend)) for each in records]
+        return sum_of_memories([each for each, _ in held]), join_words(each for _, each in held)
 
     def _held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
         """What a backend holds, and who says so: (None, None) where that is not known."""

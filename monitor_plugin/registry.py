@@ -77,9 +77,14 @@ class Record:
 
 
 class Registry:
-    """The registered backends by PID, oldest first, and the last ends. Safe from any thread."""
+    """The registered backends by PID, oldest first, and the last ends. Safe from any thread.
+
+    Attributes:
+        on_change: called, under the lock, when a backend came or went; it must not block.
+    """
 
     def __init__(self) -> None:
+        self.on_change: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
         self._records: dict[int, Record] = {}
         self._by_model: dict[str, dict[int, Record]] = {}
@@ -147,6 +152,7 @@ class Registry:
         self._records[backend.pid] = record
         self._by_model.setdefault(backend.model, {})[backend.pid] = record
         self._by_address[record.canonical_address] = record
+        self.on_change()
 
     def _remove(self, record: Record) -> None:
         backend = record.backend
@@ -155,6 +161,12 @@ class Registry:
         del self._by_model[backend.model][backend.pid]
         if not self._by_model[backend.model]:
             del self._by_model[backend.model]
+        self.on_change()
+
+    def models(self) -> list[str]:
+        """List the models that have a backend."""
+        with self._lock:
+            return list(self._by_model)
 
     def set_stopping(self, record: Record, stopping: bool) -> None:
         """Note that a shutdown is ending it, or no longer is."""

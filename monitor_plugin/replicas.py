@@ -31,9 +31,9 @@ def combine(
     states = [each.status.state for each in readings if each.status is not None]
     status = sample = memory_source = None
     if states:
-        memory = _sum_of_memories([each for each, _ in held])
+        memory = sum_of_memories([each for each, _ in held])
         status = Status(min(states, key=_rank), memory)
-        memory_source = _join(source for _, source in held) if memory is not None else None
+        memory_source = join_words(source for _, source in held) if memory is not None else None
     else:
         samples = [each.sample for each in readings if each.sample is not None]
         sample = Sample(
@@ -47,11 +47,11 @@ def combine(
         backend=readings[-1].backend,
         status=status,
         sample=sample,
-        source=_join(sources) or "",
-        rpc_error=_join(each.rpc_error for each in readings),
+        source=join_words(sources) or "",
+        rpc_error=join_words(each.rpc_error for each in readings),
         taken_at=min(each.taken_at for each in readings),
         memory_source=memory_source,
-        replicas=len(readings),
+        replicas=sum(each.replicas for each in readings),
     )
 
 
@@ -60,7 +60,8 @@ def _rank(state: int) -> int:
     return _RANKS.index(State(state) if known else None)
 
 
-def _sum_of_memories(memories: Sequence[Memory | None]) -> Memory | None:
+def sum_of_memories(memories: Sequence[Memory | None]) -> Memory | None:
+    """Add up what several hold; None where one of them is not known."""
     known = [memory for memory in memories if memory is not None]
     if len(known) < len(memories):
         return None
@@ -82,5 +83,7 @@ def _sum(figures: Iterable[Number | None]) -> Number | None:
     return total
 
 
-def _join(words: Iterable[str | None]) -> str | None:
-    return ", ".join(dict.fromkeys(word for word in words if word)) or None
+def join_words(words: Iterable[str | None]) -> str | None:
+    """List what differs of some words, or lists of them; None where there is none."""
+    split = (part for word in words if word for part in word.split(", "))
+    return ", ".join(dict.fromkeys(split)) or None

@@ -11,6 +11,12 @@ import msgspec
 
 from .addresses import MAX_SOCKET_PATH_BYTES
 from .errors import SettingsError
+from .nats_servers import (
+    fault_in_cluster,
+    fault_in_namespace,
+    fault_in_node,
+    fault_in_node_url,
+)
 from .origins import fault_in_allowed_host, fault_in_allowed_origin, ip_address
 from .tokens import fault_in_token
 
@@ -68,6 +74,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         grpc_token_file: a file with the token to send to each backend, as the gRPC metadata
             `authorization: Bearer TOKEN`, where no `monitor_call_metadata` hook gives another; it
             is read again when it changes.
+        cluster: NATS servers over which the monitors of several machines answer for one another:
+            `nats://HOST:4222`, or `tls://`, separated by commas; None: this machine alone. What is
+            not loopback wants TLS and credentials, or `insecure`.
+        node: this monitor's name among them; None for the host's name.
+        cluster_namespace: the first part of all NATS subjects that are used.
+        cluster_timeout_seconds: how long another node may be silent before it counts as
+            unreachable.
+        cluster_url: `http://HOST:PORT` at which others, Prometheus say, reach this monitor; None
+            for what `listen` says.
+        cluster_ca_file: a file of certificates (PEM) by which NATS servers are verified, and TLS
+            for all of them.
+        cluster_creds_file: a file with this node's NATS credentials (`.creds`).
+        cluster_nkey_file: a file with the seed of this node's NKey.
     """
 
     listen: str | None = "127.0.0.1:8080"
@@ -90,6 +109,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     disable_hook: tuple[str, ...] = ()
     grpc_ca_file: str | None = None
     grpc_token_file: str | None = None
+    cluster: str | None = None
+    node: str | None = None
+    cluster_namespace: str = "monitor"
+    cluster_timeout_seconds: _Positive = 5.0
+    cluster_url: str | None = None
+    cluster_ca_file: str | None = None
+    cluster_creds_file: str | None = None
+    cluster_nkey_file: str | None = None
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(self):
@@ -112,6 +139,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             yield "allowed_origins", fault_in_allowed_origin(origin)
         if self.trusted_proxy not in (None, "unix") and ip_address(self.trusted_proxy) is None:
             yield "trusted_proxy", f"{self.trusted_proxy!r} is neither an IP address nor `unix`"
+        if self.node is not None:
+            yield "node", fault_in_node(self.node)
+        if self.cluster_url is not None:
+            yield "cluster_url", fault_in_node_url(self.cluster_url)
+        yield "cluster_namespace", fault_in_namespace(self.cluster_namespace)
+        if self.cluster is not None:
+            yield (
+                "cluster",
+                fault_in_cluster(
+                    self.cluster,
+                    has_ca=self.cluster_ca_file is not None,
+                    has_credentials=bool(self.cluster_creds_file or self.cluster_nkey_file),
+                    insecure=self.insecure,
+                ),
+            )
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={shown!r}' for name, shown in self.__rich_repr__())})"

@@ -24,6 +24,11 @@ class Signals:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: self._numbers.put(number))
 
+    @property
+    def pending(self) -> bool:
+        """Whether one has come on which `wait` has not acted yet."""
+        return not self._numbers.empty()
+
     def end(self) -> None:
         """End the wait, as SIGTERM does. From any thread."""
         self._numbers.put(signal.SIGTERM)

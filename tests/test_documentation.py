@@ -165,7 +165,7 @@ def test_every_module_stands_in_the_architecture() -> None:
     """Each module is named in ARCHITECTURE.md, and none that is not there."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     package = ROOT / "monitor_plugin"
-    patterns = ("*.py", "commands/*.py", "http/*.py", "hosts/*.py")
+    patterns = ("*.py", "commands/*.py", "http/*.py", "hosts/*.py", "cluster/*.py")
     modules = {path.name for pattern in patterns for path in package.glob(pattern)}
-    named = set(re.findall(r"`(?:commands/|http/|hosts/)?(\w+\.py)`", text))
+    named = set(re.findall(r"`(?:cluster/|commands/|http/|hosts/)?(\w+\.py)`", text))
     assert named == modules - {"__init__.py"}

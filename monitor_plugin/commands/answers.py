@@ -79,6 +79,7 @@ class Item(msgspec.Struct, frozen=True):
     uptime_seconds: float | None = None
     state_changed_at: datetime | None = None
     shutdown: Shutdown | None = None
+    node: str | None = None
 
     @property
     def condition(self) -> str:
@@ -124,6 +125,7 @@ class End(msgspec.Struct, frozen=True):
     description: str = ""
     ended_at: datetime | None = None
     created_at: datetime | None = None
+    node: str | None = None
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -133,18 +135,37 @@ class Machine(msgspec.Struct, frozen=True):
     cpus: int | None = None
 
 
+class Node(msgspec.Struct, frozen=True):
+    """A node of a cluster; the error says why its backends are missing."""
+
+    node: str
+    machine: Machine | None = None
+    error: str | None = None
+
+
 class Backends(msgspec.Struct, frozen=True):
     """The answer of `GET /backends`."""
 
     backends: list[Item]
     ended: list[End]
     machine: Machine = Machine()
+    nodes: list[Node] = []
 
-    def share(self, held: int | None) -> float | None:
-        """Percent of the machine's memory."""
-        if held is None or not self.machine.memory_total:
+    def share(self, item: Item) -> float | None:
+        """Percent of its machine's memory that a backend holds."""
+        machines = {each.node: each.machine for each in self.nodes}
+        machine = machines.get(item.node or "") or self.machine
+        if item.held is None or not machine.memory_total:
             return None
-        return 100 * held / self.machine.memory_total
+        return 100 * item.held / machine.memory_total
+
+    def missing(self) -> list[str]:
+        """Say of each node that does not answer why."""
+        return [each.error for each in self.nodes if each.error]
+
+    def _memory_total(self) -> int | None:
+        machines = [each.machine for each in self.nodes if each.machine] or [self.machine]
+        return sum(each.memory_total or 0 for each in machines) or None
 
     def summary(self) -> str:
         """Say in a line how many there are, what they hold, and how they are."""
@@ -156,7 +177,7 @@ class Backends(msgspec.Struct, frozen=True):
         conditions.sort(key=lambda each: each[0] not in ALARMING)  # those first
         return (
             f"{count} backend{'s' * (count > 1)}, {amount(held)} of "
-            f"{amount(self.machine.memory_total)}; "
+            f"{amount(self._memory_total())}; "
             + ", ".join(f"{number} {name}" for name, number in conditions)
         )
 
@@ -192,6 +213,7 @@ def ask_backends(
     model: str | None = None,
     *,
     fresh: bool = True,
+    node: str | None = None,
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> tuple[Backends, Any]:
     """Ask for the backends; gives the answer, and the JSON that it was.
@@ -202,6 +224,8 @@ def ask_backends(
     query = {} if model is None else {"model": model}
     if not fresh:
         query["fresh"] = "false"
+    if node is not None:
+        query["node"] = node
     answer = client.get("/backends", query, timeout_seconds=timeout_seconds)
     return _converted(client, answer, Backends), answer
 

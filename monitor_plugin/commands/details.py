@@ -38,6 +38,7 @@ def details_view(answer: Backends, model: str, width: int) -> RenderableType:
 def _details(item: Item, answer: Backends) -> list[tuple[str, Text]]:
     age = "" if item.age_seconds is None else f", read {duration(item.age_seconds)} ago"
     lines = [
+        *([("node", Text(printable(item.node)))] if item.node else []),
         ("PID", Text(str(item.pid))),
         ("address", Text(printable(item.address))),
         ("state", condition_text(item).append(_last_state(item), "not bold")),
@@ -75,7 +76,7 @@ def _started(item: Item) -> str:
 
 
 def _memory(item: Item, answer: Backends) -> str:
-    share = answer.share(item.held)
+    share = answer.share(item)
     said = {"backend": "the backend's word", "pss": "PSS of its tree", "rss": "RSS of its tree"}
     source = said.get(item.memory_source or "", "source unknown")
     return f"{amount(item.held)}, {percent(share)} % of the machine's, {source}"

@@ -103,14 +103,17 @@ def program() -> None:
 @program.command(epilog=_kept(_PS, EXIT_CODES))
 @click.option("--model", type=ModelName(), metavar="NAME", help="Show this model alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends.")
+@click.option("--node", metavar="NAME", help="Of a cluster, show this node alone.")
 @monitor_options
-def ps(url: str | None, token_file: str | None, model: str | None, as_json: bool) -> None:
+def ps(
+    url: str | None, token_file: str | None, model: str | None, as_json: bool, node: str | None
+) -> None:
     """List the backends: how they are, and who holds the memory.
 
     Those that hold most come first. A "!" marks what somebody should look at: an error, or a
     backend that gives no answer (which can be busy). Below stand those that ended lately, and why.
     """
-    answer, said = ask_backends(client_for(url, token_file), model)
+    answer, said = ask_backends(client_for(url, token_file), model, node=node)
     if as_json:
         click.echo(json.dumps(said))
     else:
@@ -143,6 +146,7 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
 @click.option("--all", "every", is_flag=True, help="Stop every model that is loaded.")
 @click.option("--force", is_flag=True, help="Do not wait for a busy one to finish its work.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--node", metavar="NAME", help="Of a cluster, stop them on this node alone.")
 @monitor_options
 def stop(
     url: str | None,
@@ -151,6 +155,7 @@ def stop(
     every: bool,
     force: bool,
     yes: bool,
+    node: str | None,
 ) -> int:
     """Stop models, for good: whole process trees, through the host's own books.
 
@@ -162,7 +167,8 @@ def stop(
         raise click.UsageError("name the models to stop, or say --all")
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal on which to ask; --yes stops without asking")
-    return stop_models(client_for(url, token_file), dict.fromkeys(models), force=force, yes=yes)
+    client = client_for(url, token_file)
+    return stop_models(client, dict.fromkeys(models), force=force, yes=yes, node=node)
 
 
 @program.command(epilog=_kept(_TOP, EXIT_CODES))

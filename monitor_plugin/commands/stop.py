@@ -41,9 +41,14 @@ class Result(NamedTuple):
     error: MonitorError | None
 
 
-def stop_models(client: Client, models: Iterable[str], *, force: bool, yes: bool) -> int:
-    """Stop models, or all that are loaded where none is named; returns the exit code."""
-    answer, _ = ask_backends(client, fresh=False)
+def stop_models(
+    client: Client, models: Iterable[str], *, force: bool, yes: bool, node: str | None = None
+) -> int:
+    """Stop models, or all that are loaded where none is named; returns the exit code.
+
+    Of a cluster all nodes' are meant, unless one is named.
+    """
+    answer, _ = ask_backends(client, fresh=False, node=node)
     wanted = list(models) or list(dict.fromkeys(item.model for item in answer.backends))
     if not wanted:
         click.echo("No model is loaded.")
@@ -51,7 +56,7 @@ def stop_models(client: Client, models: Iterable[str], *, force: bool, yes: bool
     if not yes and not _agreed(answer, wanted, force):
         click.echo("Nothing was stopped.", err=True)
         return options.FAILED
-    stops = _Stops(client, wanted, force)
+    stops = _Stops(client, wanted, force, node)
     progress = _Progress(client)
     code = options.FINE
     try:
@@ -75,13 +80,23 @@ def stop_models(client: Client, models: Iterable[str], *, force: bool, yes: bool
     return code
 
 
-def stop_one(client: Client, model: str, *, force: bool, pid: int | None = None) -> None:
-    """Stop a model, or its backend with a PID; waits while the monitor has too much to do.
+def stop_one(
+    client: Client,
+    model: str,
+    *,
+    force: bool,
+    pid: int | None = None,
+    node: str | None = None,
+) -> None:
+    """Stop a model, on all nodes or on one, or its backend with a PID.
+
+    Waits while the monitor has too much to do.
 
     Raises:
         RequestFailed: it was not stopped.
     """
-    body = {"model": model, "force": force, **({} if pid is None else {"pid": pid})}
+    body = {"model": model, "force": force, "pid": pid, "node": node}
+    body = {name: value for name, value in body.items() if value is not None}
     while True:
         try:
             client.post("/backend/shutdown", body, timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS)
@@ -110,8 +125,11 @@ def _agreed(answer: Backends, wanted: Sequence[str], force: bool) -> bool:
 class _Stops:
     """Stops models, a few at a time, on threads that do not keep the process from ending."""
 
-    def __init__(self, client: Client, models: Sequence[str], force: bool) -> None:
+    def __init__(
+        self, client: Client, models: Sequence[str], force: bool, node: str | None
+    ) -> None:
         self._client = client
+        self._node = node
         self._force = force
         self._waiting = list(reversed(models))
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
@@ -143,7 +161,7 @@ class _Stops:
     def _stop(self, model: str) -> None:
         started, failure = time.monotonic(), None
         try:
-            stop_one(self._client, model, force=self._force)
+            stop_one(self._client, model, force=self._force, node=self._node)
         except MonitorError as error:
             failure = error
         self._results.put(Result(model, time.monotonic() - started, failure))

@@ -49,13 +49,15 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def backend_columns(answer: Backends) -> list[Column[Item]]:
-    """What is shown of backends."""
+    """What is shown of backends, with their nodes in a cluster."""
+    node: Column[Item] = Column("NODE", lambda item: Text(printable(item.node or "")), 1)
     return [
         Column("MODEL", lambda item: Text(shown(item.model)), 0),
+        *([node] if answer.nodes else []),
         Column("PID", lambda item: Text(str(item.pid)), 4, "right"),
         Column("STATE", condition_text, 0),
         Column("MEMORY", lambda item: Text(amount(item.held)), 0, "right"),
-        Column("MEM%", lambda item: Text(percent(answer.share(item.held))), 5, "right"),
+        Column("MEM%", lambda item: Text(percent(answer.share(item))), 5, "right"),
         Column("CPU%", lambda item: Text(percent(item.cpu_percent)), 2, "right"),
         Column("UPTIME", lambda item: Text(duration(item.uptime_seconds)), 3, "right"),
         Column("SOURCE", lambda item: Text(printable(item.why)), 6),
@@ -64,11 +66,20 @@ def backend_columns(answer: Backends) -> list[Column[Item]]:
 
 _END_COLUMNS: list[Column[End]] = [
     Column("ENDED", lambda end: Text(shown(end.model)), 0),
-    Column("PID", lambda end: Text(str(end.pid)), 2, "right"),
+    Column(
+        "PID",
+        lambda end: Text(_place(end)),
+        2,
+        "right",
+    ),
     Column("CAUSE", lambda end: Text(printable(end.cause), _CAUSES.get(end.cause, "")), 1),
     Column("WHEN", lambda end: Text(ago(end)), 3, "right"),
     Column("HOW", lambda end: Text(printable(end.description)), 0),
 ]
+
+
+def _place(end: End) -> str:
+    return f"{end.pid} on {printable(end.node)}" if end.node else str(end.pid)
 
 
 def ago(end: End) -> str:
@@ -151,6 +162,7 @@ def backends_view(answer: Backends, model: str | None, width: int) -> Renderable
         parts.append(Text(answer.summary()))
     else:
         parts.append(Text(f"Model '{shown(model)}' is not loaded."))
+    parts += [Text(printable(each), "bold red") for each in answer.missing()]
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]
     return Group(*parts)

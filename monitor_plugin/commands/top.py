@@ -36,8 +36,8 @@ _ORDERS: dict[str, Callable[[Item], Any]] = {
 }
 
 
-def _name(item: Item) -> tuple[str, int]:
-    return item.model, item.pid
+def _name(item: Item) -> tuple[str, int, str]:
+    return item.model, item.pid, item.node or ""
 
 
 class Question(NamedTuple):
@@ -45,6 +45,7 @@ class Question(NamedTuple):
 
     model: str
     pid: int | None
+    node: str | None = None
 
 
 class Top:
@@ -75,7 +76,7 @@ class Top:
         self._lost: str | None = None
         self._heard_at = time.monotonic()
         self._events: tuple[Event, ...] = ()
-        self._selected: tuple[str, int] | None = None
+        self._selected: tuple[str, int, str] | None = None
         self._question: Question | None = None
         self._note: str | None = None
 
@@ -169,7 +170,8 @@ class Top:
         if screen.rows:
             row = screen.rows[screen.selected]
             replicas = sum(each.model == row.model for each in screen.rows)
-            self._question = Question(row.model, row.pid if replicas > 1 else None)
+            one = (row.pid, row.node) if replicas > 1 else (None, None)
+            self._question = Question(row.model, *one)
 
     def _reply(self, question: Question, key: str) -> None:
         if key in ("y", "Y", "f"):
@@ -182,7 +184,9 @@ class Top:
         what = self._named(question)
         self._note = f"Stopping {what}."
         try:
-            stop_one(self._client, question.model, force=force, pid=question.pid)
+            stop_one(
+                self._client, question.model, force=force, pid=question.pid, node=question.node
+            )
             self._note = f"Stopped {what}."
         except MonitorError as error:
             self._note = options.explain(error)
@@ -192,10 +196,12 @@ class Top:
         question = self._question
         if question is None:
             return False
-        return question.model == row.model and question.pid in (None, row.pid)
+        one = (question.pid, question.node)
+        return question.model == row.model and one in ((None, None), (row.pid, row.node))
 
     def _named(self, question: Question) -> str:
-        return shown(question.model) + (f" (PID {question.pid})" if question.pid else "")
+        where = f" on {question.node}" if question.node else ""
+        return shown(question.model) + (f" (PID {question.pid}{where})" if question.pid else "")
 
     def _asked(self, question: Question) -> str:
         # What may be pressed first: a long name must not push it out of sight.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -48,8 +48,10 @@ def calls() -> list[Call]:
     ]
 
 
-def make_calls(url: str, token: str | None) -> Iterator[tuple[str, bool]]:
-    """Make the calls.
+def make_calls(
+    url: str, token: str | None, which: Iterable[Call] | None = None
+) -> Iterator[tuple[str, bool]]:
+    """Make the calls, or others.
 
     Yields:
         What to print, request and answer, and whether the answer's status was the expected one.
@@ -57,7 +59,7 @@ def make_calls(url: str, token: str | None) -> Iterator[tuple[str, bool]]:
     headers = {"Content-Type": JSON}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
-    for call in calls():
+    for call in calls() if which is None else which:
         with closing(open_connection(url, 60)) as connection:
             method = "GET" if call.body is None else "POST"
             body = None if call.body is None else json.dumps(call.body)

@@ -8,13 +8,14 @@ from typing import Any
 
 import falcon
 
-from ..errors import MonitorError, TooManyShutdowns
+from ..errors import MonitorError
 from ..models import LoadedPlugin
 from ..settings import Settings
 from ..tokens import Tokens
 from ..wiring import Parts
 from .audit import Audit
-from .listing import BackendsResource, EventsResource, HistoryResource, VersionResource
+from .elsewhere import Elsewhere, TargetsResource, give
+from .listing import BackendsResource, EventsResource, HistoryResource, Lister, VersionResource
 from .metrics import MetricsResource, MetricsSource
 from .openapi import describe_api
 from .page import add_page
@@ -26,7 +27,7 @@ from .resources import (
     ShutdownResource,
 )
 from .security import Guard, cors
-from .wire import INTERNAL_ERROR, encode_error, kind_of, kind_of_status
+from .wire import INTERNAL_ERROR, encode_error, error_answer, kind_of_status
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def create_app(
     plugins: Callable[[], list[LoadedPlugin]],
     settings: Settings,
     tokens: Tokens,
+    elsewhere: Elsewhere | None = None,
 ) -> falcon.App[Any, Any]:
     """Make the application.
 
@@ -47,12 +49,15 @@ def create_app(
         settings: who may ask; of `http_threads`, shutdowns hold at most half, and those who wait
             for events a quarter.
         tokens: which tokens are valid.
+        elsewhere: the other nodes of a cluster.
     """
     app = falcon.App(middleware=[Audit(), Guard(settings, tokens), *cors(settings)])
-    monitor = MonitorResource(parts.readings.read)
-    stop = ShutdownResource(parts.shutdowns.shutdown, max(1, settings.http_threads // 2))
-    backends = BackendsResource(parts.registry, parts.sweeper, parts.shutdowns)
-    events = EventsResource(parts.journal, max(1, settings.http_threads // 4))
+    monitor = MonitorResource(parts.readings.read, elsewhere)
+    at_once = max(1, settings.http_threads // 2)
+    stop = ShutdownResource(parts.shutdowns.shutdown, at_once, elsewhere)
+    lister = Lister(parts.registry, parts.sweeper, parts.shutdowns)
+    backends = BackendsResource(lister, elsewhere)
+    events = EventsResource(parts.journal, max(1, settings.http_threads // 4), elsewhere)
     metrics = MetricsSource(
         parts.sweeper.sweep, parts.status_client.counts, parts.model_counter.counts
     )
@@ -61,14 +66,17 @@ def create_app(
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
         app.add_route(f"{prefix}/backends", backends)
+    if elsewhere:
+        app.add_route("/cluster/targets", TargetsResource(elsewhere))
     app.add_route("/events", events)
-    app.add_route("/history", HistoryResource(parts.history))
+    app.add_route("/history", HistoryResource(parts.history, elsewhere))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))
-    app.add_route("/openapi.json", OpenApiResource(describe_api(tokens.required)))
+    document = describe_api(tokens.required, clustered=elsewhere is not None)
+    app.add_route("/openapi.json", OpenApiResource(document))
     add_page(app)
     app.set_error_serializer(_serialize_http_error)
     app.add_error_handler(MonitorError, _answer_monitor_error)
@@ -94,13 +102,9 @@ def _serialize_http_error(
 def _answer_monitor_error(
     request: falcon.Request, response: falcon.Response, error: MonitorError, parameters: Any
 ) -> None:
-    kind = kind_of(error)
-    request.context.outcome = kind.type
-    response.status = falcon.code_to_http_status(kind.status)
-    response.data = encode_error(kind, str(error))
-    response.content_type = falcon.MEDIA_JSON
-    if isinstance(error, TooManyShutdowns):
-        response.set_header("Retry-After", str(error.retry_after_seconds))
+    answer = error_answer(error)
+    request.context.outcome = answer.outcome
+    give(response, answer)
 
 
 def _answer_unexpected_error(

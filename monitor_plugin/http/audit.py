@@ -53,8 +53,15 @@ class Audit:
 
 
 @contextmanager
-def audited_shutdown(model: object, force: object, pid: object) -> Iterator[None]:
-    """Write a line for a shutdown that the host's own code asks for."""
+def audited_shutdown(
+    model: object,
+    force: object,
+    pid: object,
+    who: str = "host",
+    whence: str = "python",
+    what: str = "Monitor.shutdown",
+) -> Iterator[None]:
+    """Write a line for a shutdown that does not come over HTTP: the host's own code asks for it."""
     began = time.monotonic()
     outcome = "stopped"
     try:
@@ -64,9 +71,9 @@ def audited_shutdown(model: object, force: object, pid: object) -> Iterator[None
         raise
     finally:
         _write(
-            who="host",
-            whence="python",
-            what="Monitor.shutdown",
+            who=who,
+            whence=whence,
+            what=what,
             model=model,
             force=force,
             pid=pid,

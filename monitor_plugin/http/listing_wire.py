@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -70,6 +71,18 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
+class NodeBackendItem(BackendItem, frozen=True, kw_only=True):
+    """The same in a cluster, with its node."""
+
+    node: str
+
+
+class NodeEndItem(EndItem, frozen=True, kw_only=True):
+    """The same in a cluster, with its node."""
+
+    node: str
+
+
 class Machine(msgspec.Struct, frozen=True):
     """What backends share: bytes of physical memory, and cores."""
 
@@ -85,6 +98,36 @@ class BackendsAnswer(msgspec.Struct, frozen=True):
     machine: Machine
 
 
+class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of the list; `error` says why its backends are missing."""
+
+    node: str
+    url: str | None
+    backends: int
+    machine: Machine | None
+    error: str | None
+
+
+class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `/backends` in a cluster; `machine` is of the node that was asked.
+
+    `next` is what to pass as `after` for the next page; `null` where this is the last.
+    """
+
+    backends: list[NodeBackendItem]
+    ended: list[NodeEndItem]
+    machine: Machine | None
+    nodes: list[NodeItem]
+    next: str | None
+
+
+class TargetGroup(msgspec.Struct, frozen=True):
+    """A node, as Prometheus' service discovery by HTTP has it."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
 class HistoryItem(msgspec.Struct, frozen=True):
     """A backend's points, the last of which belongs to the last of the times."""
 
@@ -92,6 +135,12 @@ class HistoryItem(msgspec.Struct, frozen=True):
     pid: int
     cpu_percent: list[float | None]
     memory: list[Bytes | None]
+
+
+class NodeHistoryItem(HistoryItem, frozen=True, kw_only=True):
+    """The same in a cluster, with its node."""
+
+    node: str
 
 
 class HistoryAnswer(msgspec.Struct, frozen=True):
@@ -134,13 +183,16 @@ def machine() -> Machine:
     return Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1)
 
 
-def backend_item(observation: Observation, progress: Progress | None, now: float) -> BackendItem:
+def backend_item(
+    observation: Observation, progress: Progress | None, now: float, node: str | None
+) -> BackendItem:
     """Turn what a sweep found into an item of the list.
 
     Args:
         observation: what it found.
         progress: of a shutdown that is under way.
         now: seconds since the epoch.
+        node: which it runs on, in a cluster.
     """
     backend, reading, changed_at = (
         observation.backend,
@@ -148,7 +200,8 @@ def backend_item(observation: Observation, progress: Progress | None, now: float
         observation.state_changed_at,
     )
     state = reading.status.state if reading and reading.status else None
-    return BackendItem(
+    kind: Any = BackendItem if node is None else partial(NodeBackendItem, node=node)
+    item: BackendItem = kind(
         model=backend.model,
         pid=backend.pid,
         address=backend.address,
@@ -166,6 +219,7 @@ def backend_item(observation: Observation, progress: Progress | None, now: float
         uptime_seconds=max(0.0, now - backend.created_at),
         shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,
     )
+    return item
 
 
 def _process_item(observation: Observation) -> ProcessItem | None:
@@ -175,10 +229,11 @@ def _process_item(observation: Observation) -> ProcessItem | None:
     return ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree)
 
 
-def end_item(end: End) -> EndItem:
-    """Turn an end into an item of the list."""
+def end_item(end: End, node: str | None) -> EndItem:
+    """Turn an end into an item of the list; `node` is where it ran, in a cluster."""
     backend, exit = end.backend, end.exit
-    return EndItem(
+    kind: Any = EndItem if node is None else partial(NodeEndItem, node=node)
+    item: EndItem = kind(
         model=backend.model,
         pid=backend.pid,
         address=backend.address,
@@ -186,6 +241,7 @@ def end_item(end: End) -> EndItem:
         ended_at=moment(exit.ended_at),
         **_exit_facts(exit),
     )
+    return item
 
 
 def _exit_facts(exit: BackendExit) -> dict[str, Any]:
@@ -199,13 +255,15 @@ def _exit_facts(exit: BackendExit) -> dict[str, Any]:
     }
 
 
-def history_item(series: Series) -> HistoryItem:
+def history_item(series: Series, node: str | None = None) -> HistoryItem:
     """Turn a backend's points into an item of the answer."""
     backend = series.backend
-    return HistoryItem(backend.model, backend.pid, series.cpu_percent, series.memory)
+    kind: Any = HistoryItem if node is None else partial(NodeHistoryItem, node=node)
+    item: HistoryItem = kind(backend.model, backend.pid, series.cpu_percent, series.memory)
+    return item
 
 
-def event_item(happening: Happening) -> dict[str, Any]:
+def event_item(happening: Happening, node: str | None = None) -> dict[str, Any]:
     """Turn something that happened into an item of the answer."""
     backend, facts = happening.backend, happening.facts
     item: dict[str, Any] = {
@@ -214,6 +272,7 @@ def event_item(happening: Happening) -> dict[str, Any]:
         "type": happening.type,
         "model": backend.model,
         "pid": backend.pid,
+        **({} if node is None else {"node": node}),
     }
     if happening.type == "registered":
         return {**item, "address": backend.address}

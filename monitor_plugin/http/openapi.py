@@ -8,7 +8,14 @@ from typing import Any
 
 import msgspec
 
-from .listing_wire import BackendsAnswer, EventsAnswer, HistoryAnswer, VersionAnswer
+from .listing_wire import (
+    BackendsAnswer,
+    ClusterBackendsAnswer,
+    EventsAnswer,
+    HistoryAnswer,
+    TargetGroup,
+    VersionAnswer,
+)
 from .metrics import OPENMETRICS, TEXT
 from .page import ASSET_TYPES, ASSETS
 from .wire import (
@@ -17,6 +24,8 @@ from .wire import (
     HealthAnswer,
     HooksAnswer,
     MonitorBody,
+    NodeMonitorBody,
+    NodeShutdownBody,
     SampleAnswer,
     ShutdownBody,
     StatusAnswer,
@@ -38,6 +47,7 @@ _ERRORS = {
     500: "the model is not loaded, its process cannot be read, or it could not be stopped",
     501: "the extra [metrics] is not installed",
     503: "too many shutdowns are under way; nothing was stopped",
+    504: "a node of the cluster does not answer; `outcome_unknown`: it may have stopped the model",
 }
 
 _MODEL_PARAMETER = {
@@ -86,6 +96,12 @@ _WAIT = _query(
     {"type": "number", "minimum": 0, "default": 0},
 )
 
+_NODE = _query("node", "One node of the cluster alone.", {"type": "string"})
+_PAGE = [
+    _query("limit", "How many.", {"type": "integer", "minimum": 1, "maximum": 10_000}),
+    _query("after", "For the next page: `next` of the one before.", {"type": "string"}),
+]
+
 _MONITOR_HEADERS = {
     "X-Monitor-Source": "Where the reading came from: `grpc`, `hook` or `psutil`.",
     "X-Monitor-Memory-Source": "Where `memory.total` came from: `backend`, `pss` or `rss`.",
@@ -94,28 +110,32 @@ _MONITOR_HEADERS = {
 }
 
 
-def describe_api(token_required: bool) -> bytes:
+def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     """Describe the API: OpenAPI 3.1, as JSON.
 
     Args:
         token_required: whether clients must send a token.
+        clustered: whether other nodes are answered for too.
     """
+    body_types = (NodeMonitorBody, NodeShutdownBody) if clustered else (MonitorBody, ShutdownBody)
     schemas, components = _schemas(
-        *(BackendsAnswer, HistoryAnswer, EventsAnswer, VersionAnswer),
+        ClusterBackendsAnswer if clustered else BackendsAnswer,
+        *(HistoryAnswer, EventsAnswer, VersionAnswer),
         StatusAnswer,
         SampleAnswer,
         StoppedAnswer,
         HealthAnswer,
         HooksAnswer,
         ErrorAnswer,
-        MonitorBody,
-        ShutdownBody,
+        *body_types,
     )
     backends, history, events, version, *schemas = schemas
     status, sample, stopped, health, hooks, error, monitor, shutdown = schemas
     text = {"type": "string"}
     open_to_all: dict[str, Any] = {"security": []}
     refusals = (401, 403) if token_required else (403,)
+    unreachable = (504,) if clustered else ()
+    node = [_NODE] if clustered else []
 
     def answers(*errors: int, good: Any, description: str, **more: Any) -> dict[str, Any]:
         return {
@@ -127,10 +147,10 @@ def describe_api(token_required: bool) -> bytes:
         return {
             "operationId": f"read_by_{method}{suffix}",
             "summary": "Read a model: its status, or what its process shows",
-            "parameters": [_MODEL_PARAMETER, _PID_PARAMETER],
+            "parameters": [_MODEL_PARAMETER, _PID_PARAMETER, *node],
             "requestBody": {"required": False, "content": _content(monitor)},
             "responses": answers(
-                *(*refusals, 413, 500),
+                *(*refusals, 413, 500, *unreachable),
                 good={"anyOf": [status, sample]},
                 description="The backend's status, or its process where that failed",
                 headers={
@@ -144,9 +164,10 @@ def describe_api(token_required: bool) -> bytes:
         return {
             "operationId": f"shut_down{suffix}",
             "summary": "Stop a model, whole, for good",
+            **({"parameters": node} if node else {}),
             "requestBody": {"required": True, "content": _content(shutdown)},
             "responses": answers(
-                *(*refusals, 409, 413, 415, 500, 503),
+                *(*refusals, 409, 413, 415, 500, 503, *unreachable),
                 good=stopped,
                 description="Its whole process tree is verified to be gone",
             ),
@@ -166,9 +187,13 @@ def describe_api(token_required: bool) -> bytes:
         paths[f"{prefix}/backends"] = simple(
             f"Every backend{suffix and ', again'}",
             backends,
-            *refusals,
-            parameters=[_MODEL_FILTER, _FRESH],
+            *(*refusals, *unreachable),
+            parameters=[_MODEL_FILTER, _FRESH, *node, *(_PAGE if clustered else ())],
         )
+    if clustered:
+        groups, more = _schemas(list[TargetGroup])
+        components.update(more)
+        paths["/cluster/targets"] = simple("All nodes, for Prometheus", groups[0], *refusals)
     paths["/events"] = simple("What happened", events, *refusals, parameters=[_AFTER, _WAIT])
     paths["/history"] = simple(
         "The last minutes of each backend", history, *refusals, parameters=[_MODEL_FILTER]

@@ -10,10 +10,13 @@ import falcon
 from ..errors import TooManyShutdowns
 from ..models import LoadedPlugin, Reading
 from ..names import checked_model
+from .elsewhere import Elsewhere, asker_of, give
 from .wire import (
     HealthAnswer,
     HooksAnswer,
     MonitorBody,
+    NodeMonitorBody,
+    NodeShutdownBody,
     ShutdownBody,
     StoppedAnswer,
     answer_of,
@@ -33,22 +36,32 @@ class MonitorResource:
 
     Args:
         read: gives the reading of a model, or of its backend with a PID.
+        elsewhere: the other nodes of a cluster.
     """
 
-    def __init__(self, read: Callable[[str, int | None], Reading]) -> None:
+    def __init__(
+        self, read: Callable[[str, int | None], Reading], elsewhere: Elsewhere | None
+    ) -> None:
         self._read = read
+        self._elsewhere = elsewhere
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer with the model's reading."""
         body = read_body(request)
         query = parse_query(request.query_string)
+        node = None
         if "model" in query:
             model, pid = query["model"], None
         else:
-            parsed = parse_body(body, MonitorBody)
-            model, pid = parsed.model, parsed.pid
+            parsed = parse_body(body, NodeMonitorBody if self._elsewhere else MonitorBody)
+            model, pid, node = parsed.model, parsed.pid, getattr(parsed, "node", None)
         if "pid" in query:
             pid = parse_pid(query["pid"])
+        if self._elsewhere:
+            node = query.get("node", node)
+            answer = self._elsewhere.monitor(checked_model(model), pid, node, asker_of(request))
+            give(response, answer)
+            return
         reading = self._read(checked_model(model), pid)
         response.data = encode(answer_of(reading))
         response.content_type = falcon.MEDIA_JSON
@@ -63,10 +76,17 @@ class ShutdownResource:
     Args:
         shutdown: stops it, by force or not, all of it or a PID; raises where it is not stopped.
         at_once: how many requests may wait for their shutdown; each holds a thread.
+        elsewhere: the other nodes of a cluster.
     """
 
-    def __init__(self, shutdown: Callable[[str, bool, int | None], None], at_once: int) -> None:
+    def __init__(
+        self,
+        shutdown: Callable[[str, bool, int | None], None],
+        at_once: int,
+        elsewhere: Elsewhere | None,
+    ) -> None:
         self._shutdown = shutdown
+        self._elsewhere = elsewhere
         self._at_once = at_once
         self._places = threading.Semaphore(at_once)
 
@@ -78,12 +98,23 @@ class ShutdownResource:
             raise falcon.HTTPUnsupportedMediaType(
                 description=f"a shutdown wants Content-Type: application/json, not {media_type!r}"
             )
-        body = parse_body(read_body(request), ShutdownBody)
+        kind = NodeShutdownBody if self._elsewhere else ShutdownBody
+        body = parse_body(read_body(request), kind)
         request.context.shutdown = {"model": body.model, "force": body.force, "pid": body.pid}
         model = checked_model(body.model)
         if not self._places.acquire(blocking=False):
             raise TooManyShutdowns(self._at_once, _RETRY_AFTER_SECONDS)
         try:
+            if self._elsewhere:
+                node = parse_query(request.query_string).get("node", getattr(body, "node", None))
+                if node is not None:
+                    request.context.shutdown["node"] = node
+                answer = self._elsewhere.shutdown(
+                    model, body.force, body.pid, node, asker_of(request)
+                )
+                request.context.outcome = answer.outcome
+                give(response, answer)
+                return
             self._shutdown(model, body.force, body.pid)
         finally:
             self._places.release()

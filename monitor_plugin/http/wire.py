@@ -11,6 +11,9 @@ from ..errors import (
     BackendUnreadable,
     InvalidRequest,
     ModelNotLoaded,
+    NodeForbidden,
+    NodeUnreachable,
+    OutcomeUnknown,
     ShutdownFailed,
     ShutdownRefused,
     TooManyShutdowns,
@@ -41,6 +44,18 @@ class ShutdownBody(msgspec.Struct, frozen=True):
     model: _ModelName
     force: bool = False
     pid: int | None = None
+
+
+class NodeMonitorBody(MonitorBody, frozen=True):
+    """The same in a cluster."""
+
+    node: str | None = None
+
+
+class NodeShutdownBody(ShutdownBody, frozen=True):
+    """The same in a cluster."""
+
+    node: str | None = None
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -98,6 +113,22 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer, as HTTP gives it.
+
+    Attributes:
+        status: of HTTP.
+        body: JSON.
+        headers: but for those that every answer has.
+        outcome: for the audit: `stopped`, or the type of the error.
+    """
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = {}
+    outcome: str | None = None
+
+
 class ErrorKind(NamedTuple):
     """How an error appears over HTTP."""
 
@@ -114,6 +145,9 @@ _ERROR_KINDS: dict[type, ErrorKind] = {
     ShutdownRefused: ErrorKind(409, "shutdown_refused"),
     ShutdownFailed: ErrorKind(500, "shutdown_failed"),
     TooManyShutdowns: ErrorKind(503, "too_many_shutdowns"),
+    NodeForbidden: ErrorKind(403, "node_forbidden"),
+    NodeUnreachable: ErrorKind(504, "node_unreachable"),
+    OutcomeUnknown: ErrorKind(504, "outcome_unknown"),
 }
 
 # Falcon's own errors: no route, wrong method and the like.
@@ -155,6 +189,22 @@ def encode_error(kind: ErrorKind, message: str) -> bytes:
     """Encode the envelope of an error; a lone surrogate in a hook's words appears escaped."""
     message = message.encode(errors="backslashreplace").decode()
     return encode(ErrorAnswer(ErrorDetail(kind.status, message, kind.type)))
+
+
+def error_answer(error: BaseException, message: str | None = None) -> Answer:
+    """Turn an error into the answer that tells of it, in its own words unless others are given."""
+    kind = kind_of(error)
+    headers = {}
+    if isinstance(error, TooManyShutdowns):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if kind is INTERNAL_ERROR:
+        message = "the monitor failed; its log says how"
+    return Answer(kind.status, encode_error(kind, message or str(error)), headers, kind.type)
+
+
+def reading_answer(reading: Reading) -> Answer:
+    """Turn a reading into the answer that is documented."""
+    return Answer(200, encode(answer_of(reading)), headers_of(reading))
 
 
 def answer_of(reading: Reading) -> StatusAnswer | SampleAnswer:

@@ -23,9 +23,9 @@ export async function get(path) {
   return ask(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
 }
 
-/** Stop a model, or its backend with a PID; comes back when it is gone. */
-export async function stop(model, pid, force) {
-  const body = JSON.stringify({ model, force, ...(pid === null ? {} : { pid }) });
+/** Stop a model, or one of its backends; comes back when it is gone. */
+export async function stop(model, one, force) {
+  const body = JSON.stringify({ model, force, pid: one?.pid, node: one?.node });
   const headers = { "Content-Type": "application/json" };
   return ask("backend/shutdown", { method: "POST", headers, body });
 }

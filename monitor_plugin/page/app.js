@@ -13,7 +13,7 @@ import { askForToken } from "./token.js";
 
 const history = new History();
 const stopping = new Stopping({
-  rowsOf: (model, pid) => table.rowsOf(model, pid),
+  rowsOf: (model, one) => table.rowsOf(model, one),
   onChange: () => feed.wake(),
   onUnauthorized: askForToken,
 });

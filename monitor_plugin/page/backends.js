@@ -8,7 +8,9 @@ import { Row } from "./row.js";
 const GONE_STAYS_MS = 5000;
 
 const byName = (one, other) =>
-  one.model.localeCompare(other.model, undefined, { numeric: true }) || one.pid - other.pid;
+  one.model.localeCompare(other.model, undefined, { numeric: true }) ||
+  (one.node ?? "").localeCompare(other.node ?? "", undefined, { numeric: true }) ||
+  one.pid - other.pid;
 const largest = (figure) => (one, other) =>
   (figure(other) ?? -1) - (figure(one) ?? -1) || byName(one, other);
 const ORDERS = {
@@ -19,7 +21,8 @@ const ORDERS = {
   cpu: largest(cpuOf),
 };
 
-const keyOf = (item) => `${item.pid}/${item.created_at}`;
+// In a cluster, PIDs are those of a node.
+const keyOf = (item) => `${item.node ?? ""}/${item.pid}/${item.created_at}`;
 
 export class BackendsTable {
   #rows = new Map();
@@ -42,6 +45,7 @@ export class BackendsTable {
   update(answer, now) {
     this.#answer = answer;
     const live = new Set();
+    const machines = new Map((answer.nodes ?? []).map(({ node, machine }) => [node, machine]));
     for (const item of answer.backends) {
       const key = keyOf(item);
       live.add(key);
@@ -50,7 +54,7 @@ export class BackendsTable {
         row = new Row(item, this.#palette, this.onStop);
         this.#rows.set(key, row);
       }
-      row.update(item, answer.machine, this.history.of(item), now);
+      row.update(item, machines.get(item.node) ?? answer.machine, this.history.of(item), now);
     }
     for (const [key, row] of this.#rows) {
       if (!live.has(key) && !row.gone) this.#leave(key, row, answer.ended);
@@ -58,10 +62,10 @@ export class BackendsTable {
     this.#arrange(false);
   }
 
-  /** The rows of a model, or of its backend with a PID. */
-  rowsOf(model, pid) {
+  /** The rows of a model, or of one of its backends. */
+  rowsOf(model, one) {
     return [...this.#rows.values()].filter(
-      ({ item, gone }) => !gone && item.model === model && (pid === null || item.pid === pid),
+      ({ item, gone }) => !gone && item.model === model && (one === null || keyOf(item) === keyOf(one)),
     );
   }
 
@@ -73,7 +77,7 @@ export class BackendsTable {
   }
 
   #leave(key, row, ended) {
-    row.leave(ended.find((end) => keyOf(end) === key) ?? ended.find((end) => end.pid === row.item.pid));
+    row.leave(ended.find((end) => keyOf(end) === key) ?? ended.find((end) => end.pid === row.item.pid && end.node === row.item.node));
     setTimeout(() => {
       const held = row.node.contains(document.activeElement);
       const next = row.node.nextElementSibling ?? row.node.previousElementSibling;

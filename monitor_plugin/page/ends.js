@@ -57,5 +57,5 @@ function showEnd(row, end, now) {
   time.title = moment(end.ended_at);
   setText(time, `${duration(now - Date.parse(end.ended_at) / 1000)} ago`);
   setText(ran, duration(secondsBetween(end.created_at, end.ended_at)));
-  setText(pid, String(end.pid));
+  setText(pid, end.node ? `${end.pid} on ${end.node}` : String(end.pid));
 }

@@ -103,7 +103,7 @@ export class Feed {
   }
 }
 
-const keyOf = ({ model, pid }) => `${pid}/${model}`;
+const keyOf = ({ model, node, pid }) => `${node ?? ""}/${pid}/${model}`;
 
 function areStale(backends) {
   const ages = backends.map((item) => item.age_seconds ?? Infinity);

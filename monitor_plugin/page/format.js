@@ -44,3 +44,8 @@ export function moment(when) {
 }
 
 export const secondsBetween = (from, to) => (Date.parse(to) - Date.parse(from)) / 1000;
+
+/** Where a backend runs: its PID, and its node where there are several. */
+export function place({ node, pid }) {
+  return node ? `PID ${pid} on ${node}` : `PID ${pid}`;
+}

@@ -4,7 +4,7 @@ import { cpuOf, memoryOf } from "./conditions.js";
 
 export const SPAN_SECONDS = 15 * 60;
 
-const keyOf = (item) => `${item.pid}/${item.model}`;
+const keyOf = (item) => `${item.node ?? ""}/${item.pid}/${item.model}`;
 
 export class History {
   #interval = 5;

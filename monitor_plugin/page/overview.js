@@ -9,7 +9,7 @@ const TOP = 6;
 const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
 
 /** Show an answer of GET /backends; gives how many are in trouble. */
-export function showOverview({ backends, machine }) {
+export function showOverview({ backends, machine, nodes }) {
   byId("overview").hidden = false;
   const conditions = backends.map(condition);
   const counts = new Map();
@@ -23,11 +23,13 @@ export function showOverview({ backends, machine }) {
     line.dataset.tone = tone;
     setText(line, `${number} ${shown}`);
   });
-  showMemory(backends, machine?.memory_total ?? null);
+  const machines = nodes ? nodes.map((node) => node.machine) : [machine];
+  const sizes = machines.map((each) => each?.memory_total ?? 0);
+  showMemory(backends, sizes.reduce((total, size) => total + size, 0) || null, machines.length > 1);
   return conditions.filter(({ trouble }) => trouble).length;
 }
 
-function showMemory(backends, whole) {
+function showMemory(backends, whole, several) {
   const holders = new Map();
   let unknown = 0;
   for (const item of backends) {
@@ -44,7 +46,7 @@ function showMemory(backends, whole) {
     parts.push({ name: `${others.length} more`, size, colour: "rest" });
   }
   const sum = sorted.reduce((total, part) => total + part.size, 0);
-  const share = whole ? ` of the machine’s ${bytes(whole)} (${percent((100 * sum) / whole)})` : "";
+  const share = whole ? ` of the ${several ? "machines’" : "machine’s"} ${bytes(whole)} (${percent((100 * sum) / whole)})` : "";
   const gap = unknown > 0 ? `; what ${plural(unknown, "backend holds", "backends hold")} is unknown` : "";
   const least = unknown > 0 ? "at least " : "";
   const held = sorted.length > 0 ? `hold ${least}${bytes(sum)}${share}${gap}` : "hold an unknown amount of memory";

@@ -4,7 +4,7 @@ import { drawBar, listParts } from "./bars.js";
 import { Chart } from "./charts.js";
 import { condition, cpuOf, memoryOf, partsOf } from "./conditions.js";
 import { cell, element, named, setText } from "./dom.js";
-import { bytes, count, duration, moment, percent } from "./format.js";
+import { bytes, count, duration, moment, percent, place } from "./format.js";
 
 const MEMORY_SOURCES = {
   backend: "as it reports",
@@ -107,7 +107,7 @@ export class Row {
   }
 
   #facts(item) {
-    setText(this.under, `PID ${item.pid}, up ${duration(item.uptime_seconds)}`);
+    setText(this.under, `${place(item)}, up ${duration(item.uptime_seconds)}`);
     const tree = item.process?.tree;
     const facts = [
       ["Address", item.address],
@@ -147,6 +147,6 @@ export class Row {
     // Not `disabled`, which would take the focus away.
     if (disabled) this.button.setAttribute("aria-disabled", "true");
     else this.button.removeAttribute("aria-disabled");
-    this.button.setAttribute("aria-label", `${text} ${this.item.model}, PID ${this.item.pid}`);
+    this.button.setAttribute("aria-label", `${text} ${this.item.model}, ${place(this.item)}`);
   }
 }

@@ -2,6 +2,7 @@
 
 import { Refused, stop } from "./api.js";
 import { byId, named, setText } from "./dom.js";
+import { place } from "./format.js";
 import { complain } from "./notices.js";
 
 // A browser opens six connections to a host, and the page needs some of them itself.
@@ -11,7 +12,7 @@ export class Stopping {
   #running = 0;
   #waiting = [];
 
-  /** `rowsOf(model, pid)` gives the rows that are concerned; `onChange()` asks for news;
+  /** `rowsOf(model, one)` gives the rows that are concerned; `onChange()` asks for news;
    *  `onUnauthorized()` asks for a token, and is waited for. */
   constructor({ rowsOf, onChange, onUnauthorized }) {
     this.rowsOf = rowsOf;
@@ -26,9 +27,9 @@ export class Stopping {
     byId("stop-title").replaceChildren("Stop ", named(item.model), "?");
     setText(byId("stop-what"), replicas > 1
       ? "It finishes what it is busy with, and then all its processes are ended."
-      : `PID ${item.pid} finishes what it is busy with, and then all its processes are ended.`);
+      : `${place(item)} finishes what it is busy with, and then all its processes are ended.`);
     byId("stop-which").hidden = replicas < 2;
-    setText(byId("stop-one"), `this one, PID ${item.pid}`);
+    setText(byId("stop-one"), `this one, ${place(item)}`);
     setText(byId("stop-all"), `all ${replicas}`);
     this.dialog.querySelector("[value=one]").checked = true;
     byId("stop-force").checked = false;
@@ -38,16 +39,16 @@ export class Stopping {
     button.focus();
     if (this.dialog.returnValue !== "yes") return;
     const one = replicas > 1 && this.dialog.querySelector("[value=one]").checked;
-    await this.#stop(item.model, one ? item.pid : null, byId("stop-force").checked);
+    await this.#stop(item.model, one ? item : null, byId("stop-force").checked);
   }
 
-  async #stop(model, pid, force) {
-    const rows = this.rowsOf(model, pid);
+  async #stop(model, one, force) {
+    const rows = this.rowsOf(model, one);
     for (const row of rows) row.asked("asking");
     if (this.#running >= AT_ONCE) await new Promise((resolve) => this.#waiting.push(resolve));
     this.#running += 1;
     try {
-      await stop(model, pid, force);
+      await stop(model, one, force);
     } catch (error) {
       complain(reason(model, error));
       if (error.status === 401) await this.onUnauthorized();

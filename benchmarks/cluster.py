@@ -1,0 +1,322 @@
+"""What a large cluster costs: many simulated nodes on one real NATS server.
+
+    python benchmarks/cluster.py [--nodes 100] [--models 100] [--rounds 200]
+
+Simulated nodes, ten in a process, speak as real ones do (their links, subscriptions, announcements
+and answers are the package's own), with made-up backends. Among them are two real monitors with a
+real backend each. Prints: a reading of a model on the node that is asked, and of one on another,
+and their ratio; the list of all backends at once and in pages of 1,000; subscriptions and memory of
+NATS, memory and threads of the monitor that is asked, and what announcements cost while nothing
+happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import secrets
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from monitor_plugin import Monitor, Settings
+from monitor_plugin.cluster.directory import Directory
+from monitor_plugin.cluster.member import Member
+from monitor_plugin.cluster.messages import Ask, Reply
+from monitor_plugin.cluster.own import Own
+from monitor_plugin.http.listing_wire import (
+    BackendsAnswer,
+    Machine,
+    NodeBackendItem,
+    ProcessItem,
+)
+from monitor_plugin.http.wire import Answer, encode
+from monitor_plugin.models import Memory
+from monitor_plugin.observation import TreeFigures
+from monitor_plugin.registry import Registry
+
+_IN_A_PROCESS = 10
+_PAGE = 1000
+_GIB = 2**30
+
+
+class _Models(Registry):
+    """A registry that has models and no processes."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def models(self) -> list[str]:
+        return self._names
+
+
+class _MadeUp(Own):
+    """Answers with made-up backends."""
+
+    def __init__(self, node: str, models: list[str]) -> None:
+        self.node = node
+        self.run = secrets.token_hex(8)
+        now = datetime.now(timezone.utc)
+        figures: dict[str, Any] = {"rss": _GIB, "vms": 2 * _GIB, "cpu_percent": 12.5, "threads": 8}
+        self._items = [
+            NodeBackendItem(
+                node=node,
+                model=model,
+                pid=1000 + number,
+                address=f"127.0.0.1:{10_000 + number}",
+                state=2,
+                state_name="ready",
+                last_state=2,
+                state_changed_at=now,
+                source="grpc",
+                rpc_error=None,
+                age_seconds=0.01,
+                memory=Memory(_GIB, {"weights": _GIB // 2, "kv_cache": _GIB // 4}),
+                memory_source="backend",
+                process=ProcessItem(**figures, tree=TreeFigures(**figures, processes=1, pss=_GIB)),
+                created_at=now,
+                uptime_seconds=1000.0,
+                shutdown=None,
+            )
+            for number, model in enumerate(models)
+        ]
+
+    def backends(self, ask: Ask) -> Reply:
+        items: list[Any] = self._items
+        if ask.limit is not None:
+            items = [each for each in items if each.pid > (ask.after_pid or 0)][: ask.limit]
+        answer = Answer(200, encode(BackendsAnswer(items, [], Machine(64 * _GIB, 64))))
+        return Reply(self.node, self.run, answer=answer)
+
+
+def simulate(first: int, count: int, models: int, url: str) -> None:
+    """Run nodes until the standard input ends."""
+    settings = Settings(listen=None, cluster=url, http_threads=2)
+    for number in range(first, first + count):
+        node = f"node-{number:04}"
+        names = [f"{node}/model-{each}" for each in range(models)]
+        member = Member(settings, _MadeUp(node, names), _Models(names), Directory())
+        member.start(f"http://10.0.{number // 256}.{number % 256}:8080")
+    print("started", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+def real_node(url: str) -> None:
+    """Run a real monitor with a real backend until the standard input ends."""
+    with Monitor(Settings(listen="127.0.0.1:0", cluster=url, node="remote")) as monitor:
+        backend = _backend()
+        monitor.hook.monitor_backend_spawned(
+            model="remote model", pid=backend[0].pid, address=backend[1]
+        )
+        print("started", flush=True)
+        sys.stdin.read()
+        backend[0].kill()
+        backend[0].wait()
+
+
+def _backend() -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, "-m", "monitor_plugin.demo.backend", "--addr", "127.0.0.1:0"]
+    command += ["--end-with-parent", "--weights-mib", "2", "--kv-cache-mib", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().split()[-1]
+
+
+def _child(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stack.callback(process.wait)
+    stack.callback(process.stdin.close)
+    process.stdout.readline()
+    return process
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _get(host: str, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(host, timeout=60)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, body
+
+
+def _timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _until(condition: Callable[[], bool], seconds: float = 180) -> float:
+    began = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - began > seconds:
+            raise SystemExit("the nodes did not find each other in time")
+        time.sleep(0.05)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nodes", type=int, default=100)
+    parser.add_argument("--models", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--simulate", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--real-node", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.simulate:
+        first, count, models, url = options.simulate
+        simulate(int(first), int(count), int(models), url)
+        return
+    if options.real_node:
+        real_node(options.real_node)
+        return
+    program = shutil.which("nats-server", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if program is None:
+        raise SystemExit("there is no nats-server here: apt-get install nats-server")
+    with ExitStack() as stack:
+        port, watch = _free_port(), _free_port()
+        url = f"nats://127.0.0.1:{port}"
+        server = subprocess.Popen(
+            [program, "-a", "127.0.0.1", "-p", str(port), "-m", str(watch)],
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(server.wait)
+        stack.callback(server.kill)
+        _until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        monitor = stack.enter_context(
+            Monitor(Settings(listen="127.0.0.1:0", cluster=url, node="asked"))
+        )
+        backend, address = _backend()
+        stack.callback(backend.wait)
+        stack.callback(backend.kill)
+        monitor.hook.monitor_backend_spawned(model="local model", pid=backend.pid, address=address)
+        _child(stack, "--real-node", url)
+        cluster = monitor._cluster
+        assert cluster is not None
+        host = monitor.url.removeprefix("http://")
+        measure("two nodes", host, options.rounds)
+        own = psutil.Process()
+        before = own.memory_info().rss
+        for first in range(0, options.nodes, _IN_A_PROCESS):
+            count = min(_IN_A_PROCESS, options.nodes - first)
+            _child(stack, "--simulate", str(first), str(count), str(options.models), url)
+        wanted = options.nodes * options.models + 1
+        directory = cluster.directory
+        seconds = _until(lambda: sum(len(each.models) for each in directory.nodes()) == wanted)
+        print(
+            f"{options.nodes} nodes with {options.models} models each are known ({seconds:.1f} s)"
+        )
+        varz = json.loads(_get(f"127.0.0.1:{watch}", "/varz")[1])
+        print(
+            f"NATS: {varz['subscriptions']} subscriptions, {varz['connections']} connections, "
+            f"{varz['mem'] / 2**20:.0f} MiB"
+        )
+        idle(own, server.pid, watch)
+        measure(f"{options.nodes} nodes more", host, options.rounds)
+        grown = (own.memory_info().rss - before) / 2**20
+        print(f"the monitor that is asked: {grown:.1f} MiB more, {own.num_threads()} threads")
+        lists(host, wanted + 1)
+        grown = (own.memory_info().rss - before) / 2**20
+        print(
+            f"afterwards: {grown:.1f} MiB more, {own.num_threads()} threads, "
+            f"{cluster.link.subscriptions} subscriptions, {cluster.link.open_talks} open questions"
+        )
+
+
+def measure(where: str, host: str, rounds: int) -> None:
+    """Print what a reading here and one elsewhere take."""
+    paths = {each: f"/backend/monitor?model={each}%20model" for each in ("local", "remote")}
+    _until(lambda: _get(host, paths["remote"])[0] == 200)
+    took: dict[str, list[float]] = {each: [] for each in paths}
+    for _ in range(rounds):
+        for name, path in paths.items():
+            took[name].append(_timed(lambda path=path: _get(host, path)))  # type: ignore[misc]
+    here, there = (statistics.median(took[each]) * 1000 for each in ("local", "remote"))
+    worst = sorted(took["remote"])[int(rounds * 0.99)] * 1000
+    print(
+        f"{where}: a local reading {here:.2f} ms, a remote one {there:.2f} ms (99 %: {worst:.1f} "
+        f"ms): {there / here:.2f} times"
+    )
+
+
+def idle(own: psutil.Process, server: int, watch: int) -> None:
+    """Print what announcements cost while nothing happens."""
+    seconds = 10.0
+    nats = psutil.Process(server)
+    cpu = [sum(each.cpu_times()[:2]) for each in (own, nats)]
+    messages = json.loads(_get(f"127.0.0.1:{watch}", "/varz")[1])["out_msgs"]
+    time.sleep(seconds)
+    used = [
+        (sum(each.cpu_times()[:2]) - at) / seconds * 100
+        for each, at in zip((own, nats), cpu, strict=True)
+    ]
+    messages = json.loads(_get(f"127.0.0.1:{watch}", "/varz")[1])["out_msgs"] - messages
+    print(
+        f"idle: {messages / seconds:.0f} messages a second in all; CPU {used[0]:.1f} % of a core "
+        f"for the monitor, {used[1]:.1f} % for NATS"
+    )
+
+
+def lists(host: str, wanted: int) -> None:
+    """Print what the list of all takes, at once and in pages."""
+    took, size = [], 0
+    for _ in range(5):
+        began = time.perf_counter()
+        status, body = _get(host, "/backends")
+        took.append(time.perf_counter() - began)
+        size = len(body)
+        found = len(msgspec.json.decode(body)["backends"])
+        if status != 200 or found != wanted:
+            nodes = msgspec.json.decode(body)["nodes"]
+            missing = {each["node"]: each["error"] for each in nodes if each["error"]}
+            raise SystemExit(f"{found} backends are listed, and should be {wanted}: {missing}")
+    print(f"{wanted} backends at once: {statistics.median(took):.2f} s, {size / 2**20:.1f} MiB")
+    pages: list[float] = []
+    found, after = 0, ""
+    while True:
+        path = f"/backends?limit={_PAGE}&after={after}"
+        began = time.perf_counter()
+        answer = msgspec.json.decode(_get(host, path)[1])
+        pages.append(time.perf_counter() - began)
+        found += len(answer["backends"])
+        after = answer["next"]
+        if after is None:
+            break
+    if found != wanted:
+        raise SystemExit(f"the pages have {found} backends, and should have {wanted}")
+    print(
+        f"in {len(pages)} pages of {_PAGE}: {statistics.median(pages) * 1000:.0f} ms a page, "
+        f"{sum(pages):.2f} s in all"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""More than one machine: one view and one stop, over NATS."""

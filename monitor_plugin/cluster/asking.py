@@ -1,0 +1,229 @@
+"""The asking side: questions to nodes, on the link's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import ClusterError, InvalidRequest, MonitorError, NodeUnreachable
+from . import faults
+from .directory import Directory, Node
+from .hearing import Heard, hear
+from .link import Link
+from .messages import Ask, Reply, pack
+from .subjects import Subjects
+from .talks import Word
+
+# For a node that did not answer the last time, and said nothing since.
+SILENT_SECONDS = 0.25
+# However long a node says that it is at work.
+_LONGEST_SHUTDOWN_SECONDS = 3600.0
+
+
+class Result(NamedTuple):
+    """What came of asking one node: its answer, or why there is none."""
+
+    node: str
+    reply: Reply | None
+    error: MonitorError | None
+
+
+class Asking:
+    """Asks other nodes. Each question ends within `patience_seconds`, but for shutdowns.
+
+    Args:
+        link: the connection.
+        subjects: where nodes listen.
+        directory: which nodes there are.
+        patience_seconds: how long a node may take to answer, or be silent while it stops a model.
+    """
+
+    def __init__(
+        self, link: Link, subjects: Subjects, directory: Directory, patience_seconds: float
+    ) -> None:
+        self._link = link
+        self._subjects = subjects
+        self._directory = directory
+        self.patience_seconds = patience_seconds
+
+    async def read(self, node: str, ask: Ask, first_seconds: float | None = None) -> Result:
+        """Ask one node for a reading, or its list.
+
+        Args:
+            node: its name.
+            ask: for what.
+            first_seconds: how long to wait for its first word, which may be that it is at work.
+        """
+        return await self._ask_node(self._subjects.read_node(node), node, ask, first_seconds)
+
+    async def read_all(
+        self, nodes: Sequence[str], ask: Ask, first_seconds: float | None = None
+    ) -> list[Result]:
+        """Ask several nodes at the same time."""
+        return list(await asyncio.gather(*(self.read(each, ask, first_seconds) for each in nodes)))
+
+    async def read_holders(self, model: str, ask: Ask) -> list[Reply] | None:
+        """Ask whoever has a model, as none is known who has; None where nobody has.
+
+        Raises:
+            NodeUnreachable: that cannot be found out.
+            NodeForbidden: NATS does not let this node ask.
+        """
+        subject = self._subjects.read_model(model)
+        try:
+            heard = await self._listen(subject, ask, (), None, others=True)
+        except ClusterError as error:
+            raise NodeUnreachable(
+                f"model {model!r} is not loaded here, and no other node can be asked: {error}"
+            ) from None
+        for reply in heard.replies:
+            has_it = reply.answer is not None and reply.answer.status == 200
+            self._directory.answered(reply.node, model if has_it else None)
+        if heard.replies:
+            return heard.replies
+        if heard.why is Word.NO_RESPONDERS:
+            return None
+        if heard.why is Word.FORBIDDEN:
+            raise faults.no_answer("", heard.why, subject, stopping=False)
+        raise NodeUnreachable(
+            f"model {model!r} is loaded on a node that does not answer, and had not said its "
+            f"name; GET /cluster/targets lists those that have"
+        )
+
+    async def offer(self, node: str, ask: Ask) -> Result:
+        """Ask one node whether it would stop a model."""
+        return await self._ask_node(self._subjects.shutdown_node(node), node, ask, None)
+
+    async def offers(
+        self, model: str, ask: Ask, expected: Sequence[Node], first_seconds: float | None
+    ) -> list[Result]:
+        """Ask who would stop a model: who answered, and those of whom an answer was expected.
+
+        A result without a node's name says why it is not known who has the model.
+        """
+        subject = self._subjects.shutdown_model(model)
+        try:
+            heard = await self._listen(subject, ask, expected, first_seconds, others=True)
+        except ClusterError as error:
+            nobody = NodeUnreachable(
+                f"model {model!r} is not loaded here, and no other node can be asked: {error}"
+            )
+            known = [
+                Result(each.name, None, faults.not_sent(each.name, error)) for each in expected
+            ]
+            return known or [Result("", None, nobody)]
+        results = [self.result(each) for each in heard.replies]
+        named = {each.node for each in results}
+        missed = [each.name for each in expected if each.name not in named]
+        if heard.why is Word.NO_RESPONDERS:  # it may be the model alone that is not there any more
+            results += await asyncio.gather(*(self.offer(each, ask) for each in missed))
+        else:
+            results += [self._missed(each, heard.why, subject, stopping=True) for each in missed]
+        if not results and heard.why is not Word.NO_RESPONDERS:
+            results.append(self._missed("", heard.why, subject, stopping=True))
+        return results
+
+    async def still_loaded(self, model: str, ask: Ask) -> list[Reply]:
+        """Ask who still has a model; nobody, where that cannot be found out."""
+        try:
+            return await self.read_holders(model, ask) or []
+        except ClusterError:
+            return []
+
+    async def stop(self, offer: Reply, ask: Ask) -> Result:
+        """Take a node's offer up, and wait for as long as it says that it is at work.
+
+        Only what certainly did not reach it is said to have stopped nothing.
+        """
+        node, model = offer.node, ask.model or ""
+        subject = self._subjects.shutdown_now(node, offer.run)
+        until = time.monotonic() + _LONGEST_SHUTDOWN_SECONDS
+        try:
+            talk = await self._link.talk(subject, pack(ask))
+        except ClusterError as error:
+            return Result(node, None, faults.not_sent(node, error))
+        heard = False
+        try:
+            while True:
+                word = await talk.next(min(self.patience_seconds, until - time.monotonic()))
+                if isinstance(word, Reply) and word.kind in ("answer", "working"):
+                    heard = True
+                    self._directory.answered(node)
+                    if word.kind == "answer":
+                        return Result(node, word, None)
+                    if time.monotonic() > until:
+                        why = f"is still at it after {_LONGEST_SHUTDOWN_SECONDS:g} s"
+                        break
+                elif isinstance(word, Reply):
+                    why = "gave an answer that cannot be understood"
+                    break
+                elif word in (Word.NO_RESPONDERS, Word.FORBIDDEN) and not heard:
+                    return self._missed(node, word, subject, stopping=True)
+                elif word is None:
+                    self._directory.missed(node)
+                    why = f"has said nothing for {self.patience_seconds:g} s"
+                    break
+                else:
+                    why = "cannot be heard, as the connection to NATS ended"
+                    break
+        finally:
+            talk.close()
+        return Result(node, None, faults.unknown(node, model, why))
+
+    async def _ask_node(
+        self, subject: str, node: str, ask: Ask, first_seconds: float | None
+    ) -> Result:
+        known = self._directory.get(node)
+        expected = known or Node.unknown(node)
+        try:
+            heard = await self._listen(subject, ask, [expected], first_seconds, others=False)
+        except ClusterError as error:
+            return Result(node, None, faults.not_sent(node, error))
+        for reply in heard.replies:
+            self._directory.answered(node)
+            return self.result(reply)
+        if known is None and heard.why is Word.NO_RESPONDERS:
+            names = ", ".join(each.name for each in self._directory.nodes()) or "none"
+            absent = InvalidRequest(
+                f"there is no node {node!r} in the cluster; the others that are known: {names}"
+            )
+            return Result(node, None, absent)
+        return self._missed(node, heard.why, subject, stopping=ask.what == "offer")
+
+    async def _listen(
+        self,
+        subject: str,
+        ask: Ask,
+        expected: Sequence[Node],
+        first_seconds: float | None,
+        *,
+        others: bool,
+    ) -> Heard:
+        """Ask, and hear who answers: see `hear`; None waits for a first word as for an answer.
+
+        Raises:
+            ClusterError: there is no connection; nothing was sent.
+        """
+        seconds = self.patience_seconds
+        first = seconds if first_seconds is None else min(first_seconds, seconds)
+        if expected and all(each.silent for each in expected):
+            first = min(first, SILENT_SECONDS)
+        talk = await self._link.talk(subject, pack(ask))
+        try:
+            return await hear(talk, {each.name for each in expected}, first, seconds, others=others)
+        finally:
+            talk.close()
+
+    def result(self, reply: Reply) -> Result:
+        """Take a reply for what came of asking its node."""
+        if reply.kind == "nonsense":
+            return Result(reply.node, None, faults.nonsense(reply.node))
+        self._directory.answered(reply.node)
+        return Result(reply.node, reply, None)
+
+    def _missed(self, node: str, word: Word | None, subject: str, *, stopping: bool) -> Result:
+        if word in (None, Word.NO_RESPONDERS):
+            self._directory.missed(node)
+        return Result(node, None, faults.no_answer(node, word, subject, stopping=stopping))

@@ -1,0 +1,186 @@
+"""The whole cluster's answers: this node's and others', made into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUnreachable
+from ..http.elsewhere import Asker
+from ..http.listing_wire import TargetGroup
+from ..http.wire import Answer, error_answer
+from ..nats_servers import fault_in_node
+from .asking import Asking, Result
+from .directory import Directory, Node
+from .link import Link
+from .lists import Lists
+from .messages import Ask, Caller
+from .own import NODE_HEADER, Own
+from .stops import Stops
+from .together import answer_of, put_together
+
+# How long who has a model is kept waiting for the first word of the others that have it.
+_FIRST_WORD_SECONDS = 0.5
+
+
+class Whole:
+    """Answers for all nodes, on the threads of who asks.
+
+    Args:
+        own: this node's answers.
+        link: the connection to the others.
+        asking: asks them.
+        directory: which there are.
+
+    Attributes:
+        node: this node's name.
+        url: where this monitor's HTTP is reached; None where it cannot be from elsewhere.
+    """
+
+    def __init__(self, own: Own, link: Link, asking: Asking, directory: Directory) -> None:
+        self.node = own.node
+        self._own = own
+        self._link = link
+        self._asking = asking
+        self._directory = directory
+        self._lists = Lists(own, link, asking, directory)
+        self._stops = Stops(own, link, asking)
+        self.url: str | None = None
+
+    def monitor(self, model: str, pid: int | None, node: str | None, asker: Asker) -> Answer:
+        """Read a model, wherever it is; errors are answers too."""
+        ask = Ask("monitor", self._caller(asker), model, pid)
+        return self._told(lambda: self._monitor(model, ask, node))
+
+    def shutdown(
+        self, model: str, force: bool, pid: int | None, node: str | None, asker: Asker
+    ) -> Answer:
+        """Stop a model on every node that has it, or on one; errors are answers too."""
+        ask = Ask("offer", self._caller(asker), model, pid, force=force)
+
+        def stop() -> Answer:
+            here, holders = self._where(model, pid, node)
+            one = node is not None or (pid is not None and (here or bool(holders)))
+            return self._stops.stop(ask, here, holders, one)
+
+        return self._told(stop)
+
+    def backends(
+        self, model: str | None, fresh: bool, query: Mapping[str, str], asker: Asker
+    ) -> Answer:
+        """List the backends of all nodes; `node`, `limit` and `after` of the query narrow."""
+        ask = Ask("backends", self._caller(asker), model=model, fresh=fresh)
+
+        def read() -> Answer:
+            node = query.get("node")
+            self._check(node)
+            return self._lists.backends(ask, node, query, self.urls())
+
+        return self._told(read)
+
+    def targets(self) -> Answer:
+        """List all nodes as Prometheus' service discovery by HTTP wants it."""
+        groups = []
+        for node, url in sorted(self.urls().items()):
+            if url is None:
+                continue
+            parts = urlsplit(url)
+            labels = {"node": node}
+            if parts.scheme != "http":
+                labels["__scheme__"] = parts.scheme
+            if parts.path.rstrip("/"):
+                labels["__metrics_path__"] = f"{parts.path.rstrip('/')}/metrics"
+            port = "" if parts.port else {"http": ":80", "https": ":443"}[parts.scheme]
+            groups.append(TargetGroup([parts.netloc + port], labels))
+        return Answer(200, msgspec.json.encode(groups))
+
+    def urls(self) -> dict[str, str | None]:
+        """List all nodes, and where their HTTP is reached."""
+        others = {each.name: each.url for each in self._directory.nodes()}
+        return {**others, self._own.node: self.url}
+
+    def _caller(self, asker: Asker) -> Caller:
+        return Caller(self._own.node, asker.name, asker.role, asker.whence)
+
+    def _told(self, make: Callable[[], Answer]) -> Answer:
+        """Answer, errors too, and say that it is this node which does, unless others had part.
+
+        Whoever sent it, there are no headers but the monitor's own, and nothing odd in them.
+        """
+        try:
+            answer = make()
+        except MonitorError as error:
+            answer = error_answer(error)
+        headers = {
+            name: value
+            for name, value in {NODE_HEADER: self._own.node, **answer.headers}.items()
+            if name.startswith("X-Monitor-") or name == "Retry-After"
+            if f"{name}{value}".isprintable() and f"{name}{value}".isascii()
+        }
+        return msgspec.structs.replace(answer, headers=headers)
+
+    def _monitor(self, model: str, ask: Ask, node: str | None) -> Answer:
+        here, holders = self._where(model, ask.pid, node)
+        if here and not holders:
+            return answer_of(self._own.monitor(model, ask.pid))
+        if not here and len(holders) == 1:
+            result = self._link.run(self._asking.read(holders[0].name, ask))
+            answer = put_together([result])
+            if node is not None or answer.outcome != "model_not_loaded":
+                return answer
+            holders = []  # it has gone since: to another node, perhaps
+        if not holders:
+            return self._read_unknown(model, ask)
+        ask = msgspec.structs.replace(ask, held=True)
+        # What is here does not wait for those that did not answer the last time, and for others
+        # no longer than for a word that they are at it.
+        skipped = [each.name for each in holders if here and each.silent]
+        awaited = [each.name for each in holders if each.name not in skipped]
+        first_seconds = _FIRST_WORD_SECONDS if here else None
+        asked = self._link.begin(self._asking.read_all(awaited, ask, first_seconds))
+        results = [Result(each, None, NodeUnreachable("", [each])) for each in skipped]
+        if here:
+            reply = self._own.monitor(model, ask.pid, held=True)
+            results.append(Result(self._own.node, reply, None))
+        try:
+            results += asked.result()
+        except MonitorError as error:  # the monitor is closing
+            results += [Result(each, None, error) for each in awaited]
+        return put_together(results)
+
+    def _where(self, model: str, pid: int | None, node: str | None) -> tuple[bool, Sequence[Node]]:
+        """Say whether this node is to be asked, and which others.
+
+        Raises:
+            InvalidRequest: a PID could mean one of several nodes'.
+        """
+        if node is not None:
+            self._check(node)
+            if node == self._own.node:
+                return True, []
+            return False, [self._directory.get(node) or Node.unknown(node)]
+        here = self._own.holds(model)
+        holders = self._directory.holders(model)
+        if pid is None or not holders:
+            return here, holders
+        if self._own.holds(model, pid):
+            return True, []
+        if here or len(holders) > 1:
+            names = [*([self._own.node] if here else []), *(each.name for each in holders)]
+            raise InvalidRequest(
+                f"model {model!r} is on the nodes {', '.join(names)}, and a PID is that of one "
+                "node: say which, by node=NAME"
+            )
+        return False, holders
+
+    def _check(self, node: str | None) -> None:
+        if node is not None and (fault := fault_in_node(node)):
+            raise InvalidRequest(fault[:200])
+
+    def _read_unknown(self, model: str, ask: Ask) -> Answer:
+        replies = self._link.run(self._asking.read_holders(model, ask))
+        if replies is None:
+            raise ModelNotLoaded(model, self._own.describe_last_end(model), on_any_node=True)
+        return put_together([self._asking.result(each) for each in replies])

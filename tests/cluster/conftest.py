@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor_plugin import Monitor
+
+from ..support import Answer, Client, Spawner, eventually, free_port, program
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def answers_at(port: int) -> bool:
+    """Whether somebody listens at a port of this machine."""
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
+
+
+class NatsServer:
+    """A real nats-server on a port of its own, which can be stopped and started again."""
+
+    def __init__(self, spawner: Spawner, *arguments: str) -> None:
+        self._program = program("nats-server")
+        self._spawner = spawner
+        self._arguments = arguments
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.process = self._spawner.process(
+            *(self._program, "-a", "127.0.0.1", "-p", str(self.port), *self._arguments),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        eventually(lambda: answers_at(self.port))
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        self.process.wait(timeout=30)
+
+
+class Asked:
+    """A node of a cluster, as a client of its HTTP sees it."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self.name = name
+        self.client = Client(url)
+
+    def get(self, path: str) -> Answer:
+        """Make a GET request."""
+        return self.client.request("GET", path)
+
+    def models(self) -> list[tuple[str, str]]:
+        """List the backends of all nodes that it sees: node and model."""
+        answer = self.get("/backends").json
+        return [(each["node"], each["model"]) for each in answer["backends"]]
+
+    def sees(self, *nodes: str) -> bool:
+        """Whether it sees these nodes, without an error."""
+        found = self.get("/backends?fresh=false").json["nodes"]
+        return {each["node"] for each in found if each["error"] is None} == set(nodes)
+
+    def reads(self, model: str) -> bool:
+        """Whether it can read a model, wherever that is."""
+        return self.client.monitor(model).status == 200
+
+    def finds(self, model: str, *nodes: str) -> bool:
+        """Whether it reads a model from these nodes together."""
+        return self.client.monitor(model).headers["X-Monitor-Node"] == ", ".join(nodes)
+
+
+class Node(Asked):
+    """A monitor in a process of its own, and a client of it."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], name: str, log: Path, url: str | None
+    ) -> None:
+        assert process.stdout is not None
+        self.process = process
+        self._log = log
+        said = process.stdout.readline().strip()
+        assert said, f"node {name} did not start: {log.read_text()}"
+        super().__init__(name, url or said)
+
+    @property
+    def log(self) -> str:
+        """What it wrote to its standard error."""
+        return self._log.read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; its backends get none."""
+        os.kill(self.process.pid, number)
+
+
+MakeLocal = Callable[..., Asked]
+MakeNode = Callable[..., Node]
+
+
+@pytest.fixture
+def make_nats(spawner: Spawner) -> Callable[..., NatsServer]:
+    """Starts NATS servers, given their arguments, and ends them after the test."""
+    return lambda *arguments: NatsServer(spawner, *arguments)
+
+
+@pytest.fixture
+def nats(make_nats: Callable[..., NatsServer]) -> NatsServer:
+    """A NATS server on loopback, open to all."""
+    return make_nats()
+
+
+@pytest.fixture
+def make_local(make_monitor: Callable[..., Monitor], spawner: Spawner) -> MakeLocal:
+    """Starts nodes in the tests' own process: a name, the NATS servers, models, settings by name.
+
+    `MODEL:SWITCHES` has a real backend; a model alone is a process that speaks no gRPC.
+    """
+
+    def make(name: str, cluster: str, *models: str, **settings: Any) -> Asked:
+        monitor = make_monitor(node=name, cluster=cluster, **settings)
+        for each in models:
+            model, is_real, switches = each.partition(":")
+            if is_real:
+                backend = spawner.backend(*switches.split())
+                pid, address = backend.pid, backend.address
+            else:
+                pid, address = spawner.sleeper().pid, f"127.0.0.1:{free_port()}"
+            monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+        return Asked(name, monitor.url)
+
+    return make
+
+
+@pytest.fixture
+def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
+    """Starts nodes: a name, the NATS servers, models, and settings by name.
+
+    `command` is what each is started by, and `url` where its HTTP is asked.
+    """
+    nodes: list[Node] = []
+
+    def make(
+        name: str,
+        cluster: str,
+        *models: str,
+        command: Sequence[str] = (),
+        url: str | None = None,
+        **settings: str,
+    ) -> Node:
+        given = {
+            "listen": "127.0.0.1:0",
+            "node": name,
+            "cluster": cluster,
+            "cluster_timeout_seconds": "3",
+            "respawn_watch_seconds": "0.1",
+            **settings,
+        }
+        variables = {f"MONITOR_{key.upper()}": value for key, value in given.items()}
+        log = tmp_path / f"{name}.log"
+        with log.open("a") as errors:
+            process = spawner.process(
+                *(*command, sys.executable, "-m", "tests.cluster.node_process", *models),
+                stdin=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, **variables},
+                cwd=ROOT,
+            )
+        nodes.append(Node(process, name, log, url))
+        return nodes[-1]
+
+    yield make
+    for node in nodes:
+        with contextlib.suppress(ProcessLookupError):
+            node.signal(signal.SIGCONT)

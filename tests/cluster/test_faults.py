@@ -1,0 +1,210 @@
+"""What fails: nodes, links and NATS servers. Real processes, killed and stopped."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from monitor_plugin import Monitor
+
+from ..support import eventually, free_port
+from .conftest import MakeLocal, MakeNode, NatsServer
+
+pytestmark = pytest.mark.once
+
+
+def test_a_node_that_hangs_is_named_within_the_deadline(
+    nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
+) -> None:
+    """A stopped node costs one deadline, then little; it is asked anew once it is heard of."""
+    a = make_local("a", nats.url, "here", "both", cluster_timeout_seconds=1.0)
+    patient = make_local("patient", nats.url, "both", cluster_timeout_seconds=600.0)
+    b = make_node("b", nats.url, "there", "both")
+    for node in (a, patient):
+        eventually(partial(node.finds, "both", "a", "b", "patient"))
+        eventually(partial(node.reads, "there"))
+    b.signal(signal.SIGSTOP)
+    # Who has the model too is not kept waiting, neither for the first time nor later.
+    for _ in range(2):
+        both = patient.client.request("GET", "/backend/monitor?model=both", timeout=30)
+        assert both.status == 200
+        assert both.headers["X-Monitor-Unreachable"] == "b"
+        assert both.headers["X-Monitor-Replicas"] == "2"
+    for _ in range(2):
+        answer = a.client.monitor("there")
+        assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+        assert "node 'b'" in answer.json["error"]["message"]
+    # What is here is answered, and says what is left out.
+    assert a.reads("here")
+    listed = a.get("/backends").json
+    assert {each["model"] for each in listed["backends"]} == {"here", "both"}
+    assert "b" in next(each["error"] for each in listed["nodes"] if each["node"] == "b")
+    assert a.get("/backends?node=b").status == 504
+    # A shutdown that cannot reach it says that it did not, and that its state is unknown.
+    answer = a.client.shutdown("both")
+    assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+    message = answer.json["error"]["message"]
+    assert "stopped on a, patient" in message
+    assert "unknown" in message
+    assert "/backends?node=b" in message
+    b.signal(signal.SIGCONT)
+    eventually(lambda: a.reads("there"))
+    # Nor did it do so late.
+    assert b.get("/backend/monitor?model=both&node=b").status == 200
+
+
+def test_a_shutdown_whose_outcome_is_unknown_says_so(
+    nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
+) -> None:
+    """A node that falls silent while it stops a model is named, with what to ask; it never lies."""
+    a = make_local("a", nats.url, cluster_timeout_seconds=2.0)
+    b = make_node("b", nats.url, "m:--state 1")  # busy: it is waited for
+    eventually(lambda: a.reads("m"))
+
+    def stop_once_it_drains() -> None:
+        def drains() -> bool:
+            found = b.get("/backends?fresh=false&node=b").json["backends"]
+            return bool(found and found[0]["shutdown"])
+
+        eventually(drains)
+        b.signal(signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop_once_it_drains)
+    thread.start()
+    answer = a.client.shutdown("m")
+    thread.join()
+    assert (answer.status, answer.json["error"]["type"]) == (504, "outcome_unknown")
+    message = answer.json["error"]["message"]
+    for said in ("unknown", "'b'", "'m'", "/backend/monitor?model=m&node=b", "/backends?node=b"):
+        assert said in message
+    b.signal(signal.SIGCONT)
+
+
+def test_a_node_that_dies_is_named_at_once(
+    nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
+) -> None:
+    """A killed node's models are neither there nor gone: the error names it, without waiting."""
+    a = make_local("a", nats.url, "here", cluster_timeout_seconds=600.0)
+    b = make_node("b", nats.url, "there")
+    eventually(lambda: a.sees("a", "b") and a.reads("there"))
+    b.process.kill()
+    b.process.wait(timeout=30)
+
+    def named() -> bool:
+        answer = a.client.monitor("there")
+        message = answer.json["error"]["message"]
+        return answer.status == 504 and "'b'" in message and "not connected to NATS" in message
+
+    eventually(named)
+    assert a.reads("here")
+    assert a.client.shutdown("there").status == 504
+    again = make_node("b", nats.url, "there")
+    eventually(lambda: a.reads("there"))
+    # Who leaves in good order is forgotten.
+    assert again.process.stdin is not None
+    again.process.stdin.close()
+    again.process.wait(timeout=30)
+    eventually(lambda: a.client.monitor("there").json["error"]["type"] == "model_not_loaded")
+    eventually(lambda: a.sees("a"))
+
+
+def test_a_nats_server_that_restarts(
+    nats: NatsServer, make_local: MakeLocal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without NATS what is here is answered and stopped; once it is back all is as before."""
+    a = make_local("a", nats.url, "here", "here too", cluster_timeout_seconds=600.0)
+    b = make_local("b", nats.url, "there", cluster_timeout_seconds=600.0)
+    eventually(lambda: a.reads("there") and b.reads("here"))
+    nats.kill()
+    eventually(lambda: a.client.monitor("there").status == 504)
+    assert "NATS" in a.client.monitor("there").json["error"]["message"]
+    assert a.client.monitor("nowhere").status == 504, "it cannot know"
+    assert a.reads("here")
+    assert a.client.shutdown("here too").status == 200
+    assert a.get("/backends").status == 200
+    eventually(lambda: caplog.text.count("trying for ever") == 2)
+    nats.start()
+    eventually(lambda: a.reads("there") and b.reads("here"))
+    assert a.client.monitor("here too").json["error"]["type"] == "model_not_loaded"
+    assert caplog.text.count("trying for ever") == 2, "each says it once"
+    eventually(lambda: a.client.shutdown("there").status == 200)
+
+
+def test_a_nats_server_that_hangs(nats: NatsServer, make_local: MakeLocal) -> None:
+    """A stopped NATS server keeps nothing that is here waiting; once it is back all is as before.
+
+    Its connection counts as lost after 15 s and more, for which nothing here waits.
+    """
+    a = make_local("a", nats.url, "here", "here too", "both", cluster_timeout_seconds=600.0)
+    b = make_local("b", nats.url, "there", "both", cluster_timeout_seconds=1.0)
+    eventually(lambda: a.finds("both", "a", "b") and a.reads("there") and b.reads("here"))
+    nats.process.send_signal(signal.SIGSTOP)
+    for model in ("here", "both", "both"):
+        ask = ("GET", f"/backend/monitor?model={model}")
+        assert a.client.request(*ask, timeout=12).status == 200
+    ask = ("POST", "/backend/shutdown")
+    assert a.client.request(*ask, {"model": "here too"}, timeout=12).status == 200
+    answer = b.client.monitor("here")
+    assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+    nats.process.send_signal(signal.SIGCONT)
+    eventually(lambda: a.reads("there") and b.reads("here"), seconds=90)
+    eventually(lambda: a.finds("both", "a", "b"), seconds=90)
+
+
+def test_it_starts_and_serves_before_nats_does(nats: NatsServer, make_local: MakeLocal) -> None:
+    """A monitor whose NATS cannot be reached serves its own models, and joins later."""
+    nats.kill()
+    a = make_local("a", nats.url, "here")
+    b = make_local("b", nats.url)
+    assert a.reads("here")
+    for ask in (b.client.monitor, b.client.shutdown):
+        answer = ask("here")  # which is not known: it may be loaded elsewhere
+        assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+    nats.start()
+    eventually(lambda: b.reads("here"))
+
+
+def test_a_monitor_ends_also_where_nats_says_nothing(make_monitor: Callable[..., Monitor]) -> None:
+    """A server that takes connections and never speaks keeps nobody from ending."""
+    before = set(threading.enumerate())
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"nats://127.0.0.1:{mute.getsockname()[1]}"
+        monitor = make_monitor(cluster=url, node="a", cluster_timeout_seconds=600.0)
+        mute.settimeout(30)
+        mute.accept()[0].close()
+        connection, _ = mute.accept()  # it tries anew
+        with connection:
+            monitor.close()
+    eventually(lambda: set(threading.enumerate()) <= before)
+
+
+def test_one_of_three_nats_servers_dies(
+    make_nats: Callable[..., NatsServer], make_local: MakeLocal
+) -> None:
+    """Nodes of a dead server go on by another, and see all others as before."""
+    ports = [free_port() for _ in range(3)]
+    routes = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
+    servers = [
+        make_nats(
+            *("--cluster_name", "test", "--cluster", f"nats://127.0.0.1:{port}"),
+            *("--routes", routes),
+        )
+        for port in ports
+    ]
+    cluster = ",".join(each.url for each in servers)
+    nodes = {
+        each: make_local(each, cluster if each == "c" else server.url + "," + cluster, f"m{each}")
+        for each, server in zip("abc", servers, strict=True)
+    }
+    for node in nodes.values():
+        eventually(partial(node.sees, "a", "b", "c"))
+    servers[0].kill()
+    for node in nodes.values():
+        for model in ("ma", "mb", "mc"):
+            eventually(partial(node.reads, model))
+    eventually(lambda: nodes["b"].client.shutdown("ma").status == 200)

@@ -1,0 +1,264 @@
+"""One view and one stop: several monitors in real processes, and a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from monitor_plugin import Monitor
+
+from ..support import Answer, Client, Spawner, eventually, program
+from .conftest import Asked, MakeLocal, MakeNode, NatsServer
+
+ODD = "org/mödel .*> 1"
+
+
+def test_any_node_answers_for_all(nats: NatsServer, make_node: MakeNode) -> None:
+    """A model on one node is read and stopped from another, and the list shows every node."""
+    a = make_node("a", nats.url, "one")
+    b = make_node("b.example", nats.url, ODD)
+    eventually(lambda: a.sees("a", "b.example") and b.sees("a", "b.example"))
+
+    there = b.get(f"/backend/monitor?model={quote(ODD)}")
+    here = a.get(f"/backend/monitor?model={quote(ODD)}")
+    assert here.status == 200
+    assert here.headers["X-Monitor-Node"] == there.headers["X-Monitor-Node"] == "b.example"
+    assert here.body == there.body
+    assert here.headers["X-Monitor-Source"] == "grpc"
+
+    assert a.models() == b.models() == [("a", "one"), ("b.example", ODD)]
+    assert a.get("/backends?node=b.example").json["backends"][0]["model"] == ODD
+    targets = a.get("/cluster/targets").json
+    assert {each["labels"]["node"]: each["targets"] for each in targets} == {
+        "a": [f"127.0.0.1:{a.client.port}"],
+        "b.example": [f"127.0.0.1:{b.client.port}"],
+    }
+
+    answer = a.client.shutdown(ODD)
+    assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+    assert answer.headers["X-Monitor-Node"] == "b.example"
+    assert b.client.monitor(ODD).json["error"]["type"] == "model_not_loaded"
+    gone = a.client.monitor(ODD)
+    assert gone.status == 500
+    assert gone.json["error"]["type"] == "model_not_loaded"
+    assert "on any node" in gone.json["error"]["message"]
+
+
+def read_from(node: Asked, model: str, nodes: str) -> Answer | None:
+    """Read a model; None unless these nodes answered."""
+    answer = node.client.monitor(model)
+    return answer if answer.headers["X-Monitor-Node"] == nodes else None
+
+
+@pytest.mark.once
+def test_nodes_with_one_model_answer_as_replicas(nats: NatsServer, make_local: MakeLocal) -> None:
+    """The worst state and the sums of several nodes, the asked one included; a stop stops all."""
+    a = make_local("a", nats.url, "m:")
+    make_local("b", nats.url, "m:--state 1", "other")
+    c = make_local("c", nats.url, "m:--no-status")
+    d = make_local("d", nats.url)
+    for node in (a, d):
+        answer = eventually(partial(read_from, node, "m", "a, b, c"))
+        assert answer is not None
+        assert answer.headers["X-Monitor-Replicas"] == "3"
+        assert answer.json["state"] == 1
+        assert answer.headers["X-Monitor-Memory-Source"].startswith("backend, ")
+        assert answer.json["memory"]["total"] > 2 * 3 * 1024 * 1024
+    narrowed = d.get("/backend/monitor?model=m&node=b")
+    assert (narrowed.headers["X-Monitor-Node"], narrowed.json["state"]) == ("b", 1)
+
+    pid = next(each["pid"] for each in d.get("/backends").json["backends"] if each["node"] == "b")
+    unclear = d.get(f"/backend/monitor?model=m&pid={pid}")
+    assert (unclear.status, unclear.json["error"]["type"]) == (400, "invalid_request")
+    assert "a, b, c" in unclear.json["error"]["message"]
+    assert d.get(f"/backend/monitor?model=m&pid={pid}&node=b").status == 200
+
+    assert d.client.shutdown("m", node="a").status == 200
+    for node in (c, d):
+        eventually(partial(node.finds, "m", "b", "c"))
+    answer = c.client.shutdown("m", force=True)
+    assert answer.status == 200
+    assert answer.headers["X-Monitor-Node"] == "b, c"
+    assert d.client.monitor("m").json["error"]["type"] == "model_not_loaded"
+    assert d.client.monitor("other").status == 200
+
+
+@pytest.mark.once
+def test_the_list_comes_in_pages(nats: NatsServer, make_local: MakeLocal) -> None:
+    """Pages by `limit` and `after` show each backend once, in the order of nodes and PIDs."""
+    nodes = [make_local(name, nats.url, *(f"{name}{n}" for n in range(3))) for name in "ab"]
+    eventually(lambda: all(node.sees("a", "b") for node in nodes))
+    for limit in (1, 2, 3, 4, 100):
+        seen, after, pages = [], "", 0
+        while True:
+            answer = nodes[1].get(f"/backends?limit={limit}&after={quote(after)}").json
+            assert len(answer["backends"]) <= limit
+            seen += [(each["node"], each["pid"]) for each in answer["backends"]]
+            pages += 1
+            if answer["next"] is None:
+                break
+            after = answer["next"]
+        assert len(seen) == 6
+        assert seen == sorted(set(seen))
+        assert pages == -(-6 // limit)
+    for wrong in ("limit=0", "limit=x", "limit=99999", "after=a", "after=a/x", "node=nobody"):
+        assert nodes[0].get(f"/backends?{wrong}").status == 400
+
+
+@pytest.mark.once
+def test_prometheus_discovers_the_nodes(
+    nats: NatsServer, make_local: MakeLocal, tmp_path: Path
+) -> None:
+    """Prometheus' own tool takes `/cluster/targets` for what it is, and finds all nodes."""
+    a = make_local("a", nats.url)
+    make_local("b", nats.url, cluster_url="https://b.example/monitor")
+    eventually(partial(a.sees, "a", "b"))
+    config = tmp_path / "prometheus.yml"
+    config.write_text(
+        "scrape_configs:\n- job_name: models\n  http_sd_configs:\n"
+        f"  - url: {a.client.url}/cluster/targets\n"
+    )
+    command = [program("promtool"), "check", "service-discovery", "--timeout=3s"]
+    found = subprocess.run(
+        [*command, str(config), "models"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    labels = [each["labels"] for each in json.loads(found.stdout)]
+    assert {(each["node"], each["instance"]) for each in labels} == {
+        ("a", f"127.0.0.1:{a.client.port}"),
+        ("b", "b.example:443"),
+    }
+
+
+@pytest.mark.once
+def test_subscriptions_follow_what_runs(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Two subscriptions a model, gone with its last backend; no thread and no question is left."""
+    before = set(threading.enumerate())
+    monitor = make_monitor(cluster=nats.url, node="a")
+    cluster = monitor._cluster
+    assert cluster is not None
+    link = cluster.link
+    eventually(lambda: link.subscriptions == 5)
+    backends = [spawner.backend() for _ in range(2)]
+    for model, backend in zip(["m", "n"], backends, strict=True):
+        monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
+    eventually(lambda: link.subscriptions == 9)
+    backends[0].process.kill()
+    eventually(lambda: link.subscriptions == 7)
+    client = Client(monitor.url)
+    for _ in range(50):
+        assert client.monitor("elsewhere").status == 500
+    assert client.shutdown("n").status == 200
+    eventually(lambda: link.subscriptions == 5)
+    assert link.open_talks == 0
+    monitor.close()
+    eventually(lambda: set(threading.enumerate()) <= before)
+
+
+def test_connections_that_ended_leave_nothing(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """However often NATS goes: no task, descriptor or subscription is left behind."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    sleeper = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
+    cluster = monitor._cluster
+    assert cluster is not None
+    link = cluster.link
+    eventually(lambda: link.subscriptions == 7)
+
+    def counts() -> tuple[int, int]:
+        return len(asyncio.all_tasks(link._loop)), len(os.listdir("/proc/self/fd"))
+
+    tasks, descriptors = counts()
+    for _ in range(3):
+        nats.kill()
+        eventually(lambda: not link.connected)
+        nats.start()
+        eventually(lambda: link.subscriptions == 7)
+    eventually(lambda: counts()[0] <= tasks and counts()[1] <= descriptors)
+
+
+@pytest.mark.once
+def test_who_asked_stands_in_the_holding_nodes_audit(
+    nats: NatsServer,
+    make_node: MakeNode,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The role is checked where the request came in; the holder writes down who asked, and where.
+
+    The token itself does not leave the node.
+    """
+    caplog.set_level(logging.INFO, "monitor_plugin.audit")
+    holder = make_monitor(cluster=nats.url, node="holder", token="its-own-token")
+    backend = spawner.backend()
+    holder.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    edge = make_node("edge", nats.url, token="the-edge-token")
+    headers = {"Authorization": "Bearer the-edge-token"}
+    ask = ("POST", "/backend/shutdown", {"model": "m"})
+    assert edge.client.request(*ask).status == 401
+    eventually(lambda: edge.client.request(*ask, headers).status == 200)
+    audit = [each for each in caplog.records if each.name == "monitor_plugin.audit"]
+    lines = [json.loads(record.getMessage()) for record in audit]
+    (line,) = (each for each in lines if each["from"].startswith("node "))
+    assert line["who"] == "token"
+    assert line["from"] == "node edge (127.0.0.1)"
+    assert (line["model"], line["outcome"]) == ("m", "stopped")
+    assert "the-edge-token" not in caplog.text
+
+
+@pytest.mark.once
+def test_what_happened_is_asked_of_the_node_itself(nats: NatsServer, make_local: MakeLocal) -> None:
+    """`/events` and `/history` are of the node that is asked; for another they say where to ask."""
+    a = make_local("a", nats.url)
+    b = make_local("b", nats.url)
+    eventually(lambda: a.sees("a", "b"))
+    for path in ("/events", "/history"):
+        assert a.get(f"{path}?node=a").status == 200
+        refused = a.get(f"{path}?node=b")
+        assert (refused.status, refused.json["error"]["type"]) == (400, "invalid_request")
+        assert f"ask node 'b', at {b.client.url}" in refused.json["error"]["message"]
+        assert "no node 'c' is known" in a.get(f"{path}?node=c").json["error"]["message"]
+
+
+def test_without_a_cluster_nothing_is_imported_or_different(monitor: Monitor) -> None:
+    """No setting: no thread, no NATS client, no field, header or route of a cluster."""
+    client = Client(monitor.url)
+    assert "nodes" not in client.request("GET", "/backends").json
+    assert client.request("GET", "/cluster/targets").status == 404
+    assert client.monitor("m").headers["X-Monitor-Node"] is None
+    assert "node_unreachable" not in client.request("GET", "/openapi.json").body.decode()
+    assert not [each for each in threading.enumerate() if "cluster" in each.name]
+
+
+def test_nats_is_imported_only_where_there_is_a_cluster(spawner: Spawner) -> None:
+    """Without the setting no module of it is loaded; with it, and no extra, it says what to do."""
+    code = """
+import sys
+import monitor_plugin
+monitor_plugin.Monitor(monitor_plugin.Settings(listen=None)).close()
+print([name for name in sys.modules if name.partition(".")[0] == "nats" or ".cluster" in name])
+sys.modules["nats"] = None
+try:
+    monitor_plugin.Monitor(monitor_plugin.Settings(listen=None, cluster="nats://127.0.0.1:4222"))
+except monitor_plugin.SettingsError as error:
+    print(error)
+"""
+    output, _ = spawner.python(code).communicate(timeout=60)
+    loaded, said = output.splitlines()
+    assert loaded == "[]"
+    assert "pip install 'monitor-plugin[cluster]'" in said

@@ -1,0 +1,46 @@
+"""The page of a cluster's node, in a real Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..integration.browser import Tabs, chromium
+from ..support import eventually
+from .conftest import MakeLocal, NatsServer
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture
+def tabs() -> Iterator[Tabs]:
+    """Tabs of a browser, in none of which an error may come up."""
+    with chromium() as browser:
+        tabs = Tabs(browser)
+        yield tabs
+        tabs.close()
+
+
+def test_the_page_shows_all_nodes_and_stops_one_replica(
+    nats: NatsServer, make_local: MakeLocal, tabs: Tabs
+) -> None:
+    """Each row says its node; of a model on two nodes the one on the other node is stopped."""
+    settings = {"sweep_interval_seconds": 0.2}
+    a = make_local("node-a", nats.url, "shared", **settings)
+    make_local("node-b", nats.url, "shared", **settings)
+    eventually(lambda: a.finds("shared", "node-a", "node-b"))
+    page = tabs.open(a.client.url).page
+    rows = page.locator("#backends-table tbody tr")
+    eventually(lambda: rows.count() == 2)
+    assert sorted(rows.locator("summary").all_inner_texts()[at].split()[3] for at in (0, 1)) == [
+        "node-a,",
+        "node-b,",
+    ]
+    rows.filter(has_text="node-b").locator("button.stop").click()
+    dialog = page.locator("#stop")
+    assert "on node-b" in dialog.inner_text()
+    dialog.locator("button[value=yes]").click()
+    eventually(lambda: a.finds("shared", "node-a"))
+    eventually(lambda: rows.count() == 1)
+    assert "node-a" in rows.inner_text()
