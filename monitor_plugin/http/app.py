@@ -49,7 +49,7 @@ def create_app(
         tokens: which tokens are valid.
     """
     app = falcon.App(middleware=[Audit(), Guard(settings, tokens), *cors(settings)])
-    monitor = MonitorResource(parts.readings.read)
+    monitor = MonitorResource(parts.model_readings.read)
     stop = ShutdownResource(parts.shutdowns.shutdown, max(1, settings.http_threads // 2))
     backends = BackendsResource(parts.registry, parts.sweeper, parts.shutdowns)
     events = EventsResource(parts.journal, max(1, settings.http_threads // 4))

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import falcon
 
 from ..errors import TooManyShutdowns
-from ..models import LoadedPlugin, Reading
+from ..models import LoadedPlugin
 from ..names import checked_model
+from ..shared_reading import SharedReading
 from .wire import (
     HealthAnswer,
     HooksAnswer,
@@ -35,7 +36,7 @@ class MonitorResource:
         read: gives the reading of a model, or of its backend with a PID.
     """
 
-    def __init__(self, read: Callable[[str, int | None], Reading]) -> None:
+    def __init__(self, read: Callable[[str, int | None], SharedReading]) -> None:
         self._read = read
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -49,10 +50,13 @@ class MonitorResource:
             model, pid = parsed.model, parsed.pid
         if "pid" in query:
             pid = parse_pid(query["pid"])
-        reading = self._read(checked_model(model), pid)
-        response.data = encode(answer_of(reading))
+        shared = self._read(checked_model(model), pid)
+        if shared.answer is None:
+            reading = shared.reading
+            shared.answer = encode(answer_of(reading)), headers_of(reading)
+        response.data, headers = shared.answer
         response.content_type = falcon.MEDIA_JSON
-        response.set_headers(headers_of(reading))
+        response.set_headers(headers)
 
     on_post = on_get  # what the documented curl command sends
 
@@ -153,11 +157,9 @@ def read_body(request: falcon.Request) -> bytes:
     Raises:
         falcon.HTTPContentTooLarge: it has more than MAX_BODY_BYTES.
     """
-    body: bytes = b""
-    if (request.content_length or 0) <= MAX_BODY_BYTES:
-        body = request.bounded_stream.read(MAX_BODY_BYTES + 1)
-    if len(body) > MAX_BODY_BYTES or (request.content_length or 0) > MAX_BODY_BYTES:
+    size = request.content_length or 0
+    if size > MAX_BODY_BYTES:
         raise falcon.HTTPError(
             413, description=f"the body is larger than {MAX_BODY_BYTES} bytes, and is not read"
         )
-    return body
+    return request.bounded_stream.read() if size else b""
