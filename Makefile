@@ -7,7 +7,7 @@ SOAK ?=
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo demo-circus demo-cluster demo-supervisord test soak screenshots proto clean
+.PHONY: demo demo-circus demo-cluster demo-supervisord test soak bench bench-quick screenshots proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
@@ -29,6 +29,10 @@ test: $(VENV)/tox
 
 soak: $(VENV)/installed
 	@$(VENV)/bin/python benchmarks/soak.py $(SOAK)
+
+bench bench-quick: $(VENV)/installed-circus $(VENV)/installed-supervisord
+	@.ci/setup
+	@$(VENV)/bin/python benchmarks/bench.py $(if $(filter bench-quick,$@),--quick)
 
 screenshots: $(VENV)/installed-screenshots
 	@.ci/setup

@@ -60,6 +60,11 @@ class MonitorApart:
         self._process.communicate()
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
     def port(self) -> int:
         """The port on 127.0.0.1 at which it serves."""
         return int(self.url.rpartition(":")[2])

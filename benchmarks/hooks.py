@@ -79,7 +79,7 @@ def over_http(connection: http.client.HTTPConnection) -> None:
 
 def run(plugins: int, readings: int) -> dict[str, list[Cost]]:
     """Measure both ways of reading, without plugins and with them."""
-    settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=0)
+    settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=0, reading_max_age_seconds=0)
     command = [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -68,8 +68,8 @@ def timed(work: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def measure(count: int, rounds: int) -> dict[str, float]:
-    """Measure with so many backends; gives medians in milliseconds."""
+def measure(count: int, rounds: int) -> dict[str, list[float]]:
+    """Measure with so many backends; gives the milliseconds of each round."""
     response = load_messages()("StatusResponse")
     settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=0)
     with backends(count) as running, Monitor(settings) as monitor, ExitStack() as stack:
@@ -106,7 +106,7 @@ def measure(count: int, rounds: int) -> dict[str, float]:
                 if turn >= 2:  # after connecting, and reading what is kept for seconds
                     times[name].append(took)
                 time.sleep(0.03)  # past what lists share
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def main() -> None:
@@ -119,7 +119,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     lists = []
     for count in map(int, options.backends.split(",")):
-        medians = measure(count, options.rounds)
+        times = measure(count, options.rounds)
+        medians = {name: statistics.median(each) for name, each in times.items()}
         bare = medians["bare fan-out"]
         for name, median in medians.items():
             print(

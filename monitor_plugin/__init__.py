@@ -1,8 +1,12 @@
 """A drop-in monitor for hosts that run one model-serving process per model.
 
 Tells the truth about each backend, by its own gRPC `Status` or by its process, and stops it for
-good, over HTTP and from Python. Importing this starts and opens nothing.
+good, over HTTP and from Python. Importing this starts and opens nothing; gRPC and the HTTP server
+are imported with `Monitor`, when that is first asked for.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     BackendUnreadable,
@@ -24,7 +28,6 @@ from .errors import (
     TooManyShutdowns,
 )
 from .hookspecs import hookimpl, hookspec
-from .installing import install
 from .models import (
     Backend,
     BackendExit,
@@ -36,8 +39,11 @@ from .models import (
     State,
     Status,
 )
-from .monitor import Monitor
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .installing import install
+    from .monitor import Monitor
 
 __all__ = [
     "Backend",
@@ -72,3 +78,16 @@ __all__ = [
     "hookspec",
     "install",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # They need gRPC and the HTTP server, which take several times as long to import as all else.
+    modules = {"Monitor": ".monitor", "install": ".installing"}
+    if name not in modules:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(modules[name], __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

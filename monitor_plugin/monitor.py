@@ -204,7 +204,7 @@ class Monitor:
             ModelNotLoaded: no backend of it is registered.
             BackendUnreadable: its status failed, and its process cannot be read.
         """
-        return self._parts.readings.read(checked_model(model), pid)
+        return self._parts.model_readings.read(checked_model(model), pid, anew=True).reading
 
     def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
         """Read all backends at the same time, or those of a model, as `/backends` does.

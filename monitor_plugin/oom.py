@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -20,11 +20,11 @@ class OomWatch:
     """
 
     def __init__(self, pid: int, *, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
-        self._groups = proc / str(pid) / "cgroup"
+        self._groups = f"{proc}/{pid}/cgroup"
         self._cgroups = cgroups
-        self.counter: Path | None = None
+        self.counter: str | None = None
         # The last look may fall between the kill and the end of the process; the one before not.
-        self._looks: deque[int] = deque(maxlen=2)
+        self._looks: tuple[int, ...] = ()
         self.look()
 
     def look(self) -> None:
@@ -32,31 +32,31 @@ class OomWatch:
         counter = self._find_counter()
         if counter != self.counter:
             self.counter = counter
-            self._looks.clear()
+            self._looks = ()
         count = self._count()
         if count is not None:
-            self._looks.append(count)
+            self._looks = (*self._looks[-1:], count)
 
     def rose(self) -> bool:
         """Whether the count rose since the last looks."""
         count = self._count()
         return count is not None and bool(self._looks) and count > self._looks[0]
 
-    def _find_counter(self) -> Path | None:
+    def _find_counter(self) -> str | None:
         try:
-            lines = self._groups.read_text().splitlines()
+            lines = _lines(self._groups)
         except OSError:
             return self.counter  # it has ended: its group is where it was
         for line in lines:
             _, controllers, path = line.split(":", 2)
             relative = path.lstrip("/")
             if controllers == "":
-                counter = self._cgroups / relative / "memory.events"
+                counter = f"{self._cgroups}/{relative}/memory.events"
             elif "memory" in controllers.split(","):  # version 1
-                counter = self._cgroups / "memory" / relative / "memory.oom_control"
+                counter = f"{self._cgroups}/memory/{relative}/memory.oom_control"
             else:
                 continue
-            if counter.exists():
+            if os.access(counter, os.F_OK):
                 return counter
         return None
 
@@ -64,10 +64,15 @@ class OomWatch:
         if self.counter is None:
             return None
         try:
-            for line in self.counter.read_text().splitlines():
+            for line in _lines(self.counter):
                 name, _, count = line.partition(" ")
                 if name == "oom_kill":
                     return int(count)
         except (OSError, ValueError):
             pass
         return None
+
+
+def _lines(path: str) -> list[str]:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().splitlines()

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import psutil
-from msgspec.structs import replace
 
 from .connection import Answer
-from .errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
+from .errors import BackendUnreadable
 from .events import Delivery
 from .hooks import Hooks
-from .lifecycle import Lifecycle
 from .models import Backend, Memory, Reading, Sample, State, Status
 from .process import ProcessGone
 from .process_table import ProcessTable
 from .registry import Record, Registry
-from .replicas import combine, join_words, sum_of_memories
 from .status_client import StatusClient
 
-_READ_AT_ONCE = 64
 NO_SAMPLE = Sample(None, None, None, None)
 
 
 class Readings:
-    """Reads backends. Safe to call from any thread.
+    """Reads backends, each anew. Safe to call from any thread.
 
     Args:
-        registry: where they stand.
-        lifecycle: told of those that turn out to have ended.
+        registry: told of their states.
         status_client: asks them by gRPC.
         table: lists their process trees.
         hooks: asked first, and for what they know of memory.
@@ -42,94 +36,16 @@ class Readings:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
         status_client: StatusClient,
         table: ProcessTable,
         hooks: Hooks,
         status_timeout_seconds: float,
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
         self._status_client = status_client
         self._table = table
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
-
-    def read(self, model: str, pid: int | None = None) -> Reading:
-        """Read a model: its backend, all its replicas together, or the one with a PID.
-
-        Raises:
-            PidNotHeld: the model does not hold that PID.
-            ModelNotLoaded: no backend of it is registered.
-            BackendUnreadable: the status failed, and the process cannot be read (of each of them).
-        """
-        while records := self._registry.records(model):
-            wanted = [each for each in records if pid in (None, each.backend.pid)]
-            if pid is not None and not wanted:
-                raise PidNotHeld(model, pid, [each.backend.pid for each in records])
-            try:
-                reading = self._read_together(wanted)
-            except ProcessGone:  # of a single one, or the last of them
-                continue
-            return reading if pid is None else replace(reading, replicas=len(records))
-        raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
-
-    def _read_together(self, records: Sequence[Record]) -> Reading:
-        """Read backends at the same time; those that have ended are left out.
-
-        Raises:
-            ProcessGone: all have ended.
-            BackendUnreadable: none of those that run can be read.
-        """
-        if len(records) == 1:
-            return self._read_or_end(records[0])
-        with ThreadPoolExecutor(min(len(records), _READ_AT_ONCE), "monitor-read") as pool:
-            futures = [pool.submit(self._read_or_end, each) for each in records]
-        readings: dict[Record, Reading] = {}
-        failure: Exception = ProcessGone(records[-1].backend.pid)
-        for record, future in zip(records, futures, strict=True):
-            try:
-                readings[record] = future.result()
-            except BackendUnreadable as error:
-                failure = error
-                readings[record] = Reading(
-                    record.backend, None, NO_SAMPLE, "psutil", None, time.time()
-                )
-            except ProcessGone:
-                continue
-        if all(each.sample == NO_SAMPLE for each in readings.values()):
-            raise failure
-        if any(each.status for each in readings.values()):
-            # Who gave no status adds what its process tree holds.
-            held = [self._held(record, each) for record, each in readings.items()]
-            return combine(list(readings.values()), held)
-        return combine(list(readings.values()), [])
-
-    def held(self, model: str, reading: Reading) -> tuple[Memory | None, str | None]:
-        """What all backends of a model hold, and who says so, a reading of which was just made."""
-        if reading.status is not None:
-            return reading.status.memory, reading.memory_source
-        records = self._registry.records(model)
-        held = [self._held(each, replace(reading, backend=each.backend)) for each in records]
-        return sum_of_memories([each for each, _ in held]), join_words(each for _, each in held)
-
-    def _held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
-        """What a backend holds, and who says so: (None, None) where that is not known."""
-        if reading.status is not None:
-            return reading.status.memory, reading.memory_source
-        try:
-            components = self._components(reading.backend)
-            filled, source = self._fill_memory(record, Status(State.READY), components)
-        except ProcessGone:
-            return None, None
-        return filled.memory, source
-
-    def _read_or_end(self, record: Record) -> Reading:
-        try:
-            return self.read_record(record)
-        except ProcessGone:
-            self._lifecycle.end(record)
-            raise
 
     def read_record(self, record: Record) -> Reading:
         """Read one backend.
@@ -153,6 +69,17 @@ class Readings:
         breakdown = components() if components else self._components(backend)
         status, memory_source = self._fill_memory(record, status, breakdown)
         return Reading(backend, status, None, source, None, time.time(), memory_source)
+
+    def held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
+        """What a backend holds, and who says so: (None, None) where that is not known."""
+        if reading.status is not None:
+            return reading.status.memory, reading.memory_source
+        try:
+            components = self._components(reading.backend)
+            filled, source = self._fill_memory(record, Status(State.READY), components)
+        except ProcessGone:
+            return None, None
+        return filled.memory, source
 
     def ask(
         self, record: Record, patience_seconds: float = math.inf

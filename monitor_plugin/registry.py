@@ -14,6 +14,7 @@ from .oom import OomWatch
 from .process import Process
 from .sampling import Sampler
 from .shared import Shared
+from .shared_reading import KeptReading
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Record:
 
     `process`, `sampler`, `memory` and `oom` stay the same while `backend` may be updated; the other
     attributes change under the registry's lock alone, but for `observation` and `source`, which are
-    replaced.
+    replaced, and `kept`, which is for `ModelReadings`.
 
     Attributes:
         backend: the frozen record that is handed out.
@@ -52,6 +53,8 @@ class Record:
         source: where its last status came from; None where asking it failed the last time.
         observation: what the last sweep found of it.
         stopping: whether a shutdown is ending it.
+        kept: the last reading of it alone (False), and, in the oldest of a model's replicas, of all
+            of them together (True).
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Record:
         self.source: str | None = None
         self.observation: Observation | None = None
         self.stopping = False
+        self.kept: dict[bool, KeptReading] = {}
 
 
 class Registry:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,13 +30,13 @@ class Sampler:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._marks: deque[tuple[float, float]] = deque(maxlen=3)
+        self._marks: tuple[tuple[float, float], ...] = ()
         self.mark()
 
     def mark(self) -> None:
         """Note the CPU time used so far; to be called every MARK_SECONDS."""
         if (seconds := self._read(self._cpu_seconds)) is not None:
-            self._marks.append((time.monotonic(), seconds))
+            self._marks = (*self._marks[-2:], (time.monotonic(), seconds))
 
     def sample(self) -> Sample:
         """Read the process now; within 0.1 s of its registration, waits until that is over.
@@ -76,7 +75,7 @@ class Sampler:
         return float(times.user + times.system)
 
     def _wait_for_cpu_percent(self) -> float | None:
-        marks = list(self._marks)
+        marks = self._marks
         if marks and (young := _LEAST_SPAN_SECONDS - (time.monotonic() - marks[0][0])) > 0:
             time.sleep(young)
         return self.cpu_percent(self._cpu_seconds(), time.monotonic())
@@ -91,7 +90,7 @@ class Sampler:
         Returns:
             None within 0.1 s of registration, or where the marks could not be read.
         """
-        marks = list(self._marks)
+        marks = self._marks
         old_enough = [mark for mark in marks if now - mark[0] >= _SPAN_SECONDS] or marks[:1]
         if not old_enough or now - old_enough[-1][0] < _LEAST_SPAN_SECONDS:
             return None

@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             whoever connects to the unix socket.
         status_timeout_seconds: how long a gRPC `Status` call may keep a reading waiting; also the
             deadline of `Free`.
+        reading_max_age_seconds: how old a reading may be that further requests get too; 0: none is
+            kept, and only those join it who ask while it is made.
         drain_timeout_seconds: how long a shutdown waits for a busy backend.
         stop_timeout_seconds: how long a process has between SIGTERM and SIGKILL, then once more to
             vanish after SIGKILL; also what a `monitor_stop_backend` hook gets.
@@ -98,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_origins: tuple[str, ...] = ()
     trusted_proxy: str | None = None
     status_timeout_seconds: _Positive = 1.0
+    reading_max_age_seconds: _NotNegative = 0.02
     drain_timeout_seconds: _NotNegative = 30.0
     stop_timeout_seconds: _Positive = 10.0
     respawn_watch_seconds: _NotNegative = 1.0

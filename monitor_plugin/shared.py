@@ -25,8 +25,8 @@ class Shared(Generic[T]):
         self._max_age_seconds = max_age_seconds
         self._compute = compute
         self._lock = threading.Lock()
-        self._future: Future[T] = Future()
-        self._started_at: float | None = None
+        self._future: Future[T] | None = None  # of the computation under way
+        self._kept: tuple[float, T] | None = None  # when it was begun, and the value
 
     def get(self, max_age_seconds: float | None = None) -> T:
         """Give a value no older than `max_age_seconds`, computing it where need be.
@@ -36,19 +36,28 @@ class Shared(Generic[T]):
         """
         now = time.monotonic()
         most = self._max_age_seconds if max_age_seconds is None else max_age_seconds
+        kept = self._kept
+        if kept is not None and now - kept[0] <= most:  # without the lock, as most who ask
+            return kept[1]
         with self._lock:
-            computes = self._started_at is None or (
-                self._future.done() and now - self._started_at > most
-            )
-            if computes:
-                self._future = Future()
-                self._started_at = now
             future = self._future
+            computes = future is None and self._kept is kept  # else it was just computed
+            if future is None and computes:
+                future = self._future = Future()
+        if future is None:
+            return self.get(max_age_seconds)
         if computes:
-            try:
-                future.set_result(self._compute())
-            except BaseException as error:
-                with self._lock:
-                    self._started_at = None
-                future.set_exception(error)
+            self._run(now, future)
         return future.result()
+
+    def _run(self, now: float, future: Future[T]) -> None:
+        try:
+            value = self._compute()
+        except BaseException as error:
+            with self._lock:
+                self._future = None
+            future.set_exception(error)
+            return
+        with self._lock:
+            self._kept, self._future = (now, value), None
+        future.set_result(value)

@@ -16,6 +16,7 @@ from .journal import Journal
 from .lifecycle import Lifecycle
 from .logs import log_event
 from .model_counts import ModelCounter
+from .model_readings import ModelReadings
 from .process_table import ProcessTable
 from .readings import Readings
 from .registry import Registry
@@ -52,12 +53,10 @@ class Parts:
             self.registry, table, self.status_client, self.hooks, self.model_counter, security
         )
         self.readings = Readings(
-            self.registry,
-            self.lifecycle,
-            self.status_client,
-            table,
-            self.hooks,
-            settings.status_timeout_seconds,
+            self.registry, self.status_client, table, self.hooks, settings.status_timeout_seconds
+        )
+        self.model_readings = ModelReadings(
+            self.registry, self.lifecycle, self.readings, settings.reading_max_age_seconds
         )
         self.sweeper = Sweeper(
             self.registry,

@@ -65,7 +65,7 @@ class Held:
 
     def service(self) -> None:
         self.begun.set()
-        self.go.wait(60)
+        self.go.wait(300)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -91,6 +91,26 @@ def test_there_is_a_limit_to_more_threads() -> None:
     assert not dispatcher.fit()
 
 
+def test_two_threads_do_the_work_until_they_are_held_up() -> None:
+    """Of more threads the others sleep, and are woken for those that wait once none gets on."""
+    go = threading.Event()
+    dispatcher = Dispatcher(4)
+    dispatcher.start()
+    try:
+        eventually(lambda: dispatcher.active_count == 0)
+        held = [Held(go) for _ in range(4)]
+        for each in held:
+            dispatcher.add_task(each)
+        assert all(each.begun.wait(60) for each in held[:2])
+        assert not any(each.begun.is_set() for each in held[2:])
+        eventually(lambda: not dispatcher.fit())
+        assert all(each.begun.wait(60) for each in held)
+        assert http_threads() == 4
+    finally:
+        go.set()
+        dispatcher.close()
+
+
 def test_requests_that_wait_at_the_close_are_dropped() -> None:
     """What no thread has begun when it closes is cancelled, and no thread is started for it."""
     go = threading.Event()
@@ -99,7 +119,7 @@ def test_requests_that_wait_at_the_close_are_dropped() -> None:
     held = [Held(go) for _ in range(3)]
     for each in held:
         dispatcher.add_task(each)
-    assert held[0].begun.wait(30)
+    assert held[0].begun.wait(60)
     closing = threading.Thread(target=dispatcher.close)
     closing.start()
     eventually(lambda: dispatcher.stop_count or not dispatcher.threads)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waitress.channel import HTTPChannel
 
 from monitor_plugin import Settings
 from monitor_plugin.errors import SettingsError
 from monitor_plugin.http import connections
 from monitor_plugin.http.channel import Channel
+from monitor_plugin.http.dispatcher import Dispatcher
 from monitor_plugin.http.server import Server
 
 from .support import Client, Spawner, eventually
@@ -92,6 +94,17 @@ def _no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     with caplog.at_level(logging.WARNING):
         yield
     assert [record.getMessage() for record in caplog.records] == []
+
+
+def send_noting(note: Callable[[bytes], object]) -> Callable[..., int]:
+    """Make a `Channel.send` that tells what it is to send before it does."""
+    send = Channel.send
+
+    def noted(channel: Channel, data: bytes, do_close: bool = True) -> int:
+        note(data)
+        return send(channel, data, do_close)
+
+    return noted
 
 
 def connect(server: Server, data: bytes = b"") -> socket.socket:
@@ -495,3 +508,99 @@ def test_where_the_host_takes_the_descriptors_clients_still_get_in(spawner: Spaw
     assert set(errors.splitlines()) == {
         "no connection is accepted on 127.0.0.1:0 for now: [Errno 24] Too many open files"
     }
+
+
+def test_an_answer_is_sent_in_one_piece(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head and the body, so that the client wakes up once."""
+    sent: list[bytes] = []
+    monkeypatch.setattr(Channel, "send", send_noting(sent.append))
+    server = make_server()
+    assert Client(server.url).request("GET", "/").status == 200
+    (answer,) = sent
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"}")
+
+
+def test_the_loop_leaves_alone_what_a_thread_sends(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not try to write to that connection again and again, as the system lets it."""
+    sending, go, tried = threading.Event(), threading.Event(), []
+
+    def hold(data: bytes) -> None:
+        if b"/held" in data:
+            sending.set()
+            go.wait(60)
+
+    def handle_write(channel: Channel) -> None:
+        tried.append(channel)
+        HTTPChannel.handle_write(channel)
+
+    monkeypatch.setattr(Channel, "send", send_noting(hold))
+    monkeypatch.setattr(Channel, "handle_write", handle_write, raising=False)
+    server = make_server()
+    connection = connect(server, GET.replace(b"GET /", b"GET /held"))
+    assert sending.wait(60)
+    for _ in range(3):  # each takes the loop around
+        assert Client(server.url).request("GET", "/").status == 200
+    held = [each for each in tried if each.answer_waits]
+    go.set()
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert held == []
+    connection.close()
+
+
+def test_a_client_that_reads_late_gets_all(make_server: MakeServer) -> None:
+    """The thread that waits for the client to take something goes on once it does."""
+    app = Large()
+    server = make_server(app)
+    with connect(server, GET) as connection:
+        (channel,) = eventually(lambda: list(server._connections._channels.values()))
+        watermark = server._server.adj.outbuf_high_watermark
+        eventually(lambda: channel.held_bytes > watermark and channel._sending)
+        assert channel.writable()
+        size = 0
+        while size < 64 * 1024 * 1024:
+            size += len(connection.recv(1024 * 1024))
+    eventually(lambda: app.ended == 1)
+
+
+def test_the_loop_sends_at_once_what_a_thread_could_not(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told so when the thread is through, not only while it leaves the connection alone."""
+    go = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/":
+            return show(environ, start_response)
+        start_response("200 OK", [("Content-Length", "11")])
+        return (b"first" if turn == 0 else b"%d last" % go.wait(60) for turn in range(2))
+
+    def send(channel: Channel, data: bytes, do_close: bool = True) -> int:
+        """Send nothing from the thread that answers, as if the client had taken nothing so far."""
+        by_loop = threading.current_thread().name == "monitor-http"
+        return original(channel, data, do_close) if by_loop or b"first" not in data else 0
+
+    def write_soon(channel: Channel, data: bytes) -> int:
+        """Let the loop come around once more before the thread is through."""
+        size = write(channel, data)
+        if b"first" in data:
+            other.sendall(GET)
+            assert other.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+        return size
+
+    original, write = Channel.send, HTTPChannel.write_soon
+    monkeypatch.setattr(Channel, "send", send)
+    monkeypatch.setattr(HTTPChannel, "write_soon", write_soon)
+    # Nothing but being told wakes the loop within the time that the client has.
+    monkeypatch.setattr(connections.Connections, "tend", lambda self: 1000.0)
+    monkeypatch.setattr(Dispatcher, "fit", lambda self: 1000.0)
+    server = make_server(app)
+    with connect(server) as other, connect(server) as connection:
+        connection.sendall(GET.replace(b"GET /", b"GET /held"))
+        assert connection.recv(65536).endswith(b"first")
+        go.set()
+        assert connection.recv(65536) == b"1 last"

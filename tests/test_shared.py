@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_nothing_is_computed_before_it_is_asked_for() -> None:
 
 def _waiting(shared: Shared[int]) -> int:
     """Count the threads that wait for the value that is being computed."""
-    return len(shared._future._condition._waiters)  # type: ignore[attr-defined]
+    future: Any = shared._future
+    return len(future._condition._waiters)
 
 
 def test_all_who_ask_meanwhile_share_one_computation() -> None:

@@ -52,9 +52,11 @@ class Own:
         """
 
         def read() -> Reply:
-            reading = self._parts.readings.read(model, pid)
-            memory, source = self._parts.readings.held(model, reading) if held else (None, None)
-            answer = reading_answer(reading)
+            shared = self._parts.model_readings.read(model, pid)
+            reading, memory, source = shared.reading, None, None
+            if held:
+                memory, source = self._parts.model_readings.held(model, reading)
+            answer = shared.answer = shared.answer or reading_answer(reading)
             return Reply(
                 self.node, self.run, answer=answer, reading=reading, held=memory, held_source=source
             )

@@ -52,7 +52,7 @@ def create_app(
         elsewhere: the other nodes of a cluster.
     """
     app = falcon.App(middleware=[Audit(), Guard(settings, tokens), *cors(settings)])
-    monitor = MonitorResource(parts.readings.read, elsewhere)
+    monitor = MonitorResource(parts.model_readings.read, elsewhere)
     at_once = max(1, settings.http_threads // 2)
     stop = ShutdownResource(parts.shutdowns.shutdown, at_once, elsewhere)
     lister = Lister(parts.registry, parts.sweeper, parts.shutdowns)

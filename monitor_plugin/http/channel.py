@@ -11,6 +11,7 @@ from typing import Any
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
+from waitress.task import WSGITask
 from waitress.utilities import BadRequest
 
 _HTTP_MAY_BEGIN = re.compile(rb"[\s!-~]")
@@ -59,6 +60,31 @@ class Parser(HTTPRequestParser):
             raise ParsingError("Transfer-Encoding wants HTTP/1.1, and no Content-Length beside it")
 
 
+class _Joined(list[bytes]):
+    """Stands for a channel, and collects what is to be written to it."""
+
+    write_soon = list.append
+
+    def __init__(self, channel: HTTPChannel) -> None:
+        super().__init__()
+        self.server = channel.server
+
+
+class Task(WSGITask):
+    """A request to be answered, whose answer's head and body are sent together."""
+
+    def write(self, data: bytes) -> None:
+        """Write some of the answer, the head first where it was not yet."""
+        channel = self.channel
+        joined: Any = _Joined(channel)
+        self.channel = joined
+        try:
+            super().write(data)
+        finally:
+            self.channel = channel
+        channel.write_soon(b"".join(joined))
+
+
 class Channel(HTTPChannel):
     """A connection that knows how long it has been quiet.
 
@@ -69,15 +95,38 @@ class Channel(HTTPChannel):
     """
 
     parser_class = Parser
+    task_class = Task
 
     def __init__(
         self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None
     ) -> None:
         self.quiet_since = time.monotonic()
+        self._sending = False
         self._loops_thread = threading.get_ident()  # which accepts
         super().__init__(server, sock, addr, adj, map=map)
         # Waitress before 3.0.1 takes a client that has gone meanwhile for one that is to come.
         self.connected = True
+
+    def writable(self) -> bool:
+        """Whether the loop is to send something.
+
+        Not what a thread is about to send itself: the loop would spin on it, and keep the thread
+        from the interpreter's lock, for milliseconds. Over the watermark the thread waits for the
+        loop.
+        """
+        if self._sending and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
+            return False
+        return bool(super().writable())
+
+    def write_soon(self, data: Any) -> int:
+        """Send, from the thread that answers, what can be sent now; the loop sends the rest."""
+        self._sending = True
+        try:
+            return int(super().write_soon(data))
+        finally:
+            self._sending = False
+            if self.total_outbufs_len:
+                self.server.pull_trigger()
 
     def send(self, data: bytes, do_close: bool = True) -> int:
         """Send some of the data; give how much."""

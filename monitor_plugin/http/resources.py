@@ -8,8 +8,9 @@ from collections.abc import Callable
 import falcon
 
 from ..errors import TooManyShutdowns
-from ..models import LoadedPlugin, Reading
+from ..models import LoadedPlugin
 from ..names import checked_model
+from ..shared_reading import SharedReading
 from .elsewhere import Elsewhere, asker_of, give
 from .wire import (
     HealthAnswer,
@@ -19,12 +20,11 @@ from .wire import (
     NodeShutdownBody,
     ShutdownBody,
     StoppedAnswer,
-    answer_of,
     encode,
-    headers_of,
     parse_body,
     parse_pid,
     parse_query,
+    reading_answer,
 )
 
 MAX_BODY_BYTES = 64 * 1024
@@ -40,7 +40,7 @@ class MonitorResource:
     """
 
     def __init__(
-        self, read: Callable[[str, int | None], Reading], elsewhere: Elsewhere | None
+        self, read: Callable[[str, int | None], SharedReading], elsewhere: Elsewhere | None
     ) -> None:
         self._read = read
         self._elsewhere = elsewhere
@@ -62,10 +62,10 @@ class MonitorResource:
             answer = self._elsewhere.monitor(checked_model(model), pid, node, asker_of(request))
             give(response, answer)
             return
-        reading = self._read(checked_model(model), pid)
-        response.data = encode(answer_of(reading))
-        response.content_type = falcon.MEDIA_JSON
-        response.set_headers(headers_of(reading))
+        shared = self._read(checked_model(model), pid)
+        if shared.answer is None:
+            shared.answer = reading_answer(shared.reading)
+        give(response, shared.answer)
 
     on_post = on_get  # what the documented curl command sends
 
@@ -184,11 +184,9 @@ def read_body(request: falcon.Request) -> bytes:
     Raises:
         falcon.HTTPContentTooLarge: it has more than MAX_BODY_BYTES.
     """
-    body: bytes = b""
-    if (request.content_length or 0) <= MAX_BODY_BYTES:
-        body = request.bounded_stream.read(MAX_BODY_BYTES + 1)
-    if len(body) > MAX_BODY_BYTES or (request.content_length or 0) > MAX_BODY_BYTES:
+    size = request.content_length or 0
+    if size > MAX_BODY_BYTES:
         raise falcon.HTTPError(
             413, description=f"the body is larger than {MAX_BODY_BYTES} bytes, and is not read"
         )
-    return body
+    return request.bounded_stream.read() if size else b""

@@ -19,14 +19,15 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _READ_BY_POST = ("/backend/monitor", "/v1/backend/monitor")
 _REALM = 'Bearer realm="monitor-plugin"'
 
+# Names in lower case, as the framework keeps them.
 _HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
 }
 
 _OPEN = Token(Role.ADMIN, "anonymous", "")
@@ -90,7 +91,7 @@ class Guard:
         """
         request.context.caller = None
         self._check_host(request)
-        origin = request.get_header("Origin")
+        origin = request.env.get("HTTP_ORIGIN")
         allowed_origin = origin is not None and canonical_origin(origin) in self._origins
         if not allowed_origin and _is_cross_site(request, origin):
             raise falcon.HTTPForbidden(
@@ -135,9 +136,7 @@ class Guard:
         self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
     ) -> None:
         """Set the headers that keep browsers strict; what a resource set itself stands."""
-        for name, value in _HEADERS.items():
-            if response.get_header(name) is None:
-                response.set_header(name, value)
+        response.set_headers({**_HEADERS, **response.headers})
 
 
 def _unauthorized(message: str, challenge: str) -> NoReturn:
@@ -158,7 +157,7 @@ def _is_cross_site(request: falcon.Request, origin: str | None) -> bool:
     """
     if origin is not None and not is_same_origin(origin, request.env.get("HTTP_HOST", "")):
         return True
-    if request.get_header("Sec-Fetch-Site", default="none").lower() in ("none", "same-origin"):
+    if request.env.get("HTTP_SEC_FETCH_SITE", "none").lower() in ("none", "same-origin"):
         return False
     mode = request.get_header("Sec-Fetch-Mode", default="")
     return not (mode == "navigate" and request.method in ("GET", "HEAD"))

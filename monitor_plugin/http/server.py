@@ -21,8 +21,6 @@ _MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress refuses what has as many
 _MAX_HEADER_BYTES = 32 * 1024  # with the request line
 # Longer than what scrapes at an interval waits between two requests on one connection, mostly.
 _IDLE_SECONDS = 120.0
-# How often it is looked whether requests wait because others are held up.
-_FIT_SECONDS = 0.05
 _CLOSE_SECONDS = 5
 
 
@@ -87,8 +85,7 @@ class Server:
 
     def _run(self) -> None:
         while not self._closing or self._writes_answers():
-            seconds = _FIT_SECONDS if self._dispatcher.fit() else 1
-            seconds = min(seconds, self._connections.tend())
+            seconds = min(self._dispatcher.fit() or 1, self._connections.tend())
             waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
 
     def _writes_answers(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -163,6 +164,7 @@ _STATUS_TYPES = {
 }
 
 _PID_DIGITS = 10
+_ENCODED = re.compile(r"[^!-~]|[%+]")
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -267,16 +269,20 @@ def parse_query(query: str) -> dict[str, str]:
         InvalidRequest: it is not valid UTF-8, or names a parameter twice.
     """
     parameters: dict[str, str] = {}
-    for pair in query.encode("latin-1").split(b"&"):
+    for pair in query.split("&"):
         if not pair:
             continue
-        try:
-            name, _, value = (
-                unquote_to_bytes(part).decode() for part in pair.replace(b"+", b" ").partition(b"=")
-            )
-        except UnicodeDecodeError:
-            raise InvalidRequest("the query is not valid UTF-8") from None
+        name, _, value = pair.partition("=")
+        if _ENCODED.search(pair):
+            try:
+                name, value = (_decode(part) for part in (name, value))
+            except UnicodeDecodeError:
+                raise InvalidRequest("the query is not valid UTF-8") from None
         if name in parameters:
             raise InvalidRequest(f"the query gives {name!r} more than once")
         parameters[name] = value
     return parameters
+
+
+def _decode(part: str) -> str:
+    return unquote_to_bytes(part.encode("latin-1").replace(b"+", b" ")).decode()

@@ -1,0 +1,129 @@
+"""What the monitor is measured against, started and ended: backends, naive builds, two hosts."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import grpc
+from naive import Target
+
+from monitor_plugin.protocol import STATUS_METHOD
+
+_NAIVE = Path(__file__).with_name("naive.py")
+
+
+@contextmanager
+def process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a process, which says nothing on standard error, and end it."""
+    pipe = subprocess.PIPE
+    options = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.DEVNULL, **options}
+    running = subprocess.Popen(command, text=True, **options)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.communicate()
+
+
+def _line(stream: IO[str] | None) -> str:
+    assert stream
+    return stream.readline().strip()
+
+
+@contextmanager
+def backend(*switches: str) -> Iterator[Target]:
+    """Run a demo backend."""
+    module = ("-m", "monitor_plugin.demo.backend", "--end-with-parent", "--weights-mib", "1")
+    with process([sys.executable, *module, *switches]) as running:
+        yield Target(running.pid, _line(running.stdout).removeprefix("serving on "))
+
+
+@contextmanager
+def naive(kind: str, targets: Sequence[Target], prefix: str) -> Iterator[int]:
+    """Run a server of `naive.py`, with models called PREFIX0 and so on; gives its port."""
+    with process([sys.executable, str(_NAIVE), kind]) as running:
+        assert running.stdin
+        for number, target in enumerate(targets):
+            running.stdin.write(f"{prefix}{number} {target.pid} {target.address}\n")
+        running.stdin.write("\n")
+        running.stdin.flush()
+        yield int(_line(running.stdout))
+
+
+@contextmanager
+def bare_status(target: Target) -> Iterator[Callable[[], Callable[[], object]]]:
+    """Give what gives the bare call of a backend's `Status`, over one kept channel."""
+    with grpc.insecure_channel(target.address) as channel:
+        method = channel.unary_unary(STATUS_METHOD, None, None)
+        yield lambda: lambda: method(b"", timeout=10)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@contextmanager
+def supervisord(folder: Path) -> Iterator[int]:
+    """Run supervisord with a program `m`; gives the port of its XML-RPC."""
+    port = _free_port()
+    lines = [
+        *("[supervisord]", "nodaemon=true", f"directory={folder}"),
+        *(f"logfile={folder}/supervisord.log", f"pidfile={folder}/supervisord.pid"),
+        *("[inet_http_server]", f"port=127.0.0.1:{port}"),
+        *("[rpcinterface:supervisor]", "supervisor.rpcinterface_factory="),
+        *("[program:m]", "command=sleep 1000"),
+    ]
+    lines[-3] += "supervisor.rpcinterface:make_main_rpcinterface"
+    configuration = folder / "supervisord.conf"
+    configuration.write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)]
+    with process(command, stdout=subprocess.DEVNULL, cwd=folder):
+        _wait_for(port)
+        yield port
+
+
+@contextmanager
+def circus(folder: Path) -> Iterator[Callable[[], Callable[[], object]]]:
+    """Run circusd with a watcher `m`; gives what gives the call of its `stats`."""
+    from circus.client import CircusClient
+
+    ports = [_free_port() for _ in range(2)]
+    endpoint, pubsub = (f"tcp://127.0.0.1:{port}" for port in ports)
+    configuration = folder / "circus.ini"
+    configuration.write_text(
+        f"[circus]\nendpoint = {endpoint}\npubsub_endpoint = {pubsub}\n"
+        "[watcher:m]\ncmd = sleep 1000\n"
+    )
+
+    def make_call() -> Callable[[], object]:
+        client = CircusClient(endpoint=endpoint, timeout=30)
+        return lambda: client.send_message("stats", name="m")
+
+    command = [sys.executable, "-m", "circus.circusd", str(configuration)]
+    with process(command, stdout=subprocess.DEVNULL, cwd=folder):
+        _wait_for(ports[0])
+        make_call()()
+        yield make_call
