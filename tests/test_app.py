@@ -12,7 +12,7 @@ import falcon
 import pytest
 
 from monitor_plugin import InvalidRequest, Monitor, hookimpl
-from monitor_plugin.http.wire import parse_query
+from monitor_plugin.http.parsing import parse_query
 
 from .support import Answer, Client, Spawner, eventually
 

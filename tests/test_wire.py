@@ -26,10 +26,9 @@ from monitor_plugin import (
     Status,
     TooManyShutdowns,
 )
+from monitor_plugin.http.parsing import MonitorBody, ShutdownBody, parse_body, parse_query
 from monitor_plugin.http.wire import (
     INTERNAL_ERROR,
-    MonitorBody,
-    ShutdownBody,
     StoppedAnswer,
     answer_of,
     encode,
@@ -37,8 +36,6 @@ from monitor_plugin.http.wire import (
     headers_of,
     kind_of,
     kind_of_status,
-    parse_body,
-    parse_query,
 )
 
 BACKEND = Backend("m", 7, "127.0.0.1:1", 1.0)

@@ -9,7 +9,8 @@ from datetime import datetime
 import msgspec
 
 from ..errors import ClusterError, InvalidRequest
-from ..http.listing_wire import Machine, NodeItem
+from ..http.cluster_wire import NodeItem
+from ..http.listing_wire import Machine
 from ..http.wire import Answer, encode
 from ..registry import ENDS_KEPT
 from . import faults

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUnreachable
+from ..http.cluster_wire import TargetGroup
 from ..http.elsewhere import Asker
-from ..http.listing_wire import TargetGroup
 from ..http.wire import Answer, error_answer
 from ..nats_servers import fault_in_node
 from .asking import Asking, Result

@@ -28,7 +28,8 @@ from .listing_wire import (
     history_item,
     machine,
 )
-from .wire import encode, parse_query
+from .parsing import parse_query
+from .wire import encode
 
 MOST_WAIT_SECONDS = 20.0
 # For those who would wait, and find that others do already.

@@ -98,36 +98,6 @@ class BackendsAnswer(msgspec.Struct, frozen=True):
     machine: Machine
 
 
-class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A node of the list; `error` says why its backends are missing."""
-
-    node: str
-    url: str | None
-    backends: int
-    machine: Machine | None
-    error: str | None
-
-
-class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `/backends` in a cluster; `machine` is of the node that was asked.
-
-    `next` is what to pass as `after` for the next page; `null` where this is the last.
-    """
-
-    backends: list[NodeBackendItem]
-    ended: list[NodeEndItem]
-    machine: Machine | None
-    nodes: list[NodeItem]
-    next: str | None
-
-
-class TargetGroup(msgspec.Struct, frozen=True):
-    """A node, as Prometheus' service discovery by HTTP has it."""
-
-    targets: list[str]
-    labels: dict[str, str]
-
-
 class HistoryItem(msgspec.Struct, frozen=True):
     """A backend's points, the last of which belongs to the last of the times."""
 

@@ -8,26 +8,27 @@ from typing import Any
 
 import msgspec
 
+from .cluster_wire import ClusterBackendsAnswer, TargetGroup
 from .listing_wire import (
     BackendsAnswer,
-    ClusterBackendsAnswer,
     EventsAnswer,
     HistoryAnswer,
-    TargetGroup,
     VersionAnswer,
 )
 from .metrics import OPENMETRICS, TEXT
 from .page import ASSET_TYPES, ASSETS
-from .wire import (
+from .parsing import (
     MODEL_NAME_SCHEMA,
-    ErrorAnswer,
-    HealthAnswer,
-    HooksAnswer,
     MonitorBody,
     NodeMonitorBody,
     NodeShutdownBody,
-    SampleAnswer,
     ShutdownBody,
+)
+from .wire import (
+    ErrorAnswer,
+    HealthAnswer,
+    HooksAnswer,
+    SampleAnswer,
     StatusAnswer,
     StoppedAnswer,
 )

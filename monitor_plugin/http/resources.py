@@ -12,18 +12,20 @@ from ..models import LoadedPlugin
 from ..names import checked_model
 from ..shared_reading import SharedReading
 from .elsewhere import Elsewhere, asker_of, give
-from .wire import (
-    HealthAnswer,
-    HooksAnswer,
+from .parsing import (
     MonitorBody,
     NodeMonitorBody,
     NodeShutdownBody,
     ShutdownBody,
-    StoppedAnswer,
-    encode,
     parse_body,
     parse_pid,
     parse_query,
+)
+from .wire import (
+    HealthAnswer,
+    HooksAnswer,
+    StoppedAnswer,
+    encode,
     reading_answer,
 )
 
