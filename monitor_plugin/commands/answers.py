@@ -163,6 +163,10 @@ class Backends(msgspec.Struct, frozen=True):
         """Say of each node that does not answer why."""
         return [each.error for each in self.nodes if each.error]
 
+    def absent(self) -> str:
+        """Say of a model that is not in the list that it is not loaded, as far as is known."""
+        return "is not loaded" + (" on any node that answers" if self.missing() else "")
+
     def _memory_total(self) -> int | None:
         machines = [each.machine for each in self.nodes if each.machine] or [self.machine]
         return sum(each.memory_total or 0 for each in machines) or None
@@ -170,7 +174,7 @@ class Backends(msgspec.Struct, frozen=True):
     def summary(self) -> str:
         """Say in a line how many there are, what they hold, and how they are."""
         if not self.backends:
-            return "No model is loaded."
+            return "No model is loaded" + (" on any node that answers." if self.missing() else ".")
         count = len(self.backends)
         held = sum(item.held or 0 for item in self.backends)
         conditions = Counter(item.condition for item in self.backends).most_common()

@@ -133,12 +133,14 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     elif answer.backends:
         output = console()
         output.print(details_view(answer, model, output.width))
+    for each in answer.missing():
+        click.echo(f"{PROGRAM}: {printable(each)}", err=True)
     if answer.backends:
         return options.FINE
     last = answer.ended[0] if answer.ended else None
     how = f": its process {last.pid} {printable(last.description)} {ago(last)}" if last else ""
-    click.echo(f"{PROGRAM}: model '{shown(model)}' is not loaded{how}", err=True)
-    return options.NOT_LOADED
+    click.echo(f"{PROGRAM}: model '{shown(model)}' {answer.absent()}{how}", err=True)
+    return options.FAILED if answer.missing() else options.NOT_LOADED
 
 
 @program.command(epilog=_kept(_STOP, EXIT_CODES))

@@ -50,15 +50,19 @@ def stop_models(
     """
     answer, _ = ask_backends(client, fresh=False, node=node)
     wanted = list(models) or list(dict.fromkeys(item.model for item in answer.backends))
+    # Those of a node that does not answer are meant by "all" too.
+    missed = [] if models else answer.missing()
+    for each in missed:
+        click.echo(f"monitor-plugin: {printable(each)}", err=True)
     if not wanted:
-        click.echo("No model is loaded.")
-        return options.FINE
+        click.echo(answer.summary())
+        return options.FAILED if missed else options.FINE
     if not yes and not _agreed(answer, wanted, force):
         click.echo("Nothing was stopped.", err=True)
         return options.FAILED
     stops = _Stops(client, wanted, force, node)
     progress = _Progress(client)
-    code = options.FINE
+    code = options.FAILED if missed else options.FINE
     try:
         while (result := stops.next(_LOOK_SECONDS)) or stops.under_way:
             if result is None:
@@ -116,7 +120,7 @@ def _agreed(answer: Backends, wanted: Sequence[str], force: bool) -> bool:
     loaded = {item.model for item in concerned}
     for model in wanted:
         if model not in loaded:
-            click.echo(f"{shown(model)} is not loaded.", err=True)
+            click.echo(f"{shown(model)} {answer.absent()}.", err=True)
     count = f"model '{shown(wanted[0])}'" if len(wanted) == 1 else f"these {len(wanted)} models"
     how = " by force, whatever they do" if force else ""
     return click.confirm(f"Stop {count}{how}?", err=True)

@@ -161,7 +161,7 @@ def backends_view(answer: Backends, model: str | None, width: int) -> Renderable
     if model is None or answer.backends:
         parts.append(Text(answer.summary()))
     else:
-        parts.append(Text(f"Model '{shown(model)}' is not loaded."))
+        parts.append(Text(f"Model '{shown(model)}' {answer.absent()}."))
     parts += [Text(printable(each), "bold red") for each in answer.missing()]
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]

@@ -74,7 +74,9 @@ def drawn(screen: Screen, width: int, height: int) -> list[RenderableType]:
 
 
 def _header(screen: Screen, width: int) -> Text:
-    text = f"{screen.answer.summary()}  by {screen.sort}"
+    silent = ", ".join(shown(each.node) for each in screen.answer.nodes if each.error)
+    missing = f"  no answer of {silent}" if silent else ""
+    text = f"{screen.answer.summary()}{missing}  by {screen.sort}"
     url = shown(screen.url)
     room = width - cell_len(text) - cell_len(url)
     return Text(text + (" " * room + url if room > 1 else ""), "bold")

@@ -19,6 +19,11 @@ export function showOverview({ backends, machine, nodes }) {
     counts.set(shown, { ...known, number: known.number + 1 });
   }
   const sorted = [...counts.values()].sort((one, other) => ORDER.indexOf(one.tone) - ORDER.indexOf(other.tone));
+  const silent = (nodes ?? []).filter(({ error }) => error).map(({ node }) => node);
+  if (silent.length > 0) {
+    const shown = `${silent.length === 1 ? "node" : "nodes"} without an answer (${silent.join(", ")})`;
+    sorted.unshift({ shown, tone: "bad", number: silent.length });
+  }
   fill(byId("counts"), sorted, () => element("li"), (line, { shown, tone, number }) => {
     line.dataset.tone = tone;
     setText(line, `${number} ${shown}`);

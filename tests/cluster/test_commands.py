@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from monitor_plugin.client import Client
+from monitor_plugin.commands.answers import ask_backends
+from monitor_plugin.commands.top import Top
+from monitor_plugin.commands.top_view import drawn
+
 from ..support import eventually
-from .conftest import Asked, MakeLocal, NatsServer
+from .conftest import Asked, MakeLocal, MakeNode, NatsServer
 
 pytestmark = pytest.mark.once
 
@@ -41,3 +47,28 @@ def test_ps_and_stop_are_of_all_nodes(nats: NatsServer, make_local: MakeLocal) -
     assert not a.reads("shared")
     assert not a.reads("other")
     assert command(a, "status", "other").returncode == 4
+
+
+def test_what_a_node_without_an_answer_has_is_not_said_to_be_gone(
+    nats: NatsServer, make_local: MakeLocal, make_node: MakeNode
+) -> None:
+    """`status` does not say that it is not loaded, nor `stop --all` that all is; `top` tells."""
+    a = make_local("node-a", nats.url, "here")
+    b = make_node("node-b", nats.url, "far")
+    eventually(lambda: a.reads("far"))
+    b.signal(signal.SIGKILL)
+    b.process.wait(timeout=30)
+    known, unknown = command(a, "status", "here"), command(a, "status", "far")
+    assert known.returncode == 0
+    assert unknown.returncode == 1
+    assert "is not loaded on any node that answers" in unknown.stderr
+    assert "is not loaded on any node that answers" in command(a, "ps", "--model", "far").stdout
+    client = Client(a.client.url)
+    top = Top(client, ask_backends(client)[0], "name", 0.2, lambda: None)
+    assert "no answer of node-b" in str(drawn(top.screen(), 120, 24)[0])
+    stopped, nothing = command(a, "stop", "--yes", "--all"), command(a, "stop", "--yes", "--all")
+    assert "here: stopped" in stopped.stdout
+    assert "No model is loaded on any node that answers." in nothing.stdout
+    assert (stopped.returncode, nothing.returncode) == (1, 1)
+    for said in (known, unknown, stopped, nothing):
+        assert "node 'node-b' cannot be reached" in said.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from ..integration.browser import Tabs, chromium
 from ..support import eventually
-from .conftest import MakeLocal, NatsServer
+from .conftest import MakeLocal, MakeNode, NatsServer
 
 pytestmark = pytest.mark.once
 
@@ -23,9 +24,12 @@ def tabs() -> Iterator[Tabs]:
 
 
 def test_the_page_shows_all_nodes_and_stops_one_replica(
-    nats: NatsServer, make_local: MakeLocal, tabs: Tabs
+    nats: NatsServer, make_local: MakeLocal, make_node: MakeNode, tabs: Tabs
 ) -> None:
-    """Each row says its node; of a model on two nodes the one on the other node is stopped."""
+    """Each row says its node; of a model on two nodes the one on the other node is stopped.
+
+    A node that does not answer is named.
+    """
     settings = {"sweep_interval_seconds": 0.2}
     a = make_local("node-a", nats.url, "shared", **settings)
     make_local("node-b", nats.url, "shared", **settings)
@@ -44,3 +48,7 @@ def test_the_page_shows_all_nodes_and_stops_one_replica(
     eventually(lambda: a.finds("shared", "node-a"))
     eventually(lambda: rows.count() == 1)
     assert "node-a" in rows.inner_text()
+    c = make_node("node-c", nats.url)
+    eventually(lambda: a.sees("node-a", "node-b", "node-c"))
+    c.signal(signal.SIGKILL)
+    eventually(lambda: "without an answer (node-c)" in page.locator("#counts").inner_text())
