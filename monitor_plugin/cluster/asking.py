@@ -87,10 +87,14 @@ class Asking:
             return None
         if heard.why is Word.FORBIDDEN:
             raise faults.no_answer("", heard.why, subject, stopping=False)
-        raise NodeUnreachable(
-            f"model {model!r} is loaded on a node that does not answer, and had not said its "
-            f"name; GET /cluster/targets lists those that have"
-        )
+        if heard.why is Word.LOST:
+            why = "the connection to NATS ended while it was asked; ask again"
+        else:  # NATS says at once where nobody listens, if it does say anything
+            why = (
+                "nobody answers: a node that has it hangs, and had not said its name, or NATS "
+                "does; GET /cluster/targets lists those that have"
+            )
+        raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {why}")
 
     async def offer(self, node: str, ask: Ask) -> Result:
         """Ask one node whether it would stop a model."""

@@ -151,6 +151,11 @@ def test_a_nats_server_that_hangs(nats: NatsServer, make_local: MakeLocal) -> No
     assert a.client.request(*ask, {"model": "here too"}, timeout=12).status == 200
     answer = b.client.monitor("here")
     assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+    answer = b.client.monitor("nowhere")
+    assert answer.status == 504
+    assert (
+        "whether model 'nowhere' is loaded on a node is unknown" in answer.json["error"]["message"]
+    )
     nats.process.send_signal(signal.SIGCONT)
     eventually(lambda: a.reads("there") and b.reads("here"), seconds=90)
     eventually(lambda: a.finds("both", "a", "b"), seconds=90)
