@@ -10,6 +10,7 @@ import msgspec
 
 from ..errors import ClusterError, InvalidRequest
 from ..http.cluster_wire import NodeItem
+from ..http.elsewhere import NODE_HEADER
 from ..http.listing_wire import Machine
 from ..http.wire import Answer, encode
 from ..registry import ENDS_KEPT
@@ -18,7 +19,7 @@ from .asking import SILENT_SECONDS, Asking, Result
 from .directory import Directory
 from .link import Link
 from .messages import Ask
-from .own import NODE_HEADER, Own
+from .own import Own
 from .together import answer_of
 
 MOST_LIMIT = 10_000

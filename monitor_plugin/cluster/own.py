@@ -9,14 +9,13 @@ from msgspec.structs import replace
 
 from ..errors import MonitorError, ShutdownFailed
 from ..http.audit import audited_shutdown
+from ..http.elsewhere import NODE_HEADER
 from ..http.listing import Lister
 from ..http.wire import Answer, StoppedAnswer, encode, error_answer, reading_answer
 from ..wiring import Parts
 from .messages import Ask, Reply, with_headers
 
 _logger = logging.getLogger(__name__)
-
-NODE_HEADER = "X-Monitor-Node"
 
 
 class Own:

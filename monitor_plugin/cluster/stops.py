@@ -15,12 +15,13 @@ from ..errors import (
     OutcomeUnknown,
     ShutdownFailed,
 )
+from ..http.elsewhere import NODE_HEADER
 from ..http.wire import Answer, ErrorAnswer, StoppedAnswer, encode, encode_error, kind_of
 from .asking import Asking, Result
 from .directory import Node
 from .link import Link
 from .messages import Ask
-from .own import NODE_HEADER, Own
+from .own import Own
 from .together import answer_of
 
 # Where this node has the model, and nobody else is known to: no longer than its own stop takes,

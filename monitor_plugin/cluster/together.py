@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from ..http.elsewhere import NODE_HEADER
 from ..http.wire import Answer, reading_answer
 from ..models import Memory, Reading
 from ..readings import NO_SAMPLE
 from ..replicas import combine
 from .asking import Result
 from .messages import Reply, with_headers
-from .own import NODE_HEADER
 
 UNREACHABLE_HEADER = "X-Monitor-Unreachable"
 

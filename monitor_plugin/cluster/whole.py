@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUnreachable
 from ..http.cluster_wire import TargetGroup
-from ..http.elsewhere import Asker
+from ..http.elsewhere import NODE_HEADER, Asker
 from ..http.wire import Answer, error_answer
 from ..nats_servers import fault_in_node
 from .asking import Asking, Result
@@ -17,7 +17,7 @@ from .directory import Directory, Node
 from .link import Link
 from .lists import Lists
 from .messages import Ask, Caller
-from .own import NODE_HEADER, Own
+from .own import Own
 from .stops import Stops
 from .together import answer_of, put_together
 

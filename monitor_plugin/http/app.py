@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..tokens import Tokens
 from ..wiring import Parts
 from .audit import Audit
-from .elsewhere import Elsewhere, TargetsResource, give
+from .elsewhere import Elsewhere, SaysWhichNode, TargetsResource, give
 from .listing import BackendsResource, EventsResource, HistoryResource, Lister, VersionResource
 from .metrics import MetricsResource, MetricsSource
 from .openapi import describe_api
@@ -51,7 +51,9 @@ def create_app(
         tokens: which tokens are valid.
         elsewhere: the other nodes of a cluster.
     """
-    app = falcon.App(middleware=[Audit(), Guard(settings, tokens), *cors(settings)])
+    says_which = [SaysWhichNode(elsewhere.node)] if elsewhere else []
+    guard = Guard(settings, tokens)
+    app = falcon.App(middleware=[Audit(), *says_which, guard, *cors(settings)])
     monitor = MonitorResource(parts.model_readings.read, elsewhere)
     at_once = max(1, settings.http_threads // 2)
     stop = ShutdownResource(parts.shutdowns.shutdown, at_once, elsewhere)

@@ -10,6 +10,8 @@ import falcon
 from ..errors import InvalidRequest
 from .wire import Answer
 
+NODE_HEADER = "X-Monitor-Node"
+
 
 class Asker(NamedTuple):
     """Who asks over HTTP: the token's name and role, and the client's address."""
@@ -48,6 +50,20 @@ class Elsewhere(Protocol):
 
     def urls(self) -> Mapping[str, str | None]:
         """List the nodes, and where the HTTP of each is reached."""
+
+
+class SaysWhichNode:
+    """Middleware: what answers without the cluster says which node it was; to those let in."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def process_response(
+        self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
+    ) -> None:
+        """Name this node, unless the answer names one."""
+        if request.context.caller and response.get_header(NODE_HEADER) is None:
+            response.set_header(NODE_HEADER, self._node)
 
 
 class TargetsResource:

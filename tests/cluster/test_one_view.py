@@ -262,3 +262,14 @@ except monitor_plugin.SettingsError as error:
     loaded, said = output.splitlines()
     assert loaded == "[]"
     assert "pip install 'monitor-plugin[cluster]'" in said
+
+
+def test_every_answer_says_of_which_node_it_is(nats: NatsServer, make_local: MakeLocal) -> None:
+    """Refusals and what is of the node alone too; but not to those who have no token."""
+    token = "0123456789abcdef"
+    a = make_local("a", nats.url, token=token)
+    sent = {"Authorization": f"Bearer {token}"}
+    for path in ("/backend/monitor", "/backends?fresh=no", "/cluster/targets", "/version"):
+        assert a.client.request("GET", path, None, sent).headers["X-Monitor-Node"] == "a", path
+    assert a.client.request("POST", "/backend/shutdown", {}, sent).headers["X-Monitor-Node"] == "a"
+    assert a.get("/backends").headers["X-Monitor-Node"] is None
