@@ -125,8 +125,8 @@ class BackendFactory:
 class MonitorFactory:
     """Starts monitors on free ports, and closes them after the test.
 
-    Waits are short unless given, and there are no background sweeps: tests that want some say
-    `sweep_interval_seconds=0.1`.
+    Waits are short unless given, no reading is given twice, and there are no background sweeps:
+    tests that want some say `sweep_interval_seconds=0.1`.
     """
 
     def __init__(self) -> None:
@@ -136,6 +136,7 @@ class MonitorFactory:
         """Start one with these plugins, and fields of `monitor_plugin.Settings`."""
         quick = {
             "listen": "127.0.0.1:0",
+            "reading_max_age_seconds": 0.0,
             "respawn_watch_seconds": 0.1,
             "sweep_interval_seconds": 0.0,
         }

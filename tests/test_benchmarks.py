@@ -20,6 +20,7 @@ def test_every_part_of_the_benchmark_runs(spawner: Spawner, tmp_path: Path) -> N
     found = tmp_path / "bench.json"
     running = spawner.process(sys.executable, str(BENCH), "--tiny", "--json", str(found))
     output = running.communicate(timeout=280)[0]
+    assert running.returncode == 0
     assert f"all figures are in {found}" in output
     figures = {each["name"]: each for each in json.loads(found.read_text())}
     contenders = ("the floor", "monitor-plugin", "Status, kept channel", "Status, a channel each")

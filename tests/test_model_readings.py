@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from monitor_plugin import Backend, Monitor, Reading, Status, hookimpl
+from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl
 from monitor_plugin.http import resources
 from monitor_plugin.http.wire import Answer, reading_answer
 
@@ -102,7 +102,8 @@ def test_a_change_is_seen_within_the_age(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
     """By default a reading that was begun over 20 ms ago is not given again."""
-    monitor = make_monitor([counting], sweep_interval_seconds=0.0)
+    age = Settings().reading_max_age_seconds
+    monitor = make_monitor([counting], reading_max_age_seconds=age)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid)
     for state in (1, 2) * 5:

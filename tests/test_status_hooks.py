@@ -95,7 +95,7 @@ def test_nonsense_is_no_answer(
     assert [each for each in caplog.records if each.levelname != "INFO"] == []
 
 
-def test_readings_at_the_same_time_share_an_answer(
+def test_those_who_ask_at_the_same_time_share_an_answer(
     server: Server, watch: Callable[..., Monitor]
 ) -> None:
     """Who comes while a backend is asked gets that answer; only a late one asks again."""
@@ -109,10 +109,12 @@ def test_readings_at_the_same_time_share_an_answer(
     monitor = watch(CalledBefore())
     server.gate.clear()
     with ThreadPoolExecutor(8) as pool:
-        readings = [pool.submit(monitor.read, "m0") for _ in range(8)]
+        query = monitor.plugin_manager.hook.monitor_query_status
+        (backend,) = monitor.backends()
+        asked = [pool.submit(query, backend=backend, timeout_seconds=60.0) for _ in range(8)]
         eventually(lambda: len(asking) == 8)
         server.gate.set()
-        assert [each.result().source for each in readings] == ["hook"] * 8
+        assert [each.result() for each in asked] == [[Status(State.READY)]] * 8
     assert len(server.tokens) <= 4
 
 

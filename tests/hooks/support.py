@@ -27,7 +27,11 @@ class Ready:
 logging.basicConfig(format="%(name)s: %(message)s")
 folder, *backends = sys.argv[1:]
 settings = monitor_plugin.Settings(
-    listen="127.0.0.1:0", hooks_dir=folder, hook_timeout_seconds=30, sweep_interval_seconds=0
+    listen="127.0.0.1:0",
+    hooks_dir=folder,
+    hook_timeout_seconds=30,
+    reading_max_age_seconds=0,
+    sweep_interval_seconds=0,
 )
 with monitor_plugin.Monitor(settings, [Ready()]) as monitor:
     for number, backend in enumerate(backends, 1):
