@@ -62,7 +62,8 @@ class SaysWhichNode:
         self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
     ) -> None:
         """Name this node, unless the answer names one."""
-        if request.context.caller and response.get_header(NODE_HEADER) is None:
+        caller = request.context.get("caller")  # none where the framework refused it at once
+        if caller and response.get_header(NODE_HEADER) is None:
             response.set_header(NODE_HEADER, self._node)
 
 
