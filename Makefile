@@ -17,6 +17,7 @@ demo-circus: $(VENV)/installed-circus
 	    http://localhost:8080 circusd circus.ini
 
 demo-cluster: $(VENV)/installed-cluster
+	@.ci/setup nats-server ip
 	@$(VENV)/bin/python -m monitor_plugin.demo.cluster
 
 demo-supervisord: $(VENV)/installed-supervisord
@@ -31,11 +32,11 @@ soak: $(VENV)/installed
 	@$(VENV)/bin/python benchmarks/soak.py $(SOAK)
 
 bench bench-quick: $(VENV)/installed-circus $(VENV)/installed-supervisord
-	@.ci/setup
+	@.ci/setup wrk
 	@$(VENV)/bin/python benchmarks/bench.py $(if $(filter bench-quick,$@),--quick)
 
 screenshots: $(VENV)/installed-screenshots
-	@.ci/setup
+	@.ci/setup chromium
 	$(VENV)/bin/python docs/screenshots.py
 
 proto: $(VENV)/protoc
