@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from .models import Status
-from .protocol import FREE_METHOD, STATUS_METHOD, status_from_wire
+from .protocol import FREE_METHOD
+from .status_call import Answer, StatusCall, call_status, say
 from .status_counts import StatusCounter, StatusCounts
+from .waits import Waits
+from .workers import Job
 
 _logger = logging.getLogger(__name__)
 
@@ -34,29 +35,8 @@ _UNREACHED_CHANNEL_SECONDS = 1.0
 _HUNG_GRACE_SECONDS = 0.05
 
 
-class Answer(NamedTuple):
-    """What asking a backend gave: a status, or the name of the gRPC code with which it failed."""
-
-    status: Status | None
-    rpc_error: str | None
-
-
-def say(code: grpc.StatusCode, patience_seconds: float) -> Answer:
-    """Answer with a code at once, however patient the reader is."""
-    return Answer(None, code.name)
-
-
 class _NoRoom(Exception):
     """No more channels may be opened."""
-
-
-class _Call:
-    """A `Status` call in flight, which any number of readers wait for."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.done = threading.Event()
-        self.answer: Answer | None = None
 
 
 class Connection:
@@ -70,6 +50,8 @@ class Connection:
         make_room: whether one more channel may be opened; calls that need one it may not open get
             RESOURCE_EXHAUSTED.
         status_response: the class of the message `StatusResponse`.
+        run: runs a job on a thread of its own.
+        waits: told of each wait for an answer.
     """
 
     def __init__(
@@ -80,6 +62,8 @@ class Connection:
         call_metadata: Callable[[], Mapping[str, str]],
         make_room: Callable[[], bool],
         status_response: Any,
+        run: Callable[[Job], None],
+        waits: Waits,
     ) -> None:
         self._address = address
         self._dial = dial
@@ -88,11 +72,13 @@ class Connection:
         self._call_metadata = call_metadata
         self._make_room = make_room
         self._status_response = status_response
+        self._run = run
+        self._waits = waits
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._channel_made_at = 0.0
         self._unreached = False
-        self._call: _Call | None = None
+        self._call: StatusCall | None = None
         # While it does not answer: the code to tell those who do not wait any more.
         self._hung: str | None = None
         self._unimplemented = False
@@ -133,12 +119,12 @@ class Connection:
             call = self._call
             starts = call is None
             if call is None:
-                call = self._call = _Call()
+                call = self._call = StatusCall()
         if starts:
             self._start(call)
         return partial(self._await, call, starts, hung)
 
-    def _await(self, call: _Call, starts: bool, hung: bool, patience_seconds: float) -> Answer:
+    def _await(self, call: StatusCall, starts: bool, hung: bool, patience_seconds: float) -> Answer:
         deadline = time.monotonic() + patience_seconds
         if hung:
             deadline = min(deadline, call.started + _HUNG_GRACE_SECONDS if starts else 0)
@@ -153,54 +139,58 @@ class Connection:
             self.rest()  # nothing more to ask; `Free` opens a channel anew
         return call.answer
 
-    def _wait(self, call: _Call, deadline: float) -> None:
+    def _wait(self, call: StatusCall, deadline: float) -> None:
         # In a loop, because the call's age counts from its sending, which may still lie ahead.
-        while (left := min(deadline, call.started + self._timeout_seconds) - time.monotonic()) > 0:
-            if call.done.wait(left):
-                return
+        with self._waits:
+            while (
+                left := min(deadline, call.started + self._timeout_seconds) - time.monotonic()
+            ) > 0:
+                if call.done.wait(left):
+                    return
 
-    def _start(self, call: _Call) -> None:
+    def _start(self, call: StatusCall) -> None:
         try:
             metadata = tuple(self._call_metadata().items())
             self._drop_channel(self._is_of_no_use)
-            method = self._open_channel().unary_unary(STATUS_METHOD, None, None)
+            channel = self._open_channel()
             call.started = time.monotonic()
-            future = method.future(b"", timeout=self._call_seconds, metadata=metadata)
+            # Not by gRPC's own `future`, which starts a thread for each call, at half its cost.
+            self._run(partial(self._make, call, channel, metadata))
         except _NoRoom:
             self._finish(call, Answer(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
-            return
         except Exception as error:
-            # Readers wait for this call: whatever stands in its way must reach them as an answer.
-            # The message may quote the metadata, a token say, and stays out of the log.
-            _logger.warning("calling Status at %s failed: %s", self._address, type(error).__name__)
-            self._finish(call, Answer(None, grpc.StatusCode.INTERNAL.name))
-            return
-        future.add_done_callback(partial(self._on_done, call))
+            self._fail(call, error)
 
-    def _on_done(self, call: _Call, future: Any) -> None:
-        code = future.code()
-        if code is grpc.StatusCode.OK:
-            self._finish(call, self._parse(future.result()))
-            return
-        self._finish(call, Answer(None, code.name))
+    def _make(
+        self, call: StatusCall, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]
+    ) -> Callable[[], None]:
+        try:
+            seconds = self._call_seconds
+            answer = call_status(channel, self._status_response, seconds, metadata)
+        except Exception as error:
+            return partial(self._fail, call, error)
+        return partial(self._on_answer, call, answer)
+
+    def _fail(self, call: StatusCall, error: Exception) -> None:
+        # Readers wait for this call: whatever stands in its way must reach them as an answer.
+        # The message may quote the metadata, a token say, and stays out of the log.
+        _logger.warning("calling Status at %s failed: %s", self._address, type(error).__name__)
+        self._finish(call, Answer(None, grpc.StatusCode.INTERNAL.name))
+
+    def _on_answer(self, call: StatusCall, answer: Answer) -> None:
+        self._finish(call, answer)
         if (
-            code is grpc.StatusCode.DEADLINE_EXCEEDED
+            answer.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             and time.monotonic() - call.started > self._call_seconds / 2
         ):
             # Our own deadline: keep one call under way, or nobody would notice that it recovers.
             with self._lock:
                 if self._closed or self._call is not None:
                     return
-                renewed = self._call = _Call()
+                renewed = self._call = StatusCall()
             self._start(renewed)
 
-    def _parse(self, response: bytes) -> Answer:
-        try:
-            return Answer(status_from_wire(self._status_response.FromString(response)), None)
-        except (DecodeError, ValueError):  # ValueError: text that is not UTF-8, in some versions
-            return Answer(None, grpc.StatusCode.INTERNAL.name)
-
-    def _finish(self, call: _Call, answer: Answer) -> None:
+    def _finish(self, call: StatusCall, answer: Answer) -> None:
         seconds = time.monotonic() - call.started
         with self._lock:
             call.answer = answer

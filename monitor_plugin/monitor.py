@@ -117,7 +117,9 @@ class Monitor:
                 self._host.register(self._parts.lifecycle)
             try:
                 if self._settings.listen is not None:
-                    self._server = Server(app, self._settings.listen, self._settings)
+                    self._server = Server(
+                        app, self._settings.listen, self._settings, self._parts.waits
+                    )
             except BaseException:
                 if self._host:
                     self._host.unregister()

@@ -9,7 +9,6 @@ from functools import partial
 
 import psutil
 
-from .connection import Answer
 from .errors import BackendUnreadable
 from .events import Delivery
 from .hooks import Hooks
@@ -17,6 +16,7 @@ from .models import Backend, Memory, Reading, Sample, State, Status
 from .process import ProcessGone
 from .process_table import ProcessTable
 from .registry import Record, Registry
+from .status_call import Answer
 from .status_client import StatusClient
 
 NO_SAMPLE = Sample(None, None, None, None)

@@ -11,11 +11,14 @@ import grpc
 
 from .channel_security import ChannelSecurity
 from .channels import open_channel, open_keeper
-from .connection import Answer, Connection, say
+from .connection import Connection
 from .descriptors import most_channels
 from .models import Backend
 from .protocol import load_messages
+from .status_call import Answer, say
 from .status_counts import StatusCounts
+from .waits import Waits
+from .workers import Workers
 
 
 class StatusClient:
@@ -25,6 +28,7 @@ class StatusClient:
         timeout_seconds: how long a `Status` call may keep its readers waiting; deadline of `Free`.
         call_metadata: gives the gRPC metadata to send with a call to that backend.
         security: decides between TLS and the clear, and knows the token for all backends.
+        waits: told of each wait for an answer.
     """
 
     def __init__(
@@ -32,10 +36,13 @@ class StatusClient:
         timeout_seconds: float,
         call_metadata: Callable[[Backend], Mapping[str, str]],
         security: ChannelSecurity,
+        waits: Waits,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._call_metadata = call_metadata
         self._security = security
+        self._waits = waits
+        self._workers = Workers("monitor-status")
         self._status_response = load_messages()("StatusResponse")
         self._lock = threading.Lock()
         self._connections: dict[Backend, Connection] = {}
@@ -120,6 +127,7 @@ class StatusClient:
             connection.close()
         if keeper:
             keeper.close()
+        self._workers.close()
 
     def _connection(self, backend: Backend) -> Connection | None:
         with self._lock:
@@ -133,6 +141,8 @@ class StatusClient:
                 partial(self.metadata, backend),
                 self._make_room,
                 self._status_response,
+                self._workers.run,
+                self._waits,
             )
             self._connections[backend] = connection
             return connection

@@ -26,6 +26,7 @@ from .status_client import StatusClient
 from .stopping import Stopper
 from .sweep import Sweeper
 from .tree_figures import TreeReader
+from .waits import Waits
 
 
 class Parts:
@@ -46,8 +47,9 @@ class Parts:
         self.model_counter = ModelCounter(self.registry)
         self.events = Events(isolation, settings.hook_timeout_seconds, log_event)
         self.hooks = Hooks(isolation, self.events, self.journal, settings.hook_timeout_seconds)
+        self.waits = Waits()
         self.status_client = StatusClient(
-            settings.status_timeout_seconds, self.hooks.call_metadata, security
+            settings.status_timeout_seconds, self.hooks.call_metadata, security, self.waits
         )
         self.lifecycle = Lifecycle(
             self.registry, table, self.status_client, self.hooks, self.model_counter, security

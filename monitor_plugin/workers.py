@@ -1,13 +1,14 @@
-"""Threads that are kept for the next job, and end when they are closed."""
+"""Threads that are kept a moment for the next job, and end when they are closed."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 MOST_IDLE = 32
+_IDLE_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
 
 # What a job returns is called last, when its thread is free for the next job again.
@@ -15,7 +16,7 @@ Job = Callable[[], Callable[[], object]]
 
 
 class Workers:
-    """Runs jobs, each at once on a thread of its own; some threads are kept while they are idle.
+    """Runs jobs, each at once on a thread of its own; some threads are kept idle for a moment.
 
     A job that never ends keeps its thread, and costs the others nothing. Safe to call from any
     thread.
@@ -65,7 +66,7 @@ class Workers:
 
     def _serve(self, worker: _Worker) -> None:
         self._local.is_worker = True
-        while job := worker.inbox.get():
+        while job := self._next_job(worker):
             done = job()
             if kept := not self._closed and len(self._idle) < MOST_IDLE:
                 self._idle.append(worker)
@@ -74,6 +75,17 @@ class Workers:
             del job, done  # what they hold is let go while it is idle
             if not kept:
                 return
+
+    def _next_job(self, worker: _Worker) -> Job | None:
+        try:
+            return worker.inbox.get(timeout=_IDLE_SECONDS)
+        except Empty:
+            pass
+        try:
+            self._idle.remove(worker)
+        except ValueError:  # somebody else just took it, to give it something
+            return worker.inbox.get()
+        return None
 
 
 class _Worker(threading.Thread):

@@ -30,6 +30,7 @@ from monitor_plugin import (
 from monitor_plugin.channel_security import ChannelSecurity
 from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
+from monitor_plugin.waits import Waits
 
 from .support import Spawner, eventually
 
@@ -121,7 +122,9 @@ def make_client() -> Iterator[Callable[..., StatusClient]]:
     clients: list[StatusClient] = []
 
     def make(**settings: Any) -> StatusClient:
-        clients.append(StatusClient(30, lambda backend: {}, ChannelSecurity(Settings(**settings))))
+        clients.append(
+            StatusClient(30, lambda backend: {}, ChannelSecurity(Settings(**settings)), Waits())
+        )
         return clients[-1]
 
     yield make
@@ -244,7 +247,7 @@ def test_without_a_ca_file_grpcs_own_roots_verify(
     code = (
         "import sys, tests.test_channel_security as t\n"
         "security = t.ChannelSecurity(t.Settings())\n"
-        "client = t.StatusClient(30, lambda backend: {}, security)\n"
+        "client = t.StatusClient(30, lambda backend: {}, security, t.Waits())\n"
         "print(client.status(t.at(sys.argv[1])).rpc_error)\n"
         "client.close()\n"
     )

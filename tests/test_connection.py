@@ -22,6 +22,7 @@ from monitor_plugin.models import Backend, Memory, Status
 from monitor_plugin.protocol import SERVICE
 from monitor_plugin.status_client import StatusClient
 from monitor_plugin.status_counts import DURATION_BOUNDS
+from monitor_plugin.waits import Waits
 
 from .support import Spawner, eventually, suspend
 
@@ -33,7 +34,7 @@ def make_client() -> Iterator[Callable[..., StatusClient]]:
 
     def make(timeout: float = 30, metadata: dict[str, str] | None = None) -> StatusClient:
         security = ChannelSecurity(Settings())
-        client = StatusClient(timeout, lambda backend: metadata or {}, security)
+        client = StatusClient(timeout, lambda backend: metadata or {}, security, Waits())
         clients.append(client)
         return client
 

@@ -23,6 +23,7 @@ from monitor_plugin.http import connections
 from monitor_plugin.http.channel import Channel
 from monitor_plugin.http.dispatcher import Dispatcher
 from monitor_plugin.http.server import Server
+from monitor_plugin.waits import Waits
 
 from .support import Client, Spawner, eventually
 
@@ -80,7 +81,9 @@ def make_server() -> Iterator[MakeServer]:
         app: Any = show, listen: str = "127.0.0.1:0", idle_seconds: float = 60, **settings: Any
     ) -> Server:
         settings = {"http_threads": 2, **settings}
-        servers.append(Server(app, listen, Settings(**settings), idle_seconds=idle_seconds))
+        servers.append(
+            Server(app, listen, Settings(**settings), Waits(), idle_seconds=idle_seconds)
+        )
         return servers[-1]
 
     yield make
@@ -190,7 +193,7 @@ def test_a_trusted_proxy_is_one_address(trusted_proxy: str) -> None:
     """Whatever is neither an IP address nor `unix` is refused; `*` would trust everybody."""
     before = resources()
     with pytest.raises(SettingsError, match="is neither an IP address"):
-        Server(show, "127.0.0.1:0", Settings(trusted_proxy=trusted_proxy))
+        Server(show, "127.0.0.1:0", Settings(trusted_proxy=trusted_proxy), Waits())
     assert resources() == before
 
 
@@ -456,7 +459,7 @@ def test_closing_ends_threads_that_wait_for_readers() -> None:
     """A client that takes nothing of its answer keeps neither the server nor a thread alive."""
     before = resources()
     app = Large()
-    server = Server(app, "127.0.0.1:0", Settings())
+    server = Server(app, "127.0.0.1:0", Settings(), Waits())
     with connect(server, GET):
         eventually(lambda: any(each.held_bytes for each in server._connections._channels.values()))
         server.close()
@@ -476,11 +479,12 @@ STARVED = """
 import os, resource, sys
 from monitor_plugin import Settings
 from monitor_plugin.http.server import Server
+from monitor_plugin.waits import Waits
 resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
 def app(environ, start_response):
     start_response("200 OK", [])
     return [b"fine"]
-server = Server(app, "127.0.0.1:0", Settings())
+server = Server(app, "127.0.0.1:0", Settings(), Waits())
 host = []
 try:
     while True:

@@ -36,6 +36,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         self._closed = False
         self._started: set[threading.Thread] = set()
         self._begun: dict[Any, float] = {}  # when each request that is being answered was begun
+        self._waiting = 0  # how many of them wait for another process
         self._moved_at = 0.0  # when a request was begun last, or came while none waited
 
     def start(self) -> None:
@@ -67,7 +68,19 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
             timed: Any = _Timed(task, self._begin, self._begun)
             self.queue.append(timed)
             # For each that waits a thread may have been woken that has not come to it yet.
-            if self.active_count + len(self.queue) <= _AWAKE:
+            if self.active_count - self._waiting + len(self.queue) <= _AWAKE:
+                self.queue_cv.notify()
+
+    def note_wait(self, change: int) -> None:
+        """Take note that the calling thread begins to wait (1), and that it goes on (-1).
+
+        One that waits for another process is not awake: it lets the next one have a request.
+        """
+        if threading.current_thread() not in self._started:
+            return
+        with self.lock:
+            self._waiting += change
+            if self.queue and self.active_count - self._waiting < _AWAKE:
                 self.queue_cv.notify()
 
     def _begin(self, task: Any) -> None:

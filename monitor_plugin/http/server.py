@@ -12,6 +12,7 @@ import waitress.wasyncore
 
 from ..origins import ip_address
 from ..settings import Settings
+from ..waits import Waits
 from .connections import Connections
 from .dispatcher import Dispatcher
 from .listening import open_listener, plain_address
@@ -32,6 +33,7 @@ class Server:
         listen: `HOST:PORT`, port 0 for any free one, or `unix:/PATH`.
         settings: who may be let in, and how many requests are answered at once: `http_threads`,
             and more while some are held up.
+        waits: through which those that answer say that they wait for another process.
         idle_seconds: after how long without an answer a connection is closed.
 
     Attributes:
@@ -42,7 +44,13 @@ class Server:
     """
 
     def __init__(
-        self, app: Any, listen: str, settings: Settings, *, idle_seconds: float = _IDLE_SECONDS
+        self,
+        app: Any,
+        listen: str,
+        settings: Settings,
+        waits: Waits,
+        *,
+        idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
         trusted = _trust(settings.trusted_proxy)
         self._listener = open_listener(listen, settings)
@@ -69,6 +77,7 @@ class Server:
             self._adapt_to_addresses()
             self._connections = Connections(self._server, listen, idle_seconds)
             self._dispatcher.start()
+            waits.tell(self._dispatcher.note_wait)
             self._closing = False
             self._flush_until = 0.0
             self._thread = threading.Thread(target=self._run, name="monitor-http", daemon=True)

@@ -16,6 +16,7 @@ import trustme
 
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.http.server import Server
+from monitor_plugin.waits import Waits
 
 from ..support import Answer, Client, Spawner, eventually, free_port, is_running, program
 
@@ -145,7 +146,7 @@ def test_the_client_and_its_token_arrive(
         names = ("REMOTE_ADDR", "HTTP_AUTHORIZATION", "HTTP_HOST")
         return [json.dumps([environ.get(name) for name in names]).encode()]
 
-    server = Server(show, settings["listen"], Settings(**settings))
+    server = Server(show, settings["listen"], Settings(**settings), Waits())
     try:
         front = start_nginx(server.url)
         front.source = "127.0.0.5"
