@@ -7,15 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import grpc
 
 from .protocol import FREE_METHOD
-from .status_call import Answer, StatusCall, call_status, say
+from .status_call import Answer, StatusCall, StatusCaller, say
 from .status_counts import StatusCounter, StatusCounts
 from .waits import Waits
-from .workers import Job
 
 _logger = logging.getLogger(__name__)
 
@@ -49,8 +47,7 @@ class Connection:
         call_metadata: gives the gRPC metadata to send with a call.
         make_room: whether one more channel may be opened; calls that need one it may not open get
             RESOURCE_EXHAUSTED.
-        status_response: the class of the message `StatusResponse`.
-        run: runs a job on a thread of its own.
+        caller: makes the `Status` calls.
         waits: told of each wait for an answer.
     """
 
@@ -61,8 +58,7 @@ class Connection:
         timeout_seconds: float,
         call_metadata: Callable[[], Mapping[str, str]],
         make_room: Callable[[], bool],
-        status_response: Any,
-        run: Callable[[Job], None],
+        caller: StatusCaller,
         waits: Waits,
     ) -> None:
         self._address = address
@@ -71,8 +67,7 @@ class Connection:
         self._call_seconds = timeout_seconds + _CALL_SECONDS
         self._call_metadata = call_metadata
         self._make_room = make_room
-        self._status_response = status_response
-        self._run = run
+        self._caller = caller
         self._waits = waits
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
@@ -154,41 +149,33 @@ class Connection:
             self._drop_channel(self._is_of_no_use)
             channel = self._open_channel()
             call.started = time.monotonic()
-            # Not by gRPC's own `future`, which starts a thread for each call, at half its cost.
-            self._run(partial(self._make, call, channel, metadata))
+            done = partial(self._on_done, call)
+            self._caller.begin(channel, self._call_seconds, metadata, done)
         except _NoRoom:
-            self._finish(call, Answer(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
+            self._on_done(call, Answer(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))()
         except Exception as error:
-            self._fail(call, error)
+            self._on_done(call, error)()
 
-    def _make(
-        self, call: StatusCall, channel: grpc.Channel, metadata: tuple[tuple[str, str], ...]
-    ) -> Callable[[], None]:
-        try:
-            seconds = self._call_seconds
-            answer = call_status(channel, self._status_response, seconds, metadata)
-        except Exception as error:
-            return partial(self._fail, call, error)
-        return partial(self._on_answer, call, answer)
-
-    def _fail(self, call: StatusCall, error: Exception) -> None:
-        # Readers wait for this call: whatever stands in its way must reach them as an answer.
-        # The message may quote the metadata, a token say, and stays out of the log.
-        _logger.warning("calling Status at %s failed: %s", self._address, type(error).__name__)
-        self._finish(call, Answer(None, grpc.StatusCode.INTERNAL.name))
-
-    def _on_answer(self, call: StatusCall, answer: Answer) -> None:
-        self._finish(call, answer)
+    def _on_done(self, call: StatusCall, outcome: Answer | Exception) -> Callable[[], None]:
+        """Take note of what a call gave; what is returned wakes its readers."""
+        if isinstance(outcome, Exception):
+            # Readers wait for this call: whatever stands in its way must reach them as an answer.
+            # The message may quote the metadata, a token say, and stays out of the log.
+            name = type(outcome).__name__
+            _logger.warning("calling Status at %s failed: %s", self._address, name)
+            outcome = Answer(None, grpc.StatusCode.INTERNAL.name)
+        self._finish(call, outcome)
         if (
-            answer.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
+            outcome.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             and time.monotonic() - call.started > self._call_seconds / 2
         ):
             # Our own deadline: keep one call under way, or nobody would notice that it recovers.
             with self._lock:
-                if self._closed or self._call is not None:
-                    return
-                renewed = self._call = StatusCall()
-            self._start(renewed)
+                renewed = None if self._closed or self._call else StatusCall()
+                self._call = self._call or renewed
+            if renewed:
+                self._start(renewed)
+        return call.done.set
 
     def _finish(self, call: StatusCall, answer: Answer) -> None:
         seconds = time.monotonic() - call.started
@@ -203,7 +190,6 @@ class Connection:
             self._unimplemented |= answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
             if self._call is call:
                 self._call = None
-        call.done.set()
 
     def free(self) -> str | None:
         """Ask the backend to free its model: see `StatusClient.free`."""

@@ -1,9 +1,11 @@
-"""One `Status` call to a backend, which any number of readers wait for, and what it gave."""
+"""`Status` calls to backends: how they are made, waited for, and what they give."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import grpc
@@ -11,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from .models import Status
 from .protocol import STATUS_METHOD, status_from_wire
+from .workers import Workers
 
 
 class Answer(NamedTuple):
@@ -40,29 +43,55 @@ class StatusCall:
         self.answer: Answer | None = None
 
 
-def call_status(
-    channel: grpc.Channel,
-    status_response: Any,
-    timeout_seconds: float,
-    metadata: tuple[tuple[str, str], ...],
-) -> Answer:
-    """Call `Status`, and wait for what it gives.
+class StatusCaller:
+    """Makes `Status` calls, each on a thread that is kept a moment for the next.
+
+    gRPC's own futures start a thread for each call, at half its cost.
 
     Args:
-        channel: to the backend.
         status_response: the class of the message `StatusResponse`.
-        timeout_seconds: the call's deadline.
-        metadata: sent with it.
-
-    Raises:
-        ValueError: the channel is closed, or gRPC refuses the metadata; other errors, too, of gRPC.
     """
-    try:
+
+    def __init__(self, status_response: Any) -> None:
+        self._status_response = status_response
+        self._workers = Workers("monitor-status")
+
+    def begin(
+        self,
+        channel: grpc.Channel,
+        timeout_seconds: float,
+        metadata: tuple[tuple[str, str], ...],
+        done: Callable[[Answer | Exception], Callable[[], object]],
+    ) -> None:
+        """Begin a call.
+
+        Args:
+            channel: to the backend.
+            timeout_seconds: the call's deadline.
+            metadata: sent with it.
+            done: called on that thread with what it gave, or with what stood in its way; what it
+                returns is called last, when the thread is free for the next call again.
+
+        Raises:
+            RuntimeError: the system starts no more threads.
+            ValueError: the channel is closed.
+        """
         method = channel.unary_unary(STATUS_METHOD, None, None)
-        response = method(b"", timeout=timeout_seconds, metadata=metadata)
-    except grpc.RpcError as error:
-        return Answer(None, error.code().name)
-    try:
-        return Answer(status_from_wire(status_response.FromString(response)), None)
-    except (DecodeError, ValueError):  # ValueError: text that is not UTF-8, in some versions
-        return Answer(None, grpc.StatusCode.INTERNAL.name)
+        call = partial(method, b"", timeout=timeout_seconds, metadata=metadata)
+        self._workers.run(lambda: done(self._outcome(call)))
+
+    def _outcome(self, call: Callable[[], bytes]) -> Answer | Exception:
+        try:
+            response = call()
+        except grpc.RpcError as error:
+            return Answer(None, error.code().name)
+        except Exception as error:
+            return error
+        try:
+            return Answer(status_from_wire(self._status_response.FromString(response)), None)
+        except (DecodeError, ValueError):  # ValueError: text that is not UTF-8, in some versions
+            return Answer(None, grpc.StatusCode.INTERNAL.name)
+
+    def close(self) -> None:
+        """End the threads that are idle; those that wait for a call end with it."""
+        self._workers.close()

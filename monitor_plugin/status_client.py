@@ -15,10 +15,9 @@ from .connection import Connection
 from .descriptors import most_channels
 from .models import Backend
 from .protocol import load_messages
-from .status_call import Answer, say
+from .status_call import Answer, StatusCaller, say
 from .status_counts import StatusCounts
 from .waits import Waits
-from .workers import Workers
 
 
 class StatusClient:
@@ -42,8 +41,7 @@ class StatusClient:
         self._call_metadata = call_metadata
         self._security = security
         self._waits = waits
-        self._workers = Workers("monitor-status")
-        self._status_response = load_messages()("StatusResponse")
+        self._caller = StatusCaller(load_messages()("StatusResponse"))
         self._lock = threading.Lock()
         self._connections: dict[Backend, Connection] = {}
         self._keeper: grpc.Channel | None = None
@@ -127,7 +125,7 @@ class StatusClient:
             connection.close()
         if keeper:
             keeper.close()
-        self._workers.close()
+        self._caller.close()
 
     def _connection(self, backend: Backend) -> Connection | None:
         with self._lock:
@@ -140,8 +138,7 @@ class StatusClient:
                 self._timeout_seconds,
                 partial(self.metadata, backend),
                 self._make_room,
-                self._status_response,
-                self._workers.run,
+                self._caller,
                 self._waits,
             )
             self._connections[backend] = connection

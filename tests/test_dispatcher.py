@@ -16,6 +16,7 @@ import pytest
 from monitor_plugin import Monitor
 from monitor_plugin.http.connections import patient
 from monitor_plugin.http.dispatcher import Dispatcher
+from monitor_plugin.waits import Waits
 
 from .support import Client, Spawner, eventually
 
@@ -58,14 +59,16 @@ def test_hung_backends_never_hold_all_threads(
 class Held:
     """A request that is held until it is let go."""
 
-    def __init__(self, go: threading.Event) -> None:
+    def __init__(self, go: threading.Event, waits: Waits | None = None) -> None:
         self.go = go
+        self.waits = waits or Waits()
         self.begun = threading.Event()
         self.cancelled = False
 
     def service(self) -> None:
-        self.begun.set()
-        self.go.wait(300)
+        with self.waits:
+            self.begun.set()
+            self.go.wait(300)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -106,6 +109,34 @@ def test_two_threads_do_the_work_until_they_are_held_up() -> None:
         eventually(lambda: not dispatcher.fit())
         assert all(each.begun.wait(60) for each in held)
         assert http_threads() == 4
+    finally:
+        go.set()
+        dispatcher.close()
+
+
+def test_threads_that_wait_for_another_process_are_not_awake() -> None:
+    """Those that say so let others have the next requests at once, with no look at who gets on."""
+    go, waits = threading.Event(), Waits()
+    dispatcher = Dispatcher(4)
+    waits.tell(dispatcher.note_wait)
+    dispatcher.start()
+    try:
+        eventually(lambda: dispatcher.active_count == 0)
+        with waits:  # as a thread that answers nobody, which counts for nothing
+            held = [Held(go, waits) for _ in range(2)] + [Held(go) for _ in range(2)]
+            working = [Held(go) for _ in range(2)]
+            for each in held:
+                dispatcher.add_task(each)
+            assert all(each.begun.wait(60) for each in held)
+            go.set()
+            eventually(lambda: dispatcher.active_count == 0)
+            go.clear()
+            for each in working:  # two that work are enough again
+                dispatcher.add_task(each)
+            assert all(each.begun.wait(60) for each in working)
+            late = Held(go)
+            dispatcher.add_task(late)
+            assert not late.begun.wait(0.05)
     finally:
         go.set()
         dispatcher.close()

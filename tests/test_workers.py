@@ -1,0 +1,68 @@
+"""Threads that are kept a moment: every job runs, at once, and none of them stays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from monitor_plugin import workers as module
+from monitor_plugin.workers import Workers
+
+from .support import eventually
+
+
+def threads() -> int:
+    return sum(each.name == "test-worker" for each in threading.enumerate())
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers("test-worker")
+    yield made
+    made.close()
+    eventually(lambda: threads() == 0)
+
+
+def job(work: Callable[[], object], last: Callable[[], object] = threading.Event) -> module.Job:
+    def run() -> Callable[[], object]:
+        work()
+        return last
+
+    return run
+
+
+def test_a_thread_is_kept_for_the_next_job(workers: Workers) -> None:
+    """One after the other they run on one thread: it is free when a job's last is called."""
+    ran: list[threading.Thread] = []
+    for _ in range(20):
+        done = threading.Event()
+        workers.run(job(lambda: ran.append(threading.current_thread()), done.set))
+        assert done.wait(60)
+    assert len(set(ran)) <= 2  # a slow machine may let one end in between
+
+
+def test_threads_that_nobody_needs_end_by_themselves(workers: Workers) -> None:
+    """Some moments after their last job none is left, and the next job gets a new one."""
+    go, at_work = threading.Event(), threading.Barrier(9)
+    for _ in range(8):
+        workers.run(job(lambda: (at_work.wait(60), go.wait(60))))
+    at_work.wait(60)
+    assert threads() == 8
+    go.set()
+    eventually(lambda: threads() == 0)
+    done = threading.Event()
+    workers.run(job(done.set))
+    assert done.wait(60)
+
+
+def test_no_job_is_lost_to_a_thread_that_is_about_to_end(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that comes in the moment in which a thread gives up waiting runs all the same."""
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.0002)
+    for number in range(2000):
+        done = threading.Event()
+        workers.run(job(done.set))
+        assert done.wait(60), f"job {number} never ran"
