@@ -8,7 +8,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 MOST_IDLE = 32
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 0.1  # under load each is needed much sooner
 _CLOSE_SECONDS = 5.0
 
 # What a job returns is called last, when its thread is free for the next job again.

@@ -102,7 +102,8 @@ def measure(work: Callable[[Monitor], Counter[str]]) -> None:
             sources.append(work(monitor))
             deadline = time.monotonic() + 30  # gRPC lets go of a closed channel in its own time
             while time.monotonic() < deadline:
-                if (now := left(monitor))["descriptors"] <= held[-1]["descriptors"]:
+                now = left(monitor)
+                if all(now[each] <= held[-1][each] for each in ("descriptors", "threads")):
                     break
                 time.sleep(0.05)
             held.append(now)
