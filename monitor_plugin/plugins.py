@@ -107,13 +107,19 @@ class PluginManager(pluggy.PluginManager):
     def load_entry_points(self) -> None:
         """Register the plugins of installed packages; one that fails is logged and left out."""
         for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            name = entry_point.name
-            if self.has_plugin(name) or self.is_blocked(name) or self.is_disabled(name):
+            name, source = entry_point.name, _distribution(entry_point)
+            if self.is_blocked(name) or self.is_disabled(name):
+                continue
+            if self.has_plugin(name):
+                message = "plugin %r of %s was not loaded: another one has that name"
+                _logger.error(message, name, source)
                 continue
             try:
-                self.register_from(_distribution(entry_point), entry_point.load(), name)
-            except Exception:  # whatever a third party's import raises: the monitor runs without it
-                _logger.exception("plugin %r (%s) was not loaded", name, entry_point.value)
+                self.register_from(source, entry_point.load(), name)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # whatever a third party's import raises, a SystemExit too
+                _logger.exception("plugin %r of %s was not loaded", name, source)
 
 
 def _distribution(entry_point: metadata.EntryPoint) -> str:

@@ -88,6 +88,7 @@ def test_two_monitors_load_one_folder(folder: Path) -> None:
         ("1 +", "SyntaxError"),
         ("raise KeyError('x')", "KeyError: 'x'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import asyncio; raise asyncio.CancelledError('x')", "CancelledError: x"),
         ("import no_such_module", "No module named 'no_such_module'"),
         (
             COUNTS.replace("monitor_started", "monitor_startet"),
