@@ -25,7 +25,7 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for unit, factor in ((f"{letter}B", 1000), (f"{letter}iB", 1024))
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.ASCII)
 _NEVER = ("none", "never")
 
 
