@@ -75,7 +75,8 @@ def read_clients(process: str) -> Iterator[str]:
         PermissionError: it may not be read.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        for number in os.listdir(f"{process}/fd"):
+        # The names are those in `fd`, which may not be listed of a zombie: it has none open.
+        for number in os.listdir(f"{process}/fdinfo"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it was closed
                 if "/dri/" in os.readlink(f"{process}/fd/{number}"):  # noqa: PTH115 - of thousands
                     yield Path(f"{process}/fdinfo/{number}").read_text()

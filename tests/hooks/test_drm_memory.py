@@ -12,7 +12,7 @@ import pytest
 
 from monitor_plugin import Backend
 
-from ..support import Spawner
+from ..support import Spawner, eventually
 from .support import SHELF, spawn_tree, watch
 
 KIB, MIB = 1024, 1024 * 1024
@@ -183,6 +183,34 @@ def test_a_process_that_may_not_be_read_leaves_all_out(
         finally:
             os.seteuid(user)
     assert "model 'm': [Errno 13] Permission denied: " in caplog.text
+
+
+def test_a_child_that_nobody_waited_for_costs_nothing(
+    hook: ModuleType, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It holds nothing, though its folder of open files may not be read but by root."""
+    user = os.geteuid()
+    process = spawner.python(
+        "import os; os.geteuid() or os.setuid(65534);"
+        "os.execvp('sh', ['sh', '-c', 'true & echo $!; exec sleep 1000'])"
+    )
+    assert process.stdout
+    zombie = int(process.stdout.readline())
+    stat_file = Path(f"/proc/{zombie}/stat")
+    eventually(lambda: stat_file.read_text().rpartition(")")[2].split()[0] == "Z")
+    with tempfile.TemporaryDirectory() as folder:
+        hook.__dict__["PROC"], proc = folder, Path(folder)
+        write(proc, 5, XE)
+        (proc / "6").symlink_to(f"/proc/{zombie}")
+        proc.chmod(0o755)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            found = hook.monitor_memory_components(Backend("m", 5, "a:1", 0.0), [5, 6])
+        finally:
+            os.seteuid(user)
+    assert list(found) == ["vram:xe:0000:03:00.0"]
+    assert caplog.text == ""
 
 
 def test_a_tree_is_read_through_a_monitor(spawner: Spawner, tmp_path: Path) -> None:
