@@ -30,7 +30,14 @@ from pathlib import Path
 from monitor_plugin import Backend, hookimpl
 from monitor_plugin.hook_settings import HookSettings
 
-PROC = HookSettings(__name__).get("PROC", str, "a path, as /proc", "/proc")
+
+def _folder(text: str) -> str:
+    if not Path(text).is_dir():
+        raise ValueError("there is no such folder")
+    return text
+
+
+PROC = HookSettings(__name__).get("PROC", _folder, "a path, as /proc", "/proc")
 KINDS = ("resident", "memory", "total")  # the first that is there counts
 ON_DEVICE = re.compile(rf"drm-(?:{'|'.join(KINDS)})-(vram\d*|(?:stolen-)?local\d+)")
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}

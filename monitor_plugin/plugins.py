@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
@@ -63,7 +64,18 @@ class PluginManager(pluggy.PluginManager):
                 self.unregister(plugin)
             raise PluginError(name, f"plugin {name!r} was not registered: {error}") from error
         self._sources[name] = source
+        self._log_unmarked(name, plugin)
         return registered
+
+    def _log_unmarked(self, name: str, plugin: object) -> None:
+        """Tell of functions that are called as hooks are, and that nobody will call."""
+        for hook in hookspecs.HOOK_NAMES:
+            function = inspect.getattr_static(plugin, hook, None)
+            if hook in hookspecs.HOST_CALLS or not inspect.isroutine(function):
+                continue
+            if self.parse_hookimpl_opts(plugin, hook) is None:
+                message = "plugin %r: %s is not marked with hookimpl, and will not be called"
+                _logger.warning(message, name, hook)
 
     def source_of(self, name: str) -> str:
         """Say where a registered plugin comes from."""

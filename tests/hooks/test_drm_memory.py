@@ -10,9 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from monitor_plugin import Backend
+from monitor_plugin import Backend, PluginError
 
 from ..support import Spawner, eventually
+from .conftest import MakeHooked
 from .support import SHELF, spawn_tree, watch
 
 KIB, MIB = 1024, 1024 * 1024
@@ -148,6 +149,14 @@ def test_what_is_on_the_device_is_read(
 def test_what_is_on_no_device_is_no_figure(text: str, hook: ModuleType) -> None:
     """A GPU without memory of its own, and a file that is on none, give nothing, and no 0."""
     assert hook.device_memory(text) is None
+
+
+def test_a_folder_that_is_none_is_refused(hooked: MakeHooked) -> None:
+    """As the file is loaded, where else there would never be a figure."""
+    with pytest.raises(
+        PluginError, match="_PROC='/no/proc': there is no such folder; write a path"
+    ):
+        hooked("drm_memory", {"PROC": "/no/proc"})
 
 
 @pytest.mark.parametrize("amount", ["some KiB", "4 kB", "1 2 KiB"])
