@@ -30,7 +30,14 @@ from pathlib import Path
 from monitor_plugin import Backend, hookimpl
 from monitor_plugin.hook_settings import HookSettings
 
-PROC = HookSettings(__name__).get("PROC", str, "a path, as /proc", "/proc")
+
+def _folder(text: str) -> str:
+    if not Path(text).is_dir():
+        raise ValueError("there is no such folder")
+    return text
+
+
+PROC = HookSettings(__name__).get("PROC", _folder, "a path, as /proc", "/proc")
 KINDS = ("resident", "memory", "total")  # the first that is there counts
 ON_DEVICE = re.compile(rf"drm-(?:{'|'.join(KINDS)})-(vram\d*|(?:stolen-)?local\d+)")
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
@@ -75,7 +82,8 @@ def read_clients(process: str) -> Iterator[str]:
         PermissionError: it may not be read.
     """
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        for number in os.listdir(f"{process}/fd"):
+        # The names are those in `fd`, which may not be listed of a zombie: it has none open.
+        for number in os.listdir(f"{process}/fdinfo"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it was closed
                 if "/dri/" in os.readlink(f"{process}/fd/{number}"):  # noqa: PTH115 - of thousands
                     yield Path(f"{process}/fdinfo/{number}").read_text()

@@ -2,9 +2,11 @@
 
 The monitor sees no inference. Idle means: for the whole limit a backend was never seen BUSY, none
 of its Status calls missed the deadline, and its process tree used less than 1 % of a core; what is
-unknown is never idle. It is stopped as `POST /backend/shutdown` does it. Where that fails it is
-tried again every minute, and the log says so once. It looks at each background sweep
-(the monitor's setting `sweep_interval_seconds`), and sees nothing in between but the CPU time.
+unknown is never idle. It is stopped as `POST /backend/shutdown` does it, but not if it has become
+BUSY meanwhile, and stays so for `drain_timeout_seconds`. Where that fails it is tried again every
+minute, and the log says so once. It looks at each background sweep (the monitor's setting
+`sweep_interval_seconds`), and sees nothing in between but the CPU time, and changes of state that
+somebody's reading found.
 
 To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
 and the environment variable MONITOR_HOOK_IDLE_STOP_...
@@ -58,4 +60,4 @@ def monitor_readings_swept() -> None:
         idle, limit = _activity.idle_seconds(backend, now), _limits.of(backend.model)
         if limit and idle >= limit.value:
             why = f"it was idle for {idle:.0f} s, over {limit.value:g} s for {limit.pattern!r}"
-            _stops.stop(backend, why)
+            _stops.stop(backend, why, spare_busy=True)

@@ -59,7 +59,10 @@ class EventFile:
             self._rotate()
         with open(self._path, "ab", buffering=0, opener=_open) as file:
             size = os.fstat(file.fileno()).st_size
-            if file.write(line) < len(line):
+            written = file.write(line)
+            if written is None:  # a pipe that is full
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            if written < len(line):
                 file.truncate(size)  # no half lines
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

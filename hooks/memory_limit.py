@@ -4,9 +4,10 @@ What a backend holds is the total that `GET /backends` shows: its own word, else
 tree holds; what is not known is over no limit. A limit counts once it was passed in each sweep for
 a while, two of them at least: one bad figure stops nothing. A backend is stopped as by
 `POST /backend/shutdown`, and not while it may be busy: BUSY, or past the deadline of Status, or
-without a status while its process tree uses 1 % of a core, or an unknown amount. What is being
-stopped, by whomever, counts as gone; a stop that fails is tried again every minute. It looks at
-each background sweep (the monitor's setting `sweep_interval_seconds`).
+without a status while its process tree uses 1 % of a core, or an unknown amount; nor if it has
+become BUSY meanwhile, and stays so for `drain_timeout_seconds`. What is being stopped, by
+whomever, counts as gone; a stop that fails is tried again every minute. It looks at each
+background sweep (the monitor's setting `sweep_interval_seconds`).
 
 To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
 and environment variables MONITOR_HOOK_MEMORY_LIMIT_...
@@ -18,7 +19,8 @@ and environment variables MONITOR_HOOK_MEMORY_LIMIT_...
                   says how that is told), or `largest` (lru)
     STOP_BUSY     `yes`: also what may be busy, once `drain_timeout_seconds` are over (no)
     FOR_SECONDS   how long a limit must be passed, in seconds (10)
-    COMPONENT     limit a component of the memory, not its total: `vram`, with all `vram:...`
+    COMPONENT     limit a component of the memory, not its total: `vram`, with all `vram:...`, or
+                  one of those, `vram:nvidia0`
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ class MemoryLimit:
         for backend in idle:
             if backend in held and self._is_over(key, held):
                 figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
-                if self.stops.stop(backend, f"{why} (it: {figures})"):
+                told = f"{why} (it: {figures})"
+                if self.stops.stop(backend, told, spare_busy=not self._stop_busy):
                     del held[backend]
         if self._is_over(key, held) and key not in self._told:
             self._told.add(key)

@@ -55,7 +55,7 @@ def _make_queue(settings: HookSettings) -> SendQueue[Message] | None:
     try:
         post = SignedPost(url, secret, timeout)
     except ValueError:
-        message = "after whsec_ it is no base64; write the secret as its receiver shows it"
+        message = "after whsec_ there is no base64; write the secret as its receiver shows it"
         raise settings.error("SECRET", message) from None
     return SendQueue(
         post.send,

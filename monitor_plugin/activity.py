@@ -25,6 +25,8 @@ def says_busy(observation: Observation) -> bool:
 def held_bytes(observation: Observation, component: str | None = None) -> int | None:
     """Say what a backend holds, in all or of a component: `vram` is that and each `vram:...`.
 
+    So is `vram:amdgpu` each `vram:amdgpu:...`.
+
     Returns:
         Bytes; None where it is not known.
     """
@@ -33,7 +35,7 @@ def held_bytes(observation: Observation, component: str | None = None) -> int | 
         return None
     if component is None:
         return memory.total
-    names = [each for each in memory.breakdown if each.partition(":")[0] == component]
+    names = [each for each in memory.breakdown if f"{each}:".startswith(f"{component}:")]
     return sum(memory.breakdown[each] for each in names) if names else None
 
 
@@ -41,8 +43,9 @@ class Activity:
     """Since when each backend does nothing. For one thread at a time.
 
     A backend did something where it may be busy, is in a state that the protocol does not know, or
-    its process tree used 1 % of a core, or an unknown amount. What is unknown is not idle, so that
-    it begins when a backend is first seen, and anew after a sweep that did not see it.
+    its process tree used 1 % of a core, or an unknown amount; also where somebody saw its state
+    change between two sweeps, as it was perhaps busy then. What is unknown is not idle, so that it
+    begins when a backend is first seen, and anew after a sweep that did not see it.
 
     Args:
         window_seconds: over how long CPU time is measured, 10 s at most; None for that.
@@ -72,8 +75,10 @@ class Activity:
 
     def _trace(self, observation: Observation, trace: _Trace | None, now: float) -> _Trace:
         cpu_seconds = observation.tree.cpu_seconds if observation.tree else None
-        active = _Trace(now, now, cpu_seconds)
+        active = _Trace(now, now, cpu_seconds, observation.state_changed_at)
         if trace is None or trace.cpu_seconds is None or cpu_seconds is None:
+            return active
+        if observation.state_changed_at != trace.state_changed_at:
             return active
         if says_busy(observation) or not _is_understood(observation):
             return active
@@ -90,6 +95,7 @@ class _Trace(NamedTuple):
     active_at: float
     marked_at: float
     cpu_seconds: float | None
+    state_changed_at: float | None
 
 
 def _is_understood(observation: Observation) -> bool:

@@ -44,13 +44,16 @@ class BackgroundStops:
         with self._lock:
             return self._under_way.union(others)
 
-    def stop(self, backend: Backend, why: str, force: bool = False) -> bool:
+    def stop(
+        self, backend: Backend, why: str, force: bool = False, spare_busy: bool = False
+    ) -> bool:
         """Begin to stop a backend, and return at once.
 
         Args:
             backend: which one.
             why: for the log, with figures: `it was idle for 3605 s`.
             force: as of `Monitor.shutdown`.
+            spare_busy: as of `Monitor.shutdown`.
 
         Returns:
             Whether it was begun: not where it is being stopped, or could not be just now.
@@ -68,7 +71,10 @@ class BackgroundStops:
             level = logging.DEBUG if backend in self._failed else logging.WARNING
         self._log(level, backend, "is being stopped: %s", why)
         thread = threading.Thread(
-            target=self._run, args=(monitor, backend, force), name="monitor-hook-stop", daemon=True
+            target=self._run,
+            args=(monitor, backend, force, spare_busy),
+            name="monitor-hook-stop",
+            daemon=True,
         )
         thread.start()
         return True
@@ -78,10 +84,10 @@ class BackgroundStops:
         with self._lock:
             self._closed = True
 
-    def _run(self, monitor: Monitor, backend: Backend, force: bool) -> None:
+    def _run(self, monitor: Monitor, backend: Backend, force: bool, spare_busy: bool) -> None:
         failure: Exception | None = None
         try:
-            monitor.shutdown(backend.model, force, pid=backend.pid)
+            monitor.shutdown(backend.model, force, backend.pid, spare_busy=spare_busy)
         except (ModelNotLoaded, PidNotHeld):
             pass  # it has ended by itself
         except Exception as error:  # logged, whatever it is, and tried again

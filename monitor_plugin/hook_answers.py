@@ -14,6 +14,7 @@ from .models import Memory, Status
 from .turns import WrongType
 
 _MAX_BYTES = 2**64 - 1
+_STATES = range(-(2**63), 2**63)
 _METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
@@ -22,7 +23,10 @@ def given_status(value: object) -> Status:
     """Take a status."""
     if not _is_status(value):
         raise WrongType(value, "a Status of integers within 64 bits")
-    return Status(int(value.state), value.memory)
+    memory = value.memory
+    if memory is not None:
+        memory = Memory(int(memory.total), _breakdown(memory.breakdown))
+    return Status(int(value.state), memory)
 
 
 def given_metadata(value: object) -> dict[str, str] | None:
@@ -38,7 +42,7 @@ def given_components(value: object) -> dict[str, int] | None:
         return None
     if not isinstance(value, Mapping) or not _is_breakdown(given := dict(value)):
         raise WrongType(value, "a mapping of names to bytes")
-    return given
+    return _breakdown(given)
 
 
 def given_reason(value: object) -> str:
@@ -66,6 +70,11 @@ def _is_text(value: object) -> bool:
     return value == value.encode(errors="replace").decode()
 
 
+def _breakdown(given: Mapping[str, int]) -> dict[str, int]:
+    """Copy bytes by component as plain integers: JSON takes no subclass, such as a ByteSize."""
+    return {name: int(amount) for name, amount in given.items()}
+
+
 def _is_breakdown(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         _is_text(name) and _is_bytes(amount) for name, amount in value.items()
@@ -74,6 +83,8 @@ def _is_breakdown(value: object) -> bool:
 
 def _is_status(value: object) -> TypeGuard[Status]:
     if not isinstance(value, Status) or not isinstance(value.state, int):
+        return False
+    if int(value.state) not in _STATES:
         return False
     memory = value.memory
     return memory is None or (

@@ -96,7 +96,9 @@ def _load(path: str, name: str, register: Callable[[str, ModuleType, str], objec
     try:
         exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
         register(path, module, name)
-    except (Exception, SystemExit) as error:  # whatever a third party's file raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a third party's file raises, a SystemExit too
         why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(name, f"hook file {path} was not loaded: {why}") from error
 

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeVar
 
 from .errors import SettingsError
+from .hook_files import MODULE_PREFIX
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -25,7 +26,7 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
     for unit, factor in ((f"{letter}B", 1000), (f"{letter}iB", 1024))
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.ASCII)
 _NEVER = ("none", "never")
 
 
@@ -38,7 +39,10 @@ class HookSettings:
     """
 
     def __init__(self, module_name: str, environ: Mapping[str, str] | None = None) -> None:
-        stem = re.sub(r"\W", "_", module_name.rpartition(".")[2], flags=re.ASCII)
+        stem = module_name.removeprefix(MODULE_PREFIX)
+        if stem == module_name:  # of a package
+            stem = module_name.rpartition(".")[2]
+        stem = re.sub(r"\W", "_", stem, flags=re.ASCII)
         self._prefix = f"MONITOR_HOOK_{stem.upper()}_"
         self._environ = os.environ if environ is None else environ
 

@@ -184,7 +184,7 @@ class Hooks:
             if reason is not None:
                 return Refusal(name, reason)
             if not force and not isinstance(error, WrongType):
-                return Refusal(name, f"its hook failed: {error!r}")
+                return Refusal(name, f"its hook failed: {_shown(error)}")
         return None
 
     def stop_backend(self, backend: Backend, timeout_seconds: float) -> StopAnswer | None:
@@ -208,6 +208,15 @@ class Hooks:
             if under_way is not None:
                 return StopAnswer(name, under_way=under_way, error=None)
         return None
+
+
+def _shown(error: BaseException | None) -> str:
+    if isinstance(error, HookOverran):
+        return str(error)
+    try:
+        return repr(error)
+    except Exception:  # its class is anybody's code, and so are those of its arguments
+        return type(error).__name__
 
 
 def _has_value(outcome: Outcome) -> bool:

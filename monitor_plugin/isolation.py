@@ -139,10 +139,16 @@ class Isolation:
         if seconds is not None:
             (outcomes,) = self.begin(Asked(hook, seconds, arguments, check, ends))
             return outcomes()
-        question = plan.question(arguments, check, ends)
-        turns = Turns(plan.implementations, question, self._lock, (Exception, SystemExit))
+
+        def ends_too(outcome: Outcome) -> bool:
+            return isinstance(outcome.error, KeyboardInterrupt) or ends(outcome)
+
+        question = plan.question(arguments, check, ends_too)
+        turns = self._turns(plan.implementations, question)
         turns.work()()
         turns.wait(0)
+        if turns.outcomes and isinstance(error := turns.outcomes[-1].error, KeyboardInterrupt):
+            raise error  # a Ctrl-C is the caller's
         return self._logged(hook, turns.outcomes)
 
     def begin(self, *asked: Asked) -> list[Callable[[], list[Outcome]]]:
@@ -166,8 +172,7 @@ class Isolation:
         return waiting
 
     def _turns(self, implementations: Sequence[Implementation], question: Question) -> Turns:
-        # Whatever they raise, a cancelled task's error say, it ends their own turn alone.
-        return Turns(implementations, question, self._lock, (BaseException,))
+        return Turns(implementations, question, self._lock)
 
     def _follow(self, asked: Asked, turns: Turns, question: Question) -> list[Outcome]:
         """Watch the turns, on one thread after the other, until all had theirs."""

@@ -218,8 +218,22 @@ class Monitor:
         sweeper = self._parts.sweeper
         return sweeper.sweep(model) if fresh else sweeper.last(model)
 
-    def shutdown(self, model: str, force: bool = False, pid: int | None = None) -> None:
+    def shutdown(
+        self,
+        model: str,
+        force: bool = False,
+        pid: int | None = None,
+        *,
+        spare_busy: bool = False,
+    ) -> None:
         """Stop a model's backends, or one, as `/backend/shutdown` does; return once it is gone.
+
+        Args:
+            model: whose.
+            force: do not wait for busy backends, and overrule hooks that refuse by an error.
+            pid: the one to stop; None for all.
+            spare_busy: fail where one is busy still when the time to wait for that is over, unless
+                somebody else asks for the same without this.
 
         Raises:
             InvalidRequest: that cannot be a model's name; `PidNotHeld`: it has no such backend.
@@ -228,7 +242,7 @@ class Monitor:
             ShutdownFailed: processes are left, or the host started the model again.
         """
         with audited_shutdown(model, force, pid):
-            self._parts.shutdowns.shutdown(checked_model(model), force, pid)
+            self._parts.shutdowns.shutdown(checked_model(model), force, pid, spare_busy)
 
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
@@ -63,7 +64,18 @@ class PluginManager(pluggy.PluginManager):
                 self.unregister(plugin)
             raise PluginError(name, f"plugin {name!r} was not registered: {error}") from error
         self._sources[name] = source
+        self._log_unmarked(name, plugin)
         return registered
+
+    def _log_unmarked(self, name: str, plugin: object) -> None:
+        """Tell of functions that are called as hooks are, and that nobody will call."""
+        for hook in hookspecs.HOOK_NAMES:
+            function = inspect.getattr_static(plugin, hook, None)
+            if hook in hookspecs.HOST_CALLS or not inspect.isroutine(function):
+                continue
+            if self.parse_hookimpl_opts(plugin, hook) is None:
+                message = "plugin %r: %s is not marked with hookimpl, and will not be called"
+                _logger.warning(message, name, hook)
 
     def source_of(self, name: str) -> str:
         """Say where a registered plugin comes from."""
@@ -107,13 +119,19 @@ class PluginManager(pluggy.PluginManager):
     def load_entry_points(self) -> None:
         """Register the plugins of installed packages; one that fails is logged and left out."""
         for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            name = entry_point.name
-            if self.has_plugin(name) or self.is_blocked(name) or self.is_disabled(name):
+            name, source = entry_point.name, _distribution(entry_point)
+            if self.is_blocked(name) or self.is_disabled(name):
+                continue
+            if self.has_plugin(name):
+                message = "plugin %r of %s was not loaded: another one has that name"
+                _logger.error(message, name, source)
                 continue
             try:
-                self.register_from(_distribution(entry_point), entry_point.load(), name)
-            except Exception:  # whatever a third party's import raises: the monitor runs without it
-                _logger.exception("plugin %r (%s) was not loaded", name, entry_point.value)
+                self.register_from(source, entry_point.load(), name)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # whatever a third party's import raises, a SystemExit too
+                _logger.exception("plugin %r of %s was not loaded", name, source)
 
 
 def _distribution(entry_point: metadata.EntryPoint) -> str:

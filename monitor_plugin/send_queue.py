@@ -119,12 +119,14 @@ class SendQueue(Generic[T]):
 
     def _deliver(self, message: T) -> str | None:
         """Send a message, by several tries if need be; say why it was given up."""
-        pause = self._pause_seconds
+        pause = min(self._pause_seconds, _MAX_PAUSE_SECONDS)
         for attempt in range(1, self._attempts + 1):
             try:
                 return self._send(message)
             except NotSent as error:
                 failure = error
+            except Exception as error:  # whatever it is, the thread has others to send
+                failure = NotSent(f"{type(error).__name__}: {error}")
             if not self._failing:
                 self._failing = True
                 self._logger.warning("%s: an event could not be sent: %s", self._receiver, failure)

@@ -67,7 +67,9 @@ class Shutdowns:
         self._lock = threading.Lock()
         self._under_way: dict[str, _Shutdown] = {}
 
-    def shutdown(self, model: str, force: bool = False, pid: int | None = None) -> None:
+    def shutdown(
+        self, model: str, force: bool = False, pid: int | None = None, spare_busy: bool = False
+    ) -> None:
         """Stop all backends of a model, or the one with a PID, or join the shutdown under way.
 
         Returns once their whole process trees are verified to be gone.
@@ -77,6 +79,7 @@ class Shutdowns:
             force: do not wait for busy backends (ends the waiting of the one that is joined too),
                 and overrule hooks that refuse by an error.
             pid: the one to stop; None for all.
+            spare_busy: stop none that is busy still after the drain; who joins may overrule that.
 
         Raises:
             ModelNotLoaded: none is registered.
@@ -94,8 +97,10 @@ class Shutdowns:
                 shutdown = self._under_way.get(model)
                 leads = shutdown is None
                 if shutdown is None:
-                    shutdown = self._under_way[model] = _Shutdown(force, pid, records)
-            if (force and pid in (None, shutdown.pid)) or self._stopper.closing.is_set():
+                    shutdown = self._under_way[model] = _Shutdown(force, pid, records, spare_busy)
+            joins = pid in (None, shutdown.pid)
+            shutdown.spare_busy &= spare_busy or not joins
+            if (force and joins) or self._stopper.closing.is_set():
                 shutdown.hurry.set()
             if leads:
                 self._lead(model, shutdown)
@@ -108,6 +113,10 @@ class Shutdowns:
                 if shutdown.force or not force:
                     raise
                 # It was refused to one that came without force: ask again, with it.
+            except ShutdownFailed:
+                if spare_busy or not shutdown.has_spared:
+                    raise
+                # It came too late to overrule that.
 
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
@@ -203,6 +212,11 @@ class Shutdowns:
                 list(pool.map(self._stopper.open, stops))
                 self._enter(shutdown, "draining")
                 list(pool.map(lambda stop: self._stopper.drain(stop, shutdown.hurry), stops))
+                if shutdown.spare_busy:
+                    for stop in stops:
+                        if stop.is_busy:
+                            shutdown.has_spared = True
+                            stop.spare()
                 self._enter(shutdown, "stopping")
                 list(pool.map(self._stopper.stop, stops))
         finally:
@@ -236,8 +250,12 @@ class Shutdowns:
 class _Shutdown:
     """A shutdown under way: what those who join it share."""
 
-    def __init__(self, force: bool, pid: int | None, records: Sequence[Record]) -> None:
+    def __init__(
+        self, force: bool, pid: int | None, records: Sequence[Record], spare_busy: bool
+    ) -> None:
         self.force = force
+        self.spare_busy = spare_busy
+        self.has_spared = False
         self.pid = pid
         self.records = records
         self.hurry = threading.Event()

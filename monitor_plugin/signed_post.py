@@ -40,7 +40,7 @@ class SignedPost:
         timeout_seconds: for each wait on the network.
 
     Raises:
-        ValueError: what follows `whsec_` is no base64.
+        ValueError: what follows `whsec_` is no base64, or is nothing.
     """
 
     def __init__(self, url: SplitResult, secret: str, timeout_seconds: float) -> None:
@@ -49,6 +49,8 @@ class SignedPost:
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         encoded = secret.removeprefix("whsec_")
         key = secret.encode() if encoded == secret else base64.b64decode(encoded, validate=True)
+        if not key:  # anybody could sign with that
+            raise ValueError("the secret is empty")
         self._hmac = hmac.new(key, digestmod=hashlib.sha256)  # the secret itself is not kept
         self._timeout_seconds = timeout_seconds
         self._connection: http.client.HTTPConnection | None = None
@@ -110,9 +112,12 @@ def parse_url(text: str) -> SplitResult:
         raise ValueError("it is no https:// or http:// URL of printable ASCII without spaces")
     try:
         url = urlsplit(text)
-        usable = bool(url.hostname) and url.port != 0
+        # As it is written for a look-up, which takes no empty label and none that is too long.
+        usable = bool((url.hostname or "").encode("idna")) and url.port != 0
     except ValueError:
         usable = False
     if not usable or "@" in url.netloc or url.fragment:
-        raise ValueError("it has no host, a port that is none, a username or a fragment")
+        raise ValueError(
+            "it has no host that can be, a port that is none, a username or a fragment"
+        )
     return url

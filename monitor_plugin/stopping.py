@@ -34,6 +34,7 @@ class Stop:
         record: the backend's.
         resources: to be closed at the end.
         tree: its process tree, once it is open; None where it had ended before.
+        is_busy: whether it was so still after the drain.
         by_host: whether a hook stopped it through the host's books.
         failure: None where it is gone.
     """
@@ -42,6 +43,7 @@ class Stop:
         self.record = record
         self.resources = ExitStack()
         self.tree: ProcessTree | None = None
+        self.is_busy = False
         self.by_host = False
         self.failure: ShutdownFailed | None = None
 
@@ -51,6 +53,11 @@ class Stop:
         if left:
             reason = f"{reason}; still running: {pids_text(left)}"
         self.failure = ShutdownFailed(self.record.backend.model, reason, left)
+
+    def spare(self) -> None:
+        """Note that it is left alone, as it is busy."""
+        if self.tree and not self.failure:
+            self.fail("it is busy, and was to be spared then", self.tree)
 
 
 class Stopper:
@@ -108,20 +115,21 @@ class Stopper:
         """Wait while the backend is busy, or was and does not answer, at most the drain's time.
 
         Args:
-            stop: which backend.
+            stop: which backend; it is noted there whether it is busy all the same.
             hurry: ends the waiting once it is set.
         """
         with self._noting_failure(stop):
-            self._drain(stop.record, hurry)
+            stop.is_busy = self._is_busy_after_drain(stop.record, hurry)
 
-    def _drain(self, record: Record, hurry: threading.Event) -> None:
+    def _is_busy_after_drain(self, record: Record, hurry: threading.Event) -> bool:
         deadline = time.monotonic() + self._settings.drain_timeout_seconds
         while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
             status, _, rpc_error = self._readings.ask(record, left)
             deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not deaf):
-                return
+                return False
             hurry.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        return record.state is State.BUSY
 
     def stop(self, stop: Stop) -> None:
         """Free and end the backend; how, and what went wrong, is noted in `stop`."""

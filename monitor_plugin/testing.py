@@ -62,7 +62,8 @@ class RunningBackend:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         if process.stdout is None:
             raise ValueError("its standard output must be a pipe: the address comes from there")
-        line = process.stdout.readline()
+        self._output = process.stdout
+        line = self._output.readline()
         if not line.startswith("serving on "):
             raise AssertionError(f"the backend ended before it served, or said {line!r}")
         self.process = process
@@ -74,10 +75,11 @@ class RunningBackend:
         monitor.hook.monitor_backend_spawned(model=model, pid=self.pid, address=self.address)
 
     def end(self) -> None:
-        """Kill it and its children, if it still runs, and wait for it."""
+        """Kill it and its children, if they still run, and wait for it. May be called again."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.process.communicate()
+        self.process.wait()
+        self._output.close()
 
 
 def backend_command(**switches: bool | int | float | str) -> list[str]:

@@ -93,7 +93,6 @@ class Turns:
         implementations: in their order.
         question: what they are asked.
         lock: under which figures change.
-        caught: what they may raise at no cost to the others.
 
     Attributes:
         outcomes: of those that said something, with their places, once `wait` has returned.
@@ -105,14 +104,12 @@ class Turns:
         implementations: Sequence[Implementation],
         question: Question,
         lock: threading.Lock,
-        caught: tuple[type[BaseException], ...],
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.left: list[Implementation] = []
         self._implementations = implementations
         self._question = question
         self._lock = lock
-        self._caught = caught
         self._turns = [*reversed(implementations)]
         self._given: list[tuple[int, Outcome]] = []
         # When the first one was begun, and when each was back.
@@ -125,9 +122,9 @@ class Turns:
         self._done.acquire()
 
     def work(self) -> Callable[[], object]:
-        """Call them; what is returned lets `wait` go on. Raises nothing that is `caught`."""
+        """Call them; what is returned lets `wait` go on. Raises nothing."""
         arguments, check, ends = self._question
-        times, caught = self._times, self._caught
+        times = self._times
         take_turn, note, clock = self._turns.pop, times.append, perf_counter
         times[0] = clock()
         while True:
@@ -147,7 +144,7 @@ class Turns:
                         note(clock())
                         continue
                     value = check(value)
-                except caught as raised:
+                except BaseException as raised:  # a cancelled task's, say: it ends this turn
                     error = raised
                     if inspect.iscoroutine(value):
                         value.close()  # nothing would await it

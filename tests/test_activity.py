@@ -18,11 +18,14 @@ def seen(
     state: int | None = 2,
     rpc_error: str | None = None,
     memory: Memory | None = None,
+    changed_at: float | None = None,
 ) -> Observation:
     status = None if state is None else Status(state)
     reading = Reading(BACKEND, status, None, "grpc", rpc_error, time.time())
     tree = None if cpu_seconds is None else TreeFigures(processes=1, cpu_seconds=cpu_seconds)
-    return Observation(backend=BACKEND, reading=reading, tree=tree, memory=memory)
+    return Observation(
+        backend=BACKEND, reading=reading, tree=tree, memory=memory, state_changed_at=changed_at
+    )
 
 
 def idle_after(*sweeps: Observation | None, window_seconds: float | None = None) -> float:
@@ -74,6 +77,12 @@ def test_cpu_time_tells_work(cpu_seconds: tuple[float, ...], idle: float) -> Non
     assert idle_after(*map(seen, cpu_seconds)) == idle
 
 
+def test_a_change_that_somebody_else_saw_is_activity() -> None:
+    """It was busy between two sweeps, and a client's reading found it so."""
+    assert idle_after(*[seen(changed_at=1.0)] * 3, seen(changed_at=17.0)) == 0
+    assert idle_after(*[seen(changed_at=1.0)] * 2, *[seen(changed_at=8.0)] * 3) == 10
+
+
 def test_the_window_is_as_short_as_the_limit() -> None:
     """So that CPU time is looked at within the limit at all."""
     bursts = [seen(each) for each in (0.0, 0.07, 0.07, 0.07)]
@@ -113,6 +122,8 @@ def test_what_is_held_of_a_component() -> None:
     observation = seen(memory=memory)
     assert held_bytes(observation) == 100
     assert held_bytes(observation, "vram") == 50
+    assert held_bytes(observation, "vram:1") == 20
+    assert held_bytes(observation, "vram:") is None
     assert held_bytes(observation, "weights") == 10
     assert held_bytes(observation, "kv") is None
     assert held_bytes(seen(), "vram") is held_bytes(seen()) is None

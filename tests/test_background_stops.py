@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import pytest
 
-from monitor_plugin import Monitor, hookimpl
+from monitor_plugin import Monitor, State, Status, hookimpl
 from monitor_plugin.background_stops import BackgroundStops
 
 from .support import Spawner, eventually, is_running
@@ -74,6 +75,57 @@ def test_a_stop_under_way_is_not_begun_again(
     assert not elsewhere.stop(backend, "")
     agree.set()
     eventually(lambda: not monitor.backends())
+
+
+class BecomesBusy:
+    """A backend that is ready until it is to be stopped; `asked` says that it is."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    @hookimpl
+    def monitor_query_status(self) -> Status:
+        return Status(State.BUSY if self.asked.is_set() else State.READY)
+
+    @hookimpl
+    def monitor_before_shutdown(self) -> None:
+        self.asked.set()
+
+
+def test_one_that_becomes_busy_is_spared(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the drain it is left alone, where that is wanted, and the log says so."""
+    monitor = make_monitor([BecomesBusy()], drain_timeout_seconds=0.2)
+    stops = BackgroundStops(_logger, retry_seconds=0)
+    stops.monitor = monitor
+    pid = register(monitor, spawner)
+    (backend,) = monitor.backends()
+    assert stops.stop(backend, "it was idle", spare_busy=True)
+    eventually(lambda: not stops.under_way())
+    assert is_running(pid)
+    assert records(caplog)[1][1].endswith(
+        f"it is busy, and was to be spared then; still running: PID {pid}"
+    )
+    assert eventually(lambda: stops.stop(backend, "it is too large"))
+    eventually(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_client_who_joins_overrules_that(
+    force: bool, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """What is asked for by a client is stopped, after the drain, or at once where forced."""
+    becomes_busy = BecomesBusy()
+    seconds = 60.0 if force else 1.0
+    monitor = make_monitor([becomes_busy], drain_timeout_seconds=seconds)
+    stops = BackgroundStops(_logger)
+    stops.monitor = monitor
+    pid = register(monitor, spawner)
+    assert stops.stop(monitor.backends()[0], "it was idle", spare_busy=True)
+    assert becomes_busy.asked.wait(30)
+    monitor.shutdown("m", force)
+    assert not is_running(pid)
 
 
 def test_a_refused_stop_is_told_once_and_tried_again(

@@ -88,6 +88,7 @@ def test_two_monitors_load_one_folder(folder: Path) -> None:
         ("1 +", "SyntaxError"),
         ("raise KeyError('x')", "KeyError: 'x'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import asyncio; raise asyncio.CancelledError('x')", "CancelledError: x"),
         ("import no_such_module", "No module named 'no_such_module'"),
         (
             COUNTS.replace("monitor_started", "monitor_startet"),
@@ -107,6 +108,19 @@ def test_a_bad_file_is_refused_by_its_path(text: str, why: str, folder: Path) ->
     assert why in str(raised.value)
     assert raised.value.plugin_name == "monitor_plugin_hooks.bad"
     assert loaded() == []
+
+
+def test_a_function_that_was_not_marked_is_told_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has a hook's name, and would never be called: a guard that guards nothing, say."""
+    write(folder, "guard.py", "def monitor_before_shutdown(backend): return 'no'")
+    write(folder, "good.py", COUNTS)
+    monitor_with(folder).close()
+    assert caplog.messages == [
+        "plugin 'monitor_plugin_hooks.guard': monitor_before_shutdown is not marked with hookimpl, "
+        "and will not be called"
+    ]
 
 
 def test_another_monitors_module_stays(folder: Path) -> None:

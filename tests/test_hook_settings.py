@@ -34,6 +34,8 @@ def test_a_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings().get("SECONDS", seconds, "seconds", None) is None
     monkeypatch.setenv("MONITOR_HOOK_X_COUNT", "7")
     assert HookSettings("monitor_plugin_hooks.x").get("COUNT", count, "a number", 1) == 7
+    assert HookSettings("monitor_plugin_hooks.x.v2").variable("A") == "MONITOR_HOOK_X_V2_A"
+    assert HookSettings("package.x").variable("A") == "MONITOR_HOOK_X_A"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.hookspecs import HOOK_NAMES
 
-from .support import Spawner, eventually
+from .support import Client, Spawner, eventually
 
 
 class Plugin:
@@ -91,6 +91,7 @@ BAD = [fail, leave, cancel, block, coroutine, lambda: 5, lambda: "x", lambda: [1
 BAD_STATUS = [
     *BAD,
     lambda: Status("2"),  # type: ignore[arg-type]
+    lambda: Status(2**63),
     lambda: Status(2, Memory(-1)),
     lambda: Status(2, Memory(2**64)),
     lambda: Status(2, Memory(1, {"a": 1.5})),  # type: ignore[dict-item]
@@ -133,6 +134,28 @@ def test_bad_components_are_left_out(
     status = monitor.read("m").status
     assert status == Status(2, Memory(1 << 20, {"gpu0": 5, "weights": 1 << 20}))
     assert "'the-bad-one'" in caplog.text
+
+
+class ByteSize(int):
+    """A number of bytes as some libraries have it."""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"status": lambda: Status(2, Memory(ByteSize(9), {"gpu0": ByteSize(5)}))},
+        {"status": lambda: Status(2, Memory(9)), "components": lambda: {"gpu0": ByteSize(5)}},
+    ],
+)
+def test_bytes_of_a_class_of_their_own_are_bytes(
+    given: dict[str, Any], make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """They cost neither the reading nor the list, though JSON takes no such class."""
+    monitor = make_monitor([Plugin(**given)])
+    register(monitor, spawner)
+    client, memory = Client(monitor.url), {"total": 9, "breakdown": {"gpu0": 5}}
+    assert client.monitor("m").json == {"state": 2, "memory": memory}
+    assert client.request("GET", "/backends").json["backends"][0]["memory"] == memory
 
 
 def test_a_backends_own_components_stand(

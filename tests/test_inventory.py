@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,12 +44,13 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     """Installs distributions with an entry point, as pip leaves them, until the end of the test."""
     names: list[str] = []
 
-    def install(name: str, code: str) -> None:
+    def install(name: str, code: str, entry: str = "") -> None:
         (tmp_path / f"{name}.py").write_text(code)
         info = tmp_path / f"{name}-1.2.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
-        (info / "entry_points.txt").write_text(f"[monitor_plugin]\n{name}-entry = {name}\n")
+        entry = entry or f"{name}-entry"
+        (info / "entry_points.txt").write_text(f"[monitor_plugin]\n{entry} = {name}\n")
         names.append(name)
 
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -85,6 +87,44 @@ def test_plugins_are_listed_with_their_figures(
     assert {plugin["name"] for plugin in answer.json["plugins"]} == set(listed)
     hook = answer.json["plugins"][0]["hooks"][0]
     assert set(hook) == {"name", "calls", "errors", "overruns", "seconds_total", "seconds_max"}
+
+
+def test_a_package_that_cannot_be_loaded_is_left_out(
+    make_monitor: MonitorFactory,
+    installed: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is logged, also where it wants to end the program, or its name is taken."""
+    installed("third", "raise SystemExit(3)")
+    installed("fourth", "import asyncio; raise asyncio.CancelledError")
+    installed("fifth", ENTRY, entry="ours")
+    installed("sixth", ENTRY, entry="ours")
+    (plugin,) = make_monitor().plugins()
+    assert plugin.name == "ours"
+    other = {"fifth 1.2": "sixth 1.2", "sixth 1.2": "fifth 1.2"}[plugin.source]
+    assert {record.getMessage() for record in caplog.records} == {
+        "plugin 'third-entry' of third 1.2 was not loaded",
+        "plugin 'fourth-entry' of fourth 1.2 was not loaded",
+        f"plugin 'ours' of {other} was not loaded: another one has that name",
+    }
+
+
+def test_a_file_whose_name_is_no_unicode_is_listed(
+    make_monitor: MonitorFactory, tmp_path: Path
+) -> None:
+    """With those bytes escaped; and it takes no other plugin off the list."""
+    tmp_path.chmod(0o755)
+    path = tmp_path / os.fsdecode(b"caf\xe9.py")
+    path.write_text("")
+    path.chmod(0o644)
+    monitor = make_monitor([Books()], hook=(str(path),), disable_hook=("\udce9",))
+    answer = Client(monitor.url).request("GET", "/hooks")
+    assert answer.status == 200
+    assert [(each["name"], each["source"]) for each in answer.json["plugins"]] == [
+        ("Books", "plugins="),
+        ("monitor_plugin_hooks.caf\\udce9", f"{tmp_path}/caf\\udce9.py"),
+    ]
+    assert answer.json["disabled"] == ["\\udce9"]
 
 
 def test_disabled_plugins_are_left_out(

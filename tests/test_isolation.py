@@ -124,9 +124,10 @@ def test_whatever_is_raised_ends_one_turn(rig: Rig, error: BaseException) -> Non
 
 def test_without_a_bound_they_run_on_the_calling_thread(rig: Rig) -> None:
     """There a Ctrl-C is the caller's."""
-    plugins = rig.add(give(1), fail(SystemExit()), give(3))
-    assert rig.call(None) == [("p0", 1), ("p1", SystemExit), ("p2", 3)]
-    assert plugins[2].threads == [threading.current_thread()]
+    plugins = rig.add(give(1), fail(SystemExit()), fail(asyncio.CancelledError()), give(3))
+    outcomes = [("p0", 1), ("p1", SystemExit), ("p2", asyncio.CancelledError), ("p3", 3)]
+    assert rig.call(None) == outcomes
+    assert plugins[3].threads == [threading.current_thread()]
     rig.manager.register(Plugin(fail(KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt):
         rig.call(None)

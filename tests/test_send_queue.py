@@ -22,7 +22,7 @@ class Receiver:
     def __init__(self) -> None:
         self.tried: list[int] = []
         self.sent: list[int] = []
-        self.faults: list[NotSent] = []
+        self.faults: list[Exception] = []
         self.open = threading.Event()
         self.open.set()
 
@@ -99,11 +99,11 @@ def test_what_fails_is_tried_again(
 
 @pytest.mark.parametrize(
     ("faults", "tries"),
-    [([NotSent("no", again=False)], 1), ([NotSent("no")] * 3, 3)],
-    ids=["that is final", "that lasts"],
+    [([NotSent("no", again=False)], 1), ([NotSent("no")] * 3, 3), ([OverflowError("no")] * 3, 3)],
+    ids=["that is final", "that lasts", "that nobody foresaw"],
 )
 def test_a_message_is_given_up(
-    faults: list[NotSent],
+    faults: list[Exception],
     tries: int,
     make_queue: Callable[..., SendQueue[int]],
     receiver: Receiver,

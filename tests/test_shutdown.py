@@ -252,6 +252,15 @@ def fail() -> None:
     raise RuntimeError("the guard's database is away")
 
 
+class Unspeakable(Exception):
+    def __repr__(self) -> str:
+        raise KeyError
+
+
+def fail_without_words() -> None:
+    raise Unspeakable
+
+
 def overrun() -> None:
     threading.Event().wait(60)
 
@@ -262,7 +271,8 @@ def overrun() -> None:
         (lambda: "it is prod", "it is prod", False),
         (lambda: "caf\udce9", "caf\\udce9", False),
         (fail, "the guard's database is away", True),
-        (overrun, "not back within", True),
+        (fail_without_words, "its hook failed: Unspeakable", True),
+        (overrun, "its hook failed: it was not back within 0.5 s", True),
     ],
 )
 def test_a_hook_refuses(

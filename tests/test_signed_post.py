@@ -154,6 +154,8 @@ def test_https_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "https://host/\r\nX: y",
         "https://höst/",
         "https://host/#part",
+        "https://a..b/",
+        f"https://{'a' * 64}.example/",
     ],
 )
 def test_a_bad_url_is_refused(url: str) -> None:
@@ -164,6 +166,8 @@ def test_a_bad_url_is_refused(url: str) -> None:
 
 
 def test_a_bad_secret_is_refused() -> None:
-    """What follows whsec_ is base64."""
+    """What follows whsec_ is base64, and something."""
+    with pytest.raises(ValueError, match="empty"):
+        post_to("http://host", "whsec_")
     with pytest.raises(ValueError, match=r"^(?!.*hunter)"):
         post_to("http://host", "whsec_hunter2!")

@@ -45,6 +45,18 @@ def test_a_backend_misbehaves_as_told(
     eventually(lambda: "brief" not in [each.model for each in monitor.backends()])
 
 
+def test_a_backend_may_be_ended_by_a_test(
+    make_monitor: MonitorFactory, backend: BackendFactory
+) -> None:
+    """To see what a hook does then; the fixture ends it again, and those that are left."""
+    monitor, ends, stays = make_monitor(), backend(fork_workers=1), backend()
+    ends.register(monitor, "m")
+    ends.end()
+    eventually(lambda: not monitor.backends())
+    backend.close()
+    assert not is_running(stays.pid)
+
+
 def test_what_does_not_start_is_said(backend: BackendFactory) -> None:
     """A switch that there is not, and a condition that never holds, fail with a reason."""
     with pytest.raises(AssertionError, match="ended before it served"):

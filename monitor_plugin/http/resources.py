@@ -23,9 +23,9 @@ from .parsing import (
 )
 from .wire import (
     HealthAnswer,
-    HooksAnswer,
     StoppedAnswer,
     encode,
+    encode_plugins,
     reading_answer,
 )
 
@@ -164,7 +164,7 @@ class HooksResource:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """List them."""
-        response.data = encode(HooksAnswer(self._plugins(), self._disabled))
+        response.data = encode_plugins(self._plugins(), self._disabled)
         response.content_type = falcon.MEDIA_JSON
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -145,8 +146,20 @@ def encode(answer: msgspec.Struct) -> bytes:
 
 def encode_error(kind: ErrorKind, message: str) -> bytes:
     """Encode the envelope of an error; a lone surrogate in a hook's words appears escaped."""
-    message = message.encode(errors="backslashreplace").decode()
-    return encode(ErrorAnswer(ErrorDetail(kind.status, message, kind.type)))
+    return encode(ErrorAnswer(ErrorDetail(kind.status, _unicode(message), kind.type)))
+
+
+def encode_plugins(plugins: Sequence[LoadedPlugin], disabled: Sequence[str]) -> bytes:
+    """Encode the answer of `/hooks`; bytes of a file's name that are no UTF-8 appear escaped."""
+    listed = [
+        msgspec.structs.replace(each, name=_unicode(each.name), source=_unicode(each.source))
+        for each in plugins
+    ]
+    return encode(HooksAnswer(listed, tuple(map(_unicode, disabled))))
+
+
+def _unicode(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def error_answer(error: BaseException, message: str | None = None) -> Answer:

@@ -10,9 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from monitor_plugin import Backend
+from monitor_plugin import Backend, PluginError
 
-from ..support import Spawner
+from ..support import Spawner, eventually
+from .conftest import MakeHooked
 from .support import SHELF, spawn_tree, watch
 
 KIB, MIB = 1024, 1024 * 1024
@@ -150,6 +151,14 @@ def test_what_is_on_no_device_is_no_figure(text: str, hook: ModuleType) -> None:
     assert hook.device_memory(text) is None
 
 
+def test_a_folder_that_is_none_is_refused(hooked: MakeHooked) -> None:
+    """As the file is loaded, where else there would never be a figure."""
+    with pytest.raises(
+        PluginError, match="_PROC='/no/proc': there is no such folder; write a path"
+    ):
+        hooked("drm_memory", {"PROC": "/no/proc"})
+
+
 @pytest.mark.parametrize("amount", ["some KiB", "4 kB", "1 2 KiB"])
 def test_a_strange_amount_leaves_all_out(
     amount: str, hook: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -183,6 +192,34 @@ def test_a_process_that_may_not_be_read_leaves_all_out(
         finally:
             os.seteuid(user)
     assert "model 'm': [Errno 13] Permission denied: " in caplog.text
+
+
+def test_a_child_that_nobody_waited_for_costs_nothing(
+    hook: ModuleType, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It holds nothing, though its folder of open files may not be read but by root."""
+    user = os.geteuid()
+    process = spawner.python(
+        "import os; os.geteuid() or os.setuid(65534);"
+        "os.execvp('sh', ['sh', '-c', 'sleep 1 & echo $!; exec sleep 1000'])"
+    )
+    assert process.stdout
+    zombie = int(process.stdout.readline())
+    stat_file = Path(f"/proc/{zombie}/stat")
+    eventually(lambda: stat_file.read_text().rpartition(")")[2].split()[0] == "Z")
+    with tempfile.TemporaryDirectory() as folder:
+        hook.__dict__["PROC"], proc = folder, Path(folder)
+        write(proc, 5, XE)
+        (proc / "6").symlink_to(f"/proc/{zombie}")
+        proc.chmod(0o755)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            found = hook.monitor_memory_components(Backend("m", 5, "a:1", 0.0), [5, 6])
+        finally:
+            os.seteuid(user)
+    assert list(found) == ["vram:xe:0000:03:00.0"]
+    assert caplog.text == ""
 
 
 def test_a_tree_is_read_through_a_monitor(spawner: Spawner, tmp_path: Path) -> None:

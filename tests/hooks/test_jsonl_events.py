@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import resource
 import shutil
 import stat
@@ -122,6 +124,24 @@ def test_a_full_disk_is_told_once(hooked: MakeHooked, caplog: pytest.LogCaptureF
     tell(hook, 3)
     assert len(text(caplog)) == 1
     assert "/dev/full: events are lost: No space left on device" in text(caplog)[0]
+
+
+def test_a_full_pipe_is_told_once(
+    hooked: MakeHooked, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that nobody empties; nothing waits for it, and whole lines are in it."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        hook = hooked("jsonl_events", {"PATH": str(tmp_path / "pipe")})
+        tell(hook, 60)
+        (message,) = text(caplog)
+        assert message.endswith("/pipe: events are lost: Resource temporarily unavailable")
+        for line in os.read(reader, 4096).splitlines():
+            assert json.loads(line)["type"] == "state_changed"
+    finally:
+        os.close(reader)
 
 
 def test_no_half_line_is_left(hooked: MakeHooked, tmp_path: Path) -> None:
