@@ -124,7 +124,7 @@ class PluginManager(pluggy.PluginManager):
                 continue
             if self.has_plugin(name):
                 message = "plugin %r of %s was not loaded: another one has that name"
-                _logger.error(message, name, source)
+                _logger.warning(message, name, source)
                 continue
             try:
                 self.register_from(source, entry_point.load(), name)
