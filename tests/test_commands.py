@@ -166,7 +166,7 @@ def test_stop_says_how_far_it_is(
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     threading.Thread(target=backend.process.wait, daemon=True).start()
     assert main(["stop", "m", "--yes", "--url", monitor.url]) == 0
-    assert "m: draining, as it is busy\n" in capsys.readouterr().err
+    assert "m: draining, until it is not busy\n" in capsys.readouterr().err
 
 
 def test_stop_does_not_act_unasked(

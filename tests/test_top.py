@@ -297,7 +297,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_shutdown(monitor: Monitor, spawner:
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "--all", "--yes")
     terminal = Terminal(spawner, *command, env={"MONITOR_URL": monitor.url})
-    terminal.wait_for("m: draining, as it is busy")
+    terminal.wait_for("m: draining, until it is not busy")
     terminal.press("\x03")
     assert terminal.ended() == 130
     terminal.wait_for("The monitor goes on stopping m.")

@@ -27,7 +27,7 @@ _SHUTDOWN_TIMEOUT_SECONDS = 4 * 86400.0
 _RETRY_SECONDS = 1.0
 _PHASES = {
     "asking": "asking the hooks",
-    "draining": "draining, as it is busy",
+    "draining": "draining, until it is not busy",
     "stopping": "stopping",
     "watching": "watching for a restart",
 }
