@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import psutil
+from msgspec.structs import asdict
 
 from .observation import Figures, TreeFigures
 from .process_table import ProcessTable, Table, descendants
@@ -105,9 +106,10 @@ class Look:
         live = [pid for pid in pids if self._rows[pid].vms]
         if not live:
             return None
-        alone = root is not None and len(live) == 1
-        cpu_percent = root.cpu_percent if root and alone else self._cpu_percent(live)
-        figures = self._figures(live, cpu_percent)
+        if root is not None and len(live) == 1:
+            figures = asdict(root)
+        else:
+            figures = self._figures(live, self._cpu_percent(live))
         return TreeFigures(processes=len(live), pss=pss, vram=vram, **figures)
 
     def _figures(self, pids: list[int], cpu_percent: float | None) -> dict[str, Any]:
