@@ -201,7 +201,7 @@ def test_a_child_that_nobody_waited_for_costs_nothing(
     user = os.geteuid()
     process = spawner.python(
         "import os; os.geteuid() or os.setuid(65534);"
-        "os.execvp('sh', ['sh', '-c', 'sleep 1 & echo $!; exec sleep 1000'])"
+        "os.execv('/bin/sh', ['sh', '-c', 'sleep 1 & echo $!; exec sleep 1000'])"
     )
     assert process.stdout
     zombie = int(process.stdout.readline())
