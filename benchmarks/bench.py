@@ -45,7 +45,7 @@ def main() -> None:
     """Measure, print, write and judge."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="about a minute")
+    size.add_argument("--quick", action="store_true", help="about two minutes")
     size.add_argument("--tiny", action="store_true", help="seconds; its figures mean nothing")
     parser.add_argument("--only", default="rates,lists,costs,churn")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/bench.json"))
