@@ -32,6 +32,10 @@ _UNREACHED_CHANNEL_SECONDS = 1.0
 # after its recovery is answered by it; one that joins does not wait at all.
 _HUNG_GRACE_SECONDS = 0.05
 
+# While a channel is as young as this, a call may finish before it is closed: old versions of gRPC
+# never let go of the descriptor of one that is closed while it connects (tried with 1.49).
+_CONNECTING_SECONDS = 0.05
+
 
 class _NoRoom(Exception):
     """No more channels may be opened."""
@@ -158,6 +162,8 @@ class Connection:
 
     def _on_done(self, call: StatusCall, outcome: Answer | Exception) -> Callable[[], None]:
         """Take note of what a call gave; what is returned wakes its readers."""
+        if isinstance(outcome, Exception) and self._closed:  # and so was the channel
+            outcome = Answer(None, grpc.StatusCode.CANCELLED.name)
         if isinstance(outcome, Exception):
             # Readers wait for this call: whatever stands in its way must reach them as an answer.
             # The message may quote the metadata, a token say, and stays out of the log.
@@ -246,4 +252,7 @@ class Connection:
         """Close the channel; calls under way and later ones get CANCELLED."""
         with self._lock:
             self._closed = True
+            call, connects_until = self._call, self._channel_made_at + _CONNECTING_SECONDS
+        if call:
+            call.done.wait(max(0.0, connects_until - time.monotonic()))
         self._drop_channel()

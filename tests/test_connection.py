@@ -15,11 +15,12 @@ from typing import Any
 import grpc
 import pytest
 
-from monitor_plugin import Settings
+from monitor_plugin import Settings, connection
 from monitor_plugin.channel_security import ChannelSecurity
 from monitor_plugin.channels import KEEPER_TARGET
 from monitor_plugin.models import Backend, Memory, Status
 from monitor_plugin.protocol import SERVICE
+from monitor_plugin.status_call import StatusCall
 from monitor_plugin.status_client import StatusClient
 from monitor_plugin.status_counts import DURATION_BOUNDS
 from monitor_plugin.waits import Waits
@@ -320,6 +321,40 @@ def test_forgetting_and_closing_end_the_waits(
     assert client.status(at(server.address)) == (None, "CANCELLED")
     assert client.free(at(server.address)) == "CANCELLED"
     go.set()
+
+
+def test_a_call_that_just_began_may_finish_before_its_channel_is_closed(
+    make_client: Callable[..., StatusClient],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Old versions of gRPC lose the descriptor of a channel that is closed while it connects."""
+    monkeypatch.setattr(connection, "_CONNECTING_SECONDS", 60.0)
+    client, address = make_client(), spawner.backend().address
+    backends = [at(address, pid) for pid in range(1, 21)]
+    for backend in backends:
+        wait = client.begin(backend)
+        client.forget(backend)
+        assert wait(0).rpc_error is None
+    assert caplog.text == ""
+
+
+def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
+    make_client: Callable[..., StatusClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What gRPC raises then is nothing to tell of, as it is while the connection is open."""
+    client = make_client()
+    made = client._connection(at("127.0.0.1:1"))
+    assert made
+    for closed, code in ((False, "INTERNAL"), (True, "CANCELLED")):
+        if closed:
+            made.close()
+        call = StatusCall()
+        made._on_done(call, ValueError("Cannot invoke RPC on closed channel!"))()
+        assert call.done.is_set()
+        assert call.answer == (None, code)
+    assert len(caplog.records) == 1
 
 
 def test_a_name_that_resolves_again_is_found_at_once(
