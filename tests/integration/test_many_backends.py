@@ -53,11 +53,8 @@ def nothing_is_left(held: list[dict[str, int]]) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    ("ports", "limit"),
-    [pytest.param(400, 512, marks=pytest.mark.once), (1000, 8192)],
-    indirect=["ports"],
-)
+@pytest.mark.once
+@pytest.mark.parametrize(("ports", "limit"), [(400, 512), (1000, 8192)], indirect=["ports"])
 def test_many_at_once(limit: int, ports: str, spawner: Spawner) -> None:
     """All are watched and answered for by gRPC, with few descriptors too, which stay limited."""
     result = measured(spawner, ports, "live", limit)
