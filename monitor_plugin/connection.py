@@ -139,6 +139,8 @@ class Connection:
         return call.answer
 
     def _wait(self, call: StatusCall, deadline: float) -> None:
+        if call.done.is_set():  # as most of a list's are: nobody is to be told of a wait
+            return
         # In a loop, because the call's age counts from its sending, which may still lie ahead.
         with self._waits:
             while (
