@@ -100,17 +100,17 @@ class Host:
 def main() -> None:
     """Run the programs until SIGTERM or Ctrl-C."""
     commands = commands_by_model(__doc__)
-    ended = threading.Event()
+    ended: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    host = Host()
-    with tempfile.TemporaryDirectory() as folder, Monitor(plugins=[host]) as monitor:
+        signal.signal(number, lambda number, frame: ended.append(number))
+    with tempfile.TemporaryDirectory() as folder, Monitor(plugins=[host := Host()]) as monitor:
         try:
             for model, command in commands.items():
                 program = host.programs[model] = Program(model, command, folder, monitor)
                 program.start()
             print_curl_commands(monitor, list(commands))
-            ended.wait()
+            while not ended:  # one long wait would miss a signal that comes just before it
+                time.sleep(0.2)
         finally:
             host.stop()
 

@@ -119,16 +119,17 @@ def main() -> None:
     # one execs at once.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     commands = commands_by_model(__doc__)
-    ended = threading.Event()
+    ended: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda number, frame: ended.append(number))
     with tempfile.TemporaryDirectory() as folder:
         host = Host(commands, folder)
         with Monitor(plugins=[host]) as monitor:
             print_curl_commands(monitor, list(commands))
             try:
-                while not ended.wait(LOOK_SECONDS):
+                while not ended:
                     host.look(monitor)
+                    time.sleep(LOOK_SECONDS)
             finally:
                 stop = threading.Thread(target=host.stop)
                 stop.start()

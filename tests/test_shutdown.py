@@ -123,7 +123,8 @@ def end(number, frame):
     os._exit(0)
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
-time.sleep(1000)
+while True:  # a handler is not called where its signal comes just before the one long sleep
+    time.sleep(0.1)
 """
     process = spawner.python(code)
     assert process.stdout
@@ -331,7 +332,7 @@ def test_a_host_stops_by_its_own_books(
     signals = "import signal,time,sys\n" + (
         "signal.signal(signal.SIGTERM, lambda *a: print('TERM', flush=True))\n"
         "signal.signal(signal.SIGINT, lambda *a: sys.exit(5))\n"
-        "print('ready', flush=True)\nwhile True: time.sleep(1000)"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
     )
     process = spawner.python(signals)
     assert process.stdout
@@ -486,7 +487,7 @@ def test_closing_ends_the_wait_for_an_end(
     monitor = make_monitor(stop_timeout_seconds=3600)
     code = (
         "import signal,time\nsignal.signal(signal.SIGTERM, lambda *a: print('T', flush=True))\n"
-        "print('ready', flush=True)\nwhile True: time.sleep(1000)"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
     )
     process = spawner.process(sys.executable, "-c", code)
     assert process.stdout
@@ -587,7 +588,7 @@ for _ in range(40):
         signal.signal(signal.SIGUSR1, escape)
         ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
         while True:
-            time.sleep(1000)
+            time.sleep(0.1)
 os.write(1, b"ready\\n")
 time.sleep(1000)
 """
@@ -648,7 +649,7 @@ def test_a_stopped_process_takes_its_sigterm(
     process = spawner.python(
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
-        "print('ready', flush=True)\ntime.sleep(1000)"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
     )
     assert process.stdout
     process.stdout.readline()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import mmap
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -149,15 +151,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     parent = os.getppid()
-    ended = threading.Event()
+    ended = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal ended
+        ended = True
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which ends its backends
     signal.signal(
         signal.SIGTERM,
-        signal.SIG_IGN if options.ignore_sigterm else lambda number, frame: ended.set(),
+        signal.SIG_IGN if options.ignore_sigterm else end,
     )
     fork_workers(options)  # before gRPC, which does not survive a fork
     service = Service(options)
     signal.signal(signal.SIGUSR1, lambda number, frame: service.toggle_busy())
+    # Handlers run between two steps of Python alone: a signal that comes just as the wait below
+    # begins ends it by a byte in a socket.
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((service.handlers(),))
     port = server.add_insecure_port(options.addr)
@@ -167,8 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"serving on {address}", flush=True)
     if options.end_with_parent:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    if not ended.wait(options.crash_after):
-        os._exit(3)
+    crash_at = time.monotonic() + (options.crash_after or 0)
+    while not ended:
+        left = None if options.crash_after is None else max(0.0, crash_at - time.monotonic())
+        if select.select([woken], [], [], left)[0]:
+            woken.recv(64)
+        elif not ended:
+            os._exit(3)
     server.stop(grace=0.2).wait()
     os._exit(0)  # whatever threads are left: a Status that hangs holds one
 

@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         for call in calls():
             print(call.curl(url, with_token="MONITOR_TOKEN" in os.environ))
         print("\nCtrl-C ends all of it.", flush=True)
-    return host.wait()
+    while host.poll() is None:  # one long wait would miss a SIGTERM that comes just before it
+        time.sleep(0.2)
+    return host.returncode
 
 
 if __name__ == "__main__":

@@ -31,11 +31,11 @@ HOSTS = ["embedded_host.py", "asyncio_host.py", "forking_host.py"]
 BACKEND = f"{sys.executable} -m monitor_plugin.demo.backend --addr {{address}} --weights-mib 1"
 # Crashes when it is asked to end, and leaves a child behind.
 CRASHES_AT_SIGTERM = """
-import os, signal, subprocess
+import os, signal, subprocess, time
 signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 subprocess.Popen(["sleep", "1000"])
 while True:
-    signal.pause()
+    time.sleep(0.1)
 """
 
 
