@@ -24,10 +24,6 @@ _CALL_SECONDS = 30.0
 # Codes with which the backend itself said nothing: one that hung still does, for all we know.
 _NO_WORD = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
 
-# A channel through which nobody was reached is made anew at this age: gRPC's name resolver has a
-# backoff of its own, up to minutes, which no option limits.
-_UNREACHED_CHANNEL_SECONDS = 1.0
-
 # Whoever starts a call to a backend known to be hung waits this long, so that the first request
 # after its recovery is answered by it; one that joins does not wait at all.
 _HUNG_GRACE_SECONDS = 0.05
@@ -152,7 +148,6 @@ class Connection:
     def _start(self, call: StatusCall) -> None:
         try:
             metadata = tuple(self._call_metadata().items())
-            self._drop_channel(self._is_of_no_use)
             channel = self._open_channel()
             call.started = time.monotonic()
             done = partial(self._on_done, call)
@@ -198,6 +193,7 @@ class Connection:
             self._unimplemented |= answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
             if self._call is call:
                 self._call = None
+        self._drop_channel(self._is_of_no_use)
 
     def free(self) -> str | None:
         """Ask the backend to free its model: see `StatusClient.free`."""
@@ -209,6 +205,8 @@ class Connection:
             call = self._open_channel().unary_unary(FREE_METHOD, None, None)
             call(b"", timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
         except grpc.RpcError as error:
+            with self._lock:
+                self._unreached = error.code() is grpc.StatusCode.UNAVAILABLE
             return str(error.code().name)
         except _NoRoom:
             return grpc.StatusCode.RESOURCE_EXHAUSTED.name
@@ -218,6 +216,7 @@ class Connection:
         finally:
             with self._lock:
                 self._frees -= 1
+            self._drop_channel(self._is_of_no_use)
         return None
 
     def _open_channel(self) -> grpc.Channel:
@@ -230,6 +229,7 @@ class Connection:
         with self._lock:
             if self._channel is None and not self._closed:
                 self._channel, self._channel_made_at = made, time.monotonic()
+                self._unreached = False
             channel = self._channel
         if channel is not made:  # another call was first, or it was closed
             made.close()
@@ -238,8 +238,10 @@ class Connection:
         return channel
 
     def _is_of_no_use(self) -> bool:
-        age_seconds = time.monotonic() - self._channel_made_at
-        return self._unreached and not self._frees and age_seconds > _UNREACHED_CHANNEL_SECONDS
+        # gRPC's backoffs, of which the name resolver's is up to minutes, would hide a backend that
+        # has come; and old versions (1.49) go on connecting by themselves, but not to the end, and
+        # lose the descriptor of a unix socket so.
+        return self._unreached and self._call is None and not self._frees
 
     def _drop_channel(self, may: Callable[[], bool] = lambda: True) -> bool:
         with self._lock:

@@ -118,6 +118,8 @@ class StatusHooks:
                 server.close()
             elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 server.ask_after = max(server.ask_after, time.monotonic() + _PAUSE_SECONDS)
+            elif error.code() is grpc.StatusCode.UNAVAILABLE:
+                server.drop_channel()  # whose backoff would hide the backend once it has come
         except (DecodeError, ValueError):  # ValueError: the channel was closed meanwhile
             pass
         return None
@@ -143,13 +145,17 @@ class _Server:
     def rest(self) -> None:
         """Close the channel, unless it is in use; it is opened anew when it is needed."""
         if self.turn.acquire(blocking=False):
-            channel, self.channel = self.channel, None
+            self.drop_channel()
             self.turn.release()
-            if channel:
-                channel.close()
+
+    def drop_channel(self) -> None:
+        """Close the channel; for whose turn it is."""
+        channel, self.channel = self.channel, None
+        if channel:
+            channel.close()
 
     def close(self) -> None:
         """Close the channel, though it be in use, and ask no more."""
         self.ask_after = math.inf
-        if self.channel:
-            self.channel.close()
+        if channel := self.channel:
+            channel.close()

@@ -25,7 +25,7 @@ from monitor_plugin.status_client import StatusClient
 from monitor_plugin.status_counts import DURATION_BOUNDS
 from monitor_plugin.waits import Waits
 
-from .support import Spawner, eventually, suspend
+from .support import Spawner, eventually, free_port, suspend
 
 
 @pytest.fixture
@@ -297,7 +297,33 @@ def test_a_backend_that_is_back_is_found_at_once(
         client.status(at(backend.address))
         time.sleep(0.02)
     spawner.backend(addr=backend.address)
-    assert eventually(lambda: client.status(at(backend.address)).status, seconds=5)
+    assert client.status(at(backend.address)).status
+
+
+@pytest.mark.parametrize("address", ["unix:{folder}/{number}", "127.0.0.1:{port}"])
+def test_one_that_was_asked_too_early_answers_once_it_serves(
+    address: str, make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
+) -> None:
+    """The first reading after it serves is its own word, and no descriptor is left behind.
+
+    gRPC 1.49 goes on connecting by itself, but not to the end, while nobody calls; and it never
+    lets go of a unix socket with which it did so.
+    """
+    client = make_client()
+    held: list[int] = []
+    for number in range(4):
+        backend = at(address.format(folder=tmp_path, number=number, port=free_port()))
+        assert client.status(backend).rpc_error == "UNAVAILABLE"
+        assert client.free(backend) == "UNAVAILABLE"
+        serving = spawner.backend(addr=backend.address)
+        time.sleep(0.2)  # more than gRPC's backoff
+        assert client.free(backend) is None
+        assert client.status(backend).status
+        client.forget(backend)
+        serving.process.kill()
+        serving.process.communicate()
+        held.append(len(os.listdir("/proc/self/fd")))
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= held[0])
 
 
 def test_forgetting_and_closing_end_the_waits(
@@ -360,7 +386,7 @@ def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
 def test_a_name_that_resolves_again_is_found_at_once(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A channel through which nobody was reached is replaced: its resolver's backoff is minutes."""
+    """A channel that reached nobody is given up: its resolver's backoff is minutes."""
     backend = spawner.backend()
     port = backend.address.rpartition(":")[2]
     dialled = []
@@ -375,10 +401,9 @@ def test_a_name_that_resolves_again_is_found_at_once(
     monkeypatch.setattr(grpc, "insecure_channel", dial)
     client = make_client()
     assert client.status(at(backend.address)) == (None, "UNAVAILABLE")
-    eventually(lambda: client.status(at(backend.address)).status)
-    assert len(dialled) == 2
-    assert client.status(at(backend.address)).status
-    assert len(dialled) == 2
+    for _ in range(2):
+        assert client.status(at(backend.address)).status
+        assert len(dialled) == 2
 
 
 def test_of_two_channels_made_at_once_one_is_closed(

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import psutil
@@ -23,7 +24,7 @@ READY = BoolValue(value=True).SerializeToString()
 class Server:
     """A gRPC server at several addresses, which answers a call with what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, *addresses: str) -> None:
         self.answer: bytes = READY
         self.tokens: list[str] = []  # of the calls
         self.gate = threading.Event()
@@ -34,6 +35,8 @@ class Server:
             (grpc.method_handlers_generic_handler("a.Service", {"Ready": handler}),)
         )
         self.ports = [self._server.add_insecure_port("127.0.0.1:0") for _ in range(3)]
+        for address in addresses:
+            self._server.add_insecure_port(address)
         self._server.start()
 
     def _ready(self, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -146,3 +149,19 @@ def test_channels_make_room_for_others(
     for _ in range(2):
         assert [monitor.read(f"m{number}").source for number in range(3)] == ["hook"] * 3
         eventually(lambda: server.connections() == 2)
+
+
+def test_one_that_was_asked_too_early_answers_once_it_serves(
+    watch: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
+) -> None:
+    """A channel that reached nobody is given up, with the backoff that it is in."""
+    monitor = watch(backends=0)
+    monitor.hook.monitor_backend_spawned(
+        model="late", pid=spawner.sleeper().pid, address=f"unix:{tmp_path}/s"
+    )
+    assert [monitor.read("late").source for _ in range(3)] == ["psutil"] * 3
+    server = Server(f"unix:{tmp_path}/s")
+    try:
+        assert monitor.read("late").source == "hook"
+    finally:
+        server.stop()
