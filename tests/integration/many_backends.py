@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import grpc
 import psutil
@@ -93,17 +94,32 @@ def left(monitor: Monitor) -> dict[str, int]:
     }
 
 
-def measure(work: Callable[[Monitor], Counter[str]]) -> None:
-    """Do the work ROUNDS times; print what is held before, after each, and after closing."""
+def settled(monitor: Monitor) -> dict[str, int]:
+    """Count what is held once it stays the same for a second."""
+    looks = [left(monitor)]
+    while len(looks) < 10:
+        time.sleep(0.1)
+        now = left(monitor)
+        same = all(now[each] == looks[-1][each] for each in ("descriptors", "threads"))
+        looks = [*looks, now] if same else [now]
+    return looks[-1]
+
+
+def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor], object]) -> None:
+    """Do the work ROUNDS times; print what is held before, after each, and after closing.
+
+    gRPC opens some descriptors of its own at its first use, which is the warm-up's.
+    """
     held, sources = [], []
     with Monitor(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
-        held.append(left(monitor))
+        warm_up(monitor)
+        held.append(settled(monitor))
         for _ in range(ROUNDS):
             sources.append(work(monitor))
             deadline = time.monotonic() + 30  # gRPC lets go of a closed channel in its own time
             while time.monotonic() < deadline:
                 now = left(monitor)
-                if all(now[each] <= held[-1][each] for each in ("descriptors", "threads")):
+                if all(now[each] <= held[0][each] for each in ("descriptors", "threads")):
                     break
                 time.sleep(0.05)
             held.append(now)
@@ -121,9 +137,13 @@ def main() -> None:
     ports = sys.stdin.readline().split()
     if what == "live":
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
-        measure(lambda monitor: live_at_once(monitor, ports))
+        work, warm_up = partial(live_at_once, ports=ports), partial(live_at_once, ports=ports[:1])
     else:
-        measure(lambda monitor: in_turn(monitor, ports, number))
+        work, warm_up = (
+            partial(in_turn, ports=ports, count=number),
+            partial(in_turn, ports=ports, count=10),
+        )
+    measure(work, warm_up)
 
 
 if __name__ == "__main__":
