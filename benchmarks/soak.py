@@ -104,12 +104,14 @@ async def together(work: Sequence[Coroutine[None, None, None]], seconds: float) 
 
 
 async def settled(host: Host, before: dict[str, int]) -> dict[str, int]:
-    """Count what is left, once what ends in its own time has ended."""
+    """Count what is left, once what ends in its own time has ended: once it stays the same."""
     deadline = time.monotonic() + 20
+    clean_looks = descriptors = 0
     while True:
         after = await host.tell(host.monitor.left)
-        clean = not leaks(before, after) and after["descriptors"] <= before["descriptors"]
-        if clean or time.monotonic() > deadline:
+        clean = not leaks(before, after) and after["descriptors"] == descriptors
+        clean_looks, descriptors = clean_looks + 1 if clean else 0, after["descriptors"]
+        if clean_looks == 10 or time.monotonic() > deadline:
             return after
         await asyncio.sleep(0.2)
 
