@@ -127,6 +127,7 @@ def test_ends_and_shutdowns_of_real_backends_are_counted(
     assert client.shutdown("m", force=True).status == 200
     assert not monitor.backends()
     eventually(lambda: sum(counts(monitor, "m").shutdowns.values()) == 2)
+    eventually(lambda: sum(counts(monitor, "m").exits.values()) == 2)
     found = counts(monitor, "m")
     assert {cause: n for cause, n in found.exits.items() if n} == {"killed": 1, "shutdown": 1}
     assert {each: n for each, n in found.shutdowns.items() if n} == {"refused": 1, "stopped": 1}
