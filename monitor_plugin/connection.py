@@ -97,7 +97,7 @@ class Connection:
         Returns:
             Whether it was closed.
         """
-        return self._drop_channel(lambda: self._call is None and not self._frees)
+        return self._drop_channel(self._is_idle)
 
     def ask(self) -> Callable[[float], Answer]:
         """Ask for the status, or join the call under way: see `StatusClient.status`.
@@ -130,8 +130,6 @@ class Connection:
                 if time.monotonic() >= call.started + self._timeout_seconds:
                     self._hung = code
                 return Answer(None, code)
-        if starts and call.answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name:
-            self.rest()  # nothing more to ask; `Free` opens a channel anew
         return call.answer
 
     def _wait(self, call: StatusCall, deadline: float) -> None:
@@ -237,11 +235,15 @@ class Connection:
             raise ValueError("the connection is closed")
         return channel
 
+    def _is_idle(self) -> bool:
+        return self._call is None and not self._frees
+
     def _is_of_no_use(self) -> bool:
+        # There is nothing more to ask where Status is not implemented. Where nobody was reached,
         # gRPC's backoffs, of which the name resolver's is up to minutes, would hide a backend that
         # has come; and old versions (1.49) go on connecting by themselves, but not to the end, and
         # lose the descriptor of a unix socket so.
-        return self._unreached and self._call is None and not self._frees
+        return (self._unreached or self._unimplemented) and self._is_idle()
 
     def _drop_channel(self, may: Callable[[], bool] = lambda: True) -> bool:
         with self._lock:

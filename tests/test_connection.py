@@ -151,7 +151,7 @@ def test_nonsense_has_a_named_code(
 def test_unimplemented_is_asked_once(
     serve: Callable[..., Server], make_client: Callable[..., StatusClient]
 ) -> None:
-    """A process that does not implement Status is not asked again; another one is."""
+    """A process that does not implement Status is not asked again, and holds no channel."""
     server = serve(abort(grpc.StatusCode.UNIMPLEMENTED))
     client = make_client()
     for _ in range(3):
@@ -160,6 +160,10 @@ def test_unimplemented_is_asked_once(
     assert client.status(at(server.address, pid=1001)) == (None, "UNIMPLEMENTED")
     assert server.calls == 2
     assert client.free(at(server.address)) == "UNIMPLEMENTED"
+    for pid in (1000, 1001):
+        connection = client._connection(at(server.address, pid))
+        assert connection
+        assert not connection.is_open
 
 
 def test_other_protocols_on_the_port(make_client: Callable[..., StatusClient]) -> None:
