@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,6 +41,19 @@ def is_running(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """Tell which descriptors this process has open: the number of each, and what it is of.
+
+    What a test left open is what is there after it and was not before. Numbers alone do not tell:
+    what earlier tests or libraries had open may go meanwhile, and give theirs to others.
+    """
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # such as the one that listed the others
+            found.add((number, str(Path(f"/proc/self/fd/{number}").readlink())))
+    return found
 
 
 def suspend(pid: int) -> None:

@@ -21,11 +21,7 @@ from monitor_plugin.errors import ListenError
 from monitor_plugin.http import listening
 from monitor_plugin.http.listening import open_listener, plain_address
 
-from .support import Client, Spawner
-
-
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+from .support import Client, Spawner, descriptors
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from monitor_plugin.process import Process, ProcessGone
 
-from .support import Spawner, eventually, is_running
+from .support import Spawner, descriptors, eventually, is_running
 
 BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
@@ -42,10 +42,6 @@ sys.stdin.readline()
 """
 
 EXITS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 7), (signal.SIGKILL, -9)])
-
-
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def _line(process: subprocess.Popen[str]) -> str:
@@ -84,11 +80,11 @@ def test_a_running_process_is_known(spawner: Spawner, keep_descriptor: bool) -> 
 @BOTH
 def test_a_number_of_no_process_is_refused(pid: int, keep_descriptor: bool) -> None:
     """A number that is no PID, or too large to be one, raises ProcessGone with that number."""
-    before = _descriptors()
+    before = descriptors()
     with pytest.raises(ProcessGone, match=f"^process {pid} does not run$") as caught:
         Process(pid, keep_descriptor=keep_descriptor)
     assert caught.value.pid == pid
-    assert _descriptors() == before
+    assert not descriptors() - before
 
 
 @BOTH
@@ -105,10 +101,10 @@ def test_a_zombie_is_refused(spawner: Spawner, keep_descriptor: bool) -> None:
     """A zombie has ended, so it cannot be opened, and its descriptor is not leaked."""
     ended = spawner.process("true")
     eventually(lambda: _state(ended.pid) == "Z")
-    before = _descriptors()
+    before = descriptors()
     with pytest.raises(ProcessGone):
         Process(ended.pid, keep_descriptor=keep_descriptor)
-    assert _descriptors() == before
+    assert not descriptors() - before
     assert ended.wait() == 0
 
 
@@ -342,19 +338,19 @@ def test_the_pidfd_is_readable_once_it_ended(spawner: Spawner) -> None:
 def test_closing_lets_go_of_the_descriptor_and_of_nothing_else(spawner: Spawner) -> None:
     """After `close`, which may be called again, everything works on by creation time."""
     sleeper = spawner.sleeper()
-    before = _descriptors()
+    before = descriptors()
     process = Process(sleeper.pid)
-    assert _descriptors() == before + 1
+    assert len(descriptors() - before) == 1
     process.close()
     process.close()
-    assert _descriptors() == before
+    assert not descriptors() - before
     assert process.pidfd is None
     assert not process.ended()
     assert process.send_signal(signal.SIGTERM) is True
     eventually(process.ended)
     assert process.exit_code() == -15
     assert process.send_signal(signal.SIGTERM) is False
-    assert _descriptors() == before
+    assert not descriptors() - before
 
 
 def test_without_a_free_descriptor_creation_times_are_compared(spawner: Spawner) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import queue
 import select
 import signal
@@ -13,7 +12,7 @@ import pytest
 from monitor_plugin.process import Process
 from monitor_plugin.watcher import Watcher
 
-from .support import Spawner, eventually
+from .support import Spawner, descriptors, eventually
 
 BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
 
@@ -204,7 +203,7 @@ def test_watched_descriptors_are_counted(noticed: Noticed, opened: Opened) -> No
 def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
     """After `close`, which may be called again, the thread is gone, and so is what it waited on."""
     processes = [opened(True), opened(False)]
-    descriptors, threads = os.listdir("/proc/self/fd"), threading.active_count()
+    before, threads = descriptors(), threading.active_count()
     noticed = Noticed()
     for process in processes:
         noticed.watcher.watch(process)
@@ -213,7 +212,7 @@ def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
     noticed.watcher.close()
     noticed.watcher.close()
     assert threading.active_count() == threads
-    assert os.listdir("/proc/self/fd") == descriptors
+    assert not descriptors() - before
     for process in processes:
         process.send_signal(9)
         eventually(process.ended)
