@@ -5,8 +5,9 @@
 Runs examples/asyncio_host.py's programs in a loop that measures its own stalls: by how much it is
 late where it asks for 5 ms. In each round a client reads a backend, and the host starts another and
 stops it through the monitor: first with all well, then with the backend hung (SIGSTOP) and a hook
-that blocks. Says the longest stall of each round; ends with 1 where the median with a hung backend
-is 50 ms or more over the median without.
+that blocks. Says the longest stall of each round; ends with 1 where the least of these with a hung
+backend is 50 ms or more over the least without: who blocks the loop does so in each round, while
+what else the machine does stalls it now and then.
 """
 
 from __future__ import annotations
@@ -121,8 +122,9 @@ def main() -> None:
         without, hung = asyncio.run(measure(rounds, folder))
     for name, stalls in (("without", without), ("hung", hung)):
         print(f"{name:8}", *(f"{1000 * stall:6.1f}" for stall in stalls), "ms at most")
-    more = statistics.median(hung) - statistics.median(without)
-    print(f"with a hung backend the median is {1000 * more:.1f} ms more")
+    for name, of in (("median", statistics.median), ("least", min)):
+        more = of(hung) - of(without)
+        print(f"with a hung backend the {name} is {1000 * more:.1f} ms more")
     sys.exit(more >= ALLOWED_SECONDS)
 
 
