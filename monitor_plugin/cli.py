@@ -51,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if _COMPLETION in os.environ or (arguments and arguments[0] in _CLIENT_COMMANDS):
         return _ask_monitor(arguments)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # Of a mistyped flag no value is shown, `--tok=...` say, as it might be a secret.
+        words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        parser.error(f"unrecognized arguments: {' '.join(words or unknown)}")
     configure_logging(options.log_format)
     try:
         return int(options.command(options, _settings(options)))
@@ -64,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="monitor-plugin",
         description="Monitors and stops the backends of a model-serving host.",
+        allow_abbrev=False,
     )
     version = f"%(prog)s {metadata.version('monitor-plugin')}"
     parser.add_argument("--version", action="version", version=version)
@@ -72,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="run a monitor, a small host and three real backends, until Ctrl-C",
         description="Runs a monitor, a small host and three real backends, until Ctrl-C.",
+        allow_abbrev=False,
     )
     demo.add_argument(
         "--once",
@@ -85,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="monitor the backends of the supervisord that runs this, as its event listener",
         description="Monitors the backends of the supervisord that runs this as its event listener "
         "(a section [eventlistener:...] of its configuration; see the README).",
+        allow_abbrev=False,
     )
     supervisord.add_argument(
         "--backend",
@@ -109,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Asks a running monitor which plugins it has loaded, from where, which hooks "
         "each implements, and how often each was called, raised, was not back in time, and how "
         "long it took. The token for it is read from MONITOR_TOKEN.",
+        allow_abbrev=False,  # `--token` would be --token-file, and its value stand in the error
     )
     hooks.add_argument(
         "--url", help=f"http://HOST:PORT or unix:/PATH (default: MONITOR_URL, or {DEFAULT_URL})"
@@ -119,10 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a file with the token, or the monitor's own token file",
     )
+    hooks.add_argument("--token", action=_NoFlag, help=argparse.SUPPRESS)
     hooks.add_argument("--json", action="store_true", help="print JSON, for programs")
     hooks.set_defaults(command=_hooks, log_format="text")
     for name, help in _CLIENT_COMMANDS.items():
-        commands.add_parser(name, help=help)
+        commands.add_parser(name, help=help, allow_abbrev=False)
     return parser
 
 

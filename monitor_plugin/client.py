@@ -44,6 +44,8 @@ class Client:
             if not self._socket_path.startswith("/"):
                 raise MonitorError(f"{url!r}: a unix socket's path must be absolute: unix:/PATH")
             return
+        if "@" in url:  # not shown, wherever it stands: what is mistyped holds a password too
+            raise MonitorError("a URL with a user's name is not taken; tokens go elsewhere")
         try:
             parts = urlsplit(self.url)
             good = bool(parts.hostname) and (parts.port or 1) > 0
@@ -51,8 +53,6 @@ class Client:
             good = False
         if not good or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise MonitorError(f"{url!r} is neither http://HOST:PORT nor unix:/PATH")
-        if "@" in parts.netloc:
-            raise MonitorError("a URL with a user's name is not taken; tokens go elsewhere")
         self._scheme, self._netloc, self._prefix = parts.scheme, parts.netloc, parts.path
 
     def get(
@@ -158,7 +158,7 @@ def client_of(environ: Mapping[str, str], url: str | None, token_file: str | Non
 
 def _read_token(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no UTF-8"

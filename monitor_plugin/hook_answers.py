@@ -32,7 +32,7 @@ def given_status(value: object) -> Status:
 def given_metadata(value: object) -> dict[str, str] | None:
     """Take the metadata of a call."""
     if not isinstance(value, Mapping) or not _is_metadata(given := dict(value)):
-        raise WrongType(value, "a mapping of gRPC metadata, ASCII to ASCII")
+        raise WrongType(value, "a mapping of gRPC metadata: ASCII, and keys in lower case")
     return given
 
 

@@ -204,7 +204,7 @@ class Hooks:
             if isinstance(error, HookOverran):
                 return StopAnswer(name, under_way=True, error=str(error))
             if isinstance(error, ShutdownFailed):
-                return StopAnswer(name, False, error.reason)
+                return StopAnswer(name, False, getattr(error, "reason", str(error)))
             if under_way is not None:
                 return StopAnswer(name, under_way=under_way, error=None)
         return None

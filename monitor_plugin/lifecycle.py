@@ -97,6 +97,8 @@ class Lifecycle:
             raise InvalidBackend(
                 f"the backend was not registered: {fault}", model=model, pid=pid, address=address
             )
+        # Of subclasses, a text of numpy say, the plain value: what encodes them knows no others.
+        model, pid, address = str.__str__(model), int.__int__(pid), str.__str__(address)
         while not self._register(model, pid, address, canonical):
             pass  # something had ended, or came, meanwhile
         self._refuse_if_closed(model, pid, address)  # meanwhile
@@ -173,6 +175,8 @@ class Lifecycle:
         if fault:
             message = f"the end of a backend was not noted: {fault}"
             raise InvalidBackend(message, model=model, pid=pid, address=None)
+        if exit_code is not None:
+            exit_code = int.__int__(exit_code)
         record = self._registry.record(pid)
         if record and record.backend.model == model and record.process.ended():
             self.end(record, exit_code)

@@ -128,6 +128,8 @@ class ModelReadings:
             ProcessGone: all have ended.
             BackendUnreadable: none of those that run can be read.
         """
+        if len(records) > _READ_AT_ONCE:  # the last ones wait for no deadline of the first
+            self._readings.begin(records)
         with ThreadPoolExecutor(min(len(records), _READ_AT_ONCE), "monitor-read") as pool:
             futures = [pool.submit(self._share, [each], records, True) for each in records]
         readings: dict[Record, Reading] = {}

@@ -248,6 +248,10 @@ class Monitor:
         """List the backends for which a shutdown is under way."""
         return self._parts.shutdowns.stopping()
 
+    def stops_one(self, backend: Backend) -> bool:
+        """Whether a shutdown is under way that was asked for this backend alone, by its PID."""
+        return self._parts.shutdowns.stops_one(backend)
+
     def open_channel(self, backend: Backend) -> grpc.Channel:
         """Make a gRPC channel to a backend as the monitor's own: with its TLS, and by no proxy.
 

@@ -37,4 +37,5 @@ def checked_model(model: object) -> str:
     """
     if fault := fault_in_model_name(model):
         raise InvalidRequest(fault)
-    return str(model)
+    assert isinstance(model, str)
+    return str.__str__(model)  # of an enumeration's member, say, its text alone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import psutil
@@ -69,6 +69,12 @@ class Readings:
         breakdown = components() if components else self._components(backend)
         status, memory_source = self._fill_memory(record, status, breakdown)
         return Reading(backend, status, None, source, None, time.time(), memory_source)
+
+    def begin(self, records: Sequence[Record]) -> None:
+        """Begin to ask by gRPC those that are read soon: their deadlines run at the same time."""
+        if not self._hooks.have_a_part_in_status():
+            for record in records:
+                self._status_client.begin(record.backend)
 
     def held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
         """What a backend holds, and who says so: (None, None) where that is not known."""

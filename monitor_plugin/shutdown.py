@@ -20,6 +20,9 @@ from .stopping import Stop, Stopper, pids_text
 _LOOK_SECONDS = 0.1
 _STOPS_AT_ONCE = 32
 
+# A process, whatever it is registered as: its PID, and when it was created.
+Started = tuple[int, float]
+
 
 class Progress(NamedTuple):
     """How far a shutdown is.
@@ -124,6 +127,12 @@ class Shutdowns:
             shutdowns = list(self._under_way.values())
         return [record.backend for shutdown in shutdowns for record in shutdown.records]
 
+    def stops_one(self, backend: Backend) -> bool:
+        """Whether a shutdown is under way that was asked for this backend alone, by its PID."""
+        with self._lock:
+            shutdown = self._under_way.get(backend.model)
+        return shutdown is not None and shutdown.pid == backend.pid
+
     def progress(self) -> dict[Backend, Progress]:
         """Say how far each shutdown is that is under way, by the backends that it stops."""
         now = time.monotonic()
@@ -167,9 +176,7 @@ class Shutdowns:
         started = time.monotonic()
         outcome = "failed"
         try:
-            self._enter(shutdown, "asking")
-            self._ask_leave(model, records, shutdown.force)
-            self._stop(stops, shutdown)
+            self._stop(model, stops, shutdown)
             outcome = "stopped"
             if not all(stop.by_host or stop.failure for stop in stops):
                 self._enter(shutdown, "watching")
@@ -190,8 +197,8 @@ class Shutdowns:
         if outcome == "respawned":
             raise self._respawned(model, known)
 
-    def _live(self, model: str, shutdown: _Shutdown) -> tuple[Sequence[Record], Sequence[Record]]:
-        """List which backends are to be stopped, and which may run afterwards all the same."""
+    def _live(self, model: str, shutdown: _Shutdown) -> tuple[Sequence[Record], set[Started]]:
+        """List which backends are to be stopped, and the processes that are no new ones."""
         records = []
         for record in shutdown.records:
             if record.process.ended():
@@ -200,18 +207,23 @@ class Shutdowns:
                 records.append(record)
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
         if records:
-            return records, known
+            ended = [each.backend for each in self._registry.ends()]
+            return records, {_started(each) for each in (*(r.backend for r in known), *ended)}
         if shutdown.pid is not None and known:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
         raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
 
-    def _stop(self, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
-        """Stop backends at the same time, none before all are drained."""
+    def _stop(self, model: str, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
+        """Stop backends at the same time, with leave, none before all are drained."""
         try:
             with ThreadPoolExecutor(min(len(stops), _STOPS_AT_ONCE), "monitor-stop") as pool:
+                self._enter(shutdown, "asking")
+                # First: one that ends by itself from now on leaves none of its tree behind.
                 list(pool.map(self._stopper.open, stops))
+                self._ask_leave(model, [stop.record for stop in stops], shutdown.force)
                 self._enter(shutdown, "draining")
-                list(pool.map(lambda stop: self._stopper.drain(stop, shutdown.hurry), stops))
+                drain = self._stopper.begin_drain(shutdown.hurry)
+                list(pool.map(drain, stops))
                 if shutdown.spare_busy:
                     for stop in stops:
                         if stop.is_busy:
@@ -228,23 +240,34 @@ class Shutdowns:
             if refusal := self._hooks.before_shutdown(record.backend, force):
                 raise ShutdownRefused(model, refusal.plugin_name, refusal.reason)
 
-    def _watch_respawn(self, model: str, records: Sequence[Record]) -> str:
+    def _watch_respawn(self, model: str, known: set[Started]) -> str:
         """See whether the host starts the model again: `respawned`, else `stopped`."""
         deadline = time.monotonic() + self._respawn_watch_seconds
         while True:
-            if any(record not in records for record in self._registry.records(model)):
+            if self._anew(model, known):
                 return "respawned"
             left = deadline - time.monotonic()
             if left <= 0 or self._stopper.closing.wait(min(_LOOK_SECONDS, left)):
                 return "stopped"
 
-    def _respawned(self, model: str, records: Sequence[Record]) -> ShutdownFailed:
-        anew = [each.backend.pid for each in self._registry.records(model) if each not in records]
+    def _anew(self, model: str, known: set[Started]) -> list[int]:
+        """List the PIDs of a model's new processes, and of those that have crashed by now."""
+        ended = [each.backend for each in self._registry.ends() if each.backend.model == model]
+        found = (*ended, *(each.backend for each in self._registry.records(model)))
+        return [each.pid for each in found if _started(each) not in known]
+
+    def _respawned(self, model: str, known: set[Started]) -> ShutdownFailed:
+        anew = self._anew(model, known)
         reason = (
             f"it was, but the host started it again ({pids_text(anew)}); a host that does so must "
             "implement the hook monitor_stop_backend, and take the model off its own books there"
         )
-        return ShutdownFailed(model, reason, anew)
+        running = {each.backend.pid for each in self._registry.records(model)}
+        return ShutdownFailed(model, reason, [pid for pid in anew if pid in running])
+
+
+def _started(backend: Backend) -> Started:
+    return backend.pid, backend.created_at
 
 
 class _Shutdown:

@@ -6,8 +6,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import grpc
 
@@ -25,6 +25,7 @@ from .status_client import StatusClient
 _logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.1
+_REFRESH_SECONDS = 0.5
 
 
 class Stop:
@@ -111,19 +112,31 @@ class Stopper:
             reason = f"its processes cannot be looked at: {error}"
             stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
 
-    def drain(self, stop: Stop, hurry: threading.Event) -> None:
-        """Wait while the backend is busy, or was and does not answer, at most the drain's time.
+    def begin_drain(self, hurry: threading.Event) -> Callable[[Stop], None]:
+        """Begin the time of a drain, which all backends of a shutdown share.
 
         Args:
-            stop: which backend; it is noted there whether it is busy all the same.
             hurry: ends the waiting once it is set.
-        """
-        with self._noting_failure(stop):
-            stop.is_busy = self._is_busy_after_drain(stop.record, hurry)
 
-    def _is_busy_after_drain(self, record: Record, hurry: threading.Event) -> bool:
+        Returns:
+            What waits while a backend is busy, or was and does not answer, at most until that time
+            is over; it notes in the stop whether it is busy all the same.
+        """
         deadline = time.monotonic() + self._settings.drain_timeout_seconds
+
+        def drain(stop: Stop) -> None:
+            with self._noting_failure(stop):
+                stop.is_busy = self._is_busy_after_drain(stop, hurry, deadline)
+
+        return drain
+
+    def _is_busy_after_drain(self, stop: Stop, hurry: threading.Event, deadline: float) -> bool:
+        record, refresh_at = stop.record, 0.0
         while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
+            if stop.tree and time.monotonic() >= refresh_at:
+                with suppress(OSError):  # no descriptor is free; it is looked for again at the end
+                    stop.tree.refresh()  # what it starts meanwhile outlives it if it crashes
+                refresh_at = time.monotonic() + _REFRESH_SECONDS
             status, _, rpc_error = self._readings.ask(record, left)
             deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not deaf):

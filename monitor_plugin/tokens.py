@@ -58,10 +58,14 @@ class Tokens:
         return bool(self._lone) or self._file is not None
 
     def find(self, secret: str) -> Token | None:
-        """Find a token by its secret, in a time that does not depend on where they differ."""
-        found = None
+        """Find a token by its secret, in a time that does not depend on where they differ.
+
+        Where the setting and the file have the same one, it may do what either lets it.
+        """
+        found: Token | None = None
         for token in (*self._lone, *(self._file.get() if self._file else ())):
-            if hmac.compare_digest(token.secret.encode(), secret.encode(errors="replace")):
+            same = hmac.compare_digest(token.secret.encode(), secret.encode(errors="replace"))
+            if same and (found is None or token.role >= found.role):
                 found = token
         return found
 

@@ -76,7 +76,7 @@ class WatchedFile(Generic[T]):
         if len(content) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         try:
-            text = content.decode()
+            text = content.decode("utf-8-sig")  # some editors begin a file with a mark
         except UnicodeDecodeError:
             raise ValueError("it is not UTF-8") from None
         return seen, self._parse(text)

@@ -35,12 +35,13 @@ def free_port() -> int:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is no zombie."""
+    """Whether a process exists and is no zombie; one whose other threads run on is none yet."""
     try:
         with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+            state, *numbers = file.read().rpartition(")")[2].split()
     except OSError:
         return False
+    return state not in "ZX" or int(numbers[16]) > 1
 
 
 def descriptors() -> set[tuple[str, str]]:

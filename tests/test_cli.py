@@ -150,17 +150,38 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("monitor-plugin ")
 
 
+@pytest.mark.parametrize("command", ["demo", "hooks"])
 @pytest.mark.parametrize("words", [["--token", "s3cret"], ["--token=s3cret"]])
 def test_a_token_is_not_taken_from_a_flag(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor is its flag taken for the beginning of another's, nor its value shown again."""
     with pytest.raises(SystemExit) as raised:
-        main(["demo", *words])
+        main([command, *words])
     error = capsys.readouterr().err
     assert raised.value.code == 2
     assert "s3cret" not in error
     assert "MONITOR_TOKEN" in error
+
+
+@pytest.mark.parametrize("command", ["demo", "hooks"])
+@pytest.mark.parametrize("words", [["--tok", "s3cret"], ["--tok=s3cret"], ["--token-f=s3cret"]])
+def test_a_flag_is_not_abbreviated(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The beginning of one is refused by its name, and its value is not shown."""
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *words])
+    error = capsys.readouterr().err
+    assert "s3cret" not in error
+    assert error.endswith(f"unrecognized arguments: {words[0].partition('=')[0]}\n")
+
+
+def test_an_argument_too_many_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is no flag, too."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["hooks", "now"])
+    assert capsys.readouterr().err.endswith("unrecognized arguments: now\n")
 
 
 def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:

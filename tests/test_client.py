@@ -95,10 +95,22 @@ def test_a_url_that_is_none(url: str) -> None:
         Client(url)
 
 
-def test_a_url_with_a_password_is_not_quoted() -> None:
-    """It is refused, and not shown again."""
-    with pytest.raises(MonitorError) as raised:
-        Client("http://me:s3cret@h:1")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:s3cret@h:1",
+        "http://me:s3cret@h:port",
+        "http://me:s3cret@[x",
+        "http://me:s3cret@h/?x",
+        "ftp://me:s3cret@h",
+        "me:s3cret@h",
+        "http://me/s3cret@h",
+    ],
+)
+def test_a_url_with_a_password_is_not_quoted(url: str) -> None:
+    """It is refused, and not shown again, whatever else is wrong with it."""
+    with pytest.raises(MonitorError, match="with a user's name") as raised:
+        Client(url)
     assert "s3cret" not in str(raised.value)
 
 
@@ -108,6 +120,7 @@ def test_a_command_takes_url_and_token_from_the_environment(tmp_path: Path) -> N
     one.write_text("t0ken\n")
     own.write_text("# ours\nread:grafana:r3ad\nadmin:ops:4dmin\n")
     bad.write_text("two words\n")
+    (tmp_path / "marked").write_text("t0ken\n", encoding="utf-8-sig")
 
     def sent(environ: dict[str, str], token_file: Path | None = None) -> str | None:
         client = client_of(environ, None, str(token_file) if token_file else None)
@@ -120,6 +133,7 @@ def test_a_command_takes_url_and_token_from_the_environment(tmp_path: Path) -> N
     assert sent({"MONITOR_TOKEN": "a"}) == "Bearer a"
     assert sent({"MONITOR_TOKEN": "a", "MONITOR_TOKEN_FILE": "/none"}) == "Bearer a"
     assert sent({"MONITOR_TOKEN": "a"}, one) == "Bearer t0ken"
+    assert sent({}, tmp_path / "marked") == "Bearer t0ken"
     assert sent({"MONITOR_TOKEN_FILE": str(own)}) == "Bearer 4dmin"
     for file in (bad, tmp_path / "none"):
         with pytest.raises(MonitorError, match=str(file)) as raised:

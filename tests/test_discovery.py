@@ -128,6 +128,31 @@ def test_what_a_script_runs_first_is_no_backend(
     assert [each.pid for each in found(crowd.pid, rule)] == [crowd.pid]
 
 
+def test_a_worker_with_an_address_of_its_own_is_no_backend(spawner: Spawner) -> None:
+    """A program that says its address is the backend, whatever its descendants listen at."""
+    worker = f"import subprocess; subprocess.run({[*SLEEPER, '--addr', '127.0.0.1:1']})"
+    command = (sys.executable, "-S", "-c", worker)
+    process = spawner.process(*command, env={"MONITOR_ADDRESS": ADDRESS})
+    eventually(lambda: children(process.pid))
+    rule = "llama=m@127.0.0.1:7"
+    expected = [Found("g:llama", "llama", process.pid, ADDRESS)]
+    assert found(process.pid) == expected
+    assert found(process.pid, rule) == [Found("g:llama", "m", process.pid, "127.0.0.1:7")]
+    same = spawner.process(*command, env={"MONITOR_ADDRESS": "127.0.0.1:1"})
+    eventually(lambda: [each.pid for each in found(same.pid)] == children(same.pid))
+
+
+def test_behind_a_script_that_waits_in_a_loop(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child that stays is the backend; the newest, a `sleep`, never stays."""
+    loop = "sleep 1000 & while kill -0 $!; do sleep 999; done"
+    shell = spawner.process("sh", "-c", loop, env={"MONITOR_ADDRESS": ADDRESS})
+    backend, newest = eventually(lambda: two if len(two := children(shell.pid)) == 2 else [])
+    monkeypatch.setattr(discovery, "_is_settled", lambda pid: pid != newest)
+    assert [each.pid for each in found(shell.pid)] == [backend]
+
+
 @pytest.mark.parametrize("rule", ["", "x", "=m", "x=", "x=@127.0.0.1:7", "x=m@"])
 def test_rules_that_are_none(rule: str) -> None:
     """What is no rule is refused, with its text."""

@@ -183,6 +183,17 @@ def test_bad_metadata_is_left_out(
     assert monitor.read("m").rpc_error is None
 
 
+def test_a_key_in_upper_case_is_said(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As HTTP's names are often written so, and gRPC takes none."""
+    monitor = make_monitor([Plugin(metadata=lambda: {"Authorization": "Bearer s3cret"})])
+    register(monitor, spawner)
+    monitor.read("m")
+    assert "keys in lower case" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 def test_one_that_blocks_is_not_called_again(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:

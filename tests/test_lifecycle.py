@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.process import Process, ProcessGone
 
-from .support import Spawner, eventually, is_running
+from .support import Client, Spawner, eventually, is_running
 
 
 class Recorder:
@@ -55,6 +56,40 @@ def monitor(make_monitor: Callable[..., Monitor], recorder: Recorder) -> Monitor
 
 def spawned(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
+def test_values_of_subclasses_are_kept_as_plain_ones(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """A string or a number of a kind of its own is listed and told of like any other."""
+
+    class Name(str, enum.Enum):
+        LLAMA = "llama"
+
+    class Text(str):
+        __slots__ = ()
+
+    class Number(int):
+        pass
+
+    process = spawner.sleeper()
+    spawned(monitor, Number(process.pid), Name.LLAMA, Text("127.0.0.1:1"))
+    (backend,) = recorder.registered
+    values = (backend.model, backend.pid, backend.address)
+    assert [type(each) for each in values] == [str, int, str]
+    assert values == ("llama", process.pid, "127.0.0.1:1")
+    client = Client(monitor.url)
+    assert [each["model"] for each in client.request("GET", "/backends").json["backends"]] == [
+        "llama"
+    ]
+    assert monitor.read(Name.LLAMA).backend == backend
+    process.kill()
+    monitor.hook.monitor_backend_exited(
+        model=Name.LLAMA, pid=Number(process.pid), exit_code=Number(-process.wait())
+    )
+    eventually(lambda: not monitor.backends())
+    (end,) = client.request("GET", "/backends").json["ended"]
+    assert (end["model"], end["pid"]) == ("llama", process.pid)
 
 
 class Order:

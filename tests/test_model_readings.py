@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl
+from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl, model_readings
+from monitor_plugin.errors import MonitorError
 from monitor_plugin.http import resources
 from monitor_plugin.http.wire import Answer, reading_answer
 
@@ -221,3 +224,21 @@ print(monitor_plugin.Monitor.__name__, monitor_plugin.install.__name__, "grpc" i
 """
     output: Any = spawner.process(sys.executable, "-c", code).communicate(timeout=60)[0]
     assert output.splitlines() == ["[] set()", "[]", "Monitor install True"]
+
+
+def test_many_replicas_that_hang_share_one_deadline(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than are read at once are asked at once all the same."""
+    monkeypatch.setattr(model_readings, "_READ_AT_ONCE", 1)
+    monitor = make_monitor(status_timeout_seconds=300.0, sweep_interval_seconds=0.0)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        for each in silent:
+            each.settimeout(15)  # gRPC gives a silent one up after 20
+            register(monitor, spawner.sleeper().pid, port=each.getsockname()[1])
+        reading = stack.enter_context(ThreadPoolExecutor(1)).submit(monitor.read, "m")
+        for each in silent:  # while the first of them still is waited for
+            stack.enter_context(each.accept()[0])
+        monitor.close()
+        assert isinstance(reading.exception(60), (type(None), MonitorError))

@@ -6,14 +6,18 @@ import contextlib
 import json
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from waitress.adjustments import Adjustments
+from waitress.parser import ParsingError
 
 from monitor_plugin import Monitor, Settings
+from monitor_plugin.http.channel import Parser
 
 from .support import Client, Spawner
 
@@ -138,6 +142,14 @@ CASES: dict[str, tuple[bytes, list[int | None]]] = {
     "an underscore in a chunk size": (CHUNKED + b"1_0\r\nx\r\n", [400, CLOSED]),
     "a chunk that is too long": (CHUNKED + b"1\r\nxy\r\n0\r\n\r\n", [400, CLOSED]),
     "a bad chunk extension": (CHUNKED + b"1;\0\r\nx\r\n", [400, CLOSED]),
+    "a chunk extension without an end": (CHUNKED + b"1;" + b"a" * 1200, [400, CLOSED]),
+    "a trailer without an end": (CHUNKED + b"0\r\n" + b"a" * 9000, [400, CLOSED]),
+    "bare LF after a chunk size": (CHUNKED + b"e\n" + NAMED + b"\n0\n\n", [400, CLOSED]),
+    "bare LF in a trailer": (CHUNKED + b"0\r\nA: 1\n\n", [400, CLOSED]),
+    "a long trailer": (
+        CHUNKED + b"e\r\n" + NAMED + b"\r\n0\r\nA: " + b"a" * 5000 + b"\r\n\r\n",
+        [200],
+    ),
     "a negative length": (POST + b"Content-Length: -1\r\n\r\n", [400, CLOSED]),
     "a length with a sign": (POST + b"Content-Length: +1\r\n\r\nx", [400, CLOSED]),
     "an empty length": (POST + b"Content-Length: \r\n\r\n", [400, CLOSED]),
@@ -156,6 +168,11 @@ CASES: dict[str, tuple[bytes, list[int | None]]] = {
     "a folded header": (ASK + b"A: 1\r\n 2\r\n\r\n", [200]),
     "a fold before any header": (b"GET / HTTP/1.1\r\n A: 1\r\n\r\n", [400, CLOSED]),
     "NUL in a value": (ASK + b"A: \0\r\n\r\n", [400, CLOSED]),
+    "NUL after many spaces": (ASK + b"A:%b\0\r\n\r\n" % (b" " * 8000), [400, CLOSED]),
+    "DEL in a value": (ASK + b"A: \x7f\r\n\r\n", [400, CLOSED]),
+    "some spaces": (ASK + b"A:%bx\t\r\n\r\n" % (b" " * 60), [200]),
+    "many spaces": (ASK + b"A:%bx\r\n\r\n" % (b" " * 8000), [400, CLOSED]),
+    "many folds": (ASK + b"A:%bx\r\n\r\n" % (b"\r\n " * 2000), [400, CLOSED]),
     "NUL in a name": (ASK + b"A\0: 1\r\n\r\n", [400, CLOSED]),
     "no colon": (ASK + b"A\r\n\r\n", [400, CLOSED]),
     "no name": (ASK + b": 1\r\n\r\n", [400, CLOSED]),
@@ -175,6 +192,10 @@ CASES: dict[str, tuple[bytes, list[int | None]]] = {
     "a method in small letters": (ASK.replace(b"GET", b"get") + b"\r\n", [400, CLOSED]),
     "an unknown method": (ASK.replace(b"GET", b"FOO") + b"\r\n", [400]),
     "NUL in the method": (ASK.replace(b"GET", b"G\0T") + b"\r\n", [400, CLOSED]),
+    "a third word after a long address": (
+        ASK.replace(b"/", b"http://%b " % (b"1" * 1000), 1) + b"\r\n",
+        [400, CLOSED],
+    ),
     "no method": (b" / HTTP/1.1\r\n\r\n", [400, CLOSED]),
     "two spaces": (b"GET  / HTTP/1.1\r\n\r\n", [400, CLOSED]),
     "a tab for a space": (b"GET\t/ HTTP/1.1\r\n\r\n", [400, CLOSED]),
@@ -236,9 +257,36 @@ def test_odd_requests_are_answered_or_closed(
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        b"GET / HTTP/1.1\r\nA:%b\0\r\n" % (b" " * 16_000),
+        b"GET / HTTP/1.1\r\nA:%b\x7f\r\n" % (b" \t" * 8_000),
+        b"GET / HTTP/1.1\r\nA:%bx\r\n" % (b" " * 16_000),
+        b"GET / HTTP/1.1\r\nA:%bx\r\n" % (b"\r\n " * 8_000),
+        b"GET http://%b x HTTP/1.1\r\n" % (b"1" * 8_000),
+        b"GET http://%b HTTP/1.10\r\n" % (b"1" * 8_000),
+    ],
+    ids=["spaces and NUL", "tabs and DEL", "spaces and x", "folds", "address", "version"],
+)
+def test_no_header_costs_the_square_of_its_length(header: bytes) -> None:
+    """One that is refused costs about as much of the processor as one of its length that is not."""
+
+    def cost(header: bytes, good: bool) -> float:
+        parser = Parser(Adjustments(clear_untrusted_proxy_headers=True))
+        started = time.thread_time()
+        with contextlib.nullcontext() if good else pytest.raises(ParsingError):
+            parser.parse_header(header)
+        return time.thread_time() - started
+
+    bad = min(cost(header, False) for _ in range(3))
+    good = min(cost(b"GET / HTTP/1.1\r\nA: %b\r\n" % (b"x" * 24_000), True) for _ in range(3))
+    assert bad < 50 * good
+
+
+@pytest.mark.parametrize(
     "data",
     [b"", b"GET", b"GET / HTTP/1.1\r\n", b"GET /\r\n", POST + b"Content-Length: 9\r\n\r\nx",
-     CHUNKED, CHUNKED + b"f" * 9000, CHUNKED + b"ffffffffff\r\nx", b"\r\n\r\n", b" "],
+     CHUNKED, CHUNKED + b"f" * 900, CHUNKED + b"ffffffffff\r\nx", b"\r\n\r\n", b" "],
 )  # fmt: skip
 def test_what_ends_too_early_is_closed(data: bytes, connect: Callable[[], Raw]) -> None:
     """A client that says no more is not waited for, and gets no answer to half a request."""

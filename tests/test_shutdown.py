@@ -30,6 +30,7 @@ from monitor_plugin import (
     Status,
     hookimpl,
     process_tree,
+    shutdown,
 )
 from monitor_plugin.process import Process
 from monitor_plugin.process_table import Row, read_table
@@ -60,6 +61,18 @@ class Finished:
     def monitor_shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
         assert seconds >= 0
         self.outcomes.append((backend.pid, outcome))
+
+
+class StaysBusy:
+    """A plugin that says of every backend that it is busy, and notes each time."""
+
+    def __init__(self) -> None:
+        self.asked: list[Backend] = []
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> Status:
+        self.asked.append(backend)
+        return Status(State.BUSY)
 
 
 def spawned(monitor: Monitor, pid: int, model: str = "m", address: str = "127.0.0.1:1") -> None:
@@ -443,6 +456,115 @@ def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Sp
     assert not is_running(first.pid)
     assert is_running(started[0].pid)
     assert finished.outcomes == [(first.pid, "respawned")]
+
+
+def test_a_respawn_that_has_crashed_by_now_is_reported(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """What the host started again counts, although it is gone before anybody looks."""
+    started: list[int] = []
+
+    class CrashLoop:
+        @hookimpl
+        def monitor_started(self, monitor: Monitor) -> None:
+            self.monitor = monitor
+
+        @hookimpl
+        def monitor_backend_gone(self, backend: Backend, exit: object) -> None:
+            if not started:
+                process = spawner.sleeper()
+                started.append(process.pid)
+                spawned(self.monitor, process.pid, backend.model)
+                process.kill()
+                process.wait()
+                self.monitor.hook.monitor_backend_exited(
+                    model=backend.model, pid=process.pid, exit_code=-9
+                )
+
+    monitor = make_monitor([CrashLoop()], respawn_watch_seconds=30)
+    spawned(monitor, spawner.sleeper().pid)
+    with pytest.raises(ShutdownFailed, match="started it again") as raised:
+        monitor.shutdown("m")
+    assert f"(PID {started[0]})" in str(raised.value)
+    assert raised.value.pids == ()
+
+
+def test_one_that_crashes_while_hooks_are_asked_leaves_no_child(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Its tree was seen before: "stopped" means all of it."""
+    process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait", start_new_session=False)
+    assert process.stdout
+    child = int(process.stdout.readline())
+
+    class Crash:
+        @hookimpl
+        def monitor_before_shutdown(self, backend: Backend) -> None:
+            process.kill()
+            process.wait()
+
+    monitor = make_monitor([Crash()], respawn_watch_seconds=0)
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert not is_running(child)
+
+
+def test_one_that_crashes_while_it_drains_leaves_no_child(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """What it starts while it is waited for belongs to its tree too."""
+    code = "read l; sleep 1000 & echo $!; read l; kill -9 $$"
+    process = spawner.process(
+        *("sh", "-c", code), stdin=subprocess.PIPE, bufsize=1, start_new_session=False
+    )
+    assert process.stdin
+    assert process.stdout
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=3600, respawn_watch_seconds=0)
+    spawned(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: busy.asked)
+        process.stdin.write("\n")
+        child = int(process.stdout.readline())
+        asked = len(busy.asked)
+        eventually(lambda: len(busy.asked) > asked + 10)  # each a tenth of a second apart
+        process.stdin.write("\n")
+        process.wait()
+        stopping.result(60)
+    assert not is_running(child)
+
+
+def test_all_backends_of_a_model_share_the_drains_time(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, and few at once, a shutdown drains no longer than it may."""
+    monkeypatch.setattr(shutdown, "_STOPS_AT_ONCE", 1)
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=0.3, sweep_interval_seconds=0)
+    for port in (1, 2, 3):
+        spawned(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
+    monitor.shutdown("m")
+    assert len({backend.pid for backend in busy.asked}) == 1
+
+
+def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that was made without a model and a reason is as good."""
+
+    class Refused(ShutdownFailed):
+        def __init__(self, message: str) -> None:
+            Exception.__init__(self, message)
+
+    def refuse(backend: Backend) -> None:
+        raise Refused("the books are closed")
+
+    monitor = make_monitor()
+    monitor.plugin_manager.register(Books(refuse), "books")
+    spawned(monitor, spawner.sleeper().pid)
+    with pytest.raises(ShutdownFailed, match="'books': the books are closed"):
+        monitor.shutdown("m")
 
 
 def test_a_client_that_leaves_does_not_abort_a_stop(

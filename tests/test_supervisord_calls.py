@@ -79,11 +79,15 @@ def test_faults(fault: int, for_good: bool, said: str) -> None:
 
 def test_urls_that_cannot_be_used() -> None:
     """A URL of another kind is refused, and one with a password without showing it."""
-    with pytest.raises(MonitorError, match="is neither http:"):
-        Supervisord("localhost:9001")
-    with pytest.raises(MonitorError, match="SUPERVISOR_PASSWORD") as caught:
-        Supervisord("http://ops:s3cret@localhost:9001")
-    assert "s3cret" not in str(caught.value)
+    for url in ("localhost:9001", "https://localhost:9001", "http://[x"):
+        with pytest.raises(MonitorError, match="is neither http:"):
+            Supervisord(url)
+    for url in ("http://ops:s3cret@localhost:9001", "https://o:s3cret@h", "http://o:s3cret@[x",
+                "ops:s3cret@h:9001", "http://o:s3/cret@h"):  # fmt: skip
+        with pytest.raises(MonitorError, match="SUPERVISOR_PASSWORD") as caught:
+            Supervisord(url)
+        assert "cret" not in str(caught.value)
+    assert Supervisord("unix:///run/a@b").url == "unix:///run/a@b"
     assert "s3cret" not in repr(Supervisord("http://localhost:9001", "ops", "s3cret"))
     with pytest.raises(CallFailed, match="cannot be asked"):
         Supervisord("http://localhost:many").call("getState")

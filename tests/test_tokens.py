@@ -100,6 +100,16 @@ def test_tokens_are_compared_in_constant_time(
     assert compared == [b"lone", b"one", b"two"] * 3
 
 
+@pytest.mark.parametrize("role", ["read", "admin"])
+def test_the_same_token_twice_may_do_most(role: str, tmp_path: Path) -> None:
+    """A file takes nothing from the token of the setting."""
+    file = tmp_path / "tokens"
+    file.write_text(f"read:a:one\n{role}:b:lone\n")
+    found = Tokens("lone", str(file)).find("lone")
+    assert found is not None
+    assert found.role is Role.ADMIN
+
+
 def test_the_file_is_read_again_when_it_changes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,6 +36,13 @@ def test_what_is_no_file_is_refused_at_once(target: str, tmp_path: Path) -> None
     assert file.get() == "two"
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """Editors of Windows begin UTF-8 with it."""
+    path = tmp_path / "file"
+    path.write_bytes(b"\xef\xbb\xbfone")
+    assert WatchedFile(str(path), str).get() == "one"
+
+
 def test_what_could_not_be_read_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

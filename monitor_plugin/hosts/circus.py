@@ -180,10 +180,12 @@ class StopHook:
             for each in self._monitor.backends()
             if self._roster.name_of(each.pid) == name and each.pid not in stopping
         ]
-        if others:
+        pids = self._watchers.pids(name)
+        # Of the watcher's processes, some may not be registered: two of one address, say.
+        if others or (len(pids) > 1 and self._monitor.stops_one(backend)):
             raise ShutdownFailed(
                 backend.model,
-                f"watcher {name!r} of circus runs {len(self._watchers.pids(name))} processes, and "
+                f"watcher {name!r} of circus runs {len(pids)} processes, and "
                 "circus cannot stop one of them for good; stop the whole model, or run it in a "
                 "watcher of its own",
             )

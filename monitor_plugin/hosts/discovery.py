@@ -94,8 +94,8 @@ def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Fo
     own or that of a descendant.
 
     Where a shell or another wrapper stands between, the PID is that of the process which it
-    started: the one with `--addr`, or its only child, once it is old enough not to be one of a
-    script's first steps. Until then the program is left out; so ask again. Reads /proc.
+    started: the one with `--addr`, or its only child that is old enough not to be one of a script's
+    steps. Until there is one the program is left out; so ask again. Reads /proc.
     """
     table = read_table()
     found = []
@@ -110,6 +110,8 @@ def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Fo
         applied = (rule.apply(name) for rule in rules for name in names)
         if ruled := next((each for each in applied if each), None):
             model, address = ruled[0], ruled[1] or address
+        if address not in (None, addr) and not _is_wrapper(_arguments(program.pid)):
+            server = None  # it says its own address: the other is that of one of its workers
         address = address or addr
         if address and (pid := server or _behind_wrappers(program.pid, table)):
             found.append(Found(program.name, model or program.model, pid, address))
@@ -130,16 +132,18 @@ def _server(tree: Sequence[int]) -> tuple[int | None, str | None]:
 
 
 def _behind_wrappers(pid: int, table: Mapping[int, Row]) -> int | None:
-    """Go from a wrapper to its only child, as long as there is just one; None where none serves.
+    """Go from a wrapper to its only child that stays; None where there is none.
 
-    A wrapper is taken for a backend only where it has several children, for want of a better one:
-    it could not be replaced later, as the address would be its own for as long as it runs.
+    A wrapper is taken for a backend only where it has several such children, for want of a
+    better one: it could not be replaced later, as the address would be its own for as long as it
+    runs.
     """
     while arguments := _arguments(pid):
         if not _is_wrapper(arguments):
             return pid
-        children = [child for child, row in table.items() if row.parent == pid]
-        if not children or not all(map(_is_settled, children)):
+        # Those alone that stay: a script that waits in a loop always has a fresh `sleep`.
+        children = [c for c, row in table.items() if row.parent == pid and _is_settled(c)]
+        if not children:
             return None
         if len(children) > 1:
             return pid

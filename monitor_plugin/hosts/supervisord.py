@@ -30,6 +30,8 @@ from .supervisord_events import EventProtocol
 _LOOK_SECONDS = 0.1
 # supervisord starts what has exited again at its next tick, which comes each second.
 _EXITED_SECONDS = 1.5
+# It kills what is asked to stop right after stopwaitsecs, which often is as long as the timeout.
+_KILL_SECONDS = 0.5
 
 NO_SERVER = """supervisord has no HTTP server by which it could be asked what runs; its \
 configuration must have
@@ -48,11 +50,18 @@ class Adapter:
     Args:
         supervisord: whose programs they are.
         rules: which programs are backends, besides those that say so themselves.
+        hook_timeout_seconds: the monitor's, by which the hook may overrun the timeout of a stop.
     """
 
-    def __init__(self, supervisord: Supervisord, rules: Sequence[Rule] = ()) -> None:
+    def __init__(
+        self,
+        supervisord: Supervisord,
+        rules: Sequence[Rule] = (),
+        hook_timeout_seconds: float = 1.0,
+    ) -> None:
         self._supervisord = supervisord
         self._rules = rules
+        self._kill_seconds = min(_KILL_SECONDS, hook_timeout_seconds / 2)
         self._roster: Roster | None = None
         self._closing = threading.Event()
         self._follower = Follower("monitor-supervisord", self._look)
@@ -84,12 +93,15 @@ class Adapter:
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
         """Have supervisord stop the backend's program, whichever process it has by now.
 
-        Returns None once supervisord has stopped it, which leaves what its process left behind (a
-        shell's child, say) to the monitor; or where the backend is none of its programs.
+        Returns None once supervisord has stopped it, or is about to kill it, which leaves what its
+        process left behind (a shell's child, say) to the monitor; or where the backend is none of
+        its programs.
         """
         try:
             name = self._program_of(backend.pid)
-            return None if name is None else self._stop(backend, name, timeout_seconds)
+            if name is not None:
+                self._stop(backend, name, timeout_seconds)
+            return None
         except CallFailed as error:
             raise ShutdownFailed(backend.model, str(error)) from None
 
@@ -105,9 +117,9 @@ class Adapter:
             ancestor = row.parent if row else 0
         return self._roster.name_of(pid) if self._roster else None
 
-    def _stop(self, backend: Backend, name: str, seconds: float) -> bool | None:
+    def _stop(self, backend: Backend, name: str, seconds: float) -> None:
         """Stop a program in whatever state it is, and see that it stays so."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds + self._kill_seconds
         exited_at = None
         while True:
             state = self._state(name)
@@ -123,7 +135,7 @@ class Adapter:
                 what = getProcessStateDescription(state)
                 raise ShutdownFailed(backend.model, f"program {name!r} is in state {what}")
             if time.monotonic() >= deadline:
-                return self._overdue(backend, name, seconds)
+                return self._check_patience(backend, name, seconds)
             if self._closing.wait(_LOOK_SECONDS):
                 why = f"the monitor was closed while supervisord was stopping program {name!r}"
                 raise ShutdownFailed(backend.model, why)
@@ -146,8 +158,8 @@ class Adapter:
             if error.fault not in (Faults.NOT_RUNNING, Faults.BAD_NAME):
                 raise
 
-    def _overdue(self, backend: Backend, name: str, seconds: float) -> bool:
-        """Say that a stop is under way, or that the monitor's patience is too short for it."""
+    def _check_patience(self, backend: Backend, name: str, seconds: float) -> None:
+        """Raise where supervisord kills a program later than the monitor waits for it."""
         for info in self._supervisord.call("getAllConfigInfo"):
             if _program({**info, "pid": 0}).name == name and info["stopwaitsecs"] > seconds:
                 raise ShutdownFailed(
@@ -156,7 +168,6 @@ class Adapter:
                     f"did not within the {seconds:g} s of stop_timeout_seconds, which should not "
                     "be shorter; supervisord goes on stopping it",
                 )
-        return True
 
 
 def _program(info: Mapping[str, Any]) -> Program:
@@ -190,7 +201,7 @@ def run(
     except CallFailed as error:
         if error.for_good:
             raise MonitorError(str(error)) from None
-    adapter = Adapter(supervisord, rules)
+    adapter = Adapter(supervisord, rules, settings.hook_timeout_seconds)
     signals = Signals()
 
     def serve_events() -> None:

@@ -44,13 +44,19 @@ class Supervisord:
     """
 
     def __init__(self, url: str, username: str | None = None, password: str | None = None) -> None:
-        if not url.startswith(("http://", "unix://")):
-            raise MonitorError(f"supervisord's URL {url!r} is neither http://... nor unix://...")
-        if "@" in urlsplit(url).netloc:  # not shown: it holds a password
+        # Not shown, however mistyped: it holds a password. A path may have an @.
+        if "@" in url and not url.startswith("unix:///"):
             raise MonitorError(
                 "supervisord's URL must not hold credentials: set SUPERVISOR_USERNAME and "
                 "SUPERVISOR_PASSWORD"
             )
+        try:
+            urlsplit(url)
+            good = url.startswith(("http://", "unix://"))
+        except ValueError:  # http://[
+            good = False
+        if not good:
+            raise MonitorError(f"supervisord's URL {url!r} is neither http://... nor unix://...")
         self.url = url
         self._username = username
         self._password = password

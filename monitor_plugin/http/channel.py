@@ -17,6 +17,14 @@ from waitress.utilities import BadRequest
 _HTTP_MAY_BEGIN = re.compile(rb"[\s!-~]")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+# Waitress's regular expressions go back and forth over a header's spaces, and over a request line
+# that they do not match, for a time that grows with the square of the length.
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_LONG_BLANK = re.compile(rb"[ \t\r\n]{65}")  # line ends too, as folded lines are joined
+_REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+(?: HTTP/[0-9]\.[0-9])?")
+# Waitress copies these anew for each packet, so they are to be short; nobody here uses either.
+_MAX_CHUNK_SIZE_LINE = 1024
+_MAX_TRAILER = 8192
 
 
 class Parser(HTTPRequestParser):
@@ -27,10 +35,15 @@ class Parser(HTTPRequestParser):
         if self.body_rcv is None and not self.header_plus and not _HTTP_MAY_BEGIN.match(data):
             return self._refuse(data, "this is no HTTP; TLS is not spoken here")
         consumed = super().received(data)
-        if not self.completed and self.body_rcv is None:
+        if self.completed:
+            return consumed
+        if self.body_rcv is None:
             before = max(0, len(self.header_plus) - len(data) - 1)
             if _BARE_LF.search(self.header_plus, before):
                 return self._refuse(data, "lines end with CR and LF")
+        elif self.chunked and (why := _fault_in_chunks(self.body_rcv)):
+            self.error = BadRequest(why)
+            self.completed = True
         return consumed
 
     def _refuse(self, data: bytes, why: str) -> int:
@@ -45,6 +58,12 @@ class Parser(HTTPRequestParser):
         Raises:
             ParsingError: they are refused with a 400.
         """
+        if _CONTROL.search(header_plus):
+            raise ParsingError("a control character in the header")
+        if _LONG_BLANK.search(header_plus):
+            raise ParsingError("too many spaces in a row in the header")
+        if not _REQUEST_LINE.fullmatch(header_plus.partition(b"\r\n")[0].rstrip()):
+            raise ParsingError("Start line is invalid")
         try:
             super().parse_header(header_plus)
         except ValueError as error:  # a Content-Length of 5,000 digits, `http://[`
@@ -58,6 +77,18 @@ class Parser(HTTPRequestParser):
             self.chunked and "CONTENT_LENGTH" in self.headers
         ):
             raise ParsingError("Transfer-Encoding wants HTTP/1.1, and no Content-Length beside it")
+
+
+def _fault_in_chunks(receiver: Any) -> str | None:
+    """Say what is wrong with what a body in chunks has that is not finished yet, if anything."""
+    line, trailer = receiver.control_line, receiver.trailer
+    if len(line) > _MAX_CHUNK_SIZE_LINE:
+        return f"a chunk's size and extensions take more than {_MAX_CHUNK_SIZE_LINE} bytes"
+    if len(trailer) > _MAX_TRAILER:
+        return f"the trailer takes more than {_MAX_TRAILER} bytes"
+    if b"\n" in line or _BARE_LF.search(trailer):
+        return "lines end with CR and LF"
+    return None
 
 
 class _Joined(list[bytes]):

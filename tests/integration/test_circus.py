@@ -37,6 +37,10 @@ WATCHERS: dict[str, dict[str, object]] = {
     "Org.Model-7B": {"cmd": backend_command(addr="unix:FOLDER/dots")},
     "glob-*": {"cmd": backend_command(addr="unix:FOLDER/glob")},
     "replicas": {"cmd": backend_command(addr="unix:FOLDER/r$(circus.wid)"), "numprocesses": 3},
+    "one-address": {
+        "cmd": f"{sys.executable} -S -c 'import time; time.sleep(1000)' --addr unix:FOLDER/one",
+        "numprocesses": 2,
+    },
     "killed": {"cmd": backend_command(addr="unix:FOLDER/killed")},
     "last": {"cmd": backend_command(addr="unix:FOLDER/last")},
     "stubborn": {
@@ -201,6 +205,22 @@ def test_processes_of_a_watcher_are_replicas(host: CircusHost) -> None:
     assert host.client.shutdown("replicas").status == 200
     assert not any(is_running(pid) for pid in pids)
     assert stays_down(host, "replicas")
+
+
+def test_one_process_of_several_that_are_not_registered(host: CircusHost) -> None:
+    """A second one of the same address is refused, and yet not stopped along with the first."""
+    host.wait_found("one-address")
+    pids = eventually(lambda: two if len(two := host.pids("one-address")) == 2 else [])
+    refused = [host.client.shutdown("one-address", pid=pid) for pid in pids]
+    # The one is not held, and the other not stopped.
+    assert sorted(each.status for each in refused) == [400, 500]
+    (message,) = [each.json["error"]["message"] for each in refused if each.status == 500]
+    assert "watcher 'one-address' of circus runs 2 processes" in message
+    assert host.pids("one-address") == pids
+    assert all(map(is_running, pids))
+    assert host.client.shutdown("one-address").status == 200
+    assert not any(map(is_running, pids))
+    assert stays_down(host, "one-address")
 
 
 def test_a_busy_arbiter_is_asked_again(host: CircusHost) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from .supervisord_host import Host, program, sleeper
 pytestmark = pytest.mark.slow
 
 DEAF = f"{sys.executable} -S -c 'import signal, time; signal.signal(15, 1); time.sleep(100000)'"
+SLEEPING = f"{sys.executable} -S -c 'import time; time.sleep(100000)'"
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +32,14 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         address = f'environment=MONITOR_ADDRESS="127.0.0.1:{free_port()}"'
         return program(name, DEAF, address, "stopwaitsecs=3")
 
+    trapping = f"trap : TERM; {SLEEPING} --addr 127.0.0.1:{free_port()}; :"
     sections = [
         sleeper("crashing", "startsecs=3600", "startretries=1000"),
         sleeper("once", "autorestart=false"),
         sleeper("again"),
         sleeper("removed"),
         sleeper("closing"),
+        program("trapping", f"sh -c {shlex.quote(trapping)}", "stopwaitsecs=2"),
         *map(deaf, ("stopping", "patient", "impatient", "left")),
     ]
     folder = tmp_path_factory.mktemp("supervisord")
@@ -48,10 +52,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 class Case:
     """A monitor whose adapter knows the host's backends."""
 
-    def __init__(self, host: Host, make_monitor: Callable[..., Monitor]) -> None:
+    def __init__(self, host: Host, make_monitor: Callable[..., Monitor], **settings: float) -> None:
         self.host = host
         self.adapter = Adapter(host.supervisord)
-        self.monitor = make_monitor([self.adapter])
+        self.monitor = make_monitor([self.adapter], **settings)
 
     def backend(self, model: str) -> Backend:
         """The newest backend of a model, once it runs and is registered."""
@@ -130,10 +134,23 @@ def test_one_that_is_being_stopped(case: Case) -> None:
 
 
 def test_one_that_takes_its_time(case: Case) -> None:
-    """With a timeout as long as `stopwaitsecs` it is under way, and gone after that."""
+    """With a timeout as long as `stopwaitsecs` supervisord kills it, and that is waited for."""
     backend = case.deaf("patient")
-    assert case.stop(backend, 3) in (True, None)
+    assert case.stop(backend, 3) is None
     eventually(lambda: case.host.state("patient") == "STOPPED")
+
+
+def test_one_behind_a_shell_that_traps_the_signal(
+    host: Host, make_monitor: Callable[..., Monitor]
+) -> None:
+    """With a timeout as long as `stopwaitsecs` the backend is ended all the same."""
+    case = Case(host, make_monitor, stop_timeout_seconds=2)
+    backend, shell = case.backend("trapping"), case.host.pid("trapping")
+    assert backend.pid != shell
+    case.monitor.shutdown("trapping")
+    assert not is_running(backend.pid)
+    eventually(lambda: case.host.state("trapping") == "STOPPED")
+    assert not is_running(shell)
 
 
 def test_one_that_takes_longer_than_the_monitor_waits(case: Case) -> None:
