@@ -36,6 +36,13 @@ _COMPLETION = "_MONITOR_PLUGIN_COMPLETE"
 _NO_FLAG = ("token",)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no flag by its beginning, nor do its commands: `--token` is not `--token-file`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+
 class _NoFlag(argparse.Action):
     """Refuses a flag without showing its value again."""
 
@@ -66,10 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="monitor-plugin",
         description="Monitors and stops the backends of a model-serving host.",
-        allow_abbrev=False,
     )
     version = f"%(prog)s {metadata.version('monitor-plugin')}"
     parser.add_argument("--version", action="version", version=version)
@@ -78,7 +84,6 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="run a monitor, a small host and three real backends, until Ctrl-C",
         description="Runs a monitor, a small host and three real backends, until Ctrl-C.",
-        allow_abbrev=False,
     )
     demo.add_argument(
         "--once",
@@ -92,7 +97,6 @@ def _parser() -> argparse.ArgumentParser:
         help="monitor the backends of the supervisord that runs this, as its event listener",
         description="Monitors the backends of the supervisord that runs this as its event listener "
         "(a section [eventlistener:...] of its configuration; see the README).",
-        allow_abbrev=False,
     )
     supervisord.add_argument(
         "--backend",
@@ -117,7 +121,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Asks a running monitor which plugins it has loaded, from where, which hooks "
         "each implements, and how often each was called, raised, was not back in time, and how "
         "long it took. The token for it is read from MONITOR_TOKEN.",
-        allow_abbrev=False,  # `--token` would be --token-file, and its value stand in the error
     )
     hooks.add_argument(
         "--url", help=f"http://HOST:PORT or unix:/PATH (default: MONITOR_URL, or {DEFAULT_URL})"
@@ -132,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     hooks.add_argument("--json", action="store_true", help="print JSON, for programs")
     hooks.set_defaults(command=_hooks, log_format="text")
     for name, help in _CLIENT_COMMANDS.items():
-        commands.add_parser(name, help=help, allow_abbrev=False)
+        commands.add_parser(name, help=help)
     return parser
 
 

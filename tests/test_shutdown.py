@@ -68,10 +68,12 @@ class StaysBusy:
 
     def __init__(self) -> None:
         self.asked: list[Backend] = []
+        self.told_seconds: list[float] = []
 
     @hookimpl
-    def monitor_query_status(self, backend: Backend) -> Status:
+    def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
         self.asked.append(backend)
+        self.told_seconds.append(timeout_seconds)
         return Status(State.BUSY)
 
 
@@ -201,19 +203,12 @@ def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A hook that speaks another protocol is told how long the drain still lasts."""
-    told: list[float] = []
-
-    class Busy:
-        @hookimpl
-        def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
-            told.append(timeout_seconds)
-            return Status(State.BUSY)
-
-    monitor = make_monitor([Busy()], drain_timeout_seconds=0.3)
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=0.3)
     spawned(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
-    assert told
-    assert max(told) <= 0.3
+    assert busy.told_seconds
+    assert max(busy.told_seconds) <= 0.3
 
 
 def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
@@ -466,20 +461,15 @@ def test_a_respawn_that_has_crashed_by_now_is_reported(
 
     class CrashLoop:
         @hookimpl
-        def monitor_started(self, monitor: Monitor) -> None:
-            self.monitor = monitor
-
-        @hookimpl
-        def monitor_backend_gone(self, backend: Backend, exit: object) -> None:
-            if not started:
-                process = spawner.sleeper()
-                started.append(process.pid)
-                spawned(self.monitor, process.pid, backend.model)
-                process.kill()
-                process.wait()
-                self.monitor.hook.monitor_backend_exited(
-                    model=backend.model, pid=process.pid, exit_code=-9
-                )
+        def monitor_before_shutdown(self, backend: Backend) -> None:
+            process = spawner.sleeper()
+            started.append(process.pid)
+            spawned(monitor, process.pid, backend.model, "127.0.0.1:2")
+            process.kill()
+            code = process.wait()
+            monitor.hook.monitor_backend_exited(
+                model=backend.model, pid=process.pid, exit_code=code
+            )
 
     monitor = make_monitor([CrashLoop()], respawn_watch_seconds=30)
     spawned(monitor, spawner.sleeper().pid)
