@@ -9,7 +9,7 @@ from monitor_plugin import Monitor
 
 from .support import Client, Spawner
 
-pytest_plugins = ["monitor_plugin.testing"]  # with `make_monitor` and `backend`
+pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monitor` and `backend`
 
 
 @pytest.fixture(autouse=True)

@@ -46,9 +46,11 @@ class Host:
         self.process = process
         self.folder = folder
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("The monitor answers on http://"), self.errors()
-        self.client = Client(line.split()[4].rstrip("."))
+        # Backends, which share the pipe, may say something before, and in the same line.
+        said = (re.search(r"answers on (http://\S+)\.", line) for line in process.stdout)
+        url = next(filter(None, said), None)
+        assert url, self.errors()
+        self.client = Client(url[1])
 
     def errors(self) -> str:
         return (self.folder / "stderr").read_text()
