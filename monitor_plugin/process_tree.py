@@ -16,6 +16,7 @@ _logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.02
 _REFRESH_SECONDS = 0.1
+_MOST_LOOKS = 20  # at what goes on forking, however often one looks
 
 
 class ProcessTree:
@@ -72,9 +73,10 @@ class ProcessTree:
         return fresh
 
     def settle(self) -> None:
-        """Look for members until there are no more to find."""
-        while self.refresh():
-            pass
+        """Look for members until there are no more to find, but not for ever."""
+        for _ in range(_MOST_LOOKS):
+            if not self.refresh():
+                return
 
     def wait_ended(
         self,
@@ -117,12 +119,17 @@ class ProcessTree:
         # Stopped processes fork no more: what is found now is all of it.
         frozen = [_send(member, signal.SIGSTOP) for member in self.alive()]
         try:
-            while fresh := self.refresh():
+            for _ in range(_MOST_LOOKS):
+                fresh = self.refresh()
                 frozen += [_send(member, signal.SIGSTOP) for member in fresh]
+                if not fresh:
+                    break
         finally:  # no descriptor may be left to look with: none stays stopped for good
             if any(frozen):
                 for member in self.alive():
                     _kill(member)
+            if self._leads_session:  # what forks and ends faster than one can look is in its group
+                self._root.kill_group()
         if any(frozen):
             sent = signal.SIGKILL
             self.wait_ended(seconds, interrupted, _kill)

@@ -724,6 +724,34 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     assert escaped == []
 
 
+FORKS_AND_ENDS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"ready\\n")
+while True:
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.002)
+"""
+
+
+def test_what_forks_and_ends_faster_than_one_can_look_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A chain of processes, each of which lives 2 ms, outlives neither its root nor the stop."""
+    monitor = make_monitor(stop_timeout_seconds=0.5)
+    process = spawner.python(
+        f"import os, time\nif os.fork():\n    time.sleep(1000)\n{FORKS_AND_ENDS}"
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    # Whoever lives holds the pipe open.
+    assert select.select([process.stdout], [], [], 60)[0]
+    assert process.stdout.read() == ""
+
+
 def test_none_stays_stopped_where_the_last_look_fails(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
