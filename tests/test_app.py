@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from urllib.parse import quote
 
 import falcon
 import pytest
+from falcon import testing
 
 from monitor_plugin import InvalidRequest, Monitor, hookimpl
 from monitor_plugin.http.parsing import parse_query
@@ -153,6 +155,25 @@ def test_a_large_body_is_a_413(path: str, chunked: bool, loaded: Monitor, client
     if not chunked:
         answer = client.request("POST", path, fits * 32, headers)
         assert_error(answer, 413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("size", "status"), [(0, 200), (64 * 1024, 413)], ids=["small", "too large"]
+)
+def test_a_hosts_own_server_may_pass_on_a_body_without_a_length(
+    size: int, status: int, loaded: Monitor
+) -> None:
+    """A chunked one, say, where it tells that the stream ends with it (`wsgi.input_terminated`)."""
+    body = json.dumps({"model": MODEL}).encode() + b" " * size
+    environ = testing.create_environ("/backend/monitor", method="POST", host="localhost")
+    environ.pop("CONTENT_LENGTH", None)
+    environ.update({"wsgi.input": io.BytesIO(body), "CONTENT_TYPE": "application/json"})
+    start = testing.StartResponseMock()
+    list(loaded.app(environ, start))
+    assert str(start.status).startswith("400")  # without that word nobody knows where it would end
+    environ["wsgi.input"] = io.BytesIO(body)
+    list(loaded.app({**environ, "wsgi.input_terminated": True}, start))
+    assert str(start.status).startswith(str(status))
 
 
 def test_unknown_routes_and_methods(loaded: Monitor, client: Client) -> None:

@@ -186,9 +186,14 @@ def read_body(request: falcon.Request) -> bytes:
     Raises:
         falcon.HTTPContentTooLarge: it has more than MAX_BODY_BYTES.
     """
-    size = request.content_length or 0
+    size, body = request.content_length or 0, b""
+    if size:
+        body = b"" if size > MAX_BODY_BYTES else request.bounded_stream.read()
+    elif request.env.get("wsgi.input_terminated"):  # a host's own server, and a chunked body
+        body = request.stream.read(MAX_BODY_BYTES + 1)
+        size = len(body)
     if size > MAX_BODY_BYTES:
         raise falcon.HTTPError(
             413, description=f"the body is larger than {MAX_BODY_BYTES} bytes, and is not read"
         )
-    return request.bounded_stream.read() if size else b""
+    return body

@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
         self.monitor.close()
         for process in self.processes.values():
             process.kill()
-            process.wait()
+            process.wait(60)
             assert process.stdin
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
         known = [pid for pid, *_ in self.gone] + list(self.live)
         pid = known[number % len(known)]
         if reap and pid not in self.live:
-            self.processes[pid].wait()
+            self.processes[pid].wait(60)
         self.monitor.hook.monitor_backend_exited(model=model, pid=pid, exit_code=code)
 
     @rule(model=MODELS)
