@@ -22,8 +22,7 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     seconds = float(config.getini("timeout"))
     if config.getoption("numprocesses", None):
-        # At the least what a process that takes a crashed one's place may need to start.
-        config.pluginmanager.register(_Waiting(max(3 * seconds, 60.0)))
+        config.pluginmanager.register(_Waiting(3 * seconds))
     else:
         config.pluginmanager.register(_Running(2 * seconds))
 
