@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,12 +13,18 @@ from . import faults
 from .directory import Directory, Node
 from .hearing import Heard, hear
 from .link import Link
-from .messages import Ask, Reply, pack
+from .messages import Ask, Reply, fitting, pack
 from .subjects import Subjects
 from .talks import Word
 
 # For a node that did not answer the last time, and said nothing since.
 SILENT_SECONDS = 0.25
+# Offers to stop a model, which are good for 10 s, wait no longer for those that do not come.
+_OFFERS_SECONDS = 5.0
+# In which it is seen whether anybody has a model still.
+_STILL_SECONDS = 1.0
+# A node that stops a model says every second that it does.
+_LEAST_STOP_SECONDS = 3.0
 # However long a node says that it is at work.
 _LONGEST_SHUTDOWN_SECONDS = 3600.0
 
@@ -48,24 +55,36 @@ class Asking:
         self._directory = directory
         self.patience_seconds = patience_seconds
 
-    async def read(self, node: str, ask: Ask, first_seconds: float | None = None) -> Result:
+    async def read(
+        self,
+        node: str,
+        ask: Ask,
+        first_seconds: float = math.inf,
+        seconds: float = math.inf,
+    ) -> Result:
         """Ask one node for a reading, or its list.
 
         Args:
             node: its name.
             ask: for what.
             first_seconds: how long to wait for its first word, which may be that it is at work.
+            seconds: how long to wait in all, at most.
         """
-        return await self._ask_node(self._subjects.read_node(node), node, ask, first_seconds)
+        subject = self._subjects.read_node(node)
+        return await self._ask_node(subject, node, ask, first_seconds, seconds)
 
     async def read_all(
-        self, nodes: Sequence[str], ask: Ask, first_seconds: float | None = None
+        self, nodes: Sequence[str], ask: Ask, first_seconds: float = math.inf
     ) -> list[Result]:
         """Ask several nodes at the same time."""
         return list(await asyncio.gather(*(self.read(each, ask, first_seconds) for each in nodes)))
 
-    async def read_holders(self, model: str, ask: Ask) -> list[Reply] | None:
+    async def read_holders(
+        self, model: str, ask: Ask, seconds: float = math.inf
+    ) -> list[Result] | None:
         """Ask whoever has a model, as none is known who has; None where nobody has.
+
+        Those that said that they are at it, and no more, are among the results.
 
         Raises:
             NodeUnreachable: that cannot be found out.
@@ -73,7 +92,7 @@ class Asking:
         """
         subject = self._subjects.read_model(model)
         try:
-            heard = await self._listen(subject, ask, (), None, others=True)
+            heard = await self._listen(subject, ask, (), math.inf, seconds, others=True)
         except ClusterError as error:
             raise NodeUnreachable(
                 f"model {model!r} is not loaded here, and no other node can be asked: {error}"
@@ -81,8 +100,11 @@ class Asking:
         for reply in heard.replies:
             has_it = reply.answer is not None and reply.answer.status == 200
             self._directory.answered(reply.node, model if has_it else None)
-        if heard.replies:
-            return heard.replies
+        if heard.replies or heard.at_work:
+            missed = [
+                self._missed(each, heard.why, subject, stopping=False) for each in heard.at_work
+            ]
+            return [*(self.result(each) for each in heard.replies), *missed]
         if heard.why is Word.NO_RESPONDERS:
             return None
         if heard.why is Word.FORBIDDEN:
@@ -98,18 +120,21 @@ class Asking:
 
     async def offer(self, node: str, ask: Ask) -> Result:
         """Ask one node whether it would stop a model."""
-        return await self._ask_node(self._subjects.shutdown_node(node), node, ask, None)
+        return await self._ask_node(self._subjects.shutdown_node(node), node, ask)
 
     async def offers(
-        self, model: str, ask: Ask, expected: Sequence[Node], first_seconds: float | None
+        self, model: str, ask: Ask, expected: Sequence[Node], first_seconds: float
     ) -> list[Result]:
         """Ask who would stop a model: who answered, and those of whom an answer was expected.
 
         A result without a node's name says why it is not known who has the model.
         """
         subject = self._subjects.shutdown_model(model)
+        awaited = [each for each in expected if not each.silent] or expected
         try:
-            heard = await self._listen(subject, ask, expected, first_seconds, others=True)
+            heard = await self._listen(
+                subject, ask, awaited, first_seconds, _OFFERS_SECONDS, others=True
+            )
         except ClusterError as error:
             nobody = NodeUnreachable(
                 f"model {model!r} is not loaded here, and no other node can be asked: {error}"
@@ -120,11 +145,15 @@ class Asking:
             return known or [Result("", None, nobody)]
         results = [self.result(each) for each in heard.replies]
         named = {each.node for each in results}
-        missed = [each.name for each in expected if each.name not in named]
-        if heard.why is Word.NO_RESPONDERS:  # it may be the model alone that is not there any more
-            results += await asyncio.gather(*(self.offer(each, ask) for each in missed))
-        else:
-            results += [self._missed(each, heard.why, subject, stopping=True) for each in missed]
+        missed = [each for each in expected if each.name not in named]
+        # It may be the model alone that is not there any more; and who was not waited for is asked.
+        anew = [e.name for e in missed if e.silent or heard.why is Word.NO_RESPONDERS]
+        results += [
+            self._missed(each.name, heard.why, subject, stopping=True)
+            for each in missed
+            if each.name not in anew
+        ]
+        results += await asyncio.gather(*(self.offer(each, ask) for each in anew))
         if not results and heard.why is not Word.NO_RESPONDERS:
             results.append(self._missed("", heard.why, subject, stopping=True))
         return results
@@ -132,7 +161,8 @@ class Asking:
     async def still_loaded(self, model: str, ask: Ask) -> list[Reply]:
         """Ask who still has a model; nobody, where that cannot be found out."""
         try:
-            return await self.read_holders(model, ask) or []
+            results = await self.read_holders(model, ask, _STILL_SECONDS) or []
+            return [each.reply for each in results if each.reply]
         except ClusterError:
             return []
 
@@ -144,6 +174,7 @@ class Asking:
         node, model = offer.node, ask.model or ""
         subject = self._subjects.shutdown_now(node, offer.run)
         until = time.monotonic() + _LONGEST_SHUTDOWN_SECONDS
+        patience_seconds = max(self.patience_seconds, _LEAST_STOP_SECONDS)
         try:
             talk = await self._link.talk(subject, pack(ask))
         except ClusterError as error:
@@ -151,12 +182,15 @@ class Asking:
         heard = False
         try:
             while True:
-                word = await talk.next(min(self.patience_seconds, until - time.monotonic()))
+                word = await talk.next(min(patience_seconds, until - time.monotonic()))
                 if isinstance(word, Reply) and word.kind in ("answer", "working"):
                     heard = True
                     self._directory.answered(node)
-                    if word.kind == "answer":
-                        return Result(node, word, None)
+                    if word.kind == "answer" and word.answer:
+                        if (word.answer.status == 200) == (word.answer.outcome == "stopped"):
+                            return Result(node, word, None)
+                        why = "gave an answer that cannot be understood"
+                        break
                     if time.monotonic() > until:
                         why = f"is still at it after {_LONGEST_SHUTDOWN_SECONDS:g} s"
                         break
@@ -167,7 +201,7 @@ class Asking:
                     return self._missed(node, word, subject, stopping=True)
                 elif word is None:
                     self._directory.missed(node)
-                    why = f"has said nothing for {self.patience_seconds:g} s"
+                    why = f"has said nothing for {patience_seconds:g} s"
                     break
                 else:
                     why = "cannot be heard, as the connection to NATS ended"
@@ -177,12 +211,19 @@ class Asking:
         return Result(node, None, faults.unknown(node, model, why))
 
     async def _ask_node(
-        self, subject: str, node: str, ask: Ask, first_seconds: float | None
+        self,
+        subject: str,
+        node: str,
+        ask: Ask,
+        first_seconds: float = math.inf,
+        seconds: float = math.inf,
     ) -> Result:
         known = self._directory.get(node)
         expected = known or Node.unknown(node)
         try:
-            heard = await self._listen(subject, ask, [expected], first_seconds, others=False)
+            heard = await self._listen(
+                subject, ask, [expected], first_seconds, seconds, others=False
+            )
         except ClusterError as error:
             return Result(node, None, faults.not_sent(node, error))
         for reply in heard.replies:
@@ -201,22 +242,25 @@ class Asking:
         subject: str,
         ask: Ask,
         expected: Sequence[Node],
-        first_seconds: float | None,
+        first_seconds: float,
+        seconds: float,
         *,
         others: bool,
     ) -> Heard:
-        """Ask, and hear who answers: see `hear`; None waits for a first word as for an answer.
+        """Ask, and hear who answers: see `hear`; what does not answer the question is nonsense.
 
         Raises:
             ClusterError: there is no connection; nothing was sent.
         """
-        seconds = self.patience_seconds
-        first = seconds if first_seconds is None else min(first_seconds, seconds)
+        seconds = min(seconds, self.patience_seconds)
+        first = min(first_seconds, seconds)
         if expected and all(each.silent for each in expected):
             first = min(first, SILENT_SECONDS)
         talk = await self._link.talk(subject, pack(ask))
         try:
-            return await hear(talk, {each.name for each in expected}, first, seconds, others=others)
+            names = {each.name for each in expected}
+            heard = await hear(talk, names, first, seconds, others=others)
+            return heard._replace(replies=[fitting(each, ask) for each in heard.replies])
         finally:
             talk.close()
 

@@ -61,7 +61,28 @@ def unknown(node: str, model: str, why: str) -> OutcomeUnknown:
     """Say that a node was told to stop a model, and that it is not known whether it did."""
     return OutcomeUnknown(
         f"the outcome is unknown: node {node!r} was told to stop model {model!r}, and {why}; "
-        f"it may have stopped it or not: ask GET /backend/monitor?model={quote(model, safe='')}"
-        f"&node={quote(node)}, or GET /backends?node={quote(node)}",
+        f"it may have stopped it or not: ask {_what_to_ask(node, model)}",
         [node],
     )
+
+
+def closing(node: str, model: str) -> OutcomeUnknown:
+    """Say that this monitor ended while another node, or none, was stopping a model.
+
+    Args:
+        node: that node; empty where none was known to have it.
+        model: the model.
+    """
+    where = f"on node {node!r}" if node else "on other nodes"
+    return OutcomeUnknown(
+        f"the outcome is unknown {where}: this monitor ended meanwhile; model {model!r} may have "
+        f"been stopped there or not: ask another node's monitor {_what_to_ask(node, model)}",
+        [node] if node else [],
+    )
+
+
+def _what_to_ask(node: str, model: str) -> str:
+    model, node = quote(model, safe=""), quote(node)
+    if not node:
+        return f"GET /backend/monitor?model={model}, or GET /backends"
+    return f"GET /backend/monitor?model={model}&node={node}, or GET /backends?node={node}"

@@ -14,10 +14,17 @@ _OTHERS_SECONDS = 0.05
 
 
 class Heard(NamedTuple):
-    """What came of a question: a reply of each run of a node, and what ended the wait for more."""
+    """What came of a question.
+
+    Attributes:
+        replies: one of each run of a node.
+        why: what ended the wait for more.
+        at_work: the nodes that said that they are at it, and did not answer.
+    """
 
     replies: list[Reply]
     why: Word | None
+    at_work: list[str]
 
 
 async def hear(
@@ -36,6 +43,10 @@ async def hear(
     missing = set(expected)
     at_work: set[tuple[str, str]] = set()
     replies: dict[tuple[str, str], Reply] = {}
+
+    def heard(why: Word | None) -> Heard:
+        return Heard([*replies.values()], why, sorted({node for node, _ in at_work}))
+
     while True:
         if at_work:
             until = began + seconds
@@ -44,14 +55,14 @@ async def hear(
         elif others:
             until = min(last + _OTHERS_SECONDS, began + seconds)
         else:
-            return Heard(list(replies.values()), None)
+            return heard(None)
         # What has come is taken, however late this is, but not for ever from who does not stop.
         word = await talk.next(until - time.monotonic())
         if not isinstance(word, Reply):
-            return Heard(list(replies.values()), word)
+            return heard(word)
         last = time.monotonic()
         if last > began + 2 * seconds:
-            return Heard(list(replies.values()), None)
+            return heard(None)
         if not others and word.node not in expected:
             continue
         who = (word.node, word.run)

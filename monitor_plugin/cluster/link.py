@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 
 from nats.aio.client import Client
@@ -27,6 +28,8 @@ _logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+# A connection that lasts so long is a good one.
+_STEADY_SECONDS = 5.0
 _PERMISSIONS = "permissions violation for publish to "
 _MOST_REMEMBERED = 100
 
@@ -80,7 +83,7 @@ class Link(LoopThread):
         self._node = node
         self._on_connected = on_connected
         self._client: Client | None = None
-        self._said: str | None = None
+        self._said: set[tuple[object, ...]] = set()
         self._refused: set[str] = set()
         self._talks = Talks(replies, self.publish, on_hello)
 
@@ -148,33 +151,43 @@ class Link(LoopThread):
             client = await self._connect(server, closed)
             if client is None:
                 if at % len(self._servers) == 0:
-                    # Not all at the same moment, where many wait for one server.
-                    await asyncio.sleep(_RETRY_SECONDS * (0.5 + random.random()))  # noqa: S311
+                    await self._pause()
                 continue
+            began = time.monotonic()
             try:
                 await self._use(client, server.url, closed)
             finally:
                 self._client = None
                 self._talks.lose()
                 await disconnect(client)
+            if time.monotonic() - began < _STEADY_SECONDS:  # the next may end as soon
+                await self._pause()
+
+    async def _pause(self) -> None:
+        # Not all at the same moment, where many wait for one server.
+        await asyncio.sleep(_RETRY_SECONDS * (0.5 + random.random()))  # noqa: S311
 
     async def _connect(self, server: NatsServer, closed: asyncio.Event) -> Client | None:
         async def on_closed() -> None:
             closed.set()
 
+        errors: list[Exception] = []
+
         async def on_error(error: Exception) -> None:
+            errors[:] = [error]
             self._on_error(error)
 
         try:
             return await self._connector.connect(server, on_closed, on_error)
         except Exception as error:
-            why = str(error) or type(error).__name__
-            self._say("no NATS server answers at %s, trying for ever: %s", server.url, why)
+            # What the server said tells more than that there is no other one to try.
+            why = str(errors[-1] if errors else error) or type(error).__name__
+            self._say("cannot connect to NATS at %s, trying for ever: %s", server.url, why)
             return None
 
     async def _use(self, client: Client, url: str, closed: asyncio.Event) -> None:
         """Take part over a connection until it ends."""
-        self._client = client
+        self._client, began = client, time.monotonic()
         session = Session(client)
         try:
             await self._talks.listen(session.subscribe)
@@ -182,14 +195,14 @@ class Link(LoopThread):
             await self.flush()
         except Exception as error:
             self._say("the connection to NATS at %s could not be used: %s", url, error)
-            await asyncio.sleep(_RETRY_SECONDS)
             return
-        self._said = None
         _logger.info("connected to NATS at %s as node %s", url, self._node)
         # Looked at too, as older clients do not always say so.
         while not (closed.is_set() or client.is_closed):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(closed.wait(), _LOOK_SECONDS)
+        if time.monotonic() - began > _STEADY_SECONDS:
+            self._said.clear()
         self._say("the connection to NATS at %s ended; connecting anew", url)
 
     def _on_error(self, error: Exception) -> None:
@@ -206,7 +219,7 @@ class Link(LoopThread):
             _logger.warning("NATS does not let this node take part in everything: %s", text)
 
     def _say(self, message: str, *facts: object) -> None:
-        """Log what went wrong, once until it has been well again."""
-        if self._said != message:
-            self._said = message
+        """Log what went wrong, once until it has been well for a while."""
+        if (message, *facts) not in self._said and len(self._said) < _MOST_REMEMBERED:
+            self._said.add((message, *facts))
             _logger.warning(message, *facts)

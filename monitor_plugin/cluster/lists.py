@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -20,7 +21,7 @@ from .directory import Directory
 from .link import Link
 from .messages import Ask
 from .own import Own
-from .together import answer_of
+from .together import answer_of, names_of
 
 MOST_LIMIT = 10_000
 # How many nodes are asked at once: as many lists are held besides what was put together of them.
@@ -36,15 +37,21 @@ class _NodesList(msgspec.Struct, frozen=True):
 
 
 class _Item(msgspec.Struct, frozen=True):
+    model: str
     pid: int
+    node: str
 
 
 class _End(msgspec.Struct, frozen=True):
-    ended_at: datetime
+    model: str
+    pid: int
+    cause: str
+    ended_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    node: str
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What is needed of the items here."""
+    """What is needed of the items, here and by whoever asked."""
 
     backends: list[_Item]
     ended: list[_End]
@@ -57,6 +64,7 @@ class _Rest(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None
     nodes: list[NodeItem]
     next: str | None
+    cluster_error: str | None
 
 
 class _Page:
@@ -111,8 +119,13 @@ class _Page:
         )
         return self._is_full
 
-    def answer(self, nodes_follow: bool) -> Answer:
-        """Give the answer; `nodes_follow`: there are nodes that were not asked."""
+    def answer(self, nodes_follow: bool, cluster_error: str | None) -> Answer:
+        """Give the answer.
+
+        Args:
+            nodes_follow: whether there are nodes that were not asked.
+            cluster_error: why other nodes are perhaps not known of.
+        """
         goes_on = self._is_full and (self._more or nodes_follow)
         rest = encode(
             _Rest(
@@ -120,10 +133,11 @@ class _Page:
                 machine=self._machine,
                 nodes=self._nodes,
                 next=self._last if goes_on else None,
+                cluster_error=cluster_error,
             )
         )
         self._body += b"]," + rest[1:]
-        names = ", ".join(each.node for each in self._nodes if each.error is None)
+        names = names_of([each.node for each in self._nodes if each.error is None])
         return Answer(200, bytes(self._body), {NODE_HEADER: names} if names else {})
 
 
@@ -173,11 +187,11 @@ class Lists:
         while names and not is_full:
             now, names = names[:_NODES_AT_ONCE], names[_NODES_AT_ONCE:]
             # All together have as long as one would: those that hang could be many.
-            first_seconds = max(SILENT_SECONDS, until - time.monotonic())
+            seconds = max(SILENT_SECONDS, until - time.monotonic())
             asks = dict.fromkeys(now, ask)
             if after_node in asks:
                 asks[after_node] = msgspec.structs.replace(ask, after_pid=after_pid)
-            for result in self._ask(asks, first_seconds):
+            for result in self._ask(asks, seconds):
                 if node is not None and result.error is not None:
                     raise result.error
                 if node is not None and result.reply and answer_of(result.reply).status != 200:
@@ -186,11 +200,17 @@ class Lists:
                     names = [result.node]
                     break
                 is_full = page.add(result, urls.get(result.node), result.node == self._own.node)
-        return page.answer(nodes_follow=bool(names))
+        error = None
+        if node is None and not self._link.connected:
+            error = (
+                f"this node is not connected to NATS ({self._link.servers}): which other nodes "
+                "there are, and what they have, is known from before at best"
+            )
+        return page.answer(nodes_follow=bool(names), cluster_error=error)
 
-    def _ask(self, asks: Mapping[str, Ask], first_seconds: float) -> Sequence[Result]:
+    def _ask(self, asks: Mapping[str, Ask], seconds: float) -> Sequence[Result]:
         others = {
-            name: self._link.begin(self._asking.read(name, ask, first_seconds))
+            name: self._link.begin(self._asking.read(name, ask, seconds=seconds))
             for name, ask in asks.items()
             if name != self._own.node
         }
@@ -212,10 +232,15 @@ def _list_of(result: Result) -> tuple[_NodesList, _Known, str | None]:
     answer = result.reply.answer if result.reply else None
     if answer is not None and answer.status == 200:
         try:
+            answer.body.decode()  # what is not looked at must be UTF-8 too
             found = msgspec.json.decode(answer.body, type=_NodesList)
-            return found, msgspec.json.decode(answer.body, type=_Known), None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            error = str(faults.nonsense(result.node))
+            known = msgspec.json.decode(answer.body, type=_Known)
+            senders = {each.node for each in known.backends} | {each.node for each in known.ended}
+            if senders <= {result.node}:
+                return found, known, None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        error = str(faults.nonsense(result.node))
     elif answer is not None:
         error = "it answered with an error; its log says more"
     return _NodesList([], [], None), _Known([], []), error

@@ -46,6 +46,7 @@ class Membership:
         self._announcing = False
         self._beating = False
         self._namesake = ""
+        self._left = False
         self.url: str | None = None
         self.link: Link
 
@@ -69,7 +70,8 @@ class Membership:
             self.link.spawn(self._beat())
 
     async def leave(self) -> None:
-        """Say that this node ends."""
+        """Say that this node ends; what it was about to say of itself is not said any more."""
+        self._left = True
         await self.link.publish(self._subjects.node(self._node), pack(self._word([], True)))
         await self.link.flush()
 
@@ -81,6 +83,8 @@ class Membership:
             reply: where others are to say the same of themselves.
             whole: to list the models too.
         """
+        if self._left:
+            return
         word = self._word(self._listed() if whole else None)
         if await self._publish(to or self._subjects.node(self._node), pack(word), reply):
             self._said_revision = word.revision
@@ -108,7 +112,8 @@ class Membership:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
-            self._directory.expire()
+            if self.link.connected:  # else they may well be there
+                self._directory.expire()
             await self.announce(whole=False)
 
     async def on_announcement(self, message: Msg) -> None:

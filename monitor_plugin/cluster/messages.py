@@ -132,6 +132,20 @@ def understood(reply: Reply) -> Reply:
     return reply if good else Reply(reply.node, reply.run, "nonsense")
 
 
+def fitting(reply: Reply, ask: Ask) -> Reply:
+    """Pass a reply through that answers the question; one that does not becomes `nonsense`."""
+    status = reply.answer.status if reply.answer else 0
+    if ask.what == "loaded":
+        good = reply.kind == "loaded"
+    elif ask.what == "offer":
+        good = reply.kind == "offer" or status >= 400
+    elif ask.what == "monitor":
+        good = status >= 400 or (status == 200 and reply.reading is not None)
+    else:
+        good = reply.kind == "answer"
+    return reply if good else Reply(reply.node, reply.run, "nonsense")
+
+
 def announced(data: bytes) -> Announcement | None:
     """Decode what a node says of itself; None where it is nothing of the kind."""
     said = unpack(data, Announcement)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
 
 from ..errors import SettingsError
-from ..nats_servers import fault_in_node
+from ..nats_servers import fault_in_node, parse_nats_servers
+from ..origins import is_loopback_name
 from ..settings import Settings, parse_listen
 from ..wiring import Parts
 from .asking import Asking
@@ -15,6 +17,8 @@ from .member import Member
 from .own import Own
 from .subjects import Subjects
 from .whole import Whole
+
+_logger = logging.getLogger(__name__)
 
 _UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
@@ -68,6 +72,14 @@ class ClusterNode:
         if url is None or url.startswith("unix:") or self._settings.listen is None:
             return None
         host = parse_listen(self._settings.listen).host
+        servers = parse_nats_servers(self._settings.cluster or "")
+        if is_loopback_name(host) and not all(each.is_loopback for each in servers):
+            _logger.warning(
+                "other machines cannot reach %s: GET /cluster/targets leaves node %s out; set "
+                "cluster_url to where its HTTP is reached from elsewhere",
+                *(url, self.whole.node),
+            )
+            return None
         if host in _UNSPECIFIED:
             return f"http://{socket.gethostname()}:{url.rpartition(':')[2]}"
         return url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -17,12 +18,13 @@ from ..errors import (
 )
 from ..http.elsewhere import NODE_HEADER
 from ..http.wire import Answer, ErrorAnswer, StoppedAnswer, encode, encode_error, kind_of
+from . import faults
 from .asking import Asking, Result
 from .directory import Node
 from .link import Link
 from .messages import Ask
 from .own import Own
-from .together import answer_of
+from .together import answer_of, names_of
 
 # Where this node has the model, and nobody else is known to: no longer than its own stop takes,
 # after which it is seen whether the host starts the model again.
@@ -70,9 +72,9 @@ class Stops:
             results.append(Result(self._own.node, stopped, None))
         try:
             results += asked.result()
-        except MonitorError as error:  # the monitor is closing, and it may have been under way
-            closing = OutcomeUnknown(f"the outcome is unknown on other nodes: {error}")
-            results.append(Result("", None, closing))
+        except MonitorError:  # the monitor is closing, and it may have been under way
+            names = [each.name for each in holders] or [""]
+            results += [Result(each, None, faults.closing(each, model)) for each in names]
         return self._outcome(model, results)
 
     async def _on_one(self, node: str, ask: Ask) -> list[Result]:
@@ -82,7 +84,7 @@ class Stops:
         self, model: str, ask: Ask, holders: Sequence[Node], here: bool
     ) -> list[Result]:
         only_maybe = here and not holders
-        first_seconds = _MAYBE_SECONDS if only_maybe else None
+        first_seconds = _MAYBE_SECONDS if only_maybe else math.inf
         offers = await self._asking.offers(model, ask, holders, first_seconds)
         if only_maybe:  # a node without a name is none that is known to have it
             offers = [each for each in offers if each.node]
@@ -115,7 +117,7 @@ class Stops:
             raise ModelNotLoaded(model, self._own.describe_last_end(model), on_any_node=True)
         stopped = [each.node for each in results if _outcome_of(each) == "stopped"]
         bad = [each for each in results if _outcome_of(each) not in ("stopped", "model_not_loaded")]
-        nodes = ", ".join(each.node for each in results if each.node)
+        nodes = names_of([each.node for each in results if each.node])
         headers = {NODE_HEADER: nodes} if nodes else {}
         if stopped and not bad:
             return Answer(200, encode(StoppedAnswer()), headers, "stopped")
@@ -129,7 +131,9 @@ class Stops:
         kind = kind_of(worst.error or ShutdownFailed(model, ""))
         if worst.reply and worst.reply.answer:
             answer = worst.reply.answer
-            kind = kind._replace(status=answer.status, type=answer.outcome or kind.type)
+            if not (stopped and answer.status == 503):  # which says that nothing was stopped
+                kind = kind._replace(status=answer.status, type=answer.outcome or kind.type)
+                headers = {**answer.headers, **headers}  # with `Retry-After`, say
         return Answer(kind.status, encode_error(kind, message), headers, kind.type)
 
 

@@ -14,6 +14,7 @@ from .asking import Result
 from .messages import Reply, with_headers
 
 UNREACHABLE_HEADER = "X-Monitor-Unreachable"
+_MOST_HEADER_CHARACTERS = 2048
 
 
 def put_together(results: Sequence[Result]) -> Answer:
@@ -30,7 +31,7 @@ def put_together(results: Sequence[Result]) -> Answer:
     unreadable = [each for each in replies if _outcome(each) == "backend_unreadable"]
     headers = {}
     if unreachable := [each.node for each in results if each.error]:
-        headers[UNREACHABLE_HEADER] = ", ".join(unreachable)
+        headers[UNREACHABLE_HEADER] = names_of(unreachable)
     if len(read) == 1 and not unreadable:
         return with_headers(answer_of(read[0][0]), headers)
     readings = [reading for _, reading in read]
@@ -45,8 +46,17 @@ def put_together(results: Sequence[Result]) -> Answer:
         readings.append(nothing)
         held.append((None, None))
     nodes = [each.node for each in [*(reply for reply, _ in read), *unreadable]]
-    headers[NODE_HEADER] = ", ".join(sorted(nodes))
+    headers[NODE_HEADER] = names_of(sorted(nodes))
     return with_headers(reading_answer(combine(readings, held)), headers)
+
+
+def names_of(nodes: Sequence[str]) -> str:
+    """Name nodes in a header, which must not grow past what clients and proxies take."""
+    text = ", ".join(nodes)
+    if len(text) <= _MOST_HEADER_CHARACTERS:
+        return text
+    some = text[:_MOST_HEADER_CHARACTERS].rpartition(", ")[0]
+    return f"{some}, and {len(nodes) - some.count(', ') - 1} more"
 
 
 def _without_reading(replies: Sequence[Reply], errors: Sequence[Exception]) -> Answer:

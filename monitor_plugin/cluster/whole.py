@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
@@ -12,7 +14,7 @@ from ..http.cluster_wire import TargetGroup
 from ..http.elsewhere import NODE_HEADER, Asker
 from ..http.wire import Answer, error_answer
 from ..nats_servers import fault_in_node
-from .asking import Asking, Result
+from .asking import SILENT_SECONDS, Asking, Result
 from .directory import Directory, Node
 from .link import Link
 from .lists import Lists
@@ -21,6 +23,8 @@ from .own import Own
 from .stops import Stops
 from .together import answer_of, put_together
 
+# Questions after models that nobody is known to have, which may each wait for as long as they may.
+_MOST_UNKNOWN_AT_ONCE = 50
 # How long who has a model is kept waiting for the first word of the others that have it.
 _FIRST_WORD_SECONDS = 0.5
 
@@ -47,6 +51,7 @@ class Whole:
         self._directory = directory
         self._lists = Lists(own, link, asking, directory)
         self._stops = Stops(own, link, asking)
+        self._unknown_reads = threading.BoundedSemaphore(_MOST_UNKNOWN_AT_ONCE)
         self.url: str | None = None
 
     def monitor(self, model: str, pid: int | None, node: str | None, asker: Asker) -> Answer:
@@ -138,7 +143,7 @@ class Whole:
         # no longer than for a word that they are at it.
         skipped = [each.name for each in holders if here and each.silent]
         awaited = [each.name for each in holders if each.name not in skipped]
-        first_seconds = _FIRST_WORD_SECONDS if here else None
+        first_seconds = _FIRST_WORD_SECONDS if here else math.inf
         asked = self._link.begin(self._asking.read_all(awaited, ask, first_seconds))
         results = [Result(each, None, NodeUnreachable("", [each])) for each in skipped]
         if here:
@@ -165,8 +170,6 @@ class Whole:
         holders = self._directory.holders(model)
         if pid is None or not holders:
             return here, holders
-        if self._own.holds(model, pid):
-            return True, []
         if here or len(holders) > 1:
             names = [*([self._own.node] if here else []), *(each.name for each in holders)]
             raise InvalidRequest(
@@ -180,7 +183,16 @@ class Whole:
             raise InvalidRequest(fault[:200])
 
     def _read_unknown(self, model: str, ask: Ask) -> Answer:
-        replies = self._link.run(self._asking.read_holders(model, ask))
-        if replies is None:
+        # Where NATS hangs, they must not take the threads that answer for what is here.
+        if not self._unknown_reads.acquire(timeout=SILENT_SECONDS):
+            raise NodeUnreachable(
+                f"model {model!r} is not loaded here, and {_MOST_UNKNOWN_AT_ONCE} questions to "
+                "other nodes wait for an answer already: ask again"
+            )
+        try:
+            results = self._link.run(self._asking.read_holders(model, ask))
+        finally:
+            self._unknown_reads.release()
+        if results is None:
             raise ModelNotLoaded(model, self._own.describe_last_end(model), on_any_node=True)
-        return put_together([self._asking.result(each) for each in replies])
+        return put_together(results)

@@ -150,6 +150,7 @@ class Backends(msgspec.Struct, frozen=True):
     ended: list[End]
     machine: Machine = Machine()
     nodes: list[Node] = []
+    cluster_error: str | None = None
 
     def share(self, item: Item) -> float | None:
         """Percent of its machine's memory that a backend holds."""
@@ -160,8 +161,9 @@ class Backends(msgspec.Struct, frozen=True):
         return 100 * item.held / machine.memory_total
 
     def missing(self) -> list[str]:
-        """Say of each node that does not answer why."""
-        return [each.error for each in self.nodes if each.error]
+        """Say of each node that does not answer why, and why others may not be known of."""
+        errors = [each.error for each in self.nodes if each.error]
+        return [*errors, *([self.cluster_error] if self.cluster_error else [])]
 
     def absent(self) -> str:
         """Say of a model that is not in the list that it is not loaded, as far as is known."""

@@ -21,6 +21,7 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of `/backends` in a cluster; `machine` is of the node that was asked.
 
     `next` is what to pass as `after` for the next page; `null` where this is the last.
+    `cluster_error` says why other nodes are perhaps not known of; `null` where they are.
     """
 
     backends: list[NodeBackendItem]
@@ -28,6 +29,7 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None
     nodes: list[NodeItem]
     next: str | None
+    cluster_error: str | None
 
 
 class TargetGroup(msgspec.Struct, frozen=True):

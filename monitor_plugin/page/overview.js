@@ -9,7 +9,7 @@ const TOP = 6;
 const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
 
 /** Show an answer of GET /backends; gives how many are in trouble. */
-export function showOverview({ backends, machine, nodes }) {
+export function showOverview({ backends, machine, nodes, cluster_error: unconnected }) {
   byId("overview").hidden = false;
   const conditions = backends.map(condition);
   const counts = new Map();
@@ -24,6 +24,7 @@ export function showOverview({ backends, machine, nodes }) {
     const shown = `${silent.length === 1 ? "node" : "nodes"} without an answer (${silent.join(", ")})`;
     sorted.unshift({ shown, tone: "bad", number: silent.length });
   }
+  if (unconnected) sorted.unshift({ shown: "connection to NATS down", tone: "bad", number: 1 });
   fill(byId("counts"), sorted, () => element("li"), (line, { shown, tone, number }) => {
     line.dataset.tone = tone;
     setText(line, `${number} ${shown}`);

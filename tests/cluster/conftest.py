@@ -15,6 +15,7 @@ import pytest
 from monitor_plugin import Monitor
 
 from ..support import Answer, Client, Spawner, eventually, free_port, program
+from .rogue import Rogue
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -108,6 +109,7 @@ class Node(Asked):
 
 MakeLocal = Callable[..., Asked]
 MakeNode = Callable[..., Node]
+MakeRogue = Callable[..., Rogue]
 
 
 @pytest.fixture
@@ -185,3 +187,17 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
     for node in nodes:
         with contextlib.suppress(ProcessLookupError):
             node.signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def make_rogue() -> Iterator[MakeRogue]:
+    """Starts clients of NATS that say what they like."""
+    rogues: list[Rogue] = []
+
+    def make(url: str, **options: Any) -> Rogue:
+        rogues.append(Rogue(url, **options))
+        return rogues[-1]
+
+    yield make
+    for each in rogues:
+        each.close()

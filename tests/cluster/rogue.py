@@ -10,8 +10,11 @@ from typing import Any
 import nats
 from nats.aio.msg import Msg
 
+from monitor_plugin import Monitor
 from monitor_plugin.cluster.loop_thread import LoopThread
-from monitor_plugin.cluster.messages import Ask, Caller, pack
+from monitor_plugin.cluster.messages import Announcement, Ask, Caller, pack
+
+from ..support import eventually
 
 Handler = Callable[[Msg], "list[tuple[str, bytes]]"]
 
@@ -82,3 +85,22 @@ class Rogue(LoopThread):
 def question(what: str, model: str | None, node: str = "rogue", **more: Any) -> bytes:
     """Encode a question in a node's name."""
     return pack(Ask(what, Caller(node, "ops", "admin", "here"), model, **more))
+
+
+def joined(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Rogue:
+    """Have a node `rogue`, which says that it has the model `m`, known to a monitor."""
+    cluster = monitor._cluster
+    assert cluster is not None
+    word = pack(Announcement("rogue", "1", 1, url, ["m"]))
+
+    def known() -> bool:
+        rogue.publish("monitor.nodes.rogue", word)
+        return cluster.directory.get("rogue") is not None
+
+    eventually(known)
+    return rogue
+
+
+def answering(data: bytes, name: str = "rogue") -> Callable[[Any], list[tuple[str, bytes]]]:
+    """Answer every question with the same."""
+    return lambda message: [(f"{message.reply}.{name}", data)] if message.reply else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -11,16 +12,15 @@ import pytest
 
 from monitor_plugin import Monitor
 from monitor_plugin.cluster.messages import Announcement, Reply, pack
-from monitor_plugin.http.wire import Answer
+from monitor_plugin.errors import TooManyShutdowns
+from monitor_plugin.http.wire import Answer, error_answer
 from monitor_plugin.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, is_running
-from .conftest import MakeLocal, NatsServer
-from .rogue import Rogue, question
+from .conftest import MakeLocal, MakeRogue, NatsServer
+from .rogue import answering, joined, question
 
 pytestmark = pytest.mark.once
-
-MakeRogue = Callable[..., Rogue]
 
 # What a node could answer to a question, and no client may be harmed by.
 NONSENSE: dict[str, bytes] = {
@@ -34,44 +34,10 @@ NONSENSE: dict[str, bytes] = {
     "JSON of another form": pack(Reply("rogue", "1", answer=Answer(200, b"[1]"))),
     "an odd status": pack(Reply("rogue", "1", answer=Answer(99999, b"{}"))),
     "an error without words": pack(Reply("rogue", "1", answer=Answer(500, b"{}"))),
+    "what answers nothing": pack(Reply("rogue", "1", answer=Answer(200, b"{}"))),
+    "another kind": pack(Reply("rogue", "1", "loaded")),
     "another's name": pack(Reply("a", "1", answer=Answer(200, b'{"state":2}'))),
 }
-
-
-@pytest.fixture
-def make_rogue() -> Iterator[MakeRogue]:
-    """Starts clients of NATS that say what they like."""
-    rogues: list[Rogue] = []
-
-    def make(url: str, **options: Any) -> Rogue:
-        rogues.append(Rogue(url, **options))
-        return rogues[-1]
-
-    yield make
-    for each in rogues:
-        each.close()
-
-
-def joined(
-    nats: NatsServer, make_rogue: MakeRogue, monitor: Monitor, url: str | None = None
-) -> Rogue:
-    """Have a node `rogue`, which says that it has the model `m`, known to a monitor."""
-    rogue = make_rogue(nats.url)
-    cluster = monitor._cluster
-    assert cluster is not None
-    word = pack(Announcement("rogue", "1", 1, url, ["m"]))
-
-    def known() -> bool:
-        rogue.publish("monitor.nodes.rogue", word)
-        return cluster.directory.get("rogue") is not None
-
-    eventually(known)
-    return rogue
-
-
-def answering(data: bytes) -> Callable[[Any], list[tuple[str, bytes]]]:
-    """Answer every question with the same."""
-    return lambda message: [(f"{message.reply}.rogue", data)] if message.reply else []
 
 
 def test_nonsense_harms_nobody(
@@ -83,7 +49,7 @@ def test_nonsense_harms_nobody(
     """Whatever a node answers: an error names it, and what others have is answered as ever."""
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=1.0)
     client = Client(monitor.url)
-    rogue = joined(nats, make_rogue, monitor, "http://rogue:99999/")
+    rogue = joined(make_rogue(nats.url), monitor, "http://rogue:99999/")
     said = {"data": b""}
     for subject in ("read.model.m", "read.node.rogue", "shutdown.model.m", "shutdown.node.rogue"):
         rogue.listen(f"monitor.{subject}", lambda message: answering(said["data"])(message))
@@ -101,13 +67,118 @@ def test_nonsense_harms_nobody(
     assert not [each for each in caplog.records if each.exc_info], "something was raised"
 
 
+_END = b'{"model":"m","pid":1,"cause":"exited","node":"rogue","ended_at":"2026-01-01T00:00:00%s"}'
+_HERE = b'{"model":"m","pid":1,"node":"rogue"%s}'
+
+
+@pytest.mark.parametrize(
+    ("backends", "ended", "good"),
+    [
+        (_HERE % b"", _END % b"Z", True),
+        (_HERE % b"", _END % b"", False),
+        (_HERE % b',"address":"\xff"', b"", False),
+        (b'{"pid":1,"node":"rogue"}', b"", False),
+        (b'{"model":"m","pid":1,"node":"a"}', b"", False),
+    ],
+    ids=["good", "a time without a zone", "no UTF-8", "without a model", "another's"],
+)
+def test_a_list_of_another_form_takes_no_other_away(
+    backends: bytes,
+    ended: bytes,
+    good: bool,
+    nats: NatsServer,
+    make_monitor: Callable[..., Monitor],
+    make_rogue: MakeRogue,
+    spawner: Spawner,
+) -> None:
+    """What a node lists is taken as it is or not at all, and those of others are there."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    for process in (sleeper := spawner.sleeper()), (dies := spawner.sleeper()):
+        monitor.hook.monitor_backend_spawned(
+            model="here", pid=process.pid, address=f"unix:/{process.pid}"
+        )
+    dies.kill()
+    eventually(lambda: len(monitor.backends()) == 1)
+    rogue = joined(make_rogue(nats.url), monitor)
+    body = b'{"backends":[%s],"ended":[%s],"machine":null}' % (backends, ended)
+    reply = pack(Reply("rogue", "1", answer=Answer(200, body)))
+    rogue.listen("monitor.read.node.rogue", answering(reply))
+    answer = Client(monitor.url).request("GET", "/backends")
+    assert answer.status == 200
+    listed = answer.json
+    assert [each["pid"] for each in listed["backends"]] == [sleeper.pid, *([1] if good else [])]
+    assert sorted(each["pid"] for each in listed["ended"]) == [*([1] if good else []), dies.pid]
+    assert [bool(each["error"]) for each in listed["nodes"]] == [False, not good]
+
+
+def test_a_stop_here_is_told_whatever_another_node_says_to_it(
+    nats: NatsServer,
+    make_monitor: Callable[..., Monitor],
+    make_rogue: MakeRogue,
+    spawner: Spawner,
+) -> None:
+    """An answer that makes no sense is the other node's fault, and the model was stopped here."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    sleeper = spawner.sleeper()
+    threading.Thread(target=sleeper.wait, daemon=True).start()
+    monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
+    rogue = joined(make_rogue(nats.url), monitor)
+    reply = pack(Reply("rogue", "1", answer=Answer(200, b"{}")))
+    rogue.listen("monitor.shutdown.model.m", answering(reply))
+    answer = Client(monitor.url).shutdown("m")
+    assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+    assert "it was stopped on a" in answer.json["error"]["message"]
+    assert not is_running(sleeper.pid)
+
+
+def test_one_that_takes_no_more_shutdowns_says_when_to_ask_again(
+    nats: NatsServer,
+    make_monitor: Callable[..., Monitor],
+    make_rogue: MakeRogue,
+    spawner: Spawner,
+) -> None:
+    """503 with `Retry-After` says that nothing was stopped: not where one node did stop it."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    client = Client(monitor.url)
+    rogue = joined(make_rogue(nats.url), monitor)
+    full = error_answer(TooManyShutdowns(4, 5))
+    offer = pack(Reply("rogue", "1", "offer", offer="key"))
+    rogue.listen("monitor.shutdown.model.m", answering(offer))
+    rogue.listen("monitor.shutdown.now.rogue.1", answering(pack(Reply("rogue", "1", answer=full))))
+    answer = client.shutdown("m")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    sleeper = spawner.sleeper()
+    threading.Thread(target=sleeper.wait, daemon=True).start()
+    monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
+    answer = client.shutdown("m")
+    assert (answer.status, answer.json["error"]["type"]) == (500, "shutdown_failed")
+    assert "it was stopped on a" in answer.json["error"]["message"]
+
+
+def test_many_lists_that_do_not_come_take_no_longer_than_one(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
+) -> None:
+    """Of 40 nodes, asked 16 at a time, that say that they are at it and no more."""
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=4.0)
+    rogue = joined(make_rogue(nats.url), monitor)
+    names = [f"rogue{number}" for number in range(40)]
+    for name in names:
+        working = answering(pack(Reply(name, "1", "working")), name)
+        rogue.listen(f"monitor.read.node.{name}", working)
+        rogue.publish(f"monitor.nodes.{name}", pack(Announcement(name, "1", 1, None, ["m"])))
+    began = time.monotonic()
+    listed = Client(monitor.url).request("GET", "/backends").json["nodes"]
+    assert time.monotonic() - began < 8  # one after the other they take 12
+    assert {each["node"] for each in listed if each["error"]} == {*names, "rogue"}
+
+
 def test_nothing_of_an_answer_gets_into_headers_that_breaks_them(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
     """Headers of another node are the monitor's own, and of one line; so are those of sums."""
     monitor = make_monitor(cluster=nats.url, node="a")
     client = Client(monitor.url)
-    rogue = joined(nats, make_rogue, monitor)
+    rogue = joined(make_rogue(nats.url), monitor)
     odd = "grpc\r\nX-Evil: 1"
     reading = Reading(Backend("m", 1, "x", 0.0), Status(2), None, odd, None, 0.0, odd)
     headers = {"X-Monitor-Source": odd, "Set-Cookie": "x=1", "X-Monitor-Ä": "ö"}
@@ -130,7 +201,7 @@ def test_a_slow_answer_is_no_missing_one(
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
     sleeper = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
-    rogue = joined(nats, make_rogue, monitor)
+    rogue = joined(make_rogue(nats.url), monitor)
     reading = Reading(Backend("m", 1, "x", 0.0), Status(2), None, "grpc", None, 0.0)
     answer = pack(Reply("rogue", "1", answer=Answer(200, b'{"state":2}'), reading=reading))
 
@@ -183,7 +254,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     monkeypatch.setattr("monitor_plugin.cluster.asking._LONGEST_SHUTDOWN_SECONDS", 1.0)
     patience_seconds = 1.0 if what == "silence" else 120.0
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=patience_seconds)
-    rogue = joined(nats, make_rogue, monitor)
+    rogue = joined(make_rogue(nats.url), monitor)
     offer = pack(Reply("rogue", "1", "offer", offer="key"))
     rogue.listen("monitor.shutdown.model.m", answering(offer))
     working = pack(Reply("rogue", "1", "working"))

@@ -23,6 +23,7 @@ from monitor_plugin.cluster.messages import (
 )
 from monitor_plugin.cluster.subjects import Subjects, encode_token
 from monitor_plugin.cluster.talks import Talk, Word
+from monitor_plugin.cluster.together import names_of
 from monitor_plugin.http.wire import Answer
 from monitor_plugin.models import Memory
 
@@ -132,6 +133,17 @@ def test_an_address_that_is_none_is_left_out(said: Announcement, url: str | None
     assert heard is not None
     assert heard.url == url
     assert announced(pack(msgspec.structs.replace(said, node="a\nb"))) is None
+
+
+def test_a_header_names_as_many_nodes_as_fit() -> None:
+    """A client or proxy that takes no longer line could read nothing of a large cluster."""
+    assert names_of(["a", "b"]) == "a, b"
+    nodes = [f"node-{number:04}" for number in range(1000)]
+    text = names_of(nodes)
+    assert len(text) < 2100
+    shown, _, more = text.rpartition(", and ")
+    assert shown.split(", ") == nodes[: shown.count(", ") + 1]
+    assert more == f"{1000 - shown.count(', ') - 1} more"
 
 
 def test_without_nats_no_question_waits_for_a_monitor_that_does_not_run() -> None:

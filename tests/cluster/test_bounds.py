@@ -1,0 +1,276 @@
+"""What other nodes, or NATS, do not do takes its time and no more, and is not taken for done."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from monitor_plugin import Monitor
+from monitor_plugin.cluster import whole
+from monitor_plugin.cluster.messages import Announcement, Reply, pack, unpack
+from monitor_plugin.http.elsewhere import Asker
+from monitor_plugin.http.wire import Answer
+from monitor_plugin.models import Backend, Reading, Status
+
+from ..support import Client, Spawner, eventually, free_port, is_running, suspend
+from .conftest import MakeLocal, MakeRogue, NatsServer
+from .rogue import answering, joined
+
+pytestmark = pytest.mark.once
+
+OPS = Asker("ops", "admin", "here")
+OFFER = pack(Reply("rogue", "1", "offer", offer="key"))
+WORKING = pack(Reply("rogue", "1", "working"))
+
+
+def load(monitor: Monitor, spawner: Spawner, model: str = "m") -> int:
+    """Register a process that is reaped at its end."""
+    process = spawner.sleeper()
+    threading.Thread(target=process.wait, daemon=True).start()
+    address = f"unix:/{process.pid}"
+    monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
+    return process.pid
+
+
+def test_who_is_not_connected_says_what_it_may_not_know(
+    nats: NatsServer, make_local: MakeLocal
+) -> None:
+    """A list of this node alone is none of the cluster; narrowed to this node it is whole."""
+    nats.kill()
+    node = make_local("a", nats.url, "m")
+    answer = node.get("/backends").json
+    assert [each["model"] for each in answer["backends"]] == ["m"]
+    assert f"not connected to NATS ({nats.url})" in answer["cluster_error"]
+    assert node.get("/backends?node=a").json["cluster_error"] is None
+    nats.start()
+    eventually(lambda: node.get("/backends?fresh=false").json["cluster_error"] is None)
+
+
+def test_a_pid_that_two_nodes_have_is_neithers(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue, spawner: Spawner
+) -> None:
+    """In containers small PIDs coincide: who asks has it from a list, perhaps the other's."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    pid = load(monitor, spawner)
+    joined(make_rogue(nats.url), monitor)
+    client = Client(monitor.url)
+    for answer in (
+        client.shutdown("m", pid=pid),
+        client.request("GET", f"/backend/monitor?model=m&pid={pid}"),
+    ):
+        assert answer.status == 400
+        assert "on the nodes a, rogue" in answer.json["error"]["message"]
+    assert is_running(pid)
+    assert client.shutdown("m", pid=pid, node="a").status == 200
+
+
+def test_a_node_that_left_says_no_more(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
+) -> None:
+    """What it was about to say of itself would list it for ten minutes more."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    cluster = monitor._cluster
+    assert cluster is not None
+    rogue = make_rogue(nats.url)
+    rogue.listen("monitor.nodes.a")
+    eventually(lambda: cluster.link.connected)
+    membership = cluster._member._membership
+    cluster.link.run(membership.leave())
+    cluster.link.run(membership.announce())
+    cluster.link.run(cluster.link.flush())
+    rogue.publish("monitor.nodes.a")  # to hear what came before
+    eventually(lambda: rogue.heard and not rogue.heard[-1].data)
+    said = [unpack(each.data, Announcement) for each in rogue.heard[:-1]]
+    assert said[-1]
+    assert said[-1].leaving
+
+
+def test_loopback_is_no_address_for_other_machines(
+    make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where NATS is elsewhere, so may be Prometheus, which would read another node's figures."""
+    elsewhere = {"cluster": "nats://192.0.2.1:4222", "insecure": True, "node": "a"}
+    monitor = make_monitor(**elsewhere)
+    assert Client(monitor.url).request("GET", "/cluster/targets").json == []
+    assert "set cluster_url" in caplog.text
+    told = make_monitor(**elsewhere, cluster_url="http://gpu-1:8080")
+    (target,) = Client(told.url).request("GET", "/cluster/targets").json
+    assert target == {"targets": ["gpu-1:8080"], "labels": {"node": "a"}}
+
+
+def test_one_that_hangs_keeps_no_other_from_being_stopped(
+    nats: NatsServer,
+    make_monitor: Callable[..., Monitor],
+    make_local: MakeLocal,
+    make_rogue: MakeRogue,
+) -> None:
+    """An offer is good for 10 s: nobody waits longer for others; who is silent is not waited for.
+
+    The rogue hears every question, and says nothing.
+    """
+    b = make_local("b", nats.url, "m", "other")
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
+    rogue = joined(make_rogue(nats.url), monitor)
+    rogue.listen("monitor.read.>")
+    rogue.listen("monitor.shutdown.>")
+    client = Client(monitor.url)
+    cluster = monitor._cluster
+    assert cluster is not None
+    eventually(lambda: len(cluster.directory.holders("m")) == 2)
+    answer = client.shutdown("m")
+    assert answer.status == 504
+    assert "node 'rogue' cannot be reached" in answer.json["error"]["message"]
+    assert "it was stopped on b" in answer.json["error"]["message"]
+    assert {each["model"] for each in b.get("/backends?node=b").json["backends"]} == {"other"}
+    rogue.publish("monitor.nodes.rogue", pack(Announcement("rogue", "1", 2, None, ["m", "other"])))
+    eventually(lambda: len(cluster.directory.holders("other")) == 2)
+    cluster.directory.missed("rogue")
+    began = time.monotonic()
+    assert "it was stopped on b" in client.shutdown("other").json["error"]["message"]
+    assert time.monotonic() - began < 30  # and not the 60 s of the setting
+
+
+def test_a_slow_stop_is_no_unknown_one(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], make_local: MakeLocal
+) -> None:
+    """It is said every second that it goes on, however short the setting."""
+    make_local("b", nats.url, "m", respawn_watch_seconds=2.0)
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=0.5)
+    client = Client(monitor.url)
+    eventually(lambda: client.monitor("m").status == 200)
+    assert client.shutdown("m").status == 200
+
+
+def test_who_ends_while_another_stops_a_model_says_what_to_ask(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
+) -> None:
+    """The outcome on the nodes that have it is unknown, and each is named."""
+    monitor = make_monitor(cluster=nats.url, node="a")
+    cluster = monitor._cluster
+    assert cluster is not None
+    rogue = joined(make_rogue(nats.url), monitor)
+    told = threading.Event()
+
+    def stop(message: Any) -> list[tuple[str, bytes]]:
+        told.set()
+        return [(f"{message.reply}.rogue", WORKING)]
+
+    rogue.listen("monitor.shutdown.model.m", answering(OFFER))
+    rogue.listen("monitor.shutdown.now.rogue.1", stop)
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        answers.append(cluster.whole.shutdown("m", False, None, None, OPS))
+
+    asks = threading.Thread(target=ask)
+    asks.start()
+    assert told.wait(60)
+    monitor.close()
+    asks.join(60)
+    (answer,) = answers
+    assert (answer.status, answer.outcome) == (504, "outcome_unknown")
+    assert b"unknown on node 'rogue'" in answer.body
+    assert b"GET /backend/monitor?model=m&node=rogue" in answer.body
+
+
+def test_who_says_that_it_is_at_it_and_no_more_is_named(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
+) -> None:
+    """Two nodes have a model, and neither was known to: one answers, the other falls silent."""
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=1.0)
+    rogue = make_rogue(nats.url)
+    reading = Reading(Backend("x", 1, "x", 0.0), Status(2), None, "grpc", None, 0.0)
+    good = pack(Reply("good", "1", answer=Answer(200, b'{"state":2}'), reading=reading))
+    rogue.listen("monitor.read.model.x", answering(WORKING))
+    rogue.listen("monitor.read.model.x", answering(good, "good"))
+    client = Client(monitor.url)
+    eventually(lambda: client.monitor("x").status == 200)
+    answer = client.monitor("x")
+    assert answer.headers["X-Monitor-Node"] == "good"
+    assert answer.headers["X-Monitor-Unreachable"] == "rogue"
+
+
+def test_questions_to_a_nats_that_hangs_are_bounded(
+    nats: NatsServer, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they do not take the threads that answer for what is here."""
+    monkeypatch.setattr(whole, "_MOST_UNKNOWN_AT_ONCE", 1)
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
+    cluster = monitor._cluster
+    assert cluster is not None
+    eventually(lambda: cluster.link.subscriptions == 5)
+    suspend(nats.process.pid)
+    threading.Thread(target=cluster.whole.monitor, args=("x", None, None, OPS), daemon=True).start()
+    eventually(lambda: cluster.link.open_talks == 1)
+    answer = Client(monitor.url).monitor("y")
+    assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
+    assert "wait for an answer already" in answer.json["error"]["message"]
+    nats.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+def short_lived() -> Iterator[tuple[int, list[float]]]:
+    """A NATS server, as far as a client can tell, that ends each connection; and when each came."""
+    came: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                came.append(time.monotonic())
+                with connection:
+                    connection.settimeout(30)
+                    connection.sendall(b'INFO {"max_payload":1048576,"headers":true}\r\n')
+                    pings, data = 0, b""
+                    while pings < 2 and (more := connection.recv(4096)):
+                        data += more
+                        for _ in range(data.count(b"PING\r\n") - pings):
+                            connection.sendall(b"PONG\r\n")
+                            pings += 1
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1], came
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_connections_that_end_at_once_are_not_made_all_the_time(
+    short_lived: tuple[int, list[float]],
+    make_monitor: Callable[..., Monitor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """There is a pause of half a second and more before the next one, and one line in the log."""
+    port, came = short_lived
+    monitor = make_monitor(cluster=f"nats://127.0.0.1:{port}", node="a")
+    eventually(lambda: len(came) >= 4)
+    assert came[3] - came[0] > 3 * 0.5
+    monitor.close()
+    ended = [each for each in caplog.records if "ended; connecting anew" in each.getMessage()]
+    assert len(ended) == 1
+
+
+def test_each_server_that_cannot_be_reached_is_named_once(
+    make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says why, whatever another one said before."""
+    caplog.set_level(logging.WARNING)
+    urls = [f"nats://127.0.0.1:{free_port()}" for _ in range(2)]
+    make_monitor(cluster=",".join(urls), node="a")
+
+    def named() -> list[str]:
+        said = [each.getMessage() for each in caplog.records]
+        return [url for url in urls for each in said if f"connect to NATS at {url}," in each]
+
+    eventually(lambda: len(named()) >= 2)
+    assert sorted(named()) == sorted(urls)
