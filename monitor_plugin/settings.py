@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         node: this monitor's name among them; None for the host's name.
         cluster_namespace: the first part of all NATS subjects that are used.
         cluster_timeout_seconds: how long another node may be silent before it counts as
-            unreachable.
+            unreachable; while it stops a model 3 s at least.
         cluster_url: `http://HOST:PORT` at which others, Prometheus say, reach this monitor; None
             for what `listen` says.
         cluster_ca_file: a file of certificates (PEM) by which NATS servers are verified, and TLS

@@ -4,7 +4,8 @@ pytest-timeout raises in the test's main thread. It does not reach a test whose 
 or waits in C, nor one that catches what is raised and tries again. So each process that runs tests
 is ended by a thread of C's, with the stacks of all its threads, once a test takes twice the
 `timeout`; pytest-xdist then says which it was, and goes on. Where even that does not happen, the
-process that waits for the others says for which tests it does, and ends.
+process that waits for the others says for which tests it does, and ends. What a test that is ended
+so had started is left behind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    seconds = float(config.getini("timeout"))
+    seconds = float(config.getoption("timeout") or config.getini("timeout") or 0)
+    if seconds <= 0:  # as pytest-timeout takes it: no limit
+        return
     if config.getoption("numprocesses", None):
         config.pluginmanager.register(_Waiting(3 * seconds))
     else:

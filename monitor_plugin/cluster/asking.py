@@ -40,6 +40,8 @@ class Result(NamedTuple):
 class Asking:
     """Asks other nodes. Each question ends within `patience_seconds`, but for shutdowns.
 
+    Who would stop a model is found out in 5 s at most; who stops it may be silent for 3 s at least.
+
     Args:
         link: the connection.
         subjects: where nodes listen.
@@ -118,9 +120,10 @@ class Asking:
             )
         raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {why}")
 
-    async def offer(self, node: str, ask: Ask) -> Result:
-        """Ask one node whether it would stop a model."""
-        return await self._ask_node(self._subjects.shutdown_node(node), node, ask)
+    async def offer(self, node: str, ask: Ask, seconds: float = math.inf) -> Result:
+        """Ask one node whether it would stop a model, and wait at most so long."""
+        subject = self._subjects.shutdown_node(node)
+        return await self._ask_node(subject, node, ask, seconds=seconds)
 
     async def offers(
         self, model: str, ask: Ask, expected: Sequence[Node], first_seconds: float
@@ -146,14 +149,17 @@ class Asking:
         results = [self.result(each) for each in heard.replies]
         named = {each.node for each in results}
         missed = [each for each in expected if each.name not in named]
-        # It may be the model alone that is not there any more; and who was not waited for is asked.
-        anew = [e.name for e in missed if e.silent or heard.why is Word.NO_RESPONDERS]
+        # It may be the model alone that is not there any more.
+        nobody_there = heard.why is Word.NO_RESPONDERS
+        anew = [e.name for e in missed if nobody_there or e not in awaited]
         results += [
             self._missed(each.name, heard.why, subject, stopping=True)
             for each in missed
             if each.name not in anew
         ]
-        results += await asyncio.gather(*(self.offer(each, ask) for each in anew))
+        # Who was not waited for gets a moment: offers that have come must not grow old.
+        seconds = _OFFERS_SECONDS if nobody_there else SILENT_SECONDS
+        results += await asyncio.gather(*(self.offer(each, ask, seconds) for each in anew))
         if not results and heard.why is not Word.NO_RESPONDERS:
             results.append(self._missed("", heard.why, subject, stopping=True))
         return results
@@ -235,7 +241,8 @@ class Asking:
                 f"there is no node {node!r} in the cluster; the others that are known: {names}"
             )
             return Result(node, None, absent)
-        return self._missed(node, heard.why, subject, stopping=ask.what == "offer")
+        cut = min(first_seconds, seconds) < self.patience_seconds and ask.what == "backends"
+        return self._missed(node, heard.why, subject, stopping=ask.what == "offer", note=not cut)
 
     async def _listen(
         self,
@@ -271,7 +278,10 @@ class Asking:
         self._directory.answered(reply.node)
         return Result(reply.node, reply, None)
 
-    def _missed(self, node: str, word: Word | None, subject: str, *, stopping: bool) -> Result:
-        if word in (None, Word.NO_RESPONDERS):
+    def _missed(
+        self, node: str, word: Word | None, subject: str, *, stopping: bool, note: bool = True
+    ) -> Result:
+        """Make a result of silence; of one that had its time note that it is silent."""
+        if note and word in (None, Word.NO_RESPONDERS):
             self._directory.missed(node)
         return Result(node, None, faults.no_answer(node, word, subject, stopping=stopping))

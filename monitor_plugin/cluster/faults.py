@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from ..errors import ClusterError, NodeForbidden, NodeUnreachable, OutcomeUnknown
+from ..errors import ClusterError, MonitorError, NodeForbidden, NodeUnreachable, OutcomeUnknown
 from .talks import Word
 
 
@@ -66,17 +66,18 @@ def unknown(node: str, model: str, why: str) -> OutcomeUnknown:
     )
 
 
-def closing(node: str, model: str) -> OutcomeUnknown:
+def closing(node: str, model: str, error: MonitorError) -> OutcomeUnknown:
     """Say that this monitor ended while another node, or none, was stopping a model.
 
     Args:
         node: that node; empty where none was known to have it.
         model: the model.
+        error: why nothing more is heard.
     """
     where = f"on node {node!r}" if node else "on other nodes"
     return OutcomeUnknown(
-        f"the outcome is unknown {where}: this monitor ended meanwhile; model {model!r} may have "
-        f"been stopped there or not: ask another node's monitor {_what_to_ask(node, model)}",
+        f"the outcome is unknown {where}: {error}; model {model!r} may have been stopped "
+        f"there or not: ask another node's monitor {_what_to_ask(node, model)}",
         [node] if node else [],
     )
 

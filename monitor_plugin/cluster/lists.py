@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -24,6 +25,8 @@ from .own import Own
 from .together import answer_of, names_of
 
 MOST_LIMIT = 10_000
+# How long a node that says that it is at it may take, however late it was asked.
+_AT_WORK_SECONDS = 2.0
 # How many nodes are asked at once: as many lists are held besides what was put together of them.
 _NODES_AT_ONCE = 16
 
@@ -183,15 +186,13 @@ class Lists:
         if limit is not None:  # one more than fits, by which it is seen whether there is more
             ask = msgspec.structs.replace(ask, limit=limit + 1)
         page, is_full = _Page(limit), False
-        until = time.monotonic() + self._asking.patience_seconds
+        until, left = time.monotonic() + self._asking.patience_seconds, math.inf
         while names and not is_full:
             now, names = names[:_NODES_AT_ONCE], names[_NODES_AT_ONCE:]
-            # All together have as long as one would: those that hang could be many.
-            seconds = max(SILENT_SECONDS, until - time.monotonic())
             asks = dict.fromkeys(now, ask)
             if after_node in asks:
                 asks[after_node] = msgspec.structs.replace(ask, after_pid=after_pid)
-            for result in self._ask(asks, seconds):
+            for result in self._ask(asks, left):
                 if node is not None and result.error is not None:
                     raise result.error
                 if node is not None and result.reply and answer_of(result.reply).status != 200:
@@ -200,17 +201,20 @@ class Lists:
                     names = [result.node]
                     break
                 is_full = page.add(result, urls.get(result.node), result.node == self._own.node)
+            # All together have about as long as one would: those that hang could be many.
+            left = until - time.monotonic()
         error = None
         if node is None and not self._link.connected:
             error = (
-                f"this node is not connected to NATS ({self._link.servers}): which other nodes "
-                "there are, and what they have, is known from before at best"
+                f"node {self._own.node!r} is not connected to NATS ({self._link.servers}): which "
+                "other nodes there are, and what they have, is known from before at best"
             )
         return page.answer(nodes_follow=bool(names), cluster_error=error)
 
-    def _ask(self, asks: Mapping[str, Ask], seconds: float) -> Sequence[Result]:
+    def _ask(self, asks: Mapping[str, Ask], left: float) -> Sequence[Result]:
+        first_seconds, seconds = max(SILENT_SECONDS, left), max(_AT_WORK_SECONDS, left)
         others = {
-            name: self._link.begin(self._asking.read(name, ask, seconds=seconds))
+            name: self._link.begin(self._asking.read(name, ask, first_seconds, seconds))
             for name, ask in asks.items()
             if name != self._own.node
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from nats.aio.msg import Msg
 
@@ -15,6 +16,8 @@ from .subjects import Subjects, encode_token
 _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 5.0
+# After this long on a connection those that are there have said so, and others are forgotten.
+_SETTLED_SECONDS = 30.0
 # Of more nodes than these each speaks less often, as all hear all.
 _MANY_NODES = 100
 # Changes that come together are told together.
@@ -47,6 +50,7 @@ class Membership:
         self._beating = False
         self._namesake = ""
         self._left = False
+        self._joined_at = 0.0
         self.url: str | None = None
         self.link: Link
 
@@ -64,6 +68,7 @@ class Membership:
         """Say on a new connection who this is, and ask all others."""
         # What is known by its revision need not be said again, when all connect anew at once.
         whole = self._said_revision != self._revision
+        self._joined_at = time.monotonic()
         await self.announce(reply=self.link.hello, whole=whole)
         if not self._beating:
             self._beating = True
@@ -112,7 +117,8 @@ class Membership:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
-            if self.link.connected:  # else they may well be there
+            settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
+            if settled and self.link.connected:  # else they may well be there
                 self._directory.expire()
             await self.announce(whole=False)
 

@@ -72,9 +72,9 @@ class Stops:
             results.append(Result(self._own.node, stopped, None))
         try:
             results += asked.result()
-        except MonitorError:  # the monitor is closing, and it may have been under way
+        except MonitorError as error:  # the monitor is closing, and it may have been under way
             names = [each.name for each in holders] or [""]
-            results += [Result(each, None, faults.closing(each, model)) for each in names]
+            results += [Result(each, None, faults.closing(each, model, error)) for each in names]
         return self._outcome(model, results)
 
     async def _on_one(self, node: str, ask: Ask) -> list[Result]:
@@ -157,7 +157,7 @@ def _rank(result: Result) -> int:
     """Order by what must be known first: what is unknown, what failed, what was not asked."""
     if isinstance(result.error, OutcomeUnknown):
         return 0
-    if result.error is None:
+    if result.reply and result.reply.answer and result.reply.answer.status != 503:
         return 1
     return 3 if isinstance(result.error, NodeForbidden) else 2
 

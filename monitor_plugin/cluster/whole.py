@@ -66,7 +66,7 @@ class Whole:
         ask = Ask("offer", self._caller(asker), model, pid, force=force)
 
         def stop() -> Answer:
-            here, holders = self._where(model, pid, node)
+            here, holders = self._where(model, pid, node, stopping=True)
             one = node is not None or (pid is not None and (here or bool(holders)))
             return self._stops.stop(ask, here, holders, one)
 
@@ -127,7 +127,7 @@ class Whole:
         return msgspec.structs.replace(answer, headers=headers)
 
     def _monitor(self, model: str, ask: Ask, node: str | None) -> Answer:
-        here, holders = self._where(model, ask.pid, node)
+        here, holders = self._where(model, ask.pid, node, stopping=False)
         if here and not holders:
             return answer_of(self._own.monitor(model, ask.pid))
         if not here and len(holders) == 1:
@@ -155,8 +155,12 @@ class Whole:
             results += [Result(each, None, error) for each in awaited]
         return put_together(results)
 
-    def _where(self, model: str, pid: int | None, node: str | None) -> tuple[bool, Sequence[Node]]:
+    def _where(
+        self, model: str, pid: int | None, node: str | None, *, stopping: bool
+    ) -> tuple[bool, Sequence[Node]]:
         """Say whether this node is to be asked, and which others.
+
+        In containers PIDs coincide, so that one that is here too is stopped by `node` alone.
 
         Raises:
             InvalidRequest: a PID could mean one of several nodes'.
@@ -170,6 +174,8 @@ class Whole:
         holders = self._directory.holders(model)
         if pid is None or not holders:
             return here, holders
+        if not stopping and self._own.holds(model, pid):
+            return True, []
         if here or len(holders) > 1:
             names = [*([self._own.node] if here else []), *(each.name for each in holders)]
             raise InvalidRequest(

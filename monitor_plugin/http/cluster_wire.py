@@ -21,7 +21,8 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer of `/backends` in a cluster; `machine` is of the node that was asked.
 
     `next` is what to pass as `after` for the next page; `null` where this is the last.
-    `cluster_error` says why other nodes are perhaps not known of; `null` where they are.
+    `cluster_error` says that the node that was asked is not connected to NATS, and so may not know
+    of others; `null` where it is.
     """
 
     backends: list[NodeBackendItem]

@@ -190,8 +190,9 @@ def read_body(request: falcon.Request) -> bytes:
     if size:
         body = b"" if size > MAX_BODY_BYTES else request.bounded_stream.read()
     elif request.env.get("wsgi.input_terminated"):  # a host's own server, and a chunked body
-        body = request.stream.read(MAX_BODY_BYTES + 1)
-        size = len(body)
+        while size <= MAX_BODY_BYTES and (more := request.stream.read(MAX_BODY_BYTES + 1 - size)):
+            body += more
+            size += len(more)
     if size > MAX_BODY_BYTES:
         raise falcon.HTTPError(
             413, description=f"the body is larger than {MAX_BODY_BYTES} bytes, and is not read"
