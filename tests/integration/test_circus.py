@@ -298,6 +298,7 @@ def test_watchers_come_and_go(host: CircusHost) -> None:
 
 def test_the_audit_stands_in_circus_log(host: CircusHost) -> None:
     """A shutdown's line is there, although this circus logs warnings and worse alone."""
+    host.wait_found("by-addr")
     host.client.shutdown("nothing")
 
     def models() -> list[object]:
