@@ -72,10 +72,16 @@ class ProcessTree:
                 fresh.append(new)
         return fresh
 
-    def settle(self) -> None:
-        """Look for members until there are no more to find, but not for ever."""
+    def settle(self, on_fresh: Callable[[Process], object] = lambda member: None) -> None:
+        """Look for members until there are no more to find, but not for ever.
+
+        Each that is found is passed to `on_fresh` before the next look.
+        """
         for _ in range(_MOST_LOOKS):
-            if not self.refresh():
+            fresh = self.refresh()
+            for member in fresh:
+                on_fresh(member)
+            if not fresh:
                 return
 
     def wait_ended(
@@ -119,11 +125,7 @@ class ProcessTree:
         # Stopped processes fork no more: what is found now is all of it.
         frozen = [_send(member, signal.SIGSTOP) for member in self.alive()]
         try:
-            for _ in range(_MOST_LOOKS):
-                fresh = self.refresh()
-                frozen += [_send(member, signal.SIGSTOP) for member in fresh]
-                if not fresh:
-                    break
+            self.settle(lambda member: frozen.append(_send(member, signal.SIGSTOP)))
         finally:  # no descriptor may be left to look with: none stays stopped for good
             if any(frozen):
                 for member in self.alive():

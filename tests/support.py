@@ -12,11 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from monitor_plugin import Monitor
 from monitor_plugin.client import open_connection
 from monitor_plugin.testing import RunningBackend, backend_command
 from monitor_plugin.testing import eventually as eventually
@@ -104,6 +106,15 @@ class Spawner:
             for pipe in (process.stdout, process.stderr, process.stdin):
                 if pipe:
                     pipe.close()
+
+
+def load_sleeper(monitor: Monitor, spawner: Spawner, model: str = "m") -> subprocess.Popen[str]:
+    """Register a process that does nothing, and is reaped at its end, as a host does."""
+    process = spawner.sleeper()
+    threading.Thread(target=process.wait, daemon=True).start()
+    address = f"unix:/{process.pid}"
+    monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
+    return process
 
 
 class Answer(NamedTuple):

@@ -19,7 +19,7 @@ from monitor_plugin.cli import main
 from monitor_plugin.commands import options
 from monitor_plugin.commands.text import shown
 
-from .support import Client, Spawner, eventually, is_running
+from .support import Client, Spawner, eventually, is_running, load_sleeper
 
 HOSTILE = "a\\b [red]x :smile: \u202e\u05e9\u05dc 🦙/ü:7b"
 
@@ -35,11 +35,7 @@ def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen
     """Registers a process that does nothing, and answers no call."""
 
     def load(model: str, monitor: Monitor = monitor) -> subprocess.Popen[str]:
-        process = spawner.sleeper()
-        threading.Thread(target=process.wait, daemon=True).start()  # the host reaps it
-        address = f"unix:/nowhere/{process.pid}"
-        monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
-        return process
+        return load_sleeper(monitor, spawner, model)
 
     return load
 

@@ -11,6 +11,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -20,7 +21,7 @@ from monitor_plugin.commands.answers import ask_backends
 from monitor_plugin.commands.terminal import keys_of, open_terminal
 from monitor_plugin.commands.top import Top
 
-from .support import Spawner, eventually, is_running
+from .support import Spawner, eventually, is_running, load_sleeper
 from .terminals import Terminal
 
 
@@ -66,16 +67,7 @@ def test_the_terminal_is_given_back() -> None:
 @pytest.fixture
 def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen[str]]:
     """Registers a process that does nothing."""
-
-    def load(model: str) -> subprocess.Popen[str]:
-        process = spawner.sleeper()
-        threading.Thread(target=process.wait, daemon=True).start()
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=process.pid, address=f"unix:/{process.pid}"
-        )
-        return process
-
-    return load
+    return partial(load_sleeper, monitor, spawner)
 
 
 Load = Callable[[str], "subprocess.Popen[str]"]

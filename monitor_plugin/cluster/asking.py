@@ -189,14 +189,13 @@ class Asking:
         try:
             while True:
                 word = await talk.next(min(patience_seconds, until - time.monotonic()))
+                if isinstance(word, Reply) and word.kind != "working":
+                    word = fitting(word, ask)
                 if isinstance(word, Reply) and word.kind in ("answer", "working"):
                     heard = True
                     self._directory.answered(node)
-                    if word.kind == "answer" and word.answer:
-                        if (word.answer.status == 200) == (word.answer.outcome == "stopped"):
-                            return Result(node, word, None)
-                        why = "gave an answer that cannot be understood"
-                        break
+                    if word.kind == "answer":
+                        return Result(node, word, None)
                     if time.monotonic() > until:
                         why = f"is still at it after {_LONGEST_SHUTDOWN_SECONDS:g} s"
                         break
@@ -241,6 +240,7 @@ class Asking:
                 f"there is no node {node!r} in the cluster; the others that are known: {names}"
             )
             return Result(node, None, absent)
+        # A list's later nodes get less than their time: that says nothing of them.
         cut = min(first_seconds, seconds) < self.patience_seconds and ask.what == "backends"
         return self._missed(node, heard.why, subject, stopping=ask.what == "offer", note=not cut)
 

@@ -153,14 +153,14 @@ class Link(LoopThread):
                 if at % len(self._servers) == 0:
                     await self._pause()
                 continue
-            began = time.monotonic()
+            steady = False
             try:
-                await self._use(client, server.url, closed)
+                steady = await self._use(client, server.url, closed)
             finally:
                 self._client = None
                 self._talks.lose()
                 await disconnect(client)
-            if time.monotonic() - began < _STEADY_SECONDS:  # the next may end as soon
+            if not steady:  # the next may end as soon
                 await self._pause()
 
     async def _pause(self) -> None:
@@ -185,8 +185,8 @@ class Link(LoopThread):
             self._say("cannot connect to NATS at %s, trying for ever: %s", server.url, why)
             return None
 
-    async def _use(self, client: Client, url: str, closed: asyncio.Event) -> None:
-        """Take part over a connection until it ends."""
+    async def _use(self, client: Client, url: str, closed: asyncio.Event) -> bool:
+        """Take part over a connection until it ends; whether it lasted as a good one does."""
         self._client, began = client, time.monotonic()
         session = Session(client)
         try:
@@ -195,15 +195,16 @@ class Link(LoopThread):
             await self.flush()
         except Exception as error:
             self._say("the connection to NATS at %s could not be used: %s", url, error)
-            return
+            return False
         _logger.info("connected to NATS at %s as node %s", url, self._node)
         # Looked at too, as older clients do not always say so.
         while not (closed.is_set() or client.is_closed):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(closed.wait(), _LOOK_SECONDS)
-        if time.monotonic() - began > _STEADY_SECONDS:
+        if steady := time.monotonic() - began > _STEADY_SECONDS:
             self._said.clear()
         self._say("the connection to NATS at %s ended; connecting anew", url)
+        return steady
 
     def _on_error(self, error: Exception) -> None:
         text = str(error)

@@ -135,10 +135,13 @@ def understood(reply: Reply) -> Reply:
 def fitting(reply: Reply, ask: Ask) -> Reply:
     """Pass a reply through that answers the question; one that does not becomes `nonsense`."""
     status = reply.answer.status if reply.answer else 0
+    stopped = reply.answer is not None and reply.answer.outcome == "stopped"
     if ask.what == "loaded":
         good = reply.kind == "loaded"
     elif ask.what == "offer":
-        good = reply.kind == "offer" or status >= 400
+        good = reply.kind == "offer" or (status >= 400 and not stopped)
+    elif ask.what == "shutdown":
+        good = reply.kind == "answer" and (status == 200) == stopped
     elif ask.what == "monitor":
         good = status >= 400 or (status == 200 and reply.reading is not None)
     else:

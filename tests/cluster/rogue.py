@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 from monitor_plugin import Monitor
 from monitor_plugin.cluster.loop_thread import LoopThread
 from monitor_plugin.cluster.messages import Announcement, Ask, Caller, pack
+from monitor_plugin.cluster.node import ClusterNode
 
 from ..support import eventually
 
@@ -87,10 +88,16 @@ def question(what: str, model: str | None, node: str = "rogue", **more: Any) -> 
     return pack(Ask(what, Caller(node, "ops", "admin", "here"), model, **more))
 
 
-def joined(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Rogue:
-    """Have a node `rogue`, which says that it has the model `m`, known to a monitor."""
+def cluster_of(monitor: Monitor) -> ClusterNode:
+    """Give a monitor's part in its cluster."""
     cluster = monitor._cluster
     assert cluster is not None
+    return cluster
+
+
+def joined(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Rogue:
+    """Have a node `rogue`, which says that it has the model `m`, known to a monitor."""
+    cluster = cluster_of(monitor)
     word = pack(Announcement("rogue", "1", 1, url, ["m"]))
 
     def known() -> bool:

@@ -20,24 +20,15 @@ from monitor_plugin.http.elsewhere import Asker
 from monitor_plugin.http.wire import Answer
 from monitor_plugin.models import Backend, Reading, Status
 
-from ..support import Client, Spawner, eventually, free_port, is_running, suspend
+from ..support import Client, Spawner, eventually, free_port, is_running, load_sleeper, suspend
 from .conftest import MakeLocal, MakeRogue, NatsServer
-from .rogue import answering, joined
+from .rogue import answering, cluster_of, joined
 
 pytestmark = pytest.mark.once
 
 OPS = Asker("ops", "admin", "here")
 OFFER = pack(Reply("rogue", "1", "offer", offer="key"))
 WORKING = pack(Reply("rogue", "1", "working"))
-
-
-def load(monitor: Monitor, spawner: Spawner, model: str = "m") -> int:
-    """Register a process that is reaped at its end."""
-    process = spawner.sleeper()
-    threading.Thread(target=process.wait, daemon=True).start()
-    address = f"unix:/{process.pid}"
-    monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
-    return process.pid
 
 
 def test_who_is_not_connected_says_what_it_may_not_know(
@@ -59,7 +50,7 @@ def test_a_pid_that_two_nodes_may_have_is_stopped_on_neither(
 ) -> None:
     """In containers small PIDs coincide: who asks has it from a list, perhaps the other's."""
     monitor = make_monitor(cluster=nats.url, node="a")
-    pid = load(monitor, spawner)
+    pid = load_sleeper(monitor, spawner).pid
     joined(make_rogue(nats.url), monitor)
     client = Client(monitor.url)
     answer = client.shutdown("m", pid=pid)
@@ -77,8 +68,7 @@ def test_a_node_that_left_says_no_more(
 ) -> None:
     """What it was about to say of itself would list it for ten minutes more."""
     monitor = make_monitor(cluster=nats.url, node="a")
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     rogue = make_rogue(nats.url)
     rogue.listen("monitor.nodes.a")
     eventually(lambda: cluster.link.connected)
@@ -122,8 +112,7 @@ def test_one_that_hangs_keeps_no_other_from_being_stopped(
     rogue.listen("monitor.read.>")
     rogue.listen("monitor.shutdown.>")
     client = Client(monitor.url)
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: len(cluster.directory.holders("m")) == 2)
     answer = client.shutdown("m")
     assert answer.status == 504
@@ -154,8 +143,7 @@ def test_who_ends_while_another_stops_a_model_says_what_to_ask(
 ) -> None:
     """The outcome on the nodes that have it is unknown, and each is named."""
     monitor = make_monitor(cluster=nats.url, node="a")
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     rogue = joined(make_rogue(nats.url), monitor)
     told = threading.Event()
 
@@ -204,8 +192,7 @@ def test_questions_to_a_nats_that_hangs_are_bounded(
     """So that they do not take the threads that answer for what is here."""
     monkeypatch.setattr(whole, "_MOST_UNKNOWN_AT_ONCE", 1)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 5)
     suspend(nats.process.pid)
     threading.Thread(target=cluster.whole.monitor, args=("x", None, None, OPS), daemon=True).start()

@@ -16,9 +16,9 @@ from monitor_plugin.errors import TooManyShutdowns
 from monitor_plugin.http.wire import Answer, error_answer
 from monitor_plugin.models import Backend, Reading, Status
 
-from ..support import Client, Spawner, eventually, is_running
+from ..support import Client, Spawner, eventually, is_running, load_sleeper
 from .conftest import MakeLocal, MakeRogue, NatsServer
-from .rogue import answering, joined, question
+from .rogue import answering, cluster_of, joined, question
 
 pytestmark = pytest.mark.once
 
@@ -119,9 +119,7 @@ def test_a_stop_here_is_told_whatever_another_node_says_to_it(
 ) -> None:
     """An answer that makes no sense is the other node's fault, and the model was stopped here."""
     monitor = make_monitor(cluster=nats.url, node="a")
-    sleeper = spawner.sleeper()
-    threading.Thread(target=sleeper.wait, daemon=True).start()
-    monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
+    sleeper = load_sleeper(monitor, spawner)
     rogue = joined(make_rogue(nats.url), monitor)
     reply = pack(Reply("rogue", "1", answer=Answer(200, b"{}")))
     rogue.listen("monitor.shutdown.model.m", answering(reply))
@@ -147,9 +145,7 @@ def test_one_that_takes_no_more_shutdowns_says_when_to_ask_again(
     rogue.listen("monitor.shutdown.now.rogue.1", answering(pack(Reply("rogue", "1", answer=full))))
     answer = client.shutdown("m")
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-    sleeper = spawner.sleeper()
-    threading.Thread(target=sleeper.wait, daemon=True).start()
-    monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
+    load_sleeper(monitor, spawner)
     answer = client.shutdown("m")
     assert (answer.status, answer.json["error"]["type"]) == (500, "shutdown_failed")
     assert "it was stopped on a" in answer.json["error"]["message"]
@@ -166,8 +162,7 @@ def test_many_lists_that_do_not_come_take_no_longer_than_one(
         working = answering(pack(Reply(name, "1", "working")), name)
         rogue.listen(f"monitor.read.node.{name}", working)
         rogue.publish(f"monitor.nodes.{name}", pack(Announcement(name, "1", 1, None, ["m"])))
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: len(cluster.directory) == 41)
     began = time.monotonic()
     listed = Client(monitor.url).request("GET", "/backends").json["nodes"]
@@ -231,8 +226,7 @@ def test_a_node_says_that_it_is_at_work(
     monitor = make_monitor(cluster=nats.url, node="a", status_timeout_seconds=2.0)
     backend = spawner.backend("--hang-status")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 7)
     rogue = make_rogue(nats.url)
     rogue.listen("monitor.reply.>")
@@ -287,8 +281,7 @@ def test_a_node_hears_questions_on_their_own_subjects_alone(
     monitor = make_monitor(cluster=nats.url, node="a")
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 7)
     run = cluster.whole._own.run
     rogue = make_rogue(nats.url)
@@ -334,8 +327,7 @@ def test_an_offer_is_for_whom_it_was_made_to(
     monitor = make_monitor(cluster=nats.url, node="a")
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 7)
     now = f"monitor.shutdown.now.a.{cluster.whole._own.run}"
     rogue = make_rogue(nats.url)
@@ -412,8 +404,7 @@ def test_what_was_known_and_is_so_no_more_is_found_out(
     client = Client(monitor.url)
     make_local("b", nats.url)
     make_local("c", nats.url, "m")
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     eventually(lambda: len(cluster.directory) == 2 and cluster.directory.holders("m"))
     cluster.directory.answered("b", "ghost")
     assert client.shutdown("ghost").json["error"]["type"] == "model_not_loaded"

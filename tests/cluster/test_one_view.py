@@ -19,6 +19,7 @@ from monitor_plugin import Monitor
 
 from ..support import Answer, Client, Spawner, eventually, program
 from .conftest import Asked, MakeLocal, MakeNode, NatsServer
+from .rogue import cluster_of
 
 ODD = "org/mödel .*> 1"
 
@@ -147,8 +148,7 @@ def test_subscriptions_follow_what_runs(
     """Two subscriptions a model, gone with its last backend; no thread and no question is left."""
     before = set(threading.enumerate())
     monitor = make_monitor(cluster=nats.url, node="a")
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     link = cluster.link
     eventually(lambda: link.subscriptions == 5)
     backends = [spawner.backend() for _ in range(2)]
@@ -174,8 +174,7 @@ def test_connections_that_ended_leave_nothing(
     monitor = make_monitor(cluster=nats.url, node="a")
     sleeper = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
-    cluster = monitor._cluster
-    assert cluster is not None
+    cluster = cluster_of(monitor)
     link = cluster.link
     eventually(lambda: link.subscriptions == 7)
 
