@@ -239,7 +239,9 @@ def test_a_node_says_that_it_is_at_work(
     assert kinds()[0] == "working"
 
 
-@pytest.mark.parametrize("what", ["nonsense", "at work for ever", "silence"])
+@pytest.mark.parametrize(
+    "what", ["nonsense", "a success of nothing", "at work for ever", "silence"]
+)
 def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     what: str,
     nats: NatsServer,
@@ -257,6 +259,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     working = pack(Reply("rogue", "1", "working"))
     answers = {
         "nonsense": [pack(Reply("rogue", "1", "dance"))],
+        "a success of nothing": [pack(Reply("rogue", "1", answer=Answer(200, b"{}")))],
         "at work for ever": [working] * 10_000,
         "silence": [],
     }[what]
