@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,11 @@ def descriptors() -> set[tuple[str, str]]:
         with contextlib.suppress(OSError):  # such as the one that listed the others
             found.add((number, str(Path(f"/proc/self/fd/{number}").readlink())))
     return found
+
+
+def started_since(before: Collection[threading.Thread]) -> list[str]:
+    """Name the threads that are new, where those of earlier tests may end at any moment."""
+    return [each.name for each in threading.enumerate() if each not in before]
 
 
 def suspend(pid: int) -> None:

@@ -265,12 +265,12 @@ def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
     monkeypatch.setattr("monitor_plugin.connection._CALL_SECONDS", 1.0)
     end = threading.Event()
     server = serve(lambda context: end.wait(60) and b"\x08\x02")
-    client = make_client(timeout=5.0)
+    client = make_client(timeout=6.0)
     assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
     eventually(lambda: server.calls == 2)
     started = time.monotonic()
     assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 4.5
     end.set()
     eventually(lambda: client.status(at(server.address)).status)
 

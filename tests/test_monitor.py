@@ -25,7 +25,7 @@ from monitor_plugin import (
     install,
 )
 
-from .support import Client, Spawner, eventually
+from .support import Client, Spawner, eventually, started_since
 
 QUIET = Settings(listen=None, respawn_watch_seconds=0)
 
@@ -56,8 +56,7 @@ def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
     for _ in range(5):
         run()
     eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
-    started = [each for each in threading.enumerate() if each not in others]
-    assert not [each for each in started if each.name.startswith("monitor-")]
+    assert not [name for name in started_since(others) if name.startswith("monitor-")]
 
 
 def test_a_taken_port_is_a_clear_error(monitor: Monitor) -> None:

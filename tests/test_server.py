@@ -245,7 +245,7 @@ def test_a_client_that_asks_in_time_keeps_its_connection(make_server: MakeServer
             connection.request("GET", "/")
             assert connection.getresponse().read()
             assert connection.sock is kept
-            time.sleep(1.5)
+            time.sleep(0.5)
 
 
 def test_a_request_that_takes_long_is_not_cut_off(make_server: MakeServer) -> None:

@@ -14,7 +14,7 @@ from monitor_plugin import Backend, Memory, Monitor, Reading, State, Status, hoo
 from monitor_plugin.observation import Observation
 
 from .support import Backend as Running
-from .support import Spawner, eventually, suspend
+from .support import Spawner, eventually, started_since, suspend
 
 MIB = 1 << 20
 
@@ -187,8 +187,9 @@ def test_the_background_sweeps(make_monitor: Callable[..., Monitor], spawner: Sp
 
 def test_without_an_interval_nothing_is_swept(make_monitor: Callable[..., Monitor]) -> None:
     """No thread does it, and closing does not wait for one."""
+    before = threading.enumerate()
     monitor = make_monitor(sweep_interval_seconds=0)
-    assert "monitor-sweep" not in [thread.name for thread in threading.enumerate()]
+    assert "monitor-sweep" not in started_since(before)
     monitor.close()
 
 
@@ -196,11 +197,13 @@ def test_closing_does_not_wait_for_a_hung_backend(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A sweep that waits for one ends with the monitor, and its thread too."""
+    before = threading.enumerate()
     monitor = make_monitor(sweep_interval_seconds=0.01, status_timeout_seconds=1000.0)
     register(monitor, "m", spawner.backend("--hang-status"))
     eventually(lambda: monitor._parts.status_client._connections)
+    assert "monitor-sweep" in started_since(before)
     monitor.close()
-    assert "monitor-sweep" not in [thread.name for thread in threading.enumerate()]
+    assert "monitor-sweep" not in started_since(before)
 
 
 class Knows:

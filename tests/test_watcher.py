@@ -12,7 +12,7 @@ import pytest
 from monitor_plugin.process import Process
 from monitor_plugin.watcher import Watcher
 
-from .support import Spawner, descriptors, eventually
+from .support import Spawner, descriptors, eventually, started_since
 
 BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
 
@@ -173,12 +173,12 @@ def test_a_descriptor_number_that_is_used_again_is_watched_anew(
 
 def test_many_are_watched_by_one_thread(noticed: Noticed, opened: Opened) -> None:
     """Any number of processes, of both kinds, costs one thread, and none is missed or doubled."""
-    before = threading.active_count()
+    before = threading.enumerate()
     noticed.watcher.start()
     processes = [opened(number % 2 == 0) for number in range(40)]
     for process in processes:
         noticed.watcher.watch(process)
-    assert threading.active_count() == before + 1
+    assert started_since(before) == ["monitor-watcher"]
     for process in processes:
         process.send_signal(9)
     ended = [noticed.next() for _ in processes]
@@ -203,15 +203,15 @@ def test_watched_descriptors_are_counted(noticed: Noticed, opened: Opened) -> No
 def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
     """After `close`, which may be called again, the thread is gone, and so is what it waited on."""
     processes = [opened(True), opened(False)]
-    before, threads = descriptors(), threading.active_count()
+    before, threads = descriptors(), threading.enumerate()
     noticed = Noticed()
     for process in processes:
         noticed.watcher.watch(process)
     noticed.watcher.start()
-    assert threading.active_count() == threads + 1
+    assert started_since(threads) == ["monitor-watcher"]
     noticed.watcher.close()
     noticed.watcher.close()
-    assert threading.active_count() == threads
+    assert started_since(threads) == []
     assert not descriptors() - before
     for process in processes:
         process.send_signal(9)

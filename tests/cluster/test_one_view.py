@@ -17,7 +17,7 @@ import pytest
 
 from monitor_plugin import Monitor
 
-from ..support import Answer, Client, Spawner, eventually, program
+from ..support import Answer, Client, Spawner, eventually, program, started_since
 from .conftest import Asked, MakeLocal, MakeNode, NatsServer
 from .rogue import cluster_of
 
@@ -234,14 +234,17 @@ def test_what_happened_is_asked_of_the_node_itself(nats: NatsServer, make_local:
         assert "no node 'c' is known" in a.get(f"{path}?node=c").json["error"]["message"]
 
 
-def test_without_a_cluster_nothing_is_imported_or_different(monitor: Monitor) -> None:
+def test_without_a_cluster_nothing_is_imported_or_different(
+    make_monitor: Callable[..., Monitor],
+) -> None:
     """No setting: no thread, no NATS client, no field, header or route of a cluster."""
-    client = Client(monitor.url)
+    before = threading.enumerate()
+    client = Client(make_monitor().url)
     assert "nodes" not in client.request("GET", "/backends").json
     assert client.request("GET", "/cluster/targets").status == 404
     assert client.monitor("m").headers["X-Monitor-Node"] is None
     assert "node_unreachable" not in client.request("GET", "/openapi.json").body.decode()
-    assert not [each for each in threading.enumerate() if "cluster" in each.name]
+    assert not [name for name in started_since(before) if "cluster" in name]
 
 
 def test_nats_is_imported_only_where_there_is_a_cluster(spawner: Spawner) -> None:
