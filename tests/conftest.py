@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,17 @@ from monitor_plugin import Monitor
 from .support import Client, Spawner
 
 pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monitor` and `backend`
+
+
+def pytest_configure() -> None:
+    """Takes no example of Hypothesis for slow: a busy machine makes any of them so."""
+    with contextlib.suppress(ModuleNotFoundError):  # some Pythons run no test that needs it
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile(
+            "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        )
+        settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

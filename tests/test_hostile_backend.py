@@ -80,7 +80,7 @@ def test_any_bytes_give_a_good_answer(
         address = f"127.0.0.1:{port}"
         monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address=address)
 
-        @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=200, suppress_health_check=list(HealthCheck))
         @given(WIRE | messages())
         def check(given_content: bytes) -> None:
             nonlocal content

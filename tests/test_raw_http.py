@@ -337,9 +337,8 @@ MUTATIONS = st.lists(
 
 @hypothesis.settings(
     max_examples=1000,
-    deadline=None,
     derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    suppress_health_check=list(hypothesis.HealthCheck),
 )
 @hypothesis.given(base=st.sampled_from(BASES), mutations=MUTATIONS)
 def test_mutated_requests_are_answered_or_closed(

@@ -261,7 +261,6 @@ def test_the_monitor_agrees_with_a_model(spawner: Spawner) -> None:
         settings=settings(
             max_examples=int(os.environ.get("MONITOR_TEST_EXAMPLES", "100")),
             stateful_step_count=25,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
