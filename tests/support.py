@@ -29,10 +29,11 @@ Backend = RunningBackend
 
 def free_port() -> int:
     """Find a port on which nobody listens, and which is given to nobody who asks for any."""
+    chance = random.SystemRandom()  # what has a seed, as Hypothesis sets it, agrees in all workers
     while True:
         with (
             contextlib.suppress(OSError),
-            socket.create_server(("127.0.0.1", random.randint(10_000, 32_000))) as free,
+            socket.create_server(("127.0.0.1", chance.randint(10_000, 32_000))) as free,
         ):
             return int(free.getsockname()[1])
 
