@@ -337,8 +337,8 @@ def test_a_host_stops_by_its_own_books(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Where a hook says True, the monitor verifies, and itself sends no signal."""
-    signals = "import signal,time,sys\n" + (
-        "signal.signal(signal.SIGTERM, lambda *a: print('TERM', flush=True))\n"
+    signals = "import os,signal,time,sys\n" + (
+        "signal.signal(signal.SIGTERM, lambda *a: os.write(1, b'TERM'))\n"
         "signal.signal(signal.SIGINT, lambda *a: sys.exit(5))\n"
         "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
     )
@@ -598,7 +598,8 @@ def test_closing_ends_the_wait_for_an_end(
     """A monitor that is closed between SIGTERM and SIGKILL says what is still running."""
     monitor = make_monitor(stop_timeout_seconds=3600)
     code = (
-        "import signal,time\nsignal.signal(signal.SIGTERM, lambda *a: print('T', flush=True))\n"
+        "import os,signal,time\n"  # `print` may be what a signal interrupts
+        "signal.signal(signal.SIGTERM, lambda *a: os.write(1, b'T\\n'))\n"
         "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
     )
     process = spawner.process(sys.executable, "-c", code)
