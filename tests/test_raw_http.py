@@ -338,7 +338,10 @@ MUTATIONS = st.lists(
 @hypothesis.settings(
     max_examples=1000,
     derandomize=True,
-    suppress_health_check=list(hypothesis.HealthCheck),
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,
+    ],
 )
 @hypothesis.given(base=st.sampled_from(BASES), mutations=MUTATIONS)
 def test_mutated_requests_are_answered_or_closed(

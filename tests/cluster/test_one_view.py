@@ -146,7 +146,7 @@ def test_subscriptions_follow_what_runs(
     nats: NatsServer, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Two subscriptions a model, gone with its last backend; no thread and no question is left."""
-    before = set(threading.enumerate())
+    before = threading.enumerate()
     monitor = make_monitor(cluster=nats.url, node="a")
     cluster = cluster_of(monitor)
     link = cluster.link
@@ -164,7 +164,7 @@ def test_subscriptions_follow_what_runs(
     eventually(lambda: link.subscriptions == 5)
     assert link.open_talks == 0
     monitor.close()
-    eventually(lambda: set(threading.enumerate()) <= before)
+    eventually(lambda: not started_since(before))
 
 
 def test_connections_that_ended_leave_nothing(
