@@ -37,6 +37,7 @@ from monitor_plugin.cluster.directory import Directory
 from monitor_plugin.cluster.member import Member
 from monitor_plugin.cluster.messages import Ask, Reply
 from monitor_plugin.cluster.own import Own
+from monitor_plugin.demo.cluster import free_port
 from monitor_plugin.http.listing_wire import (
     BackendsAnswer,
     Machine,
@@ -152,12 +153,6 @@ def _child(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _get(host: str, path: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(host, timeout=60)
     connection.request("GET", path)
@@ -202,7 +197,7 @@ def main() -> None:
     if program is None:
         raise SystemExit("there is no nats-server here: apt-get install nats-server")
     with ExitStack() as stack:
-        port, watch = _free_port(), _free_port()
+        port, watch = free_port(), free_port()
         url = f"nats://127.0.0.1:{port}"
         server = subprocess.Popen(
             [program, "-a", "127.0.0.1", "-p", str(port), "-m", str(watch)],

@@ -14,6 +14,7 @@ from typing import IO, Any
 import grpc
 from naive import Target
 
+from monitor_plugin.demo.cluster import free_port
 from monitor_plugin.protocol import STATUS_METHOD
 
 _NAIVE = Path(__file__).with_name("naive.py")
@@ -69,11 +70,6 @@ def bare_status(target: Target) -> Iterator[Callable[[], Callable[[], object]]]:
         yield lambda: lambda: method(b"", timeout=10)
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def _wait_for(port: int) -> None:
     deadline = time.monotonic() + 30
     while True:
@@ -88,7 +84,7 @@ def _wait_for(port: int) -> None:
 @contextmanager
 def supervisord(folder: Path) -> Iterator[int]:
     """Run supervisord with a program `m`; gives the port of its XML-RPC."""
-    port = _free_port()
+    port = free_port()
     lines = [
         *("[supervisord]", "nodaemon=true", f"directory={folder}"),
         *(f"logfile={folder}/supervisord.log", f"pidfile={folder}/supervisord.pid"),
@@ -110,7 +106,7 @@ def circus(folder: Path) -> Iterator[Callable[[], Callable[[], object]]]:
     """Run circusd with a watcher `m`; gives what gives the call of its `stats`."""
     from circus.client import CircusClient
 
-    ports = [_free_port() for _ in range(2)]
+    ports = [free_port() for _ in range(2)]
     endpoint, pubsub = (f"tcp://127.0.0.1:{port}" for port in ports)
     configuration = folder / "circus.ini"
     configuration.write_text(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
+import itertools
 import json
 import os
 import random
@@ -13,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +30,25 @@ Backend = RunningBackend
 
 
 def free_port() -> int:
-    """Find a port on which nobody listens, and which is given to nobody who asks for any."""
-    chance = random.SystemRandom()  # what has a seed, as Hypothesis sets it, agrees in all workers
+    """Find a port on which nobody listens, and which nobody else is given.
+
+    The system gives none of these to who asks for any, or connects; each worker of pytest-xdist has
+    its own; and none is given again soon. So whoever listens later, or anew, finds it free.
+    """
     while True:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("127.0.0.1", chance.randint(10_000, 32_000))) as free,
-        ):
-            return int(free.getsockname()[1])
+        port = next(_ports())
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Go round the ports of this worker, beginning at any, where no earlier run may have."""
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    ports = range(10_000 + share * 2_750, 10_000 + (share + 1) * 2_750)
+    # Of the system: what has a seed, as Hypothesis sets it, would begin at the same each time.
+    begin = random.SystemRandom().randrange(len(ports))
+    return itertools.cycle((*ports[begin:], *ports[:begin]))
 
 
 def is_running(pid: int) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from monitor_plugin import Monitor, MonitorError, RequestFailed
 from monitor_plugin.client import Client, client_of
 
-from .support import Spawner
+from .support import Spawner, free_port
 
 
 @pytest.mark.parametrize("kind", ["http", "unix"])
@@ -38,10 +38,13 @@ def test_it_asks_and_sends(
 
 def test_where_nobody_answers(tmp_path: Path) -> None:
     """A port where nobody listens, no socket, and silence, say so with the URL."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(RequestFailed, match=f"no monitor answers at {url}: timed out"):
-            Client(url).get("/healthz", timeout_seconds=0.1)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(RequestFailed, match=f"no monitor answers at {url}: timed out"),
+    ):
+        Client(url).get("/healthz", timeout_seconds=0.1)
     with pytest.raises(RequestFailed, match=f"no monitor answers at {url}: Connection refused"):
         Client(url).get("/healthz")
     url = f"unix:{tmp_path}/none"

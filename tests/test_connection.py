@@ -291,7 +291,7 @@ def test_a_backend_that_is_back_is_found_at_once(
     make_client: Callable[..., StatusClient], spawner: Spawner
 ) -> None:
     """gRPC's own backoff does not hide a backend that was away and serves again."""
-    backend = spawner.backend()
+    backend = spawner.backend(addr=f"127.0.0.1:{free_port()}")
     client = make_client()
     assert client.status(at(backend.address)).rpc_error is None
     backend.process.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
 from monitor_plugin.signatures import signature_of
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
-from .support import Spawner, eventually
+from .support import Spawner, eventually, free_port
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "hooks.md").read_text()
@@ -119,8 +118,7 @@ def group_may_write() -> Iterator[None]:
 @pytest.mark.usefixtures("group_may_write")
 def test_the_tutorial_works_as_it_stands(spawner: Spawner, tmp_path: Path) -> None:
     """Its files are written and its commands run, and show what it shows, but for the port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
+    port = str(free_port())
     programs = str(Path(sys.executable).parent)
     environment = {
         **{name: value for name, value in os.environ.items() if "COVERAGE" not in name},

@@ -21,7 +21,7 @@ from monitor_plugin.errors import ListenError
 from monitor_plugin.http import listening
 from monitor_plugin.http.listening import open_listener, plain_address
 
-from .support import Client, Spawner, descriptors
+from .support import Client, Spawner, descriptors, free_port
 
 
 @pytest.fixture
@@ -55,8 +55,7 @@ def leave_stale_socket(path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "0", "[::ffff:0.0.0.0]"])
 def test_an_open_address_wants_a_token(host: str) -> None:
     """Without a token what is no loopback is refused, saying what to set, and nothing is bound."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     before = descriptors()
     with pytest.raises(ListenError) as caught:
         Monitor(Settings(listen=f"{host}:{port}")).start()

@@ -24,7 +24,7 @@ from monitor_plugin.http.dispatcher import Dispatcher
 from monitor_plugin.http.server import Server
 from monitor_plugin.waits import Waits
 
-from .support import Client, Spawner, descriptors, eventually
+from .support import Client, Spawner, descriptors, eventually, free_port
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -428,7 +428,7 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
 
 def test_children_that_were_forked_keep_nothing_open(make_server: MakeServer) -> None:
     """They hold copies of its sockets: clients are closed and refused, and the port is free."""
-    server = make_server(idle_seconds=0.2)
+    server = make_server(listen=f"127.0.0.1:{free_port()}", idle_seconds=0.2)
     with connect(server, GET) as connection, contextlib.ExitStack() as copies:
         eventually(server._connections._channels.values)
         (channel,) = server._connections._channels.values()

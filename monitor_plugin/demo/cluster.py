@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.suppress(subprocess.CalledProcessError):
                 host, places = stack.enter_context(networks(NODES))
         apart = host != "127.0.0.1"
-        port = _free_port(host)
+        port = free_port(host)
         command = [server, "-a", host, "-p", str(port)]
         stack.enter_context(_process(command, stderr=subprocess.DEVNULL))
         urls = _start_nodes(stack, places, (host, port), signals)
@@ -226,10 +228,19 @@ def _process(
             process.stdout.close()
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def free_port(host: str = "127.0.0.1") -> int:
+    """Find a port on which nobody listens, and which the system gives to nobody who asks for any.
+
+    Of those that it does give, one that is free now may be the end of a connection a moment later.
+    """
+    while True:
+        port = random.SystemRandom().randint(10_000, 32_000)
+        try:
+            with socket.create_server((host, port)):
+                return port
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
 
 
 def _wait_for_all(url: str, signals: Signals) -> None:

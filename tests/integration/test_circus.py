@@ -356,8 +356,8 @@ def test_a_shutdown_does_not_hold_up_the_end(make_host: Callable[..., CircusHost
 
 def test_an_address_that_is_held_is_waited_for(make_host: Callable[..., CircusHost]) -> None:
     """What held it, the plugin before a reload say, may let go of it a moment later."""
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, port=port)
         eventually(lambda: "trying again for 15 s" in host.log())
     host.wait_found("m")
