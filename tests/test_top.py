@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -73,11 +74,35 @@ def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen
 Load = Callable[[str], "subprocess.Popen[str]"]
 
 
-def make_top(monitor: Monitor) -> Top:
-    client = Client(monitor.url)
-    top = Top(client, ask_backends(client)[0], "name", 0.2, lambda: None)
-    threading.Thread(target=top.follow, daemon=True).start()
-    return top
+MakeTop = Callable[..., Top]
+
+
+@pytest.fixture
+def make_top() -> Iterator[MakeTop]:
+    """Makes one that follows a monitor, or who is at another URL, until the test ends."""
+    threads: list[threading.Thread] = []
+    ended = threading.Event()
+
+    def end() -> None:
+        if ended.is_set():
+            raise InterruptedError  # else it would ask whoever gets that port next
+
+    def follow(top: Top) -> None:
+        with contextlib.suppress(InterruptedError):
+            top.follow()
+
+    def make(monitor: Monitor, url: str | None = None) -> Top:
+        answer = ask_backends(Client(monitor.url))[0]
+        top = Top(Client(url or monitor.url), answer, "name", 0.2, end)
+        threads.append(threading.Thread(target=follow, args=(top,)))
+        threads[-1].start()
+        return top
+
+    yield make
+    ended.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def selected(top: Top) -> str:
@@ -85,7 +110,9 @@ def selected(top: Top) -> str:
     return screen.rows[screen.selected].model
 
 
-def test_the_selection_stays_with_its_backend(monitor: Monitor, load: Load) -> None:
+def test_the_selection_stays_with_its_backend(
+    monitor: Monitor, load: Load, make_top: MakeTop
+) -> None:
     """However rows are sorted, and until it has ended; keys move it no further than the ends."""
     processes = {name: load(name) for name in ("a", "b", "c")}
     top = make_top(monitor)
@@ -105,7 +132,7 @@ def test_the_selection_stays_with_its_backend(monitor: Monitor, load: Load) -> N
     assert top.quitting
 
 
-def test_a_stop_asks_first(monitor: Monitor, load: Load) -> None:
+def test_a_stop_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
     """No, and what was typed before the question, stops nothing; yes stops what it asked for."""
     first, other = load("a"), load("b")
     top = make_top(monitor)
@@ -129,20 +156,20 @@ def test_a_stop_asks_first(monitor: Monitor, load: Load) -> None:
 
 
 @pytest.mark.slow
-def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load) -> None:
+def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
     """Silence is told before a request is given up, which takes longer."""
     load("m")
-    answer = ask_backends(Client(monitor.url))[0]
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        top = Top(Client(url), answer, "name", 0.2, lambda: None)
-        threading.Thread(target=top.follow, daemon=True).start()
+        top = make_top(monitor, url)
         assert top.screen().lost is None
         eventually(lambda: (top.screen().lost or "").startswith(f"{url} has said nothing for 3s"))
         assert selected(top) == "m"
 
 
-def test_of_several_replicas_one_is_stopped(monitor: Monitor, load: Load) -> None:
+def test_of_several_replicas_one_is_stopped(
+    monitor: Monitor, load: Load, make_top: MakeTop
+) -> None:
     """The question names its PID, and the others run on."""
     pids = sorted(load("m").pid for _ in range(2))
     top = make_top(monitor)

@@ -68,6 +68,10 @@ class Rogue(LoopThread):
 
         self.begin(send()).result(30)
 
+    def publish_later(self, seconds: float, subject: str, data: bytes) -> None:
+        """Send a message after a while, unless it ends before; to be called by who answers."""
+        self._loop.call_later(seconds, lambda: self.spawn(self._client.publish(subject, data)))
+
     def listen(self, subject: str, answer: Handler = lambda message: []) -> None:
         """Subscribe; what `answer` gives for a message is published: subjects and data."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -204,7 +203,7 @@ def test_a_slow_answer_is_no_missing_one(
     answer = pack(Reply("rogue", "1", answer=Answer(200, b'{"state":2}'), reading=reading))
 
     def take_time(message: Any) -> list[tuple[str, bytes]]:
-        threading.Timer(1.5, rogue.publish, (f"{message.reply}.rogue", answer)).start()
+        rogue.publish_later(1.5, f"{message.reply}.rogue", answer)
         return [(f"{message.reply}.rogue", pack(Reply("rogue", "1", "working")))]
 
     rogue.listen("monitor.read.node.rogue", take_time)
