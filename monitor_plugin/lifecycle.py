@@ -22,7 +22,7 @@ from .names import fault_in_model_name
 from .oom import OomWatch
 from .process import Process, ProcessGone
 from .process_table import ProcessTable, read_row
-from .registry import End, Record, Registry
+from .registry import Record, Registry
 from .sampling import MARK_SECONDS, Sampler
 from .shared import Shared
 from .status_client import StatusClient
@@ -215,12 +215,17 @@ class Lifecycle:
             for other in self._registry.records()
         )
         exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
-        if not self._registry.end(record, End(record.backend, exit, oom_kill_seen)):
+        told: list[Delivery | None] = []
+
+        def tell() -> None:
+            told.append(self._hooks.backend_gone(record.backend, exit))
+
+        if not self._registry.end(record, exit, oom_kill_seen, tell):
             self._status_client.forget(record.backend)  # who came late may have connected anew
             return None
         self._let_go(record)
         self._counter.ended(record.backend, exit)
-        return self._hooks.backend_gone(record.backend, exit)
+        return told[0]
 
     def _let_go(self, record: Record) -> None:
         self._status_client.forget(record.backend)

@@ -193,13 +193,20 @@ class Registry:
             record.state_changed_at = time.time()
             return then(previous)
 
-    def end(self, record: Record, end: End) -> bool:
-        """Move a record to the ends; False where another thread was first."""
+    def end(
+        self, record: Record, exit: BackendExit, oom_kill_seen: bool, then: Callable[[], object]
+    ) -> bool:
+        """Move a record to the ends; False where another thread was first.
+
+        Once that is done `then` is called under the lock, before another backend can have its PID
+        or its address: see `change_state`.
+        """
         with self._lock:
-            if self._records.get(end.backend.pid) is not record:
+            if self._records.get(record.backend.pid) is not record:
                 return False
             self._remove(record)
-            self._ends.append(end)
+            self._ends.append(End(record.backend, exit, oom_kill_seen))
+            then()
             return True
 
     def ends(self) -> list[End]:
