@@ -152,14 +152,14 @@ class StopHook:
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
         """Stop the watcher, where that stops nothing else; see the hook's specification."""
-        name = self._roster.name_of(backend.pid)
+        name, deadline = self._roster.name_of(backend.pid), time.monotonic() + timeout_seconds
         if name is None:
             return None
         table = read_table()
         tree = {pid: table[pid].started for pid in descendants(table, [backend.pid])}
         try:
             self._check_alone(name, backend)
-            stopped = self._watchers.stop(name, timeout_seconds)
+            stopped = self._watchers.stop(name, deadline - time.monotonic())
         except CircusFailed as failure:
             raise ShutdownFailed(backend.model, f"watcher {name!r}: {failure}") from failure
         if not stopped:

@@ -10,6 +10,7 @@ from .discovery import Program
 
 _LOOK_SECONDS = 0.1
 _SHORTEST_ASK_SECONDS = 0.2
+_BRIEF_ASK_SECONDS = 0.5
 _ASK_SECONDS = 2.0
 _BUSY = 5  # circus' COMMAND_ERROR, which is more than "the arbiter is already running ..."
 _NOT_FOUND = 3  # circus' MESSAGE_ERROR
@@ -30,6 +31,11 @@ class CircusFailed(Exception):
     def busy(self) -> bool:
         """Whether another command was in the way."""
         return self.errno == _BUSY and "arbiter is" in str(self)
+
+    @property
+    def silent(self) -> bool:
+        """Whether no answer came in time, whatever circus does."""
+        return self.errno is None
 
     @property
     def not_found(self) -> bool:
@@ -94,49 +100,44 @@ class Watchers:
             seconds: by when to be back.
 
         Returns:
-            Whether it is stopped; False where circus is at it.
+            Whether it is stopped; False where circus is at it, also where it has taken it and then
+            says nothing.
 
         Raises:
             CircusFailed: circus did not take it.
         """
         deadline = time.monotonic() + seconds
-        taken = False
+        taken, status = False, ""
         while True:
-            left = max(_SHORTEST_ASK_SECONDS, min(_ASK_SECONDS, deadline - time.monotonic()))
+            refusal = None
             try:
-                busy = None if taken else self._refusal(name, left)
-                status = str(self._ask(left, "status", name=name)["status"])
+                status = str(self._ask(_left(deadline), "status", name=name)["status"])
+                if taken and status == "stopped":
+                    return True
+                if taken and status != "stopping":
+                    raise CircusFailed(f"circus took the stop, and yet the watcher is {status}", 0)
+                if not taken:
+                    # Without `waiting`, which does not say that it was taken, and cannot be broken
+                    # off. A name is a pattern unless it is said that it is none.
+                    self._ask(_left(deadline), "stop", name=name, match="simple")
+                    taken = True
             except CircusFailed as failure:
                 if failure.not_found:  # it was removed, which stops it too
                     return True
-                raise
-            taken = busy is None
-            if taken and status != "stopping":
-                if status == "stopped":
-                    return True
-                raise CircusFailed(f"circus took the stop, and yet the watcher is {status}", 0)
+                if not (failure.busy or failure.silent):
+                    raise
+                refusal = failure
             if time.monotonic() > deadline or self.closing.wait(_LOOK_SECONDS):
                 break
-        if busy and status != "stopping":  # else circus stops it by another's word
-            raise busy
+        if refusal and not taken and status != "stopping":  # else by another's word
+            raise refusal
         return False
-
-    def _refusal(self, name: str, seconds: float) -> CircusFailed | None:
-        """Ask circus to stop a watcher: None where it does, else that it is busy."""
-        try:
-            # Without `waiting`, which does not say that it was taken, and cannot be broken off.
-            # A name is a pattern unless it is said that it is none.
-            self._ask(seconds, "stop", name=name, match="simple")
-        except CircusFailed as failure:
-            if not failure.busy:
-                raise
-            return failure
-        return None
 
     def graceful_timeout(self, name: str) -> float | None:
         """Say after how many seconds circus kills what it stops; None where it does not answer."""
         try:
-            answer = self._ask(_ASK_SECONDS, "get", name=name, keys=["graceful_timeout"])
+            # Briefly: it is asked by who has no time left.
+            answer = self._ask(_BRIEF_ASK_SECONDS, "get", name=name, keys=["graceful_timeout"])
             return float(answer["options"]["graceful_timeout"])
         except CircusFailed:
             return None
@@ -146,3 +147,8 @@ class Watchers:
         if answer.get("status") == "error":
             raise CircusFailed(str(answer.get("reason")), int(answer.get("errno") or 0))
         return answer
+
+
+def _left(deadline: float) -> float:
+    """Say how long an answer may take."""
+    return max(_SHORTEST_ASK_SECONDS, min(_ASK_SECONDS, deadline - time.monotonic()))

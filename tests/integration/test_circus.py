@@ -321,9 +321,11 @@ def test_circus_as_a_whole_is_reloaded_restarted_and_ended(
         host.wait_found("m")
     assert host.end() == 0
     eventually(lambda: host.started() == [])
-    # No error, no warning, but for the one while the plugin before still holds the address.
+    # No error, no warning, but for those while what was there before holds an address still, and
+    # where circus is slow to answer.
+    known = ("trying again for", "is held by process", "did not answer")
     told = [line for line in host.log().splitlines() if " monitor_plugin" in line]
-    assert [line for line in told if "trying again for" not in line] == []
+    assert [line for line in told if not any(each in line for each in known)] == []
 
 
 def test_the_monitor_closes_when_circus_stops_it(make_host: Callable[..., CircusHost]) -> None:
@@ -388,10 +390,10 @@ def test_a_circus_that_is_killed_in_a_shutdown(make_host: Callable[..., CircusHo
 def test_a_graceful_timeout_above_ours_is_told_of(make_host: Callable[..., CircusHost]) -> None:
     """Where circus is still at it the shutdown goes on, and the log says what to set."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
-    host = make_host({"m": {"cmd": backend, "graceful_timeout": 4}}, stop_timeout_seconds=3)
+    host = make_host({"m": {"cmd": backend, "graceful_timeout": 9}}, stop_timeout_seconds=8)
     host.wait_serving("m")
     assert host.client.shutdown("m").status == 200
-    told = "graceful_timeout, 4 s: the setting stop_timeout_seconds should be above"
+    told = "graceful_timeout, 9 s: the setting stop_timeout_seconds should be above"
     eventually(lambda: told in host.log())
 
 
@@ -462,7 +464,10 @@ def test_the_example_runs(spawner: Spawner, short_folder: Path) -> None:
         env={k: v for k, v in os.environ.items() if not k.startswith("MONITOR_")},
     )
     assert demo.stdout is not None
-    said = "".join(iter(demo.stdout.readline, "Ctrl-C ends all of it.\n"))
+    said = ""
+    while "Ctrl-C ends all of it." not in (line := demo.stdout.readline()):
+        assert line, said
+        said += line
     assert "circusd runs 3 models" in said
     for call in calls():
         assert call.curl(f"http://127.0.0.1:{port}") in said
