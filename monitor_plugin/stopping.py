@@ -35,7 +35,7 @@ class Stop:
         record: the backend's.
         resources: to be closed at the end.
         tree: its process tree, once it is open; None where it had ended before.
-        is_busy: whether it was so still after the drain.
+        is_busy: whether it was so still after the drain, or nobody could ask it meanwhile.
         by_host: whether a hook stopped it through the host's books.
         failure: None where it is gone.
     """
@@ -56,9 +56,9 @@ class Stop:
         self.failure = ShutdownFailed(self.record.backend.model, reason, left)
 
     def spare(self) -> None:
-        """Note that it is left alone, as it is busy."""
+        """Note that it is left alone, as it is busy, or may be."""
         if self.tree and not self.failure:
-            self.fail("it is busy, and was to be spared then", self.tree)
+            self.fail("it may be busy, and was to be spared then", self.tree)
 
 
 class Stopper:
@@ -132,17 +132,19 @@ class Stopper:
 
     def _is_busy_after_drain(self, stop: Stop, hurry: threading.Event, deadline: float) -> bool:
         record, refresh_at = stop.record, 0.0
+        was_asked = self._settings.drain_timeout_seconds <= 0  # or is not to be
         while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
             if stop.tree and time.monotonic() >= refresh_at:
                 with suppress(OSError):  # no descriptor is free; it is looked for again at the end
                     stop.tree.refresh()  # what it starts meanwhile outlives it if it crashes
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
             status, _, rpc_error = self._readings.ask(record, left)
+            was_asked = True
             deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not deaf):
-                return False
+                return deaf  # which may mean busy, though it is not waited for
             hurry.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
-        return record.state is State.BUSY
+        return record.state is State.BUSY or not (was_asked or hurry.is_set())
 
     def stop(self, stop: Stop) -> None:
         """Free and end the backend; how, and what went wrong, is noted in `stop`."""

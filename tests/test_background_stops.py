@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
-from monitor_plugin import Monitor, State, Status, hookimpl
+from monitor_plugin import Monitor, ShutdownFailed, State, Status, hookimpl
 from monitor_plugin.background_stops import BackgroundStops
 
 from .support import Spawner, eventually, is_running
@@ -96,7 +97,7 @@ def test_one_that_becomes_busy_is_spared(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After the drain it is left alone, where that is wanted, and the log says so."""
-    monitor = make_monitor([BecomesBusy()], drain_timeout_seconds=0.2)
+    monitor = make_monitor([BecomesBusy()], drain_timeout_seconds=2.0)
     stops = BackgroundStops(_logger, retry_seconds=0)
     stops.monitor = monitor
     pid = register(monitor, spawner)
@@ -105,7 +106,7 @@ def test_one_that_becomes_busy_is_spared(
     eventually(lambda: not stops.under_way())
     assert is_running(pid)
     assert records(caplog)[1][1].endswith(
-        f"it is busy, and was to be spared then; still running: PID {pid}"
+        f"it may be busy, and was to be spared then; still running: PID {pid}"
     )
     assert eventually(lambda: stops.stop(backend, "it is too large"))
     eventually(lambda: not is_running(pid))
@@ -179,3 +180,28 @@ def test_after_close_nothing_is_begun(
     register(monitor, spawner)
     stops.close()
     assert not stops.stop(monitor.backends()[0], "")
+
+
+@pytest.mark.parametrize(
+    ("switches", "drain_seconds", "is_spared"),
+    [
+        (("--hang-status",), 60.0, True),
+        ((), 1e-9, True),  # its time is over before it is asked
+        ((), 0.0, False),  # it is not to be asked
+        (("--no-status",), 60.0, False),
+    ],
+)
+def test_who_cannot_be_asked_may_be_busy(
+    switches: tuple[str, ...],
+    drain_seconds: float,
+    is_spared: bool,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+) -> None:
+    """And is spared where busy ones are, though no drain waits for it."""
+    monitor = make_monitor(drain_timeout_seconds=drain_seconds, status_timeout_seconds=1.0)
+    backend = spawner.backend(*switches)
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    with pytest.raises(ShutdownFailed, match="may be busy") if is_spared else nullcontext():
+        monitor.shutdown("m", spare_busy=True)
+    assert is_running(backend.pid) is is_spared
