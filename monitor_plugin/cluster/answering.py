@@ -37,7 +37,7 @@ class Answering:
         own: what this node answers.
         subjects: where it listens.
         announce: says on a subject who this node is.
-        follow: brings the subscriptions in line with the models that are here.
+        tell: has all others know at once which models are here.
         reads_at_once, shutdowns_at_once: how many threads there are for each.
 
     Attributes:
@@ -49,7 +49,7 @@ class Answering:
         own: Own,
         subjects: Subjects,
         announce: Callable[[str], Awaitable[None]],
-        follow: Callable[[], Awaitable[None]],
+        tell: Callable[[], Awaitable[None]],
         *,
         reads_at_once: int,
         shutdowns_at_once: int,
@@ -57,7 +57,7 @@ class Answering:
         self._own = own
         self._subjects = subjects
         self._announce = announce
-        self._follow = follow
+        self._tell = tell
         self._reads = ThreadPoolExecutor(reads_at_once, "monitor-cluster-read")
         self._stops = ThreadPoolExecutor(shutdowns_at_once, "monitor-cluster-stop")
         self._shutdowns_at_once = shutdowns_at_once
@@ -141,8 +141,8 @@ class Answering:
             reply = await self._done(to, self._stops, partial(self._own.shutdown_for, ask))
         finally:
             self._stopping -= 1
-        # Before the answer, so that who has it finds the model gone from NATS too.
-        await self._follow()
+        # Before the answer, so that who has it finds the model gone wherever it asks.
+        await self._tell()
         await self._send(to, reply)
 
     async def _done(self, to: str, pool: Executor, work: Callable[[], Reply]) -> Reply:

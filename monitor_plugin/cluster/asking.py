@@ -149,15 +149,16 @@ class Asking:
         results = [self.result(each) for each in heard.replies]
         named = {each.node for each in results}
         missed = [each for each in expected if each.name not in named]
-        # It may be the model alone that is not there any more.
+        # It may be the model alone that is not there any more, since a moment ago.
         nobody_there = heard.why is Word.NO_RESPONDERS
-        anew = [e.name for e in missed if nobody_there or e not in awaited]
+        silence = nobody_there or heard.why is None
+        anew = [each.name for each in missed if silence or each not in awaited]
         results += [
             self._missed(each.name, heard.why, subject, stopping=True)
             for each in missed
             if each.name not in anew
         ]
-        # Who was not waited for gets a moment: offers that have come must not grow old.
+        # A moment, where others have answered: their offers must not grow old.
         seconds = _OFFERS_SECONDS if nobody_there else SILENT_SECONDS
         results += await asyncio.gather(*(self.offer(each, ask, seconds) for each in anew))
         if not results and heard.why is not Word.NO_RESPONDERS:

@@ -49,7 +49,7 @@ class Member:
             own,
             subjects,
             self._membership.announce,
-            self._follow,
+            self._tell,
             reads_at_once=settings.http_threads,
             shutdowns_at_once=max(1, settings.http_threads // 2),
         )
@@ -95,6 +95,11 @@ class Member:
             _logger.debug("subscriptions could not follow: %r", error)
         else:
             self._membership.have(models)
+
+    async def _tell(self) -> None:
+        """Have all others know at once which models are here."""
+        await self._follow()
+        await self._membership.announce_changes()
 
     async def _on_connected(self, session: Session) -> None:
         """Subscribe for all, tell all others, and ask who they are."""

@@ -111,6 +111,10 @@ class Membership:
     async def _announce_soon(self) -> None:
         await asyncio.sleep(_GATHER_SECONDS)
         self._announcing = False
+        await self.announce_changes()
+
+    async def announce_changes(self) -> None:
+        """Say at once which models are here, where that has changed since it was said."""
         if self._said_revision != self._revision:
             await self.announce()
 

@@ -117,7 +117,8 @@ class Stops:
             raise ModelNotLoaded(model, self._own.describe_last_end(model), on_any_node=True)
         stopped = [each.node for each in results if _outcome_of(each) == "stopped"]
         bad = [each for each in results if _outcome_of(each) not in ("stopped", "model_not_loaded")]
-        nodes = names_of([each.node for each in results if each.node])
+        had = [each for each in results if _outcome_of(each) != "model_not_loaded"] or results
+        nodes = names_of([each.node for each in had if each.node])
         headers = {NODE_HEADER: nodes} if nodes else {}
         if stopped and not bad:
             return Answer(200, encode(StoppedAnswer()), headers, "stopped")

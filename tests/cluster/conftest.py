@@ -166,7 +166,8 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
             "listen": "127.0.0.1:0",
             "node": name,
             "cluster": cluster,
-            "cluster_timeout_seconds": "3",
+            "cluster_timeout_seconds": "10",
+            "status_timeout_seconds": "30",
             "respawn_watch_seconds": "0.1",
             **settings,
         }

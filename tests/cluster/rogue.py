@@ -47,7 +47,7 @@ class Rogue(LoopThread):
             self.complaints.append(str(error).lower())
 
         self._client = await nats.connect(
-            self._url, error_cb=note, allow_reconnect=False, **self._options
+            self._url, error_cb=note, allow_reconnect=False, connect_timeout=30, **self._options
         )
         self._connected.set()
         try:

@@ -131,8 +131,8 @@ def test_a_slow_stop_is_no_unknown_one(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_local: MakeLocal
 ) -> None:
     """It is said every second that it goes on, however short the setting."""
-    make_local("b", nats.url, "m", respawn_watch_seconds=2.0)
-    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=0.5)
+    make_local("b", nats.url, "m", respawn_watch_seconds=4.5)
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=3.0)
     client = Client(monitor.url)
     eventually(lambda: client.monitor("m").status == 200)
     assert client.shutdown("m").status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import threading
@@ -11,24 +12,29 @@ from functools import partial
 import pytest
 
 from monitor_plugin import Monitor
+from monitor_plugin.cluster import whole
 
-from ..support import eventually, free_port, started_since
+from ..support import eventually, free_port, started_since, suspend
 from .conftest import MakeLocal, MakeNode, NatsServer
 
 pytestmark = pytest.mark.once
 
 
 def test_a_node_that_hangs_is_named_within_the_deadline(
-    nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
+    nats: NatsServer,
+    make_node: MakeNode,
+    make_local: MakeLocal,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stopped node costs one deadline, then little; it is asked anew once it is heard of."""
-    a = make_local("a", nats.url, "here", "both", cluster_timeout_seconds=1.0)
+    monkeypatch.setattr(whole, "_FIRST_WORD_SECONDS", 5.0)  # those that do not hang may be slow
+    a = make_local("a", nats.url, "here", "both", cluster_timeout_seconds=4.0)
     patient = make_local("patient", nats.url, "both", cluster_timeout_seconds=600.0)
     b = make_node("b", nats.url, "there", "both")
     for node in (a, patient):
         eventually(partial(node.finds, "both", "a", "b", "patient"))
         eventually(partial(node.reads, "there"))
-    b.signal(signal.SIGSTOP)
+    suspend(b.process.pid)
     # Who has the model too is not kept waiting, neither for the first time nor later.
     for _ in range(2):
         both = patient.client.request("GET", "/backend/monitor?model=both", timeout=30)
@@ -62,7 +68,7 @@ def test_a_shutdown_whose_outcome_is_unknown_says_so(
     nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
 ) -> None:
     """A node that falls silent while it stops a model is named, with what to ask; it never lies."""
-    a = make_local("a", nats.url, cluster_timeout_seconds=2.0)
+    a = make_local("a", nats.url, cluster_timeout_seconds=5.0)
     b = make_node("b", nats.url, "m:--state 1")  # busy: it is waited for
     eventually(lambda: a.reads("m"))
 
@@ -96,9 +102,12 @@ def test_a_node_that_dies_is_named_at_once(
     b.process.wait(timeout=30)
 
     def named() -> bool:
-        answer = a.client.monitor("there")
-        message = answer.json["error"]["message"]
-        return answer.status == 504 and "'b'" in message and "not connected to NATS" in message
+        # Until NATS has noticed, a question goes to the dead connection, and is waited for.
+        with contextlib.suppress(TimeoutError):
+            answer = a.client.request("GET", "/backend/monitor?model=there", timeout=5)
+            message = answer.json["error"]["message"]
+            return answer.status == 504 and "'b'" in message and "not connected to NATS" in message
+        return False
 
     eventually(named)
     assert a.reads("here")

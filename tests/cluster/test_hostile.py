@@ -154,7 +154,7 @@ def test_many_lists_that_do_not_come_take_no_longer_than_one(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
     """Of 40 nodes, asked 16 at a time, that say that they are at it and no more."""
-    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=6.0)
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=10.0)
     rogue = joined(make_rogue(nats.url), monitor)
     names = [f"rogue{number}" for number in range(40)]
     for name in names:
@@ -165,7 +165,7 @@ def test_many_lists_that_do_not_come_take_no_longer_than_one(
     eventually(lambda: len(cluster.directory) == 41)
     began = time.monotonic()
     listed = Client(monitor.url).request("GET", "/backends").json["nodes"]
-    assert time.monotonic() - began < 16  # one after the other they take 18, and so 10
+    assert time.monotonic() - began < 28  # one after the other they take 30, and so 14
     assert {each["node"] for each in listed if each["error"]} == {*names, "rogue"}
 
 
@@ -250,8 +250,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
 ) -> None:
     """Whatever a node says once it was told to stop a model, but that it did or not: unknown."""
     monkeypatch.setattr("monitor_plugin.cluster.asking._LONGEST_SHUTDOWN_SECONDS", 1.0)
-    patience_seconds = 1.0 if what == "silence" else 120.0
-    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=patience_seconds)
+    monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=120.0)
     rogue = joined(make_rogue(nats.url), monitor)
     offer = pack(Reply("rogue", "1", "offer", offer="key"))
     rogue.listen("monitor.shutdown.model.m", answering(offer))
@@ -382,9 +381,14 @@ def test_a_name_that_is_none_does_no_harm(
 
 
 def test_two_nodes_of_one_name_lose_no_shutdown(
-    nats: NatsServer, make_local: MakeLocal, caplog: pytest.LogCaptureFixture
+    nats: NatsServer,
+    make_local: MakeLocal,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both are asked, and told, each for itself: what both have is stopped on both."""
+    # How long a second one of a name is waited for: on a busy machine longer.
+    monkeypatch.setattr("monitor_plugin.cluster.hearing._OTHERS_SECONDS", 2.0)
     a = make_local("a", nats.url)
     first, second = (make_local("same", nats.url, "m") for _ in range(2))
     eventually(lambda: caplog.text.count("another monitor of the cluster is called same too") == 2)

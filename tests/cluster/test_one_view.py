@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -92,6 +93,39 @@ def test_nodes_with_one_model_answer_as_replicas(nats: NatsServer, make_local: M
     assert answer.headers["X-Monitor-Node"] == "b, c"
     assert d.client.monitor("m").json["error"]["type"] == "model_not_loaded"
     assert d.client.monitor("other").status == 200
+
+
+def test_a_model_that_has_just_ended_on_a_node_is_stopped_on_the_others(
+    nats: NatsServer, make_local: MakeLocal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has not heard of that end yet asks the node, and takes it for none that is silent."""
+    a, b, c = (make_local(name, nats.url, "m") for name in "abc")
+    for node in (b, c):
+        eventually(partial(node.finds, "m", "a", "b", "c"))
+    monkeypatch.setattr("monitor_plugin.cluster.membership._GATHER_SECONDS", 60.0)
+    (backend,) = a.get("/backends?node=a").json["backends"]
+    os.kill(backend["pid"], signal.SIGKILL)
+    eventually(lambda: a.get("/backends?node=a").json["backends"] == [])
+    answer = c.client.shutdown("m")
+    assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+    assert answer.headers["X-Monitor-Node"] == "b, c"
+
+
+def test_who_stopped_a_model_for_another_says_so_to_all(
+    nats: NatsServer,
+    make_local: MakeLocal,
+    make_monitor: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once: whoever is asked next does not take the node for one that has it still."""
+    monkeypatch.setattr("monitor_plugin.cluster.membership._HEARTBEAT_SECONDS", 1000.0)
+    make_local("b", nats.url, "m")
+    a = make_local("a", nats.url)
+    other = cluster_of(make_monitor(cluster=nats.url, node="other"))
+    eventually(lambda: a.reads("m") and other.directory.holders("m"))
+    monkeypatch.setattr("monitor_plugin.cluster.membership._GATHER_SECONDS", 1000.0)
+    assert a.client.shutdown("m").status == 200
+    eventually(lambda: not other.directory.holders("m"))
 
 
 @pytest.mark.once
