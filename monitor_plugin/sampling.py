@@ -19,6 +19,9 @@ _SPAN_SECONDS = 1.0
 MARK_SECONDS = 2.0
 # A figure over less would be the kernel's clock ticks (10 ms) rather than the process's work.
 _LEAST_SPAN_SECONDS = 0.1
+# What a read of the CPU time and of the clock may take, so that the one is of the other's time.
+_CPU_READ_SECONDS = 0.02
+_CPU_TRIES = 5
 
 
 class Sampler:
@@ -35,8 +38,8 @@ class Sampler:
 
     def mark(self) -> None:
         """Note the CPU time used so far; to be called every MARK_SECONDS."""
-        if (seconds := self._read(self._cpu_seconds)) is not None:
-            self._marks = (*self._marks[-2:], (time.monotonic(), seconds))
+        if (mark := self._read(self._cpu_seconds)) is not None:
+            self._marks = (*self._marks[-2:], mark)
 
     def sample(self) -> Sample:
         """Read the process now; within 0.1 s of its registration, waits until that is over.
@@ -70,15 +73,22 @@ class Sampler:
         except (psutil.AccessDenied, OSError):
             return None
 
-    def _cpu_seconds(self) -> float:
-        times = self._process.psutil_process.cpu_times()
-        return float(times.user + times.system)
+    def _cpu_seconds(self) -> tuple[float, float]:
+        """Say when it was read (monotonic), and the CPU time used by then."""
+        for _ in range(_CPU_TRIES):
+            began = time.monotonic()
+            times = self._process.psutil_process.cpu_times()
+            now = time.monotonic()
+            if now - began < _CPU_READ_SECONDS:  # else this thread had no turn: when was it?
+                break
+        return now, float(times.user + times.system)
 
     def _wait_for_cpu_percent(self) -> float | None:
         marks = self._marks
         if marks and (young := _LEAST_SPAN_SECONDS - (time.monotonic() - marks[0][0])) > 0:
             time.sleep(young)
-        return self.cpu_percent(self._cpu_seconds(), time.monotonic())
+        now, seconds = self._cpu_seconds()
+        return self.cpu_percent(seconds, now)
 
     def cpu_percent(self, cpu_seconds: float, now: float) -> float | None:
         """Say how much of one core was used since a mark one to three seconds ago, in percent.
