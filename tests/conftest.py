@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 
@@ -41,8 +42,17 @@ def spawner() -> Iterator[Spawner]:
 
 
 @pytest.fixture
+def make_monitor(make_monitor: Callable[..., Monitor]) -> Callable[..., Monitor]:
+    """Starts monitors that wait for what a busy machine keeps from answering.
+
+    Tests of those who never answer say how long they are waited for.
+    """
+    return functools.partial(make_monitor, status_timeout_seconds=30.0, hook_timeout_seconds=30.0)
+
+
+@pytest.fixture
 def monitor(make_monitor: Callable[..., Monitor]) -> Monitor:
-    """A started monitor on a free port, with short waits."""
+    """A started monitor on a free port."""
     return make_monitor()
 
 

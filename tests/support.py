@@ -51,6 +51,12 @@ def _ports() -> Iterator[int]:
     return itertools.cycle((*ports[begin:], *ports[:begin]))
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Give what the monitor logged, without what earlier tests may have left others to log."""
+    ours = [each for each in caplog.records if each.name.startswith("monitor_plugin")]
+    return [each.getMessage() for each in ours]
+
+
 def is_running(pid: int) -> bool:
     """Whether a process exists and is no zombie; one whose other threads run on is none yet."""
     try:

@@ -23,6 +23,7 @@ from monitor_plugin.demo.host import MODELS
 from .support import Client, Spawner, eventually
 
 COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
+PATIENT = {**os.environ, "MONITOR_STATUS_TIMEOUT_SECONDS": "30"}
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def restored_signals() -> Iterator[None]:
 
 def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
     """`demo --once` prints requests and answers, exits 0, and leaves no process behind."""
-    process = spawner.process(COMMAND, "demo", "--once", stderr=subprocess.PIPE)
+    process = spawner.process(COMMAND, "demo", "--once", stderr=subprocess.PIPE, env=PATIENT)
     output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert errors.count("INFO monitor_plugin.audit: {") == 1
@@ -94,7 +95,7 @@ def test_demo_once_says_what_is_not_as_expected(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
     """The demo prints commands that work, and Ctrl-C ends it and its backends."""
-    process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0")
+    process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0", env=PATIENT)
     assert process.stdout
     lines = []
     while "Ctrl-C" not in (line := process.stdout.readline()):

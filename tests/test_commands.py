@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -157,12 +158,22 @@ def test_stop_says_how_far_it_is(
     make_monitor: Callable[..., Monitor], spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While a busy one drains, it says so."""
-    monitor = make_monitor(drain_timeout_seconds=30.0)
-    backend = spawner.backend("--busy-seconds", "1.5")
+    monitor = make_monitor(drain_timeout_seconds=1000.0)
+    backend = spawner.backend("--state", "1")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     threading.Thread(target=backend.process.wait, daemon=True).start()
-    assert main(["stop", "m", "--yes", "--url", monitor.url]) == 0
-    assert "m: draining, until it is not busy\n" in capsys.readouterr().err
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(main, ["stop", "m", "--yes", "--url", monitor.url])
+        said = ""
+
+        def draining() -> bool:
+            nonlocal said
+            said += capsys.readouterr().err
+            return "m: draining, until it is not busy\n" in said
+
+        eventually(draining)
+        monitor.shutdown("m", force=True)
+        assert stop.result(60) == 0
 
 
 def test_stop_does_not_act_unasked(

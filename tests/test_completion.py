@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from monitor_plugin import Monitor
 from monitor_plugin.cli import main
+from monitor_plugin.commands import options
 from monitor_plugin.commands.completion import Typed, parse_line, quoted
 
 from .support import Spawner
@@ -87,6 +88,7 @@ def test_commands_flags_and_models_are_completed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of argparse's commands and click's, and models of the monitor that the line names."""
+    monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a:b c", "a:$(x)", "other"):
         process = spawner.sleeper()
         monitor.hook.monitor_backend_spawned(
@@ -140,6 +142,7 @@ def test_other_shells_get_names_that_can_be_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As zsh and fish show them unescaped; a name with a comma is whole."""
+    monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a, b", "a\u202e"):
         process = spawner.sleeper()
         monitor.hook.monitor_backend_spawned(

@@ -18,7 +18,7 @@ from monitor_plugin.http.connections import patient
 from monitor_plugin.http.dispatcher import Dispatcher
 from monitor_plugin.waits import Waits
 
-from .support import Client, Spawner, eventually
+from .support import Client, Spawner, eventually, logged
 
 
 def http_threads() -> int:
@@ -175,7 +175,7 @@ def test_accepting_pauses_where_descriptors_run_out(caplog: pytest.LogCaptureFix
         assert [accept_patiently() for _ in range(4)] == [None, None, "accepted", None]
     assert len(starved) == 3
     said = "no connection is accepted on 127.0.0.1:1 for now: "
-    assert [record.getMessage() for record in caplog.records] == [
+    assert logged(caplog) == [
         f"{said}[Errno 24] Too many open files",
         f"{said}[Errno 23] Too many open files in system",
     ]

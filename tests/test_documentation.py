@@ -24,7 +24,7 @@ from monitor_plugin.http.wire import _ERROR_KINDS, _STATUS_TYPES, INTERNAL_ERROR
 from monitor_plugin.settings import setting_text
 from monitor_plugin.tokens import Role, parse_tokens
 
-from .support import Client, Spawner, eventually
+from .support import Client, Spawner, eventually, free_port
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,8 +35,7 @@ SNIPPETS = re.findall(r"<!-- run -->\n```python\n(.*?)```", README, re.DOTALL)
 def test_the_snippets_run(snippet: str, spawner: Spawner) -> None:
     """Each Python snippet of the README runs as it stands, but for the ports, without an error."""
     assert len(SNIPPETS) == README.count("```python")
-    port = 20000 + hash(snippet) % 10000
-    snippet = snippet.replace("50051", str(port))
+    snippet = snippet.replace("50051", str(free_port()))
     process = spawner.process(
         *(sys.executable, "-W", "error", "-c", snippet),
         stderr=subprocess.PIPE,
@@ -66,7 +65,7 @@ def test_the_commands_of_the_readme_print_what_it_shows(
 ) -> None:
     """Each command that the README shows, run against the demo, prints that, figures aside."""
     (block,) = re.findall(r"<!-- commands -->\n```console\n(.*?)```", README, re.DOTALL)
-    with demo(Settings(listen="127.0.0.1:0")) as monitor:
+    with demo(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
         for model in MODELS:
             monitor.read(model)
         # In a list, a backend that was there for a moment alone has no figure for the CPU yet.

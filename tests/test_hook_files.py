@@ -11,6 +11,8 @@ import pytest
 
 from monitor_plugin import Monitor, MonitorError, PluginError, Settings, SettingsError
 
+from .support import logged
+
 COUNTS = """
 import dataclasses, os
 import monitor_plugin
@@ -117,7 +119,7 @@ def test_a_function_that_was_not_marked_is_told_of(
     write(folder, "guard.py", "def monitor_before_shutdown(backend): return 'no'")
     write(folder, "good.py", COUNTS)
     monitor_with(folder).close()
-    assert caplog.messages == [
+    assert logged(caplog) == [
         "plugin 'monitor_plugin_hooks.guard': monitor_before_shutdown is not marked with hookimpl, "
         "and will not be called"
     ]

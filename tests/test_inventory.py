@@ -17,7 +17,7 @@ from monitor_plugin.cli import main
 from monitor_plugin.hooks_table import hooks_table
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
-from .support import Client
+from .support import Client, logged
 
 ENTRY = """
 from monitor_plugin import hookimpl
@@ -102,7 +102,7 @@ def test_a_package_that_cannot_be_loaded_is_left_out(
     (plugin,) = make_monitor().plugins()
     assert plugin.name == "ours"
     other = {"fifth 1.2": "sixth 1.2", "sixth 1.2": "fifth 1.2"}[plugin.source]
-    assert {record.getMessage() for record in caplog.records} == {
+    assert set(logged(caplog)) == {
         "plugin 'third-entry' of third 1.2 was not loaded",
         "plugin 'fourth-entry' of fourth 1.2 was not loaded",
         f"plugin 'ours' of {other} was not loaded: another one has that name",
@@ -141,9 +141,7 @@ def test_disabled_plugins_are_left_out(
     assert "third" not in sys.modules
     assert monitor.plugin_manager.register(Books()) is None
     assert Client(monitor.url).request("GET", "/hooks").json["disabled"] == list(names)
-    assert [record.getMessage() for record in caplog.records] == [
-        "setting disable_hook: no plugin is called 'monitor_plugin'"
-    ]
+    assert logged(caplog) == ["setting disable_hook: no plugin is called 'monitor_plugin'"]
     assert monitor.plugin_manager.hook.monitor_backend_spawned.get_hookimpls()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from monitor_plugin import hookimpl
+from monitor_plugin import hookimpl, workers
 from monitor_plugin.isolation import Asked, Isolation
 from monitor_plugin.plugins import PluginManager
 from monitor_plugin.turns import HookOverran, WrongType
@@ -80,8 +80,9 @@ def fail(error: BaseException) -> Callable[[], object]:
     return behave
 
 
-def test_one_thread_calls_all_of_them(rig: Rig) -> None:
+def test_one_thread_calls_all_of_them(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """In turn, and again at the next call, and it is none of the caller's; it ends at the close."""
+    monkeypatch.setattr(workers, "_IDLE_SECONDS", 60.0)
     plugins = rig.add(*[give(None)] * 50)
     for _ in range(3):
         assert rig.call() == []
@@ -95,8 +96,9 @@ def test_one_thread_calls_all_of_them(rig: Rig) -> None:
     eventually(lambda: not plugins[0].threads[-1].is_alive())
 
 
-def test_a_bounded_number_of_threads_is_kept(rig: Rig) -> None:
+def test_a_bounded_number_of_threads_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many calls at once as there are have a thread each; few of those stay."""
+    monkeypatch.setattr(workers, "_IDLE_SECONDS", 60.0)
     barrier = threading.Barrier(MOST_IDLE + 5)
     (plugin,) = rig.add(barrier.wait)
     callers = [threading.Thread(target=rig.call) for _ in range(MOST_IDLE + 5)]

@@ -135,7 +135,7 @@ def test_the_last_readings_are_listed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """With `fresh=false` nobody is asked: a hung backend is listed as it was, or as never read."""
-    monitor = make_monitor(sweep_interval_seconds=0)
+    monitor = make_monitor(sweep_interval_seconds=0, status_timeout_seconds=1.0)
     client = Client(monitor.url)
     running = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=running.pid, address=running.address)

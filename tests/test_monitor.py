@@ -27,7 +27,7 @@ from monitor_plugin import (
 
 from .support import Client, Spawner, eventually, started_since
 
-QUIET = Settings(listen=None, respawn_watch_seconds=0)
+QUIET = Settings(listen=None, respawn_watch_seconds=0, hook_timeout_seconds=30.0)
 
 
 def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
@@ -56,7 +56,7 @@ def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
     for _ in range(5):
         run()
     eventually(lambda: all(now <= then for now, then in zip(counts(), before, strict=True)))
-    assert not [name for name in started_since(others) if name.startswith("monitor-")]
+    eventually(lambda: not [name for name in started_since(others) if name.startswith("monitor-")])
 
 
 def test_a_taken_port_is_a_clear_error(monitor: Monitor) -> None:

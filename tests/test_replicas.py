@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from monitor_plugin import (
     Backend,
     Memory,
+    ModelNotLoaded,
     Monitor,
     PidNotHeld,
     Reading,
@@ -297,7 +299,8 @@ def test_shutdowns_of_one_and_of_all_share_or_wait(
         assert not one.done()
         pool.submit(monitor.shutdown, "m", force=True).result(60)
         whole.result(60)
-        one.result(60)
+        with contextlib.suppress(ModelNotLoaded):  # where its thread came too late to share
+            one.result(60)
     assert sorted(calls) == sorted([busy.pid, other.pid])
 
 

@@ -11,7 +11,7 @@ from monitor_plugin import Backend, Monitor, hookimpl
 from monitor_plugin.hosts.discovery import Found
 from monitor_plugin.hosts.roster import Roster
 
-from .support import Spawner, eventually
+from .support import Spawner, eventually, logged
 
 
 def registered(monitor: Monitor) -> list[tuple[str, int, str]]:
@@ -63,7 +63,7 @@ def test_what_is_refused_is_said_once_and_tried_again(
     with caplog.at_level(logging.WARNING):
         roster.sync(found)
         roster.sync(found)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert logged(caplog) == [
         "program 'g:a': the backend was not registered: address 'nonsense' is no gRPC target; use "
         + "host:port, [::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or "
         + "grpcs://host:port for TLS"

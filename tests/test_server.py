@@ -95,7 +95,9 @@ def _no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Whatever clients do, operators hear nothing of it."""
     with caplog.at_level(logging.WARNING):
         yield
-    assert [record.getMessage() for record in caplog.records] == []
+    # Those of the test itself: what `caplog.records` has by now are those of its end.
+    told = [each for each in caplog.get_records("call") if each.name.startswith("monitor_plugin")]
+    assert [each.getMessage() for each in told] == []
 
 
 def send_noting(note: Callable[[bytes], object]) -> Callable[..., int]:
@@ -237,11 +239,11 @@ def test_quiet_connections_are_closed(make_server: MakeServer) -> None:
 
 def test_a_client_that_asks_in_time_keeps_its_connection(make_server: MakeServer) -> None:
     """Each answer starts the wait anew."""
-    server = make_server(idle_seconds=4)
+    server = make_server(idle_seconds=6)
     with contextlib.closing(Client(server.url).connection()) as connection:
         connection.connect()
         kept, started = connection.sock, time.monotonic()
-        while time.monotonic() - started < 5:
+        while time.monotonic() - started < 8:
             connection.request("GET", "/")
             assert connection.getresponse().read()
             assert connection.sock is kept
@@ -251,7 +253,7 @@ def test_a_client_that_asks_in_time_keeps_its_connection(make_server: MakeServer
 def test_a_request_that_takes_long_is_not_cut_off(make_server: MakeServer) -> None:
     """While it is being answered a connection is not idle, however long it takes."""
     app = Held()
-    server = make_server(app, idle_seconds=0.2)
+    server = make_server(app, idle_seconds=2)
     with connect(server, GET) as waiting, connect(server) as idle:
         assert app.begun.acquire(timeout=60)
         eventually(lambda: is_closed(idle))
@@ -272,10 +274,13 @@ def test_an_unread_answer_does_not_keep_its_thread(
     with contextlib.ExitStack() as stack:
         deaf = [stack.enter_context(connect(server, GET * 2)) for _ in range(4)]
         eventually(lambda: app.ended >= 4)
+        monkeypatch.setattr(connections, "_STALLED_SECONDS", 60.0)  # of who reads slowly
         with connect(server, GET) as reading:
             size = 0
             while size < 64 * 1024 * 1024:
-                size += len(reading.recv(1024 * 1024))
+                data = reading.recv(1024 * 1024)
+                assert data
+                size += len(data)
         assert len(deaf) == 4
 
 
@@ -372,7 +377,7 @@ def test_answers_that_nobody_takes_make_room(
         for _ in range(6):  # each would hold 16 MiB, and a thread
             stack.enter_context(connect(server, GET))
         eventually(lambda: app.ended >= 5)
-        held = [each.held_bytes for each in server._connections._channels.values()]
+        held = [each.held_bytes for each in list(server._connections._channels.values())]
         assert sum(held) <= 32 * 1024 * 1024
 
 
@@ -385,8 +390,8 @@ def test_what_waits_takes_no_descriptors(make_server: MakeServer) -> None:
             data = POST + b"Content-Length: 2000000\r\n\r\n" + b"x" * 1_900_000
             stack.enter_context(connect(server, data))
         channels = server._connections._channels
-        eventually(lambda: sum(each.held_bytes for each in channels.values()) == 19_000_000)
-        assert len(descriptors() - before) == 2 * 10
+        eventually(lambda: sum(each.held_bytes for each in list(channels.values())) == 19_000_000)
+        eventually(lambda: len(descriptors() - before) == 2 * 10)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +433,7 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
 
 def test_children_that_were_forked_keep_nothing_open(make_server: MakeServer) -> None:
     """They hold copies of its sockets: clients are closed and refused, and the port is free."""
-    server = make_server(listen=f"127.0.0.1:{free_port()}", idle_seconds=0.2)
+    server = make_server(listen=f"127.0.0.1:{free_port()}", idle_seconds=2)
     with connect(server, GET) as connection, contextlib.ExitStack() as copies:
         eventually(server._connections._channels.values)
         (channel,) = server._connections._channels.values()
@@ -578,7 +583,9 @@ def test_a_client_that_reads_late_gets_all(make_server: MakeServer) -> None:
         assert channel.writable()
         size = 0
         while size < 64 * 1024 * 1024:
-            size += len(connection.recv(1024 * 1024))
+            data = connection.recv(1024 * 1024)
+            assert data
+            size += len(data)
     eventually(lambda: app.ended == 1)
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -81,6 +81,11 @@ def spawned(monitor: Monitor, pid: int, model: str = "m", address: str = "127.0.
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
 
 
+def waiters(future: Future[Any]) -> list[object]:
+    found: list[object] = future._condition._waiters  # type: ignore[attr-defined]
+    return found
+
+
 def tree_of(pid: int) -> list[int]:
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
@@ -90,7 +95,7 @@ def test_a_whole_tree_that_ignores_sigterm_is_killed(
 ) -> None:
     """After the grace, every descendant is killed, before the shutdown says that it is done."""
     finished = Finished()
-    monitor = make_monitor(plugins=[finished], stop_timeout_seconds=0.5)
+    monitor = make_monitor(plugins=[finished], stop_timeout_seconds=3)
     process = spawner.python(STUBBORN_WORKERS)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -152,8 +157,9 @@ while True:  # a handler is not called where its signal comes just before the on
     assert not is_running(late)
 
 
-def test_a_stopped_process_is_ended(monitor: Monitor, spawner: Spawner) -> None:
+def test_a_stopped_process_is_ended(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """A backend that hangs under SIGSTOP is stopped like any other."""
+    monitor = make_monitor(status_timeout_seconds=1.0)
     backend = spawner.backend()
     spawned(monitor, backend.pid, address=backend.address)
     suspend(backend.pid)
@@ -174,14 +180,14 @@ def test_a_zombie_that_nobody_reaps_counts_as_gone(monitor: Monitor, spawner: Sp
 def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """A shutdown waits until a busy backend is ready."""
     monitor = make_monitor()
-    backend = spawner.backend("--busy-seconds", "2")
     started = time.monotonic()
+    backend = spawner.backend("--busy-seconds", "2")
     spawned(monitor, backend.pid, address=backend.address)
     assert monitor.read("m").status is not None
     was_busy = monitor.read("m").status.state == State.BUSY  # type: ignore[union-attr]
     monitor.shutdown("m")
     assert backend.process.wait() == 0
-    assert not was_busy or time.monotonic() - started > 1
+    assert not was_busy or time.monotonic() - started > 2
 
 
 def test_draining_ends_with_its_time_or_by_force(
@@ -204,11 +210,11 @@ def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
 ) -> None:
     """A hook that speaks another protocol is told how long the drain still lasts."""
     busy = StaysBusy()
-    monitor = make_monitor([busy], drain_timeout_seconds=0.3)
+    monitor = make_monitor([busy], drain_timeout_seconds=3.0)
     spawned(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
     assert busy.told_seconds
-    assert max(busy.told_seconds) <= 0.3
+    assert max(busy.told_seconds) <= 3
 
 
 def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
@@ -219,7 +225,12 @@ def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawne
     spawned(monitor, backend.pid, address=backend.address)
     with ThreadPoolExecutor(3) as pool:
         patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
-        eventually(lambda: monitor.read("m").status)
+        under_way = monitor._parts.shutdowns._under_way
+
+        def joined() -> bool:  # the one that stops it does not wait for that
+            return "m" in under_way and bool(waiters(under_way["m"].result))
+
+        eventually(joined)
         assert not any(each.done() for each in patient)
         pool.submit(monitor.shutdown, "m", True).result(60)
         assert [each.result(60) for each in patient] == [None, None]
@@ -303,7 +314,7 @@ def test_a_hook_refuses(
     assert "'guard'" in answer.json["error"]["message"]
     assert reason in answer.json["error"]["message"]
     assert is_running(process.pid)
-    assert finished.outcomes == [(process.pid, "refused")]
+    eventually(lambda: finished.outcomes == [(process.pid, "refused")])
     if forced:
         monitor.shutdown("m", force=True)
         assert not is_running(process.pid)
@@ -531,7 +542,7 @@ def test_all_backends_of_a_model_share_the_drains_time(
     """However many there are, and few at once, a shutdown drains no longer than it may."""
     monkeypatch.setattr(shutdown, "_STOPS_AT_ONCE", 1)
     busy = StaysBusy()
-    monitor = make_monitor([busy], drain_timeout_seconds=0.3, sweep_interval_seconds=0)
+    monitor = make_monitor([busy], drain_timeout_seconds=3.0, sweep_interval_seconds=0)
     for port in (1, 2, 3):
         spawned(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
     monitor.shutdown("m")
@@ -711,7 +722,7 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Children that would fork, and leave the session, once their parent has died get no turn."""
-    monitor = make_monitor(stop_timeout_seconds=0.5)
+    monitor = make_monitor(stop_timeout_seconds=3)
     process = spawner.python(FORKS_WHEN_ORPHANED)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -762,7 +773,7 @@ def test_who_is_forked_while_a_tree_is_stopped_is_stopped_too(
         tree.stop(0.2, threading.Event())
     (child,) = [pid for pid, number in sent if number == 0]
     assert sent.index((child, signal.SIGSTOP)) < sent.index((child, signal.SIGKILL))
-    assert not is_running(child)
+    eventually(lambda: not is_running(child))
 
 
 FORKS_AND_ENDS = """
@@ -780,7 +791,7 @@ def test_what_forks_and_ends_faster_than_one_can_look_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A chain of processes, each of which lives 2 ms, outlives neither its root nor the stop."""
-    monitor = make_monitor(stop_timeout_seconds=0.5)
+    monitor = make_monitor(stop_timeout_seconds=3)
     process = spawner.python(
         f"import os, time\nif os.fork():\n    time.sleep(1000)\n{FORKS_AND_ENDS}"
     )

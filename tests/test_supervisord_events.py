@@ -39,7 +39,8 @@ def listener(spawner: Spawner, tmp_path: Path, *flags: str) -> subprocess.Popen[
     """A listener of a supervisord that is away, once it waits for events."""
     url = f"unix://{tmp_path}/none"
     process = spawner.process(
-        *(COMMAND, "supervisord", "--server-url", url, "--listen", "127.0.0.1:0", *flags),
+        *(COMMAND, "supervisord", "--server-url", url, "--listen", "127.0.0.1:0"),
+        *("--hook-timeout-seconds", "30", *flags),  # or a busy machine has one told of
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -146,9 +148,11 @@ def test_a_state_found_since_the_last_sweep_is_told(
 ) -> None:
     """Who learns of a change of state, and asks for the last readings, sees it there."""
     monitor = make_monitor(sweep_interval_seconds=0)
-    register(monitor, "m", spawner.backend("--busy-seconds", "2"))
-    (busy,) = monitor.sweep()
-    assert busy.last_state is State.BUSY
+    backend = spawner.backend()
+    register(monitor, "m", backend)
+    os.kill(backend.pid, signal.SIGUSR1)  # busy
+    (busy,) = eventually(lambda: [s for s in monitor.sweep() if s.last_state is State.BUSY])
+    os.kill(backend.pid, signal.SIGUSR1)  # and ready again
     eventually(lambda: (status := monitor.read("m").status) and status.state == State.READY)
     (last,) = monitor.sweep(fresh=False)
     assert last.last_state is State.READY
@@ -226,7 +230,7 @@ class Knows:
 def test_hooks_have_their_part(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """Their statuses and memory are there, GPU memory added up; a slow one holds nobody up."""
     knows = Knows()
-    monitor = make_monitor([knows], sweep_interval_seconds=0, hook_timeout_seconds=0.5)
+    monitor = make_monitor([knows], sweep_interval_seconds=0, hook_timeout_seconds=2.0)
     for model in ("hook", "grpc", "slow"):
         register(monitor, model, spawner.backend("--no-memory"))
     found = by_model(monitor.sweep())

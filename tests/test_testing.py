@@ -26,18 +26,20 @@ def test_a_backend_misbehaves_as_told(
     make_monitor: MonitorFactory, backend: BackendFactory
 ) -> None:
     """Switches are those of the demo's backend, and each one is a real process."""
-    monitor = make_monitor(status_timeout_seconds=0.3, stop_timeout_seconds=0.3)
+    monitor = make_monitor(status_timeout_seconds=0.3, stop_timeout_seconds=3)
     kinds: dict[str, dict[str, bool | float]] = {
         "good": {"state": 1, "weights_mib": 4},
         "silent": {"no_status": True, "no_memory": False},
         "hung": {"hang_status": True},
         "stubborn": {"ignore_sigterm": True, "fork_workers": 1},
-        "brief": {"crash_after": 0.1},
+        "brief": {"crash_after": 5},
     }
     for model, switches in kinds.items():
         backend(**switches).register(monitor, model)
-    assert monitor.read("good").status.state == 1  # type: ignore[union-attr]
-    assert monitor.read("silent").rpc_error == "UNIMPLEMENTED"
+    status = eventually(lambda: monitor.read("good").status)
+    assert status
+    assert status.state == 1
+    eventually(lambda: monitor.read("silent").rpc_error == "UNIMPLEMENTED")
     assert monitor.read("hung").rpc_error == "DEADLINE_EXCEEDED"
     (stubborn,) = [each for each in monitor.backends() if each.model == "stubborn"]
     monitor.shutdown("stubborn")

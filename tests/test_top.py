@@ -22,7 +22,7 @@ from monitor_plugin.commands.answers import ask_backends
 from monitor_plugin.commands.terminal import keys_of, open_terminal
 from monitor_plugin.commands.top import Top
 
-from .support import Spawner, eventually, is_running, load_sleeper
+from .support import Spawner, eventually, free_port, is_running, load_sleeper
 from .terminals import Terminal
 
 
@@ -84,7 +84,7 @@ def make_top() -> Iterator[MakeTop]:
     ended = threading.Event()
 
     def end() -> None:
-        if ended.is_set():
+        if ended.is_set() and threading.current_thread() in threads:
             raise InterruptedError  # else it would ask whoever gets that port next
 
     def follow(top: Top) -> None:
@@ -163,7 +163,7 @@ def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load, make_top: Ma
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         top = make_top(monitor, url)
         assert top.screen().lost is None
-        eventually(lambda: (top.screen().lost or "").startswith(f"{url} has said nothing for 3s"))
+        eventually(lambda: (top.screen().lost or "").startswith(f"{url} has said nothing for "))
         assert selected(top) == "m"
 
 
@@ -238,7 +238,7 @@ def test_top_outlives_its_monitor(
     make_monitor: Callable[..., Monitor], spawner: Spawner, start: Callable[..., Terminal]
 ) -> None:
     """A monitor that is lost is told, what it said last stands, and goes on when it is back."""
-    monitor = make_monitor()
+    monitor = make_monitor(listen=f"127.0.0.1:{free_port()}")
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="unix:/x")
     top = start(monitor.url, "--interval", "0.2")

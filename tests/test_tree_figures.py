@@ -40,9 +40,14 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
         return tree.cpu_percent if tree else None
 
     assert percent() is None  # there is nothing to measure from
-    found = eventually(percent)
+
+    def working() -> float | None:  # a busy machine may have kept it from that at first
+        found = percent()
+        return found if found and found > 1 else None
+
+    found = eventually(working)
     assert found is not None
-    assert 1 < found < 150
+    assert found < 150
     look = reader.look([process.pid])
     alone = look.process(process.pid, none_known)
     assert alone

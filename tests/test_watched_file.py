@@ -13,7 +13,7 @@ import pytest
 from monitor_plugin import watched_file
 from monitor_plugin.watched_file import WatchedFile
 
-from .support import eventually
+from .support import eventually, logged
 
 
 @pytest.mark.parametrize("target", ["a pipe", "/dev/zero"])
@@ -58,7 +58,7 @@ def test_what_could_not_be_read_is_tried_again(
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
         patch.setattr(watched_file, "open", no_descriptor, raising=False)
         assert [file.get(), file.get()] == ["one", "one"]
-    assert [record.getMessage() for record in caplog.records] == [
+    assert logged(caplog) == [
         f"{path} cannot be used, what it held before stands: Too many open files"
     ]
     assert file.get() == "two, longer"

@@ -212,7 +212,7 @@ def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
     noticed.watcher.close()
     noticed.watcher.close()
     assert started_since(threads) == []
-    assert not descriptors() - before
+    eventually(lambda: not descriptors() - before)
     for process in processes:
         process.send_signal(9)
         eventually(process.ended)

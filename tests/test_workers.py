@@ -35,14 +35,17 @@ def job(work: Callable[[], object], last: Callable[[], object] = threading.Event
     return run
 
 
-def test_a_thread_is_kept_for_the_next_job(workers: Workers) -> None:
+def test_a_thread_is_kept_for_the_next_job(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One after the other they run on one thread: it is free when a job's last is called."""
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 60.0)
     ran: list[threading.Thread] = []
     for _ in range(20):
         done = threading.Event()
         workers.run(job(lambda: ran.append(threading.current_thread()), done.set))
         assert done.wait(60)
-    assert len(set(ran)) <= 2  # a slow machine may let one end in between
+    assert len(set(ran)) == 1
 
 
 def test_threads_that_nobody_needs_end_by_themselves(workers: Workers) -> None:

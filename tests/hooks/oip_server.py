@@ -91,8 +91,9 @@ def main() -> None:
     """Serve on a free port, until killed."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((Server(Path(sys.argv[1])),))
-    print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
+    print(f"127.0.0.1:{port}", flush=True)
     server.wait_for_termination()
 
 

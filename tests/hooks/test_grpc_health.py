@@ -25,8 +25,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 servicer = health.HealthServicer()
 server = grpc.server(futures.ThreadPoolExecutor(4))
 health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
+port = server.add_insecure_port("127.0.0.1:0")
 server.start()
+print(f"127.0.0.1:{port}", flush=True)
 for line in sys.stdin:
     service, status = line.rstrip().split(" ")
     servicer.set(service, health_pb2.HealthCheckResponse.ServingStatus.Value(status))

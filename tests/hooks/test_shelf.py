@@ -12,6 +12,7 @@ import pytest
 
 from monitor_plugin import Monitor
 
+from ..support import logged
 from .support import SHELF, copy_hooks
 
 STEMS = sorted(path.stem for path in SHELF.glob("*.py"))
@@ -48,7 +49,7 @@ def test_every_file_is_loaded(
         hooks = dict(ROWS)[stem].partition("|")[0]
         assert set(re.findall(r"`(\w+)`", hooks)) == {caller.name for caller in callers}
     monitor.close()
-    assert caplog.text == ""
+    assert logged(caplog) == []
 
 
 def test_the_readme_has_a_row_for_every_file() -> None:

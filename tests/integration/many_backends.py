@@ -7,6 +7,7 @@ python many_backends.py turn COUNT        reads the ports; that many registratio
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -131,6 +132,7 @@ def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor]
 def main() -> None:
     """Do as the command line says."""
     what, number = sys.argv[1], int(sys.argv[2])
+    faulthandler.dump_traceback_later(280, exit=True)  # before whoever waits for it gives up
     if what == "serve":
         serve(number)
         return

@@ -66,7 +66,12 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.addresses = [f"127.0.0.1:{port}" for port in (*self.ports, "1", "2")]
         self.log = Log()
-        quick = Settings(listen=None, respawn_watch_seconds=0, status_timeout_seconds=30.0)
+        quick = Settings(
+            listen=None,
+            respawn_watch_seconds=0,
+            status_timeout_seconds=30.0,
+            hook_timeout_seconds=30.0,
+        )
         self.monitor = Monitor(quick, [self.log])
         self.monitor.start()
         self.processes: dict[int, subprocess.Popen[str]] = {}

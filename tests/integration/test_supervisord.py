@@ -59,7 +59,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterat
         ),
         sleeper("slow", "startsecs=3600"),
         sleeper("quick"),
-        program("deaf", f"{BACKEND} --addr {f} --ignore-sigterm", "stopwaitsecs=3"),
+        program("deaf", f"{BACKEND} --addr {f} --ignore-sigterm", "stopwaitsecs=6"),
         program("other", SLEEPER),
         "[group:pair]\nprograms=left,right\n",
         sleeper("left"),

@@ -28,9 +28,9 @@ SLEEPING = f"{sys.executable} -S -c 'import time; time.sleep(100000)'"
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A supervisord without the monitor; each test has a program of its own."""
 
-    def deaf(name: str) -> str:
+    def deaf(name: str, seconds: int) -> str:
         address = f'environment=MONITOR_ADDRESS="127.0.0.1:{free_port()}"'
-        return program(name, DEAF, address, "stopwaitsecs=3")
+        return program(name, DEAF, address, f"stopwaitsecs={seconds}")
 
     trapping = f"trap : TERM; {SLEEPING} --addr 127.0.0.1:{free_port()}; :"
     sections = [
@@ -40,7 +40,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         sleeper("removed"),
         sleeper("closing"),
         program("trapping", f"sh -c {shlex.quote(trapping)}", "stopwaitsecs=2"),
-        *map(deaf, ("stopping", "patient", "impatient", "left")),
+        *(deaf("stopping", 6), deaf("patient", 3), deaf("impatient", 12), deaf("left", 12)),
     ]
     folder = tmp_path_factory.mktemp("supervisord")
     host = Host(folder, "\n".join(sections), monitored=False).start()
@@ -158,8 +158,9 @@ def test_one_that_takes_longer_than_the_monitor_waits(case: Case) -> None:
     backend = case.deaf("impatient")
     with pytest.raises(ShutdownFailed) as caught:
         case.stop(backend, 0.5)
-    assert "program 'impatient:impatient' has stopwaitsecs=3" in str(caught.value)
+    assert "program 'impatient:impatient' has stopwaitsecs=12" in str(caught.value)
     assert "the 0.5 s of stop_timeout_seconds" in str(caught.value)
+    os.kill(backend.pid, signal.SIGKILL)
     eventually(lambda: case.host.state("impatient") == "STOPPED")
 
 
@@ -183,6 +184,7 @@ def test_the_monitor_is_closed_meanwhile(case: Case) -> None:
         case.monitor.close()
         error = stopping.exception(30)
     assert "the monitor was closed while supervisord was stopping" in str(error)
+    os.kill(backend.pid, signal.SIGKILL)
     eventually(lambda: case.host.state("left") == "STOPPED")
 
 

@@ -27,7 +27,7 @@ def test_it_tells_what_is_swapped(
     no_memory: bool, make_monitor: MonitorFactory, backend: BackendFactory
 ) -> None:
     """Beside what the backend says of itself, or does not say."""
-    monitor = make_monitor()
+    monitor = make_monitor(status_timeout_seconds=30)
     backend(no_memory=no_memory).register(monitor, "llama")
     status = monitor.read("llama").status
     assert status
