@@ -28,7 +28,8 @@ def test_the_package_is_loaded_where_it_is_installed(tmp_path: Path) -> None:
         ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
         copy = tmp_path / f"source{number}"
         shutil.copytree(source, copy, ignore=ignored)
-        build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(copy)]
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+        build += ["--outdir", str(tmp_path), str(copy)]
         subprocess.run(build, check=True, capture_output=True, timeout=280)
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
