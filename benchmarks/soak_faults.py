@@ -97,8 +97,10 @@ class Host:
     async def close(self) -> None:
         """End all processes."""
         for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            # Where a process has the PID of one that was waited for, it is another one.
+            if process.returncode is None or not psutil.pid_exists(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         for process in self._processes:
             await process.wait()
 

@@ -50,6 +50,17 @@ def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
     return value
 
 
+def end_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process that leads a group and all of that group, also where it has ended before.
+
+    Nobody gets the PID of one that was waited for while some of its group live: where a process has
+    it, that is another one, and is left alone.
+    """
+    if process.poll() is None or not os.path.exists(f"/proc/{process.pid}"):  # noqa: PTH110
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 class RunningBackend:
     """A real process that serves LocalAI's protocol, and what it has.
 
@@ -76,8 +87,7 @@ class RunningBackend:
 
     def end(self) -> None:
         """Kill it and its children, if they still run, and wait for it. May be called again."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        end_group(self.process)
         self.process.wait()
         self._output.close()
 

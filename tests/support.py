@@ -23,7 +23,7 @@ import pytest
 
 from monitor_plugin import Monitor
 from monitor_plugin.client import open_connection
-from monitor_plugin.testing import RunningBackend, backend_command
+from monitor_plugin.testing import RunningBackend, backend_command, end_group
 from monitor_plugin.testing import eventually as eventually
 
 Backend = RunningBackend
@@ -124,10 +124,9 @@ class Spawner:
 
     def close(self) -> None:
         for process in self._processes:
+            end_group(process)
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                process.kill()  # one that was started without a session of its own
             process.wait(timeout=60)
             for pipe in (process.stdout, process.stderr, process.stdin):
                 if pipe:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor_plugin.testing import BackendFactory, MonitorFactory, eventually
+from monitor_plugin.testing import BackendFactory, MonitorFactory, end_group, eventually
 
-from .support import is_running
+from .support import Spawner, is_running
 
 TEST = """
 pytest_plugins = ["monitor_plugin.testing"]
@@ -77,3 +77,18 @@ def test_it_is_loaded_where_it_is_named(tmp_path: Path) -> None:
     code = "import sys, pytest; pytest.main(['-q']); assert 'monitor_plugin' not in sys.modules"
     (tmp_path / "test_mine.py").write_text("def test_other(): ...")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=True)
+
+
+def test_a_group_is_ended_and_no_strangers(spawner: Spawner) -> None:
+    """What a process that was waited for has left is killed; not who has its PID by now."""
+    process = spawner.process("sh", "-c", "sleep 1000 >&2 & echo $!")
+    output, _ = process.communicate(timeout=60)
+    child = int(output)
+    assert is_running(child)
+    end_group(process)
+    eventually(lambda: not is_running(child))
+    stranger = spawner.sleeper()
+    process.pid = stranger.pid
+    end_group(process)
+    with pytest.raises(subprocess.TimeoutExpired):
+        stranger.wait(0.5)

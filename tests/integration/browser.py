@@ -77,7 +77,7 @@ class Tabs:
 
         def console(message: Any) -> None:
             if message.type in ("error", "warning"):
-                note(message.type)(message)
+                note(message.type)(f"{message.text} ({message.location['url']})")
 
         def requested(request: Any) -> None:
             tab.requests.append(request.url)
@@ -98,8 +98,10 @@ class Tabs:
         return tab
 
     def close(self) -> None:
-        """Close all, and tell of what was wrong."""
+        """Close all, and tell of what was wrong, with what the pages say of it."""
         faults = [fault for tab in self._tabs for fault in tab.faults]
         for tab in self._tabs:
+            if tab.faults:
+                faults += tab.page.locator("#notices p").all_inner_texts()
             tab.page.context.close()
         assert not faults, "\n".join(faults)
