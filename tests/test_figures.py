@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -232,6 +233,27 @@ def test_a_figure_that_may_not_be_read_is_null(spawner: Spawner) -> None:
         assert (sample.rss, sample.vms) == (None, None)
         assert sample.memory_percent is not None
         assert sample.cpu_percent is not None
+
+
+class Stalls:
+    """A process whose first reading of the CPU time is late by a moment, in which it works."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def cpu_times(self) -> Any:
+        self.read += 1
+        if self.read == 1:
+            time.sleep(0.05)
+        return SimpleNamespace(user=float(self.read), system=0.0)
+
+
+def test_a_cpu_time_is_of_the_time_that_is_told(spawner: Spawner) -> None:
+    """Where the thread had no turn between the two, both are read again."""
+    with Process(spawner.sleeper().pid) as process:
+        process.psutil_process = Stalls()  # type: ignore[assignment]
+        ((_, seconds),) = Sampler(process)._marks
+    assert seconds >= 2
 
 
 def test_memory_that_the_kernel_hides_is_null_and_not_0(spawner: Spawner) -> None:

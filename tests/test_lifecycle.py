@@ -35,13 +35,16 @@ class Recorder:
     def __init__(self) -> None:
         self.registered: list[Backend] = []
         self.gone: list[tuple[Backend, BackendExit]] = []
+        self.told: list[tuple[str, int]] = []  # of both, with the PID
 
     @hookimpl
     def monitor_backend_registered(self, backend: Backend) -> None:
+        self.told.append(("registered", backend.pid))
         self.registered.append(backend)
 
     @hookimpl
     def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+        self.told.append(("gone", backend.pid))
         self.gone.append((backend, exit))
 
 
@@ -311,13 +314,15 @@ def test_a_restart_takes_over_the_address(
         forget(backend)
 
     monkeypatch.setattr(client, "forget", forget_slowly)
+    expected: list[tuple[str, int]] = []
     for _ in range(20):
         process = spawner.sleeper()
         spawned(monitor, process.pid)
+        expected += [("registered", process.pid), ("gone", process.pid)]
         process.kill()
         process.wait()
     eventually(lambda: len(recorder.gone) == 20)
-    assert [each.pid for each in recorder.registered] == [each.pid for each, _ in recorder.gone]
+    assert recorder.told == expected
 
 
 def test_the_same_pid_updates_its_record(
