@@ -37,7 +37,7 @@ from monitor_plugin.cluster.directory import Directory
 from monitor_plugin.cluster.member import Member
 from monitor_plugin.cluster.messages import Ask, Reply
 from monitor_plugin.cluster.own import Own
-from monitor_plugin.demo.cluster import free_port
+from monitor_plugin.demo.ports import free_port
 from monitor_plugin.http.listing_wire import (
     BackendsAnswer,
     Machine,

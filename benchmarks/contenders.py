@@ -14,7 +14,7 @@ from typing import IO, Any
 import grpc
 from naive import Target
 
-from monitor_plugin.demo.cluster import free_port
+from monitor_plugin.demo.ports import free_port
 from monitor_plugin.protocol import STATUS_METHOD
 
 _NAIVE = Path(__file__).with_name("naive.py")

@@ -51,10 +51,14 @@ def _ports() -> Iterator[int]:
     return itertools.cycle((*ports[begin:], *ports[:begin]))
 
 
-def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Give what the monitor logged, without what earlier tests may have left others to log."""
-    ours = [each for each in caplog.records if each.name.startswith("monitor_plugin")]
-    return [each.getMessage() for each in ours]
+def logged(caplog: pytest.LogCaptureFixture, *others: str) -> list[str]:
+    """Give what the monitor, and others, logged in a test; also once that is over.
+
+    What earlier tests may have left others to log is left out.
+    """
+    names = ("monitor_plugin", *others)
+    records = caplog.get_records("call")  # `caplog.records` are those of the phase, as the end is
+    return [each.getMessage() for each in records if each.name.startswith(names)]
 
 
 def is_running(pid: int) -> bool:

@@ -19,7 +19,7 @@ from waitress.parser import ParsingError
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.http.channel import Parser
 
-from .support import Client, Spawner
+from .support import Client, Spawner, logged
 
 HOST = b"Host: {host}\r\n"
 ASK = b"GET /backend/monitor?model=m HTTP/1.1\r\n" + HOST
@@ -110,10 +110,7 @@ def _no_complaints(client: Client, caplog: pytest.LogCaptureFixture) -> Iterator
     with caplog.at_level(logging.WARNING):
         yield
     assert client.monitor("m").status == 200
-    # Those of the test itself: what `caplog.records` has by now are those of its end.
-    ours = ("monitor_plugin", "waitress")
-    logged = [each for each in caplog.get_records("call") if each.name.startswith(ours)]
-    assert [each.getMessage() for each in logged] == []
+    assert logged(caplog, "waitress") == []
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from monitor_plugin.http.dispatcher import Dispatcher
 from monitor_plugin.http.server import Server
 from monitor_plugin.waits import Waits
 
-from .support import Client, Spawner, descriptors, eventually, free_port
+from .support import Client, Spawner, descriptors, eventually, free_port, logged
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -95,9 +95,7 @@ def _no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Whatever clients do, operators hear nothing of it."""
     with caplog.at_level(logging.WARNING):
         yield
-    # Those of the test itself: what `caplog.records` has by now are those of its end.
-    told = [each for each in caplog.get_records("call") if each.name.startswith("monitor_plugin")]
-    assert [each.getMessage() for each in told] == []
+    assert logged(caplog) == []
 
 
 def send_noting(note: Callable[[bytes], object]) -> Callable[..., int]:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +23,7 @@ from ..settings import Settings
 from ..signals import Signals
 from .calls import Call, make_calls
 from .host import DemoHost
+from .ports import free_port
 
 # Node, and its models: one is on two nodes.
 NODES: dict[str, Sequence[str]] = {
@@ -226,21 +224,6 @@ def _process(
             process.wait()
         if process.stdout:
             process.stdout.close()
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port on which nobody listens, and which the system gives to nobody who asks for any.
-
-    Of those that it does give, one that is free now may be the end of a connection a moment later.
-    """
-    while True:
-        port = random.SystemRandom().randint(10_000, 32_000)
-        try:
-            with socket.create_server((host, port)):
-                return port
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
 
 
 def _wait_for_all(url: str, signals: Signals) -> None:
