@@ -41,7 +41,7 @@ screenshots: $(VENV)/installed-screenshots
 
 proto: $(VENV)/protoc
 	$(VENV)/bin/python -m grpc_tools.protoc -Iproto \
-	    --descriptor_set_out=monitor_plugin/backend.binpb backend.proto
+	    --descriptor_set_out=monitor_plugin/rpc/backend.binpb backend.proto
 
 clean:
 	rm -rf $(VENV) .tox build dist *.egg-info .coverage*

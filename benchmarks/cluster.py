@@ -33,21 +33,16 @@ import msgspec
 import psutil
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.cluster.directory import Directory
+from monitor_plugin.api.results import Response, encode
+from monitor_plugin.api.schemas import BackendsAnswer, Machine, NodeBackendItem, ProcessItem
+from monitor_plugin.backends.registry import Registry
 from monitor_plugin.cluster.member import Member
-from monitor_plugin.cluster.messages import Ask, Reply
-from monitor_plugin.cluster.own import Own
+from monitor_plugin.cluster.peers.directory import PeerDirectory
+from monitor_plugin.cluster.requests.local_node import LocalNode
+from monitor_plugin.cluster.transport.messages import Ask, Reply
 from monitor_plugin.demo.ports import free_port
-from monitor_plugin.http.listing_wire import (
-    BackendsAnswer,
-    Machine,
-    NodeBackendItem,
-    ProcessItem,
-)
-from monitor_plugin.http.wire import Answer, encode
-from monitor_plugin.models import Memory
-from monitor_plugin.observation import TreeFigures
-from monitor_plugin.registry import Registry
+from monitor_plugin.domain.models import Memory
+from monitor_plugin.domain.observation import TreeUsage
 
 _IN_A_PROCESS = 10
 _PAGE = 1000
@@ -65,7 +60,7 @@ class _Models(Registry):
         return self._names
 
 
-class _MadeUp(Own):
+class _MadeUp(LocalNode):
     """Answers with made-up backends."""
 
     def __init__(self, node: str, models: list[str]) -> None:
@@ -88,7 +83,7 @@ class _MadeUp(Own):
                 age_seconds=0.01,
                 memory=Memory(_GIB, {"weights": _GIB // 2, "kv_cache": _GIB // 4}),
                 memory_source="backend",
-                process=ProcessItem(**figures, tree=TreeFigures(**figures, processes=1, pss=_GIB)),
+                process=ProcessItem(**figures, tree=TreeUsage(**figures, processes=1, pss=_GIB)),
                 created_at=now,
                 uptime_seconds=1000.0,
                 shutdown=None,
@@ -100,7 +95,7 @@ class _MadeUp(Own):
         items: list[Any] = self._items
         if ask.limit is not None:
             items = [each for each in items if each.pid > (ask.after_pid or 0)][: ask.limit]
-        answer = Answer(200, encode(BackendsAnswer(items, [], Machine(64 * _GIB, 64))))
+        answer = Response(200, encode(BackendsAnswer(items, [], Machine(64 * _GIB, 64))))
         return Reply(self.node, self.run, answer=answer)
 
 
@@ -110,7 +105,7 @@ def simulate(first: int, count: int, models: int, url: str) -> None:
     for number in range(first, first + count):
         node = f"node-{number:04}"
         names = [f"{node}/model-{each}" for each in range(models)]
-        member = Member(settings, _MadeUp(node, names), _Models(names), Directory())
+        member = Member(settings, _MadeUp(node, names), _Models(names), PeerDirectory())
         member.start(f"http://10.0.{number // 256}.{number % 256}:8080")
     print("started", flush=True)
     sys.stdin.read()

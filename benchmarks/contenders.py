@@ -15,7 +15,7 @@ import grpc
 from naive import Target
 
 from monitor_plugin.demo.ports import free_port
-from monitor_plugin.protocol import STATUS_METHOD
+from monitor_plugin.rpc.protocol import STATUS_METHOD
 
 _NAIVE = Path(__file__).with_name("naive.py")
 

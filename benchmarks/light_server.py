@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from monitor_plugin.protocol import SERVICE, load_messages
+from monitor_plugin.rpc.protocol import SERVICE, load_messages
 
 
 def serve(pool: ThreadPoolExecutor, port_of_its_own: bool) -> tuple[grpc.Server, int]:

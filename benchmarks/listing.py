@@ -25,7 +25,7 @@ from pathlib import Path
 import grpc
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.protocol import STATUS_METHOD, load_messages
+from monitor_plugin.rpc.protocol import STATUS_METHOD, load_messages
 
 _IN_A_SERVER = 50
 _SERVER = Path(__file__).with_name("light_server.py")

@@ -22,8 +22,8 @@ import msgspec
 import psutil
 import waitress.server
 
-from monitor_plugin.models import Memory, Sample
-from monitor_plugin.protocol import STATUS_METHOD, load_messages, status_from_wire
+from monitor_plugin.domain.models import Memory, Sample
+from monitor_plugin.rpc.protocol import STATUS_METHOD, load_messages, status_from_wire
 
 THREADS = 8
 

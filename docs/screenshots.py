@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.demo.host import DemoHost
-from monitor_plugin.errors import MonitorError
+from monitor_plugin.domain.errors import MonitorError
 
 IMAGES = Path(__file__).parent / "images"
 SECONDS = 60.0

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from monitor_plugin import Backend, hookimpl
-from monitor_plugin.hook_settings import HookSettings
+from monitor_plugin.hook_support.settings import HookSettings
 
 
 def _folder(text: str) -> str:

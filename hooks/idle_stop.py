@@ -21,9 +21,9 @@ import logging
 import time
 
 from monitor_plugin import Monitor, hookimpl
-from monitor_plugin.activity import Activity
-from monitor_plugin.background_stops import BackgroundStops
-from monitor_plugin.hook_settings import HookSettings, Limits, per_model, seconds
+from monitor_plugin.hook_support.background_stops import BackgroundStops
+from monitor_plugin.hook_support.idleness import Activity
+from monitor_plugin.hook_support.settings import HookSettings, Limits, per_model, seconds
 
 _logger = logging.getLogger(__name__)
 _settings = HookSettings(__name__)

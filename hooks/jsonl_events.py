@@ -24,8 +24,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from monitor_plugin.hook_events import Event, EventHooks
-from monitor_plugin.hook_settings import HookSettings, count, size
+from monitor_plugin.hook_support.events import Event, EventHooks
+from monitor_plugin.hook_support.settings import HookSettings, count, size
 
 _logger = logging.getLogger(__name__)
 

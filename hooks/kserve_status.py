@@ -21,8 +21,8 @@ import grpc
 from google.protobuf.wrappers_pb2 import BoolValue, StringValue
 
 from monitor_plugin import Backend, State, Status
-from monitor_plugin.hook_settings import HookSettings
-from monitor_plugin.status_hooks import Call, StatusHooks
+from monitor_plugin.hook_support.settings import HookSettings
+from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
 
 _settings = HookSettings(__name__)
 MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")

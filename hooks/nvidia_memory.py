@@ -21,8 +21,8 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from monitor_plugin import Backend, hookimpl
-from monitor_plugin.hook_settings import HookSettings, seconds
-from monitor_plugin.nvml import Nvml
+from monitor_plugin.hook_support.nvml import Nvml
+from monitor_plugin.hook_support.settings import HookSettings, seconds
 
 _settings = HookSettings(__name__)
 _nvml = Nvml(

@@ -19,9 +19,9 @@ import logging
 import time
 
 from monitor_plugin import Backend, Monitor, State, hookimpl
-from monitor_plugin.activity import says_busy
-from monitor_plugin.background_stops import BackgroundStops
-from monitor_plugin.hook_settings import HookSettings, Limits, per_model, seconds
+from monitor_plugin.hook_support.background_stops import BackgroundStops
+from monitor_plugin.hook_support.idleness import says_busy
+from monitor_plugin.hook_support.settings import HookSettings, Limits, per_model, seconds
 
 _logger = logging.getLogger(__name__)
 _settings = HookSettings(__name__)

@@ -35,10 +35,10 @@ import uuid
 from typing import Any
 
 from monitor_plugin import hookimpl
-from monitor_plugin.hook_events import EventHooks
-from monitor_plugin.hook_settings import HookSettings, count, seconds
-from monitor_plugin.send_queue import SendQueue
-from monitor_plugin.signed_post import Message, SignedPost, parse_url
+from monitor_plugin.hook_support.delivery import SendQueue
+from monitor_plugin.hook_support.events import EventHooks
+from monitor_plugin.hook_support.settings import HookSettings, count, seconds
+from monitor_plugin.hook_support.signed_post import Message, SignedPost, parse_url
 
 _logger = logging.getLogger(__name__)
 

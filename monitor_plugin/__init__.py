@@ -8,7 +8,8 @@ are imported with `Monitor`, when that is first asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import (
+from .config.settings import Settings
+from .domain.errors import (
     BackendUnreadable,
     ClusterError,
     InvalidBackend,
@@ -27,8 +28,7 @@ from .errors import (
     ShutdownRefused,
     TooManyShutdowns,
 )
-from .hookspecs import hookimpl, hookspec
-from .models import (
+from .domain.models import (
     Backend,
     BackendExit,
     HookFigures,
@@ -39,10 +39,10 @@ from .models import (
     State,
     Status,
 )
-from .settings import Settings
+from .hookspecs import hookimpl, hookspec
 
 if TYPE_CHECKING:
-    from .installing import install
+    from .installation import install
     from .monitor import Monitor
 
 __all__ = [
@@ -80,9 +80,13 @@ __all__ = [
 ]
 
 
+# Modules that lay in this folder before: their old paths go on working from there.
+__path__.append(f"{__path__[0]}/moved")
+
+
 def __getattr__(name: str) -> Any:
     # They need gRPC and the HTTP server, which take several times as long to import as all else.
-    modules = {"Monitor": ".monitor", "install": ".installing"}
+    modules = {"Monitor": ".monitor", "install": ".installation"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(modules[name], __name__), name)

@@ -11,8 +11,8 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from .errors import MonitorError, RequestFailed
-from .tokens import fault_in_token, parse_tokens
+from .config.tokens import fault_in_token, parse_tokens
+from .domain.errors import MonitorError, RequestFailed
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 

@@ -13,9 +13,12 @@ checker wants all arguments of the hook, where the monitor takes fewer too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from . import hookspecs
+
+if TYPE_CHECKING:
+    from .monitor import Monitor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +47,8 @@ class HookImpl(Generic[P, R]):
         return self._mark(function)
 
 
-monitor_started = HookImpl(hookspecs.monitor_started)
+# The spec knows the monitor by a protocol alone; implementations may count on the class.
+monitor_started = HookImpl(cast("Callable[[Monitor], None]", hookspecs.monitor_started))
 monitor_closing = HookImpl(hookspecs.monitor_closing)
 monitor_backend_registered = HookImpl(hookspecs.monitor_backend_registered)
 monitor_query_status = HookImpl(hookspecs.monitor_query_status)

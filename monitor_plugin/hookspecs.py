@@ -13,23 +13,71 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
-from .models import Backend, BackendExit, Reading, State, Status
+from .domain.models import Backend, BackendExit, LoadedPlugin, Reading, State, Status
+from .domain.observation import Observation
 
 if TYPE_CHECKING:
     import falcon
-
-    from .monitor import Monitor
+    import grpc
 
 PROJECT_NAME = "monitor_plugin"
+
+# The modules that hook files become have names that begin so.
+HOOK_FILE_PREFIX = "monitor_plugin_hooks."
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 
 HOST_CALLS = ("monitor_backend_spawned", "monitor_backend_exited")
+
+
+class Monitor(Protocol):
+    """`monitor_plugin.Monitor`, as the packages below it know it: see there."""
+
+    @property
+    def url(self) -> str:
+        """The URL of the HTTP server."""
+
+    def backends(self) -> list[Backend]:
+        """List the registered backends."""
+
+    def plugins(self) -> list[LoadedPlugin]:
+        """List the loaded plugins."""
+
+    def read(self, model: str, pid: int | None = None) -> Reading:
+        """Read a model or one of its backends."""
+
+    def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
+        """Read all backends at the same time."""
+
+    def shutdown(
+        self,
+        model: str,
+        force: bool = False,
+        pid: int | None = None,
+        *,
+        spare_busy: bool = False,
+    ) -> None:
+        """Stop a model's backends, or one of them."""
+
+    def stopping(self) -> list[Backend]:
+        """List the backends for which a shutdown is under way."""
+
+    def stops_one(self, backend: Backend) -> bool:
+        """Whether a shutdown of this backend alone is under way."""
+
+    def open_channel(self, backend: Backend) -> grpc.Channel:
+        """Open a gRPC channel to a backend."""
+
+    def call_metadata(self, backend: Backend) -> Mapping[str, str]:
+        """Give the metadata of the monitor's own calls to a backend."""
+
+    def reload_tokens(self) -> None:
+        """Read the token file again."""
 
 
 @hookspec

@@ -6,7 +6,8 @@ import enum
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +15,42 @@ import falcon
 import grpc
 import pluggy
 
-from .errors import MonitorError, SettingsError
-from .hook_files import load_hook_files
+from .api.audit import audited_shutdown
+from .api.lister import Lister
+from .backends.counters import ModelCounter
+from .backends.lifecycle import Lifecycle
+from .backends.registry import Registry
+from .concurrency.blocking import BlockingObserver
+from .concurrency.single_flight import SingleFlight
+from .config.settings import Settings
+from .config.tokens import Tokens
+from .domain.errors import MonitorError, SettingsError
+from .domain.model_name import validate_model_name
+from .domain.models import Backend, LoadedPlugin, Reading
+from .domain.observation import Observation
 from .hookspecs import PROJECT_NAME
-from .host_manager import HostCalls, HostManager
 from .http.app import create_app
-from .http.audit import audited_shutdown
-from .http.server import Server
-from .inventory import list_plugins
-from .models import Backend, LoadedPlugin, Reading
-from .names import checked_model
-from .observation import Observation
-from .plugins import PluginManager
-from .settings import Settings
-from .shared import Shared
-from .tokens import Tokens
-from .wiring import Parts
+from .http.resources.metrics import MetricsSource
+from .http.server.server import Server
+from .plugins.event_queue import EventQueue
+from .plugins.executor import HookExecutor
+from .plugins.file_loader import load_hook_files
+from .plugins.hooks import Hooks
+from .plugins.host_manager import HostCalls, HostManager
+from .plugins.inventory import list_plugins
+from .plugins.manager import PluginManager
+from .processes.process_table import ProcessTable
+from .processes.usage import UsageReader
+from .readings.model_reader import ModelReader
+from .readings.reader import BackendReader
+from .readings.sweeper import Sweeper
+from .rpc.channel_security import ChannelSecurity
+from .rpc.client import StatusClient
+from .shutdown.coordinator import ShutdownCoordinator
+from .shutdown.stop import Stopper
+from .telemetry.event_log import EventLog
+from .telemetry.log_lines import log_event
+from .telemetry.time_series import TimeSeries
 
 if TYPE_CHECKING:
     from .cluster.node import ClusterNode
@@ -67,8 +88,8 @@ class Monitor:
         managers = (
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
-        self._parts = Parts(settings, managers)
-        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._parts.lifecycle))
+        self._services = _Services(settings, managers)
+        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._services.lifecycle))
         for plugin in plugins:
             self._plugin_manager.register_from("plugins=", plugin)
         load_hook_files(
@@ -81,11 +102,13 @@ class Monitor:
         self._plugin_manager.log_unknown_disabled()
         self._lock = threading.Lock()
         self._phase = _Phase.NEW
-        self._app = Shared(math.inf, self._make_app)  # once, and not before the plugins are there
+        self._app = SingleFlight(
+            math.inf, self._make_app
+        )  # once, and not before the plugins are there
         self._server: Server | None = None
         self._cluster: ClusterNode | None = None
         if settings.cluster is not None:
-            self._cluster = _join_cluster(settings, self._parts)
+            self._cluster = _join_cluster(settings, self._services)
 
     def __enter__(self) -> Monitor:
         self.start()
@@ -114,21 +137,21 @@ class Monitor:
             if self._phase is _Phase.CLOSED:
                 raise MonitorError("the monitor was closed; make a new one")
             if self._host:
-                self._host.register(self._parts.lifecycle)
+                self._host.register(self._services.lifecycle)
             try:
                 if self._settings.listen is not None:
                     self._server = Server(
-                        app, self._settings.listen, self._settings, self._parts.waits
+                        app, self._settings.listen, self._settings, self._services.waits
                     )
             except BaseException:
                 if self._host:
                     self._host.unregister()
                 raise
-            self._parts.start()
+            self._services.start()
             if self._cluster:
                 self._cluster.start(self._server.url if self._server else None)
             self._phase = _Phase.STARTED
-        self._parts.hooks.started(self)
+        self._services.hooks.started(self)
 
     def close(self) -> None:
         """Stop watching and serving, and let go of every thread and descriptor.
@@ -140,16 +163,16 @@ class Monitor:
             previous, self._phase = self._phase, _Phase.CLOSED
         if previous is _Phase.CLOSED:
             return
-        self._parts.sweeper.stop()
+        self._services.sweeper.stop()
         if previous is _Phase.STARTED:
-            self._parts.hooks.closing()
-        self._parts.shutdowns.close()
-        self._parts.journal.close()
+            self._services.hooks.closing()
+        self._services.shutdowns.close()
+        self._services.event_log.close()
         if self._cluster:
             self._cluster.close()
         if self._server:
             self._server.close()
-        self._parts.close()
+        self._services.close()
         if self._host:
             self._host.unregister()
 
@@ -183,20 +206,33 @@ class Monitor:
 
     def _make_app(self) -> falcon.App[Any, Any]:
         is_ready = lambda: self._phase is _Phase.STARTED  # noqa: E731
-        elsewhere = self._cluster.whole if self._cluster else None
+        cluster = self._cluster.service if self._cluster else None
+        services = self._services
         app = create_app(
-            self._parts, is_ready, self.plugins, self._settings, self._tokens, elsewhere
+            self._settings,
+            self._tokens,
+            read=services.model_readings.read,
+            shutdown=services.shutdowns.shutdown,
+            lister=Lister(services.registry, services.sweeper, services.shutdowns),
+            event_log=services.event_log,
+            time_series=services.history,
+            metrics=MetricsSource(
+                services.sweeper.sweep, services.status_client.counts, services.model_counter.counts
+            ),
+            is_ready=is_ready,
+            plugins=self.plugins,
+            cluster=cluster,
         )
-        self._parts.hooks.add_routes(app)
+        self._services.hooks.add_routes(app)
         return app
 
     def backends(self) -> list[Backend]:
         """List the registered backends, in the order of their registration."""
-        return [record.backend for record in self._parts.registry.records()]
+        return [record.backend for record in self._services.registry.records()]
 
     def plugins(self) -> list[LoadedPlugin]:
         """List the plugins, where they come from and how their hooks fared, as `/hooks` does."""
-        return list_plugins(self._parts.isolation, self._plugin_manager, self._host_manager)
+        return list_plugins(self._services.executor, self._plugin_manager, self._host_manager)
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.
@@ -206,7 +242,9 @@ class Monitor:
             ModelNotLoaded: no backend of it is registered.
             BackendUnreadable: its status failed, and its process cannot be read.
         """
-        return self._parts.model_readings.read(checked_model(model), pid, anew=True).reading
+        return self._services.model_readings.read(
+            validate_model_name(model), pid, anew=True
+        ).reading
 
     def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
         """Read all backends at the same time, or those of a model, as `/backends` does.
@@ -215,7 +253,7 @@ class Monitor:
             model: whose.
             fresh: read them now; else what the last sweep found is given.
         """
-        sweeper = self._parts.sweeper
+        sweeper = self._services.sweeper
         return sweeper.sweep(model) if fresh else sweeper.last(model)
 
     def shutdown(
@@ -242,15 +280,15 @@ class Monitor:
             ShutdownFailed: processes are left, or the host started the model again.
         """
         with audited_shutdown(model, force, pid):
-            self._parts.shutdowns.shutdown(checked_model(model), force, pid, spare_busy)
+            self._services.shutdowns.shutdown(validate_model_name(model), force, pid, spare_busy)
 
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
-        return self._parts.shutdowns.stopping()
+        return self._services.shutdowns.stopping()
 
     def stops_one(self, backend: Backend) -> bool:
         """Whether a shutdown is under way that was asked for this backend alone, by its PID."""
-        return self._parts.shutdowns.stops_one(backend)
+        return self._services.shutdowns.stops_one(backend)
 
     def open_channel(self, backend: Backend) -> grpc.Channel:
         """Make a gRPC channel to a backend as the monitor's own: with its TLS, and by no proxy.
@@ -260,11 +298,11 @@ class Monitor:
         Raises:
             ValueError: the address is not local, and nothing says how to protect it.
         """
-        return self._parts.status_client.open_channel(backend)
+        return self._services.status_client.open_channel(backend)
 
     def call_metadata(self, backend: Backend) -> Mapping[str, str]:
         """Give the metadata of the monitor's own calls to a backend: from hooks, and its token."""
-        return self._parts.status_client.metadata(backend)
+        return self._services.status_client.metadata(backend)
 
     def reload_tokens(self) -> None:
         """Read the file of the setting `token_file` now; what changes is also noticed by itself.
@@ -274,14 +312,96 @@ class Monitor:
         self._tokens.reload()
 
 
-def _join_cluster(settings: Settings, parts: Parts) -> ClusterNode:
+class _Services:
+    """The parts of one monitor, each of which gets those that it works with.
+
+    Args:
+        settings: the monitor's.
+        managers: where hooks are implemented; the first manager's are called first.
+    """
+
+    def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
+        security = ChannelSecurity(settings)
+        self.executor = executor = HookExecutor(managers)
+        table = ProcessTable()
+        self.event_log = EventLog(time.time())
+        self.history = TimeSeries(settings.sweep_interval_seconds)
+        self.registry = Registry()
+        self.model_counter = ModelCounter(self.registry)
+        self.events = EventQueue(executor, settings.hook_timeout_seconds, log_event)
+        self.hooks = Hooks(executor, self.events, self.event_log, settings.hook_timeout_seconds)
+        self.waits = BlockingObserver()
+        self.status_client = StatusClient(
+            settings.status_timeout_seconds, self.hooks.call_metadata, security, self.waits
+        )
+        self.lifecycle = Lifecycle(
+            self.registry, table, self.status_client, self.hooks, self.model_counter, security
+        )
+        self.readings = BackendReader(
+            self.registry, self.status_client, table, self.hooks, settings.status_timeout_seconds
+        )
+        self.model_readings = ModelReader(
+            self.registry, self.lifecycle, self.readings, settings.reading_max_age_seconds
+        )
+        self.sweeper = Sweeper(
+            self.registry,
+            self.lifecycle,
+            self.readings,
+            self.status_client,
+            UsageReader(table),
+            self.hooks,
+            self.history,
+            settings,
+        )
+        stopper = Stopper(
+            self.registry,
+            self.lifecycle,
+            self.readings,
+            self.status_client,
+            self.hooks,
+            settings,
+        )
+        self.shutdowns = ShutdownCoordinator(
+            self.registry,
+            self.lifecycle,
+            stopper,
+            self.hooks,
+            self.event_log,
+            self.model_counter,
+            settings.respawn_watch_seconds,
+        )
+
+    def start(self) -> None:
+        """Start what works in the background."""
+        self.events.start()
+        self.lifecycle.start()
+        self.sweeper.start()
+
+    def close(self) -> None:
+        """End what works in the background, and let go of every thread and descriptor."""
+        self.sweeper.stop()
+        self.lifecycle.close()
+        self.status_client.close()
+        self.sweeper.close()
+        self.events.close()
+        self.executor.close()
+
+
+def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
     try:
         from .cluster.node import ClusterNode  # which needs what is not always installed
     except ImportError as error:
         raise SettingsError(
             "cluster", f"setting cluster: {error}: pip install 'monitor-plugin[cluster]'"
         ) from None
-    return ClusterNode(settings, parts)
+    return ClusterNode(
+        settings,
+        services.registry,
+        services.model_readings,
+        services.shutdowns,
+        services.sweeper,
+        services.lifecycle.describe_last_end,
+    )
 
 
 class _Phase(enum.Enum):

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .config.settings import Settings
 from .monitor import Monitor
-from .settings import Settings
 
 T = TypeVar("T")
 

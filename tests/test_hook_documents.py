@@ -13,7 +13,7 @@ import pytest
 
 from monitor_plugin import ShutdownRefused, hookspecs
 from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
-from monitor_plugin.signatures import signature_of
+from monitor_plugin.plugins.signatures import signature_of
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
 from .support import Spawner, eventually, free_port

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import hookimpls, hookspecs
-from monitor_plugin.plugins import PluginManager
+from monitor_plugin.plugins.manager import PluginManager
 
 GOOD = """
 from collections.abc import Mapping, Sequence

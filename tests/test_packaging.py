@@ -25,9 +25,9 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"monitor_plugin"}
-    for name in ("py.typed", "backend.binpb", "demo/backend.py", "http/app.py"):
+    for name in ("py.typed", "rpc/backend.binpb", "demo/backend.py", "http/app.py"):
         assert f"monitor_plugin/{name}" in names
-    page = ROOT / "monitor_plugin" / "page"
+    page = ROOT / "monitor_plugin" / "http" / "static"
     for path in page.rglob("*.*"):
         assert str(path.relative_to(ROOT)) in names
 
@@ -37,7 +37,7 @@ def test_the_descriptors_are_what_the_protocol_compiles_to(tmp_path: Path) -> No
     out = tmp_path / "backend.binpb"
     arguments = ["protoc", f"-I{ROOT / 'proto'}", f"--descriptor_set_out={out}", "backend.proto"]
     assert protoc.main(arguments) == 0
-    assert out.read_bytes() == (ROOT / "monitor_plugin" / "backend.binpb").read_bytes()
+    assert out.read_bytes() == (ROOT / "monitor_plugin" / "rpc" / "backend.binpb").read_bytes()
 
 
 @pytest.mark.parametrize("first", ["host", "monitor"])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from ..registry import Registry
-from ..settings import Settings
-from .answering import Answering
-from .directory import Directory
-from .link import Link, Session
-from .membership import Membership
-from .own import Own
-from .subjects import Subjects
-from .subscriptions import Subscriptions
+from ..backends.registry import Registry
+from ..config.settings import Settings
+from .peers.directory import PeerDirectory
+from .peers.presence import Presence
+from .requests.local_node import LocalNode
+from .requests.server import PeerServer
+from .transport.nats_link import NatsLink, NatsSession
+from .transport.subjects import Subjects
+from .transport.subscriptions import Subscriptions
 
 _logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Member:
 
     Args:
         settings: where NATS is, and how much may be answered at once.
-        own: what this node answers.
+        local_node: what this node answers.
         registry: which models it has.
         directory: told of what other nodes say.
 
@@ -37,16 +37,22 @@ class Member:
     """
 
     def __init__(
-        self, settings: Settings, own: Own, registry: Registry, directory: Directory
+        self,
+        settings: Settings,
+        local_node: LocalNode,
+        registry: Registry,
+        directory: PeerDirectory,
     ) -> None:
-        self._own = own
+        self._local_node = local_node
         self._registry = registry
         self._subjects = subjects = Subjects(settings.cluster_namespace)
-        self._membership = Membership(own.node, own.run, subjects, directory)
-        replies = subjects.replies(own.node, own.run)
-        self.link = Link(settings, own.node, replies, self._on_connected, self._membership.on_hello)
-        self._answering = Answering(
-            own,
+        self._membership = Presence(local_node.node, local_node.run, subjects, directory)
+        replies = subjects.replies(local_node.node, local_node.run)
+        self.link = NatsLink(
+            settings, local_node.node, replies, self._on_connected, self._membership.on_hello
+        )
+        self._answering = PeerServer(
+            local_node,
             subjects,
             self._membership.announce,
             self._tell,
@@ -101,14 +107,14 @@ class Member:
         await self._follow()
         await self._membership.announce_changes()
 
-    async def _on_connected(self, session: Session) -> None:
+    async def _on_connected(self, session: NatsSession) -> None:
         """Subscribe for all, tell all others, and ask who they are."""
-        node, subjects, answering = self._own.node, self._subjects, self._answering
+        node, subjects, answering = self._local_node.node, self._subjects, self._answering
         for subject, handler in (
             (subjects.all_nodes, self._membership.on_announcement),
             (subjects.read_node(node), answering.on_read),
             (subjects.shutdown_node(node), answering.on_shutdown),
-            (subjects.shutdown_now(node, self._own.run), answering.on_shutdown_now),
+            (subjects.shutdown_now(node, self._local_node.run), answering.on_shutdown_now),
         ):
             await session.subscribe(subject, handler)
         self._subscriptions = Subscriptions(

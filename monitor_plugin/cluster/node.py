@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+from collections.abc import Callable
 
-from ..errors import SettingsError
-from ..nats_servers import fault_in_node, parse_nats_servers
-from ..origins import is_loopback_name
-from ..settings import Settings, parse_listen
-from ..wiring import Parts
-from .asking import Asking
-from .directory import Directory
+from ..api.lister import Lister
+from ..backends.registry import Registry
+from ..config.cluster import fault_in_node, parse_nats_servers
+from ..config.origins import is_loopback_name
+from ..config.settings import Settings, parse_listen
+from ..domain.errors import SettingsError
+from ..readings.model_reader import ModelReader
+from ..readings.sweeper import Sweeper
+from ..shutdown.coordinator import ShutdownCoordinator
 from .member import Member
-from .own import Own
-from .subjects import Subjects
-from .whole import Whole
+from .peers.directory import PeerDirectory
+from .requests.client import PeerClient
+from .requests.local_node import LocalNode
+from .service import ClusterService
+from .transport.subjects import Subjects
 
 _logger = logging.getLogger(__name__)
 
@@ -28,29 +33,49 @@ class ClusterNode:
 
     Args:
         settings: `cluster` is not None.
-        parts: read and stop this node's backends.
+        registry: this node's backends.
+        model_reader: reads its models.
+        coordinator: shuts its models down.
+        sweeper: reads all its backends at the same time.
+        describe_last_end: says how the last backend of a model ended.
 
     Attributes:
         directory: what is known of the other nodes.
         link: the connection to NATS.
-        whole: answers for all nodes.
+        service: answers for all nodes.
 
     Raises:
         SettingsError: a setting cannot be used.
     """
 
-    def __init__(self, settings: Settings, parts: Parts) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        model_reader: ModelReader,
+        coordinator: ShutdownCoordinator,
+        sweeper: Sweeper,
+        describe_last_end: Callable[[str], str | None],
+    ) -> None:
         node = settings.node or socket.gethostname()
         if fault := fault_in_node(node):
             raise SettingsError("node", f"setting node: {fault}")
         self._settings = settings
-        self.directory = Directory()
-        own = Own(node, secrets.token_hex(8), parts)
-        self._member = Member(settings, own, parts.registry, self.directory)
+        self.directory = PeerDirectory()
+        local_node = LocalNode(
+            node,
+            secrets.token_hex(8),
+            registry,
+            model_reader,
+            coordinator,
+            Lister(registry, sweeper, coordinator, node),
+            describe_last_end,
+        )
+        self._member = Member(settings, local_node, registry, self.directory)
         self.link = self._member.link
         subjects = Subjects(settings.cluster_namespace)
-        asking = Asking(self.link, subjects, self.directory, settings.cluster_timeout_seconds)
-        self.whole = Whole(own, self.link, asking, self.directory)
+        asking = PeerClient(self.link, subjects, self.directory, settings.cluster_timeout_seconds)
+        self.service = ClusterService(local_node, self.link, asking, self.directory)
 
     def start(self, url: str | None) -> None:
         """Join, in the background; NATS may come later.
@@ -58,8 +83,8 @@ class ClusterNode:
         Args:
             url: where this monitor's HTTP server answers.
         """
-        self.whole.url = self._advertised(url)
-        self._member.start(self.whole.url)
+        self.service.url = self._advertised(url)
+        self._member.start(self.service.url)
 
     def close(self) -> None:
         """Leave; whoever waits for another node is told that nothing comes."""
@@ -77,7 +102,7 @@ class ClusterNode:
             _logger.warning(
                 "other machines cannot reach %s: GET /cluster/targets leaves node %s out; set "
                 "cluster_url to where its HTTP is reached from elsewhere",
-                *(url, self.whole.node),
+                *(url, self.service.node),
             )
             return None
         if host in _UNSPECIFIED:

@@ -23,8 +23,8 @@ from typing import Any
 
 import grpc
 
-from ..models import State
-from ..protocol import SERVICE, load_messages
+from ..domain.models import State
+from ..rpc.protocol import SERVICE, load_messages
 
 _MIB = 1024 * 1024
 

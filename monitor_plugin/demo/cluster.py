@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..client import open_connection
+from ..concurrency.signals import Signals
+from ..config.settings import Settings
 from ..monitor import Monitor
-from ..settings import Settings
-from ..signals import Signals
 from .calls import Call, make_calls
 from .host import DemoHost
 from .ports import free_port

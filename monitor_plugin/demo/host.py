@@ -9,8 +9,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ..config.settings import Settings
 from ..monitor import Monitor
-from ..settings import Settings
 
 # Model, and the switches of its backend. The first is the documentation's.
 MODELS: dict[str, Sequence[str]] = {

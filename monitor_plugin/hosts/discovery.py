@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import psutil
 
-from ..errors import MonitorError
-from ..process_table import Row, descendants, read_table
+from ..domain.errors import MonitorError
+from ..processes.process_table import ProcessRow, descendants, read_table
 
 # A wrapper's arguments are often its child's as well.
 _WRAPPERS = (
@@ -131,7 +131,7 @@ def _server(tree: Sequence[int]) -> tuple[int | None, str | None]:
     return None, said
 
 
-def _behind_wrappers(pid: int, table: Mapping[int, Row]) -> int | None:
+def _behind_wrappers(pid: int, table: Mapping[int, ProcessRow]) -> int | None:
     """Go from a wrapper to its only child that stays; None where there is none.
 
     A wrapper is taken for a backend only where it has several such children, for want of a

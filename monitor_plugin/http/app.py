@@ -8,76 +8,94 @@ from typing import Any
 
 import falcon
 
-from ..errors import MonitorError
-from ..models import LoadedPlugin
-from ..settings import Settings
-from ..tokens import Tokens
-from ..wiring import Parts
-from .audit import Audit
-from .elsewhere import Elsewhere, SaysWhichNode, TargetsResource, give
-from .listing import BackendsResource, EventsResource, HistoryResource, Lister, VersionResource
-from .metrics import MetricsResource, MetricsSource
+from ..api.cluster_view import ClusterView
+from ..api.lister import Lister
+from ..api.results import INTERNAL_ERROR, encode_error, error_response, kind_of_status
+from ..config.settings import Settings
+from ..config.tokens import Tokens
+from ..domain.errors import MonitorError
+from ..domain.models import LoadedPlugin
+from ..readings.shared_reading import SharedReading
+from ..telemetry.event_log import EventLog
+from ..telemetry.time_series import TimeSeries
+from .middleware.audit import Audit
+from .middleware.guard import Guard, cors
+from .middleware.node_header import NodeHeader
 from .openapi import describe_api
-from .page import add_page
-from .resources import (
+from .resources.backends import (
     HealthResource,
     HooksResource,
     MonitorResource,
     OpenApiResource,
     ShutdownResource,
 )
-from .security import Guard, cors
-from .wire import INTERNAL_ERROR, encode_error, error_answer, kind_of_status
+from .resources.lists import (
+    BackendsResource,
+    EventsResource,
+    HistoryResource,
+    TargetsResource,
+    VersionResource,
+)
+from .resources.metrics import MetricsResource, MetricsSource
+from .resources.page import add_page
+from .responses import send_response
 
 _logger = logging.getLogger(__name__)
 
 
 def create_app(
-    parts: Parts,
-    is_ready: Callable[[], bool],
-    plugins: Callable[[], list[LoadedPlugin]],
     settings: Settings,
     tokens: Tokens,
-    elsewhere: Elsewhere | None = None,
+    *,
+    read: Callable[[str, int | None], SharedReading],
+    shutdown: Callable[[str, bool, int | None], None],
+    lister: Lister,
+    event_log: EventLog,
+    time_series: TimeSeries,
+    metrics: MetricsSource,
+    is_ready: Callable[[], bool],
+    plugins: Callable[[], list[LoadedPlugin]],
+    cluster: ClusterView | None = None,
 ) -> falcon.App[Any, Any]:
     """Make the application.
 
     Args:
-        parts: read and stop backends, and know what happened.
-        is_ready: whether the monitor is started, and not closing.
-        plugins: lists what is loaded.
         settings: who may ask; of `http_threads`, shutdowns hold at most half, and those who wait
             for events a quarter.
         tokens: which tokens are valid.
-        elsewhere: the other nodes of a cluster.
+        read: reads a model, or its backend with a PID.
+        shutdown: stops a model, by force or not, or its backend with a PID.
+        lister: lists the backends.
+        event_log: what happened of late.
+        time_series: the figures of the last minutes.
+        metrics: the figures of `/metrics`.
+        is_ready: whether the monitor is started, and not closing.
+        plugins: lists what is loaded.
+        cluster: the other nodes of a cluster.
     """
-    says_which = [SaysWhichNode(elsewhere.node)] if elsewhere else []
+    says_which = [NodeHeader(cluster.node)] if cluster else []
     guard = Guard(settings, tokens)
     app = falcon.App(middleware=[Audit(), *says_which, guard, *cors(settings)])
-    monitor = MonitorResource(parts.model_readings.read, elsewhere)
+    monitor = MonitorResource(read, cluster)
     at_once = max(1, settings.http_threads // 2)
-    stop = ShutdownResource(parts.shutdowns.shutdown, at_once, elsewhere)
-    lister = Lister(parts.registry, parts.sweeper, parts.shutdowns)
-    backends = BackendsResource(lister, elsewhere)
-    events = EventsResource(parts.journal, max(1, settings.http_threads // 4), elsewhere)
-    metrics = MetricsSource(
-        parts.sweeper.sweep, parts.status_client.counts, parts.model_counter.counts
-    )
+    stop = ShutdownResource(shutdown, at_once, cluster)
+    backends = BackendsResource(lister, cluster)
+    events = EventsResource(event_log, max(1, settings.http_threads // 4), cluster)
     health = HealthResource(is_ready)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
         app.add_route(f"{prefix}/backends", backends)
-    if elsewhere:
-        app.add_route("/cluster/targets", TargetsResource(elsewhere))
+    if cluster:
+        app.add_route("/cluster/targets", TargetsResource(cluster))
     app.add_route("/events", events)
-    app.add_route("/history", HistoryResource(parts.history, elsewhere))
+    app.add_route("/history", HistoryResource(time_series, cluster))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))
-    document = describe_api(tokens.required, clustered=elsewhere is not None)
+    document = describe_api(tokens.required, clustered=cluster is not None)
     app.add_route("/openapi.json", OpenApiResource(document))
     add_page(app)
     app.set_error_serializer(_serialize_http_error)
@@ -104,9 +122,9 @@ def _serialize_http_error(
 def _answer_monitor_error(
     request: falcon.Request, response: falcon.Response, error: MonitorError, parameters: Any
 ) -> None:
-    answer = error_answer(error)
+    answer = error_response(error)
     request.context.outcome = answer.outcome
-    give(response, answer)
+    send_response(response, answer)
 
 
 def _answer_unexpected_error(

@@ -16,11 +16,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from ..models import State
-from ..observation import Observation
-from ..status_counts import DURATION_BOUNDS
-from .listing_wire import machine, state_name
-from .metrics import OPENMETRICS, MetricsSource
+from ..api.schemas import machine
+from ..domain.models import State, state_name
+from ..domain.observation import Observation
+from ..rpc.call_stats import DURATION_BOUNDS
+from .resources.metrics import OPENMETRICS, MetricsSource
 
 # A backend names its components itself, and each name is one more series in Prometheus.
 _MOST_COMPONENTS = 32

@@ -8,23 +8,15 @@ from typing import Any
 
 import msgspec
 
-from .cluster_wire import ClusterBackendsAnswer, TargetGroup
-from .listing_wire import (
-    BackendsAnswer,
-    EventsAnswer,
-    HistoryAnswer,
-    VersionAnswer,
-)
-from .metrics import OPENMETRICS, TEXT
-from .page import ASSET_TYPES, ASSETS
-from .parsing import (
+from ..api.cluster_schemas import ClusterBackendsAnswer, TargetGroup
+from ..api.requests import (
     MODEL_NAME_SCHEMA,
     MonitorBody,
     NodeMonitorBody,
     NodeShutdownBody,
     ShutdownBody,
 )
-from .wire import (
+from ..api.results import (
     ErrorAnswer,
     HealthAnswer,
     HooksAnswer,
@@ -32,6 +24,9 @@ from .wire import (
     StatusAnswer,
     StoppedAnswer,
 )
+from ..api.schemas import BackendsAnswer, EventsAnswer, HistoryAnswer, VersionAnswer
+from .resources.metrics import OPENMETRICS, TEXT
+from .resources.page import ASSET_TYPES, ASSETS
 
 _JSON = "application/json"
 _REF = "#/components/schemas/{name}"

@@ -11,9 +11,9 @@ import nats
 from nats.aio.msg import Msg
 
 from monitor_plugin import Monitor
-from monitor_plugin.cluster.loop_thread import LoopThread
-from monitor_plugin.cluster.messages import Announcement, Ask, Caller, pack
 from monitor_plugin.cluster.node import ClusterNode
+from monitor_plugin.cluster.transport.loop_thread import LoopThread
+from monitor_plugin.cluster.transport.messages import Announcement, Ask, Caller, pack
 
 from ..support import eventually
 

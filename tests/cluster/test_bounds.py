@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Monitor
-from monitor_plugin.cluster import whole
-from monitor_plugin.cluster.messages import Announcement, Reply, pack, unpack
-from monitor_plugin.http.elsewhere import Asker
-from monitor_plugin.http.wire import Answer
-from monitor_plugin.models import Backend, Reading, Status
+from monitor_plugin.api.cluster_view import Requester
+from monitor_plugin.api.results import Response
+from monitor_plugin.cluster import service
+from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack, unpack
+from monitor_plugin.domain.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, free_port, is_running, load_sleeper, suspend
 from .conftest import MakeLocal, MakeRogue, NatsServer
@@ -26,7 +26,7 @@ from .rogue import answering, cluster_of, joined
 
 pytestmark = pytest.mark.once
 
-OPS = Asker("ops", "admin", "here")
+OPS = Requester("ops", "admin", "here")
 OFFER = pack(Reply("rogue", "1", "offer", offer="key"))
 WORKING = pack(Reply("rogue", "1", "working"))
 
@@ -87,11 +87,11 @@ def test_loopback_is_no_address_for_other_machines(
     make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where NATS is elsewhere, so may be Prometheus, which would read another node's figures."""
-    elsewhere = {"cluster": "nats://192.0.2.1:4222", "insecure": True, "node": "a"}
-    monitor = make_monitor(**elsewhere)
+    cluster = {"cluster": "nats://192.0.2.1:4222", "insecure": True, "node": "a"}
+    monitor = make_monitor(**cluster)
     assert Client(monitor.url).request("GET", "/cluster/targets").json == []
     assert "set cluster_url" in caplog.text
-    told = make_monitor(**elsewhere, cluster_url="http://gpu-1:8080")
+    told = make_monitor(**cluster, cluster_url="http://gpu-1:8080")
     (target,) = Client(told.url).request("GET", "/cluster/targets").json
     assert target == {"targets": ["gpu-1:8080"], "labels": {"node": "a"}}
 
@@ -153,10 +153,10 @@ def test_who_ends_while_another_stops_a_model_says_what_to_ask(
 
     rogue.listen("monitor.shutdown.model.m", answering(OFFER))
     rogue.listen("monitor.shutdown.now.rogue.1", stop)
-    answers: list[Answer] = []
+    answers: list[Response] = []
 
     def ask() -> None:
-        answers.append(cluster.whole.shutdown("m", False, None, None, OPS))
+        answers.append(cluster.service.shutdown("m", False, None, None, OPS))
 
     asks = threading.Thread(target=ask)
     asks.start()
@@ -176,7 +176,7 @@ def test_who_says_that_it_is_at_it_and_no_more_is_named(
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=1.0)
     rogue = make_rogue(nats.url)
     reading = Reading(Backend("x", 1, "x", 0.0), Status(2), None, "grpc", None, 0.0)
-    good = pack(Reply("good", "1", answer=Answer(200, b'{"state":2}'), reading=reading))
+    good = pack(Reply("good", "1", answer=Response(200, b'{"state":2}'), reading=reading))
     rogue.listen("monitor.read.model.x", answering(WORKING))
     rogue.listen("monitor.read.model.x", answering(good, "good"))
     client = Client(monitor.url)
@@ -190,12 +190,14 @@ def test_questions_to_a_nats_that_hangs_are_bounded(
     nats: NatsServer, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that they do not take the threads that answer for what is here."""
-    monkeypatch.setattr(whole, "_MOST_UNKNOWN_AT_ONCE", 1)
+    monkeypatch.setattr(service, "_MOST_UNKNOWN_AT_ONCE", 1)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
     cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 5)
     suspend(nats.process.pid)
-    threading.Thread(target=cluster.whole.monitor, args=("x", None, None, OPS), daemon=True).start()
+    threading.Thread(
+        target=cluster.service.monitor, args=("x", None, None, OPS), daemon=True
+    ).start()
     eventually(lambda: cluster.link.open_talks == 1)
     answer = Client(monitor.url).monitor("y")
     assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")

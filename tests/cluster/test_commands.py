@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
+from monitor_plugin.cli.answers import ask_backends
+from monitor_plugin.cli.top import Top
+from monitor_plugin.cli.views.top import drawn
 from monitor_plugin.client import Client
-from monitor_plugin.commands.answers import ask_backends
-from monitor_plugin.commands.top import Top
-from monitor_plugin.commands.top_view import drawn
 
 from ..support import eventually
 from .conftest import Asked, MakeLocal, MakeNode, NatsServer

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from monitor_plugin import Monitor
-from monitor_plugin.cluster.messages import Announcement, Reply, pack
-from monitor_plugin.errors import TooManyShutdowns
-from monitor_plugin.http.wire import Answer, error_answer
-from monitor_plugin.models import Backend, Reading, Status
+from monitor_plugin.api.results import Response, error_response
+from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack
+from monitor_plugin.domain.errors import TooManyShutdowns
+from monitor_plugin.domain.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, is_running, load_sleeper
 from .conftest import MakeLocal, MakeRogue, NatsServer
@@ -29,13 +29,13 @@ NONSENSE: dict[str, bytes] = {
     "no answer": pack(Reply("rogue", "1")),
     "an unknown kind": pack(Reply("rogue", "1", "dance")),
     "an offer without a key": pack(Reply("rogue", "1", "offer")),
-    "no JSON": pack(Reply("rogue", "1", answer=Answer(200, b"{"))),
-    "JSON of another form": pack(Reply("rogue", "1", answer=Answer(200, b"[1]"))),
-    "an odd status": pack(Reply("rogue", "1", answer=Answer(99999, b"{}"))),
-    "an error without words": pack(Reply("rogue", "1", answer=Answer(500, b"{}"))),
-    "what answers nothing": pack(Reply("rogue", "1", answer=Answer(200, b"{}"))),
+    "no JSON": pack(Reply("rogue", "1", answer=Response(200, b"{"))),
+    "JSON of another form": pack(Reply("rogue", "1", answer=Response(200, b"[1]"))),
+    "an odd status": pack(Reply("rogue", "1", answer=Response(99999, b"{}"))),
+    "an error without words": pack(Reply("rogue", "1", answer=Response(500, b"{}"))),
+    "what answers nothing": pack(Reply("rogue", "1", answer=Response(200, b"{}"))),
     "another kind": pack(Reply("rogue", "1", "loaded")),
-    "another's name": pack(Reply("a", "1", answer=Answer(200, b'{"state":2}'))),
+    "another's name": pack(Reply("a", "1", answer=Response(200, b'{"state":2}'))),
 }
 
 
@@ -100,7 +100,7 @@ def test_a_list_of_another_form_takes_no_other_away(
     eventually(lambda: len(monitor.backends()) == 1)
     rogue = joined(make_rogue(nats.url), monitor)
     body = b'{"backends":[%s],"ended":[%s],"machine":null}' % (backends, ended)
-    reply = pack(Reply("rogue", "1", answer=Answer(200, body)))
+    reply = pack(Reply("rogue", "1", answer=Response(200, body)))
     rogue.listen("monitor.read.node.rogue", answering(reply))
     answer = Client(monitor.url).request("GET", "/backends")
     assert answer.status == 200
@@ -120,7 +120,7 @@ def test_a_stop_here_is_told_whatever_another_node_says_to_it(
     monitor = make_monitor(cluster=nats.url, node="a")
     sleeper = load_sleeper(monitor, spawner)
     rogue = joined(make_rogue(nats.url), monitor)
-    reply = pack(Reply("rogue", "1", answer=Answer(200, b"{}")))
+    reply = pack(Reply("rogue", "1", answer=Response(200, b"{}")))
     rogue.listen("monitor.shutdown.model.m", answering(reply))
     answer = Client(monitor.url).shutdown("m")
     assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
@@ -138,7 +138,7 @@ def test_one_that_takes_no_more_shutdowns_says_when_to_ask_again(
     monitor = make_monitor(cluster=nats.url, node="a")
     client = Client(monitor.url)
     rogue = joined(make_rogue(nats.url), monitor)
-    full = error_answer(TooManyShutdowns(4, 5))
+    full = error_response(TooManyShutdowns(4, 5))
     offer = pack(Reply("rogue", "1", "offer", offer="key"))
     rogue.listen("monitor.shutdown.model.m", answering(offer))
     rogue.listen("monitor.shutdown.now.rogue.1", answering(pack(Reply("rogue", "1", answer=full))))
@@ -179,7 +179,7 @@ def test_nothing_of_an_answer_gets_into_headers_that_breaks_them(
     odd = "grpc\r\nX-Evil: 1"
     reading = Reading(Backend("m", 1, "x", 0.0), Status(2), None, odd, None, 0.0, odd)
     headers = {"X-Monitor-Source": odd, "Set-Cookie": "x=1", "X-Monitor-Ä": "ö"}
-    reply = Reply("rogue", "1", answer=Answer(200, b'{"state":2}', headers), reading=reading)
+    reply = Reply("rogue", "1", answer=Response(200, b'{"state":2}', headers), reading=reading)
     rogue.listen("monitor.read.node.rogue", answering(pack(reply)))
     for path in ("/backend/monitor?model=m", "/backend/monitor?model=m&node=rogue"):
         answer = client.request("GET", path)
@@ -200,7 +200,7 @@ def test_a_slow_answer_is_no_missing_one(
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
     rogue = joined(make_rogue(nats.url), monitor)
     reading = Reading(Backend("m", 1, "x", 0.0), Status(2), None, "grpc", None, 0.0)
-    answer = pack(Reply("rogue", "1", answer=Answer(200, b'{"state":2}'), reading=reading))
+    answer = pack(Reply("rogue", "1", answer=Response(200, b'{"state":2}'), reading=reading))
 
     def take_time(message: Any) -> list[tuple[str, bytes]]:
         rogue.publish_later(1.5, f"{message.reply}.rogue", answer)
@@ -249,7 +249,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever a node says once it was told to stop a model, but that it did or not: unknown."""
-    monkeypatch.setattr("monitor_plugin.cluster.asking._LONGEST_SHUTDOWN_SECONDS", 1.0)
+    monkeypatch.setattr("monitor_plugin.cluster.requests.client._LONGEST_SHUTDOWN_SECONDS", 1.0)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=120.0)
     rogue = joined(make_rogue(nats.url), monitor)
     offer = pack(Reply("rogue", "1", "offer", offer="key"))
@@ -257,7 +257,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     working = pack(Reply("rogue", "1", "working"))
     answers = {
         "nonsense": [pack(Reply("rogue", "1", "dance"))],
-        "a success of nothing": [pack(Reply("rogue", "1", answer=Answer(200, b"{}")))],
+        "a success of nothing": [pack(Reply("rogue", "1", answer=Response(200, b"{}")))],
         "at work for ever": [working] * 10_000,
         "silence": [],
     }[what]
@@ -284,27 +284,27 @@ def test_a_node_hears_questions_on_their_own_subjects_alone(
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 7)
-    run = cluster.whole._own.run
+    run = cluster.service._local_node.run
     rogue = make_rogue(nats.url)
-    own = "monitor.reply.rogue.1.2"
+    local_node = "monitor.reply.rogue.1.2"
     rogue.listen("monitor.reply.>")
     rogue.listen("monitor.shutdown.node.a")
     refused = [
-        ("monitor.read.model.m", question("backends", None), own),
-        ("monitor.read.model.m", question("monitor", "n"), own),
-        ("monitor.read.model.m", question("offer", "m"), own),
-        ("monitor.read.node.a", question("shutdown", "m"), own),
-        ("monitor.shutdown.model.m", question("offer", "n"), own),
-        ("monitor.shutdown.model.m", question("monitor", "m"), own),
-        ("monitor.shutdown.node.a", question("shutdown", "m"), own),
-        (f"monitor.shutdown.now.a.{run}", question("offer", "m"), own),
+        ("monitor.read.model.m", question("backends", None), local_node),
+        ("monitor.read.model.m", question("monitor", "n"), local_node),
+        ("monitor.read.model.m", question("offer", "m"), local_node),
+        ("monitor.read.node.a", question("shutdown", "m"), local_node),
+        ("monitor.shutdown.model.m", question("offer", "n"), local_node),
+        ("monitor.shutdown.model.m", question("monitor", "m"), local_node),
+        ("monitor.shutdown.node.a", question("shutdown", "m"), local_node),
+        (f"monitor.shutdown.now.a.{run}", question("offer", "m"), local_node),
         ("monitor.read.model.m", question("loaded", "m"), "monitor.reply.other.1.2"),
         ("monitor.read.model.m", question("loaded", "m"), "monitor.reply.rogue.1.2.3"),
         ("monitor.read.model.m", question("loaded", "m"), "monitor.reply.rogue.>"),
         ("monitor.read.model.m", question("loaded", "m"), "monitor.shutdown.node.a"),
         ("monitor.read.model.m", question("loaded", "m"), ""),
-        ("monitor.read.model.m", b"\xff", own),
-        ("monitor.read.node.a", question("models", None, node="other"), own),
+        ("monitor.read.model.m", b"\xff", local_node),
+        ("monitor.read.node.a", question("models", None, node="other"), local_node),
     ]
     for subject, data, reply in refused:
         rogue.publish(subject, data, reply)
@@ -330,7 +330,7 @@ def test_an_offer_is_for_whom_it_was_made_to(
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscriptions == 7)
-    now = f"monitor.shutdown.now.a.{cluster.whole._own.run}"
+    now = f"monitor.shutdown.now.a.{cluster.service._local_node.run}"
     rogue = make_rogue(nats.url)
     rogue.listen("monitor.reply.>")
 
@@ -388,7 +388,7 @@ def test_two_nodes_of_one_name_lose_no_shutdown(
 ) -> None:
     """Both are asked, and told, each for itself: what both have is stopped on both."""
     # How long a second one of a name is waited for: on a busy machine longer.
-    monkeypatch.setattr("monitor_plugin.cluster.hearing._OTHERS_SECONDS", 2.0)
+    monkeypatch.setattr("monitor_plugin.cluster.transport.replies._OTHERS_SECONDS", 2.0)
     a = make_local("a", nats.url)
     first, second = (make_local("same", nats.url, "m") for _ in range(2))
     eventually(lambda: caplog.text.count("another monitor of the cluster is called same too") == 2)

@@ -130,7 +130,7 @@ def test_a_node_whose_link_is_cut(
         *(*places["b"].command, program("curl"), "-s", "-m", "20"),
         "http://127.0.0.1:8080/backend/monitor?model=there",
     ]
-    own = subprocess.run(ask, capture_output=True, text=True, check=True)
-    assert '"state":2' in own.stdout
+    local_node = subprocess.run(ask, capture_output=True, text=True, check=True)
+    assert '"state":2' in local_node.stdout
     subprocess.run([*cut, "up"], check=True)
     eventually(lambda: a.reads("there") and b.reads("here"), seconds=60)

@@ -102,7 +102,7 @@ def test_a_model_that_has_just_ended_on_a_node_is_stopped_on_the_others(
     a, b, c = (make_local(name, nats.url, "m") for name in "abc")
     for node in (b, c):
         eventually(partial(node.finds, "m", "a", "b", "c"))
-    monkeypatch.setattr("monitor_plugin.cluster.membership._GATHER_SECONDS", 60.0)
+    monkeypatch.setattr("monitor_plugin.cluster.peers.presence._GATHER_SECONDS", 60.0)
     (backend,) = a.get("/backends?node=a").json["backends"]
     os.kill(backend["pid"], signal.SIGKILL)
     eventually(lambda: a.get("/backends?node=a").json["backends"] == [])
@@ -118,12 +118,12 @@ def test_who_stopped_a_model_for_another_says_so_to_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At once: whoever is asked next does not take the node for one that has it still."""
-    monkeypatch.setattr("monitor_plugin.cluster.membership._HEARTBEAT_SECONDS", 1000.0)
+    monkeypatch.setattr("monitor_plugin.cluster.peers.presence._HEARTBEAT_SECONDS", 1000.0)
     make_local("b", nats.url, "m")
     a = make_local("a", nats.url)
     other = cluster_of(make_monitor(cluster=nats.url, node="other"))
     eventually(lambda: a.reads("m") and other.directory.holders("m"))
-    monkeypatch.setattr("monitor_plugin.cluster.membership._GATHER_SECONDS", 1000.0)
+    monkeypatch.setattr("monitor_plugin.cluster.peers.presence._GATHER_SECONDS", 1000.0)
     assert a.client.shutdown("m").status == 200
     eventually(lambda: not other.directory.holders("m"))
 

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.cluster.directory import Directory
-from monitor_plugin.cluster.messages import (
+from monitor_plugin.api.results import Response
+from monitor_plugin.cluster.merge.readings import names_of
+from monitor_plugin.cluster.peers.directory import PeerDirectory
+from monitor_plugin.cluster.transport.messages import (
     Announcement,
     Reply,
     announced,
@@ -21,11 +23,9 @@ from monitor_plugin.cluster.messages import (
     parts_of,
     unpack,
 )
-from monitor_plugin.cluster.subjects import Subjects, encode_token
-from monitor_plugin.cluster.talks import Talk, Word
-from monitor_plugin.cluster.together import names_of
-from monitor_plugin.http.wire import Answer
-from monitor_plugin.models import Memory
+from monitor_plugin.cluster.transport.pending_requests import Failure, PendingRequest
+from monitor_plugin.cluster.transport.subjects import Subjects, encode_token
+from monitor_plugin.domain.models import Memory
 
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80)
 
@@ -54,7 +54,7 @@ def test_reading_and_stopping_are_apart() -> None:
 def test_a_reply_in_parts_is_whole_again(size: int) -> None:
     """A body of any size goes in messages that NATS takes, and is the same afterwards."""
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
-    reply = Reply("a", "1", answer=Answer(200, body, {"X-Monitor-Node": "a"}))
+    reply = Reply("a", "1", answer=Response(200, body, {"X-Monitor-Node": "a"}))
     for most in (1_048_576, 65_536):
         parts = parts_of(reply, most)
         assert all(len(each) <= most for each in parts)
@@ -72,7 +72,7 @@ def test_nonsense_is_no_message(data: bytes) -> None:
 
 def test_what_a_node_says_is_kept_until_it_leaves() -> None:
     """The newest word counts; a gap is asked about; who leaves is forgotten, and none but it."""
-    directory = Directory()
+    directory = PeerDirectory()
     said = Announcement("a", "1", 3, "http://a:1", ["m"])
     assert not directory.heard(said)
     assert [each.name for each in directory.holders("m")] == ["a"]
@@ -94,10 +94,10 @@ def test_what_a_node_says_is_kept_until_it_leaves() -> None:
 
 def test_a_reply_without_an_end_is_given_up() -> None:
     """Of one question's answers no more than 64 MiB are kept, and the rest is nonsense."""
-    talk = Talk("subject", lambda: None)
-    part = Reply("a", "1", answer=Answer(200, b"x" * 2**20), last=False)
+    talk = PendingRequest("subject", lambda: None)
+    part = Reply("a", "1", answer=Response(200, b"x" * 2**20), last=False)
 
-    async def first() -> Reply | Word | None:
+    async def first() -> Reply | Failure | None:
         return await talk.next(0.001)
 
     for _ in range(64):
@@ -112,7 +112,7 @@ def test_a_reply_without_an_end_is_given_up() -> None:
 def test_what_does_not_fit_into_a_message_is_said_not_to() -> None:
     """What goes along with a body cannot be cut: the node says nonsense rather than nothing."""
     memory = Memory(1, {f"component {number}": 1 for number in range(10_000)})
-    reply = Reply("a", "1", answer=Answer(200, b"{}"), held=memory)
+    reply = Reply("a", "1", answer=Response(200, b"{}"), held=memory)
     (part,) = parts_of(reply, 65_536)
     said = unpack(part, Reply)
     assert said == Reply("a", "1", "nonsense")

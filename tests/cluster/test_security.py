@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.errors import SettingsError
+from monitor_plugin.domain.errors import SettingsError
 
 from ..support import Client, eventually
 from .conftest import ROOT, Asked, MakeLocal, NatsServer

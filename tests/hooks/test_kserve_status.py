@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from monitor_plugin import Monitor, State, status_hooks
+from monitor_plugin import Monitor, State
+from monitor_plugin.hook_support import status_hooks
 
 from ..support import Answer, Client, Spawner, eventually, logged
 from .support import ROOT, copy_hooks

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Backend, Memory, PluginError, Reading, Status, hookimpl
-from monitor_plugin.observation import Observation, TreeFigures
+from monitor_plugin.domain.observation import Observation, TreeUsage
 
 from ..support import Spawner, eventually, is_running
 from .conftest import Hooked, MakeHooked
@@ -66,7 +66,7 @@ def observed(backend: Backend, seen: Any) -> Observation:
         backend=backend,
         reading=Reading(backend, status, None, "grpc", code, time.time()),
         memory=memory,
-        tree=TreeFigures(processes=1, cpu_seconds=1.0),
+        tree=TreeUsage(processes=1, cpu_seconds=1.0),
     )
 
 

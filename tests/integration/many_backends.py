@@ -25,7 +25,7 @@ import grpc
 import psutil
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.protocol import SERVICE
+from monitor_plugin.rpc.protocol import SERVICE
 
 ROUNDS = 4
 

@@ -26,12 +26,12 @@ from unittest import mock
 import pytest
 
 from monitor_plugin import Backend, Memory, Monitor, Settings, State, Status, hookimpl
-from monitor_plugin.process import Process
-from monitor_plugin.process_table import ProcessTable, read_row
-from monitor_plugin.process_tree import ProcessTree
-from monitor_plugin.sampling import Sampler
-from monitor_plugin.ticker import Ticker
-from monitor_plugin.watcher import Watcher
+from monitor_plugin.concurrency.periodic import PeriodicTask
+from monitor_plugin.processes.exit_watcher import ExitWatcher
+from monitor_plugin.processes.process import Process
+from monitor_plugin.processes.process_table import ProcessTable, read_row
+from monitor_plugin.processes.process_tree import ProcessTree
+from monitor_plugin.processes.sampler import Sampler
 
 from ..support import Spawner, eventually
 
@@ -215,8 +215,8 @@ class Scene:
     def monitor(self, *plugins: object, deaf: bool = True) -> Monitor:
         """Make a started monitor; a deaf one has neither watcher nor ticker to notice ends."""
         if deaf:
-            self._stack.enter_context(mock.patch.object(Watcher, "start"))
-            self._stack.enter_context(mock.patch.object(Ticker, "start"))
+            self._stack.enter_context(mock.patch.object(ExitWatcher, "start"))
+            self._stack.enter_context(mock.patch.object(PeriodicTask, "start"))
         settings = Settings(
             listen=None,
             drain_timeout_seconds=0.0,

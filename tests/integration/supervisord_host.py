@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from monitor_plugin.hosts.supervisord_calls import CallFailed, Supervisord
+from monitor_plugin.hosts.supervisord.rpc import CallFailed, Supervisord
 
 from ..support import Client, eventually, free_port
 

@@ -15,8 +15,8 @@ import pytest
 import trustme
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.http.server import Server
-from monitor_plugin.waits import Waits
+from monitor_plugin.concurrency.blocking import BlockingObserver
+from monitor_plugin.http.server.server import Server
 
 from ..support import Answer, Client, Spawner, eventually, free_port, is_running, program
 
@@ -146,7 +146,7 @@ def test_the_client_and_its_token_arrive(
         names = ("REMOTE_ADDR", "HTTP_AUTHORIZATION", "HTTP_HOST")
         return [json.dumps([environ.get(name) for name in names]).encode()]
 
-    server = Server(show, settings["listen"], Settings(**settings), Waits())
+    server = Server(show, settings["listen"], Settings(**settings), BlockingObserver())
     try:
         front = start_nginx(server.url)
         front.source = "127.0.0.5"

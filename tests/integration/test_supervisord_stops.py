@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from monitor_plugin import Backend, Monitor, ShutdownFailed
-from monitor_plugin.hosts.supervisord import Adapter
+from monitor_plugin.hosts.supervisord.adapter import Adapter
 
 from ..support import Spawner, eventually, free_port, is_running
 from .supervisord_host import Host, program, sleeper

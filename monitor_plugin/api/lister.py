@@ -1,0 +1,51 @@
+"""The list of backends and of the last that ended."""
+
+from __future__ import annotations
+
+import time
+
+from ..backends.registry import Registry
+from ..readings.sweeper import Sweeper
+from ..shutdown.coordinator import ShutdownCoordinator
+from .schemas import BackendsAnswer, backend_item, end_item, machine
+
+
+class Lister:
+    """Lists backends, and the last that ended.
+
+    Args:
+        registry: knows the ends.
+        sweeper: reads the backends.
+        shutdowns: knows how far each shutdown is.
+        node: this node's name, in a cluster.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        sweeper: Sweeper,
+        shutdowns: ShutdownCoordinator,
+        node: str | None = None,
+    ) -> None:
+        self._registry = registry
+        self._sweeper = sweeper
+        self._shutdowns = shutdowns
+        self._node = node
+
+    def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
+        """List those of one model or of all, read now or as the last sweep found them."""
+        observations = self._sweeper.sweep(model) if fresh else self._sweeper.last(model)
+        progress = self._shutdowns.progress()
+        now = time.time()
+        return BackendsAnswer(
+            [
+                backend_item(each, progress.get(each.backend), now, self._node)
+                for each in observations
+            ],
+            [
+                end_item(each, self._node)
+                for each in reversed(self._registry.ends())
+                if model in (None, each.backend.model)
+            ],
+            machine(),
+        )

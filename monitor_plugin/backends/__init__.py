@@ -1,0 +1,1 @@
+"""The registered backends: registry, registration, exits and counters."""

@@ -1,0 +1,98 @@
+"""What all commands have in common: the flags that say which monitor, and what errors become."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from ..client import Client, client_of
+from ..domain.errors import MonitorError, RequestFailed
+from ..domain.model_name import fault_in_model_name
+from .answers import ask_backends
+from .views.text import printable
+
+FINE, FAILED, MISUSED, UNREACHABLE, NOT_LOADED = range(5)
+INTERRUPTED = 130
+_COMPLETION_SECONDS = 2.0
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def monitor_options(function: Function) -> Function:
+    """Add --url and --token-file."""
+    for option in (
+        click.option(
+            "--token-file",
+            type=click.Path(dir_okay=False),
+            help="A file with the token to send: alone, or as in the monitor's own token file. "
+            "[default: the token in MONITOR_TOKEN, or the file that MONITOR_TOKEN_FILE names]",
+        ),
+        click.option(
+            "--url",
+            help="The monitor: http://HOST:PORT, https://HOST:PORT or unix:/PATH. "
+            "[default: MONITOR_URL, or http://127.0.0.1:8080]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def client_for(url: str | None, token_file: str | None) -> Client:
+    """Make the client that the flags and the environment ask for.
+
+    Raises:
+        click.UsageError: they cannot be used.
+    """
+    try:
+        return client_of(os.environ, url, token_file)
+    except MonitorError as error:
+        raise click.UsageError(printable(str(error))) from None
+
+
+def exit_code_of(error: MonitorError) -> int:
+    """Give the exit code that tells of an error."""
+    if not isinstance(error, RequestFailed):
+        return FAILED
+    if error.type == "model_not_loaded":
+        return NOT_LOADED
+    return UNREACHABLE if error.type is None else FAILED  # whoever answered is no monitor
+
+
+def explain(error: MonitorError) -> str:
+    """Say what went wrong, and what to do about it where that is known."""
+    text = printable(str(error))
+    if isinstance(error, RequestFailed) and error.status == 401:
+        text += " (MONITOR_TOKEN, or --token-file, gives the token)"
+    return text
+
+
+class ModelName(click.types.StringParamType):
+    """A model's name, completed by those of the monitor that runs."""
+
+    name = "model"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> str:
+        """Check a name."""
+        model = super().convert(value, parameter, context)
+        if fault := fault_in_model_name(model):
+            self.fail(printable(fault), parameter, context)
+        return str(model)
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """List the models that are loaded and begin so; none where the monitor does not answer."""
+        try:
+            client = client_of(
+                os.environ, context.params.get("url"), context.params.get("token_file")
+            )
+            answer, _ = ask_backends(client, fresh=False, timeout_seconds=_COMPLETION_SECONDS)
+        except MonitorError:
+            return []
+        given = context.params.get(parameter.name or "") or ()
+        models = sorted({item.model for item in answer.backends} - set(given))
+        return [CompletionItem(model) for model in models if model.startswith(incomplete)]

@@ -1,0 +1,175 @@
+"""How backends and their ends look: tables that leave out what matters least where it is narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..answers import ALARMING, Backends, End, Item, seconds_since
+from .text import UNKNOWN, amount, duration, percent, printable, shown
+
+_STYLES = {
+    "ready": "green",
+    "busy": "yellow",
+    "uninitialized": "cyan",
+    "error": "bold red",
+    "no answer": "bold red",
+    "unreachable": "bold red",
+}
+_CAUSES = {"killed": "red", "oom": "bold red", "exited": "yellow"}
+GAP = 2
+_NARROWEST_NAME = 12
+_ENDS_SHOWN = 10
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """A column; the one with the highest `dispensable` is left out first, and never one with 0."""
+
+    title: str
+    cell: Callable[[Row], Text]
+    dispensable: int
+    justify: Any = "left"
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Make a console that takes no text for markup, and folds nothing where nobody looks."""
+    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    if not made.is_terminal:
+        made.width = 10_000
+    return made
+
+
+def backend_columns(answer: Backends) -> list[Column[Item]]:
+    """What is shown of backends, with their nodes in a cluster."""
+    node: Column[Item] = Column("NODE", lambda item: Text(printable(item.node or "")), 1)
+    return [
+        Column("MODEL", lambda item: Text(shown(item.model)), 0),
+        *([node] if answer.nodes else []),
+        Column("PID", lambda item: Text(str(item.pid)), 4, "right"),
+        Column("STATE", condition_text, 0),
+        Column("MEMORY", lambda item: Text(amount(item.held)), 0, "right"),
+        Column("MEM%", lambda item: Text(percent(answer.share(item))), 5, "right"),
+        Column("CPU%", lambda item: Text(percent(item.cpu_percent)), 2, "right"),
+        Column("UPTIME", lambda item: Text(duration(item.uptime_seconds)), 3, "right"),
+        Column("SOURCE", lambda item: Text(printable(item.why)), 6),
+    ]
+
+
+_END_COLUMNS: list[Column[End]] = [
+    Column("ENDED", lambda end: Text(shown(end.model)), 0),
+    Column(
+        "PID",
+        lambda end: Text(_place(end)),
+        2,
+        "right",
+    ),
+    Column("CAUSE", lambda end: Text(printable(end.cause), _CAUSES.get(end.cause, "")), 1),
+    Column("WHEN", lambda end: Text(ago(end)), 3, "right"),
+    Column("HOW", lambda end: Text(printable(end.description)), 0),
+]
+
+
+def _place(end: End) -> str:
+    return f"{end.pid} on {printable(end.node)}" if end.node else str(end.pid)
+
+
+def ago(end: End) -> str:
+    """Say how long ago a backend ended."""
+    seconds = seconds_since(end.ended_at)
+    return UNKNOWN if seconds is None else f"{duration(seconds)} ago"
+
+
+def condition_text(item: Item) -> Text:
+    """Show how a backend is, since when, and with a mark where somebody should look."""
+    condition = item.condition
+    mark = "! " if condition in ALARMING else ""
+    seconds = item.condition_seconds
+    since = "" if seconds is None else f" {duration(seconds)}"
+    style = "magenta" if item.shutdown else _STYLES.get(condition, "")
+    return Text(mark + printable(condition) + since, style)
+
+
+def by_memory(item: Item) -> Any:
+    """Sort by memory, the largest first, what is unknown at the end."""
+    return (-1 if item.held is None else item.held) * -1, item.model, item.pid
+
+
+def table_of(
+    rows: Sequence[Row],
+    columns: Sequence[Column[Row]],
+    width: int,
+    *,
+    fold: bool,
+    selected: int = -1,
+) -> Table:
+    """Make a table no wider than `width`.
+
+    Args:
+        rows: what it shows.
+        columns: what it shows of each; those that do not fit are left out.
+        width: in characters.
+        fold: put a name that is too long on several lines, rather than cut it.
+        selected: the number of the row that is shown in reverse.
+    """
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    widths = [
+        max([cell_len(column.title), *(cell_len(line[at].plain) for line in cells)])
+        for at, column in enumerate(columns)
+    ]
+    name_width = widths[0]
+    widths[0] = min(name_width, _NARROWEST_NAME)
+    kept = list(range(len(columns)))
+    # Rich before 15 wants room for a gap after the last one too.
+    while sum(widths[at] + GAP for at in kept) > width:
+        worst = max(kept, key=lambda at: columns[at].dispensable)
+        if not columns[worst].dispensable:
+            break
+        kept.remove(worst)
+    others = sum(widths[at] + GAP for at in kept if at)
+    widths[0] = max(1, min(name_width, width - GAP - others))
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    for at in kept:
+        elastic = fold and at == len(columns) - 1
+        table.add_column(
+            columns[at].title,
+            justify=columns[at].justify,
+            no_wrap=not fold,
+            overflow="fold" if fold else "ellipsis",
+            width=None if elastic else widths[at],
+        )
+    for number, line in enumerate(cells):
+        style = "reverse" if number == selected else None
+        table.add_row(*(line[at] for at in kept), style=style)
+    return table
+
+
+def backends_view(answer: Backends, model: str | None, width: int) -> RenderableType:
+    """Show all backends, or those of a model, who holds most first, and the last that ended."""
+    parts: list[RenderableType] = []
+    if answer.backends:
+        rows = sorted(answer.backends, key=by_memory)
+        parts += [table_of(rows, backend_columns(answer), width, fold=True), ""]
+    if model is None or answer.backends:
+        parts.append(Text(answer.summary()))
+    else:
+        parts.append(Text(f"Model '{shown(model)}' {answer.absent()}."))
+    parts += [Text(printable(each), "bold red") for each in answer.missing()]
+    if answer.ended:
+        parts += ["", ends_table(answer.ended, width)]
+    return Group(*parts)
+
+
+def ends_table(ended: Sequence[End], width: int) -> RenderableType:
+    """Show the last that ended."""
+    table = table_of(ended[:_ENDS_SHOWN], _END_COLUMNS, width, fold=True)
+    more = len(ended) - _ENDS_SHOWN
+    return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table

@@ -1,0 +1,1 @@
+"""Several nodes' answers merged into one."""

@@ -1,0 +1,1 @@
+"""The other nodes of the cluster, and what this node publishes of itself."""

@@ -1,0 +1,1 @@
+"""Requests to other nodes, and the answers to theirs."""

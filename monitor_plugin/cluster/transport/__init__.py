@@ -1,0 +1,1 @@
+"""NATS: the connection, subjects, messages and pending requests."""

@@ -1,0 +1,1 @@
+"""Single flight, thread pool, periodic task, signals."""

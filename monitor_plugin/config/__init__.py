@@ -1,0 +1,1 @@
+"""The settings, and the files that they name: tokens and certificates."""

@@ -1,0 +1,1 @@
+"""Records, errors, model names and addresses."""

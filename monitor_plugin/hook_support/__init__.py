@@ -1,0 +1,1 @@
+"""What hook files build on."""

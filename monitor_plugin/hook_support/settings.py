@@ -1,0 +1,213 @@
+"""The settings of a hook file: environment variables MONITOR_HOOK_<STEM>_<SETTING>.
+
+    settings = HookSettings(__name__)  # in idle_stop.py: MONITOR_HOOK_IDLE_STOP_...
+    limits = settings.get("SECONDS", per_model(seconds), "seconds over 0, as 3600", {})
+
+A value that cannot be used stops the monitor from starting, with what to write in its place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple, TypeVar
+
+from ..domain.errors import SettingsError
+from ..hookspecs import HOOK_FILE_PREFIX
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_UNITS = {"": 1, "B": 1} | {
+    unit: factor**power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit, factor in ((f"{letter}B", 1000), (f"{letter}iB", 1024))
+}
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d+)?)\s*([KMGT]i?B|B|)", re.ASCII)
+_NEVER = ("none", "never")
+
+
+class HookSettings:
+    """Reads the settings of one hook file.
+
+    Args:
+        module_name: the file's `__name__`.
+        environ: the environment; None for the process's own.
+    """
+
+    def __init__(self, module_name: str, environ: Mapping[str, str] | None = None) -> None:
+        stem = module_name.removeprefix(HOOK_FILE_PREFIX)
+        if stem == module_name:  # of a package
+            stem = module_name.rpartition(".")[2]
+        stem = re.sub(r"\W", "_", stem, flags=re.ASCII)
+        self._prefix = f"MONITOR_HOOK_{stem.upper()}_"
+        self._environ = os.environ if environ is None else environ
+
+    def variable(self, name: str) -> str:
+        """Give the name of a setting's variable."""
+        return self._prefix + name
+
+    def get(
+        self,
+        name: str,
+        parse: Callable[[str], T],
+        wanted: str,
+        default: D,
+        *,
+        hide: bool = False,
+    ) -> T | D:
+        """Read a setting; one that is not set, or empty, has its default.
+
+        Args:
+            name: the setting, in capitals.
+            parse: turns its text into its value, or raises ValueError.
+            wanted: what to write, with units and an example, for the error.
+            default: its value where it is not set.
+            hide: whether the error must not show the value, as it may hold a secret.
+
+        Raises:
+            SettingsError: its value cannot be used.
+        """
+        text = self._environ.get(self.variable(name), "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise self.error(name, f"{error}; write {wanted}", None if hide else text) from None
+
+    def secret(self, name: str) -> str | None:
+        """Read a secret, from the setting or from the file that the setting NAME_FILE names.
+
+        Raises:
+            SettingsError: the file cannot be read or is empty; the secret stands in no message.
+        """
+        path = self._environ.get(self.variable(f"{name}_FILE"), "")
+        if not path:
+            return self._environ.get(self.variable(name)) or None
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read().strip()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise self.error(
+                f"{name}_FILE", f"{why}; write the path of a file that holds the secret", path
+            ) from None
+        if not text:
+            raise self.error(f"{name}_FILE", "the file is empty; write the secret into it", path)
+        return text
+
+    def error(self, name: str, message: str, text: str | None = None) -> SettingsError:
+        """Make the error of a setting; without `text` for one whose value may not be shown."""
+        variable = self.variable(name)
+        shown = variable if text is None else f"{variable}={text!r}"
+        return SettingsError(variable, f"{shown}: {message}")
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds over 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError("it must be over 0, and finite")
+    return value
+
+
+def size(text: str) -> int:
+    """Read bytes: `8GiB`, `500 MB`, `1073741824`."""
+    match = _SIZE.fullmatch(text)
+    value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if value < 1:
+        raise ValueError("that is no number of bytes")
+    return value
+
+
+def size_text(amount: float) -> str:
+    """Show bytes: `8.25 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} TiB"
+
+
+def count(text: str) -> int:
+    """Read a whole number from 1 on."""
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise ValueError("it must be a whole number from 1 on")
+    return int(text)
+
+
+def yes_or_no(text: str) -> bool:
+    """Read `yes` or `no`."""
+    if text not in ("yes", "no"):
+        raise ValueError("it is neither yes nor no")
+    return text == "yes"
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Make a reader of one of some words."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"it is none of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+class Limit(NamedTuple):
+    """A limit, and the pattern by which it was found."""
+
+    pattern: str
+    value: float
+
+
+class Limits:
+    """Limits by model: the first pattern that matches a model's name counts.
+
+    Args:
+        rules: patterns (`*`, `?` and `[...]` as in a shell) with values; None: no limit.
+    """
+
+    def __init__(self, rules: Mapping[str, float | None]) -> None:
+        self._rules = dict(rules)
+
+    def of(self, model: str) -> Limit | None:
+        """Find the limit of a model; None where it has none."""
+        for pattern, value in self._rules.items():
+            if fnmatchcase(model, pattern):
+                return None if value is None else Limit(pattern, value)
+        return None
+
+    def least(self) -> float | None:
+        """Give the smallest of the limits; None where there is none."""
+        return min((each for each in self._rules.values() if each is not None), default=None)
+
+
+def per_model(parse: Callable[[str], float]) -> Callable[[str], Limits]:
+    """Make a reader of limits by model.
+
+    The text is PATTERN=LIMIT, several with commas between; LIMIT alone is `*=LIMIT`, and `none` or
+    `never` for a limit is none.
+    """
+
+    def parse_rules(text: str) -> Limits:
+        rules: dict[str, float | None] = {}
+        for part in text.split(","):
+            pattern, equals, value = (each.strip() for each in part.rpartition("="))
+            if equals and not pattern:
+                raise ValueError(f"in {part.strip()!r}: there is no pattern before the =")
+            pattern = pattern or "*"
+            try:
+                limit = None if value in _NEVER else parse(value)
+            except ValueError as error:
+                raise ValueError(f"in {part.strip()!r}: {error}") from None
+            if pattern in rules:
+                raise ValueError(f"there are two limits for {pattern!r}")
+            rules[pattern] = limit
+        return Limits(rules)
+
+    return parse_rules

@@ -1,0 +1,123 @@
+"""Signed posts of JSON, by https://www.standardwebhooks.com, whose libraries verify them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import http.client
+import re
+import socket
+import ssl
+import time
+from contextlib import closing, suppress
+from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from .delivery import NotSent
+
+_TRY_AGAIN = (408, 425, 429, *range(500, 600))
+_MAX_RETRY_AFTER_SECONDS = 300
+
+
+class Message(NamedTuple):
+    """A body of JSON, and an id that stays the same on each try."""
+
+    name: str
+    body: bytes
+
+
+class SignedPost:
+    """Posts to a URL: without proxies, without following redirects, verified where it is https.
+
+    Each try is a connection of its own, and has three headers: `webhook-id`; `webhook-timestamp`,
+    its time in seconds since the epoch; and `webhook-signature`, `v1,` and the base64 of
+    HMAC-SHA256(secret, id + "." + timestamp + "." + body).
+
+    Args:
+        url: of `parse_url`.
+        secret: any text, or `whsec_` and base64.
+        timeout_seconds: for each wait on the network.
+
+    Raises:
+        ValueError: what follows `whsec_` is no base64, or is nothing.
+    """
+
+    def __init__(self, url: SplitResult, secret: str, timeout_seconds: float) -> None:
+        self._host, self._port = url.hostname or "", url.port
+        self._target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        encoded = secret.removeprefix("whsec_")
+        key = secret.encode() if encoded == secret else base64.b64decode(encoded, validate=True)
+        if not key:  # anybody could sign with that
+            raise ValueError("the secret is empty")
+        self._hmac = hmac.new(key, digestmod=hashlib.sha256)  # the secret itself is not kept
+        self._timeout_seconds = timeout_seconds
+        self._connection: http.client.HTTPConnection | None = None
+
+    def send(self, message: Message) -> None:
+        """Post once.
+
+        Raises:
+            NotSent: the network failed, or the answer was not 2xx.
+        """
+        try:
+            with closing(self._connect()) as self._connection:
+                self._connection.request("POST", self._target, message.body, self._headers(message))
+                with self._connection.getresponse() as answer:
+                    status, after = answer.status, answer.headers.get("Retry-After", "")
+        except (OSError, http.client.HTTPException) as error:
+            raise NotSent(f"{type(error).__name__}: {error}") from None
+        if not 200 <= status < 300:
+            seconds = int(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0
+            raise NotSent(
+                f"the answer was {status}",
+                again=status in _TRY_AGAIN,
+                after_seconds=min(seconds, _MAX_RETRY_AFTER_SECONDS),
+            )
+
+    def interrupt(self) -> None:
+        """End a post that is under way on another thread."""
+        sock = self._connection.sock if self._connection else None
+        if sock:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port, timeout = self._host, self._port, self._timeout_seconds
+        if self._tls:
+            return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+
+    def _headers(self, message: Message) -> dict[str, str]:
+        stamp = str(int(time.time()))
+        signature = self._hmac.copy()
+        signature.update(f"{message.name}.{stamp}.".encode() + message.body)
+        return {
+            "Content-Type": "application/json",
+            "User-Agent": "monitor-plugin",
+            "webhook-id": message.name,
+            "webhook-timestamp": stamp,
+            "webhook-signature": f"v1,{base64.b64encode(signature.digest()).decode()}",
+        }
+
+
+def parse_url(text: str) -> SplitResult:
+    """Take a URL to post to apart.
+
+    Raises:
+        ValueError: it is none; the URL stands in no message, as its path may be a secret.
+    """
+    if not re.fullmatch(r"https?://[\x21-\x7e]+", text):
+        raise ValueError("it is no https:// or http:// URL of printable ASCII without spaces")
+    try:
+        url = urlsplit(text)
+        # As it is written for a look-up, which takes no empty label and none that is too long.
+        usable = bool((url.hostname or "").encode("idna")) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or "@" in url.netloc or url.fragment:
+        raise ValueError(
+            "it has no host that can be, a port that is none, a username or a fragment"
+        )
+    return url

@@ -1,0 +1,1 @@
+"""The adapter to supervisord, which runs as its event listener."""

@@ -1,0 +1,1 @@
+"""Falcon middleware: the guard, the audit and the name of the node."""

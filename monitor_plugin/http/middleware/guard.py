@@ -1,0 +1,194 @@
+"""Who may ask for what: the name that was addressed, the page that asks, and the token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import falcon
+
+from ...config.origins import (
+    canonical_origin,
+    host_name,
+    ip_address,
+    is_loopback_name,
+    is_same_origin,
+)
+from ...config.settings import Settings, parse_listen
+from ...config.tokens import Role, Token, Tokens
+from ..resources.page import PAGE_PATHS
+
+# They reveal no model.
+PUBLIC_PATHS = (*PAGE_PATHS, "/healthz", "/readyz")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# What is read by POST; any other POST, a hook's too, wants an admin.
+_READ_BY_POST = ("/backend/monitor", "/v1/backend/monitor")
+_REALM = 'Bearer realm="monitor-plugin"'
+
+# Names in lower case, as the framework keeps them.
+_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+_OPEN = Token(Role.ADMIN, "anonymous", "")
+
+
+class Hosts:
+    """The names by which the monitor may be addressed.
+
+    A page of another site can point a name of its own at this machine (DNS rebinding), and its
+    requests then look as if they came from the monitor's own page, but for that name.
+
+    Args:
+        listen: the setting of this name.
+        allowed: the setting `allowed_hosts`.
+    """
+
+    def __init__(self, listen: str | None, allowed: Iterable[str]) -> None:
+        self._allowed = {host.lower().rstrip(".") for host in allowed}
+        own = parse_listen(listen).host if listen else ""
+        address = ip_address(own)
+        # Who listens everywhere was told of every address of the machine, and no page can point
+        # an IP address elsewhere.
+        self._any_address = address is not None and address.is_unspecified
+        if own:
+            self._allowed.add(f"[{own}]" if ":" in own else own.lower())
+
+    def allow(self, host: str) -> bool:
+        """Whether a `Host` is one of them, whatever its port."""
+        name = host_name(host)
+        if name is None:
+            return False
+        return (
+            "*" in self._allowed
+            or name in self._allowed
+            or is_loopback_name(name)
+            or (self._any_address and ip_address(name) is not None)
+        )
+
+
+class Guard:
+    """Falcon middleware that lets through what is allowed, and sets each answer's safe headers.
+
+    `request.context.caller` is the `Token` of who asks; one of role admin where none is required.
+
+    Args:
+        settings: which hosts and origins are allowed.
+        tokens: which tokens are valid.
+    """
+
+    def __init__(self, settings: Settings, tokens: Tokens) -> None:
+        self._hosts = Hosts(settings.listen, settings.allowed_hosts)
+        self._origins = frozenset(canonical_origin(each) for each in settings.allowed_origins)
+        self._tokens = tokens
+
+    def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Refuse what is not allowed.
+
+        Raises:
+            falcon.HTTPError: 400 without a `Host`, 401 without a valid token, 403 for a `Host` or
+                a site that is not allowed, or where the token's role is too low.
+        """
+        request.context.caller = None
+        self._check_host(request)
+        origin = request.env.get("HTTP_ORIGIN")
+        allowed_origin = origin is not None and canonical_origin(origin) in self._origins
+        if not allowed_origin and _is_cross_site(request, origin):
+            raise falcon.HTTPForbidden(
+                description="the request comes from a page of another site; "
+                "the setting allowed_origins names sites that may do that"
+            )
+        role = _role_wanted(request.method, request.path)
+        if allowed_origin and _is_preflight(request):
+            role = None  # browsers send no token with it, and all that it gets is the methods
+        if role is not None:
+            self._authenticate(request, role)
+
+    def _check_host(self, request: falcon.Request) -> None:
+        host = request.env.get("HTTP_HOST")
+        if host is None:
+            if request.env.get("SERVER_PROTOCOL") != "HTTP/1.0":
+                raise falcon.HTTPBadRequest(description="the request has no Host")
+        elif not self._hosts.allow(host):
+            raise falcon.HTTPForbidden(
+                description=f"the monitor does not answer for the host {host!r}; "
+                "the setting allowed_hosts names those that it answers for"
+            )
+
+    def _authenticate(self, request: falcon.Request, role: Role) -> None:
+        if not self._tokens.required:
+            request.context.caller = _OPEN
+            return
+        scheme, _, secret = request.get_header("Authorization", default="").partition(" ")
+        if scheme.lower() != "bearer":
+            _unauthorized("the monitor wants a token: Authorization: Bearer TOKEN", _REALM)
+        token = self._tokens.find(secret.strip())
+        if token is None:
+            _unauthorized("the token is not valid", f'{_REALM}, error="invalid_token"')
+        request.context.caller = token
+        if token.role < role:
+            raise falcon.HTTPForbidden(
+                description=f"the token {token.name!r} has the role {token.role.name.lower()}, "
+                f"and {request.method} {request.path} wants {role.name.lower()}"
+            )
+
+    def process_response(
+        self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
+    ) -> None:
+        """Set the headers that keep browsers strict; what a resource set itself stands."""
+        response.set_headers({**_HEADERS, **response.headers})
+
+
+def _unauthorized(message: str, challenge: str) -> NoReturn:
+    raise falcon.HTTPUnauthorized(description=message, challenges=[challenge])
+
+
+def _role_wanted(method: str, path: str) -> Role | None:
+    if path in PUBLIC_PATHS and method in _SAFE_METHODS:
+        return None
+    reads = method in _SAFE_METHODS or (method == "POST" and path in _READ_BY_POST)
+    return Role.READ if reads else Role.ADMIN
+
+
+def _is_cross_site(request: falcon.Request, origin: str | None) -> bool:
+    """Whether a browser says that a page of another site makes the request.
+
+    Other programs send neither header. A link that is followed to here (`navigate`) is none.
+    """
+    if origin is not None and not is_same_origin(origin, request.env.get("HTTP_HOST", "")):
+        return True
+    if request.env.get("HTTP_SEC_FETCH_SITE", "none").lower() in ("none", "same-origin"):
+        return False
+    mode = request.get_header("Sec-Fetch-Mode", default="")
+    return not (mode == "navigate" and request.method in ("GET", "HEAD"))
+
+
+def _is_preflight(request: falcon.Request) -> bool:
+    return (
+        request.method == "OPTIONS"
+        and request.get_header("Access-Control-Request-Method") is not None
+    )
+
+
+def cors(settings: Settings) -> list[Any]:
+    """Make the middleware that sends CORS headers to the origins that are allowed by name."""
+    if not settings.allowed_origins:
+        return []
+    return [
+        falcon.CORSMiddleware(
+            allow_origins=[canonical_origin(each) for each in settings.allowed_origins],
+            expose_headers=[
+                "Retry-After",
+                "X-Monitor-Memory-Source",
+                "X-Monitor-Replicas",
+                "X-Monitor-Rpc-Error",
+                "X-Monitor-Source",
+            ],
+        )
+    ]

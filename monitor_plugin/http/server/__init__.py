@@ -1,0 +1,1 @@
+"""waitress in a thread, with bounds on connections and threads."""

@@ -1,0 +1,3 @@
+"""Moved to `monitor_plugin.domain.models`."""
+
+from monitor_plugin.domain.models import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""One process, its tree, the process table, samples, exits and control groups."""

@@ -1,0 +1,1 @@
+"""LocalAI's gRPC protocol: channels, calls and messages."""

@@ -1,0 +1,1 @@
+"""The stop of one backend, and the shutdown of a model."""

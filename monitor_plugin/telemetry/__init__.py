@@ -1,0 +1,1 @@
+"""The event log, time series and log lines."""

@@ -1,0 +1,155 @@
+"""What is counted by model: ends by cause, shutdowns by outcome, for as long as it is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from monitor_plugin import Backend, Monitor, MonitorError, hookimpl
+from monitor_plugin.backends import counters as model_counts
+from monitor_plugin.backends.counters import ModelCounter, ModelCounts
+from monitor_plugin.backends.registry import ENDS_KEPT, EndedBackend, Registry
+from monitor_plugin.domain.models import BackendExit
+
+from ..support import Client, Spawner, eventually
+
+
+def backend(model: str, pid: int) -> Backend:
+    return Backend(model, pid, f"127.0.0.1:{pid}", 1.0)
+
+
+class Ending(Registry):
+    """A registry in which backends have ended that never stood there."""
+
+    def add_end(self, backend: Backend, cause: str) -> None:
+        exit = BackendExit(cause, None, None, None, time.time())
+        self._ends.append(EndedBackend(backend, exit, False))
+
+    def complete(self, backend: Backend, cause: str) -> None:
+        (end,) = [each for each in self.ends() if each.backend == backend]
+        exit = BackendExit(cause, 1, None, None, end.exit.ended_at)
+        self.replace_end(end, end._replace(exit=exit))
+
+
+@pytest.fixture
+def registry() -> Ending:
+    return Ending()
+
+
+@pytest.fixture
+def counter(registry: Ending) -> ModelCounter:
+    return ModelCounter(registry)
+
+
+def end(counter: ModelCounter, registry: Ending, backend: Backend, cause: str) -> None:
+    registry.add_end(backend, cause)
+    counter.ended(backend, registry.ends()[-1].exit)
+
+
+def test_a_model_of_which_nothing_was_counted_has_zeros(monitor: Monitor, spawner: Spawner) -> None:
+    """A model that runs has every cause and outcome, so that the first of each is an increase."""
+    process = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    (counts,) = [monitor._services.model_counter.counts()["m"]]
+    assert counts.exits == dict.fromkeys(("shutdown", "exited", "killed", "oom", "unknown"), 0)
+    assert counts.shutdowns == dict.fromkeys(("stopped", "failed", "refused", "respawned"), 0)
+
+
+def test_a_model_is_forgotten_with_its_last_end(counter: ModelCounter, registry: Ending) -> None:
+    """What is counted stays while an end of the model is remembered, and no longer."""
+    end(counter, registry, backend("m", 1), "killed")
+    for pid in range(2, ENDS_KEPT + 1):
+        end(counter, registry, backend("other", pid), "exited")
+    assert counter.counts()["m"].exits["killed"] == 1
+    end(counter, registry, backend("other", 1000), "exited")
+    assert list(counter.counts()) == ["other"]
+    assert list(counter._models) == ["other"]  # nor does it take memory
+
+
+def test_memory_is_bounded_however_many_models_there_were(
+    counter: ModelCounter, registry: Ending
+) -> None:
+    """Nobody scrapes, and still no more is kept than the registry remembers."""
+    for pid in range(1, 300):
+        end(counter, registry, backend(f"m{pid}", pid), "unknown" if pid % 2 else "killed")
+        counter.shut_down(backend(f"m{pid}", pid), "stopped")
+    assert len(counter._models) <= ENDS_KEPT + 1
+
+
+def test_a_cause_that_is_told_soon_counts_alone(counter: ModelCounter, registry: Ending) -> None:
+    """Where a host reaps at once and says the cause a moment later, no `unknown` is counted."""
+    end(counter, registry, backend("m", 1), "unknown")
+    assert set(counter.counts()["m"].exits.values()) == {0}
+    registry.complete(backend("m", 1), "exited")
+    for _ in range(2):
+        exits = counter.counts()["m"].exits
+        assert (exits["exited"], exits["unknown"]) == (1, 0)
+
+
+def test_a_cause_that_nobody_tells_is_counted_as_unknown(
+    counter: ModelCounter, registry: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is counted so it stays so, whatever is told later."""
+    monkeypatch.setattr(model_counts, "_WORD_SECONDS", 0.0)
+    end(counter, registry, backend("m", 1), "unknown")
+    eventually(lambda: counter.counts()["m"].exits["unknown"] == 1)
+    registry.complete(backend("m", 1), "exited")
+    exits = counter.counts()["m"].exits
+    assert (exits["exited"], exits["unknown"]) == (0, 1)
+
+
+def counts(monitor: Monitor, model: str) -> ModelCounts:
+    return monitor._services.model_counter.counts()[model]
+
+
+class Refuses:
+    @hookimpl
+    def monitor_before_shutdown(self, backend: Backend, force: bool) -> str | None:
+        return None if force else "it is needed"
+
+
+def test_ends_and_shutdowns_of_real_backends_are_counted(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A refusal, a stop and a kill are each counted once, and stay with the model."""
+    monitor = make_monitor(plugins=[Refuses()])
+    client = Client(monitor.url)
+    for port in (1, 2):
+        process = spawner.sleeper()
+        monitor.hook.monitor_backend_spawned(
+            model="m", pid=process.pid, address=f"127.0.0.1:{port}"
+        )
+        if port == 1:
+            process.kill()
+            eventually(lambda: not monitor.backends())
+    assert client.shutdown("m").status == 409
+    assert client.shutdown("m", force=True).status == 200
+    assert not monitor.backends()
+    eventually(lambda: sum(counts(monitor, "m").shutdowns.values()) == 2)
+    eventually(lambda: sum(counts(monitor, "m").exits.values()) == 2)
+    found = counts(monitor, "m")
+    assert {cause: n for cause, n in found.exits.items() if n} == {"killed": 1, "shutdown": 1}
+    assert {each: n for each, n in found.shutdowns.items() if n} == {"refused": 1, "stopped": 1}
+
+
+class Host:
+    """One that says that it stops its backends, and does nothing."""
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool:
+        return False
+
+
+def test_a_shutdown_that_fails_is_counted(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Where the host cannot stop it, that is one more failed shutdown, and no end."""
+    monitor = make_monitor(plugins=[Host()])
+    process = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    with pytest.raises(MonitorError):
+        monitor.shutdown("m")
+    assert counts(monitor, "m").shutdowns["failed"] == 1
+    assert set(counts(monitor, "m").exits.values()) == {0}

@@ -1,0 +1,330 @@
+"""`ps`, `status` and `stop` against monitors that run."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin.cli import options
+from monitor_plugin.cli.main import main
+from monitor_plugin.cli.views.text import shown
+
+from ..support import Client, Spawner, eventually, is_running, load_sleeper
+
+HOSTILE = "a\\b [red]x :smile: \u202e\u05e9\u05dc 🦙/ü:7b"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MONITOR_URL", "MONITOR_TOKEN", "MONITOR_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen[str]]:
+    """Registers a process that does nothing, and answers no call."""
+
+    def load(model: str, monitor: Monitor = monitor) -> subprocess.Popen[str]:
+        return load_sleeper(monitor, spawner, model)
+
+    return load
+
+
+Load = Callable[..., "subprocess.Popen[str]"]
+
+
+def test_ps_lists_for_people_and_for_programs(
+    monitor: Monitor,
+    spawner: Spawner,
+    load: Load,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A table with states and memory; `--json` is the answer of /backends; `--model` filters."""
+    monkeypatch.setenv("MONITOR_URL", monitor.url)
+    backend = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="real", pid=backend.pid, address=backend.address)
+    gone = load("gone")
+    gone.kill()
+    eventually(lambda: len(monitor.backends()) == 1)
+    load(HOSTILE)
+    assert main(["ps"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"^real +{backend.pid} +ready +3\.0 MiB .* grpc *$", text, re.M)
+    assert re.search(f"^{re.escape(shown(HOSTILE))} .*! unreachable", text, re.M)
+    assert re.search(r"^gone +\d+ +killed +\ds ago +was killed by SIGKILL", text, re.M)
+    assert all(character.isprintable() for line in text.splitlines() for character in line)
+    assert main(["ps", "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    answer = Client(monitor.url).request("GET", "/backends").json
+    assert json.loads(printed).keys() == answer.keys()
+    assert [each["model"] for each in json.loads(printed)["backends"]] == ["real", HOSTILE]
+    assert json.loads(printed)["ended"] == answer["ended"]
+    assert main(["ps", "--model", "real"]) == 0
+    assert "unreachable" not in capsys.readouterr().out
+    assert main(["ps", "--model", "no\\ne"]) == 0
+    assert capsys.readouterr().out == "Model 'no\\\\ne' is not loaded.\n"
+
+
+def test_status_shows_one_model(
+    monitor: Monitor, spawner: Spawner, load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All replicas with their parts; 4 where the model is not loaded, with how it ended."""
+    url = ["--url", monitor.url]
+    for _ in range(2):
+        backend = spawner.backend()
+        monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    assert main(["status", "m", *url]) == 0
+    text = capsys.readouterr().out
+    for words in ("m  2 replicas", f"PID      {backend.pid}", backend.address, "kv_cache"):
+        assert words in text
+    assert main(["status", "m", "--json", *url]) == 0
+    assert len(json.loads(capsys.readouterr().out)["backends"]) == 2
+    gone = load("gone")
+    gone.kill()
+    eventually(lambda: len(monitor.backends()) == 2)
+    assert main(["status", "gone", *url]) == options.NOT_LOADED == 4
+    error = capsys.readouterr().err
+    assert f"'gone' is not loaded: its process {gone.pid} was killed by SIGKILL" in error
+    assert main(["status", "gone", "--json", *url]) == 4
+    assert json.loads(capsys.readouterr().out)["ended"][0]["cause"] == "killed"
+
+
+def test_stop_stops_all_that_are_named(
+    monitor: Monitor, load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is reported, and 0 means that all are stopped; `--all` needs nothing to be loaded."""
+    stop = ["stop", "--yes", "--url", monitor.url]
+    processes = [load(name) for name in ("a", "b c", HOSTILE)]
+    assert main([*stop, "a", "b c", "a"]) == 0
+    assert sorted(re.findall(r"^(.*): stopped in \d", capsys.readouterr().out, re.M)) == [
+        "a",
+        "b c",
+    ]
+    assert [is_running(process.pid) for process in processes] == [False, False, True]
+    assert main([*stop, "--all"]) == 0
+    assert not is_running(processes[2].pid)
+    assert main([*stop, "--all"]) == 0
+    assert capsys.readouterr().out.endswith("No model is loaded.\n")
+    last = load("last")
+    assert main([*stop, "gone", "last"]) == 4
+    assert "model 'gone' is not loaded" in capsys.readouterr().err
+    assert not is_running(last.pid)
+
+
+class Guard:
+    """Refuses to have some models stopped, and says which were asked for by force."""
+
+    forced: bool | None = None
+
+    @hookimpl
+    def monitor_before_shutdown(self, backend: Backend, force: bool) -> str | None:
+        self.forced = force
+        return "it is \x1bneeded" if backend.model == "guarded" else None
+
+
+@pytest.mark.slow
+def test_stop_tells_what_was_not_stopped(
+    make_monitor: Callable[..., Monitor], load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal is 1 and its reason is shown harmlessly; the others are stopped all the same."""
+    guard = Guard()
+    monitor = make_monitor([guard], http_threads=2)  # one shutdown at a time: the others wait
+    guarded = load("guarded", monitor)
+    others = [load(f"other {number}", monitor) for number in range(2)]
+    assert main(["stop", "--all", "--yes", "--force", "--url", monitor.url]) == 1
+    error = capsys.readouterr().err
+    assert r"refused: it is \x1bneeded" in error
+    assert "\x1b" not in error
+    assert is_running(guarded.pid)
+    assert guard.forced
+    assert not any(is_running(each.pid) for each in others)
+
+
+@pytest.mark.slow
+def test_stop_says_how_far_it_is(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While a busy one drains, it says so."""
+    monitor = make_monitor(drain_timeout_seconds=1000.0)
+    backend = spawner.backend("--state", "1")
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    threading.Thread(target=backend.process.wait, daemon=True).start()
+    with ThreadPoolExecutor(1) as pool:
+        stop = pool.submit(main, ["stop", "m", "--yes", "--url", monitor.url])
+        said = ""
+
+        def draining() -> bool:
+            nonlocal said
+            said += capsys.readouterr().err
+            return "m: draining, until it is not busy\n" in said
+
+        eventually(draining)
+        monitor.shutdown("m", force=True)
+        assert stop.result(60) == 0
+
+
+def test_stop_does_not_act_unasked(
+    monitor: Monitor, load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a terminal to ask on, without a model, or with both: 2, and nothing is stopped."""
+    process = load("m")
+    url = ["--url", monitor.url]
+    for arguments in (["m"], ["--all"], ["--yes"], ["--yes", "--all", "m"]):
+        assert main(["stop", *arguments, *url]) == 2
+    assert "--yes stops without asking" in capsys.readouterr().err
+    assert main(["top", *url]) == 2
+    assert "top needs a terminal" in capsys.readouterr().err
+    assert is_running(process.pid)
+
+
+def test_a_token_is_sent_and_not_shown(
+    make_monitor: Callable[..., Monitor],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """From the environment or a file; a wrong one is 1 and says what to do; no flag takes it."""
+    (tmp_path / "tokens").write_text("read:grafana:r34d")
+    monitor = make_monitor(token="s3cret", token_file=str(tmp_path / "tokens"))
+    ps = ["ps", "--url", monitor.url]
+    assert main(ps) == 1
+    assert "MONITOR_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("MONITOR_TOKEN", "s3cret")
+    assert main(ps) == 0
+    (tmp_path / "mine").write_text("r34d\n")
+    file = ["--token-file", str(tmp_path / "mine")]
+    assert main([*ps, *file]) == 0
+    assert main(["stop", "--yes", "m", "--url", monitor.url, *file]) == 1
+    assert "role" in capsys.readouterr().err
+    monkeypatch.setenv("MONITOR_TOKEN", "wr0ng")
+    assert main(ps) == 1
+    for words in (["--token", "s3cret"], ["--token=s3cret"]):
+        assert main([*ps, *words]) == 2
+    output = capsys.readouterr()
+    assert "--token-file" in output.err
+    assert not re.search("s3cret|wr0ng", output.out + output.err)
+    assert main([*ps, "--token-file", str(tmp_path / "none")]) == 2
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """Something on a port that is no monitor."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\n\r\n<p>hello",
+        b"HTTP/1.1 200 OK\r\n\r\n{}",
+        b'HTTP/1.1 200 OK\r\n\r\n{"backends": [1], "ended": []}',
+        b"HTTP/1.1 404 Not Found\r\n\r\n",
+        b"\x1b[31mSSH-2.0\r\n",
+        b"",
+    ],
+)
+def test_what_is_no_monitor_is_told(answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence without a traceback, and 3."""
+    with answering(answer) as url:
+        for command in (["ps"], ["status", "m"], ["stop", "--yes", "m"]):
+            assert main([*command, "--url", url]) == options.UNREACHABLE == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 3
+    assert error.count(url) == 3
+    assert "\x1b" not in error
+
+
+def test_a_monitor_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A refused connection and a missing socket are told, with 3; what is no URL, with 2."""
+    assert main(["ps", "--url", "http://127.0.0.1:1"]) == 3
+    assert main(["ps", "--url", f"unix:{tmp_path}/none"]) == 3
+    error = capsys.readouterr().err
+    assert "Connection refused" in error
+    assert "No such file" in error
+    assert main(["ps", "--url", "nonsense"]) == 2
+    assert "'nonsense' is neither http://HOST:PORT nor unix:/PATH" in capsys.readouterr().err
+
+
+def test_over_a_unix_socket(
+    make_monitor: Callable[..., Monitor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The URL of a unix socket is one too."""
+    monitor = make_monitor(listen=f"unix:{tmp_path}/s")
+    assert main(["ps", "--url", monitor.url]) == 0
+    assert capsys.readouterr().out == "No model is loaded.\n"
+
+
+@pytest.mark.parametrize("model", ["", "a\x1b[31m", "\udcff", "x" * 256])
+def test_what_can_be_no_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that cannot be one is a bad command line, and is not asked for."""
+    assert main(["status", model]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands are all in the program's help; theirs has examples, and exit codes."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command in ("demo", "supervisord", "ps", "top", "status", "stop", "completion"):
+        assert re.search(rf"^ +{command} ", text, re.M)
+    for command in ("ps", "top", "status", "stop"):
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "Exit codes:\n    0 " in text
+        assert "Keys:" in text if command == "top" else f"  monitor-plugin {command}" in text
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    """The commands say so; the others need neither click nor rich."""
+    code = """
+import sys
+sys.modules["rich"] = sys.modules["click"] = None
+from monitor_plugin.cli import main
+assert main(["ps"]) == 1
+main(["demo", "--help"])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "pip install 'monitor-plugin[cli]'" in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert "--listen" in run.stdout
+
+
+def test_a_reader_that_goes_away_is_no_traceback(monitor: Monitor, load: Load) -> None:
+    """`ps | head -1` ends quietly."""
+    for number in range(3):
+        load(f"{number}" * 250)
+    command = f"{sys.executable} -m monitor_plugin.cli ps --url {monitor.url} | true"
+    run = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stderr == ""

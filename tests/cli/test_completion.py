@@ -1,0 +1,200 @@
+"""Shell completion: what bash is answered, and a real bash that completes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor_plugin import Monitor
+from monitor_plugin.cli import options
+from monitor_plugin.cli.completion import Typed, parse_line, quoted
+from monitor_plugin.cli.main import main
+
+from ..support import Spawner
+from ..terminals import Terminal
+
+BREAKS = " \t\n\"'@><=;|&(:"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("p stop ", Typed(["p", "stop"], "", "", 0)),
+        ("p stop a", Typed(["p", "stop"], "a", "", 0)),
+        ("p  stop 'x y'  a:b", Typed(["p", "stop", "x y"], "a:b", "", 2)),
+        (r"p a\:b\ c", Typed(["p"], "a:b c", "", 0)),
+        (r"p a@b:c", Typed(["p"], "a@b:c", "", 4)),
+        ("p 'a:b", Typed(["p"], "a:b", "'", 0)),
+        ('p x"a\\"$', None),
+        ('p x"a\\"\\$b:', Typed(["p"], 'xa"$b:', '"', 1)),
+        ("p a\\", Typed(["p"], "a", "", 0)),
+        ("p 'a'", None),
+        ("p 'a'b", None),
+        ("p $(rm x) a", None),
+        ("p `a` b", None),
+        ("p a; b", None),
+        ('p "a\\', Typed(["p"], "a", '"', 0)),
+        ("p '' a", Typed(["p", ""], "a", "", 0)),
+    ],
+)
+def test_lines_are_taken_apart(line: str, expected: Typed | None) -> None:
+    """As bash does it, up to what it replaces; what is more than quoting is left alone."""
+    assert parse_line(line, BREAKS) == expected
+
+
+NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=30)
+
+
+@settings(max_examples=20)
+@given(st.lists(NAMES | st.text("$`\\\"'!~#*? \u202e;&|(){}[]<>=:@^-", min_size=1), min_size=20))
+def test_names_come_through_bash_unchanged(names: list[str]) -> None:
+    """Whatever is in a name, in each kind of quotes bash reads it back, and runs none of it."""
+    words, expected = [], []
+    for name in names:
+        for quote in ("", "'", '"'):
+            text = quoted(name, quote)
+            assert text is not None or quote
+            if text is not None:
+                assert text.isprintable()
+                words.append(f"{quote}{text}{quote}")
+                expected.append(name)
+    command = "printf '%s\\0' " + " ".join(words)
+    environment = {"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}
+    printed = subprocess.check_output(["bash", "-c", command], env=environment)
+    assert printed.decode().split("\0")[:-1] == expected
+
+
+def ask(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_BREAKS", BREAKS)
+    monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", "bash_complete")
+    assert main([]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_commands_flags_and_models_are_completed(
+    monitor: Monitor,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of argparse's commands and click's, and models of the monitor that the line names."""
+    monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
+    for model in ("a:b c", "a:$(x)", "other"):
+        process = spawner.sleeper()
+        monitor.hook.monitor_backend_spawned(
+            model=model, pid=process.pid, address=f"unix:/{process.pid}"
+        )
+
+    def asked(line: str) -> list[str]:
+        return ask(f"monitor-plugin {line}", monkeypatch, capsys)
+
+    assert asked("s") == ["plain,status", "plain,stop", "plain,supervisord"]
+    assert asked("demo --status-t") == ["plain,--status-timeout-seconds"]
+    assert "plain,--once" in asked("demo --")
+    assert not any("--token\n" in f"{line}\n" for line in asked("demo --t"))
+    assert asked("stop --fo") == ["plain,--force"]
+    assert asked("completion z") == ["plain,zsh"]
+    assert asked("top --sort c") == ["plain,cpu"]
+    assert asked("ps --token-file x") == ["file,"]
+    monkeypatch.setenv("MONITOR_URL", "http://127.0.0.1:1")
+    assert asked("stop a") == [""]
+    url = f"--url {monitor.url.replace(':', chr(92) + ':')}"
+    assert asked(f"stop {url} a") == [r"plain,a\:\$\(x\)", r"plain,a\:b\ c"]
+    monkeypatch.setenv("MONITOR_URL", monitor.url)
+    assert asked("stop a:") == [r"plain,\$\(x\)", r"plain,b\ c"]
+    assert asked("stop 'a:b") == ["plain,a:b c"]
+    assert asked(r"stop a:b\ c ") == [r"plain,a\:\$\(x\)", "plain,other"]
+    assert asked("ps --model=o") == ["plain,other"]
+    assert asked("status o") == ["plain,other"]
+    assert asked("stop $(") == [""]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_there_is_a_script_for_each_shell(
+    shell: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`completion SHELL` prints what click's variable gives."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", f"{shell}_source")
+    assert main([]) == 0
+    assert capsys.readouterr().out.rstrip() == script.rstrip()
+    if shell == "fish":
+        assert 'split -m 1 ","' in script
+
+
+def test_other_shells_get_names_that_can_be_printed(
+    monitor: Monitor,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As zsh and fish show them unescaped; a name with a comma is whole."""
+    monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
+    for model in ("a, b", "a\u202e"):
+        process = spawner.sleeper()
+        monitor.hook.monitor_backend_spawned(
+            model=model, pid=process.pid, address=f"unix:/{process.pid}"
+        )
+    monkeypatch.setenv("MONITOR_URL", monitor.url)
+    monkeypatch.setenv("COMP_WORDS", "monitor-plugin stop a")
+    for shell, word, expected in (("zsh", "2", "plain\na, b\n_\n"), ("fish", "a", "plain,a, b\n")):
+        monkeypatch.setenv("COMP_CWORD", word)
+        monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", f"{shell}_complete")
+        assert main([]) == 0
+        assert capsys.readouterr().out == expected
+
+
+@pytest.fixture
+def bash(monitor: Monitor, spawner: Spawner, tmp_path: Path) -> Iterator[Terminal]:
+    """A bash that completes, with a monitor to ask."""
+    command = tmp_path / "monitor-plugin"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m monitor_plugin.cli "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "rc").write_text('PS1="$ "\neval "$(monitor-plugin completion bash)"\necho ready\n')
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "MONITOR_URL": monitor.url, "LC_ALL": "C.UTF-8"}
+    rc = str(tmp_path / "rc")
+    terminal = Terminal(spawner, "bash", "--rcfile", rc, "-i", cwd=tmp_path, env=environment)
+    yield terminal
+    terminal.close()
+
+
+@pytest.mark.slow
+def test_a_real_bash_completes(
+    bash: Terminal, monitor: Monitor, spawner: Spawner, tmp_path: Path
+) -> None:
+    """Commands, and names with what is special in a shell, which reach the monitor unharmed."""
+    for model in ("org/my model:7b", "x$(touch pwned)"):
+        process = spawner.sleeper()
+        monitor.hook.monitor_backend_spawned(
+            model=model, pid=process.pid, address=f"unix:/{process.pid}"
+        )
+    bash.wait_for("ready")
+    bash.press("monitor-plugin sta\t")
+    bash.wait_for("$ monitor-plugin status")
+    bash.press("or\t")
+    bash.wait_for(r"monitor-plugin status org/my\ model\:7b")
+    bash.press("--j\t\r")
+    bash.wait_for('"model": "org/my model:7b"')
+    bash.press("clear\rmonitor-plugin status org/my\\ model:\t")
+    bash.wait_for(r"$ monitor-plugin status org/my\ model:7b")
+    bash.press("\x15monitor-plugin status 'org/my mo\t")
+    bash.wait_for("$ monitor-plugin status 'org/my model:7b'")
+    bash.press("\x15monitor-plugin status x\t")
+    bash.wait_for(r"$ monitor-plugin status x\$\(touch\ pwned\)")
+    bash.press("\recho code $?\r")
+    bash.wait_for("code 0")
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,179 @@
+"""How backends look, at any width."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+
+from monitor_plugin.cli.answers import Backends, Event
+from monitor_plugin.cli.views.details import details_view
+from monitor_plugin.cli.views.tables import backends_view
+from monitor_plugin.cli.views.top import Screen, drawn
+
+MIB = 2**20
+
+
+def item(model: str, pid: int, **fields: Any) -> dict[str, Any]:
+    tree = {"rss": 7, "cpu_percent": 150.0, "processes": 3, "vram": 5 * MIB}
+    return {
+        "model": model,
+        "pid": pid,
+        "address": "127.0.0.1:1",
+        "state": 2,
+        "state_name": "ready",
+        "source": "grpc",
+        "memory": {"total": pid * MIB, "breakdown": {"weights": MIB, "x\x1b": 0}},
+        "memory_source": "backend",
+        "process": {"rss": 5, "cpu_percent": 1.0, "tree": tree},
+        "uptime_seconds": 3700.0,
+        "created_at": "2026-01-02T03:04:05.5Z",
+        **fields,
+    }
+
+
+def answer(*items: dict[str, Any], ended: int = 0) -> Backends:
+    end = {"model": "gone\x1b", "pid": 9, "cause": "killed", "description": "was killed\x1b[2J"}
+    return msgspec.convert(
+        {
+            "backends": items,
+            "ended": [{**end, "ended_at": "2026-01-02T03:04:05Z"}] * ended,
+            "machine": {"memory_total": 1000 * MIB, "cpus": 2},
+        },
+        Backends,
+    )
+
+
+def text_of(view: RenderableType, width: int) -> str:
+    output = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
+    output.print(view)
+    assert isinstance(output.file, io.StringIO)
+    text = output.file.getvalue()
+    assert all(cell_len(line) <= width for line in text.splitlines())
+    assert "\x1b" not in text
+    return text
+
+
+SOME = answer(
+    item("small", 1),
+    item("large", 480),
+    item("[red]bad[/red] :smile: \u202e", 3, state=-1, state_name="error"),
+    item("hung", 4, state=None, state_name="unknown", source="psutil", memory=None)
+    | {"rpc_error": "DEADLINE_EXCEEDED", "last_state": 1},
+    item("new", 5, state=7, state_name="unknown"),
+    item("going", 6, shutdown={"phase": "draining", "seconds": 65.0}),
+    item("off", 7, state=None, rpc_error="UNAVAILABLE", source="psutil"),
+    item("old", 8, state=None, rpc_error="UNIMPLEMENTED", source="psutil"),
+    item("early", 9, state=None, source=None, process=None),
+    ended=12,
+)
+
+
+def test_who_holds_most_comes_first_and_who_is_stuck_is_marked() -> None:
+    """Memory with units in order, `?` where it is unknown; `!` before what is in trouble."""
+    lines = text_of(backends_view(SOME, None, 200), 200).splitlines()
+    assert " ".join(lines[1].split()) == "large 480 ready 480.0 MiB 48.0 150.0 1h1m grpc"
+    by_name = {line.split()[0]: line for line in lines if line.strip()}
+    assert lines[9] == by_name["hung"]
+    assert "! no answer" in by_name["hung"]
+    assert "?" in by_name["hung"]
+    assert "psutil: DEADLINE_EXCEEDED" in by_name["hung"]
+    assert r"[red]bad[/red] :smile: \u202e" in by_name["[red]bad[/red]"]
+    assert "! error" in by_name["[red]bad[/red]"]
+    assert "! unreachable" in by_name["off"]
+    assert "draining 1m5s" in by_name["going"]
+    assert "unknown (7)" in by_name["new"]
+    assert "no status" in by_name["old"]
+    assert "not read yet" in by_name["early"]
+    assert "9 backends, 519.0 MiB of 1000.0 MiB; 1 error, 1 no answer, 1 unreachable" in "\n".join(
+        lines
+    )
+    assert by_name[r"gone\x1b"].rstrip().endswith(r"was killed\x1b[2J")
+    assert "and 2 before" in lines[-1]
+
+
+@pytest.mark.parametrize("width", [1, 10, 20, 40, 60, 80, 100])
+def test_no_width_is_too_small(width: int) -> None:
+    """Nothing is wider than the terminal; the state stays as long as there is room for it."""
+    text = text_of(backends_view(SOME, None, width), width)
+    if width >= 40:
+        for words in ("480.0 MiB", "! no answer", "! error"):
+            assert words in text
+    assert ("SOURCE" in text) == (width >= 100)
+    text_of(details_view(SOME, "m", width), width)
+
+
+def test_where_nothing_runs() -> None:
+    """An empty list says so, of all models or of one."""
+    assert text_of(backends_view(answer(), None, 80), 80) == "No model is loaded.\n"
+    assert text_of(backends_view(answer(), "a\\", 80), 80) == "Model 'a\\\\' is not loaded.\n"
+
+
+def test_details() -> None:
+    """Each replica with memory by component, its process and tree, and what it said last."""
+    text = text_of(details_view(SOME, "m", 200), 200)
+    for words in (
+        "m  9 replicas",
+        "480.0 MiB, 48.0 % of the machine's, the backend's word",
+        r"x\x1b",
+        "weights     1.0 MiB  ####################",
+        "3 processes, rss 7 B, vram 5.0 MiB, cpu 150.0 % of one core",
+        "2026-01-02 03:04:05 UTC, 1h1m ago",
+        "! no answer, busy before, since ?",
+    ):
+        assert words in text
+    assert "has ended lately" in text_of(details_view(answer(item("m", 1)), "m", 80), 80)
+
+
+def events() -> list[Event]:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    return [
+        Event(1, "registered", at, "m\x1b", 5),
+        Event(2, "state_changed", at, "m", 5, previous_name="ready", current_name="busy"),
+        Event(3, "shutdown_phase", at, "m", 5, phase="draining"),
+        Event(4, "ended", at, "m", 5, cause="killed", description="was killed by SIGKILL"),
+        Event(5, "shutdown_finished", at, "m", 5, outcome="failed", seconds=3.0),
+        Event(6, "of_another_version"),
+    ]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (40, 10), (30, 5), (10, 3), (1, 1), (200, 60)])
+@pytest.mark.parametrize("lost", [None, "nobody answers"])
+def test_the_screen_fits(size: tuple[int, int], lost: str | None) -> None:
+    """The screen of `top` has no more lines than there are, and shows the selected backend."""
+    width, height = size
+    many = answer(*(item(f"model {number}", number) for number in range(1, 101)))
+    screen = Screen(
+        url="http://127.0.0.1:8080",
+        answer=many,
+        rows=many.backends,
+        selected=50,
+        sort="memory",
+        events=events(),
+        lost=lost,
+        question="y yes, n no: stop?",
+        note="Stopped x.",
+    )
+    lines = text_of(Group(*drawn(screen, width, height)), width).splitlines()
+    if height >= 10:
+        assert len(lines) <= height
+        assert any("model 51" in line for line in lines)
+        assert lines[-1].startswith("y yes, n no: stop?")
+        assert any(line.startswith("Lost: nobody") for line in lines) == bool(lost)
+    if size == (80, 24):
+        assert any("shutdown: failed after 3s" in line for line in lines)
+
+
+def test_the_events_of_the_screen() -> None:
+    """Where there is room each event is told in a line, the newest first."""
+    screen = Screen("u", answer(), [], -1, "memory", events(), None, None, None)
+    text = text_of(Group(*drawn(screen, 80, 24)), 80)
+    order = ["of another version", "failed after 3s", "was killed by SIGKILL", "shutdown: draining"]
+    order += ["ready -> busy", r"m\x1b (5)  registered"]
+    positions = [text.index(words) for words in order]
+    assert positions == sorted(positions)

@@ -1,0 +1,60 @@
+"""What people read: names that do no harm, and figures with units."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor_plugin.cli.views.text import amount, duration, percent, printable, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("org/my model:7b", "org/my model:7b"),
+        ("[red]x[/red]", "[red]x[/red]"),
+        ("שלום 🦙 ü", "שלום 🦙 ü"),
+        ("gpj\u202eexe", r"gpj\u202eexe"),
+        ("a\x1b[31m\x9b\n", r"a\x1b[31m\x9b\n"),
+        (" a ", r"\x20a\x20"),
+        ("  ", r"\x20\x20"),
+        (r"a\u202e", r"a\\u202e"),
+    ],
+)
+def test_names_are_shown(name: str, expected: str) -> None:
+    """Any script stays; what is invisible or moves the cursor is escaped, and told from text."""
+    assert shown(name) == expected
+
+
+@given(st.text(), st.text())
+def test_names_are_told_apart_and_can_be_printed(one: str, other: str) -> None:
+    """No name has anything but printable characters, and no two look the same."""
+    assert shown(one).isprintable()
+    assert printable(one).isprintable()
+    assert (shown(one) == shown(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (None, "?"),
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (96 * 2**20, "96.0 MiB"),
+        (2**64 - 1, "16.0 EiB"),
+    ],
+)
+def test_bytes(count: int | None, expected: str) -> None:
+    """Bytes have their binary unit, and what is unknown is no 0."""
+    assert amount(count) == expected
+
+
+def test_percent_and_duration() -> None:
+    """Durations have their two largest units."""
+    assert [percent(None), percent(12.345)] == ["?", "12.3"]
+    seconds = [None, -1, 59.9, 60, 3599, 3600 * 5 + 130, 86400 * 12 + 3600 * 3]
+    shown = " ".join(duration(each) for each in seconds)
+    assert shown == "? 0s 59s 1m 59m59s 5h2m 12d3h"

@@ -1,0 +1,324 @@
+"""`top`: what keys do, and all of it on a real terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from monitor_plugin import Monitor
+from monitor_plugin.cli.answers import ask_backends
+from monitor_plugin.cli.terminal import keys_of, open_terminal
+from monitor_plugin.cli.top import Top
+from monitor_plugin.client import Client
+
+from ..support import Spawner, eventually, free_port, is_running, load_sleeper
+from ..terminals import Terminal
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("mq", ["m", "q"]),
+        ("\x1b[A\x1bOBx", ["up", "down", "x"]),
+        ("\x1b", ["escape"]),
+        ("\x1b[1;5Cq\x1b[1~\x1b[F", ["q", "home", "end"]),
+        ("\x1b[200", []),
+    ],
+)
+def test_keys_are_told_apart(text: str, keys: list[str]) -> None:
+    """Arrows in both their ways; what is not known is no key."""
+    assert keys_of(text) == keys
+
+
+def test_the_terminal_is_given_back() -> None:
+    """Modes and handlers are as before, whatever happens; keys, signals and `wake` end a wait."""
+    controller, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), open_terminal(terminal) as opened:  # noqa: PT012
+        assert termios.tcgetattr(terminal) != before
+        assert opened.wait(0.01) == []
+        os.write(controller, b"c\x1b[B")
+        assert opened.wait(60) == ["c", "down"]
+        threading.Timer(0.05, opened.wake).start()
+        assert opened.wait(60) == []
+        for _ in range(100_000):  # more than the pipe takes
+            opened.wake()
+        assert opened.ended_by is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        eventually(lambda: opened.wait(0.01) == [] and opened.ended_by == signal.SIGTERM)
+        raise RuntimeError
+    assert termios.tcgetattr(terminal) == before
+    assert signal.getsignal(signal.SIGTERM) is handler
+    os.close(controller)
+    os.close(terminal)
+
+
+@pytest.fixture
+def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen[str]]:
+    """Registers a process that does nothing."""
+    return partial(load_sleeper, monitor, spawner)
+
+
+Load = Callable[[str], "subprocess.Popen[str]"]
+
+
+MakeTop = Callable[..., Top]
+
+
+@pytest.fixture
+def make_top() -> Iterator[MakeTop]:
+    """Makes one that follows a monitor, or who is at another URL, until the test ends."""
+    threads: list[threading.Thread] = []
+    ended = threading.Event()
+
+    def end() -> None:
+        if ended.is_set() and threading.current_thread() in threads:
+            raise InterruptedError  # else it would ask whoever gets that port next
+
+    def follow(top: Top) -> None:
+        with contextlib.suppress(InterruptedError):
+            top.follow()
+
+    def make(monitor: Monitor, url: str | None = None) -> Top:
+        answer = ask_backends(Client(monitor.url))[0]
+        top = Top(Client(url or monitor.url), answer, "name", 0.2, end)
+        threads.append(threading.Thread(target=follow, args=(top,)))
+        threads[-1].start()
+        return top
+
+    yield make
+    ended.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def selected(top: Top) -> str:
+    screen = top.screen()
+    return screen.rows[screen.selected].model
+
+
+def test_the_selection_stays_with_its_backend(
+    monitor: Monitor, load: Load, make_top: MakeTop
+) -> None:
+    """However rows are sorted, and until it has ended; keys move it no further than the ends."""
+    processes = {name: load(name) for name in ("a", "b", "c")}
+    top = make_top(monitor)
+    assert selected(top) == "a"
+    for keys, expected in (("up", "a"), ("down", "b"), ("end", "c"), ("j", "c"), ("k", "b")):
+        top.press([keys])
+        assert selected(top) == expected
+    for key, sort in (("m", "memory"), ("c", "cpu"), ("u", "uptime"), ("n", "name")):
+        top.press([key])
+        assert top.screen().sort == sort
+        assert selected(top) == "b"
+    processes["b"].kill()
+    eventually(lambda: len(top.screen().rows) == 2)
+    assert selected(top) == "a"
+    eventually(lambda: any(event.type == "ended" for event in top.screen().events))
+    top.press(["q"])
+    assert top.quitting
+
+
+def test_a_stop_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
+    """No, and what was typed before the question, stops nothing; yes stops what it asked for."""
+    first, other = load("a"), load("b")
+    top = make_top(monitor)
+    top.press(["s", "y"])  # pasted, say
+    assert top.screen().question == "y yes, f yes and by force, n no: stop a?"
+    for key in ("x", "down", "n"):
+        top.press([key])
+    assert top.screen().question is None
+    assert selected(top) == "a"
+    top.press(["s"])
+    top.press(["y"])
+    eventually(lambda: top.screen().note == "Stopped a.")
+    assert [is_running(process.pid) for process in (first, other)] == [False, True]
+    eventually(lambda: selected(top) == "b")
+    top.press(["s"])
+    other.kill()
+    eventually(lambda: top.screen().note == "It has ended by itself.")
+    assert top.screen().question is None
+    top.press(["s", "down", "up"])
+    assert top.screen().question is None
+
+
+@pytest.mark.slow
+def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
+    """Silence is told before a request is given up, which takes longer."""
+    load("m")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        top = make_top(monitor, url)
+        assert top.screen().lost is None
+        eventually(lambda: (top.screen().lost or "").startswith(f"{url} has said nothing for "))
+        assert selected(top) == "m"
+
+
+def test_of_several_replicas_one_is_stopped(
+    monitor: Monitor, load: Load, make_top: MakeTop
+) -> None:
+    """The question names its PID, and the others run on."""
+    pids = sorted(load("m").pid for _ in range(2))
+    top = make_top(monitor)
+    top.press(["end"])
+    top.press(["s"])
+    assert f"stop m (PID {pids[1]})?" in (top.screen().question or "")
+    top.press(["f"])
+    eventually(lambda: (top.screen().note or "").startswith("Stopped m"))
+    assert [is_running(pid) for pid in pids] == [True, False]
+
+
+@pytest.fixture
+def start(spawner: Spawner) -> Iterator[Callable[..., Terminal]]:
+    """Starts `top` on a terminal."""
+    terminals = []
+
+    def start(url: str, *arguments: str, **options: int) -> Terminal:
+        command = (sys.executable, "-m", "monitor_plugin.cli", "top", "--url", url, *arguments)
+        # Which may be of another terminal, or of before it was resized.
+        environment = {"COLUMNS": "7", "LINES": "7"}
+        terminal = Terminal(spawner, *command, env=environment, **options)
+        terminals.append(terminal)
+        return terminal
+
+    yield start
+    for terminal in terminals:
+        terminal.close()
+
+
+@pytest.mark.slow
+def test_top_on_a_terminal(
+    monitor: Monitor, spawner: Spawner, start: Callable[..., Terminal]
+) -> None:
+    """Real backends on a real terminal: sorted and stopped by keys, at any size."""
+    for model, mebibytes in (("small [b]", "1"), ("large", "64")):
+        backend = spawner.backend("--weights-mib", mebibytes)
+        threading.Thread(target=backend.process.wait, daemon=True).start()
+        monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
+    top = start(monitor.url, "--interval", "0.5")
+    assert len(top.wait_for("ready")) == 24
+    # What stands on the terminal may be a part of what is being printed.
+    eventually(lambda: [line.split()[:1] for line in top.screen[2:4]] == [["large"], ["small"]])
+    eventually(lambda: "65.0 MiB" in top.screen[2])
+    eventually(lambda: top.screen[-1].startswith("q quit"))
+    top.press("n")
+    top.wait_for("by name")
+    top.resize(40, 10)
+    top.wait_for("sort by memory …")
+    assert len(top.screen) == 10
+    eventually(lambda: top.screen[3].startswith("small [b]"))
+    top.resize(80, 24)
+    top.press("\x1b[Bs")
+    top.wait_for("n no: stop small [b]?")
+    top.press("y")
+    top.wait_for("Stopped small [b].")
+    eventually(lambda: not any(line.startswith("small") for line in top.screen))
+    top.wait_for("shutdown: stopped after")
+    top.press("q")
+    assert top.ended() == 0
+    assert b"\x1b[?1049l" in top.printed  # the screen that was there is back
+    assert top.printed.rindex(b"\x1b[?25h") > top.printed.rindex(b"\x1b[?25l")
+
+
+@pytest.mark.slow
+def test_top_outlives_its_monitor(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, start: Callable[..., Terminal]
+) -> None:
+    """A monitor that is lost is told, what it said last stands, and goes on when it is back."""
+    monitor = make_monitor(listen=f"127.0.0.1:{free_port()}")
+    process = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="unix:/x")
+    top = start(monitor.url, "--interval", "0.2")
+    top.wait_for("unreachable")
+    monitor.close()
+    top.wait_for("Lost: no monitor answers")
+    eventually(lambda: any(line.startswith("m ") for line in top.screen))
+    again = make_monitor(listen=monitor.url.removeprefix("http://"))
+    eventually(lambda: "Lost" not in "\n".join(top.screen))
+    again.hook.monitor_backend_spawned(model="anew", pid=process.pid, address="unix:/x")
+    top.wait_for("anew")
+    top.press("\x03")
+    assert top.ended() == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(
+    number: signal.Signals, monitor: Monitor, start: Callable[..., Terminal]
+) -> None:
+    """Its screen is left, echo is back, and the exit code says which signal it was."""
+    top = start(monitor.url)
+    top.wait_for("No model is loaded.")
+    top.process.send_signal(number)
+    assert top.ended() == 128 + number
+    assert b"\x1b[?1049l" in top.printed
+
+
+@pytest.mark.slow
+def test_an_error_leaves_the_terminal_as_it_was(monitor: Monitor, spawner: Spawner) -> None:
+    """Whatever it is; and at the beginning a monitor that is not there is told in a line."""
+    code = """
+import sys
+from monitor_plugin.cli import top
+top.drawn = None
+from monitor_plugin.cli import main
+main(["top", "--url", sys.argv[1]])
+"""
+    terminal = Terminal(spawner, sys.executable, "-c", code, monitor.url)
+    assert terminal.ended() == 1
+    assert b"\x1b[?1049l" in terminal.printed
+    terminal.wait_for("TypeError")
+    terminal.close()
+    command = (sys.executable, "-m", "monitor_plugin.cli", "top", "--url", "http://127.0.0.1:1")
+    terminal = Terminal(spawner, *command)
+    assert terminal.ended() == 3
+    assert b"\x1b[" not in terminal.printed
+    terminal.close()
+
+
+@pytest.mark.slow
+def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner) -> None:
+    """No stops nothing and is 1; Ctrl-C is 130; yes stops, and shows how far it is."""
+    process = load("m")
+    command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "m", "--url", monitor.url)
+    for answer, code in (("n\r", 1), ("\x03", 130), ("y\r", 0)):
+        assert is_running(process.pid)
+        terminal = Terminal(spawner, *command)
+        terminal.wait_for("Stop model 'm'? [y/N]")
+        if answer == "\x03":
+            terminal.interrupt()
+        else:
+            terminal.press(answer)
+        assert terminal.ended() == code
+        shown = "\n".join(terminal.screen)
+        terminal.close()
+    assert "m: stopped in" in shown
+    assert not is_running(process.pid)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_waiting_and_not_the_shutdown(monitor: Monitor, spawner: Spawner) -> None:
+    """A stop that is interrupted says what goes on without it."""
+    backend = spawner.backend("--state", "1")
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "--all", "--yes")
+    terminal = Terminal(spawner, *command, env={"MONITOR_URL": monitor.url})
+    terminal.wait_for("m: draining, until it is not busy")
+    terminal.press("\x03")
+    assert terminal.ended() == 130
+    terminal.wait_for("The monitor goes on stopping m.")
+    terminal.close()
+    assert monitor.backends()

@@ -1,0 +1,45 @@
+"""What is done again and again in the background."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from monitor_plugin.concurrency.periodic import PeriodicTask
+
+from ..support import eventually
+
+
+def test_a_ticker_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """What one tick raises is logged, and later ticks come; closing ends the thread."""
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(1)
+        raise RuntimeError("bad tick")
+
+    ticker = PeriodicTask("the-ticker", 0.001, tick)
+    ticker.start()
+    eventually(lambda: len(ticks) > 2)
+    ticker.close()
+    assert "bad tick" in caplog.text
+    assert not [each for each in threading.enumerate() if each.name == "the-ticker"]
+
+
+def test_it_takes_no_more_than_a_tenth_of_a_core() -> None:
+    """After a call that used much of the CPU the next one waits longer."""
+    began: list[float] = []
+
+    def tick() -> None:
+        began.append(time.monotonic())
+        until = time.thread_time() + 0.1
+        while time.thread_time() < until:
+            pass
+
+    ticker = PeriodicTask("the-ticker", 0.001, tick)
+    ticker.start()
+    eventually(lambda: len(began) == 2)
+    ticker.close()
+    assert began[1] - began[0] > 0.9

@@ -1,0 +1,70 @@
+"""Signals end a command or reload its tokens, whenever they come."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from ..support import Spawner
+
+# Signals come at each line of Python while it waits, and to their own handlers: SIGHUP until there
+# were a hundred, and then the one that ends it.
+CODE = """
+import signal, sys
+from monitor_plugin.concurrency.signals import Signals
+
+signals = Signals()
+left = 100
+
+def send(frame, event, argument):
+    global left
+    left -= 1
+    signal.raise_signal(signal.SIGHUP if left > 0 else getattr(signal, sys.argv[1]))
+    return send
+
+reloads = []
+sys.settrace(send)
+signals.wait(lambda: reloads.append(1))
+sys.settrace(None)
+print(len(reloads))
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_whenever_they_come(number: str, spawner: Spawner) -> None:
+    """Each SIGHUP is a reload, and the others end the wait, in the midst of that wait too."""
+    environment = {**os.environ, "COVERAGE_PROCESS_START": ""}
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)
+    process = spawner.python(CODE, number, stderr=subprocess.PIPE, env=environment)
+    assert process.communicate(timeout=60) == ("99\n", "")
+
+
+def test_before_it_waits(spawner: Spawner) -> None:
+    """Signals that come early are kept, and a thread may end the wait."""
+    code = (
+        "import signal, threading\nfrom monitor_plugin.concurrency.signals import Signals\n"
+        "s = Signals()\n"
+        "signal.raise_signal(signal.SIGHUP)\nthreading.Thread(target=s.end).start()\n"
+        "s.wait(lambda: print('read again'))"
+    )
+    process = spawner.python(code)
+    assert process.communicate(timeout=60)[0] == "read again\n"
+    assert process.returncode == 0
+
+
+def test_one_that_another_thread_gets(spawner: Spawner) -> None:
+    """It interrupts no call of the main thread, like one just before the wait; it ends that."""
+    code = (
+        "import signal, threading, time\nfrom monitor_plugin.concurrency.signals import Signals\n"
+        "s = Signals()\n"
+        "def send():\n"
+        "    while s._waker is None: pass\n"
+        "    time.sleep(0.1)\n"
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)\n"
+        "threading.Thread(target=send).start()\n"
+        "s.wait(lambda: None)"
+    )
+    process = spawner.python(code)
+    assert process.wait(timeout=60) == 0

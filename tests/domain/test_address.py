@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor_plugin.domain.address import FORMS, canonical_address, is_local
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        ("127.0.0.1:50051", "127.0.0.1:50051"),
+        ("localhost:50051", "127.0.0.1:50051"),
+        ("LocalHost.:50051", "127.0.0.1:50051"),
+        ("0.0.0.0:50051", "127.0.0.1:50051"),
+        ("dns:///localhost:50051", "127.0.0.1:50051"),
+        ("127.0.0.1:00080", "127.0.0.1:80"),
+        ("127.0.0.1:1", "127.0.0.1:1"),
+        ("127.0.0.1:65535", "127.0.0.1:65535"),
+        ("Model-1.Example.ORG:9", "model-1.example.org:9"),
+        ("dns:///gpu_1:9", "gpu_1:9"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("dns:///[::1]:50051", "[::1]:50051"),
+        ("[0:0:0:0:0:0:0:1]:50051", "[::1]:50051"),
+        ("[2001:DB8::A]:50051", "[2001:db8::a]:50051"),
+        ("grpcs://Model-1.example.org:443", "model-1.example.org:443"),
+        ("grpcs://localhost:443", "127.0.0.1:443"),
+        ("grpcs://[0::1]:443", "[::1]:443"),
+        ("dns.example:9", "dns.example:9"),
+        ("unix:/run/b.sock", "unix:/run/b.sock"),
+        ("unix:///run/b.sock", "unix:/run/b.sock"),
+        ("unix:/run/./x/../b.sock", "unix:/run/b.sock"),
+        ("unix:/run//b.sock", "unix:/run/b.sock"),
+        ("unix:" + "/" + "a" * 106, "unix:/" + "a" * 106),
+        ("unix-abstract:backend", "unix-abstract:backend"),
+        ("unix-abstract:" + "a" * 107, "unix-abstract:" + "a" * 107),
+    ],
+)
+def test_every_form_has_one_canonical_form(address: str, canonical: str) -> None:
+    """Each documented form is accepted, and its variants come out as one."""
+    assert canonical_address(address) == canonical
+
+
+def test_any_number_of_leading_slashes_is_one_socket() -> None:
+    """A socket's path is the same file however many slashes it begins with."""
+    spellings = ["unix:/s", "unix:///s", "unix:////s", "unix://///s"]
+    assert {canonical_address(each) for each in spellings} == {"unix:/s"}
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (None, "must be a string, not NoneType"),
+        (50051, "must be a string, not int"),
+        (b"127.0.0.1:1", "must be a string, not bytes"),
+        ("", "is no gRPC target"),
+        ("localhost", "is no gRPC target"),
+        (":50051", "is no gRPC target"),
+        ("http://localhost:50051", "is no gRPC target"),
+        ("dns://8.8.8.8/localhost:1", "is no gRPC target"),
+        ("GRPCS://localhost:1", "is no gRPC target"),
+        ("grpc://localhost:1", "is no gRPC target"),
+        ("grpcs://", "is no gRPC target"),
+        ("grpcs://localhost", "is no gRPC target"),
+        ("grpcs://grpcs://localhost:1", "is no gRPC target"),
+        ("grpcs://dns:///localhost:1", "is no gRPC target"),
+        ("dns:///grpcs://localhost:1", "is no gRPC target"),
+        ("grpcs://unix:/run/b.sock", "the port must be a number from 1 to 65535"),
+        ("grpcs://user@localhost:1", "is no host name or IPv4 address"),
+        ("grpcs://::1:443", "an IPv6 address stands in brackets"),
+        ("grpcs://localhost:0", "the port must be a number from 1 to 65535"),
+        ("grpcs://unix:1", "gRPC does not take 'unix' for a host's name"),
+        ("dns:///unix.:1", "gRPC does not take 'unix' for a host's name"),
+        ("grpcs://unix-abstract:1", "gRPC does not take 'unix-abstract' for a host's name"),
+        ("ipv4:80", "gRPC does not take 'ipv4' for a host's name"),
+        ("IPv6:80", "gRPC does not take 'ipv6' for a host's name"),
+        ("dns:80", "gRPC does not take 'dns' for a host's name"),
+        ("localhost:", "the port must be a number from 1 to 65535"),
+        ("localhost:0", "the port must be a number from 1 to 65535"),
+        ("localhost:65536", "the port must be a number from 1 to 65535"),
+        ("localhost:99999", "the port must be a number from 1 to 65535"),
+        ("localhost:-1", "the port must be a number from 1 to 65535"),
+        ("localhost:http", "the port must be a number from 1 to 65535"),
+        ("localhost:١٢", "the port must be a number from 1 to 65535"),
+        ("localhost:" + "9" * 5000, "the port must be a number from 1 to 65535"),
+        ("local host:1", "holds a space or a control character"),
+        ("localhost:1\n", "holds a space or a control character"),
+        ("unix:/run/\x00", "holds a space or a control character"),
+        ("unix:/run/\ud800", "holds a space or a control character"),
+        ("[::g]:1", "is no IPv6 address"),
+        ("[127.0.0.1]:1", "is no IPv6 address"),
+        ("::1:50051", "an IPv6 address stands in brackets"),
+        ("a..b:1", "is no host name or IPv4 address"),
+        ("-a:1", "is no host name or IPv4 address"),
+        ("bücher:1", "is no host name or IPv4 address"),
+        ("a" * 254 + ":1", "is no host name or IPv4 address"),
+        ("127.1:1", "is no IPv4 address"),
+        ("256.0.0.1:1", "is no IPv4 address"),
+        ("unix:", "the socket's path must be absolute"),
+        ("unix:run/b.sock", "the socket's path must be absolute"),
+        ("unix://run/b.sock", "the socket's path must be absolute"),
+        ("unix:/" + "a" * 107, "takes 1 to 107 bytes, not 108"),
+        ("unix:/" + "é" * 54, "takes 1 to 107 bytes, not 109"),
+        ("unix-abstract:", "takes 1 to 107 bytes, not 0"),
+        ("unix-abstract:" + "a" * 108, "takes 1 to 107 bytes, not 108"),
+    ],
+)
+def test_what_is_no_target_is_refused_with_what_is_wrong(address: object, said: str) -> None:
+    """The error says what is wrong with the address, and shows it."""
+    with pytest.raises(ValueError, match=r"\baddress\b") as caught:
+        canonical_address(address)
+    assert said in str(caught.value)
+
+
+def test_the_error_about_an_unknown_form_lists_the_forms() -> None:
+    """Who gave a form that is not known reads which are."""
+    with pytest.raises(ValueError, match="is no gRPC target") as caught:
+        canonical_address("nonsense")
+    assert FORMS in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_is_refused_or_becomes_a_fixed_point(text: str) -> None:
+    """No text raises anything but ValueError, and a canonical form is its own canonical form."""
+    for address in (text, f"{text}:1", f"[{text}]:1", f"unix:/{text}", f"unix-abstract:{text}"):
+        refuse_or_fix(address)
+
+
+_PARTS = st.sampled_from(
+    [
+        *("grpcs://", "dns:///", "dns:", "unix:", "unix:///", "unix-abstract:", "ipv4:", "http://"),
+        *(
+            "localhost",
+            "a.localhost",
+            "127.0.0.1",
+            "0.0.0.0",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::]",
+        ),
+        *("[fe80::1%eth0]", "[::1%", "gpu-1.example", "a" * 250, "unix", "dns", "/run/b.sock"),
+        *(
+            ":",
+            ":1",
+            ":00080",
+            ":65536",
+            ":-1",
+            ".",
+            "..",
+            "/",
+            "@",
+            "[",
+            "]",
+            "%",
+            "%25",
+            " ",
+            "\0",
+        ),
+    ]
+)
+
+
+@given(st.lists(_PARTS | st.text(max_size=3), max_size=6).map("".join))
+def test_any_mixture_of_forms_is_refused_or_becomes_a_fixed_point(address: str) -> None:
+    """What is put together from parts of addresses raises nothing but ValueError either."""
+    refuse_or_fix(address)
+
+
+def refuse_or_fix(address: str) -> None:
+    try:
+        canonical = canonical_address(address)
+    except ValueError:
+        return
+    assert canonical_address(canonical) == canonical
+    assert not canonical.startswith("grpcs://")
+    assert is_local(canonical) in (True, False)
+    if address.startswith("grpcs://"):  # the same backend, in the clear
+        assert canonical_address(address.removeprefix("grpcs://")) == canonical
+        assert not canonical.startswith("unix")
+
+
+@given(st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | st.lists(st.text()))
+def test_what_is_no_text_is_refused(address: object) -> None:
+    """A host that gives something else gets a ValueError, whatever it is."""
+    with pytest.raises(ValueError, match="must be a string"):
+        canonical_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("unix:/run/b.sock", "unix:///run/b.sock", "unix-abstract:b"),
+        *("localhost:1", "LOCALHOST:1", "dns:///localhost:1"),
+        *("127.0.0.1:1", "127.255.255.254:1", "dns:///127.1.2.3:1", "0.0.0.0:1"),
+        *("[::1]:1", "[0:0:0:0:0:0:0:1]:1", "dns:///[::1]:1", "[::]:1"),
+        *("[::ffff:127.0.0.1]:1", "[::ffff:7f00:2]:1"),
+    ],
+)
+def test_what_is_on_this_machine_is_local(address: str) -> None:
+    """Sockets, and every spelling of loopback and of what dials it."""
+    assert is_local(canonical_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("gpu1:1", "gpu-1.example.org:1", "dns:///gpu1:1", "unix.example:1", "gpu.localhost:1"),
+        *("localhost.example.org:1", "notlocalhost:1", "localhost-1:1", "127.0.0.1.example.org:1"),
+        *("0x7f000001:1", "128.0.0.1:1", "192.0.2.2:1", "10.0.0.1:1", "0.0.0.1:1", "169.254.0.1:1"),
+        *("[::2]:1", "[fe80::1]:1", "[fe80::1%eth0]:1", "[::1%gpu.example.org]:1"),
+        *("[::ffff:192.0.2.2]:1", "[::127.0.0.1]:1", "[64:ff9b::7f00:1]:1", "[2001:db8::1]:1"),
+    ],
+)
+def test_everything_else_is_not_local(address: str) -> None:
+    """A name is not resolved, and what merely looks like loopback is none."""
+    assert not is_local(canonical_address(address))
+
+
+@given(st.ip_addresses(v=6), st.integers(1, 65535))
+def test_every_spelling_of_an_ipv6_address_is_one(address: object, port: int) -> None:
+    """An IPv6 address, long or short, in capitals or not, comes out the same."""
+    short, long = str(address), address.exploded  # type: ignore[attr-defined]
+    forms = {canonical_address(f"[{each}]:{port}") for each in (short, long, long.upper())}
+    assert forms == {f"[{short}]:{port}"}
+
+
+@given(st.text(alphabet="/.ab", max_size=20))
+def test_a_canonical_socket_path_is_absolute_and_simple(path: str) -> None:
+    """A canonical socket path has one leading slash, and no part that is `.`, `..` or empty."""
+    canonical = canonical_address("unix:///" + path)
+    assert canonical.startswith("unix:/")
+    rest = canonical.removeprefix("unix:/")
+    assert rest == "" or not {"", ".", ".."} & set(rest.split("/"))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from monitor_plugin import BackendExit
+from monitor_plugin.domain.exits import describe_exit, make_exit
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "stopped", "oom_kill_seen", "expected"),
+    [
+        (0, False, False, BackendExit("exited", 0, None, False, 5.0)),
+        (3, False, False, BackendExit("exited", 3, None, False, 5.0)),
+        (3, False, True, BackendExit("exited", 3, None, False, 5.0)),
+        (-15, False, False, BackendExit("killed", None, 15, None, 5.0)),
+        (-15, False, True, BackendExit("killed", None, 15, None, 5.0)),
+        (-9, False, False, BackendExit("killed", None, 9, None, 5.0)),
+        (-9, False, True, BackendExit("oom", None, 9, True, 5.0)),
+        (None, False, False, BackendExit("unknown", None, None, None, 5.0)),
+        (None, False, True, BackendExit("unknown", None, None, None, 5.0)),
+        (0, True, False, BackendExit("shutdown", 0, None, None, 5.0)),
+        (-15, True, False, BackendExit("shutdown", None, 15, None, 5.0)),
+        (-9, True, True, BackendExit("shutdown", None, 9, None, 5.0)),
+        (None, True, False, BackendExit("shutdown", None, None, None, 5.0)),
+    ],
+)
+def test_an_end_has_one_cause(
+    exit_code: int | None, stopped: bool, oom_kill_seen: bool, expected: BackendExit
+) -> None:
+    """A shutdown explains any end, the kernel's want of memory a SIGKILL, else the code does."""
+    assert make_exit(exit_code, stopped, oom_kill_seen, 5.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("exit", "words"),
+    [
+        (make_exit(-9, False, False, 100.0), "was killed by SIGKILL 4 s ago"),
+        (make_exit(-signal.SIGSEGV, False, False, 100.0), "was killed by SIGSEGV 4 s ago"),
+        (make_exit(-50, False, False, 100.0), "was killed by signal 50 4 s ago"),
+        (make_exit(-9, False, True, 100.0), "was killed by the kernel for want of memory 4 s ago"),
+        (make_exit(0, False, False, 100.0), "exited with code 0 4 s ago"),
+        (make_exit(3, False, False, 100.0), "exited with code 3 4 s ago"),
+        (make_exit(-15, True, False, 100.0), "was stopped by a shutdown 4 s ago"),
+        (make_exit(None, False, False, 100.0), "ended 4 s ago"),
+    ],
+)
+def test_an_end_is_described_in_words(exit: BackendExit, words: str) -> None:
+    """The words say how it ended, with the signal's name, and how long ago."""
+    assert describe_exit(exit, now=104.2) == words
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_age() -> None:
+    """An end that lies in the future, by a changed clock, was 0 s ago."""
+    assert describe_exit(make_exit(1, False, False, 100.0), now=50.0) == (
+        "exited with code 1 0 s ago"
+    )

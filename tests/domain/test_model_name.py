@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor_plugin import InvalidRequest
+from monitor_plugin.domain.model_name import (
+    MAX_NAME_BYTES,
+    fault_in_model_name,
+    validate_model_name,
+)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "llama",
+        "org/model:7b q4",
+        "模型",
+        "модель",
+        "🦙",
+        " ",
+        "..",
+        "a'b\"c\\",
+        "a" * 255,
+        "é" * 127,
+    ],
+)
+def test_free_text_is_a_name(model: str) -> None:
+    """Slashes, spaces, colons and any script are fine, up to 255 bytes of UTF-8."""
+    assert fault_in_model_name(model) is None
+    assert validate_model_name(model) == model
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        (None, "the model's name must be a string, not NoneType"),
+        (7, "the model's name must be a string, not int"),
+        (b"llama", "the model's name must be a string, not bytes"),
+        (["llama"], "the model's name must be a string, not list"),
+        ("", "the model's name is empty"),
+        ("\ud800", "the model's name is not valid Unicode (it holds a lone surrogate)"),
+        ("a" * 256, "the model's name takes 256 bytes of UTF-8; at most 255 are allowed"),
+        ("é" * 128, "the model's name takes 256 bytes of UTF-8; at most 255 are allowed"),
+        ("a\nb", "the model's name 'a\\nb' holds a control character"),
+        ("a\x00", "the model's name 'a\\x00' holds a control character"),
+        ("\x7f", "the model's name '\\x7f' holds a control character"),
+        ("\x85", "the model's name '\\x85' holds a control character"),
+    ],
+)
+def test_what_cannot_be_a_name_is_refused_with_what_is_wrong(model: object, fault: str) -> None:
+    """The fault is said, and raised as InvalidRequest by the checking form."""
+    assert fault_in_model_name(model) == fault
+    with pytest.raises(InvalidRequest) as caught:
+        validate_model_name(model)
+    assert str(caught.value) == fault
+
+
+@given(st.text(alphabet=st.characters(), max_size=300))
+def test_a_name_is_valid_exactly_by_the_rules(model: str) -> None:
+    """A text is a name if it is not empty, is Unicode, fits, and holds no control character."""
+    categories = {unicodedata.category(character) for character in model}
+    size = len(model.encode(errors="surrogatepass"))
+    valid = 0 < size <= MAX_NAME_BYTES and not categories & {"Cc", "Cs"}
+    assert (fault_in_model_name(model) is None) == valid

@@ -1,0 +1,216 @@
+"""A bounded queue of messages: tried again, lost oldest first, and closed in time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from monitor_plugin.hook_support import delivery as send_queue
+from monitor_plugin.hook_support.delivery import NotSent, SendQueue
+
+from ..support import eventually
+
+_logger = logging.getLogger("a hook")
+
+
+class Receiver:
+    """Takes messages; raises what `faults` holds first, and waits while it is not `open`."""
+
+    def __init__(self) -> None:
+        self.tried: list[int] = []
+        self.sent: list[int] = []
+        self.faults: list[Exception] = []
+        self.open = threading.Event()
+        self.open.set()
+
+    def send(self, message: int) -> None:
+        self.tried.append(message)
+        self.open.wait()
+        if self.faults:
+            raise self.faults.pop(0)
+        self.sent.append(message)
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver()
+
+
+@pytest.fixture
+def make_queue(receiver: Receiver) -> Iterator[Callable[..., SendQueue[int]]]:
+    """Makes queues to the receiver, and closes them after the test."""
+    queues: list[SendQueue[int]] = []
+
+    def make(**options: Any) -> SendQueue[int]:
+        given = {"size": 1000, "attempts": 3, "pause_seconds": 0.01, **options}
+        queue = SendQueue(
+            receiver.send, "the receiver", _logger, interrupt=receiver.open.set, **given
+        )
+        queues.append(queue)
+        return queue
+
+    yield make
+    receiver.open.set()
+    for queue in queues:
+        queue.close()
+
+
+def text(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "a hook"]
+
+
+def test_messages_are_sent_in_order(
+    make_queue: Callable[..., SendQueue[int]],
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was put before the start too, and nothing is logged of it."""
+    queue = make_queue()
+    queue.put(1)
+    queue.start()
+    for message in (2, 3):
+        queue.put(message)
+    eventually(lambda: receiver.sent == [1, 2, 3])
+    assert text(caplog) == []
+
+
+def test_what_fails_is_tried_again(
+    make_queue: Callable[..., SendQueue[int]],
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next message waits for it; the log says once that it failed, and once that it is over."""
+    receiver.faults = [NotSent("busy"), NotSent("busy")]
+    queue = make_queue()
+    queue.start()
+    queue.put(1)
+    queue.put(2)
+    eventually(lambda: receiver.sent == [1, 2])
+    assert receiver.tried == [1, 1, 1, 2]
+    eventually(lambda: len(text(caplog)) == 2)
+    assert text(caplog) == [
+        "the receiver: an event could not be sent: busy",
+        "the receiver: events are sent again, and none waits; 0 were lost",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("faults", "tries"),
+    [([NotSent("no", again=False)], 1), ([NotSent("no")] * 3, 3), ([OverflowError("no")] * 3, 3)],
+    ids=["that is final", "that lasts", "that nobody foresaw"],
+)
+def test_a_message_is_given_up(
+    faults: list[Exception],
+    tries: int,
+    make_queue: Callable[..., SendQueue[int]],
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After a fault that is final, or as many tries as are allowed; the next one is sent."""
+    receiver.faults = list(faults)
+    queue = make_queue()
+    queue.start()
+    queue.put(1)
+    queue.put(2)
+    eventually(lambda: receiver.sent == [2])
+    assert receiver.tried == [1] * tries + [2]
+    eventually(lambda: len(text(caplog)) == 3)
+    assert text(caplog)[2].endswith("; 1 were lost")
+
+
+def test_pauses_grow_and_are_as_long_as_the_receiver_wants(
+    make_queue: Callable[..., SendQueue[int]],
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pause doubles after each try, and is no shorter than it is told."""
+    queue = make_queue(attempts=5, pause_seconds=1.0)
+    pauses: list[float] = []
+    monkeypatch.setattr(queue._closed, "wait", pauses.append)
+    receiver.faults = [NotSent("no"), NotSent("no", after_seconds=30), NotSent("no"), NotSent("")]
+    queue.start()
+    queue.put(1)
+    eventually(lambda: receiver.sent == [1])
+    assert pauses == [1, 30, 4, 8]
+
+
+def test_a_full_queue_loses_its_oldest(
+    make_queue: Callable[..., SendQueue[int]],
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody waits for room; what is lost is counted, and the log says so at its begin and end."""
+    receiver.open.clear()
+    queue = make_queue(size=3)
+    queue.start()
+    queue.put(0)
+    eventually(lambda: receiver.tried == [0])
+    for message in range(1, 11):
+        queue.put(message)
+    receiver.open.set()
+    eventually(lambda: receiver.sent == [0, 8, 9, 10])
+    eventually(lambda: len(text(caplog)) == 2)
+    assert "the queue is full, with 3" in text(caplog)[0]
+    assert text(caplog)[1].endswith("; 7 were lost")
+
+
+def test_losses_are_summed_up_once_nothing_waits(
+    make_queue: Callable[..., SendQueue[int]], receiver: Receiver
+) -> None:
+    """And not after each message, where they come faster than they go."""
+    sent_by_then = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().endswith("were lost"):
+                sent_by_then.append([*receiver.sent])
+
+    handler = Notes()
+    _logger.addHandler(handler)
+    try:
+        queue = make_queue(size=3)
+        for message in range(5):
+            queue.put(message)
+        queue.start()
+        eventually(lambda: sent_by_then)
+    finally:
+        _logger.removeHandler(handler)
+    assert sent_by_then == [[2, 3, 4]]
+
+
+def test_closing_sends_what_waits(
+    make_queue: Callable[..., SendQueue[int]], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each, without a pause in between."""
+    monkeypatch.setattr(send_queue, "_CLOSE_SECONDS", 30.0)
+    receiver.faults = [NotSent("busy")]
+    queue = make_queue(pause_seconds=1000)
+    queue.start()
+    for message in (1, 2, 3):
+        queue.put(message)
+    eventually(lambda: receiver.tried == [1])
+    queue.close()
+    assert receiver.sent == [2, 3]
+
+
+def test_closing_ends_a_send_that_hangs(
+    make_queue: Callable[..., SendQueue[int]],
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The thread ends, and the log says what was lost."""
+    receiver.open.clear()
+    receiver.faults = [NotSent("interrupted")]
+    queue = make_queue()
+    queue.start()
+    for message in (1, 2, 3):
+        queue.put(message)
+    eventually(lambda: receiver.tried == [1])
+    queue.close()
+    eventually(lambda: not queue._thread.is_alive())
+    assert receiver.sent == []
+    assert any("the receiver: closed; " in line for line in text(caplog))

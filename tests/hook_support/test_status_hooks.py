@@ -1,0 +1,168 @@
+"""Asking by another protocol: what does not depend on which one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from monitor_plugin import Backend, Monitor, State, Status, hookimpl
+from monitor_plugin.hook_support import status_hooks
+from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
+
+from ..support import Spawner, eventually
+
+READY = BoolValue(value=True).SerializeToString()
+
+
+class Server:
+    """A gRPC server at several addresses, which answers a call with what it is told."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.answer: bytes = READY
+        self.tokens: list[str] = []  # of the calls
+        self.gate = threading.Event()
+        self.gate.set()
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        handler = grpc.unary_unary_rpc_method_handler(self._ready)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("a.Service", {"Ready": handler}),)
+        )
+        self.ports = [self._server.add_insecure_port("127.0.0.1:0") for _ in range(3)]
+        for address in addresses:
+            self._server.add_insecure_port(address)
+        self._server.start()
+
+    def _ready(self, request: bytes, context: grpc.ServicerContext) -> bytes:
+        metadata = {key: str(value) for key, value in context.invocation_metadata()}
+        self.tokens.append(metadata.get("authorization", ""))
+        self.gate.wait(60)
+        return self.answer
+
+    def connections(self) -> int:
+        """Count the clients' ends of the connections to it."""
+        return sum(
+            bool(each.pid == os.getpid() and each.raddr and each.raddr.port in self.ports)
+            for each in psutil.net_connections("tcp")
+        )
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def ask(backend: Backend, call: Call) -> Status | None:
+    ready = BoolValue.FromString(call("/a.Service/Ready", b"")).value
+    return Status(State.READY) if ready else None
+
+
+@pytest.fixture
+def watch(
+    server: Server, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> Callable[..., Monitor]:
+    """Starts a monitor that asks by the hooks, and watches backends at the server's ports."""
+
+    def watch(*plugins: object, backends: int = 1, models: str = "*") -> Monitor:
+        patient = {"hook_timeout_seconds": 60, "status_timeout_seconds": 60}
+        hooks = [StatusHooks(ask, models), *plugins]
+        monitor = make_monitor(hooks, sweep_interval_seconds=0, **patient)
+        for number, port in enumerate(server.ports[:backends]):
+            monitor.hook.monitor_backend_spawned(
+                model=f"m{number}", pid=spawner.sleeper().pid, address=f"127.0.0.1:{port}"
+            )
+        return monitor
+
+    return watch
+
+
+def test_nonsense_is_no_answer(
+    server: Server, watch: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is no message falls back to Status, and so does what says nothing."""
+    monitor = watch()
+    for answer, source in ((b"\xff\xff", "psutil"), (b"", "psutil"), (READY, "hook")):
+        server.answer = answer
+        assert monitor.read("m0").source == source
+    assert [each for each in caplog.records if each.levelname != "INFO"] == []
+
+
+def test_those_who_ask_at_the_same_time_share_an_answer(
+    server: Server, watch: Callable[..., Monitor]
+) -> None:
+    """Who comes while a backend is asked gets that answer; only a late one asks again."""
+    asking: list[Backend] = []
+
+    class CalledBefore:
+        @hookimpl
+        def monitor_query_status(self, backend: Backend) -> None:
+            asking.append(backend)
+
+    monitor = watch(CalledBefore())
+    server.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        query = monitor.plugin_manager.hook.monitor_query_status
+        (backend,) = monitor.backends()
+        asked = [pool.submit(query, backend=backend, timeout_seconds=60.0) for _ in range(8)]
+        eventually(lambda: len(asking) == 8)
+        server.gate.set()
+        assert [each.result() for each in asked] == [[Status(State.READY)]] * 8
+    assert len(server.tokens) <= 4
+
+
+def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., Monitor]) -> None:
+    """What hooks give for the monitor's own calls to a backend is sent with these, too."""
+
+    class Token:
+        @hookimpl
+        def monitor_call_metadata(self, backend: Backend) -> dict[str, str]:
+            return {"authorization": f"Bearer of {backend.model}"}
+
+    assert watch(Token()).read("m0").source == "hook"
+    assert server.tokens == ["Bearer of m0"]
+
+
+def test_other_models_are_not_asked(watch: Callable[..., Monitor]) -> None:
+    """The pattern is of models' names, as a shell would have it."""
+    monitor = watch(backends=3, models="m[02]")
+    sources = [monitor.read(f"m{number}").source for number in range(3)]
+    assert sources == ["hook", "psutil", "hook"]
+
+
+def test_channels_make_room_for_others(
+    server: Server, watch: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most so many are open as there are descriptors for; each backend is asked all the same."""
+    monkeypatch.setattr(status_hooks, "most_channels", lambda: 2)
+    monitor = watch(backends=3)
+    for _ in range(2):
+        assert [monitor.read(f"m{number}").source for number in range(3)] == ["hook"] * 3
+        eventually(lambda: server.connections() == 2)
+
+
+def test_one_that_was_asked_too_early_answers_once_it_serves(
+    watch: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
+) -> None:
+    """A channel that reached nobody is given up, with the backoff that it is in."""
+    monitor = watch(backends=0)
+    monitor.hook.monitor_backend_spawned(
+        model="late", pid=spawner.sleeper().pid, address=f"unix:{tmp_path}/s"
+    )
+    assert [monitor.read("late").source for _ in range(3)] == ["psutil"] * 3
+    server = Server(f"unix:{tmp_path}/s")
+    try:
+        assert monitor.read("late").source == "hook"
+    finally:
+        server.stop()

@@ -1,0 +1,95 @@
+"""What is asked of circus, and what is made of its answers, that a real circus gives too rarely."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from monitor_plugin.hosts.circus.watchers import CircusFailed, Watchers
+from monitor_plugin.hosts.discovery import Program
+
+BUSY = {"status": "error", "reason": "arbiter is already running watcher_stop command", "errno": 5}
+NOT_FOUND = {"status": "error", "reason": "program x not found", "errno": 3}
+OK = {"status": "ok"}
+ACTIVE = {"status": "active"}
+STOPPING = {"status": "stopping"}
+STOPPED = {"status": "stopped"}
+
+
+class Circus:
+    """Answers each command by its list, whose last answer stays; None is no answer."""
+
+    def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, seconds: float, command: str, **properties: Any) -> dict[str, Any]:
+        self.asked.append((command, properties))
+        left = self.answers[command]
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if answer is None:
+            raise CircusFailed("no answer")
+        return answer
+
+
+def test_a_stop_waits_until_circus_is_done() -> None:
+    """It is asked for once, and by a name that is no pattern."""
+    circus = Circus(stop=[OK], status=[STOPPING, STOPPING, STOPPED])
+    assert Watchers(circus).stop("x", 30)
+    assert [each for each in circus.asked if each[0] == "stop"] == [
+        ("stop", {"name": "x", "match": "simple"})
+    ]
+
+
+def test_a_busy_circus_is_asked_again() -> None:
+    """That the watcher is stopped does not count before circus took the word: it may restart it."""
+    circus = Circus(stop=[BUSY, BUSY, OK], status=[STOPPED])
+    assert Watchers(circus).stop("x", 30)
+    assert [each[0] for each in circus.asked].count("stop") == 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ({"stop": [OK], "status": [STOPPING]}, False),
+        ({"stop": [BUSY], "status": [STOPPING]}, False),
+        ({"stop": [NOT_FOUND], "status": [OK]}, True),
+        ({"stop": [OK], "status": [STOPPING, NOT_FOUND]}, True),
+        ({"stop": [OK], "status": [NOT_FOUND]}, True),
+        ({"stop": [OK], "status": [ACTIVE, None]}, False),
+        ({"stop": [OK], "status": [ACTIVE, None, STOPPED]}, True),
+        ({"stop": [None, OK], "status": [None, ACTIVE, ACTIVE, STOPPED]}, True),
+        ({"stop": [BUSY], "status": [ACTIVE]}, "arbiter is already running watcher_stop command"),
+        ({"stop": [OK], "status": [ACTIVE]}, "circus took the stop, and yet the watcher is active"),
+        ({"stop": [None], "status": [None]}, "no answer"),
+        ({"stop": [None], "status": [ACTIVE]}, "no answer"),
+        ({"stop": [{"status": "error", "reason": "odd", "errno": 5}], "status": [OK]}, "odd"),
+    ],
+)
+def test_a_stop_ends_in_its_time(
+    answers: dict[str, list[dict[str, Any] | None]], outcome: bool | str
+) -> None:
+    """It says that circus is at it, that the watcher is gone, or why it was not stopped."""
+    watchers = Watchers(Circus(**answers))
+    if isinstance(outcome, str):
+        with pytest.raises(CircusFailed, match=outcome):
+            watchers.stop("x", 0.3)
+    else:
+        assert watchers.stop("x", 0.3) is outcome
+
+
+def test_closing_ends_a_wait() -> None:
+    """The monitor that closes does not wait for circus."""
+    watchers = Watchers(Circus(stop=[OK], status=[STOPPING]))
+    watchers.closing.set()
+    assert not watchers.stop("x", 1000)
+
+
+def test_the_processes_of_all_watchers_are_listed() -> None:
+    """One that was removed meanwhile is left out; two names that circus takes for one are one."""
+    statuses = {"gone": "active", "A": "active", "a": "active", "stopped": "stopped"}
+    answers: list[dict[str, Any] | None] = [NOT_FOUND, {"pids": [4, 5]}, {"pids": []}]
+    circus = Circus(status=[{"statuses": statuses}], list=answers)
+    assert Watchers(circus).programs() == [Program("a", "a", 4), Program("a", "a", 5)]
+    assert {command for command, _ in circus.asked} == {"status", "list"}

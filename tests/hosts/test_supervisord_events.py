@@ -1,0 +1,103 @@
+"""The event protocol, spoken by hand to the listener in its own process."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin.hosts.supervisord.events import EventProtocol
+
+from ..support import Spawner
+
+COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
+HEADER = "ver:3.0 server:s serial:1 pool:m poolserial:1 eventname:PROCESS_STATE_RUNNING len:"
+
+
+def test_events_are_acknowledged_before_all_else() -> None:
+    """READY, an event of so many bytes, RESULT, a hint; until the input ends."""
+    payload = "processname:läma groupname:x"
+    size = len(payload.encode())
+    events = io.TextIOWrapper(
+        io.BytesIO(f"{HEADER}{size}\n{payload}{HEADER}0\n".encode()),
+        encoding="latin-1",
+        newline="\n",
+    )
+    answers = io.StringIO()
+    at_hints: list[str] = []
+    EventProtocol(events, answers).run(lambda: at_hints.append(answers.getvalue()))
+    assert at_hints == ["READY\nRESULT 2\nOK", "READY\nRESULT 2\nOKREADY\nRESULT 2\nOK"]
+    assert answers.getvalue().endswith("OKREADY\n")
+
+
+def listener(spawner: Spawner, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
+    """A listener of a supervisord that is away, once it waits for events."""
+    url = f"unix://{tmp_path}/none"
+    process = spawner.process(
+        *(COMMAND, "supervisord", "--server-url", url, "--listen", "127.0.0.1:0"),
+        *("--hook-timeout-seconds", "30", *flags),  # or a busy machine has one told of
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "READY\n"
+    assert process.stderr
+    assert "cannot be asked" in process.stderr.readline()
+    return process
+
+
+def test_the_listener_ends_with_its_input(spawner: Spawner, tmp_path: Path) -> None:
+    """It answers events though supervisord does not answer it, and ends when the input ends."""
+    process = listener(spawner, tmp_path)
+    output, errors = process.communicate(f"{HEADER}3\nabc", timeout=60)
+    assert (process.returncode, output) == (0, "RESULT 2\nOKREADY\n")
+    assert errors == ""  # what cannot be asked is said once
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_listener(number: int, spawner: Spawner, tmp_path: Path) -> None:
+    """SIGTERM and SIGINT end it with exit code 0, SIGHUP does not, and reads the tokens again."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("admin:ops:4dmin")
+    process = listener(spawner, tmp_path, "--token-file", str(tokens))
+    assert process.stderr
+    tokens.write_text("nonsense")
+    process.send_signal(signal.SIGHUP)
+    assert "tokens cannot be used" in process.stderr.readline()
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+
+
+def test_the_listener_ends_when_nobody_reads(spawner: Spawner, tmp_path: Path) -> None:
+    """A closed pipe, as a supervisord that was killed leaves it, is an end and no error."""
+    process = listener(spawner, tmp_path)
+    assert process.stdin
+    assert process.stdout
+    process.stdout.close()
+    os.write(process.stdin.fileno(), f"{HEADER}0\n".encode())
+    assert process.wait(60) == 0
+    assert process.stderr
+    assert process.stderr.read() == ""
+
+
+def test_without_the_extra(spawner: Spawner) -> None:
+    """Where supervisor is not installed, one line says how to install it."""
+    code = "import sys; sys.modules['supervisor'] = None; from monitor_plugin.cli import main; "
+    process = spawner.python(code + "sys.exit(main(['supervisord']))", stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.count("\n")) == (1, "", 1)
+    assert errors.endswith(": pip install monitor-plugin[supervisord]\n")
+
+
+def test_bad_flags(spawner: Spawner) -> None:
+    """A rule that is none is said in one line, and nothing goes to the protocol."""
+    process = spawner.process(COMMAND, "supervisord", "--backend", "x", stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (1, "")
+    assert errors == "monitor-plugin: 'x' is not NAME=MODEL@ADDRESS or NAME=MODEL\n"

@@ -1,0 +1,289 @@
+"""Isolation by itself: turns, budgets, threads and figures, with implementations that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from monitor_plugin import hookimpl
+from monitor_plugin.concurrency import thread_pool as workers
+from monitor_plugin.concurrency.thread_pool import MOST_IDLE
+from monitor_plugin.plugins.executor import HookCall, HookExecutor
+from monitor_plugin.plugins.hook_run import HookOverran, WrongType
+from monitor_plugin.plugins.manager import PluginManager
+
+from ..support import eventually
+
+HOOK = "monitor_closing"
+
+
+class Plugin:
+    """Implements a hook without arguments by a function."""
+
+    def __init__(self, behave: Callable[[], Any]) -> None:
+        self.behave = behave
+        self.threads: list[threading.Thread] = []
+
+    @hookimpl
+    def monitor_closing(self) -> Any:
+        self.threads.append(threading.current_thread())
+        return self.behave()
+
+
+class Rig:
+    """An isolation and the plugins that it calls, the first one first."""
+
+    def __init__(self) -> None:
+        self.manager = PluginManager()
+        self.executor = HookExecutor([self.manager])
+        self.plugins: list[Plugin] = []
+
+    def add(self, *behave: Callable[[], Any]) -> list[Plugin]:
+        plugins = [Plugin(each) for each in behave]
+        for number, plugin in reversed([*enumerate(plugins)]):
+            self.manager.register(plugin, f"p{number}")
+        self.plugins = plugins
+        return plugins
+
+    def call(self, seconds: float | None = 10.0, **options: Any) -> list[tuple[str, object]]:
+        outcomes = self.executor.call(
+            HOOK, seconds, {}, options.pop("check", lambda value: value), **options
+        )
+        return [(name, value if error is None else type(error)) for name, value, error in outcomes]
+
+    def figures(self, place: int) -> tuple[int, int, int]:
+        _, each = self.executor.figures(HOOK)[place]
+        return each.calls, each.errors, each.overruns
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    """An isolation, closed after the test."""
+    rig = Rig()
+    yield rig
+    rig.executor.close()
+
+
+def give(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+def fail(error: BaseException) -> Callable[[], object]:
+    def behave() -> None:
+        raise error
+
+    return behave
+
+
+def test_one_thread_calls_all_of_them(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, and again at the next call, and it is none of the caller's; it ends at the close."""
+    monkeypatch.setattr(workers, "_IDLE_SECONDS", 60.0)
+    plugins = rig.add(*[give(None)] * 50)
+    for _ in range(3):
+        assert rig.call() == []
+    threads = {thread for plugin in plugins for thread in plugin.threads}
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+    assert [len(plugin.threads) for plugin in plugins] == [3] * 50
+    rig.executor.close()
+    assert not threads.pop().is_alive()
+    assert rig.call() == []
+    eventually(lambda: not plugins[0].threads[-1].is_alive())
+
+
+def test_a_bounded_number_of_threads_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many calls at once as there are have a thread each; few of those stay."""
+    monkeypatch.setattr(workers, "_IDLE_SECONDS", 60.0)
+    barrier = threading.Barrier(MOST_IDLE + 5)
+    (plugin,) = rig.add(barrier.wait)
+    callers = [threading.Thread(target=rig.call) for _ in range(MOST_IDLE + 5)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(30)
+    assert len(set(plugin.threads)) == MOST_IDLE + 5
+    eventually(lambda: sum(each.is_alive() for each in plugin.threads) == MOST_IDLE)
+    rig.executor.close()
+    assert not any(each.is_alive() for each in plugin.threads)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError(), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()]
+)
+def test_whatever_is_raised_ends_one_turn(rig: Rig, error: BaseException) -> None:
+    """The others have theirs, in their order, and the thread stays."""
+    plugins = rig.add(give(1), fail(error), give(3))
+    for _ in range(2):
+        assert rig.call() == [("p0", 1), ("p1", type(error)), ("p2", 3)]
+    assert {*plugins[0].threads} == {*plugins[2].threads}
+    assert [rig.figures(place) for place in range(3)] == [(2, 0, 0), (2, 2, 0), (2, 0, 0)]
+
+
+def test_without_a_bound_they_run_on_the_calling_thread(rig: Rig) -> None:
+    """There a Ctrl-C is the caller's."""
+    plugins = rig.add(give(1), fail(SystemExit()), fail(asyncio.CancelledError()), give(3))
+    outcomes = [("p0", 1), ("p1", SystemExit), ("p2", asyncio.CancelledError), ("p3", 3)]
+    assert rig.call(None) == outcomes
+    assert plugins[3].threads == [threading.current_thread()]
+    rig.manager.register(Plugin(fail(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        rig.call(None)
+
+
+def test_each_that_overruns_costs_its_time_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """Others have one turn each, whoever is slow; a slow one has its next when it has come back."""
+    go = threading.Event()
+    wait: Callable[[], object] = lambda: go.wait(60) and None  # noqa: E731
+    plugins = rig.add(give(0), wait, give(2), wait, wait, give(5))
+    overran = [(name, HookOverran) for name in ("p1", "p3", "p4")]
+    expected = sorted([("p0", 0), ("p2", 2), ("p5", 5), *overran])
+    assert rig.call(0.05) == expected
+    assert caplog.text.count("is not back within 0.05 s") == 3
+    assert rig.call(0.05) == expected
+    assert [len(plugin.threads) for plugin in plugins] == [2, 1, 2, 1, 1, 2]
+    assert caplog.text.count("is not back within 0.05 s") == 3
+    assert [rig.figures(place) for place in (0, 1, 3)] == [(2, 0, 0), (1, 0, 1), (1, 0, 1)]
+    before = [each.seconds_total for _, each in rig.executor.figures(HOOK)]
+    assert before[1] >= 0.05
+    go.set()
+    eventually(lambda: not any(each.away for each in rig.executor.implementations(HOOK)))
+    assert rig.call() == [("p0", 0), ("p2", 2), ("p5", 5)]
+    _, slow = rig.executor.figures(HOOK)[1]
+    assert slow.seconds_total >= slow.seconds_max > before[1]
+    assert (slow.calls, slow.errors, slow.overruns) == (2, 0, 1)
+
+
+def test_what_comes_late_is_dropped(rig: Rig) -> None:
+    """An answer after its time changes nothing, but is counted if it was an error."""
+    go = threading.Event()
+
+    def late() -> None:
+        go.wait(60)
+        raise KeyError
+
+    rig.add(late, give(1))
+    outcomes = rig.call(0.05)
+    go.set()
+    eventually(lambda: rig.figures(0) == (1, 1, 1))
+    assert outcomes == [("p0", HookOverran), ("p1", 1)]
+
+
+def test_those_after_the_end_are_not_called(rig: Rig) -> None:
+    """Whether a value ends it, or that one is late, or still is."""
+    go = threading.Event()
+    plugins = rig.add(give(None), lambda: go.wait(60) and None, give(2), give(3))
+
+    def has_value(outcome: Any) -> bool:
+        return outcome.value is not None
+
+    def is_late(outcome: Any) -> bool:
+        return outcome.error is not None
+
+    assert rig.call(0.05, ends=has_value) == [("p1", HookOverran), ("p2", 2)]
+    assert plugins[3].threads == []
+    assert rig.call(0.05, ends=is_late) == [("p1", HookOverran)]
+    go.set()
+    eventually(lambda: rig.call(0.05, ends=is_late) != [("p1", HookOverran)])
+    assert rig.call(0.05, ends=has_value) == [("p2", 2)]
+    assert len(plugins[3].threads) == 1  # of the call that had no end
+
+
+def test_an_answer_is_checked_within_its_time(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """What is wrong is an error, logged by its type; looking at it may take too long as well."""
+    go = threading.Event()
+
+    def check(value: Any) -> Any:
+        if value == "slow":
+            go.wait(60)
+        if not isinstance(value, int):
+            raise WrongType(value, "a number")
+        return None if value == 0 else value
+
+    async def coroutine() -> None:
+        pass
+
+    rig.add(give("slow"), give("s3cret"), give(0), give(1), coroutine)
+    outcomes = rig.call(0.05, check=check)
+    go.set()
+    wrong = [("p1", WrongType), ("p3", 1), ("p4", WrongType)]
+    assert outcomes == [("p0", HookOverran), *wrong]
+    assert (
+        "plugin 'p1': hook monitor_closing returned str, and should return a number" in caplog.text
+    )
+    assert "s3cret" not in caplog.text
+    assert rig.figures(1) == (1, 1, 0)
+
+
+def test_plugins_come_and_go_in_flight(rig: Rig) -> None:
+    """One that leaves while it is called, or that brings another, breaks nothing; figures stay."""
+    plugins = rig.add(give(0), lambda: rig.manager.unregister(plugins[1]) and None, give(2))
+    assert rig.call() == [("p0", 0), ("p2", 2)]
+    assert rig.call() == [("p0", 0), ("p2", 2)]
+    assert [rig.figures(place) for place in range(2)] == [(2, 0, 0), (2, 0, 0)]
+    rig.manager.register(Plugin(lambda: rig.add(give(7)) and None), "brings")
+    rig.manager.unregister(name="p0")
+    assert rig.call() == [("p2", 2)]
+    assert rig.call()[0] == ("p0", 7)
+
+
+def test_a_hook_may_call_hooks(rig: Rig) -> None:
+    """From its own thread, while that one is at work; each knows that it is on a hook's thread."""
+    depth = [0]
+
+    def again() -> object:
+        depth[0] += 1
+        if depth[0] < 5:
+            return [rig.executor.on_hook_thread(), *rig.call()]
+        return None
+
+    rig.add(again)
+    assert rig.call() == [("p0", [True, ("p0", [True, ("p0", [True, ("p0", [True])])])])]
+    assert not rig.executor.on_hook_thread()
+
+
+def test_what_is_begun_goes_on_meanwhile(rig: Rig) -> None:
+    """The outcomes are those of a call, whenever they are asked for."""
+    (plugin,) = rig.add(give(1))
+    (outcomes,) = rig.executor.begin(HookCall(HOOK, 0.05, {}, lambda value: value))
+    eventually(lambda: plugin.threads)
+    assert [outcome.value for outcome in outcomes()] == [1]
+    assert sys.getrefcount(plugin) < 20
+
+
+def test_one_that_overruns_may_end_it(rig: Rig) -> None:
+    """Those after it are not called, where that is the end; nothing it says later counts."""
+    go = threading.Event()
+    plugins = rig.add(lambda: go.wait(60) and None, give(1))
+    assert rig.call(0.05, ends=lambda outcome: outcome.error is not None) == [("p0", HookOverran)]
+    go.set()
+    eventually(lambda: not rig.executor.implementations(HOOK)[0].away)
+    assert plugins[1].threads == []
+
+
+def test_one_outcome_is_given_of_each(rig: Rig) -> None:
+    """Whoever is given up at the moment at which it answers has overrun, and nothing else."""
+    go = threading.Event()
+    rig.add(give(1))
+    outcomes = rig.call(0.05, ends=lambda outcome: outcome.value is not None and go.wait(60))
+    go.set()
+    assert outcomes == [("p0", HookOverran)]
+
+
+def test_many_calls_are_added_up(rig: Rig) -> None:
+    """Calls at which nothing happened count as the others do, however many there were."""
+    values = iter([None, 7, None, None] * 50)
+    rig.add(give(None), lambda: next(values))
+    began = time.perf_counter()
+    for _ in range(200):
+        rig.call()
+    seconds = time.perf_counter() - began
+    assert [rig.figures(place) for place in range(2)] == [(200, 0, 0)] * 2
+    each, other = (figures for _, figures in rig.executor.figures(HOOK))
+    assert 0 < each.seconds_max <= each.seconds_total
+    assert each.seconds_total + other.seconds_total < seconds

@@ -1,0 +1,286 @@
+"""Hook files: what is loaded, and what may not be trusted to run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from monitor_plugin import Monitor, MonitorError, PluginError, Settings, SettingsError
+
+from ..support import logged
+
+COUNTS = """
+import dataclasses, os
+import monitor_plugin
+
+calls = []
+
+@dataclasses.dataclass(slots=True)
+class Note:
+    model: str
+
+@monitor_plugin.hookimpl
+def monitor_started(monitor):
+    calls.append(Note(os.environ.get("MONITOR_HOOK_COUNTS_NAME", "")))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for hook files, of the monitor's user, which nobody else may write."""
+    folder = tmp_path / "hooks"
+    folder.mkdir(mode=0o755)
+    path = list(sys.path)
+    forget()  # those of other tests
+    yield folder
+    assert sys.path == path
+    forget()
+
+
+def forget() -> None:
+    for name in loaded():
+        del sys.modules[name]
+
+
+def write(folder: Path, name: str, text: str, mode: int = 0o644) -> Path:
+    file = folder / name
+    file.write_text(text)
+    file.chmod(mode)
+    return file
+
+
+def monitor_with(folder: Path) -> Monitor:
+    return Monitor(Settings(listen=None, hooks_dir=str(folder)))
+
+
+def loaded() -> list[str]:
+    return [name for name in sys.modules if name.startswith("monitor_plugin_hooks.")]
+
+
+def test_the_files_of_a_folder_are_loaded(folder: Path) -> None:
+    """In order, under their own names, with nothing but `*.py`, and nothing compiled beside."""
+    write(folder, "counts.py", COUNTS)
+    write(folder, "also-this.py", "")
+    for name in ("_skipped.py", ".hidden.py", "notes.txt"):
+        write(folder, name, "raise SystemExit")
+    with monitor_with(folder) as monitor:
+        module = sys.modules["monitor_plugin_hooks.counts"]
+        assert [note.model for note in module.calls] == [""]
+        assert module.__file__ == str(folder / "counts.py")
+        assert monitor.plugin_manager.get_plugin("monitor_plugin_hooks.counts") is module
+    assert loaded() == ["monitor_plugin_hooks.also-this", "monitor_plugin_hooks.counts"]
+    assert not (folder / "__pycache__").exists()
+
+
+def test_two_monitors_load_one_folder(folder: Path) -> None:
+    """Each has its own."""
+    write(folder, "counts.py", COUNTS)
+    with monitor_with(folder) as one, monitor_with(folder) as other:
+        name = "monitor_plugin_hooks.counts"
+        assert one.plugin_manager.get_plugin(name) is not other.plugin_manager.get_plugin(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1 +", "SyntaxError"),
+        ("raise KeyError('x')", "KeyError: 'x'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import asyncio; raise asyncio.CancelledError('x')", "CancelledError: x"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        (
+            COUNTS.replace("monitor_started", "monitor_startet"),
+            "there is no hook 'monitor_startet'",
+        ),
+        (COUNTS.replace("(monitor)", "(model)"), "the hook has no argument 'model'"),
+        (COUNTS.replace("hookimpl", "hookimpl(wrapper=True)"), "wrapper"),
+    ],
+)
+def test_a_bad_file_is_refused_by_its_path(text: str, why: str, folder: Path) -> None:
+    """What is wrong is said with the file's path, and no file is left among the modules."""
+    write(folder, "a_good.py", "")
+    bad = write(folder, "bad.py", text)
+    with pytest.raises(PluginError) as raised:
+        monitor_with(folder)
+    assert str(bad) in str(raised.value)
+    assert why in str(raised.value)
+    assert raised.value.plugin_name == "monitor_plugin_hooks.bad"
+    assert loaded() == []
+
+
+def test_a_function_that_was_not_marked_is_told_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has a hook's name, and would never be called: a guard that guards nothing, say."""
+    write(folder, "guard.py", "def monitor_before_shutdown(backend): return 'no'")
+    write(folder, "good.py", COUNTS)
+    monitor_with(folder).close()
+    assert logged(caplog) == [
+        "plugin 'monitor_plugin_hooks.guard': monitor_before_shutdown is not marked with hookimpl, "
+        "and will not be called"
+    ]
+
+
+def test_another_monitors_module_stays(folder: Path) -> None:
+    """Where loading fails, what an earlier monitor had loaded is still there."""
+    write(folder, "counts.py", COUNTS)
+    with monitor_with(folder):
+        module = sys.modules["monitor_plugin_hooks.counts"]
+        write(folder, "x.py", "raise KeyError")
+        with pytest.raises(PluginError):
+            monitor_with(folder)
+        assert sys.modules["monitor_plugin_hooks.counts"] is module
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620, 0o602])
+def test_a_file_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
+    """It is named with its mode and the cure, and not run."""
+    file = write(folder, "counts.py", "raise SystemExit", mode)
+    with pytest.raises(PluginError) as raised:
+        monitor_with(folder)
+    assert f"{file} (mode {mode:04o}) can be written by others" in str(raised.value)
+    assert f"chmod go-w {file}" in str(raised.value)
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_a_folder_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
+    """Whoever may write it may put a file there, sticky or not."""
+    folder.chmod(mode)
+    with pytest.raises(SettingsError) as raised:
+        monitor_with(folder)
+    assert raised.value.setting == "hooks_dir"
+    assert f"{folder} (mode {mode:04o}) can be written by others" in str(raised.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_belongs_to_another_user_is_refused(what: str, folder: Path) -> None:
+    """A file or a folder of neither root nor the monitor's user is named with its owner."""
+    file = write(folder, "counts.py", "raise SystemExit")
+    os.chown(file if what == "file" else folder, 12345, -1)
+    with pytest.raises(MonitorError, match="belongs to user 12345") as raised:
+        monitor_with(folder)
+    assert "(mode 0" in str(raised.value)
+    os.chown(folder, os.geteuid(), -1)
+
+
+def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+    """The file behind it and that file's folder must be trusted as well."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    file = write(elsewhere, "counts.py", COUNTS)
+    (folder / "counts.py").symlink_to(file)
+    monitor_with(folder).close()
+    elsewhere.chmod(0o777)
+    with pytest.raises(PluginError, match=r"elsewhere \(mode 0777\) can be written"):
+        monitor_with(folder)
+    elsewhere.chmod(0o755)
+    file.chmod(0o666)
+    with pytest.raises(PluginError, match=r"mode 0666\) can be written"):
+        monitor_with(folder)
+
+
+@pytest.mark.timeout(30)
+def test_what_is_no_file_is_refused(folder: Path) -> None:
+    """A pipe, a folder or a dangling link with a good name is refused, and not waited for."""
+    os.mkfifo(folder / "pipe.py", 0o644)
+    with pytest.raises(PluginError, match=r"pipe\.py is no regular file"):
+        monitor_with(folder)
+    (folder / "pipe.py").unlink()
+    (folder / "folder.py").mkdir(mode=0o755)
+    with pytest.raises(PluginError, match=r"folder\.py"):
+        monitor_with(folder)
+    (folder / "folder.py").rmdir()
+    (folder / "link.py").symlink_to("nowhere.py")
+    with pytest.raises(PluginError, match=r"link\.py: No such file"):
+        monitor_with(folder)
+
+
+@pytest.mark.parametrize("name", ["none-there", "a-file"])
+def test_a_folder_that_is_none_is_refused(name: str, folder: Path) -> None:
+    """A missing folder, and a file in its place, are a clear error."""
+    write(folder, "a-file", "")
+    with pytest.raises(SettingsError, match=name):
+        monitor_with(folder / name)
+
+
+def test_single_files_are_loaded_after_the_folder(folder: Path, tmp_path: Path) -> None:
+    """In the order in which they are named, whatever their names begin with, each once."""
+    write(folder, "b.py", COUNTS)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    late = str(write(elsewhere, "_late.py", COUNTS))
+    early = str(write(elsewhere, "a.py", COUNTS))
+    settings = Settings(listen=None, hooks_dir=str(folder), hook=(late, early, late))
+    with Monitor(settings) as monitor:
+        assert [(plugin.name, plugin.source) for plugin in monitor.plugins()] == [
+            ("monitor_plugin_hooks.b", str(folder / "b.py")),
+            ("monitor_plugin_hooks._late", late),
+            ("monitor_plugin_hooks.a", early),
+        ]
+        for plugin in monitor.plugins():
+            (figures,) = plugin.hooks
+            assert (figures.name, figures.calls, figures.errors) == ("monitor_started", 1, 0)
+
+
+def test_a_relative_path_is_one_of_the_working_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is told of in full."""
+    write(folder, "counts.py", COUNTS)
+    monkeypatch.chdir(folder)
+    (plugin,) = Monitor(Settings(listen=None, hook=("counts.py",))).plugins()
+    assert plugin.source == str(folder / "counts.py")
+    (plugin,) = Monitor(Settings(listen=None, hooks_dir=".")).plugins()
+    assert plugin.source == str(folder / "counts.py")
+
+
+def test_a_single_file_is_trusted_as_one_of_a_folder_is(folder: Path) -> None:
+    """Whoever may write it or its folder may not run it; and it must be a Python file."""
+    file = write(folder, "counts.py", "raise SystemExit", 0o666)
+    with pytest.raises(PluginError, match=r"counts\.py \(mode 0666\) can be written by others"):
+        Monitor(Settings(listen=None, hook=(str(file),)))
+    file.chmod(0o644)
+    folder.chmod(0o777)
+    with pytest.raises(PluginError, match=r"hooks \(mode 0777\) can be written by others"):
+        Monitor(Settings(listen=None, hook=(str(file),)))
+    folder.chmod(0o755)
+    with pytest.raises(PluginError, match=r"none\.py: No such file"):
+        Monitor(Settings(listen=None, hook=(str(folder / "none.py"),)))
+    with pytest.raises(PluginError, match=r"notes\.txt: its name must end in \.py"):
+        Monitor(Settings(listen=None, hook=(str(write(folder, "notes.txt", "")),)))
+    assert loaded() == []
+
+
+def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    """They would be one module."""
+    write(folder, "counts.py", COUNTS)
+    other = tmp_path / "other"
+    other.mkdir(mode=0o755)
+    again = str(write(other, "counts.py", COUNTS))
+    with pytest.raises(PluginError, match="has the same name") as raised:
+        Monitor(Settings(listen=None, hooks_dir=str(folder), hook=(again,)))
+    assert again in str(raised.value)
+    assert str(folder / "counts.py") in str(raised.value)
+    assert loaded() == []
+
+
+@pytest.mark.parametrize("name", ["bad", "monitor_plugin_hooks.bad"])
+def test_a_disabled_file_is_not_run(
+    name: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By its stem or its module's name, of the folder or by itself; the others are loaded."""
+    bad = write(folder, "bad.py", "raise SystemExit")
+    write(folder, "counts.py", COUNTS)
+    settings = Settings(
+        listen=None, hooks_dir=str(folder), hook=(str(bad),), disable_hook=(name, "no-such")
+    )
+    names = [plugin.name for plugin in Monitor(settings).plugins()]
+    assert names == ["monitor_plugin_hooks.counts"]
+    assert loaded() == names
+    assert "setting disable_hook: no plugin is called 'no-such'" in caplog.text
+    assert repr(name) not in caplog.text

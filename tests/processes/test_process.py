@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import os
+import platform
+import select
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from monitor_plugin.processes.process import Process, ProcessGone
+
+from ..support import Spawner, descriptors, eventually, is_running
+
+BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
+
+# Root's interpreter may lie where no other user can start it, so the identity changes after it.
+AS_NOBODY = """
+import os, sys
+from monitor_plugin.processes.process import Process
+Process(os.getppid()).exit_code()  # while what it loads on first use can be read
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+"""
+
+# A parent whose child exits with 7 at SIGTERM, and which reaps it when it reads a line.
+PARENT = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+child = os.fork()
+if not child:
+    signal.sigwait({signal.SIGTERM})
+    os._exit(7)
+print(child, flush=True)
+sys.stdin.readline()
+os.waitpid(child, 0)
+print("reaped", flush=True)
+sys.stdin.readline()
+"""
+
+EXITS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 7), (signal.SIGKILL, -9)])
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _tell(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _knows_the_reaped(keep_descriptor: bool) -> bool:
+    kernel = tuple(int(part) for part in platform.release().split(".")[:2])
+    return keep_descriptor and kernel >= (6, 15)
+
+
+@BOTH
+def test_a_running_process_is_known(spawner: Spawner, keep_descriptor: bool) -> None:
+    """A running process has its PID and its creation time, and has not ended."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        assert process.pid == process.psutil_process.pid == sleeper.pid
+        assert process.created_at == psutil.Process(sleeper.pid).create_time()
+        assert (process.pidfd is not None) == keep_descriptor
+        assert not process.ended()
+        assert process.exit_code() is None
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 2**22 + 1, 2**31, 2**64, 2**70])
+@BOTH
+def test_a_number_of_no_process_is_refused(pid: int, keep_descriptor: bool) -> None:
+    """A number that is no PID, or too large to be one, raises ProcessGone with that number."""
+    before = descriptors()
+    with pytest.raises(ProcessGone, match=f"^process {pid} does not run$") as caught:
+        Process(pid, keep_descriptor=keep_descriptor)
+    assert caught.value.pid == pid
+    assert not descriptors() - before
+
+
+@BOTH
+def test_a_process_that_was_reaped_is_refused(spawner: Spawner, keep_descriptor: bool) -> None:
+    """A process that has ended and was reaped does not run."""
+    ended = spawner.process("true")
+    ended.wait()
+    with pytest.raises(ProcessGone):
+        Process(ended.pid, keep_descriptor=keep_descriptor)
+
+
+@BOTH
+def test_a_zombie_is_refused(spawner: Spawner, keep_descriptor: bool) -> None:
+    """A zombie has ended, so it cannot be opened, and its descriptor is not leaked."""
+    ended = spawner.process("true")
+    eventually(lambda: _state(ended.pid) == "Z")
+    before = descriptors()
+    with pytest.raises(ProcessGone):
+        Process(ended.pid, keep_descriptor=keep_descriptor)
+    assert not descriptors() - before
+    assert ended.wait() == 0
+
+
+@BOTH
+def test_a_threads_id_is_refused(keep_descriptor: bool) -> None:
+    """The id of a thread, though psutil takes it, is no process."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert thread.native_id
+        assert thread.native_id != os.getpid()
+        with pytest.raises(ProcessGone):
+            Process(thread.native_id, keep_descriptor=keep_descriptor)
+    finally:
+        done.set()
+        thread.join()
+
+
+@BOTH
+def test_a_killed_process_has_ended_before_it_is_reaped(
+    spawner: Spawner, keep_descriptor: bool
+) -> None:
+    """The end shows while the process is a zombie, and goes on showing after it is reaped."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        sleeper.kill()
+        eventually(process.ended)
+        assert _state(sleeper.pid) == "Z"
+        sleeper.wait()
+        assert process.ended()
+
+
+@BOTH
+def test_a_stopped_process_has_not_ended(spawner: Spawner, keep_descriptor: bool) -> None:
+    """A process under SIGSTOP runs no code, and has not ended."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        assert process.send_signal(signal.SIGSTOP)
+        eventually(lambda: _state(sleeper.pid) == "T")
+        assert not process.ended()
+        assert process.exit_code() is None
+
+
+@BOTH
+def test_it_has_ended_only_when_its_last_thread_has(
+    spawner: Spawner, keep_descriptor: bool
+) -> None:
+    """A process whose main thread left while another works shows as a zombie, and has not ended."""
+    process = spawner.python(
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "print('ready', flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with Process(process.pid, keep_descriptor=keep_descriptor) as opened:
+        assert _line(process) == "ready"
+        eventually(lambda: _state(process.pid) == "Z")
+        assert not opened.ended()
+        process.kill()
+        eventually(opened.ended)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", -9), ("kill -15 $$", -15)]
+)
+def test_the_exit_code_of_our_own_child_is_not_taken(
+    spawner: Spawner, keep_descriptor: bool, script: str, code: int
+) -> None:
+    """Our own child's exit code is known while it is a zombie, and its parent still gets it."""
+    child = spawner.process("sh", "-c", "read line; " + script, stdin=subprocess.PIPE)
+    with Process(child.pid, keep_descriptor=keep_descriptor) as process:
+        assert process.exit_code() is None
+        _tell(child)
+        eventually(process.ended)
+        assert process.exit_code() == code
+        assert process.exit_code() == code
+        assert child.wait() == code
+
+
+@BOTH
+@EXITS
+def test_the_exit_code_of_a_zombie_of_another_parent(
+    spawner: Spawner, keep_descriptor: bool, number: int, code: int
+) -> None:
+    """A zombie that is not our child tells how it ended, where it is of the same user."""
+    parent = spawner.python(PARENT, stdin=subprocess.PIPE)
+    with Process(int(_line(parent)), keep_descriptor=keep_descriptor) as process:
+        assert process.exit_code() is None
+        assert process.send_signal(number)
+        eventually(process.ended)
+        assert process.exit_code() == code
+
+
+@BOTH
+@EXITS
+def test_the_exit_code_after_reaping(
+    spawner: Spawner, keep_descriptor: bool, number: int, code: int
+) -> None:
+    """Once it is reaped, by whomever, only a pidfd knows how it ended, and from Linux 6.15 on."""
+    parent = spawner.python(PARENT, stdin=subprocess.PIPE)
+    with Process(int(_line(parent)), keep_descriptor=keep_descriptor) as process:
+        process.send_signal(number)
+        eventually(process.ended)
+        _tell(parent)
+        assert _line(parent) == "reaped"
+        assert process.exit_code() == (code if _knows_the_reaped(keep_descriptor) else None)
+        process.close()
+        assert process.exit_code() is None
+
+
+@BOTH
+def test_the_exit_code_of_our_own_child_after_reaping(
+    spawner: Spawner, keep_descriptor: bool
+) -> None:
+    """The same goes for a child of our own that was reaped."""
+    child = spawner.process("sh", "-c", "read line; exit 7", stdin=subprocess.PIPE)
+    with Process(child.pid, keep_descriptor=keep_descriptor) as process:
+        _tell(child)
+        assert child.wait() == 7
+        assert process.exit_code() == (7 if _knows_the_reaped(keep_descriptor) else None)
+
+
+@NEEDS_ROOT
+@BOTH
+def test_the_exit_code_of_another_users_zombie_is_unknown(
+    spawner: Spawner, keep_descriptor: bool
+) -> None:
+    """The kernel hides how another user's zombie ended, behind a 0 that is not to be believed."""
+    parent = spawner.python(PARENT, stdin=subprocess.PIPE)
+    pid = int(_line(parent))
+    reader = spawner.python(
+        AS_NOBODY + f"process = Process({pid}, keep_descriptor={keep_descriptor})\n"
+        "print(process.ended(), flush=True); sys.stdin.readline()\n"
+        "print(process.ended(), process.exit_code(), flush=True)",
+        stdin=subprocess.PIPE,
+    )
+    assert _line(reader) == "False"
+    os.kill(pid, signal.SIGTERM)
+    eventually(lambda: _state(pid) == "Z")
+    _tell(reader)
+    assert _line(reader) == "True None"
+
+
+@BOTH
+def test_a_name_like_a_state_does_not_mislead(
+    spawner: Spawner, tmp_path: Path, keep_descriptor: bool
+) -> None:
+    """A program whose name looks like the fields of /proc/PID/stat is read aright."""
+    program = tmp_path / "a) Z 1 (b"
+    program.symlink_to("/bin/sleep")
+    sleeper = spawner.process(str(program), "1000")
+    eventually(lambda: "a) Z 1 (b" in Path(f"/proc/{sleeper.pid}/stat").read_text())
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        assert not process.ended()
+        assert process.exit_code() is None
+        sleeper.terminate()
+        eventually(process.ended)
+        assert process.exit_code() == -15
+
+
+@BOTH
+def test_a_signal_arrives(spawner: Spawner, keep_descriptor: bool) -> None:
+    """A signal that is sent arrives, and True says so."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        assert process.send_signal(signal.SIGTERM) is True
+        assert sleeper.wait(30) == -signal.SIGTERM
+
+
+@BOTH
+def test_a_reaped_process_is_not_signalled(spawner: Spawner, keep_descriptor: bool) -> None:
+    """For a process that has ended and was reaped, False says that nothing was sent."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        sleeper.kill()
+        sleeper.wait()
+        assert process.send_signal(signal.SIGTERM) is False
+
+
+@BOTH
+def test_a_zombie_is_not_signalled(spawner: Spawner, keep_descriptor: bool) -> None:
+    """For a zombie, which has ended, False says that nothing was sent."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        sleeper.kill()
+        eventually(process.ended)
+        assert process.send_signal(signal.SIGTERM) is False
+
+
+@NEEDS_ROOT
+@BOTH
+def test_a_signal_to_another_users_process_is_refused(
+    spawner: Spawner, keep_descriptor: bool
+) -> None:
+    """Another user's process may not be signalled, which is an error and no silent failure."""
+    sleeper = spawner.sleeper()
+    reader = spawner.python(
+        AS_NOBODY + f"process = Process({sleeper.pid}, keep_descriptor={keep_descriptor})\n"
+        "try:\n    process.send_signal(15)\nexcept PermissionError:\n    print('refused')"
+    )
+    assert _line(reader) == "refused"
+    assert is_running(sleeper.pid)
+
+
+@NEEDS_ROOT
+@BOTH
+def test_root_handles_another_users_process(spawner: Spawner, keep_descriptor: bool) -> None:
+    """A process of another user is opened, signalled and its exit code told, by root."""
+    sleeper = spawner.process("sleep", "1000", user=65534)
+    with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
+        assert process.psutil_process.uids().real == 65534
+        assert process.send_signal(signal.SIGTERM)
+        eventually(process.ended)
+        assert process.exit_code() == -15
+
+
+def test_the_pidfd_is_readable_once_it_ended(spawner: Spawner) -> None:
+    """Who waits on the pidfd is woken by the end, not before."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid) as process:
+        assert process.pidfd is not None
+        poll = select.poll()
+        poll.register(process.pidfd, select.POLLIN)
+        assert not poll.poll(0)
+        sleeper.kill()
+        assert poll.poll(30_000)
+
+
+def test_closing_lets_go_of_the_descriptor_and_of_nothing_else(spawner: Spawner) -> None:
+    """After `close`, which may be called again, everything works on by creation time."""
+    sleeper = spawner.sleeper()
+    before = descriptors()
+    process = Process(sleeper.pid)
+    assert len(descriptors() - before) == 1
+    process.close()
+    process.close()
+    assert not descriptors() - before
+    assert process.pidfd is None
+    assert not process.ended()
+    assert process.send_signal(signal.SIGTERM) is True
+    eventually(process.ended)
+    assert process.exit_code() == -15
+    assert process.send_signal(signal.SIGTERM) is False
+    assert not descriptors() - before
+
+
+def test_without_a_free_descriptor_creation_times_are_compared(spawner: Spawner) -> None:
+    """Where descriptors run out, a process is held without a pidfd once /proc can be read."""
+    code = """
+import os, sys
+from monitor_plugin.processes.process import Process
+held = []
+
+class Full:  # every descriptor is taken while a pidfd is opened, and one is free afterwards
+    real = staticmethod(os.pidfd_open)
+    def __call__(self, pid):
+        while True:
+            try:
+                held.append(os.dup(0))
+            except OSError:
+                break
+        try:
+            return self.real(pid)
+        finally:
+            while held:
+                os.close(held.pop())
+
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+os.pidfd_open = Full()
+process = Process(int(sys.argv[1]))
+print(process.pidfd, process.ended(), process.send_signal(15), flush=True)
+"""
+    sleeper = spawner.sleeper()
+    reader = spawner.python(code, str(sleeper.pid), stdin=subprocess.DEVNULL)
+    assert _line(reader) == "None False True"
+    assert sleeper.wait(30) == -signal.SIGTERM
+
+
+def test_threads_may_close_it_while_others_use_it(spawner: Spawner) -> None:
+    """A descriptor that another thread closes is not used after that, whatever it stands for."""
+    sleeper, stranger = spawner.sleeper(), spawner.sleeper()
+    stranger.kill()
+    faults: list[BaseException] = []
+
+    def use(process: Process, closed: threading.Event) -> None:
+        try:
+            while not closed.is_set():
+                assert not process.ended()
+                assert process.send_signal(signal.SIGCONT)
+                assert process.exit_code() is None
+        except BaseException as fault:
+            faults.append(fault)
+
+    for _ in range(50):
+        process, closed = Process(sleeper.pid), threading.Event()
+        users = [threading.Thread(target=use, args=(process, closed)) for _ in range(3)]
+        for user in users:
+            user.start()
+        process.close()
+        takes_its_number = os.pidfd_open(stranger.pid)  # a zombie's: it would show as ended
+        closed.set()
+        for user in users:
+            user.join(30)
+        os.close(takes_its_number)
+    assert not faults

@@ -1,0 +1,245 @@
+"""One reading for all who ask at about the same time, and never one of a backend that is gone."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl
+from monitor_plugin.api.results import Response, reading_response
+from monitor_plugin.domain.errors import MonitorError
+from monitor_plugin.http.resources import backends as resources
+from monitor_plugin.readings import model_reader as model_readings
+
+from ..support import Client, Spawner, eventually
+
+# Longer than any test, so that what was kept would be seen.
+KEPT = {"reading_max_age_seconds": 600.0, "sweep_interval_seconds": 0.0}
+
+
+class Counting:
+    """Answers for every backend, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Backend] = []
+        self.running: Counter[Backend] = Counter()
+        self.most = 0
+        self.state = 2
+        self.go = threading.Event()
+        self.go.set()
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> Status:
+        self.asked.append(backend)
+        self.running[backend] += 1
+        self.most = max(self.most, self.running[backend])
+        self.go.wait(30)
+        self.running[backend] -= 1
+        return Status(self.state)
+
+
+@pytest.fixture
+def counting() -> Counting:
+    return Counting()
+
+
+def register(monitor: Monitor, pid: int, model: str = "m", port: int = 1) -> None:
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=f"127.0.0.1:{port}")
+
+
+def test_who_asks_within_its_age_gets_the_same_reading(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
+) -> None:
+    """Over HTTP, by model and by PID, a backend is asked once, then anew; from Python each time."""
+    monitor = make_monitor([counting], reading_max_age_seconds=1.0, sweep_interval_seconds=0.0)
+    client, pid = Client(monitor.url), spawner.sleeper().pid
+    register(monitor, pid)
+    began = time.monotonic()
+    answers = [client.monitor("m") for _ in range(3)]
+    answers.append(client.request("GET", "/backend/monitor", {"model": "m", "pid": pid}))
+    assert {each.headers["X-Monitor-Source"] for each in answers} == {"hook"}
+    if time.monotonic() - began < 0.9:  # on a machine that is not very slow
+        assert len(counting.asked) == 1
+    eventually(lambda: client.monitor("m").status == 200 and len(counting.asked) > 1)
+    before = len(counting.asked)
+    for _ in range(3):
+        monitor.read("m")
+    assert len(counting.asked) == before + 3
+
+
+def test_a_reading_is_encoded_once(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    counting: Counting,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All who share it get the same bytes and headers."""
+    encoded = []
+
+    def encoding(reading: Reading) -> Response:
+        encoded.append(reading)
+        return reading_response(reading)
+
+    monkeypatch.setattr(resources, "reading_response", encoding)
+    monitor = make_monitor([counting], **KEPT)
+    client = Client(monitor.url)
+    register(monitor, spawner.sleeper().pid)
+    first, second = client.monitor("m"), client.monitor("m")
+    assert (first.body, first.headers["X-Monitor-Source"]) == (
+        second.body,
+        second.headers["X-Monitor-Source"],
+    )
+    assert len(encoded) == 1
+
+
+def test_a_change_is_seen_within_the_age(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
+) -> None:
+    """By default a reading that was begun over 20 ms ago is not given again."""
+    age = Settings().reading_max_age_seconds
+    monitor = make_monitor([counting], reading_max_age_seconds=age)
+    client = Client(monitor.url)
+    register(monitor, spawner.sleeper().pid)
+    for state in (1, 2) * 5:
+        counting.state = state
+        time.sleep(0.021)
+        assert client.monitor("m").json["state"] == state
+
+
+def test_none_is_kept_where_that_is_turned_off(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
+) -> None:
+    """With an age of 0 each request, one after the other, is a reading of its own."""
+    monitor = make_monitor([counting], reading_max_age_seconds=0.0, sweep_interval_seconds=0.0)
+    client = Client(monitor.url)
+    register(monitor, spawner.sleeper().pid)
+    for _ in range(5):
+        client.monitor("m")
+    assert len(counting.asked) == 5
+
+
+def test_those_who_ask_meanwhile_join(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
+) -> None:
+    """One reading of a backend is made at a time, whoever asks: for it, or for all replicas."""
+    monitor = make_monitor([counting], hook_timeout_seconds=60.0, **KEPT)
+    pids = [spawner.sleeper().pid for _ in range(2)]
+    for port, pid in enumerate(pids, 1):
+        register(monitor, pid, port=port)
+    counting.go.clear()
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(monitor.read, "m", pid) for pid in (None, *pids) * 4]
+        eventually(lambda: counting.asked)
+        counting.go.set()
+        assert {each.result(30).replicas for each in asked} == {2}
+    assert counting.most == 1
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_no_reading_outlives_its_backend(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting, replicas: int
+) -> None:
+    """The very next request after an end says so, whatever was read just before."""
+    monitor = make_monitor([counting], **KEPT)
+    client = Client(monitor.url)
+    processes = [spawner.sleeper() for _ in range(replicas)]
+    for port, process in enumerate(processes, 1):
+        register(monitor, process.pid, port=port)
+    assert client.monitor("m").headers["X-Monitor-Replicas"] == str(replicas)
+    for left, process in enumerate(processes, 1):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        answer = client.monitor("m")
+        if left < replicas:
+            assert answer.headers["X-Monitor-Replicas"] == str(replicas - left)
+        else:
+            assert answer.status == 500
+            assert answer.json["error"]["type"] == "model_not_loaded"
+
+
+def test_no_reading_outlives_a_shutdown(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
+) -> None:
+    """Once a shutdown is answered, its model is not loaded."""
+    monitor = make_monitor([counting], **KEPT)
+    client = Client(monitor.url)
+    register(monitor, spawner.sleeper().pid)
+    assert client.monitor("m").status == 200
+    monitor.shutdown("m")
+    assert client.monitor("m").json["error"]["type"] == "model_not_loaded"
+
+
+@pytest.mark.parametrize("ports", [(2,), (2, 1)])
+def test_a_registration_makes_readings_anew(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    counting: Counting,
+    ports: tuple[int, ...],
+) -> None:
+    """At another address, also one that it had before, a backend is asked again."""
+    monitor = make_monitor([counting], **KEPT)
+    client = Client(monitor.url)
+    pid = spawner.sleeper().pid
+    register(monitor, pid)
+    client.monitor("m")
+    for port in ports:
+        register(monitor, pid, port=port)
+    client.monitor("m")
+    assert [each.address for each in counting.asked] == ["127.0.0.1:1", f"127.0.0.1:{ports[-1]}"]
+
+
+def test_a_further_replica_is_read_at_once(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
+) -> None:
+    """What was read before a replica came is not given for all of them."""
+    monitor = make_monitor([counting], **KEPT)
+    first = spawner.sleeper().pid
+    client = Client(monitor.url)
+    register(monitor, first)
+    assert client.monitor("m").headers["X-Monitor-Replicas"] == "1"
+    register(monitor, spawner.sleeper().pid, port=2)
+    assert client.monitor("m").headers["X-Monitor-Replicas"] == "2"
+    alone = client.request("GET", "/backend/monitor", {"model": "m", "pid": first})
+    assert alone.headers["X-Monitor-Replicas"] == "2"
+
+
+def test_importing_the_package_imports_nothing_heavy(spawner: Spawner) -> None:
+    """gRPC and the HTTP server come with `Monitor`, and all names are there before."""
+    code = """
+import sys, monitor_plugin
+heavy = {"grpc", "falcon", "waitress", "google.protobuf", "prometheus_client"}
+print(sorted(heavy & set(sys.modules)), set(monitor_plugin.__all__) - set(dir(monitor_plugin)))
+monitor_plugin.Settings(), monitor_plugin.hookimpl, monitor_plugin.ModelNotLoaded
+print(sorted(heavy & set(sys.modules)))
+print(monitor_plugin.Monitor.__name__, monitor_plugin.install.__name__, "grpc" in sys.modules)
+"""
+    output: Any = spawner.process(sys.executable, "-c", code).communicate(timeout=60)[0]
+    assert output.splitlines() == ["[] set()", "[]", "Monitor install True"]
+
+
+def test_many_replicas_that_hang_share_one_deadline(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than are read at once are asked at once all the same."""
+    monkeypatch.setattr(model_readings, "_READ_AT_ONCE", 1)
+    monitor = make_monitor(status_timeout_seconds=300.0, sweep_interval_seconds=0.0)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        for each in silent:
+            each.settimeout(15)  # gRPC gives a silent one up after 20
+            register(monitor, spawner.sleeper().pid, port=each.getsockname()[1])
+        reading = stack.enter_context(ThreadPoolExecutor(1)).submit(monitor.read, "m")
+        for each in silent:  # while the first of them still is waited for
+            stack.enter_context(each.accept()[0])
+        monitor.close()
+        assert isinstance(reading.exception(60), (type(None), MonitorError))

@@ -1,0 +1,323 @@
+"""Several backends of one model: read together or one by one, stopped together or one by one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from monitor_plugin import (
+    Backend,
+    Memory,
+    ModelNotLoaded,
+    Monitor,
+    PidNotHeld,
+    Reading,
+    Sample,
+    ShutdownFailed,
+    Status,
+    hookimpl,
+)
+from monitor_plugin.readings.replicas import combine
+
+from ..http.test_app import assert_error
+from ..support import Backend as Running
+from ..support import Client, Spawner, eventually, is_running
+
+MIB = 1024 * 1024
+
+
+def reading(state: int | None, sample: Sample | None = None, **fields: Any) -> Reading:
+    status = None if state is None else Status(state)
+    known = {"source": "grpc" if status else "psutil", "rpc_error": None, "taken_at": 1.0}
+    return Reading(Backend("m", 1, "a:1", 1.0), status, sample, **{**known, **fields})
+
+
+@pytest.mark.parametrize(
+    ("states", "worst"),
+    [
+        ([2, 2], 2),
+        ([2, 1, 2], 1),
+        ([2, 1, 0], 0),
+        ([0, -1, 2], -1),
+        ([2, None, 1], 1),
+        ([2, 7], 7),
+        ([1, 7], 1),
+        ([7, 2, -1], -1),
+    ],
+)
+def test_the_worst_state_is_told(states: list[int | None], worst: int) -> None:
+    """Error, uninitialized, busy, then what is not known, then ready; the rest has no say."""
+    readings = [reading(state, Sample(1, 2, 3.0, 4.0)) for state in states]
+    combined = combine(readings, [(Memory(1), "backend")] * len(states))
+    assert combined.status == Status(worst, Memory(len(states)))
+    assert combined.sample is None
+
+
+def test_memory_is_summed_by_component() -> None:
+    """Totals and components add up, whoever said them, and never beyond 64 bits."""
+    held = [
+        (Memory(10, {"weights": 7, "kv": 3}), "backend"),
+        (Memory(5, {"weights": 1}), "pss"),
+        (Memory(2**64 - 1, {"kv": 2**64 - 1}), "backend"),
+    ]
+    combined = combine([reading(2)] * 3, held)
+    top = 2**64 - 1
+    assert combined.status == Status(2, Memory(top, {"kv": top, "weights": 8}))
+    assert combined.memory_source == "backend, pss"
+
+
+def test_a_sum_without_a_part_is_none() -> None:
+    """Where one replica's figure is not known, neither is the sum; the others stand."""
+    combined = combine([reading(2), reading(2)], [(Memory(1), "pss"), (None, None)])
+    assert combined.status == Status(2, None)
+    assert combined.memory_source is None
+    samples = [Sample(1, 2, 1.5, 50.0), Sample(10, None, 2.5, 75.0)]
+    combined = combine([reading(None, each, rpc_error="UNAVAILABLE") for each in samples], [])
+    assert combined.sample == Sample(11, None, 4.0, 125.0)
+    assert (combined.source, combined.rpc_error) == ("psutil", "UNAVAILABLE")
+
+
+def test_the_sources_are_those_of_what_is_told() -> None:
+    """With a status, the source is that of the statuses; each code is named once."""
+    parts = [
+        reading(2, source="hook", taken_at=5.0),
+        reading(None, rpc_error="UNAVAILABLE"),
+        reading(2),
+        reading(None, rpc_error="UNIMPLEMENTED"),
+        reading(None, rpc_error="UNAVAILABLE"),
+    ]
+    combined = combine(parts, [(Memory(1), "rss")] * 5)
+    assert combined.source == "hook, grpc"
+    assert combined.rpc_error == "UNAVAILABLE, UNIMPLEMENTED"
+    assert combined.taken_at == 1.0
+
+
+@pytest.fixture
+def replicas(spawner: Spawner) -> Callable[..., list[Running]]:
+    """Starts backends and registers them as replicas of the model `m`."""
+
+    def start(monitor: Monitor, *switches: tuple[str, ...]) -> list[Running]:
+        backends = [spawner.backend(*each) for each in switches]
+        for each in backends:
+            monitor.hook.monitor_backend_spawned(model="m", pid=each.pid, address=each.address)
+        return backends
+
+    return start
+
+
+def test_replicas_are_answered_for_together(
+    monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
+) -> None:
+    """The worst state and the sums, of which one without a status has its tree's memory."""
+    busy, ready, silent = replicas(monitor, ("--state", "1"), (), ("--no-status",))
+    answer = client.monitor("m")
+    assert answer.status == 200
+    assert answer.json["state"] == 1
+    assert answer.json["memory"]["breakdown"] == {"weights": 4 * MIB, "kv_cache": 2 * MIB}
+    assert answer.json["memory"]["total"] > 6 * MIB + 5 * MIB
+    assert answer.headers["X-Monitor-Replicas"] == "3"
+    assert answer.headers["X-Monitor-Source"] == "grpc"
+    assert answer.headers["X-Monitor-Memory-Source"] == "backend, pss"
+    assert answer.headers["X-Monitor-Rpc-Error"] == "UNIMPLEMENTED"
+
+    for pid, state in ((busy.pid, 1), (ready.pid, 2)):
+        one = client.request("GET", f"/backend/monitor?model=m&pid={pid}")
+        assert one.json["state"] == state
+        assert one.json["memory"]["total"] == 3 * MIB
+        assert one.headers["X-Monitor-Replicas"] == "3"
+    one = client.request("POST", "/backend/monitor", {"model": "m", "pid": silent.pid})
+    assert list(one.json) == ["memory_info", "memory_percent", "cpu_percent"]
+    one = client.request("GET", f"/backend/monitor?pid={ready.pid}", {"model": "m", "pid": 5})
+    assert one.json["state"] == 2
+
+
+def test_replicas_without_a_status_are_sampled_together(
+    monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
+) -> None:
+    """The sample's fields are sums over the registered processes."""
+    backends = replicas(monitor, ("--no-status",), ("--no-status", "--weights-mib", "40"))
+    together = client.monitor("m").json
+    parts = [client.request("GET", f"/backend/monitor?model=m&pid={each.pid}").json
+             for each in backends]  # fmt: skip
+    total = sum(part["memory_info"]["rss"] for part in parts)
+    assert list(together) == ["memory_info", "memory_percent", "cpu_percent"]
+    assert abs(together["memory_info"]["rss"] - total) < 4 * MIB
+    assert together["memory_percent"] > parts[1]["memory_percent"]
+
+
+@pytest.mark.parametrize(
+    "query", ["pid=1", "pid=0", "pid=x", "pid=", "pid=-5", "pid=1.0", "pid=99999999999", "pid=%d9"]
+)
+def test_a_pid_that_the_model_does_not_hold(
+    query: str, monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
+) -> None:
+    """It is a 400, in the query and in the body, for a reading and for a shutdown."""
+    (backend,) = replicas(monitor, ())
+    answer = client.request("GET", f"/backend/monitor?model=m&{query}")
+    message = assert_error(answer, 400, "invalid_request")
+    if query == "pid=1":
+        assert message == f"model 'm' has no backend with PID 1; it has {backend.pid}"
+    for pid in (1, 0, -1, "5", True, 1.5, 10**30):
+        body = {"model": "m", "pid": pid}
+        answer = client.request("POST", "/backend/monitor", body)
+        assert_error(answer, 400, "invalid_request")
+        assert_error(client.shutdown("m", pid=pid), 400, "invalid_request")
+    with pytest.raises(PidNotHeld) as raised:
+        monitor.shutdown("m", pid=1)
+    assert (raised.value.pid, raised.value.pids) == (1, (backend.pid,))
+    assert is_running(backend.pid)
+    answer = client.request("GET", "/backend/monitor?model=other&pid=1")
+    assert_error(answer, 500, "model_not_loaded")
+
+
+def test_a_hung_replica_costs_one_wait(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Several hung replicas are asked at the same time, and answered for by the others."""
+    monitor = make_monitor(status_timeout_seconds=2.0)
+    hung = [spawner.backend("--hang-status") for _ in range(5)]
+    backend = spawner.backend("--state", "1")
+    for each in (*hung, backend):
+        monitor.hook.monitor_backend_spawned(model="m", pid=each.pid, address=each.address)
+    reading = monitor.read("m")
+    assert reading.status is not None
+    assert (reading.status.state, reading.rpc_error) == (1, "DEADLINE_EXCEEDED")
+    connections = monitor._services.status_client._connections.values()
+    calls = [each._call.started for each in connections if each._call is not None]
+    assert len(calls) == 5
+    assert max(calls) - min(calls) < 2.0  # none was begun after another's deadline
+
+
+def test_a_replica_that_ended_is_left_out(
+    monitor: Monitor, replicas: Callable[..., list[Running]]
+) -> None:
+    """Those that run are answered for, and the number says how many."""
+    first, second = replicas(monitor, (), ("--state", "1"))
+    second.process.kill()
+    second.process.wait()
+    reading = monitor.read("m")
+    assert (reading.backend.pid, reading.replicas) == (first.pid, 1)
+    assert reading.status == Status(2, Memory(3 * MIB, {"kv_cache": MIB, "weights": 2 * MIB}))
+
+
+def test_one_replica_is_stopped_by_its_pid(
+    monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
+) -> None:
+    """The others run on, and their running is no respawn."""
+    first, second, third = replicas(monitor, (), (), ())
+    answer = client.shutdown("m", pid=second.pid)
+    assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+    assert [is_running(each.pid) for each in (first, second, third)] == [True, False, True]
+    assert client.monitor("m").headers["X-Monitor-Replicas"] == "2"
+    assert client.shutdown("m").status == 200
+    assert not any(is_running(each.pid) for each in (first, third))
+
+
+def test_a_partial_stop_lists_what_is_left(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where one replica cannot be stopped it is a 500 with its PID and the reason, also logged."""
+
+    class Books:
+        stubborn = 0
+
+        @hookimpl
+        def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
+            if backend.pid == self.stubborn:
+                raise ShutdownFailed(backend.model, "the books say no")
+            return None
+
+    books = Books()
+    client = Client((monitor := make_monitor(plugins=[books])).url)
+    backends = [spawner.sleeper() for _ in range(3)]
+    for number, each in enumerate(backends):
+        address = f"127.0.0.1:{number + 1}"
+        monitor.hook.monitor_backend_spawned(model="m", pid=each.pid, address=address)
+    books.stubborn = backends[1].pid
+    message = assert_error(client.shutdown("m"), 500, "shutdown_failed")
+    assert "the books say no" in message
+    assert f"still running: PID {books.stubborn}" in message
+    assert "the books say no" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert [each.pid for each in monitor.backends()] == [books.stubborn]
+    books.stubborn = 0
+    assert client.shutdown("m").status == 200
+
+
+def test_none_is_stopped_before_all_are_drained(
+    make_monitor: Callable[..., Monitor], replicas: Callable[..., list[Running]]
+) -> None:
+    """An idle replica serves on while another is busy; both are listed as stopping."""
+    monitor = make_monitor(drain_timeout_seconds=100.0)
+    idle, busy = replicas(monitor, (), ("--state", "1"))
+    with ThreadPoolExecutor(2) as pool:
+        stopped = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: len(monitor.stopping()) == 2)
+        eventually(lambda: monitor._services.status_client._connections)
+        for _ in range(20):
+            assert monitor.read("m", idle.pid).status is not None
+        assert not stopped.done()
+        pool.submit(monitor.shutdown, "m", force=True).result(60)
+        stopped.result(60)
+    assert monitor.stopping() == []
+    assert not is_running(idle.pid)
+    assert not is_running(busy.pid)
+
+
+def test_shutdowns_of_one_and_of_all_share_or_wait(
+    make_monitor: Callable[..., Monitor], replicas: Callable[..., list[Running]]
+) -> None:
+    """One for a PID joins that of all; one of all waits for that of a PID; each is true."""
+    calls: list[int] = []
+
+    class Books:
+        @hookimpl
+        def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
+            calls.append(backend.pid)
+            return None
+
+    monitor = make_monitor(plugins=[Books()], drain_timeout_seconds=100.0)
+    busy, other = replicas(monitor, ("--state", "1"), ())
+    with ThreadPoolExecutor(4) as pool:
+        one = pool.submit(monitor.shutdown, "m", pid=busy.pid)
+        eventually(lambda: [each.pid for each in monitor.stopping()] == [busy.pid])
+        whole = pool.submit(monitor.shutdown, "m", force=True)  # which ends the draining of the one
+        one.result(60)
+        whole.result(60)
+    assert sorted(calls) == sorted([busy.pid, other.pid])
+
+    calls.clear()
+    busy, other = replicas(monitor, ("--state", "1"), ())
+    with ThreadPoolExecutor(4) as pool:
+        whole = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: len(monitor.stopping()) == 2)
+        one = pool.submit(monitor.shutdown, "m", pid=other.pid)
+        assert not one.done()
+        pool.submit(monitor.shutdown, "m", force=True).result(60)
+        whole.result(60)
+        with contextlib.suppress(ModelNotLoaded):  # where its thread came too late to share
+            one.result(60)
+    assert sorted(calls) == sorted([busy.pid, other.pid])
+
+
+def test_what_came_after_is_stopped_by_a_shutdown_of_its_own(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that is asked for while another still watches for respawns does not share its answer."""
+    monitor = make_monitor(respawn_watch_seconds=100.0)
+    first, second = spawner.sleeper(), spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=first.pid, address="127.0.0.1:1")
+    with ThreadPoolExecutor(3) as pool:
+        one = pool.submit(monitor.shutdown, "m")
+        first.wait(60)
+        monitor.hook.monitor_backend_spawned(model="m", pid=second.pid, address="127.0.0.1:1")
+        another = pool.submit(monitor.shutdown, "m", pid=second.pid)
+        with pytest.raises(ShutdownFailed, match="the host started it again"):
+            one.result(60)
+        eventually(lambda: not is_running(second.pid))
+        monitor.close()  # which ends the watch for more
+        another.result(60)

@@ -1,0 +1,258 @@
+"""Sweeps: all backends at once, by gRPC or through hooks, and in the background."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from monitor_plugin import Backend, Memory, Monitor, Reading, State, Status, hookimpl
+from monitor_plugin.domain.observation import Observation
+from monitor_plugin.rpc import client as status_client
+
+from ..support import Backend as Running
+from ..support import Spawner, eventually, started_since, suspend
+
+MIB = 1 << 20
+
+
+def register(monitor: Monitor, model: str, running: Running) -> None:
+    monitor.hook.monitor_backend_spawned(model=model, pid=running.pid, address=running.address)
+
+
+def by_model(observations: Sequence[Observation]) -> dict[str, Observation]:
+    return {each.backend.model: each for each in observations}
+
+
+def test_each_backend_is_told_of(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """By gRPC or from its process, with the figures that psutil has, of it and of its tree."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    with_status = spawner.backend("--fork-workers", "2")
+    without = spawner.backend("--no-status")
+    register(monitor, "a", with_status)
+    register(monitor, "b", without)
+    monitor.sweep()
+    time.sleep(0.2)  # a CPU figure needs 0.1 s since the registration
+    a, b = monitor.sweep()
+
+    assert a.reading
+    assert a.reading.source == "grpc"
+    assert a.reading.status == Status(2, Memory(3 * MIB, {"weights": 2 * MIB, "kv_cache": MIB}))
+    assert (a.memory, a.memory_source) == (a.reading.status.memory, "backend")
+    assert (a.last_state, b.last_state) == (State.READY, None)
+    assert a.state_changed_at
+    assert a.state_changed_at <= time.time()
+
+    assert b.reading
+    assert b.reading.rpc_error == "UNIMPLEMENTED"
+    assert b.reading.sample
+    assert b.process
+    assert b.reading.sample.rss == b.process.rss
+    assert b.memory
+    assert b.tree
+    assert (b.memory.total, b.memory_source) == (b.tree.pss, "pss")
+
+    for each, running, processes in ((a, with_status, 3), (b, without, 1)):
+        process, tree = each.process, each.tree
+        assert process
+        assert tree
+        real = psutil.Process(running.pid)
+        assert process.rss == pytest.approx(real.memory_info().rss, rel=0.1)
+        assert process.vms == pytest.approx(real.memory_info().vms, rel=0.1)
+        assert process.memory_percent == pytest.approx(real.memory_percent(), rel=0.1)
+        assert process.cpu_seconds == pytest.approx(sum(real.cpu_times()[:2]), abs=0.2)
+        assert process.cpu_percent is not None
+        assert process.threads == real.num_threads()
+        assert process.open_files == real.num_fds()
+        assert tree.processes == processes
+        members = [real, *real.children(recursive=True)]
+        assert tree.rss == pytest.approx(sum(p.memory_info().rss for p in members), rel=0.1)
+        assert tree.threads == sum(p.num_threads() for p in members)
+        assert tree.open_files == sum(p.num_fds() for p in members)
+        assert tree.pss is not None
+        assert tree.rss is not None
+        assert tree.pss < tree.rss
+        assert tree.vram is None
+
+
+def test_hung_backends_cost_one_wait(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """However many hang, all are waited for together, and the last state of each is still told."""
+    monitor = make_monitor(sweep_interval_seconds=0, status_timeout_seconds=2.0)
+    running = [spawner.backend() for _ in range(6)]
+    for number, each in enumerate(running):
+        register(monitor, f"m{number}", each)
+    assert all(each.reading and each.reading.source == "grpc" for each in monitor.sweep())
+    for each in running[1:]:
+        suspend(each.pid)
+    began = time.monotonic()
+    healthy, *hung = monitor.sweep()
+    assert time.monotonic() - began < 4 * 2.0  # and not 5 times
+    assert healthy.reading
+    assert healthy.reading.source == "grpc"
+    for observation in hung:
+        assert observation.reading
+        assert observation.reading.rpc_error == "DEADLINE_EXCEEDED"
+        assert observation.reading.sample
+        assert observation.reading.sample.rss
+        assert observation.memory
+        assert observation.last_state is State.READY
+
+
+def test_what_is_not_registered_any_more_is_not_listed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Who asks while a sweep is under way joins it, and still sees who came and who went."""
+    monitor = make_monitor(sweep_interval_seconds=0, status_timeout_seconds=5.0)
+    hung, goes = spawner.backend("--hang-status"), spawner.backend()
+    register(monitor, "hung", hung)
+    register(monitor, "goes", goes)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(monitor.sweep)
+        eventually(lambda: by_model(monitor.sweep(model="goes"))["goes"].reading)
+        goes.process.kill()
+        eventually(lambda: [each.model for each in monitor.backends()] == ["hung"])
+        register(monitor, "comes", spawner.backend())
+        register(monitor, "hung", spawner.backend())
+        second = pool.submit(monitor.sweep)
+        assert set(by_model(second.result())) == {"hung", "comes"}
+        *_, also_hung = second.result()
+        assert also_hung.reading
+        assert also_hung.reading.replicas == 2
+        assert set(by_model(first.result())) <= {"hung", "comes"}
+
+
+def test_the_last_sweep_is_remembered(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Without asking anybody: nothing before the first sweep, and what it found after it."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    running = spawner.backend()
+    register(monitor, "m", running)
+    (before,) = monitor.sweep(fresh=False)
+    assert before == Observation(backend=monitor.backends()[0])
+    (swept,) = monitor.sweep(model="m")
+    suspend(running.pid)
+    assert monitor.sweep(fresh=False) == [swept] == monitor.sweep("m", fresh=False)
+    assert monitor.sweep("other") == monitor.sweep("other", fresh=False) == []
+
+
+def test_a_state_found_since_the_last_sweep_is_told(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Who learns of a change of state, and asks for the last readings, sees it there."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    backend = spawner.backend()
+    register(monitor, "m", backend)
+    os.kill(backend.pid, signal.SIGUSR1)  # busy
+    (busy,) = eventually(lambda: [s for s in monitor.sweep() if s.last_state is State.BUSY])
+    os.kill(backend.pid, signal.SIGUSR1)  # and ready again
+    eventually(lambda: (status := monitor.read("m").status) and status.state == State.READY)
+    (last,) = monitor.sweep(fresh=False)
+    assert last.last_state is State.READY
+    assert last.reading
+    assert last.reading.status
+    assert last.reading.status.state == State.READY
+    assert last.reading.taken_at == last.state_changed_at
+    assert last.memory == busy.memory
+
+
+class Swept:
+    def __init__(self) -> None:
+        self.sweeps: list[Sequence[Reading]] = []
+
+    @hookimpl
+    def monitor_readings_swept(self, readings: Sequence[Reading]) -> None:
+        self.sweeps.append(readings)
+
+
+def test_the_background_sweeps(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """Each tells the hook of every backend, replicas too, finds states, and adds to the history."""
+    hook = Swept()
+    monitor = make_monitor([hook], sweep_interval_seconds=0.05)
+    for model, switches in (("m", ()), ("m", ("--no-status",)), ("busy", ("--state", "1"))):
+        register(monitor, model, spawner.backend(*switches))
+    readings = eventually(lambda: [each for each in hook.sweeps if len(each) == 3])[0]
+    assert [each.backend for each in readings] == monitor.backends()
+    assert [each.replicas for each in readings] == [2, 2, 1]
+    assert [each.source for each in readings] == ["grpc", "psutil", "grpc"]
+    observations = monitor.sweep(fresh=False)
+    assert [each.last_state for each in observations] == [State.READY, None, State.BUSY]
+    times, series = monitor._services.history.read()
+    assert times
+    assert [each.backend for each in series] == monitor.backends()
+
+
+def test_without_an_interval_nothing_is_swept(make_monitor: Callable[..., Monitor]) -> None:
+    """No thread does it, and closing does not wait for one."""
+    before = threading.enumerate()
+    monitor = make_monitor(sweep_interval_seconds=0)
+    assert "monitor-sweep" not in started_since(before)
+    monitor.close()
+
+
+def test_closing_does_not_wait_for_a_hung_backend(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A sweep that waits for one ends with the monitor, and its thread too."""
+    before = threading.enumerate()
+    monitor = make_monitor(sweep_interval_seconds=0.01, status_timeout_seconds=1000.0)
+    register(monitor, "m", spawner.backend("--hang-status"))
+    eventually(lambda: monitor._services.status_client._connections)
+    assert "monitor-sweep" in started_since(before)
+    monitor.close()
+    assert "monitor-sweep" not in started_since(before)
+
+
+class Knows:
+    """Speaks for some, takes its time for others, and knows what is on the GPU."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status | None:
+        if backend.model == "slow":
+            self.released.wait(30)
+        return Status(1) if backend.model == "hook" else None
+
+    @hookimpl
+    def monitor_memory_components(self, backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
+        return {"vram:0": 5 * MIB, "vram:1": 2 * MIB, "shared": MIB}
+
+
+def test_hooks_have_their_part(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """Their statuses and memory are there, GPU memory added up; a slow one holds nobody up."""
+    knows = Knows()
+    monitor = make_monitor([knows], sweep_interval_seconds=0, hook_timeout_seconds=2.0)
+    for model in ("hook", "grpc", "slow"):
+        register(monitor, model, spawner.backend("--no-memory"))
+    found = by_model(monitor.sweep())
+    knows.released.set()
+    sources = {model: each.reading and each.reading.source for model, each in found.items()}
+    assert sources == {"hook": "hook", "grpc": "grpc", "slow": "grpc"}
+    assert found["hook"].last_state is State.BUSY
+    for each in found.values():
+        assert each.memory
+        assert each.memory_source == "pss"
+        assert each.memory.breakdown == {"vram:0": 5 * MIB, "vram:1": 2 * MIB, "shared": MIB}
+        assert each.tree
+        assert each.tree.vram == 7 * MIB
+
+
+def test_more_backends_than_channels(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where descriptors are few, some are asked after the others, and all answer for themselves."""
+    monkeypatch.setattr(status_client, "most_channels", lambda: 2)
+    monitor = make_monitor(sweep_interval_seconds=0)
+    for number in range(5):
+        register(monitor, f"m{number}", spawner.backend())
+    assert [each.reading and each.reading.source for each in monitor.sweep()] == 5 * ["grpc"]

@@ -1,0 +1,61 @@
+"""What is counted of `Status` calls; `test_connection.py` has the calls themselves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import grpc
+
+from monitor_plugin import Backend, Monitor, Status, hookimpl
+from monitor_plugin.rpc.call_stats import DURATION_BOUNDS, StatusCounter
+
+from ..support import Spawner
+
+
+def test_calls_are_counted_up_to_each_bound() -> None:
+    """Each bound counts the calls that took no longer than it; the last number is all of them."""
+    counter = StatusCounter()
+    for seconds in (0.0005, 0.001, 0.002, 0.7, 31.0):
+        counter.add(seconds, None)
+    counts = counter.counts()
+    at_most = dict(zip(DURATION_BOUNDS, counts.calls, strict=False))
+    assert (at_most[0.001], at_most[0.005], at_most[0.5], at_most[1.0]) == (2, 3, 3, 4)
+    assert (at_most[30.0], counts.calls[-1]) == (4, 5)
+    assert counts.seconds == 0.0005 + 0.001 + 0.002 + 0.7 + 31.0
+    assert counts.failures == {}
+
+
+def test_failures_are_counted_by_code() -> None:
+    """A call that failed counts as a call, and once by its code."""
+    counter = StatusCounter()
+    for code in ("UNAVAILABLE", "INTERNAL", None, "UNAVAILABLE"):
+        counter.add(0.1, code)
+    assert counter.counts().failures == {"UNAVAILABLE": 2, "INTERNAL": 1}
+    assert counter.counts().calls[-1] == 4
+
+
+def test_a_counter_takes_under_1_kib() -> None:
+    """However many calls were counted, and however they failed."""
+    counter = StatusCounter()
+    for code in grpc.StatusCode:
+        for _ in range(1000):
+            counter.add(5.0, code.name)
+    parts = [counter, counter.__dict__, *counter.__dict__.values()]
+    assert sum(map(sys.getsizeof, parts)) < 1024
+
+
+class Answers:
+    @hookimpl
+    def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
+        return Status(2)
+
+
+def test_a_hooks_status_is_no_call(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """Where a hook answers, no call was made, and none is counted."""
+    monitor = make_monitor(plugins=[Answers()])
+    process = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    reading = monitor.read("m")
+    assert reading.source == "hook"
+    assert monitor._services.status_client.counts(reading.backend) is None

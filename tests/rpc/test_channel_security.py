@@ -1,0 +1,469 @@
+"""TLS or the clear, and tokens: against real servers, of which some are not who they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+import trustme
+
+from monitor_plugin import (
+    Backend,
+    InvalidBackend,
+    Monitor,
+    Reading,
+    Settings,
+    SettingsError,
+    hookimpl,
+)
+from monitor_plugin.concurrency.blocking import BlockingObserver
+from monitor_plugin.rpc.channel_security import ChannelSecurity
+from monitor_plugin.rpc.client import StatusClient
+from monitor_plugin.rpc.protocol import SERVICE
+
+from ..support import Spawner, eventually
+
+TOKEN = "s3cret-token"
+
+
+class Server:
+    """A gRPC server that notes the `authorization` of each call; by TLS if it has a certificate."""
+
+    def __init__(self, host: str, certificate: trustme.LeafCert | None) -> None:
+        self.tokens: list[str | None] = []
+
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            metadata = {key: str(value) for key, value in context.invocation_metadata()}
+            self.tokens.append(metadata.get("authorization"))
+            return b"\x08\x02"
+
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        handler = grpc.unary_unary_rpc_method_handler(answer)
+        methods = {"Status": handler, "Free": handler}
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, methods),)
+        )
+        if certificate is None:
+            self.port = self._server.add_insecure_port(f"{host}:0")
+        else:
+            chain = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+            pair = (certificate.private_key_pem.bytes(), chain)
+            credentials = grpc.ssl_server_credentials([pair])
+            self.port = self._server.add_secure_port(f"{host}:0", credentials)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+
+Serve = Callable[..., Server]
+Read = Callable[..., Reading]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts servers, and stops them."""
+    servers: list[Server] = []
+
+    def start(certificate: trustme.LeafCert | None = None, host: str = "127.0.0.1") -> Server:
+        servers.append(Server(host, certificate))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(ca: trustme.CA, tmp_path: Path) -> str:
+    path = tmp_path / "ca.pem"
+    ca.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    return path
+
+
+@pytest.fixture
+def read(spawner: Spawner) -> Read:
+    """Registers a process as the backend at an address, and reads it."""
+
+    def read(monitor: Monitor, address: str, model: str = "m") -> Reading:
+        pid = spawner.sleeper().pid
+        monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+        return monitor.read(model)
+
+    return read
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., StatusClient]]:
+    """Makes status clients that send no metadata but the token, and closes them."""
+    clients: list[StatusClient] = []
+
+    def make(**settings: Any) -> StatusClient:
+        clients.append(
+            StatusClient(
+                30, lambda backend: {}, ChannelSecurity(Settings(**settings)), BlockingObserver()
+            )
+        )
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def patient(make_monitor: Callable[..., Monitor]) -> Callable[..., Monitor]:
+    """Makes monitors that wait for a slow machine, rather than say DEADLINE_EXCEEDED."""
+
+    def make(*plugins: object, **settings: Any) -> Monitor:
+        return make_monitor(list(plugins), status_timeout_seconds=30.0, **settings)
+
+    return make
+
+
+def at(address: str) -> Backend:
+    return Backend("m", 1000, address, 1.0)
+
+
+def own_address() -> str:
+    """An IPv4 address of this machine that is not loopback."""
+    for addresses in psutil.net_if_addrs().values():
+        for each in addresses:
+            if each.family is socket.AF_INET and not each.address.startswith("127."):
+                return each.address
+    pytest.skip("this machine has no IPv4 address but loopback")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+def test_a_verified_backend_is_called_by_tls(
+    host: str,
+    ca: trustme.CA,
+    ca_file: str,
+    token_file: Path,
+    serve: Serve,
+    patient: Callable[..., Monitor],
+    read: Read,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`grpcs://` works by name and by address, with the token, past a proxy for the host's sake."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    bound = "[::1]" if host == "[::1]" else "127.0.0.1"
+    server = serve(ca.issue_cert(host.strip("[]")), bound)
+    monitor = patient(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
+    assert read(monitor, f"grpcs://{host}:{server.port}").source == "grpc"
+    assert server.tokens == [f"Bearer {TOKEN}"]
+
+
+@pytest.mark.parametrize("who", ["of another CA", "of another name", "in the clear"])
+def test_a_backend_that_is_not_verified_gives_a_sample_and_gets_no_token(
+    who: str,
+    ca: trustme.CA,
+    ca_file: str,
+    token_file: Path,
+    serve: Serve,
+    patient: Callable[..., Monitor],
+    make_client: Callable[..., StatusClient],
+    read: Read,
+) -> None:
+    """Neither `Status` nor `Free`, nor their token, reach who is not who the address says."""
+    certificates = {
+        "of another CA": trustme.CA().issue_cert("localhost"),
+        "of another name": ca.issue_cert("gpu1.example", "127.0.0.2"),
+        "in the clear": None,
+    }
+    server = serve(certificates[who])
+    address = f"grpcs://localhost:{server.port}"
+    settings = {"grpc_ca_file": ca_file, "grpc_token_file": str(token_file)}
+    reading = read(patient(insecure=True, **settings), address)
+    assert (reading.source, reading.rpc_error) == ("psutil", "UNAVAILABLE")
+    assert reading.sample is not None
+    assert make_client(insecure=True, **settings).free(at(address)) == "UNAVAILABLE"
+    assert server.tokens == []
+
+
+def test_what_speaks_no_tls_gets_a_handshake_and_nothing_else(
+    ca_file: str, token_file: Path, make_client: Callable[..., StatusClient]
+) -> None:
+    """On the wire behind `grpcs://` goes TLS from the first byte, and no token."""
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def record() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection, contextlib.suppress(OSError):
+                    received.append(connection.recv(65536))
+                    connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=record)
+        thread.start()
+        client = make_client(insecure=True, grpc_ca_file=ca_file, grpc_token_file=str(token_file))
+        address = f"grpcs://127.0.0.1:{listener.getsockname()[1]}"
+        assert client.status(at(address)) == (None, "UNAVAILABLE")
+        client.close()
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    assert received[0]
+    assert all(each.startswith(b"\x16\x03") for each in received if each)
+    assert TOKEN.encode() not in b"".join(received)
+
+
+def test_without_a_ca_file_grpcs_own_roots_verify(
+    ca: trustme.CA,
+    ca_file: str,
+    serve: Serve,
+    make_client: Callable[..., StatusClient],
+    spawner: Spawner,
+) -> None:
+    """A private CA is not trusted, unless gRPC's own variable names its file."""
+    server = serve(ca.issue_cert("localhost"))
+    address = f"grpcs://localhost:{server.port}"
+    assert make_client().status(at(address)) == (None, "UNAVAILABLE")
+    code = (
+        "import sys, tests.rpc.test_channel_security as t\n"
+        "security = t.ChannelSecurity(t.Settings())\n"
+        "client = t.StatusClient(30, lambda backend: {}, security, t.Waits())\n"
+        "print(client.status(t.at(sys.argv[1])).rpc_error)\n"
+        "client.close()\n"
+    )
+    environment = {**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": ca_file}
+    root = Path(__file__).parents[2]
+    process = spawner.python(code, address, env=environment, cwd=root)
+    assert process.communicate(timeout=60)[0] == "None\n"
+
+
+def test_certificates_are_read_again_for_new_connections(
+    ca: trustme.CA, ca_file: str, serve: Serve, make_client: Callable[..., StatusClient]
+) -> None:
+    """A backend of a CA that the file did not hold is verified once it does."""
+    other = trustme.CA()
+    server = serve(other.issue_cert("localhost"))
+    backend = at(f"grpcs://localhost:{server.port}")
+    client = make_client(grpc_ca_file=ca_file)
+    assert client.status(backend) == (None, "UNAVAILABLE")
+    other.cert_pem.write_to_path(ca_file, append=True)
+    eventually(lambda: client.status(backend).status)
+
+
+def test_certificates_that_grpc_cannot_read_are_an_answer(
+    tmp_path: Path, serve: Serve, ca: trustme.CA, make_client: Callable[..., StatusClient]
+) -> None:
+    """What only looks like PEM verifies nobody."""
+    bad = tmp_path / "bad.pem"
+    bad.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    server = serve(ca.issue_cert("localhost"))
+    client = make_client(grpc_ca_file=str(bad))
+    assert client.status(at(f"grpcs://localhost:{server.port}")) == (None, "UNAVAILABLE")
+
+
+def test_one_backend_by_tls_or_in_the_clear(
+    patient: Callable[..., Monitor], read: Read, spawner: Spawner
+) -> None:
+    """An address by TLS is held by the backend that holds it in the clear."""
+    monitor = patient()
+    read(monitor, "localhost:1")
+    with pytest.raises(InvalidBackend, match="is held by process"):
+        read(monitor, "grpcs://127.0.0.1:1")
+
+
+REMOTE = ["gpu1.example:50051", "dns:///gpu1.example:50051", "192.0.2.77:1", "[2001:db8::1]:1"]
+
+
+@pytest.mark.parametrize("address", REMOTE)
+def test_a_remote_backend_in_the_clear_is_refused(
+    address: str, patient: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The host reads what it may do about it, and nothing is registered."""
+    monitor = patient()
+    pid = spawner.sleeper().pid
+    with pytest.raises(InvalidBackend, match="clear") as raised:
+        monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=address)
+    for said in (repr(address), "grpc_ca_file", "insecure"):
+        assert said in str(raised.value)
+    by_tls = "grpcs://" + address.removeprefix("dns:///")
+    assert f"use {by_tls}," in str(raised.value)
+    assert monitor.backends() == []
+    monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=by_tls)
+    with pytest.raises(InvalidBackend, match="clear"):  # nor is a record changed to it
+        monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=address)
+    assert monitor.backends()[0].address == by_tls
+
+
+@pytest.mark.parametrize("address", REMOTE)
+def test_what_protects_a_remote_backend(address: str, ca_file: str) -> None:
+    """TLS where there are certificates or the address says so; the clear where that is allowed."""
+    assert ChannelSecurity(Settings(insecure=True)).credentials(address) is None
+    assert ChannelSecurity(Settings(grpc_ca_file=ca_file)).credentials(address)
+    assert ChannelSecurity(Settings(grpc_ca_file=ca_file, insecure=True)).credentials(address)
+    by_tls = "grpcs://" + address.removeprefix("dns:///")
+    for settings in (Settings(), Settings(insecure=True), Settings(grpc_ca_file=ca_file)):
+        assert ChannelSecurity(settings).credentials(by_tls)
+    with pytest.raises(ValueError, match="clear"):
+        ChannelSecurity(Settings()).credentials(address)
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "dns:///[::1]:1", "unix:/s", "0.0.0.0:1"])
+def test_a_local_backend_is_called_in_the_clear(address: str, ca_file: str) -> None:
+    """Whatever the settings, unless the address says TLS."""
+    for settings in (Settings(), Settings(insecure=True), Settings(grpc_ca_file=ca_file)):
+        assert ChannelSecurity(settings).credentials(address) is None
+
+
+def test_remote_backends_over_a_real_network_address(
+    ca: trustme.CA, ca_file: str, serve: Serve, patient: Callable[..., Monitor], read: Read
+) -> None:
+    """By TLS with certificates, in the clear only if that is allowed, and never mixed up."""
+    host = own_address()
+    by_tls = serve(ca.issue_cert(host), host)
+    in_clear = serve(None, host)
+    strict, insecure = patient(grpc_ca_file=ca_file), patient(insecure=True)
+    assert read(strict, f"{host}:{by_tls.port}", "a").source == "grpc"
+    assert read(strict, f"dns:///{host}:{in_clear.port}", "b").rpc_error == "UNAVAILABLE"
+    assert in_clear.tokens == []
+    assert read(insecure, f"{host}:{in_clear.port}").source == "grpc"
+
+
+def test_the_token_is_sent_with_status_and_free(
+    token_file: Path, spawner: Spawner, make_client: Callable[..., StatusClient]
+) -> None:
+    """A backend that wants a token, as LocalAI's, answers both calls with it, and none without."""
+    backend = at(spawner.backend("--token", TOKEN).address)
+    with_token, without = make_client(grpc_token_file=str(token_file)), make_client()
+    assert with_token.status(backend).rpc_error is None
+    assert with_token.free(backend) is None
+    assert without.status(backend) == (None, "UNAUTHENTICATED")
+    assert without.free(backend) == "UNAUTHENTICATED"
+
+
+def test_a_token_that_changes_is_sent_from_then_on(
+    token_file: Path,
+    spawner: Spawner,
+    patient: Callable[..., Monitor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A new token works without a restart; a broken file leaves the last; no log shows either."""
+    caplog.set_level(logging.DEBUG)
+    backend = spawner.backend("--token", "another-s3cret")
+    monitor = patient(grpc_token_file=str(token_file))
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    assert monitor.read("m").rpc_error == "UNAUTHENTICATED"
+    token_file.write_text("another-s3cret")
+    assert monitor.read("m").source == "grpc"
+    token_file.write_text("a broken s3cret")
+    assert monitor.read("m").source == "grpc"
+    assert f"{token_file} cannot be used" in caplog.text
+    token_file.unlink()
+    assert monitor.read("m").source == "grpc"
+    assert "s3cret" not in caplog.text
+
+
+def test_a_hooks_token_wins_for_its_backend(
+    token_file: Path, serve: Serve, patient: Callable[..., Monitor], read: Read
+) -> None:
+    """`monitor_call_metadata` gives one backend its own token; the others get the file's."""
+
+    class Tokens:
+        @hookimpl
+        def monitor_call_metadata(self, backend: Backend) -> dict[str, str]:
+            return {"authorization": "Bearer own"} if backend.model == "own" else {"x-more": "1"}
+
+    monitor = patient(Tokens(), grpc_token_file=str(token_file))
+    own, other = serve(), serve()
+    assert read(monitor, f"127.0.0.1:{own.port}", "own").source == "grpc"
+    assert read(monitor, f"127.0.0.1:{other.port}", "other").source == "grpc"
+    assert (own.tokens, other.tokens) == (["Bearer own"], [f"Bearer {TOKEN}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the token"),
+        (b" \n\t", "the token"),
+        (b"s3cret two", "the token"),
+        (b"s3cret\ns3cret", "the token"),
+        (b"s3cret\x00", "the token"),
+        ("s3crét".encode(), "the token"),
+        (b"s3cret\xff", "not UTF-8"),
+        (b"s3cret" * 2**18, "more than"),
+        (None, "No such file"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["grpc_token_file", "grpc_ca_file"])
+def test_a_file_that_cannot_be_used_is_refused_by_name(
+    setting: str, content: bytes | None, said: str, tmp_path: Path
+) -> None:
+    """The error names the setting and the path, says what is wrong, and shows nothing of it."""
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=setting) as raised:
+        Monitor(Settings(listen=None, **{setting: str(path)}))  # type: ignore[arg-type]
+    assert raised.value.setting == setting
+    assert str(path) in str(raised.value)
+    assert "s3cr" not in "".join(traceback.format_exception(raised.value))
+    if setting == "grpc_ca_file":
+        said = said.replace("the token", "no certificate in PEM")
+    assert said in str(raised.value)
+
+
+def test_a_key_is_no_certificate_and_a_folder_no_file(ca: trustme.CA, tmp_path: Path) -> None:
+    """Confusing the CA's file with another is noticed at the start."""
+    path = tmp_path / "key.pem"
+    ca.private_key_pem.write_to_path(str(path))
+    for wrong, said in ((path, "no certificate"), (tmp_path, "Is a directory")):
+        with pytest.raises(SettingsError, match=said):
+            Monitor(Settings(listen=None, grpc_ca_file=str(wrong)))
+
+
+def test_nothing_shows_the_token(token_file: Path) -> None:
+    """Neither the settings nor what holds the token have it in their repr."""
+    settings = Settings(grpc_token_file=str(token_file))
+    security = ChannelSecurity(settings)
+    assert security.with_token({}) == {"authorization": f"Bearer {TOKEN}"}
+    assert TOKEN not in repr(settings) + repr(security) + repr(vars(security))
+
+
+def test_a_hook_gets_channels_and_metadata_as_the_monitors_own(
+    ca: trustme.CA,
+    ca_file: str,
+    token_file: Path,
+    serve: Serve,
+    make_monitor: Callable[..., Monitor],
+) -> None:
+    """What speaks another protocol verifies the backend and sends the token, or is refused."""
+    server = serve(ca.issue_cert("localhost"))
+    monitor = make_monitor(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
+    backend = at(f"grpcs://localhost:{server.port}")
+    with monitor.open_channel(backend) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Status", None, None)
+        assert call(b"", timeout=60, metadata=tuple(monitor.call_metadata(backend).items()))
+    assert server.tokens == [f"Bearer {TOKEN}"]
+    with pytest.raises(ValueError, match="is not on this machine"):
+        make_monitor().open_channel(at("gpu1.example:1"))

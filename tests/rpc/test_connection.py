@@ -1,0 +1,564 @@
+"""gRPC `Status` and `Free`, against real servers that behave in every way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import grpc
+import pytest
+
+from monitor_plugin import Settings
+from monitor_plugin.concurrency.blocking import BlockingObserver
+from monitor_plugin.domain.models import Backend, Memory, Status
+from monitor_plugin.rpc import connection
+from monitor_plugin.rpc.call import StatusCall
+from monitor_plugin.rpc.call_stats import DURATION_BOUNDS
+from monitor_plugin.rpc.channel_security import ChannelSecurity
+from monitor_plugin.rpc.channels import KEEPER_TARGET
+from monitor_plugin.rpc.client import StatusClient
+from monitor_plugin.rpc.protocol import SERVICE
+
+from ..support import Spawner, eventually, free_port, suspend
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., StatusClient]]:
+    """Makes status clients, and closes them."""
+    clients = []
+
+    def make(timeout: float = 30, metadata: dict[str, str] | None = None) -> StatusClient:
+        security = ChannelSecurity(Settings())
+        client = StatusClient(timeout, lambda backend: metadata or {}, security, BlockingObserver())
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def at(address: str, pid: int = 1000) -> Backend:
+    return Backend("m", pid, address, 1.0)
+
+
+class Server:
+    """A gRPC server whose Status does what it is told, and counts."""
+
+    def __init__(self, answer: Callable[[grpc.ServicerContext], bytes]) -> None:
+        self._lock = threading.Lock()
+        self.calls = self.now = self.most = 0
+
+        def status(request: bytes, context: grpc.ServicerContext) -> bytes:
+            with self._lock:
+                self.calls += 1
+                self.now += 1
+                self.most = max(self.most, self.now)
+            try:
+                return answer(context)
+            finally:
+                with self._lock:
+                    self.now -= 1
+
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        handler = grpc.unary_unary_rpc_method_handler(status)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Status": handler}),)
+        )
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[grpc.ServicerContext], bytes]], Server]]:
+    servers: list[Server] = []
+
+    def start(answer: Callable[[grpc.ServicerContext], bytes]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner: Spawner) -> None:
+    """State, total and breakdown come as the backend gave them."""
+    backend = spawner.backend()
+    answer = make_client().status(at(backend.address))
+    memory = Memory(3 << 20, {"kv_cache": 1 << 20, "weights": 2 << 20})
+    assert answer == (Status(2, memory), None)
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (b"", Status(0, None)),
+        (b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Status(-1, None)),
+        (b"\x08\x07", Status(7, None)),
+        (b"\x08\x02\x12\x00", Status(2, None)),  # memory there, and empty: not known
+        (b"\x12\x0b\x08" + b"\xff" * 9 + b"\x01", Status(0, Memory(2**64 - 1, {}))),
+    ],
+)
+def test_what_may_come_over_the_wire(
+    wire: bytes,
+    expected: Status,
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """Unknown states pass through, bytes are unsigned 64 bit, and an empty memory is none."""
+    server = serve(lambda context: wire)
+    assert make_client().status(at(server.address)) == (expected, None)
+
+
+def abort(code: grpc.StatusCode) -> Callable[[grpc.ServicerContext], bytes]:
+    def answer(context: grpc.ServicerContext) -> bytes:
+        context.abort(code, "no")
+        raise AssertionError
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (lambda context: b"\xff\xff", "INTERNAL"),
+        (lambda context: b"\x12\x09\x12\x07\x0a\x01\xff\x10\x01\x18\x00", "INTERNAL"),
+        (lambda context: bytes(5 << 20), "RESOURCE_EXHAUSTED"),
+        (abort(grpc.StatusCode.PERMISSION_DENIED), "PERMISSION_DENIED"),
+        (abort(grpc.StatusCode.DEADLINE_EXCEEDED), "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_nonsense_has_a_named_code(
+    answer: Callable[[grpc.ServicerContext], bytes],
+    code: str,
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """Garbage, too much, and refusals give no status but the code's name."""
+    assert make_client().status(at(serve(answer).address)) == (None, code)
+
+
+def test_unimplemented_is_asked_once(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """A process that does not implement Status is not asked again, and holds no channel."""
+    server = serve(abort(grpc.StatusCode.UNIMPLEMENTED))
+    client = make_client()
+    for _ in range(3):
+        assert client.status(at(server.address)) == (None, "UNIMPLEMENTED")
+    assert server.calls == 1
+    assert client.status(at(server.address, pid=1001)) == (None, "UNIMPLEMENTED")
+    assert server.calls == 2
+    assert client.free(at(server.address)) == "UNIMPLEMENTED"
+    for pid in (1000, 1001):
+        connection = client._connection(at(server.address, pid))
+        assert connection
+        assert not connection.is_open
+
+
+def test_other_protocols_on_the_port(make_client: Callable[..., StatusClient]) -> None:
+    """Nobody, or an HTTP/1.1 server, is UNAVAILABLE; a silent one runs into the deadline."""
+    client = make_client(timeout=60)
+    assert client.status(at("127.0.0.1:1")) == (None, "UNAVAILABLE")
+    assert client.status(at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    assert client.status(at(f"127.0.0.1:{server.server_port}")) == (None, "UNAVAILABLE")
+    thread.join()
+    server.server_close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        quick = make_client(timeout=0.3)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert quick.status(at(address)) == (None, "DEADLINE_EXCEEDED")
+
+
+@pytest.mark.parametrize("scheme", ["unix:", "unix://", "unix-abstract:"])
+def test_unix_sockets(
+    scheme: str, make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
+) -> None:
+    """Unix sockets work by path and by abstract name."""
+    backend = spawner.backend(addr=f"{scheme}{tmp_path}/s")
+    assert make_client().status(at(backend.address)).rpc_error is None
+
+
+def test_a_proxy_in_the_environment_catches_nothing(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy for the host's own sake does not capture calls to backends."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    backend = spawner.backend()
+    assert make_client().status(at(backend.address)).rpc_error is None
+
+
+def test_metadata_goes_with_each_call(
+    make_client: Callable[..., StatusClient], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token reaches a backend that wants one; bad metadata is an answer, and is not logged."""
+    backend = spawner.backend("--token", "s3cret")
+    assert make_client().status(at(backend.address)) == (None, "UNAUTHENTICATED")
+    good = make_client(metadata={"authorization": "Bearer s3cret"})
+    assert good.status(at(backend.address)).rpc_error is None
+    assert good.free(at(backend.address)) is None
+    bad = make_client(metadata={"Bad Key": "s3cret\n"})
+    assert bad.status(at(backend.address)).rpc_error == "INTERNAL"
+    assert bad.free(at(backend.address)) == "INTERNAL"
+    assert "s3cret" not in caplog.text
+
+
+def test_many_readers_share_one_call(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """While a call is under way, others join it: never two at once."""
+    go = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        go.wait(30)
+        return b"\x08\x02"
+
+    server = serve(answer)
+    client = make_client()
+    with ThreadPoolExecutor(20) as pool:
+        readers = [pool.submit(client.status, at(server.address)) for _ in range(20)]
+        eventually(lambda: server.calls)
+        go.set()
+        assert {each.result(30) for each in readers} == {(Status(2, None), None)}
+    assert server.most == 1
+
+
+def test_a_hung_backend_costs_one_call_and_one_wait(
+    make_client: Callable[..., StatusClient], spawner: Spawner
+) -> None:
+    """After the first wait, readers of a stopped backend are answered at once, until it goes on."""
+    backend = spawner.backend()
+    client = make_client(timeout=2.0)
+    eventually(lambda: client.status(at(backend.address)).rpc_error is None)
+    suspend(backend.pid)
+    started = time.monotonic()
+    assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+    assert time.monotonic() - started >= 2.0
+    started = time.monotonic()
+    for _ in range(20):
+        assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+    assert time.monotonic() - started < 2.0 * 20 / 2  # 20 waits would take 40 s
+    os.kill(backend.pid, signal.SIGCONT)
+    eventually(lambda: client.status(at(backend.address)).status)
+
+
+def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that grew old is renewed without any reader, and is none's to wait for."""
+    monkeypatch.setattr("monitor_plugin.rpc.connection._CALL_SECONDS", 1.0)
+    end = threading.Event()
+    server = serve(lambda context: end.wait(60) and b"\x08\x02")
+    client = make_client(timeout=6.0)
+    assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
+    eventually(lambda: server.calls == 2)
+    started = time.monotonic()
+    assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
+    assert time.monotonic() - started < 4.5
+    end.set()
+    eventually(lambda: client.status(at(server.address)).status)
+
+
+def test_a_call_is_not_given_up_before_its_readers_are(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the deadline is set to, an answer within it is taken."""
+    monkeypatch.setattr("monitor_plugin.rpc.connection._CALL_SECONDS", 0.1)
+    server = serve(lambda context: threading.Event().wait(0.5) or b"\x08\x02")
+    assert make_client(timeout=30).status(at(server.address)).status
+    assert server.calls == 1
+
+
+def test_a_backend_that_is_back_is_found_at_once(
+    make_client: Callable[..., StatusClient], spawner: Spawner
+) -> None:
+    """gRPC's own backoff does not hide a backend that was away and serves again."""
+    backend = spawner.backend(addr=f"127.0.0.1:{free_port()}")
+    client = make_client()
+    assert client.status(at(backend.address)).rpc_error is None
+    backend.process.kill()
+    backend.process.wait()
+    eventually(lambda: client.status(at(backend.address)).rpc_error == "UNAVAILABLE")
+    for _ in range(100):  # which would drive a backoff up
+        client.status(at(backend.address))
+        time.sleep(0.02)
+    spawner.backend(addr=backend.address)
+    assert client.status(at(backend.address)).status
+
+
+@pytest.mark.parametrize("address", ["unix:{folder}/{number}", "127.0.0.1:{port}"])
+def test_one_that_was_asked_too_early_answers_once_it_serves(
+    address: str, make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
+) -> None:
+    """The first reading after it serves is its own word, and no descriptor is left behind.
+
+    gRPC 1.49 goes on connecting by itself, but not to the end, while nobody calls; and it never
+    lets go of a unix socket with which it did so.
+    """
+    client = make_client()
+    held: list[int] = []
+    for number in range(4):
+        backend = at(address.format(folder=tmp_path, number=number, port=free_port()))
+        assert client.status(backend).rpc_error == "UNAVAILABLE"
+        assert client.free(backend) == "UNAVAILABLE"
+        serving = spawner.backend(addr=backend.address)
+        time.sleep(0.2)  # more than gRPC's backoff
+        assert client.free(backend) is None
+        assert client.status(backend).status
+        client.forget(backend)
+        serving.process.kill()
+        serving.process.communicate()
+        held.append(len(os.listdir("/proc/self/fd")))
+        eventually(lambda: len(os.listdir("/proc/self/fd")) <= held[0])
+
+
+def test_forgetting_and_closing_end_the_waits(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """Who waits for a backend that goes away gets CANCELLED, and later callers do too."""
+    go = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        go.wait(30)
+        return b""
+
+    server = serve(answer)
+    client = make_client()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(client.status, at(server.address))
+        eventually(lambda: server.calls)
+        client.forget(at(server.address))
+        assert reader.result(30) == (None, "CANCELLED")
+    client.close()
+    assert client.status(at(server.address)) == (None, "CANCELLED")
+    assert client.free(at(server.address)) == "CANCELLED"
+    go.set()
+
+
+def test_a_call_that_just_began_may_finish_before_its_channel_is_closed(
+    make_client: Callable[..., StatusClient],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Old versions of gRPC lose the descriptor of a channel that is closed while it connects."""
+    monkeypatch.setattr(connection, "_CONNECTING_SECONDS", 60.0)
+    client, address = make_client(), spawner.backend().address
+    backends = [at(address, pid) for pid in range(1, 21)]
+    for backend in backends:
+        wait = client.begin(backend)
+        client.forget(backend)
+        assert wait(0).rpc_error is None
+    assert caplog.text == ""
+
+
+def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
+    make_client: Callable[..., StatusClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What gRPC raises then is nothing to tell of, as it is while the connection is open."""
+    client = make_client()
+    made = client._connection(at("127.0.0.1:1"))
+    assert made
+    for closed, code in ((False, "INTERNAL"), (True, "CANCELLED")):
+        if closed:
+            made.close()
+        call = StatusCall()
+        made._on_done(call, ValueError("Cannot invoke RPC on closed channel!"))()
+        assert call.done.is_set()
+        assert call.answer == (None, code)
+    assert len(caplog.records) == 1
+
+
+def test_a_name_that_resolves_again_is_found_at_once(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel that reached nobody is given up: its resolver's backoff is minutes."""
+    backend = spawner.backend()
+    port = backend.address.rpartition(":")[2]
+    dialled = []
+    insecure_channel = grpc.insecure_channel
+
+    def dial(target: str, options: object) -> grpc.Channel:
+        if target == KEEPER_TARGET:
+            return insecure_channel(target)
+        dialled.append(target)
+        return insecure_channel(target if len(dialled) > 1 else f"no-such-host.invalid:{port}")
+
+    monkeypatch.setattr(grpc, "insecure_channel", dial)
+    client = make_client()
+    assert client.status(at(backend.address)) == (None, "UNAVAILABLE")
+    for _ in range(2):
+        assert client.status(at(backend.address)).status
+        assert len(dialled) == 2
+
+
+def test_of_two_channels_made_at_once_one_is_closed(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Status` and `Free` that both come first share one channel, and the other leaves nothing."""
+    both = threading.Barrier(2, timeout=60)
+    opened: list[grpc.Channel] = []
+    closed: list[grpc.Channel] = []
+    insecure_channel = grpc.insecure_channel
+
+    def dial(target: str, options: Any) -> grpc.Channel:
+        channel = insecure_channel(target, options)
+        if target == KEEPER_TARGET:
+            return channel
+        really_close = channel.close
+
+        def close() -> None:
+            closed.append(channel)
+            really_close()
+
+        monkeypatch.setattr(channel, "close", close)
+        opened.append(channel)
+        both.wait()
+        return channel
+
+    monkeypatch.setattr(grpc, "insecure_channel", dial)
+    backend = at(spawner.backend().address)
+    client = make_client()
+    with ThreadPoolExecutor(2) as pool:
+        status, free = pool.submit(client.status, backend), pool.submit(client.free, backend)
+        assert (status.result(60).rpc_error, free.result(60)) == (None, None)
+    assert (len(opened), len(closed)) == (2, 1)
+    client.close()
+    assert set(closed) == set(opened)
+
+
+def test_channels_take_a_share_of_the_descriptors(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The channel that was idle for longest makes room; where none is idle, the answer says so."""
+    monkeypatch.setattr("monitor_plugin.rpc.client.most_channels", lambda: 3)
+    go = threading.Event()
+
+    def hang(context: grpc.ServicerContext) -> bytes:
+        go.wait(60)
+        return b"\x08\x01"
+
+    quick = serve(lambda context: b"\x08\x02").address
+    slow = serve(hang)
+    client = make_client()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for pid in range(1000, 1020):
+        assert client.status(at(quick, pid)).status == Status(2, None)
+    # A connection is two descriptors here, as its other end is in this process too.
+    eventually(lambda: len(os.listdir("/proc/self/fd")) < descriptors + 2 * 6)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(client.status, at(slow.address, pid)) for pid in range(3)]
+        eventually(lambda: slow.now == 3)
+        assert client.status(at(quick)) == (None, "RESOURCE_EXHAUSTED")
+        assert client.free(at(quick)) == "RESOURCE_EXHAUSTED"
+        go.set()
+        assert [each.result(60).status for each in waiting] == [Status(1, None)] * 3
+    assert client.status(at(quick)).status == Status(2, None)
+
+
+def test_the_last_backend_to_go_stalls_nothing(
+    make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
+) -> None:
+    """When the last backend's channel is closed, the other threads of the process run on.
+
+    gRPC 1.49.1 would shut down, for 10 s with the GIL held, once a connection to a unix socket had
+    failed.
+    """
+    backend = at(f"unix:{tmp_path}/s")
+    client = make_client()
+    assert client.status(backend).rpc_error == "UNAVAILABLE"
+    spawner.backend(addr=backend.address)
+    eventually(lambda: client.status(backend).status)
+    longest, ended = 0.0, threading.Event()
+
+    def tick() -> None:
+        nonlocal longest
+        while not ended.is_set():
+            began = time.monotonic()
+            time.sleep(0.01)
+            longest = max(longest, time.monotonic() - began)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    client.forget(backend)
+    ended.wait(0.5)
+    ended.set()
+    thread.join()
+    assert longest < 9
+
+
+def test_one_call_is_counted_once_however_many_readers_joined_it(
+    make_client: Callable[..., StatusClient],
+    serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
+) -> None:
+    """Those who read while a call is under way add none; it counts for as long as it took."""
+    release = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        release.wait(60)
+        return b""
+
+    server = serve(answer)
+    client = make_client()
+    with ThreadPoolExecutor(8) as pool:
+        readers = [pool.submit(client.status, at(server.address)) for _ in range(8)]
+        eventually(lambda: server.now)
+        long_enough = time.monotonic() + 0.1
+        eventually(lambda: time.monotonic() > long_enough)
+        assert (counts := client.counts(at(server.address)))
+        assert counts.calls[-1] == 0  # it is not over
+        release.set()
+        assert {reader.result() for reader in readers} == {(Status(0), None)}
+    assert (counts := client.counts(at(server.address)))
+    assert counts.calls[-1] == server.calls
+    assert counts.seconds >= 0.1
+    assert counts.calls[DURATION_BOUNDS.index(0.1)] < counts.calls[-1]
+    assert counts.failures == {}
+
+
+def test_failed_calls_are_counted_by_code(
+    make_client: Callable[..., StatusClient],
+    serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
+) -> None:
+    """One that is not there fails each time; one without Status is called no more."""
+    nobody, old = at("127.0.0.1:1"), at(serve(abort(grpc.StatusCode.UNIMPLEMENTED)).address)
+    client = make_client()
+    for _ in range(2):
+        client.status(nobody)
+        client.status(old)
+    assert [counts and counts.failures for counts in map(client.counts, (nobody, old))] == [
+        {"UNAVAILABLE": 2},
+        {"UNIMPLEMENTED": 1},
+    ]
+
+
+def test_what_was_counted_is_dropped_with_the_backend(
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """Nothing is kept of a backend that is gone."""
+    client = make_client()
+    client.status(at("127.0.0.1:1"))
+    assert client.counts(at("127.0.0.1:1"))
+    client.forget(at("127.0.0.1:1"))
+    assert client.counts(at("127.0.0.1:1")) is None

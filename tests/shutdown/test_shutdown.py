@@ -1,0 +1,866 @@
+"""Shutdowns of real processes: refused, drained, freed, stopped, verified, watched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from monitor_plugin import (
+    Backend,
+    InvalidRequest,
+    ModelNotLoaded,
+    Monitor,
+    ShutdownFailed,
+    ShutdownRefused,
+    State,
+    Status,
+    hookimpl,
+)
+from monitor_plugin.processes import process_tree
+from monitor_plugin.processes.process import Process
+from monitor_plugin.processes.process_table import ProcessRow, read_table
+from monitor_plugin.rpc.protocol import SERVICE
+from monitor_plugin.shutdown import coordinator as shutdown
+
+from ..support import Client, Spawner, eventually, is_running, suspend
+
+STUBBORN_WORKERS = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+for _ in range(3):
+    if os.fork() == 0:
+        if os.fork():
+            time.sleep(1000)
+        time.sleep(1000)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+class Finished:
+    """A plugin that notes the outcomes of shutdowns."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[tuple[int, str]] = []
+
+    @hookimpl
+    def monitor_shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.outcomes.append((backend.pid, outcome))
+
+
+class StaysBusy:
+    """A plugin that says of every backend that it is busy, and notes each time."""
+
+    def __init__(self) -> None:
+        self.asked: list[Backend] = []
+        self.told_seconds: list[float] = []
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
+        self.asked.append(backend)
+        self.told_seconds.append(timeout_seconds)
+        return Status(State.BUSY)
+
+
+def spawned(monitor: Monitor, pid: int, model: str = "m", address: str = "127.0.0.1:1") -> None:
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
+def waiters(future: Future[Any]) -> list[object]:
+    found: list[object] = future._condition._waiters  # type: ignore[attr-defined]
+    return found
+
+
+def tree_of(pid: int) -> list[int]:
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+def test_a_whole_tree_that_ignores_sigterm_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """After the grace, every descendant is killed, before the shutdown says that it is done."""
+    finished = Finished()
+    monitor = make_monitor(plugins=[finished], stop_timeout_seconds=3)
+    process = spawner.python(STUBBORN_WORKERS)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    eventually(lambda: len(tree_of(process.pid)) == 7)
+    pids = tree_of(process.pid)
+    bystander = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert [pid for pid in pids if is_running(pid)] == []
+    assert is_running(bystander.pid)
+    assert finished.outcomes == [(process.pid, "stopped")]
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_orphans_of_the_session_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
+    """Workers whose parent is gone are found by the session that the backend leads."""
+    code = """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+time.sleep(1000)
+"""
+    process = spawner.python(code)
+    assert process.stdout
+    orphan = int(process.stdout.readline())
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert not is_running(orphan)
+
+
+def test_workers_forked_at_the_end_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
+    """A backend that forks when it is told to end leaves nothing behind either."""
+    code = """
+import os, signal, sys, time
+def end(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the child inherits from its first moment
+    if os.fork() == 0:
+        os.write(1, b"%d\\n" % os.getpid())  # `print` may be what was interrupted
+        time.sleep(1000)
+    time.sleep(0.3)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True:  # a handler is not called where its signal comes just before the one long sleep
+    time.sleep(0.1)
+"""
+    process = spawner.python(code)
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        late = int(process.stdout.readline())
+        stopping.result(60)
+    assert not is_running(late)
+
+
+def test_a_stopped_process_is_ended(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A backend that hangs under SIGSTOP is stopped like any other."""
+    monitor = make_monitor(status_timeout_seconds=1.0)
+    backend = spawner.backend()
+    spawned(monitor, backend.pid, address=backend.address)
+    suspend(backend.pid)
+    monitor.shutdown("m")
+    assert not is_running(backend.pid)
+
+
+def test_a_zombie_that_nobody_reaps_counts_as_gone(monitor: Monitor, spawner: Spawner) -> None:
+    """A host that reaps late, or never, does not make a shutdown fail."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert process.returncode is None
+    assert os.path.exists(f"/proc/{process.pid}")  # noqa: PTH110
+    assert process.wait() == -signal.SIGTERM
+
+
+def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A shutdown waits until a busy backend is ready."""
+    monitor = make_monitor()
+    started = time.monotonic()
+    backend = spawner.backend("--busy-seconds", "2")
+    spawned(monitor, backend.pid, address=backend.address)
+    assert monitor.read("m").status is not None
+    was_busy = monitor.read("m").status.state == State.BUSY  # type: ignore[union-attr]
+    monitor.shutdown("m")
+    assert backend.process.wait() == 0
+    assert not was_busy or time.monotonic() - started > 2
+
+
+def test_draining_ends_with_its_time_or_by_force(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that stays busy is stopped after the drain's time, or at once where forced."""
+    monitor = make_monitor(drain_timeout_seconds=0.3)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    monitor.shutdown("m")
+    patient = make_monitor(drain_timeout_seconds=3600)
+    backend = spawner.backend("--state", "1")
+    spawned(patient, backend.pid, address=backend.address)
+    patient.shutdown("m", force=True)
+    assert not is_running(backend.pid)
+
+
+def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A hook that speaks another protocol is told how long the drain still lasts."""
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=3.0)
+    spawned(monitor, spawner.sleeper().pid)
+    monitor.shutdown("m")
+    assert busy.told_seconds
+    assert max(busy.told_seconds) <= 3
+
+
+def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A second shutdown joins the first; if it is forced, both go on at once."""
+    finished = Finished()
+    monitor = make_monitor(plugins=[finished], drain_timeout_seconds=3600)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    with ThreadPoolExecutor(3) as pool:
+        patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
+        under_way = monitor._services.shutdowns._under_way
+
+        def joined() -> bool:  # the one that stops it does not wait for that
+            return "m" in under_way and bool(waiters(under_way["m"].result))
+
+        eventually(joined)
+        assert not any(each.done() for each in patient)
+        pool.submit(monitor.shutdown, "m", True).result(60)
+        assert [each.result(60) for each in patient] == [None, None]
+    assert finished.outcomes == [(backend.pid, "stopped")]
+
+
+def test_all_replicas_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
+    """A shutdown stops every backend of the model, and no other model's."""
+    replicas = [spawner.sleeper() for _ in range(3)]
+    other = spawner.sleeper()
+    for port, process in enumerate(replicas, 1):
+        spawned(monitor, process.pid, address=f"127.0.0.1:{port}")
+    spawned(monitor, other.pid, "other", "127.0.0.1:9")
+    monitor.shutdown("m")
+    assert not any(is_running(process.pid) for process in replicas)
+    assert [backend.pid for backend in monitor.backends()] == [other.pid]
+
+
+def test_what_is_not_loaded_or_no_name(monitor: Monitor) -> None:
+    """Names that cannot be, and models that are not there, are told apart."""
+    with pytest.raises(ModelNotLoaded):
+        monitor.shutdown("m")
+    with pytest.raises(InvalidRequest):
+        monitor.shutdown("")
+
+
+class Guard:
+    """A plugin whose `monitor_before_shutdown` does as it is told."""
+
+    def __init__(self, behave: Callable[[], Any]) -> None:
+        self.behave = behave
+
+    @hookimpl
+    def monitor_before_shutdown(self, backend: Backend, force: bool) -> Any:
+        return self.behave()
+
+
+def fail() -> None:
+    raise RuntimeError("the guard's database is away")
+
+
+class Unspeakable(Exception):
+    def __repr__(self) -> str:
+        raise KeyError
+
+
+def fail_without_words() -> None:
+    raise Unspeakable
+
+
+def overrun() -> None:
+    threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason", "forced"),
+    [
+        (lambda: "it is prod", "it is prod", False),
+        (lambda: "caf\udce9", "caf\\udce9", False),
+        (fail, "the guard's database is away", True),
+        (fail_without_words, "its hook failed: Unspeakable", True),
+        (overrun, "its hook failed: it was not back within 0.5 s", True),
+    ],
+)
+def test_a_hook_refuses(
+    behave: Callable[[], Any],
+    reason: str,
+    forced: bool,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+) -> None:
+    """A reason, an error and an overrun refuse with 409; force overrules the last two alone."""
+    finished = Finished()
+    monitor = make_monitor([finished], hook_timeout_seconds=0.5)
+    monitor.plugin_manager.register(Guard(behave), "guard")
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    answer = Client(monitor.url).shutdown("m")
+    assert answer.status == 409
+    assert answer.json["error"]["type"] == "shutdown_refused"
+    assert "'guard'" in answer.json["error"]["message"]
+    assert reason in answer.json["error"]["message"]
+    assert is_running(process.pid)
+    eventually(lambda: finished.outcomes == [(process.pid, "refused")])
+    if forced:
+        monitor.shutdown("m", force=True)
+        assert not is_running(process.pid)
+    else:
+        with pytest.raises(ShutdownRefused):
+            monitor.shutdown("m", force=True)
+
+
+def test_a_guard_of_a_wrong_type_is_left_out(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is neither a string nor None is logged, and refuses nothing."""
+    monitor = make_monitor([Guard(lambda: 42)])
+    spawned(monitor, spawner.sleeper().pid)
+    monitor.shutdown("m")
+    assert "monitor_before_shutdown returned int" in caplog.text
+
+
+class Books:
+    """A host's `monitor_stop_backend`."""
+
+    def __init__(self, stop: Callable[[Backend], Any]) -> None:
+        self.stop = stop
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> Any:
+        return self.stop(backend)
+
+
+def test_a_host_stops_by_its_own_books(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Where a hook says True, the monitor verifies, and itself sends no signal."""
+    signals = "import os,signal,time,sys\n" + (
+        "signal.signal(signal.SIGTERM, lambda *a: os.write(1, b'TERM'))\n"
+        "signal.signal(signal.SIGINT, lambda *a: sys.exit(5))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
+    )
+    process = spawner.python(signals)
+    assert process.stdout
+    process.stdout.readline()
+
+    def stop(backend: Backend) -> bool:
+        os.kill(backend.pid, signal.SIGINT)
+        return True
+
+    monitor = make_monitor([Books(stop)], respawn_watch_seconds=3600)
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert process.wait() == 5
+    assert process.stdout.read() == ""
+
+
+def test_a_host_that_does_not_stop_it(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """True without an end is a 500 with the PIDs, and so is False; nothing is signalled."""
+    process = spawner.sleeper()
+    for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
+        books = Books(lambda backend, answer=answer: answer)  # type: ignore[misc]
+        monitor = make_monitor([books], stop_timeout_seconds=0.3)
+        spawned(monitor, process.pid)
+        reply = Client(monitor.url).shutdown("m")
+        assert reply.status == 500
+        assert reply.json["error"]["type"] == "shutdown_failed"
+        assert words in reply.json["error"]["message"]
+        assert f"PID {process.pid}" in reply.json["error"]["message"]
+        assert is_running(process.pid)
+        assert len(monitor.backends()) == 1
+
+
+@pytest.mark.once
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
+def test_what_cannot_be_killed_is_named_and_stays(spawner: Spawner) -> None:
+    """A process that takes no signal of ours gives a 500 with its PID, and stays registered."""
+    process = spawner.sleeper()
+    other = spawner.python(
+        "import os, sys\n"
+        "from tests.support import Client\n"
+        "from monitor_plugin import Monitor, Settings\n"
+        "settings = Settings(listen='127.0.0.1:0', stop_timeout_seconds=0.2)\n"
+        "with Monitor(settings) as monitor:\n"
+        "    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"    process = {{'model': 'm', 'pid': {process.pid}, 'address': '127.0.0.1:1'}}\n"
+        "    monitor.hook.monitor_backend_spawned(**process)\n"
+        "    answer = Client(monitor.url).shutdown('m')\n"
+        "    print(answer.status, answer.json['error']['message'])\n"
+        "    print([each.pid for each in monitor.backends()])\n"
+    )
+    said, errors = other.communicate(timeout=60)
+    assert said.startswith("500 "), errors
+    assert f"still running: PID {process.pid}\n" in said
+    assert said.endswith(f"[{process.pid}]\n")
+    assert is_running(process.pid)
+
+
+@pytest.mark.parametrize("behave", [lambda backend: None, lambda backend: "yes", lambda b: fail()])
+def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
+    behave: Callable[[Backend], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """None, a wrong type and an error are passed over, and the monitor stops the tree itself."""
+    monitor = make_monitor([Books(behave)])
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert process.wait() == -signal.SIGTERM
+
+
+def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A hook that is not back may be stopping it: nothing is signalled, and it fails by name."""
+    monitor = make_monitor(stop_timeout_seconds=0.2, hook_timeout_seconds=0.2)
+    monitor.plugin_manager.register(Books(lambda backend: overrun()), "slow")
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    with pytest.raises(ShutdownFailed, match=r"'slow', it was not back within 0.4 s") as raised:
+        monitor.shutdown("m")
+    assert raised.value.pids == (process.pid,)
+    assert is_running(process.pid)
+
+
+def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """A host that starts the model again makes the shutdown a 500 that says which hook helps."""
+    finished = Finished()
+    started: list[subprocess.Popen[str]] = []
+
+    class Restarting:
+        @hookimpl
+        def monitor_started(self, monitor: Monitor) -> None:
+            self.monitor = monitor
+
+        @hookimpl
+        def monitor_backend_gone(self, backend: Backend, exit: object) -> None:
+            if not started:
+                started.append(spawner.sleeper())
+                spawned(self.monitor, started[-1].pid, backend.model)
+
+    monitor = make_monitor([finished, Restarting()], respawn_watch_seconds=30)
+    first = spawner.sleeper()
+    spawned(monitor, first.pid)
+    answer = Client(monitor.url).shutdown("m")
+    assert answer.status == 500
+    message = answer.json["error"]["message"]
+    assert f"started it again (PID {started[0].pid})" in message
+    assert "monitor_stop_backend" in message
+    assert not is_running(first.pid)
+    assert is_running(started[0].pid)
+    assert finished.outcomes == [(first.pid, "respawned")]
+
+
+def test_a_respawn_that_has_crashed_by_now_is_reported(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """What the host started again counts, although it is gone before anybody looks."""
+    started: list[int] = []
+
+    class CrashLoop:
+        @hookimpl
+        def monitor_before_shutdown(self, backend: Backend) -> None:
+            process = spawner.sleeper()
+            started.append(process.pid)
+            spawned(monitor, process.pid, backend.model, "127.0.0.1:2")
+            process.kill()
+            code = process.wait()
+            monitor.hook.monitor_backend_exited(
+                model=backend.model, pid=process.pid, exit_code=code
+            )
+
+    monitor = make_monitor([CrashLoop()], respawn_watch_seconds=30)
+    spawned(monitor, spawner.sleeper().pid)
+    with pytest.raises(ShutdownFailed, match="started it again") as raised:
+        monitor.shutdown("m")
+    assert f"(PID {started[0]})" in str(raised.value)
+    assert raised.value.pids == ()
+
+
+def test_one_that_crashes_while_hooks_are_asked_leaves_no_child(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Its tree was seen before: "stopped" means all of it."""
+    process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait", start_new_session=False)
+    assert process.stdout
+    child = int(process.stdout.readline())
+
+    class Crash:
+        @hookimpl
+        def monitor_before_shutdown(self, backend: Backend) -> None:
+            process.kill()
+            process.wait()
+
+    monitor = make_monitor([Crash()], respawn_watch_seconds=0)
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    assert not is_running(child)
+
+
+def test_one_that_crashes_while_it_drains_leaves_no_child(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """What it starts while it is waited for belongs to its tree too."""
+    code = "read l; sleep 1000 & echo $!; read l; kill -9 $$"
+    process = spawner.process(
+        *("sh", "-c", code), stdin=subprocess.PIPE, bufsize=1, start_new_session=False
+    )
+    assert process.stdin
+    assert process.stdout
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=3600, respawn_watch_seconds=0)
+    spawned(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: busy.asked)
+        process.stdin.write("\n")
+        child = int(process.stdout.readline())
+        asked = len(busy.asked)
+        eventually(lambda: len(busy.asked) > asked + 10)  # each a tenth of a second apart
+        process.stdin.write("\n")
+        process.wait()
+        stopping.result(60)
+    assert not is_running(child)
+
+
+def test_all_backends_of_a_model_share_the_drains_time(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, and few at once, a shutdown drains no longer than it may."""
+    monkeypatch.setattr(shutdown, "_STOPS_AT_ONCE", 1)
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=3.0, sweep_interval_seconds=0)
+    for port in (1, 2, 3):
+        spawned(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
+    monitor.shutdown("m")
+    assert len({backend.pid for backend in busy.asked}) == 1
+
+
+def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that was made without a model and a reason is as good."""
+
+    class Refused(ShutdownFailed):
+        def __init__(self, message: str) -> None:
+            Exception.__init__(self, message)
+
+    def refuse(backend: Backend) -> None:
+        raise Refused("the books are closed")
+
+    monitor = make_monitor()
+    monitor.plugin_manager.register(Books(refuse), "books")
+    spawned(monitor, spawner.sleeper().pid)
+    with pytest.raises(ShutdownFailed, match="'books': the books are closed"):
+        monitor.shutdown("m")
+
+
+def test_a_client_that_leaves_does_not_abort_a_stop(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A stop goes on to its end when the client that asked for it is gone."""
+    monitor = make_monitor(stop_timeout_seconds=1)
+    backend = spawner.backend("--ignore-sigterm")
+    spawned(monitor, backend.pid, address=backend.address)
+    client = Client(monitor.url)
+    body = b'{"model": "m"}'
+    with socket.create_connection((client.host, client.port)) as connection:
+        connection.sendall(
+            b"POST /backend/shutdown HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+    eventually(lambda: not is_running(backend.pid))
+    eventually(lambda: not monitor.backends())
+
+
+def test_closing_ends_a_drain_without_a_signal(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed while a shutdown drains reports it, and stops nothing."""
+    monitor = make_monitor(drain_timeout_seconds=3600)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(Client(monitor.url).shutdown, "m")
+        eventually(lambda: any(t.name.startswith("monitor-stop") for t in threading.enumerate()))
+        monitor.close()
+        answer = stopping.result(60)
+    assert answer.status == 500
+    assert "closed while it waited; nothing was signalled" in answer.json["error"]["message"]
+    assert is_running(backend.pid)
+
+
+def test_closing_ends_the_wait_for_an_end(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed between SIGTERM and SIGKILL says what is still running."""
+    monitor = make_monitor(stop_timeout_seconds=3600)
+    code = (
+        "import os,signal,time\n"  # `print` may be what a signal interrupts
+        "signal.signal(signal.SIGTERM, lambda *a: os.write(1, b'T\\n'))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
+    )
+    process = spawner.process(sys.executable, "-c", code)
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        assert process.stdout.readline() == "T\n"
+        monitor.close()
+        with pytest.raises(ShutdownFailed, match="closed meanwhile") as raised:
+            stopping.result(60)
+    assert raised.value.pids == (process.pid,)
+    assert "SIGKILL" not in str(raised.value)
+
+
+@pytest.mark.parametrize("during", ["Free", "a hook"])
+def test_closing_while_others_are_asked_signals_nothing(
+    during: str, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A monitor that is closed while it frees a backend, or asks the host, does no more to it."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        answer.wait(60)
+
+    def stop(backend: Backend) -> None:
+        hooked.append(backend)
+        if during == "a hook":
+            ask()
+
+    hooked: list[Backend] = []
+    handler = grpc.unary_unary_rpc_method_handler(ask, None, lambda answer: b"")
+    server = grpc.server(ThreadPoolExecutor(1))
+    if during == "Free":
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Free": handler}),)
+        )
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    process = spawner.sleeper()
+    monitor = make_monitor([Books(stop)], status_timeout_seconds=60)
+    spawned(monitor, process.pid, address=address)
+    with ThreadPoolExecutor(2) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        assert asked.wait(30)
+        closing = pool.submit(monitor.close)
+        eventually(lambda: monitor._services.shutdowns._stopper.closing.is_set())
+        answer.set()
+        with pytest.raises(ShutdownFailed, match="closed while it waited; nothing was signalled"):
+            stopping.result(60)
+        closing.result(60)
+    server.stop(None)
+    assert is_running(process.pid)
+    assert len(hooked) == (during == "a hook")
+
+
+def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose last word was BUSY, and that answers nothing since, is drained; force ends that."""
+    monitor = make_monitor(drain_timeout_seconds=3600, status_timeout_seconds=0.1)
+    backend = spawner.backend("--state", "1")
+    spawned(monitor, backend.pid, address=backend.address)
+    eventually(lambda: monitor.read("m").status)
+    suspend(backend.pid)
+    eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
+    asked: list[object] = []
+    ask = monitor._services.readings.ask
+
+    def count(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return ask(*arguments)
+
+    monkeypatch.setattr(monitor._services.readings, "ask", count)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: len(asked) > 3)
+        assert not stopping.done()
+        monitor.shutdown("m", force=True)
+        stopping.result(60)
+    assert not is_running(backend.pid)
+
+
+FORKS_WHEN_ORPHANED = """
+import ctypes, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+parent = os.getpid()
+
+def escape(*_):
+    if os.fork() == 0:
+        os.setsid()
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(1000)
+
+for _ in range(40):
+    if os.fork() == 0:
+        signal.signal(signal.SIGUSR1, escape)
+        ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
+        while True:
+            time.sleep(0.1)
+os.write(1, b"ready\\n")
+time.sleep(1000)
+"""
+
+
+def test_nothing_is_forked_while_a_tree_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Children that would fork, and leave the session, once their parent has died get no turn."""
+    monitor = make_monitor(stop_timeout_seconds=3)
+    process = spawner.python(FORKS_WHEN_ORPHANED)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    escaped = []
+    if select.select([process.stdout], [], [], 0)[0]:
+        escaped = os.read(process.stdout.fileno(), 4096).split()
+    for pid in escaped:
+        os.kill(int(pid), signal.SIGKILL)
+    assert escaped == []
+
+
+FORKS_WHEN_TOLD = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+sys.stdin.readline()
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_who_is_forked_while_a_tree_is_stopped_is_stopped_too(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the list of a tree's members and their SIGSTOP one more comes: it forks no more."""
+    process = spawner.python(FORKS_WHEN_TOLD, stdin=subprocess.PIPE)
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin
+    assert stdout
+    assert stdout.readline() == "ready\n"
+    send = process_tree._send
+    sent: list[tuple[int, int]] = []
+
+    def fork_and_send(member: Process, number: int) -> bool:
+        if number == signal.SIGSTOP and member.pid == process.pid:
+            stdin.write("fork\n")
+            stdin.flush()
+            sent.append((int(stdout.readline()), 0))
+        sent.append((member.pid, number))
+        return send(member, number)
+
+    monkeypatch.setattr(process_tree, "_send", fork_and_send)
+    with Process(process.pid) as root, process_tree.ProcessTree(root) as tree:
+        tree.stop(0.2, threading.Event())
+    (child,) = [pid for pid, number in sent if number == 0]
+    assert sent.index((child, signal.SIGSTOP)) < sent.index((child, signal.SIGKILL))
+    eventually(lambda: not is_running(child))
+
+
+FORKS_AND_ENDS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"ready\\n")
+while True:
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.002)
+"""
+
+
+def test_what_forks_and_ends_faster_than_one_can_look_is_killed(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A chain of processes, each of which lives 2 ms, outlives neither its root nor the stop."""
+    monitor = make_monitor(stop_timeout_seconds=3)
+    process = spawner.python(
+        f"import os, time\nif os.fork():\n    time.sleep(1000)\n{FORKS_AND_ENDS}"
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    monitor.shutdown("m")
+    # Whoever lives holds the pipe open.
+    assert select.select([process.stdout], [], [], 60)[0]
+    assert process.stdout.read() == ""
+
+
+def test_none_stays_stopped_where_the_last_look_fails(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was stopped to be killed is killed, though no descriptor is left to look for more."""
+    monitor = make_monitor(stop_timeout_seconds=0.2)
+    process = spawner.python(STUBBORN_WORKERS)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    spawned(monitor, process.pid)
+    members = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    send = process_tree._send
+    sent: list[int] = []
+
+    def note_and_send(process: Process, number: int) -> bool:
+        sent.append(number)
+        return send(process, number)
+
+    def fail_or_read() -> dict[int, ProcessRow]:
+        if signal.SIGSTOP in sent:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read_table()
+
+    monkeypatch.setattr(process_tree, "_send", note_and_send)
+    monkeypatch.setattr(process_tree, "read_table", fail_or_read)
+    with pytest.raises(ShutdownFailed, match="Too many open files"):
+        monitor.shutdown("m")
+    assert psutil.wait_procs(members, timeout=60)[1] == []
+
+
+def test_a_stopped_process_takes_its_sigterm(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """One that is stopped (SIGSTOP) goes on for long enough to end as it wants to."""
+    monitor = make_monitor(stop_timeout_seconds=20)
+    process = spawner.python(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "print('ready', flush=True)\nwhile True: time.sleep(0.1)"
+    )
+    assert process.stdout
+    process.stdout.readline()
+    spawned(monitor, process.pid)
+    process.send_signal(signal.SIGSTOP)
+    monitor.shutdown("m")
+    assert process.wait() == 5
+
+
+def test_an_end_after_a_shutdown_that_failed_is_not_its_doing(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A backend that outlived its shutdown, and is killed later, was killed."""
+    monitor = make_monitor([Books(lambda backend: False)])
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    with pytest.raises(ShutdownFailed):
+        monitor.shutdown("m")
+    process.kill()
+    eventually(lambda: not monitor.backends())
+    with pytest.raises(ModelNotLoaded, match="was killed by SIGKILL"):
+        monitor.read("m")
