@@ -1,8 +1,11 @@
-"""What `/metrics` says, by prometheus_client (extra `[metrics]`): imported at the first scrape."""
+"""The metrics of `/metrics`, rendered by prometheus_client (extra `[metrics]`).
+
+`resources/metrics.py` imports this module at the first scrape; nothing else needs the extra.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from operator import itemgetter
 
@@ -17,13 +20,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from ..api.schemas import machine
-from ..domain.models import State, state_name
+from ..backends.counters import ModelCounts
+from ..domain.models import Backend, State, state_name
 from ..domain.observation import Observation
-from ..rpc.call_stats import DURATION_BOUNDS
-from .resources.metrics import OPENMETRICS, MetricsSource
+from ..rpc.call_stats import DURATION_BOUNDS, StatusCounts
 
-# A backend names its components itself, and each name is one more series in Prometheus.
-_MOST_COMPONENTS = 32
+# A backend chooses the names of its components, and each name is one more series in Prometheus.
+_MAX_COMPONENTS = 32
 _OTHER_COMPONENTS = "(other)"
 
 _STATES = tuple(dict.fromkeys(map(state_name, (*State, None))))
@@ -34,36 +37,38 @@ class Exposition:
     """The metrics in either format, from a registry of its own. Safe to call from any thread.
 
     Args:
-        source: gives the figures, anew for each scrape.
+        sweep: observes all backends, anew for each scrape.
+        status_counts: counts the `Status` calls of a backend; gives None before its first call.
+        model_counts: counts the exits and shutdowns by model.
     """
 
-    def __init__(self, source: MetricsSource) -> None:
+    def __init__(
+        self,
+        sweep: Callable[[], Sequence[Observation]],
+        status_counts: Callable[[Backend], StatusCounts | None],
+        model_counts: Callable[[], Mapping[str, ModelCounts]],
+    ) -> None:
+        self._sweep = sweep
+        self._status_counts = status_counts
+        self._model_counts = model_counts
         self._registry = CollectorRegistry()
-        self._registry.register(_Collector(source))
+        self._registry.register(self)
 
     def render(self, media_type: str) -> tuple[bytes, str]:
-        """Give the metrics, and their content type.
-
-        Args:
-            media_type: OPENMETRICS, or any other for Prometheus' text format.
-        """
-        encode, content_type = choose_encoder(media_type if media_type == OPENMETRICS else "")
+        """Render the metrics as a media type; return them and their full content type."""
+        encode, content_type = choose_encoder(media_type)
         return encode(self._registry), content_type
 
-
-class _Collector:
-    def __init__(self, source: MetricsSource) -> None:
-        self._source = source
-
     def collect(self) -> Iterator[Metric]:
-        """Collect all families, each in one piece."""
+        """Collect all metric families, each in one piece, for the registry."""
         memory = GaugeMetricFamily(
             "monitor_machine_memory_bytes", "Physical memory of the machine.", unit="bytes"
         )
         memory.add_metric([], machine().memory_total)
         yield memory
-        # By what tells their series apart: what moved during the sweep may have been seen twice.
-        seen = {(each.backend.model, each.backend.address): each for each in self._source.sweep()}
+        # A backend that was registered anew during the sweep may be in it twice. The labels tell
+        # series apart, so each pair of labels may occur once.
+        seen = {(each.backend.model, each.backend.address): each for each in self._sweep()}
         yield from self._gauges(seen)
         yield from self._calls(seen)
         yield from self._models()
@@ -135,7 +140,7 @@ class _Collector:
             labels=(*labels, "code"),
         )
         for key, each in seen.items():
-            counts = self._source.status_counts(each.backend)
+            counts = self._status_counts(each.backend)
             if counts:
                 buckets = list(zip(_BUCKETS, counts.calls, strict=True))
                 durations.add_metric(key, buckets, counts.seconds)
@@ -154,7 +159,7 @@ class _Collector:
             "Shutdowns of backends of the model that are over, by outcome.",
             labels=("model", "outcome"),
         )
-        for model, counts in self._source.model_counts().items():
+        for model, counts in self._model_counts().items():
             for cause, count in counts.exits.items():
                 exits.add_metric((model, cause), count)
             for outcome, count in counts.shutdowns.items():
@@ -163,9 +168,9 @@ class _Collector:
 
 
 def _largest(breakdown: Mapping[str, int]) -> dict[str, int]:
-    """Give the largest components, and what the others add up to."""
-    if len(breakdown) <= _MOST_COMPONENTS:
+    """Keep the largest components and add up the others."""
+    if len(breakdown) <= _MAX_COMPONENTS:
         return dict(breakdown)
-    largest = dict(nlargest(_MOST_COMPONENTS - 1, breakdown.items(), key=itemgetter(1)))
+    largest = dict(nlargest(_MAX_COMPONENTS - 1, breakdown.items(), key=itemgetter(1)))
     rest = sum(breakdown.values()) - sum(largest.values())
     return {**largest, _OTHER_COMPONENTS: rest + largest.get(_OTHER_COMPONENTS, 0)}

@@ -19,7 +19,7 @@ from monitor_plugin.backends.counters import ModelCounts
 from monitor_plugin.domain.models import State
 from monitor_plugin.domain.observation import Observation, ProcessUsage
 from monitor_plugin.http.exposition import Exposition
-from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT, MetricsSource
+from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
 from monitor_plugin.rpc.call_stats import StatusCounter
 
 from ..support import Client, Spawner, eventually
@@ -68,8 +68,8 @@ def render(*observations: Observation, media_type: str = TEXT) -> str:
     counter = StatusCounter()
     counter.add(0.02, "UNAVAILABLE")
     models = {"m": ModelCounts({"killed": 2}, {"stopped": 3})}
-    source = MetricsSource(lambda: observations, lambda _: counter.counts(), lambda: models)
-    return Exposition(source).render(media_type)[0].decode()
+    exposition = Exposition(lambda: observations, lambda _: counter.counts(), lambda: models)
+    return exposition.render(media_type)[0].decode()
 
 
 def scrape(monitor: Monitor, **headers: str) -> Series:
@@ -112,8 +112,8 @@ def test_both_formats_say_the_same(media_type: str) -> None:
 
 def test_what_is_not_known_is_absent() -> None:
     """Of a backend that was never read there is a state, which is unknown, and no figure."""
-    source = MetricsSource(lambda: [observe()], lambda _: None, dict)
-    found = series(Exposition(source).render(TEXT)[0].decode())
+    exposition = Exposition(lambda: [observe()], lambda _: None, dict)
+    found = series(exposition.render(TEXT)[0].decode())
     names = {name for name, labels in found if labels}
     assert names == {"monitor_backend_state"}
     state = {"model": "m", "replica": "127.0.0.1:1", "monitor_backend_state": "unknown"}

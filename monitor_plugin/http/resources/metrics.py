@@ -1,4 +1,4 @@
-"""`/metrics`: which format is wanted, and what it needs to be installed."""
+"""`/metrics`: which format is wanted, and the extra that it needs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ INSTALL = "pip install 'monitor-plugin[metrics]'"
 
 
 class MetricsSource(NamedTuple):
-    """Where the figures come from.
-
-    Attributes:
-        sweep: observes all backends.
-        status_counts: counts the `Status` calls of one; None where it had none.
-        model_counts: counts the ends and shutdowns by model.
-    """
+    """The arguments of `Exposition`, known before that can be imported."""
 
     sweep: Callable[[], Sequence[Observation]]
     status_counts: Callable[[Backend], StatusCounts | None]
@@ -35,7 +29,7 @@ class MetricsSource(NamedTuple):
 
 
 class MetricsResource:
-    """`/metrics`, in Prometheus' text format, or in OpenMetrics where that is preferred.
+    """`/metrics`, in Prometheus' text format, or in OpenMetrics where the client prefers that.
 
     Args:
         source: gives the figures.
@@ -47,21 +41,20 @@ class MetricsResource:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer a scrape."""
-        # TEXT stands at both ends as Falcon 3 takes the last of equals, and Falcon 4 the first.
+        # Of media types that a client likes equally Falcon 3 takes the last one and Falcon 4 the
+        # first one; TEXT stands at both ends.
         wanted = request.client_prefers((TEXT, OPENMETRICS, TEXT))
-        exposition = self._made()
-        response.data, response.content_type = exposition.render(wanted or TEXT)
-
-    def _made(self) -> Exposition:
         if self._exposition is None:
-            try:
-                # Here alone, as nobody else needs it.
-                from ..exposition import Exposition
-            except ModuleNotFoundError as error:
-                if (error.name or "").partition(".")[0] != "prometheus_client":
-                    raise
-                raise falcon.HTTPNotImplemented(
-                    description=f"metrics need the package prometheus_client: {INSTALL}"
-                ) from None
-            self._exposition = Exposition(self._source)
-        return self._exposition
+            self._exposition = self._make_exposition()
+        response.data, response.content_type = self._exposition.render(wanted or TEXT)
+
+    def _make_exposition(self) -> Exposition:
+        try:
+            from ..exposition import Exposition
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "prometheus_client":
+                raise
+            raise falcon.HTTPNotImplemented(
+                description=f"metrics need the package prometheus_client: {INSTALL}"
+            ) from None
+        return Exposition(*self._source)
