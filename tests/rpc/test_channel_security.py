@@ -249,7 +249,7 @@ def test_without_a_ca_file_grpcs_own_roots_verify(
     code = (
         "import sys, tests.rpc.test_channel_security as t\n"
         "security = t.ChannelSecurity(t.Settings())\n"
-        "client = t.StatusClient(30, lambda backend: {}, security, t.Waits())\n"
+        "client = t.StatusClient(30, lambda backend: {}, security, t.BlockingObserver())\n"
         "print(client.status(t.at(sys.argv[1])).rpc_error)\n"
         "client.close()\n"
     )
