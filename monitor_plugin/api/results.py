@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,9 @@ from ..domain.errors import (
     TooManyShutdowns,
 )
 from ..domain.models import Bytes, LoadedPlugin, Memory, Reading
+
+if TYPE_CHECKING:
+    from ..readings.model_reader import SharedReading  # it imports gRPC
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -176,6 +179,13 @@ def error_response(error: BaseException, message: str | None = None) -> Response
 def reading_response(reading: Reading) -> Response:
     """Turn a reading into the answer that is documented."""
     return Response(200, encode(body_of(reading)), headers_of(reading))
+
+
+def shared_response(shared: SharedReading) -> Response:
+    """Give the response of a shared reading, which is encoded for its first reader."""
+    response: Response = shared.response or reading_response(shared.reading)
+    shared.response = response
+    return response
 
 
 def body_of(reading: Reading) -> StatusAnswer | SampleAnswer:

@@ -14,7 +14,6 @@ from ..domain.observation import Observation
 from ..processes.oom import OomWatch
 from ..processes.process import Process
 from ..processes.sampler import Sampler
-from ..readings.shared_reading import KeptReading
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ class Record:
 
     `process`, `sampler`, `memory` and `oom` stay the same while `backend` may be updated; the other
     attributes change under the registry's lock alone, but for `observation` and `source`, which are
-    replaced, and `kept`, which is for `ModelReadings`.
+    replaced.
 
     Attributes:
         backend: the frozen record that is handed out.
@@ -53,8 +52,6 @@ class Record:
         source: where its last status came from; None where asking it failed the last time.
         observation: what the last sweep found of it.
         stopping: whether a shutdown is ending it.
-        kept: the last reading of it alone (False), and, in the oldest of a model's replicas, of all
-            of them together (True).
     """
 
     def __init__(
@@ -77,7 +74,6 @@ class Record:
         self.source: str | None = None
         self.observation: Observation | None = None
         self.stopping = False
-        self.kept: dict[bool, KeptReading] = {}
 
 
 class Registry:

@@ -15,7 +15,7 @@ from ..config.settings import Settings
 from ..config.tokens import Tokens
 from ..domain.errors import MonitorError
 from ..domain.models import LoadedPlugin
-from ..readings.shared_reading import SharedReading
+from ..readings.model_reader import SharedReading
 from ..telemetry.event_log import EventLog
 from ..telemetry.time_series import TimeSeries
 from .middleware.audit import Audit

@@ -1,39 +1,74 @@
-"""Readings of models: of a backend, or of all replicas together, shared by all who ask."""
+"""Readings of models: of one backend, or of all replicas together, shared by their readers."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import is_
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
 from ..backends.lifecycle import Lifecycle
 from ..backends.registry import Record, Registry
+from ..concurrency.single_flight import SingleFlight
 from ..domain.errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
 from ..domain.models import Backend, Memory, Reading
 from ..processes.process import ProcessGone
 from .reader import NO_SAMPLE, BackendReader
 from .replicas import combine, join_words, sum_of_memories
-from .shared_reading import KeptReading, SharedReading
 
 _READ_AT_ONCE = 64
+
+
+class SharedReading:
+    """A reading that several readers get, and its HTTP response, which is encoded once.
+
+    Attributes:
+        reading: the reading.
+        response: what `api.results.shared_response` made of it; None until then.
+    """
+
+    __slots__ = ("reading", "response")
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.response: Any = None
+
+
+class _Replicas(NamedTuple):
+    """The backends of a model as they are registered, and their shared readings.
+
+    Attributes:
+        records: the backends' records, oldest registration first.
+        backends: the registration of each record. A new registration of a backend is a new object.
+        readings: the readings by PID; under None the one of all replicas together.
+    """
+
+    records: Sequence[Record]
+    backends: Sequence[Backend]
+    readings: dict[int | None, SingleFlight[SharedReading]]
+
+    def are(self, backends: Sequence[Backend]) -> bool:
+        """Whether these are the model's registrations still."""
+        return len(backends) == len(self.backends) and all(map(is_, backends, self.backends))
 
 
 class ModelReader:
     """Reads models. Safe to call from any thread.
 
-    Each backend is read by one at a time, and who asks meanwhile, or up to `max_age_seconds` after
-    it was begun, gets the same reading; but none of a backend that has ended, or that was
-    registered anew since.
+    Each backend is read by one thread at a time. Other threads that ask for it meanwhile get the
+    same reading, and so do those that ask up to `max_age_seconds` after it was begun. No reading
+    outlives the backend's process or its registration.
 
     Args:
-        registry: where backends stand.
-        lifecycle: told of those that turn out to have ended.
-        readings: reads one.
-        max_age_seconds: how old a reading may be that is given again; 0: none is.
+        registry: the registered backends.
+        lifecycle: ends the registration of backends whose process has ended.
+        readings: reads one backend.
+        max_age_seconds: maximum age of a reading that is given again; 0 gives none again.
     """
 
     def __init__(
@@ -48,33 +83,33 @@ class ModelReader:
         self._readings = readings
         self._max_age_seconds = max_age_seconds
         self._lock = threading.Lock()
+        self._models: dict[str, _Replicas] = {}
 
     def read(self, model: str, pid: int | None = None, *, anew: bool = False) -> SharedReading:
-        """Read a model: its backend, all its replicas together, or the one with a PID.
+        """Read a model: its backend, all its replicas together, or the replica with a PID.
 
         Args:
-            model: which.
-            pid: of which backend; None for all.
-            anew: give no reading that was finished before.
+            model: the model's name.
+            pid: the PID of one backend; None reads all.
+            anew: give no reading that was finished before the call.
 
         Raises:
-            PidNotHeld: the model does not hold that PID.
-            ModelNotLoaded: no backend of it is registered.
-            BackendUnreadable: the status failed, and the process cannot be read (of each of them).
+            PidNotHeld: the model has no backend with that PID.
+            ModelNotLoaded: the model has no backend.
+            BackendUnreadable: the status call failed, and the process cannot be read. With several
+                replicas, this is so for each of them.
         """
         while records := self._registry.records(model):
-            wanted = [each for each in records if pid in (None, each.backend.pid)]
-            if not wanted:
-                assert pid is not None
+            if pid is not None and all(each.backend.pid != pid for each in records):
                 raise PidNotHeld(model, pid, [each.backend.pid for each in records])
             try:
-                return self._share(wanted, records, anew)
+                return self._get(self._replicas(model, records), pid, anew)
             except ProcessGone:
                 continue
         raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
 
     def held(self, model: str, reading: Reading) -> tuple[Memory | None, str | None]:
-        """What all backends of a model hold, and who says so, a reading of which was just made."""
+        """Give the memory of all backends of a model that was just read, and its source."""
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         records = self._registry.records(model)
@@ -83,40 +118,44 @@ class ModelReader:
         ]
         return sum_of_memories([each for each, _ in held]), join_words(each for _, each in held)
 
-    def _share(
-        self, wanted: Sequence[Record], records: Sequence[Record], anew: bool
-    ) -> SharedReading:
-        """Give a reading that others may get too: of one of a model's backends, or of all.
+    def _replicas(self, model: str, records: Sequence[Record]) -> _Replicas:
+        """Give the shared readings of these registrations, without any of earlier ones."""
+        backends = [each.backend for each in records]
+        with self._lock:
+            known = self._models.get(model)
+            if known and known.are(backends):
+                return known
+            for gone in self._models.keys() - set(self._registry.models()):
+                del self._models[gone]
+            replicas = self._models[model] = _Replicas(records, backends, {})
+            for each in records:
+                read = partial(self._read, each, len(records))
+                replicas.readings[each.backend.pid] = self._share(read)
+            replicas.readings[None] = (
+                self._share(partial(self._combine, replicas))
+                if len(records) > 1
+                else replicas.readings[records[0].backend.pid]
+            )
+            return replicas
+
+    def _share(self, read: Callable[[], Reading]) -> SingleFlight[SharedReading]:
+        return SingleFlight(self._max_age_seconds, lambda: SharedReading(read()))
+
+    def _get(self, replicas: _Replicas, pid: int | None, anew: bool) -> SharedReading:
+        """Give a shared reading of one backend, or of all replicas.
 
         Raises:
-            ProcessGone: one of the wanted has ended.
-            BackendUnreadable: none of them can be read.
+            ProcessGone: a process that the reading is of has ended.
+            BackendUnreadable: none of the backends can be read.
         """
-        backends = [each.backend for each in records]
-        together = len(wanted) > 1
-        kept = wanted[0].kept.get(together)
-        if kept is None or not kept.is_of(backends):
-            kept = self._keep(wanted[0], together, records, backends)
-        shared = kept.get(0 if anew else None)
-        # Read first, then look: also what was kept is of none that has ended.
-        if ended := [each for each in wanted if each.process.ended()]:
+        shared = replicas.readings[pid].get(0 if anew else None)
+        # Check after the reading, also after an old one: a PID may have a new process by now.
+        records = [each for each in replicas.records if pid in (None, each.backend.pid)]
+        if ended := [each for each in records if each.process.ended()]:
             for record in ended:
                 self._lifecycle.end(record)
             raise ProcessGone(ended[0].backend.pid)
         return shared
-
-    def _keep(
-        self, holder: Record, together: bool, records: Sequence[Record], backends: list[Backend]
-    ) -> KeptReading:
-        """Begin to keep readings of these registrations, unless another thread was first."""
-        read = partial(self._combine, records)
-        if not together:
-            read = partial(self._read, holder, len(records))
-        with self._lock:
-            kept = holder.kept.get(together)
-            if kept is None or not kept.is_of(backends):
-                kept = holder.kept[together] = KeptReading(backends, self._max_age_seconds, read)
-        return kept
 
     def _read(self, record: Record, replicas: int) -> Reading:
         try:
@@ -125,17 +164,18 @@ class ModelReader:
             self._lifecycle.end(record)
             raise
 
-    def _combine(self, records: Sequence[Record]) -> Reading:
-        """Read backends at the same time; those that have ended are left out.
+    def _combine(self, replicas: _Replicas) -> Reading:
+        """Read all replicas at the same time; leave out those whose process has ended.
 
         Raises:
-            ProcessGone: all have ended.
-            BackendUnreadable: none of those that run can be read.
+            ProcessGone: all processes have ended.
+            BackendUnreadable: none of the backends that run can be read.
         """
+        records = replicas.records
         if len(records) > _READ_AT_ONCE:  # the last ones wait for no deadline of the first
             self._readings.begin(records)
         with ThreadPoolExecutor(min(len(records), _READ_AT_ONCE), "monitor-read") as pool:
-            futures = [pool.submit(self._share, [each], records, True) for each in records]
+            futures = [pool.submit(self._get, replicas, e.backend.pid, True) for e in records]
         readings: dict[Record, Reading] = {}
         failure: Exception = ProcessGone(records[-1].backend.pid)
         for record, future in zip(records, futures, strict=True):
@@ -151,7 +191,7 @@ class ModelReader:
         if all(each.sample == NO_SAMPLE for each in readings.values()):
             raise failure
         if any(each.status for each in readings.values()):
-            # Who gave no status adds what its process tree holds.
+            # A replica without a status adds the memory of its process tree.
             held = [self._readings.held(record, each) for record, each in readings.items()]
             return combine(list(readings.values()), held)
         return combine(list(readings.values()), [])

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl
+from monitor_plugin.api import results
 from monitor_plugin.api.results import Response, reading_response
 from monitor_plugin.domain.errors import MonitorError
-from monitor_plugin.http.resources import backends as resources
 from monitor_plugin.readings import model_reader as model_readings
 
 from ..support import Client, Spawner, eventually
@@ -90,7 +90,7 @@ def test_a_reading_is_encoded_once(
         encoded.append(reading)
         return reading_response(reading)
 
-    monkeypatch.setattr(resources, "reading_response", encoding)
+    monkeypatch.setattr(results, "reading_response", encoding)
     monitor = make_monitor([counting], **KEPT)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from ...api.audit import audited_shutdown
 from ...api.cluster_view import NODE_HEADER
 from ...api.lister import Lister
-from ...api.results import Response, StoppedAnswer, encode, error_response, reading_response
+from ...api.results import Response, StoppedAnswer, encode, error_response, shared_response
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
 from ...readings.model_reader import ModelReader
@@ -69,9 +69,13 @@ class LocalNode:
             reading, memory, source = shared.reading, None, None
             if held:
                 memory, source = self._model_reader.held(model, reading)
-            answer = shared.answer = shared.answer or reading_response(reading)
             return Reply(
-                self.node, self.run, answer=answer, reading=reading, held=memory, held_source=source
+                self.node,
+                self.run,
+                answer=shared_response(shared),
+                reading=reading,
+                held=memory,
+                held_source=source,
             )
 
         return self._answered(read)

@@ -17,11 +17,11 @@ from ...api.requests import (
     parse_pid,
     parse_query,
 )
-from ...api.results import HealthAnswer, StoppedAnswer, encode, encode_plugins, reading_response
+from ...api.results import HealthAnswer, StoppedAnswer, encode, encode_plugins, shared_response
 from ...domain.errors import TooManyShutdowns
 from ...domain.model_name import validate_model_name
 from ...domain.models import LoadedPlugin
-from ...readings.shared_reading import SharedReading
+from ...readings.model_reader import SharedReading
 from ..responses import requester_of, send_response
 
 MAX_BODY_BYTES = 64 * 1024
@@ -61,10 +61,7 @@ class MonitorResource:
             )
             send_response(response, answer)
             return
-        shared = self._read(validate_model_name(model), pid)
-        if shared.answer is None:
-            shared.answer = reading_response(shared.reading)
-        send_response(response, shared.answer)
+        send_response(response, shared_response(self._read(validate_model_name(model), pid)))
 
     on_post = on_get  # what the documented curl command sends
 
