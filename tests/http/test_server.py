@@ -348,7 +348,7 @@ def test_the_largest_unfinished_bodies_make_room(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bodies that never come whole take a bounded memory; a small one is not given up for them."""
-    monkeypatch.setattr(connections, "_MOST_HELD_BYTES", 4 * 1024 * 1024)
+    monkeypatch.setattr(connections, "_MAX_BUFFERED_BYTES", 4 * 1024 * 1024)
     server = make_server()
     with contextlib.ExitStack() as stack:
         small = stack.enter_context(connect(server, POST + b"Content-Length: 2\r\n\r\nx"))
@@ -368,14 +368,14 @@ def test_answers_that_nobody_takes_make_room(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that are not read take a bounded memory, and the threads that write them go on."""
-    monkeypatch.setattr(connections, "_MOST_HELD_BYTES", 32 * 1024 * 1024)
+    monkeypatch.setattr(connections, "_MAX_BUFFERED_BYTES", 32 * 1024 * 1024)
     app = Large()
     server = make_server(app)
     with contextlib.ExitStack() as stack:
         for _ in range(6):  # each would hold 16 MiB, and a thread
             stack.enter_context(connect(server, GET))
         eventually(lambda: app.ended >= 5)
-        held = [each.held_bytes for each in list(server._connections._channels.values())]
+        held = [each.buffered_bytes for each in list(server._connections._channels.values())]
         assert sum(held) <= 32 * 1024 * 1024
 
 
@@ -388,7 +388,9 @@ def test_what_waits_takes_no_descriptors(make_server: MakeServer) -> None:
             data = POST + b"Content-Length: 2000000\r\n\r\n" + b"x" * 1_900_000
             stack.enter_context(connect(server, data))
         channels = server._connections._channels
-        eventually(lambda: sum(each.held_bytes for each in list(channels.values())) == 19_000_000)
+        eventually(
+            lambda: sum(each.buffered_bytes for each in list(channels.values())) == 19_000_000
+        )
         eventually(lambda: len(descriptors() - before) == 2 * 10)
 
 
@@ -475,7 +477,9 @@ def test_closing_ends_threads_that_wait_for_readers() -> None:
     app = Large()
     server = Server(app, "127.0.0.1:0", Settings(), BlockingObserver())
     with connect(server, GET):
-        eventually(lambda: any(each.held_bytes for each in server._connections._channels.values()))
+        eventually(
+            lambda: any(each.buffered_bytes for each in server._connections._channels.values())
+        )
         server.close()
         eventually(lambda: app.ended == 1)
     assert not left(before)
@@ -563,7 +567,7 @@ def test_the_loop_leaves_alone_what_a_thread_sends(
     assert sending.wait(60)
     for _ in range(3):  # each takes the loop around
         assert Client(server.url).request("GET", "/").status == 200
-    held = [each for each in tried if each.answer_waits]
+    held = [each for each in tried if each.has_unread_answer]
     go.set()
     assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
     assert held == []
@@ -577,7 +581,7 @@ def test_a_client_that_reads_late_gets_all(make_server: MakeServer) -> None:
     with connect(server, GET) as connection:
         (channel,) = eventually(lambda: list(server._connections._channels.values()))
         watermark = server._server.adj.outbuf_high_watermark
-        eventually(lambda: channel.held_bytes > watermark and channel._sending)
+        eventually(lambda: channel.buffered_bytes > watermark and channel._sending)
         assert channel.writable()
         size = 0
         while size < 64 * 1024 * 1024:
@@ -616,8 +620,8 @@ def test_the_loop_sends_at_once_what_a_thread_could_not(
     monkeypatch.setattr(Channel, "send", send)
     monkeypatch.setattr(HTTPChannel, "write_soon", write_soon)
     # Nothing but being told wakes the loop within the time that the client has.
-    monkeypatch.setattr(connections.Connections, "tend", lambda self: 1000.0)
-    monkeypatch.setattr(Dispatcher, "fit", lambda self: 1000.0)
+    monkeypatch.setattr(connections.Connections, "evict", lambda self: 1000.0)
+    monkeypatch.setattr(Dispatcher, "resize", lambda self: 1000.0)
     server = make_server(app)
     with connect(server) as other, connect(server) as connection:
         connection.sendall(GET.replace(b"GET /", b"GET /held"))

@@ -1,1 +1,1 @@
-"""waitress in a thread, with bounds on connections and threads."""
+"""Waitress in a thread of its own, with bounds on connections and threads."""

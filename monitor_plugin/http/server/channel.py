@@ -1,4 +1,4 @@
-"""One HTTP connection, as waitress keeps it, and what is taken over it."""
+"""One HTTP connection as waitress keeps it, and the requests that it accepts."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import WSGITask
 from waitress.utilities import BadRequest
 
-_HTTP_MAY_BEGIN = re.compile(rb"[\s!-~]")
+_HTTP_START = re.compile(rb"[\s!-~]")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-# Waitress's regular expressions go back and forth over a header's spaces, and over a request line
-# that they do not match, for a time that grows with the square of the length.
+# Waitress's regular expressions backtrack over the spaces of a header, and over a request line
+# that they do not match. That takes a time which grows with the square of the length.
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_LONG_BLANK = re.compile(rb"[ \t\r\n]{65}")  # line ends too, as folded lines are joined
+_LONG_BLANK = re.compile(rb"[ \t\r\n]{65}")  # with line ends, as folded lines are joined
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+(?: HTTP/[0-9]\.[0-9])?")
-# Waitress copies these anew for each packet, so they are to be short; nobody here uses either.
+# Waitress copies these anew for each packet, so they have to be short. The monitor uses neither.
 _MAX_CHUNK_SIZE_LINE = 1024
 _MAX_TRAILER = 8192
 
 
 class Parser(HTTPRequestParser):
-    """Refuses what waitress would choke on, wait for in vain, or take though it is ambiguous."""
+    """Refuses requests that waitress accepts although they are costly, endless or ambiguous."""
 
     def received(self, data: bytes) -> int:
-        """Take data; give how much of it belongs to this request."""
-        if self.body_rcv is None and not self.header_plus and not _HTTP_MAY_BEGIN.match(data):
+        """Parse data; return how many bytes of it belong to this request."""
+        if self.body_rcv is None and not self.header_plus and not _HTTP_START.match(data):
             return self._refuse(data, "this is no HTTP; TLS is not spoken here")
         consumed = super().received(data)
         if self.completed:
@@ -41,14 +41,18 @@ class Parser(HTTPRequestParser):
             before = max(0, len(self.header_plus) - len(data) - 1)
             if _BARE_LF.search(self.header_plus, before):
                 return self._refuse(data, "lines end with CR and LF")
-        elif self.chunked and (why := _fault_in_chunks(self.body_rcv)):
-            self.error = BadRequest(why)
-            self.completed = True
+        elif self.chunked:
+            try:
+                _validate_chunks(self.body_rcv)
+            except ParsingError as error:
+                self.error = BadRequest(str(error))
+                self.completed = True
         return consumed
 
-    def _refuse(self, data: bytes, why: str) -> int:
-        self.parse_header(b"GET / HTTP/1.0\r\n")  # gives what the answer needs, as in waitress
-        self.error = BadRequest(why)
+    def _refuse(self, data: bytes, reason: str) -> int:
+        # As waitress does: this sets the attributes that the answer needs.
+        self.parse_header(b"GET / HTTP/1.0\r\n")
+        self.error = BadRequest(reason)
         self.completed = True
         return len(data)
 
@@ -72,27 +76,32 @@ class Parser(HTTPRequestParser):
             raise ParsingError("Start line is invalid")
         if self.version not in ("1.0", "1.1"):
             raise ParsingError("only HTTP/1.0 and HTTP/1.1 are spoken here")
-        # Where the request ends must not be a matter of opinion (RFC 9112, 6.1).
+        # The end of a request must not be ambiguous (RFC 9112, 6.1).
         if "TRANSFER_ENCODING" in self.headers or (
             self.chunked and "CONTENT_LENGTH" in self.headers
         ):
             raise ParsingError("Transfer-Encoding wants HTTP/1.1, and no Content-Length beside it")
 
 
-def _fault_in_chunks(receiver: Any) -> str | None:
-    """Say what is wrong with what a body in chunks has that is not finished yet, if anything."""
+def _validate_chunks(receiver: Any) -> None:
+    """Check the unfinished size line and trailer of a chunked body.
+
+    Raises:
+        ParsingError: one is too long, or its lines do not end with CR and LF.
+    """
     line, trailer = receiver.control_line, receiver.trailer
     if len(line) > _MAX_CHUNK_SIZE_LINE:
-        return f"a chunk's size and extensions take more than {_MAX_CHUNK_SIZE_LINE} bytes"
+        raise ParsingError(
+            f"a chunk's size and extensions take more than {_MAX_CHUNK_SIZE_LINE} bytes"
+        )
     if len(trailer) > _MAX_TRAILER:
-        return f"the trailer takes more than {_MAX_TRAILER} bytes"
+        raise ParsingError(f"the trailer takes more than {_MAX_TRAILER} bytes")
     if b"\n" in line or _BARE_LF.search(trailer):
-        return "lines end with CR and LF"
-    return None
+        raise ParsingError("lines end with CR and LF")
 
 
-class _Joined(list[bytes]):
-    """Stands for a channel, and collects what is to be written to it."""
+class _WriteBuffer(list[bytes]):
+    """Collects what a task writes. The task takes it for its channel."""
 
     write_soon = list.append
 
@@ -102,27 +111,27 @@ class _Joined(list[bytes]):
 
 
 class Task(WSGITask):
-    """A request to be answered, whose answer's head and body are sent together."""
+    """Answers a request, and sends the head and the first part of the body together."""
 
     def write(self, data: bytes) -> None:
-        """Write some of the answer, the head first where it was not yet."""
+        """Write a part of the answer, after the head if that was not written yet."""
         channel = self.channel
-        joined: Any = _Joined(channel)
-        self.channel = joined
+        buffer: Any = _WriteBuffer(channel)
+        self.channel = buffer
         try:
             super().write(data)
         finally:
             self.channel = channel
-        channel.write_soon(b"".join(joined))
+        channel.write_soon(b"".join(buffer))
 
 
 class Channel(HTTPChannel):
     """A connection that knows how long it has been quiet.
 
     Attributes:
-        quiet_since: when something of an answer was last sent, or else when it was accepted, in
-            seconds of `time.monotonic`. Whatever a client sends does not count before it is
-            answered, so that trickling is as good as silence.
+        quiet_since: when a part of an answer was last sent, or else when the connection was
+            accepted, in seconds of `time.monotonic`. Data from the client does not count, so a
+            client that sends byte by byte is as quiet as one that sends nothing.
     """
 
     parser_class = Parser
@@ -133,24 +142,25 @@ class Channel(HTTPChannel):
     ) -> None:
         self.quiet_since = time.monotonic()
         self._sending = False
-        self._loops_thread = threading.get_ident()  # which accepts
+        self._loop_thread = threading.get_ident()  # the loop accepts connections
         super().__init__(server, sock, addr, adj, map=map)
-        # Waitress before 3.0.1 takes a client that has gone meanwhile for one that is to come.
+        # If the client has gone meanwhile, waitress before 3.0.1 takes it for one that is still to
+        # connect.
         self.connected = True
 
     def writable(self) -> bool:
         """Whether the loop is to send something.
 
-        Not what a thread is about to send itself: the loop would spin on it, and keep the thread
-        from the interpreter's lock, for milliseconds. Over the watermark the thread waits for the
-        loop.
+        The loop leaves alone what a thread is about to send itself. Otherwise the loop would spin,
+        and keep the thread from the interpreter's lock for milliseconds. Over the watermark,
+        however, the thread waits for the loop to send.
         """
         if self._sending and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
             return False
         return bool(super().writable())
 
     def write_soon(self, data: Any) -> int:
-        """Send, from the thread that answers, what can be sent now; the loop sends the rest."""
+        """Send from the answering thread what can be sent now; the loop sends the rest."""
         self._sending = True
         try:
             return int(super().write_soon(data))
@@ -160,12 +170,12 @@ class Channel(HTTPChannel):
                 self.server.pull_trigger()
 
     def send(self, data: bytes, do_close: bool = True) -> int:
-        """Send some of the data; give how much."""
-        if threading.get_ident() != self._loops_thread:
-            # The loop alone closes: a number that is free within a pass may be a new connection's
-            # when what the pass found out about the old one is looked at.
+        """Send some of the data; return how many bytes."""
+        if threading.get_ident() != self._loop_thread:
+            # Only the loop closes a connection. If a thread closed it within a pass, a new one
+            # could get its descriptor's number and the events of the old connection.
             do_close = False
-            if not self.connected:  # changes under the lock that the caller holds
+            if not self.connected:  # it changes only under the lock that the caller holds
                 return 0
         sent = super().send(data, do_close)
         if sent:
@@ -173,28 +183,28 @@ class Channel(HTTPChannel):
         return sent
 
     def handle_close(self) -> None:
-        """Close, for a child too that was forked meanwhile, and keeps what it inherited open."""
+        """Close the connection, also for a child process that inherited its descriptor."""
         if self.socket is not None:
             with contextlib.suppress(OSError):  # it is closed already
                 self.socket.shutdown(socket.SHUT_RDWR)
         super().handle_close()
 
     def handle_expt(self) -> None:
-        """Close: no HTTP has urgent data, and until it is read the loop would spin."""
+        """Close on urgent data: HTTP has none, and the loop would spin until it was read."""
         self.handle_close()
 
     @property
-    def answering(self) -> bool:
-        """Whether a request of it is being answered, or waits to be."""
+    def is_answering(self) -> bool:
+        """Whether a request is being answered or is queued."""
         return bool(self.requests)
 
     @property
-    def answer_waits(self) -> bool:
-        """Whether the client has not taken yet what was answered."""
+    def has_unread_answer(self) -> bool:
+        """Whether a part of an answer waits until the client reads."""
         return self.total_outbufs_len > 0
 
     @property
-    def held_bytes(self) -> int:
-        """How much is kept of an unfinished request's body, and of answers that are not taken."""
-        unfinished = self.request  # the loop's own; answers are other threads' too
+    def buffered_bytes(self) -> int:
+        """The size of an unfinished request's body and of unread answers."""
+        unfinished = self.request  # only the loop changes it; threads change the answers too
         return self.total_outbufs_len + (unfinished.body_bytes_received if unfinished else 0)

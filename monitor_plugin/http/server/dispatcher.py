@@ -1,4 +1,4 @@
-"""The threads that answer requests: few at a time, and more while some are held up."""
+"""The threads that answer requests: few at a time, and more while requests are blocked."""
 
 from __future__ import annotations
 
@@ -9,132 +9,136 @@ from typing import Any
 
 import waitress.task
 
-# Threads that answer at the same time take the interpreter's lock from one another, at several
-# times the cost of the answers: while requests get on, two do all the work, of which one may wait.
-_AWAKE = 2
-# Where none has been begun for so long, and some wait, all threads that are needed are woken.
-_STALLED_SECONDS = 0.005
-# A request that takes this long is held up: by a hung backend or a slow hook, not by work.
-_HELD_UP_SECONDS = 0.1
-_MOST_MORE_THREADS = 100
+# Threads that run at the same time take the interpreter's lock from one another, which costs
+# several times as much as the answers. So two threads are awake while requests make progress.
+_MAX_AWAKE = 2
+# If requests are queued and none was started for this long, all threads are woken.
+_STALL_SECONDS = 0.005
+# A request that takes this long is blocked by a hung backend or a slow hook. It is not computing.
+_BLOCKED_SECONDS = 0.1
+_MAX_EXTRA_THREADS = 100
 _CLOSE_SECONDS = 5
-# How soon to look again while threads are there beyond what was asked for.
+# How soon to check again whether the extra threads can be stopped.
 _SHRINK_SECONDS = 0.05
 
 
 class Dispatcher(waitress.task.ThreadedTaskDispatcher):
-    """Waitress's threads, joined at the end; requests that wait do not keep others from theirs.
+    """Waitress's threads. Blocked requests do not keep other requests from a thread.
 
     Args:
-        threads: how many there are while no request is held up; then up to a hundred more.
+        threads: the number of threads while no request is blocked. Up to a hundred more are
+            started while some are.
     """
 
     def __init__(self, threads: int) -> None:
         super().__init__()
-        self._least = threads
-        self._sizing = threading.Lock()
+        self._base_count = threads
+        self._resize_lock = threading.Lock()
         self._closed = False
-        self._started: set[threading.Thread] = set()
-        self._begun: dict[Any, float] = {}  # when each request that is being answered was begun
-        self._waiting = 0  # how many of them wait for another process
-        self._moved_at = 0.0  # when a request was begun last, or came while none waited
+        self._running: set[threading.Thread] = set()
+        self._started_at: dict[Any, float] = {}  # of each request that is being answered
+        self._blocked = 0  # the number of threads that wait for another process
+        # When a request was last started, or was queued while the queue was empty.
+        self._progress_at = 0.0
 
     def start(self) -> None:
         """Start the threads."""
-        self.set_thread_count(self._least)
+        self.set_thread_count(self._base_count)
 
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
-        """Start a thread, and remember it for as long as it runs."""
+        """Start a thread, and keep it for `close`, which joins it."""
 
         def run() -> None:
             try:
                 target(thread_no)
             finally:
-                if not self._closed:  # `close` joins it
-                    self._started.discard(threading.current_thread())
+                if not self._closed:
+                    self._running.discard(threading.current_thread())
 
         thread = threading.Thread(target=run, name=f"monitor-http-{thread_no}", daemon=True)
-        self._started.add(thread)
+        self._running.add(thread)
         thread.start()
 
     def add_task(self, task: Any) -> None:
-        """Queue a request, and wake a thread for it, unless enough of them are awake.
+        """Queue a request, and wake a thread for it unless enough threads are awake.
 
-        Without a word of those that wait, of which the original warns: nothing for operators.
+        Unlike waitress's own method it logs no queue depth, which tells an operator nothing.
         """
         with self.lock:
             if not self.queue:
-                self._moved_at = time.monotonic()
-            timed: Any = _Timed(task, self._begin, self._begun)
+                self._progress_at = time.monotonic()
+            timed: Any = _TimedTask(task, self)
             self.queue.append(timed)
-            # For each that waits a thread may have been woken that has not come to it yet.
-            if self.active_count - self._waiting + len(self.queue) <= _AWAKE:
+            # A thread may already be on its way to each request that is queued.
+            if self.active_count - self._blocked + len(self.queue) <= _MAX_AWAKE:
                 self.queue_cv.notify()
 
-    def note_wait(self, change: int) -> None:
-        """Take note that the calling thread begins to wait (1), and that it goes on (-1).
+    def count_blocked(self, change: int) -> None:
+        """Count the calling thread as blocked by another process (1), or as running again (-1).
 
-        One that waits for another process is not awake: it lets the next one have a request.
+        A blocked thread is not awake, so that another thread can take the next request. Threads
+        that answer no requests are not counted.
         """
-        if threading.current_thread() not in self._started:
+        if threading.current_thread() not in self._running:
             return
         with self.lock:
-            self._waiting += change
-            if self.queue and self.active_count - self._waiting < _AWAKE:
+            self._blocked += change
+            if self.queue and self.active_count - self._blocked < _MAX_AWAKE:
                 self.queue_cv.notify()
 
-    def _begin(self, task: Any) -> None:
-        self._moved_at = self._begun[task] = time.monotonic()
+    def service(self, timed: _TimedTask) -> None:
+        """Answer a request, in one of the threads, and record when that began."""
+        self._progress_at = self._started_at[timed] = time.monotonic()
+        try:
+            timed.task.service()
+        finally:
+            del self._started_at[timed]
 
-    def fit(self) -> float | None:
-        """Fit the number of threads, awake and in all, to what is held up.
+    def resize(self) -> float | None:
+        """Adjust the number of threads to the requests that are blocked and queued.
 
         Returns:
-            After how many seconds to be called again; None where that need not be soon.
+            After how many seconds to call this again; None if no call is needed soon.
         """
         now = time.monotonic()
         with self.lock:
-            if self.queue and now - self._moved_at > _STALLED_SECONDS:
+            if self.queue and now - self._progress_at > _STALL_SECONDS:
                 self.queue_cv.notify(len(self.queue))
-        with self._sizing:
+        with self._resize_lock:
             if self._closed:
                 return None
-            waiting, begun = len(self.queue), list(self._begun.values())
-            held_up = [each for each in begun if now - each > _HELD_UP_SECONDS]
+            queued, started = len(self.queue), list(self._started_at.values())
+            blocked = any(now - each > _BLOCKED_SECONDS for each in started)
             running = len(self.threads) - self.stop_count
-            if waiting and held_up:
-                most = self._least + _MOST_MORE_THREADS
-                self.set_thread_count(min(most, max(running, len(begun) + waiting)))
-            elif not held_up and running > self._least:
-                self.set_thread_count(self._least)
-            if waiting:
-                return _STALLED_SECONDS
-            return _SHRINK_SECONDS if running > self._least else None
+            if queued and blocked:
+                most = self._base_count + _MAX_EXTRA_THREADS
+                self.set_thread_count(min(most, max(running, len(started) + queued)))
+            elif not blocked and running > self._base_count:
+                self.set_thread_count(self._base_count)
+            if queued:
+                return _STALL_SECONDS
+            return _SHRINK_SECONDS if running > self._base_count else None
 
     def close(self) -> None:
-        """Let the requests under way finish, within bounds, and drop those that wait."""
-        with self._sizing:
+        """Wait, within a bound, for the requests that are being answered; cancel queued ones."""
+        with self._resize_lock:
             self._closed = True
         self.shutdown(cancel_pending=True, timeout=_CLOSE_SECONDS)
-        for thread in list(self._started):
+        seconds = 0 if self.threads else None  # where some still answer, the bound has passed
+        for thread in list(self._running):
             if thread is not threading.current_thread():
-                thread.join(0 if self.threads else None)
+                thread.join(seconds)
 
 
-class _Timed:
-    """A request that notes when its answering begins."""
+class _TimedTask:
+    """A queued request, whose start the dispatcher records."""
 
-    def __init__(self, task: Any, begin: Callable[[Any], None], begun: dict[Any, float]) -> None:
-        self._task = task
-        self._begin = begin
-        self._begun = begun
+    def __init__(self, task: Any, dispatcher: Dispatcher) -> None:
+        self.task = task
+        self._dispatcher = dispatcher
 
     def service(self) -> None:
-        self._begin(self)
-        try:
-            self._task.service()
-        finally:
-            del self._begun[self]
+        self._dispatcher.service(self)
 
     def cancel(self) -> None:
-        self._task.cancel()
+        self.task.cancel()

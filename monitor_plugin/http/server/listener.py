@@ -1,4 +1,4 @@
-"""Where the HTTP server listens: a TCP port, or a unix socket that is bound here."""
+"""Binds the socket on which the HTTP server listens: a TCP port or a unix socket."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pathlib import Path
 from ...config.settings import Settings, parse_listen
 from ...domain.errors import ListenError
 
-# How long it is waited for another monitor that binds a socket in the same folder.
+# How long to wait for another monitor that is binding a socket in the same folder.
 _LOCK_SECONDS = 5.0
 _ADDRESS = "another address (Settings(listen=...), MONITOR_LISTEN, --listen"
 
 
 class Listener:
-    """A socket that listens.
+    """A listening socket.
 
     Attributes:
         socket: the socket.
-        url: `http://HOST:PORT`, or `unix:/PATH`.
+        url: `http://HOST:PORT` or `unix:/PATH`.
     """
 
     def __init__(
@@ -39,61 +39,63 @@ class Listener:
         self._node = node
 
     def remove(self) -> None:
-        """Take the unix socket's file away, if it is still the one that was bound here.
+        """Remove the unix socket's file, if it is still the one that was bound here.
 
-        To be called while the socket is open: so nobody takes the file for a stale one and puts
-        another in its place between the look and the removal, nor is its inode's number reused.
+        To be called while the socket is open. While it is, no other monitor takes the file for a
+        stale one and replaces it between the check and the removal, and the number of its inode is
+        not reused.
         """
         if self._path is not None and self._node is not None:
-            with contextlib.suppress(OSError):  # it is gone already, or the folder is
+            with contextlib.suppress(OSError):  # the file or its folder may be gone already
                 if os.path.samestat(self._path.lstat(), self._node):
                     self._path.unlink()
 
     def close(self) -> None:
         """Stop listening, and remove the unix socket's file.
 
-        For a child too that was forked meanwhile: the port is free again, and whoever connects is
-        refused rather than left to wait.
+        The socket is shut down as well, for a child process may have inherited it: the port is
+        free again, and clients are refused instead of waiting in the child's backlog.
         """
         self.remove()
-        with contextlib.suppress(OSError):  # only Linux takes it
+        with contextlib.suppress(OSError):  # only Linux supports this
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
 
 def open_listener(listen: str, settings: Settings) -> Listener:
-    """Listen at `HOST:PORT`, at any free port where it is 0, or at `unix:/PATH`.
+    """Listen on `HOST:PORT`, with port 0 for any free one, or on `unix:/PATH`.
 
     Raises:
-        ListenError: it cannot, or it would let anybody in; nothing is left bound.
+        ListenError: the address cannot be bound, or it is open to other machines and no token is
+            set. Nothing stays bound.
     """
     path, host, port = parse_listen(listen)
     if path is not None:
         listening, node = _listen_unix(listen, Path(path), settings.socket_mode)
         return Listener(listening, f"unix:{path}", Path(path), node)
-    anywhere = settings.insecure or bool(settings.token or settings.token_file)
-    listening = _listen_tcp(listen, host, port, anywhere=anywhere)
+    protected = settings.insecure or bool(settings.token or settings.token_file)
+    listening = _listen_tcp(listen, host, port, loopback_only=not protected)
     host, port = listening.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     return Listener(listening, url, None, None)
 
 
 def plain_address(address: str) -> str:
-    """Give an IPv4 address that came over an IPv6 socket (`::ffff:1.2.3.4`) as such."""
+    """Turn an IPv4 address in IPv6 form (`::ffff:1.2.3.4`) into plain IPv4; return others as is."""
     with contextlib.suppress(ValueError):
         mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
         return str(mapped or address)
     return address
 
 
-def _listen_tcp(listen: str, host: str, port: int, *, anywhere: bool) -> socket.socket:
+def _listen_tcp(listen: str, host: str, port: int, *, loopback_only: bool) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # Where a name has both, IPv4 is what clients of `localhost` fall back to.
+        # If a name has addresses of both families, take IPv4: clients of `localhost` try it, too.
         family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        # What is bound, and not the name, which may be anything in /etc/hosts.
+        # The address counts, not the name, which /etc/hosts may map to any address.
         bound = plain_address(str(address[0]))
-        if not anywhere and not ipaddress.ip_address(bound).is_loopback:
+        if loopback_only and not ipaddress.ip_address(bound).is_loopback:
             raise ListenError(
                 listen,
                 f"not listening on {listen}: {bound} is no loopback address, and without a token "
@@ -109,9 +111,9 @@ def _listen_tcp(listen: str, host: str, port: int, *, anywhere: bool) -> socket.
         except BaseException:
             listening.close()
             raise
-    except ListenError:  # an OSError too
+    except ListenError:  # is an OSError, too
         raise
-    except (OSError, UnicodeError) as error:  # the latter is a name that cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name is not a valid host name
         raise ListenError(
             listen,
             f"cannot listen on {listen}: {getattr(error, 'strerror', None) or error}; free it, or "
@@ -141,7 +143,10 @@ def _listen_unix(listen: str, path: Path, mode: int) -> tuple[socket.socket, os.
 
 @contextlib.contextmanager
 def _folder_locked(folder: Path) -> Iterator[None]:
-    """Let no other monitor look at a socket here, or bind one, meanwhile; leaves no lock file."""
+    """Lock a folder so that only one monitor at a time checks and binds a socket in it.
+
+    The folder itself is locked, so no lock file is left behind.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -161,10 +166,10 @@ def _folder_locked(folder: Path) -> Iterator[None]:
 
 
 def _clear(path: Path) -> None:
-    """Remove the socket of a monitor that is no more.
+    """Remove a stale unix socket, at which no process listens any more.
 
     Raises:
-        OSError: somebody listens there, or it is something else, which is left alone.
+        OSError: a process listens there, or the file is not a socket; it is left alone.
     """
     try:
         found = path.lstat()
@@ -173,7 +178,7 @@ def _clear(path: Path) -> None:
     if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EEXIST, f"there is something that is no socket at {path}, left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # where its backlog is full, EAGAIN rather than waiting
+        probe.setblocking(False)  # if the backlog is full: EAGAIN instead of waiting
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
@@ -182,24 +187,24 @@ def _clear(path: Path) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno == errno.EACCES:  # somebody else's, of which nothing can be said
+            if error.errno == errno.EACCES:  # another user's socket, which may be live or stale
                 raise
     raise OSError(errno.EADDRINUSE, f"another process listens at {path}")
 
 
 def _bind(listening: socket.socket, path: Path, mode: int) -> os.stat_result:
-    """Bind with exactly that mode, never wider for a moment, and listen.
+    """Bind with exactly this mode, at no moment with a wider one, and listen.
 
-    The umask is the whole process's, so that changing it would be felt by a host's other threads.
-    Linux gives the file the socket's own mode less the umask, which is therefore set first; the
-    rest is given afterwards. Nobody connects before `listen()`.
+    The umask belongs to the whole process, so it is not changed: other threads of the host would
+    notice. Linux creates the file with the socket's own mode less the umask. So the socket's mode
+    is set first, and the file's mode after the bind. No client connects before `listen()`.
     """
-    with contextlib.suppress(OSError):  # only Linux takes it
+    with contextlib.suppress(OSError):  # only Linux supports this
         os.fchmod(listening.fileno(), mode)
     listening.bind(str(path))
     try:
         if sys.platform == "linux":
-            # By a descriptor, or a link put there meanwhile would lend its target that mode.
+            # Through a descriptor: if another process puts a link there, its target keeps its mode.
             descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 Path(f"/proc/self/fd/{descriptor}").chmod(mode)

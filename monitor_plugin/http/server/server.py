@@ -1,4 +1,4 @@
-"""The HTTP server: waitress, in a thread of its own."""
+"""The HTTP server: waitress in a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from .connections import Connections
 from .dispatcher import Dispatcher
 from .listener import open_listener, plain_address
 
-# Backstops: the application refuses 64 KiB already, with an answer of its own.
-_MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress refuses what has as many
+# A backstop: the application refuses bodies over 64 KiB itself, with its own error.
+_MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress refuses a body of this size, too
 _MAX_HEADER_BYTES = 32 * 1024  # with the request line
-# Longer than what scrapes at an interval waits between two requests on one connection, mostly.
+# Longer than most scrape intervals, so that a scraper keeps its connection.
 _IDLE_SECONDS = 120.0
 _CLOSE_SECONDS = 5
 
 
 class Server:
-    """Serves a WSGI application over HTTP, from its construction on.
+    """Serves a WSGI application over HTTP from its construction on.
 
     Args:
         app: the application.
-        listen: `HOST:PORT`, port 0 for any free one, or `unix:/PATH`.
-        settings: who may be let in, and how many requests are answered at once: `http_threads`,
-            and more while some are held up.
-        waits: through which those that answer say that they wait for another process.
-        idle_seconds: after how long without an answer a connection is closed.
+        listen: `HOST:PORT`, with port 0 for any free one, or `unix:/PATH`.
+        settings: `insecure` and the tokens decide which addresses are allowed. `http_threads` is
+            the number of threads; there are more while requests are blocked.
+        blocking: notifies the dispatcher when a request thread blocks on an RPC.
+        idle_seconds: after how long a quiet connection is closed.
 
     Attributes:
-        url: where it serves, without a slash at the end; `unix:/PATH` for a unix socket.
+        url: the address of the server, without a slash at the end; `unix:/PATH` for a unix socket.
 
     Raises:
-        ListenError: it cannot listen there, or it would let anybody in.
+        ListenError: it cannot listen there, or that would need a token.
     """
 
     def __init__(
@@ -48,11 +48,10 @@ class Server:
         app: Any,
         listen: str,
         settings: Settings,
-        waits: BlockingObserver,
+        blocking: BlockingObserver,
         *,
         idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
-        trusted = _trust(settings.trusted_proxy)
         self._listener = open_listener(listen, settings)
         self.url = self._listener.url
         try:
@@ -64,20 +63,20 @@ class Server:
                 sockets=[self._listener.socket],
                 threads=settings.http_threads,
                 max_request_body_size=_MAX_BODY_BYTES,
-                inbuf_overflow=sys.maxsize,  # no files, which would take descriptors
+                inbuf_overflow=sys.maxsize,  # in memory: files would take descriptors
                 outbuf_overflow=sys.maxsize,
                 max_request_header_size=_MAX_HEADER_BYTES,
-                asyncore_use_poll=True,  # select() takes no descriptor over 1,023
-                log_socket_errors=False,  # with a traceback; clients may come and go
+                asyncore_use_poll=True,  # select() takes no descriptor above 1,023
+                log_socket_errors=False,  # a client that has gone is no error
                 ident=None,
                 clear_untrusted_proxy_headers=True,
                 _dispatcher=self._dispatcher,
-                **trusted,
+                **_proxy_options(settings.trusted_proxy),
             )
             self._adapt_to_addresses()
             self._connections = Connections(self._server, listen, idle_seconds)
             self._dispatcher.start()
-            waits.tell(self._dispatcher.note_wait)
+            blocking.tell(self._dispatcher.count_blocked)
             self._closing = False
             self._flush_until = 0.0
             self._thread = threading.Thread(target=self._run, name="monitor-http", daemon=True)
@@ -88,22 +87,22 @@ class Server:
 
     def _adapt_to_addresses(self) -> None:
         if self.url.startswith("unix:"):
-            self._server.effective_port = 0  # SERVER_PORT is a number (PEP 3333), and no path
+            self._server.effective_port = 0  # SERVER_PORT has to be a number (PEP 3333), not a path
         else:
             self._server.fix_addr = lambda address: (plain_address(address[0]), *address[1:])
 
     def _run(self) -> None:
-        while not self._closing or self._writes_answers():
-            seconds = min(self._dispatcher.fit() or 1, self._connections.tend())
+        while not self._closing or self._has_unread_answers():
+            seconds = min(self._dispatcher.resize() or 1, self._connections.evict())
             waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
 
-    def _writes_answers(self) -> bool:
+    def _has_unread_answers(self) -> bool:
         return time.monotonic() < self._flush_until and any(
-            channel.total_outbufs_len for channel in self._server.active_channels.values()
+            channel.has_unread_answer for channel in self._server.active_channels.values()
         )
 
     def close(self) -> None:
-        """Take no more requests, let those under way finish within bounds, and end the threads."""
+        """Take no more requests, finish within bounds those being answered, and end the threads."""
         self._server.accepting = False
         self._listener.remove()
         self._dispatcher.close()
@@ -116,12 +115,12 @@ class Server:
         waitress.wasyncore.close_all(self._map)
 
 
-def _trust(proxy: str | None) -> dict[str, Any]:
-    """Tell waitress whose `X-Forwarded-For` to believe; no other such header is, from anybody."""
-    if proxy is None:
+def _proxy_options(trusted_proxy: str | None) -> dict[str, Any]:
+    """Make waitress's options to believe `X-Forwarded-For`, and no other header, of one proxy."""
+    if trusted_proxy is None:
         return {}
-    # Waitress calls whoever connects to a unix socket `localhost`.
-    peer = "localhost" if proxy == "unix" else plain_address(str(ip_address(proxy)))
+    # Waitress gives every client of a unix socket the address `localhost`.
+    peer = "localhost" if trusted_proxy == "unix" else plain_address(str(ip_address(trusted_proxy)))
     return {
         "trusted_proxy": peer,
         "trusted_proxy_count": 1,
