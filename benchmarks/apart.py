@@ -21,7 +21,7 @@ import psutil
 from monitor_plugin import Backend, BackendExit, Monitor, MonitorError, Settings, hookimpl
 
 # Objects that stand for a backend and must go with it, by the names of their classes.
-HELD = ("Record", "Process", "ProcessTree", "Connection", "Sampler", "OomWatch", "Stop")
+HELD = ("Record", "Process", "ProcessTree", "Connection", "Sampler", "OomKillCounter", "Stop")
 
 
 class MonitorApart:

@@ -20,10 +20,10 @@ from ..domain.models import Backend
 from ..plugins.event_queue import Delivery
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
-from ..processes.oom import OomWatch
+from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
 from ..processes.process_table import ProcessTable, read_row
-from ..processes.sampler import MARK_SECONDS, Sampler
+from ..processes.sampler import BASELINE_INTERVAL_SECONDS, Sampler
 from ..rpc.channel_security import ChannelSecurity
 from ..rpc.client import StatusClient
 from .counters import ModelCounter
@@ -61,7 +61,7 @@ class Lifecycle:
         self._counter = counter
         self._security = security
         self._watcher = ExitWatcher(self._on_end)
-        self._ticker = PeriodicTask("monitor-ticker", MARK_SECONDS, self._mark)
+        self._ticker = PeriodicTask("monitor-ticker", BASELINE_INTERVAL_SECONDS, self._mark)
         self._closed = False
 
     def start(self) -> None:
@@ -146,12 +146,14 @@ class Lifecycle:
 
     def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
         try:
-            process = Process(pid, keep_descriptor=self._watcher.descriptors() < most_pidfds())
+            process = Process(pid, keep_descriptor=self._watcher.pidfd_count() < most_pidfds())
             backend = Backend(model, pid, address, process.created_at)
             memory = SingleFlight(
                 _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._table.tree_memory, pid)
             )
-            record = Record(backend, canonical, process, Sampler(process), memory, OomWatch(pid))
+            record = Record(
+                backend, canonical, process, Sampler(process), memory, OomKillCounter(pid)
+            )
         except (ProcessGone, psutil.Error, OSError) as error:
             raise InvalidBackend(
                 f"the backend was not registered: {error}", model=model, pid=pid, address=address
@@ -160,7 +162,7 @@ class Lifecycle:
         return record
 
     def _discard(self, record: Record) -> None:
-        self._watcher.forget(record.process)
+        self._watcher.unwatch(record.process)
         record.process.close()
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
@@ -212,8 +214,8 @@ class Lifecycle:
     def _end(self, record: Record, exit_code: int | None) -> Delivery | None:
         if exit_code is None:
             exit_code = record.process.exit_code()
-        oom_kill_seen = record.oom.rose() and not any(
-            other is not record and other.oom.counter == record.oom.counter
+        oom_kill_seen = record.oom.has_risen() and not any(
+            other is not record and other.oom.path == record.oom.path
             for other in self._registry.records()
         )
         exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
@@ -236,8 +238,8 @@ class Lifecycle:
     def _mark(self) -> None:
         for record in self._registry.records():
             try:
-                record.sampler.mark()
-                record.oom.look()
+                record.sampler.record_baseline()
+                record.oom.update()
             except ProcessGone:
                 self._end(record, None)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from ..concurrency.single_flight import SingleFlight
 from ..domain.models import Backend, BackendExit, State
 from ..domain.observation import Observation
-from ..processes.oom import OomWatch
+from ..processes.oom import OomKillCounter
 from ..processes.process import Process
 from ..processes.sampler import Sampler
 
@@ -61,7 +61,7 @@ class Record:
         process: Process,
         sampler: Sampler,
         memory: SingleFlight[tuple[int, str] | None],
-        oom: OomWatch,
+        oom: OomKillCounter,
     ) -> None:
         self.backend = backend
         self.canonical_address = canonical_address

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psutil
 
 from ..domain.errors import MonitorError
-from ..processes.process_table import ProcessRow, descendants, read_table
+from ..processes.process_table import ProcessRow, take_snapshot
 
 # A wrapper's arguments are often its child's as well.
 _WRAPPERS = (
@@ -97,10 +97,10 @@ def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Fo
     started: the one with `--addr`, or its only child that is old enough not to be one of a script's
     steps. Until there is one the program is left out; so ask again. Reads /proc.
     """
-    table = read_table()
+    snapshot = take_snapshot()
     found = []
     for program in programs:
-        tree = descendants(table, [program.pid])
+        tree = snapshot.tree(program.pid)
         if os.getpid() in tree:
             continue
         server, addr = _server(tree)
@@ -113,7 +113,7 @@ def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Fo
         if address not in (None, addr) and not _is_wrapper(_arguments(program.pid)):
             server = None  # it says its own address: the other is that of one of its workers
         address = address or addr
-        if address and (pid := server or _behind_wrappers(program.pid, table)):
+        if address and (pid := server or _behind_wrappers(program.pid, snapshot.rows)):
             found.append(Found(program.name, model or program.model, pid, address))
     return found
 
@@ -131,7 +131,7 @@ def _server(tree: Sequence[int]) -> tuple[int | None, str | None]:
     return None, said
 
 
-def _behind_wrappers(pid: int, table: Mapping[int, ProcessRow]) -> int | None:
+def _behind_wrappers(pid: int, rows: Mapping[int, ProcessRow]) -> int | None:
     """Go from a wrapper to its only child that stays; None where there is none.
 
     A wrapper is taken for a backend only where it has several such children, for want of a
@@ -142,7 +142,7 @@ def _behind_wrappers(pid: int, table: Mapping[int, ProcessRow]) -> int | None:
         if not _is_wrapper(arguments):
             return pid
         # Those alone that stay: a script that waits in a loop always has a fresh `sleep`.
-        children = [c for c, row in table.items() if row.parent == pid and _is_settled(c)]
+        children = [c for c, row in rows.items() if row.parent == pid and _is_settled(c)]
         if not children:
             return None
         if len(children) > 1:

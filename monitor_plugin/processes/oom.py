@@ -1,70 +1,75 @@
-"""Whether the kernel killed a process for want of memory, as its control group counts it."""
+"""The kernel's count of out-of-memory kills in the control group of a process."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
 
-
-class OomWatch:
-    """Follows the count of processes that the kernel killed in one process's control group.
+class OomKillCounter:
+    """Tells whether the kernel killed a process of a control group for lack of memory.
 
     Args:
-        pid: the process.
+        pid: a process of the control group.
         proc, cgroups: where these file systems are mounted.
 
     Attributes:
-        counter: the file that holds the count; None where there is none to read.
+        path: the file with the count; None if there is none.
     """
 
-    def __init__(self, pid: int, *, proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> None:
-        self._groups = f"{proc}/{pid}/cgroup"
+    def __init__(
+        self,
+        pid: int,
+        *,
+        proc: Path = Path("/proc"),
+        cgroups: Path = Path("/sys/fs/cgroup"),
+    ) -> None:
+        self._membership = f"{proc}/{pid}/cgroup"
         self._cgroups = cgroups
-        self.counter: str | None = None
-        # The last look may fall between the kill and the end of the process; the one before not.
-        self._looks: tuple[int, ...] = ()
-        self.look()
+        self.path: str | None = None
+        # The last two: an update may fall between the kill and the end of the process, and its
+        # count then includes the kill.
+        self._counts: tuple[int, ...] = ()
+        self.update()
 
-    def look(self) -> None:
-        """Note the count, while the process runs; it may have been moved to another group."""
-        counter = self._find_counter()
-        if counter != self.counter:
-            self.counter = counter
-            self._looks = ()
-        count = self._count()
+    def update(self) -> None:
+        """Record the count; to be called now and then while the process runs."""
+        path = self._find_path()
+        if path != self.path:  # the process was moved to another control group
+            self.path = path
+            self._counts = ()
+        count = self._read_count()
         if count is not None:
-            self._looks = (*self._looks[-1:], count)
+            self._counts = (*self._counts[-1:], count)
 
-    def rose(self) -> bool:
-        """Whether the count rose since the last looks."""
-        count = self._count()
-        return count is not None and bool(self._looks) and count > self._looks[0]
+    def has_risen(self) -> bool:
+        """Whether the count is higher than at the update before the last one."""
+        count = self._read_count()
+        return count is not None and bool(self._counts) and count > self._counts[0]
 
-    def _find_counter(self) -> str | None:
+    def _find_path(self) -> str | None:
         try:
-            lines = _lines(self._groups)
+            lines = _read_lines(self._membership)
         except OSError:
-            return self.counter  # it has ended: its group is where it was
+            return self.path  # the process has ended: its control group was the last one known
         for line in lines:
-            _, controllers, path = line.split(":", 2)
-            relative = path.lstrip("/")
-            if controllers == "":
-                counter = f"{self._cgroups}/{relative}/memory.events"
+            _, controllers, group = line.split(":", 2)
+            relative = group.lstrip("/")
+            if controllers == "":  # cgroup version 2
+                path = f"{self._cgroups}/{relative}/memory.events"
             elif "memory" in controllers.split(","):  # version 1
-                counter = f"{self._cgroups}/memory/{relative}/memory.oom_control"
+                path = f"{self._cgroups}/memory/{relative}/memory.oom_control"
             else:
                 continue
-            if os.access(counter, os.F_OK):
-                return counter
+            if os.access(path, os.F_OK):
+                return path
         return None
 
-    def _count(self) -> int | None:
-        if self.counter is None:
+    def _read_count(self) -> int | None:
+        if self.path is None:
             return None
         try:
-            for line in _lines(self.counter):
+            for line in _read_lines(self.path):
                 name, _, count = line.partition(" ")
                 if name == "oom_kill":
                     return int(count)
@@ -73,6 +78,6 @@ class OomWatch:
         return None
 
 
-def _lines(path: str) -> list[str]:
+def _read_lines(path: str) -> list[str]:
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read().splitlines()

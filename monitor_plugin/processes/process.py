@@ -1,7 +1,7 @@
-"""One process, told apart by PID and creation time: is it alive, how did it end, signal it.
+"""One process, identified by PID and creation time: whether it runs, how it ended, signals to it.
 
-A PID alone is no identity: it is used again. On Linux a pidfd stays with the process for which it
-was opened; elsewhere, and where descriptors run out, psutil compares creation times.
+A PID alone identifies no process, as the system uses it again. A pidfd always refers to the process
+for which it was opened. Where there is none, psutil compares creation times.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import select
 import signal
 import struct
 import threading
-from types import TracebackType
 
 import psutil
 
-# struct pidfd_info as it first was: two u64, eleven u32 and the exit code, an s32.
+# linux/pidfd.h. The first version of struct pidfd_info has two u64, eleven u32, and the exit code
+# as an s32.
 _PIDFD_INFO_BYTES = 64
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -25,7 +25,7 @@ _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO_BYTES << 16 | 0xFF << 8 | 11
 
 
 class ProcessGone(Exception):
-    """The process has ended, or never ran.
+    """No process with this PID runs, or the one that was meant has ended.
 
     Attributes:
         pid: its PID.
@@ -37,16 +37,19 @@ class ProcessGone(Exception):
 
 
 class Process:
-    """A running process. Close it, or use it in a `with`, to let go of its descriptor.
+    """A process. Close it, or use it in a `with` statement, to close its pidfd.
+
+    Safe to call from any thread.
 
     Args:
-        pid: its PID; a thread's id is refused.
-        keep_descriptor: keep a pidfd open, by which its end is noticed without polling.
+        pid: its PID; the ID of a thread is refused.
+        keep_descriptor: keep a pidfd open, which becomes readable when the process ends.
 
     Attributes:
         pid: its PID.
-        created_at: seconds since the epoch, as psutil gives it.
-        psutil_process: psutil's view, for reading figures; follow what you read by `ended()`.
+        created_at: creation time in seconds since the epoch, from psutil.
+        psutil_process: for reading figures; call `ended()` after each reading, as the figures may
+            be those of a later process with the same PID.
 
     Raises:
         ProcessGone: no such process runs.
@@ -54,12 +57,12 @@ class Process:
 
     def __init__(self, pid: int, *, keep_descriptor: bool = True) -> None:
         self.pid = pid
-        # Held for single system calls that do not block, so that no descriptor is used after
-        # another thread closed it, when its number may stand for another process.
+        # Held only during system calls that do not block. Without it a thread could use the number
+        # of a pidfd that another thread has just closed, and that may refer to another process.
         self._lock = threading.Lock()
         self._pidfd = _open_pidfd(pid) if keep_descriptor else None
         try:
-            if not psutil.pid_exists(pid):  # false for a thread's id, unlike psutil.Process
+            if not psutil.pid_exists(pid):  # psutil.Process accepts a thread's ID
                 raise ProcessGone(pid)
             self.psutil_process = psutil.Process(pid)
             self.created_at: float = self.psutil_process.create_time()
@@ -76,43 +79,41 @@ class Process:
     def __enter__(self) -> Process:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
     def pidfd(self) -> int | None:
-        """The pidfd, readable once the process has ended; None where there is none."""
+        """The pidfd; None if there is none."""
         return self._pidfd
 
     def ended(self) -> bool:
-        """Whether it has ended; a zombie, which only waits to be reaped, has."""
+        """Whether the process has ended; a zombie has."""
         with self._lock:
             if self._pidfd is not None:
                 return _is_readable(self._pidfd)
         try:
             if not self.psutil_process.is_running():
                 return True
-            # A zombie whose other threads run on has not ended.
+            # A process whose first thread has exited is shown as a zombie while others run.
             return (
                 self.psutil_process.status() == psutil.STATUS_ZOMBIE
                 and _thread_count(self.pid) <= 1
             )
         except psutil.NoSuchProcess:
             return True
-        except OSError:  # no descriptor is left to look with; where its PID is used, it may run
-            return not _is_used(self.pid)
+        except OSError:  # no file descriptor is free; a process with this PID may be the same one
+            return not _pid_exists(self.pid)
 
     def exit_code(self) -> int | None:
-        """How it ended, as `subprocess` says it: a negative number is a signal's.
+        """Return how the process ended, as `subprocess` does: -9 means killed by signal 9.
 
-        Reaps nothing: the status stays for the parent to take. None where it has not ended, or
-        where that cannot be known. Known are: a child of our own until it is reaped, a zombie of
-        the same user (/proc), and, from Linux 6.15 on, what was reaped by whomever.
+        The process is not reaped.
+
+        Returns:
+            None if it has not ended, or if its exit code is unknown. The exit code is known of a
+            child of this process until it is reaped, of a zombie of the same user (from /proc),
+            and from Linux 6.15 on of every process with a pidfd.
         """
         with self._lock:
             if self._pidfd is not None:
@@ -129,11 +130,11 @@ class Process:
         try:
             with open(f"/proc/{self.pid}/stat", encoding="latin-1") as file:
                 fields = file.read().rpartition(")")[2].split()
-            # Who may not see how another user's ended reads 0, which would pass for a good end.
+            # The kernel shows 0 to users who may not see the exit code.
             may_be_hidden = os.stat(f"/proc/{self.pid}").st_uid != os.geteuid()
             if may_be_hidden and fields[49] == "0":
                 return None
-            # Fields 3 and 52 of proc(5); the first after the name in parentheses is number 3.
+            # `fields` begins with field 3 of proc(5); the exit code is field 52.
             if fields[0] == "Z" and self.psutil_process.is_running():
                 return os.waitstatus_to_exitcode(int(fields[49]))
         except (OSError, psutil.Error, IndexError, ValueError):
@@ -141,7 +142,7 @@ class Process:
         return None
 
     def _reaped_exit_code(self) -> int | None:
-        """Ask the pidfd itself: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, of linux/pidfd.h."""
+        """Read the exit code from the pidfd: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT."""
         info = bytearray(struct.pack("Q", _PIDFD_INFO_EXIT).ljust(_PIDFD_INFO_BYTES, b"\0"))
         with self._lock:
             if self._pidfd is None:
@@ -155,25 +156,25 @@ class Process:
         return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
 
     def send_signal(self, number: int) -> bool:
-        """Send a signal to this process, and to no other that may have got its PID.
+        """Send a signal to this process, never to a later one with the same PID.
 
         Returns:
-            False where it had ended already.
+            False if the process had ended.
 
         Raises:
-            PermissionError: it is another user's.
+            PermissionError: the process belongs to another user.
         """
         with self._lock:
             if self._pidfd is not None:
-                # A zombie takes any signal, to no effect.
+                # The kernel accepts signals to zombies, without effect.
                 return not _is_readable(self._pidfd) and _signal_pidfd(self._pidfd, number)
         pidfd = _open_pidfd(self.pid)
         try:
-            if self.ended():  # from here on the pidfd, if there is one, is surely this process's
+            if self.ended():  # if not, the new pidfd is this process's
                 return False
             if pidfd is not None:
                 return _signal_pidfd(pidfd, number)
-            self.psutil_process.send_signal(number)  # compares creation times first
+            self.psutil_process.send_signal(number)  # psutil compares creation times
             return True
         except psutil.NoSuchProcess:
             return False
@@ -184,19 +185,19 @@ class Process:
                 os.close(pidfd)
 
     def kill_group(self) -> None:
-        """Send SIGKILL to the process group that it leads, or led: to all at once, so none forks.
+        """Send SIGKILL to all processes of the group that it leads, or led, at the same moment.
 
-        Does nothing without a pidfd, and before Linux 6.9: the group's number alone may be that of
-        another by now.
+        Does nothing without a pidfd, and before Linux 6.9: a group's number alone may have been
+        used again.
         """
-        with self._lock, contextlib.suppress(OSError):  # such as that nobody is in it
+        with self._lock, contextlib.suppress(OSError):  # for example an empty group
             if self._pidfd is not None:
                 signal.pidfd_send_signal(
                     self._pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP
                 )
 
     def close(self) -> None:
-        """Close the pidfd. Everything but `pidfd` goes on working, by creation time."""
+        """Close the pidfd; methods then compare creation times."""
         with self._lock:
             pidfd, self._pidfd = self._pidfd, None
             if pidfd is not None:
@@ -210,9 +211,9 @@ def _thread_count(pid: int) -> int:
         return 0
 
 
-def _is_used(pid: int) -> bool:
+def _pid_exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # sends nothing, and needs no descriptor
+        os.kill(pid, 0)  # sends nothing; unlike psutil.pid_exists it needs no descriptor
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -221,11 +222,11 @@ def _is_used(pid: int) -> bool:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    if not hasattr(os, "pidfd_open"):
+    if not hasattr(os, "pidfd_open"):  # a Python that was built with older kernel headers
         return None
     try:
         return os.pidfd_open(pid)
-    except (OSError, OverflowError):  # no such process, or no more descriptors: psutil will tell
+    except (OSError, OverflowError):  # no such process, or no free descriptor: psutil tells which
         return None
 
 

@@ -1,11 +1,10 @@
-"""The operating system's table of processes, and what a tree of them holds in memory."""
+"""Snapshots of the operating system's process table, and the memory of a process tree."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import psutil
@@ -13,18 +12,21 @@ import psutil
 from ..concurrency.single_flight import SingleFlight
 
 _MAX_AGE_SECONDS = 1.0
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessRow(NamedTuple):
-    """A line of the table, as /proc/PID/stat has it, which anybody may read.
+    """One process, as /proc/PID/stat shows it to every user.
 
     Attributes:
-        started: tells a process from a later one of the same PID.
-        cpu_seconds: used so far, by it and not by its children.
-        threads: how many it has.
-        rss, vms: bytes; 0 of a process that has ended, or is about to.
+        parent: PID of its parent.
+        session: PID of the process that leads, or led, its session.
+        started: start time in clock ticks since boot; tells a process from a later one with the
+            same PID.
+        cpu_seconds: CPU time used so far, without that of its children.
+        threads: number of threads.
+        rss, vms: bytes; 0 once the process has ended or is about to end.
     """
 
     parent: int
@@ -36,30 +38,55 @@ class ProcessRow(NamedTuple):
     vms: int = 0
 
 
-class ProcessSnapshot(NamedTuple):
-    """All rows by PID, when they were read (monotonic), and each process's children."""
+class ProcessSnapshot:
+    """All processes of the system, as one pass over /proc found them.
 
-    at: float
-    rows: Mapping[int, ProcessRow]
-    children: Mapping[int, list[int]]
+    Args:
+        taken_at: when the pass began (monotonic seconds).
+        rows: the processes by PID.
+    """
+
+    def __init__(self, taken_at: float, rows: Mapping[int, ProcessRow]) -> None:
+        self.taken_at = taken_at
+        self.rows = rows
+        self._children: dict[int, list[int]] = {}
+        for pid, row in rows.items():
+            self._children.setdefault(row.parent, []).append(pid)
+
+    def tree(self, *roots: int) -> list[int]:
+        """List the roots that are in the snapshot, then all their descendants.
+
+        Each process is listed once, after its parent.
+        """
+        found = {root: None for root in roots if root in self.rows}
+        queue = list(found)
+        for pid in queue:  # grows while it is walked
+            fresh = [child for child in self._children.get(pid, ()) if child not in found]
+            found.update(dict.fromkeys(fresh))
+            queue.extend(fresh)
+        return queue
 
 
-def read_table() -> dict[int, ProcessRow]:
-    """Read every process's row: one pass over /proc, some milliseconds per hundred processes."""
-    return {pid: row for pid in psutil.pids() if (row := read_row(pid))}
+def take_snapshot() -> ProcessSnapshot:
+    """Read every process's row, which takes some milliseconds per hundred processes.
+
+    Raises:
+        OSError: no file descriptor is free.
+    """
+    taken_at = time.monotonic()
+    return ProcessSnapshot(taken_at, {pid: row for pid in psutil.pids() if (row := read_row(pid))})
 
 
 def read_row(pid: int) -> ProcessRow | None:
-    """Read one process's row; None where it does not exist (any more).
+    """Read one process's row; None if there is no such process.
 
     Raises:
-        OSError: that cannot be known, as there are no more descriptors.
+        OSError: no file descriptor is free, so it is unknown whether the process exists.
     """
-    if not sys.platform.startswith("linux"):
-        return portable_row(pid)
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # proc(5); the name, in parentheses, may hold anything, and field 3 follows it.
+            # proc(5): the name is field 2, in parentheses, and may itself hold parentheses,
+            # spaces and line breaks. `fields` begins with field 3.
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
@@ -69,101 +96,49 @@ def read_row(pid: int) -> ProcessRow | None:
         parent=int(fields[1]),
         session=int(fields[3]),
         started=float(fields[19]),
-        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND,
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND,
         threads=int(fields[17]),
         rss=int(fields[21]) * _PAGE_BYTES,
         vms=int(fields[20]),
     )
 
 
-def portable_row(pid: int) -> ProcessRow | None:
-    """`read_row` by psutil alone, which is several times slower."""
-    try:
-        process = psutil.Process(pid)
-        row = ProcessRow(process.ppid(), os.getsid(pid), process.create_time())
-    except (psutil.Error, OSError):
-        return None
-    try:
-        times, memory, threads = (
-            process.cpu_times(),
-            process.memory_info(),
-            process.num_threads(),
-        )
-    except (psutil.Error, OSError):
-        return row
-    return row._replace(
-        cpu_seconds=times.user + times.system, threads=threads, rss=memory.rss, vms=memory.vms
-    )
-
-
-def children_of(table: Mapping[int, ProcessRow]) -> dict[int, list[int]]:
-    """Give the children of each process that has any."""
-    children: dict[int, list[int]] = {}
-    for pid, row in table.items():
-        children.setdefault(row.parent, []).append(pid)
-    return children
-
-
-def descendants(
-    table: Mapping[int, ProcessRow],
-    roots: Iterable[int],
-    children: Mapping[int, list[int]] | None = None,
-) -> list[int]:
-    """List those of the roots that are in the table, then all that descend from them.
-
-    Args:
-        table: every process.
-        roots: where to begin.
-        children: those of the table, where they are known already.
-    """
-    children = children_of(table) if children is None else children
-    found = {root: None for root in roots if root in table}
-    queue = list(found)
-    for pid in queue:  # grows while it is walked
-        fresh = [child for child in children.get(pid, ()) if child not in found]
-        found.update(dict.fromkeys(fresh))
-        queue.extend(fresh)
-    return queue
-
-
 class ProcessTable:
-    """The table, read at most once a second for all who ask. Safe to call from any thread."""
+    """Shares snapshots between callers: one pass over /proc serves all of them for a second.
+
+    Safe to call from any thread.
+    """
 
     def __init__(self) -> None:
-        self._table = SingleFlight(_MAX_AGE_SECONDS, self._read)
+        self._snapshots = SingleFlight(_MAX_AGE_SECONDS, take_snapshot)
 
-    def _read(self) -> ProcessSnapshot:
-        at, rows = time.monotonic(), read_table()
-        return ProcessSnapshot(at, rows, children_of(rows))
-
-    def read(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
-        """Give the table, as it was at most so long ago.
+    def snapshot(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
+        """Return a snapshot that is at most `max_age_seconds` old.
 
         Raises:
-            OSError: it cannot be read, as there are no more descriptors.
+            OSError: no file descriptor is free.
         """
-        return self._table.get(max_age_seconds)
+        return self._snapshots.get(max_age_seconds)
 
     def tree(self, pid: int) -> list[int]:
         """List a process and its descendants, as they were at most a second ago."""
         try:
-            table = self.read()
-            return descendants(table.rows, [pid], table.children) or [pid]
+            return self.snapshot().tree(pid) or [pid]
         except OSError:
             return [pid]
 
     def tree_memory(self, pid: int) -> tuple[int, str] | None:
-        """Sum what a process and its descendants hold.
+        """Measure the memory of a process and its descendants with psutil.
 
         Returns:
-            Bytes, and `pss` (proportional set size: shared pages counted once) where it can be
-            read of each process, else `rss`, which counts a shared page once per process; None
-            where neither can be read. The source is psutil.
+            Bytes, and how they were measured: `pss` (proportional set size: shared pages count
+            once) if it can be read of every process, else `rss` (shared pages count once per
+            process). None if neither can be read.
         """
         try:
-            _, table, children = self.read()
-            rows = {member: table[member] for member in descendants(table, [pid], children)}
-            if not rows and (row := read_row(pid)):  # younger than the table
+            snapshot = self.snapshot()
+            rows = {member: snapshot.rows[member] for member in snapshot.tree(pid)}
+            if not rows and (row := read_row(pid)):  # started after the snapshot
                 rows = {pid: row}
         except OSError:
             return None
@@ -174,15 +149,19 @@ class ProcessTable:
 
 
 def _sum(rows: Mapping[int, ProcessRow], read: Callable[[psutil.Process], int]) -> int | None:
-    """Add up a figure; None where it may not be read of one of them. The ended count nothing."""
+    """Add up a figure of processes, of which those that have ended count 0.
+
+    Returns:
+        None if the figure of one of them may not be read.
+    """
     total = 0
     for pid, row in rows.items():
         try:
             amount = read(psutil.Process(pid))
-            after = read_row(pid)  # read first, then look whether it was the right process
+            after = read_row(pid)  # read first, then check that the PID was not reused
         except psutil.NoSuchProcess:
             continue
-        except (psutil.AccessDenied, AttributeError, OSError):  # AttributeError: no PSS on macOS
+        except (psutil.AccessDenied, OSError):
             return None
         if after and after.started == row.started:
             total += amount

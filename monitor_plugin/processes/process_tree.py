@@ -1,4 +1,4 @@
-"""A backend's whole process tree, held so that no member escapes or is mistaken; and its stop."""
+"""The processes that belong to one root process, and their stop."""
 
 from __future__ import annotations
 
@@ -6,47 +6,46 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Iterable
 
 from .process import Process, ProcessGone
-from .process_table import ProcessRow, descendants, read_row, read_table
+from .process_table import ProcessRow, read_row, take_snapshot
 
 _logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.02
-_REFRESH_SECONDS = 0.1
-_MOST_LOOKS = 20  # at what goes on forking, however often one looks
+_POLL_SECONDS = 0.02
+_RESCAN_SECONDS = 0.1
+_MAX_RESCANS = 20  # of a tree that keeps forking
 
 
 class ProcessTree:
-    """A process, its descendants, and the session that it leads, as far as they were seen.
+    """A process, its descendants, and the processes of the session that it leads.
 
-    Members stay members when their parent ends. Not for use by several threads at once.
+    A process that was once found to be a member stays one, also after its parent has ended. Not
+    safe for use by several threads at once.
 
     Args:
-        root: whose tree it is; it stays the caller's to close.
+        root: the process; the tree does not close it.
+
+    Raises:
+        OSError: no file descriptor is free.
     """
 
     def __init__(self, root: Process) -> None:
         self._root = root
-        self._members: dict[tuple[int, float], Process] = {}
+        self._members: dict[tuple[int, float], Process] = {}  # by PID and start time
         row = read_row(root.pid)
-        self._leads_session = row is not None and row.session == root.pid and not root.ended()
+        runs = row is not None and not root.ended()  # read first, then check for a reused PID
+        self._leads_session = runs and row is not None and row.session == root.pid
         self._started = row.started if row else None
-        if row and not root.ended():  # read first, then look whether it was the right process
+        if row and runs:
             self._members[root.pid, row.started] = root
-        self.settle()
+        self.rescan_until_stable()
 
     def __enter__(self) -> ProcessTree:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for member in self._members.values():
             if member is not self._root:
                 member.close()
@@ -55,91 +54,92 @@ class ProcessTree:
         """List the members that have not ended, the root first."""
         return [member for member in self._members.values() if not member.ended()]
 
-    def refresh(self) -> list[Process]:
-        """Look for members that came since, and list them."""
-        table = read_table()
-        alive = [key for key, member in self._members.items() if not member.ended()]
-        roots = [pid for pid, _ in alive]
-        # The session keeps its id, a PID, for as long as a member lives: it is still this one,
-        # unless a later process has got that PID. Its members may outlive all that were seen.
-        leader = table.get(self._root.pid)
-        if self._leads_session and (leader is None or leader.started == self._started):
-            roots += [pid for pid, row in table.items() if row.session == self._root.pid]
-        fresh = []
-        for pid in descendants(table, roots):
-            if (pid, table[pid].started) not in self._members and (new := _open(pid, table[pid])):
-                self._members[pid, table[pid].started] = new
-                fresh.append(new)
-        return fresh
+    def rescan(self, signal_number: int | None = None) -> list[Process]:
+        """Take a snapshot, and list the members that it adds.
 
-    def settle(self, on_fresh: Callable[[Process], object] = lambda member: None) -> None:
-        """Look for members until there are no more to find, but not for ever.
+        Args:
+            signal_number: a signal that each added member gets.
 
-        Each that is found is passed to `on_fresh` before the next look.
+        Raises:
+            OSError: no file descriptor is free.
         """
-        for _ in range(_MOST_LOOKS):
-            fresh = self.refresh()
-            for member in fresh:
-                on_fresh(member)
-            if not fresh:
+        snapshot = take_snapshot()
+        roots = [pid for (pid, _), member in self._members.items() if not member.ended()]
+        # The session keeps its id, a PID, for as long as one process is in it. So the session is
+        # still this tree's, unless a later process has that PID. It may outlive every known member.
+        leader = snapshot.rows.get(self._root.pid)
+        if self._leads_session and (leader is None or leader.started == self._started):
+            roots += [pid for pid, row in snapshot.rows.items() if row.session == self._root.pid]
+        added = []
+        for pid in snapshot.tree(*roots):
+            row = snapshot.rows[pid]
+            if (pid, row.started) not in self._members and (member := _open(pid, row)):
+                self._members[pid, row.started] = member
+                added.append(member)
+        if signal_number is not None:
+            _send_to_all(added, signal_number)
+        return added
+
+    def rescan_until_stable(self, signal_number: int | None = None) -> None:
+        """Rescan until no member is added, at most 20 times: see `rescan`."""
+        for _ in range(_MAX_RESCANS):
+            if not self.rescan(signal_number):
                 return
 
     def wait_ended(
-        self,
-        seconds: float,
-        interrupted: threading.Event,
-        on_fresh: Callable[[Process], object] = lambda member: None,
+        self, seconds: float, interrupted: threading.Event, signal_number: int | None = None
     ) -> None:
-        """Wait until all have ended, at most so long, or until `interrupted` is set.
+        """Wait until all members have ended, at most `seconds`, or until `interrupted` is set.
 
-        Members that appear meanwhile are waited for too, and passed to `on_fresh`.
+        Members that are found meanwhile get the signal `signal_number`, and are waited for too.
         """
         deadline = time.monotonic() + seconds
-        refresh_at = 0.0
+        rescan_at = 0.0
         while True:
-            if time.monotonic() >= refresh_at:
-                for member in self.refresh():
-                    on_fresh(member)
-                refresh_at = time.monotonic() + _REFRESH_SECONDS
-            if not self.alive() and not self.refresh():
+            if time.monotonic() >= rescan_at:
+                self.rescan(signal_number)
+                rescan_at = time.monotonic() + _RESCAN_SECONDS
+            if not self.alive() and not self.rescan(signal_number):
                 return
-            if time.monotonic() >= deadline or interrupted.wait(_LOOK_SECONDS):
+            if time.monotonic() >= deadline or interrupted.wait(_POLL_SECONDS):
                 return
 
     def stop(self, seconds: float, interrupted: threading.Event) -> signal.Signals | None:
-        """End them all: SIGTERM, `seconds` of grace, SIGKILL, and as long to vanish.
+        """End all members: SIGTERM, up to `seconds` of grace, then SIGKILL.
 
-        `alive()` then lists those that are left: not to be killed, or not ours to signal, or
-        `interrupted` was set.
+        After SIGKILL it waits up to `seconds` for them to vanish. `alive()` then lists those that
+        are left: they could not be killed, the monitor may not signal them, or `interrupted` was
+        set.
 
         Returns:
-            The last signal of the two that was sent to any.
+            The last signal that was sent to any member; None if none was sent.
+
+        Raises:
+            OSError: no file descriptor is free; members that were stopped have been killed.
         """
-        self.settle()
-        signalled = [_terminate(member) for member in self.alive()]  # all, not until the first
-        if any(signalled):
-            self.wait_ended(seconds, interrupted, _terminate)
-        sent = signal.SIGTERM if any(signalled) else None
+        sent = None
+        self.rescan_until_stable()
+        if _send_to_all(self.alive(), signal.SIGTERM):
+            sent = signal.SIGTERM
+            self.wait_ended(seconds, interrupted, signal.SIGTERM)
         if interrupted.is_set():
             return sent
-        # Stopped processes fork no more: what is found now is all of it.
-        frozen = [_send(member, signal.SIGSTOP) for member in self.alive()]
         try:
-            self.settle(lambda member: frozen.append(_send(member, signal.SIGSTOP)))
-        finally:  # no descriptor may be left to look with: none stays stopped for good
-            if any(frozen):
-                for member in self.alive():
-                    _kill(member)
-            if self._leads_session:  # what forks and ends faster than one can look is in its group
+            # Stopped processes do not fork: the last rescan has found every member.
+            _send_to_all(self.alive(), signal.SIGSTOP)
+            self.rescan_until_stable(signal.SIGSTOP)
+        finally:  # also where a rescan fails: no member may stay stopped for good
+            if _send_to_all(self.alive(), signal.SIGKILL):
+                sent = signal.SIGKILL
+            if self._leads_session:  # processes that fork and end between two rescans
                 self._root.kill_group()
-        if any(frozen):
-            sent = signal.SIGKILL
-            self.wait_ended(seconds, interrupted, _kill)
+        if sent is signal.SIGKILL:
+            self.wait_ended(seconds, interrupted, signal.SIGKILL)
         return sent
 
 
 def _open(pid: int, row: ProcessRow) -> Process | None:
-    """Open a process of the table, if it still is the one that stands there."""
+    """Open a process of a snapshot; None if it has ended, also if its PID is used again."""
     try:
         process = Process(pid)
     except ProcessGone:
@@ -151,19 +151,18 @@ def _open(pid: int, row: ProcessRow) -> Process | None:
     return process
 
 
-def _terminate(process: Process) -> bool:
-    # A stopped process takes no SIGTERM before it is continued.
-    return _send(process, signal.SIGTERM) and _send(process, signal.SIGCONT)
-
-
-def _kill(process: Process) -> bool:
-    return _send(process, signal.SIGKILL)
+def _send_to_all(processes: Iterable[Process], number: int) -> bool:
+    """Send a signal to each process; returns whether it was sent to any."""
+    sent = [_send(process, number) for process in processes]
+    return any(sent)
 
 
 def _send(process: Process, number: int) -> bool:
-    """Send a signal; False where nothing was sent."""
     try:
-        return process.send_signal(number)
+        sent = process.send_signal(number)
+        if sent and number == signal.SIGTERM:
+            process.send_signal(signal.SIGCONT)  # a stopped process does not act on SIGTERM
     except PermissionError as error:
         _logger.warning("process %d may not be signalled: %s", process.pid, error)
         return False
+    return sent

@@ -1,4 +1,4 @@
-"""What psutil says of one registered process, with a CPU figure that its readers do not spoil."""
+"""Samples of one process with psutil, whose CPU figure no other reader disturbs."""
 
 from __future__ import annotations
 
@@ -13,49 +13,59 @@ from .process import Process, ProcessGone
 
 T = TypeVar("T")
 
-# A CPU figure is measured from the newest mark of at least this age; marks come every
-# MARK_SECONDS, so it spans one to three seconds.
-_SPAN_SECONDS = 1.0
-MARK_SECONDS = 2.0
-# A figure over less would be the kernel's clock ticks (10 ms) rather than the process's work.
-_LEAST_SPAN_SECONDS = 0.1
-# What a read of the CPU time and of the clock may take, so that the one is of the other's time.
+# A CPU figure is measured from the newest baseline of at least this age. As baselines are recorded
+# every BASELINE_INTERVAL_SECONDS, the figure covers one to three seconds.
+_BASELINE_MIN_AGE_SECONDS = 1.0
+BASELINE_INTERVAL_SECONDS = 2.0
+# Over a shorter time the kernel's clock ticks (10 ms) would decide the figure.
+_MIN_MEASURED_SECONDS = 0.1
+# CPU time and clock are read one after the other, at most this long apart.
 _CPU_READ_SECONDS = 0.02
-_CPU_TRIES = 5
+_CPU_READ_ATTEMPTS = 5
 
 
 class Sampler:
-    """Samples one process. Safe to call from any thread; sampling never moves another's interval.
+    """Samples one process. Safe to call from any thread.
+
+    psutil's own `cpu_percent` measures from its last call, by whichever reader; a sampler measures
+    from baselines that all readers share.
 
     Args:
-        process: whose figures they are; not closed here.
+        process: the process; the sampler does not close it.
     """
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._marks: tuple[tuple[float, float], ...] = ()
-        self.mark()
+        # Replaced as a whole, so that readers need no lock: (monotonic seconds, CPU seconds).
+        self._baselines: tuple[tuple[float, float], ...] = ()
+        self.record_baseline()
 
-    def mark(self) -> None:
-        """Note the CPU time used so far; to be called every MARK_SECONDS."""
-        if (mark := self._read(self._cpu_seconds)) is not None:
-            self._marks = (*self._marks[-2:], mark)
-
-    def sample(self) -> Sample:
-        """Read the process now; within 0.1 s of its registration, waits until that is over.
+    def record_baseline(self) -> None:
+        """Record the CPU time used so far; to be called every BASELINE_INTERVAL_SECONDS.
 
         Raises:
-            ProcessGone: it has ended; its PID may be another's by now.
+            ProcessGone: the process has ended.
+        """
+        if (baseline := self._read(self._cpu_seconds)) is not None:
+            self._baselines = (*self._baselines[-1:], baseline)
+
+    def sample(self) -> Sample:
+        """Sample the process; blocks until the first 0.1 s after its registration are over.
+
+        Figures that may not be read are None.
+
+        Raises:
+            ProcessGone: the process has ended; another process may have its PID.
         """
         cpu_percent = self._read(self._wait_for_cpu_percent)
         with self._process.psutil_process.oneshot():
             percent = self._read(self._process.psutil_process.memory_percent)
             memory = self._read(self._process.psutil_process.memory_info)
         if memory and not memory.vms:
-            # It is about to end, or its first thread has ended before the others: /proc says 0 of
-            # it, whatever is held. Once it does, it stays so.
+            # /proc shows 0 bytes once the process begins to exit, or once its first thread has
+            # exited before the others; it never shows more again.
             memory = percent = None
-        if self._process.ended():  # read first, then look whether it was the right process
+        if self._process.ended():  # read first, then check that the PID was not reused
             raise ProcessGone(self._process.pid)
         return Sample(
             rss=memory.rss if memory else None,
@@ -65,7 +75,6 @@ class Sampler:
         )
 
     def _read(self, figure: Callable[[], T]) -> T | None:
-        """One figure that may not be read is None, and the others stand."""
         try:
             return figure()
         except psutil.NoSuchProcess:
@@ -74,35 +83,35 @@ class Sampler:
             return None
 
     def _cpu_seconds(self) -> tuple[float, float]:
-        """Say when it was read (monotonic), and the CPU time used by then."""
-        for _ in range(_CPU_TRIES):
+        """Return when the CPU time was read (monotonic seconds), and the CPU seconds used."""
+        for _ in range(_CPU_READ_ATTEMPTS):
             began = time.monotonic()
             times = self._process.psutil_process.cpu_times()
             now = time.monotonic()
-            if now - began < _CPU_READ_SECONDS:  # else this thread had no turn: when was it?
+            if now - began < _CPU_READ_SECONDS:  # else this thread was suspended between the two
                 break
         return now, float(times.user + times.system)
 
     def _wait_for_cpu_percent(self) -> float | None:
-        marks = self._marks
-        if marks and (young := _LEAST_SPAN_SECONDS - (time.monotonic() - marks[0][0])) > 0:
-            time.sleep(young)
+        baselines = self._baselines
+        if baselines and (left := baselines[0][0] + _MIN_MEASURED_SECONDS - time.monotonic()) > 0:
+            time.sleep(left)
         now, seconds = self._cpu_seconds()
         return self.cpu_percent(seconds, now)
 
     def cpu_percent(self, cpu_seconds: float, now: float) -> float | None:
-        """Say how much of one core was used since a mark one to three seconds ago, in percent.
+        """Compute the CPU usage since a baseline that is one to three seconds old.
 
         Args:
-            cpu_seconds: all that was used so far.
-            now: when that was read (monotonic).
+            cpu_seconds: CPU time that the process has used so far.
+            now: when that was read (monotonic seconds).
 
         Returns:
-            None within 0.1 s of registration, or where the marks could not be read.
+            Percent of one core; None within 0.1 s of registration, or if CPU times may not be read.
         """
-        marks = self._marks
-        old_enough = [mark for mark in marks if now - mark[0] >= _SPAN_SECONDS] or marks[:1]
-        if not old_enough or now - old_enough[-1][0] < _LEAST_SPAN_SECONDS:
-            return None
-        since, before = old_enough[-1]
-        return 100 * max(0.0, cpu_seconds - before) / (now - since)
+        baselines = self._baselines
+        old_enough = [each for each in baselines if now - each[0] >= _BASELINE_MIN_AGE_SECONDS]
+        for at, before in (old_enough or baselines[:1])[-1:]:
+            if now - at >= _MIN_MEASURED_SECONDS:
+                return 100 * max(0.0, cpu_seconds - before) / (now - at)
+        return None

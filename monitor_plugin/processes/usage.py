@@ -1,144 +1,151 @@
-"""The figures of many backends' process trees, all from one pass over /proc."""
+"""CPU, memory, threads and open files of process trees, all from one snapshot."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import psutil
 from msgspec.structs import asdict
 
 from ..domain.observation import ProcessUsage, TreeUsage
-from .process_table import ProcessSnapshot, ProcessTable, descendants
+from .process_table import ProcessSnapshot, ProcessTable
+from .sampler import Sampler
 
-# How old a pass may be that is used again by another sweep.
-_TABLE_MAX_AGE_SECONDS = 0.1
-# CPU is measured from the newest mark of at least the first age, and of at most the second.
-_LEAST_SPAN_SECONDS = 1.0
-_MOST_SPAN_SECONDS = 10.0
-
-
-class CpuBaseline(NamedTuple):
-    """CPU seconds of every process, at one moment (monotonic)."""
-
-    at: float
-    cpu_seconds: Mapping[tuple[int, float], float]
+# Sweeps that follow each other within this time share a snapshot.
+_SNAPSHOT_MAX_AGE_SECONDS = 0.1
+# The CPU baseline is the newest snapshot whose age lies between these two.
+_BASELINE_MIN_AGE_SECONDS = 1.0
+_BASELINE_MAX_AGE_SECONDS = 10.0
 
 
 class UsageReader:
-    """Reads process trees. Safe to call from any thread.
+    """Reads the usage of process trees. Safe to call from any thread.
 
     Args:
-        table: the operating system's processes.
+        table: gives the snapshots.
     """
 
     def __init__(self, table: ProcessTable) -> None:
         self._table = table
         self._lock = threading.Lock()
-        self._marks: deque[CpuBaseline] = deque(maxlen=12)
+        # The last two, at least a second apart: one of them is always old enough.
+        self._baselines: tuple[ProcessSnapshot, ...] = ()
 
-    def look(self, pids: Iterable[int]) -> UsageSnapshot:
-        """Pass over /proc once, for any number of trees.
+    def read(self, pids: Iterable[int]) -> UsageSnapshot:
+        """Read the usage of any number of process trees at once.
 
         Args:
-            pids: the roots of the trees, which are to be seen if they run.
+            pids: the trees' roots; those that run are in the result, however young they are.
 
         Raises:
-            OSError: it cannot be read, as there are no more descriptors.
+            OSError: no file descriptor is free.
         """
-        table = self._table.read(_TABLE_MAX_AGE_SECONDS)
-        if any(pid not in table.rows for pid in pids):
-            table = self._table.read(0)
-        now = table.at
+        snapshot = self._table.snapshot(_SNAPSHOT_MAX_AGE_SECONDS)
+        if any(pid not in snapshot.rows for pid in pids):
+            snapshot = self._table.snapshot(0)
+        now = snapshot.taken_at
         with self._lock:
-            marks = [each for each in self._marks if now - each.at <= _MOST_SPAN_SECONDS]
-            if not marks or now - marks[-1].at >= _LEAST_SPAN_SECONDS:
-                self._marks.append(_mark(table))
-        since = [each for each in marks if now - each.at >= _LEAST_SPAN_SECONDS]
-        return UsageSnapshot(table, since[-1] if since else None)
-
-
-def _mark(table: ProcessSnapshot) -> CpuBaseline:
-    used = {(pid, row.started): row.cpu_seconds for pid, row in table.rows.items()}
-    return CpuBaseline(table.at, used)
+            baselines = [
+                each for each in self._baselines if now - each.taken_at <= _BASELINE_MAX_AGE_SECONDS
+            ]
+            if not baselines or now - baselines[-1].taken_at >= _BASELINE_MIN_AGE_SECONDS:
+                self._baselines = (*baselines[-1:], snapshot)
+        old_enough = [
+            each for each in baselines if now - each.taken_at >= _BASELINE_MIN_AGE_SECONDS
+        ]
+        return UsageSnapshot(snapshot, old_enough[-1] if old_enough else None)
 
 
 class UsageSnapshot:
-    """One pass over /proc, and what was used of the CPU some seconds before."""
+    """The usage of all processes at one moment.
 
-    def __init__(self, table: ProcessSnapshot, since: CpuBaseline | None) -> None:
-        self._now, self._rows, self._children = table
-        self._since = since
-        self._physical = psutil.virtual_memory().total
+    Args:
+        snapshot: the processes at that moment.
+        baseline: an earlier snapshot, from which CPU percentages are measured; None if there is
+            none, so that they are unknown.
+    """
+
+    def __init__(self, snapshot: ProcessSnapshot, baseline: ProcessSnapshot | None) -> None:
+        self._snapshot = snapshot
+        self._rows = snapshot.rows
+        self._baseline = baseline
+        self._physical_bytes = psutil.virtual_memory().total
 
     def tree(self, pid: int) -> list[int]:
-        """List a process and its descendants; empty where it had not been started yet."""
-        return descendants(self._rows, [pid], self._children)
+        """List a process and its descendants; empty if the process is not in the snapshot."""
+        return self._snapshot.tree(pid)
 
-    def process(
-        self, pid: int, cpu_percent: Callable[[float, float], float | None]
-    ) -> ProcessUsage | None:
-        """Give the figures of one process; None where it shows none.
+    def process_usage(self, pid: int, sampler: Sampler) -> ProcessUsage | None:
+        """Return the usage of one process.
 
         Args:
-            pid: which.
-            cpu_percent: makes it of the CPU seconds used, and of when they were read (monotonic).
+            pid: its PID.
+            sampler: the one of this process, with its CPU baselines.
+
+        Returns:
+            None if the process has ended or is about to end: the kernel then reports 0 bytes,
+            whatever the process holds.
         """
         row = self._rows.get(pid)
-        if row is None or not row.vms:  # in its exit it shows 0 bytes, whatever it held
+        if row is None or not row.vms:
             return None
-        return ProcessUsage(**self._figures([pid], cpu_percent(row.cpu_seconds, self._now)))
+        cpu_percent = sampler.cpu_percent(row.cpu_seconds, self._snapshot.taken_at)
+        return ProcessUsage(**self._sum([pid], cpu_percent))
 
-    def figures_of_tree(
+    def tree_usage(
         self, pids: Iterable[int], pss: int | None, vram: int | None, root: ProcessUsage | None
     ) -> TreeUsage | None:
-        """Add up those of a tree; None where none of it shows any.
+        """Add up the usage of the processes of a tree.
 
         Args:
-            pids: as `tree` gave them.
-            pss: its proportional set size in bytes, where known.
-            vram: its GPU memory in bytes, where known.
-            root: the figures of its first process.
+            pids: the processes, as `tree` listed them.
+            pss: the tree's proportional set size in bytes, if known.
+            vram: the tree's GPU memory in bytes, if known.
+            root: the usage of the tree's root.
+
+        Returns:
+            None if every process of the tree has ended or is about to end.
         """
         live = [pid for pid in pids if self._rows[pid].vms]
         if not live:
             return None
         if root is not None and len(live) == 1:
-            figures = asdict(root)
+            usage = asdict(root)
         else:
-            figures = self._figures(live, self._cpu_percent(live))
-        return TreeUsage(processes=len(live), pss=pss, vram=vram, **figures)
+            usage = self._sum(live, self._cpu_percent(live))
+        return TreeUsage(processes=len(live), pss=pss, vram=vram, **usage)
 
-    def _figures(self, pids: list[int], cpu_percent: float | None) -> dict[str, Any]:
+    def _sum(self, pids: Sequence[int], cpu_percent: float | None) -> dict[str, Any]:
         rows = [self._rows[pid] for pid in pids]
         rss = sum(row.rss for row in rows)
         return {
             "rss": rss,
             "vms": sum(row.vms for row in rows),
-            "memory_percent": 100 * rss / self._physical,
+            "memory_percent": 100 * rss / self._physical_bytes,
             "cpu_percent": cpu_percent,
             "cpu_seconds": sum(row.cpu_seconds for row in rows),
             "threads": sum(row.threads for row in rows),
             "open_files": _open_files(pids),
         }
 
-    def _cpu_percent(self, pids: list[int]) -> float | None:
-        if self._since is None:
+    def _cpu_percent(self, pids: Iterable[int]) -> float | None:
+        if self._baseline is None:
             return None
         used = 0.0
         for pid in pids:
-            row = self._rows[pid]
-            # Who was not there yet has used all of its time since.
-            before = self._since.cpu_seconds.get((pid, row.started), 0.0)
-            used += max(0.0, row.cpu_seconds - before)
-        return 100 * used / (self._now - self._since.at)
+            row, before = self._rows[pid], self._baseline.rows.get(pid)
+            if before is None or before.started != row.started:
+                used += row.cpu_seconds  # it started after the baseline
+            else:
+                used += max(0.0, row.cpu_seconds - before.cpu_seconds)
+        return 100 * used / (self._snapshot.taken_at - self._baseline.taken_at)
 
 
 def _open_files(pids: Iterable[int]) -> int | None:
-    """Count open descriptors; None where one of them may not be looked at, or has just ended."""
+    """Count open descriptors; None if those of one process may not be read, or it has ended."""
     try:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
     except OSError:

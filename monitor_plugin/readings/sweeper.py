@@ -117,7 +117,7 @@ class Sweeper:
     def _sweep(self, records: Sequence[Record]) -> list[Observation]:
         answers = self._ask(records)
         try:
-            look = self._trees.look([record.backend.pid for record in records])
+            look = self._trees.read([record.backend.pid for record in records])
         except OSError:  # no more descriptors
             look = None
         replicas = Counter(record.backend.model for record in self._registry.records())
@@ -186,8 +186,8 @@ class Sweeper:
         memory, memory_source, pss = self._memory(record, status, components)
         process, tree = None, None
         if look:
-            process = look.process(backend.pid, record.sampler.cpu_percent)
-            tree = look.figures_of_tree(pids, pss, sum(vram) if vram else None, process)
+            process = look.process_usage(backend.pid, record.sampler)
+            tree = look.tree_usage(pids, pss, sum(vram) if vram else None, process)
         if record.process.ended():  # read first, then look whether it was the right process
             raise ProcessGone(backend.pid)
         now = time.time()

@@ -136,7 +136,7 @@ class Stopper:
         while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
             if stop.tree and time.monotonic() >= refresh_at:
                 with suppress(OSError):  # no descriptor is free; it is looked for again at the end
-                    stop.tree.refresh()  # what it starts meanwhile outlives it if it crashes
+                    stop.tree.rescan()  # what it starts meanwhile outlives it if it crashes
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
             status, _, rpc_error = self._readings.ask(record, left)
             was_asked = True
@@ -167,7 +167,7 @@ class Stopper:
         if not self.closing.is_set() and (error := self._status_client.free(backend)):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
         if not self.closing.is_set():
-            tree.settle()
+            tree.rescan_until_stable()
             answer = self._hooks.stop_backend(backend, seconds)
         if answer is None:
             if self.closing.is_set():

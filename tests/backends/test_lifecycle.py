@@ -600,7 +600,7 @@ def test_a_dead_backend_is_not_answered_for_by_who_serves_its_address(
     process, stranger = spawner.sleeper(), spawner.backend()
     spawned(monitor, process.pid, address=stranger.address)
     (record,) = monitor._services.registry.records()
-    monitor._services.lifecycle._watcher.forget(record.process)
+    monitor._services.lifecycle._watcher.unwatch(record.process)
     process.kill()
     eventually(lambda: not is_running(process.pid))
     assert len(monitor.backends()) == 1

@@ -285,7 +285,7 @@ def sampler_amid(scene: Scene) -> dict[str, Any]:
 def tree_root(scene: Scene) -> dict[str, Any]:
     with ProcessTree(scene.open(old := scene.sleeper())) as tree:
         newcomer = scene.replace(old)
-        tree.settle()
+        tree.rescan_until_stable()
         members = [member.pid for member in tree.alive()]
         tree.stop(1, threading.Event())
         return {"members": members, "fate": newcomer.fate()}
@@ -302,7 +302,7 @@ def tree_member(scene: Scene) -> dict[str, Any]:
         assert _line(parent) == "reaped"
         newcomer = scene.take(child)
         memory = table.tree_memory(parent.pid)
-        tree.settle()
+        tree.rescan_until_stable()
         members = [member.pid for member in tree.alive()]
         tree.stop(20, threading.Event())
         return {
@@ -340,13 +340,13 @@ class _Interrupted(ProcessTree):
         self,
         seconds: float,
         interrupted: threading.Event,
-        on_fresh: Callable[[Process], object] = lambda member: None,
+        signal_number: int | None = None,
     ) -> None:
         in_grace, self._in_grace = self._in_grace, None
         if in_grace:
             in_grace()
         else:
-            super().wait_ended(seconds, interrupted, on_fresh)
+            super().wait_ended(seconds, interrupted, signal_number)
 
 
 def tree_grace(scene: Scene) -> dict[str, Any]:

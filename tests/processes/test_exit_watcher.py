@@ -66,7 +66,7 @@ def _settle(noticed: Noticed, opened: Opened) -> None:
             noticed.watcher.watch(marker)
             marker.send_signal(9)
             assert noticed.next() is marker
-            noticed.watcher.forget(marker)
+            noticed.watcher.unwatch(marker)
 
 
 @BOTH
@@ -145,8 +145,8 @@ def test_a_forgotten_process_is_not_noticed(
         noticed.watcher.start()
     process = opened(keep_descriptor)
     noticed.watcher.watch(process)
-    noticed.watcher.forget(process)
-    noticed.watcher.forget(process)
+    noticed.watcher.unwatch(process)
+    noticed.watcher.unwatch(process)
     if not started:
         noticed.watcher.start()
     process.send_signal(9)
@@ -167,7 +167,7 @@ def test_a_descriptor_number_that_is_used_again_is_watched_anew(
             noticed.watcher.watch(process)
             process.send_signal(9)
             assert noticed.next() is process
-            noticed.watcher.forget(process)
+            noticed.watcher.unwatch(process)
     assert len(set(numbers)) < 5
 
 
@@ -190,14 +190,14 @@ def test_watched_descriptors_are_counted(noticed: Noticed, opened: Opened) -> No
     """The count is of pidfds that are watched; polled processes have none."""
     watcher = noticed.watcher
     one, other, polled = opened(True), opened(True), opened(False)
-    assert watcher.descriptors() == 0
+    assert watcher.pidfd_count() == 0
     for process in (one, other, polled):
         watcher.watch(process)
-    assert watcher.descriptors() == 2
+    assert watcher.pidfd_count() == 2
     watcher.start()
-    watcher.forget(one)
-    watcher.forget(polled)
-    assert watcher.descriptors() == 1
+    watcher.unwatch(one)
+    watcher.unwatch(polled)
+    assert watcher.pidfd_count() == 1
 
 
 def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
@@ -218,7 +218,7 @@ def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
         eventually(process.ended)
     assert noticed.queue.empty()
     for process in processes:
-        noticed.watcher.forget(process)
+        noticed.watcher.unwatch(process)
 
 
 def test_closing_one_that_was_never_started_is_fine(opened: Opened) -> None:
@@ -239,7 +239,7 @@ def test_threads_may_add_and_forget_while_it_watches(noticed: Noticed, opened: O
             for process in mine:
                 noticed.watcher.watch(process)
             for process in mine:
-                noticed.watcher.forget(process)
+                noticed.watcher.unwatch(process)
 
     threads = [threading.Thread(target=come_and_go, args=(mine,)) for mine in processes]
     for thread in threads:
@@ -250,7 +250,7 @@ def test_threads_may_add_and_forget_while_it_watches(noticed: Noticed, opened: O
     last.send_signal(9)
     assert noticed.next() is last
     assert noticed.queue.empty()
-    assert noticed.watcher.descriptors() == 1
+    assert noticed.watcher.pidfd_count() == 1
 
 
 @BOTH
@@ -292,7 +292,7 @@ def test_a_number_that_is_used_again_ends_nobody(
         """Do what another thread may between the kernel's answer and the look at it."""
         if not later and first.pidfd in dict(ready):
             number = first.pidfd
-            noticed.watcher.forget(first)
+            noticed.watcher.unwatch(first)
             first.close()
             later.append(Process(pid))
             assert later[0].pidfd == number
@@ -321,4 +321,4 @@ def test_a_number_that_is_used_again_ends_nobody(
     with later[0] as process:
         process.send_signal(9)
         assert noticed.next() is process
-        noticed.watcher.forget(process)
+        noticed.watcher.unwatch(process)

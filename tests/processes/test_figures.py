@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from monitor_plugin import BackendUnreadable, Monitor
-from monitor_plugin.processes.oom import OomWatch
+from monitor_plugin.processes.oom import OomKillCounter
 from monitor_plugin.processes.process import Process, ProcessGone
-from monitor_plugin.processes.process_table import ProcessTable, portable_row, read_row
+from monitor_plugin.processes.process_table import ProcessTable, read_row
 from monitor_plugin.processes.sampler import Sampler
 
 from ..support import Spawner, eventually
@@ -109,18 +109,14 @@ def test_shared_pages_count_once(spawner: Spawner) -> None:
 
 
 def test_rows_of_the_table(spawner: Spawner, tmp_path: Path) -> None:
-    """A strange name confuses nothing, and psutil alone gives the same parent and session."""
+    """A strange name does not confuse the parser."""
     strange = tmp_path / "a) Z (b"
     strange.symlink_to("/bin/sleep")
     child = spawner.process(str(strange), "1000")
     row = read_row(child.pid)
     assert row
     assert (row.parent, row.session) == (os.getpid(), child.pid)
-    portable = portable_row(child.pid)
-    assert portable
-    assert portable[:2] == row[:2]
     assert read_row(2**22 + 1) is None
-    assert portable_row(2**22 + 1) is None
 
 
 BURNER = """
@@ -252,7 +248,7 @@ def test_a_cpu_time_is_of_the_time_that_is_told(spawner: Spawner) -> None:
     """Where the thread had no turn between the two, both are read again."""
     with Process(spawner.sleeper().pid) as process:
         process.psutil_process = Stalls()  # type: ignore[assignment]
-        ((_, seconds),) = Sampler(process)._marks
+        ((_, seconds),) = Sampler(process)._baselines
     assert seconds >= 2
 
 
@@ -291,23 +287,23 @@ def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
     (groups / "a").mkdir(parents=True)
     (groups / "memory" / "b").mkdir(parents=True)
     cgroup.parent.mkdir(parents=True)
-    for line, counter in (
+    for line, count_file in (
         ("0::/a\n", groups / "a" / "memory.events"),
         ("4:cpu,memory:/b\n0::/none\n", groups / "memory" / "b" / "memory.oom_control"),
     ):
         cgroup.write_text(line)
-        counter.write_text("oom 3\noom_kill 1\n")
-        watch = OomWatch(5, proc=tmp_path / "proc", cgroups=groups)
-        assert watch.counter == str(counter)
-        assert not watch.rose()
-        counter.write_text("oom 4\noom_kill 2\n")
-        assert watch.rose()
-        watch.look()
-        assert watch.rose()  # one look may fall between the kill and the end
-        watch.look()
-        assert not watch.rose()
+        count_file.write_text("oom 3\noom_kill 1\n")
+        kills = OomKillCounter(5, proc=tmp_path / "proc", cgroups=groups)
+        assert kills.path == str(count_file)
+        assert not kills.has_risen()
+        count_file.write_text("oom 4\noom_kill 2\n")
+        assert kills.has_risen()
+        kills.update()
+        assert kills.has_risen()  # one update may fall between the kill and the end
+        kills.update()
+        assert not kills.has_risen()
     cgroup.write_text("0::/none\n")
-    watch.look()
-    assert watch.counter is None
-    assert not watch.rose()
-    assert OomWatch(6, proc=tmp_path / "proc", cgroups=groups).counter is None
+    kills.update()
+    assert kills.path is None
+    assert not kills.has_risen()
+    assert OomKillCounter(6, proc=tmp_path / "proc", cgroups=groups).path is None

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,11 +12,10 @@ from hypothesis import strategies as st
 
 from monitor_plugin.processes.process_table import (
     ProcessRow,
+    ProcessSnapshot,
     ProcessTable,
-    descendants,
-    portable_row,
     read_row,
-    read_table,
+    take_snapshot,
 )
 
 from ..support import Spawner, eventually
@@ -67,22 +65,19 @@ def test_a_row_says_parent_session_and_start(spawner: Spawner) -> None:
 @pytest.mark.parametrize(
     "name", ["a b", "(x)", ") R 1 1 (", "x) Z 7 7 7 (", "a\nb", "((", "))", "é", "\\"]
 )
-@pytest.mark.parametrize("read", [read_row, portable_row])
-def test_any_name_is_read_past(
-    read: Callable[[int], ProcessRow | None], spawner: Spawner, tmp_path: Path, name: str
-) -> None:
-    """A program's name may hold spaces, parentheses and line breaks, and misleads nobody."""
+def test_stat_parser_accepts_any_process_name(spawner: Spawner, tmp_path: Path, name: str) -> None:
+    """A program's name may hold spaces, parentheses and line breaks."""
     program = tmp_path / name
     program.symlink_to("/bin/sleep")
     sleeper = spawner.process(str(program), "1000")
     comm = name.encode()[:15]
     eventually(lambda: Path(f"/proc/{sleeper.pid}/comm").read_bytes() == comm + b"\n")
-    row = read(sleeper.pid)
+    row = read_row(sleeper.pid)
     assert row is not None
     assert (row.parent, row.session) == (os.getpid(), sleeper.pid)
 
 
-def test_a_name_of_bytes_that_are_no_text_is_read_past(spawner: Spawner) -> None:
+def test_stat_parser_accepts_a_name_that_is_not_utf8(spawner: Spawner) -> None:
     """A process may give itself a name that is not UTF-8."""
     process = spawner.python(
         "import ctypes, time\n"
@@ -95,55 +90,34 @@ def test_a_name_of_bytes_that_are_no_text_is_read_past(spawner: Spawner) -> None
     assert (row.parent, row.session) == (os.getpid(), process.pid)
 
 
-@pytest.mark.parametrize("read", [read_row, portable_row])
-def test_what_does_not_exist_has_no_row(
-    read: Callable[[int], ProcessRow | None], spawner: Spawner
-) -> None:
+def test_a_process_that_does_not_exist_has_no_row(spawner: Spawner) -> None:
     """A process that was reaped, and a number that is no PID, have no row."""
     ended = spawner.process("true")
     ended.wait()
     for pid in (ended.pid, 2**22 + 1):
-        assert read(pid) is None
+        assert read_row(pid) is None
 
 
-def test_the_portable_row_says_the_same(spawner: Spawner) -> None:
-    """By psutil alone, a row has the same parent, session and figures, and a start that stays.
-
-    But for resident memory, where the kernel's two files are some pages apart.
-    """
-    sleeper = spawner.sleeper()
-
-    def same() -> bool:  # once it is loaded
-        row, portable = read_row(sleeper.pid), portable_row(sleeper.pid)
-        assert row is not None
-        assert portable is not None
-        row = row._replace(started=portable.started, rss=portable.rss)
-        return row == portable == portable_row(sleeper.pid)
-
-    eventually(same)
-
-
-def test_the_table_holds_every_process(spawner: Spawner) -> None:
-    """The table holds what runs, zombies too, and their rows."""
+def test_a_snapshot_holds_every_process(spawner: Spawner) -> None:
+    """A snapshot holds all processes, also zombies."""
     sleeper, ended = spawner.sleeper(), spawner.process("true")
     eventually(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE)
-    table = read_table()
+    rows = take_snapshot().rows
     for pid in (sleeper.pid, ended.pid, os.getpid(), os.getppid()):
         row = read_row(pid)
         assert row is not None
-        assert table[pid][:3] == row[:3]
+        assert rows[pid][:3] == row[:3]
 
 
 def test_descendants_come_after_the_roots() -> None:
     """Roots come first, in their order and once each; then children, and children's children."""
-    table = {
-        pid: ProcessRow(parent, 1, 0.0) for pid, parent in [(6, 5), (5, 2), (2, 1), (3, 1), (1, 0)]
-    }
-    assert descendants(table, [1]) == [1, 2, 3, 5, 6]
-    assert descendants(table, [3, 5, 3]) == [3, 5, 6]
-    assert descendants(table, [6, 2]) == [6, 2, 5]
-    assert descendants(table, [7]) == []
-    assert descendants(table, []) == []
+    parents = [(6, 5), (5, 2), (2, 1), (3, 1), (1, 0)]
+    snapshot = ProcessSnapshot(0.0, {pid: ProcessRow(parent, 1, 0.0) for pid, parent in parents})
+    assert snapshot.tree(1) == [1, 2, 3, 5, 6]
+    assert snapshot.tree(3, 5, 3) == [3, 5, 6]
+    assert snapshot.tree(6, 2) == [6, 2, 5]
+    assert snapshot.tree(7) == []
+    assert snapshot.tree() == []
 
 
 @given(
@@ -153,10 +127,10 @@ def test_descendants_come_after_the_roots() -> None:
 def test_descendants_are_those_whose_parents_lead_to_a_root(
     parents: dict[int, int], roots: list[int]
 ) -> None:
-    """However the table is, with circles even, the walk ends and finds each process once."""
-    table = {pid: ProcessRow(parent, 0, 0.0) for pid, parent in parents.items()}
-    found = descendants(table, roots)
-    expected = {root for root in roots if root in table}
+    """The walk ends and finds each process once, also where parents form a circle."""
+    rows = {pid: ProcessRow(parent, 0, 0.0) for pid, parent in parents.items()}
+    found = ProcessSnapshot(0.0, rows).tree(*roots)
+    expected = {root for root in roots if root in rows}
     while more := {pid for pid, parent in parents.items() if parent in expected} - expected:
         expected |= more
     assert sorted(found) == sorted(expected)

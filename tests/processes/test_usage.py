@@ -8,7 +8,8 @@ import time
 import pytest
 
 from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot, ProcessTable
-from monitor_plugin.processes.usage import CpuBaseline, UsageReader, UsageSnapshot
+from monitor_plugin.processes.sampler import Sampler
+from monitor_plugin.processes.usage import UsageReader, UsageSnapshot
 
 from ..support import Spawner, eventually
 
@@ -22,21 +23,27 @@ time.sleep(1000)
 """
 
 
-def none_known(cpu_seconds: float, now: float) -> None:
-    return None
+class NoBaseline(Sampler):
+    """A sampler that knows no CPU time."""
+
+    def __init__(self) -> None:
+        pass
+
+    def cpu_percent(self, cpu_seconds: float, now: float) -> None:
+        return None
 
 
 def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
-    """A child that works counts, measured between two looks that are at least a second apart."""
+    """A child that works counts, between two snapshots at least a second apart."""
     process = spawner.python(WITH_BUSY_CHILD)
     assert process.stdout
     child = int(process.stdout.readline())
     reader = UsageReader(ProcessTable())
 
     def percent() -> float | None:
-        look = reader.look([process.pid])
-        assert look.tree(process.pid) == [process.pid, child]
-        tree = look.figures_of_tree(look.tree(process.pid), None, None, None)
+        usage = reader.read([process.pid])
+        assert usage.tree(process.pid) == [process.pid, child]
+        tree = usage.tree_usage(usage.tree(process.pid), None, None, None)
         return tree.cpu_percent if tree else None
 
     assert percent() is None  # there is nothing to measure from
@@ -48,11 +55,11 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     found = eventually(working)
     assert found is not None
     assert found < 150
-    look = reader.look([process.pid])
-    alone = look.process(process.pid, none_known)
+    usage = reader.read([process.pid])
+    alone = usage.process_usage(process.pid, NoBaseline())
     assert alone
     assert alone.cpu_percent is None
-    tree = look.figures_of_tree(look.tree(process.pid), 7, 8, alone)
+    tree = usage.tree_usage(usage.tree(process.pid), 7, 8, alone)
     assert tree
     assert (tree.processes, tree.pss, tree.vram) == (2, 7, 8)
 
@@ -60,21 +67,27 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
 def test_a_process_that_was_just_started_is_seen(spawner: Spawner) -> None:
     """A pass over /proc from before it is not used for it."""
     reader = UsageReader(ProcessTable())
-    reader.look([])
+    reader.read([])
     process = spawner.sleeper()
-    assert reader.look([process.pid]).tree(process.pid) == [process.pid]
+    assert reader.read([process.pid]).tree(process.pid) == [process.pid]
 
 
 def test_who_came_since_has_used_its_time_since(spawner: Spawner) -> None:
     """Also where it has the PID of one that ended: a process is a PID and when it started."""
     now = time.monotonic()
     row = ProcessRow(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
-    look = UsageSnapshot(
-        ProcessSnapshot(now, {7: row, 8: row}, {}),
-        CpuBaseline(now - 2, {(7, 4.0): 100.0, (8, 5.0): 1.0}),
+    usage = UsageSnapshot(
+        ProcessSnapshot(now, {7: row, 8: row}),
+        ProcessSnapshot(
+            now - 2,
+            {
+                7: row._replace(started=4.0, cpu_seconds=100.0),
+                8: row._replace(cpu_seconds=1.0),
+            },
+        ),
     )
     for pid, used in ((7, 3.0), (8, 2.0)):
-        tree = look.figures_of_tree([pid], None, None, None)
+        tree = usage.tree_usage([pid], None, None, None)
         assert tree
         assert tree.cpu_percent == pytest.approx(100 * used / 2)
 
@@ -83,10 +96,10 @@ def test_what_is_ending_shows_nothing() -> None:
     """A process in its exit is not one of 0 bytes, and descriptors of the gone are not known."""
     ending = ProcessRow(1, 1, 5.0, cpu_seconds=3.0)
     gone = ending._replace(rss=4096, vms=8192, threads=1)
-    look = UsageSnapshot(ProcessSnapshot(0.0, {2**22 + 1: ending, 2**22 + 2: gone}, {}), None)
-    assert look.process(2**22 + 1, none_known) is None
-    assert look.figures_of_tree([2**22 + 1], None, None, None) is None
-    figures = look.process(2**22 + 2, none_known)
+    usage = UsageSnapshot(ProcessSnapshot(0.0, {2**22 + 1: ending, 2**22 + 2: gone}), None)
+    assert usage.process_usage(2**22 + 1, NoBaseline()) is None
+    assert usage.tree_usage([2**22 + 1], None, None, None) is None
+    figures = usage.process_usage(2**22 + 2, NoBaseline())
     assert figures
     assert (figures.rss, figures.open_files) == (4096, None)
-    assert look.process(os.getpid(), none_known) is None
+    assert usage.process_usage(os.getpid(), NoBaseline()) is None

@@ -32,7 +32,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.processes import process_tree
 from monitor_plugin.processes.process import Process
-from monitor_plugin.processes.process_table import ProcessRow, read_table
+from monitor_plugin.processes.process_table import ProcessSnapshot, take_snapshot
 from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.shutdown import coordinator as shutdown
 
@@ -821,13 +821,13 @@ def test_none_stays_stopped_where_the_last_look_fails(
         sent.append(number)
         return send(process, number)
 
-    def fail_or_read() -> dict[int, ProcessRow]:
+    def fail_or_take() -> ProcessSnapshot:
         if signal.SIGSTOP in sent:
             raise OSError(errno.EMFILE, "Too many open files")
-        return read_table()
+        return take_snapshot()
 
     monkeypatch.setattr(process_tree, "_send", note_and_send)
-    monkeypatch.setattr(process_tree, "read_table", fail_or_read)
+    monkeypatch.setattr(process_tree, "take_snapshot", fail_or_take)
     with pytest.raises(ShutdownFailed, match="Too many open files"):
         monitor.shutdown("m")
     assert psutil.wait_procs(members, timeout=60)[1] == []

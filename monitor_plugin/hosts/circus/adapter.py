@@ -26,7 +26,7 @@ from ...domain.errors import ListenError, MonitorError, ShutdownFailed
 from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
-from ...processes.process_table import descendants, read_row, read_table
+from ...processes.process_table import read_row, take_snapshot
 from ..discovery import find_backends
 from ..poller import Poller
 from ..registry_sync import RegistrySync
@@ -155,8 +155,8 @@ class StopHook:
         name, deadline = self._roster.name_of(backend.pid), time.monotonic() + timeout_seconds
         if name is None:
             return None
-        table = read_table()
-        tree = {pid: table[pid].started for pid in descendants(table, [backend.pid])}
+        snapshot = take_snapshot()
+        tree = {pid: snapshot.rows[pid].started for pid in snapshot.tree(backend.pid)}
         try:
             self._check_alone(name, backend)
             stopped = self._watchers.stop(name, deadline - time.monotonic())
