@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from monitor_plugin import Monitor, Settings, hookspecs
-from monitor_plugin.api.results import _ERROR_KINDS, _STATUS_TYPES, INTERNAL_ERROR
+from monitor_plugin.api.results import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
 from monitor_plugin.cli import program
 from monitor_plugin.cli.main import main
 from monitor_plugin.config.settings import setting_text
@@ -160,9 +160,9 @@ def test_the_audit_line_of_the_readme_is_one(
 
 def test_every_error_type_stands_in_the_readme() -> None:
     """Each type of error that the application gives is named."""
-    types = [kind.type for kind in [*_ERROR_KINDS.values(), INTERNAL_ERROR]]
+    types = [kind.type for kind in [*ERROR_KINDS.values(), INTERNAL_ERROR]]
     assert {
-        kind for kind in [*types, *_STATUS_TYPES.values()] if f"`{kind}`" not in README
+        kind for kind in [*types, *HTTP_ERROR_TYPES.values()] if f"`{kind}`" not in README
     } == set()
 
 

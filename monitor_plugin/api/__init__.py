@@ -1,1 +1,1 @@
-"""Requests, results and schemas, whatever the transport."""
+"""Requests, results and schemas, for HTTP and for the cluster."""

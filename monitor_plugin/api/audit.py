@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-from .results import kind_of
+from .results import error_kind
 
 _logger = logging.getLogger("monitor_plugin.audit")
 
@@ -19,50 +18,66 @@ def audited_shutdown(
     model: object,
     force: object,
     pid: object,
-    who: str = "host",
-    whence: str = "python",
-    what: str = "Monitor.shutdown",
+    *,
+    caller: str = "host",
+    client: str = "python",
+    action: str = "Monitor.shutdown",
 ) -> Iterator[None]:
-    """Write a line for a shutdown that does not come over HTTP: the host's own code asks for it."""
+    """Write a line for a shutdown that does not come over HTTP, by default from the host."""
     began = time.monotonic()
     outcome = "stopped"
     try:
         yield
     except BaseException as error:
-        outcome = kind_of(error).type
+        outcome = error_kind(error).type
         raise
     finally:
         write_audit_line(
-            who=who,
-            whence=whence,
-            what=what,
-            model=model,
-            force=force,
-            pid=pid,
+            caller=caller,
+            client=client,
+            action=action,
+            shutdown={"model": model, "force": force, "pid": pid},
             outcome=outcome,
             seconds=time.monotonic() - began,
         )
 
 
-def write_audit_line(whence: str, seconds: float, **facts: Any) -> None:
+def write_audit_line(
+    *,
+    caller: str,
+    client: str,
+    action: str,
+    shutdown: Mapping[str, object],
+    outcome: str,
+    status: int | None = None,
+    seconds: float,
+) -> None:
     """Write a line of the audit.
 
     Args:
-        whence: the client's address, or another origin of the request.
+        caller: the name of the token, or `host`.
+        client: the client's address, or `python`.
+        action: the method and path, or the function that was called.
+        shutdown: `model`, `force` and more of the request; empty if it was not for a shutdown.
+        outcome: `stopped`, or the type of the error.
+        status: the HTTP status; None where the request did not come over HTTP.
         seconds: how long the request took.
-        facts: `who`, `what`, `outcome` and whatever else the line has.
     """
-    # ASCII alone, and all else escaped, so that no name can forge a line.
-    if facts.get("pid", 0) is None:
-        del facts["pid"]  # of all the model's backends
-    facts = {name: _plain(value) for name, value in facts.items()}
-    line = {"who": facts.pop("who"), "from": whence, **facts, "seconds": round(seconds, 3)}
-    summary = f"{facts.get('what')}: {facts.get('outcome')}"
-    _logger.info("%s", json.dumps(line), extra={"facts": {**line, "message": summary}})
+    line: dict[str, object] = {"who": caller, "from": client, "what": action}
+    for name, value in shutdown.items():
+        if name != "pid" or value is not None:  # None: all backends of the model
+            line[name] = _plain(value)
+    line["outcome"] = outcome
+    if status is not None:
+        line["status"] = status
+    line["seconds"] = round(seconds, 3)
+    # The JSON is ASCII, and control characters are escaped, so that no name can forge a line.
+    facts = {**line, "message": f"{action}: {outcome}"}
+    _logger.info("%s", json.dumps(line), extra={"facts": facts})
 
 
 def _plain(value: object) -> object:
-    """Pass through what JSON can surely say; of what else a host may pass, give the type."""
+    """Return a value that JSON can represent, or else its type: a host may pass any object."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, int) and value.bit_length() <= 64:

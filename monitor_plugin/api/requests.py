@@ -1,17 +1,18 @@
-"""What is asked for: bodies and queries, parsed strictly."""
+"""The bodies and queries of requests, parsed strictly."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from ..domain.errors import InvalidRequest
-from ..domain.model_name import MAX_NAME_BYTES
+from ..domain.model_name import MAX_NAME_BYTES, validate_model_name
 
-# What `names.checked_model` checks, with better words, is here for the description alone.
+# For the API's description only: `validate_model_name` checks it, with better messages.
 MODEL_NAME_SCHEMA = {
     "description": f"The model's name: free text, at most {MAX_NAME_BYTES} bytes of UTF-8.",
     "minLength": 1,
@@ -48,7 +49,8 @@ class NodeShutdownBody(ShutdownBody, frozen=True):
     node: str | None = None
 
 
-_PID_DIGITS = 10
+_MAX_PID_DIGITS = 10
+_MAX_ID_DIGITS = 18
 _ENCODED = re.compile(r"[^!-~]|[%+]")
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -58,7 +60,7 @@ def parse_body(body: bytes, kind: type[Body]) -> Body:
     """Decode a JSON body.
 
     Raises:
-        InvalidRequest: it is no JSON, no object, or a field is missing or of a wrong type.
+        InvalidRequest: it is not a JSON object, or a field is missing or of a wrong type.
     """
     if not body:
         raise InvalidRequest('the body is empty; send JSON: {"model": "NAME"}')
@@ -70,25 +72,14 @@ def parse_body(body: bytes, kind: type[Body]) -> Body:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
 
 
-def parse_pid(text: str) -> int:
-    """Parse the parameter `pid`.
-
-    Raises:
-        InvalidRequest: it is no number.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS):
-        raise InvalidRequest(f"pid={text!r} is no process id")
-    return int(text)
-
-
 def parse_query(query: str) -> dict[str, str]:
     """Parse a WSGI query string strictly.
 
     Args:
-        query: `QUERY_STRING`, which holds each byte as one character.
+        query: `QUERY_STRING`, which has one character for each byte.
 
     Raises:
-        InvalidRequest: it is not valid UTF-8, or names a parameter twice.
+        InvalidRequest: it is not valid UTF-8, or has a parameter twice.
     """
     parameters: dict[str, str] = {}
     for pair in query.split("&"):
@@ -108,3 +99,53 @@ def parse_query(query: str) -> dict[str, str]:
 
 def _decode(part: str) -> str:
     return unquote_to_bytes(part.encode("latin-1").replace(b"+", b" ")).decode()
+
+
+# The functions below parse one parameter of a query, and raise InvalidRequest if it is invalid.
+
+
+def parse_model(query: Mapping[str, str]) -> str | None:
+    """Parse `model`; None if it is missing."""
+    return validate_model_name(query["model"]) if "model" in query else None
+
+
+def parse_pid(query: Mapping[str, str], default: int | None) -> int | None:
+    """Parse `pid`."""
+    if "pid" not in query:
+        return default
+    text = query["pid"]
+    if not _is_number(text, _MAX_PID_DIGITS):
+        raise InvalidRequest(f"pid={text!r} is no process id")
+    return int(text)
+
+
+def parse_flag(query: Mapping[str, str], name: str, default: bool) -> bool:
+    """Parse a parameter that is true or false."""
+    text = query.get(name, str(default)).lower()
+    if text not in ("true", "false", "1", "0"):
+        raise InvalidRequest(f"{name}={text!r} is neither true nor false")
+    return text in ("true", "1")
+
+
+def parse_event_id(query: Mapping[str, str], name: str) -> int:
+    """Parse an event's id; 0 if it is missing."""
+    text = query.get(name, "0")
+    if not _is_number(text, _MAX_ID_DIGITS):
+        raise InvalidRequest(f"{name}={text!r} is no id of an event: take `next` of an answer")
+    return int(text)
+
+
+def parse_seconds(query: Mapping[str, str], name: str) -> float:
+    """Parse a finite number of seconds; 0 if it is missing."""
+    text = query.get(name, "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InvalidRequest(f"{name}={text!r} is no number of seconds")
+    return seconds
+
+
+def _is_number(text: str, max_digits: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= max_digits

@@ -1,4 +1,4 @@
-"""What is answered, and which error is which answer, to the letter of the contract."""
+"""The answers of the HTTP contract, and the status and type of each error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..domain.errors import (
     ShutdownRefused,
     TooManyShutdowns,
 )
-from ..domain.models import Bytes, LoadedPlugin, Memory, Reading
+from ..domain.models import Bytes, LoadedPlugin, Memory, Reading, Sample
 
 if TYPE_CHECKING:
     from ..readings.model_reader import SharedReading  # it imports gRPC
@@ -59,7 +59,7 @@ class HealthAnswer(msgspec.Struct, frozen=True):
 
 
 class HooksAnswer(msgspec.Struct, frozen=True):
-    """The answer of `/hooks`; `disabled` names the plugins that are left out."""
+    """The answer of `/hooks`; `disabled` names the plugins that are not loaded."""
 
     plugins: list[LoadedPlugin]
     disabled: tuple[str, ...]
@@ -80,12 +80,12 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A whole answer, as HTTP gives it.
+    """A complete HTTP response.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status code.
         body: JSON.
-        headers: but for those that every answer has.
+        headers: the headers that not every response has.
         outcome: for the audit: `stopped`, or the type of the error.
     """
 
@@ -96,15 +96,16 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class ErrorKind(NamedTuple):
-    """How an error appears over HTTP."""
+    """The HTTP status and the type with which an error is answered."""
 
     status: int
     type: str
 
 
 INTERNAL_ERROR = ErrorKind(500, "internal_error")
+INTERNAL_ERROR_MESSAGE = "the monitor failed; its log says how"
 
-_ERROR_KINDS: dict[type, ErrorKind] = {
+ERROR_KINDS: dict[type, ErrorKind] = {
     InvalidRequest: ErrorKind(400, "invalid_request"),
     ModelNotLoaded: ErrorKind(500, "model_not_loaded"),
     BackendUnreadable: ErrorKind(500, "backend_unreadable"),
@@ -116,8 +117,8 @@ _ERROR_KINDS: dict[type, ErrorKind] = {
     OutcomeUnknown: ErrorKind(504, "outcome_unknown"),
 }
 
-# Falcon's own errors: no route, wrong method and the like.
-_STATUS_TYPES = {
+# The types of Falcon's own errors, by status: no route, wrong method and the like.
+HTTP_ERROR_TYPES = {
     400: "invalid_request",
     401: "unauthorized",
     403: "forbidden",
@@ -129,83 +130,77 @@ _STATUS_TYPES = {
 }
 
 
-def kind_of(error: BaseException) -> ErrorKind:
-    """Tell how one of the package's errors appears over HTTP; any other is an internal one."""
+def error_kind(error: BaseException) -> ErrorKind:
+    """Look up the kind of an error; one that the package does not raise is an internal error."""
     for kind in type(error).__mro__:
-        if kind in _ERROR_KINDS:
-            return _ERROR_KINDS[kind]
+        if kind in ERROR_KINDS:
+            return ERROR_KINDS[kind]
     return INTERNAL_ERROR
 
 
-def kind_of_status(status: int) -> ErrorKind:
-    """Tell how an HTTP error of the framework's appears."""
-    return ErrorKind(status, _STATUS_TYPES.get(status, "http_error"))
+def http_error_kind(status: int) -> ErrorKind:
+    """Look up the kind of Falcon's own error with a status."""
+    return ErrorKind(status, HTTP_ERROR_TYPES.get(status, "http_error"))
 
 
 def encode(answer: msgspec.Struct) -> bytes:
-    """Encode an answer as JSON, its fields in their order."""
+    """Encode an answer as JSON, with the fields in their order."""
     return msgspec.json.encode(answer)
 
 
 def encode_error(kind: ErrorKind, message: str) -> bytes:
-    """Encode the envelope of an error; a lone surrogate in a hook's words appears escaped."""
-    return encode(ErrorAnswer(ErrorDetail(kind.status, _unicode(message), kind.type)))
+    """Encode the envelope of an error. A lone surrogate in a hook's text is escaped."""
+    return encode(ErrorAnswer(ErrorDetail(kind.status, _escape(message), kind.type)))
 
 
-def encode_plugins(plugins: Sequence[LoadedPlugin], disabled: Sequence[str]) -> bytes:
-    """Encode the answer of `/hooks`; bytes of a file's name that are no UTF-8 appear escaped."""
+def hooks_answer(plugins: Sequence[LoadedPlugin], disabled: Sequence[str]) -> HooksAnswer:
+    """Make the answer of `/hooks`. Bytes of a file's name that are not UTF-8 are escaped."""
     listed = [
-        msgspec.structs.replace(each, name=_unicode(each.name), source=_unicode(each.source))
+        msgspec.structs.replace(each, name=_escape(each.name), source=_escape(each.source))
         for each in plugins
     ]
-    return encode(HooksAnswer(listed, tuple(map(_unicode, disabled))))
+    return HooksAnswer(listed, tuple(map(_escape, disabled)))
 
 
-def _unicode(text: str) -> str:
+def _escape(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
 def error_response(error: BaseException, message: str | None = None) -> Response:
-    """Turn an error into the answer that tells of it, in its own words unless others are given."""
-    kind = kind_of(error)
+    """Make the response to an error, with the error's own message unless another one is given."""
+    kind = error_kind(error)
     headers = {}
     if isinstance(error, TooManyShutdowns):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if kind is INTERNAL_ERROR:
-        message = "the monitor failed; its log says how"
+        message = INTERNAL_ERROR_MESSAGE
     return Response(kind.status, encode_error(kind, message or str(error)), headers, kind.type)
 
 
 def reading_response(reading: Reading) -> Response:
-    """Turn a reading into the answer that is documented."""
-    return Response(200, encode(body_of(reading)), headers_of(reading))
+    """Make the documented response of a reading.
 
-
-def shared_response(shared: SharedReading) -> Response:
-    """Give the response of a shared reading, which is encoded for its first reader."""
-    response: Response = shared.response or reading_response(shared.reading)
-    shared.response = response
-    return response
-
-
-def body_of(reading: Reading) -> StatusAnswer | SampleAnswer:
-    """Turn a reading into the documented answer."""
+    Its headers tell where the reading came from, because the fields of the body are fixed.
+    """
+    answer: StatusAnswer | SampleAnswer
     if reading.status is not None:
-        return StatusAnswer(reading.status.state, reading.status.memory)
-    sample = reading.sample
-    return SampleAnswer(
-        MemoryInfo(sample.rss if sample else None, sample.vms if sample else None),
-        sample.memory_percent if sample else None,
-        sample.cpu_percent if sample else None,
-    )
-
-
-def headers_of(reading: Reading) -> dict[str, str]:
-    """Say in headers where a reading came from, as the body's fields are fixed."""
+        answer = StatusAnswer(reading.status.state, reading.status.memory)
+    else:
+        sample = reading.sample or Sample(None, None, None, None)
+        memory = MemoryInfo(sample.rss, sample.vms)
+        answer = SampleAnswer(memory, sample.memory_percent, sample.cpu_percent)
     headers = {
         "X-Monitor-Source": reading.source,
         "X-Monitor-Memory-Source": reading.memory_source,
         "X-Monitor-Rpc-Error": reading.rpc_error,
         "X-Monitor-Replicas": str(reading.replicas),
     }
-    return {name: value for name, value in headers.items() if value is not None}
+    known = {name: value for name, value in headers.items() if value is not None}
+    return Response(200, encode(answer), known)
+
+
+def shared_response(shared: SharedReading) -> Response:
+    """Return the response of a shared reading, which is encoded for its first reader."""
+    response: Response = shared.response or reading_response(shared.reading)
+    shared.response = response
+    return response

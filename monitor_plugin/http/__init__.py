@@ -1,1 +1,1 @@
-"""The HTTP side: the application, its resources, what goes over the wire, and the server."""
+"""The HTTP API: the application, its resources and middleware, the page, and the server."""

@@ -1,4 +1,4 @@
-"""The WSGI application: routes, and how errors are answered."""
+"""The WSGI application: its routes, and the responses to errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import falcon
 
 from ..api.cluster_view import ClusterView
 from ..api.lister import Lister
-from ..api.results import INTERNAL_ERROR, encode_error, error_response, kind_of_status
+from ..api.results import encode_error, error_response, http_error_kind
 from ..config.settings import Settings
 from ..config.tokens import Tokens
 from ..domain.errors import MonitorError
@@ -18,27 +18,18 @@ from ..domain.models import LoadedPlugin
 from ..readings.model_reader import SharedReading
 from ..telemetry.event_log import EventLog
 from ..telemetry.time_series import TimeSeries
+from .messages import send_response
 from .middleware.audit import Audit
 from .middleware.guard import Guard, cors
 from .middleware.node_header import NodeHeader
 from .openapi import describe_api
-from .resources.backends import (
-    HealthResource,
-    HooksResource,
-    MonitorResource,
-    OpenApiResource,
-    ShutdownResource,
-)
-from .resources.lists import (
-    BackendsResource,
-    EventsResource,
-    HistoryResource,
-    TargetsResource,
-    VersionResource,
-)
+from .resources.backends import BackendsResource, TargetsResource
 from .resources.metrics import MetricsResource, MetricsSource
+from .resources.monitor import MonitorResource
 from .resources.page import add_page
-from .responses import send_response
+from .resources.service import HealthResource, HooksResource, OpenApiResource, VersionResource
+from .resources.shutdown import ShutdownResource
+from .resources.telemetry import EventsResource, HistoryResource
 
 _logger = logging.getLogger(__name__)
 
@@ -60,38 +51,37 @@ def create_app(
     """Make the application.
 
     Args:
-        settings: who may ask; of `http_threads`, shutdowns hold at most half, and those who wait
-            for events a quarter.
-        tokens: which tokens are valid.
+        settings: the monitor's settings. Requests that wait for a shutdown take at most half of
+            `http_threads`, and requests that wait for an event a quarter.
+        tokens: the valid tokens.
         read: reads a model, or its backend with a PID.
         shutdown: stops a model, by force or not, or its backend with a PID.
         lister: lists the backends.
-        event_log: what happened of late.
-        time_series: the figures of the last minutes.
-        metrics: the figures of `/metrics`.
-        is_ready: whether the monitor is started, and not closing.
-        plugins: lists what is loaded.
-        cluster: the other nodes of a cluster.
+        event_log: holds the last events.
+        time_series: holds the usage of the last minutes.
+        metrics: gives the figures of `/metrics`.
+        is_ready: whether the monitor is started and not closing.
+        plugins: lists the loaded plugins.
+        cluster: the cluster; None where the monitor is in none.
     """
-    says_which = [NodeHeader(cluster.node)] if cluster else []
+    node_header = [NodeHeader(cluster.node)] if cluster else []
     guard = Guard(settings, tokens)
-    app = falcon.App(middleware=[Audit(), *says_which, guard, *cors(settings)])
+    app = falcon.App(middleware=[Audit(), *node_header, guard, *cors(settings)])
     monitor = MonitorResource(read, cluster)
-    at_once = max(1, settings.http_threads // 2)
-    stop = ShutdownResource(shutdown, at_once, cluster)
+    stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2), cluster)
     backends = BackendsResource(lister, cluster)
-    events = EventsResource(event_log, max(1, settings.http_threads // 4), cluster)
-    health = HealthResource(is_ready)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
         app.add_route(f"{prefix}/backends", backends)
     if cluster:
         app.add_route("/cluster/targets", TargetsResource(cluster))
-    app.add_route("/events", events)
+    wait_limit = max(1, settings.http_threads // 4)
+    app.add_route("/events", EventsResource(event_log, wait_limit, cluster))
     app.add_route("/history", HistoryResource(time_series, cluster))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
+    health = HealthResource(is_ready)
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))
@@ -99,8 +89,8 @@ def create_app(
     app.add_route("/openapi.json", OpenApiResource(document))
     add_page(app)
     app.set_error_serializer(_serialize_http_error)
-    app.add_error_handler(MonitorError, _answer_monitor_error)
-    app.add_error_handler(Exception, _answer_unexpected_error)
+    app.add_error_handler(MonitorError, _handle_monitor_error)
+    app.add_error_handler(Exception, _handle_unexpected_error)
     return app
 
 
@@ -113,27 +103,24 @@ def _serialize_http_error(
         message = f"there is nothing at {request.path}"
     elif status == 405:
         message = f"{request.path} does not take {request.method}"
-    kind = kind_of_status(status)
+    kind = http_error_kind(status)
     request.context.outcome = kind.type
     response.data = encode_error(kind, message or "")
     response.content_type = falcon.MEDIA_JSON
 
 
-def _answer_monitor_error(
-    request: falcon.Request, response: falcon.Response, error: MonitorError, parameters: Any
+def _handle_monitor_error(
+    request: falcon.Request, response: falcon.Response, error: BaseException, parameters: Any
 ) -> None:
-    answer = error_response(error)
-    request.context.outcome = answer.outcome
-    send_response(response, answer)
+    result = error_response(error)
+    request.context.outcome = result.outcome
+    send_response(response, result)
 
 
-def _answer_unexpected_error(
+def _handle_unexpected_error(
     request: falcon.Request, response: falcon.Response, error: Exception, parameters: Any
 ) -> None:
     if isinstance(error, falcon.HTTPError):
         raise error
-    request.context.outcome = INTERNAL_ERROR.type
     _logger.error("%s %r failed", request.method, request.path, exc_info=error)
-    response.status = falcon.code_to_http_status(INTERNAL_ERROR.status)
-    response.data = encode_error(INTERNAL_ERROR, "the monitor failed; its log says how")
-    response.content_type = falcon.MEDIA_JSON
+    _handle_monitor_error(request, response, error, parameters)

@@ -30,12 +30,11 @@ from monitor_plugin.api.requests import MonitorBody, ShutdownBody, parse_body, p
 from monitor_plugin.api.results import (
     INTERNAL_ERROR,
     StoppedAnswer,
-    body_of,
     encode,
     encode_error,
-    headers_of,
-    kind_of,
-    kind_of_status,
+    error_kind,
+    http_error_kind,
+    reading_response,
 )
 
 BACKEND = Backend("m", 7, "127.0.0.1:1", 1.0)
@@ -82,13 +81,13 @@ def _reading(status: Status | None = None, sample: Sample | None = None, **field
 )
 def test_a_reading_is_answered_to_the_letter(reading: Reading, body: bytes) -> None:
     """A status, or else a sample, has exactly the documented fields; what is unknown is null."""
-    assert encode(body_of(reading)) == body
+    assert reading_response(reading).body == body
 
 
 def test_a_status_is_preferred_to_a_sample() -> None:
     """A reading that has a status is answered with it."""
     reading = _reading(Status(1), Sample(1, 2, 3.0, 4.0))
-    assert encode(body_of(reading)) == b'{"state":1,"memory":null}'
+    assert reading_response(reading).body == b'{"state":1,"memory":null}'
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_a_status_is_preferred_to_a_sample() -> None:
 )
 def test_headers_say_where_a_reading_came_from(reading: Reading, headers: dict[str, str]) -> None:
     """Source, memory source and RPC error are headers, where there is something to say."""
-    assert headers_of(reading) == {**headers, "X-Monitor-Replicas": "1"}
+    assert reading_response(reading).headers == {**headers, "X-Monitor-Replicas": "1"}
 
 
 def test_a_shutdown_is_answered_to_the_letter() -> None:
@@ -134,7 +133,7 @@ def test_a_shutdown_is_answered_to_the_letter() -> None:
 )
 def test_each_error_has_its_status_and_type(error: MonitorError, status: int, type: str) -> None:
     """Each of the package's errors has one status and one type; what no client causes is a 500."""
-    assert kind_of(error) == (status, type)
+    assert error_kind(error) == (status, type)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_each_error_has_its_status_and_type(error: MonitorError, status: int, ty
 )
 def test_each_status_of_the_framework_has_its_type(status: int, type: str) -> None:
     """The framework's errors have a type by their status."""
-    assert kind_of_status(status) == (status, type)
+    assert http_error_kind(status) == (status, type)
 
 
 def test_the_envelope_repeats_the_status() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor_plugin import Monitor, Settings, hookimpl
-from monitor_plugin.http.middleware.guard import Hosts
+from monitor_plugin.http.middleware.guard import AllowedHosts
 
 from ..support import Answer, Client, Spawner, eventually
 from .test_app import assert_error
@@ -180,8 +180,8 @@ def test_the_name_in_listen_is_answered() -> None:
     """The monitor was told of the name on which it listens."""
     for listen, host in (("10.0.0.5:80", "10.0.0.5"), ("[fd00::2]:80", "[fd00::2]:80"),
                          ("Node.example:80", "node.example")):  # fmt: skip
-        assert Hosts(listen, ()).allow(host)
-        assert not Hosts("unix:/run/monitor.sock", ()).allow(host)
+        assert AllowedHosts(listen, ()).allow(host)
+        assert not AllowedHosts("unix:/run/monitor.sock", ()).allow(host)
 
 
 @pytest.mark.parametrize(("version", "status"), [(11, 400), (10, 200)])
@@ -289,6 +289,6 @@ def test_every_answer_keeps_browsers_strict(path: str, host: str, client: Client
 @given(st.text(max_size=60) | st.from_regex(r"[a-z0-9.:\[\]@/_-]{0,40}", fullmatch=True))
 def test_any_host_is_refused_or_loopback(host: str) -> None:
     """Whatever stands in `Host`, what is allowed by default is one of loopback's names."""
-    if Hosts("127.0.0.1:1", ()).allow(host):
+    if AllowedHosts("127.0.0.1:1", ()).allow(host):
         name = host.lower()
         assert "localhost" in name or name.startswith(("127.", "["))

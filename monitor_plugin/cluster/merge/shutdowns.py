@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import msgspec
 
 from ...api.cluster_view import NODE_HEADER
-from ...api.results import ErrorAnswer, Response, StoppedAnswer, encode, encode_error, kind_of
+from ...api.results import ErrorAnswer, Response, StoppedAnswer, encode, encode_error, error_kind
 from ...domain.errors import (
     ModelNotLoaded,
     MonitorError,
@@ -131,7 +131,7 @@ class ClusterShutdowns:
         if stopped:
             words.append(f"it was stopped on {', '.join(stopped)}")
         message = f"model {model!r}: " + "; ".join(words)
-        kind = kind_of(worst.error or ShutdownFailed(model, ""))
+        kind = error_kind(worst.error or ShutdownFailed(model, ""))
         if worst.reply and worst.reply.answer:
             answer = worst.reply.answer
             if not (stopped and answer.status == 503):  # which says that nothing was stopped
@@ -149,7 +149,7 @@ def _answer(result: PeerResult) -> Response:
 
 def _outcome_of(result: PeerResult) -> str:
     if result.error is not None:
-        return kind_of(result.error).type
+        return error_kind(result.error).type
     answer = result.reply.answer if result.reply else None
     return (answer and answer.outcome) or "shutdown_failed"
 

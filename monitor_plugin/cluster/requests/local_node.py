@@ -99,9 +99,9 @@ class LocalNode:
                 ask.model,
                 ask.force,
                 ask.pid,
-                who=caller.name,
-                whence=f"node {caller.node} ({caller.whence})",
-                what="POST /backend/shutdown",
+                caller=caller.name,
+                client=f"node {caller.node} ({caller.whence})",
+                action="POST /backend/shutdown",
             ):
                 self._coordinator.shutdown(ask.model or "", ask.force, ask.pid)
             answer = Response(200, encode(StoppedAnswer()), outcome="stopped")

@@ -1,1 +1,1 @@
-"""Falcon middleware: the guard, the audit and the name of the node."""
+"""Falcon middleware: the guard, the audit and the header with the node's name."""

@@ -12,33 +12,33 @@ _REFUSED = (401, 403)
 
 
 class Audit:
-    """Falcon middleware that writes the audit of what comes over HTTP; to stand first.
+    """Falcon middleware that writes the audit of requests over HTTP. It has to be the first.
 
-    What others learn of a request stands in its `context`: `caller` (the `Token` of who asks),
-    `shutdown` (the model and whether by force, where it is one), `outcome` (`stopped`, or the type
-    of the error).
+    The other middleware and the resources put into a request's `context`: `caller` (the `Token`
+    that was sent), `shutdown` (the model and the options of a shutdown) and `outcome` (`stopped`,
+    or the type of the error).
     """
 
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Note when the request began."""
+        """Record when the request began."""
         request.context.began = time.monotonic()
         request.context.caller = request.context.shutdown = request.context.outcome = None
 
     def process_response(
         self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
     ) -> None:
-        """Write a line, where the request was a shutdown or was refused."""
+        """Write a line if the request was for a shutdown or was refused."""
         context = request.context
         if "began" not in context:
-            return  # the framework refused the method, before anybody was asked
+            return  # Falcon itself refused the method, and called no middleware before
         status = falcon.http_status_to_code(response.status)
         if context.shutdown is None and status not in _REFUSED:
             return
         write_audit_line(
-            who=context.caller.name if context.caller else "unknown",
-            whence=request.env.get("REMOTE_ADDR") or "unknown",
-            what=f"{request.method} {request.path}",
-            **(context.shutdown or {}),
+            caller=context.caller.name if context.caller else "unknown",
+            client=request.env.get("REMOTE_ADDR") or "unknown",
+            action=f"{request.method} {request.path}",
+            shutdown=context.shutdown or {},
             outcome=context.outcome or "refused",
             status=status,
             seconds=time.monotonic() - context.began,

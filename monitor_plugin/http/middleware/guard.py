@@ -1,4 +1,4 @@
-"""Who may ask for what: the name that was addressed, the page that asks, and the token."""
+"""Decides which requests are let in: by `Host`, by the site of the page, and by token."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ...config.settings import Settings, parse_listen
 from ...config.tokens import Role, Token, Tokens
 from ..resources.page import PAGE_PATHS
 
-# They reveal no model.
+# These reveal no model, so they need no token.
 PUBLIC_PATHS = (*PAGE_PATHS, "/healthz", "/readyz")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-# What is read by POST; any other POST, a hook's too, wants an admin.
+# A POST to these paths only reads. Any other POST, also to a hook's route, needs an admin's token.
 _READ_BY_POST = ("/backend/monitor", "/v1/backend/monitor")
 _REALM = 'Bearer realm="monitor-plugin"'
 
-# Names in lower case, as the framework keeps them.
+# The names are in lower case, as in Falcon's `response.headers`.
 _HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -36,32 +36,32 @@ _HEADERS = {
     "x-frame-options": "DENY",
 }
 
-_OPEN = Token(Role.ADMIN, "anonymous", "")
+_ANONYMOUS = Token(Role.ADMIN, "anonymous", "")
 
 
-class Hosts:
-    """The names by which the monitor may be addressed.
+class AllowedHosts:
+    """The host names by which clients may address the monitor.
 
-    A page of another site can point a name of its own at this machine (DNS rebinding), and its
-    requests then look as if they came from the monitor's own page, but for that name.
+    Another site can point a host name of its own at this machine (DNS rebinding). The requests of
+    its pages then differ from those of the monitor's own page only by that name.
 
     Args:
-        listen: the setting of this name.
+        listen: the setting `listen`.
         allowed: the setting `allowed_hosts`.
     """
 
     def __init__(self, listen: str | None, allowed: Iterable[str]) -> None:
         self._allowed = {host.lower().rstrip(".") for host in allowed}
-        own = parse_listen(listen).host if listen else ""
-        address = ip_address(own)
-        # Who listens everywhere was told of every address of the machine, and no page can point
-        # an IP address elsewhere.
+        host = parse_listen(listen).host if listen else ""
+        address = ip_address(host)
+        # A monitor that listens on all addresses may be addressed by each of them. No site can
+        # point an IP address at another machine.
         self._any_address = address is not None and address.is_unspecified
-        if own:
-            self._allowed.add(f"[{own}]" if ":" in own else own.lower())
+        if host:
+            self._allowed.add(f"[{host}]" if ":" in host else host.lower())
 
     def allow(self, host: str) -> bool:
-        """Whether a `Host` is one of them, whatever its port."""
+        """Whether a `Host` header has one of the names, with any port."""
         name = host_name(host)
         if name is None:
             return False
@@ -74,26 +74,27 @@ class Hosts:
 
 
 class Guard:
-    """Falcon middleware that lets through what is allowed, and sets each answer's safe headers.
+    """Falcon middleware that refuses requests, and sets the security headers of each response.
 
-    `request.context.caller` is the `Token` of who asks; one of role admin where none is required.
+    It sets `request.context.caller` to the `Token` that was sent. Where no token is required, that
+    is an anonymous one of role admin.
 
     Args:
-        settings: which hosts and origins are allowed.
-        tokens: which tokens are valid.
+        settings: name the allowed hosts and origins.
+        tokens: the valid tokens.
     """
 
     def __init__(self, settings: Settings, tokens: Tokens) -> None:
-        self._hosts = Hosts(settings.listen, settings.allowed_hosts)
+        self._hosts = AllowedHosts(settings.listen, settings.allowed_hosts)
         self._origins = frozenset(canonical_origin(each) for each in settings.allowed_origins)
         self._tokens = tokens
 
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Refuse what is not allowed.
+        """Let a request in.
 
         Raises:
-            falcon.HTTPError: 400 without a `Host`, 401 without a valid token, 403 for a `Host` or
-                a site that is not allowed, or where the token's role is too low.
+            falcon.HTTPError: 400 without a `Host`, 401 without a valid token, 403 if the `Host` or
+                the site is not allowed or the token's role is too low.
         """
         request.context.caller = None
         self._check_host(request)
@@ -104,9 +105,9 @@ class Guard:
                 description="the request comes from a page of another site; "
                 "the setting allowed_origins names sites that may do that"
             )
-        role = _role_wanted(request.method, request.path)
+        role = _required_role(request.method, request.path)
         if allowed_origin and _is_preflight(request):
-            role = None  # browsers send no token with it, and all that it gets is the methods
+            role = None  # browsers send no token with it, and it only gets the allowed methods
         if role is not None:
             self._authenticate(request, role)
 
@@ -123,7 +124,7 @@ class Guard:
 
     def _authenticate(self, request: falcon.Request, role: Role) -> None:
         if not self._tokens.required:
-            request.context.caller = _OPEN
+            request.context.caller = _ANONYMOUS
             return
         scheme, _, secret = request.get_header("Authorization", default="").partition(" ")
         if scheme.lower() != "bearer":
@@ -141,7 +142,7 @@ class Guard:
     def process_response(
         self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
     ) -> None:
-        """Set the headers that keep browsers strict; what a resource set itself stands."""
+        """Set the security headers that the resource has not set itself."""
         response.set_headers({**_HEADERS, **response.headers})
 
 
@@ -149,7 +150,7 @@ def _unauthorized(message: str, challenge: str) -> NoReturn:
     raise falcon.HTTPUnauthorized(description=message, challenges=[challenge])
 
 
-def _role_wanted(method: str, path: str) -> Role | None:
+def _required_role(method: str, path: str) -> Role | None:
     if path in PUBLIC_PATHS and method in _SAFE_METHODS:
         return None
     reads = method in _SAFE_METHODS or (method == "POST" and path in _READ_BY_POST)
@@ -157,9 +158,10 @@ def _role_wanted(method: str, path: str) -> Role | None:
 
 
 def _is_cross_site(request: falcon.Request, origin: str | None) -> bool:
-    """Whether a browser says that a page of another site makes the request.
+    """Whether the headers say that a page of another site makes the request.
 
-    Other programs send neither header. A link that is followed to here (`navigate`) is none.
+    Only browsers send these headers. A user who follows a link to the monitor (`navigate`) is let
+    in.
     """
     if origin is not None and not is_same_origin(origin, request.env.get("HTTP_HOST", "")):
         return True
@@ -177,7 +179,7 @@ def _is_preflight(request: falcon.Request) -> bool:
 
 
 def cors(settings: Settings) -> list[Any]:
-    """Make the middleware that sends CORS headers to the origins that are allowed by name."""
+    """Make the middleware that sends CORS headers to the pages of allowed origins."""
     if not settings.allowed_origins:
         return []
     return [

@@ -1,4 +1,4 @@
-"""The header that says which node of a cluster answered."""
+"""The header that names the node of a cluster that answered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from ...api.cluster_view import NODE_HEADER
 
 
 class NodeHeader:
-    """Middleware: what answers without the cluster says which node it was; to those let in."""
+    """Falcon middleware that names this node in answers which the cluster did not give.
+
+    Clients that the guard refuses do not get the name.
+    """
 
     def __init__(self, node: str) -> None:
         self._node = node
@@ -16,7 +19,7 @@ class NodeHeader:
     def process_response(
         self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
     ) -> None:
-        """Name this node, unless the answer names one."""
-        caller = request.context.get("caller")  # none where the framework refused it at once
+        """Set the header, unless the answer names a node."""
+        caller = request.context.get("caller")  # not set if Falcon itself refused the request
         if caller and response.get_header(NODE_HEADER) is None:
             response.set_header(NODE_HEADER, self._node)

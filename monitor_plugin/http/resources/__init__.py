@@ -1,1 +1,1 @@
-"""What answers at each route."""
+"""The Falcon resources, which answer at each route."""

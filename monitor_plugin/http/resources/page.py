@@ -1,4 +1,4 @@
-"""The page for browsers, and its assets: a fixed set of files, read once."""
+"""The page for browsers and its assets: the files of `static/`, which are read once."""
 
 from __future__ import annotations
 
@@ -15,36 +15,26 @@ _MEDIA_TYPES = {
     "svg": "image/svg+xml",
     "txt": "text/plain; charset=utf-8",
 }
-_INDEX = "index.html"
-_FOLDERS = {
-    "static": (
-        "api.js",
-        "app.js",
-        "backends.js",
-        "bars.js",
-        "charts.js",
-        "conditions.js",
-        "dom.js",
-        "ends.js",
-        "feed.js",
-        "format.js",
-        "history.js",
-        "icon.svg",
-        "notices.js",
-        "overview.js",
-        "row.js",
-        "stopping.js",
-        "style.css",
-        "token.js",
-    ),
-    "static/vendored": ("uPlot-LICENSE.txt", "uPlot.iife.min.js", "uPlot.min.css"),
-}
 _PREFIX = "/assets/"
-ASSETS = {name: folder for folder, names in _FOLDERS.items() for name in names}
-ASSET_TYPES = sorted({_MEDIA_TYPES[name.rpartition(".")[2]].partition(";")[0] for name in ASSETS})
+
+
+def _media_type(name: str) -> str | None:
+    return _MEDIA_TYPES.get(name.rpartition(".")[2])
+
+
+_STATIC = resources.files("monitor_plugin.http").joinpath("static")
+_INDEX = _STATIC.joinpath("index.html")
+# Every file with one of these types. The README of the vendored files is not served.
+ASSETS = {
+    file.name: file
+    for folder in (_STATIC, _STATIC.joinpath("vendored"))
+    for file in sorted(folder.iterdir(), key=lambda file: file.name)
+    if _media_type(file.name) and file.name != _INDEX.name
+}
+ASSET_TYPES = sorted({str(_media_type(name)).partition(";")[0] for name in ASSETS})
 PAGE_PATHS = ("/", *(_PREFIX + name for name in ASSETS))
 
-# Nothing inline, nothing from another host, and (trusted types) no markup out of any string.
+# Nothing inline, nothing from another host, and (trusted types) no markup made of strings.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -53,39 +43,39 @@ _POLICY = (
 
 
 class PageResource:
-    """`/` and `/assets/{name}`. They reveal no model, and so want no token."""
+    """`/` and `/assets/{name}`. They reveal no model, so they need no token."""
 
     def __init__(self) -> None:
-        self._index = _File("static", _INDEX)
-        self._assets = {name: _File(folder, name) for name, folder in ASSETS.items()}
+        self._index = _File(_INDEX.name, _INDEX.read_bytes())
+        self._assets = {name: _File(name, file.read_bytes()) for name, file in ASSETS.items()}
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Give the page."""
-        self._index.answer(request, response)
+        """Answer with the page."""
+        self._index.send(request, response)
 
     def on_get_asset(self, request: falcon.Request, response: falcon.Response, name: str) -> None:
-        """Give an asset; no other name leads to a file."""
+        """Answer with an asset. No other name leads to a file."""
         if name not in self._assets:
             raise falcon.HTTPNotFound
-        self._assets[name].answer(request, response)
+        self._assets[name].send(request, response)
 
     on_head = on_get
     on_head_asset = on_get_asset
 
 
 class _File:
-    def __init__(self, folder: str, name: str) -> None:
-        self._content = resources.files("monitor_plugin.http").joinpath(folder, name).read_bytes()
-        self._media_type = _MEDIA_TYPES[name.rpartition(".")[2]]
-        self._tag = falcon.ETag(hashlib.sha256(self._content).hexdigest()[:32])
+    def __init__(self, name: str, content: bytes) -> None:
+        self._content = content
+        self._media_type = _media_type(name)
+        self._etag = falcon.ETag(hashlib.sha256(self._content).hexdigest()[:32])
 
-    def answer(self, request: falcon.Request, response: falcon.Response) -> None:
-        # Kept, but asked for each time: a new version counts at once.
+    def send(self, request: falcon.Request, response: falcon.Response) -> None:
+        # Browsers keep the file, but ask each time whether there is a new version.
         response.set_header("Cache-Control", "no-cache")
         response.set_header("Content-Security-Policy", _POLICY)
-        response.etag = self._tag
+        response.etag = self._etag
         known: list[Any] = request.if_none_match or []
-        if any(tag in ("*", self._tag) for tag in known):
+        if any(etag in ("*", self._etag) for etag in known):
             response.status = falcon.HTTP_304
             return
         response.data = self._content

@@ -1,0 +1,52 @@
+"""What resources read from a request, and how they fill a response."""
+
+from __future__ import annotations
+
+import falcon
+import msgspec
+
+from ..api.cluster_view import Requester
+from ..api.results import Response, encode
+
+MAX_BODY_BYTES = 64 * 1024
+
+
+def read_body(request: falcon.Request) -> bytes:
+    """Read the body, whatever the method is.
+
+    Raises:
+        falcon.HTTPError: 413, as the body has more than MAX_BODY_BYTES.
+    """
+    size, body = request.content_length or 0, b""
+    if size:
+        body = b"" if size > MAX_BODY_BYTES else request.bounded_stream.read()
+    elif request.env.get("wsgi.input_terminated"):  # a chunked body, from a host's own server
+        while size <= MAX_BODY_BYTES and (more := request.stream.read(MAX_BODY_BYTES + 1 - size)):
+            body += more
+            size += len(more)
+    if size > MAX_BODY_BYTES:
+        raise falcon.HTTPError(
+            413, description=f"the body is larger than {MAX_BODY_BYTES} bytes, and is not read"
+        )
+    return body
+
+
+def requester_of(request: falcon.Request) -> Requester:
+    """Describe who makes a request that the guard has let in."""
+    caller = request.context.caller
+    address = request.env.get("REMOTE_ADDR") or "unknown"
+    return Requester(caller.name, caller.role.name.lower(), address)
+
+
+def send_answer(response: falcon.Response, answer: msgspec.Struct) -> None:
+    """Fill a response with an answer, as JSON."""
+    response.data = encode(answer)
+    response.content_type = falcon.MEDIA_JSON
+
+
+def send_response(target: falcon.Response, response: Response) -> None:
+    """Fill Falcon's response from one of `api/results.py`."""
+    target.status = falcon.code_to_http_status(response.status)
+    target.data = response.body
+    target.content_type = falcon.MEDIA_JSON
+    target.set_headers(response.headers)

@@ -1,0 +1,71 @@
+"""The resources about the monitor itself: its health, version, plugins and API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+
+import falcon
+
+from ...api.results import HealthAnswer, hooks_answer
+from ...api.schemas import VersionAnswer
+from ...domain.models import LoadedPlugin
+from ..messages import send_answer
+
+
+class HealthResource:
+    """`/healthz` and `/readyz`: whether the monitor answers at all, and whether it watches."""
+
+    def __init__(self, is_ready: Callable[[], bool]) -> None:
+        self._is_ready = is_ready
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer that the monitor is there."""
+        send_answer(response, HealthAnswer("ok"))
+
+    def on_get_ready(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer whether the monitor is started and not closing."""
+        ready = self._is_ready()
+        if not ready:
+            response.status = falcon.HTTP_503
+        send_answer(response, HealthAnswer("ready" if ready else "not ready"))
+
+
+class VersionResource:
+    """`/version`: the name and version of the program."""
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with them."""
+        answer = VersionAnswer("monitor-plugin", metadata.version("monitor-plugin"))
+        send_answer(response, answer)
+
+
+class HooksResource:
+    """`/hooks`: the plugins that are loaded, and statistics of their hooks.
+
+    Args:
+        plugins: lists the plugins.
+        disabled: names of plugins that are not loaded.
+    """
+
+    def __init__(
+        self, plugins: Callable[[], list[LoadedPlugin]], disabled: tuple[str, ...]
+    ) -> None:
+        self._plugins = plugins
+        self._disabled = disabled
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with the list."""
+        send_answer(response, hooks_answer(self._plugins(), self._disabled))
+
+
+class OpenApiResource:
+    """`/openapi.json`: the description of the API."""
+
+    def __init__(self, document: bytes) -> None:
+        self._document = document
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with the document."""
+        response.data = self._document
+        response.content_type = falcon.MEDIA_JSON

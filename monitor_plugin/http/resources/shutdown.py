@@ -1,0 +1,68 @@
+"""`/backend/shutdown`: stops a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import falcon
+
+from ...api.cluster_view import ClusterView
+from ...api.requests import NodeShutdownBody, ShutdownBody, parse_body, parse_query
+from ...api.results import StoppedAnswer
+from ...domain.errors import TooManyShutdowns
+from ...domain.model_name import validate_model_name
+from ..messages import read_body, requester_of, send_answer, send_response
+
+_RETRY_AFTER_SECONDS = 5
+
+
+class ShutdownResource:
+    """`/backend/shutdown`: stops a model, or one of its backends.
+
+    Args:
+        shutdown: stops a model, by force or not, or its backend with a PID; raises if it fails.
+        limit: maximum number of requests that wait for their shutdown; each holds a thread.
+        cluster: the cluster; None where the monitor is in none.
+    """
+
+    def __init__(
+        self,
+        shutdown: Callable[[str, bool, int | None], None],
+        limit: int,
+        cluster: ClusterView | None,
+    ) -> None:
+        self._shutdown = shutdown
+        self._cluster = cluster
+        self._limit = limit
+        self._slots = threading.Semaphore(limit)
+
+    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Stop the model, and answer when its processes have ended."""
+        request.context.shutdown = {"model": None, "force": False}  # for the audit
+        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        if media_type != falcon.MEDIA_JSON:
+            raise falcon.HTTPUnsupportedMediaType(
+                description=f"a shutdown wants Content-Type: application/json, not {media_type!r}"
+            )
+        body = parse_body(read_body(request), NodeShutdownBody if self._cluster else ShutdownBody)
+        request.context.shutdown = {"model": body.model, "force": body.force, "pid": body.pid}
+        model = validate_model_name(body.model)
+        if not self._slots.acquire(blocking=False):
+            raise TooManyShutdowns(self._limit, _RETRY_AFTER_SECONDS)
+        try:
+            if self._cluster:
+                node = parse_query(request.query_string).get("node", getattr(body, "node", None))
+                if node is not None:
+                    request.context.shutdown["node"] = node
+                result = self._cluster.shutdown(
+                    model, body.force, body.pid, node, requester_of(request)
+                )
+                request.context.outcome = result.outcome
+                send_response(response, result)
+            else:
+                self._shutdown(model, body.force, body.pid)
+                request.context.outcome = "stopped"
+                send_answer(response, StoppedAnswer())
+        finally:
+            self._slots.release()

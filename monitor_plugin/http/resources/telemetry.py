@@ -1,0 +1,76 @@
+"""`/events` and `/history`: what happened to the backends of this node, and their usage."""
+
+from __future__ import annotations
+
+import threading
+
+import falcon
+
+from ...api.cluster_view import ClusterView, refuse_other_node
+from ...api.requests import parse_event_id, parse_model, parse_query, parse_seconds
+from ...api.schemas import EventsAnswer, HistoryAnswer, history_item
+from ...telemetry.event_log import EventLog, event_item
+from ...telemetry.time_series import TimeSeries
+from ..messages import send_answer
+
+_MAX_WAIT_SECONDS = 20.0
+# When to ask again, for a client that wants to wait while too many others do.
+_POLL_SECONDS = 1.0
+
+
+class EventsResource:
+    """`/events`: what happened after an event that the client knows.
+
+    Args:
+        event_log: holds the last events.
+        wait_limit: maximum number of requests that wait for an event; each holds a thread.
+        cluster: the cluster, which only names this node; None where the monitor is in none.
+    """
+
+    def __init__(self, event_log: EventLog, wait_limit: int, cluster: ClusterView | None) -> None:
+        self._event_log = event_log
+        self._cluster = cluster
+        self._node = cluster.node if cluster else None
+        self._slots = threading.Semaphore(wait_limit)
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with the events after `after`; wait up to `wait` seconds if there are none."""
+        query = parse_query(request.query_string)
+        refuse_other_node(query, self._cluster)
+        after = parse_event_id(query, "after")
+        seconds = min(_MAX_WAIT_SECONDS, parse_seconds(query, "wait"))
+        waits = seconds > 0 and self._slots.acquire(blocking=False)
+        try:
+            batch = self._event_log.after(after, seconds if waits else 0.0)
+        finally:
+            if waits:
+                self._slots.release()
+        answer = EventsAnswer(
+            [event_item(each, self._node) for each in batch.events],
+            batch.next,
+            batch.gap,
+            0.0 if waits else _POLL_SECONDS,
+        )
+        send_answer(response, answer)
+
+
+class HistoryResource:
+    """`/history`: CPU and memory of each backend over the last minutes.
+
+    Args:
+        time_series: holds the points.
+        cluster: the cluster, which only names this node; None where the monitor is in none.
+    """
+
+    def __init__(self, time_series: TimeSeries, cluster: ClusterView | None) -> None:
+        self._time_series = time_series
+        self._cluster = cluster
+        self._node = cluster.node if cluster else None
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        """Answer with the points of all backends, or of those of `model`."""
+        query = parse_query(request.query_string)
+        refuse_other_node(query, self._cluster)
+        times, series = self._time_series.read(parse_model(query))
+        items = [history_item(each, self._node) for each in series]
+        send_answer(response, HistoryAnswer(self._time_series.interval_seconds, times, items))
