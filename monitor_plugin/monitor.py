@@ -22,6 +22,7 @@ from .backends.lifecycle import Lifecycle
 from .backends.registry import Registry
 from .concurrency.blocking import BlockingObserver
 from .concurrency.single_flight import SingleFlight
+from .concurrency.thread_pool import ThreadPool
 from .config.settings import Settings
 from .config.tokens import Tokens
 from .domain.errors import MonitorError, SettingsError
@@ -141,7 +142,7 @@ class Monitor:
             try:
                 if self._settings.listen is not None:
                     self._server = Server(
-                        app, self._settings.listen, self._settings, self._services.waits
+                        app, self._settings.listen, self._settings, self._services.blocking_observer
                     )
             except BaseException:
                 if self._host:
@@ -166,7 +167,7 @@ class Monitor:
         self._services.sweeper.stop()
         if previous is _Phase.STARTED:
             self._services.hooks.closing()
-        self._services.shutdowns.close()
+        self._services.shutdown_coordinator.close()
         self._services.event_log.close()
         if self._cluster:
             self._cluster.close()
@@ -211,11 +212,11 @@ class Monitor:
         app = create_app(
             self._settings,
             self._tokens,
-            read=services.model_readings.read,
-            shutdown=services.shutdowns.shutdown,
-            lister=Lister(services.registry, services.sweeper, services.shutdowns),
+            read=services.model_reader.read,
+            shutdown=services.shutdown_coordinator.shutdown,
+            lister=Lister(services.registry, services.sweeper, services.shutdown_coordinator),
             event_log=services.event_log,
-            time_series=services.history,
+            time_series=services.time_series,
             metrics=MetricsSource(
                 services.sweeper.sweep, services.status_client.counts, services.model_counter.counts
             ),
@@ -232,7 +233,7 @@ class Monitor:
 
     def plugins(self) -> list[LoadedPlugin]:
         """List the plugins, where they come from and how their hooks fared, as `/hooks` does."""
-        return list_plugins(self._services.executor, self._plugin_manager, self._host_manager)
+        return list_plugins(self._services.hook_executor, self._plugin_manager, self._host_manager)
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.
@@ -242,9 +243,7 @@ class Monitor:
             ModelNotLoaded: no backend of it is registered.
             BackendUnreadable: its status failed, and its process cannot be read.
         """
-        return self._services.model_readings.read(
-            validate_model_name(model), pid, anew=True
-        ).reading
+        return self._services.model_reader.read(validate_model_name(model), pid, anew=True).reading
 
     def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
         """Read all backends at the same time, or those of a model, as `/backends` does.
@@ -280,15 +279,17 @@ class Monitor:
             ShutdownFailed: processes are left, or the host started the model again.
         """
         with audited_shutdown(model, force, pid):
-            self._services.shutdowns.shutdown(validate_model_name(model), force, pid, spare_busy)
+            self._services.shutdown_coordinator.shutdown(
+                validate_model_name(model), force, pid, spare_busy
+            )
 
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
-        return self._services.shutdowns.stopping()
+        return self._services.shutdown_coordinator.stopping()
 
     def stops_one(self, backend: Backend) -> bool:
         """Whether a shutdown is under way that was asked for this backend alone, by its PID."""
-        return self._services.shutdowns.stops_one(backend)
+        return self._services.shutdown_coordinator.stops_one(backend)
 
     def open_channel(self, backend: Backend) -> grpc.Channel:
         """Make a gRPC channel to a backend as the monitor's own: with its TLS, and by no proxy.
@@ -322,58 +323,79 @@ class _Services:
 
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
-        self.executor = executor = HookExecutor(managers)
-        table = ProcessTable()
+        self.hook_executor = HookExecutor(managers)
+        process_table = ProcessTable()
+        self.thread_pool = ThreadPool("monitor-worker")
         self.event_log = EventLog(time.time())
-        self.history = TimeSeries(settings.sweep_interval_seconds)
+        self.time_series = TimeSeries(settings.sweep_interval_seconds)
         self.registry = Registry()
         self.model_counter = ModelCounter(self.registry)
-        self.events = EventQueue(executor, settings.hook_timeout_seconds, log_event)
-        self.hooks = Hooks(executor, self.events, self.event_log, settings.hook_timeout_seconds)
-        self.waits = BlockingObserver()
+        self.event_queue = EventQueue(self.hook_executor, settings.hook_timeout_seconds, log_event)
+        self.hooks = Hooks(
+            self.hook_executor, self.event_queue, self.event_log, settings.hook_timeout_seconds
+        )
+        self.blocking_observer = BlockingObserver()
         self.status_client = StatusClient(
-            settings.status_timeout_seconds, self.hooks.call_metadata, security, self.waits
+            settings.status_timeout_seconds,
+            self.hooks.call_metadata,
+            security,
+            self.blocking_observer,
         )
         self.lifecycle = Lifecycle(
-            self.registry, table, self.status_client, self.hooks, self.model_counter, security
+            self.registry,
+            process_table,
+            self.status_client,
+            self.hooks,
+            self.model_counter,
+            security,
         )
-        self.readings = BackendReader(
-            self.registry, self.status_client, table, self.hooks, settings.status_timeout_seconds
+        self.backend_reader = BackendReader(
+            self.registry,
+            self.status_client,
+            process_table,
+            self.hooks,
+            settings.status_timeout_seconds,
         )
-        self.model_readings = ModelReader(
-            self.registry, self.lifecycle, self.readings, settings.reading_max_age_seconds
+        self.model_reader = ModelReader(
+            self.registry,
+            self.lifecycle,
+            self.backend_reader,
+            self.thread_pool,
+            settings.reading_max_age_seconds,
         )
         self.sweeper = Sweeper(
             self.registry,
             self.lifecycle,
-            self.readings,
+            self.backend_reader,
+            self.thread_pool,
             self.status_client,
-            UsageReader(table),
+            UsageReader(process_table),
             self.hooks,
-            self.history,
+            self.time_series,
             settings,
         )
         stopper = Stopper(
             self.registry,
             self.lifecycle,
-            self.readings,
+            self.backend_reader,
             self.status_client,
             self.hooks,
             settings,
         )
-        self.shutdowns = ShutdownCoordinator(
+        self.shutdown_coordinator = ShutdownCoordinator(
             self.registry,
             self.lifecycle,
             stopper,
             self.hooks,
             self.event_log,
             self.model_counter,
+            self.thread_pool,
             settings.respawn_watch_seconds,
         )
 
     def start(self) -> None:
         """Start what works in the background."""
-        self.events.start()
+        self.event_queue.start()
         self.lifecycle.start()
         self.sweeper.start()
 
@@ -383,8 +405,9 @@ class _Services:
         self.lifecycle.close()
         self.status_client.close()
         self.sweeper.close()
-        self.events.close()
-        self.executor.close()
+        self.event_queue.close()
+        self.hook_executor.close()
+        self.thread_pool.close()
 
 
 def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
@@ -397,8 +420,8 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
     return ClusterNode(
         settings,
         services.registry,
-        services.model_readings,
-        services.shutdowns,
+        services.model_reader,
+        services.shutdown_coordinator,
         services.sweeper,
         services.lifecycle.describe_last_end,
     )

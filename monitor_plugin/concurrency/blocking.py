@@ -1,4 +1,4 @@
-"""Who is told that a thread waits for another process: whoever has work for other threads."""
+"""Reports threads that block on another process, so that other threads can take their work."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 
 class BlockingObserver:
-    """Entered by threads while they wait for another process."""
+    """A context that a thread enters while it waits for another process."""
 
     def __init__(self) -> None:
-        self._told: Callable[[int], object] | None = None
+        self._notify: Callable[[int], object] | None = None
 
-    def tell(self, told: Callable[[int], object]) -> None:
-        """Call this with 1 in each thread that begins to wait, and with -1 once it goes on."""
-        self._told = told
+    def subscribe(self, notify: Callable[[int], object]) -> None:
+        """Call `notify` with 1 in each thread that begins to wait, and with -1 when it goes on."""
+        self._notify = notify
 
     def __enter__(self) -> None:
-        if self._told:
-            self._told(1)
+        if self._notify:
+            self._notify(1)
 
     def __exit__(self, *error: object) -> None:
-        if self._told:
-            self._told(-1)
+        if self._notify:
+            self._notify(-1)

@@ -1,99 +1,134 @@
-"""Threads that are kept a moment for the next job, and end when they are closed."""
+"""A pool of threads without an upper bound, which keeps some idle threads for the next jobs."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
-MOST_IDLE = 32
-_IDLE_SECONDS = 0.1  # under load each is needed much sooner
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_IDLE = 32
+_IDLE_SECONDS = 0.1  # under load a thread gets its next job much sooner
 _CLOSE_SECONDS = 5.0
 
-# What a job returns is called last, when its thread is free for the next job again.
-Job = Callable[[], Callable[[], object]]
+Job = Callable[[], object]
 
 
 class ThreadPool:
-    """Runs jobs, each at once on a thread of its own; some threads are kept idle for a moment.
+    """Runs each job at once, on an idle thread or on a new one. Safe to call from any thread.
 
-    A job that never ends keeps its thread, and costs the others nothing. Safe to call from any
-    thread.
+    A job that never ends keeps its thread, and delays no other job. The threads are daemons, so a
+    blocked job does not keep the interpreter from exiting.
 
     Args:
-        name: the threads' name.
+        name: the name of the threads.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._idle: deque[_Worker] = deque()
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
         self._closed = False
-        self._local = threading.local()
 
     def run(self, job: Job) -> None:
-        """Run a job, which raises nothing.
+        """Run a job that raises nothing.
 
         Raises:
             RuntimeError: the system starts no more threads.
         """
-        try:
-            worker = self._idle.pop()
-        except IndexError:
-            worker = _Worker(self._name, self._serve)
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            worker = _Worker(self, self._name)
             worker.start()
         worker.inbox.put(job)
 
-    def close(self) -> None:
-        """End the idle threads; those at work end after their job."""
-        self._closed = True
-        while True:
-            try:
-                worker = self._idle.pop()
-            except IndexError:
-                return
-            worker.inbox.put(None)
-            if worker is not threading.current_thread():
-                worker.join(_CLOSE_SECONDS)
+    def map(self, function: Callable[[T], R], items: Iterable[T], at_once: int) -> list[Future[R]]:
+        """Start to call a function with each item, at most `at_once` calls at a time.
 
-    def _end_if_closed(self) -> None:
-        if self._closed:  # a moment ago, and this thread was perhaps not found
-            self.close()
+        Returns:
+            A future for each item; one that is cancelled in time has no call.
+
+        Raises:
+            RuntimeError: the system starts no thread at all.
+        """
+        calls: SimpleQueue[tuple[Future[R], T]] = SimpleQueue()
+        futures: list[Future[R]] = []
+        for item in items:
+            futures.append(Future())
+            calls.put((futures[-1], item))
+
+        def work() -> None:
+            while True:
+                try:
+                    future, item = calls.get_nowait()
+                except Empty:
+                    return
+                if future.set_running_or_notify_cancel():
+                    _call(future, function, item)
+
+        for started in range(min(at_once, len(futures))):
+            try:
+                self.run(work)
+            except RuntimeError:
+                if not started:
+                    raise
+                break  # the threads that did start make all calls
+        return futures
 
     def is_current(self) -> bool:
-        """Whether the calling thread is one of these."""
-        return getattr(self._local, "is_worker", False)
+        """Whether the calling thread belongs to this pool."""
+        thread = threading.current_thread()
+        return isinstance(thread, _Worker) and thread.pool is self
 
-    def _serve(self, worker: _Worker) -> None:
-        self._local.is_worker = True
-        while job := self._next_job(worker):
-            done = job()
-            if kept := not self._closed and len(self._idle) < MOST_IDLE:
+    def close(self) -> None:
+        """End the idle threads at once, and each other thread after its job."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.inbox.put(None)
+        for worker in idle:
+            worker.join(_CLOSE_SECONDS)
+
+    def serve(self, worker: _Worker) -> None:
+        """Run the jobs of a worker until it has been idle for too long."""
+        job = worker.inbox.get()
+        while job:
+            job()
+            job = None  # release what the job refers to while the thread is idle
+            with self._lock:
+                if self._closed or len(self._idle) >= MAX_IDLE:
+                    return
                 self._idle.append(worker)
-                self._end_if_closed()
-            done()
-            del job, done  # what they hold is let go while it is idle
-            if not kept:
-                return
-
-    def _next_job(self, worker: _Worker) -> Job | None:
-        try:
-            return worker.inbox.get(timeout=_IDLE_SECONDS)
-        except Empty:
-            pass
-        try:
-            self._idle.remove(worker)
-        except ValueError:  # somebody else just took it, to give it something
-            return worker.inbox.get()
-        return None
+            try:
+                job = worker.inbox.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                with self._lock:
+                    if worker in self._idle:
+                        self._idle.remove(worker)
+                        return
+                job = worker.inbox.get()  # `run` or `close` took the worker just now
 
 
 class _Worker(threading.Thread):
-    def __init__(self, name: str, serve: Callable[[_Worker], None]) -> None:
+    def __init__(self, pool: ThreadPool, name: str) -> None:
         super().__init__(name=name, daemon=True)
+        self.pool = pool
         self.inbox: SimpleQueue[Job | None] = SimpleQueue()
-        self._serve = serve
 
     def run(self) -> None:
-        """Do what comes in."""
-        self._serve(self)
+        self.pool.serve(self)
+
+
+def _call(future: Future[R], function: Callable[[T], R], item: T) -> None:
+    try:
+        result = function(item)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -145,7 +145,7 @@ class HookExecutor:
 
         question = plan.question(arguments, check, ends_too)
         turns = self._turns(plan.implementations, question)
-        turns.work()()
+        turns.work()
         turns.wait(0)
         if turns.outcomes and isinstance(error := turns.outcomes[-1].error, KeyboardInterrupt):
             raise error  # a Ctrl-C is the caller's
@@ -208,7 +208,6 @@ class HookExecutor:
         return outcomes
 
 
-def _work(begun: Sequence[HookRun]) -> Callable[[], object]:
-    for turns in begun[:-1]:
-        turns.work()()
-    return begun[-1].work()
+def _work(begun: Sequence[HookRun]) -> None:
+    for turns in begun:
+        turns.work()

@@ -121,8 +121,8 @@ class HookRun:
         self._done = threading.Lock()
         self._done.acquire()
 
-    def work(self) -> Callable[[], object]:
-        """Call them; what is returned lets `wait` go on. Raises nothing."""
+    def work(self) -> None:
+        """Call them, then let `wait` return. Raises nothing."""
         arguments, check, ends = self._question
         times = self._times
         take_turn, note, clock = self._turns.pop, times.append, perf_counter
@@ -158,7 +158,7 @@ class HookRun:
         with self._lock:
             self._finished = True
             self._count(len(times) - 1)
-        return self._done.release
+        self._done.release()
 
     def _count(self, until: int) -> None:
         """Count those that are back, up to a place, and were not counted yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from functools import partial
 from operator import is_
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from ..backends.lifecycle import Lifecycle
 from ..backends.registry import Record, Registry
 from ..concurrency.single_flight import SingleFlight
+from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
 from ..domain.models import Backend, Memory, Reading
 from ..processes.process import ProcessGone
@@ -67,7 +68,8 @@ class ModelReader:
     Args:
         registry: the registered backends.
         lifecycle: ends the registration of backends whose process has ended.
-        readings: reads one backend.
+        backend_reader: reads one backend.
+        thread_pool: reads the replicas of a model at the same time.
         max_age_seconds: maximum age of a reading that is given again; 0 gives none again.
     """
 
@@ -75,12 +77,14 @@ class ModelReader:
         self,
         registry: Registry,
         lifecycle: Lifecycle,
-        readings: BackendReader,
+        backend_reader: BackendReader,
+        thread_pool: ThreadPool,
         max_age_seconds: float,
     ) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
-        self._readings = readings
+        self._backend_reader = backend_reader
+        self._thread_pool = thread_pool
         self._max_age_seconds = max_age_seconds
         self._lock = threading.Lock()
         self._models: dict[str, _Replicas] = {}
@@ -114,7 +118,8 @@ class ModelReader:
             return reading.status.memory, reading.memory_source
         records = self._registry.records(model)
         held = [
-            self._readings.held(each, replace(reading, backend=each.backend)) for each in records
+            self._backend_reader.held(each, replace(reading, backend=each.backend))
+            for each in records
         ]
         return sum_of_memories([each for each, _ in held]), join_words(each for _, each in held)
 
@@ -159,7 +164,7 @@ class ModelReader:
 
     def _read(self, record: Record, replicas: int) -> Reading:
         try:
-            return replace(self._readings.read_record(record), replicas=replicas)
+            return replace(self._backend_reader.read_record(record), replicas=replicas)
         except ProcessGone:
             self._lifecycle.end(record)
             raise
@@ -173,9 +178,13 @@ class ModelReader:
         """
         records = replicas.records
         if len(records) > _READ_AT_ONCE:  # the last ones wait for no deadline of the first
-            self._readings.begin(records)
-        with ThreadPoolExecutor(min(len(records), _READ_AT_ONCE), "monitor-read") as pool:
-            futures = [pool.submit(self._get, replicas, e.backend.pid, True) for e in records]
+            self._backend_reader.begin(records)
+        futures = self._thread_pool.map(
+            lambda record: self._get(replicas, record.backend.pid, anew=True),
+            records,
+            _READ_AT_ONCE,
+        )
+        wait(futures)
         readings: dict[Record, Reading] = {}
         failure: Exception = ProcessGone(records[-1].backend.pid)
         for record, future in zip(records, futures, strict=True):
@@ -192,6 +201,6 @@ class ModelReader:
             raise failure
         if any(each.status for each in readings.values()):
             # A replica without a status adds the memory of its process tree.
-            held = [self._readings.held(record, each) for record, each in readings.items()]
+            held = [self._backend_reader.held(record, each) for record, each in readings.items()]
             return combine(list(readings.values()), held)
         return combine(list(readings.values()), [])

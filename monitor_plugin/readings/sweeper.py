@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 
 import grpc
 from msgspec.structs import replace
@@ -14,6 +14,7 @@ from ..backends.lifecycle import Lifecycle
 from ..backends.registry import Record, Registry
 from ..concurrency.periodic import PeriodicTask
 from ..concurrency.single_flight import SingleFlight
+from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
 from ..domain.models import Memory, Reading, Sample, Status
 from ..domain.observation import Observation, ProcessUsage
@@ -40,11 +41,12 @@ class Sweeper:
     Args:
         registry: where they stand.
         lifecycle: told of those that turn out to have ended.
-        readings: asks each, where hooks are asked too, and takes note of states.
+        backend_reader: asks each, where hooks are asked too, and takes note of states.
+        thread_pool: on which they are asked, where hooks are asked too.
         status_client: asks all of them by gRPC.
-        trees: reads their process trees.
+        usage_reader: reads their process trees.
         hooks: asked for what they know of memory, and told of each background sweep.
-        history: keeps figures of the background sweeps.
+        time_series: keeps figures of the background sweeps.
         settings: how long backends, and hooks, may take in all; how often to sweep.
     """
 
@@ -52,20 +54,22 @@ class Sweeper:
         self,
         registry: Registry,
         lifecycle: Lifecycle,
-        readings: BackendReader,
+        backend_reader: BackendReader,
+        thread_pool: ThreadPool,
         status_client: StatusClient,
-        trees: UsageReader,
+        usage_reader: UsageReader,
         hooks: Hooks,
-        history: TimeSeries,
+        time_series: TimeSeries,
         settings: Settings,
     ) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
-        self._readings = readings
+        self._backend_reader = backend_reader
+        self._thread_pool = thread_pool
         self._status_client = status_client
-        self._trees = trees
+        self._usage_reader = usage_reader
         self._hooks = hooks
-        self._history = history
+        self._time_series = time_series
         self._status_seconds = settings.status_timeout_seconds
         self._hook_seconds = settings.hook_timeout_seconds
         self._all = SingleFlight(_SHARED_SECONDS, lambda: self._sweep(self._registry.records()))
@@ -110,14 +114,14 @@ class Sweeper:
 
     def _tick(self) -> None:
         observations = self.sweep()
-        self._history.add(time.time(), observations)
+        self._time_series.add(time.time(), observations)
         if self._ticker and not self._ticker.stopping:
             self._hooks.readings_swept([each.reading for each in observations if each.reading])
 
     def _sweep(self, records: Sequence[Record]) -> list[Observation]:
         answers = self._ask(records)
         try:
-            look = self._trees.read([record.backend.pid for record in records])
+            look = self._usage_reader.read([record.backend.pid for record in records])
         except OSError:  # no more descriptors
             look = None
         replicas = Counter(record.backend.model for record in self._registry.records())
@@ -145,26 +149,23 @@ class Sweeper:
             records, backends, self._status_client.statuses(backends), strict=True
         ):
             try:
-                self._readings.note(record, backend, status)
+                self._backend_reader.note(record, backend, status)
                 asked.append((status, "grpc", code))
             except ProcessGone:
                 asked.append(None)
         return asked
 
     def _ask_through_hooks(self, records: Sequence[Record]) -> list[_Asked | None]:
-        """Ask each on a thread, as hooks may take their time; what is not back is left behind."""
-        pool = ThreadPoolExecutor(min(len(records), _ASKED_AT_ONCE) or 1, "monitor-sweep")
-        futures = [pool.submit(self._ask_one, record) for record in records]
-        wait(futures, self._status_seconds + self._hook_seconds)
-        pool.shutdown(wait=False, cancel_futures=True)
-        return [
-            future.result() if future.done() and not future.cancelled() else _NOT_IN_TIME
-            for future in futures
-        ]
+        """Ask each backend on a thread, as hooks may be slow; abandon what is not back in time."""
+        futures = self._thread_pool.map(self._ask_one, records, _ASKED_AT_ONCE)
+        late = wait(futures, self._status_seconds + self._hook_seconds).not_done
+        for future in late:
+            future.cancel()
+        return [_NOT_IN_TIME if future in late else future.result() for future in futures]
 
     def _ask_one(self, record: Record) -> _Asked | None:
         try:
-            return self._readings.ask(record)
+            return self._backend_reader.ask(record)
         except ProcessGone:
             return None
 

@@ -61,7 +61,7 @@ class StatusCaller:
         channel: grpc.Channel,
         timeout_seconds: float,
         metadata: tuple[tuple[str, str], ...],
-        done: Callable[[StatusOutcome | Exception], Callable[[], object]],
+        done: Callable[[StatusOutcome | Exception], object],
     ) -> None:
         """Begin a call.
 
@@ -69,8 +69,7 @@ class StatusCaller:
             channel: to the backend.
             timeout_seconds: the call's deadline.
             metadata: sent with it.
-            done: called on that thread with what it gave, or with what stood in its way; what it
-                returns is called last, when the thread is free for the next call again.
+            done: called on that thread with the outcome, or with the exception raised.
 
         Raises:
             RuntimeError: the system starts no more threads.

@@ -153,12 +153,12 @@ class Connection:
             done = partial(self._on_done, call)
             self._caller.begin(channel, self._call_seconds, metadata, done)
         except _NoRoom:
-            self._on_done(call, StatusOutcome(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))()
+            self._on_done(call, StatusOutcome(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
         except Exception as error:
-            self._on_done(call, error)()
+            self._on_done(call, error)
 
-    def _on_done(self, call: StatusCall, outcome: StatusOutcome | Exception) -> Callable[[], None]:
-        """Take note of what a call gave; what is returned wakes its readers."""
+    def _on_done(self, call: StatusCall, outcome: StatusOutcome | Exception) -> None:
+        """Record the outcome of a call, and wake its readers."""
         if isinstance(outcome, Exception) and self._closed:  # and so was the channel
             outcome = StatusOutcome(None, grpc.StatusCode.CANCELLED.name)
         if isinstance(outcome, Exception):
@@ -178,7 +178,7 @@ class Connection:
                 self._call = self._call or renewed
             if renewed:
                 self._start(renewed)
-        return call.done.set
+        call.done.set()
 
     def _finish(self, call: StatusCall, answer: StatusOutcome) -> None:
         seconds = time.monotonic() - call.started

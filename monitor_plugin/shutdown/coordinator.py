@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 from ..backends.counters import ModelCounter
 from ..backends.lifecycle import Lifecycle
 from ..backends.registry import Record, Registry
+from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
 from ..domain.models import Backend
 from ..plugins.hooks import Hooks
@@ -46,7 +47,8 @@ class ShutdownCoordinator:
         stopper: stops one of them.
         hooks: asked for leave, and told of the outcome.
         event_log: where it is written down how far each is.
-        counter: counts how they ended.
+        model_counter: counts how they ended.
+        thread_pool: stops the backends of a model at the same time.
         respawn_watch_seconds: how long to see whether the host starts the model again.
     """
 
@@ -57,7 +59,8 @@ class ShutdownCoordinator:
         stopper: Stopper,
         hooks: Hooks,
         event_log: EventLog,
-        counter: ModelCounter,
+        model_counter: ModelCounter,
+        thread_pool: ThreadPool,
         respawn_watch_seconds: float,
     ) -> None:
         self._registry = registry
@@ -65,7 +68,8 @@ class ShutdownCoordinator:
         self._stopper = stopper
         self._hooks = hooks
         self._event_log = event_log
-        self._counter = counter
+        self._model_counter = model_counter
+        self._thread_pool = thread_pool
         self._respawn_watch_seconds = respawn_watch_seconds
         self._lock = threading.Lock()
         self._under_way: dict[str, _Shutdown] = {}
@@ -188,7 +192,7 @@ class ShutdownCoordinator:
             for stop in stops:
                 backend = stop.record.backend
                 each = "failed" if stop.failure else outcome
-                self._counter.shut_down(backend, each)
+                self._model_counter.shut_down(backend, each)
                 self._hooks.shutdown_finished(backend, each, time.monotonic() - started)
         failures = [stop.failure for stop in stops if stop.failure]
         if failures:
@@ -216,24 +220,29 @@ class ShutdownCoordinator:
     def _stop(self, model: str, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
         """Stop backends at the same time, with leave, none before all are drained."""
         try:
-            with ThreadPoolExecutor(min(len(stops), _STOPS_AT_ONCE), "monitor-stop") as pool:
-                self._enter(shutdown, "asking")
-                # First: one that ends by itself from now on leaves none of its tree behind.
-                list(pool.map(self._stopper.open, stops))
-                self._ask_leave(model, [stop.record for stop in stops], shutdown.force)
-                self._enter(shutdown, "draining")
-                drain = self._stopper.begin_drain(shutdown.hurry)
-                list(pool.map(drain, stops))
-                if shutdown.spare_busy:
-                    for stop in stops:
-                        if stop.is_busy:
-                            shutdown.has_spared = True
-                            stop.spare()
-                self._enter(shutdown, "stopping")
-                list(pool.map(self._stopper.stop, stops))
+            self._enter(shutdown, "asking")
+            # First: one that ends by itself from now on leaves none of its tree behind.
+            self._for_each(stops, self._stopper.open)
+            self._ask_leave(model, [stop.record for stop in stops], shutdown.force)
+            self._enter(shutdown, "draining")
+            self._for_each(stops, self._stopper.begin_drain(shutdown.hurry))
+            if shutdown.spare_busy:
+                for stop in stops:
+                    if stop.is_busy:
+                        shutdown.has_spared = True
+                        stop.spare()
+            self._enter(shutdown, "stopping")
+            self._for_each(stops, self._stopper.stop)
         finally:
             for stop in stops:
                 stop.resources.close()
+
+    def _for_each(self, stops: Sequence[Stop], step: Callable[[Stop], None]) -> None:
+        """Take a step of several stops at the same time; return once all have ended."""
+        futures = self._thread_pool.map(step, stops, _STOPS_AT_ONCE)
+        wait(futures)
+        for future in futures:
+            future.result()
 
     def _ask_leave(self, model: str, records: Sequence[Record], force: bool) -> None:
         for record in records:

@@ -112,7 +112,7 @@ def test_threads_that_wait_for_another_process_are_not_awake() -> None:
     """While a thread is counted as blocked, another one takes the next request at once."""
     go, blocking = threading.Event(), BlockingObserver()
     dispatcher = Dispatcher(4)
-    blocking.tell(dispatcher.count_blocked)
+    blocking.subscribe(dispatcher.count_blocked)
     dispatcher.start()
     try:
         eventually(lambda: dispatcher.active_count == 0)

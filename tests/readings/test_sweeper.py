@@ -185,7 +185,7 @@ def test_the_background_sweeps(make_monitor: Callable[..., Monitor], spawner: Sp
     assert [each.source for each in readings] == ["grpc", "psutil", "grpc"]
     observations = monitor.sweep(fresh=False)
     assert [each.last_state for each in observations] == [State.READY, None, State.BUSY]
-    times, series = monitor._services.history.read()
+    times, series = monitor._services.time_series.read()
     assert times
     assert [each.backend for each in series] == monitor.backends()
 

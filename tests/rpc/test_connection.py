@@ -382,7 +382,7 @@ def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
         if closed:
             made.close()
         call = StatusCall()
-        made._on_done(call, ValueError("Cannot invoke RPC on closed channel!"))()
+        made._on_done(call, ValueError("Cannot invoke RPC on closed channel!"))
         assert call.done.is_set()
         assert call.answer == (None, code)
     assert len(caplog.records) == 1

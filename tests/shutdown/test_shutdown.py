@@ -225,7 +225,7 @@ def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawne
     spawned(monitor, backend.pid, address=backend.address)
     with ThreadPoolExecutor(3) as pool:
         patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
-        under_way = monitor._services.shutdowns._under_way
+        under_way = monitor._services.shutdown_coordinator._under_way
 
         def joined() -> bool:  # the one that stops it does not wait for that
             return "m" in under_way and bool(waiters(under_way["m"].result))
@@ -595,7 +595,7 @@ def test_closing_ends_a_drain_without_a_signal(
     spawned(monitor, backend.pid, address=backend.address)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(Client(monitor.url).shutdown, "m")
-        eventually(lambda: any(t.name.startswith("monitor-stop") for t in threading.enumerate()))
+        eventually(lambda: any(t.name == "monitor-worker" for t in threading.enumerate()))
         monitor.close()
         answer = stopping.result(60)
     assert answer.status == 500
@@ -659,7 +659,7 @@ def test_closing_while_others_are_asked_signals_nothing(
         stopping = pool.submit(monitor.shutdown, "m")
         assert asked.wait(30)
         closing = pool.submit(monitor.close)
-        eventually(lambda: monitor._services.shutdowns._stopper.closing.is_set())
+        eventually(lambda: monitor._services.shutdown_coordinator._stopper.closing.is_set())
         answer.set()
         with pytest.raises(ShutdownFailed, match="closed while it waited; nothing was signalled"):
             stopping.result(60)
@@ -680,13 +680,13 @@ def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
     suspend(backend.pid)
     eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
     asked: list[object] = []
-    ask = monitor._services.readings.ask
+    ask = monitor._services.backend_reader.ask
 
     def count(*arguments: Any) -> Any:
         asked.append(arguments)
         return ask(*arguments)
 
-    monkeypatch.setattr(monitor._services.readings, "ask", count)
+    monkeypatch.setattr(monitor._services.backend_reader, "ask", count)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         eventually(lambda: len(asked) > 3)

@@ -76,7 +76,7 @@ class Server:
             self._adapt_to_addresses()
             self._connections = Connections(self._server, listen, idle_seconds)
             self._dispatcher.start()
-            blocking.tell(self._dispatcher.count_blocked)
+            blocking.subscribe(self._dispatcher.count_blocked)
             self._closing = False
             self._flush_until = 0.0
             self._thread = threading.Thread(target=self._run, name="monitor-http", daemon=True)
