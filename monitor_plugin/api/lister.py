@@ -1,4 +1,4 @@
-"""The list of backends and of the last that ended."""
+"""Lists the backends, and the last ones that have ended."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .schemas import BackendsAnswer, backend_item, end_item, machine
 
 
 class Lister:
-    """Lists backends, and the last that ended.
+    """Lists the backends, and the last ones that have ended.
 
     Args:
-        registry: knows the ends.
+        registry: holds the backends that have ended.
         sweeper: reads the backends.
-        shutdowns: knows how far each shutdown is.
-        node: this node's name, in a cluster.
+        shutdowns: gives the progress of each shutdown.
+        node: the name of this node; None where it is in no cluster.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Lister:
         self._node = node
 
     def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
-        """List those of one model or of all, read now or as the last sweep found them."""
+        """List the backends of one model or of all, read now or as the last sweep found them."""
         observations = self._sweeper.sweep(model) if fresh else self._sweeper.last(model)
         progress = self._shutdowns.progress()
         now = time.time()

@@ -23,7 +23,7 @@ MODEL = "m"
 
 @pytest.fixture
 def loaded(monitor: Monitor, spawner: Spawner) -> Monitor:
-    """A monitor with one backend, at whose address nobody answers."""
+    """A monitor with one backend, which does not answer gRPC."""
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model=MODEL, pid=process.pid, address="127.0.0.1:1")
     return monitor
@@ -52,7 +52,7 @@ def test_the_model_comes_by_query_or_by_body(
     assert client.request(method, path, json.dumps({"model": MODEL}), form).status == 200
 
 
-def test_the_query_wins(loaded: Monitor, client: Client) -> None:
+def test_the_query_overrides_the_body(loaded: Monitor, client: Client) -> None:
     """Where both name a model, the query's is taken."""
     assert client.request("GET", f"/backend/monitor?model={MODEL}", {"model": "x"}).status == 200
     answer = client.request("GET", "/backend/monitor?model=x", {"model": MODEL})
@@ -170,7 +170,7 @@ def test_a_hosts_own_server_may_pass_on_a_body_without_a_length(
     environ.update({"wsgi.input": io.BytesIO(body), "CONTENT_TYPE": "application/json"})
     start = testing.StartResponseMock()
     list(loaded.app(environ, start))
-    assert str(start.status).startswith("400")  # without that word nobody knows where it would end
+    assert str(start.status).startswith("400")  # without that flag the end of the body is unknown
     environ["wsgi.input"] = io.BytesIO(body)
     list(loaded.app({**environ, "wsgi.input_terminated": True}, start))
     assert str(start.status).startswith(str(status))
@@ -221,7 +221,7 @@ def test_no_more_than_half_the_threads_wait_for_shutdowns(
     with ThreadPoolExecutor(4) as pool:
 
         def stop() -> Answer:
-            # It may come while what asks below has a place for a moment.
+            # The requests below may hold a slot for a moment.
             while (answer := client.shutdown(MODEL)).status == 503:
                 pass
             return answer
@@ -232,15 +232,15 @@ def test_no_more_than_half_the_threads_wait_for_shutdowns(
         assert_error(refused, 503, "too_many_shutdowns")
         assert int(refused.headers["Retry-After"]) > 0
         assert client.monitor(MODEL).json["state"] == 1
-        monitor.shutdown(MODEL, force=True)  # which ends the draining of those that wait
+        monitor.shutdown(MODEL, force=True)  # ends the draining that both requests wait for
         assert [each.result(60).status for each in waiting] == [200, 200]
 
 
-def test_each_shutdown_gives_its_place_back(
+def test_each_shutdown_releases_its_slot(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Whether it was done or failed: no number of them leaves fewer places for later ones."""
-    client = Client((monitor := make_monitor(http_threads=2)).url)  # so that there is one place
+    client = Client((monitor := make_monitor(http_threads=2)).url)  # so that there is one slot
     for _ in range(3):
         process = spawner.sleeper()
         monitor.hook.monitor_backend_spawned(model=MODEL, pid=process.pid, address="127.0.0.1:1")

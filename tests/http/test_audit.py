@@ -106,7 +106,7 @@ def test_each_refused_request_has_a_line(
 
 
 @pytest.mark.parametrize("method", ["WEBSOCKET", "PROPFIND", "BREW"])
-def test_a_method_that_is_none_of_http(
+def test_unknown_methods_are_refused(
     method: str, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What the framework refuses before it asks who may is answered as any error, and no fault."""
@@ -131,7 +131,7 @@ class Unspeakable:
         ({"model": "m", "force": Unspeakable()}, ModelNotLoaded),
     ],
 )
-def test_what_a_host_passes_cannot_spoil_its_line(
+def test_audit_line_survives_any_argument(
     arguments: dict[str, Any],
     error: type[Exception],
     monitor: Monitor,
@@ -144,7 +144,7 @@ def test_what_a_host_passes_cannot_spoil_its_line(
     assert line["outcome"] in ("invalid_request", "model_not_loaded")
 
 
-def test_what_ends_a_hosts_shutdown_early_is_no_success(
+def test_an_interrupted_shutdown_is_audited_as_an_error(
     lines: Callable[[], list[dict[str, Any]]],
 ) -> None:
     """Ctrl-C in the host's thread, say: there is a line, and it does not say `stopped`."""
@@ -153,7 +153,9 @@ def test_what_ends_a_hosts_shutdown_early_is_no_success(
     assert lines()[-1]["outcome"] == "internal_error"
 
 
-def test_an_unknown_address_is_not_made_up(lines: Callable[[], list[dict[str, Any]]]) -> None:
+def test_an_unknown_client_address_is_audited_as_unknown(
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
     """A host's own WSGI server may not say who asks, over a unix socket say."""
     monitor = Monitor(Settings(listen=None))
     environ = testing.create_environ("/healthz", host="evil.example")

@@ -53,7 +53,9 @@ def shut_down(client: Client, **headers: str) -> Answer:
 
 
 @pytest.mark.parametrize(("method", "path"), READS)
-def test_without_a_token_nothing_is_told(method: str, path: str, guarded: Client) -> None:
+def test_requests_without_a_valid_token_are_refused(
+    method: str, path: str, guarded: Client
+) -> None:
     """No token, another scheme and a wrong token are a 401 that says what is wanted."""
     for headers in ({}, {"Authorization": "Basic bDBuZQ=="}, {"Authorization": "l0ne"}):
         answer = guarded.request(method, path, None, headers)
@@ -112,7 +114,7 @@ def test_a_hooks_routes_are_guarded_too(make_monitor: Callable[..., Monitor]) ->
     assert answer.headers["Content-Security-Policy"] == "default-src 'self'"
 
 
-def test_what_is_open_reveals_no_model(guarded: Client) -> None:
+def test_only_the_page_and_health_need_no_token(guarded: Client) -> None:
     """Without a token only the page and the two health checks are answered."""
     assert guarded.request("GET", "/healthz").json == {"status": "ok"}
     assert guarded.request("GET", "/readyz").json == {"status": "ready"}
@@ -121,7 +123,7 @@ def test_what_is_open_reveals_no_model(guarded: Client) -> None:
         assert guarded.request(method, path).status == 401, path
 
 
-def test_ready_is_said_once_started() -> None:
+def test_readyz_follows_start_and_close() -> None:
     """`/readyz` is a 503 before the start and after the close, `/healthz` is not."""
     monitor = Monitor(Settings(listen=None))
     client = testing.TestClient(monitor.app, headers={"Host": "localhost"})
@@ -135,7 +137,7 @@ def test_ready_is_said_once_started() -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.9.9.9:80", "[::1]:8080", "a.localhost."]
 )
-def test_loopback_names_are_answered(host: str, loaded: Monitor, client: Client) -> None:
+def test_loopback_hosts_are_accepted(host: str, loaded: Monitor, client: Client) -> None:
     """By default the monitor is addressed by any name of loopback, and any port."""
     answer = client.request("GET", "/backend/monitor?model=m", None, {"Host": host})
     assert answer.status == 200
@@ -145,7 +147,7 @@ def test_loopback_names_are_answered(host: str, loaded: Monitor, client: Client)
     "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "192.168.1.5", "",
              "localhost@evil.example", "[::2]", "evil.example#localhost", "loc\xe4lhost"]
 )  # fmt: skip
-def test_other_names_are_refused(host: str, loaded: Monitor, client: Client) -> None:
+def test_other_hosts_are_refused(host: str, loaded: Monitor, client: Client) -> None:
     """A page that points its own name here gets nothing, and stops nothing."""
     for method, path in (*READS, ("GET", "/healthz"), ("GET", "/x")):
         assert_error(client.request(method, path, None, {"Host": host}), 403, "forbidden")
@@ -154,7 +156,7 @@ def test_other_names_are_refused(host: str, loaded: Monitor, client: Client) -> 
     assert loaded.backends()
 
 
-def test_allowed_hosts_are_answered(make_monitor: Callable[..., Monitor]) -> None:
+def test_allowed_hosts_are_accepted(make_monitor: Callable[..., Monitor]) -> None:
     """`allowed_hosts` names more, and `*` any that is a name at all."""
     client = Client(make_monitor(allowed_hosts=("Monitor.example.com", "[fd00::1]")).url)
     for host, status in (
@@ -169,14 +171,16 @@ def test_allowed_hosts_are_answered(make_monitor: Callable[..., Monitor]) -> Non
     assert client.request("GET", "/healthz", None, {"Host": "no name"}).status == 403
 
 
-def test_who_listens_everywhere_answers_for_addresses(make_monitor: Callable[..., Monitor]) -> None:
+def test_a_monitor_on_all_addresses_accepts_any_address_as_host(
+    make_monitor: Callable[..., Monitor],
+) -> None:
     """On 0.0.0.0 the monitor was told of every address of the machine, but of no name."""
     client = Client(make_monitor(listen="0.0.0.0:0", token="l0ne").url.replace("0.0.0.0", "127.1"))
     for host, status in (("10.1.2.3:8080", 200), ("[fe80::1]", 200), ("evil.example", 403)):
         assert client.request("GET", "/healthz", None, {"Host": host}).status == status
 
 
-def test_the_name_in_listen_is_answered() -> None:
+def test_the_host_of_listen_is_accepted() -> None:
     """The monitor was told of the name on which it listens."""
     for listen, host in (("10.0.0.5:80", "10.0.0.5"), ("[fd00::2]:80", "[fd00::2]:80"),
                          ("Node.example:80", "node.example")):  # fmt: skip
@@ -237,7 +241,7 @@ def test_a_page_of_another_site_stops_nothing(
     assert not [name for name in answer.headers if name.startswith("Access-Control-")]
 
 
-def test_an_origin_that_is_allowed_by_name(
+def test_pages_of_an_allowed_origin_may_read_and_stop(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Its pages may ask, stop and read the answers, with a preflight; those of others may not."""
@@ -274,7 +278,7 @@ def test_an_origin_that_is_allowed_by_name(
 
 @pytest.mark.parametrize("path", ["/backend/monitor?model=m", "/x", "/healthz", "/openapi.json"])
 @pytest.mark.parametrize("host", ["localhost", "evil.example"])
-def test_every_answer_keeps_browsers_strict(path: str, host: str, client: Client) -> None:
+def test_every_response_has_the_security_headers(path: str, host: str, client: Client) -> None:
     """No sniffing, no framing, no scripts, no caches; errors and refusals included."""
     headers = client.request("GET", path, None, {"Host": host}).headers
     assert headers["X-Content-Type-Options"] == "nosniff"

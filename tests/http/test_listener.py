@@ -91,7 +91,7 @@ def test_loopback_needs_no_token(host: str) -> None:
     open_listener(f"{host}:0", Settings()).close()
 
 
-def test_the_name_does_not_matter_but_what_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_address_decides_and_not_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A harmless name that leads to an open address is refused."""
 
     def resolve(host: str, port: int, **options: object) -> object:
@@ -102,7 +102,7 @@ def test_the_name_does_not_matter_but_what_is_bound(monkeypatch: pytest.MonkeyPa
         open_listener("localhost:0", Settings())
 
 
-def test_a_name_that_cannot_be_one_is_a_clear_error() -> None:
+def test_an_invalid_host_name_is_a_clear_error() -> None:
     """A label that is too long for a name is refused like a name that is unknown."""
     with pytest.raises(ListenError, match="cannot listen on"):
         open_listener(f"{'é' * 70}.invalid:0", Settings())
@@ -126,18 +126,18 @@ def test_a_unix_socket_is_served(make_monitor: Callable[..., Monitor], path: Pat
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777, 0o000])
-def test_the_mode_is_exact(
+def test_the_socket_file_has_the_exact_mode(
     mode: int, mask: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the umask, the file has the mode that was set, at no moment a wider one."""
     seen: list[int] = []
     chmod = Path.chmod
 
-    def look(self: Path, mode: int) -> None:
+    def recording_chmod(self: Path, mode: int) -> None:
         seen.append(stat.S_IMODE(path.lstat().st_mode))
         chmod(self, mode)
 
-    monkeypatch.setattr(Path, "chmod", look)
+    monkeypatch.setattr(Path, "chmod", recording_chmod)
     with umask(mask):
         listener = open_listener(f"unix:{path}", Settings(socket_mode=mode))
         assert os.umask(mask) == mask
@@ -173,7 +173,7 @@ def make_symlink(path: Path) -> None:
     ],
     ids=["file", "folder", "dangling link", "link to a stale socket", "pipe"],
 )
-def test_what_is_no_socket_is_left_alone(
+def test_other_kinds_of_file_are_left_alone(
     put: Callable[[Path], object], said: str, path: Path
 ) -> None:
     """A file, folder, link or pipe in the way is named, and stays."""
@@ -222,7 +222,7 @@ def test_a_second_monitor_does_not_steal_the_first_ones_socket(
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_that_start_at_once_one_wins(stale: bool, path: Path) -> None:
+def test_one_of_many_concurrent_binds_wins(stale: bool, path: Path) -> None:
     """Whatever the order, exactly one listens, and it is the one that is reached."""
     count = 8
     for _ in range(30):

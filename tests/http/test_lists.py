@@ -20,7 +20,7 @@ from ..support import Client, Spawner, eventually, suspend
 
 
 class Hook:
-    """Answers in any state, and lets shutdowns wait."""
+    """A hook that answers any state, and lets shutdowns wait for an event."""
 
     def __init__(self) -> None:
         self.state = 2
@@ -42,7 +42,7 @@ def hook() -> Hook:
 
 @pytest.fixture
 def hooked(hook: Hook, make_monitor: Callable[..., Monitor]) -> Monitor:
-    """A monitor with the hook, which never sweeps on its own."""
+    """A monitor with the hook and without periodic sweeps."""
     return make_monitor([hook], sweep_interval_seconds=0, hook_timeout_seconds=60.0)
 
 
@@ -54,7 +54,7 @@ def get(client: Client, path: str) -> Any:
 
 
 def age(text: str) -> float:
-    """How old a moment in RFC 3339 is, in seconds."""
+    """Seconds since a time in RFC 3339."""
     moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return (datetime.now(timezone.utc) - moment).total_seconds()
 
@@ -148,7 +148,7 @@ def test_the_last_readings_are_listed(
     suspend(running.pid)
     (item,) = get(client, "/backends?fresh=false")["backends"]
     assert (item["state"], item["source"]) == (2, "grpc")
-    # One that is asked for at about the same time as another is the same.
+    # A reading that is still fresh may be given again.
     eventually(lambda: get(client, "/backends?fresh=true")["backends"][0]["source"] == "psutil")
     (item,) = get(client, "/backends?fresh=true")["backends"]
     assert (item["state"], item["last_state"]) == (None, 2)
@@ -217,7 +217,9 @@ def test_bad_parameters_are_refused(path: str, client: Client) -> None:
     assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request")
 
 
-def test_history_is_given(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_history_lists_the_points_of_each_backend(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
     """The points of each backend, and when they were taken."""
     monitor = make_monitor(sweep_interval_seconds=0.05)
     client = Client(monitor.url)
@@ -238,7 +240,7 @@ def test_history_is_given(make_monitor: Callable[..., Monitor], spawner: Spawner
     assert get(client, "/history?model=other")["backends"] == []
 
 
-def test_what_happens_is_told_in_order(monitor: Monitor, client: Client, spawner: Spawner) -> None:
+def test_events_are_listed_in_order(monitor: Monitor, client: Client, spawner: Spawner) -> None:
     """Registration, state, end, each once and with its facts; then nothing new."""
     running = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=running.pid, address=running.address)
@@ -274,15 +276,17 @@ def test_what_happens_is_told_in_order(monitor: Monitor, client: Client, spawner
     }
     again = get(client, f"/events?after={answer['next']}")
     assert again == {**answer, "events": [], "poll_after_seconds": again["poll_after_seconds"]}
-    assert get(client, f"/events?after={ids[1]}")["events"] == [{**ended, **_told(client, ids[2])}]
+    assert get(client, f"/events?after={ids[1]}")["events"] == [
+        {**ended, **_id_and_time(client, ids[2])}
+    ]
 
 
-def _told(client: Client, id: int) -> dict[str, Any]:
+def _id_and_time(client: Client, id: int) -> dict[str, Any]:
     (event,) = [each for each in get(client, "/events")["events"] if each["id"] == id]
     return {"id": id, "at": event["at"]}
 
 
-def test_a_quarter_of_the_threads_may_wait(
+def test_a_quarter_of_the_threads_may_wait_for_events(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """More are answered at once, and told when to ask again; all learn of what happens."""
@@ -307,7 +311,7 @@ def test_a_quarter_of_the_threads_may_wait(
             assert page["poll_after_seconds"] == 0
 
 
-def test_waiting_ends_with_the_monitor(make_monitor: Callable[..., Monitor]) -> None:
+def test_waiting_for_events_ends_with_the_monitor(make_monitor: Callable[..., Monitor]) -> None:
     """A client that waits is answered when the monitor closes."""
     monitor = make_monitor()
     client = Client(monitor.url)
@@ -320,7 +324,7 @@ def test_waiting_ends_with_the_monitor(make_monitor: Callable[..., Monitor]) -> 
         assert waiting.result(timeout=60)["events"] == []
 
 
-def test_the_version_is_told(client: Client) -> None:
+def test_version_is_answered(client: Client) -> None:
     """The program's name, and its version."""
     assert get(client, "/version") == {
         "name": "monitor-plugin",
@@ -328,7 +332,7 @@ def test_the_version_is_told(client: Client) -> None:
     }
 
 
-def test_lists_want_a_readers_token(make_monitor: Callable[..., Monitor]) -> None:
+def test_lists_need_a_token_of_role_read(make_monitor: Callable[..., Monitor]) -> None:
     """None of them is open where a token is set, as each reveals models, or what runs."""
     client = Client(make_monitor(token="l0ne").url)
     for path in ("/backends", "/v1/backends", "/events", "/history", "/version"):

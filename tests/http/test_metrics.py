@@ -36,7 +36,7 @@ PROMETHEUS = (
 
 
 def series(text: str, media_type: str = TEXT) -> Series:
-    """Parse every sample, and see that no series stands there twice."""
+    """Parse every sample, and check that no series occurs twice."""
     parse = parse_openmetrics if media_type == OPENMETRICS else parse_text
     found: Series = {}
     for family in parse(text):
@@ -110,7 +110,7 @@ def test_both_formats_say_the_same(media_type: str) -> None:
     assert value(found, "monitor_machine_memory_bytes") == psutil.virtual_memory().total
 
 
-def test_what_is_not_known_is_absent() -> None:
+def test_unknown_figures_are_absent() -> None:
     """Of a backend that was never read there is a state, which is unknown, and no figure."""
     exposition = Exposition(lambda: [observe()], lambda _: None, dict)
     found = series(exposition.render(TEXT)[0].decode())
@@ -132,7 +132,7 @@ def test_what_is_not_known_is_absent() -> None:
         (failed("UNAVAILABLE"), 0),
     ],
 )
-def test_up_is_who_answers(facts: dict[str, Any], up: int) -> None:
+def test_up_means_that_the_backend_answers(facts: dict[str, Any], up: int) -> None:
     """A backend that has no Status is as much up as one that has; one that is silent is not."""
     found = series(render(observe(**facts)))
     assert value(found, "monitor_backend_up", model="m", replica="127.0.0.1:1") == up
@@ -175,7 +175,7 @@ def test_any_name_is_escaped(model: str, media_type: str) -> None:
     assert value(found, name, **labels, component="\u2028") == 2
 
 
-def test_replicas_and_what_moved_have_series_of_their_own() -> None:
+def test_replicas_have_their_own_series() -> None:
     """Two backends of a model differ by their address; one seen twice stands there once."""
     text = render(observe(**read(2)), observe(address="unix:/b", **read(0)), observe(**read(1)))
     found = series(text)
@@ -259,13 +259,15 @@ def test_real_backends_are_scraped(loaded: Monitor, spawner: Spawner) -> None:
     up = "monitor_backend_up"
     found: Series = {}
 
-    def all_that_answer_are_up() -> bool:  # they may not have been in time, on a slow machine
+    def all_that_answer_are_up() -> bool:  # on a slow machine a backend may answer too late
         found.clear()
         found.update(scrape(loaded))
         return [value(found, up, **each) for each in (m, hung, old)] == [1, 0, 1]
 
     eventually(all_that_answer_are_up)
-    assert {name.split("_")[0] for name, _ in found} == {"monitor"}  # nothing of the host's process
+    assert {name.split("_")[0] for name, _ in found} == {
+        "monitor"
+    }  # no metrics of the host's process
     name = "monitor_backend_memory_bytes"
     assert value(found, name, **m, component="weights") == 2 * 1024**2
     assert value(found, name, **m, component="vram") == 7

@@ -92,7 +92,7 @@ def test_a_file_needs_nothing_from_elsewhere(path: Path) -> None:
     assert {f"/{name}" for name in named} <= set(PAGE_PATHS)
 
 
-def test_what_is_vendored_is_recorded() -> None:
+def test_vendored_files_are_recorded() -> None:
     """The notes have the version that stands in the file, and the license is beside it."""
     notes = (FOLDER / "vendored" / "README.md").read_text()
     (version,) = re.findall(r"\(v([\d.]+)\)", (FOLDER / "vendored/uPlot.iife.min.js").read_text())

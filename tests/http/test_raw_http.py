@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
     @property
     def is_fine(self) -> bool:
-        """Whether it is no 5xx but those that the contract and waitress have on purpose."""
+        """Whether its status is below 500, or a 5xx that the contract or waitress intends."""
         if self.status == 501:
             return self.body.startswith(b"Not Implemented\r\n\r\nTransfer-Encoding")
         if self.status >= 500:
@@ -54,17 +54,17 @@ class Raw:
     def close(self) -> None:
         self._socket.close()
 
-    def filled(self, data: bytes) -> bytes:
-        """Put the monitor's name into the place that is left for it."""
+    def with_host(self, data: bytes) -> bytes:
+        """Replace `{host}` by the monitor's address."""
         return data.replace(b"{host}", self._host)
 
     def send(self, data: bytes, *, end: bool = False) -> None:
         with contextlib.suppress(ConnectionError):  # it may be closed before all has come
-            self._socket.sendall(self.filled(data))
+            self._socket.sendall(self.with_host(data))
             if end:
                 self._socket.shutdown(socket.SHUT_WR)
 
-    def _more(self) -> bool:
+    def _receive(self) -> bool:
         try:
             data = self._socket.recv(65536)
         except ConnectionError:
@@ -73,9 +73,9 @@ class Raw:
         return bool(data)
 
     def answer(self) -> Answer | None:
-        """Read an answer; None where it was closed instead."""
+        """Read an answer; None if the connection is closed instead."""
         while b"\r\n\r\n" not in self._data:
-            if not self._more():
+            if not self._receive():
                 return None
         head, _, self._data = self._data.partition(b"\r\n\r\n")
         first, *lines = head.split(b"\r\n")
@@ -84,18 +84,18 @@ class Raw:
         headers = dict(line.lower().split(b": ", 1) for line in lines)
         size = int(headers.get(b"content-length", b"0"))
         while len(self._data) < size:
-            assert self._more(), "an answer was cut off"
+            assert self._receive(), "an answer was cut off"
         body, self._data = self._data[:size], self._data[size:]
         return Answer(int(status), body)
 
     def answers(self) -> list[Answer]:
-        """Read answers until it is closed."""
+        """Read answers until the connection is closed."""
         return list(iter(self.answer, None))
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """Speaks to a monitor with a model `m`, of which nothing is known but its process."""
+    """A client of a monitor with a model `m`, whose backend has no gRPC server."""
     spawner = Spawner()
     with Monitor(Settings(listen="127.0.0.1:0")) as monitor:
         pid = spawner.sleeper().pid
@@ -105,8 +105,8 @@ def client() -> Iterator[Client]:
 
 
 @pytest.fixture(autouse=True)
-def _no_complaints(client: Client, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever was sent, no more than that is logged, and the next client is answered."""
+def _nothing_is_logged(client: Client, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The server logs nothing, whatever was sent, and answers the next client."""
     with caplog.at_level(logging.WARNING):
         yield
     assert client.monitor("m").status == 200
@@ -240,7 +240,7 @@ def test_odd_requests_are_answered_or_closed(
     """Sent at once or in two parts, each gets the answer that it should, without a wait."""
     data, expected = CASES[case]
     raw = connect()
-    data = raw.filled(data)
+    data = raw.with_host(data)
     if split:
         raw.send(data[: len(data) // 2])
         another = connect()
@@ -288,7 +288,9 @@ def test_no_header_costs_the_square_of_its_length(header: bytes) -> None:
     [b"", b"GET", b"GET / HTTP/1.1\r\n", b"GET /\r\n", POST + b"Content-Length: 9\r\n\r\nx",
      CHUNKED, CHUNKED + b"f" * 900, CHUNKED + b"ffffffffff\r\nx", b"\r\n\r\n", b" "],
 )  # fmt: skip
-def test_what_ends_too_early_is_closed(data: bytes, connect: Callable[[], Raw]) -> None:
+def test_incomplete_requests_are_closed_without_an_answer(
+    data: bytes, connect: Callable[[], Raw]
+) -> None:
     """A client that says no more is not waited for, and gets no answer to half a request."""
     raw = connect()
     raw.send(data, end=True)

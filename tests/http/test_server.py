@@ -32,14 +32,14 @@ MakeServer = Callable[..., Server]
 
 
 def show(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """Answer with what the application sees."""
+    """An application that answers with its environment."""
     seen = {key: value for key, value in environ.items() if isinstance(value, str)}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(seen).encode()]
 
 
-class Held:
-    """An application that answers when it is told to, or at once at `/quick`."""
+class SlowApp:
+    """An application whose answers wait for an event, except those of `/quick`."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
@@ -53,7 +53,7 @@ class Held:
 
 
 class Large:
-    """An application whose answers no socket's buffers take whole."""
+    """An application whose answers are larger than the buffers of any socket."""
 
     def __init__(self) -> None:
         self.ended = 0
@@ -91,22 +91,22 @@ def make_server() -> Iterator[MakeServer]:
 
 
 @pytest.fixture(autouse=True)
-def _no_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever clients do, operators hear nothing of it."""
+def _nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The server logs nothing, whatever clients do."""
     with caplog.at_level(logging.WARNING):
         yield
     assert logged(caplog) == []
 
 
-def send_noting(note: Callable[[bytes], object]) -> Callable[..., int]:
-    """Make a `Channel.send` that tells what it is to send before it does."""
+def recording_send(record: Callable[[bytes], object]) -> Callable[..., int]:
+    """Make a `Channel.send` that calls a function with the data before it sends them."""
     send = Channel.send
 
-    def noted(channel: Channel, data: bytes, do_close: bool = True) -> int:
-        note(data)
+    def recording(channel: Channel, data: bytes, do_close: bool = True) -> int:
+        record(data)
         return send(channel, data, do_close)
 
-    return noted
+    return recording
 
 
 def connect(server: Server, data: bytes = b"") -> socket.socket:
@@ -117,7 +117,7 @@ def connect(server: Server, data: bytes = b"") -> socket.socket:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the server has closed it; what it has sent is read."""
+    """Whether the server has closed the connection; reads and drops what the server has sent."""
     connection.setblocking(False)
     try:
         while True:
@@ -130,17 +130,17 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def threads() -> set[int]:
-    """Number the threads of servers: on a busy machine others may have come in their place."""
+    """Count the threads of servers, as a set of numbers: a thread may have replaced another one."""
     return set(range(sum(each.name.startswith("monitor-http") for each in threading.enumerate())))
 
 
 def resources() -> set[object]:
-    """Tell how many threads of servers there are, and which descriptors are open."""
+    """Collect the threads of servers (by number) and the open descriptors."""
     return {*threads(), *descriptors()}
 
 
-def left(before: set[object]) -> set[object]:
-    """Tell which of these there are more than before, once there are none or a minute is over."""
+def leaked(before: set[object]) -> set[object]:
+    """Collect what is there beyond `before`; wait up to a minute until that is nothing."""
     with contextlib.suppress(AssertionError):
         eventually(lambda: not resources() - before)
     return resources() - before
@@ -174,7 +174,7 @@ SPOOFED = {
         ("unix", "unix", "203.0.113.7"),
     ],
 )
-def test_only_the_trusted_proxy_says_whose_request_it_is(
+def test_only_the_trusted_proxy_sets_the_client_address(
     listen: str, trusted_proxy: str | None, seen: str, make_server: MakeServer, tmp_path: Path
 ) -> None:
     """`X-Forwarded-For` counts from that peer alone; the others change nothing, from anybody."""
@@ -190,7 +190,7 @@ def test_only_the_trusted_proxy_says_whose_request_it_is(
     assert spoofed == plain
 
 
-def test_of_a_chain_the_last_address_counts(make_server: MakeServer) -> None:
+def test_the_last_forwarded_address_counts(make_server: MakeServer) -> None:
     """What the client put before the trusted proxy's word is not believed."""
     client = Client(make_server(trusted_proxy="127.0.0.1").url)
     headers = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7"}
@@ -250,7 +250,7 @@ def test_a_client_that_asks_in_time_keeps_its_connection(make_server: MakeServer
 
 def test_a_request_that_takes_long_is_not_cut_off(make_server: MakeServer) -> None:
     """While it is being answered a connection is not idle, however long it takes."""
-    app = Held()
+    app = SlowApp()
     server = make_server(app, idle_seconds=2)
     with connect(server, GET) as waiting, connect(server) as idle:
         assert app.begun.acquire(timeout=60)
@@ -282,10 +282,12 @@ def test_an_unread_answer_does_not_keep_its_thread(
         assert len(deaf) == 4
 
 
-def test_the_quietest_makes_room(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quietest_connections_are_evicted(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the limit those quiet for longest go, and none whose request is being answered."""
     monkeypatch.setattr(connections, "most_connections", lambda: 16)
-    app = Held()
+    app = SlowApp()
     server = make_server(app, http_threads=4)
     quick = GET.replace(b"GET /", b"GET /quick")
     with contextlib.ExitStack() as stack:
@@ -309,12 +311,12 @@ def test_the_quietest_makes_room(make_server: MakeServer, monkeypatch: pytest.Mo
             assert each.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_where_all_are_being_answered_further_ones_wait(
+def test_new_connections_wait_while_all_are_being_answered(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No answer is given up for a new connection, which is served when one has ended."""
     monkeypatch.setattr(connections, "most_connections", lambda: 4)
-    app = Held()
+    app = SlowApp()
     server = make_server(app, http_threads=8)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connect(server, GET)) for _ in range(6)]
@@ -344,7 +346,7 @@ def test_tricklers_hold_no_thread(make_server: MakeServer) -> None:
             assert each.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_the_largest_unfinished_bodies_make_room(
+def test_the_largest_unfinished_bodies_are_evicted(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bodies that never come whole take a bounded memory; a small one is not given up for them."""
@@ -364,7 +366,7 @@ def test_the_largest_unfinished_bodies_make_room(
         assert small.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_answers_that_nobody_takes_make_room(
+def test_connections_with_unread_answers_are_evicted(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers that are not read take a bounded memory, and the threads that write them go on."""
@@ -379,7 +381,7 @@ def test_answers_that_nobody_takes_make_room(
         assert sum(held) <= 32 * 1024 * 1024
 
 
-def test_what_waits_takes_no_descriptors(make_server: MakeServer) -> None:
+def test_unfinished_bodies_take_no_descriptors(make_server: MakeServer) -> None:
     """Bodies that have not come whole are kept in memory, so that descriptors are left."""
     server = make_server()
     before = descriptors()
@@ -406,11 +408,11 @@ def test_a_client_that_goes_leaves_nothing(
     before = resources()
     for _ in range(20):
         with connect(server, data) as connection:
-            if reset:  # what is closed with no time to linger is reset
+            if reset:  # a socket that closes with no time to linger sends a reset
                 linger = (1).to_bytes(4, "little") + bytes(4)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     assert Client(server.url).request("GET", "/").status == 200
-    assert not left(before)
+    assert not leaked(before)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -428,10 +430,10 @@ def test_a_client_that_goes_within_an_answer_leaves_nothing(
                 linger = (1).to_bytes(4, "little") + bytes(4)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     eventually(lambda: app.ended == 5)
-    assert not left(before)
+    assert not leaked(before)
 
 
-def test_children_that_were_forked_keep_nothing_open(make_server: MakeServer) -> None:
+def test_forked_children_keep_no_connection_open(make_server: MakeServer) -> None:
     """They hold copies of its sockets: clients are closed and refused, and the port is free."""
     server = make_server(listen=f"127.0.0.1:{free_port()}", idle_seconds=2)
     with connect(server, GET) as connection, contextlib.ExitStack() as copies:
@@ -452,7 +454,7 @@ def test_only_the_loops_thread_closes_connections(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a new one gets the number of one that was ready, and is taken for it."""
-    app = Held()
+    app = SlowApp()
     server = make_server(app)
     closed_by: list[str] = []
     close = Channel.handle_close
@@ -462,7 +464,7 @@ def test_only_the_loops_thread_closes_connections(
         close(channel)
 
     monkeypatch.setattr(Channel, "handle_close", handle_close)
-    # The answer to the first still goes out; who writes `100 Continue` then finds nobody there.
+    # The first answer is still sent; `100 Continue` is then written to a closed connection.
     with connect(server, GET + POST + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n"):
         assert app.begun.acquire(timeout=60)
     app.go.set()
@@ -482,7 +484,7 @@ def test_closing_ends_threads_that_wait_for_readers() -> None:
         )
         server.close()
         eventually(lambda: app.ended == 1)
-    assert not left(before)
+    assert not leaked(before)
 
 
 def test_urgent_data_closes_the_connection(make_server: MakeServer) -> None:
@@ -516,7 +518,7 @@ server.close()
 """
 
 
-def test_where_the_host_takes_the_descriptors_clients_still_get_in(spawner: Spawner) -> None:
+def test_clients_connect_although_the_host_takes_all_descriptors(spawner: Spawner) -> None:
     """With none left for a new connection, the quietest one is closed for it."""
     process = spawner.python(STARVED, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -537,7 +539,7 @@ def test_an_answer_is_sent_in_one_piece(
 ) -> None:
     """The head and the body, so that the client wakes up once."""
     sent: list[bytes] = []
-    monkeypatch.setattr(Channel, "send", send_noting(sent.append))
+    monkeypatch.setattr(Channel, "send", recording_send(sent.append))
     server = make_server()
     assert Client(server.url).request("GET", "/").status == 200
     (answer,) = sent
@@ -545,7 +547,7 @@ def test_an_answer_is_sent_in_one_piece(
     assert answer.endswith(b"}")
 
 
-def test_the_loop_leaves_alone_what_a_thread_sends(
+def test_the_loop_does_not_write_while_a_thread_sends(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not try to write to that connection again and again, as the system lets it."""
@@ -560,7 +562,7 @@ def test_the_loop_leaves_alone_what_a_thread_sends(
         tried.append(channel)
         HTTPChannel.handle_write(channel)
 
-    monkeypatch.setattr(Channel, "send", send_noting(hold))
+    monkeypatch.setattr(Channel, "send", recording_send(hold))
     monkeypatch.setattr(Channel, "handle_write", handle_write, raising=False)
     server = make_server()
     connection = connect(server, GET.replace(b"GET /", b"GET /held"))
@@ -604,12 +606,12 @@ def test_the_loop_sends_at_once_what_a_thread_could_not(
         return (b"first" if turn == 0 else b"%d last" % go.wait(60) for turn in range(2))
 
     def send(channel: Channel, data: bytes, do_close: bool = True) -> int:
-        """Send nothing from the thread that answers, as if the client had taken nothing so far."""
+        """Send nothing from the request thread, as if the client had read nothing so far."""
         by_loop = threading.current_thread().name == "monitor-http"
         return original(channel, data, do_close) if by_loop or b"first" not in data else 0
 
     def write_soon(channel: Channel, data: bytes) -> int:
-        """Let the loop come around once more before the thread is through."""
+        """Let the loop make one more pass before the request thread goes on."""
         size = write(channel, data)
         if b"first" in data:
             other.sendall(GET)
@@ -619,7 +621,7 @@ def test_the_loop_sends_at_once_what_a_thread_could_not(
     original, write = Channel.send, HTTPChannel.write_soon
     monkeypatch.setattr(Channel, "send", send)
     monkeypatch.setattr(HTTPChannel, "write_soon", write_soon)
-    # Nothing but being told wakes the loop within the time that the client has.
+    # Only the trigger wakes the loop before the client's timeout.
     monkeypatch.setattr(connections.Connections, "evict", lambda self: 1000.0)
     monkeypatch.setattr(Dispatcher, "resize", lambda self: 1000.0)
     server = make_server(app)
