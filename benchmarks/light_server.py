@@ -18,7 +18,7 @@ from monitor_plugin.rpc.protocol import SERVICE, load_messages
 
 def serve(pool: ThreadPoolExecutor, port_of_its_own: bool) -> tuple[grpc.Server, int]:
     """Start one server."""
-    answer = load_messages()("StatusResponse")(state=2)
+    answer = load_messages()["StatusResponse"](state=2)
     handler = grpc.unary_unary_rpc_method_handler(
         lambda request, context: answer.SerializeToString()
     )

@@ -70,7 +70,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def measure(count: int, rounds: int) -> dict[str, list[float]]:
     """Measure with so many backends; gives the milliseconds of each round."""
-    response = load_messages()("StatusResponse")
+    response = load_messages()["StatusResponse"]
     settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=0, status_timeout_seconds=10.0)
     with backends(count) as running, Monitor(settings) as monitor, ExitStack() as stack:
         for pid, address in running:

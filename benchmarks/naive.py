@@ -74,7 +74,7 @@ def each(target: Target) -> Answer:
 
 
 def _status(channel: grpc.Channel) -> Answer:
-    parse = load_messages()("StatusResponse").FromString
+    parse = load_messages()["StatusResponse"].FromString
     response = channel.unary_unary(STATUS_METHOD, None, None)(b"", timeout=10)
     status = status_from_wire(parse(response))
     return Answer(status.state, status.memory)

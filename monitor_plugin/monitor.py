@@ -45,7 +45,7 @@ from .processes.usage import UsageReader
 from .readings.model_reader import ModelReader
 from .readings.reader import BackendReader
 from .readings.sweeper import Sweeper
-from .rpc.channel_security import ChannelSecurity
+from .rpc.channels import ChannelSecurity
 from .rpc.client import StatusClient
 from .shutdown.coordinator import ShutdownCoordinator
 from .shutdown.stop import Stopper

@@ -24,7 +24,7 @@ from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
 from ..processes.process_table import ProcessTable, read_row
 from ..processes.sampler import BASELINE_INTERVAL_SECONDS, Sampler
-from ..rpc.channel_security import ChannelSecurity
+from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
 from .counters import ModelCounter
 from .registry import Record, Registry
@@ -121,7 +121,7 @@ class Lifecycle:
             tell = partial(self._tell_registered, backend, told)
             in_the_way = self._registry.update(record, backend, canonical, tell)
             if told:
-                self._status_client.forget(previous)
+                self._status_client.close_connection(previous)
         else:
             if record:
                 self.end(record)
@@ -225,14 +225,15 @@ class Lifecycle:
             told.append(self._hooks.backend_gone(record.backend, exit))
 
         if not self._registry.end(record, exit, oom_kill_seen, tell):
-            self._status_client.forget(record.backend)  # who came late may have connected anew
+            # A late reader may have opened a connection again.
+            self._status_client.close_connection(record.backend)
             return None
         self._let_go(record)
         self._counter.ended(record.backend, exit)
         return told[0]
 
     def _let_go(self, record: Record) -> None:
-        self._status_client.forget(record.backend)
+        self._status_client.close_connection(record.backend)
         self._discard(record)
 
     def _mark(self) -> None:

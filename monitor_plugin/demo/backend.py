@@ -65,7 +65,7 @@ class Service:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._message = load_messages()
+        self._messages = load_messages()
         self._busy_until = time.monotonic() + options.busy_seconds
         self._busy = False
         self._memory = {
@@ -104,12 +104,12 @@ class Service:
 
     def health(self) -> Any:
         """Say that it serves."""
-        return self._message("Reply")(message=b"OK")
+        return self._messages["Reply"](message=b"OK")
 
     def free(self) -> Any:
         """Let go of weights and cache."""
         self._memory = dict.fromkeys(self._memory)
-        return self._message("Result")(message="freed", success=True)
+        return self._messages["Result"](message="freed", success=True)
 
     def status(self) -> Any:
         """Report the state, and the memory that is held."""
@@ -117,7 +117,7 @@ class Service:
             threading.Event().wait()
         time.sleep(self._options.status_seconds)
         busy = self._busy or time.monotonic() < self._busy_until
-        response = self._message("StatusResponse")(
+        response = self._messages["StatusResponse"](
             state=int(State.BUSY) if busy else self._options.state
         )
         if not self._options.no_memory:

@@ -23,7 +23,7 @@ from ..api.schemas import machine
 from ..backends.counters import ModelCounts
 from ..domain.models import Backend, State, state_name
 from ..domain.observation import Observation
-from ..rpc.call_stats import DURATION_BOUNDS, StatusCounts
+from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
 # A backend chooses the names of its components, and each name is one more series in Prometheus.
 _MAX_COMPONENTS = 32

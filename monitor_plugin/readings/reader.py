@@ -16,8 +16,8 @@ from ..plugins.event_queue import Delivery
 from ..plugins.hooks import Hooks
 from ..processes.process import ProcessGone
 from ..processes.process_table import ProcessTable
-from ..rpc.call import StatusOutcome
 from ..rpc.client import StatusClient
+from ..rpc.connection import StatusRequest
 
 NO_SAMPLE = Sample(None, None, None, None)
 
@@ -56,14 +56,14 @@ class BackendReader:
         """
         backend, components = record.backend, None
         seconds = self._status_timeout_seconds
-        asked = self._begin(record, backend)
+        request = self._begin(record, backend)
         if record.source is None:
             answer_of_hooks = self._hooks.query_status(backend, seconds)
         else:  # it is to be expected that it answers again
             answer_of_hooks, components = self._hooks.query_both(
                 backend, seconds, partial(self._table.tree, backend.pid)
             )
-        status, source, rpc_error = self._ask(record, backend, math.inf, asked, answer_of_hooks)
+        status, source, rpc_error = self._ask(record, backend, math.inf, request, answer_of_hooks)
         if status is None:
             return self._read_sample(record, backend, rpc_error)
         breakdown = components() if components else self._components(backend)
@@ -74,7 +74,7 @@ class BackendReader:
         """Begin to ask by gRPC those that are read soon: their deadlines run at the same time."""
         if not self._hooks.have_a_part_in_status():
             for record in records:
-                self._status_client.begin(record.backend)
+                self._status_client.request_status(record.backend)
 
     def held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
         """What a backend holds, and who says so: (None, None) where that is not known."""
@@ -99,30 +99,30 @@ class BackendReader:
             ProcessGone: its process has ended, whoever answers at its address.
         """
         backend, deadline = record.backend, time.monotonic() + patience_seconds
-        asked = self._begin(record, backend)
+        request = self._begin(record, backend)
         seconds = min(self._status_timeout_seconds, patience_seconds)
         answer_of_hooks = self._hooks.query_status(backend, seconds)
-        return self._ask(record, backend, deadline, asked, answer_of_hooks)
+        return self._ask(record, backend, deadline, request, answer_of_hooks)
 
-    def _begin(self, record: Record, backend: Backend) -> Callable[[float], StatusOutcome] | None:
+    def _begin(self, record: Record, backend: Backend) -> StatusRequest | None:
         """Ask by gRPC at once whoever answered by it before; hooks are asked meanwhile."""
-        return self._status_client.begin(backend) if record.source == "grpc" else None
+        return self._status_client.request_status(backend) if record.source == "grpc" else None
 
     def _ask(
         self,
         record: Record,
         backend: Backend,
         deadline: float,
-        asked: Callable[[float], StatusOutcome] | None,
+        request: StatusRequest | None,
         answer_of_hooks: Callable[[], Status | None],
     ) -> tuple[Status | None, str, str | None]:
         source, rpc_error = "hook", None
-        answer = asked(deadline - time.monotonic()) if asked else None
+        outcome = request.wait(deadline - time.monotonic()) if request else None
         status = answer_of_hooks()  # which comes first
         if status is None:
             source = "grpc"
             left = deadline - time.monotonic()
-            status, rpc_error = answer or self._status_client.status(backend, left)
+            status, rpc_error = outcome or self._status_client.status(backend, left)
         record.source = source if status else None
         self._hooks.wait(self.note(record, backend, status))
         return status, source, rpc_error
@@ -139,7 +139,7 @@ class BackendReader:
         ended = record.process.ended()
         if ended or record.backend is not backend:
             # It may have been forgotten before this very call connected to it anew.
-            self._status_client.forget(backend)
+            self._status_client.close_connection(backend)
         if ended:
             raise ProcessGone(backend.pid)
         if status is None or status.state not in State.__members__.values():

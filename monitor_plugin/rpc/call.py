@@ -1,96 +1,139 @@
-"""`Status` calls to backends: how they are made, waited for, and what they give."""
+"""`Status` calls: how one is made, what it returned, and counters of them."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from typing import NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from ..concurrency.thread_pool import ThreadPool
 from ..domain.models import Status
-from .protocol import STATUS_METHOD, status_from_wire
+from .protocol import STATUS_METHOD, load_messages, status_from_wire
+
+# Upper bounds of the histogram's buckets in seconds. By default a reader waits for 1 s; a call
+# lasts at most 30 s longer than the timeout.
+DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+
+_CODES = tuple(code.name for code in grpc.StatusCode)
 
 
 class StatusOutcome(NamedTuple):
-    """What asking a backend gave: a status, or the name of the gRPC code with which it failed."""
+    """The result of a `Status` call: a status, or the name of the gRPC code of its failure."""
 
     status: Status | None
     rpc_error: str | None
 
 
-def say(code: grpc.StatusCode, patience_seconds: float) -> StatusOutcome:
-    """Answer with a code at once, however patient the reader is."""
-    return StatusOutcome(None, code.name)
-
-
 class StatusCall:
-    """A `Status` call in flight.
+    """A `Status` call, which any number of readers may wait for.
 
     Attributes:
-        started: when it was sent, by the monotonic clock; until then, when it was meant to be.
-        done: set once there is an answer.
-        answer: what it gave; None while it is in flight.
+        sent_at: when it was sent (monotonic seconds); until then, when it was created.
+        done: set once there is an outcome.
+        outcome: None while the call is in flight.
     """
 
-    def __init__(self) -> None:
-        self.started = time.monotonic()
+    def __init__(self, outcome: StatusOutcome | None = None) -> None:
+        self.sent_at = time.monotonic()
+        self.outcome = outcome
         self.done = threading.Event()
-        self.answer: StatusOutcome | None = None
+        if outcome is not None:
+            self.done.set()
 
 
 class StatusCaller:
-    """Makes `Status` calls, each on a thread that is kept a moment for the next.
+    """Makes `Status` calls, each on a thread of a pool.
 
-    gRPC's own futures start a thread for each call, at half its cost.
-
-    Args:
-        status_response: the class of the message `StatusResponse`.
+    gRPC's own futures start a thread for each call: 750 µs of CPU time instead of 450 to 520.
     """
 
-    def __init__(self, status_response: Any) -> None:
-        self._status_response = status_response
-        self._workers = ThreadPool("monitor-status")
+    def __init__(self) -> None:
+        self._response_class = load_messages()["StatusResponse"]
+        self._threads = ThreadPool("monitor-status")
 
-    def begin(
+    def start(
         self,
         channel: grpc.Channel,
         timeout_seconds: float,
         metadata: tuple[tuple[str, str], ...],
-        done: Callable[[StatusOutcome | Exception], object],
+        on_outcome: Callable[[StatusOutcome | Exception], object],
     ) -> None:
-        """Begin a call.
+        """Start a call.
 
         Args:
-            channel: to the backend.
+            channel: the channel to the backend.
             timeout_seconds: the call's deadline.
-            metadata: sent with it.
-            done: called on that thread with the outcome, or with the exception raised.
+            metadata: the call's metadata.
+            on_outcome: called on the call's thread with the outcome, or with an exception that is
+                no answer of the backend, such as one about the metadata.
 
         Raises:
             RuntimeError: the system starts no more threads.
             ValueError: the channel is closed.
         """
         method = channel.unary_unary(STATUS_METHOD, None, None)
-        call = partial(method, b"", timeout=timeout_seconds, metadata=metadata)
-        self._workers.run(lambda: done(self._outcome(call)))
 
-    def _outcome(self, call: Callable[[], bytes]) -> StatusOutcome | Exception:
+        def call() -> None:
+            try:
+                response = method(b"", timeout=timeout_seconds, metadata=metadata)
+            except grpc.RpcError as error:
+                on_outcome(StatusOutcome(None, error.code().name))
+            except Exception as error:
+                on_outcome(error)
+            else:
+                on_outcome(self._decode(response))
+
+        self._threads.run(call)
+
+    def _decode(self, response: bytes) -> StatusOutcome:
         try:
-            response = call()
-        except grpc.RpcError as error:
-            return StatusOutcome(None, error.code().name)
-        except Exception as error:
-            return error
-        try:
-            return StatusOutcome(status_from_wire(self._status_response.FromString(response)), None)
-        except (DecodeError, ValueError):  # ValueError: text that is not UTF-8, in some versions
+            return StatusOutcome(status_from_wire(self._response_class.FromString(response)), None)
+        except (DecodeError, ValueError):  # some versions raise ValueError for invalid UTF-8
             return StatusOutcome(None, grpc.StatusCode.INTERNAL.name)
 
     def close(self) -> None:
-        """End the threads that are idle; those that wait for a call end with it."""
-        self._workers.close()
+        """End the threads, each after the call that it makes."""
+        self._threads.close()
+
+
+class StatusCounts(NamedTuple):
+    """The finished `Status` calls of one backend.
+
+    Attributes:
+        calls: for each of DURATION_BOUNDS the number of calls that took no longer; at the end the
+            number of all calls.
+        seconds: the sum of their durations.
+        failures: the number of failed calls by the name of the gRPC code.
+    """
+
+    calls: tuple[int, ...]
+    seconds: float
+    failures: Mapping[str, int]
+
+
+class StatusCounter:
+    """Counts the `Status` calls of one backend in less than 1 KiB. Its owner's lock guards it."""
+
+    def __init__(self) -> None:
+        self._calls = array("Q", [0] * (len(DURATION_BOUNDS) + 1))
+        self._seconds = 0.0
+        self._failures = array("Q", [0] * len(_CODES))
+
+    def add(self, seconds: float, rpc_error: str | None) -> None:
+        """Count a call that took `seconds`, and that failed if `rpc_error` is not None."""
+        self._calls[bisect_left(DURATION_BOUNDS, seconds)] += 1
+        self._seconds += seconds
+        if rpc_error is not None:
+            self._failures[_CODES.index(rpc_error)] += 1
+
+    def counts(self) -> StatusCounts:
+        """Return the counts so far."""
+        failures = {code: n for code, n in zip(_CODES, self._failures, strict=True) if n}
+        return StatusCounts(tuple(accumulate(self._calls)), self._seconds, failures)

@@ -1,31 +1,45 @@
-"""gRPC channels as backends need them, in the clear or by TLS."""
+"""gRPC channels to backends: their options, TLS, and the token that calls carry.
+
+Calls to local backends are in the clear. All others use TLS that verifies the backend, unless the
+setting `insecure` allows them in the clear.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
 import grpc
 
-from ..domain.address import TLS_SCHEME
+from ..config.reloading_file import ReloadingFile
+from ..config.settings import Settings
+from ..config.tokens import fault_in_token
+from ..domain.address import TLS_SCHEME, canonical_address, is_local
+from ..domain.errors import SettingsError
+
+T = TypeVar("T")
 
 _OPTIONS = (
-    # A proxy in the host's environment would capture loopback calls.
+    # A proxy in the host's environment would get the calls to loopback addresses.
     ("grpc.enable_http_proxy", 0),
-    # A channel of our own: it shares no other channel's backoff, and closing it closes the socket.
+    # Otherwise channels to the same address share a connection and its backoff, and closing one of
+    # them does not close the socket.
     ("grpc.use_local_subchannel_pool", 1),
-    # gRPC's own backoff, many seconds, would hide a backend that is back.
+    # By default gRPC waits for many seconds before it connects again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 150),
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
-
+_PEM_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 KEEPER_TARGET = "unix:/"
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    """Make a channel, which connects at its first call.
+    """Open a channel, which connects at its first call.
 
     Args:
-        address: the backend's, in one of the forms of `addresses.py`.
+        address: the backend's, in one of the forms that `domain/address.py` accepts.
         credentials: for TLS; None for a channel in the clear.
     """
     target = address.removeprefix(TLS_SCHEME)
@@ -35,9 +49,88 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
 
 
 def open_keeper() -> grpc.Channel:
-    """Make a channel that is never used, and keeps gRPC from shutting down with the last other one.
+    """Open a channel that is never used, so that gRPC does not shut down with the last used one.
 
-    Old versions (1.49.1) may take 10 s for that, with the GIL held, once a connection to a unix
-    socket had failed.
+    The shutdown takes up to 10 s in gRPC 1.49.1, during which it holds the interpreter's lock, if a
+    connection to a unix socket has failed before.
     """
     return grpc.insecure_channel(KEEPER_TARGET, options=_OPTIONS)
+
+
+class ChannelSecurity:
+    """Decides between TLS and the clear, and holds the token. Safe to call from any thread.
+
+    Args:
+        settings: `insecure`, `grpc_ca_file` and `grpc_token_file` are used.
+
+    Raises:
+        SettingsError: a file cannot be read, or holds no certificate or no token.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._insecure = settings.insecure
+        self._ca = _open_file("grpc_ca_file", settings.grpc_ca_file, _parse_certificates)
+        self._token = _open_file("grpc_token_file", settings.grpc_token_file, _parse_token)
+
+    def check(self, address: str) -> None:
+        """Check that the settings allow calls to an address.
+
+        Raises:
+            ValueError: the address is not local, and no setting protects or allows such calls.
+        """
+        self._wants_tls(address)
+
+    def credentials(self, address: str) -> grpc.ChannelCredentials | None:
+        """Return the credentials for a channel to an address; None for a channel in the clear.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        if not self._wants_tls(address):
+            return None
+        # With None gRPC uses its own roots, or those in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+        return grpc.ssl_channel_credentials(self._ca.get() if self._ca else None)
+
+    def add_token(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        """Add the token of `grpc_token_file` to a call's metadata, unless they have their own."""
+        if self._token is None:
+            return metadata
+        return {"authorization": f"Bearer {self._token.get()}", **metadata}
+
+    def _wants_tls(self, address: str) -> bool:
+        if address.startswith(TLS_SCHEME):
+            return True
+        if is_local(canonical_address(address)):
+            return False
+        if self._ca is None and not self._insecure:
+            raise ValueError(
+                f"address {address!r} is not on this machine, and calls would go there in the "
+                f"clear; use {TLS_SCHEME}{address.removeprefix('dns:///')}, or set grpc_ca_file "
+                "(TLS to all that are not local), or insecure to allow it"
+            )
+        return self._ca is not None
+
+
+def _open_file(
+    setting: str, path: str | None, parse: Callable[[str], T]
+) -> ReloadingFile[T] | None:
+    if path is None:
+        return None
+    try:
+        return ReloadingFile(path, parse)
+    except (OSError, ValueError) as error:
+        fault = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(setting, f"setting {setting}: {path!r}: {fault}") from None
+
+
+def _parse_certificates(text: str) -> bytes:
+    if _PEM_CERTIFICATE not in text:
+        raise ValueError(f"it holds no certificate in PEM ({_PEM_CERTIFICATE})")
+    return text.encode()
+
+
+def _parse_token(text: str) -> str:
+    token = text.strip()
+    if fault := fault_in_token(token):
+        raise ValueError(fault)
+    return token

@@ -1,266 +1,278 @@
-"""The gRPC connection to one backend: one channel, and at most one `Status` call in flight."""
+"""The connection to one backend: at most one channel, and one `Status` call in flight."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import grpc
 
 from ..concurrency.blocking import BlockingObserver
-from .call import StatusCall, StatusCaller, StatusOutcome, say
-from .call_stats import StatusCounter, StatusCounts
+from .call import StatusCall, StatusCaller, StatusCounter, StatusCounts, StatusOutcome
 from .protocol import FREE_METHOD
 
 _logger = logging.getLogger(__name__)
 
-# A call outlives its readers' patience by this long: while it is under way, a hung backend costs
-# one call, and the moment that it answers again is known. Then it is renewed, in case it was lost.
-_CALL_SECONDS = 30.0
+# A call lasts this much longer than its readers wait. So a hung backend costs one call, and its
+# next answer is known at once. At the deadline the call is made anew, in case it was lost.
+_EXTRA_CALL_SECONDS = 30.0
 
-# Codes with which the backend itself said nothing: one that hung still does, for all we know.
-_NO_WORD = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
+# These codes say nothing about the backend itself: a hung backend counts as hung after them.
+_NO_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
 
-# Whoever starts a call to a backend known to be hung waits this long, so that the first request
-# after its recovery is answered by it; one that joins does not wait at all.
+# A reader that starts a call to a hung backend waits this long, so that the first reading after the
+# backend's recovery shows it. A reader that joins such a call does not wait.
 _HUNG_GRACE_SECONDS = 0.05
 
-# While a channel is as young as this, a call may finish before it is closed: old versions of gRPC
-# never let go of the descriptor of one that is closed while it connects (tried with 1.49).
+# A call on a younger channel may finish before the channel is closed: gRPC 1.49 never closes the
+# descriptor of a channel that is closed while it connects.
 _CONNECTING_SECONDS = 0.05
 
 
-class _NoRoom(Exception):
-    """No more channels may be opened."""
+class ChannelLimitReached(Exception):
+    """No more channels may be opened, as each takes file descriptors."""
+
+
+class StatusRequest(NamedTuple):
+    """One reader's request for a status. Several requests may share one call.
+
+    Attributes:
+        connection: the connection to the backend.
+        call: the call.
+        max_call_age_seconds: the reader waits until the call is as old as this.
+    """
+
+    connection: Connection
+    call: StatusCall
+    max_call_age_seconds: float
+
+    def wait(self, timeout_seconds: float = math.inf) -> StatusOutcome:
+        """Wait for the outcome, at most `timeout_seconds`; DEADLINE_EXCEEDED if there is none."""
+        return self.connection.wait_for(self, timeout_seconds)
 
 
 class Connection:
     """The connection to one backend, opened at its first use. Safe to call from any thread.
 
     Args:
-        address: its gRPC target, for the log.
-        dial: makes a channel to it, which connects at its first call.
-        timeout_seconds: how long a `Status` call may keep its readers waiting; deadline of `Free`.
-        call_metadata: gives the gRPC metadata to send with a call.
-        make_room: whether one more channel may be opened; calls that need one it may not open get
-            RESOURCE_EXHAUSTED.
+        address: the backend's, for the log.
+        open_channel: opens a channel to it; may raise ChannelLimitReached.
+        timeout_seconds: how long readers wait for a `Status` call; deadline of `Free`.
+        call_metadata: returns the gRPC metadata for a call.
         caller: makes the `Status` calls.
-        waits: told of each wait for an answer.
+        blocking: notified while a reader waits for a call.
     """
 
     def __init__(
         self,
         address: str,
-        dial: Callable[[], grpc.Channel],
+        open_channel: Callable[[], grpc.Channel],
         timeout_seconds: float,
         call_metadata: Callable[[], Mapping[str, str]],
-        make_room: Callable[[], bool],
         caller: StatusCaller,
-        waits: BlockingObserver,
+        blocking: BlockingObserver,
     ) -> None:
         self._address = address
-        self._dial = dial
+        self._open_channel = open_channel
         self._timeout_seconds = timeout_seconds
-        self._call_seconds = timeout_seconds + _CALL_SECONDS
+        self._call_seconds = timeout_seconds + _EXTRA_CALL_SECONDS
         self._call_metadata = call_metadata
-        self._make_room = make_room
         self._caller = caller
-        self._waits = waits
+        self._blocking = blocking
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self._channel_made_at = 0.0
-        self._unreached = False
+        self._channel_opened_at = 0.0
+        self._is_unreachable = False
         self._call: StatusCall | None = None
-        # While it does not answer: the code to tell those who do not wait any more.
-        self._hung: str | None = None
-        self._unimplemented = False
-        self._frees = 0
+        self._hung_code: str | None = None  # set while the backend hangs: what readers get
+        self._is_unimplemented = False
+        self._frees_in_flight = 0
         self._counter = StatusCounter()
         self._closed = False
 
     @property
     def is_open(self) -> bool:
-        """Whether it has a channel, which holds a descriptor or two."""
+        """Whether there is a channel, which takes one or two file descriptors."""
         return self._channel is not None
 
     def counts(self) -> StatusCounts:
-        """Give what was counted of the `Status` calls that have finished."""
+        """Return the counts of the `Status` calls that have finished."""
         with self._lock:
             return self._counter.counts()
 
-    def rest(self) -> bool:
-        """Close the channel, unless a call is under way; the next call opens one anew.
-
-        Returns:
-            Whether it was closed.
-        """
-        return self._drop_channel(self._is_idle)
-
-    def ask(self) -> Callable[[float], StatusOutcome]:
-        """Ask for the status, or join the call under way: see `StatusClient.status`.
-
-        Returns:
-            What waits for the answer, so many seconds at most.
-        """
+    def request_status(self) -> StatusRequest:
+        """Start a `Status` call, or join the one in flight: see `StatusClient.request_status`."""
+        max_call_age_seconds = self._timeout_seconds
         with self._lock:
             if self._closed:
-                return partial(say, grpc.StatusCode.CANCELLED)
-            if self._unimplemented:  # no method appears in a process that runs
-                return partial(say, grpc.StatusCode.UNIMPLEMENTED)
-            hung = self._hung is not None
+                return self._failed_request(grpc.StatusCode.CANCELLED)
+            if self._is_unimplemented:  # a process gets no new methods while it runs
+                return self._failed_request(grpc.StatusCode.UNIMPLEMENTED)
             call = self._call
             starts = call is None
             if call is None:
                 call = self._call = StatusCall()
+            if self._hung_code is not None:
+                grace = _HUNG_GRACE_SECONDS if starts else 0.0
+                max_call_age_seconds = min(max_call_age_seconds, grace)
         if starts:
             self._start(call)
-        return partial(self._await, call, starts, hung)
+        return StatusRequest(self, call, max_call_age_seconds)
 
-    def _await(
-        self, call: StatusCall, starts: bool, hung: bool, patience_seconds: float
-    ) -> StatusOutcome:
-        deadline = time.monotonic() + patience_seconds
-        if hung:
-            deadline = min(deadline, call.started + _HUNG_GRACE_SECONDS if starts else 0)
-        self._wait(call, deadline)
+    def _failed_request(self, code: grpc.StatusCode) -> StatusRequest:
+        return StatusRequest(self, StatusCall(StatusOutcome(None, code.name)), 0.0)
+
+    def wait_for(self, request: StatusRequest, timeout_seconds: float) -> StatusOutcome:
+        """Wait for the outcome of a request: see `StatusRequest.wait`."""
+        _, call, max_age_seconds = request
+        deadline = time.monotonic() + timeout_seconds
+        if not call.done.is_set():
+            with self._blocking:
+                # `sent_at` moves while another reader's thread sends the call, hence the loop.
+                while (
+                    left := min(deadline, call.sent_at + max_age_seconds) - time.monotonic()
+                ) > 0:
+                    if call.done.wait(left):
+                        break
         with self._lock:
-            if call.answer is None:
-                code = self._hung or grpc.StatusCode.DEADLINE_EXCEEDED.name
-                if time.monotonic() >= call.started + self._timeout_seconds:
-                    self._hung = code
-                return StatusOutcome(None, code)
-        return call.answer
-
-    def _wait(self, call: StatusCall, deadline: float) -> None:
-        if call.done.is_set():  # as most of a list's are: nobody is to be told of a wait
-            return
-        # In a loop, because the call's age counts from its sending, which may still lie ahead.
-        with self._waits:
-            while (
-                left := min(deadline, call.started + self._timeout_seconds) - time.monotonic()
-            ) > 0:
-                if call.done.wait(left):
-                    return
+            if call.outcome is not None:
+                return call.outcome
+            code = self._hung_code or grpc.StatusCode.DEADLINE_EXCEEDED.name
+            if time.monotonic() >= call.sent_at + self._timeout_seconds:
+                self._hung_code = code
+            return StatusOutcome(None, code)
 
     def _start(self, call: StatusCall) -> None:
         try:
             metadata = tuple(self._call_metadata().items())
-            channel = self._open_channel()
-            call.started = time.monotonic()
-            done = partial(self._on_done, call)
-            self._caller.begin(channel, self._call_seconds, metadata, done)
-        except _NoRoom:
-            self._on_done(call, StatusOutcome(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
+            channel = self._get_channel()
+            call.sent_at = time.monotonic()
+            on_outcome = partial(self._finish, call)
+            self._caller.start(channel, self._call_seconds, metadata, on_outcome)
+        except ChannelLimitReached:
+            self._finish(call, StatusOutcome(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
         except Exception as error:
-            self._on_done(call, error)
+            self._finish(call, error)
 
-    def _on_done(self, call: StatusCall, outcome: StatusOutcome | Exception) -> None:
+    def _finish(self, call: StatusCall, outcome: StatusOutcome | Exception) -> None:
         """Record the outcome of a call, and wake its readers."""
-        if isinstance(outcome, Exception) and self._closed:  # and so was the channel
-            outcome = StatusOutcome(None, grpc.StatusCode.CANCELLED.name)
         if isinstance(outcome, Exception):
-            # Readers wait for this call: whatever stands in its way must reach them as an answer.
-            # The message may quote the metadata, a token say, and stays out of the log.
-            name = type(outcome).__name__
-            _logger.warning("calling Status at %s failed: %s", self._address, name)
-            outcome = StatusOutcome(None, grpc.StatusCode.INTERNAL.name)
-        self._finish(call, outcome)
-        if (
+            outcome = StatusOutcome(None, self._code_of(outcome, "Status"))
+        seconds = time.monotonic() - call.sent_at
+        reached_deadline = (
             outcome.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
-            and time.monotonic() - call.started > self._call_seconds / 2
-        ):
-            # Our own deadline: keep one call under way, or nobody would notice that it recovers.
-            with self._lock:
-                renewed = None if self._closed or self._call else StatusCall()
-                self._call = self._call or renewed
-            if renewed:
-                self._start(renewed)
-        call.done.set()
-
-    def _finish(self, call: StatusCall, answer: StatusOutcome) -> None:
-        seconds = time.monotonic() - call.started
+            and seconds > self._call_seconds / 2  # else the backend itself answered with this code
+        )
         with self._lock:
-            call.answer = answer
-            self._counter.add(seconds, answer.rpc_error)
-            if answer.rpc_error not in _NO_WORD:
-                self._hung = None
-            elif self._hung is not None:
-                self._hung = answer.rpc_error
-            self._unreached = answer.rpc_error == grpc.StatusCode.UNAVAILABLE.name
-            self._unimplemented |= answer.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
-            if self._call is call:
-                self._call = None
-        self._drop_channel(self._is_of_no_use)
+            call.outcome = outcome
+            self._counter.add(seconds, outcome.rpc_error)
+            if outcome.rpc_error not in _NO_ANSWER:
+                self._hung_code = None
+            elif self._hung_code is not None:
+                self._hung_code = outcome.rpc_error
+            self._is_unreachable = outcome.rpc_error == grpc.StatusCode.UNAVAILABLE.name
+            self._is_unimplemented |= outcome.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
+            # With another call in flight, the backend's recovery is noticed.
+            renewed = StatusCall() if reached_deadline and not self._closed else None
+            self._call = renewed
+        self._close_useless_channel()
+        call.done.set()
+        if renewed:
+            self._start(renewed)
 
     def free(self) -> str | None:
         """Ask the backend to free its model: see `StatusClient.free`."""
         deadline = time.monotonic() + self._timeout_seconds
         with self._lock:
-            self._frees += 1
+            if self._closed:
+                return grpc.StatusCode.CANCELLED.name
+            self._frees_in_flight += 1
         try:
-            metadata = tuple(self._call_metadata().items())  # which takes some of the time
-            call = self._open_channel().unary_unary(FREE_METHOD, None, None)
-            call(b"", timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
+            metadata = tuple(self._call_metadata().items())  # takes some of the time
+            method = self._get_channel().unary_unary(FREE_METHOD, None, None)
+            method(b"", timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
         except grpc.RpcError as error:
             with self._lock:
-                self._unreached = error.code() is grpc.StatusCode.UNAVAILABLE
+                self._is_unreachable = error.code() is grpc.StatusCode.UNAVAILABLE
             return str(error.code().name)
-        except _NoRoom:
+        except ChannelLimitReached:
             return grpc.StatusCode.RESOURCE_EXHAUSTED.name
-        except Exception as error:  # as in _start: metadata that gRPC refuses, a closed channel
-            _logger.warning("calling Free at %s failed: %s", self._address, type(error).__name__)
-            return grpc.StatusCode.INTERNAL.name
+        except Exception as error:
+            return self._code_of(error, "Free")
         finally:
             with self._lock:
-                self._frees -= 1
-            self._drop_channel(self._is_of_no_use)
+                self._frees_in_flight -= 1
+            self._close_useless_channel()
         return None
 
-    def _open_channel(self) -> grpc.Channel:
+    def _code_of(self, error: Exception, method: str) -> str:
+        """Name the code for an exception that prevented a call, and log its type.
+
+        The exception's message may quote metadata, which hold tokens, so it is not logged.
+        """
+        if self._closed:  # gRPC raises ValueError for a closed channel
+            return grpc.StatusCode.CANCELLED.name
+        _logger.warning("calling %s at %s failed: %s", method, self._address, type(error).__name__)
+        return grpc.StatusCode.INTERNAL.name
+
+    def _get_channel(self) -> grpc.Channel:
         channel = self._channel
         if channel is not None:
             return channel
-        if not self._make_room():
-            raise _NoRoom
-        made = self._dial()
+        opened = self._open_channel()
         with self._lock:
             if self._channel is None and not self._closed:
-                self._channel, self._channel_made_at = made, time.monotonic()
-                self._unreached = False
+                self._channel, self._channel_opened_at = opened, time.monotonic()
+                self._is_unreachable = False
             channel = self._channel
-        if channel is not made:  # another call was first, or it was closed
-            made.close()
+        if channel is not opened:  # another thread was first, or the connection was closed
+            opened.close()
         if channel is None:
             raise ValueError("the connection is closed")
         return channel
 
-    def _is_idle(self) -> bool:
-        return self._call is None and not self._frees
+    def close_if_idle(self) -> bool:
+        """Close the channel unless a call is in flight; the next call opens a new one.
 
-    def _is_of_no_use(self) -> bool:
-        # There is nothing more to ask where Status is not implemented. Where nobody was reached,
-        # gRPC's backoffs, of which the name resolver's is up to minutes, would hide a backend that
-        # has come; and old versions (1.49) go on connecting by themselves, but not to the end, and
-        # lose the descriptor of a unix socket so.
-        return (self._unreached or self._unimplemented) and self._is_idle()
-
-    def _drop_channel(self, may: Callable[[], bool] = lambda: True) -> bool:
+        Returns:
+            Whether a channel was closed.
+        """
         with self._lock:
-            channel = self._channel if may() else None
-            if channel:
-                self._channel = None
+            channel = self._take_channel() if self._is_idle() else None
         if channel:
             channel.close()
         return channel is not None
 
+    def _close_useless_channel(self) -> None:
+        # A backend that does not implement Status is not called again. A channel that reached
+        # nobody would delay the next attempt: gRPC's backoff for name resolution lasts minutes, and
+        # gRPC 1.49 goes on connecting without finishing, which leaks a unix socket's descriptor.
+        with self._lock:
+            useless = (self._is_unreachable or self._is_unimplemented) and self._is_idle()
+            channel = self._take_channel() if useless else None
+        if channel:
+            channel.close()
+
+    def _is_idle(self) -> bool:
+        return self._call is None and not self._frees_in_flight
+
+    def _take_channel(self) -> grpc.Channel | None:
+        channel, self._channel = self._channel, None
+        return channel
+
     def close(self) -> None:
-        """Close the channel; calls under way and later ones get CANCELLED."""
+        """Close the channel; calls in flight and later ones get CANCELLED."""
         with self._lock:
             self._closed = True
-            call, connects_until = self._call, self._channel_made_at + _CONNECTING_SECONDS
+            call, connects_until = self._call, self._channel_opened_at + _CONNECTING_SECONDS
         if call:
             call.done.wait(max(0.0, connects_until - time.monotonic()))
-        self._drop_channel()
+        with self._lock:
+            channel = self._take_channel()
+        if channel:
+            channel.close()

@@ -1,12 +1,11 @@
-"""LocalAI's backend protocol, as far as it is used, in a descriptor pool of our own.
+"""The messages of LocalAI's backend protocol that the monitor uses, in a private descriptor pool.
 
-A host may have LocalAI's full `backend_pb2` in the same process, and protobuf's default pool
-takes only one `backend.proto`; so nothing is loaded there, and no generated code is used.
+A host may load LocalAI's full `backend_pb2` in the same process. protobuf's default pool accepts
+only one `backend.proto`, so the monitor puts nothing into it, and uses no generated code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -19,27 +18,24 @@ STATUS_METHOD = f"/{SERVICE}/Status"
 FREE_METHOD = f"/{SERVICE}/Free"
 
 
-def load_messages() -> Callable[[str], Any]:
-    """Load the compiled `backend.proto` into a private pool.
+def load_messages() -> dict[str, Any]:
+    """Load the compiled `backend.proto` into a new descriptor pool.
 
     Returns:
-        A function that gives a message's class by its name, `StatusResponse` say.
+        The message classes by name, for example `StatusResponse`.
     """
     compiled = resources.files("monitor_plugin.rpc").joinpath("backend.binpb").read_bytes()
+    (file,) = descriptor_pb2.FileDescriptorSet.FromString(compiled).file
     pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(compiled).file:
-        pool.AddSerializedFile(file.SerializeToString())
-
-    def message_class(name: str) -> Any:
-        return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"backend.{name}"))
-
-    return message_class
+    pool.AddSerializedFile(file.SerializeToString())
+    messages = pool.FindFileByName(file.name).message_types_by_name
+    return {name: message_factory.GetMessageClass(each) for name, each in messages.items()}
 
 
 def status_from_wire(response: Any) -> Status:
-    """Turn a `StatusResponse` message into a `Status`.
+    """Convert a `StatusResponse` message.
 
-    A memory report without a total and without parts is none at all: no process holds 0 bytes.
+    A memory report of 0 bytes without a breakdown becomes None, as no process holds 0 bytes.
     """
     memory = None
     if response.HasField("memory"):

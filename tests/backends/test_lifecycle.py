@@ -307,13 +307,13 @@ def test_a_restart_takes_over_the_address(
     The end is told of first, however long it takes to let go of what died.
     """
     client = monitor._services.status_client
-    forget = client.forget
+    close_connection = client.close_connection
 
-    def forget_slowly(backend: Backend) -> None:
+    def close_slowly(backend: Backend) -> None:
         time.sleep(0.05)
-        forget(backend)
+        close_connection(backend)
 
-    monkeypatch.setattr(client, "forget", forget_slowly)
+    monkeypatch.setattr(client, "close_connection", close_slowly)
     expected: list[tuple[str, int]] = []
     for _ in range(20):
         process = spawner.sleeper()

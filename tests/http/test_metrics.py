@@ -20,7 +20,7 @@ from monitor_plugin.domain.models import State
 from monitor_plugin.domain.observation import Observation, ProcessUsage
 from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
-from monitor_plugin.rpc.call_stats import StatusCounter
+from monitor_plugin.rpc.call import StatusCounter
 
 from ..support import Client, Spawner, eventually
 from .test_app import assert_error

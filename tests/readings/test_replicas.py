@@ -187,7 +187,7 @@ def test_a_hung_replica_costs_one_wait(
     assert reading.status is not None
     assert (reading.status.state, reading.rpc_error) == (1, "DEADLINE_EXCEEDED")
     connections = monitor._services.status_client._connections.values()
-    calls = [each._call.started for each in connections if each._call is not None]
+    calls = [each._call.sent_at for each in connections if each._call is not None]
     assert len(calls) == 5
     assert max(calls) - min(calls) < 2.0  # none was begun after another's deadline
 

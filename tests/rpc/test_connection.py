@@ -19,10 +19,8 @@ from monitor_plugin import Settings
 from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.domain.models import Backend, Memory, Status
 from monitor_plugin.rpc import connection
-from monitor_plugin.rpc.call import StatusCall
-from monitor_plugin.rpc.call_stats import DURATION_BOUNDS
-from monitor_plugin.rpc.channel_security import ChannelSecurity
-from monitor_plugin.rpc.channels import KEEPER_TARGET
+from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCall
+from monitor_plugin.rpc.channels import KEEPER_TARGET, ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
 from monitor_plugin.rpc.protocol import SERVICE
 
@@ -263,7 +261,7 @@ def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A call that grew old is renewed without any reader, and is none's to wait for."""
-    monkeypatch.setattr("monitor_plugin.rpc.connection._CALL_SECONDS", 1.0)
+    monkeypatch.setattr("monitor_plugin.rpc.connection._EXTRA_CALL_SECONDS", 1.0)
     end = threading.Event()
     server = serve(lambda context: end.wait(60) and b"\x08\x02")
     client = make_client(timeout=6.0)
@@ -282,7 +280,7 @@ def test_a_call_is_not_given_up_before_its_readers_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever the deadline is set to, an answer within it is taken."""
-    monkeypatch.setattr("monitor_plugin.rpc.connection._CALL_SECONDS", 0.1)
+    monkeypatch.setattr("monitor_plugin.rpc.connection._EXTRA_CALL_SECONDS", 0.1)
     server = serve(lambda context: threading.Event().wait(0.5) or b"\x08\x02")
     assert make_client(timeout=30).status(at(server.address)).status
     assert server.calls == 1
@@ -324,7 +322,7 @@ def test_one_that_was_asked_too_early_answers_once_it_serves(
         time.sleep(0.2)  # more than gRPC's backoff
         assert client.free(backend) is None
         assert client.status(backend).status
-        client.forget(backend)
+        client.close_connection(backend)
         serving.process.kill()
         serving.process.communicate()
         held.append(len(os.listdir("/proc/self/fd")))
@@ -346,7 +344,7 @@ def test_forgetting_and_closing_end_the_waits(
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(client.status, at(server.address))
         eventually(lambda: server.calls)
-        client.forget(at(server.address))
+        client.close_connection(at(server.address))
         assert reader.result(30) == (None, "CANCELLED")
     client.close()
     assert client.status(at(server.address)) == (None, "CANCELLED")
@@ -365,9 +363,9 @@ def test_a_call_that_just_began_may_finish_before_its_channel_is_closed(
     client, address = make_client(), spawner.backend().address
     backends = [at(address, pid) for pid in range(1, 21)]
     for backend in backends:
-        wait = client.begin(backend)
-        client.forget(backend)
-        assert wait(0).rpc_error is None
+        request = client.request_status(backend)
+        client.close_connection(backend)
+        assert request.wait(0).rpc_error is None
     assert caplog.text == ""
 
 
@@ -382,9 +380,9 @@ def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
         if closed:
             made.close()
         call = StatusCall()
-        made._on_done(call, ValueError("Cannot invoke RPC on closed channel!"))
+        made._finish(call, ValueError("Cannot invoke RPC on closed channel!"))
         assert call.done.is_set()
-        assert call.answer == (None, code)
+        assert call.outcome == (None, code)
     assert len(caplog.records) == 1
 
 
@@ -501,7 +499,7 @@ def test_the_last_backend_to_go_stalls_nothing(
 
     thread = threading.Thread(target=tick)
     thread.start()
-    client.forget(backend)
+    client.close_connection(backend)
     ended.wait(0.5)
     ended.set()
     thread.join()
@@ -560,5 +558,5 @@ def test_what_was_counted_is_dropped_with_the_backend(
     client = make_client()
     client.status(at("127.0.0.1:1"))
     assert client.counts(at("127.0.0.1:1"))
-    client.forget(at("127.0.0.1:1"))
+    client.close_connection(at("127.0.0.1:1"))
     assert client.counts(at("127.0.0.1:1")) is None

@@ -17,7 +17,7 @@ from monitor_plugin.rpc.protocol import SERVICE, load_messages
 from ..support import Client, Spawner
 
 UINT64 = st.integers(0, 2**64 - 1)
-StatusResponse = load_messages()("StatusResponse")
+StatusResponse = load_messages()["StatusResponse"]
 
 
 def varint(number: int) -> bytes:

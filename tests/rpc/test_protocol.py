@@ -46,7 +46,7 @@ def test_the_names_are_localais() -> None:
 )
 def test_messages_have_localais_fields(name: str, fields: dict[str, int]) -> None:
     """The messages are there by name, with LocalAI's field numbers."""
-    descriptor = MESSAGES(name).DESCRIPTOR
+    descriptor = MESSAGES[name].DESCRIPTOR
     assert descriptor.full_name == f"backend.{name}"
     assert {field.name: field.number for field in descriptor.fields} == fields
 
@@ -54,7 +54,7 @@ def test_messages_have_localais_fields(name: str, fields: dict[str, int]) -> Non
 def test_an_unknown_message_is_an_error() -> None:
     """A name that the protocol does not have raises."""
     with pytest.raises(KeyError):
-        MESSAGES("Nonsense")
+        MESSAGES["Nonsense"]
 
 
 def test_nothing_is_put_into_protobufs_default_pool() -> None:
@@ -62,14 +62,14 @@ def test_nothing_is_put_into_protobufs_default_pool() -> None:
     code = (
         "from google.protobuf import descriptor_pb2, descriptor_pool\n"
         "from monitor_plugin.rpc.protocol import load_messages\n"
-        "load_messages()('StatusResponse')\n"
+        "load_messages()['StatusResponse']\n"
         "pool = descriptor_pool.Default()\n"
         "file = descriptor_pb2.FileDescriptorProto(name='backend.proto', package='backend')\n"
         "file.message_type.add(name='StatusResponse').field.add(\n"
         "    name='other', number=9, label=1, type=9)\n"
         "pool.AddSerializedFile(file.SerializeToString())\n"
         "theirs = pool.FindMessageTypeByName('backend.StatusResponse')\n"
-        "ours = load_messages()('StatusResponse').DESCRIPTOR\n"
+        "ours = load_messages()['StatusResponse'].DESCRIPTOR\n"
         "print([f.name for f in theirs.fields], [f.name for f in ours.fields])"
     )
     assert _run(code) == "['other'] ['state', 'memory']\n"
@@ -83,7 +83,7 @@ def test_the_hosts_own_backend_proto_may_come_first() -> None:
         "file.message_type.add(name='StatusResponse')\n"
         "descriptor_pool.Default().AddSerializedFile(file.SerializeToString())\n"
         "from monitor_plugin.rpc.protocol import load_messages\n"
-        "print(load_messages()('StatusResponse')(state=2).state)"
+        "print(load_messages()['StatusResponse'](state=2).state)"
     )
     assert _run(code) == "2\n"
 
@@ -105,12 +105,12 @@ def test_the_hosts_own_backend_proto_may_come_first() -> None:
 )
 def test_a_response_becomes_a_status(wire: bytes, status: Status) -> None:
     """The bytes that a backend sends give its state, unknown numbers too, and its memory."""
-    assert status_from_wire(MESSAGES("StatusResponse").FromString(wire)) == status
+    assert status_from_wire(MESSAGES["StatusResponse"].FromString(wire)) == status
 
 
 def test_a_report_of_nothing_is_none() -> None:
     """A memory report without total and parts is none, for no process holds 0 bytes."""
-    status = status_from_wire(MESSAGES("StatusResponse").FromString(b"\x08\x02\x12\x00"))
+    status = status_from_wire(MESSAGES["StatusResponse"].FromString(b"\x08\x02\x12\x00"))
     assert status == Status(2, None)
 
 
@@ -121,8 +121,8 @@ def test_a_report_of_nothing_is_none() -> None:
 )
 def test_a_status_survives_the_wire(state: int, total: int, breakdown: dict[str, int]) -> None:
     """Whatever a backend can send comes out as it was, the parts sorted by name, as plain types."""
-    sent = MESSAGES("StatusResponse")(state=state, memory={"total": total, "breakdown": breakdown})
-    status = status_from_wire(MESSAGES("StatusResponse").FromString(sent.SerializeToString()))
+    sent = MESSAGES["StatusResponse"](state=state, memory={"total": total, "breakdown": breakdown})
+    status = status_from_wire(MESSAGES["StatusResponse"].FromString(sent.SerializeToString()))
     assert status.state == state
     assert type(status.state) is int
     if not total and not breakdown:

@@ -10,7 +10,7 @@ import falcon
 from ...backends.counters import ModelCounts
 from ...domain.models import Backend
 from ...domain.observation import Observation
-from ...rpc.call_stats import StatusCounts
+from ...rpc.call import StatusCounts
 
 if TYPE_CHECKING:
     from ..exposition import Exposition

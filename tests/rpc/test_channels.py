@@ -28,7 +28,7 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.concurrency.blocking import BlockingObserver
-from monitor_plugin.rpc.channel_security import ChannelSecurity
+from monitor_plugin.rpc.channels import ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
 from monitor_plugin.rpc.protocol import SERVICE
 
@@ -247,7 +247,7 @@ def test_without_a_ca_file_grpcs_own_roots_verify(
     address = f"grpcs://localhost:{server.port}"
     assert make_client().status(at(address)) == (None, "UNAVAILABLE")
     code = (
-        "import sys, tests.rpc.test_channel_security as t\n"
+        "import sys, tests.rpc.test_channels as t\n"
         "security = t.ChannelSecurity(t.Settings())\n"
         "client = t.StatusClient(30, lambda backend: {}, security, t.BlockingObserver())\n"
         "print(client.status(t.at(sys.argv[1])).rpc_error)\n"
@@ -446,7 +446,7 @@ def test_nothing_shows_the_token(token_file: Path) -> None:
     """Neither the settings nor what holds the token have it in their repr."""
     settings = Settings(grpc_token_file=str(token_file))
     security = ChannelSecurity(settings)
-    assert security.with_token({}) == {"authorization": f"Bearer {TOKEN}"}
+    assert security.add_token({}) == {"authorization": f"Bearer {TOKEN}"}
     assert TOKEN not in repr(settings) + repr(security) + repr(vars(security))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grpc
 
 from monitor_plugin import Backend, Monitor, Status, hookimpl
-from monitor_plugin.rpc.call_stats import DURATION_BOUNDS, StatusCounter
+from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCounter
 
 from ..support import Spawner
 
