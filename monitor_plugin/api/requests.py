@@ -38,13 +38,13 @@ class ShutdownBody(msgspec.Struct, frozen=True):
 
 
 class NodeMonitorBody(MonitorBody, frozen=True):
-    """The same in a cluster."""
+    """The body of `/backend/monitor` in a cluster."""
 
     node: str | None = None
 
 
 class NodeShutdownBody(ShutdownBody, frozen=True):
-    """The same in a cluster."""
+    """The body of `/backend/shutdown` in a cluster."""
 
     node: str | None = None
 

@@ -39,7 +39,7 @@ class MemoryInfo(msgspec.Struct, frozen=True):
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
-    """The answer where it did not. Percent of physical memory, and of one core."""
+    """The answer where the backend gave none. Percent of physical memory, and of one core."""
 
     memory_info: MemoryInfo
     memory_percent: float | None
@@ -47,7 +47,7 @@ class SampleAnswer(msgspec.Struct, frozen=True):
 
 
 class StoppedAnswer(msgspec.Struct, frozen=True):
-    """The answer of a shutdown that is done."""
+    """The answer of a shutdown that has succeeded."""
 
     message: str = "model stopped"
 

@@ -1,4 +1,4 @@
-"""What lists look like on the wire: backends, ends, history and events."""
+"""The answers that are lists: backends, history and events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..telemetry.time_series import Series
 
 
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
-    """The figures of a process, and of its tree."""
+    """The usage of a process and of its tree."""
 
     tree: TreeUsage | None
 
@@ -31,9 +31,9 @@ class ShutdownItem(msgspec.Struct, frozen=True):
 
 
 class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend of the list. Bytes, seconds; times in RFC 3339; `null` is not known.
+    """A backend of the list. Bytes, seconds; times in RFC 3339; `null` means unknown.
 
-    `state` is what it says now; `last_state` stays while it says nothing.
+    `state` is what the backend reports now; `last_state` is the last state that it reported.
     """
 
     model: str
@@ -55,7 +55,7 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend that has ended, and how."""
+    """A backend that has ended, and how it ended."""
 
     model: str
     pid: int
@@ -71,19 +71,19 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeBackendItem(BackendItem, frozen=True, kw_only=True):
-    """The same in a cluster, with its node."""
+    """A backend of a cluster's list, with its node."""
 
     node: str
 
 
 class NodeEndItem(EndItem, frozen=True, kw_only=True):
-    """The same in a cluster, with its node."""
+    """A backend of a cluster that has ended, with its node."""
 
     node: str
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What backends share: bytes of physical memory, and cores."""
+    """What all backends share: bytes of physical memory, and the number of cores."""
 
     memory_total: Bytes
     cpus: int
@@ -98,7 +98,7 @@ class BackendsAnswer(msgspec.Struct, frozen=True):
 
 
 class HistoryItem(msgspec.Struct, frozen=True):
-    """A backend's points, the last of which belongs to the last of the times."""
+    """A backend's points. The last point belongs to the last one of the answer's `times`."""
 
     model: str
     pid: int
@@ -107,7 +107,7 @@ class HistoryItem(msgspec.Struct, frozen=True):
 
 
 class NodeHistoryItem(HistoryItem, frozen=True, kw_only=True):
-    """The same in a cluster, with its node."""
+    """A backend's points in a cluster, with its node."""
 
     node: str
 
@@ -121,7 +121,11 @@ class HistoryAnswer(msgspec.Struct, frozen=True):
 
 
 class EventsAnswer(msgspec.Struct, frozen=True):
-    """The answer of `/events`: see `journal.Page`; and how long to wait before asking again."""
+    """The answer of `/events`.
+
+    `next` is the `after` of the next request, which is to come after `poll_after_seconds`. `gap`
+    means that events in between are lost.
+    """
 
     events: list[dict[str, Any]]
     next: int
@@ -137,26 +141,23 @@ class VersionAnswer(msgspec.Struct, frozen=True):
 
 
 def machine() -> Machine:
-    """Say what backends share."""
+    """Describe this machine."""
     return Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1)
 
 
 def backend_item(
     observation: Observation, progress: Progress | None, now: float, node: str | None
 ) -> BackendItem:
-    """Turn what a sweep found into an item of the list.
+    """Make the item of a backend.
 
     Args:
-        observation: what it found.
-        progress: of a shutdown that is under way.
+        observation: what a sweep has found.
+        progress: the progress of its shutdown; None if none is under way.
         now: seconds since the epoch.
-        node: which it runs on, in a cluster.
+        node: the name of its node; None outside of a cluster.
     """
-    backend, reading, changed_at = (
-        observation.backend,
-        observation.reading,
-        observation.state_changed_at,
-    )
+    backend, reading = observation.backend, observation.reading
+    changed_at, process = observation.state_changed_at, observation.process
     state = reading.status.state if reading and reading.status else None
     kind: Any = BackendItem if node is None else partial(NodeBackendItem, node=node)
     item: BackendItem = kind(
@@ -172,7 +173,7 @@ def backend_item(
         age_seconds=max(0.0, now - reading.taken_at) if reading else None,
         memory=observation.memory,
         memory_source=observation.memory_source,
-        process=_process_item(observation),
+        process=process and ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree),
         created_at=moment(backend.created_at),
         uptime_seconds=max(0.0, now - backend.created_at),
         shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,
@@ -180,15 +181,8 @@ def backend_item(
     return item
 
 
-def _process_item(observation: Observation) -> ProcessItem | None:
-    process = observation.process
-    if process is None:
-        return None
-    return ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree)
-
-
 def end_item(end: EndedBackend, node: str | None) -> EndItem:
-    """Turn an end into an item of the list; `node` is where it ran, in a cluster."""
+    """Make the item of a backend that has ended; `node` is None outside of a cluster."""
     backend, exit = end.backend, end.exit
     kind: Any = EndItem if node is None else partial(NodeEndItem, node=node)
     item: EndItem = kind(
@@ -203,7 +197,7 @@ def end_item(end: EndedBackend, node: str | None) -> EndItem:
 
 
 def history_item(series: Series, node: str | None = None) -> HistoryItem:
-    """Turn a backend's points into an item of the answer."""
+    """Make the item of a backend's points; `node` is None outside of a cluster."""
     backend = series.backend
     kind: Any = HistoryItem if node is None else partial(NodeHistoryItem, node=node)
     item: HistoryItem = kind(backend.model, backend.pid, series.cpu_percent, series.memory)
