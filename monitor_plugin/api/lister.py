@@ -7,7 +7,8 @@ import time
 from ..backends.registry import Registry
 from ..readings.sweeper import Sweeper
 from ..shutdown.coordinator import ShutdownCoordinator
-from .schemas import BackendsAnswer, backend_item, end_item, machine
+from .items import backend_item, end_item, machine
+from .schemas import BackendsAnswer
 
 
 class Lister:

@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from ..api.schemas import machine
+from ..api.items import machine
 from ..backends.counters import ModelCounts
 from ..domain.models import Backend, State, state_name
 from ..domain.observation import Observation

@@ -7,8 +7,9 @@ import threading
 import falcon
 
 from ...api.cluster_view import ClusterView, refuse_other_node
+from ...api.items import history_item
 from ...api.requests import parse_event_id, parse_model, parse_query, parse_seconds
-from ...api.schemas import EventsAnswer, HistoryAnswer, history_item
+from ...api.schemas import EventsAnswer, HistoryAnswer
 from ...telemetry.event_log import EventLog, event_item
 from ...telemetry.time_series import TimeSeries
 from ..messages import send_answer
