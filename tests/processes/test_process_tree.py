@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from monitor_plugin.processes import process_tree
+from monitor_plugin.processes.process import Process
+from monitor_plugin.processes.process_table import ProcessSnapshot, read_row, take_snapshot
+from monitor_plugin.processes.process_tree import ProcessTree
+
+from ..support import Spawner, eventually, is_running, suspend
+
+# Starts a child, which starts one too, and prints both PIDs.
+NESTED = """
+import os, time
+if os.fork() == 0:
+    grandchild = os.fork()
+    if grandchild:
+        os.write(1, b"%d %d\\n" % (os.getpid(), grandchild))
+time.sleep(1000)
+"""
+
+# Starts a child in a session of its own, whose PID it prints; with "end" on standard input it ends.
+WITH_SESSION = """
+import os, sys, time
+child = os.fork()
+if child == 0:
+    os.setsid()
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(1000)
+sys.stdin.readline()
+"""
+
+# Ends and leaves an orphan in its session, whose PID it prints.
+WITH_ORPHAN = """
+import os, sys, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+sys.stdin.readline()
+"""
+
+IGNORES_SIGTERM = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+# Exits with 5 at SIGTERM.
+HANDLES_SIGTERM = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+# At SIGTERM it starts a child that ignores SIGTERM, prints its PID, and ends.
+FORKS_AT_SIGTERM = """
+import os, signal, time
+def fork(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(1000)
+    time.sleep(0.5)
+    os._exit(0)
+signal.signal(signal.SIGTERM, fork)
+print("ready", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+NEVER = threading.Event()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Let a process end that waits for a line, and reap it."""
+    assert process.stdin is not None
+    process.stdin.write("end\n")
+    process.stdin.flush()
+    process.wait(60)
+
+
+def pids(tree: ProcessTree) -> list[int]:
+    return [member.pid for member in tree.alive()]
+
+
+@pytest.fixture
+def open_tree() -> Iterator[Callable[[int], ProcessTree]]:
+    """Opens trees, and closes them after the test."""
+    opened: list[tuple[Process, ProcessTree]] = []
+
+    def make(pid: int) -> ProcessTree:
+        root = Process(pid)
+        opened.append((root, ProcessTree(root)))
+        return opened[-1][1]
+
+    yield make
+    for root, tree in opened:
+        tree.__exit__()
+        root.close()
+
+
+Open = Callable[[int], ProcessTree]
+
+
+def test_descendants_are_members(spawner: Spawner, open_tree: Open) -> None:
+    """The root comes first, then its children and theirs; no other process is a member."""
+    spawner.sleeper()
+    root = spawner.python(NESTED)
+    descendants = [int(pid) for pid in line(root).split()]
+    assert pids(open_tree(root.pid)) == [root.pid, *descendants]
+
+
+def test_processes_of_the_roots_session_are_members(spawner: Spawner, open_tree: Open) -> None:
+    """Orphans in the session that the root leads are members, also once the root has ended."""
+    root = spawner.python(WITH_ORPHAN, stdin=subprocess.PIPE)
+    orphan = int(line(root))
+    tree = open_tree(root.pid)
+    assert sorted(pids(tree)) == sorted([root.pid, orphan])
+    end(root)
+    assert pids(tree) == [orphan]
+
+
+def test_a_session_that_the_root_does_not_lead_is_no_part_of_the_tree(
+    spawner: Spawner, open_tree: Open
+) -> None:
+    """A root in the session of its parent has no members but itself and its descendants."""
+    root = spawner.process("sleep", "1000", start_new_session=False)
+    sibling = spawner.process("sleep", "1000", start_new_session=False)
+    assert os.getsid(root.pid) == os.getsid(sibling.pid) == os.getsid(0)
+    assert pids(open_tree(root.pid)) == [root.pid]
+
+
+def test_a_member_whose_parent_has_ended_stays_a_member(spawner: Spawner, open_tree: Open) -> None:
+    """A child that left the session is no descendant any more, and is stopped all the same."""
+    root = spawner.python(WITH_SESSION, stdin=subprocess.PIPE)
+    child = int(line(root))
+    tree = open_tree(root.pid)
+    end(root)
+    assert (row := read_row(child))
+    assert row.parent != root.pid
+    assert tree.rescan() == []
+    assert pids(tree) == [child]
+    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert not is_running(child)
+
+
+def test_a_rescan_lists_the_members_that_it_adds(spawner: Spawner, open_tree: Open) -> None:
+    """A child that started after the last snapshot is added once."""
+    root = spawner.python(
+        "import os, sys, time\n"
+        "sys.stdin.readline()\n"
+        "child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "time.sleep(1000)",
+        stdin=subprocess.PIPE,
+    )
+    tree = open_tree(root.pid)
+    assert tree.rescan() == []
+    assert root.stdin
+    root.stdin.write("fork\n")
+    root.stdin.flush()
+    child = int(line(root))
+    assert [member.pid for member in tree.rescan()] == [child]
+    assert tree.rescan() == []
+
+
+def test_the_tree_of_a_process_that_has_ended_has_no_members(
+    spawner: Spawner, open_tree: Open
+) -> None:
+    """Nothing is signalled; no process is left to wait for."""
+    process = spawner.sleeper()
+    with Process(process.pid) as root:
+        process.kill()
+        eventually(root.ended)
+        with ProcessTree(root) as tree:
+            assert tree.alive() == []
+            assert tree.stop(60, NEVER) is None
+
+
+def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a later process has a PID of the snapshot, it is not added. See also test_pid_reuse."""
+    root = spawner.python(NESTED)
+    child, grandchild = (int(pid) for pid in line(root).split())
+
+    def take_older_snapshot() -> ProcessSnapshot:
+        """Take a snapshot in which the grandchild's PID is that of an earlier process."""
+        snapshot = take_snapshot()
+        row = snapshot.rows[grandchild]
+        rows = {**snapshot.rows, grandchild: row._replace(started=row.started - 1)}
+        return ProcessSnapshot(snapshot.taken_at, rows)
+
+    monkeypatch.setattr(process_tree, "take_snapshot", take_older_snapshot)
+    tree = open_tree(root.pid)
+    assert pids(tree) == [root.pid, child]
+
+
+def test_sigterm_ends_all_members(spawner: Spawner, open_tree: Open) -> None:
+    """Where SIGTERM is enough, no SIGKILL is sent, and the grace is not waited for."""
+    root = spawner.python(NESTED)
+    descendants = [int(pid) for pid in line(root).split()]
+    tree = open_tree(root.pid)
+    began = time.monotonic()
+    assert tree.stop(600, NEVER) is signal.SIGTERM
+    assert time.monotonic() - began < 300
+    assert tree.alive() == []
+    assert not any(map(is_running, descendants))
+    assert root.wait(60) == -signal.SIGTERM
+
+
+def test_a_member_that_ignores_sigterm_is_killed_after_the_grace(
+    spawner: Spawner, open_tree: Open
+) -> None:
+    """SIGKILL follows once the grace is over."""
+    root = spawner.python(IGNORES_SIGTERM)
+    assert line(root) == "ready"
+    tree = open_tree(root.pid)
+    began = time.monotonic()
+    assert tree.stop(0.5, NEVER) is signal.SIGKILL
+    assert time.monotonic() - began >= 0.5
+    assert tree.alive() == []
+    assert root.wait(60) == -signal.SIGKILL
+
+
+def test_a_member_that_is_suspended_handles_sigterm(spawner: Spawner, open_tree: Open) -> None:
+    """A process under SIGSTOP is continued, so that its own handler ends it."""
+    root = spawner.python(HANDLES_SIGTERM)
+    assert line(root) == "ready"
+    suspend(root.pid)
+    tree = open_tree(root.pid)
+    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert root.wait(60) == 5
+
+
+def test_a_child_that_is_forked_during_the_stop_is_stopped_too(
+    spawner: Spawner, open_tree: Open
+) -> None:
+    """A child that a SIGTERM handler starts is found, and killed if it ignores SIGTERM."""
+    root = spawner.python(FORKS_AT_SIGTERM)
+    assert line(root) == "ready"
+    tree = open_tree(root.pid)
+    assert tree.stop(3, NEVER) is signal.SIGKILL
+    child = int(line(root))
+    assert tree.alive() == []
+    assert not is_running(child)
+
+
+def test_an_interrupted_stop_sends_no_sigkill(spawner: Spawner, open_tree: Open) -> None:
+    """Once `interrupted` is set, the members that are left go on running."""
+    root = spawner.python(IGNORES_SIGTERM)
+    assert line(root) == "ready"
+    tree, interrupted = open_tree(root.pid), threading.Event()
+    interrupted.set()
+    assert tree.stop(600, interrupted) is signal.SIGTERM
+    assert pids(tree) == [root.pid]
+    assert is_running(root.pid)
+
+
+def test_waiting_ends_with_the_last_member_or_with_its_time(
+    spawner: Spawner, open_tree: Open
+) -> None:
+    """Waiting sends no signal by itself."""
+    root = spawner.sleeper()
+    tree = open_tree(root.pid)
+    tree.wait_ended(0.2, NEVER)
+    assert pids(tree) == [root.pid]
+    timer = threading.Timer(0.2, root.kill)
+    timer.start()
+    began = time.monotonic()
+    tree.wait_ended(600, NEVER)
+    timer.join()
+    assert tree.alive() == []
+    assert time.monotonic() - began < 300
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
+def test_a_member_that_may_not_be_signalled_is_left_and_logged(spawner: Spawner) -> None:
+    """Other members are stopped all the same."""
+    other = spawner.sleeper()
+    code = f"""
+import logging, os, sys, threading
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+from monitor_plugin.processes.process import Process
+from monitor_plugin.processes.process_tree import ProcessTree
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+with Process({other.pid}) as root, ProcessTree(root) as tree:
+    print(tree.stop(0.1, threading.Event()), [member.pid for member in tree.alive()])
+"""
+    # What psutil and the package load is loaded before the identity changes.
+    process = spawner.process(sys.executable, "-c", code)
+    *warnings, result = process.communicate(timeout=60)[0].splitlines()
+    assert result == f"None [{other.pid}]"
+    assert warnings
+    assert all(each.startswith(f"process {other.pid} may not be signalled: ") for each in warnings)
+    assert is_running(other.pid)
