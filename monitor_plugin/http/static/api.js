@@ -1,7 +1,7 @@
-// Requests to the monitor, with the tab's token. Addresses are relative: a prefix may lead to us.
+// Requests to the monitor, with the token of this tab. URLs are relative, as a proxy may add a prefix.
 
 const KEY = "monitor-token";
-const PATIENCE_MS = 30_000;
+const TIMEOUT_MS = 30_000;
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -10,27 +10,27 @@ export class Refused extends Error {
   }
 }
 
-export class Away extends Error {}
+export class Unreachable extends Error {}
 
 export const token = {
   get: () => sessionStorage.getItem(KEY),
-  keep: (text) => sessionStorage.setItem(KEY, text),
-  forget: () => sessionStorage.removeItem(KEY),
+  set: (text) => sessionStorage.setItem(KEY, text),
+  remove: () => sessionStorage.removeItem(KEY),
 };
 
-/** Ask for a path, relative to the page; gives the JSON. Throws Refused or Away. */
+/** GET a path relative to the page; returns the JSON. Throws Refused or Unreachable. */
 export async function get(path) {
-  return ask(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  return send(path, { signal: AbortSignal.timeout(TIMEOUT_MS) });
 }
 
-/** Stop a model, or one of its backends; comes back when it is gone. */
+/** Stop a model, or the backend `one` of it; returns when the processes have ended. */
 export async function stop(model, one, force) {
   const body = JSON.stringify({ model, force, pid: one?.pid, node: one?.node });
   const headers = { "Content-Type": "application/json" };
-  return ask("backend/shutdown", { method: "POST", headers, body });
+  return send("backend/shutdown", { method: "POST", headers, body });
 }
 
-async function ask(path, options) {
+async function send(path, options) {
   const secret = token.get();
   const headers = { Accept: "application/json", ...options.headers };
   if (secret !== null) headers.Authorization = `Bearer ${secret}`;
@@ -40,13 +40,13 @@ async function ask(path, options) {
     answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
     text = await answer.text();
   } catch (error) {
-    throw new Away("it cannot be reached", { cause: error });
+    throw new Unreachable("it cannot be reached", { cause: error });
   }
   let body = null;
   try {
     body = JSON.parse(text);
   } catch {
-    // A proxy's own page, say.
+    // It is no JSON: perhaps an error page of a proxy.
   }
   if (answer.ok && body !== null) return body;
   throw new Refused(answer.status, body?.error?.message ?? `it answered with HTTP ${answer.status}`);

@@ -1,4 +1,4 @@
-// The page: what the feed brings goes to the tables, what is asked for to the monitor.
+// The page: connects the feed, the tables and the dialogs.
 
 import { get, token } from "./api.js";
 import { BackendsTable } from "./backends.js";
@@ -20,7 +20,7 @@ const stopping = new Stopping({
 const table = new BackendsTable(history, (item, button) => stopping.ask(item, button));
 const ends = new EndsTable();
 
-function say(tone, text) {
+function showConnection(tone, text) {
   byId("connection").dataset.tone = tone;
   document.body.dataset.connection = tone;
   setText(byId("connection"), text);
@@ -31,42 +31,42 @@ async function showVersion() {
   setText(byId("version"), `${name} ${version}`);
 }
 
-let ahead = 0;
+let clockOffset = 0;
 
-/** The monitor's own time, in seconds: this machine's clock may be wrong. */
-function monitorsNow({ backends: [item] }) {
+/** The time of the monitor, in seconds: the clock of the browser's machine may be wrong. */
+function monitorTime({ backends: [item] }) {
   const here = Date.now() / 1000;
-  if (item) ahead = Date.parse(item.created_at) / 1000 + item.uptime_seconds - here;
-  return here + ahead;
+  if (item) clockOffset = Date.parse(item.created_at) / 1000 + item.uptime_seconds - here;
+  return here + clockOffset;
 }
 
-let told = "";
+let updated = "";
 const feed = new Feed({
   onHistory: (answer) => {
     history.load(answer);
     showVersion().catch(() => {});
   },
   onAnswer: (answer, events) => {
-    const now = monitorsNow(answer);
+    const now = monitorTime(answer);
     history.add(answer.backends, now);
     table.update(answer, now);
     ends.update(answer.ended, now);
     const trouble = showOverview(answer);
     document.title = trouble > 0 ? `(${trouble}) Monitor` : "Monitor";
     announce(events.map(sentence).filter((text) => text !== null));
-    told = `as of ${new Date().toLocaleTimeString()}`;
-    say("good", "Live");
+    updated = `as of ${new Date().toLocaleTimeString()}`;
+    showConnection("good", "Live");
   },
-  onAway: (reason, seconds) => {
-    const old = told ? ` What is shown is ${told}.` : "";
-    say("bad", `The monitor is away: ${reason}. Asking again every ${seconds} s.${old}`);
+  onUnreachable: (reason, seconds) => {
+    const old = updated ? ` What is shown is ${updated}.` : "";
+    showConnection("bad", `The monitor is away: ${reason}. Asking again every ${seconds} s.${old}`);
   },
   onUnauthorized: askForToken,
 });
 
 byId("forget").hidden = token.get() === null;
 byId("forget").addEventListener("click", () => {
-  token.forget();
+  token.remove();
   location.reload();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => table.redraw());

@@ -1,11 +1,11 @@
-// The table of backends: a row each, in an order that does not move under a hand.
+// The table of backends: one row each. The order does not change while the user points at a row.
 
 import { Palette } from "./bars.js";
 import { condition, cpuOf, memoryOf } from "./conditions.js";
 import { byId, setText } from "./dom.js";
 import { Row } from "./row.js";
 
-const GONE_STAYS_MS = 5000;
+const GONE_ROW_MS = 5000;
 
 const byName = (one, other) =>
   one.model.localeCompare(other.model, undefined, { numeric: true }) ||
@@ -21,7 +21,7 @@ const ORDERS = {
   cpu: largest(cpuOf),
 };
 
-// In a cluster, PIDs are those of a node.
+// In a cluster, different nodes may have the same PID.
 const keyOf = (item) => `${item.node ?? ""}/${item.pid}/${item.created_at}`;
 
 export class BackendsTable {
@@ -57,7 +57,7 @@ export class BackendsTable {
       row.update(item, machines.get(item.node) ?? answer.machine, this.history.of(item), now);
     }
     for (const [key, row] of this.#rows) {
-      if (!live.has(key) && !row.gone) this.#leave(key, row, answer.ended);
+      if (!live.has(key) && !row.gone) this.#removeLater(key, row, answer.ended);
     }
     this.#arrange(false);
   }
@@ -76,28 +76,28 @@ export class BackendsTable {
     }
   }
 
-  #leave(key, row, ended) {
-    row.leave(ended.find((end) => keyOf(end) === key) ?? ended.find((end) => end.pid === row.item.pid && end.node === row.item.node));
+  #removeLater(key, row, ended) {
+    row.markGone(ended.find((end) => keyOf(end) === key) ?? ended.find((end) => end.pid === row.item.pid && end.node === row.item.node));
     setTimeout(() => {
-      const held = row.node.contains(document.activeElement);
+      const hadFocus = row.node.contains(document.activeElement);
       const next = row.node.nextElementSibling ?? row.node.previousElementSibling;
       row.close();
       this.#rows.delete(key);
       this.#arrange(false);
-      if (held) (next?.querySelector("button.stop") ?? byId("backends")).focus();
-    }, GONE_STAYS_MS);
+      if (hadFocus) (next?.querySelector("button.stop") ?? byId("backends")).focus();
+    }, GONE_ROW_MS);
   }
 
-  /** Put the rows in order; not while somebody points into the table, or has the focus there. */
-  #arrange(wanted) {
+  /** Sort the rows, unless the pointer or the focus is in the table and `force` is false. */
+  #arrange(force) {
     const rows = [...this.#rows.values()];
-    const held = this.body.matches(":hover") || this.body.contains(document.activeElement);
-    if (wanted || !held) {
+    const inUse = this.body.matches(":hover") || this.body.contains(document.activeElement);
+    if (force || !inUse) {
       const order = ORDERS[this.sort.value] ?? ORDERS.trouble;
       rows.sort((one, other) => order(one.item, other.item));
       rows.forEach((row, index) => {
-        const there = this.body.children[index] ?? null;
-        if (there !== row.node) this.body.insertBefore(row.node, there);
+        const current = this.body.children[index] ?? null;
+        if (current !== row.node) this.body.insertBefore(row.node, current);
       });
     } else {
       for (const row of rows) if (!row.node.isConnected) this.body.append(row.node);

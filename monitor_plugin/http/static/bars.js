@@ -1,25 +1,25 @@
-// Memory as a stacked bar, and the list beneath it that says the same in words.
+// Memory as a stacked bar, and as the list beneath it.
 
 import { bytes } from "./format.js";
 import { element, fill, named, setText } from "./dom.js";
 
 const COLOURS = 8;
 
-/** Gives each name a colour, the same wherever it appears. */
+/** Assigns a colour to each name, the same for all backends. */
 export class Palette {
-  #given = new Map();
+  #colours = new Map();
 
   of(part) {
     if (part.rest) return "rest";
-    if (!this.#given.has(part.name)) this.#given.set(part.name, this.#given.size % COLOURS);
-    return String(this.#given.get(part.name));
+    if (!this.#colours.has(part.name)) this.#colours.set(part.name, this.#colours.size % COLOURS);
+    return String(this.#colours.get(part.name));
   }
 }
 
-/** Draw parts, `{name, size, colour}`, on a bar that stands for `whole` bytes. */
-export function drawBar(bar, parts, whole) {
+/** Draw parts, `{name, size, colour}`, on a bar whose length is `available` bytes. */
+export function drawBar(bar, parts, available) {
   const sum = parts.reduce((total, part) => total + part.size, 0);
-  const scale = Math.max(whole ?? 0, sum, 1);
+  const scale = Math.max(available ?? 0, sum, 1);
   const shown = parts.filter((part) => part.size > 0);
   fill(bar, shown, () => element("span"), (span, part) => {
     span.dataset.colour = part.colour;
@@ -27,14 +27,14 @@ export function drawBar(bar, parts, whole) {
   });
 }
 
-/** List parts; those over `most` are summed up. */
+/** List parts in at most `most` lines; the last line sums up the rest. */
 export function listParts(list, parts, most) {
   const shown = parts.length > most ? parts.slice(0, most - 1) : parts;
-  const left = parts.slice(shown.length);
+  const rest = parts.slice(shown.length);
   const lines = [...shown];
-  if (left.length > 0) {
-    const size = left.reduce((total, part) => total + part.size, 0);
-    lines.push({ name: `${left.length} more`, size, colour: "rest" });
+  if (rest.length > 0) {
+    const size = rest.reduce((total, part) => total + part.size, 0);
+    lines.push({ name: `${rest.length} more`, size, colour: "rest" });
   }
   fill(list, lines, makeLine, (line, part) => {
     line.firstElementChild.dataset.colour = part.colour;

@@ -8,53 +8,54 @@ const HEIGHT = 34;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// Charts off the screen are not drawn: there may be a thousand.
-const drawnBy = new WeakMap();
-const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) drawnBy.get(entry.target)?.look(entry.isIntersecting);
+// Only charts on the screen are drawn, as there may be a thousand.
+const chartOf = new WeakMap();
+const observer = new IntersectionObserver((entries) => {
+  for (const entry of entries) chartOf.get(entry.target)?.setVisible(entry.isIntersecting);
 }, { rootMargin: "200px" });
 
 export class Chart {
   #plot = null;
-  #seen = false;
+  #visible = false;
   #data = [[], []];
   #range = [0, 1];
   #top = 1;
 
-  /** What it shows, how a figure is written, the colour's variable, and what the scale is at least. */
-  constructor(what, written, colourName, atLeast) {
-    this.what = what;
-    this.written = written;
+  /** `format` turns a value into text, `colourName` is a CSS variable, and the scale ends at
+   *  `minTop` or above. */
+  constructor(label, format, colourName, minTop) {
+    this.label = label;
+    this.format = format;
     this.colourName = colourName;
-    this.atLeast = atLeast;
+    this.minTop = minTop;
     this.now = element("span", { class: "now" });
     this.peak = element("span", { class: "more" });
     this.box = element("div", { class: "chart", role: "img" });
     this.nodes = [element("div", { class: "figure" }, this.now, " ", this.peak), this.box];
-    drawnBy.set(this.box, this);
-    watcher.observe(this.box);
+    chartOf.set(this.box, this);
+    observer.observe(this.box);
   }
 
-  /** Show a text, and the figures until `end`: seconds since the epoch, and values or null. */
+  /** Show a text, and values (or null) at `times` until `end`, in seconds since the epoch. */
   update(figure, times, values, end) {
     const known = values.filter((value) => value !== null);
     const peak = known.length > 0 ? Math.max(...known) : null;
     setText(this.now, figure);
-    setText(this.peak, peak === null ? "" : `peak ${this.written(peak)}`);
+    setText(this.peak, peak === null ? "" : `peak ${this.format(peak)}`);
     const past = peak === null
       ? "nothing is known of it"
-      : `between ${this.written(Math.min(...known))} and ${this.written(peak)}`;
-    const label = `${this.what}, last 15 minutes: ${past}`;
+      : `between ${this.format(Math.min(...known))} and ${this.format(peak)}`;
+    const label = `${this.label}, last 15 minutes: ${past}`;
     if (this.box.getAttribute("aria-label") !== label) this.box.setAttribute("aria-label", label);
     this.#data = [times, values];
     this.#range = [end - SPAN_SECONDS, end];
-    this.#top = Math.max((peak ?? 0) * 1.1, this.atLeast);
+    this.#top = Math.max((peak ?? 0) * 1.1, this.minTop);
     this.redraw();
   }
 
-  /** Be told whether it is on the screen. */
-  look(seen) {
-    this.#seen = seen;
+  /** Set whether the chart is on the screen. */
+  setVisible(visible) {
+    this.#visible = visible;
     this.redraw();
   }
 
@@ -84,13 +85,13 @@ export class Chart {
     };
   }
 
-  /** Draw it anew, in other colours say. */
+  /** Draw the chart again, for example after the colours have changed. */
   redraw() {
-    if (this.#seen) this.#draw();
+    if (this.#visible) this.#draw();
   }
 
   close() {
-    watcher.unobserve(this.box);
+    observer.unobserve(this.box);
     this.#plot?.destroy();
   }
 }

@@ -1,4 +1,4 @@
-// What an item of GET /backends and of its ends means to the person who looks.
+// What an item of `backends` or `ended` of GET /backends means to the user.
 
 const PHASES = {
   asking: "asks the hooks for leave",
@@ -14,20 +14,20 @@ const NO_ANSWER = {
 
 const LAST = { 0: "uninitialized", 1: "busy", 2: "ready", "-1": "in error" };
 
-/** A backend's condition: the badge's word and tone, why, and whether somebody should look. */
+/** A backend's condition: the badge's word and tone, the reason, and whether it needs attention. */
 export function condition(item) {
   if (item.shutdown) {
     const { phase } = item.shutdown;
     return { word: phase, tone: "stopping", why: PHASES[phase] ?? "", trouble: false };
   }
-  if (item.state === null || item.state === undefined) return silent(item);
+  if (item.state === null || item.state === undefined) return conditionWithoutState(item);
   const word = item.state_name === "unknown" ? `state ${item.state}` : item.state_name;
   if (item.state === -1) return { word, tone: "bad", why: "", trouble: true };
   const tone = { 0: "waiting", 1: "busy", 2: "ready" }[item.state] ?? "quiet";
   return { word, tone, why: tone === "quiet" ? "not in the protocol" : "", trouble: false };
 }
 
-function silent(item) {
+function conditionWithoutState(item) {
   const code = item.rpc_error ?? null;
   if (code === null || code === "UNIMPLEMENTED") {
     const why = code ? "it reports no state" : item.source === null ? "not read yet" : "";
@@ -39,22 +39,22 @@ function silent(item) {
   return { word: "unknown", tone: "warn", why: `${why} (${code})${last}`, trouble: true };
 }
 
-/** How an end is told: calm where it was meant, else not. */
+/** How to show an end: in a quiet tone if it was intended. */
 export function ending(end) {
-  const meant = end.cause === "shutdown" || (end.cause === "exited" && end.exit_code === 0);
+  const intended = end.cause === "shutdown" || (end.cause === "exited" && end.exit_code === 0);
   const word = end.cause === "oom" ? "out of memory" : end.cause;
-  return { word, tone: meant ? "quiet" : end.cause === "unknown" ? "warn" : "bad", why: end.description ?? "" };
+  return { word, tone: intended ? "quiet" : end.cause === "unknown" ? "warn" : "bad", why: end.description ?? "" };
 }
 
-/** CPU of the whole tree, in percent of one core, or null. */
+/** CPU of the process tree in percent of one core, or null. */
 export const cpuOf = (item) => item.process?.tree?.cpu_percent ?? item.process?.cpu_percent ?? null;
 
 export const memoryOf = (item) => item.memory?.total ?? null;
 
 const onGpu = (name) => /^vram(:|$)/.test(name);
 
-/** The parts of a backend's memory, the largest first. What lies on a GPU (`vram`, `vram:0`) is no
- *  part of the machine's memory; of the total, what no component explains is the rest. */
+/** The parts of a backend's memory, the largest first. Components on a GPU (`vram`, `vram:0`) are
+ *  not part of the machine's memory. The rest of the total, beyond all components, is `other`. */
 export function partsOf(item) {
   const components = Object.entries(item.memory?.breakdown ?? {})
     .map(([name, size]) => ({ name, size, gpu: onGpu(name) }))
@@ -63,10 +63,9 @@ export function partsOf(item) {
     .filter((part) => !part.gpu || item.memory_source === "backend")
     .reduce((sum, part) => sum + part.size, 0);
   const rest = (memoryOf(item) ?? 0) - explained;
-  const hosted = components.filter((part) => !part.gpu);
+  const main = components.filter((part) => !part.gpu);
   return {
-    hosted: rest > 0 && components.length > 0 ? [...hosted, { name: "other", size: rest, rest: true }] : hosted,
+    main: rest > 0 && components.length > 0 ? [...main, { name: "other", size: rest, rest: true }] : main,
     gpu: components.filter((part) => part.gpu),
-    whole: components.length === 0,
   };
 }

@@ -1,4 +1,4 @@
-// Making and changing elements. Text only ever becomes text: no markup is parsed anywhere.
+// Makes and changes elements. Strings become text nodes: no markup is parsed anywhere.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -10,21 +10,21 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Set a text where it differs, so that nothing is redrawn or read out again. */
+/** Set a text if it differs, so that it is not drawn or read out again without need. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** A model's or component's name: any script, and its direction stays its own. */
+/** An element for a model's or component's name, which keeps its own writing direction. */
 export const named = (name) => element("bdi", {}, name);
 
-/** A cell, with the column's name for narrow screens and an explicit role: styles that lay a table
- *  out anew take its meaning away in some browsers. */
+/** Make a table cell with the column's name, for narrow screens, and an explicit role: in some
+ *  browsers a table loses its roles when CSS changes its layout. */
 export function cell(label, ...children) {
   return element("td", { role: "cell", "data-label": label }, ...children);
 }
 
-/** Set the children of a node to as many as there are items, each updated in its place. */
+/** Give a node one child per item; update existing children in place. */
 export function fill(parent, items, make, update) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
   items.forEach((item, index) => {

@@ -1,10 +1,10 @@
-// The table of what ended, and why.
+// The table of backends that have ended.
 
 import { ending } from "./conditions.js";
 import { byId, cell, element, fill, named, setText } from "./dom.js";
 import { duration, moment, secondsBetween } from "./format.js";
 
-const FEW = 10;
+const SHORT_LIST = 10;
 
 export class EndsTable {
   #all = false;
@@ -20,15 +20,15 @@ export class EndsTable {
     });
   }
 
-  /** Show the ends of an answer of GET /backends, the newest first; `now` in seconds. */
+  /** Show `ended` of an answer of GET /backends, the newest first; `now` is in seconds. */
   update(ended, now) {
     this.#ended = ended;
     this.#now = now;
     this.table.hidden = ended.length === 0;
     byId("ends-none").hidden = ended.length > 0;
-    this.more.hidden = ended.length <= FEW;
-    setText(this.more, this.#all ? `Show the newest ${FEW} alone` : `Show all ${ended.length}`);
-    fill(this.table.tBodies[0], this.#all ? ended : ended.slice(0, FEW), makeRow, (row, end) => showEnd(row, end, now));
+    this.more.hidden = ended.length <= SHORT_LIST;
+    setText(this.more, this.#all ? `Show the newest ${SHORT_LIST} alone` : `Show all ${ended.length}`);
+    fill(this.table.tBodies[0], this.#all ? ended : ended.slice(0, SHORT_LIST), makeRow, (row, end) => showEnd(row, end, now));
   }
 }
 

@@ -1,11 +1,11 @@
-// Keeps what is shown up to date: waits for events, then asks for the backends, over and over.
+// Keeps the page up to date: waits for events, then gets the backends, again and again.
 
 import { get, Refused } from "./api.js";
 
-// Figures have no events, so each wait is no longer than they may be old.
+// CPU and memory cause no events, so this is also how often they are updated.
 const WAIT_SECONDS = 5;
 const STALE_SECONDS = 3 * WAIT_SECONDS;
-const LONGEST_PAUSE_SECONDS = 15;
+const MAX_PAUSE_SECONDS = 15;
 
 export class Feed {
   #after = null;
@@ -13,22 +13,22 @@ export class Feed {
   #changes = new Map();
   #wake = () => {};
 
-  /** Functions to call: onHistory(answer), onAnswer(answer, events), onAway(reason, seconds), and
-   *  onUnauthorized(), which is waited for. */
+  /** `listener` has the functions onHistory(answer), onAnswer(answer, events),
+   *  onUnreachable(reason, seconds) and the async onUnauthorized(). */
   constructor(listener) {
     this.listener = listener;
   }
 
-  /** Ask at once, where it pauses. */
+  /** End a pause, if there is one. */
   wake() {
     this.#wake();
   }
 
   async run() {
     for (;;) {
-      await visible();
+      await tabIsVisible();
       try {
-        await this.#turn();
+        await this.#update();
         this.#failures = 0;
       } catch (error) {
         this.#after = null;
@@ -37,17 +37,17 @@ export class Feed {
           continue;
         }
         this.#failures += 1;
-        const seconds = Math.min(2 ** (this.#failures - 1), LONGEST_PAUSE_SECONDS);
-        this.listener.onAway(error.message, seconds);
+        const seconds = Math.min(2 ** (this.#failures - 1), MAX_PAUSE_SECONDS);
+        this.listener.onUnreachable(error.message, seconds);
         await this.#pause(seconds);
       }
     }
   }
 
-  async #turn() {
+  async #update() {
     let events = [];
     if (this.#after === null) {
-      // The position first: what happens while the rest is fetched is then told afterwards.
+      // Get the position first, so that events which happen meanwhile are listed afterwards.
       const { next } = await get("events?after=0");
       this.listener.onHistory(await get("history"));
       await this.#backends(events);
@@ -59,21 +59,21 @@ export class Feed {
     await this.#backends(events);
     this.#after = news.next;
     if (news.poll_after_seconds > 0) await this.#pause(news.poll_after_seconds);
-    // Left for a while in another tab, the charts would have a hole.
+    // After a while in the background the charts would have a gap, so get the history again.
     if (document.hidden) this.#after = null;
   }
 
   async #backends(events) {
-    // Where the monitor makes no sweeps of its own, readings are only made when they are asked for.
+    // A monitor without periodic sweeps reads its backends only on request.
     let answer = await get("backends?fresh=false");
     if (areStale(answer.backends)) answer = await get("backends");
-    this.#amend(answer.backends, events);
+    this.#applyChanges(answer.backends, events);
     this.listener.onAnswer(answer, events);
   }
 
-  /** Events come before the sweep that found them is over: where a change of state is newer than
-   *  the reading that is listed, it counts. */
-  #amend(backends, events) {
+  /** Apply changes of state that are newer than the listed readings: an event is there before the
+   *  sweep that caused it has ended. */
+  #applyChanges(backends, events) {
     for (const event of events) {
       if (event.type === "state_changed") this.#changes.set(keyOf(event), event);
     }
@@ -110,13 +110,13 @@ function areStale(backends) {
   return ages.length > 0 && Math.min(...ages) > STALE_SECONDS;
 }
 
-/** Wait until the tab is looked at: one that is not shall not hold the monitor's threads. */
-function visible() {
+/** Wait until the tab is visible: a hidden one must not take threads of the monitor. */
+function tabIsVisible() {
   if (!document.hidden) return Promise.resolve();
   return new Promise((resolve) => {
-    document.addEventListener("visibilitychange", function look() {
+    document.addEventListener("visibilitychange", function listener() {
       if (document.hidden) return;
-      document.removeEventListener("visibilitychange", look);
+      document.removeEventListener("visibilitychange", listener);
       resolve();
     });
   });

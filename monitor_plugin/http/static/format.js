@@ -1,10 +1,10 @@
-// Figures as people read them. What is null is told as unknown, and never as 0.
+// Formats figures for people. null becomes "unknown", never 0.
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 const known = (number) => typeof number === "number" && Number.isFinite(number);
 
-/** Three digits that count: "96 MiB", "1.25 GiB". */
+/** Bytes with up to three significant digits: "96 MiB", "1.25 GiB". */
 export function bytes(number) {
   if (!known(number)) return "unknown";
   let unit = 0;
@@ -24,11 +24,11 @@ export function percent(number) {
 /** Seconds in at most two units: "12 s", "3 h 20 min". */
 export function duration(seconds) {
   if (!known(seconds)) return "unknown";
-  const whole = Math.max(0, Math.floor(seconds));
-  const [days, hours, minutes] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
+  const total = Math.max(0, Math.floor(seconds));
+  const [days, hours, minutes] = [Math.floor(total / 86400), Math.floor(total / 3600) % 24, Math.floor(total / 60) % 60];
   if (days) return hours ? `${days} d ${hours} h` : `${days} d`;
   if (hours) return minutes ? `${hours} h ${minutes} min` : `${hours} h`;
-  return minutes ? `${minutes} min` : `${whole} s`;
+  return minutes ? `${minutes} min` : `${total} s`;
 }
 
 export const count = (number) => (known(number) ? String(number) : "unknown");
@@ -37,7 +37,7 @@ export function plural(number, one, many = `${one}s`) {
   return `${number} ${number === 1 ? one : many}`;
 }
 
-/** A moment, RFC 3339 or milliseconds since the epoch, in the reader's own words and time zone. */
+/** A time (RFC 3339 or milliseconds since the epoch) in the user's language and time zone. */
 export function moment(when) {
   const date = new Date(when);
   return Number.isNaN(date.getTime()) ? "unknown" : date.toLocaleString();
@@ -45,7 +45,7 @@ export function moment(when) {
 
 export const secondsBetween = (from, to) => (Date.parse(to) - Date.parse(from)) / 1000;
 
-/** Where a backend runs: its PID, and its node where there are several. */
+/** A backend's PID, and its node in a cluster. */
 export function place({ node, pid }) {
   return node ? `PID ${pid} on ${node}` : `PID ${pid}`;
 }

@@ -1,4 +1,5 @@
-// The last 15 minutes of each backend's figures: from the monitor, then grown from what comes.
+// CPU and memory of each backend over the last 15 minutes: first from GET /history, then from the
+// answers of GET /backends.
 
 import { cpuOf, memoryOf } from "./conditions.js";
 
@@ -10,7 +11,7 @@ export class History {
   #interval = 5;
   #series = new Map();
 
-  /** Take an answer of GET /history in place of what there is. */
+  /** Replace the points by those of an answer of GET /history. */
   load(answer) {
     this.#interval = answer.interval_seconds || this.#interval;
     this.#series.clear();
@@ -24,7 +25,7 @@ export class History {
     }
   }
 
-  /** Add the figures of an answer of GET /backends; forget what is gone, and what is too old. */
+  /** Add a point for each item of GET /backends; drop old points and backends that are gone. */
   add(items, now) {
     const live = new Set();
     for (const item of items) {

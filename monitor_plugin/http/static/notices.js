@@ -1,29 +1,29 @@
-// What changed, said to screen readers, and what went wrong, said to everybody until it is closed.
+// Messages: changes for screen readers, and errors for everybody.
 
 import { byId, element } from "./dom.js";
 
-const MOST_AT_ONCE = 4;
-const MOST_KEPT = 30;
+const MAX_AT_ONCE = 4;
+const MAX_LINES = 30;
 
-/** Say changes without taking the focus. */
+/** Have screen readers read changes, without moving the focus. */
 export function announce(changes) {
   if (changes.length === 0) return;
   const log = byId("changes");
-  const said = changes.slice(0, MOST_AT_ONCE);
-  if (changes.length > said.length) said.push(`and ${changes.length - said.length} more changes`);
-  for (const change of said) log.append(element("p", {}, change));
-  while (log.children.length > MOST_KEPT) log.firstElementChild.remove();
+  const lines = changes.slice(0, MAX_AT_ONCE);
+  if (changes.length > lines.length) lines.push(`and ${changes.length - lines.length} more changes`);
+  for (const change of lines) log.append(element("p", {}, change));
+  while (log.children.length > MAX_LINES) log.firstElementChild.remove();
 }
 
-/** Show what went wrong, until it is closed. */
-export function complain(text) {
+/** Show an error until the user closes it. */
+export function showError(text) {
   const button = element("button", { type: "button" }, "Close");
   const notice = element("div", { class: "notice", role: "alert" }, element("p", {}, text), button);
   button.addEventListener("click", () => notice.remove());
   byId("notices").append(notice);
 }
 
-/** Tell of an event of GET /events in a sentence, or null where it is not worth one. */
+/** Describe an event of GET /events in a sentence; null for events that are not shown. */
 export function sentence(event) {
   switch (event.type) {
     case "registered": return `${event.model} was registered`;

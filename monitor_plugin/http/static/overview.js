@@ -1,4 +1,4 @@
-// The top of the page: how many are in which condition, and who holds the machine's memory.
+// The top of the page: the number of backends by condition, and the memory by model.
 
 import { drawBar, listParts } from "./bars.js";
 import { condition, memoryOf } from "./conditions.js";
@@ -8,7 +8,7 @@ import { bytes, percent, plural } from "./format.js";
 const TOP = 6;
 const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
 
-/** Show an answer of GET /backends; gives how many are in trouble. */
+/** Show an answer of GET /backends; returns how many backends need attention. */
 export function showOverview({ backends, machine, nodes, cluster_error: unconnected }) {
   byId("overview").hidden = false;
   const conditions = backends.map(condition);
@@ -35,15 +35,15 @@ export function showOverview({ backends, machine, nodes, cluster_error: unconnec
   return conditions.filter(({ trouble }) => trouble).length;
 }
 
-function showMemory(backends, whole, several) {
-  const holders = new Map();
+function showMemory(backends, available, several) {
+  const models = new Map();
   let unknown = 0;
   for (const item of backends) {
     const size = memoryOf(item);
     if (size === null) unknown += 1;
-    else holders.set(item.model, (holders.get(item.model) ?? 0) + size);
+    else models.set(item.model, (models.get(item.model) ?? 0) + size);
   }
-  const sorted = [...holders].map(([name, size]) => ({ name, size })).sort((one, other) => other.size - one.size);
+  const sorted = [...models].map(([name, size]) => ({ name, size })).sort((one, other) => other.size - one.size);
   const most = sorted.length > TOP ? TOP - 1 : TOP;
   const parts = sorted.slice(0, most).map((part, rank) => ({ ...part, colour: String(rank) }));
   const others = sorted.slice(most);
@@ -52,11 +52,11 @@ function showMemory(backends, whole, several) {
     parts.push({ name: `${others.length} more`, size, colour: "rest" });
   }
   const sum = sorted.reduce((total, part) => total + part.size, 0);
-  const share = whole ? ` of the ${several ? "machines’" : "machine’s"} ${bytes(whole)} (${percent((100 * sum) / whole)})` : "";
+  const share = available ? ` of the ${several ? "machines’" : "machine’s"} ${bytes(available)} (${percent((100 * sum) / available)})` : "";
   const gap = unknown > 0 ? `; what ${plural(unknown, "backend holds", "backends hold")} is unknown` : "";
   const least = unknown > 0 ? "at least " : "";
-  const held = sorted.length > 0 ? `hold ${least}${bytes(sum)}${share}${gap}` : "hold an unknown amount of memory";
-  setText(byId("held"), backends.length > 0 ? `${plural(backends.length, "backend")} ${held}.` : "");
-  drawBar(byId("held-bar"), parts, whole);
+  const summary = sorted.length > 0 ? `hold ${least}${bytes(sum)}${share}${gap}` : "hold an unknown amount of memory";
+  setText(byId("held"), backends.length > 0 ? `${plural(backends.length, "backend")} ${summary}.` : "");
+  drawBar(byId("held-bar"), parts, available);
   listParts(byId("holders"), parts, TOP);
 }

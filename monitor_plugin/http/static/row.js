@@ -1,4 +1,4 @@
-// One backend's row. Its nodes stay the same over updates, so that focus and selections do.
+// One backend's row. Updates change its nodes in place, so that focus and selection stay.
 
 import { drawBar, listParts } from "./bars.js";
 import { Chart } from "./charts.js";
@@ -12,7 +12,7 @@ const MEMORY_SOURCES = {
   rss: "of its processes (RSS: shared pages count more than once)",
 };
 const OLD_SECONDS = 20;
-const MOST_PARTS = 5;
+const MAX_PARTS = 5;
 
 export class Row {
   gone = false;
@@ -63,16 +63,16 @@ export class Row {
     this.#button(stopping, stopping ? "Stopping…" : "Stop");
   }
 
-  /** Show that it is gone; `end` says why, where it is known. */
-  leave(end) {
+  /** Show that the backend is gone; `end` is its item of `ended`, if there is one. */
+  markGone(end) {
     this.gone = true;
     this.node.classList.add("gone");
     this.#badge("gone", "quiet", end ? `It ${end.description}` : "", "");
     this.#button(true, "Gone");
   }
 
-  /** Show what was asked for, until the monitor says so itself; null: it is over. */
-  asked(word) {
+  /** Show a state until the monitor reports the shutdown itself; null removes it. */
+  setPending(word) {
     this.#pending = word;
     if (!this.gone) this.update(...this.#last);
   }
@@ -130,21 +130,22 @@ export class Row {
   #memory(item, machine) {
     const total = memoryOf(item);
     setText(this.total, bytes(total));
-    const whole = machine?.memory_total ?? null;
-    const share = total !== null && whole ? `${percent((100 * total) / whole)} of ${bytes(whole)}` : "";
+    const available = machine?.memory_total ?? null;
+    const share = total !== null && available ? `${percent((100 * total) / available)} of ${bytes(available)}` : "";
     setText(this.share, share);
     this.share.title = MEMORY_SOURCES[item.memory_source] ?? "";
-    const { hosted, gpu, whole: alone } = partsOf(item);
+    const { main, gpu } = partsOf(item);
     const colour = (part) => ({ ...part, colour: this.palette.of(part) });
-    const bar = alone && total !== null ? [{ size: total, colour: "rest" }] : hosted.map(colour);
-    drawBar(this.bar, bar, whole);
+    const undivided = main.length + gpu.length === 0;
+    const bar = undivided && total !== null ? [{ size: total, colour: "rest" }] : main.map(colour);
+    drawBar(this.bar, bar, available);
     const onGpu = gpu.map((part) => ({ ...part, name: `${part.name} (GPU)`, colour: "gpu" }));
-    listParts(this.parts, [...hosted.map(colour), ...onGpu], MOST_PARTS);
+    listParts(this.parts, [...main.map(colour), ...onGpu], MAX_PARTS);
   }
 
   #button(disabled, text) {
     setText(this.button, text);
-    // Not `disabled`, which would take the focus away.
+    // The attribute `disabled` would take the focus away.
     if (disabled) this.button.setAttribute("aria-disabled", "true");
     else this.button.removeAttribute("aria-disabled");
     this.button.setAttribute("aria-label", `${text} ${this.item.model}, ${place(this.item)}`);

@@ -1,19 +1,19 @@
-// Stopping a model: the question, the request, and what came of it.
+// Stopping a model: the dialog, the request and its result.
 
 import { Refused, stop } from "./api.js";
 import { byId, named, setText } from "./dom.js";
 import { place } from "./format.js";
-import { complain } from "./notices.js";
+import { showError } from "./notices.js";
 
-// A browser opens six connections to a host, and the page needs some of them itself.
-const AT_ONCE = 3;
+// A browser opens six connections to a host, and the feed needs some of them.
+const MAX_REQUESTS = 3;
 
 export class Stopping {
   #running = 0;
   #waiting = [];
 
-  /** `rowsOf(model, one)` gives the rows that are concerned; `onChange()` asks for news;
-   *  `onUnauthorized()` asks for a token, and is waited for. */
+  /** `rowsOf(model, one)` returns the rows to stop, `onChange()` updates the page, and the async
+   *  `onUnauthorized()` asks for a token. */
   constructor({ rowsOf, onChange, onUnauthorized }) {
     this.rowsOf = rowsOf;
     this.onChange = onChange;
@@ -21,7 +21,7 @@ export class Stopping {
     this.dialog = byId("stop");
   }
 
-  /** Ask whether to stop a backend, and do so on a yes. */
+  /** Ask the user whether to stop a backend, and stop it on a yes. */
   async ask(item, button) {
     const replicas = this.rowsOf(item.model, null).length;
     byId("stop-title").replaceChildren("Stop ", named(item.model), "?");
@@ -44,18 +44,18 @@ export class Stopping {
 
   async #stop(model, one, force) {
     const rows = this.rowsOf(model, one);
-    for (const row of rows) row.asked("asking");
-    if (this.#running >= AT_ONCE) await new Promise((resolve) => this.#waiting.push(resolve));
+    for (const row of rows) row.setPending("asking");
+    if (this.#running >= MAX_REQUESTS) await new Promise((resolve) => this.#waiting.push(resolve));
     this.#running += 1;
     try {
       await stop(model, one, force);
     } catch (error) {
-      complain(reason(model, error));
+      showError(reason(model, error));
       if (error.status === 401) await this.onUnauthorized();
     } finally {
       this.#running -= 1;
       this.#waiting.shift()?.();
-      for (const row of rows) row.asked(null);
+      for (const row of rows) row.setPending(null);
       this.onChange();
     }
   }

@@ -1,11 +1,11 @@
-// Asks for the token, once, however many requests want it.
+// Asks the user for the token, once for all requests that need it.
 
 import { token } from "./api.js";
 import { byId, setText } from "./dom.js";
 
 let asking = null;
 
-/** Ask for a token; comes back once there is another one. */
+/** Ask for a token; returns when the user has entered one. */
 export function askForToken() {
   asking ??= ask().finally(() => { asking = null; });
   return asking;
@@ -17,17 +17,17 @@ async function ask() {
   const wrong = token.get() !== null;
   setText(byId("token-error"), wrong ? "The token that you gave is not valid." : "");
   input.setAttribute("aria-invalid", String(wrong));
-  token.forget();
+  token.remove();
   byId("forget").hidden = true;
   input.value = "";
-  // Esc closes a dialog; without a token there is nothing behind this one.
+  // Esc would close the dialog, but without a token the page has nothing to show.
   dialog.oncancel = (event) => event.preventDefault();
   while (input.value.trim() === "") {
     if (!dialog.open) dialog.showModal();
     input.focus();
     await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
   }
-  token.keep(input.value.trim());
+  token.set(input.value.trim());
   input.value = "";
   byId("forget").hidden = false;
 }
