@@ -18,7 +18,8 @@ import pluggy
 from .api.audit import audited_shutdown
 from .api.lister import Lister
 from .backends.counters import ModelCounter
-from .backends.lifecycle import Lifecycle
+from .backends.exits import ExitRecorder
+from .backends.registration import Registration
 from .backends.registry import Registry
 from .concurrency.blocking import BlockingObserver
 from .concurrency.single_flight import SingleFlight
@@ -90,7 +91,7 @@ class Monitor:
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
         self._services = _Services(settings, managers)
-        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._services.lifecycle))
+        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._services.registration))
         for plugin in plugins:
             self._plugin_manager.register_from("plugins=", plugin)
         load_hook_files(
@@ -138,7 +139,7 @@ class Monitor:
             if self._phase is _Phase.CLOSED:
                 raise MonitorError("the monitor was closed; make a new one")
             if self._host:
-                self._host.register(self._services.lifecycle)
+                self._host.register(self._services.registration)
             try:
                 if self._settings.listen is not None:
                     self._server = Server(
@@ -341,12 +342,15 @@ class _Services:
             security,
             self.blocking_observer,
         )
-        self.lifecycle = Lifecycle(
+        self.exit_recorder = ExitRecorder(
+            self.registry, self.status_client, self.hooks, self.model_counter
+        )
+        self.registration = Registration(
             self.registry,
             process_table,
             self.status_client,
             self.hooks,
-            self.model_counter,
+            self.exit_recorder,
             security,
         )
         self.backend_reader = BackendReader(
@@ -358,14 +362,14 @@ class _Services:
         )
         self.model_reader = ModelReader(
             self.registry,
-            self.lifecycle,
+            self.exit_recorder,
             self.backend_reader,
             self.thread_pool,
             settings.reading_max_age_seconds,
         )
         self.sweeper = Sweeper(
             self.registry,
-            self.lifecycle,
+            self.exit_recorder,
             self.backend_reader,
             self.thread_pool,
             self.status_client,
@@ -376,7 +380,7 @@ class _Services:
         )
         stopper = Stopper(
             self.registry,
-            self.lifecycle,
+            self.exit_recorder,
             self.backend_reader,
             self.status_client,
             self.hooks,
@@ -384,7 +388,7 @@ class _Services:
         )
         self.shutdown_coordinator = ShutdownCoordinator(
             self.registry,
-            self.lifecycle,
+            self.exit_recorder,
             stopper,
             self.hooks,
             self.event_log,
@@ -396,13 +400,14 @@ class _Services:
     def start(self) -> None:
         """Start what works in the background."""
         self.event_queue.start()
-        self.lifecycle.start()
+        self.exit_recorder.start()
         self.sweeper.start()
 
     def close(self) -> None:
         """End what works in the background, and let go of every thread and descriptor."""
         self.sweeper.stop()
-        self.lifecycle.close()
+        self.exit_recorder.close()
+        self.registration.close()
         self.status_client.close()
         self.sweeper.close()
         self.event_queue.close()
@@ -423,7 +428,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.model_reader,
         services.shutdown_coordinator,
         services.sweeper,
-        services.lifecycle.describe_last_end,
+        services.exit_recorder.describe_last_exit,
     )
 
 

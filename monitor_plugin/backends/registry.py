@@ -1,4 +1,4 @@
-"""Who is registered, and who was. Plain data under one lock: no I/O, no calls out."""
+"""The registered backends and the last exits: plain data under one lock, without I/O."""
 
 from __future__ import annotations
 
@@ -20,12 +20,28 @@ T = TypeVar("T")
 ENDS_KEPT = 100
 
 
+class Conflict(Exception):
+    """Another record has the PID or the address.
+
+    Attributes:
+        record: the other record.
+    """
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(record)
+        self.record = record
+
+
+class NotRegistered(Exception):
+    """The record is not, or no longer, in the registry."""
+
+
 class EndedBackend(NamedTuple):
     """A backend that has ended, and how.
 
     Attributes:
-        oom_kill_seen: whether a process of its control group, which no other backend shared, was
-            killed for want of memory just before.
+        oom_kill_seen: whether the kernel killed a process of the backend's control group for want
+            of memory just before; False if another backend was in that control group.
     """
 
     backend: Backend
@@ -34,24 +50,23 @@ class EndedBackend(NamedTuple):
 
 
 class Record:
-    """A registered backend, and what the monitor keeps for as long as it runs.
+    """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `memory` and `oom` stay the same while `backend` may be updated; the other
-    attributes change under the registry's lock alone, but for `observation` and `source`, which are
-    replaced.
+    `process`, `sampler`, `memory` and `oom` never change. `observation` and `source` are replaced
+    without a lock. The other attributes change only under the registry's lock.
 
     Attributes:
-        backend: the frozen record that is handed out.
-        canonical_address: the address in the form by which two are compared.
-        process: the handle by which its end is noticed.
-        sampler: reads its figures.
-        memory: what its process tree holds, bytes and source, shared for some seconds.
-        oom: follows what the kernel kills for want of memory.
-        state: the last known state that it was in.
-        state_changed_at: when that was first seen, in seconds since the epoch.
-        source: where its last status came from; None where asking it failed the last time.
-        observation: what the last sweep found of it.
-        stopping: whether a shutdown is ending it.
+        backend: the immutable description of the backend; a new object for each registration.
+        canonical_address: the form of the address in which two addresses are compared.
+        process: the handle that notices the end of the process.
+        sampler: reads samples of the process.
+        memory: the memory of the process tree, in bytes, and how it was read; kept for seconds.
+        oom: counts what the kernel kills for want of memory in the backend's control group.
+        state: the last known state.
+        state_changed_at: when that state was first seen, in seconds since the epoch.
+        source: the source of the last status; None if the last attempt to get one failed.
+        observation: the result of the last sweep.
+        stopping: whether a shutdown is stopping the backend.
     """
 
     def __init__(
@@ -77,10 +92,14 @@ class Record:
 
 
 class Registry:
-    """The registered backends by PID, oldest first, and the last ends. Safe from any thread.
+    """The registered backends by PID, oldest first, and the last exits. Safe from any thread.
+
+    Methods that take `publish` call it under the lock after the change, and give its result: the
+    events of a PID or an address are published in the order of the changes. `publish` must not
+    block; it puts an event into a queue.
 
     Attributes:
-        on_change: called, under the lock, when a backend came or went; it must not block.
+        on_change: called under the lock when a backend was added or removed; it must not block.
     """
 
     def __init__(self) -> None:
@@ -103,49 +122,45 @@ class Registry:
         with self._lock:
             return self._records.get(pid)
 
-    def add(self, record: Record, then: Callable[[], object]) -> Record | None:
-        """Add a record, unless one is in its way: of the same PID, or at the same address.
+    def add(self, record: Record, publish: Callable[[], T]) -> T:
+        """Add a record.
 
-        Once it is added `then` is called under the lock, before it can end: see `change_state`.
-
-        Returns:
-            The record in the way; None when it was added.
+        Raises:
+            Conflict: a record has the same PID or address.
         """
         with self._lock:
-            in_the_way = self._records.get(record.backend.pid) or self._by_address.get(
+            conflicting = self._records.get(record.backend.pid) or self._by_address.get(
                 record.canonical_address
             )
-            if in_the_way is None:
-                self._insert(record)
-                then()
-            return in_the_way
+            if conflicting is not None:
+                raise Conflict(conflicting)
+            self._insert(record)
+            return publish()
 
     def update(
         self,
         record: Record,
         backend: Backend,
         canonical_address: str,
-        then: Callable[[], object],
-    ) -> Record | None:
-        """Give a record another model or address, as its newest registration.
+        publish: Callable[[], T],
+    ) -> T:
+        """Give a record another model or address, and make it the newest registration.
 
-        Once that is done `then` is called under the lock, before it can end: see `change_state`.
-
-        Returns:
-            The record that holds the address; None when the update was made. A record that is no
-            longer registered is left alone.
+        Raises:
+            Conflict: another record has the address.
+            NotRegistered: the record was removed before.
         """
         with self._lock:
             holder = self._by_address.get(canonical_address)
             if holder is not None and holder is not record:
-                return holder
-            if self._records.get(backend.pid) is record:
-                self._remove(record)
-                record.backend = backend
-                record.canonical_address = canonical_address
-                self._insert(record)
-                then()
-            return None
+                raise Conflict(holder)
+            if self._records.get(backend.pid) is not record:
+                raise NotRegistered
+            self._remove(record)
+            record.backend = backend
+            record.canonical_address = canonical_address
+            self._insert(record)
+            return publish()
 
     def _insert(self, record: Record) -> None:
         backend = record.backend
@@ -169,55 +184,50 @@ class Registry:
             return list(self._by_model)
 
     def set_stopping(self, record: Record, stopping: bool) -> None:
-        """Note that a shutdown is ending it, or no longer is."""
+        """Set whether a shutdown is stopping the backend."""
         with self._lock:
             record.stopping = stopping
 
     def change_state(
-        self, record: Record, state: State, then: Callable[[State | None], T]
+        self, record: Record, state: State, publish: Callable[[State | None], T]
     ) -> T | None:
-        """Note the state that a backend is in; where it differs from the last, call `then`.
-
-        `then` gets the previous state, and is called under the lock, so that changes are handed on
-        in their order: it must do no more than put something into a queue.
-        """
+        """Set the state of a backend; if it changes, call `publish` with the previous state."""
         with self._lock:
             previous = record.state
             if previous is state:
                 return None
             record.state = state
             record.state_changed_at = time.time()
-            return then(previous)
+            return publish(previous)
 
     def end(
-        self, record: Record, exit: BackendExit, oom_kill_seen: bool, then: Callable[[], object]
-    ) -> bool:
-        """Move a record to the ends; False where another thread was first.
+        self, record: Record, exit: BackendExit, oom_kill_seen: bool, publish: Callable[[], T]
+    ) -> T:
+        """Move a record to the exits, before another backend can have its PID or its address.
 
-        Once that is done `then` is called under the lock, before another backend can have its PID
-        or its address: see `change_state`.
+        Raises:
+            NotRegistered: another thread removed the record before.
         """
         with self._lock:
             if self._records.get(record.backend.pid) is not record:
-                return False
+                raise NotRegistered
             self._remove(record)
             self._ends.append(EndedBackend(record.backend, exit, oom_kill_seen))
-            then()
-            return True
+            return publish()
 
     def ends(self) -> list[EndedBackend]:
-        """List the last ENDS_KEPT ends, oldest first."""
+        """List the last `ENDS_KEPT` exits, oldest first."""
         with self._lock:
             return list(self._ends)
 
     def replace_end(self, known: EndedBackend, completed: EndedBackend) -> None:
-        """Replace an end, where it is still kept."""
+        """Replace an exit, if it is still remembered."""
         with self._lock:
             if known in self._ends:
                 self._ends[self._ends.index(known)] = completed
 
     def clear(self) -> list[Record]:
-        """Forget all that is registered, and list it."""
+        """Remove all records, and give them."""
         with self._lock:
             records = list(self._records.values())
             for record in records:

@@ -37,7 +37,7 @@ class ClusterNode:
         model_reader: reads its models.
         coordinator: shuts its models down.
         sweeper: reads all its backends at the same time.
-        describe_last_end: says how the last backend of a model ended.
+        describe_last_exit: says how the last backend of a model ended.
 
     Attributes:
         directory: what is known of the other nodes.
@@ -55,7 +55,7 @@ class ClusterNode:
         model_reader: ModelReader,
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
-        describe_last_end: Callable[[str], str | None],
+        describe_last_exit: Callable[[str], str | None],
     ) -> None:
         node = settings.node or socket.gethostname()
         if fault := fault_in_node(node):
@@ -69,7 +69,7 @@ class ClusterNode:
             model_reader,
             coordinator,
             Lister(registry, sweeper, coordinator, node),
-            describe_last_end,
+            describe_last_exit,
         )
         self._member = Member(settings, local_node, registry, self.directory)
         self.link = self._member.link

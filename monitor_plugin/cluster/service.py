@@ -204,5 +204,7 @@ class ClusterService:
         finally:
             self._unknown_reads.release()
         if results is None:
-            raise ModelNotLoaded(model, self._local_node.describe_last_end(model), on_any_node=True)
+            raise ModelNotLoaded(
+                model, self._local_node.describe_last_exit(model), on_any_node=True
+            )
         return merge_readings(results)

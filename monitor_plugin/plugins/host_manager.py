@@ -13,7 +13,7 @@ from .signatures import argument_names, fault_in_signature
 
 
 class BackendRegistration(Protocol):
-    """What a host reports to: `backends.lifecycle.Lifecycle`."""
+    """What a host reports to: `backends.registration.Registration`."""
 
     def spawned(self, model: str, pid: int, address: str) -> None:
         """Register a backend."""

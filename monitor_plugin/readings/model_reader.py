@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from ..backends.lifecycle import Lifecycle
+from ..backends.exits import ExitRecorder
 from ..backends.registry import Record, Registry
 from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
@@ -67,7 +67,7 @@ class ModelReader:
 
     Args:
         registry: the registered backends.
-        lifecycle: ends the registration of backends whose process has ended.
+        exit_recorder: records the exit of a backend whose process has ended.
         backend_reader: reads one backend.
         thread_pool: reads the replicas of a model at the same time.
         max_age_seconds: maximum age of a reading that is given again; 0 gives none again.
@@ -76,13 +76,13 @@ class ModelReader:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
+        exit_recorder: ExitRecorder,
         backend_reader: BackendReader,
         thread_pool: ThreadPool,
         max_age_seconds: float,
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
+        self._exit_recorder = exit_recorder
         self._backend_reader = backend_reader
         self._thread_pool = thread_pool
         self._max_age_seconds = max_age_seconds
@@ -110,7 +110,7 @@ class ModelReader:
                 return self._get(self._replicas(model, records), pid, anew)
             except ProcessGone:
                 continue
-        raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
+        raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
 
     def held(self, model: str, reading: Reading) -> tuple[Memory | None, str | None]:
         """Give the memory of all backends of a model that was just read, and its source."""
@@ -158,7 +158,7 @@ class ModelReader:
         records = [each for each in replicas.records if pid in (None, each.backend.pid)]
         if ended := [each for each in records if each.process.ended()]:
             for record in ended:
-                self._lifecycle.end(record)
+                self._exit_recorder.end(record)
             raise ProcessGone(ended[0].backend.pid)
         return shared
 
@@ -166,7 +166,7 @@ class ModelReader:
         try:
             return replace(self._backend_reader.read_record(record), replicas=replicas)
         except ProcessGone:
-            self._lifecycle.end(record)
+            self._exit_recorder.end(record)
             raise
 
     def _combine(self, replicas: _Replicas) -> Reading:

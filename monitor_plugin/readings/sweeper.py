@@ -10,7 +10,7 @@ from concurrent.futures import wait
 import grpc
 from msgspec.structs import replace
 
-from ..backends.lifecycle import Lifecycle
+from ..backends.exits import ExitRecorder
 from ..backends.registry import Record, Registry
 from ..concurrency.periodic import PeriodicTask
 from ..concurrency.single_flight import SingleFlight
@@ -40,7 +40,7 @@ class Sweeper:
 
     Args:
         registry: where they stand.
-        lifecycle: told of those that turn out to have ended.
+        exit_recorder: records the exit of a backend whose process has ended.
         backend_reader: asks each, where hooks are asked too, and takes note of states.
         thread_pool: on which they are asked, where hooks are asked too.
         status_client: asks all of them by gRPC.
@@ -53,7 +53,7 @@ class Sweeper:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
+        exit_recorder: ExitRecorder,
         backend_reader: BackendReader,
         thread_pool: ThreadPool,
         status_client: StatusClient,
@@ -63,7 +63,7 @@ class Sweeper:
         settings: Settings,
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
+        self._exit_recorder = exit_recorder
         self._backend_reader = backend_reader
         self._thread_pool = thread_pool
         self._status_client = status_client
@@ -134,7 +134,7 @@ class Sweeper:
                 count = replicas[record.backend.model]
                 record.observation = self._observe(record, answer, look, count, until)
             except ProcessGone:
-                self._lifecycle.end(record)
+                self._exit_recorder.end(record)
                 continue
             found.append(record.observation)
         return found

@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 from ..backends.counters import ModelCounter
-from ..backends.lifecycle import Lifecycle
+from ..backends.exits import ExitRecorder
 from ..backends.registry import Record, Registry
 from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
@@ -43,7 +43,7 @@ class ShutdownCoordinator:
 
     Args:
         registry: where the backends stand.
-        lifecycle: told of those that have ended.
+        exit_recorder: records the exit of a backend whose process has ended.
         stopper: stops one of them.
         hooks: asked for leave, and told of the outcome.
         event_log: where it is written down how far each is.
@@ -55,7 +55,7 @@ class ShutdownCoordinator:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
+        exit_recorder: ExitRecorder,
         stopper: Stopper,
         hooks: Hooks,
         event_log: EventLog,
@@ -64,7 +64,7 @@ class ShutdownCoordinator:
         respawn_watch_seconds: float,
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
+        self._exit_recorder = exit_recorder
         self._stopper = stopper
         self._hooks = hooks
         self._event_log = event_log
@@ -206,7 +206,7 @@ class ShutdownCoordinator:
         records = []
         for record in shutdown.records:
             if record.process.ended():
-                self._lifecycle.end(record)
+                self._exit_recorder.end(record)
             else:
                 records.append(record)
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
@@ -215,7 +215,7 @@ class ShutdownCoordinator:
             return records, {_started(each) for each in (*(r.backend for r in known), *ended)}
         if shutdown.pid is not None and known:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
-        raise ModelNotLoaded(model, self._lifecycle.describe_last_end(model))
+        raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
 
     def _stop(self, model: str, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
         """Stop backends at the same time, with leave, none before all are drained."""

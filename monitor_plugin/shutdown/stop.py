@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import grpc
 
-from ..backends.lifecycle import Lifecycle
+from ..backends.exits import ExitRecorder
 from ..backends.registry import Record, Registry
 from ..config.settings import Settings
 from ..domain.errors import ShutdownFailed
@@ -66,7 +66,7 @@ class Stopper:
 
     Args:
         registry: told which are being stopped.
-        lifecycle: told of those that have ended.
+        exit_recorder: records the exit of a backend whose process has ended.
         readings: asks whether they are busy.
         status_client: asks them to free what they hold.
         hooks: asked to stop them through the host's books.
@@ -79,14 +79,14 @@ class Stopper:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
+        exit_recorder: ExitRecorder,
         readings: BackendReader,
         status_client: StatusClient,
         hooks: Hooks,
         settings: Settings,
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
+        self._exit_recorder = exit_recorder
         self._readings = readings
         self._status_client = status_client
         self._hooks = hooks
@@ -107,7 +107,7 @@ class Stopper:
         try:
             yield
         except ProcessGone:
-            self._lifecycle.end(stop.record)
+            self._exit_recorder.end(stop.record)
         except OSError as error:  # no more descriptors, say
             reason = f"its processes cannot be looked at: {error}"
             stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
@@ -156,7 +156,7 @@ class Stopper:
                 self._end_tree(stop, stop.tree)
             finally:
                 if stop.record.process.ended():
-                    self._lifecycle.end(stop.record)
+                    self._exit_recorder.end(stop.record)
                 else:
                     self._registry.set_stopping(stop.record, False)
 

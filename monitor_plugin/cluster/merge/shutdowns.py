@@ -116,7 +116,9 @@ class ClusterShutdowns:
         """Make one answer of what came of a shutdown on each node."""
         results = sorted(results, key=lambda each: each.node)
         if not results:
-            raise ModelNotLoaded(model, self._local_node.describe_last_end(model), on_any_node=True)
+            raise ModelNotLoaded(
+                model, self._local_node.describe_last_exit(model), on_any_node=True
+            )
         stopped = [each.node for each in results if _outcome_of(each) == "stopped"]
         bad = [each for each in results if _outcome_of(each) not in ("stopped", "model_not_loaded")]
         had = [each for each in results if _outcome_of(each) != "model_not_loaded"] or results

@@ -29,7 +29,7 @@ class LocalNode:
         model_reader: reads its models.
         coordinator: shuts its models down.
         lister: lists its backends.
-        describe_last_end: says how the last backend of a model ended here; None where none did.
+        describe_last_exit: says how the last backend of a model ended here; None where none did.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class LocalNode:
         model_reader: ModelReader,
         coordinator: ShutdownCoordinator,
         lister: Lister,
-        describe_last_end: Callable[[str], str | None],
+        describe_last_exit: Callable[[str], str | None],
     ) -> None:
         self.node = node
         self.run = run
-        self.describe_last_end = describe_last_end
+        self.describe_last_exit = describe_last_exit
         self._registry = registry
         self._model_reader = model_reader
         self._coordinator = coordinator

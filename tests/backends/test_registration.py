@@ -23,7 +23,7 @@ from monitor_plugin import (
     Monitor,
     hookimpl,
 )
-from monitor_plugin.backends import lifecycle
+from monitor_plugin.backends import registration
 from monitor_plugin.processes.process import Process, ProcessGone
 
 from ..support import Client, Spawner, eventually, is_running
@@ -600,7 +600,7 @@ def test_a_dead_backend_is_not_answered_for_by_who_serves_its_address(
     process, stranger = spawner.sleeper(), spawner.backend()
     spawned(monitor, process.pid, address=stranger.address)
     (record,) = monitor._services.registry.records()
-    monitor._services.lifecycle._watcher.unwatch(record.process)
+    monitor._services.exit_recorder.watcher.unwatch(record.process)
     process.kill()
     eventually(lambda: not is_running(process.pid))
     assert len(monitor.backends()) == 1
@@ -622,7 +622,7 @@ def test_who_comes_late_leaves_no_connection(monitor: Monitor, spawner: Spawner)
     assert connections == {}
     monitor._services.status_client.free(record.backend)
     assert connections
-    monitor._services.lifecycle.end(record)
+    monitor._services.exit_recorder.end(record)
     assert connections == {}
 
 
@@ -639,7 +639,7 @@ def test_a_registration_that_meets_the_close_leaves_nothing(
             opened.append(self)
             monitor.close()
 
-    monkeypatch.setattr(lifecycle, "Process", ClosedMeanwhile)
+    monkeypatch.setattr(registration, "Process", ClosedMeanwhile)
     with pytest.raises(InvalidBackend, match="the monitor is closed"):
         spawned(monitor, process.pid)
     assert monitor.backends() == []

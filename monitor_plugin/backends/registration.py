@@ -1,0 +1,216 @@
+"""What hosts report: a backend that was spawned, with its checks, and one that exited."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import psutil
+
+from ..concurrency.single_flight import SingleFlight
+from ..config.descriptors import most_pidfds
+from ..domain.address import canonical_address
+from ..domain.errors import InvalidBackend, InvalidRequest
+from ..domain.model_name import validate_model_name
+from ..domain.models import Backend
+from ..plugins.event_queue import Delivery
+from ..plugins.hooks import Hooks
+from ..processes.oom import OomKillCounter
+from ..processes.process import Process, ProcessGone
+from ..processes.process_table import ProcessTable, read_row
+from ..processes.sampler import Sampler
+from ..rpc.channels import ChannelSecurity
+from ..rpc.client import StatusClient
+from .exits import ExitRecorder
+from .registry import Conflict, NotRegistered, Record, Registry
+
+# Reading PSS costs milliseconds per GiB of the backend's memory.
+_TREE_MEMORY_MAX_AGE_SECONDS = 5.0
+
+
+class Registration:
+    """Registers the backends that hosts report. Safe to call from any thread.
+
+    Args:
+        registry: the registered backends.
+        process_table: sums the memory of process trees.
+        status_client: closes its channel to the address that a backend had before.
+        hooks: called for each registration.
+        exit_recorder: records the exits.
+        security: decides which addresses may be called.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        process_table: ProcessTable,
+        status_client: StatusClient,
+        hooks: Hooks,
+        exit_recorder: ExitRecorder,
+        security: ChannelSecurity,
+    ) -> None:
+        self._registry = registry
+        self._process_table = process_table
+        self._status_client = status_client
+        self._hooks = hooks
+        self._exit_recorder = exit_recorder
+        self._security = security
+        self._closed = False
+
+    def close(self) -> None:
+        """Refuse registrations from now on, and drop all backends; their processes go on."""
+        self._closed = True
+        self._drop_all()
+
+    def _drop_all(self) -> None:
+        for record in self._registry.clear():
+            self._exit_recorder.release(record)
+
+    def spawned(self, model: str, pid: int, address: str) -> None:
+        """Register a backend, or update its record: see `monitor_backend_spawned`.
+
+        Raises:
+            InvalidBackend: an argument cannot be used; nothing was changed.
+        """
+        self._refuse_if_closed(model, pid, address)
+        try:
+            plain_model = validate_model_name(model)
+            plain_pid = _validate_pid(pid)
+            canonical = canonical_address(address)
+            self._security.check(address)
+        except (InvalidRequest, ValueError) as error:
+            raise _refusal(error, model, pid, address) from None
+        # The JSON encoder accepts no subclasses of str, such as numpy's.
+        plain_address = str.__str__(address)
+        while True:
+            try:
+                delivery = self._register(plain_model, plain_pid, plain_address, canonical)
+            except NotRegistered:  # the record that was to be updated has ended meanwhile
+                continue
+            except Conflict as conflict:
+                holder = conflict.record
+                if holder.process.ended():
+                    self._exit_recorder.end(holder)
+                elif holder.backend.pid != pid:
+                    raise _address_held(holder.backend, model, pid, address) from None
+                continue  # or another thread registered the same PID: update that
+            break
+        self._hooks.wait(delivery)
+        self._refuse_if_closed(model, pid, address)  # it may have been closed meanwhile
+
+    def _refuse_if_closed(self, model: str, pid: int, address: str) -> None:
+        if self._closed:
+            self._drop_all()  # a registration may have come after `close` had dropped the others
+            raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
+
+    def _register(self, model: str, pid: int, address: str, canonical: str) -> Delivery | None:
+        """Add a backend, or update its record; give the event that tells of it.
+
+        Raises:
+            Conflict: another record has the PID or the address.
+            NotRegistered: the record to be updated has ended.
+        """
+        record = self._registry.record(pid)
+        if record is None or record.process.ended():
+            if record:
+                self._exit_recorder.end(record)
+            return self._add(model, pid, address, canonical)
+        # A creation time moves with the system's clock. The process is the same, as it runs.
+        previous = record.backend
+        backend = Backend(model, pid, address, previous.created_at)
+        if backend == previous:
+            return None
+        publish = partial(self._hooks.backend_registered, backend)
+        delivery = self._registry.update(record, backend, canonical, publish)
+        self._status_client.close_connection(previous)
+        return delivery
+
+    def _add(self, model: str, pid: int, address: str, canonical: str) -> Delivery | None:
+        record = self._open_record(model, pid, address, canonical)
+        publish = partial(self._hooks.backend_registered, record.backend)
+        try:
+            delivery = self._registry.add(record, publish)
+        except Conflict:
+            self._exit_recorder.watcher.unwatch(record.process)
+            record.process.close()
+            raise
+        if record.process.ended():  # the watcher may have noticed it before the registry had it
+            self._exit_recorder.end(record)
+        return delivery
+
+    def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
+        watcher = self._exit_recorder.watcher
+        try:
+            process = Process(pid, keep_descriptor=watcher.pidfd_count() < most_pidfds())
+            backend = Backend(model, pid, address, process.created_at)
+            memory = SingleFlight(
+                _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._process_table.tree_memory, pid)
+            )
+            oom = OomKillCounter(pid)
+            record = Record(backend, canonical, process, Sampler(process), memory, oom)
+        except (ProcessGone, psutil.Error, OSError) as error:
+            raise _refusal(error, model, pid, address) from None
+        watcher.watch(process)
+        return record
+
+    def exited(self, model: str, pid: int, exit_code: int | None) -> None:
+        """Record the exit that a host reports: see `monitor_backend_exited`.
+
+        Raises:
+            InvalidBackend: an argument has a wrong type.
+        """
+        try:
+            validate_model_name(model)
+            _validate_integer("the PID must be an integer", pid)
+            if exit_code is not None:
+                exit_code = _validate_integer("the exit code must be an integer or None", exit_code)
+        except (InvalidRequest, ValueError) as error:
+            message = f"the end of a backend was not noted: {error}"
+            raise InvalidBackend(message, model=model, pid=pid, address=None) from None
+        record = self._registry.record(pid)
+        if record and record.backend.model == model and record.process.ended():
+            self._exit_recorder.end(record, exit_code)
+        self._exit_recorder.complete(model, pid, exit_code)
+
+
+def _validate_pid(value: object) -> int:
+    """Give the plain value of a PID that a backend may have.
+
+    Raises:
+        ValueError: the value is no PID, or stopping that process would stop the monitor.
+    """
+    pid = _validate_integer("the PID must be an integer", value)
+    if pid in (0, 1) or pid < 0:
+        raise ValueError(f"PID {pid} is no process that may be watched and stopped")
+    ancestor = os.getpid()
+    while ancestor > 1:
+        try:
+            row = read_row(ancestor)
+        except OSError as error:
+            raise ValueError(f"the monitor cannot look at it: {error}") from None
+        # A stop of a session's leader stops all of the session.
+        if pid in (ancestor, row.session if row else ancestor):
+            raise ValueError(
+                f"PID {pid} is the monitor's own process, its ancestor, or leads their session"
+            )
+        ancestor = row.parent if row else 0
+    return pid
+
+
+def _validate_integer(requirement: str, value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)  # the plain value of a subclass, such as numpy's
+    raise ValueError(f"{requirement}, not {value!r}")
+
+
+def _refusal(reason: object, model: str, pid: int, address: str) -> InvalidBackend:
+    return InvalidBackend(
+        f"the backend was not registered: {reason}", model=model, pid=pid, address=address
+    )
+
+
+def _address_held(holder: Backend, model: str, pid: int, address: str) -> InvalidBackend:
+    reason = (
+        f"address {address!r} is held by process {holder.pid} of model {holder.model!r}, which runs"
+    )
+    return _refusal(reason, model, pid, address)
