@@ -39,7 +39,7 @@ from monitor_plugin.backends.registry import Registry
 from monitor_plugin.cluster.member import Member
 from monitor_plugin.cluster.peers.directory import PeerDirectory
 from monitor_plugin.cluster.requests.local_node import LocalNode
-from monitor_plugin.cluster.transport.messages import Ask, Reply
+from monitor_plugin.cluster.transport.messages import Reply, Request
 from monitor_plugin.demo.ports import free_port
 from monitor_plugin.domain.models import Memory
 from monitor_plugin.domain.observation import TreeUsage
@@ -91,7 +91,7 @@ class _MadeUp(LocalNode):
             for number, model in enumerate(models)
         ]
 
-    def backends(self, ask: Ask) -> Reply:
+    def backends(self, ask: Request) -> Reply:
         items: list[Any] = self._items
         if ask.limit is not None:
             items = [each for each in items if each.pid > (ask.after_pid or 0)][: ask.limit]
@@ -220,7 +220,7 @@ def main() -> None:
             _child(stack, "--simulate", str(first), str(count), str(options.models), url)
         wanted = options.nodes * options.models + 1
         directory = cluster.directory
-        seconds = _until(lambda: sum(len(each.models) for each in directory.nodes()) == wanted)
+        seconds = _until(lambda: sum(len(each.models) for each in directory.peers()) == wanted)
         print(
             f"{options.nodes} nodes with {options.models} models each are known ({seconds:.1f} s)"
         )
@@ -237,7 +237,8 @@ def main() -> None:
         grown = (own.memory_info().rss - before) / 2**20
         print(
             f"afterwards: {grown:.1f} MiB more, {own.num_threads()} threads, "
-            f"{cluster.link.subscriptions} subscriptions, {cluster.link.open_talks} open questions"
+            f"{cluster.link.subscription_count} subscriptions, "
+            f"{len(cluster.link.requests)} pending requests"
         )
 
 

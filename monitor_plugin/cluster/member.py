@@ -11,9 +11,8 @@ from .peers.directory import PeerDirectory
 from .peers.presence import Presence
 from .requests.local_node import LocalNode
 from .requests.server import PeerServer
-from .transport.nats_link import NatsLink, NatsSession
+from .transport.nats_link import NatsLink
 from .transport.subjects import Subjects
-from .transport.subscriptions import Subscriptions
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Member:
         self._registry = registry
         self._subjects = subjects = Subjects(settings.cluster_namespace)
         self._membership = Presence(local_node.node, local_node.run, subjects, directory)
-        replies = subjects.replies(local_node.node, local_node.run)
+        replies = subjects.reply_prefix(local_node.node, local_node.run)
         self.link = NatsLink(
             settings, local_node.node, replies, self._on_connected, self._membership.on_hello
         )
@@ -60,8 +59,7 @@ class Member:
             shutdowns_at_once=max(1, settings.http_threads // 2),
         )
         self._membership.link = self._answering.link = self.link
-        self._subscriptions: Subscriptions | None = None
-        self._to_follow = False
+        self._is_update_due = False
 
     def start(self, url: str | None) -> None:
         """Join, in the background; NATS may come later.
@@ -78,47 +76,46 @@ class Member:
         self._registry.on_change = lambda: None
         if self.link.connected:
             with contextlib.suppress(Exception):
-                self.link.begin(self._membership.leave()).result(_LEAVE_SECONDS)
+                self.link.submit(self._membership.leave()).result(_LEAVE_SECONDS)
         self._answering.close()
         self.link.close()
         self._answering.join()
 
     def _on_change(self) -> None:
-        """Take note that a backend came or went; from any thread, without waiting."""
-        if not self._to_follow:
-            self._to_follow = True
-            self.link.call_soon(lambda: self.link.spawn(self._follow()))
+        """Update the subscriptions soon. Called from any thread when a backend comes or goes."""
+        if not self._is_update_due:
+            self._is_update_due = True
+            self.link.submit(self._update())
 
-    async def _follow(self) -> None:
-        """Bring the subscriptions in line with the models that are here."""
-        self._to_follow = False  # first: what changes from now on is looked at again
-        subscriptions = self._subscriptions
-        if subscriptions is None:
-            return
+    async def _update(self) -> None:
+        """Subscribe for the models that this node has now, and announce them soon."""
         try:
-            models = await subscriptions.follow()
-        except Exception as error:  # the connection ended, and the next begins anew
-            _logger.debug("subscriptions could not follow: %r", error)
-        else:
-            self._membership.have(models)
+            await self._subscribe()
+        except Exception as error:  # the connection ended: the next one subscribes anew
+            _logger.debug("the subscriptions could not be updated: %r", error)
+
+    async def _subscribe(self) -> None:
+        self._is_update_due = False  # first: a later change needs another update
+        node, subjects, answering = self._local_node.node, self._subjects, self._answering
+        models = frozenset(self._registry.models())
+        handlers = {
+            subjects.all_nodes: self._membership.on_announcement,
+            subjects.read_node(node): answering.on_read,
+            subjects.shutdown_node(node): answering.on_shutdown,
+            subjects.shutdown_now(node, self._local_node.run): answering.on_shutdown_now,
+        }
+        for model in models:
+            handlers[subjects.read_model(model)] = answering.on_read
+            handlers[subjects.shutdown_model(model)] = answering.on_shutdown
+        await self.link.subscribe(handlers)
+        self._membership.set_models(models)
 
     async def _tell(self) -> None:
-        """Have all others know at once which models are here."""
-        await self._follow()
+        """Announce at once which models this node has."""
+        await self._update()
         await self._membership.announce_changes()
 
-    async def _on_connected(self, session: NatsSession) -> None:
-        """Subscribe for all, tell all others, and ask who they are."""
-        node, subjects, answering = self._local_node.node, self._subjects, self._answering
-        for subject, handler in (
-            (subjects.all_nodes, self._membership.on_announcement),
-            (subjects.read_node(node), answering.on_read),
-            (subjects.shutdown_node(node), answering.on_shutdown),
-            (subjects.shutdown_now(node, self._local_node.run), answering.on_shutdown_now),
-        ):
-            await session.subscribe(subject, handler)
-        self._subscriptions = Subscriptions(
-            session, subjects, self._registry.models, answering.on_read, answering.on_shutdown
-        )
-        await self._follow()
+    async def _on_connected(self) -> None:
+        """Subscribe, announce this node to all others, and ask for their announcements."""
+        await self._subscribe()
         await self._membership.join()

@@ -20,7 +20,7 @@ from .merge.shutdowns import ClusterShutdowns
 from .peers.directory import Peer, PeerDirectory
 from .requests.client import SILENT_SECONDS, PeerClient, PeerResult
 from .requests.local_node import LocalNode
-from .transport.messages import Ask, Caller
+from .transport.messages import Caller, Request
 from .transport.nats_link import NatsLink
 
 # Questions after models that nobody is known to have, which may each wait for as long as they may.
@@ -60,14 +60,14 @@ class ClusterService:
         self, model: str, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
         """Read a model, wherever it is; errors are answers too."""
-        ask = Ask("monitor", self._caller(requester), model, pid)
+        ask = Request("monitor", self._caller(requester), model, pid)
         return self._told(lambda: self._monitor(model, ask, node))
 
     def shutdown(
         self, model: str, force: bool, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
         """Stop a model on every node that has it, or on one; errors are answers too."""
-        ask = Ask("offer", self._caller(requester), model, pid, force=force)
+        ask = Request("offer", self._caller(requester), model, pid, force=force)
 
         def stop() -> Response:
             here, holders = self._where(model, pid, node, stopping=True)
@@ -80,7 +80,7 @@ class ClusterService:
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:
         """List the backends of all nodes; `node`, `limit` and `after` of the query narrow."""
-        ask = Ask("backends", self._caller(requester), model=model, fresh=fresh)
+        ask = Request("backends", self._caller(requester), model=model, fresh=fresh)
 
         def read() -> Response:
             node = query.get("node")
@@ -107,7 +107,7 @@ class ClusterService:
 
     def urls(self) -> dict[str, str | None]:
         """List all nodes, and where their HTTP is reached."""
-        others = {each.name: each.url for each in self._directory.nodes()}
+        others = {each.name: each.url for each in self._directory.peers()}
         return {**others, self._local_node.node: self.url}
 
     def _caller(self, requester: Requester) -> Caller:
@@ -130,7 +130,7 @@ class ClusterService:
         }
         return msgspec.structs.replace(answer, headers=headers)
 
-    def _monitor(self, model: str, ask: Ask, node: str | None) -> Response:
+    def _monitor(self, model: str, ask: Request, node: str | None) -> Response:
         here, holders = self._where(model, ask.pid, node, stopping=False)
         if here and not holders:
             return answer_of(self._local_node.monitor(model, ask.pid))
@@ -142,16 +142,16 @@ class ClusterService:
             holders = []  # it has gone since: to another node, perhaps
         if not holders:
             return self._read_unknown(model, ask)
-        ask = msgspec.structs.replace(ask, held=True)
+        ask = msgspec.structs.replace(ask, with_memory=True)
         # What is here does not wait for those that did not answer the last time, and for others
         # no longer than for a word that they are at it.
         skipped = [each.name for each in holders if here and each.silent]
         awaited = [each.name for each in holders if each.name not in skipped]
         first_seconds = _FIRST_WORD_SECONDS if here else math.inf
-        asked = self._link.begin(self._asking.read_all(awaited, ask, first_seconds))
+        asked = self._link.submit(self._asking.read_all(awaited, ask, first_seconds))
         results = [PeerResult(each, None, NodeUnreachable("", [each])) for each in skipped]
         if here:
-            reply = self._local_node.monitor(model, ask.pid, held=True)
+            reply = self._local_node.monitor(model, ask.pid, with_memory=True)
             results.append(PeerResult(self._local_node.node, reply, None))
         try:
             results += asked.result()
@@ -173,7 +173,7 @@ class ClusterService:
             self._check(node)
             if node == self._local_node.node:
                 return True, []
-            return False, [self._directory.get(node) or Peer.unknown(node)]
+            return False, [self._directory.get(node) or Peer(node)]
         here = self._local_node.holds(model)
         holders = self._directory.holders(model)
         if pid is None or not holders:
@@ -192,7 +192,7 @@ class ClusterService:
         if node is not None and (fault := fault_in_node(node)):
             raise InvalidRequest(fault[:200])
 
-    def _read_unknown(self, model: str, ask: Ask) -> Response:
+    def _read_unknown(self, model: str, ask: Request) -> Response:
         # Where NATS hangs, they must not take the threads that answer for what is here.
         if not self._unknown_reads.acquire(timeout=SILENT_SECONDS):
             raise NodeUnreachable(

@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from monitor_plugin import Monitor
 from monitor_plugin.cluster.node import ClusterNode
 from monitor_plugin.cluster.transport.loop_thread import LoopThread
-from monitor_plugin.cluster.transport.messages import Announcement, Ask, Caller, pack
+from monitor_plugin.cluster.transport.messages import Announcement, Caller, Request, pack
 
 from ..support import eventually
 
@@ -66,7 +66,7 @@ class Rogue(LoopThread):
             await self._client.publish(subject, data, reply=reply)
             await self._client.flush()
 
-        self.begin(send()).result(30)
+        self.submit(send()).result(30)
 
     def publish_later(self, seconds: float, subject: str, data: bytes) -> None:
         """Send a message after a while, unless it ends before; to be called by who answers."""
@@ -84,12 +84,12 @@ class Rogue(LoopThread):
             await self._client.subscribe(subject, cb=on_message)
             await self._client.flush()
 
-        self.begin(subscribe()).result(30)
+        self.submit(subscribe()).result(30)
 
 
 def question(what: str, model: str | None, node: str = "rogue", **more: Any) -> bytes:
     """Encode a question in a node's name."""
-    return pack(Ask(what, Caller(node, "ops", "admin", "here"), model, **more))
+    return pack(Request(what, Caller(node, "ops", "admin", "here"), model, **more))
 
 
 def cluster_of(monitor: Monitor) -> ClusterNode:

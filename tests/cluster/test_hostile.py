@@ -226,7 +226,7 @@ def test_a_node_says_that_it_is_at_work(
     backend = spawner.backend("--hang-status")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     cluster = cluster_of(monitor)
-    eventually(lambda: cluster.link.subscriptions == 7)
+    eventually(lambda: cluster.link.subscription_count == 7)
     rogue = make_rogue(nats.url)
     rogue.listen("monitor.reply.>")
     rogue.publish("monitor.read.model.m", question("monitor", "m"), "monitor.reply.rogue.1.2")
@@ -283,7 +283,7 @@ def test_a_node_hears_questions_on_their_own_subjects_alone(
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     cluster = cluster_of(monitor)
-    eventually(lambda: cluster.link.subscriptions == 7)
+    eventually(lambda: cluster.link.subscription_count == 7)
     run = cluster.service._local_node.run
     rogue = make_rogue(nats.url)
     local_node = "monitor.reply.rogue.1.2"
@@ -329,7 +329,7 @@ def test_an_offer_is_for_whom_it_was_made_to(
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     cluster = cluster_of(monitor)
-    eventually(lambda: cluster.link.subscriptions == 7)
+    eventually(lambda: cluster.link.subscription_count == 7)
     now = f"monitor.shutdown.now.a.{cluster.service._local_node.run}"
     rogue = make_rogue(nats.url)
     rogue.listen("monitor.reply.>")
@@ -388,7 +388,9 @@ def test_two_nodes_of_one_name_lose_no_shutdown(
 ) -> None:
     """Both are asked, and told, each for itself: what both have is stopped on both."""
     # How long a second one of a name is waited for: on a busy machine longer.
-    monkeypatch.setattr("monitor_plugin.cluster.transport.replies._OTHERS_SECONDS", 2.0)
+    monkeypatch.setattr(
+        "monitor_plugin.cluster.transport.pending_requests._UNEXPECTED_SECONDS", 2.0
+    )
     a = make_local("a", nats.url)
     first, second = (make_local("same", nats.url, "m") for _ in range(2))
     eventually(lambda: caplog.text.count("another monitor of the cluster is called same too") == 2)
@@ -412,11 +414,11 @@ def test_what_was_known_and_is_so_no_more_is_found_out(
     make_local("c", nats.url, "m")
     cluster = cluster_of(monitor)
     eventually(lambda: len(cluster.directory) == 2 and cluster.directory.holders("m"))
-    cluster.directory.answered("b", "ghost")
+    cluster.directory.record_reply("b", "ghost")
     assert client.shutdown("ghost").json["error"]["type"] == "model_not_loaded"
     assert client.monitor("ghost").json["error"]["type"] == "model_not_loaded"
     with cluster.directory._lock:
-        nodes = cluster.directory._nodes
+        nodes = cluster.directory._peers
         nodes["b"] = nodes["b"]._replace(models=frozenset({"m"}))
         nodes["c"] = nodes["c"]._replace(models=frozenset())
     assert client.monitor("m").headers["X-Monitor-Node"] == "c"

@@ -184,19 +184,19 @@ def test_subscriptions_follow_what_runs(
     monitor = make_monitor(cluster=nats.url, node="a")
     cluster = cluster_of(monitor)
     link = cluster.link
-    eventually(lambda: link.subscriptions == 5)
+    eventually(lambda: link.subscription_count == 5)
     backends = [spawner.backend() for _ in range(2)]
     for model, backend in zip(["m", "n"], backends, strict=True):
         monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
-    eventually(lambda: link.subscriptions == 9)
+    eventually(lambda: link.subscription_count == 9)
     backends[0].process.kill()
-    eventually(lambda: link.subscriptions == 7)
+    eventually(lambda: link.subscription_count == 7)
     client = Client(monitor.url)
     for _ in range(50):
         assert client.monitor("elsewhere").status == 500
     assert client.shutdown("n").status == 200
-    eventually(lambda: link.subscriptions == 5)
-    assert link.open_talks == 0
+    eventually(lambda: link.subscription_count == 5)
+    assert len(link.requests) == 0
     monitor.close()
     eventually(lambda: not started_since(before))
 
@@ -210,7 +210,7 @@ def test_connections_that_ended_leave_nothing(
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
     cluster = cluster_of(monitor)
     link = cluster.link
-    eventually(lambda: link.subscriptions == 7)
+    eventually(lambda: link.subscription_count == 7)
 
     def counts() -> tuple[int, int]:
         return len(asyncio.all_tasks(link._loop)), len(os.listdir("/proc/self/fd"))
@@ -220,7 +220,7 @@ def test_connections_that_ended_leave_nothing(
         nats.kill()
         eventually(lambda: not link.connected)
         nats.start()
-        eventually(lambda: link.subscriptions == 7)
+        eventually(lambda: link.subscription_count == 7)
     eventually(lambda: counts()[0] <= tasks and counts()[1] <= descriptors)
 
 

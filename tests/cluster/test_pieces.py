@@ -16,16 +16,20 @@ from monitor_plugin.cluster.merge.readings import names_of
 from monitor_plugin.cluster.peers.directory import PeerDirectory
 from monitor_plugin.cluster.transport.messages import (
     Announcement,
+    Caller,
     Reply,
-    announced,
+    Request,
     join_parts,
     pack,
-    parts_of,
+    split_reply,
     unpack,
+    unpack_announcement,
 )
 from monitor_plugin.cluster.transport.pending_requests import Failure, PendingRequest
 from monitor_plugin.cluster.transport.subjects import Subjects, encode_token
 from monitor_plugin.domain.models import Memory
+
+QUESTION = Request("backends", Caller("b", "ops", "read", "here"))
 
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80)
 
@@ -43,7 +47,7 @@ def test_reading_and_stopping_are_apart() -> None:
     """What reads begins with NAMESPACE.read, and what stops with NAMESPACE.shutdown."""
     subjects = Subjects("ns")
     assert subjects.shutdown_now("a.b", "1") == "ns.shutdown.now.a=2Eb.1"
-    assert subjects.answer_to("ns.reply.a.1.2", "a", "b.c") == "ns.reply.a.1.2.b=2Ec"
+    assert subjects.reply_subject("ns.reply.a.1.2", "a", "b.c") == "ns.reply.a.1.2.b=2Ec"
     assert subjects.read_model("org/m .*>") == "ns.read.model.org=2Fm=20=2E=2A=3E"
     assert subjects.read_node("a.b") == "ns.read.node.a=2Eb"
     assert subjects.shutdown_model("m").startswith("ns.shutdown.")
@@ -56,7 +60,7 @@ def test_a_reply_in_parts_is_whole_again(size: int) -> None:
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     reply = Reply("a", "1", answer=Response(200, body, {"X-Monitor-Node": "a"}))
     for most in (1_048_576, 65_536):
-        parts = parts_of(reply, most)
+        parts = split_reply(reply, most)
         assert all(len(each) <= most for each in parts)
         decoded = [unpack(each, Reply) for each in parts]
         assert [each.last for each in decoded if each] == [False] * (len(parts) - 1) + [True]
@@ -74,49 +78,49 @@ def test_what_a_node_says_is_kept_until_it_leaves() -> None:
     """The newest word counts; a gap is asked about; who leaves is forgotten, and none but it."""
     directory = PeerDirectory()
     said = Announcement("a", "1", 3, "http://a:1", ["m"])
-    assert not directory.heard(said)
+    assert not directory.update(said)
     assert [each.name for each in directory.holders("m")] == ["a"]
-    assert not directory.heard(msgspec.structs.replace(said, models=None))
-    assert directory.heard(msgspec.structs.replace(said, models=None, revision=4))
+    assert not directory.update(msgspec.structs.replace(said, models=None))
+    assert directory.update(msgspec.structs.replace(said, models=None, revision=4))
     assert directory.holders("m"), "what was known stays until it is known better"
-    assert not directory.heard(msgspec.structs.replace(said, models=["old"], revision=2))
+    assert not directory.update(msgspec.structs.replace(said, models=["old"], revision=2))
     assert directory.holders("m")
     assert not directory.holders("old")
-    directory.missed("a")
+    directory.record_silence("a")
     assert directory.holders("m")[0].silent
-    directory.answered("a")
+    directory.record_reply("a")
     assert not directory.holders("m")[0].silent
-    directory.heard(Announcement("a", "another", 1, leaving=True))
-    assert directory.nodes()
-    directory.heard(Announcement("a", "1", 9, leaving=True))
-    assert not directory.nodes()
+    directory.update(Announcement("a", "another", 1, leaving=True))
+    assert directory.peers()
+    directory.update(Announcement("a", "1", 9, leaving=True))
+    assert not directory.peers()
 
 
 def test_a_reply_without_an_end_is_given_up() -> None:
     """Of one question's answers no more than 64 MiB are kept, and the rest is nonsense."""
-    talk = PendingRequest("subject", lambda: None)
+    pending = PendingRequest("subject", QUESTION, lambda: None)
     part = Reply("a", "1", answer=Response(200, b"x" * 2**20), last=False)
 
     async def first() -> Reply | Failure | None:
-        return await talk.next(0.001)
+        return await pending.next(0.001)
 
     for _ in range(64):
-        talk.put(part)
+        pending.put(part)
     assert asyncio.run(first()) is None
-    talk.put(part)
+    pending.put(part)
     said = asyncio.run(first())
     assert isinstance(said, Reply)
-    assert said.kind == "nonsense"
+    assert said.kind == "invalid"
 
 
 def test_what_does_not_fit_into_a_message_is_said_not_to() -> None:
     """What goes along with a body cannot be cut: the node says nonsense rather than nothing."""
     memory = Memory(1, {f"component {number}": 1 for number in range(10_000)})
-    reply = Reply("a", "1", answer=Response(200, b"{}"), held=memory)
-    (part,) = parts_of(reply, 65_536)
+    reply = Reply("a", "1", answer=Response(200, b"{}"), memory=memory)
+    (part,) = split_reply(reply, 65_536)
     said = unpack(part, Reply)
-    assert said == Reply("a", "1", "nonsense")
-    assert len(parts_of(reply, 1_048_576)) == 1
+    assert said == Reply("a", "1", "invalid")
+    assert len(split_reply(reply, 1_048_576)) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,10 +133,10 @@ def test_what_does_not_fit_into_a_message_is_said_not_to() -> None:
 )
 def test_an_address_that_is_none_is_left_out(said: Announcement, url: str | None) -> None:
     """What a node says of its HTTP goes to Prometheus and to pages."""
-    heard = announced(pack(said))
+    heard = unpack_announcement(pack(said))
     assert heard is not None
     assert heard.url == url
-    assert announced(pack(msgspec.structs.replace(said, node="a\nb"))) is None
+    assert unpack_announcement(pack(msgspec.structs.replace(said, node="a\nb"))) is None
 
 
 def test_a_header_names_as_many_nodes_as_fit() -> None:

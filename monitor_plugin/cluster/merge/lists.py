@@ -20,7 +20,7 @@ from ..peers.directory import PeerDirectory
 from ..requests import faults
 from ..requests.client import SILENT_SECONDS, PeerClient, PeerResult
 from ..requests.local_node import LocalNode
-from ..transport.messages import Ask
+from ..transport.messages import Request
 from ..transport.nats_link import NatsLink
 from .readings import answer_of, names_of
 
@@ -164,7 +164,7 @@ class ClusterLists:
 
     def backends(
         self,
-        ask: Ask,
+        ask: Request,
         node: str | None,
         query: Mapping[str, str],
         urls: Mapping[str, str | None],
@@ -215,10 +215,10 @@ class ClusterLists:
             )
         return page.answer(nodes_follow=bool(names), cluster_error=error)
 
-    def _ask(self, asks: Mapping[str, Ask], left: float) -> Sequence[PeerResult]:
+    def _ask(self, asks: Mapping[str, Request], left: float) -> Sequence[PeerResult]:
         first_seconds, seconds = max(SILENT_SECONDS, left), max(_AT_WORK_SECONDS, left)
         others = {
-            name: self._link.begin(self._asking.read(name, ask, first_seconds, seconds))
+            name: self._link.submit(self._asking.read(name, ask, first_seconds, seconds))
             for name, ask in asks.items()
             if name != self._local_node.node
         }

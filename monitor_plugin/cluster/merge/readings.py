@@ -38,7 +38,7 @@ def merge_readings(results: Sequence[PeerResult]) -> Response:
     held: list[tuple[Memory | None, str | None]] = [
         (reading.status.memory, reading.memory_source)
         if reading.status
-        else (reply.held, reply.held_source)
+        else (reply.memory, reply.memory_source)
         for reply, reading in read
     ]
     for _ in unreadable:

@@ -22,7 +22,7 @@ from ..peers.directory import Peer
 from ..requests import faults
 from ..requests.client import PeerClient, PeerResult
 from ..requests.local_node import LocalNode
-from ..transport.messages import Ask
+from ..transport.messages import Request
 from ..transport.nats_link import NatsLink
 from .readings import answer_of, names_of
 
@@ -45,7 +45,7 @@ class ClusterShutdowns:
         self._link = link
         self._asking = asking
 
-    def stop(self, ask: Ask, here: bool, holders: Sequence[Peer], one: bool) -> Response:
+    def stop(self, ask: Request, here: bool, holders: Sequence[Peer], one: bool) -> Response:
         """Stop a model, and say what came of it.
 
         Args:
@@ -63,9 +63,9 @@ class ClusterShutdowns:
             return answer_of(self._local_node.shutdown(model, ask.force, ask.pid))
         asked: Future[list[PeerResult]]
         if one:
-            asked = self._link.begin(self._on_one(holders[0].name, ask))
+            asked = self._link.submit(self._on_one(holders[0].name, ask))
         else:
-            asked = self._link.begin(self._on_all(model, ask, holders, here))
+            asked = self._link.submit(self._on_all(model, ask, holders, here))
         results = []
         if here:
             stopped = self._local_node.shutdown(model, ask.force, ask.pid)
@@ -79,11 +79,11 @@ class ClusterShutdowns:
             ]
         return self._outcome(model, results)
 
-    async def _on_one(self, node: str, ask: Ask) -> list[PeerResult]:
+    async def _on_one(self, node: str, ask: Request) -> list[PeerResult]:
         return [await self._take_up(await self._asking.offer(node, ask), ask)]
 
     async def _on_all(
-        self, model: str, ask: Ask, holders: Sequence[Peer], here: bool
+        self, model: str, ask: Request, holders: Sequence[Peer], here: bool
     ) -> list[PeerResult]:
         only_maybe = here and not holders
         first_seconds = _MAYBE_SECONDS if only_maybe else math.inf
@@ -95,15 +95,17 @@ class ClusterShutdowns:
             results += await self._left(model, ask, offers)
         return results
 
-    async def _take_up(self, result: PeerResult, ask: Ask) -> PeerResult:
+    async def _take_up(self, result: PeerResult, ask: Request) -> PeerResult:
         if result.reply is None or result.reply.kind != "offer":
             return result
-        ask = msgspec.structs.replace(ask, what="shutdown", offer=result.reply.offer)
+        ask = msgspec.structs.replace(ask, operation="shutdown", offer=result.reply.offer)
         return await self._asking.stop(result.reply, ask)
 
-    async def _left(self, model: str, ask: Ask, offers: Sequence[PeerResult]) -> list[PeerResult]:
+    async def _left(
+        self, model: str, ask: Request, offers: Sequence[PeerResult]
+    ) -> list[PeerResult]:
         """See whether a node has the model that was not asked to stop it."""
-        ask = msgspec.structs.replace(ask, what="loaded", offer=None)
+        ask = msgspec.structs.replace(ask, operation="loaded", offer=None)
         runs = {each.reply.run for each in offers if each.reply}
         reason = "a node has it that had not said so before: ask again"
         return [

@@ -1,4 +1,4 @@
-"""What is known of the other nodes: what each said last, and whether it answers."""
+"""The peers that this node knows: the last announcement of each, and whether it replies."""
 
 from __future__ import annotations
 
@@ -8,115 +8,107 @@ from typing import NamedTuple
 
 from ..transport.messages import Announcement
 
-# For how long a node is remembered that says nothing.
+# A peer that has announced nothing for so long is forgotten.
 FORGOTTEN_SECONDS = 600.0
-_MOST_NODES = 10_000
+_MAX_PEERS = 10_000
 
 
 class Peer(NamedTuple):
-    """Another node, as it is known now.
+    """Another node, as this node knows it now.
 
     Attributes:
-        url: where its HTTP is reached.
-        models: which it has.
-        service: whether these are those of the revision.
-        silent: whether it did not answer the last time it was asked, and said nothing since.
+        url: the URL of its HTTP server; None if it cannot be reached from elsewhere.
+        models: its models.
+        is_complete: whether `models` are those of `revision`.
+        last_seen: when it announced itself or replied, by the monotonic clock.
+        silent: whether it did not reply to the last request, and has announced nothing since.
     """
 
     name: str
-    run: str
-    revision: int
-    url: str | None
-    models: frozenset[str]
-    service: bool
-    heard_at: float
-    silent: bool
-
-    @classmethod
-    def unknown(cls, name: str) -> Peer:
-        """Stand for a node that has not said that it is there."""
-        return cls(name, "", -1, None, frozenset(), False, 0.0, False)
+    run: str = ""
+    revision: int = -1
+    url: str | None = None
+    models: frozenset[str] = frozenset()
+    is_complete: bool = False
+    last_seen: float = 0.0
+    silent: bool = False
 
 
 class PeerDirectory:
-    """The other nodes by name. Safe to call from any thread."""
+    """The peers by name. Safe to call from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._nodes: dict[str, Peer] = {}
+        self._peers: dict[str, Peer] = {}
 
-    def heard(self, announcement: Announcement) -> bool:
-        """Take note of what a node says; whether its models are to be asked for."""
-        now = time.monotonic()
+    def update(self, announcement: Announcement) -> bool:
+        """Record an announcement, and return whether the node must be asked for its models."""
         with self._lock:
-            known = self._nodes.get(announcement.node)
+            known = self._peers.get(announcement.node)
+            same_run = known is not None and known.run == announcement.run
             if announcement.leaving:
-                if known and known.run == announcement.run:
-                    del self._nodes[announcement.node]
+                if same_run:
+                    del self._peers[announcement.node]
                 return False
-            if known and known.run == announcement.run:
-                if announcement.revision < known.revision:
-                    return False  # older than what is known
-                service = known.service and announcement.revision == known.revision
-            else:
-                service = False
-            if known is None and len(self._nodes) >= _MOST_NODES:
+            if known is None:
+                if len(self._peers) >= _MAX_PEERS:
+                    return False
+                known = Peer(announcement.node)
+            if same_run and announcement.revision < known.revision:
                 return False
-            models = known.models if known else frozenset()
+            models = known.models
+            is_complete = same_run and known.is_complete and announcement.revision == known.revision
             if announcement.models is not None:
-                models, service = frozenset(announcement.models), True
-            self._nodes[announcement.node] = Peer(
+                models, is_complete = frozenset(announcement.models), True
+            self._peers[announcement.node] = Peer(
                 announcement.node,
                 announcement.run,
                 announcement.revision,
                 announcement.url,
                 models,
-                service,
-                now,
-                False,
+                is_complete,
+                time.monotonic(),
             )
-            return not service
+            return not is_complete
 
-    def answered(self, name: str, model: str | None = None) -> None:
-        """Take note that a node answers, and has a model if one is given."""
-        self._note(name, silent=False)
-        if model is not None:
-            with self._lock:
-                if known := self._nodes.get(name):
-                    self._nodes[name] = known._replace(models=known.models | {model})
-
-    def missed(self, name: str) -> None:
-        """Take note that a node did not answer in time."""
-        self._note(name, silent=True)
-
-    def _note(self, name: str, *, silent: bool) -> None:
+    def record_reply(self, name: str, model: str | None = None) -> None:
+        """Record that a node replies, and that it has `model` unless that is None."""
         with self._lock:
-            if known := self._nodes.get(name):
-                heard_at = known.heard_at if silent else time.monotonic()
-                self._nodes[name] = known._replace(silent=silent, heard_at=heard_at)
+            if known := self._peers.get(name):
+                models = known.models if model is None else known.models | {model}
+                self._peers[name] = known._replace(
+                    models=models, last_seen=time.monotonic(), silent=False
+                )
+
+    def record_silence(self, name: str) -> None:
+        """Record that a node did not reply in time."""
+        with self._lock:
+            if known := self._peers.get(name):
+                self._peers[name] = known._replace(silent=True)
 
     def expire(self) -> None:
-        """Forget nodes that have said nothing for long."""
+        """Forget the peers that have announced nothing for `FORGOTTEN_SECONDS`."""
         oldest = time.monotonic() - FORGOTTEN_SECONDS
         with self._lock:
-            for name in [each.name for each in self._nodes.values() if each.heard_at < oldest]:
-                del self._nodes[name]
-
-    def nodes(self) -> list[Peer]:
-        """List them, by name."""
-        with self._lock:
-            return sorted(self._nodes.values())
+            for peer in list(self._peers.values()):
+                if peer.last_seen < oldest:
+                    del self._peers[peer.name]
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._nodes)
+            return len(self._peers)
 
     def get(self, name: str) -> Peer | None:
-        """Find one."""
+        """Return a peer, or None if it is not known."""
         with self._lock:
-            return self._nodes.get(name)
+            return self._peers.get(name)
+
+    def peers(self) -> list[Peer]:
+        """Return all peers, sorted by name."""
+        with self._lock:
+            return sorted(self._peers.values())
 
     def holders(self, model: str) -> list[Peer]:
-        """List those that have a model, by name."""
+        """Return the peers that have a model, sorted by name."""
         with self._lock:
-            return sorted(each for each in self._nodes.values() if model in each.models)
+            return sorted(each for each in self._peers.values() if model in each.models)

@@ -1,4 +1,4 @@
-"""What this node says of itself to all, and what it hears of others. On the link's event loop."""
+"""This node's announcements, and those of its peers. Everything runs on the link's event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from nats.aio.msg import Msg
 
-from ..transport.messages import Announcement, Ask, Caller, announced, pack
+from ..transport.messages import Announcement, Caller, Request, pack, unpack_announcement
 from ..transport.nats_link import NatsLink
 from ..transport.subjects import Subjects, encode_token
 from .directory import PeerDirectory
@@ -16,25 +16,25 @@ from .directory import PeerDirectory
 _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 5.0
-# After this long on a connection those that are there have said so, and others are forgotten.
-_SETTLED_SECONDS = 30.0
-# Of more nodes than these each speaks less often, as all hear all.
+# With more nodes than this each one announces itself less often, as every node receives all.
 _MANY_NODES = 100
-# Changes that come together are told together.
+# After so long a connection every running peer has announced itself, and others may be forgotten.
+_SETTLED_SECONDS = 30.0
+# Changes within this time are announced together.
 _GATHER_SECONDS = 0.02
-_MOST_BYTES = 512 * 1024
+_MAX_BYTES = 512 * 1024
 
 
 class Presence:
-    """Keeps others in the know of this node's models, and the directory of theirs.
+    """Publishes this node's models and heartbeat, and records those of its peers.
 
     Args:
-        node, run: this node's name, and which run of it this is.
-        subjects: where nodes speak.
-        directory: told of what others say.
+        node, run: this node's name, and the run of it.
+        subjects: the subjects of the cluster.
+        directory: receives the peers' announcements.
 
     Attributes:
-        url: where this monitor's HTTP is reached; None where it cannot be from elsewhere.
+        url: the URL of this monitor's HTTP server; None if other machines cannot reach it.
         link: the connection.
     """
 
@@ -45,122 +45,126 @@ class Presence:
         self._directory = directory
         self._models: frozenset[str] = frozenset()
         self._revision = 0
-        self._said_revision = 0
-        self._announcing = False
-        self._beating = False
-        self._namesake = ""
-        self._left = False
+        self._announced_revision = 0
+        self._is_announcement_due = False
+        self._has_heartbeat = False
+        self._namesake_run = ""
+        self._has_left = False
         self._joined_at = 0.0
         self.url: str | None = None
         self.link: NatsLink
 
-    def have(self, models: frozenset[str]) -> None:
-        """Take note of which models are here; others are told soon, if they are new."""
+    def set_models(self, models: frozenset[str]) -> None:
+        """Set this node's models. A change is announced soon."""
         if models == self._models and self._revision:
             return
         self._models = models
         self._revision += 1
-        if not self._announcing:
-            self._announcing = True
+        if not self._is_announcement_due:
+            self._is_announcement_due = True
             self.link.spawn(self._announce_soon())
 
     async def join(self) -> None:
-        """Say on a new connection who this is, and ask all others."""
-        # What is known by its revision need not be said again, when all connect anew at once.
-        service = self._said_revision != self._revision
+        """Announce this node on a new connection, and ask its peers to announce themselves."""
+        # The revision is enough for peers that know it: after an outage all nodes join at once.
+        with_models = self._announced_revision != self._revision
         self._joined_at = time.monotonic()
-        await self.announce(reply=self.link.hello, service=service)
-        if not self._beating:
-            self._beating = True
-            self.link.spawn(self._beat())
+        await self.announce(reply=self.link.requests.hello_subject, with_models=with_models)
+        if not self._has_heartbeat:
+            self._has_heartbeat = True
+            self.link.spawn(self._send_heartbeats())
 
     async def leave(self) -> None:
-        """Say that this node ends; what it was about to say of itself is not said any more."""
-        self._left = True
-        await self.link.publish(self._subjects.node(self._node), pack(self._word([], True)))
+        """Announce that this node leaves. No announcement follows."""
+        self._has_left = True
+        announcement = self._announcement([], leaving=True)
+        await self.link.publish(self._subjects.node(self._node), pack(announcement))
         await self.link.flush()
 
-    async def announce(self, to: str | None = None, reply: str = "", service: bool = True) -> None:
-        """Say who this is, to all or on one subject.
+    async def announce(
+        self, to: str | None = None, reply: str = "", with_models: bool = True
+    ) -> None:
+        """Announce this node.
 
         Args:
-            to: that subject.
-            reply: where others are to say the same of themselves.
-            service: to list the models too.
+            to: the subject; None for the one to all nodes.
+            reply: the subject on which the receivers shall announce themselves.
+            with_models: whether to list the models.
         """
-        if self._left:
+        if self._has_left:
             return
-        word = self._word(self._listed() if service else None)
-        if await self._publish(to or self._subjects.node(self._node), pack(word), reply):
-            self._said_revision = word.revision
+        announcement = self._announcement(self._listed_models() if with_models else None)
+        if await self._publish(to or self._subjects.node(self._node), pack(announcement), reply):
+            self._announced_revision = announcement.revision
 
-    def _word(self, models: list[str] | None, leaving: bool = False) -> Announcement:
+    def _announcement(self, models: list[str] | None, leaving: bool = False) -> Announcement:
         return Announcement(self._node, self._run, self._revision, self.url, models, leaving)
 
-    def _listed(self) -> list[str]:
-        """List the models; of very many, what a message takes: others are found by asking."""
+    def _listed_models(self) -> list[str]:
+        """List the models that fit into a message. Peers find the others by asking all nodes."""
         models, size = [], 0
-        most = min(_MOST_BYTES, self.link.max_payload // 2)
+        max_bytes = min(_MAX_BYTES, self.link.max_payload // 2)
         for model in self._models:
             size += len(model.encode()) + 8
-            if size > most:
+            if size > max_bytes:
                 break
             models.append(model)
         return models
 
     async def _announce_soon(self) -> None:
         await asyncio.sleep(_GATHER_SECONDS)
-        self._announcing = False
+        self._is_announcement_due = False
         await self.announce_changes()
 
     async def announce_changes(self) -> None:
-        """Say at once which models are here, where that has changed since it was said."""
-        if self._said_revision != self._revision:
+        """Announce the models now, unless they are as announced before."""
+        if self._announced_revision != self._revision:
             await self.announce()
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
-            settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
-            if settled and self.link.connected:  # else they may well be there
+            is_settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
+            if is_settled and self.link.connected:  # without a connection nothing is known of them
                 self._directory.expire()
-            await self.announce(service=False)
+            await self.announce(with_models=False)
 
     async def on_announcement(self, message: Msg) -> None:
-        """Hear what a node says to all; where it wants to know of this one, tell it."""
-        said = announced(message.data)
-        if said is None or message.subject != self._subjects.node(said.node):
+        """Record a peer's announcement, and announce this node to it if it asks for that."""
+        announcement = unpack_announcement(message.data)
+        if announcement is None or message.subject != self._subjects.node(announcement.node):
             return
-        self._hear(said)
-        if message.reply and said.node != self._node:
-            to = self._subjects.answer_to(message.reply, said.node, self._node)
+        self._record(announcement)
+        if message.reply and announcement.node != self._node:
+            to = self._subjects.reply_subject(message.reply, announcement.node, self._node)
             if to is not None:
-                await self.announce(to=to, service=False)
+                await self.announce(to=to, with_models=False)
 
     def on_hello(self, data: bytes, sender: str) -> None:
-        """Hear what a node says to this one alone."""
-        said = announced(data)
-        if said is not None and encode_token(said.node) == sender:
-            self._hear(said)
+        """Record an announcement to this node alone, if it is of the node whose token is given."""
+        announcement = unpack_announcement(data)
+        if announcement is not None and encode_token(announcement.node) == sender:
+            self._record(announcement)
 
-    def _hear(self, said: Announcement) -> None:
-        if said.node == self._node:
-            if said.run not in (self._run, self._namesake):
-                self._namesake = said.run
+    def _record(self, announcement: Announcement) -> None:
+        node = announcement.node
+        if node == self._node:
+            if announcement.run not in (self._run, self._namesake_run):
+                self._namesake_run = announcement.run
                 _logger.error(
                     "another monitor of the cluster is called %s too; give each a name of its own "
                     "(--node)",
-                    said.node,
+                    node,
                 )
-        elif self._directory.heard(said):
-            ask = Ask("models", Caller(self._node, "monitor", "read", ""))
-            subject = self._subjects.read_node(said.node)
-            self.link.spawn(self._publish(subject, pack(ask), self.link.hello))
+        elif self._directory.update(announcement):
+            request = Request("models", Caller(self._node, "monitor", "read", ""))
+            reply = self.link.requests.hello_subject
+            self.link.spawn(self._publish(self._subjects.read_node(node), pack(request), reply))
 
     async def _publish(self, subject: str, data: bytes, reply: str) -> bool:
         try:
             await self.link.publish(subject, data, reply)
-        except Exception as error:  # the connection ended; on the next one it is said anew
-            _logger.debug("nothing could be said to %s: %r", subject, error)
+        except Exception as error:  # the connection ended: the next one begins with announcements
+            _logger.debug("nothing could be published to %s: %r", subject, error)
             return False
         return True

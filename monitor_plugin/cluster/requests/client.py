@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 from ...domain.errors import ClusterError, InvalidRequest, MonitorError, NodeUnreachable
 from ..peers.directory import Peer, PeerDirectory
-from ..transport.messages import Ask, Reply, fitting, pack
+from ..transport.messages import Reply, Request
 from ..transport.nats_link import NatsLink
-from ..transport.pending_requests import Failure
-from ..transport.replies import Replies, collect_replies
+from ..transport.pending_requests import Failure, Replies, collect_replies
 from ..transport.subjects import Subjects
 from . import faults
 
@@ -60,7 +59,7 @@ class PeerClient:
     async def read(
         self,
         node: str,
-        ask: Ask,
+        ask: Request,
         first_seconds: float = math.inf,
         seconds: float = math.inf,
     ) -> PeerResult:
@@ -76,13 +75,13 @@ class PeerClient:
         return await self._ask_node(subject, node, ask, first_seconds, seconds)
 
     async def read_all(
-        self, nodes: Sequence[str], ask: Ask, first_seconds: float = math.inf
+        self, nodes: Sequence[str], ask: Request, first_seconds: float = math.inf
     ) -> list[PeerResult]:
         """Ask several nodes at the same time."""
         return list(await asyncio.gather(*(self.read(each, ask, first_seconds) for each in nodes)))
 
     async def read_holders(
-        self, model: str, ask: Ask, seconds: float = math.inf
+        self, model: str, ask: Request, seconds: float = math.inf
     ) -> list[PeerResult] | None:
         """Ask whoever has a model, as none is known who has; None where nobody has.
 
@@ -101,17 +100,17 @@ class PeerClient:
             ) from None
         for reply in heard.replies:
             has_it = reply.answer is not None and reply.answer.status == 200
-            self._directory.answered(reply.node, model if has_it else None)
-        if heard.replies or heard.at_work:
+            self._directory.record_reply(reply.node, model if has_it else None)
+        if heard.replies or heard.working:
             missed = [
-                self._missed(each, heard.why, subject, stopping=False) for each in heard.at_work
+                self._missed(each, heard.failure, subject, stopping=False) for each in heard.working
             ]
             return [*(self.result(each) for each in heard.replies), *missed]
-        if heard.why is Failure.NO_RESPONDERS:
+        if heard.failure is Failure.NO_RESPONDERS:
             return None
-        if heard.why is Failure.FORBIDDEN:
-            raise faults.no_answer("", heard.why, subject, stopping=False)
-        if heard.why is Failure.LOST:
+        if heard.failure is Failure.FORBIDDEN:
+            raise faults.no_answer("", heard.failure, subject, stopping=False)
+        if heard.failure is Failure.LOST:
             why = "the connection to NATS ended while it was asked; ask again"
         else:  # NATS says at once where nobody listens, if it does say anything
             why = (
@@ -120,13 +119,13 @@ class PeerClient:
             )
         raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {why}")
 
-    async def offer(self, node: str, ask: Ask, seconds: float = math.inf) -> PeerResult:
+    async def offer(self, node: str, ask: Request, seconds: float = math.inf) -> PeerResult:
         """Ask one node whether it would stop a model, and wait at most so long."""
         subject = self._subjects.shutdown_node(node)
         return await self._ask_node(subject, node, ask, seconds=seconds)
 
     async def offers(
-        self, model: str, ask: Ask, expected: Sequence[Peer], first_seconds: float
+        self, model: str, ask: Request, expected: Sequence[Peer], first_seconds: float
     ) -> list[PeerResult]:
         """Ask who would stop a model: who answered, and those of whom an answer was expected.
 
@@ -150,22 +149,22 @@ class PeerClient:
         named = {each.node for each in results}
         missed = [each for each in expected if each.name not in named]
         # It may be the model alone that is not there any more, since a moment ago.
-        nobody_there = heard.why is Failure.NO_RESPONDERS
-        silence = nobody_there or heard.why is None
+        nobody_there = heard.failure is Failure.NO_RESPONDERS
+        silence = nobody_there or heard.failure is None
         anew = [each.name for each in missed if silence or each not in awaited]
         results += [
-            self._missed(each.name, heard.why, subject, stopping=True)
+            self._missed(each.name, heard.failure, subject, stopping=True)
             for each in missed
             if each.name not in anew
         ]
         # A moment, where others have answered: their offers must not grow old.
         seconds = _OFFERS_SECONDS if nobody_there else SILENT_SECONDS
         results += await asyncio.gather(*(self.offer(each, ask, seconds) for each in anew))
-        if not results and heard.why is not Failure.NO_RESPONDERS:
-            results.append(self._missed("", heard.why, subject, stopping=True))
+        if not results and heard.failure is not Failure.NO_RESPONDERS:
+            results.append(self._missed("", heard.failure, subject, stopping=True))
         return results
 
-    async def still_loaded(self, model: str, ask: Ask) -> list[Reply]:
+    async def still_loaded(self, model: str, ask: Request) -> list[Reply]:
         """Ask who still has a model; nobody, where that cannot be found out."""
         try:
             results = await self.read_holders(model, ask, _STILL_SECONDS) or []
@@ -173,7 +172,7 @@ class PeerClient:
         except ClusterError:
             return []
 
-    async def stop(self, offer: Reply, ask: Ask) -> PeerResult:
+    async def stop(self, offer: Reply, ask: Request) -> PeerResult:
         """Take a node's offer up, and wait for as long as it says that it is at work.
 
         Only what certainly did not reach it is said to have stopped nothing.
@@ -183,18 +182,16 @@ class PeerClient:
         until = time.monotonic() + _LONGEST_SHUTDOWN_SECONDS
         patience_seconds = max(self.patience_seconds, _LEAST_STOP_SECONDS)
         try:
-            talk = await self._link.talk(subject, pack(ask))
+            pending = await self._link.requests.send(subject, ask)
         except ClusterError as error:
             return PeerResult(node, None, faults.not_sent(node, error))
         heard = False
         try:
             while True:
-                word = await talk.next(min(patience_seconds, until - time.monotonic()))
-                if isinstance(word, Reply) and word.kind != "working":
-                    word = fitting(word, ask)
+                word = await pending.next(min(patience_seconds, until - time.monotonic()))
                 if isinstance(word, Reply) and word.kind in ("answer", "working"):
                     heard = True
-                    self._directory.answered(node)
+                    self._directory.record_reply(node)
                     if word.kind == "answer":
                         return PeerResult(node, word, None)
                     if time.monotonic() > until:
@@ -206,26 +203,26 @@ class PeerClient:
                 elif word in (Failure.NO_RESPONDERS, Failure.FORBIDDEN) and not heard:
                     return self._missed(node, word, subject, stopping=True)
                 elif word is None:
-                    self._directory.missed(node)
+                    self._directory.record_silence(node)
                     why = f"has said nothing for {patience_seconds:g} s"
                     break
                 else:
                     why = "cannot be heard, as the connection to NATS ended"
                     break
         finally:
-            talk.close()
+            pending.close()
         return PeerResult(node, None, faults.unknown(node, model, why))
 
     async def _ask_node(
         self,
         subject: str,
         node: str,
-        ask: Ask,
+        ask: Request,
         first_seconds: float = math.inf,
         seconds: float = math.inf,
     ) -> PeerResult:
         known = self._directory.get(node)
-        expected = known or Peer.unknown(node)
+        expected = known or Peer(node)
         try:
             heard = await self._listen(
                 subject, ask, [expected], first_seconds, seconds, others=False
@@ -233,22 +230,24 @@ class PeerClient:
         except ClusterError as error:
             return PeerResult(node, None, faults.not_sent(node, error))
         for reply in heard.replies:
-            self._directory.answered(node)
+            self._directory.record_reply(node)
             return self.result(reply)
-        if known is None and heard.why is Failure.NO_RESPONDERS:
-            names = ", ".join(each.name for each in self._directory.nodes()) or "none"
+        if known is None and heard.failure is Failure.NO_RESPONDERS:
+            names = ", ".join(each.name for each in self._directory.peers()) or "none"
             absent = InvalidRequest(
                 f"there is no node {node!r} in the cluster; the others that are known: {names}"
             )
             return PeerResult(node, None, absent)
         # A list's later nodes get less than their time: that says nothing of them.
-        cut = min(first_seconds, seconds) < self.patience_seconds and ask.what == "backends"
-        return self._missed(node, heard.why, subject, stopping=ask.what == "offer", note=not cut)
+        cut = min(first_seconds, seconds) < self.patience_seconds and ask.operation == "backends"
+        return self._missed(
+            node, heard.failure, subject, stopping=ask.operation == "offer", note=not cut
+        )
 
     async def _listen(
         self,
         subject: str,
-        ask: Ask,
+        ask: Request,
         expected: Sequence[Peer],
         first_seconds: float,
         seconds: float,
@@ -264,19 +263,18 @@ class PeerClient:
         first = min(first_seconds, seconds)
         if expected and all(each.silent for each in expected):
             first = min(first, SILENT_SECONDS)
-        talk = await self._link.talk(subject, pack(ask))
+        pending = await self._link.requests.send(subject, ask)
         try:
             names = {each.name for each in expected}
-            heard = await collect_replies(talk, names, first, seconds, others=others)
-            return heard._replace(replies=[fitting(each, ask) for each in heard.replies])
+            return await collect_replies(pending, names, first, seconds, accept_others=others)
         finally:
-            talk.close()
+            pending.close()
 
     def result(self, reply: Reply) -> PeerResult:
         """Take a reply for what came of asking its node."""
-        if reply.kind == "nonsense":
+        if reply.kind == "invalid":
             return PeerResult(reply.node, None, faults.nonsense(reply.node))
-        self._directory.answered(reply.node)
+        self._directory.record_reply(reply.node)
         return PeerResult(reply.node, reply, None)
 
     def _missed(
@@ -284,5 +282,5 @@ class PeerClient:
     ) -> PeerResult:
         """Make a result of silence; of one that had its time note that it is silent."""
         if note and word in (None, Failure.NO_RESPONDERS):
-            self._directory.missed(node)
+            self._directory.record_silence(node)
         return PeerResult(node, None, faults.no_answer(node, word, subject, stopping=stopping))

@@ -15,7 +15,7 @@ from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
 from ...readings.model_reader import ModelReader
 from ...shutdown.coordinator import ShutdownCoordinator
-from ..transport.messages import Ask, Reply, with_headers
+from ..transport.messages import Reply, Request, with_headers
 
 _logger = logging.getLogger(__name__)
 
@@ -55,27 +55,27 @@ class LocalNode:
         records = self._registry.records(model)
         return any(pid in (None, each.backend.pid) for each in records)
 
-    def monitor(self, model: str, pid: int | None, held: bool = False) -> Reply:
+    def monitor(self, model: str, pid: int | None, with_memory: bool = False) -> Reply:
         """Read a model.
 
         Args:
             model: its name.
             pid: one of its backends alone.
-            held: to say also what its backends hold, where the reading has no status.
+            with_memory: to say also what its backends hold, where the reading has no status.
         """
 
         def read() -> Reply:
             shared = self._model_reader.read(model, pid)
             reading, memory, source = shared.reading, None, None
-            if held:
+            if with_memory:
                 memory, source = self._model_reader.held(model, reading)
             return Reply(
                 self.node,
                 self.run,
                 answer=shared_response(shared),
                 reading=reading,
-                held=memory,
-                held_source=source,
+                memory=memory,
+                memory_source=source,
             )
 
         return self._answered(read)
@@ -90,7 +90,7 @@ class LocalNode:
 
         return self._answered(stop)
 
-    def shutdown_for(self, ask: Ask) -> Reply:
+    def shutdown_for(self, ask: Request) -> Reply:
         """Stop a model for another node, and write that into the audit."""
         caller = ask.caller
 
@@ -100,7 +100,7 @@ class LocalNode:
                 ask.force,
                 ask.pid,
                 caller=caller.name,
-                client=f"node {caller.node} ({caller.whence})",
+                client=f"node {caller.node} ({caller.address})",
                 action="POST /backend/shutdown",
             ):
                 self._coordinator.shutdown(ask.model or "", ask.force, ask.pid)
@@ -109,7 +109,7 @@ class LocalNode:
 
         return self._answered(stop)
 
-    def backends(self, ask: Ask) -> Reply:
+    def backends(self, ask: Request) -> Reply:
         """List backends; by PID, where only some are wanted."""
 
         def read() -> Reply:

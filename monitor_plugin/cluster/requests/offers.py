@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import NamedTuple
 
-from ..transport.messages import Ask
+from ..transport.messages import Request
 
 _OFFER_SECONDS = 10.0
 _MOST_OFFERS = 1000
@@ -28,14 +28,14 @@ class StopOffers:
     def __init__(self) -> None:
         self._open: dict[str, _Offer] = {}
 
-    def make(self, ask: Ask) -> str:
+    def make(self, ask: Request) -> str:
         """Make one to whoever asks, and give its key."""
         self._forget()
         key = secrets.token_hex(8)
         self._open[key] = _Offer(ask.caller.node, ask.model or "", ask.pid, time.monotonic())
         return key
 
-    def take_up(self, ask: Ask) -> bool:
+    def take_up(self, ask: Request) -> bool:
         """Take one up; whether it was there, and for this."""
         self._forget()
         offer = self._open.get(ask.offer or "")

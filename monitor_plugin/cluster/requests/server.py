@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 
 from ...api.results import error_response
 from ...domain.errors import ModelNotLoaded, NodeUnreachable, TooManyShutdowns
-from ..transport.messages import Ask, Reply, parts_of, unpack
+from ..transport.messages import Reply, Request, split_reply, unpack
 from ..transport.nats_link import NatsLink
 from ..transport.subjects import Subjects
 from .local_node import LocalNode
@@ -71,17 +71,17 @@ class PeerServer:
         ask, to = self._asked(message, node, self._subjects.read_model)
         if ask is None or to is None:
             return
-        if ask.what == "models":
+        if ask.operation == "models":
             await self._announce(to)
-        elif ask.what == "loaded":
+        elif ask.operation == "loaded":
             await self._send(to, Reply(self._local_node.node, self._local_node.run, "loaded"))
-        elif ask.what in ("monitor", "backends"):
+        elif ask.operation in ("monitor", "backends"):
             if self._reading >= _MOST_READS_WAITING:
                 full = f"it has {self._reading} questions to answer, and takes no more"
                 await self._send(to, self._refusal(full))
                 return
-            work = partial(self._local_node.monitor, ask.model or "", ask.pid, ask.held)
-            if ask.what == "backends":
+            work = partial(self._local_node.monitor, ask.model or "", ask.pid, ask.with_memory)
+            if ask.operation == "backends":
                 work = partial(self._local_node.backends, ask)
             self._reading += 1
             self.link.spawn(self._read(to, work))
@@ -90,7 +90,7 @@ class PeerServer:
         """Answer whether this node would stop a model: with an offer, if it has that."""
         node = self._subjects.shutdown_node(self._local_node.node)
         ask, to = self._asked(message, node, self._subjects.shutdown_model)
-        if ask is None or to is None or ask.what != "offer" or ask.caller.role != "admin":
+        if ask is None or to is None or ask.operation != "offer" or ask.caller.role != "admin":
             return
         if ask.model is not None and self._local_node.holds(ask.model):
             offer = self._offers.make(ask)
@@ -103,7 +103,7 @@ class PeerServer:
     async def on_shutdown_now(self, message: Msg) -> None:
         """Stop a model, where an offer is taken up."""
         ask, to = self._asked(message, message.subject)
-        if ask is None or to is None or ask.what != "shutdown" or ask.caller.role != "admin":
+        if ask is None or to is None or ask.operation != "shutdown" or ask.caller.role != "admin":
             return
         if self._stopping >= self._shutdowns_at_once:
             full = TooManyShutdowns(self._shutdowns_at_once, _RETRY_AFTER_SECONDS)
@@ -116,9 +116,9 @@ class PeerServer:
 
     def _asked(
         self, message: Msg, node_subject: str, model_subject: Callable[[str], str] | None = None
-    ) -> tuple[Ask | None, str | None]:
+    ) -> tuple[Request | None, str | None]:
         """Decode a question, and say where to answer; None where it is none, or not asked there."""
-        ask = unpack(message.data, Ask)
+        ask = unpack(message.data, Request)
         if ask is None or not message.reply:
             return None, None
         right = message.subject == node_subject or (
@@ -128,7 +128,7 @@ class PeerServer:
         )
         if not right:
             return None, None
-        to = self._subjects.answer_to(message.reply, ask.caller.node, self._local_node.node)
+        to = self._subjects.reply_subject(message.reply, ask.caller.node, self._local_node.node)
         return ask, to
 
     async def _read(self, to: str, work: Callable[[], Reply]) -> None:
@@ -138,7 +138,7 @@ class PeerServer:
             self._reading -= 1
         await self._send(to, reply)
 
-    async def _stop(self, to: str, ask: Ask) -> None:
+    async def _stop(self, to: str, ask: Request) -> None:
         try:
             reply = await self._done(to, self._stops, partial(self._local_node.shutdown_for, ask))
         finally:
@@ -165,7 +165,7 @@ class PeerServer:
 
     async def _send(self, to: str, reply: Reply) -> None:
         try:
-            for part in parts_of(reply, self.link.max_payload):
+            for part in split_reply(reply, self.link.max_payload):
                 await self.link.publish(to, part)
         except Exception as error:  # who asked will see that nothing comes
             _logger.debug("an answer could not be sent: %r", error)

@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, on which other threads have things done."""
+"""An event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -13,108 +13,97 @@ from ...domain.errors import NodeUnreachable
 
 T = TypeVar("T")
 
-# What a task may still do once it is told to end.
-_END_SECONDS = 3.0
+# How long cancelled tasks may take to end.
+_CANCEL_SECONDS = 3.0
 
 
 class LoopThread:
-    """Runs one coroutine for as long as it is open, and others that end with it.
+    """Runs coroutines on an event loop in a thread, until it is closed.
 
     Args:
-        name: the thread's.
-        main: makes that coroutine; it is cancelled at the end.
+        name: the name of the thread.
+        main: makes the coroutine that runs from the start; `close` cancels it.
     """
 
     def __init__(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._main = main
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._begun: dict[Future[Any], Coroutine[Any, Any, Any]] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._lock = threading.Lock()
+        self._is_open = False
+        self._futures: set[Future[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._runs = False
 
     def start(self) -> None:
         """Start the thread."""
-        self._runs = True
+        self._loop = asyncio.new_event_loop()
+        self._is_open = True
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; who waits for something to be done is told that it will not be."""
-        if self._runs:
-            self._runs = False
-            self.call_soon(self._loop.stop)
+        """End the thread. Coroutines that are not done raise `NodeUnreachable` to their callers."""
+        with self._lock:
+            was_open, self._is_open = self._is_open, False
+        if was_open:
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        elif not self._loop.is_closed():
-            self._loop.close()
-        self._give_up()
 
-    def call_soon(self, function: Callable[[], object]) -> None:
-        """Have something called on the loop, from any thread; without waiting."""
-        with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon_threadsafe(function)
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run something on the loop that ends with it; to be called on the loop."""
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run something on the loop and wait for it, from another thread: see `begin`."""
-        return self.begin(coroutine).result()
-
-    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run something on the loop, from another thread.
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop, from any thread.
 
         Returns:
-            A future, which raises `NodeUnreachable` where the loop does not run, or ends meanwhile.
+            A future. It raises `NodeUnreachable` if the thread does not run, or ends before the
+            coroutine does.
         """
-        future: Future[T] = Future()
-        self._begun[future] = coroutine
-        future.add_done_callback(lambda done: self._begun.pop(done, None))
-        self.call_soon(lambda: self.spawn(_settle(future, coroutine)))
-        if not self._runs:
-            self._give_up()
+        with self._lock:
+            if self._is_open:
+                future = asyncio.run_coroutine_threadsafe(_until_closed(coroutine), self._loop)
+                self._futures.add(future)
+                future.add_done_callback(self._futures.discard)
+                return future
+        coroutine.close()
+        future = Future()
+        future.set_exception(_closed())
         return future
 
-    def _give_up(self) -> None:
-        if self._thread.is_alive():
-            return  # which gives up itself, at its end
-        for future, coroutine in list(self._begun.items()):
-            coroutine.close()
-            _fail(future)
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, and wait for its result on another thread: see `submit`."""
+        return self.submit(coroutine).result()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine in the background. To be called on the loop."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop has weak references only
+        task.add_done_callback(self._tasks.discard)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
             self.spawn(self._main())
             self._loop.run_forever()
+            self._loop.run_until_complete(_cancel_tasks())
         finally:
-            # Twice, as what is cancelled may have more to do, which ends soon.
-            for _ in range(2):
-                pending = asyncio.all_tasks(self._loop)
-                for task in pending:
-                    task.cancel()
-                if pending:
-                    wait = asyncio.wait(pending, timeout=_END_SECONDS)
-                    for task in self._loop.run_until_complete(wait)[0]:
-                        task.cancelled() or task.exception()
             self._loop.close()
+            for future in list(self._futures):  # of tasks that ignored their cancellation
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(_closed())
 
 
-async def _settle(future: Future[T], coroutine: Coroutine[Any, Any, T]) -> None:
+async def _until_closed(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
-        result = await coroutine
+        return await coroutine
     except asyncio.CancelledError:
-        _fail(future)
-    except Exception as error:
-        with contextlib.suppress(InvalidStateError):
-            future.set_exception(error)
-    else:
-        with contextlib.suppress(InvalidStateError):
-            future.set_result(result)
+        raise _closed() from None
 
 
-def _fail(future: Future[Any]) -> None:
-    with contextlib.suppress(InvalidStateError):
-        future.set_exception(NodeUnreachable("the monitor does not run, and asks no other node"))
+async def _cancel_tasks() -> None:
+    await asyncio.sleep(0)  # so that each task has started: else `_until_closed` catches nothing
+    for _ in range(2):  # nats-py ignores a cancellation while it flushes
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
+
+
+def _closed() -> NodeUnreachable:
+    return NodeUnreachable("the monitor does not run, and asks no other node")

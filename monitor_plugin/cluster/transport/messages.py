@@ -1,4 +1,4 @@
-"""What nodes say to one another, in MessagePack; unknown fields are ignored."""
+"""The messages between nodes, in MessagePack. A receiver ignores unknown fields."""
 
 from __future__ import annotations
 
@@ -13,43 +13,49 @@ from ...domain.models import Memory, Reading
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
-# How much of a body goes into one message, and what a message takes beside it.
+# The largest part of a body in one message, and the room for the message's other fields.
 _PART_BYTES = 256 * 1024
-_FRAME_BYTES = 16 * 1024
+_OTHER_FIELDS_BYTES = 16 * 1024
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who asks, as the node found out to which it came over HTTP.
+class Caller(msgspec.Struct, frozen=True, rename={"address": "whence"}):
+    """The client that caused a request, as the node that serves its HTTP connection knows it.
 
     Attributes:
-        node: that node.
-        name: of the token.
+        node: the name of that node.
+        name: the name of the client's token.
         role: `read` or `admin`.
-        whence: the client's address.
+        address: the client's address.
     """
 
     node: str
     name: str
     role: str
-    whence: str
+    address: str
 
 
-class Ask(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A question to a node.
+class Request(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={"operation": "what", "with_memory": "held"},
+):
+    """A request to a node.
 
     Attributes:
-        what: `monitor`, `backends`, `models`, `loaded`; on the subjects for shutdowns `offer`, and
-            `shutdown` on that of a node's run.
-        held: to say also what the model's backends hold, where the reading has no status.
-        after_pid, limit: of a list: only backends with greater PIDs, and how many.
-        offer: which offer a shutdown takes up.
+        operation: `monitor`, `backends`, `models` or `loaded` on the subjects for reading; `offer`
+            on those for shutdowns; `shutdown` on the subject of one run of a node.
+        with_memory: whether the reply shall also have the memory of the model's backends if the
+            reading has no status.
+        after_pid, limit: for a list: only backends with greater PIDs, and their maximum number.
+        offer: the key of the offer that a shutdown accepts.
     """
 
-    what: str
+    operation: str
     caller: Caller
     model: str | None = None
     pid: int | None = None
-    held: bool = False
+    with_memory: bool = False
     fresh: bool = True
     after_pid: int | None = None
     limit: int | None = None
@@ -57,18 +63,23 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True):
     offer: str | None = None
 
 
-class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A node's answer, or a part of it.
+class Reply(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={"memory": "held", "memory_source": "held_source"},
+):
+    """A node's reply to a request, or a part of it.
 
     Attributes:
-        node, run: which answers, and of which run it is.
-        kind: `answer`, `offer` (it has the model, and would stop it), `loaded` (it has it),
-            `working` (the answer follows), or what `understood` makes of others.
-        answer: what HTTP would answer; its body may go on in further parts.
-        reading: of which `answer` is made, for one reading out of several nodes'.
-        held, held_source: what the model's backends hold, where that was asked for.
-        offer: by which to take the offer up.
-        last: whether no further part comes.
+        node, run: the node that replies, and the run of it.
+        kind: `answer`, `offer` (the node has the model and would stop it), `loaded` (it has the
+            model), `working` (the answer follows) or `invalid` (see `validate_reply`).
+        answer: the HTTP response; further parts may continue its body.
+        reading: the reading in `answer`, from which the requester combines several nodes' readings.
+        memory, memory_source: the memory of the model's backends, if the request asked for it.
+        offer: the key with which a shutdown accepts the offer.
+        last: whether no further part follows.
     """
 
     node: str
@@ -76,22 +87,21 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = "answer"
     answer: Response | None = None
     reading: Reading | None = None
-    held: Memory | None = None
-    held_source: str | None = None
+    memory: Memory | None = None
+    memory_source: str | None = None
     offer: str | None = None
     last: bool = True
 
 
 class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a node says of itself, when something changed and every few seconds.
+    """What a node publishes about itself after a change and every few seconds.
 
     Attributes:
-        node: its name.
-        run: which run of it.
+        node, run: its name, and the run of it.
         revision: grows with each change of the models.
-        url: where its HTTP is reached; None where it cannot be from elsewhere.
-        models: which it has; None where the revision says enough.
-        leaving: whether it ends.
+        url: the URL of its HTTP server; None if other machines cannot reach that.
+        models: its models; None if they have not changed since an announcement with this revision.
+        leaving: whether the node leaves the cluster.
     """
 
     node: str
@@ -108,78 +118,76 @@ def pack(message: msgspec.Struct) -> bytes:
 
 
 def unpack(data: bytes, kind: type[Message]) -> Message | None:
-    """Decode a message; None where it is none of that kind."""
+    """Decode a message; None if the data is not a message of that type."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def understood(reply: Reply) -> Reply:
-    """Pass a reply through that can be used; one that cannot becomes one of kind `nonsense`."""
-    answer = reply.answer
-    if reply.kind in ("working", "loaded") or (reply.kind == "offer" and reply.offer):
-        good = True
-    elif reply.kind != "answer" or answer is None:
-        good = False
-    else:
-        kind: type = dict[str, msgspec.Raw] if answer.status == 200 else ErrorAnswer
-        good = answer.status == 200 or 400 <= answer.status <= 599
-        try:
-            msgspec.json.decode(answer.body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            good = False
-    return reply if good else Reply(reply.node, reply.run, "nonsense")
-
-
-def fitting(reply: Reply, ask: Ask) -> Reply:
-    """Pass a reply through that answers the question; one that does not becomes `nonsense`."""
-    status = reply.answer.status if reply.answer else 0
-    stopped = reply.answer is not None and reply.answer.outcome == "stopped"
-    if ask.what == "loaded":
-        good = reply.kind == "loaded"
-    elif ask.what == "offer":
-        good = reply.kind == "offer" or (status >= 400 and not stopped)
-    elif ask.what == "shutdown":
-        good = reply.kind == "answer" and (status == 200) == stopped
-    elif ask.what == "monitor":
-        good = status >= 400 or (status == 200 and reply.reading is not None)
-    else:
-        good = reply.kind == "answer"
-    return reply if good else Reply(reply.node, reply.run, "nonsense")
-
-
-def announced(data: bytes) -> Announcement | None:
-    """Decode what a node says of itself; None where it is nothing of the kind."""
-    said = unpack(data, Announcement)
-    if said is None or fault_in_node(said.node):
+def unpack_announcement(data: bytes) -> Announcement | None:
+    """Decode an announcement; None if the data is not one. An unusable URL becomes None."""
+    announcement = unpack(data, Announcement)
+    if announcement is None or fault_in_node(announcement.node):
         return None
-    if said.url is not None and fault_in_node_url(said.url):
-        return msgspec.structs.replace(said, url=None)
-    return said
+    if announcement.url is not None and fault_in_node_url(announcement.url):
+        return msgspec.structs.replace(announcement, url=None)
+    return announcement
 
 
-def parts_of(reply: Reply, most_bytes: int) -> list[bytes]:
-    """Encode a reply as messages, of which none has more than `most_bytes`.
+def validate_reply(reply: Reply, request: Request) -> Reply:
+    """Return a reply that is well-formed and answers the request, or one of kind `invalid`."""
+    if reply.kind == "working" or _is_answer_to(reply, request):
+        return reply
+    return Reply(reply.node, reply.run, "invalid")
 
-    What goes along with a body, and is too large itself, becomes nonsense.
+
+def _is_answer_to(reply: Reply, request: Request) -> bool:
+    if reply.kind == "loaded":
+        return request.operation == "loaded"
+    if reply.kind == "offer":
+        return request.operation == "offer" and bool(reply.offer)
+    if reply.kind != "answer" or reply.answer is None:
+        return False
+    status, is_stopped = reply.answer.status, reply.answer.outcome == "stopped"
+    try:
+        body: type = dict[str, msgspec.Raw] if status == 200 else ErrorAnswer
+        msgspec.json.decode(reply.answer.body, type=body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    is_error = 400 <= status <= 599
+    if not (is_error or status == 200):
+        return False
+    if request.operation == "loaded":
+        return False
+    if request.operation == "offer":
+        return is_error and not is_stopped
+    if request.operation == "shutdown":
+        return is_error != is_stopped
+    return is_error or request.operation != "monitor" or reply.reading is not None
+
+
+def split_reply(reply: Reply, max_bytes: int) -> list[bytes]:
+    """Encode a reply as messages of at most `max_bytes`, by dividing its body.
+
+    A reply whose other fields do not fit into one message becomes one of kind `invalid`.
     """
     answer = reply.answer
-    size = max(1024, min(_PART_BYTES, most_bytes - _FRAME_BYTES))
+    size = max(1024, min(_PART_BYTES, max_bytes - _OTHER_FIELDS_BYTES))
     if answer is None or len(answer.body) <= size:
         parts = [pack(reply)]
     else:
-        pieces = [answer.body[at : at + size] for at in range(0, len(answer.body), size)]
-        first = msgspec.structs.replace(reply, reading=None, held=None, last=False)
-        parts = [pack(_with_body(first, piece)) for piece in pieces[:-1]]
-        parts.append(pack(_with_body(reply, pieces[-1])))
-    if any(len(part) > most_bytes for part in parts):
-        return [pack(Reply(reply.node, reply.run, "nonsense"))]
+        bodies = [answer.body[at : at + size] for at in range(0, len(answer.body), size)]
+        first = msgspec.structs.replace(reply, reading=None, memory=None, last=False)
+        parts = [pack(_with_body(first, body)) for body in bodies[:-1]]
+        parts.append(pack(_with_body(reply, bodies[-1])))
+    if any(len(part) > max_bytes for part in parts):
+        return [pack(Reply(reply.node, reply.run, "invalid"))]
     return parts
 
 
 def join_parts(parts: list[Reply]) -> Reply:
-    """Put a reply together again, of parts in their order; the last has what goes with it."""
+    """Join the parts of a reply in their order. The last part has the fields beside the body."""
     if len(parts) == 1:
         return parts[0]
     return _with_body(parts[-1], b"".join(part.answer.body for part in parts if part.answer))
@@ -192,5 +200,5 @@ def _with_body(reply: Reply, body: bytes) -> Reply:
 
 
 def with_headers(answer: Response, headers: Mapping[str, str]) -> Response:
-    """Give the same answer with more headers."""
+    """Return the same answer with more headers."""
     return msgspec.structs.replace(answer, headers={**answer.headers, **headers})

@@ -1,69 +1,156 @@
-"""This node's connection to NATS, which is made anew for ever."""
+"""This node's connection to NATS, with TLS and credentials from files.
+
+Each connection has a client of its own. nats-py's own reconnection is not used, because it was
+measured (2.6.0 and 2.16.0) to break promises of this package also with `pending_size=0`:
+
+- It delivers messages late: after half of the server's restarts those that were published between
+  the end of the socket and its notice, and everything that a full socket kept back.
+- It waits until a closed socket has been flushed, so a server that hangs with full buffers keeps
+  the client from ever trying another server.
+- An unexpected error, such as that of a credentials file that is just being rewritten, ends it for
+  good without a callback; and a file with another NKey is refused, as the public key is kept.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import secrets
+import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from ...config.cluster import NatsServer, parse_nats_servers
 from ...config.settings import Settings
-from ...domain.errors import ClusterError
-from .connector import CONNECT_SECONDS, Connector, disconnect
+from ...domain.errors import ClusterError, SettingsError
 from .loop_thread import LoopThread
-from .pending_requests import PendingRequest, PendingRequests
+from .pending_requests import PendingRequests
 
 Handler = Callable[[Msg], Awaitable[None]]
-Unsubscribe = Callable[[], Awaitable[None]]
 
 _logger = logging.getLogger(__name__)
 
+_CONNECT_SECONDS = 5
+_CLOSE_SECONDS = 1.0
+# A silent server counts as lost after this many unanswered pings.
+_PING_SECONDS = 5
+_MAX_PINGS = 3
 _RETRY_SECONDS = 1.0
-_LOOK_SECONDS = 0.5
-# A connection that lasts so long is a good one.
+_POLL_SECONDS = 0.5
+# After a connection that lasted so long the next one is made at once.
 _STEADY_SECONDS = 5.0
-_PERMISSIONS = "permissions violation for publish to "
-_MOST_REMEMBERED = 100
+_FORBIDDEN = "permissions violation for publish to "
+_MAX_LOGGED = 100
 
 
-class NatsSession:
-    """One connection, from when it is made until it ends."""
+class _TlsClient(Client):
+    """A client that sends nothing to a server without TLS."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    # Private names: nats-py has no option for this. A test with a server without TLS pins them.
+    def _connect_command(self) -> bytes:
+        if not self._server_info.get("tls_required"):
+            raise OSError("the server speaks no TLS, which the settings demand")
+        return super()._connect_command()
 
-    async def subscribe(self, subject: str, handler: Handler) -> Unsubscribe:
-        """Have messages handed over, until what is returned is called or the connection ends.
 
-        Raises:
-            nats.errors.Error: it has ended.
-        """
-        subscription = await self._client.subscribe(subject, cb=handler)
+class _Connection:
+    """One connection to a server, by a client of its own.
 
-        async def unsubscribe() -> None:
-            with contextlib.suppress(NatsError):  # the connection has ended
-                await subscription.unsubscribe()
+    Args:
+        client: a new client.
+        on_error: called with each error that the server reports.
 
-        return unsubscribe
+    Attributes:
+        client: the client.
+        subscriptions: its subscriptions, by subject.
+    """
+
+    def __init__(self, client: Client, on_error: Callable[[Exception], object]) -> None:
+        self.client = client
+        self.subscriptions: dict[str, Subscription] = {}
+        self._on_error = on_error
+        self._lock = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self._is_made = False
+
+    async def connect(self, url: str, options: Mapping[str, Any]) -> None:
+        """Connect, or raise the first error."""
+        await self.client.connect(
+            [url],
+            error_cb=self._on_client_error,
+            disconnected_cb=self._on_disconnected,
+            connect_timeout=_CONNECT_SECONDS,
+            ping_interval=_PING_SECONDS,
+            max_outstanding_pings=_MAX_PINGS,
+            no_echo=True,
+            **options,
+        )
+        self._is_made = True
+
+    async def _on_client_error(self, error: Exception) -> None:
+        if not self._is_made:
+            raise error  # else nats-py tries again, and raises that no server is left
+        self._on_error(error)
+
+    async def _on_disconnected(self) -> None:
+        self._ended.set()
+        if not self.client.is_closed:
+            # nats-py would now reconnect: `close` cancels this.
+            await asyncio.Event().wait()
+
+    async def subscribe(self, handlers: Mapping[str, Handler]) -> None:
+        """Replace the subscriptions by the given ones."""
+        async with self._lock:
+            for subject in self.subscriptions.keys() - handlers.keys():
+                await self.subscriptions.pop(subject).unsubscribe()
+            for subject in handlers.keys() - self.subscriptions.keys():
+                subscription = await self.client.subscribe(subject, cb=handlers[subject])
+                self.subscriptions[subject] = subscription
+
+    async def wait_until_ended(self) -> None:
+        """Wait until the connection has ended."""
+        while self.client.is_connected and not self._ended.is_set():
+            await self._wait(_POLL_SECONDS)
+        # nats-py has closed the socket when it calls back. It does not while the socket has data
+        # for a server that hangs.
+        await self._wait(_POLL_SECONDS)
+
+    async def _wait(self, seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
+
+    async def close(self) -> None:
+        """Close the client, also if its server hangs."""
+        if not self.client.is_connected:
+            # The client's `close` does not end their tasks if it cannot send its last data.
+            for subscription in self.subscriptions.values():
+                with contextlib.suppress(NatsError):
+                    await subscription.unsubscribe()
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.client.close(), _CLOSE_SECONDS)
 
 
 class NatsLink(LoopThread):
-    """A connection to one of the NATS servers of the setting `cluster`, and its event loop.
+    """Keeps this node connected to one of the NATS servers of the setting `cluster`.
 
     Args:
-        settings: which servers, and how to be let in.
+        settings: the servers, TLS and credentials.
         node: this node's name.
-        replies: the start of the subjects to which others answer.
-        on_connected: called on the loop after each connection, to subscribe.
-        on_hello: gets what comes to the subject `hello`, and the sender's token.
+        reply_prefix: the start of the subjects that other nodes reply to.
+        on_connected: called on the loop after each connection; it calls `subscribe`.
+        on_hello: see `PendingRequests`.
+
+    Attributes:
+        requests: the requests of this node.
 
     Raises:
         SettingsError: a file of the settings cannot be used.
@@ -73,154 +160,182 @@ class NatsLink(LoopThread):
         self,
         settings: Settings,
         node: str,
-        replies: str,
-        on_connected: Callable[[NatsSession], Awaitable[None]],
+        reply_prefix: str,
+        on_connected: Callable[[], Awaitable[None]],
         on_hello: Callable[[bytes, str], object],
     ) -> None:
+        super().__init__("monitor-cluster", self._stay_connected)
         self._servers = parse_nats_servers(settings.cluster or "")
-        self._connector = Connector(settings, node)
-        super().__init__("monitor-cluster", self._connect_for_ever)
+        self._tls = _tls_context(settings)
+        self._credentials = _credentials(settings)
         self._node = node
         self._on_connected = on_connected
-        self._client: Client | None = None
-        self._said: set[tuple[object, ...]] = set()
-        self._refused: set[str] = set()
-        self._talks = PendingRequests(replies, self.publish, on_hello)
+        self._connection: _Connection | None = None
+        self._logged: set[tuple[object, ...]] = set()
+        self._denied: set[str] = set()
+        self.requests = PendingRequests(reply_prefix, self.publish, on_hello)
 
     @property
     def servers(self) -> str:
-        """The servers, for messages."""
+        """The URLs of the servers, for messages."""
         return ", ".join(server.url for server in self._servers)
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._client is not None
+        return self._connection is not None
 
     @property
     def max_payload(self) -> int:
-        """The largest message that the server takes, in bytes."""
-        return self._client.max_payload if self._client else 0
+        """The largest message that the server accepts, in bytes; 0 without a connection."""
+        return self._connection.client.max_payload if self._connection else 0
 
     @property
-    def hello(self) -> str:
-        """The subject to which nodes say who they are."""
-        return self._talks.hello
+    def subscription_count(self) -> int:
+        """The number of the connection's subscriptions."""
+        return len(self._connection.subscriptions) if self._connection else 0
 
-    @property
-    def open_talks(self) -> int:
-        """How many questions are open."""
-        return len(self._talks)
+    async def subscribe(self, handlers: Mapping[str, Handler]) -> None:
+        """Replace the connection's subscriptions by the given ones: handlers by subject.
 
-    @property
-    def subscriptions(self) -> int:
-        """How many subscriptions the connection has."""
-        return len(self._client._subs) if self._client else 0
+        Raises:
+            ClusterError: there is no connection.
+            nats.errors.Error, OSError: the connection has ended.
+        """
+        if self._connection is None:
+            raise self._not_connected()
+        own = {self.requests.subjects: self.requests.on_reply}
+        await self._connection.subscribe({**own, **handlers})
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         """Send a message now.
 
         Raises:
             ClusterError: there is no connection; nothing was sent.
-            nats.errors.Error, OSError: it was not sent, or not all of it.
+            nats.errors.Error, OSError: the message was not sent, or not all of it.
         """
-        client = self._client
-        if client is None or not client.is_connected:
-            raise ClusterError(f"this node is not connected to NATS ({self.servers})")
-        await asyncio.wait_for(client.publish(subject, data, reply=reply), CONNECT_SECONDS)
+        if self._connection is None or not self._connection.client.is_connected:
+            raise self._not_connected()
+        send = self._connection.client.publish(subject, data, reply=reply)
+        await asyncio.wait_for(send, _CONNECT_SECONDS)
 
     async def flush(self) -> None:
-        """Wait until the server has what was sent."""
-        if self._client:
-            await self._client.flush(timeout=CONNECT_SECONDS)
+        """Wait until the server has received what was sent."""
+        if self._connection is not None:
+            await self._connection.client.flush(timeout=_CONNECT_SECONDS)
 
-    async def talk(self, subject: str, data: bytes) -> PendingRequest:
-        """Ask a question, to which one or several nodes may answer.
+    def _not_connected(self) -> ClusterError:
+        return ClusterError(f"this node is not connected to NATS ({self.servers})")
 
-        Raises:
-            ClusterError: there is no connection; nothing was sent.
-        """
-        return await self._talks.begin(subject, data)
-
-    async def _connect_for_ever(self) -> None:
-        at = secrets.randbelow(len(self._servers))
-        while True:
-            server = self._servers[at % len(self._servers)]
-            at += 1
-            closed = asyncio.Event()
-            client = await self._connect(server, closed)
-            if client is None:
-                if at % len(self._servers) == 0:
-                    await self._pause()
-                continue
-            steady = False
+    async def _stay_connected(self) -> None:
+        first = secrets.randbelow(len(self._servers))  # spreads the nodes over the servers
+        for number in itertools.count(first):
+            seconds = None
             try:
-                steady = await self._use(client, server.url, closed)
-            finally:
-                self._client = None
-                self._talks.lose()
-                await disconnect(client)
-            if not steady:  # the next may end as soon
-                await self._pause()
+                seconds = await self._use(self._servers[number % len(self._servers)])
+            except Exception:
+                _logger.exception("the link to NATS failed; connecting anew")
+            if seconds is None and (number + 1) % len(self._servers):
+                continue  # the next server may be reachable
+            if seconds is None or seconds < _STEADY_SECONDS:
+                # A random time, as many nodes may wait for the same server.
+                await asyncio.sleep(_RETRY_SECONDS * (0.5 + random.random()))  # noqa: S311
 
-    async def _pause(self) -> None:
-        # Not all at the same moment, where many wait for one server.
-        await asyncio.sleep(_RETRY_SECONDS * (0.5 + random.random()))  # noqa: S311
+    async def _use(self, server: NatsServer) -> float | None:
+        """Connect to a server, and take part until the connection ends.
 
-    async def _connect(self, server: NatsServer, closed: asyncio.Event) -> Client | None:
-        async def on_closed() -> None:
-            closed.set()
-
-        errors: list[Exception] = []
-
-        async def on_error(error: Exception) -> None:
-            errors[:] = [error]
-            self._on_error(error)
-
+        Returns:
+            How long the connection lasted, in seconds; None if there was none.
+        """
+        options: dict[str, Any] = {"name": f"monitor-plugin {self._node}", **self._credentials}
+        demands_tls = server.tls or self._tls is not None
+        if demands_tls:
+            options["tls"] = self._tls or ssl.create_default_context()
+        connection = _Connection(_TlsClient() if demands_tls else Client(), self._on_error)
         try:
-            return await self._connector.connect(server, on_closed, on_error)
-        except Exception as error:
-            # What the server said tells more than that there is no other one to try.
-            why = str(errors[-1] if errors else error) or type(error).__name__
-            self._say("cannot connect to NATS at %s, trying for ever: %s", server.url, why)
-            return None
-
-    async def _use(self, client: Client, url: str, closed: asyncio.Event) -> bool:
-        """Take part over a connection until it ends; whether it lasted as a good one does."""
-        self._client, began = client, time.monotonic()
-        session = NatsSession(client)
-        try:
-            await self._talks.listen(session.subscribe)
-            await self._on_connected(session)
-            await self.flush()
-        except Exception as error:
-            self._say("the connection to NATS at %s could not be used: %s", url, error)
-            return False
-        _logger.info("connected to NATS at %s as node %s", url, self._node)
-        # Looked at too, as older clients do not always say so.
-        while not (closed.is_set() or client.is_closed):
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(closed.wait(), _LOOK_SECONDS)
-        if steady := time.monotonic() - began > _STEADY_SECONDS:
-            self._said.clear()
-        self._say("the connection to NATS at %s ended; connecting anew", url)
-        return steady
+            try:
+                await asyncio.wait_for(
+                    connection.connect(server.url, options), 2 * _CONNECT_SECONDS
+                )
+            except Exception as error:
+                reason = str(error) or type(error).__name__
+                self._log_once(
+                    "cannot connect to NATS at %s, trying for ever: %s", server.url, reason
+                )
+                return None
+            self._connection, started = connection, time.monotonic()
+            try:
+                await self._on_connected()
+                await self.flush()
+            except Exception as error:
+                self._log_once(
+                    "the connection to NATS at %s could not be used: %s", server.url, error
+                )
+                return 0.0
+            _logger.info("connected to NATS at %s as node %s", server.url, self._node)
+            await connection.wait_until_ended()
+            seconds = time.monotonic() - started
+            if seconds > _STEADY_SECONDS:
+                self._logged.clear()
+            self._log_once("the connection to NATS at %s ended; connecting anew", server.url)
+            return seconds
+        finally:
+            self._connection = None
+            self.requests.fail_all()
+            await connection.close()
 
     def _on_error(self, error: Exception) -> None:
         text = str(error)
         if "permissions violation" not in text.lower():
             _logger.debug("NATS: %r", error)
             return
-        if _PERMISSIONS in text.lower():
-            subject = text[text.lower().index(_PERMISSIONS) + len(_PERMISSIONS) :].strip(" \"'")
-            self._talks.forbid(subject)
-        # Once each: a node that may not say that it is there tries every few seconds.
-        if text not in self._refused and len(self._refused) < _MOST_REMEMBERED:
-            self._refused.add(text)
+        if _FORBIDDEN in text.lower():
+            subject = text[text.lower().index(_FORBIDDEN) + len(_FORBIDDEN) :].strip(" \"'")
+            self.requests.fail_forbidden(subject)
+        # Once for good: a node that may not announce itself tries every few seconds.
+        if text not in self._denied and len(self._denied) < _MAX_LOGGED:
+            self._denied.add(text)
             _logger.warning("NATS does not let this node take part in everything: %s", text)
 
-    def _say(self, message: str, *facts: object) -> None:
-        """Log what went wrong, once until it has been well for a while."""
-        if (message, *facts) not in self._said and len(self._said) < _MOST_REMEMBERED:
-            self._said.add((message, *facts))
-            _logger.warning(message, *facts)
+    def _log_once(self, message: str, *values: object) -> None:
+        """Log a warning, unless it was logged since the last steady connection."""
+        if (message, *values) not in self._logged and len(self._logged) < _MAX_LOGGED:
+            self._logged.add((message, *values))
+            _logger.warning(message, *values)
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    path = settings.cluster_ca_file
+    if path is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # including `ssl.SSLError`
+        raise SettingsError(
+            "cluster_ca_file", f"setting cluster_ca_file: {path} cannot be used: {error}"
+        ) from None
+
+
+def _credentials(settings: Settings) -> dict[str, str]:
+    """Return the client's options for the credentials, which it reads at each connection."""
+    options = {}
+    for setting, option in (
+        ("cluster_creds_file", "user_credentials"),
+        ("cluster_nkey_file", "nkeys_seed"),
+    ):
+        path = getattr(settings, setting)
+        if path is None:
+            continue
+        try:
+            with open(path, "rb"):
+                options[option] = path
+        except OSError as error:
+            reason = error.strerror or error
+            raise SettingsError(
+                setting, f"setting {setting}: {path} cannot be used: {reason}"
+            ) from None
+    if len(options) > 1:
+        raise SettingsError(
+            "cluster_nkey_file", "settings cluster_creds_file and cluster_nkey_file: set one alone"
+        )
+    return options

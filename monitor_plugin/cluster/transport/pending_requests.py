@@ -1,154 +1,223 @@
-"""Questions to other nodes, and what comes back. All on the link's event loop."""
+"""Requests to other nodes, and their replies. Everything runs on the link's event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Set
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
 from ...domain.errors import ClusterError
-from .messages import Reply, join_parts, understood, unpack
+from .messages import Reply, Request, join_parts, pack, unpack, validate_reply
 from .subjects import encode_token
 
-# What is kept of one question's answers: how many, and how many bytes of bodies in all.
-_MOST_WAITING = 20_000
-_MOST_BYTES = 64 * 1024 * 1024
+# Limits of one request's unread replies: their number, and the bytes of their bodies.
+_MAX_REPLIES = 20_000
+_MAX_BYTES = 64 * 1024 * 1024
 _NO_RESPONDERS = "503"
+# How long nodes that were not known are waited for once the expected nodes have replied.
+_UNEXPECTED_SECONDS = 0.05
 
 
 class Failure(enum.Enum):
-    """What is heard in place of a reply."""
+    """A reason why no more replies come."""
 
-    NO_RESPONDERS = "nobody listens there, NATS says"
-    LOST = "the connection ended: what was sent may have arrived or not"
-    FORBIDDEN = "NATS did not let the question through"
+    NO_RESPONDERS = "NATS says that no node subscribes to the subject"
+    LOST = "the connection ended: the request may have been delivered or not"
+    FORBIDDEN = "NATS did not let this node publish to the subject"
 
 
 class PendingRequest:
-    """A question that was sent. Whoever began it closes it."""
+    """A request that was sent. Its sender closes it.
 
-    def __init__(self, subject: str, forget: Callable[[], object]) -> None:
+    Args:
+        subject: the subject of the request.
+        request: the request.
+        on_close: called by `close`.
+    """
+
+    def __init__(self, subject: str, request: Request, on_close: Callable[[], object]) -> None:
         self.subject = subject
-        self._words: asyncio.Queue[Reply | Failure] = asyncio.Queue(_MOST_WAITING)
+        self._request = request
+        self._on_close = on_close
+        self._received: asyncio.Queue[Reply | Failure] = asyncio.Queue(_MAX_REPLIES)
         self._parts: dict[tuple[str, str], list[Reply]] = {}
         self._bytes = 0
-        self._forget = forget
 
-    def put(self, word: Reply | Failure) -> None:
-        """Add what came; where a reply is not whole yet, it waits for the rest."""
-        if isinstance(word, Reply):
-            service = self._joined(word)
-            if service is None:
+    def put(self, received: Reply | Failure) -> None:
+        """Add a failure, a reply or a part of one. An incomplete reply waits for its last part."""
+        if isinstance(received, Reply):
+            reply = self._join(received)
+            if reply is None:
                 return
-            word = understood(service)
-        if not self._words.full():
-            self._words.put_nowait(word)
+            received = validate_reply(reply, self._request)
+        if not self._received.full():
+            self._received.put_nowait(received)
 
-    def _joined(self, reply: Reply) -> Reply | None:
+    def _join(self, reply: Reply) -> Reply | None:
         if reply.answer is None:
             return reply
-        who = (reply.node, reply.run)
+        sender = (reply.node, reply.run)
         self._bytes += len(reply.answer.body)
-        if self._bytes > _MOST_BYTES:
-            self._parts.pop(who, None)
-            return Reply(*who, "nonsense")
-        parts = self._parts.setdefault(who, [])
-        parts.append(reply)
-        return join_parts(self._parts.pop(who)) if reply.last else None
+        if self._bytes > _MAX_BYTES:
+            self._parts.pop(sender, None)
+            return Reply(*sender, "invalid")
+        self._parts.setdefault(sender, []).append(reply)
+        return join_parts(self._parts.pop(sender)) if reply.last else None
 
     async def next(self, seconds: float) -> Reply | Failure | None:
-        """Wait for the next word; None where none came in time."""
-        if not self._words.empty():
-            return self._words.get_nowait()
+        """Wait for the next reply or failure; None if the time has passed."""
+        if not self._received.empty():
+            return self._received.get_nowait()
         try:
-            return await asyncio.wait_for(self._words.get(), max(0.001, seconds))
+            return await asyncio.wait_for(self._received.get(), max(0.001, seconds))
         except asyncio.TimeoutError:
             return None
 
     def close(self) -> None:
-        """Take no more answers."""
-        self._forget()
+        """Discard all later replies."""
+        self._on_close()
 
 
 class PendingRequests:
-    """The questions that are open, answered over one subscription.
+    """The requests that wait for replies. One subscription receives the replies to all of them.
 
     Args:
-        replies: the start of the subjects to which others answer.
-        publish: sends a message; raises `ClusterError` where it certainly sent nothing.
-        on_hello: gets what a node says to `hello`, without being asked, and the node's token.
+        reply_prefix: the start of the subjects that other nodes reply to.
+        publish: sends a message; raises `ClusterError` only if nothing was sent.
+        on_hello: called with each message on `hello_subject` and the token of its sender.
 
     Attributes:
-        hello: the subject to which nodes say who they are.
+        subjects: the subscription that receives the replies.
+        hello_subject: the subject on which other nodes announce themselves to this one.
     """
 
     def __init__(
         self,
-        replies: str,
+        reply_prefix: str,
         publish: Callable[[str, bytes, str], Awaitable[None]],
         on_hello: Callable[[bytes, str], object],
     ) -> None:
-        self._replies = replies
-        self._on_hello = on_hello
-        self.hello = f"{replies}.hello"
+        self._prefix = reply_prefix
         self._publish = publish
-        self._open: dict[str, PendingRequest] = {}
+        self._on_hello = on_hello
+        self._pending: dict[str, PendingRequest] = {}
+        self.subjects = f"{reply_prefix}.>"
+        self.hello_subject = f"{reply_prefix}.hello"
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._pending)
 
-    async def listen(self, subscribe: Callable[..., Awaitable[Any]]) -> None:
-        """Subscribe for the answers."""
-        await subscribe(f"{self._replies}.>", self._on_message)
-
-    async def begin(self, subject: str, data: bytes) -> PendingRequest:
-        """Send a question.
+    async def send(self, subject: str, request: Request) -> PendingRequest:
+        """Send a request, to which one or several nodes may reply.
 
         Raises:
             ClusterError: nothing was sent.
         """
         key = secrets.token_hex(8)
-        talk = PendingRequest(subject, lambda: self._open.pop(key, None))
-        self._open[key] = talk
+        pending = PendingRequest(subject, request, lambda: self._pending.pop(key, None))
+        self._pending[key] = pending
         try:
-            await self._publish(subject, data, f"{self._replies}.{key}")
-        except ClusterError:
-            talk.close()
+            await self._publish(subject, pack(request), f"{self._prefix}.{key}")
+        except (ClusterError, asyncio.CancelledError):
+            pending.close()
             raise
-        except Exception:  # it was under way
-            talk.put(Failure.LOST)
-        except BaseException:
-            talk.close()
-            raise
-        return talk
+        except Exception:  # the server may have received it
+            pending.put(Failure.LOST)
+        return pending
 
-    async def _on_message(self, message: Msg) -> None:
-        key, _, sender = message.subject[len(self._replies) + 1 :].partition(".")
+    async def on_reply(self, message: Msg) -> None:
+        """Give a message to the request that it replies to."""
+        key, _, sender = message.subject[len(self._prefix) + 1 :].partition(".")
         if key == "hello":
             self._on_hello(message.data, sender)
             return
-        talk = self._open.get(key)
-        if talk is None:
+        pending = self._pending.get(key)
+        if pending is None:
             return
-        if not sender:  # NATS itself, as nodes may not write there
+        if not sender:  # from NATS itself: nodes have no permission to publish here
             if (message.headers or {}).get("Status") == _NO_RESPONDERS:
-                talk.put(Failure.NO_RESPONDERS)
+                pending.put(Failure.NO_RESPONDERS)
             return
         reply = unpack(message.data, Reply)
         if reply is not None and encode_token(reply.node) == sender:
-            talk.put(reply)
+            pending.put(reply)
 
-    def lose(self) -> None:
-        """Tell all that the connection has ended."""
-        for talk in list(self._open.values()):
-            talk.put(Failure.LOST)
+    def fail_all(self) -> None:
+        """Add `Failure.LOST` to every request."""
+        for pending in list(self._pending.values()):
+            pending.put(Failure.LOST)
 
-    def forbid(self, subject: str) -> None:
-        """Tell those who asked there that NATS did not let them; its client lowers the letters."""
-        for talk in list(self._open.values()):
-            if talk.subject.lower() == subject.lower():
-                talk.put(Failure.FORBIDDEN)
+    def fail_forbidden(self, subject: str) -> None:
+        """Add `Failure.FORBIDDEN` to the requests on a subject, which nats-py has lower-cased."""
+        for pending in list(self._pending.values()):
+            if pending.subject.lower() == subject.lower():
+                pending.put(Failure.FORBIDDEN)
+
+
+class Replies(NamedTuple):
+    """The replies to one request.
+
+    Attributes:
+        replies: at most one of each run of a node.
+        failure: why no more replies came; None if all came or the time had passed.
+        working: the nodes that said that they work on the request, and sent no answer.
+    """
+
+    replies: list[Reply]
+    failure: Failure | None
+    working: list[str]
+
+
+async def collect_replies(
+    pending: PendingRequest,
+    expected: Set[str],
+    first_seconds: float,
+    seconds: float,
+    *,
+    accept_others: bool,
+) -> Replies:
+    """Collect replies until the expected nodes have replied or the deadline has passed.
+
+    Args:
+        pending: the request.
+        expected: the names of the nodes that should reply.
+        first_seconds: the time for each node's first reply, which may be of kind `working`.
+        seconds: the time for the answers.
+        accept_others: whether replies of other nodes count too.
+    """
+    started = last = time.monotonic()
+    missing = set(expected)
+    working: set[tuple[str, str]] = set()
+    replies: dict[tuple[str, str], Reply] = {}
+    failure = None
+    while working or missing or not replies or accept_others:
+        if working:
+            deadline = started + seconds
+        elif missing or not replies:
+            deadline = started + first_seconds
+        else:
+            deadline = min(last + _UNEXPECTED_SECONDS, started + seconds)
+        received = await pending.next(deadline - time.monotonic())
+        if not isinstance(received, Reply):
+            failure = received
+            break
+        # Replies that have arrived count after the deadline too, but not those of a node that
+        # never stops sending.
+        last = time.monotonic()
+        if last > started + 2 * seconds:
+            break
+        if not accept_others and received.node not in expected:
+            continue
+        sender = (received.node, received.run)
+        missing.discard(received.node)
+        if received.kind == "working":
+            working.add(sender)
+        else:
+            working.discard(sender)
+            replies[sender] = received
+    return Replies([*replies.values()], failure, sorted({node for node, _ in working}))

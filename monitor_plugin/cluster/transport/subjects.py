@@ -1,14 +1,14 @@
-"""The NATS subjects of a cluster, so cut that NATS' permissions can tell who may do what.
+"""The NATS subjects of a cluster. NATS permissions on them separate reading from stopping.
 
-NAMESPACE.read.model.MODEL            asks every node that has the model
-NAMESPACE.read.node.NODE              asks one node
+NAMESPACE.read.model.MODEL            a request to every node that has the model
+NAMESPACE.read.node.NODE              a request to one node
 NAMESPACE.shutdown.model.MODEL        asks every node that has the model whether it would stop it
-NAMESPACE.shutdown.node.NODE          asks one node
-NAMESPACE.shutdown.now.NODE.RUN       tells that run of a node to stop what it was asked about
-NAMESPACE.nodes.NODE                  what a node says of itself, to all
-NAMESPACE.reply.NODE.RUN.ID.FROM      answers to that run of a node, by the node FROM
+NAMESPACE.shutdown.node.NODE          asks one node whether it would stop a model
+NAMESPACE.shutdown.now.NODE.RUN       tells one run of a node to stop the model that it offered
+NAMESPACE.nodes.NODE                  a node's announcements to all nodes
+NAMESPACE.reply.NODE.RUN.ID.FROM      replies to that run of a node, from the node FROM
 
-A run is one monitor process's: two nodes of one name have two.
+Each monitor process is one run: two nodes of the same name have two runs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
-_OPAQUE = "[0-9A-Za-z]+"
+_ID = "[0-9A-Za-z]+"
 
 
 def encode_token(text: str) -> str:
-    """Make one token of a subject of any text: what is not safe there becomes `=` and two digits.
+    """Encode any text as one token of a subject; different texts give different tokens.
 
-    Different texts give different tokens; `org/llama` gives `org=2Fllama`.
+    Each unsafe byte becomes `=` and two hexadecimal digits: `org/llama` becomes `org=2Fllama`.
     """
     return _UNSAFE.sub(lambda found: b"=%02X" % found[0][0], text.encode()).decode()
 
@@ -35,44 +35,45 @@ class Subjects:
         self.all_nodes = f"{namespace}.nodes.*"
 
     def read_model(self, model: str) -> str:
-        """Asks every node that has the model."""
+        """Requests to every node that has a model."""
         return f"{self._namespace}.read.model.{encode_token(model)}"
 
     def read_node(self, node: str) -> str:
-        """Asks one node."""
+        """Requests to one node."""
         return f"{self._namespace}.read.node.{encode_token(node)}"
 
     def shutdown_model(self, model: str) -> str:
-        """Asks every node that has the model whether it would stop it."""
+        """Requests for offers from every node that has a model."""
         return f"{self._namespace}.shutdown.model.{encode_token(model)}"
 
     def shutdown_node(self, node: str) -> str:
-        """Asks one node whether it would stop a model."""
+        """Requests for an offer from one node."""
         return f"{self._namespace}.shutdown.node.{encode_token(node)}"
 
     def shutdown_now(self, node: str, run: str) -> str:
-        """Tells a run of a node to stop a model."""
+        """Shutdowns that a run of a node has offered."""
         return f"{self._namespace}.shutdown.now.{encode_token(node)}.{encode_token(run)}"
 
     def node(self, node: str) -> str:
-        """What a node says of itself."""
+        """A node's announcements."""
         return f"{self._namespace}.nodes.{encode_token(node)}"
 
-    def replies(self, node: str, run: str) -> str:
-        """The start of all subjects to which a run of a node is answered."""
+    def reply_prefix(self, node: str, run: str) -> str:
+        """The start of all subjects for replies to a run of a node."""
         return f"{self._namespace}.reply.{encode_token(node)}.{encode_token(run)}"
 
-    def answer_to(self, reply: str, asker: str, own: str) -> str | None:
-        """Say where to answer, or None: it is no place to which that node alone listens.
+    def reply_subject(self, reply_to: str, requester: str, responder: str) -> str | None:
+        """The subject for a node's reply; None if `reply_to` is not a subject of the requester.
 
-        So nobody gets answers in another's name, nor has them sent to what is no answer's subject.
+        This check keeps a node from sending replies to another node, or to subjects that are not
+        for replies.
 
         Args:
-            reply: the subject that came with the question.
-            asker: the node that says that it asks.
-            own: the node that answers.
+            reply_to: the subject that came with the request.
+            requester: the node that the request names as its sender.
+            responder: the node that replies.
         """
-        start = re.escape(f"{self._namespace}.reply.{encode_token(asker)}.")
-        if re.fullmatch(rf"{start}{_OPAQUE}\.{_OPAQUE}", reply) is None:
+        start = re.escape(f"{self._namespace}.reply.{encode_token(requester)}.")
+        if re.fullmatch(rf"{start}{_ID}\.{_ID}", reply_to) is None:
             return None
-        return f"{reply}.{encode_token(own)}"
+        return f"{reply_to}.{encode_token(responder)}"
