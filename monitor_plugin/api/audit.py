@@ -58,9 +58,9 @@ def write_audit_line(
         caller: the name of the token, or `host`.
         client: the client's address, or `python`.
         action: the method and path, or the function that was called.
-        shutdown: `model`, `force` and more of the request; empty if it was not for a shutdown.
+        shutdown: the arguments of a shutdown; empty for other requests.
         outcome: `stopped`, or the type of the error.
-        status: the HTTP status; None where the request did not come over HTTP.
+        status: the HTTP status; None if the request did not come over HTTP.
         seconds: how long the request took.
     """
     line: dict[str, object] = {"who": caller, "from": client, "what": action}

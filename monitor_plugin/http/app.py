@@ -21,7 +21,6 @@ from ..telemetry.time_series import TimeSeries
 from .messages import send_response
 from .middleware.audit import Audit
 from .middleware.guard import Guard, cors
-from .middleware.node_header import NodeHeader
 from .openapi import describe_api
 from .resources.backends import BackendsResource, TargetsResource
 from .resources.metrics import MetricsResource, MetricsSource
@@ -64,9 +63,8 @@ def create_app(
         plugins: lists the loaded plugins.
         cluster: the cluster; None where the monitor is in none.
     """
-    node_header = [NodeHeader(cluster.node)] if cluster else []
-    guard = Guard(settings, tokens)
-    app = falcon.App(middleware=[Audit(), *node_header, guard, *cors(settings)])
+    guard = Guard(settings, tokens, cluster.node if cluster else None)
+    app = falcon.App(middleware=[Audit(), guard, *cors(settings)])
     monitor = MonitorResource(read, cluster)
     stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2), cluster)
     backends = BackendsResource(lister, cluster)

@@ -27,8 +27,9 @@ from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
 # A backend chooses the names of its components, and each name is one more series in Prometheus.
 _MAX_COMPONENTS = 32
-_OTHER_COMPONENTS = "(other)"
+_OTHERS = "(other)"
 
+_LABELS = ("model", "replica")
 _STATES = tuple(dict.fromkeys(map(state_name, (*State, None))))
 _BUCKETS = (*map(str, DURATION_BOUNDS), "+Inf")
 
@@ -74,39 +75,37 @@ class Exposition:
         yield from self._models()
 
     def _gauges(self, seen: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
-        labels = ("model", "replica")
         up = GaugeMetricFamily(
             "monitor_backend_up",
-            "Whether the backend answered when it was last asked for its status, "
-            "if only that it has none.",
-            labels=labels,
+            "Whether the backend answered the last Status call, also with UNIMPLEMENTED.",
+            labels=_LABELS,
         )
         state = StateSetMetricFamily(
-            "monitor_backend_state", "The state that the backend says it is in.", labels=labels
+            "monitor_backend_state", "The state that the backend reports.", labels=_LABELS
         )
         components = GaugeMetricFamily(
             "monitor_backend_memory_bytes",
-            "Memory that the backend holds by component, where it or a hook tells them apart; "
-            "they need not add up to the total.",
-            labels=(*labels, "component"),
+            "Memory of the backend by component, as the backend or a hook reports it. "
+            "The components need not add up to the total.",
+            labels=(*_LABELS, "component"),
             unit="bytes",
         )
         total = GaugeMetricFamily(
             "monitor_backend_memory_total_bytes",
-            "Memory that the backend holds: by its own word, else what its process tree holds.",
-            labels=labels,
+            "Memory of the backend: as it reports, or else the memory of its process tree.",
+            labels=_LABELS,
             unit="bytes",
         )
         resident = GaugeMetricFamily(
             "monitor_backend_process_resident_bytes",
             "Resident memory of the registered process.",
-            labels=labels,
+            labels=_LABELS,
             unit="bytes",
         )
         cpu = CounterMetricFamily(
             "monitor_backend_process_cpu_seconds",
             "CPU time that the registered process has used.",
-            labels=labels,
+            labels=_LABELS,
             unit="seconds",
         )
         for key, each in seen.items():
@@ -127,17 +126,16 @@ class Exposition:
         yield from (up, state, components, total, resident, cpu)
 
     def _calls(self, seen: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
-        labels = ("model", "replica")
         durations = HistogramMetricFamily(
             "monitor_backend_status_duration_seconds",
-            "How long gRPC Status calls took, however they ended.",
-            labels=labels,
+            "Duration of gRPC Status calls, successful or not.",
+            labels=_LABELS,
             unit="seconds",
         )
         failures = CounterMetricFamily(
             "monitor_backend_status_failures",
             "gRPC Status calls that failed, by the code's name.",
-            labels=(*labels, "code"),
+            labels=(*_LABELS, "code"),
         )
         for key, each in seen.items():
             counts = self._status_counts(each.backend)
@@ -156,7 +154,7 @@ class Exposition:
         )
         shutdowns = CounterMetricFamily(
             "monitor_backend_shutdowns",
-            "Shutdowns of backends of the model that are over, by outcome.",
+            "Shutdowns of backends of the model that have ended, by outcome.",
             labels=("model", "outcome"),
         )
         for model, counts in self._model_counts().items():
@@ -173,4 +171,4 @@ def _largest(breakdown: Mapping[str, int]) -> dict[str, int]:
         return dict(breakdown)
     largest = dict(nlargest(_MAX_COMPONENTS - 1, breakdown.items(), key=itemgetter(1)))
     rest = sum(breakdown.values()) - sum(largest.values())
-    return {**largest, _OTHER_COMPONENTS: rest + largest.get(_OTHER_COMPONENTS, 0)}
+    return {**largest, _OTHERS: rest + largest.get(_OTHERS, 0)}

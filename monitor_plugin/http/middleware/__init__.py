@@ -1,1 +1,1 @@
-"""Falcon middleware: the guard, the audit and the header with the node's name."""
+"""Falcon middleware: the guard and the audit."""

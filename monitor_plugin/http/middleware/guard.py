@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import falcon
 
+from ...api.cluster_view import NODE_HEADER
 from ...config.origins import (
     canonical_origin,
     host_name,
@@ -74,7 +75,7 @@ class AllowedHosts:
 
 
 class Guard:
-    """Falcon middleware that refuses requests, and sets the security headers of each response.
+    """Falcon middleware that refuses requests, and sets the headers that every response has.
 
     It sets `request.context.caller` to the `Token` that was sent. Where no token is required, that
     is an anonymous one of role admin.
@@ -82,12 +83,14 @@ class Guard:
     Args:
         settings: name the allowed hosts and origins.
         tokens: the valid tokens.
+        node: the name of this node, for a header; None where it is in no cluster.
     """
 
-    def __init__(self, settings: Settings, tokens: Tokens) -> None:
+    def __init__(self, settings: Settings, tokens: Tokens, node: str | None) -> None:
         self._hosts = AllowedHosts(settings.listen, settings.allowed_hosts)
         self._origins = frozenset(canonical_origin(each) for each in settings.allowed_origins)
         self._tokens = tokens
+        self._node = node
 
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
         """Let a request in.
@@ -142,8 +145,14 @@ class Guard:
     def process_response(
         self, request: falcon.Request, response: falcon.Response, resource: object, succeeded: bool
     ) -> None:
-        """Set the security headers that the resource has not set itself."""
-        response.set_headers({**_HEADERS, **response.headers})
+        """Set the headers that the resource has not set itself.
+
+        Clients that are refused do not get the name of the node.
+        """
+        headers = _HEADERS
+        if self._node and request.context.get("caller"):  # missing if Falcon refused the method
+            headers = {**_HEADERS, NODE_HEADER.lower(): self._node}
+        response.set_headers({**headers, **response.headers})
 
 
 def _unauthorized(message: str, challenge: str) -> NoReturn:
