@@ -18,7 +18,7 @@ BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "
 
 
 class Noticed:
-    """A watcher, what it noticed, and on which threads."""
+    """A watcher, the processes whose ends it reported, and the threads on which it did."""
 
     def __init__(self) -> None:
         self.queue: queue.Queue[Process] = queue.Queue()
@@ -35,7 +35,7 @@ class Noticed:
 
 @pytest.fixture
 def noticed() -> Iterator[Noticed]:
-    """A watcher that is not started, and closed after the test."""
+    """A watcher that is not started yet; it is closed after the test."""
     noticed = Noticed()
     yield noticed
     noticed.watcher.close()
@@ -59,7 +59,7 @@ Opened = Callable[[bool], Process]
 
 
 def _settle(noticed: Noticed, opened: Opened) -> None:
-    """Let the watcher pass twice over all it watches, by ends that it is shown to notice."""
+    """Wait until the watcher has reported two more ends of each kind, and so all earlier ones."""
     for _ in range(2):
         for keep_descriptor in (True, False):
             marker = opened(keep_descriptor)
@@ -71,7 +71,7 @@ def _settle(noticed: Noticed, opened: Opened) -> None:
 
 @BOTH
 def test_an_end_is_noticed(noticed: Noticed, opened: Opened, keep_descriptor: bool) -> None:
-    """A watched process that is killed is passed on, unreaped, on the watcher's own thread."""
+    """The end of a process is reported on the watcher's thread, before it is reaped."""
     noticed.watcher.start()
     process = opened(keep_descriptor)
     noticed.watcher.watch(process)
@@ -82,7 +82,7 @@ def test_an_end_is_noticed(noticed: Noticed, opened: Opened, keep_descriptor: bo
 
 @BOTH
 def test_an_end_is_noticed_once(noticed: Noticed, opened: Opened, keep_descriptor: bool) -> None:
-    """An end that was passed on is not passed on again, though the process is not forgotten."""
+    """An end is reported once, though the process is still watched."""
     noticed.watcher.start()
     process = opened(keep_descriptor)
     noticed.watcher.watch(process)
@@ -93,7 +93,7 @@ def test_an_end_is_noticed_once(noticed: Noticed, opened: Opened, keep_descripto
 
 
 @BOTH
-def test_what_was_added_before_the_start_is_watched(
+def test_processes_that_were_added_before_the_start_are_watched(
     noticed: Noticed, opened: Opened, keep_descriptor: bool
 ) -> None:
     """Processes may be added before the start, and may end before it."""
@@ -125,7 +125,7 @@ def test_a_process_that_has_ended_already_is_noticed(
 def test_a_process_that_runs_is_left_alone(
     noticed: Noticed, opened: Opened, keep_descriptor: bool
 ) -> None:
-    """A process that runs, or is stopped, is not passed on."""
+    """A process that runs or is stopped (SIGSTOP) is not reported."""
     noticed.watcher.start()
     running, stopped = opened(keep_descriptor), opened(keep_descriptor)
     stopped.send_signal(19)
@@ -137,10 +137,10 @@ def test_a_process_that_runs_is_left_alone(
 
 @BOTH
 @pytest.mark.parametrize("started", [True, False], ids=["started", "not started"])
-def test_a_forgotten_process_is_not_noticed(
+def test_a_process_that_is_unwatched_is_not_noticed(
     noticed: Noticed, opened: Opened, keep_descriptor: bool, started: bool
 ) -> None:
-    """The end of a process that was forgotten is passed on to nobody; forgetting twice is fine."""
+    """Its end is not reported. `unwatch` may be called twice."""
     if started:
         noticed.watcher.start()
     process = opened(keep_descriptor)
@@ -155,10 +155,10 @@ def test_a_forgotten_process_is_not_noticed(
     assert noticed.queue.empty()
 
 
-def test_a_descriptor_number_that_is_used_again_is_watched_anew(
+def test_a_pidfd_number_that_is_used_again_is_watched_again(
     noticed: Noticed, opened: Opened
 ) -> None:
-    """A process whose pidfd has the number of a forgotten one is noticed as itself."""
+    """Each end is reported with the process that has the number now."""
     noticed.watcher.start()
     numbers = []
     for pid in [opened(False).pid for _ in range(5)]:
@@ -171,8 +171,8 @@ def test_a_descriptor_number_that_is_used_again_is_watched_anew(
     assert len(set(numbers)) < 5
 
 
-def test_many_are_watched_by_one_thread(noticed: Noticed, opened: Opened) -> None:
-    """Any number of processes, of both kinds, costs one thread, and none is missed or doubled."""
+def test_one_thread_watches_many_processes(noticed: Noticed, opened: Opened) -> None:
+    """No end is missed or reported twice."""
     before = threading.enumerate()
     noticed.watcher.start()
     processes = [opened(number % 2 == 0) for number in range(40)]
@@ -186,8 +186,8 @@ def test_many_are_watched_by_one_thread(noticed: Noticed, opened: Opened) -> Non
     assert noticed.queue.empty()
 
 
-def test_watched_descriptors_are_counted(noticed: Noticed, opened: Opened) -> None:
-    """The count is of pidfds that are watched; polled processes have none."""
+def test_watched_pidfds_are_counted(noticed: Noticed, opened: Opened) -> None:
+    """Processes without a pidfd are not counted."""
     watcher = noticed.watcher
     one, other, polled = opened(True), opened(True), opened(False)
     assert watcher.pidfd_count() == 0
@@ -201,7 +201,7 @@ def test_watched_descriptors_are_counted(noticed: Noticed, opened: Opened) -> No
 
 
 def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
-    """After `close`, which may be called again, the thread is gone, and so is what it waited on."""
+    """After `close`, which may be called twice, the thread and its descriptors are gone."""
     processes = [opened(True), opened(False)]
     before, threads = descriptors(), threading.enumerate()
     noticed = Noticed()
@@ -221,15 +221,15 @@ def test_closing_leaves_neither_threads_nor_descriptors(opened: Opened) -> None:
         noticed.watcher.unwatch(process)
 
 
-def test_closing_one_that_was_never_started_is_fine(opened: Opened) -> None:
-    """A watcher that was not started can be closed."""
+def test_a_watcher_that_was_never_started_can_be_closed(opened: Opened) -> None:
+    """It has no thread to end."""
     watcher = ExitWatcher(lambda process: None)
     watcher.watch(opened(True))
     watcher.close()
 
 
-def test_threads_may_add_and_forget_while_it_watches(noticed: Noticed, opened: Opened) -> None:
-    """Processes that come and go from many threads neither disturb it nor one another."""
+def test_threads_may_watch_and_unwatch_at_the_same_time(noticed: Noticed, opened: Opened) -> None:
+    """No end is lost, and no process stays watched."""
     noticed.watcher.start()
     last = opened(True)
     processes = [[opened(True), opened(False)] for _ in range(4)]
@@ -254,10 +254,10 @@ def test_threads_may_add_and_forget_while_it_watches(noticed: Noticed, opened: O
 
 
 @BOTH
-def test_what_goes_wrong_with_one_end_hides_no_other(
+def test_an_error_with_one_end_hides_no_other(
     opened: Opened, keep_descriptor: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where noting one end fails, that is logged, and the next is noticed all the same."""
+    """The error is logged, and the next end is reported."""
     first, second = opened(keep_descriptor), opened(keep_descriptor)
     noticed: queue.Queue[Process] = queue.Queue()
 
@@ -279,17 +279,17 @@ def test_what_goes_wrong_with_one_end_hides_no_other(
         watcher.close()
 
 
-def test_a_number_that_is_used_again_ends_nobody(
+def test_a_pidfd_number_that_is_used_again_reports_no_false_end(
     noticed: Noticed, opened: Opened, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever gets the number of a pidfd that was ready, before that is looked at, runs on."""
+    """Another process's pidfd may get the number after `epoll` has reported it."""
     make_epoll = select.epoll
     pid = spawner.sleeper().pid
     first = opened(True)
     later: list[Process] = []
 
     def reuse(ready: list[tuple[int, int]]) -> None:
-        """Do what another thread may between the kernel's answer and the look at it."""
+        """Reuse the number between the kernel's answer and its handling, as a thread may."""
         if not later and first.pidfd in dict(ready):
             number = first.pidfd
             noticed.watcher.unwatch(first)
@@ -298,8 +298,8 @@ def test_a_number_that_is_used_again_ends_nobody(
             assert later[0].pidfd == number
             noticed.watcher.watch(later[0])
 
-    class Overtaken:
-        """A real epoll, and what happens just after its answer."""
+    class ReusingEpoll:
+        """A real epoll object; `reuse` is called after each answer."""
 
         def __init__(self) -> None:
             self._epoll = make_epoll()
@@ -312,12 +312,12 @@ def test_a_number_that_is_used_again_ends_nobody(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._epoll, name)
 
-    monkeypatch.setattr(select, "epoll", Overtaken)
+    monkeypatch.setattr(select, "epoll", ReusingEpoll)
     noticed.watcher.watch(first)
     noticed.watcher.start()
     first.send_signal(9)
     eventually(lambda: later)
-    _settle(noticed, opened)  # which would find the wrong one in its queue
+    _settle(noticed, opened)  # fails if the wrong process was reported
     with later[0] as process:
         process.send_signal(9)
         assert noticed.next() is process

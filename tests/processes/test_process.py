@@ -150,10 +150,10 @@ def test_a_stopped_process_has_not_ended(spawner: Spawner, keep_descriptor: bool
 
 
 @BOTH
-def test_it_has_ended_only_when_its_last_thread_has(
+def test_a_process_has_ended_only_when_its_last_thread_has(
     spawner: Spawner, keep_descriptor: bool
 ) -> None:
-    """A process whose main thread left while another works shows as a zombie, and has not ended."""
+    """A process whose main thread has exited while another runs is no zombie."""
     process = spawner.python(
         "import ctypes, threading, time\n"
         "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
@@ -172,10 +172,10 @@ def test_it_has_ended_only_when_its_last_thread_has(
 @pytest.mark.parametrize(
     ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", -9), ("kill -15 $$", -15)]
 )
-def test_the_exit_code_of_our_own_child_is_not_taken(
+def test_a_child_is_not_reaped_for_its_exit_code(
     spawner: Spawner, keep_descriptor: bool, script: str, code: int
 ) -> None:
-    """Our own child's exit code is known while it is a zombie, and its parent still gets it."""
+    """The exit code of a zombie child is known, and `wait` still returns it."""
     child = spawner.process("sh", "-c", "read line; " + script, stdin=subprocess.PIPE)
     with Process(child.pid, keep_descriptor=keep_descriptor) as process:
         assert process.exit_code() is None
@@ -191,7 +191,7 @@ def test_the_exit_code_of_our_own_child_is_not_taken(
 def test_the_exit_code_of_a_zombie_of_another_parent(
     spawner: Spawner, keep_descriptor: bool, number: int, code: int
 ) -> None:
-    """A zombie that is not our child tells how it ended, where it is of the same user."""
+    """The exit code is known of every zombie of the same user."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
     with Process(int(_line(parent)), keep_descriptor=keep_descriptor) as process:
         assert process.exit_code() is None
@@ -205,7 +205,7 @@ def test_the_exit_code_of_a_zombie_of_another_parent(
 def test_the_exit_code_after_reaping(
     spawner: Spawner, keep_descriptor: bool, number: int, code: int
 ) -> None:
-    """Once it is reaped, by whomever, only a pidfd knows how it ended, and from Linux 6.15 on."""
+    """After reaping the exit code is known with a pidfd, from Linux 6.15 on."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
     with Process(int(_line(parent)), keep_descriptor=keep_descriptor) as process:
         process.send_signal(number)
@@ -221,7 +221,7 @@ def test_the_exit_code_after_reaping(
 def test_the_exit_code_of_our_own_child_after_reaping(
     spawner: Spawner, keep_descriptor: bool
 ) -> None:
-    """The same goes for a child of our own that was reaped."""
+    """The same is true of a child of this process."""
     child = spawner.process("sh", "-c", "read line; exit 7", stdin=subprocess.PIPE)
     with Process(child.pid, keep_descriptor=keep_descriptor) as process:
         _tell(child)
@@ -234,7 +234,7 @@ def test_the_exit_code_of_our_own_child_after_reaping(
 def test_the_exit_code_of_another_users_zombie_is_unknown(
     spawner: Spawner, keep_descriptor: bool
 ) -> None:
-    """The kernel hides how another user's zombie ended, behind a 0 that is not to be believed."""
+    """The kernel shows 0 as the exit code of another user's zombie."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
     pid = int(_line(parent))
     reader = spawner.python(
@@ -251,10 +251,10 @@ def test_the_exit_code_of_another_users_zombie_is_unknown(
 
 
 @BOTH
-def test_a_name_like_a_state_does_not_mislead(
+def test_a_name_like_a_state_does_not_confuse_the_parser(
     spawner: Spawner, tmp_path: Path, keep_descriptor: bool
 ) -> None:
-    """A program whose name looks like the fields of /proc/PID/stat is read aright."""
+    """The name of a program may look like the fields of /proc/PID/stat."""
     program = tmp_path / "a) Z 1 (b"
     program.symlink_to("/bin/sleep")
     sleeper = spawner.process(str(program), "1000")
@@ -269,7 +269,7 @@ def test_a_name_like_a_state_does_not_mislead(
 
 @BOTH
 def test_a_signal_arrives(spawner: Spawner, keep_descriptor: bool) -> None:
-    """A signal that is sent arrives, and True says so."""
+    """`send_signal` returns True, and the signal arrives."""
     sleeper = spawner.sleeper()
     with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
         assert process.send_signal(signal.SIGTERM) is True
@@ -278,7 +278,7 @@ def test_a_signal_arrives(spawner: Spawner, keep_descriptor: bool) -> None:
 
 @BOTH
 def test_a_reaped_process_is_not_signalled(spawner: Spawner, keep_descriptor: bool) -> None:
-    """For a process that has ended and was reaped, False says that nothing was sent."""
+    """`send_signal` returns False for a process that was reaped."""
     sleeper = spawner.sleeper()
     with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
         sleeper.kill()
@@ -288,7 +288,7 @@ def test_a_reaped_process_is_not_signalled(spawner: Spawner, keep_descriptor: bo
 
 @BOTH
 def test_a_zombie_is_not_signalled(spawner: Spawner, keep_descriptor: bool) -> None:
-    """For a zombie, which has ended, False says that nothing was sent."""
+    """`send_signal` returns False for a zombie."""
     sleeper = spawner.sleeper()
     with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
         sleeper.kill()
@@ -301,7 +301,7 @@ def test_a_zombie_is_not_signalled(spawner: Spawner, keep_descriptor: bool) -> N
 def test_a_signal_to_another_users_process_is_refused(
     spawner: Spawner, keep_descriptor: bool
 ) -> None:
-    """Another user's process may not be signalled, which is an error and no silent failure."""
+    """`send_signal` raises PermissionError for another user's process."""
     sleeper = spawner.sleeper()
     reader = spawner.python(
         AS_NOBODY + f"process = Process({sleeper.pid}, keep_descriptor={keep_descriptor})\n"
@@ -314,7 +314,7 @@ def test_a_signal_to_another_users_process_is_refused(
 @NEEDS_ROOT
 @BOTH
 def test_root_handles_another_users_process(spawner: Spawner, keep_descriptor: bool) -> None:
-    """A process of another user is opened, signalled and its exit code told, by root."""
+    """Root opens and signals another user's process, and learns its exit code."""
     sleeper = spawner.process("sleep", "1000", user=65534)
     with Process(sleeper.pid, keep_descriptor=keep_descriptor) as process:
         assert process.psutil_process.uids().real == 65534
@@ -323,8 +323,8 @@ def test_root_handles_another_users_process(spawner: Spawner, keep_descriptor: b
         assert process.exit_code() == -15
 
 
-def test_the_pidfd_is_readable_once_it_ended(spawner: Spawner) -> None:
-    """Who waits on the pidfd is woken by the end, not before."""
+def test_the_pidfd_is_readable_once_the_process_has_ended(spawner: Spawner) -> None:
+    """`poll` on the pidfd returns when the process ends, not before."""
     sleeper = spawner.sleeper()
     with Process(sleeper.pid) as process:
         assert process.pidfd is not None
@@ -335,8 +335,8 @@ def test_the_pidfd_is_readable_once_it_ended(spawner: Spawner) -> None:
         assert poll.poll(30_000)
 
 
-def test_closing_lets_go_of_the_descriptor_and_of_nothing_else(spawner: Spawner) -> None:
-    """After `close`, which may be called again, everything works on by creation time."""
+def test_a_closed_process_compares_creation_times(spawner: Spawner) -> None:
+    """After `close`, which may be called twice, methods work without a descriptor."""
     sleeper = spawner.sleeper()
     before = descriptors()
     process = Process(sleeper.pid)
@@ -354,25 +354,25 @@ def test_closing_lets_go_of_the_descriptor_and_of_nothing_else(spawner: Spawner)
 
 
 def test_without_a_free_descriptor_creation_times_are_compared(spawner: Spawner) -> None:
-    """Where descriptors run out, a process is held without a pidfd once /proc can be read."""
+    """Where no descriptor is free for a pidfd, a process is opened without one."""
     code = """
 import os, sys
 from monitor_plugin.processes.process import Process
-held = []
+taken = []
 
-class Full:  # every descriptor is taken while a pidfd is opened, and one is free afterwards
+class Full:  # no descriptor is free while a pidfd is opened; some are free afterwards
     real = staticmethod(os.pidfd_open)
     def __call__(self, pid):
         while True:
             try:
-                held.append(os.dup(0))
+                taken.append(os.dup(0))
             except OSError:
                 break
         try:
             return self.real(pid)
         finally:
-            while held:
-                os.close(held.pop())
+            while taken:
+                os.close(taken.pop())
 
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -386,8 +386,8 @@ print(process.pidfd, process.ended(), process.send_signal(15), flush=True)
     assert sleeper.wait(30) == -signal.SIGTERM
 
 
-def test_threads_may_close_it_while_others_use_it(spawner: Spawner) -> None:
-    """A descriptor that another thread closes is not used after that, whatever it stands for."""
+def test_a_process_may_be_closed_while_other_threads_use_it(spawner: Spawner) -> None:
+    """A descriptor number is not used after another thread has closed it."""
     sleeper, stranger = spawner.sleeper(), spawner.sleeper()
     stranger.kill()
     faults: list[BaseException] = []

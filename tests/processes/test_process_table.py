@@ -22,7 +22,7 @@ from ..support import Spawner, eventually
 
 MIB = 1024 * 1024
 
-# Holds memory, has forked children that share it, and says all PIDs.
+# Allocates memory, forks children that share it, and prints all PIDs.
 FORKED = """
 import os, sys, time
 mib, children = int(sys.argv[1]), int(sys.argv[2])
@@ -47,8 +47,8 @@ def _pids(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in _line(process).split()]
 
 
-def test_a_row_says_parent_session_and_start(spawner: Spawner) -> None:
-    """A process's row has its parent, its session, and a start that is always the same."""
+def test_a_row_has_parent_session_and_start_time(spawner: Spawner) -> None:
+    """The start time of a process is the same each time it is read."""
     sleeper = spawner.sleeper()
     row = read_row(sleeper.pid)
     assert row is not None
@@ -137,7 +137,7 @@ def test_descendants_are_those_whose_parents_lead_to_a_root(
 
 
 def test_a_tree_is_a_process_and_its_descendants(spawner: Spawner) -> None:
-    """A tree begins with its root, holds children and their children, and nobody else."""
+    """A tree has its root first, then children and their children, and no other process."""
     code = (
         "import os, time\n"
         "if not os.fork():\n"
@@ -156,7 +156,7 @@ def test_a_tree_is_a_process_and_its_descendants(spawner: Spawner) -> None:
 
 
 def test_a_tree_is_at_least_its_root(spawner: Spawner) -> None:
-    """A process that is younger than the table is a tree of itself."""
+    """A process that started after the snapshot is a tree of its own."""
     table = ProcessTable()
     table.tree(os.getpid())
     sleeper = spawner.sleeper()
@@ -164,8 +164,8 @@ def test_a_tree_is_at_least_its_root(spawner: Spawner) -> None:
     assert table.tree(2**22 + 1) == [2**22 + 1]
 
 
-def test_a_tree_is_read_anew_after_a_while(spawner: Spawner) -> None:
-    """A child that came after the table was read shows up when the table is read again."""
+def test_a_snapshot_is_used_for_a_second(spawner: Spawner) -> None:
+    """A child that started after a snapshot is in the next one."""
     table = ProcessTable()
     table.tree(os.getpid())
     sleeper = spawner.sleeper()
@@ -182,8 +182,8 @@ def test_shared_memory_counts_once(spawner: Spawner) -> None:
     assert sum(psutil.Process(pid).memory_info().rss for pid in pids) > 790 * MIB
 
 
-def test_memory_of_a_process_younger_than_the_table(spawner: Spawner) -> None:
-    """What a process holds is known at once, though the table was read before it started."""
+def test_memory_of_a_process_that_started_after_the_snapshot(spawner: Spawner) -> None:
+    """Its memory is measured at once."""
     table = ProcessTable()
     table.tree(os.getpid())
     process = spawner.python(FORKED, "50", "0")
@@ -193,8 +193,8 @@ def test_memory_of_a_process_younger_than_the_table(spawner: Spawner) -> None:
     assert total >= 50 * MIB
 
 
-def test_members_that_have_ended_count_nothing(spawner: Spawner) -> None:
-    """A zombie in the tree holds nothing, and does not spoil the sum."""
+def test_processes_that_have_ended_count_0(spawner: Spawner) -> None:
+    """A zombie in the tree does not prevent the sum."""
     process = spawner.python(FORKED, "50", "2")
     root, *children = _pids(process)
     psutil.Process(children[0]).kill()
@@ -204,8 +204,8 @@ def test_members_that_have_ended_count_nothing(spawner: Spawner) -> None:
     assert 50 * MIB <= total <= 110 * MIB
 
 
-def test_nothing_is_known_of_a_process_that_has_ended(spawner: Spawner) -> None:
-    """For a zombie, a reaped process and a number of none there is no figure, and no false 0."""
+def test_a_process_that_has_ended_has_no_memory_figure(spawner: Spawner) -> None:
+    """A zombie, a reaped process, and a number that is no PID have None, not 0."""
     sleeper = spawner.sleeper()
     sleeper.kill()
     eventually(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE)
@@ -217,7 +217,7 @@ def test_nothing_is_known_of_a_process_that_has_ended(spawner: Spawner) -> None:
     assert ProcessTable().tree_memory(2**22 + 1) is None
 
 
-# Starts two children as root and becomes another user, who may read it then, but not them.
+# Starts two children as root, and becomes another user, who may read this process but not them.
 MIXED = """
 import ctypes, os, subprocess, time
 children = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
@@ -238,8 +238,8 @@ print(*ProcessTable().tree_memory(int(sys.argv[1])))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
-def test_where_pss_may_not_be_read_of_one_it_is_rss_of_all(spawner: Spawner) -> None:
-    """If PSS may not be read of one process of the tree, RSS is summed of all, and said so."""
+def test_rss_is_summed_if_the_pss_of_one_process_may_not_be_read(spawner: Spawner) -> None:
+    """The source then is `rss`."""
     root, *children = _pids(spawner.python(MIXED))
 
     def read() -> tuple[int, str]:
@@ -258,8 +258,8 @@ def test_where_pss_may_not_be_read_of_one_it_is_rss_of_all(spawner: Spawner) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /proc that hides other users' processes")
-def test_where_neither_may_be_read_nothing_is_said(spawner: Spawner) -> None:
-    """If neither PSS nor RSS may be read, there is no figure, and no false 0."""
+def test_memory_is_unknown_if_neither_pss_nor_rss_may_be_read(spawner: Spawner) -> None:
+    """The figure then is None, not 0."""
     sleeper = spawner.sleeper()
     code = (
         "import os, subprocess, sys\n"
@@ -271,14 +271,14 @@ def test_where_neither_may_be_read_nothing_is_said(spawner: Spawner) -> None:
         "print(table.tree_memory(int(sys.argv[1])), ProcessTable().tree_memory(int(sys.argv[1])))"
     )
     reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    said = _line(reader)
-    if not said:
+    output = _line(reader)
+    if not output:
         pytest.skip("mount namespaces are not allowed here")
-    assert said == "None None"
+    assert output == "None None"
 
 
-def test_a_row_that_cannot_be_looked_for_is_no_sign_of_an_end(spawner: Spawner) -> None:
-    """Without a descriptor to look with it is an error: a process may run and not be seen."""
+def test_reading_a_row_without_a_free_descriptor_is_an_error(spawner: Spawner) -> None:
+    """Without a free descriptor it is unknown whether the process exists."""
     code = """
 import os, resource
 from monitor_plugin.processes.process_table import ProcessTable, read_row

@@ -1,4 +1,4 @@
-"""The figures of process trees."""
+"""The usage of processes and of process trees."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class NoBaseline(Sampler):
 
 
 def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
-    """A child that works counts, between two snapshots at least a second apart."""
+    """A busy child counts, between two snapshots at least a second apart."""
     process = spawner.python(WITH_BUSY_CHILD)
     assert process.stdout
     child = int(process.stdout.readline())
@@ -46,9 +46,9 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
         tree = usage.tree_usage(usage.tree(process.pid), None, None, None)
         return tree.cpu_percent if tree else None
 
-    assert percent() is None  # there is nothing to measure from
+    assert percent() is None  # there is no baseline yet
 
-    def working() -> float | None:  # a busy machine may have kept it from that at first
+    def working() -> float | None:  # on a busy machine the child may not have run yet
         found = percent()
         return found if found and found > 1 else None
 
@@ -65,15 +65,17 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
 
 
 def test_a_process_that_was_just_started_is_seen(spawner: Spawner) -> None:
-    """A pass over /proc from before it is not used for it."""
+    """An earlier snapshot is not used for it."""
     reader = UsageReader(ProcessTable())
     reader.read([])
     process = spawner.sleeper()
     assert reader.read([process.pid]).tree(process.pid) == [process.pid]
 
 
-def test_who_came_since_has_used_its_time_since(spawner: Spawner) -> None:
-    """Also where it has the PID of one that ended: a process is a PID and when it started."""
+def test_all_cpu_time_of_a_process_newer_than_the_baseline_counts(
+    spawner: Spawner,
+) -> None:
+    """Also where it has the PID of a process that has ended."""
     now = time.monotonic()
     row = ProcessRow(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
     usage = UsageSnapshot(
@@ -92,8 +94,8 @@ def test_who_came_since_has_used_its_time_since(spawner: Spawner) -> None:
         assert tree.cpu_percent == pytest.approx(100 * used / 2)
 
 
-def test_what_is_ending_shows_nothing() -> None:
-    """A process in its exit is not one of 0 bytes, and descriptors of the gone are not known."""
+def test_a_process_that_is_exiting_has_no_usage() -> None:
+    """It has None, not 0 bytes; the open files of a process that is gone are unknown."""
     ending = ProcessRow(1, 1, 5.0, cpu_seconds=3.0)
     gone = ending._replace(rss=4096, vms=8192, threads=1)
     usage = UsageSnapshot(ProcessSnapshot(0.0, {2**22 + 1: ending, 2**22 + 2: gone}), None)
