@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from .config.tokens import fault_in_token, parse_tokens
+from .config.tokens import parse_tokens, validate_token
 from .domain.errors import MonitorError, RequestFailed
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -151,8 +151,11 @@ def client_of(environ: Mapping[str, str], url: str | None, token_file: str | Non
     token_file = token_file or environ.get("MONITOR_TOKEN_FILE") or None
     if token is None and token_file:
         token = _read_token(token_file)
-    elif token is not None and (fault := fault_in_token(token)):
-        raise MonitorError(f"MONITOR_TOKEN: {fault}")
+    elif token is not None:
+        try:
+            validate_token(token)
+        except ValueError as error:
+            raise MonitorError(f"MONITOR_TOKEN: {error}") from None
     return Client(url or environ.get("MONITOR_URL") or DEFAULT_URL, token)
 
 
@@ -169,9 +172,10 @@ def _read_token(path: str) -> str:
         tokens = ()
     if tokens:
         return max(tokens, key=lambda each: each.role).secret
-    if fault := fault_in_token(text.strip()):
-        raise MonitorError(f"token file {path} cannot be used: {fault}")
-    return text.strip()
+    try:
+        return validate_token(text.strip())
+    except ValueError as error:
+        raise MonitorError(f"token file {path} cannot be used: {error}") from None
 
 
 def _error_of(answer: Any) -> tuple[str | None, str | None]:

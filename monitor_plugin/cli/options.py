@@ -10,8 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..client import Client, client_of
-from ..domain.errors import MonitorError, RequestFailed
-from ..domain.model_name import fault_in_model_name
+from ..domain.errors import InvalidRequest, MonitorError, RequestFailed
+from ..domain.model_name import validate_model_name
 from .answers import ask_backends
 from .views.text import printable
 
@@ -77,10 +77,10 @@ class ModelName(click.types.StringParamType):
 
     def convert(self, value: Any, parameter: Any, context: Any) -> str:
         """Check a name."""
-        model = super().convert(value, parameter, context)
-        if fault := fault_in_model_name(model):
-            self.fail(printable(fault), parameter, context)
-        return str(model)
+        try:
+            return validate_model_name(super().convert(value, parameter, context))
+        except InvalidRequest as error:
+            self.fail(printable(str(error)), parameter, context)
 
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str

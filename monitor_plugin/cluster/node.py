@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..api.lister import Lister
 from ..backends.registry import Registry
-from ..config.cluster import fault_in_node, parse_nats_servers
+from ..config.cluster import parse_nats_servers, validate_node
 from ..config.origins import is_loopback_name
 from ..config.settings import Settings, parse_listen
 from ..domain.errors import SettingsError
@@ -57,9 +57,10 @@ class ClusterNode:
         sweeper: Sweeper,
         describe_last_exit: Callable[[str], str | None],
     ) -> None:
-        node = settings.node or socket.gethostname()
-        if fault := fault_in_node(node):
-            raise SettingsError("node", f"setting node: {fault}")
+        try:
+            node = validate_node(settings.node or socket.gethostname())
+        except ValueError as error:
+            raise SettingsError("node", f"setting node: {error}") from None
         self._settings = settings
         self.directory = PeerDirectory()
         local_node = LocalNode(

@@ -12,7 +12,7 @@ import msgspec
 from ..api.cluster_schemas import TargetGroup
 from ..api.cluster_view import NODE_HEADER, Requester
 from ..api.results import Response, error_response
-from ..config.cluster import fault_in_node
+from ..config.cluster import validate_node
 from ..domain.errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUnreachable
 from .merge.lists import ClusterLists
 from .merge.readings import answer_of, merge_readings
@@ -189,8 +189,11 @@ class ClusterService:
         return False, holders
 
     def _check(self, node: str | None) -> None:
-        if node is not None and (fault := fault_in_node(node)):
-            raise InvalidRequest(fault[:200])
+        if node is not None:
+            try:
+                validate_node(node)
+            except ValueError as error:
+                raise InvalidRequest(str(error)[:200]) from None
 
     def _read_unknown(self, model: str, ask: Request) -> Response:
         # Where NATS hangs, they must not take the threads that answer for what is here.

@@ -68,47 +68,73 @@ def _parse(text: str) -> NatsServer:
     return NatsServer(f"{parts.scheme}://{shown}:{port}", parts.scheme == "tls", is_loopback)
 
 
-def fault_in_cluster(text: str, *, has_ca: bool, has_credentials: bool, insecure: bool) -> str:
-    """Say what is wrong with the setting `cluster`; nothing (an empty string) where it is fine."""
-    try:
-        servers = parse_nats_servers(text)
-    except ValueError as error:
-        return str(error)
+def validate_cluster(
+    text: str, *, has_ca: bool, has_credentials: bool, insecure: bool
+) -> tuple[NatsServer, ...]:
+    """Return the servers of the setting `cluster`, which are safe to use with the other settings.
+
+    Args:
+        text: the setting `cluster`.
+        has_ca: whether `cluster_ca_file` is set.
+        has_credentials: whether `cluster_creds_file` or `cluster_nkey_file` is set.
+        insecure: the setting `insecure`.
+
+    Raises:
+        ValueError: the text names no servers, or one that is neither on this machine nor protected
+            by TLS and credentials.
+    """
+    servers = parse_nats_servers(text)
     for server in servers:
         if insecure or server.is_loopback:
             continue
         if not (server.tls or has_ca):
-            return (
+            raise ValueError(
                 f"{server.url} is not on this machine, and whoever reads or writes what goes "
                 "there could stop models: write tls://, or set cluster_ca_file, or say that it is "
                 "on purpose (insecure)"
             )
         if not has_credentials:
-            return (
+            raise ValueError(
                 f"{server.url} is not on this machine, and without credentials whoever reaches it "
                 "could stop models: set cluster_creds_file or cluster_nkey_file, or say that it "
                 "is on purpose (insecure)"
             )
-    return ""
+    return servers
 
 
-def fault_in_node(node: str) -> str | None:
-    """Say what is wrong with a node's name; None when nothing is."""
-    if _NODE.fullmatch(node):
-        return None
-    return f"{node!r} is no node's name: up to 128 letters, digits and _ . : - of ASCII"
+def validate_node(node: str) -> str:
+    """Return the name of a node.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if not _NODE.fullmatch(node):
+        raise ValueError(
+            f"{node!r} is no node's name: up to 128 letters, digits and _ . : - of ASCII"
+        )
+    return node
 
 
-def fault_in_namespace(namespace: str) -> str | None:
-    """Say what is wrong with the setting `cluster_namespace`; None when nothing is."""
-    if _NAMESPACE.fullmatch(namespace):
-        return None
-    return f"{namespace!r} is no prefix of NATS subjects: letters, digits, _ and -, dots between"
+def validate_namespace(namespace: str) -> str:
+    """Return the setting `cluster_namespace`.
+
+    Raises:
+        ValueError: NATS subjects cannot begin with it.
+    """
+    if not _NAMESPACE.fullmatch(namespace):
+        raise ValueError(
+            f"{namespace!r} is no prefix of NATS subjects: letters, digits, _ and -, dots between"
+        )
+    return namespace
 
 
-def fault_in_node_url(url: str) -> str | None:
-    """Say what is wrong with the setting `cluster_url`; None when nothing is."""
-    with contextlib.suppress(ValueError):
+def validate_node_url(url: str) -> str:
+    """Return the URL at which others reach a node's monitor.
+
+    Raises:
+        ValueError: it is not `http://HOST:PORT`, or the same with `https` or a path.
+    """
+    with contextlib.suppress(ValueError):  # urlsplit() raises one for a port that is not a number
         if _URL.fullmatch(url) and urlsplit(url).port != 0:
-            return None
-    return f"{url!r} is no address at which others reach this monitor: http://HOST:PORT"
+            return url
+    raise ValueError(f"{url!r} is no address at which others reach this monitor: http://HOST:PORT")

@@ -35,18 +35,30 @@ def is_loopback_name(name: str) -> bool:
     return name == "localhost" or name.endswith(".localhost")
 
 
-def fault_in_allowed_host(host: str) -> str | None:
-    """Say what is wrong with an entry of the setting `allowed_hosts`; None when nothing is."""
+def validate_allowed_host(host: str) -> str:
+    """Return an entry of the setting `allowed_hosts`: a host name, an IP address, or `*`.
+
+    Raises:
+        ValueError: it is none of them, or has a port.
+    """
     if host == "*" or (":" not in host.rpartition("]")[2] and host_name(host) is not None):
-        return None
-    return f"{host!r} is no host name or IP address without a port (an IPv6 one in brackets)"
+        return host
+    raise ValueError(
+        f"{host!r} is no host name or IP address without a port (an IPv6 one in brackets)"
+    )
 
 
-def fault_in_allowed_origin(origin: str) -> str | None:
-    """Say what is wrong with an entry of the setting `allowed_origins`; None when nothing is."""
-    if _ORIGIN.fullmatch(origin.lower()):
-        return None
-    return f"{origin!r} is no origin by name, https://example.com say, without a path"
+def validate_allowed_origin(origin: str) -> str:
+    """Return an entry of the setting `allowed_origins`: `https://example.com`, for example.
+
+    Raises:
+        ValueError: it is no origin, or has a path.
+    """
+    if not _ORIGIN.fullmatch(origin.lower()):
+        raise ValueError(
+            f"{origin!r} is no origin by name, https://example.com say, without a path"
+        )
+    return origin
 
 
 def canonical_origin(origin: str) -> str:

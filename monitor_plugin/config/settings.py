@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from ..domain.address import MAX_SOCKET_PATH_BYTES
 from ..domain.errors import SettingsError
-from .cluster import fault_in_cluster, fault_in_namespace, fault_in_node, fault_in_node_url
-from .origins import fault_in_allowed_host, fault_in_allowed_origin, ip_address
-from .tokens import fault_in_token
+from .cluster import validate_cluster, validate_namespace, validate_node, validate_node_url
+from .origins import ip_address, validate_allowed_host, validate_allowed_origin
+from .tokens import validate_token
 
 ENVIRONMENT_PREFIX = "MONITOR_"
 
@@ -122,36 +123,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.convert(getattr(self, field.name), field.type)
             except msgspec.ValidationError as error:
                 raise SettingsError(field.name, f"setting {field.name}: {error}") from None
-        if self.listen is not None:
-            parse_listen(self.listen)
-        for name, fault in self._faults():
-            if fault:
-                raise SettingsError(name, f"setting {name}: {fault}")
-
-    def _faults(self) -> Iterator[tuple[str, str | None]]:
-        if self.token is not None:
-            yield "token", fault_in_token(self.token)
-        for host in self.allowed_hosts:
-            yield "allowed_hosts", fault_in_allowed_host(host)
-        for origin in self.allowed_origins:
-            yield "allowed_origins", fault_in_allowed_origin(origin)
-        if self.trusted_proxy not in (None, "unix") and ip_address(self.trusted_proxy) is None:
-            yield "trusted_proxy", f"{self.trusted_proxy!r} is neither an IP address nor `unix`"
-        if self.node is not None:
-            yield "node", fault_in_node(self.node)
-        if self.cluster_url is not None:
-            yield "cluster_url", fault_in_node_url(self.cluster_url)
-        yield "cluster_namespace", fault_in_namespace(self.cluster_namespace)
-        if self.cluster is not None:
-            yield (
-                "cluster",
-                fault_in_cluster(
-                    self.cluster,
-                    has_ca=self.cluster_ca_file is not None,
-                    has_credentials=bool(self.cluster_creds_file or self.cluster_nkey_file),
-                    insecure=self.insecure,
-                ),
-            )
+        validators: dict[str, Callable[[str], object]] = {
+            "listen": parse_listen,
+            "token": validate_token,
+            "allowed_hosts": validate_allowed_host,
+            "allowed_origins": validate_allowed_origin,
+            "trusted_proxy": _validate_trusted_proxy,
+            "node": validate_node,
+            "cluster_url": validate_node_url,
+            "cluster_namespace": validate_namespace,
+            "cluster": partial(
+                validate_cluster,
+                has_ca=self.cluster_ca_file is not None,
+                has_credentials=bool(self.cluster_creds_file or self.cluster_nkey_file),
+                insecure=self.insecure,
+            ),
+        }
+        for name, validate in validators.items():
+            value = getattr(self, name)
+            try:
+                for each in value if isinstance(value, tuple) else (value,):
+                    if each is not None:
+                        validate(each)
+            except ValueError as error:
+                raise SettingsError(name, f"setting {name}: {error}") from None
 
     def __repr__(self) -> str:
         return f"Settings({', '.join(f'{name}={shown!r}' for name, shown in self.__rich_repr__())})"
@@ -210,6 +205,12 @@ def setting_text(name: str, value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _validate_trusted_proxy(proxy: str) -> str:
+    if proxy != "unix" and ip_address(proxy) is None:
+        raise ValueError(f"{proxy!r} is neither an IP address nor `unix`")
+    return proxy
+
+
 class Listen(NamedTuple):
     """Where to listen: the path of a unix socket, or else a host and a port."""
 
@@ -222,31 +223,25 @@ def parse_listen(listen: str) -> Listen:
     """Take `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH` apart.
 
     Raises:
-        SettingsError: it is none of them.
+        ValueError: it is none of them.
     """
     if listen.startswith("unix:"):
         path = listen.removeprefix("unix:").removeprefix("//")
         size = len(os.fsencode(path))
         if not path.startswith("/") or "\0" in path or size > MAX_SOCKET_PATH_BYTES:
-            raise SettingsError(
-                "listen",
-                f"setting listen: {listen!r}: a unix socket's path must be absolute, and take at "
-                f"most {MAX_SOCKET_PATH_BYTES} bytes",
+            raise ValueError(
+                f"{listen!r}: a unix socket's path must be absolute, and take at most "
+                f"{MAX_SOCKET_PATH_BYTES} bytes"
             )
         return Listen(path, "", 0)
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise SettingsError(
-            "listen",
-            f"setting listen: {listen!r} is neither HOST:PORT (127.0.0.1:8080, say) nor unix:/PATH",
-        )
+        raise ValueError(f"{listen!r} is neither HOST:PORT (127.0.0.1:8080, say) nor unix:/PATH")
     if host.startswith("[") and host.endswith("]"):
         try:
             return Listen(None, str(ipaddress.IPv6Address(host[1:-1])), int(port))
         except ValueError:
-            raise SettingsError("listen", f"setting listen: {host} is no IPv6 address") from None
+            raise ValueError(f"{host} is no IPv6 address") from None
     if ":" in host:
-        raise SettingsError(
-            "listen", f"setting listen: {listen!r}: an IPv6 address stands in brackets"
-        )
+        raise ValueError(f"{listen!r}: an IPv6 address stands in brackets")
     return Listen(None, host, int(port))

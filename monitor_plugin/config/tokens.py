@@ -93,13 +93,17 @@ def _unusable(path: str, why: str) -> SettingsError:
     return SettingsError("token_file", f"setting token_file: {path} cannot be used: {why}")
 
 
-def fault_in_token(token: str) -> str | None:
-    """Say what is wrong with a token, without quoting it; None when nothing is."""
+def validate_token(token: str) -> str:
+    """Return a token that a header can carry.
+
+    Raises:
+        ValueError: it cannot; the message does not quote the token.
+    """
     if not token:
-        return "the token is empty"
+        raise ValueError("the token is empty")
     if not _TOKEN.fullmatch(token):
-        return "the token holds a space, a control character or something beyond ASCII"
-    return None
+        raise ValueError("the token holds a space, a control character or something beyond ASCII")
+    return token
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
@@ -119,19 +123,23 @@ def parse_tokens(text: str) -> tuple[Token, ...]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        role, _, rest = line.partition(":")
-        name, colon, secret = rest.partition(":")
-        fault = None
-        if not colon:
-            fault = "it is not ROLE:NAME:TOKEN"
-        elif role.upper() not in Role.__members__:
-            fault = "the role must be read or admin"
-        elif not name.strip() or not name.isprintable():
-            fault = "the name is empty, or cannot be printed"
-        elif secret in tokens:
-            fault = "another line has the same token"
-        fault = fault or fault_in_token(secret)
-        if fault:
-            raise ValueError(f"line {number}: {fault}")
-        tokens[secret] = Token(Role[role.upper()], name, secret)
+        try:
+            token = _parse_line(line)
+            if token.secret in tokens:
+                raise ValueError("another line has the same token")
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        tokens[token.secret] = token
     return tuple(tokens.values())
+
+
+def _parse_line(line: str) -> Token:
+    role, _, rest = line.partition(":")
+    name, colon, secret = rest.partition(":")
+    if not colon:
+        raise ValueError("it is not ROLE:NAME:TOKEN")
+    if role.upper() not in Role.__members__:
+        raise ValueError("the role must be read or admin")
+    if not name.strip() or not name.isprintable():
+        raise ValueError("the name is empty, or cannot be printed")
+    return Token(Role[role.upper()], name, validate_token(secret))

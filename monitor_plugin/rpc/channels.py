@@ -13,7 +13,7 @@ import grpc
 
 from ..config.reloading_file import ReloadingFile
 from ..config.settings import Settings
-from ..config.tokens import fault_in_token
+from ..config.tokens import validate_token
 from ..domain.address import TLS_SCHEME, canonical_address, is_local
 from ..domain.errors import SettingsError
 
@@ -130,7 +130,4 @@ def _parse_certificates(text: str) -> bytes:
 
 
 def _parse_token(text: str) -> str:
-    token = text.strip()
-    if fault := fault_in_token(token):
-        raise ValueError(fault)
-    return token
+    return validate_token(text.strip())

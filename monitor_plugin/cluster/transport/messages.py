@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from ...api.results import ErrorAnswer, Response
-from ...config.cluster import fault_in_node, fault_in_node_url
+from ...config.cluster import validate_node, validate_node_url
 from ...domain.models import Memory, Reading
 
 Message = TypeVar("Message", bound=msgspec.Struct)
@@ -128,9 +128,16 @@ def unpack(data: bytes, kind: type[Message]) -> Message | None:
 def unpack_announcement(data: bytes) -> Announcement | None:
     """Decode an announcement; None if the data is not one. An unusable URL becomes None."""
     announcement = unpack(data, Announcement)
-    if announcement is None or fault_in_node(announcement.node):
+    if announcement is None:
         return None
-    if announcement.url is not None and fault_in_node_url(announcement.url):
+    try:
+        validate_node(announcement.node)
+    except ValueError:
+        return None
+    try:
+        if announcement.url is not None:
+            validate_node_url(announcement.url)
+    except ValueError:
         return msgspec.structs.replace(announcement, url=None)
     return announcement
 
