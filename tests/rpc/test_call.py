@@ -1,4 +1,4 @@
-"""What is counted of `Status` calls; `test_connection.py` has the calls themselves."""
+"""Counters of `Status` calls; the calls themselves are tested in `test_connection.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..support import Spawner
 
 
 def test_calls_are_counted_up_to_each_bound() -> None:
-    """Each bound counts the calls that took no longer than it; the last number is all of them."""
+    """For each bound the calls that took no longer are counted; the last number counts all."""
     counter = StatusCounter()
     for seconds in (0.0005, 0.001, 0.002, 0.7, 31.0):
         counter.add(seconds, None)
@@ -27,7 +27,7 @@ def test_calls_are_counted_up_to_each_bound() -> None:
 
 
 def test_failures_are_counted_by_code() -> None:
-    """A call that failed counts as a call, and once by its code."""
+    """A failed call is also one of all calls."""
     counter = StatusCounter()
     for code in ("UNAVAILABLE", "INTERNAL", None, "UNAVAILABLE"):
         counter.add(0.1, code)
@@ -36,7 +36,7 @@ def test_failures_are_counted_by_code() -> None:
 
 
 def test_a_counter_takes_under_1_kib() -> None:
-    """However many calls were counted, and however they failed."""
+    """The size does not depend on the number of calls or of codes."""
     counter = StatusCounter()
     for code in grpc.StatusCode:
         for _ in range(1000):
@@ -45,15 +45,17 @@ def test_a_counter_takes_under_1_kib() -> None:
     assert sum(map(sys.getsizeof, parts)) < 1024
 
 
-class Answers:
+class StatusHook:
     @hookimpl
     def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
         return Status(2)
 
 
-def test_a_hooks_status_is_no_call(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
-    """Where a hook answers, no call was made, and none is counted."""
-    monitor = make_monitor(plugins=[Answers()])
+def test_a_status_from_a_hook_is_no_call(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Nothing is counted where a hook answers."""
+    monitor = make_monitor(plugins=[StatusHook()])
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
     reading = monitor.read("m")

@@ -1,4 +1,4 @@
-"""TLS or the clear, and tokens: against real servers, of which some are not who they should be."""
+"""TLS, calls in the clear, and tokens, against real servers; some have wrong certificates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOKEN = "s3cret-token"
 
 
 class Server:
-    """A gRPC server that notes the `authorization` of each call; by TLS if it has a certificate."""
+    """A gRPC server that records the `authorization` of each call. With a certificate: TLS."""
 
     def __init__(self, host: str, certificate: trustme.LeafCert | None) -> None:
         self.tokens: list[str | None] = []
@@ -106,7 +106,7 @@ def token_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(spawner: Spawner) -> Read:
-    """Registers a process as the backend at an address, and reads it."""
+    """Registers a process as the backend with an address, and reads it."""
 
     def read(monitor: Monitor, address: str, model: str = "m") -> Reading:
         pid = spawner.sleeper().pid
@@ -118,7 +118,7 @@ def read(spawner: Spawner) -> Read:
 
 @pytest.fixture
 def make_client() -> Iterator[Callable[..., StatusClient]]:
-    """Makes status clients that send no metadata but the token, and closes them."""
+    """Makes status clients that send only the token as metadata, and closes them."""
     clients: list[StatusClient] = []
 
     def make(**settings: Any) -> StatusClient:
@@ -135,8 +135,8 @@ def make_client() -> Iterator[Callable[..., StatusClient]]:
 
 
 @pytest.fixture
-def patient(make_monitor: Callable[..., Monitor]) -> Callable[..., Monitor]:
-    """Makes monitors that wait for a slow machine, rather than say DEADLINE_EXCEEDED."""
+def long_timeout_monitor(make_monitor: Callable[..., Monitor]) -> Callable[..., Monitor]:
+    """Makes monitors with a long timeout, so that a slow machine causes no DEADLINE_EXCEEDED."""
 
     def make(*plugins: object, **settings: Any) -> Monitor:
         return make_monitor(list(plugins), status_timeout_seconds=30.0, **settings)
@@ -158,57 +158,57 @@ def own_address() -> str:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
-def test_a_verified_backend_is_called_by_tls(
+def test_a_verified_backend_is_called_with_tls(
     host: str,
     ca: trustme.CA,
     ca_file: str,
     token_file: Path,
     serve: Serve,
-    patient: Callable[..., Monitor],
+    long_timeout_monitor: Callable[..., Monitor],
     read: Read,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`grpcs://` works by name and by address, with the token, past a proxy for the host's sake."""
+    """`grpcs://` works with names and addresses, with the token, and ignores the host's proxy."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     bound = "[::1]" if host == "[::1]" else "127.0.0.1"
     server = serve(ca.issue_cert(host.strip("[]")), bound)
-    monitor = patient(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
+    monitor = long_timeout_monitor(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
     assert read(monitor, f"grpcs://{host}:{server.port}").source == "grpc"
     assert server.tokens == [f"Bearer {TOKEN}"]
 
 
-@pytest.mark.parametrize("who", ["of another CA", "of another name", "in the clear"])
+@pytest.mark.parametrize("certificate", ["of another CA", "of another name", "in the clear"])
 def test_a_backend_that_is_not_verified_gives_a_sample_and_gets_no_token(
-    who: str,
+    certificate: str,
     ca: trustme.CA,
     ca_file: str,
     token_file: Path,
     serve: Serve,
-    patient: Callable[..., Monitor],
+    long_timeout_monitor: Callable[..., Monitor],
     make_client: Callable[..., StatusClient],
     read: Read,
 ) -> None:
-    """Neither `Status` nor `Free`, nor their token, reach who is not who the address says."""
+    """Neither `Status` nor `Free` reaches a server that TLS does not verify, and no token does."""
     certificates = {
         "of another CA": trustme.CA().issue_cert("localhost"),
         "of another name": ca.issue_cert("gpu1.example", "127.0.0.2"),
         "in the clear": None,
     }
-    server = serve(certificates[who])
+    server = serve(certificates[certificate])
     address = f"grpcs://localhost:{server.port}"
     settings = {"grpc_ca_file": ca_file, "grpc_token_file": str(token_file)}
-    reading = read(patient(insecure=True, **settings), address)
+    reading = read(long_timeout_monitor(insecure=True, **settings), address)
     assert (reading.source, reading.rpc_error) == ("psutil", "UNAVAILABLE")
     assert reading.sample is not None
     assert make_client(insecure=True, **settings).free(at(address)) == "UNAVAILABLE"
     assert server.tokens == []
 
 
-def test_what_speaks_no_tls_gets_a_handshake_and_nothing_else(
+def test_a_server_without_tls_gets_only_a_handshake(
     ca_file: str, token_file: Path, make_client: Callable[..., StatusClient]
 ) -> None:
-    """On the wire behind `grpcs://` goes TLS from the first byte, and no token."""
+    """With `grpcs://` the connection begins with TLS, and no token is sent."""
     received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -242,7 +242,7 @@ def test_without_a_ca_file_grpcs_own_roots_verify(
     make_client: Callable[..., StatusClient],
     spawner: Spawner,
 ) -> None:
-    """A private CA is not trusted, unless gRPC's own variable names its file."""
+    """A private CA is trusted only if gRPC's own variable names its file."""
     server = serve(ca.issue_cert("localhost"))
     address = f"grpcs://localhost:{server.port}"
     assert make_client().status(at(address)) == (None, "UNAVAILABLE")
@@ -262,7 +262,7 @@ def test_without_a_ca_file_grpcs_own_roots_verify(
 def test_certificates_are_read_again_for_new_connections(
     ca: trustme.CA, ca_file: str, serve: Serve, make_client: Callable[..., StatusClient]
 ) -> None:
-    """A backend of a CA that the file did not hold is verified once it does."""
+    """A backend of another CA is verified once the file holds that CA."""
     other = trustme.CA()
     server = serve(other.issue_cert("localhost"))
     backend = at(f"grpcs://localhost:{server.port}")
@@ -272,10 +272,10 @@ def test_certificates_are_read_again_for_new_connections(
     eventually(lambda: client.status(backend).status)
 
 
-def test_certificates_that_grpc_cannot_read_are_an_answer(
+def test_certificates_that_grpc_cannot_read_verify_no_backend(
     tmp_path: Path, serve: Serve, ca: trustme.CA, make_client: Callable[..., StatusClient]
 ) -> None:
-    """What only looks like PEM verifies nobody."""
+    """The file may look like PEM and still be invalid."""
     bad = tmp_path / "bad.pem"
     bad.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     server = serve(ca.issue_cert("localhost"))
@@ -283,11 +283,11 @@ def test_certificates_that_grpc_cannot_read_are_an_answer(
     assert client.status(at(f"grpcs://localhost:{server.port}")) == (None, "UNAVAILABLE")
 
 
-def test_one_backend_by_tls_or_in_the_clear(
-    patient: Callable[..., Monitor], read: Read, spawner: Spawner
+def test_an_address_is_the_same_with_and_without_tls(
+    long_timeout_monitor: Callable[..., Monitor], read: Read, spawner: Spawner
 ) -> None:
-    """An address by TLS is held by the backend that holds it in the clear."""
-    monitor = patient()
+    """Two backends may not have the same address, one with TLS and one in the clear."""
+    monitor = long_timeout_monitor()
     read(monitor, "localhost:1")
     with pytest.raises(InvalidBackend, match="is held by process"):
         read(monitor, "grpcs://127.0.0.1:1")
@@ -298,10 +298,10 @@ REMOTE = ["gpu1.example:50051", "dns:///gpu1.example:50051", "192.0.2.77:1", "[2
 
 @pytest.mark.parametrize("address", REMOTE)
 def test_a_remote_backend_in_the_clear_is_refused(
-    address: str, patient: Callable[..., Monitor], spawner: Spawner
+    address: str, long_timeout_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """The host reads what it may do about it, and nothing is registered."""
-    monitor = patient()
+    """The error names the settings that help, and nothing is registered."""
+    monitor = long_timeout_monitor()
     pid = spawner.sleeper().pid
     with pytest.raises(InvalidBackend, match="clear") as raised:
         monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=address)
@@ -317,8 +317,8 @@ def test_a_remote_backend_in_the_clear_is_refused(
 
 
 @pytest.mark.parametrize("address", REMOTE)
-def test_what_protects_a_remote_backend(address: str, ca_file: str) -> None:
-    """TLS where there are certificates or the address says so; the clear where that is allowed."""
+def test_credentials_of_remote_backends(address: str, ca_file: str) -> None:
+    """TLS with `grpc_ca_file` or `grpcs://`; in the clear with `insecure`."""
     assert ChannelSecurity(Settings(insecure=True)).credentials(address) is None
     assert ChannelSecurity(Settings(grpc_ca_file=ca_file)).credentials(address)
     assert ChannelSecurity(Settings(grpc_ca_file=ca_file, insecure=True)).credentials(address)
@@ -331,19 +331,26 @@ def test_what_protects_a_remote_backend(address: str, ca_file: str) -> None:
 
 @pytest.mark.parametrize("address", ["localhost:1", "dns:///[::1]:1", "unix:/s", "0.0.0.0:1"])
 def test_a_local_backend_is_called_in_the_clear(address: str, ca_file: str) -> None:
-    """Whatever the settings, unless the address says TLS."""
+    """No setting changes that; only `grpcs://` does."""
     for settings in (Settings(), Settings(insecure=True), Settings(grpc_ca_file=ca_file)):
         assert ChannelSecurity(settings).credentials(address) is None
 
 
 def test_remote_backends_over_a_real_network_address(
-    ca: trustme.CA, ca_file: str, serve: Serve, patient: Callable[..., Monitor], read: Read
+    ca: trustme.CA,
+    ca_file: str,
+    serve: Serve,
+    long_timeout_monitor: Callable[..., Monitor],
+    read: Read,
 ) -> None:
-    """By TLS with certificates, in the clear only if that is allowed, and never mixed up."""
+    """With TLS if there are certificates, in the clear only with `insecure`."""
     host = own_address()
     by_tls = serve(ca.issue_cert(host), host)
     in_clear = serve(None, host)
-    strict, insecure = patient(grpc_ca_file=ca_file), patient(insecure=True)
+    strict, insecure = (
+        long_timeout_monitor(grpc_ca_file=ca_file),
+        long_timeout_monitor(insecure=True),
+    )
     assert read(strict, f"{host}:{by_tls.port}", "a").source == "grpc"
     assert read(strict, f"dns:///{host}:{in_clear.port}", "b").rpc_error == "UNAVAILABLE"
     assert in_clear.tokens == []
@@ -353,7 +360,7 @@ def test_remote_backends_over_a_real_network_address(
 def test_the_token_is_sent_with_status_and_free(
     token_file: Path, spawner: Spawner, make_client: Callable[..., StatusClient]
 ) -> None:
-    """A backend that wants a token, as LocalAI's, answers both calls with it, and none without."""
+    """A backend that requires a token, as LocalAI's do, answers both calls."""
     backend = at(spawner.backend("--token", TOKEN).address)
     with_token, without = make_client(grpc_token_file=str(token_file)), make_client()
     assert with_token.status(backend).rpc_error is None
@@ -362,16 +369,16 @@ def test_the_token_is_sent_with_status_and_free(
     assert without.free(backend) == "UNAUTHENTICATED"
 
 
-def test_a_token_that_changes_is_sent_from_then_on(
+def test_a_changed_token_is_used_at_once(
     token_file: Path,
     spawner: Spawner,
-    patient: Callable[..., Monitor],
+    long_timeout_monitor: Callable[..., Monitor],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A new token works without a restart; a broken file leaves the last; no log shows either."""
+    """With a broken file the last token stays in use; no log shows a token."""
     caplog.set_level(logging.DEBUG)
     backend = spawner.backend("--token", "another-s3cret")
-    monitor = patient(grpc_token_file=str(token_file))
+    monitor = long_timeout_monitor(grpc_token_file=str(token_file))
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     assert monitor.read("m").rpc_error == "UNAUTHENTICATED"
     token_file.write_text("another-s3cret")
@@ -384,17 +391,17 @@ def test_a_token_that_changes_is_sent_from_then_on(
     assert "s3cret" not in caplog.text
 
 
-def test_a_hooks_token_wins_for_its_backend(
-    token_file: Path, serve: Serve, patient: Callable[..., Monitor], read: Read
+def test_a_token_from_a_hook_replaces_the_one_from_the_file(
+    token_file: Path, serve: Serve, long_timeout_monitor: Callable[..., Monitor], read: Read
 ) -> None:
-    """`monitor_call_metadata` gives one backend its own token; the others get the file's."""
+    """Calls to other backends carry the token from the file."""
 
     class Tokens:
         @hookimpl
         def monitor_call_metadata(self, backend: Backend) -> dict[str, str]:
             return {"authorization": "Bearer own"} if backend.model == "own" else {"x-more": "1"}
 
-    monitor = patient(Tokens(), grpc_token_file=str(token_file))
+    monitor = long_timeout_monitor(Tokens(), grpc_token_file=str(token_file))
     own, other = serve(), serve()
     assert read(monitor, f"127.0.0.1:{own.port}", "own").source == "grpc"
     assert read(monitor, f"127.0.0.1:{other.port}", "other").source == "grpc"
@@ -416,10 +423,10 @@ def test_a_hooks_token_wins_for_its_backend(
     ],
 )
 @pytest.mark.parametrize("setting", ["grpc_token_file", "grpc_ca_file"])
-def test_a_file_that_cannot_be_used_is_refused_by_name(
+def test_a_file_that_cannot_be_used_is_an_error(
     setting: str, content: bytes | None, said: str, tmp_path: Path
 ) -> None:
-    """The error names the setting and the path, says what is wrong, and shows nothing of it."""
+    """The error names the setting, the path and the fault, and quotes nothing from the file."""
     path = tmp_path / "file"
     if content is not None:
         path.write_bytes(content)
@@ -434,7 +441,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(
 
 
 def test_a_key_is_no_certificate_and_a_folder_no_file(ca: trustme.CA, tmp_path: Path) -> None:
-    """Confusing the CA's file with another is noticed at the start."""
+    """A wrong `grpc_ca_file` is an error at the start."""
     path = tmp_path / "key.pem"
     ca.private_key_pem.write_to_path(str(path))
     for wrong, said in ((path, "no certificate"), (tmp_path, "Is a directory")):
@@ -442,22 +449,22 @@ def test_a_key_is_no_certificate_and_a_folder_no_file(ca: trustme.CA, tmp_path: 
             Monitor(Settings(listen=None, grpc_ca_file=str(wrong)))
 
 
-def test_nothing_shows_the_token(token_file: Path) -> None:
-    """Neither the settings nor what holds the token have it in their repr."""
+def test_no_repr_shows_the_token(token_file: Path) -> None:
+    """Neither the settings nor the channel security show it."""
     settings = Settings(grpc_token_file=str(token_file))
     security = ChannelSecurity(settings)
     assert security.add_token({}) == {"authorization": f"Bearer {TOKEN}"}
     assert TOKEN not in repr(settings) + repr(security) + repr(vars(security))
 
 
-def test_a_hook_gets_channels_and_metadata_as_the_monitors_own(
+def test_hooks_get_channels_and_metadata_like_the_monitors_own(
     ca: trustme.CA,
     ca_file: str,
     token_file: Path,
     serve: Serve,
     make_monitor: Callable[..., Monitor],
 ) -> None:
-    """What speaks another protocol verifies the backend and sends the token, or is refused."""
+    """A hook that speaks another protocol verifies the backend and sends the token."""
     server = serve(ca.issue_cert("localhost"))
     monitor = make_monitor(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
     backend = at(f"grpcs://localhost:{server.port}")

@@ -1,4 +1,4 @@
-"""gRPC `Status` and `Free`, against real servers that behave in every way."""
+"""gRPC `Status` and `Free` calls, to real servers: good, hung, slow, and hostile ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def at(address: str, pid: int = 1000) -> Backend:
 
 
 class Server:
-    """A gRPC server whose Status does what it is told, and counts."""
+    """A gRPC server with a given `Status` method, whose calls it counts."""
 
     def __init__(self, answer: Callable[[grpc.ServicerContext], bytes]) -> None:
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ def serve() -> Iterator[Callable[[Callable[[grpc.ServicerContext], bytes]], Serv
 
 
 def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner: Spawner) -> None:
-    """State, total and breakdown come as the backend gave them."""
+    """State, total and breakdown are those of the backend."""
     backend = spawner.backend()
     answer = make_client().status(at(backend.address))
     memory = Memory(3 << 20, {"kv_cache": 1 << 20, "weights": 2 << 20})
@@ -104,17 +104,17 @@ def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner:
         (b"", Status(0, None)),
         (b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", Status(-1, None)),
         (b"\x08\x07", Status(7, None)),
-        (b"\x08\x02\x12\x00", Status(2, None)),  # memory there, and empty: not known
+        (b"\x08\x02\x12\x00", Status(2, None)),  # an empty memory message
         (b"\x12\x0b\x08" + b"\xff" * 9 + b"\x01", Status(0, Memory(2**64 - 1, {}))),
     ],
 )
-def test_what_may_come_over_the_wire(
+def test_unusual_responses_are_statuses(
     wire: bytes,
     expected: Status,
     serve: Callable[..., Server],
     make_client: Callable[..., StatusClient],
 ) -> None:
-    """Unknown states pass through, bytes are unsigned 64 bit, and an empty memory is none."""
+    """Unknown states are kept, bytes are unsigned 64 bit, and empty memory is None."""
     server = serve(lambda context: wire)
     assert make_client().status(at(server.address)) == (expected, None)
 
@@ -137,20 +137,20 @@ def abort(code: grpc.StatusCode) -> Callable[[grpc.ServicerContext], bytes]:
         (abort(grpc.StatusCode.DEADLINE_EXCEEDED), "DEADLINE_EXCEEDED"),
     ],
 )
-def test_nonsense_has_a_named_code(
+def test_invalid_responses_and_errors_have_a_code(
     answer: Callable[[grpc.ServicerContext], bytes],
     code: str,
     serve: Callable[..., Server],
     make_client: Callable[..., StatusClient],
 ) -> None:
-    """Garbage, too much, and refusals give no status but the code's name."""
+    """Invalid bytes, too many bytes, and errors: the outcome has the code's name."""
     assert make_client().status(at(serve(answer).address)) == (None, code)
 
 
-def test_unimplemented_is_asked_once(
+def test_status_is_called_once_where_it_is_unimplemented(
     serve: Callable[..., Server], make_client: Callable[..., StatusClient]
 ) -> None:
-    """A process that does not implement Status is not asked again, and holds no channel."""
+    """The process is not called again, and its channel is closed."""
     server = serve(abort(grpc.StatusCode.UNIMPLEMENTED))
     client = make_client()
     for _ in range(3):
@@ -165,8 +165,8 @@ def test_unimplemented_is_asked_once(
         assert not connection.is_open
 
 
-def test_other_protocols_on_the_port(make_client: Callable[..., StatusClient]) -> None:
-    """Nobody, or an HTTP/1.1 server, is UNAVAILABLE; a silent one runs into the deadline."""
+def test_servers_of_other_protocols_and_none(make_client: Callable[..., StatusClient]) -> None:
+    """No server and an HTTP/1.1 server: UNAVAILABLE; a silent one: DEADLINE_EXCEEDED."""
     client = make_client(timeout=60)
     assert client.status(at("127.0.0.1:1")) == (None, "UNAVAILABLE")
     assert client.status(at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
@@ -191,10 +191,10 @@ def test_unix_sockets(
     assert make_client().status(at(backend.address)).rpc_error is None
 
 
-def test_a_proxy_in_the_environment_catches_nothing(
+def test_a_proxy_in_the_environment_is_not_used(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy for the host's own sake does not capture calls to backends."""
+    """The host's proxy settings have no effect on calls to backends."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     backend = spawner.backend()
@@ -204,7 +204,7 @@ def test_a_proxy_in_the_environment_catches_nothing(
 def test_metadata_goes_with_each_call(
     make_client: Callable[..., StatusClient], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A token reaches a backend that wants one; bad metadata is an answer, and is not logged."""
+    """A backend gets its token. Invalid metadata fail the call, and are not logged."""
     backend = spawner.backend("--token", "s3cret")
     assert make_client().status(at(backend.address)) == (None, "UNAUTHENTICATED")
     good = make_client(metadata={"authorization": "Bearer s3cret"})
@@ -219,7 +219,7 @@ def test_metadata_goes_with_each_call(
 def test_many_readers_share_one_call(
     serve: Callable[..., Server], make_client: Callable[..., StatusClient]
 ) -> None:
-    """While a call is under way, others join it: never two at once."""
+    """Readers join the call in flight; there are never two."""
     go = threading.Event()
 
     def answer(context: grpc.ServicerContext) -> bytes:
@@ -239,7 +239,7 @@ def test_many_readers_share_one_call(
 def test_a_hung_backend_costs_one_call_and_one_wait(
     make_client: Callable[..., StatusClient], spawner: Spawner
 ) -> None:
-    """After the first wait, readers of a stopped backend are answered at once, until it goes on."""
+    """After the first timeout, readers do not wait until the backend answers again."""
     backend = spawner.backend()
     client = make_client(timeout=2.0)
     eventually(lambda: client.status(at(backend.address)).rpc_error is None)
@@ -255,12 +255,12 @@ def test_a_hung_backend_costs_one_call_and_one_wait(
     eventually(lambda: client.status(at(backend.address)).status)
 
 
-def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
+def test_an_old_call_to_a_hung_backend_is_renewed(
     serve: Callable[..., Server],
     make_client: Callable[..., StatusClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A call that grew old is renewed without any reader, and is none's to wait for."""
+    """It is renewed without any reader, and readers do not wait for it."""
     monkeypatch.setattr("monitor_plugin.rpc.connection._EXTRA_CALL_SECONDS", 1.0)
     end = threading.Event()
     server = serve(lambda context: end.wait(60) and b"\x08\x02")
@@ -274,29 +274,29 @@ def test_a_backend_hung_for_long_is_asked_anew_and_keeps_nobody_waiting(
     eventually(lambda: client.status(at(server.address)).status)
 
 
-def test_a_call_is_not_given_up_before_its_readers_are(
+def test_a_call_lasts_as_long_as_its_readers_wait(
     serve: Callable[..., Server],
     make_client: Callable[..., StatusClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the deadline is set to, an answer within it is taken."""
+    """An answer within the timeout counts, however long the timeout is."""
     monkeypatch.setattr("monitor_plugin.rpc.connection._EXTRA_CALL_SECONDS", 0.1)
     server = serve(lambda context: threading.Event().wait(0.5) or b"\x08\x02")
     assert make_client(timeout=30).status(at(server.address)).status
     assert server.calls == 1
 
 
-def test_a_backend_that_is_back_is_found_at_once(
+def test_a_backend_that_is_back_is_reached_at_once(
     make_client: Callable[..., StatusClient], spawner: Spawner
 ) -> None:
-    """gRPC's own backoff does not hide a backend that was away and serves again."""
+    """gRPC's backoff does not delay calls to a backend that serves again."""
     backend = spawner.backend(addr=f"127.0.0.1:{free_port()}")
     client = make_client()
     assert client.status(at(backend.address)).rpc_error is None
     backend.process.kill()
     backend.process.wait()
     eventually(lambda: client.status(at(backend.address)).rpc_error == "UNAVAILABLE")
-    for _ in range(100):  # which would drive a backoff up
+    for _ in range(100):  # each would lengthen a backoff
         client.status(at(backend.address))
         time.sleep(0.02)
     spawner.backend(addr=backend.address)
@@ -304,13 +304,13 @@ def test_a_backend_that_is_back_is_found_at_once(
 
 
 @pytest.mark.parametrize("address", ["unix:{folder}/{number}", "127.0.0.1:{port}"])
-def test_one_that_was_asked_too_early_answers_once_it_serves(
+def test_a_backend_that_was_called_too_early_answers_once_it_serves(
     address: str, make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
 ) -> None:
-    """The first reading after it serves is its own word, and no descriptor is left behind.
+    """The first call after it serves succeeds, and no descriptor is left open.
 
-    gRPC 1.49 goes on connecting by itself, but not to the end, while nobody calls; and it never
-    lets go of a unix socket with which it did so.
+    gRPC 1.49 goes on connecting without finishing while there is no call, and never closes a unix
+    socket with which it did so.
     """
     client = make_client()
     held: list[int] = []
@@ -329,10 +329,10 @@ def test_one_that_was_asked_too_early_answers_once_it_serves(
         eventually(lambda: len(os.listdir("/proc/self/fd")) <= held[0])
 
 
-def test_forgetting_and_closing_end_the_waits(
+def test_closing_ends_the_waits_of_readers(
     serve: Callable[..., Server], make_client: Callable[..., StatusClient]
 ) -> None:
-    """Who waits for a backend that goes away gets CANCELLED, and later callers do too."""
+    """Readers of a backend that is gone get CANCELLED, and so do later ones."""
     go = threading.Event()
 
     def answer(context: grpc.ServicerContext) -> bytes:
@@ -358,7 +358,7 @@ def test_a_call_that_just_began_may_finish_before_its_channel_is_closed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Old versions of gRPC lose the descriptor of a channel that is closed while it connects."""
+    """gRPC 1.49 leaks the descriptor of a channel that is closed while it connects."""
     monkeypatch.setattr(connection, "_CONNECTING_SECONDS", 60.0)
     client, address = make_client(), spawner.backend().address
     backends = [at(address, pid) for pid in range(1, 21)]
@@ -369,10 +369,10 @@ def test_a_call_that_just_began_may_finish_before_its_channel_is_closed(
     assert caplog.text == ""
 
 
-def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
+def test_a_call_on_a_closed_channel_is_cancelled(
     make_client: Callable[..., StatusClient], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What gRPC raises then is nothing to tell of, as it is while the connection is open."""
+    """The exception is logged only while the connection is open."""
     client = make_client()
     made = client._connection(at("127.0.0.1:1"))
     assert made
@@ -386,10 +386,10 @@ def test_a_call_that_comes_as_the_channel_is_closed_is_cancelled(
     assert len(caplog.records) == 1
 
 
-def test_a_name_that_resolves_again_is_found_at_once(
+def test_a_name_that_resolves_again_is_used_at_once(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A channel that reached nobody is given up: its resolver's backoff is minutes."""
+    """A channel that reached no server is closed: its resolver's backoff lasts minutes."""
     backend = spawner.backend()
     port = backend.address.rpartition(":")[2]
     dialled = []
@@ -409,10 +409,10 @@ def test_a_name_that_resolves_again_is_found_at_once(
         assert len(dialled) == 2
 
 
-def test_of_two_channels_made_at_once_one_is_closed(
+def test_of_two_channels_opened_at_once_one_is_closed(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`Status` and `Free` that both come first share one channel, and the other leaves nothing."""
+    """`Status` and `Free` that start together share one channel."""
     both = threading.Barrier(2, timeout=60)
     opened: list[grpc.Channel] = []
     closed: list[grpc.Channel] = []
@@ -444,12 +444,12 @@ def test_of_two_channels_made_at_once_one_is_closed(
     assert set(closed) == set(opened)
 
 
-def test_channels_take_a_share_of_the_descriptors(
+def test_channels_are_limited_by_the_number_of_descriptors(
     serve: Callable[..., Server],
     make_client: Callable[..., StatusClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The channel that was idle for longest makes room; where none is idle, the answer says so."""
+    """The channel that was idle for longest is closed; if none is idle, RESOURCE_EXHAUSTED."""
     monkeypatch.setattr("monitor_plugin.rpc.client.most_channels", lambda: 3)
     go = threading.Event()
 
@@ -475,13 +475,13 @@ def test_channels_take_a_share_of_the_descriptors(
     assert client.status(at(quick)).status == Status(2, None)
 
 
-def test_the_last_backend_to_go_stalls_nothing(
+def test_closing_the_last_channel_blocks_no_thread(
     make_client: Callable[..., StatusClient], spawner: Spawner, tmp_path: object
 ) -> None:
-    """When the last backend's channel is closed, the other threads of the process run on.
+    """The other threads of the process go on.
 
-    gRPC 1.49.1 would shut down, for 10 s with the GIL held, once a connection to a unix socket had
-    failed.
+    Without the keeper channel gRPC 1.49.1 would shut down, with the interpreter's lock held for
+    10 s, once a connection to a unix socket had failed.
     """
     backend = at(f"unix:{tmp_path}/s")
     client = make_client()
@@ -506,11 +506,11 @@ def test_the_last_backend_to_go_stalls_nothing(
     assert longest < 9
 
 
-def test_one_call_is_counted_once_however_many_readers_joined_it(
+def test_a_call_is_counted_once_for_all_its_readers(
     make_client: Callable[..., StatusClient],
     serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
 ) -> None:
-    """Those who read while a call is under way add none; it counts for as long as it took."""
+    """Its duration is from its start to its answer."""
     release = threading.Event()
 
     def answer(context: grpc.ServicerContext) -> bytes:
@@ -539,7 +539,7 @@ def test_failed_calls_are_counted_by_code(
     make_client: Callable[..., StatusClient],
     serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
 ) -> None:
-    """One that is not there fails each time; one without Status is called no more."""
+    """UNAVAILABLE counts each time; UNIMPLEMENTED once, as there are no more calls."""
     nobody, old = at("127.0.0.1:1"), at(serve(abort(grpc.StatusCode.UNIMPLEMENTED)).address)
     client = make_client()
     for _ in range(2):
@@ -551,10 +551,10 @@ def test_failed_calls_are_counted_by_code(
     ]
 
 
-def test_what_was_counted_is_dropped_with_the_backend(
+def test_the_counts_of_a_backend_that_is_gone_are_dropped(
     make_client: Callable[..., StatusClient],
 ) -> None:
-    """Nothing is kept of a backend that is gone."""
+    """`close_connection` drops them."""
     client = make_client()
     client.status(at("127.0.0.1:1"))
     assert client.counts(at("127.0.0.1:1"))

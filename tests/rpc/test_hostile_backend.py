@@ -1,4 +1,4 @@
-"""Whatever bytes a backend answers `Status` with, the monitor's answer is well-formed."""
+"""The monitor's answers are well-formed for every response of a backend."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fields(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def messages(draw: st.DrawFn) -> bytes:
-    """A good message, with any numbers."""
+    """Valid messages, with any numbers."""
     message = StatusResponse(state=draw(st.integers(-(2**31), 2**31 - 1)))
     if draw(st.booleans()):
         message.memory.total = draw(UINT64)
@@ -61,10 +61,10 @@ def is_uint64(number: Any) -> bool:
     return type(number) is int and 0 <= number < 2**64
 
 
-def test_any_bytes_give_a_good_answer(
+def test_every_response_gives_a_well_formed_answer(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Its status where the bytes are one, else a sample and the code; always to the letter."""
+    """A status if the response is valid, else a sample and the gRPC code."""
     monitor = make_monitor(status_timeout_seconds=30.0)
     client = Client(monitor.url)
     content = b""
@@ -82,9 +82,9 @@ def test_any_bytes_give_a_good_answer(
 
         @settings(max_examples=200, suppress_health_check=list(HealthCheck))
         @given(WIRE | messages())
-        def check(given_content: bytes) -> None:
+        def check(response: bytes) -> None:
             nonlocal content
-            content = given_content
+            content = response
             answer = client.monitor("m")
             assert answer.status == 200
             body = json.loads(answer.body.decode())

@@ -25,8 +25,8 @@ def _run(code: str) -> str:
     return subprocess.check_output([sys.executable, "-W", "error", "-c", code], text=True)
 
 
-def test_the_names_are_localais() -> None:
-    """The service and its methods have the names by which LocalAI's backends are called."""
+def test_service_and_methods_have_localais_names() -> None:
+    """LocalAI's backends are called by these names."""
     assert (SERVICE, STATUS_METHOD, FREE_METHOD) == (
         "backend.Backend",
         "/backend.Backend/Status",
@@ -45,20 +45,20 @@ def test_the_names_are_localais() -> None:
     ],
 )
 def test_messages_have_localais_fields(name: str, fields: dict[str, int]) -> None:
-    """The messages are there by name, with LocalAI's field numbers."""
+    """Each message has LocalAI's field names and numbers."""
     descriptor = MESSAGES[name].DESCRIPTOR
     assert descriptor.full_name == f"backend.{name}"
     assert {field.name: field.number for field in descriptor.fields} == fields
 
 
-def test_an_unknown_message_is_an_error() -> None:
-    """A name that the protocol does not have raises."""
+def test_an_unknown_message_is_a_key_error() -> None:
+    """Only the protocol's messages are loaded."""
     with pytest.raises(KeyError):
         MESSAGES["Nonsense"]
 
 
-def test_nothing_is_put_into_protobufs_default_pool() -> None:
-    """The default pool knows none of our messages, so a host can load its own `backend.proto`."""
+def test_protobufs_default_pool_stays_empty() -> None:
+    """A host can load its own `backend.proto` into the default pool."""
     code = (
         "from google.protobuf import descriptor_pb2, descriptor_pool\n"
         "from monitor_plugin.rpc.protocol import load_messages\n"
@@ -75,8 +75,8 @@ def test_nothing_is_put_into_protobufs_default_pool() -> None:
     assert _run(code) == "['other'] ['state', 'memory']\n"
 
 
-def test_the_hosts_own_backend_proto_may_come_first() -> None:
-    """A host that has loaded another `backend.proto` before is not in the way."""
+def test_a_host_may_load_its_own_backend_proto_first() -> None:
+    """Another `backend.proto` in the default pool has no effect."""
     code = (
         "from google.protobuf import descriptor_pb2, descriptor_pool\n"
         "file = descriptor_pb2.FileDescriptorProto(name='backend.proto', package='backend')\n"
@@ -104,12 +104,12 @@ def test_the_hosts_own_backend_proto_may_come_first() -> None:
     ],
 )
 def test_a_response_becomes_a_status(wire: bytes, status: Status) -> None:
-    """The bytes that a backend sends give its state, unknown numbers too, and its memory."""
+    """Unknown states are kept; the memory has total and breakdown."""
     assert status_from_wire(MESSAGES["StatusResponse"].FromString(wire)) == status
 
 
-def test_a_report_of_nothing_is_none() -> None:
-    """A memory report without total and parts is none, for no process holds 0 bytes."""
+def test_an_empty_memory_report_is_none() -> None:
+    """No process holds 0 bytes."""
     status = status_from_wire(MESSAGES["StatusResponse"].FromString(b"\x08\x02\x12\x00"))
     assert status == Status(2, None)
 
@@ -120,7 +120,7 @@ def test_a_report_of_nothing_is_none() -> None:
     st.dictionaries(st.text(max_size=8), st.integers(0, UINT64_MAX), max_size=5),
 )
 def test_a_status_survives_the_wire(state: int, total: int, breakdown: dict[str, int]) -> None:
-    """Whatever a backend can send comes out as it was, the parts sorted by name, as plain types."""
+    """Every status is decoded to plain types, with the breakdown sorted by name."""
     sent = MESSAGES["StatusResponse"](state=state, memory={"total": total, "breakdown": breakdown})
     status = status_from_wire(MESSAGES["StatusResponse"].FromString(sent.SerializeToString()))
     assert status.state == state
