@@ -18,7 +18,7 @@ MonitorError
     ├── NodeForbidden      NATS does not let this node ask it for that
     └── OutcomeUnknown     it was told to stop a model, and has not said whether it did
 
-Each carries its facts as attributes; which HTTP status each becomes stands in `http/wire.py`.
+Each carries its facts as attributes; which HTTP status each becomes stands in `api/results.py`.
 """
 
 from __future__ import annotations

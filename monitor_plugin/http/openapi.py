@@ -16,9 +16,9 @@ _REF_TEMPLATE = "#/components/schemas/{name}"
 _TEXT_SCHEMA = {"type": "string"}
 
 _ERRORS = {
-    400: "the model's name is missing or invalid, the body is no JSON object, the query no UTF-8",
-    401: "no token was sent, or one that is not valid",
-    403: "the token's role is too low, or the host or the site that asks is not allowed",
+    400: "the model's name is missing or invalid, or the body is not JSON, or the query not UTF-8",
+    401: "no valid token was sent",
+    403: "the token's role is too low, or the host or the page's site is not allowed",
     404: "there is nothing at this path",
     409: "a hook refused the shutdown; nothing was stopped",
     413: "the body is larger than 64 KiB",
@@ -36,40 +36,38 @@ def _query_parameter(name: str, description: str, schema: dict[str, Any]) -> dic
 
 
 _MODEL_NAME = {"type": "string", **requests.MODEL_NAME_SCHEMA}
-_MODEL = _query_parameter(
-    "model", "Where the body names a model too, this one is taken.", _MODEL_NAME
-)
-_MODEL_FILTER = _query_parameter("model", "Those of one model alone.", _MODEL_NAME)
+_MODEL = _query_parameter("model", "The model; it overrides the one in the body.", _MODEL_NAME)
+_MODEL_FILTER = _query_parameter("model", "Only the backends of this model.", _MODEL_NAME)
 _PID = _query_parameter(
     "pid",
-    "One of the model's backends; without it all are answered for together.",
+    "The PID of one of the model's backends; without it, all are read together.",
     {"type": "integer", "minimum": 1},
 )
 _FRESH = _query_parameter(
     "fresh",
-    "Whether to read all backends now; else what the last sweep found is given.",
+    "Read all backends now; with `false`, the answer is what the last sweep found.",
     {"type": "boolean", "default": True},
 )
 _AFTER_EVENT = _query_parameter(
     "after",
-    "What is known already: `next` of the answer before; 0 for all that is kept.",
+    "`next` of the previous answer; 0 for all events that are kept.",
     {"type": "integer", "minimum": 0, "maximum": 2**53, "default": 0},
 )
 _WAIT = _query_parameter(
     "wait",
-    "Seconds to wait for something to happen, 20 at most; few may wait at once.",
+    "Seconds to wait for an event, 20 at most; only a few clients may wait at once.",
     {"type": "number", "minimum": 0, "default": 0},
 )
-_NODE = _query_parameter("node", "One node of the cluster alone.", {"type": "string"})
+_NODE = _query_parameter("node", "Only this node of the cluster.", {"type": "string"})
 _LIMIT = _query_parameter(
-    "limit", "How many.", {"type": "integer", "minimum": 1, "maximum": 10_000}
+    "limit", "Maximum number of backends.", {"type": "integer", "minimum": 1, "maximum": 10_000}
 )
 _AFTER_BACKEND = _query_parameter(
-    "after", "For the next page: `next` of the one before.", {"type": "string"}
+    "after", "For the next page: `next` of the previous answer.", {"type": "string"}
 )
 _ASSET = {"name": "name", "in": "path", "required": True, "schema": {"enum": list(ASSETS)}}
 
-_NOT_MODIFIED = {"description": "The client has it: `If-None-Match` named its `ETag`"}
+_NOT_MODIFIED = {"description": "The client has this version: `If-None-Match` named its `ETag`"}
 _MONITOR_HEADERS = {
     name: {"description": description, "schema": _TEXT_SCHEMA}
     for name, description in {
@@ -127,23 +125,23 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         for method in ("get", "post"):
             body = _json(requests.NodeMonitorBody if clustered else requests.MonitorBody)
             paths.setdefault(f"{prefix}/backend/monitor", {})[method] = _operation(
-                "Read a model: its status, or what its process shows",
+                "Read a model: its status, or else a sample of its process",
                 _json({"anyOf": [_ref(results.StatusAnswer), _ref(results.SampleAnswer)]}),
                 (*refused, 413, 500, *unreachable),
                 [_MODEL, _PID, *node],
                 operation_id=f"read_by_{method}{suffix}",
-                description="The backend's status, or its process where that failed",
+                description="The backend's status, or a sample of its process where that failed",
                 headers=_MONITOR_HEADERS,
                 requestBody={"required": False, "content": body},
             )
         body = _json(requests.NodeShutdownBody if clustered else requests.ShutdownBody)
         stop = _operation(
-            "Stop a model, whole, for good",
+            "Stop a model for good, with all its processes",
             _json(results.StoppedAnswer),
             (*refused, 409, 413, 415, 500, 503, *unreachable),
             node,
             operation_id=f"shut_down{suffix}",
-            description="Its whole process tree is verified to be gone",
+            description="The model's processes are verified to have ended",
             requestBody={"required": True, "content": body},
         )
         paths[f"{prefix}/backend/shutdown"] = {"post": stop}
@@ -177,7 +175,7 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
     # The guard refuses the name of no asset as it refuses any other path.
     for path, name, summary, media_types, errors, parameters in (
         ("/", "page", "The page, for browsers", ["text/html"], (403,), ()),
-        ("/assets/{name}", "asset", "What the page needs", ASSET_TYPES, (401, 403, 404), [_ASSET]),
+        ("/assets/{name}", "asset", "An asset of the page", ASSET_TYPES, (401, 403, 404), [_ASSET]),
     ):
         item = _operation(
             summary, _text(*media_types), errors, parameters, name, "The file", security=[]

@@ -101,7 +101,7 @@ def _validate_chunks(receiver: Any) -> None:
 
 
 class _WriteBuffer(list[bytes]):
-    """Collects what a task writes. The task takes it for its channel."""
+    """Collects what a task writes, in the place of its channel."""
 
     write_soon = list.append
 
