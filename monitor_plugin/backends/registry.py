@@ -52,15 +52,15 @@ class EndedBackend(NamedTuple):
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `memory` and `oom` never change. `observation` and `source` are replaced
-    without a lock. The other attributes change only under the registry's lock.
+    `process`, `sampler`, `tree_memory` and `oom` never change. `observation` and `source` are
+    replaced without a lock. The other attributes change only under the registry's lock.
 
     Attributes:
         backend: the immutable description of the backend; a new object for each registration.
         canonical_address: the form of the address in which two addresses are compared.
         process: the handle that notices the end of the process.
         sampler: reads samples of the process.
-        memory: the memory of the process tree, in bytes, and how it was read; kept for seconds.
+        tree_memory: the memory of the process tree in bytes, and its source; cached for seconds.
         oom: counts what the kernel kills for want of memory in the backend's control group.
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
@@ -75,14 +75,14 @@ class Record:
         canonical_address: str,
         process: Process,
         sampler: Sampler,
-        memory: SingleFlight[tuple[int, str] | None],
+        tree_memory: SingleFlight[tuple[int, str] | None],
         oom: OomKillCounter,
     ) -> None:
         self.backend = backend
         self.canonical_address = canonical_address
         self.process = process
         self.sampler = sampler
-        self.memory = memory
+        self.tree_memory = tree_memory
         self.oom = oom
         self.state: State | None = None
         self.state_changed_at: float | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from functools import partial
@@ -17,10 +16,10 @@ from ..backends.registry import Record, Registry
 from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
-from ..domain.models import Backend, Memory, Reading
+from ..domain.models import Backend, Reading
 from ..processes.process import ProcessGone
-from .reader import NO_SAMPLE, BackendReader
-from .replicas import combine, join_words, sum_of_memories
+from .reader import BackendReader
+from .replicas import NO_SAMPLE, SourcedMemory, combine, sum_memories, unreadable_reading
 
 _READ_AT_ONCE = 64
 
@@ -112,16 +111,17 @@ class ModelReader:
                 continue
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
 
-    def held(self, model: str, reading: Reading) -> tuple[Memory | None, str | None]:
-        """Give the memory of all backends of a model that was just read, and its source."""
+    def memory(self, model: str, reading: Reading) -> SourcedMemory:
+        """Return the memory of all backends of a model that was just read."""
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         records = self._registry.records(model)
-        held = [
-            self._backend_reader.held(each, replace(reading, backend=each.backend))
-            for each in records
-        ]
-        return sum_of_memories([each for each, _ in held]), join_words(each for _, each in held)
+        return sum_memories(
+            [
+                self._backend_reader.memory(each, replace(reading, backend=each.backend))
+                for each in records
+            ]
+        )
 
     def _replicas(self, model: str, records: Sequence[Record]) -> _Replicas:
         """Give the shared readings of these registrations, without any of earlier ones."""
@@ -164,7 +164,7 @@ class ModelReader:
 
     def _read(self, record: Record, replicas: int) -> Reading:
         try:
-            return replace(self._backend_reader.read_record(record), replicas=replicas)
+            return replace(self._backend_reader.read(record), replicas=replicas)
         except ProcessGone:
             self._exit_recorder.end(record)
             raise
@@ -178,7 +178,7 @@ class ModelReader:
         """
         records = replicas.records
         if len(records) > _READ_AT_ONCE:  # the last ones wait for no deadline of the first
-            self._backend_reader.begin(records)
+            self._backend_reader.start_requests(records)
         futures = self._thread_pool.map(
             lambda record: self._get(replicas, record.backend.pid, anew=True),
             records,
@@ -192,15 +192,13 @@ class ModelReader:
                 readings[record] = replace(future.result().reading, replicas=1)
             except BackendUnreadable as error:
                 failure = error
-                readings[record] = Reading(
-                    record.backend, None, NO_SAMPLE, "psutil", None, time.time()
-                )
+                readings[record] = unreadable_reading(record.backend)
             except ProcessGone:
                 continue
         if all(each.sample == NO_SAMPLE for each in readings.values()):
             raise failure
         if any(each.status for each in readings.values()):
             # A replica without a status adds the memory of its process tree.
-            held = [self._backend_reader.held(record, each) for record, each in readings.items()]
-            return combine(list(readings.values()), held)
+            memories = [self._backend_reader.memory(*each) for each in readings.items()]
+            return combine(list(readings.values()), memories)
         return combine(list(readings.values()), [])

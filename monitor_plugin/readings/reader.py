@@ -1,4 +1,4 @@
-"""The policy of a reading: what the backend says of itself, else what its process shows."""
+"""Readings of one backend: its status, or where that fails a sample of its process."""
 
 from __future__ import annotations
 
@@ -6,154 +6,165 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import psutil
 
 from ..backends.registry import Record, Registry
 from ..domain.errors import BackendUnreadable
-from ..domain.models import Backend, Memory, Reading, Sample, State, Status
+from ..domain.models import Backend, Memory, Reading, State, Status
 from ..plugins.event_queue import Delivery
 from ..plugins.hooks import Hooks
 from ..processes.process import ProcessGone
 from ..processes.process_table import ProcessTable
 from ..rpc.client import StatusClient
 from ..rpc.connection import StatusRequest
+from .replicas import NO_SAMPLE, SourcedMemory
 
-NO_SAMPLE = Sample(None, None, None, None)
+
+class StatusResult(NamedTuple):
+    """The result of requesting a status from hooks and by gRPC.
+
+    Attributes:
+        status: the status; None if the request failed.
+        source: `hook` or `grpc`.
+        rpc_error: the name of the gRPC code if the request failed, else None.
+    """
+
+    status: Status | None
+    source: str
+    rpc_error: str | None
 
 
 class BackendReader:
-    """Reads backends, each anew. Safe to call from any thread.
+    """Reads backends; no result is kept. Safe to call from any thread.
 
     Args:
-        registry: told of their states.
-        status_client: asks them by gRPC.
-        table: lists their process trees.
-        hooks: asked first, and for what they know of memory.
-        status_timeout_seconds: how long asking may take.
+        registry: gets the backends' states.
+        status_client: requests statuses by gRPC.
+        process_table: lists process trees.
+        hooks: requests statuses before gRPC does, and adds memory components.
+        status_timeout_seconds: the maximum time for a status.
     """
 
     def __init__(
         self,
         registry: Registry,
         status_client: StatusClient,
-        table: ProcessTable,
+        process_table: ProcessTable,
         hooks: Hooks,
         status_timeout_seconds: float,
     ) -> None:
         self._registry = registry
         self._status_client = status_client
-        self._table = table
+        self._process_table = process_table
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
 
-    def read_record(self, record: Record) -> Reading:
+    def read(self, record: Record) -> Reading:
         """Read one backend.
 
         Raises:
-            ProcessGone: its process has ended, whoever answers at its address.
-            BackendUnreadable: its status failed, and its process cannot be read.
+            ProcessGone: the registered process has ended, even if the address still answers.
+            BackendUnreadable: the status request failed, and the process cannot be read.
         """
         backend, components = record.backend, None
         seconds = self._status_timeout_seconds
-        request = self._begin(record, backend)
+        request = self._request_early(record, backend)
         if record.source is None:
-            answer_of_hooks = self._hooks.query_status(backend, seconds)
-        else:  # it is to be expected that it answers again
-            answer_of_hooks, components = self._hooks.query_both(
-                backend, seconds, partial(self._table.tree, backend.pid)
+            hook_status = self._hooks.query_status(backend, seconds)
+        else:  # a status is likely, so its memory components are queried in the same run
+            hook_status, components = self._hooks.query_both(
+                backend, seconds, partial(self._process_table.tree, backend.pid)
             )
-        status, source, rpc_error = self._ask(record, backend, math.inf, request, answer_of_hooks)
-        if status is None:
-            return self._read_sample(record, backend, rpc_error)
+        result = self._status(record, backend, math.inf, request, hook_status)
+        if result.status is None:
+            return self._read_sample(record, backend, result.rpc_error)
         breakdown = components() if components else self._components(backend)
-        status, memory_source = self._fill_memory(record, status, breakdown)
-        return Reading(backend, status, None, source, None, time.time(), memory_source)
+        memory, memory_source = self._complete_memory(record, result.status, breakdown)
+        status = Status(result.status.state, memory)
+        return Reading(backend, status, None, result.source, None, time.time(), memory_source)
 
-    def begin(self, records: Sequence[Record]) -> None:
-        """Begin to ask by gRPC those that are read soon: their deadlines run at the same time."""
+    def start_requests(self, records: Sequence[Record]) -> None:
+        """Start the gRPC requests of backends that are read soon, so that deadlines overlap."""
         if not self._hooks.have_a_part_in_status():
             for record in records:
                 self._status_client.request_status(record.backend)
 
-    def held(self, record: Record, reading: Reading) -> tuple[Memory | None, str | None]:
-        """What a backend holds, and who says so: (None, None) where that is not known."""
+    def memory(self, record: Record, reading: Reading) -> SourcedMemory:
+        """Return the memory of a backend that was just read, also if it gave no status."""
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
             components = self._components(reading.backend)
-            filled, source = self._fill_memory(record, Status(State.READY), components)
+            return self._complete_memory(record, None, components)
         except ProcessGone:
             return None, None
-        return filled.memory, source
 
-    def ask(
-        self, record: Record, patience_seconds: float = math.inf
-    ) -> tuple[Status | None, str, str | None]:
-        """Ask one backend for its status: the hooks first, then gRPC.
-
-        Returns:
-            The status, None where it failed; its source; the gRPC code's name where it failed.
+    def status(self, record: Record, timeout_seconds: float = math.inf) -> StatusResult:
+        """Request the status of one backend, from hooks first, then by gRPC.
 
         Raises:
-            ProcessGone: its process has ended, whoever answers at its address.
+            ProcessGone: the registered process has ended, even if the address still answers.
         """
-        backend, deadline = record.backend, time.monotonic() + patience_seconds
-        request = self._begin(record, backend)
-        seconds = min(self._status_timeout_seconds, patience_seconds)
-        answer_of_hooks = self._hooks.query_status(backend, seconds)
-        return self._ask(record, backend, deadline, request, answer_of_hooks)
+        backend, deadline = record.backend, time.monotonic() + timeout_seconds
+        request = self._request_early(record, backend)
+        seconds = min(self._status_timeout_seconds, timeout_seconds)
+        hook_status = self._hooks.query_status(backend, seconds)
+        return self._status(record, backend, deadline, request, hook_status)
 
-    def _begin(self, record: Record, backend: Backend) -> StatusRequest | None:
-        """Ask by gRPC at once whoever answered by it before; hooks are asked meanwhile."""
+    def _request_early(self, record: Record, backend: Backend) -> StatusRequest | None:
+        """Start the gRPC request before the hooks run, if gRPC gave the last status."""
         return self._status_client.request_status(backend) if record.source == "grpc" else None
 
-    def _ask(
+    def _status(
         self,
         record: Record,
         backend: Backend,
         deadline: float,
         request: StatusRequest | None,
-        answer_of_hooks: Callable[[], Status | None],
-    ) -> tuple[Status | None, str, str | None]:
-        source, rpc_error = "hook", None
+        hook_status: Callable[[], Status | None],
+    ) -> StatusResult:
         outcome = request.wait(deadline - time.monotonic()) if request else None
-        status = answer_of_hooks()  # which comes first
-        if status is None:
-            source = "grpc"
-            left = deadline - time.monotonic()
-            status, rpc_error = outcome or self._status_client.status(backend, left)
-        record.source = source if status else None
-        self._hooks.wait(self.note(record, backend, status))
-        return status, source, rpc_error
+        status = hook_status()  # goes before gRPC's
+        if status is not None:
+            result = StatusResult(status, "hook", None)
+        else:
+            outcome = outcome or self._status_client.status(backend, deadline - time.monotonic())
+            result = StatusResult(outcome.status, "grpc", outcome.rpc_error)
+        record.source = result.source if result.status else None
+        self._hooks.wait(self.record_state(record, backend, result.status))
+        return result
 
-    def note(self, record: Record, backend: Backend, status: Status | None) -> Delivery | None:
-        """Take note of what asking a backend gave; `status` is None where that failed.
+    def record_state(
+        self, record: Record, backend: Backend, status: Status | None
+    ) -> Delivery | None:
+        """Record the state of a status that was just received; None changes nothing.
 
         Returns:
-            The event, if its state has changed.
+            The event of a change of state, if there is one.
 
         Raises:
-            ProcessGone: its process has ended, whoever answers at its address.
+            ProcessGone: the registered process has ended, even if the address still answers.
         """
         ended = record.process.ended()
         if ended or record.backend is not backend:
-            # It may have been forgotten before this very call connected to it anew.
+            # The request may have opened a connection after that of the backend was closed.
             self._status_client.close_connection(backend)
         if ended:
             raise ProcessGone(backend.pid)
         if status is None or status.state not in State.__members__.values():
             return None
         current = State(status.state)
-        tell = partial(self._hooks.state_changed, backend, current=current)
-        return self._registry.change_state(record, current, tell)
+        publish = partial(self._hooks.state_changed, backend, current=current)
+        return self._registry.change_state(record, current, publish)
 
     def _read_sample(self, record: Record, backend: Backend, rpc_error: str | None) -> Reading:
         try:
             sample = record.sampler.sample()
         except (psutil.Error, OSError) as error:
             raise BackendUnreadable(backend.model, backend.pid, str(error)) from error
-        if (sample.rss, sample.vms, sample.memory_percent, sample.cpu_percent) == (None,) * 4:
+        if sample == NO_SAMPLE:
             raise BackendUnreadable(
                 backend.model,
                 backend.pid,
@@ -162,40 +173,40 @@ class BackendReader:
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
 
     def _components(self, backend: Backend) -> dict[str, int]:
-        return self._hooks.memory_components(backend, partial(self._table.tree, backend.pid))
+        pids = partial(self._process_table.tree, backend.pid)
+        return self._hooks.memory_components(backend, pids)
 
-    def _fill_memory(
-        self, record: Record, status: Status, breakdown: dict[str, int]
-    ) -> tuple[Status, str | None]:
-        """Add what the backend did not report, and what hooks know; and name the total's source."""
-        held = None
+    def _complete_memory(
+        self, record: Record, status: Status | None, components: dict[str, int]
+    ) -> SourcedMemory:
+        """Complete the reported memory with that of the process tree and of the hooks."""
+        tree_memory = None
         if not reports_memory(status):
-            held = record.memory.get()
-            if record.process.ended():  # read first, then look whether it was the right process
+            tree_memory = record.tree_memory.get()
+            if record.process.ended():  # check after reading: the PID may have a new process
                 raise ProcessGone(record.backend.pid)
-        memory, source = memory_of(status, breakdown, held)
-        return Status(status.state, memory), source
+        return complete_memory(status, components, tree_memory)
 
 
 def reports_memory(status: Status | None) -> bool:
-    """Whether a backend says what it holds; no process holds 0 bytes: one that says so does not."""
+    """Whether a status reports memory; 0 bytes mean that it does not, as no process has 0."""
     return status is not None and status.memory is not None and status.memory.total > 0
 
 
-def memory_of(
-    status: Status | None, components: Mapping[str, int], held: tuple[int, str] | None
-) -> tuple[Memory | None, str | None]:
-    """Say what a backend holds, and who says so; (None, None) where nobody knows.
+def complete_memory(
+    status: Status | None, components: Mapping[str, int], tree_memory: tuple[int, str] | None
+) -> SourcedMemory:
+    """Combine what is known of a backend's memory: (None, None) if no total is known.
 
     Args:
-        status: what it says, None where it did not.
-        components: what hooks know, in bytes; its own stand before those.
-        held: what its process tree holds, in bytes, and how that was read.
+        status: its status, whose components replace those of the same name.
+        components: the components that hooks know, in bytes.
+        tree_memory: the memory of the process tree in bytes, and its source; None if not read.
     """
     reported = status.memory if status and status.memory else Memory(0)
     breakdown = {**components, **reported.breakdown}
     if reported.total:
         return Memory(reported.total, breakdown), "backend"
-    if held is None:
+    if tree_memory is None:
         return None, None
-    return Memory(held[0], breakdown), held[1]
+    return Memory(tree_memory[0], breakdown), tree_memory[1]

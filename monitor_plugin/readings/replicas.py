@@ -1,39 +1,46 @@
-"""One reading out of those of a model's replicas."""
+"""One reading made of the readings of a model's replicas."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from ..domain.models import Memory, Reading, Sample, State, Status
+from ..domain.models import Backend, Memory, Reading, Sample, State, Status
 
 Number = TypeVar("Number", int, float)
+# A backend's memory and the source of its total; (None, None) if it is unknown.
+SourcedMemory = tuple[Memory | None, str | None]
+
+NO_SAMPLE = Sample(None, None, None, None)
 
 _MAX_BYTES = 2**64 - 1
-# From the worst to the best; a number that the protocol does not know may be anything but ready.
+# From the worst to the best. None is a number that the protocol does not know: it is not READY.
 _RANKS = (State.ERROR, State.UNINITIALIZED, State.BUSY, None, State.READY)
 
 
-def combine(
-    readings: Sequence[Reading], held: Sequence[tuple[Memory | None, str | None]]
-) -> Reading:
+def unreadable_reading(backend: Backend) -> Reading:
+    """Make the reading of a replica that cannot be read, to be combined with those of others."""
+    return Reading(backend, None, NO_SAMPLE, "psutil", None, time.time())
+
+
+def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> Reading:
     """Combine the readings of replicas: the worst state, and sums.
 
-    A sum is None where one of its parts is: what leaves a replica out is no sum.
+    A sum is None if the figure of any replica is unknown.
 
     Args:
-        readings: of one or more backends, the newest last.
-        held: where one of them has a status: what each holds, and who says so.
+        readings: the readings of one or more backends, the newest last.
+        memories: the memory of each backend; empty if none of the readings has a status.
     """
     if len(readings) == 1:
         return readings[0]
     states = [each.status.state for each in readings if each.status is not None]
     status = sample = memory_source = None
     if states:
-        memory = sum_of_memories([each for each, _ in held])
+        memory, memory_source = sum_memories(memories)
         status = Status(min(states, key=_rank), memory)
-        memory_source = join_words(source for _, source in held) if memory is not None else None
     else:
         samples = [each.sample for each in readings if each.sample is not None]
         sample = Sample(
@@ -47,8 +54,8 @@ def combine(
         backend=readings[-1].backend,
         status=status,
         sample=sample,
-        source=join_words(sources) or "",
-        rpc_error=join_words(each.rpc_error for each in readings),
+        source=_join_words(sources) or "",
+        rpc_error=_join_words(each.rpc_error for each in readings),
         taken_at=min(each.taken_at for each in readings),
         memory_source=memory_source,
         replicas=sum(each.replicas for each in readings),
@@ -60,18 +67,19 @@ def _rank(state: int) -> int:
     return _RANKS.index(State(state) if known else None)
 
 
-def sum_of_memories(memories: Sequence[Memory | None]) -> Memory | None:
-    """Add up what several hold; None where one of them is not known."""
-    known = [memory for memory in memories if memory is not None]
+def sum_memories(memories: Sequence[SourcedMemory]) -> SourcedMemory:
+    """Add up the memory of several backends; (None, None) if that of any is unknown."""
+    known = [memory for memory, _ in memories if memory is not None]
     if len(known) < len(memories):
-        return None
+        return None, None
     breakdown: Counter[str] = Counter()
     for memory in known:
         breakdown.update(memory.breakdown)
-    return Memory(
+    total = Memory(
         min(_MAX_BYTES, sum(memory.total for memory in known)),
         {name: min(_MAX_BYTES, amount) for name, amount in sorted(breakdown.items())},
     )
+    return total, _join_words(source for _, source in memories)
 
 
 def _sum(figures: Iterable[Number | None]) -> Number | None:
@@ -83,7 +91,7 @@ def _sum(figures: Iterable[Number | None]) -> Number | None:
     return total
 
 
-def join_words(words: Iterable[str | None]) -> str | None:
-    """List what differs of some words, or lists of them; None where there is none."""
+def _join_words(words: Iterable[str | None]) -> str | None:
+    """Join words, or lists of them, without duplicates; None if there are none."""
     split = (part for word in words if word for part in word.split(", "))
     return ", ".join(dict.fromkeys(split)) or None

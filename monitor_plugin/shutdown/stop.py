@@ -67,7 +67,7 @@ class Stopper:
     Args:
         registry: told which are being stopped.
         exit_recorder: records the exit of a backend whose process has ended.
-        readings: asks whether they are busy.
+        backend_reader: asks whether they are busy.
         status_client: asks them to free what they hold.
         hooks: asked to stop them through the host's books.
         settings: the timeouts.
@@ -80,14 +80,14 @@ class Stopper:
         self,
         registry: Registry,
         exit_recorder: ExitRecorder,
-        readings: BackendReader,
+        backend_reader: BackendReader,
         status_client: StatusClient,
         hooks: Hooks,
         settings: Settings,
     ) -> None:
         self._registry = registry
         self._exit_recorder = exit_recorder
-        self._readings = readings
+        self._backend_reader = backend_reader
         self._status_client = status_client
         self._hooks = hooks
         self._settings = settings
@@ -138,7 +138,7 @@ class Stopper:
                 with suppress(OSError):  # no descriptor is free; it is looked for again at the end
                     stop.tree.rescan()  # what it starts meanwhile outlives it if it crashes
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
-            status, _, rpc_error = self._readings.ask(record, left)
+            status, _, rpc_error = self._backend_reader.status(record, left)
             was_asked = True
             deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not deaf):

@@ -618,7 +618,7 @@ def test_who_comes_late_leaves_no_connection(monitor: Monitor, spawner: Spawner)
     eventually(lambda: record.process.pidfd is None)  # it was let go
     connections = monitor._services.status_client._connections
     with pytest.raises(ProcessGone):
-        monitor._services.backend_reader.ask(record)
+        monitor._services.backend_reader.status(record)
     assert connections == {}
     monitor._services.status_client.free(record.backend)
     assert connections

@@ -680,13 +680,13 @@ def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
     suspend(backend.pid)
     eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
     asked: list[object] = []
-    ask = monitor._services.backend_reader.ask
+    ask = monitor._services.backend_reader.status
 
     def count(*arguments: Any) -> Any:
         asked.append(arguments)
         return ask(*arguments)
 
-    monkeypatch.setattr(monitor._services.backend_reader, "ask", count)
+    monkeypatch.setattr(monitor._services.backend_reader, "status", count)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         eventually(lambda: len(asked) > 3)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from ...api.cluster_view import NODE_HEADER
 from ...api.results import Response, reading_response
-from ...domain.models import Memory, Reading
-from ...readings.reader import NO_SAMPLE
-from ...readings.replicas import combine
+from ...domain.models import Memory
+from ...readings.replicas import combine, unreadable_reading
 from ..requests.client import PeerResult
 from ..transport.messages import Reply, with_headers
 
@@ -42,8 +40,7 @@ def merge_readings(results: Sequence[PeerResult]) -> Response:
         for reply, reading in read
     ]
     for _ in unreadable:
-        nothing = Reading(readings[0].backend, None, NO_SAMPLE, "psutil", None, time.time())
-        readings.append(nothing)
+        readings.append(unreadable_reading(readings[0].backend))
         held.append((None, None))
     nodes = [each.node for each in [*(reply for reply, _ in read), *unreadable]]
     headers[NODE_HEADER] = names_of(sorted(nodes))

@@ -68,7 +68,7 @@ class LocalNode:
             shared = self._model_reader.read(model, pid)
             reading, memory, source = shared.reading, None, None
             if with_memory:
-                memory, source = self._model_reader.held(model, reading)
+                memory, source = self._model_reader.memory(model, reading)
             return Reply(
                 self.node,
                 self.run,
