@@ -66,15 +66,14 @@ class Process:
                 raise ProcessGone(pid)
             self.psutil_process = psutil.Process(pid)
             self.created_at: float = self.psutil_process.create_time()
+            if self.ended():
+                raise ProcessGone(pid)
         except (psutil.NoSuchProcess, OverflowError):
             self.close()
             raise ProcessGone(pid) from None
         except BaseException:
             self.close()
             raise
-        if self.ended():
-            self.close()
-            raise ProcessGone(pid)
 
     def __enter__(self) -> Process:
         return self

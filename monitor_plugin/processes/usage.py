@@ -104,7 +104,7 @@ class UsageSnapshot:
             pids: the processes, as `tree` listed them.
             pss: the tree's proportional set size in bytes, if known.
             vram: the tree's GPU memory in bytes, if known.
-            root: the usage of the tree's root.
+            root: the usage of the tree's root, which is also the tree's if it is alone.
 
         Returns:
             None if every process of the tree has ended or is about to end.

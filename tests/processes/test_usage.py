@@ -72,6 +72,34 @@ def test_a_process_that_was_just_started_is_seen(spawner: Spawner) -> None:
     assert reader.read([process.pid]).tree(process.pid) == [process.pid]
 
 
+class SimulatedTable(ProcessTable):
+    """A table with process 7, which uses half a core since 0; the test sets the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def snapshot(self, max_age_seconds: float = 0) -> ProcessSnapshot:
+        row = ProcessRow(1, 1, 5.0, cpu_seconds=self.now / 2, threads=1, rss=4096, vms=8192)
+        return ProcessSnapshot(self.now, {7: row})
+
+
+def test_cpu_is_measured_from_one_to_ten_seconds_before() -> None:
+    """It is known at any time once the first snapshot is a second old, however often it is read."""
+    table = SimulatedTable()
+    reader = UsageReader(table)
+
+    def percent() -> float | None:
+        tree = reader.read([7]).tree_usage([7], None, None, None)
+        assert tree
+        return tree.cpu_percent
+
+    for start in (0, 60):  # the second time all baselines are too old
+        for tenth in range(start * 10, start * 10 + 50):
+            table.now = tenth / 10
+            assert percent() == (None if tenth < start * 10 + 10 else pytest.approx(50))
+
+
 def test_all_cpu_time_of_a_process_newer_than_the_baseline_counts(
     spawner: Spawner,
 ) -> None:
