@@ -228,6 +228,30 @@ def test_credentials_from_a_file(
     assert without.client.monitor("ma").status == 504
 
 
+def test_replaced_key_file_is_used_for_the_next_connection(
+    make_nats: Callable[..., NatsServer],
+    make_local: MakeLocal,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An incomplete file does not end the link for good, and another user's key is accepted."""
+    old, new = Key(), Key()
+    config = tmp_path / "nats.conf"
+    config.write_text(
+        f"authorization {{ users: [{{nkey: {old.public}}}, {{nkey: {new.public}}}] }}\n"
+    )
+    server = make_nats("-c", str(config))
+    path = tmp_path / "a.nkey"
+    a = make_local("a", server.url, cluster_nkey_file=old.file(path))
+    eventually(lambda: a.get("/backends").json["cluster_error"] is None)
+    server.kill()
+    path.write_bytes(b"")
+    server.start()
+    eventually(lambda: "invalid seed" in caplog.text)
+    new.file(path)
+    eventually(lambda: a.get("/backends").json["cluster_error"] is None)
+
+
 def test_tls_that_is_demanded_is_never_left_out(
     nats: NatsServer, make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
