@@ -41,8 +41,7 @@ from monitor_plugin.cluster.peers.directory import PeerDirectory
 from monitor_plugin.cluster.requests.local_node import LocalNode
 from monitor_plugin.cluster.transport.messages import Reply, Request
 from monitor_plugin.demo.ports import free_port
-from monitor_plugin.domain.models import Memory
-from monitor_plugin.domain.observation import TreeUsage
+from monitor_plugin.domain.models import Memory, TreeUsage
 
 _IN_A_PROCESS = 10
 _PAGE = 1000

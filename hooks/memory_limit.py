@@ -30,7 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from monitor_plugin import Backend, Monitor, hookimpl
-from monitor_plugin.domain.observation import Observation
+from monitor_plugin.domain.models import Observation
 from monitor_plugin.hook_support import settings as read
 from monitor_plugin.hook_support.background_stops import BackgroundStops
 from monitor_plugin.hook_support.idleness import Activity, held_bytes

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
-from .domain.models import Backend, BackendExit, LoadedPlugin, Reading, State, Status
-from .domain.observation import Observation
+from .domain.models import Backend, BackendExit, LoadedPlugin, Observation, Reading, State, Status
 
 if TYPE_CHECKING:
     import falcon

@@ -28,8 +28,7 @@ from .config.settings import Settings
 from .config.tokens import Tokens
 from .domain.errors import MonitorError, SettingsError
 from .domain.model_name import validate_model_name
-from .domain.models import Backend, LoadedPlugin, Reading
-from .domain.observation import Observation
+from .domain.models import Backend, LoadedPlugin, Observation, Reading
 from .hookspecs import PROJECT_NAME
 from .http.app import create_app
 from .http.resources.metrics import MetricsSource

@@ -9,9 +9,8 @@ import msgspec
 import psutil
 
 from ..backends.registry import EndedBackend
-from ..domain.exits import exit_facts
-from ..domain.models import moment, state_name
-from ..domain.observation import Observation
+from ..domain.exits import exit_to_dict
+from ..domain.models import Observation, state_name, utc_datetime
 from ..shutdown.coordinator import Progress
 from ..telemetry.time_series import Series
 from .schemas import (
@@ -54,14 +53,14 @@ def backend_item(
         state=state,
         state_name=state_name(state),
         last_state=observation.last_state,
-        state_changed_at=None if changed_at is None else moment(changed_at),
+        state_changed_at=None if changed_at is None else utc_datetime(changed_at),
         source=reading.source if reading else None,
         rpc_error=reading.rpc_error if reading else None,
         age_seconds=max(0.0, now - reading.taken_at) if reading else None,
         memory=observation.memory,
         memory_source=observation.memory_source,
         process=process and ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree),
-        created_at=moment(backend.created_at),
+        created_at=utc_datetime(backend.created_at),
         uptime_seconds=max(0.0, now - backend.created_at),
         shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,
     )
@@ -76,9 +75,9 @@ def end_item(end: EndedBackend, node: str | None) -> EndItem:
         model=backend.model,
         pid=backend.pid,
         address=backend.address,
-        created_at=moment(backend.created_at),
-        ended_at=moment(exit.ended_at),
-        **exit_facts(exit),
+        created_at=utc_datetime(backend.created_at),
+        ended_at=utc_datetime(exit.ended_at),
+        **exit_to_dict(exit),
     )
     return item
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..domain.models import Bytes, Memory
-from ..domain.observation import ProcessUsage, TreeUsage
+from ..domain.models import Bytes, Memory, ProcessUsage, TreeUsage
 
 
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):

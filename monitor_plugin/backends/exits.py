@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from ..concurrency.periodic import PeriodicTask
-from ..domain.exits import describe_exit, make_exit
+from ..domain.exits import describe_exit_and_age, make_exit
 from ..plugins.event_queue import Delivery
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
@@ -87,7 +87,9 @@ class ExitRecorder:
         """Describe the newest exit of a model's backends; None if no exit of it is remembered."""
         for end in reversed(self._registry.ends()):
             if end.backend.model == model:
-                return f"its process {end.backend.pid} {describe_exit(end.exit, time.time())}"
+                return (
+                    f"its process {end.backend.pid} {describe_exit_and_age(end.exit, time.time())}"
+                )
         return None
 
     def _on_exit(self, process: Process) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
-from ..domain.models import Backend, BackendExit, State
-from ..domain.observation import Observation
+from ..domain.models import Backend, BackendExit, Observation, State
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process
 from ..processes.sampler import Sampler

@@ -1,4 +1,4 @@
-"""How a process ended: the record of it, and the words for people."""
+"""The record of how a process exited, and its description for people."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 
 from .models import BackendExit
 
-# Those that `BackendExit` has.
+# The values of `BackendExit.cause`.
 CAUSES = ("shutdown", "exited", "killed", "oom", "unknown")
 
 
 def make_exit(
     exit_code: int | None, stopped: bool, oom_kill_seen: bool, ended_at: float
 ) -> BackendExit:
-    """Make the record of an end.
+    """Make the record of an exit.
 
     Args:
-        exit_code: as `subprocess` gives it, a negative one being a signal; None: not known.
-        stopped: whether a shutdown was ending it.
-        oom_kill_seen: whether the kernel killed a process there for want of memory just before.
+        exit_code: as in `subprocess`, where -N means signal N; None if it is not known.
+        stopped: whether a shutdown was stopping the process.
+        oom_kill_seen: whether the kernel has just killed a process of the same control group
+            because memory ran out.
         ended_at: seconds since the epoch.
     """
     killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
@@ -38,8 +39,8 @@ def make_exit(
     return BackendExit(cause, code, killed_by, oom, ended_at)
 
 
-def describe_end(exit: BackendExit) -> str:
-    """Say for people how a process ended: `was killed by SIGKILL`."""
+def describe_exit(exit: BackendExit) -> str:
+    """Describe how a process ended: `was killed by SIGKILL`."""
     if exit.cause == "shutdown":
         return "was stopped by a shutdown"
     if exit.oom:
@@ -51,26 +52,26 @@ def describe_end(exit: BackendExit) -> str:
     return "ended"
 
 
-def describe_exit(exit: BackendExit, now: float) -> str:
-    """Say how a process ended, and how long ago: `was killed by SIGKILL 4 s ago`."""
-    return f"{describe_end(exit)} {max(0.0, now - exit.ended_at):.0f} s ago"
+def describe_exit_and_age(exit: BackendExit, now: float) -> str:
+    """Describe how a process ended, and how long ago: `was killed by SIGKILL 4 s ago`."""
+    return f"{describe_exit(exit)} {max(0.0, now - exit.ended_at):.0f} s ago"
 
 
 def signal_name(number: int) -> str:
-    """Name a signal."""
+    """Return a signal's name, or `signal N` if it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-def exit_facts(exit: BackendExit) -> dict[str, Any]:
-    """List what is known of an exit, as lists and events have it."""
+def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
+    """Return the fields by which lists and events describe an exit."""
     return {
         "cause": exit.cause,
         "exit_code": exit.exit_code,
         "signal": exit.signal,
         "signal_name": None if exit.signal is None else signal_name(exit.signal),
         "oom": exit.oom,
-        "description": describe_end(exit),
+        "description": describe_exit(exit),
     }

@@ -1,6 +1,7 @@
-"""The records that the monitor hands out: frozen, so that they can be shared between threads.
+"""The records that the monitor gives to clients, hosts and hooks.
 
-Bytes are bytes, times are seconds since the epoch, percentages are said of what.
+They are frozen, so that threads can share them. Sizes are in bytes, times in seconds since the
+epoch; each percentage names its base.
 """
 
 from __future__ import annotations
@@ -11,17 +12,29 @@ from typing import Annotated
 
 import msgspec
 
-# Unsigned 64-bit integers, as the protocol's; the bounds are for descriptions, and not checked.
+# Unsigned 64-bit integers, as in the protocol. The bounds appear in the description of the API
+# only; they are not checked.
 Bytes = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": 2**64 - 1})]
 
 
 class State(enum.IntEnum):
-    """What a backend says of itself, by the numbers of LocalAI's protocol."""
+    """The state that a backend reports, with the numbers of LocalAI's protocol."""
 
     ERROR = -1
     UNINITIALIZED = 0
     BUSY = 1
     READY = 2
+
+
+def state_name(state: int | None) -> str:
+    """Return a state's name in lower case; `unknown` for None and for numbers not in `State`."""
+    names = {int(each): each.name.lower() for each in State}
+    return "unknown" if state is None else names.get(state, "unknown")
+
+
+def utc_datetime(seconds: float) -> datetime:
+    """Convert seconds since the epoch to a UTC time, which msgspec encodes as RFC 3339."""
+    return datetime.fromtimestamp(seconds, timezone.utc)
 
 
 class Backend(msgspec.Struct, frozen=True):
@@ -31,8 +44,8 @@ class Backend(msgspec.Struct, frozen=True):
         model: the model's name, free text.
         pid: the process that the host registered.
         address: where it serves gRPC, as the host gave it.
-        created_at: the process's creation time in seconds since the epoch, as psutil gives it;
-            with the PID it is the process's identity.
+        created_at: the process's creation time in seconds since the epoch, as psutil gives it. PID
+            and creation time together identify the process.
     """
 
     model: str
@@ -42,18 +55,21 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """Bytes held by a backend, in total and by component; the parts need not add up to it."""
+    """The memory of a backend in bytes, in total and by component.
+
+    The components need not add up to the total.
+    """
 
     total: Bytes
     breakdown: dict[str, Bytes] = msgspec.field(default_factory=dict)
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What a backend says of itself.
+    """What a backend reports about itself.
 
     Attributes:
-        state: a number of `State`, or one that the protocol does not know yet.
-        memory: None where the backend reported none.
+        state: a number of `State`, or one that this version of the protocol does not define.
+        memory: None if the backend did not report it.
     """
 
     state: int
@@ -61,7 +77,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What the operating system says of the registered process (psutil); None: may not be read.
+    """What psutil reports about the registered process. None: the monitor may not read that value.
 
     Attributes:
         rss, vms: bytes.
@@ -79,13 +95,14 @@ class BackendExit(msgspec.Struct, frozen=True):
     """How a backend ended.
 
     Attributes:
-        cause: `shutdown` (the monitor was asked to stop it), `exited` (by itself, with a code),
-            `killed` (by a signal), `oom` (by the kernel, for want of memory) or `unknown`.
-        exit_code: its exit code, where it is known and no signal ended it.
+        cause: `shutdown` (the monitor was asked to stop it), `exited` (it ended by itself, with an
+            exit code), `killed` (by a signal), `oom` (the kernel killed it because memory ran out)
+            or `unknown`.
+        exit_code: its exit code; None if that is not known, or a signal ended it.
         signal: the number of the signal that ended it.
-        oom: True where the kernel killed it for want of memory, False where it surely did not,
-            None where that is not known.
-        ended_at: when the end was noticed, in seconds since the epoch.
+        oom: True if the kernel killed it because memory ran out, False if that is ruled out, None
+            if it is not known.
+        ended_at: when the monitor noticed the exit, in seconds since the epoch.
     """
 
     cause: str
@@ -96,21 +113,21 @@ class BackendExit(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What a client gets: a status, or, where that failed, a sample.
+    """What a client gets: a status or, where that failed, a sample.
 
-    Of several replicas of a model together it has the worst state and the sums of their figures; of
-    sources and codes, all that there were, separated by commas.
+    The reading of a model with several replicas has their worst state and the sums of their
+    figures. Where sources or codes differ, it names all of them, separated by commas.
 
     Attributes:
-        backend: whose reading it is; of several, the newest.
-        status: None where asking the backend failed.
-        sample: None where there is a status.
+        backend: the backend that was read; of several replicas, the newest.
+        status: None if the call to the backend failed.
+        sample: None if there is a status.
         source: `grpc`, `hook` or `psutil`.
-        rpc_error: the gRPC code's name on a fallback, else None.
+        rpc_error: the name of the gRPC code with which `Status` failed, else None.
         taken_at: seconds since the epoch.
-        memory_source: where `status.memory.total` comes from: `backend` (its own word), `pss` or
-            `rss` (sums over its process tree); None where there is no such figure.
-        replicas: how many backends the model has, also where the reading is of one of them.
+        memory_source: where `status.memory.total` comes from: `backend` (its own report), `pss` or
+            `rss` (sums over its process tree); None if there is no such figure.
+        replicas: how many backends the model has, also where only one of them was read.
     """
 
     backend: Backend
@@ -123,16 +140,76 @@ class Reading(msgspec.Struct, frozen=True):
     replicas: int = 1
 
 
-class HookFigures(msgspec.Struct, frozen=True):
-    """How one plugin's implementation of a hook fared.
+class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What /proc says of one process, or of all processes of a tree added up.
 
     Attributes:
-        name: the hook's.
-        calls: how often it was called.
-        errors: how often it raised, or gave what the hook does not take.
-        overruns: how often it was not back in its time.
-        seconds_total, seconds_max: how long its calls took, all and the longest; of one that is
-            not back yet until it overran.
+        rss, vms: bytes; in the sum of a tree, shared pages count once per process.
+        memory_percent: rss in percent of physical memory.
+        cpu_percent: percent of one core, over the last one to ten seconds.
+        cpu_seconds: CPU time used so far by the processes that run now.
+        threads: how many.
+        open_files: how many file descriptors are open.
+    """
+
+    rss: int | None = None
+    vms: int | None = None
+    memory_percent: float | None = None
+    cpu_percent: float | None = None
+    cpu_seconds: float | None = None
+    threads: int | None = None
+    open_files: int | None = None
+
+
+class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
+    """The usage of a backend's process tree.
+
+    Attributes:
+        processes: how many there are.
+        pss: bytes, shared pages counted once (/proc, at most 30 s old).
+        vram: bytes of GPU memory: the sum of the components that hooks name `vram` or
+            `vram:<device>`.
+    """
+
+    processes: int
+    pss: int | None = None
+    vram: int | None = None
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep found out about one backend.
+
+    Attributes:
+        backend: the backend.
+        reading: its own reading, as `/backend/monitor` gives it; None before the first sweep.
+        memory: its memory, also where it gave no status; None if that is not known.
+        memory_source: where the total comes from: `backend`, `pss` or `rss`.
+        process, tree: None if they cannot be read.
+        last_state: the last state that it reported, kept while readings have no status; None if it
+            never reported one.
+        state_changed_at: when the monitor first saw that state, in seconds since the epoch.
+    """
+
+    backend: Backend
+    reading: Reading | None = None
+    memory: Memory | None = None
+    memory_source: str | None = None
+    process: ProcessUsage | None = None
+    tree: TreeUsage | None = None
+    last_state: State | None = None
+    state_changed_at: float | None = None
+
+
+class HookFigures(msgspec.Struct, frozen=True):
+    """Counts and durations of the calls to one plugin's implementation of a hook.
+
+    Attributes:
+        name: the name of the hook.
+        calls: the number of calls.
+        errors: how many of them raised, or returned a value that the hook does not allow.
+        overruns: how many of them exceeded their time.
+        seconds_total, seconds_max: the duration of all calls, and of the longest. A call that has
+            not returned yet counts until it exceeded its time.
     """
 
     name: str
@@ -147,23 +224,12 @@ class LoadedPlugin(msgspec.Struct, frozen=True):
     """A plugin whose hooks the monitor calls.
 
     Attributes:
-        name: under which it is registered.
-        source: a hook file's path, a distribution's name and version, `plugins=`, or the plugin
-            manager in which a host registered it.
-        hooks: those that it implements.
+        name: the name under which it is registered.
+        source: the path of a hook file, the name and version of a distribution, `plugins=`, or the
+            plugin manager in which a host registered it.
+        hooks: the hooks that it implements.
     """
 
     name: str
     source: str
     hooks: tuple[HookFigures, ...]
-
-
-def moment(seconds: float) -> datetime:
-    """Turn seconds since the epoch into what is encoded as RFC 3339, in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc)
-
-
-def state_name(state: int | None) -> str:
-    """Name a state: `unknown` where there is none, or the protocol does not know the number."""
-    names = {int(each): each.name.lower() for each in State}
-    return "unknown" if state is None else names.get(state, "unknown")

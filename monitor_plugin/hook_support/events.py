@@ -11,7 +11,7 @@ import msgspec
 from ..domain.models import Backend, BackendExit, State
 from ..hookspecs import hookimpl
 from ..telemetry.event_log import Event as LoggedEvent
-from ..telemetry.event_log import event_item
+from ..telemetry.event_log import event_to_dict
 
 Event = dict[str, Any]
 
@@ -46,6 +46,6 @@ class EventHooks:
         self._hand_on("shutdown_finished", backend, outcome=outcome, seconds=round(seconds, 3))
 
     def _hand_on(self, type: str, backend: Backend, **facts: Any) -> None:
-        event = event_item(LoggedEvent(0, time.time(), type, backend, facts))
+        event = event_to_dict(LoggedEvent(0, time.time(), type, backend, facts))
         del event["id"]
         self._tell(msgspec.to_builtins(event))

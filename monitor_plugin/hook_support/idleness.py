@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..domain.models import Backend, State
-from ..domain.observation import Observation
+from ..domain.models import Backend, Observation, State
 
 _WINDOW_SECONDS = 10.0
 _AT_WORK = 0.01  # of a core

@@ -21,8 +21,7 @@ from prometheus_client.exposition import choose_encoder
 
 from ..api.items import machine
 from ..backends.counters import ModelCounts
-from ..domain.models import Backend, State, state_name
-from ..domain.observation import Observation
+from ..domain.models import Backend, Observation, State, state_name
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
 # A backend chooses the names of its components, and each name is one more series in Prometheus.

@@ -1,3 +1,5 @@
-"""Moved to `monitor_plugin.domain.observation`."""
+"""Moved to `monitor_plugin.domain.models`."""
 
-from monitor_plugin.domain.observation import *  # noqa: F403
+from monitor_plugin.domain.models import Observation, ProcessUsage, TreeUsage
+
+__all__ = ["Observation", "ProcessUsage", "TreeUsage"]

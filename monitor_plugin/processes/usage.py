@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 from msgspec.structs import asdict
 
-from ..domain.observation import ProcessUsage, TreeUsage
+from ..domain.models import ProcessUsage, TreeUsage
 from .process_table import ProcessSnapshot, ProcessTable
 from .sampler import Sampler
 

@@ -16,8 +16,7 @@ from ..concurrency.periodic import PeriodicTask
 from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
-from ..domain.models import Reading, Sample, Status
-from ..domain.observation import Observation, ProcessUsage
+from ..domain.models import Observation, ProcessUsage, Reading, Sample, Status
 from ..plugins.hooks import Hooks
 from ..processes.process import ProcessGone
 from ..processes.usage import UsageReader, UsageSnapshot

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..domain.exits import exit_facts
-from ..domain.models import Backend, moment, state_name
+from ..domain.exits import exit_to_dict
+from ..domain.models import Backend, state_name, utc_datetime
 
 KEPT = 1000
 
@@ -91,12 +91,12 @@ class EventLog:
             self._changed.notify_all()
 
 
-def event_item(event: Event, node: str | None = None) -> dict[str, Any]:
+def event_to_dict(event: Event, node: str | None = None) -> dict[str, Any]:
     """Turn something that happened into an item of the answer."""
     backend, facts = event.backend, event.facts
     item: dict[str, Any] = {
         "id": event.id,
-        "at": moment(event.at),
+        "at": utc_datetime(event.at),
         "type": event.type,
         "model": backend.model,
         "pid": backend.pid,
@@ -105,7 +105,7 @@ def event_item(event: Event, node: str | None = None) -> dict[str, Any]:
     if event.type == "registered":
         return {**item, "address": backend.address}
     if event.type == "ended":
-        return {**item, **exit_facts(facts["exit"])}
+        return {**item, **exit_to_dict(facts["exit"])}
     if event.type == "state_changed":
         names = {f"{name}_name": state_name(state) for name, state in facts.items()}
         return {**item, **facts, **names}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from ..domain.exits import describe_end
+from ..domain.exits import describe_exit
 from ..domain.models import Backend, BackendExit, State
 
 _LOGGER_NAME = "monitor_plugin.logs"
@@ -53,7 +53,7 @@ def _end_line(backend: Backend, exit: BackendExit) -> tuple[str, dict[str, Any]]
         "signal": exit.signal,
         "seconds": round(seconds, 3),
     }
-    return f"{describe_end(exit)}, after {seconds:.1f} s", facts
+    return f"{describe_exit(exit)}, after {seconds:.1f} s", facts
 
 
 def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:

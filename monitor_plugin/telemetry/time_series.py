@@ -9,8 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..domain.models import Backend
-from ..domain.observation import Observation
+from ..domain.models import Backend, Observation
 
 HISTORY_SECONDS = 900.0
 _MOST_POINTS = 900

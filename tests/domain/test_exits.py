@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from monitor_plugin import BackendExit
-from monitor_plugin.domain.exits import describe_exit, make_exit
+from monitor_plugin.domain.exits import describe_exit_and_age, make_exit
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_an_end_has_one_cause(
 )
 def test_an_end_is_described_in_words(exit: BackendExit, words: str) -> None:
     """The words say how it ended, with the signal's name, and how long ago."""
-    assert describe_exit(exit, now=104.2) == words
+    assert describe_exit_and_age(exit, now=104.2) == words
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_age() -> None:
     """An end that lies in the future, by a changed clock, was 0 s ago."""
-    assert describe_exit(make_exit(1, False, False, 100.0), now=50.0) == (
+    assert describe_exit_and_age(make_exit(1, False, False, 100.0), now=50.0) == (
         "exited with code 1 0 s ago"
     )

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from monitor_plugin import Backend, Memory, Reading, Status
-from monitor_plugin.domain.observation import Observation, TreeUsage
+from monitor_plugin.domain.models import Observation, TreeUsage
 from monitor_plugin.hook_support.idleness import Activity, held_bytes, says_busy
 
 BACKEND = Backend("m", 4711, "127.0.0.1:1", 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Backend, Memory, PluginError, Reading, Status, hookimpl
-from monitor_plugin.domain.observation import Observation, TreeUsage
+from monitor_plugin.domain.models import Observation, TreeUsage
 
 from ..support import Spawner, eventually, is_running
 from .conftest import Hooked, MakeHooked

@@ -16,8 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from monitor_plugin import Backend, Memory, Monitor, Reading, Status, hookimpl
 from monitor_plugin.backends.counters import ModelCounts
-from monitor_plugin.domain.models import State
-from monitor_plugin.domain.observation import Observation, ProcessUsage
+from monitor_plugin.domain.models import Observation, ProcessUsage, State
 from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
 from monitor_plugin.rpc.call import StatusCounter

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from monitor_plugin import Backend, Memory, Monitor, Reading, State, Status, hookimpl
-from monitor_plugin.domain.observation import Observation
+from monitor_plugin.domain.models import Observation
 from monitor_plugin.rpc import client as status_client
 
 from ..support import Backend as Running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitor_plugin import Backend, Memory
-from monitor_plugin.domain.observation import Observation, TreeUsage
+from monitor_plugin.domain.models import Observation, TreeUsage
 from monitor_plugin.telemetry.time_series import TimeSeries
 
 A, B = Backend("a", 7, "unix:/a", 1.0), Backend("b", 8, "unix:/b", 1.0)

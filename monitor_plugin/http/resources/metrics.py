@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import falcon
 
 from ...backends.counters import ModelCounts
-from ...domain.models import Backend
-from ...domain.observation import Observation
+from ...domain.models import Backend, Observation
 from ...rpc.call import StatusCounts
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ...api.cluster_view import ClusterView, refuse_other_node
 from ...api.items import history_item
 from ...api.requests import parse_event_id, parse_model, parse_query, parse_seconds
 from ...api.schemas import EventsAnswer, HistoryAnswer
-from ...telemetry.event_log import EventLog, event_item
+from ...telemetry.event_log import EventLog, event_to_dict
 from ...telemetry.time_series import TimeSeries
 from ..messages import send_answer
 
@@ -47,7 +47,7 @@ class EventsResource:
             if waits:
                 self._slots.release()
         answer = EventsAnswer(
-            [event_item(each, self._node) for each in batch.events],
+            [event_to_dict(each, self._node) for each in batch.events],
             batch.next,
             batch.gap,
             0.0 if waits else _POLL_SECONDS,
