@@ -27,7 +27,7 @@ if os.fork() == 0:
 time.sleep(1000)
 """
 
-# Starts a child in a session of its own, whose PID it prints; with "end" on standard input it ends.
+# Starts a child in a session of its own, and prints its PID; ends after a line on standard input.
 WITH_SESSION = """
 import os, sys, time
 child = os.fork()
@@ -38,7 +38,7 @@ if child == 0:
 sys.stdin.readline()
 """
 
-# Ends and leaves an orphan in its session, whose PID it prints.
+# Leaves an orphan in its session, and prints its PID; ends after a line on standard input.
 WITH_ORPHAN = """
 import os, sys, time
 if os.fork() == 0:
@@ -82,6 +82,18 @@ while True:
     time.sleep(0.1)
 """
 
+# Ignores SIGTERM. For a line on standard input it starts a child and prints its PID.
+FORKS_ON_REQUEST = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+sys.stdin.readline()
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(1000)
+"""
+
 NEVER = threading.Event()
 
 
@@ -90,12 +102,10 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Let a process end that waits for a line, and reap it."""
+def send_line(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
-    process.stdin.write("end\n")
+    process.stdin.write("\n")
     process.stdin.flush()
-    process.wait(60)
 
 
 def pids(tree: ProcessTree) -> list[int]:
@@ -135,7 +145,8 @@ def test_processes_of_the_roots_session_are_members(spawner: Spawner, open_tree:
     orphan = int(line(root))
     tree = open_tree(root.pid)
     assert sorted(pids(tree)) == sorted([root.pid, orphan])
-    end(root)
+    send_line(root)
+    root.wait(60)
     assert pids(tree) == [orphan]
 
 
@@ -154,7 +165,8 @@ def test_a_member_whose_parent_has_ended_stays_a_member(spawner: Spawner, open_t
     root = spawner.python(WITH_SESSION, stdin=subprocess.PIPE)
     child = int(line(root))
     tree = open_tree(root.pid)
-    end(root)
+    send_line(root)
+    root.wait(60)
     assert (row := read_row(child))
     assert row.parent != root.pid
     assert tree.rescan() == []
@@ -165,19 +177,11 @@ def test_a_member_whose_parent_has_ended_stays_a_member(spawner: Spawner, open_t
 
 def test_a_rescan_lists_the_members_that_it_adds(spawner: Spawner, open_tree: Open) -> None:
     """A child that started after the last snapshot is added once."""
-    root = spawner.python(
-        "import os, sys, time\n"
-        "sys.stdin.readline()\n"
-        "child = os.fork()\n"
-        "if child: print(child, flush=True)\n"
-        "time.sleep(1000)",
-        stdin=subprocess.PIPE,
-    )
+    root = spawner.python(FORKS_ON_REQUEST, stdin=subprocess.PIPE)
+    assert line(root) == "ready"
     tree = open_tree(root.pid)
     assert tree.rescan() == []
-    assert root.stdin
-    root.stdin.write("fork\n")
-    root.stdin.flush()
+    send_line(root)
     child = int(line(root))
     assert [member.pid for member in tree.rescan()] == [child]
     assert tree.rescan() == []
@@ -263,6 +267,30 @@ def test_a_child_that_is_forked_during_the_stop_is_stopped_too(
     child = int(line(root))
     assert tree.alive() == []
     assert not is_running(child)
+
+
+def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child may start between the list of members and their SIGSTOP: SIGKILL follows later."""
+    root = spawner.python(FORKS_ON_REQUEST, stdin=subprocess.PIPE)
+    assert line(root) == "ready"
+    send = process_tree._send
+    children: list[int] = []
+    sent: list[tuple[int, int]] = []
+
+    def fork_and_send(member: Process, number: int) -> bool:
+        if number == signal.SIGSTOP and member.pid == root.pid:
+            send_line(root)
+            children.append(int(line(root)))
+        sent.append((member.pid, number))
+        return send(member, number)
+
+    monkeypatch.setattr(process_tree, "_send", fork_and_send)
+    open_tree(root.pid).stop(0.2, NEVER)
+    (child,) = children
+    assert sent.index((child, signal.SIGSTOP)) < sent.index((child, signal.SIGKILL))
+    eventually(lambda: not is_running(child))
 
 
 def test_an_interrupted_stop_sends_no_sigkill(spawner: Spawner, open_tree: Open) -> None:

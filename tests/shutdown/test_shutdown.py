@@ -736,46 +736,6 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     assert escaped == []
 
 
-FORKS_WHEN_TOLD = """
-import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
-sys.stdin.readline()
-child = os.fork()
-if child:
-    print(child, flush=True)
-time.sleep(1000)
-"""
-
-
-def test_who_is_forked_while_a_tree_is_stopped_is_stopped_too(
-    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the list of a tree's members and their SIGSTOP one more comes: it forks no more."""
-    process = spawner.python(FORKS_WHEN_TOLD, stdin=subprocess.PIPE)
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin
-    assert stdout
-    assert stdout.readline() == "ready\n"
-    send = process_tree._send
-    sent: list[tuple[int, int]] = []
-
-    def fork_and_send(member: Process, number: int) -> bool:
-        if number == signal.SIGSTOP and member.pid == process.pid:
-            stdin.write("fork\n")
-            stdin.flush()
-            sent.append((int(stdout.readline()), 0))
-        sent.append((member.pid, number))
-        return send(member, number)
-
-    monkeypatch.setattr(process_tree, "_send", fork_and_send)
-    with Process(process.pid) as root, process_tree.ProcessTree(root) as tree:
-        tree.stop(0.2, threading.Event())
-    (child,) = [pid for pid, number in sent if number == 0]
-    assert sent.index((child, signal.SIGSTOP)) < sent.index((child, signal.SIGKILL))
-    eventually(lambda: not is_running(child))
-
-
 FORKS_AND_ENDS = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
