@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any
 
-from ..backends.registry import Registry
+import msgspec
+import psutil
+
+from ..backends.registry import EndedBackend, Registry
+from ..domain.exits import exit_to_dict
+from ..domain.models import Observation, state_name, utc_datetime
 from ..readings.sweeper import Sweeper
-from ..shutdown.coordinator import ShutdownCoordinator
-from .items import backend_item, end_item, machine
-from .schemas import BackendsAnswer
+from ..shutdown.coordinator import Progress, ShutdownCoordinator
+from .schemas import (
+    BackendItem,
+    BackendsAnswer,
+    EndItem,
+    Machine,
+    NodeBackendItem,
+    NodeEndItem,
+    ProcessItem,
+    ShutdownItem,
+)
 
 
 class Lister:
@@ -18,7 +33,7 @@ class Lister:
         registry: holds the backends that have ended.
         sweeper: reads the backends.
         shutdowns: gives the progress of each shutdown.
-        node: the name of this node; None where it is in no cluster.
+        node: the name of this node, for each item; None where it is in no cluster.
     """
 
     def __init__(
@@ -31,7 +46,10 @@ class Lister:
         self._registry = registry
         self._sweeper = sweeper
         self._shutdowns = shutdowns
-        self._node = node
+        self._backend_type: Any = (
+            BackendItem if node is None else partial(NodeBackendItem, node=node)
+        )
+        self._end_type: Any = EndItem if node is None else partial(NodeEndItem, node=node)
 
     def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
         """List the backends of one model or of all, read now or as the last sweep found them."""
@@ -39,14 +57,50 @@ class Lister:
         progress = self._shutdowns.progress()
         now = time.time()
         return BackendsAnswer(
+            [self._backend_item(each, progress.get(each.backend), now) for each in observations],
             [
-                backend_item(each, progress.get(each.backend), now, self._node)
-                for each in observations
-            ],
-            [
-                end_item(each, self._node)
+                self._end_item(each)
                 for each in reversed(self._registry.ends())
                 if model in (None, each.backend.model)
             ],
-            machine(),
+            Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1),
         )
+
+    def _backend_item(
+        self, observation: Observation, progress: Progress | None, now: float
+    ) -> BackendItem:
+        backend, reading = observation.backend, observation.reading
+        changed_at, process = observation.state_changed_at, observation.process
+        state = reading.status.state if reading and reading.status else None
+        item: BackendItem = self._backend_type(
+            model=backend.model,
+            pid=backend.pid,
+            address=backend.address,
+            state=state,
+            state_name=state_name(state),
+            last_state=observation.last_state,
+            state_changed_at=None if changed_at is None else utc_datetime(changed_at),
+            source=reading.source if reading else None,
+            rpc_error=reading.rpc_error if reading else None,
+            age_seconds=max(0.0, now - reading.taken_at) if reading else None,
+            memory=observation.memory,
+            memory_source=observation.memory_source,
+            process=process
+            and ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree),
+            created_at=utc_datetime(backend.created_at),
+            uptime_seconds=max(0.0, now - backend.created_at),
+            shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,
+        )
+        return item
+
+    def _end_item(self, end: EndedBackend) -> EndItem:
+        backend, exit = end.backend, end.exit
+        item: EndItem = self._end_type(
+            model=backend.model,
+            pid=backend.pid,
+            address=backend.address,
+            created_at=utc_datetime(backend.created_at),
+            ended_at=utc_datetime(exit.ended_at),
+            **exit_to_dict(exit),
+        )
+        return item

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from operator import itemgetter
 
+import psutil
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -19,7 +20,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
-from ..api.items import machine
 from ..backends.counters import ModelCounts
 from ..domain.models import Backend, Observation, State, state_name
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
@@ -64,7 +64,7 @@ class Exposition:
         memory = GaugeMetricFamily(
             "monitor_machine_memory_bytes", "Physical memory of the machine.", unit="bytes"
         )
-        memory.add_metric([], machine().memory_total)
+        memory.add_metric([], psutil.virtual_memory().total)
         yield memory
         # A backend that was registered anew during the sweep may be in it twice. The labels tell
         # series apart, so each pair of labels may occur once.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import falcon
 
 from ...api.cluster_view import ClusterView, refuse_other_node
-from ...api.items import history_item
 from ...api.requests import parse_event_id, parse_model, parse_query, parse_seconds
-from ...api.schemas import EventsAnswer, HistoryAnswer
+from ...api.schemas import EventsAnswer, HistoryAnswer, HistoryItem, NodeHistoryItem
 from ...telemetry.event_log import EventLog, event_to_dict
 from ...telemetry.time_series import TimeSeries
 from ..messages import send_answer
@@ -73,5 +73,9 @@ class HistoryResource:
         query = parse_query(request.query_string)
         refuse_other_node(query, self._cluster)
         times, series = self._time_series.read(parse_model(query))
-        items = [history_item(each, self._node) for each in series]
+        make = HistoryItem if self._node is None else partial(NodeHistoryItem, node=self._node)
+        items = [
+            make(each.backend.model, each.backend.pid, each.cpu_percent, each.memory)
+            for each in series
+        ]
         send_answer(response, HistoryAnswer(self._time_series.interval_seconds, times, items))
