@@ -393,7 +393,7 @@ class _Services:
             self.event_log,
             self.model_counter,
             self.thread_pool,
-            settings.respawn_watch_seconds,
+            settings,
         )
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""The policy of a shutdown: once at a time, with leave, all backends, and see that it stays so."""
+"""Shutdowns of models: one at a time, with the permission of hooks, and verified."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from ..backends.counters import ModelCounter
 from ..backends.exits import ExitRecorder
 from ..backends.registry import Record, Registry
 from ..concurrency.thread_pool import ThreadPool
+from ..config.settings import Settings
 from ..domain.errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
 from ..domain.models import Backend
 from ..plugins.hooks import Hooks
 from ..telemetry.event_log import EventLog
 from .stop import Stop, Stopper, pids_text
 
-_LOOK_SECONDS = 0.1
+_RESPAWN_POLL_SECONDS = 0.1
 _STOPS_AT_ONCE = 32
 
-# A process, whatever it is registered as: its PID, and when it was created.
-Started = tuple[int, float]
+# The identity of a process, whatever it is registered as: its PID and its creation time.
+ProcessIdentity = tuple[int, float]
 
 
 class Progress(NamedTuple):
-    """How far a shutdown is.
+    """The progress of a shutdown.
 
     Attributes:
-        phase: `asking` (hooks, for leave), `draining` (busy backends), `stopping`, or `watching`
-            (whether the host starts it again).
-        seconds: since it began.
+        phase: `asking` (hooks may refuse), `draining` (busy backends), `stopping`, or `watching`
+            (whether the host starts the model again).
+        seconds: the time since the shutdown began.
     """
 
     phase: str
@@ -39,17 +40,17 @@ class Progress(NamedTuple):
 
 
 class ShutdownCoordinator:
-    """Stops models, one shutdown of a model at a time. Safe to call from any thread.
+    """Stops models, with one shutdown of a model at a time. Safe to call from any thread.
 
     Args:
-        registry: where the backends stand.
+        registry: the registered backends.
         exit_recorder: records the exit of a backend whose process has ended.
-        stopper: stops one of them.
-        hooks: asked for leave, and told of the outcome.
-        event_log: where it is written down how far each is.
-        model_counter: counts how they ended.
+        stopper: stops one backend.
+        hooks: may refuse a shutdown; called with the outcome.
+        event_log: gets the phases.
+        model_counter: counts the outcomes.
         thread_pool: stops the backends of a model at the same time.
-        respawn_watch_seconds: how long to see whether the host starts the model again.
+        settings: how long to drain, and how long to watch whether the host starts a model again.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ShutdownCoordinator:
         event_log: EventLog,
         model_counter: ModelCounter,
         thread_pool: ThreadPool,
-        respawn_watch_seconds: float,
+        settings: Settings,
     ) -> None:
         self._registry = registry
         self._exit_recorder = exit_recorder
@@ -70,27 +71,29 @@ class ShutdownCoordinator:
         self._event_log = event_log
         self._model_counter = model_counter
         self._thread_pool = thread_pool
-        self._respawn_watch_seconds = respawn_watch_seconds
+        self._drain_timeout_seconds = settings.drain_timeout_seconds
+        self._respawn_watch_seconds = settings.respawn_watch_seconds
         self._lock = threading.Lock()
-        self._under_way: dict[str, _Shutdown] = {}
+        self._shutdowns: dict[str, _Shutdown] = {}
 
     def shutdown(
         self, model: str, force: bool = False, pid: int | None = None, spare_busy: bool = False
     ) -> None:
-        """Stop all backends of a model, or the one with a PID, or join the shutdown under way.
+        """Stop all backends of a model, or the one with a PID, or join the shutdown in progress.
 
-        Returns once their whole process trees are verified to be gone.
+        Returns once their process trees are verified to have ended.
 
         Args:
             model: the model's name.
-            force: do not wait for busy backends (ends the waiting of the one that is joined too),
-                and overrule hooks that refuse by an error.
-            pid: the one to stop; None for all.
-            spare_busy: stop none that is busy still after the drain; who joins may overrule that.
+            force: do not wait for busy backends, also in a shutdown that is joined, and overrule
+                hooks that refuse because of an error.
+            pid: the PID of the backend to stop; None stops all.
+            spare_busy: stop no backend that is busy after the drain; a caller that joins without
+                this overrules it.
 
         Raises:
-            ModelNotLoaded: none is registered.
-            PidNotHeld: the model does not hold that PID.
+            ModelNotLoaded: the model has no backend.
+            PidNotHeld: the model has no backend with that PID.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
         """
@@ -101,17 +104,17 @@ class ShutdownCoordinator:
                     for each in self._registry.records(model)
                     if pid in (None, each.backend.pid)
                 ]
-                shutdown = self._under_way.get(model)
+                shutdown = self._shutdowns.get(model)
                 leads = shutdown is None
                 if shutdown is None:
-                    shutdown = self._under_way[model] = _Shutdown(force, pid, records, spare_busy)
+                    shutdown = self._shutdowns[model] = _Shutdown(force, pid, records, spare_busy)
             joins = pid in (None, shutdown.pid)
             shutdown.spare_busy &= spare_busy or not joins
             if (force and joins) or self._stopper.closing.is_set():
-                shutdown.hurry.set()
+                shutdown.skip_drain.set()
             if leads:
                 self._lead(model, shutdown)
-            elif not shutdown.covers(pid, records):  # what came since, or was not asked for there
+            elif not shutdown.covers(pid, records):  # wait for its end, then stop the others
                 shutdown.result.exception()
                 continue
             try:
@@ -119,31 +122,31 @@ class ShutdownCoordinator:
             except ShutdownRefused:
                 if shutdown.force or not force:
                     raise
-                # It was refused to one that came without force: ask again, with it.
+                # The refused shutdown was without force: try again with it.
             except ShutdownFailed:
                 if spare_busy or not shutdown.has_spared:
                     raise
-                # It came too late to overrule that.
+                # This call came too late to overrule `spare_busy`: try again.
 
     def stopping(self) -> list[Backend]:
-        """List the backends for which a shutdown is under way."""
+        """List the backends that a shutdown is stopping."""
         with self._lock:
-            shutdowns = list(self._under_way.values())
+            shutdowns = list(self._shutdowns.values())
         return [record.backend for shutdown in shutdowns for record in shutdown.records]
 
     def stops_one(self, backend: Backend) -> bool:
-        """Whether a shutdown is under way that was asked for this backend alone, by its PID."""
+        """Whether a shutdown of this backend alone, by its PID, is in progress."""
         with self._lock:
-            shutdown = self._under_way.get(backend.model)
+            shutdown = self._shutdowns.get(backend.model)
         return shutdown is not None and shutdown.pid == backend.pid
 
     def progress(self) -> dict[Backend, Progress]:
-        """Say how far each shutdown is that is under way, by the backends that it stops."""
+        """Return the progress of each shutdown, by the backends that it stops."""
         now = time.monotonic()
         with self._lock:
-            shutdowns = list(self._under_way.values())
+            shutdowns = list(self._shutdowns.values())
         return {
-            record.backend: Progress(shutdown.phase, now - shutdown.began)
+            record.backend: Progress(shutdown.phase, now - shutdown.started_at)
             for shutdown in shutdowns
             for record in shutdown.records
         }
@@ -154,24 +157,22 @@ class ShutdownCoordinator:
             self._event_log.add("shutdown_phase", record.backend, phase=phase)
 
     def close(self) -> None:
-        """End the waits of what is under way: it reports what is left, and nothing more is done."""
+        """End the waits of all shutdowns: each reports what is left, and stops nothing more."""
         self._stopper.closing.set()
         with self._lock:
-            for shutdown in self._under_way.values():
-                shutdown.hurry.set()
+            for shutdown in self._shutdowns.values():
+                shutdown.skip_drain.set()
 
     def _lead(self, model: str, shutdown: _Shutdown) -> None:
-        def finish() -> None:
-            with self._lock:
-                del self._under_way[model]
-
         try:
-            self._run(model, shutdown)
-        except BaseException as error:  # those who joined wait for it, whatever it is
-            finish()
+            try:
+                self._run(model, shutdown)
+            finally:
+                with self._lock:
+                    del self._shutdowns[model]
+        except BaseException as error:  # of any kind, as the callers that joined wait for it
             shutdown.result.set_exception(error)
         else:
-            finish()
             shutdown.result.set_result(None)
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
@@ -201,8 +202,15 @@ class ShutdownCoordinator:
         if outcome == "respawned":
             raise self._respawned(model, known)
 
-    def _live(self, model: str, shutdown: _Shutdown) -> tuple[Sequence[Record], set[Started]]:
-        """List which backends are to be stopped, and the processes that are no new ones."""
+    def _live(
+        self, model: str, shutdown: _Shutdown
+    ) -> tuple[Sequence[Record], set[ProcessIdentity]]:
+        """List the records to stop, and the processes that do not count as a new start.
+
+        Raises:
+            PidNotHeld: the model has no longer a backend with that PID.
+            ModelNotLoaded: the model has no longer a backend.
+        """
         records = []
         for record in shutdown.records:
             if record.process.ended():
@@ -212,20 +220,23 @@ class ShutdownCoordinator:
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
         if records:
             ended = [each.backend for each in self._registry.ends()]
-            return records, {_started(each) for each in (*(r.backend for r in known), *ended)}
+            return records, {_identity(each) for each in (*(r.backend for r in known), *ended)}
         if shutdown.pid is not None and known:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
 
     def _stop(self, model: str, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
-        """Stop backends at the same time, with leave, none before all are drained."""
+        """Ask hooks for permission, drain all backends, then stop all of them."""
         try:
             self._enter(shutdown, "asking")
-            # First: one that ends by itself from now on leaves none of its tree behind.
+            # Before the hooks: if a backend ends by itself from now on, its tree is still known.
             self._for_each(stops, self._stopper.open)
-            self._ask_leave(model, [stop.record for stop in stops], shutdown.force)
+            self._ask_permission(model, [stop.record for stop in stops], shutdown.force)
             self._enter(shutdown, "draining")
-            self._for_each(stops, self._stopper.begin_drain(shutdown.hurry))
+            deadline = time.monotonic() + self._drain_timeout_seconds
+            self._for_each(
+                stops, lambda stop: self._stopper.drain(stop, deadline, shutdown.skip_drain)
+            )
             if shutdown.spare_busy:
                 for stop in stops:
                     if stop.is_busy:
@@ -238,49 +249,49 @@ class ShutdownCoordinator:
                 stop.resources.close()
 
     def _for_each(self, stops: Sequence[Stop], step: Callable[[Stop], None]) -> None:
-        """Take a step of several stops at the same time; return once all have ended."""
+        """Take a step of several stops at the same time, and wait for all of them."""
         futures = self._thread_pool.map(step, stops, _STOPS_AT_ONCE)
         wait(futures)
         for future in futures:
             future.result()
 
-    def _ask_leave(self, model: str, records: Sequence[Record], force: bool) -> None:
+    def _ask_permission(self, model: str, records: Sequence[Record], force: bool) -> None:
         for record in records:
             if refusal := self._hooks.before_shutdown(record.backend, force):
                 raise ShutdownRefused(model, refusal.plugin_name, refusal.reason)
 
-    def _watch_respawn(self, model: str, known: set[Started]) -> str:
-        """See whether the host starts the model again: `respawned`, else `stopped`."""
+    def _watch_respawn(self, model: str, known: set[ProcessIdentity]) -> str:
+        """Watch whether the host starts the model again; return `respawned` or `stopped`."""
         deadline = time.monotonic() + self._respawn_watch_seconds
         while True:
-            if self._anew(model, known):
+            if self._new_pids(model, known):
                 return "respawned"
             left = deadline - time.monotonic()
-            if left <= 0 or self._stopper.closing.wait(min(_LOOK_SECONDS, left)):
+            if left <= 0 or self._stopper.closing.wait(min(_RESPAWN_POLL_SECONDS, left)):
                 return "stopped"
 
-    def _anew(self, model: str, known: set[Started]) -> list[int]:
-        """List the PIDs of a model's new processes, and of those that have crashed by now."""
+    def _new_pids(self, model: str, known: set[ProcessIdentity]) -> list[int]:
+        """List the PIDs of a model's new processes, including those that have ended again."""
         ended = [each.backend for each in self._registry.ends() if each.backend.model == model]
         found = (*ended, *(each.backend for each in self._registry.records(model)))
-        return [each.pid for each in found if _started(each) not in known]
+        return [each.pid for each in found if _identity(each) not in known]
 
-    def _respawned(self, model: str, known: set[Started]) -> ShutdownFailed:
-        anew = self._anew(model, known)
+    def _respawned(self, model: str, known: set[ProcessIdentity]) -> ShutdownFailed:
+        pids = self._new_pids(model, known)
         reason = (
-            f"it was, but the host started it again ({pids_text(anew)}); a host that does so must "
+            f"it was, but the host started it again ({pids_text(pids)}); a host that does so must "
             "implement the hook monitor_stop_backend, and take the model off its own books there"
         )
         running = {each.backend.pid for each in self._registry.records(model)}
-        return ShutdownFailed(model, reason, [pid for pid in anew if pid in running])
+        return ShutdownFailed(model, reason, [pid for pid in pids if pid in running])
 
 
-def _started(backend: Backend) -> Started:
+def _identity(backend: Backend) -> ProcessIdentity:
     return backend.pid, backend.created_at
 
 
 class _Shutdown:
-    """A shutdown under way: what those who join it share."""
+    """A shutdown in progress, which its callers share."""
 
     def __init__(
         self, force: bool, pid: int | None, records: Sequence[Record], spare_busy: bool
@@ -290,13 +301,18 @@ class _Shutdown:
         self.has_spared = False
         self.pid = pid
         self.records = records
-        self.hurry = threading.Event()
+        self.skip_drain = threading.Event()
         self.phase = "asking"
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
         self.result: Future[None] = Future()
 
     def covers(self, pid: int | None, records: Sequence[Record]) -> bool:
-        """Whether it stops these, which are a model's now, or its one with that PID."""
-        if pid is not None and not records:  # gone by now, or never there
+        """Whether this shutdown stops the given records, or the backend with a PID.
+
+        Args:
+            pid: the PID that the caller asked for; None for all.
+            records: the model's current records with that PID.
+        """
+        if pid is not None and not records:  # the backend has ended, or never existed
             return any(each.backend.pid == pid for each in self.records)
         return all(each in self.records for each in records)

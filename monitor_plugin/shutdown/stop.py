@@ -1,4 +1,4 @@
-"""The stop of one backend: drain, free, end its whole tree, and verify that it is gone."""
+"""The stop of one backend: drain it, free it, end its process tree, and verify the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import grpc
@@ -24,20 +24,20 @@ from ..rpc.client import StatusClient
 
 _logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _REFRESH_SECONDS = 0.5
 
 
 class Stop:
-    """A stop: of which backend, how far it is, and what went wrong.
+    """The stop of a backend: its progress and its result.
 
     Attributes:
-        record: the backend's.
-        resources: to be closed at the end.
-        tree: its process tree, once it is open; None where it had ended before.
-        is_busy: whether it was so still after the drain, or nobody could ask it meanwhile.
-        by_host: whether a hook stopped it through the host's books.
-        failure: None where it is gone.
+        record: the backend's record.
+        resources: closes the process handles at the end.
+        tree: the backend's process tree; None before `Stopper.open`, or if the process had ended.
+        is_busy: whether the backend was busy after the drain, or could not be asked in that time.
+        by_host: whether a hook had the host stop it.
+        failure: why the backend is not stopped; None if it is.
     """
 
     def __init__(self, record: Record) -> None:
@@ -49,14 +49,14 @@ class Stop:
         self.failure: ShutdownFailed | None = None
 
     def fail(self, reason: str, tree: ProcessTree) -> None:
-        """Note why it failed, and what is left."""
-        left = [member.pid for member in tree.alive()]
-        if left:
-            reason = f"{reason}; still running: {pids_text(left)}"
-        self.failure = ShutdownFailed(self.record.backend.model, reason, left)
+        """Set the failure, with the processes that still run."""
+        pids = [member.pid for member in tree.alive()]
+        if pids:
+            reason = f"{reason}; still running: {pids_text(pids)}"
+        self.failure = ShutdownFailed(self.record.backend.model, reason, pids)
 
     def spare(self) -> None:
-        """Note that it is left alone, as it is busy, or may be."""
+        """Fail without stopping the backend, as it may be busy."""
         if self.tree and not self.failure:
             self.fail("it may be busy, and was to be spared then", self.tree)
 
@@ -65,15 +65,15 @@ class Stopper:
     """Stops backends. Safe to call from any thread.
 
     Args:
-        registry: told which are being stopped.
+        registry: gets the backends that are being stopped.
         exit_recorder: records the exit of a backend whose process has ended.
-        backend_reader: asks whether they are busy.
-        status_client: asks them to free what they hold.
-        hooks: asked to stop them through the host's books.
+        backend_reader: requests statuses, to see whether a backend is busy.
+        status_client: asks backends to free their model.
+        hooks: may have the host stop a backend.
         settings: the timeouts.
 
     Attributes:
-        closing: once set, waits end, and nothing more is signalled.
+        closing: once it is set, waits end, and no more signals are sent.
     """
 
     def __init__(
@@ -94,63 +94,57 @@ class Stopper:
         self.closing = threading.Event()
 
     def open(self, stop: Stop) -> None:
-        """Get hold of the backend's process tree."""
-        with self._noting_failure(stop):
+        """Open the backend's process tree."""
+        with self._recording_failure(stop):
             root = stop.resources.enter_context(Process(stop.record.backend.pid))
-            if stop.record.process.ended():  # and `root` is another process with its PID
+            if stop.record.process.ended():  # so `root` may be a new process with the same PID
                 raise ProcessGone(root.pid)
             stop.tree = stop.resources.enter_context(ProcessTree(root))
 
     @contextmanager
-    def _noting_failure(self, stop: Stop) -> Iterator[None]:
+    def _recording_failure(self, stop: Stop) -> Iterator[None]:
         backend = stop.record.backend
         try:
             yield
         except ProcessGone:
             self._exit_recorder.end(stop.record)
-        except OSError as error:  # no more descriptors, say
+        except OSError as error:  # for example, no free file descriptor
             reason = f"its processes cannot be looked at: {error}"
             stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
 
-    def begin_drain(self, hurry: threading.Event) -> Callable[[Stop], None]:
-        """Begin the time of a drain, which all backends of a shutdown share.
+    def drain(self, stop: Stop, deadline: float, skip: threading.Event) -> None:
+        """Wait while the backend is busy, or was busy and does not answer; set `stop.is_busy`.
 
         Args:
-            hurry: ends the waiting once it is set.
-
-        Returns:
-            What waits while a backend is busy, or was and does not answer, at most until that time
-            is over; it notes in the stop whether it is busy all the same.
+            stop: the stop of the backend.
+            deadline: when to stop waiting, by the monotonic clock.
+            skip: ends the wait when it is set.
         """
-        deadline = time.monotonic() + self._settings.drain_timeout_seconds
+        with self._recording_failure(stop):
+            stop.is_busy = self._is_busy_after_drain(stop, deadline, skip)
 
-        def drain(stop: Stop) -> None:
-            with self._noting_failure(stop):
-                stop.is_busy = self._is_busy_after_drain(stop, hurry, deadline)
-
-        return drain
-
-    def _is_busy_after_drain(self, stop: Stop, hurry: threading.Event, deadline: float) -> bool:
+    def _is_busy_after_drain(self, stop: Stop, deadline: float, skip: threading.Event) -> bool:
         record, refresh_at = stop.record, 0.0
-        was_asked = self._settings.drain_timeout_seconds <= 0  # or is not to be
-        while not hurry.is_set() and (left := deadline - time.monotonic()) > 0:
+        was_asked = self._settings.drain_timeout_seconds <= 0  # or is not to be asked
+        while not skip.is_set() and (left := deadline - time.monotonic()) > 0:
             if stop.tree and time.monotonic() >= refresh_at:
-                with suppress(OSError):  # no descriptor is free; it is looked for again at the end
-                    stop.tree.rescan()  # what it starts meanwhile outlives it if it crashes
+                # A child that is started now would outlive a crash of the backend otherwise.
+                with suppress(OSError):  # no free descriptor: the tree is scanned again at the end
+                    stop.tree.rescan()
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
             status, _, rpc_error = self._backend_reader.status(record, left)
             was_asked = True
-            deaf = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
-            if record.state is not State.BUSY or (status is None and not deaf):
-                return deaf  # which may mean busy, though it is not waited for
-            hurry.wait(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
-        return record.state is State.BUSY or not (was_asked or hurry.is_set())
+            timed_out = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
+            if record.state is not State.BUSY or (status is None and not timed_out):
+                return timed_out  # it may be busy, though nothing waits for that
+            skip.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        return record.state is State.BUSY or not (was_asked or skip.is_set())
 
     def stop(self, stop: Stop) -> None:
-        """Free and end the backend; how, and what went wrong, is noted in `stop`."""
+        """Free and end the backend; set `stop.by_host` and `stop.failure`."""
         if stop.tree is None or stop.failure:
             return
-        with self._noting_failure(stop):
+        with self._recording_failure(stop):
             self._registry.set_stopping(stop.record, True)
             try:
                 self._end_tree(stop, stop.tree)
@@ -161,7 +155,7 @@ class Stopper:
                     self._registry.set_stopping(stop.record, False)
 
     def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
-        """Free and end a backend's tree, by the host's books or by signals."""
+        """Free a backend and end its process tree, through the host or by signals."""
         backend, seconds = stop.record.backend, self._settings.stop_timeout_seconds
         answer = None
         if not self.closing.is_set() and (error := self._status_client.free(backend)):
@@ -194,5 +188,5 @@ class Stopper:
 
 
 def pids_text(pids: Sequence[int]) -> str:
-    """Name PIDs for people."""
+    """Write PIDs for people."""
     return f"PID{'s' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"

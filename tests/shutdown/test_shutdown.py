@@ -225,7 +225,7 @@ def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawne
     spawned(monitor, backend.pid, address=backend.address)
     with ThreadPoolExecutor(3) as pool:
         patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
-        under_way = monitor._services.shutdown_coordinator._under_way
+        under_way = monitor._services.shutdown_coordinator._shutdowns
 
         def joined() -> bool:  # the one that stops it does not wait for that
             return "m" in under_way and bool(waiters(under_way["m"].result))
