@@ -80,7 +80,7 @@ def test_functions_have_their_parameters(function: Any, parameters: list[str]) -
 
 
 def test_a_server_has_its_attributes(server: Any) -> None:
-    """The server has what connections are counted and replaced by."""
+    """A server has the attributes that `Connections` reads and replaces."""
     assert server.channel_class is HTTPChannel
     assert server.active_channels == {}
     assert server.accepting is True
@@ -89,7 +89,7 @@ def test_a_server_has_its_attributes(server: Any) -> None:
 
 
 def test_a_channel_has_its_attributes(server: Any) -> None:
-    """A channel has what its quiet time, its size and its answers are told by."""
+    """A channel has the attributes by which `Connections` decides which one to evict."""
     assert HTTPChannel.parser_class is HTTPRequestParser
     assert HTTPChannel.task_class is WSGITask
     mine, other = socket.socketpair()
@@ -105,7 +105,7 @@ def test_a_channel_has_its_attributes(server: Any) -> None:
 
 
 def test_a_parser_has_its_attributes(server: Any) -> None:
-    """A parser has what requests are checked by; that of a chunked body, how far it has come."""
+    """A parser has the attributes that `Parser` checks, also within a chunked body."""
     parser: Any = HTTPRequestParser(server.adj)
     assert (parser.header_plus, parser.body_rcv, parser.completed) == (b"", None, False)
     parser.received(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -120,7 +120,7 @@ def test_a_parser_has_its_attributes(server: Any) -> None:
 
 
 def test_a_dispatcher_has_its_attributes() -> None:
-    """A dispatcher has what its threads are counted and woken by."""
+    """A dispatcher has the attributes by which `Dispatcher` counts and wakes threads."""
     dispatcher: Any = ThreadedTaskDispatcher()
     assert (dispatcher.active_count, dispatcher.stop_count) == (0, 0)
     assert (dispatcher.threads, list(dispatcher.queue)) == (set(), [])
