@@ -36,8 +36,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.api.results import Response, encode
 from monitor_plugin.api.schemas import BackendsAnswer, Machine, NodeBackendItem, ProcessItem
 from monitor_plugin.backends.registry import Registry
-from monitor_plugin.cluster.member import Member
-from monitor_plugin.cluster.peers.directory import PeerDirectory
+from monitor_plugin.cluster.node import ClusterNode
 from monitor_plugin.cluster.requests.local_node import LocalNode
 from monitor_plugin.cluster.transport.messages import Reply, Request
 from monitor_plugin.demo.ports import free_port
@@ -90,22 +89,26 @@ class _MadeUp(LocalNode):
             for number, model in enumerate(models)
         ]
 
-    def backends(self, ask: Request) -> Reply:
+    def answer(self, request: Request, *, audit: bool = False) -> Reply:
         items: list[Any] = self._items
-        if ask.limit is not None:
-            items = [each for each in items if each.pid > (ask.after_pid or 0)][: ask.limit]
+        if request.limit is not None:
+            items = [each for each in items if each.pid > (request.after_pid or 0)][: request.limit]
         answer = Response(200, encode(BackendsAnswer(items, [], Machine(64 * _GIB, 64))))
         return Reply(self.node, self.run, answer=answer)
 
 
 def simulate(first: int, count: int, models: int, url: str) -> None:
     """Run nodes until the standard input ends."""
-    settings = Settings(listen=None, cluster=url, http_threads=2)
     for number in range(first, first + count):
         node = f"node-{number:04}"
         names = [f"{node}/model-{each}" for each in range(models)]
-        member = Member(settings, _MadeUp(node, names), _Models(names), PeerDirectory())
-        member.start(f"http://10.0.{number // 256}.{number % 256}:8080")
+        settings = Settings(
+            listen=None,
+            cluster=url,
+            cluster_url=f"http://10.0.{number // 256}.{number % 256}:8080",
+            http_threads=2,
+        )
+        ClusterNode(settings, _Models(names), _MadeUp(node, names)).start(None)
     print("started", flush=True)
     sys.stdin.read()
     os._exit(0)

@@ -416,19 +416,21 @@ class _Services:
 
 def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
     try:
-        from .cluster.node import ClusterNode  # which needs what is not always installed
+        from .cluster.node import ClusterNode, node_name  # needs the extra `cluster`
+        from .cluster.requests.local_node import LocalNode
     except ImportError as error:
         raise SettingsError(
             "cluster", f"setting cluster: {error}: pip install 'monitor-plugin[cluster]'"
         ) from None
-    return ClusterNode(
-        settings,
+    local_node = LocalNode(
+        node_name(settings),
         services.registry,
         services.model_reader,
         services.shutdown_coordinator,
         services.sweeper,
         services.exit_recorder.describe_last_exit,
     )
+    return ClusterNode(settings, services.registry, local_node)
 
 
 class _Phase(enum.Enum):

@@ -16,7 +16,7 @@ class Requester(NamedTuple):
 
     name: str
     role: str
-    whence: str
+    address: str
 
 
 class ClusterView(Protocol):

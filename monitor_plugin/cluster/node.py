@@ -1,98 +1,145 @@
-"""This monitor as a node of a cluster: what others ask of it, and what it asks of others."""
+"""This monitor's membership in a cluster: it serves other nodes, and answers for all of them."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import secrets
 import socket
-from collections.abc import Callable
 
-from ..api.lister import Lister
 from ..backends.registry import Registry
 from ..config.cluster import parse_nats_servers, validate_node
 from ..config.origins import is_loopback_name
 from ..config.settings import Settings, parse_listen
 from ..domain.errors import SettingsError
-from ..readings.model_reader import ModelReader
-from ..readings.sweeper import Sweeper
-from ..shutdown.coordinator import ShutdownCoordinator
-from .member import Member
 from .peers.directory import PeerDirectory
+from .peers.presence import Presence
 from .requests.client import PeerClient
 from .requests.local_node import LocalNode
+from .requests.server import PeerServer
 from .service import ClusterService
+from .transport.nats_link import NatsLink
 from .transport.subjects import Subjects
 
 _logger = logging.getLogger(__name__)
 
 _UNSPECIFIED = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+_LEAVE_SECONDS = 1.0
+
+
+def node_name(settings: Settings) -> str:
+    """Return the name of this node: the setting `node`, or else the host's name.
+
+    Raises:
+        SettingsError: the name cannot be that of a node.
+    """
+    try:
+        return validate_node(settings.node or socket.gethostname())
+    except ValueError as error:
+        raise SettingsError("node", f"setting node: {error}") from None
 
 
 class ClusterNode:
-    """Joins the cluster, answers others, and has the whole cluster's answers.
+    """Makes this monitor a node of the cluster.
 
     Args:
-        settings: `cluster` is not None.
+        settings: the settings; `cluster` is not None.
         registry: this node's backends.
-        model_reader: reads its models.
-        coordinator: shuts its models down.
-        sweeper: reads all its backends at the same time.
-        describe_last_exit: says how the last backend of a model ended.
+        local_node: answers requests about this node's models.
 
     Attributes:
-        directory: what is known of the other nodes.
+        directory: the other nodes.
         link: the connection to NATS.
-        service: answers for all nodes.
+        service: answers requests about all nodes' models.
 
     Raises:
         SettingsError: a setting cannot be used.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        registry: Registry,
-        model_reader: ModelReader,
-        coordinator: ShutdownCoordinator,
-        sweeper: Sweeper,
-        describe_last_exit: Callable[[str], str | None],
-    ) -> None:
-        try:
-            node = validate_node(settings.node or socket.gethostname())
-        except ValueError as error:
-            raise SettingsError("node", f"setting node: {error}") from None
+    def __init__(self, settings: Settings, registry: Registry, local_node: LocalNode) -> None:
         self._settings = settings
+        self._registry = registry
+        self._local_node = local_node
+        self._subjects = subjects = Subjects(settings.cluster_namespace)
+        self._is_update_due = False
+        node, run = local_node.node, local_node.run
         self.directory = PeerDirectory()
-        local_node = LocalNode(
-            node,
-            secrets.token_hex(8),
-            registry,
-            model_reader,
-            coordinator,
-            Lister(registry, sweeper, coordinator, node),
-            describe_last_exit,
+        self.link = NatsLink(
+            *(settings, node, subjects.reply_prefix(node, run)),
+            on_connected=self._on_connected,
+            on_hello=lambda data, sender: self._presence.on_hello(data, sender),
         )
-        self._member = Member(settings, local_node, registry, self.directory)
-        self.link = self._member.link
-        subjects = Subjects(settings.cluster_namespace)
-        asking = PeerClient(self.link, subjects, self.directory, settings.cluster_timeout_seconds)
-        self.service = ClusterService(local_node, self.link, asking, self.directory)
+        self._presence = Presence(node, run, self.link, subjects, self.directory)
+        self._server = PeerServer(
+            *(local_node, self.link, subjects, self._presence, self._publish_models),
+            max_threads=settings.http_threads,
+            max_shutdowns=max(1, settings.http_threads // 2),
+        )
+        client = PeerClient(
+            local_node, self.link, subjects, self.directory, settings.cluster_timeout_seconds
+        )
+        self.service = ClusterService(local_node, self.link, client, self.directory)
 
     def start(self, url: str | None) -> None:
-        """Join, in the background; NATS may come later.
+        """Join the cluster in the background, as soon as NATS can be reached.
 
         Args:
-            url: where this monitor's HTTP server answers.
+            url: the URL of this monitor's HTTP server; None if there is none.
         """
-        self.service.url = self._advertised(url)
-        self._member.start(self.service.url)
+        self.service.url = self._presence.url = self._reachable_url(url)
+        self._registry.on_change = self._on_change
+        self.link.start()
 
     def close(self) -> None:
-        """Leave; whoever waits for another node is told that nothing comes."""
-        self._member.close()
+        """Leave the cluster. Threads that wait for another node's reply get an error."""
+        self._registry.on_change = lambda: None
+        if self.link.connected:
+            with contextlib.suppress(Exception):
+                self.link.submit(self._presence.leave()).result(_LEAVE_SECONDS)
+        self._server.close()
+        self.link.close()
+        self._server.join()
 
-    def _advertised(self, url: str | None) -> str | None:
-        """Say where others reach this monitor's HTTP; None where they cannot."""
+    def _on_change(self) -> None:
+        """Update the subscriptions soon. Called from any thread when a backend comes or goes."""
+        if not self._is_update_due:
+            self._is_update_due = True
+            self.link.submit(self._update())
+
+    async def _update(self) -> None:
+        """Subscribe for the models that this node has now, and announce them soon."""
+        try:
+            await self._subscribe()
+        except Exception as error:  # the connection ended: the next one subscribes anew
+            _logger.debug("the subscriptions could not be updated: %r", error)
+
+    async def _subscribe(self) -> None:
+        self._is_update_due = False  # first: a later change needs another update
+        node, subjects, server = self._local_node.node, self._subjects, self._server
+        models = frozenset(self._registry.models())
+        handlers = {
+            subjects.all_nodes: self._presence.on_announcement,
+            subjects.read_node(node): server.on_read,
+            subjects.shutdown_node(node): server.on_shutdown,
+            subjects.shutdown_now(node, self._local_node.run): server.on_shutdown_now,
+        }
+        for model in models:
+            handlers[subjects.read_model(model)] = server.on_read
+            handlers[subjects.shutdown_model(model)] = server.on_shutdown
+        await self.link.subscribe(handlers)
+        self._presence.set_models(models)
+
+    async def _publish_models(self) -> None:
+        """Announce at once which models this node has."""
+        await self._update()
+        await self._presence.announce_changes()
+
+    async def _on_connected(self) -> None:
+        """Subscribe, announce this node to all others, and ask for their announcements."""
+        await self._subscribe()
+        await self._presence.join()
+
+    def _reachable_url(self, url: str | None) -> str | None:
+        """Return the URL at which other machines reach this monitor's HTTP server, or None."""
         if self._settings.cluster_url is not None:
             return self._settings.cluster_url
         if url is None or url.startswith("unix:") or self._settings.listen is None:
@@ -103,7 +150,7 @@ class ClusterNode:
             _logger.warning(
                 "other machines cannot reach %s: GET /cluster/targets leaves node %s out; set "
                 "cluster_url to where its HTTP is reached from elsewhere",
-                *(url, self.service.node),
+                *(url, self._local_node.node),
             )
             return None
         if host in _UNSPECIFIED:

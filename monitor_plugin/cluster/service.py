@@ -1,4 +1,4 @@
-"""The whole cluster's answers: this node's and others', made into one."""
+"""Answers requests about the models of all nodes."""
 
 from __future__ import annotations
 
@@ -23,74 +23,77 @@ from .requests.local_node import LocalNode
 from .transport.messages import Caller, Request
 from .transport.nats_link import NatsLink
 
-# Questions after models that nobody is known to have, which may each wait for as long as they may.
-_MOST_UNKNOWN_AT_ONCE = 50
-# How long who has a model is kept waiting for the first word of the others that have it.
-_FIRST_WORD_SECONDS = 0.5
+# Requests for models that no node is known to have. Each may wait until its deadline.
+_MAX_UNKNOWN_READS = 50
+# How long this node's reading of a model waits for the first reply of other nodes that have it.
+_FIRST_REPLY_SECONDS = 0.5
 
 
 class ClusterService:
-    """Answers for all nodes, on the threads of who asks.
+    """Answers requests for all nodes, on the threads of the HTTP server.
 
     Args:
-        local_node: this node's answers.
-        link: the connection to the others.
-        asking: asks them.
-        directory: which there are.
+        local_node: answers for this node.
+        link: the connection to NATS.
+        client: sends requests to nodes.
+        directory: the other nodes.
 
     Attributes:
-        node: this node's name.
-        url: where this monitor's HTTP is reached; None where it cannot be from elsewhere.
+        node: the name of this node.
+        url: the URL of this monitor's HTTP server; None if other machines cannot reach it.
     """
 
     def __init__(
-        self, local_node: LocalNode, link: NatsLink, asking: PeerClient, directory: PeerDirectory
+        self, local_node: LocalNode, link: NatsLink, client: PeerClient, directory: PeerDirectory
     ) -> None:
         self.node = local_node.node
+        self.url: str | None = None
         self._local_node = local_node
         self._link = link
-        self._asking = asking
+        self._client = client
         self._directory = directory
-        self._lists = ClusterLists(local_node, link, asking, directory)
-        self._stops = ClusterShutdowns(local_node, link, asking)
-        self._unknown_reads = threading.BoundedSemaphore(_MOST_UNKNOWN_AT_ONCE)
-        self.url: str | None = None
+        self._lists = ClusterLists(self.node, link, client)
+        self._shutdowns = ClusterShutdowns(local_node, link, client)
+        self._unknown_reads = threading.BoundedSemaphore(_MAX_UNKNOWN_READS)
 
     def monitor(
         self, model: str, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
-        """Read a model, wherever it is; errors are answers too."""
-        ask = Request("monitor", self._caller(requester), model, pid)
-        return self._told(lambda: self._monitor(model, ask, node))
+        """Read a model on the nodes that have it, or on one. An error becomes a response too."""
+        request = Request("monitor", self._caller(requester), model, pid)
+        return self._respond(lambda: self._monitor(model, node, request))
 
     def shutdown(
         self, model: str, force: bool, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
-        """Stop a model on every node that has it, or on one; errors are answers too."""
-        ask = Request("offer", self._caller(requester), model, pid, force=force)
+        """Stop a model on every node that has it, or on one. An error becomes a response too."""
+        request = Request("shutdown", self._caller(requester), model, pid, force=force)
 
-        def stop() -> Response:
-            here, holders = self._where(model, pid, node, stopping=True)
-            one = node is not None or (pid is not None and (here or bool(holders)))
-            return self._stops.stop(ask, here, holders, one)
+        def shutdown() -> Response:
+            is_local, holders = self._locate(model, pid, node, stopping=True)
+            if is_local and (node is not None or pid is not None):
+                return answer_of(self._local_node.answer(request))
+            one_peer = node is not None or (pid is not None and bool(holders))
+            return self._shutdowns.shutdown(request, is_local, holders, one_peer)
 
-        return self._told(stop)
+        return self._respond(shutdown)
 
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:
-        """List the backends of all nodes; `node`, `limit` and `after` of the query narrow."""
-        ask = Request("backends", self._caller(requester), model=model, fresh=fresh)
+        """List the backends of all nodes. `node`, `limit` and `after` of the query narrow that."""
+        request = Request("backends", self._caller(requester), model=model, fresh=fresh)
+        node = query.get("node")
 
-        def read() -> Response:
-            node = query.get("node")
-            self._check(node)
-            return self._lists.backends(ask, node, query, self.urls())
+        def backends() -> Response:
+            if node is not None:
+                _validate_node(node)
+            return self._lists.backends(request, node, query, self.urls())
 
-        return self._told(read)
+        return self._respond(backends)
 
     def targets(self) -> Response:
-        """List all nodes as Prometheus' service discovery by HTTP wants it."""
+        """List the nodes in the format of Prometheus' service discovery by HTTP."""
         groups = []
         for node, url in sorted(self.urls().items()):
             if url is None:
@@ -106,108 +109,102 @@ class ClusterService:
         return Response(200, msgspec.json.encode(groups))
 
     def urls(self) -> dict[str, str | None]:
-        """List all nodes, and where their HTTP is reached."""
-        others = {each.name: each.url for each in self._directory.peers()}
-        return {**others, self._local_node.node: self.url}
+        """Return the HTTP URL of each node, by its name; None if it cannot be reached."""
+        return {**{each.name: each.url for each in self._directory.peers()}, self.node: self.url}
 
     def _caller(self, requester: Requester) -> Caller:
-        return Caller(self._local_node.node, requester.name, requester.role, requester.whence)
+        return Caller(self.node, requester.name, requester.role, requester.address)
 
-    def _told(self, make: Callable[[], Response]) -> Response:
-        """Answer, errors too, and say that it is this node which does, unless others had part.
+    def _respond(self, answer: Callable[[], Response]) -> Response:
+        """Turn an error into a response, and check the headers, which other nodes may have set.
 
-        Whoever sent it, there are no headers but the monitor's own, and nothing odd in them.
+        The node's header names this node unless the response names others.
         """
         try:
-            answer = make()
+            response = answer()
         except MonitorError as error:
-            answer = error_response(error)
+            response = error_response(error)
         headers = {
             name: value
-            for name, value in {NODE_HEADER: self._local_node.node, **answer.headers}.items()
+            for name, value in {NODE_HEADER: self.node, **response.headers}.items()
             if name.startswith("X-Monitor-") or name == "Retry-After"
             if f"{name}{value}".isprintable() and f"{name}{value}".isascii()
         }
-        return msgspec.structs.replace(answer, headers=headers)
+        return msgspec.structs.replace(response, headers=headers)
 
-    def _monitor(self, model: str, ask: Request, node: str | None) -> Response:
-        here, holders = self._where(model, ask.pid, node, stopping=False)
-        if here and not holders:
-            return answer_of(self._local_node.monitor(model, ask.pid))
-        if not here and len(holders) == 1:
-            result = self._link.run(self._asking.read(holders[0].name, ask))
-            answer = merge_readings([result])
-            if node is not None or answer.outcome != "model_not_loaded":
-                return answer
-            holders = []  # it has gone since: to another node, perhaps
+    def _monitor(self, model: str, node: str | None, request: Request) -> Response:
+        is_local, holders = self._locate(model, request.pid, node, stopping=False)
+        if is_local and not holders:
+            return answer_of(self._local_node.answer(request))
+        if not is_local and len(holders) == 1:
+            response = merge_readings(self._client.read_nodes({holders[0].name: request}))
+            if node is not None or response.outcome != "model_not_loaded":
+                return response
+            holders = []  # the model has left that node, perhaps for another one
         if not holders:
-            return self._read_unknown(model, ask)
-        ask = msgspec.structs.replace(ask, with_memory=True)
-        # What is here does not wait for those that did not answer the last time, and for others
-        # no longer than for a word that they are at it.
-        skipped = [each.name for each in holders if here and each.silent]
-        awaited = [each.name for each in holders if each.name not in skipped]
-        first_seconds = _FIRST_WORD_SECONDS if here else math.inf
-        asked = self._link.submit(self._asking.read_all(awaited, ask, first_seconds))
-        results = [PeerResult(each, None, NodeUnreachable("", [each])) for each in skipped]
-        if here:
-            reply = self._local_node.monitor(model, ask.pid, with_memory=True)
-            results.append(PeerResult(self._local_node.node, reply, None))
-        try:
-            results += asked.result()
-        except MonitorError as error:  # the monitor is closing
-            results += [PeerResult(each, None, error) for each in awaited]
-        return merge_readings(results)
+            return self._read_unknown(model, request)
+        # This node's reading does not wait for nodes that are silent, and for others only until
+        # they say that they work.
+        skipped = [each.name for each in holders if is_local and each.silent]
+        nodes = [each.name for each in holders if each.name not in skipped]
+        if is_local:
+            nodes.append(self.node)
+        request = msgspec.structs.replace(request, with_memory=True)
+        first_seconds = _FIRST_REPLY_SECONDS if is_local else math.inf
+        results = self._client.read_nodes(dict.fromkeys(nodes, request), first_seconds)
+        silent = [PeerResult(each, error=NodeUnreachable("", [each])) for each in skipped]
+        return merge_readings([*results, *silent])
 
-    def _where(
+    def _locate(
         self, model: str, pid: int | None, node: str | None, *, stopping: bool
     ) -> tuple[bool, Sequence[Peer]]:
-        """Say whether this node is to be asked, and which others.
+        """Decide which nodes a request is for: whether for this one, and for which others.
 
-        In containers PIDs coincide, so that one that is here too is stopped by `node` alone.
+        Two containers can have the same PIDs. Therefore a PID of this node suffices to read a
+        backend, but not to stop it if other nodes have the model too.
 
         Raises:
-            InvalidRequest: a PID could mean one of several nodes'.
+            InvalidRequest: the PID could be that of several nodes.
         """
         if node is not None:
-            self._check(node)
-            if node == self._local_node.node:
+            _validate_node(node)
+            if node == self.node:
                 return True, []
             return False, [self._directory.get(node) or Peer(node)]
-        here = self._local_node.holds(model)
+        is_local = self._local_node.has(model)
         holders = self._directory.holders(model)
         if pid is None or not holders:
-            return here, holders
-        if not stopping and self._local_node.holds(model, pid):
+            return is_local, holders
+        if not stopping and self._local_node.has(model, pid):
             return True, []
-        if here or len(holders) > 1:
-            names = [*([self._local_node.node] if here else []), *(each.name for each in holders)]
+        if is_local or len(holders) > 1:
+            names = [*([self.node] if is_local else []), *(each.name for each in holders)]
             raise InvalidRequest(
                 f"model {model!r} is on the nodes {', '.join(names)}, and a PID is that of one "
                 "node: say which, by node=NAME"
             )
         return False, holders
 
-    def _check(self, node: str | None) -> None:
-        if node is not None:
-            try:
-                validate_node(node)
-            except ValueError as error:
-                raise InvalidRequest(str(error)[:200]) from None
-
-    def _read_unknown(self, model: str, ask: Request) -> Response:
-        # Where NATS hangs, they must not take the threads that answer for what is here.
+    def _read_unknown(self, model: str, request: Request) -> Response:
+        """Request a model that no node is known to have of every node."""
+        # While NATS hangs, these requests must not take all threads of the HTTP server.
         if not self._unknown_reads.acquire(timeout=SILENT_SECONDS):
             raise NodeUnreachable(
-                f"model {model!r} is not loaded here, and {_MOST_UNKNOWN_AT_ONCE} questions to "
+                f"model {model!r} is not loaded here, and {_MAX_UNKNOWN_READS} questions to "
                 "other nodes wait for an answer already: ask again"
             )
         try:
-            results = self._link.run(self._asking.read_holders(model, ask))
+            results = self._link.run(self._client.read_holders(model, request))
         finally:
             self._unknown_reads.release()
         if results is None:
-            raise ModelNotLoaded(
-                model, self._local_node.describe_last_exit(model), on_any_node=True
-            )
+            ended = self._local_node.describe_last_exit(model)
+            raise ModelNotLoaded(model, ended, on_any_node=True)
         return merge_readings(results)
+
+
+def _validate_node(node: str) -> None:
+    try:
+        validate_node(node)
+    except ValueError as error:
+        raise InvalidRequest(str(error)[:200]) from None

@@ -72,9 +72,9 @@ def test_a_node_that_left_says_no_more(
     rogue = make_rogue(nats.url)
     rogue.listen("monitor.nodes.a")
     eventually(lambda: cluster.link.connected)
-    membership = cluster._member._membership
-    cluster.link.run(membership.leave())
-    cluster.link.run(membership.announce())
+    presence = cluster._presence
+    cluster.link.run(presence.leave())
+    cluster.link.run(presence.announce())
     cluster.link.run(cluster.link.flush())
     rogue.publish("monitor.nodes.a")  # to hear what came before
     eventually(lambda: rogue.heard and not rogue.heard[-1].data)
@@ -190,7 +190,7 @@ def test_questions_to_a_nats_that_hangs_are_bounded(
     nats: NatsServer, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that they do not take the threads that answer for what is here."""
-    monkeypatch.setattr(service, "_MOST_UNKNOWN_AT_ONCE", 1)
+    monkeypatch.setattr(service, "_MAX_UNKNOWN_READS", 1)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
     cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscription_count == 5)

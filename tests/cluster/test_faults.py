@@ -27,7 +27,7 @@ def test_a_node_that_hangs_is_named_within_the_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A stopped node costs one deadline, then little; it is asked anew once it is heard of."""
-    monkeypatch.setattr(service, "_FIRST_WORD_SECONDS", 5.0)  # those that do not hang may be slow
+    monkeypatch.setattr(service, "_FIRST_REPLY_SECONDS", 5.0)  # those that do not hang may be slow
     a = make_local("a", nats.url, "here", "both", cluster_timeout_seconds=4.0)
     patient = make_local("patient", nats.url, "both", cluster_timeout_seconds=600.0)
     b = make_node("b", nats.url, "there", "both")

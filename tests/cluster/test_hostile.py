@@ -249,7 +249,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever a node says once it was told to stop a model, but that it did or not: unknown."""
-    monkeypatch.setattr("monitor_plugin.cluster.requests.client._LONGEST_SHUTDOWN_SECONDS", 1.0)
+    monkeypatch.setattr("monitor_plugin.cluster.requests.client._MAX_SHUTDOWN_SECONDS", 1.0)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=120.0)
     rogue = joined(make_rogue(nats.url), monitor)
     offer = pack(Reply("rogue", "1", "offer", offer="key"))

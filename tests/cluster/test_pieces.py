@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.api.results import Response
-from monitor_plugin.cluster.merge.readings import names_of
+from monitor_plugin.cluster.merge.readings import join_names
 from monitor_plugin.cluster.peers.directory import PeerDirectory
 from monitor_plugin.cluster.transport.messages import (
     Announcement,
@@ -141,9 +141,9 @@ def test_an_address_that_is_none_is_left_out(said: Announcement, url: str | None
 
 def test_a_header_names_as_many_nodes_as_fit() -> None:
     """A client or proxy that takes no longer line could read nothing of a large cluster."""
-    assert names_of(["a", "b"]) == "a, b"
+    assert join_names(["a", "b"]) == "a, b"
     nodes = [f"node-{number:04}" for number in range(1000)]
-    text = names_of(nodes)
+    text = join_names(nodes)
     assert len(text) < 2100
     shown, _, more = text.rpartition(", and ")
     assert shown.split(", ") == nodes[: shown.count(", ") + 1]

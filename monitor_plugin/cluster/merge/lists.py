@@ -1,51 +1,53 @@
-"""`/backends` of a whole cluster: every node's list, put together, or page by page."""
+"""Merges the lists of backends of all nodes into one list, or into pages of it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
+from msgspec.structs import replace
 
-from ...api.cluster_schemas import NodeItem
+from ...api.cluster_schemas import ClusterBackendsAnswer, NodeItem
 from ...api.cluster_view import NODE_HEADER
 from ...api.results import Response, encode
-from ...api.schemas import Machine
+from ...api.schemas import Machine, NodeBackendItem, NodeEndItem
 from ...backends.registry import ENDS_KEPT
-from ...domain.errors import ClusterError, InvalidRequest
-from ..peers.directory import PeerDirectory
-from ..requests import faults
-from ..requests.client import SILENT_SECONDS, PeerClient, PeerResult
-from ..requests.local_node import LocalNode
+from ...domain.errors import InvalidRequest
+from ..requests.client import SILENT_SECONDS, PeerClient, PeerResult, invalid_reply
 from ..transport.messages import Request
 from ..transport.nats_link import NatsLink
-from .readings import answer_of, names_of
+from .readings import answer_of, join_names
 
-MOST_LIMIT = 10_000
-# How long a node that says that it is at it may take, however late it was asked.
-_AT_WORK_SECONDS = 2.0
-# How many nodes are asked at once: as many lists are held besides what was put together of them.
+_MAX_LIMIT = 10_000
+# The least time for the answer of a node that works, regardless of the deadline for all nodes.
+_MIN_ANSWER_SECONDS = 2.0
+# Maximum number of nodes that are asked at once, and so of lists in memory beside the merged one.
 _NODES_AT_ONCE = 16
 
 
-class _NodesList(msgspec.Struct, frozen=True):
-    """A node's answer, whose items stay as the node encoded them."""
+class _RawList(msgspec.Struct, frozen=True):
+    """A node's list. The items stay as the node encoded them: it may be of another version."""
 
     backends: list[msgspec.Raw]
     ended: list[msgspec.Raw]
     machine: Machine | None
 
 
-class _Item(msgspec.Struct, frozen=True):
+class _Backend(msgspec.Struct, frozen=True):
+    """The fields of `NodeBackendItem` that this module and the command line need."""
+
     model: str
     pid: int
     node: str
 
 
 class _End(msgspec.Struct, frozen=True):
+    """The fields of `NodeEndItem` that this module and the command line need."""
+
     model: str
     pid: int
     cause: str
@@ -53,216 +55,153 @@ class _End(msgspec.Struct, frozen=True):
     node: str
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """What is needed of the items, here and by whoever asked."""
+class _NodeList(msgspec.Struct):
+    """A node's list: each item with its JSON. Without a list, `error` says why."""
 
-    backends: list[_Item]
-    ended: list[_End]
-
-
-class _Rest(msgspec.Struct, frozen=True, kw_only=True):
-    """`ClusterBackendsAnswer` but for its `backends`."""
-
-    ended: list[msgspec.Raw]
-    machine: Machine | None
-    nodes: list[NodeItem]
-    next: str | None
-    cluster_error: str | None
-
-
-class _Page:
-    """What is put together, node by node.
-
-    Args:
-        limit: how many backends it takes; None for all.
-    """
-
-    def __init__(self, limit: int | None) -> None:
-        self._limit = limit
-        self._body = bytearray(b'{"backends":[')
-        self._ended: list[tuple[datetime, msgspec.Raw]] = []
-        self._nodes: list[NodeItem] = []
-        self._machine: Machine | None = None
-        self._found = 0
-        self._last = ""
-        self._is_full = False
-        self._more = False
-
-    def add(self, result: PeerResult, url: str | None, is_asked: bool) -> bool:
-        """Add a node's list, and say whether the page is full now.
-
-        Args:
-            result: its list, or why there is none.
-            url: where its HTTP is reached.
-            is_asked: whether it is the node that was asked for all of them.
-        """
-        found, known, error = _list_of(result)
-        room = None if self._limit is None else self._limit - self._found
-        taken = found.backends[:room]
-        if taken:
-            self._body += b"," if self._found else b""
-            self._body += b",".join(taken)
-            self._found += len(taken)
-            self._last = f"{result.node}/{known.backends[len(taken) - 1].pid}"
-        self._is_full = self._found == self._limit
-        self._more = len(taken) < len(found.backends)
-        ended = zip((each.ended_at for each in known.ended), found.ended, strict=True)
-        self._ended = sorted([*self._ended, *ended], key=lambda each: each[0], reverse=True)
-        del self._ended[ENDS_KEPT:]
-        if self._machine is None or is_asked:
-            self._machine = found.machine
-        self._nodes.append(
-            NodeItem(
-                node=result.node,
-                url=url,
-                backends=len(taken),
-                machine=found.machine,
-                error=error,
-            )
-        )
-        return self._is_full
-
-    def answer(self, nodes_follow: bool, cluster_error: str | None) -> Response:
-        """Give the answer.
-
-        Args:
-            nodes_follow: whether there are nodes that were not asked.
-            cluster_error: why other nodes are perhaps not known of.
-        """
-        goes_on = self._is_full and (self._more or nodes_follow)
-        rest = encode(
-            _Rest(
-                ended=[each for _, each in self._ended],
-                machine=self._machine,
-                nodes=self._nodes,
-                next=self._last if goes_on else None,
-                cluster_error=cluster_error,
-            )
-        )
-        self._body += b"]," + rest[1:]
-        names = names_of([each.node for each in self._nodes if each.error is None])
-        return Response(200, bytes(self._body), {NODE_HEADER: names} if names else {})
+    backends: list[tuple[_Backend, msgspec.Raw]] = []
+    ended: list[tuple[_End, msgspec.Raw]] = []
+    machine: Machine | None = None
+    error: str | None = None
 
 
 class ClusterLists:
-    """Lists backends of all nodes.
+    """Lists the backends of all nodes.
 
     Args:
-        local_node: this node's answers.
-        link: the connection to the others.
-        asking: asks them.
-        directory: which there are.
+        node: the name of this node.
+        link: the connection to NATS.
+        client: sends requests to nodes.
     """
 
-    def __init__(
-        self, local_node: LocalNode, link: NatsLink, asking: PeerClient, directory: PeerDirectory
-    ) -> None:
-        self._local_node = local_node
+    def __init__(self, node: str, link: NatsLink, client: PeerClient) -> None:
+        self._node = node
         self._link = link
-        self._asking = asking
-        self._directory = directory
+        self._client = client
 
     def backends(
         self,
-        ask: Request,
+        request: Request,
         node: str | None,
         query: Mapping[str, str],
         urls: Mapping[str, str | None],
     ) -> Response:
-        """List them: all, or what `limit` and `after` of the query say.
-
-        Nodes are asked some at a time, so that no backend is held twice for long.
+        """List all backends, or the page that `limit` and `after` of the query select.
 
         Args:
-            ask: what to ask each node.
-            node: of which alone; None for all.
-            query: the request's.
-            urls: all nodes, and where their HTTP is reached.
+            request: the request to each node.
+            node: the only node to list; None for all.
+            query: the query of the HTTP request.
+            urls: the HTTP URL of each node, by its name.
 
         Raises:
-            NodeUnreachable: the one node that was asked for does not answer.
+            NodeUnreachable: the node to list does not answer.
             InvalidRequest: there is no such node, or the query is wrong.
         """
-        limit, after_node, after_pid = _page(query)
+        limit, after_node, after_pid = _parse_page(query)
         names = [each for each in sorted(urls if node is None else [node]) if each >= after_node]
-        if limit is not None:  # one more than fits, by which it is seen whether there is more
-            ask = msgspec.structs.replace(ask, limit=limit + 1)
-        page, is_full = _Page(limit), False
-        until, left = time.monotonic() + self._asking.patience_seconds, math.inf
+        if limit is not None:  # one more shows whether there is a next page
+            request = replace(request, limit=limit + 1)
+        backends: list[tuple[_Backend, msgspec.Raw]] = []
+        ended: list[tuple[_End, msgspec.Raw]] = []
+        machine: Machine | None = None
+        nodes: list[NodeItem] = []
+        is_full = has_more = False
+        deadline, seconds = time.monotonic() + self._client.timeout_seconds, math.inf
         while names and not is_full:
-            now, names = names[:_NODES_AT_ONCE], names[_NODES_AT_ONCE:]
-            asks = dict.fromkeys(now, ask)
-            if after_node in asks:
-                asks[after_node] = msgspec.structs.replace(ask, after_pid=after_pid)
-            for result in self._ask(asks, left):
+            requests = dict.fromkeys(names[:_NODES_AT_ONCE], request)
+            names = names[_NODES_AT_ONCE:]
+            if after_node in requests:
+                requests[after_node] = replace(request, after_pid=after_pid)
+            results = self._client.read_nodes(
+                requests, max(SILENT_SECONDS, seconds), max(_MIN_ANSWER_SECONDS, seconds)
+            )
+            # All nodes together get about the time of one, because many could hang.
+            seconds = deadline - time.monotonic()
+            for result in results:
                 if node is not None and result.error is not None:
                     raise result.error
                 if node is not None and result.reply and answer_of(result.reply).status != 200:
                     return answer_of(result.reply)
                 if is_full:
-                    names = [result.node]
+                    has_more = True
                     break
-                is_full = page.add(
-                    result, urls.get(result.node), result.node == self._local_node.node
+                part = _decode(result)
+                page = part.backends[: None if limit is None else limit - len(backends)]
+                backends += page
+                is_full = len(backends) == limit
+                has_more = len(page) < len(part.backends)
+                ended = sorted(ended + part.ended, key=lambda each: each[0].ended_at, reverse=True)
+                del ended[ENDS_KEPT:]
+                if machine is None or result.node == self._node:
+                    machine = part.machine
+                nodes.append(
+                    NodeItem(
+                        node=result.node,
+                        url=urls.get(result.node),
+                        backends=len(page),
+                        machine=part.machine,
+                        error=part.error,
+                    )
                 )
-            # All together have about as long as one would: those that hang could be many.
-            left = until - time.monotonic()
-        error = None
-        if node is None and not self._link.connected:
-            error = (
-                f"node {self._local_node.node!r} is not connected to NATS ({self._link.servers}): "
-                "which other nodes there are, and what they have, is known from before at best"
-            )
-        return page.answer(nodes_follow=bool(names), cluster_error=error)
+        last = backends[-1][0] if is_full and (has_more or names) else None
+        answer = ClusterBackendsAnswer(
+            # msgspec encodes `Raw` unchanged.
+            backends=cast("list[NodeBackendItem]", [raw for _, raw in backends]),
+            ended=cast("list[NodeEndItem]", [raw for _, raw in ended]),
+            machine=machine,
+            nodes=nodes,
+            next=f"{last.node}/{last.pid}" if last else None,
+            cluster_error=self._cluster_error() if node is None else None,
+        )
+        answered = join_names([each.node for each in nodes if each.error is None])
+        return Response(200, encode(answer), {NODE_HEADER: answered} if answered else {})
 
-    def _ask(self, asks: Mapping[str, Request], left: float) -> Sequence[PeerResult]:
-        first_seconds, seconds = max(SILENT_SECONDS, left), max(_AT_WORK_SECONDS, left)
-        others = {
-            name: self._link.submit(self._asking.read(name, ask, first_seconds, seconds))
-            for name, ask in asks.items()
-            if name != self._local_node.node
-        }
-        results = []
-        for name, ask in asks.items():
-            if name not in others:
-                results.append(PeerResult(name, self._local_node.backends(ask), None))
-                continue
-            try:
-                results.append(others[name].result())
-            except ClusterError as error:  # the monitor is closing
-                results.append(PeerResult(name, None, error))
-        return results
+    def _cluster_error(self) -> str | None:
+        if self._link.connected:
+            return None
+        return (
+            f"node {self._node!r} is not connected to NATS ({self._link.servers}): "
+            "which other nodes there are, and what they have, is known from before at best"
+        )
 
 
-def _list_of(result: PeerResult) -> tuple[_NodesList, _Known, str | None]:
-    """Decode a node's list, and say what is wrong where there is none."""
-    error = str(result.error)
+def _decode(result: PeerResult) -> _NodeList:
+    """Decode a node's list, and check that every item is of that node."""
     answer = result.reply.answer if result.reply else None
-    if answer is not None and answer.status == 200:
-        try:
-            answer.body.decode()  # what is not looked at must be UTF-8 too
-            found = msgspec.json.decode(answer.body, type=_NodesList)
-            known = msgspec.json.decode(answer.body, type=_Known)
-            senders = {each.node for each in known.backends} | {each.node for each in known.ended}
-            if senders <= {result.node}:
-                return found, known, None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass
-        error = str(faults.nonsense(result.node))
-    elif answer is not None:
-        error = "it answered with an error; its log says more"
-    return _NodesList([], [], None), _Known([], []), error
+    if answer is None:
+        return _NodeList(error=str(result.error))
+    if answer.status != 200:
+        return _NodeList(error="it answered with an error; its log says more")
+    try:
+        answer.body.decode()  # the items' other fields must be UTF-8 too
+        found = msgspec.json.decode(answer.body, type=_RawList)
+        # Copies, because a `Raw` keeps the whole body of its node in memory.
+        part = _NodeList(
+            [(msgspec.json.decode(each, type=_Backend), each.copy()) for each in found.backends],
+            [(msgspec.json.decode(each, type=_End), each.copy()) for each in found.ended],
+            found.machine,
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _NodeList(error=str(invalid_reply(result.node)))
+    nodes = {item.node for item, _ in part.backends} | {item.node for item, _ in part.ended}
+    if nodes <= {result.node}:
+        return part
+    return _NodeList(error=str(invalid_reply(result.node)))
 
 
-def _page(query: Mapping[str, str]) -> tuple[int | None, str, int]:
-    """Read `limit` and `after`: how many, and after which node and PID."""
+def _parse_page(query: Mapping[str, str]) -> tuple[int | None, str, int]:
+    """Parse `limit` and `after`.
+
+    Returns:
+        The maximum number of backends, None for all; and the node and PID that the page follows.
+    """
     text = query.get("limit")
     after = query.get("after", "")
     if text is None and not after:
         return None, "", 0
-    text = str(MOST_LIMIT) if text is None else text
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_LIMIT):
-        raise InvalidRequest(f"limit={text!r} is no number from 1 to {MOST_LIMIT}")
+    text = str(_MAX_LIMIT) if text is None else text
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _MAX_LIMIT):
+        raise InvalidRequest(f"limit={text!r} is no number from 1 to {_MAX_LIMIT}")
     node, _, pid = after.rpartition("/")
     if after and not (node and pid.isascii() and pid.isdigit() and len(pid) < 12):
         raise InvalidRequest(f"after={after!r} is none: take `next` of an answer")

@@ -1,4 +1,4 @@
-"""One reading of a model out of several nodes' readings."""
+"""Merges the readings of a model on several nodes into one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..requests.client import PeerResult
 from ..transport.messages import Reply, with_headers
 
 UNREACHABLE_HEADER = "X-Monitor-Unreachable"
-_MOST_HEADER_CHARACTERS = 2048
+_MAX_HEADER_CHARACTERS = 2048
 
 
 def merge_readings(results: Sequence[PeerResult]) -> Response:
-    """Make one answer of several nodes'; who does not answer is left out, and named.
+    """Merge several nodes' readings of a model. Nodes that gave an error are named in a header.
 
     Raises:
-        ClusterError: no node gave a reading, and this one no answer at all.
+        MonitorError: no node gave a reading, and at least one of them no answer.
     """
     results = sorted(results, key=lambda each: each.node)
     replies = [each.reply for each in results if each.reply]
@@ -29,44 +29,48 @@ def merge_readings(results: Sequence[PeerResult]) -> Response:
     unreadable = [each for each in replies if _outcome(each) == "backend_unreadable"]
     headers = {}
     if unreachable := [each.node for each in results if each.error]:
-        headers[UNREACHABLE_HEADER] = names_of(unreachable)
+        headers[UNREACHABLE_HEADER] = join_names(unreachable)
     if len(read) == 1 and not unreadable:
         return with_headers(answer_of(read[0][0]), headers)
     readings = [reading for _, reading in read]
-    held: list[tuple[Memory | None, str | None]] = [
+    memories: list[tuple[Memory | None, str | None]] = [
         (reading.status.memory, reading.memory_source)
         if reading.status
         else (reply.memory, reply.memory_source)
         for reply, reading in read
     ]
-    for _ in unreadable:
-        readings.append(unreadable_reading(readings[0].backend))
-        held.append((None, None))
+    # An unreadable backend makes every sum unknown.
+    readings += [unreadable_reading(readings[0].backend)] * len(unreadable)
+    memories += [(None, None)] * len(unreadable)
     nodes = [each.node for each in [*(reply for reply, _ in read), *unreadable]]
-    headers[NODE_HEADER] = names_of(sorted(nodes))
-    return with_headers(reading_response(combine(readings, held)), headers)
+    headers[NODE_HEADER] = join_names(sorted(nodes))
+    return with_headers(reading_response(combine(readings, memories)), headers)
 
 
-def names_of(nodes: Sequence[str]) -> str:
-    """Name nodes in a header, which must not grow past what clients and proxies take."""
+def join_names(nodes: Sequence[str]) -> str:
+    """Join nodes' names for a header. Clients and proxies limit its length, so this does too."""
     text = ", ".join(nodes)
-    if len(text) <= _MOST_HEADER_CHARACTERS:
+    if len(text) <= _MAX_HEADER_CHARACTERS:
         return text
-    some = text[:_MOST_HEADER_CHARACTERS].rpartition(", ")[0]
-    return f"{some}, and {len(nodes) - some.count(', ') - 1} more"
+    shortened = text[:_MAX_HEADER_CHARACTERS].rpartition(", ")[0]
+    return f"{shortened}, and {len(nodes) - shortened.count(', ') - 1} more"
+
+
+def answer_of(reply: Reply) -> Response:
+    """Return the answer of a reply, with the node's header."""
+    assert reply.answer is not None
+    return with_headers(reply.answer, {NODE_HEADER: reply.node})
 
 
 def _without_reading(replies: Sequence[Reply], errors: Sequence[Exception]) -> Response:
+    """Return an error that a node answered with, other than that it has no such model if possible.
+
+    A node that did not answer may have the model, so its error is raised before that one.
+    """
     for reply in replies:
         if _outcome(reply) != "model_not_loaded" or not errors:
             return answer_of(reply)
     raise errors[0]
-
-
-def answer_of(reply: Reply) -> Response:
-    """Give a reply's answer, and say whose it is."""
-    assert reply.answer is not None
-    return with_headers(reply.answer, {NODE_HEADER: reply.node})
 
 
 def _outcome(reply: Reply) -> str | None:

@@ -1,13 +1,13 @@
-"""A shutdown on every node that has a model, or on one."""
+"""Stops a model on every node that has it, or on one, and merges the outcomes."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 import msgspec
+from msgspec.structs import replace
 
 from ...api.cluster_view import NODE_HEADER
 from ...api.results import ErrorAnswer, Response, StoppedAnswer, encode, encode_error, error_kind
@@ -19,139 +19,141 @@ from ...domain.errors import (
     ShutdownFailed,
 )
 from ..peers.directory import Peer
-from ..requests import faults
-from ..requests.client import PeerClient, PeerResult
+from ..requests.client import PeerClient, PeerResult, where_to_ask
 from ..requests.local_node import LocalNode
 from ..transport.messages import Request
 from ..transport.nats_link import NatsLink
-from .readings import answer_of, names_of
+from .readings import answer_of, join_names
 
-# Where this node has the model, and nobody else is known to: no longer than its own stop takes,
-# after which it is seen whether the host starts the model again.
-_MAYBE_SECONDS = 1.0
+# The wait for other nodes' offers if only this node is known to have the model. This node's own
+# stop takes about as long, because it waits whether the host restarts the model.
+_NO_HOLDERS_SECONDS = 1.0
 
 
 class ClusterShutdowns:
-    """Stops models, on the threads of who asks.
+    """Stops models, on the threads of the HTTP server.
 
     Args:
-        local_node: stops this node's.
-        link: the connection to the others.
-        asking: asks them.
+        local_node: stops this node's models.
+        link: the connection to NATS.
+        client: sends requests to the other nodes.
     """
 
-    def __init__(self, local_node: LocalNode, link: NatsLink, asking: PeerClient) -> None:
+    def __init__(self, local_node: LocalNode, link: NatsLink, client: PeerClient) -> None:
         self._local_node = local_node
         self._link = link
-        self._asking = asking
+        self._client = client
 
-    def stop(self, ask: Request, here: bool, holders: Sequence[Peer], one: bool) -> Response:
-        """Stop a model, and say what came of it.
+    def shutdown(
+        self, request: Request, is_local: bool, holders: Sequence[Peer], one_peer: bool
+    ) -> Response:
+        """Stop a model, and merge the outcomes of all nodes into one response.
 
         Args:
-            ask: for an offer to stop it.
-            here: whether this node is to stop it.
-            holders: which other nodes are known to have it.
-            one: whether it is this node, or the one other, alone.
+            request: the shutdown.
+            is_local: whether this node has the model.
+            holders: the other nodes that are known to have it.
+            one_peer: whether to stop it on the first of the holders alone.
 
         Raises:
-            ModelNotLoaded: no node has it.
-            ClusterError: the one node did not do its part.
+            ModelNotLoaded: no node has the model.
+            MonitorError: the only node that should have stopped it gave no answer.
         """
-        model = ask.model or ""
-        if here and one:
-            return answer_of(self._local_node.shutdown(model, ask.force, ask.pid))
-        asked: Future[list[PeerResult]]
-        if one:
-            asked = self._link.submit(self._on_one(holders[0].name, ask))
-        else:
-            asked = self._link.submit(self._on_all(model, ask, holders, here))
+        model = request.model or ""
+        future = self._link.submit(
+            self._on_one(holders[0].name, request)
+            if one_peer
+            else self._on_all(model, request, holders, is_local)
+        )
         results = []
-        if here:
-            stopped = self._local_node.shutdown(model, ask.force, ask.pid)
-            results.append(PeerResult(self._local_node.node, stopped, None))
+        if is_local:
+            results.append(PeerResult(self._local_node.node, self._local_node.answer(request)))
         try:
-            results += asked.result()
-        except MonitorError as error:  # the monitor is closing, and it may have been under way
-            names = [each.name for each in holders] or [""]
-            results += [
-                PeerResult(each, None, faults.closing(each, model, error)) for each in names
-            ]
-        return self._outcome(model, results)
+            results += future.result()
+        except MonitorError as error:  # the monitor is closing; the stops may go on
+            for node in [each.name for each in holders] or [""]:
+                where = f"on node {node!r}" if node else "on other nodes"
+                unknown = OutcomeUnknown(
+                    f"the outcome is unknown {where}: {error}; model {model!r} may have been "
+                    "stopped there or not: ask another node's monitor "
+                    f"{where_to_ask(node, model)}",
+                    [node] if node else [],
+                )
+                results.append(PeerResult(node, error=unknown))
+        return self._merge(model, results)
 
-    async def _on_one(self, node: str, ask: Request) -> list[PeerResult]:
-        return [await self._take_up(await self._asking.offer(node, ask), ask)]
+    async def _on_one(self, node: str, request: Request) -> list[PeerResult]:
+        offer = await self._client.offer(node, replace(request, operation="offer"))
+        return [await self._accept(offer, request)]
 
     async def _on_all(
-        self, model: str, ask: Request, holders: Sequence[Peer], here: bool
+        self, model: str, request: Request, holders: Sequence[Peer], is_local: bool
     ) -> list[PeerResult]:
-        only_maybe = here and not holders
-        first_seconds = _MAYBE_SECONDS if only_maybe else math.inf
-        offers = await self._asking.offers(model, ask, holders, first_seconds)
-        if only_maybe:  # a node without a name is none that is known to have it
+        only_local = is_local and not holders
+        first_seconds = _NO_HOLDERS_SECONDS if only_local else math.inf
+        for_offers = replace(request, operation="offer")
+        offers = await self._client.offers(model, for_offers, holders, first_seconds)
+        if only_local:  # without a name it is no node that is known to have the model
             offers = [each for each in offers if each.node]
-        results = list(await asyncio.gather(*(self._take_up(each, ask) for each in offers)))
+        results = list(await asyncio.gather(*(self._accept(each, request) for each in offers)))
         if any(each.reply for each in results):
-            results += await self._left(model, ask, offers)
+            results += await self._still_loaded(model, request, offers)
         return results
 
-    async def _take_up(self, result: PeerResult, ask: Request) -> PeerResult:
+    async def _accept(self, result: PeerResult, request: Request) -> PeerResult:
+        """Accept an offer; return any other result as it is."""
         if result.reply is None or result.reply.kind != "offer":
             return result
-        ask = msgspec.structs.replace(ask, operation="shutdown", offer=result.reply.offer)
-        return await self._asking.stop(result.reply, ask)
+        return await self._client.shutdown(result.reply, replace(request, offer=result.reply.offer))
 
-    async def _left(
-        self, model: str, ask: Request, offers: Sequence[PeerResult]
+    async def _still_loaded(
+        self, model: str, request: Request, offers: Sequence[PeerResult]
     ) -> list[PeerResult]:
-        """See whether a node has the model that was not asked to stop it."""
-        ask = msgspec.structs.replace(ask, operation="loaded", offer=None)
+        """Find nodes that have the model and made no offer."""
         runs = {each.reply.run for each in offers if each.reply}
         reason = "a node has it that had not said so before: ask again"
         return [
-            PeerResult(each.node, None, ShutdownFailed(model, f"{reason} ({each.node})"))
-            for each in await self._asking.still_loaded(model, ask)
+            PeerResult(each.node, error=ShutdownFailed(model, f"{reason} ({each.node})"))
+            for each in await self._client.still_loaded(model, replace(request, operation="loaded"))
             if each.kind == "loaded" and each.run not in runs
         ]
 
-    def _outcome(self, model: str, results: Sequence[PeerResult]) -> Response:
-        """Make one answer of what came of a shutdown on each node."""
+    def _merge(self, model: str, results: Sequence[PeerResult]) -> Response:
         results = sorted(results, key=lambda each: each.node)
         if not results:
-            raise ModelNotLoaded(
-                model, self._local_node.describe_last_exit(model), on_any_node=True
-            )
-        stopped = [each.node for each in results if _outcome_of(each) == "stopped"]
-        bad = [each for each in results if _outcome_of(each) not in ("stopped", "model_not_loaded")]
-        had = [each for each in results if _outcome_of(each) != "model_not_loaded"] or results
-        nodes = names_of([each.node for each in had if each.node])
+            ended = self._local_node.describe_last_exit(model)
+            raise ModelNotLoaded(model, ended, on_any_node=True)
+        stopped = [each.node for each in results if _outcome(each) == "stopped"]
+        failed = [each for each in results if _outcome(each) not in ("stopped", "model_not_loaded")]
+        with_model = [each for each in results if _outcome(each) != "model_not_loaded"] or results
+        nodes = join_names([each.node for each in with_model if each.node])
         headers = {NODE_HEADER: nodes} if nodes else {}
-        if stopped and not bad:
+        if stopped and not failed:
             return Response(200, encode(StoppedAnswer()), headers, "stopped")
-        if not bad or len(results) == 1:
-            return _answer(results[0])
-        worst = min(bad, key=_rank)
-        words = [_words(each) for each in bad]
+        if not failed or len(results) == 1:
+            return _only_answer(results[0])
+        worst = min(failed, key=_rank)
+        messages = [_message(each) for each in failed]
         if stopped:
-            words.append(f"it was stopped on {', '.join(stopped)}")
-        message = f"model {model!r}: " + "; ".join(words)
+            messages.append(f"it was stopped on {', '.join(stopped)}")
         kind = error_kind(worst.error or ShutdownFailed(model, ""))
         if worst.reply and worst.reply.answer:
             answer = worst.reply.answer
-            if not (stopped and answer.status == 503):  # which says that nothing was stopped
+            if not (stopped and answer.status == 503):  # 503 says that nothing was stopped
                 kind = kind._replace(status=answer.status, type=answer.outcome or kind.type)
-                headers = {**answer.headers, **headers}  # with `Retry-After`, say
+                headers = {**answer.headers, **headers}  # such as `Retry-After`
+        message = f"model {model!r}: " + "; ".join(messages)
         return Response(kind.status, encode_error(kind, message), headers, kind.type)
 
 
-def _answer(result: PeerResult) -> Response:
+def _only_answer(result: PeerResult) -> Response:
     if result.reply is None:
         assert result.error is not None
         raise result.error
     return answer_of(result.reply)
 
 
-def _outcome_of(result: PeerResult) -> str:
+def _outcome(result: PeerResult) -> str:
     if result.error is not None:
         return error_kind(result.error).type
     answer = result.reply.answer if result.reply else None
@@ -159,7 +161,7 @@ def _outcome_of(result: PeerResult) -> str:
 
 
 def _rank(result: PeerResult) -> int:
-    """Order by what must be known first: what is unknown, what failed, what was not asked."""
+    """Order failures: outcomes unknown, stops failed, nothing stopped, requests forbidden."""
     if isinstance(result.error, OutcomeUnknown):
         return 0
     if result.reply and result.reply.answer and result.reply.answer.status != 503:
@@ -167,7 +169,7 @@ def _rank(result: PeerResult) -> int:
     return 3 if isinstance(result.error, NodeForbidden) else 2
 
 
-def _words(result: PeerResult) -> str:
+def _message(result: PeerResult) -> str:
     if result.error is not None:
         return str(result.error)
     assert result.reply is not None

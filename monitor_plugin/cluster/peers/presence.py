@@ -30,17 +30,20 @@ class Presence:
 
     Args:
         node, run: this node's name, and the run of it.
+        link: the connection to NATS.
         subjects: the subjects of the cluster.
         directory: receives the peers' announcements.
 
     Attributes:
         url: the URL of this monitor's HTTP server; None if other machines cannot reach it.
-        link: the connection.
     """
 
-    def __init__(self, node: str, run: str, subjects: Subjects, directory: PeerDirectory) -> None:
+    def __init__(
+        self, node: str, run: str, link: NatsLink, subjects: Subjects, directory: PeerDirectory
+    ) -> None:
         self._node = node
         self._run = run
+        self._link = link
         self._subjects = subjects
         self._directory = directory
         self._models: frozenset[str] = frozenset()
@@ -52,7 +55,6 @@ class Presence:
         self._has_left = False
         self._joined_at = 0.0
         self.url: str | None = None
-        self.link: NatsLink
 
     def set_models(self, models: frozenset[str]) -> None:
         """Set this node's models. A change is announced soon."""
@@ -62,24 +64,24 @@ class Presence:
         self._revision += 1
         if not self._is_announcement_due:
             self._is_announcement_due = True
-            self.link.spawn(self._announce_soon())
+            self._link.spawn(self._announce_soon())
 
     async def join(self) -> None:
         """Announce this node on a new connection, and ask its peers to announce themselves."""
         # The revision is enough for peers that know it: after an outage all nodes join at once.
         with_models = self._announced_revision != self._revision
         self._joined_at = time.monotonic()
-        await self.announce(reply=self.link.requests.hello_subject, with_models=with_models)
+        await self.announce(reply=self._link.requests.hello_subject, with_models=with_models)
         if not self._has_heartbeat:
             self._has_heartbeat = True
-            self.link.spawn(self._send_heartbeats())
+            self._link.spawn(self._send_heartbeats())
 
     async def leave(self) -> None:
         """Announce that this node leaves. No announcement follows."""
         self._has_left = True
         announcement = self._announcement([], leaving=True)
-        await self.link.publish(self._subjects.node(self._node), pack(announcement))
-        await self.link.flush()
+        await self._link.publish(self._subjects.node(self._node), pack(announcement))
+        await self._link.flush()
 
     async def announce(
         self, to: str | None = None, reply: str = "", with_models: bool = True
@@ -103,7 +105,7 @@ class Presence:
     def _listed_models(self) -> list[str]:
         """List the models that fit into a message. Peers find the others by asking all nodes."""
         models, size = [], 0
-        max_bytes = min(_MAX_BYTES, self.link.max_payload // 2)
+        max_bytes = min(_MAX_BYTES, self._link.max_payload // 2)
         for model in self._models:
             size += len(model.encode()) + 8
             if size > max_bytes:
@@ -125,7 +127,7 @@ class Presence:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
             is_settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
-            if is_settled and self.link.connected:  # without a connection nothing is known of them
+            if is_settled and self._link.connected:  # without a connection nothing is known of them
                 self._directory.expire()
             await self.announce(with_models=False)
 
@@ -158,12 +160,12 @@ class Presence:
                 )
         elif self._directory.update(announcement):
             request = Request("models", Caller(self._node, "monitor", "read", ""))
-            reply = self.link.requests.hello_subject
-            self.link.spawn(self._publish(self._subjects.read_node(node), pack(request), reply))
+            reply = self._link.requests.hello_subject
+            self._link.spawn(self._publish(self._subjects.read_node(node), pack(request), reply))
 
     async def _publish(self, subject: str, data: bytes, reply: str) -> bool:
         try:
-            await self.link.publish(subject, data, reply)
+            await self._link.publish(subject, data, reply)
         except Exception as error:  # the connection ended: the next one begins with announcements
             _logger.debug("nothing could be published to %s: %r", subject, error)
             return False

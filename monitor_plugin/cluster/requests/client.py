@@ -1,286 +1,395 @@
-"""The asking side: questions to nodes, on the link's event loop."""
+"""Requests to the nodes of the cluster, and the errors of those that do not reply."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from urllib.parse import quote
 
-from ...domain.errors import ClusterError, InvalidRequest, MonitorError, NodeUnreachable
+from ...domain.errors import (
+    ClusterError,
+    InvalidRequest,
+    MonitorError,
+    NodeForbidden,
+    NodeUnreachable,
+    OutcomeUnknown,
+)
 from ..peers.directory import Peer, PeerDirectory
 from ..transport.messages import Reply, Request
 from ..transport.nats_link import NatsLink
 from ..transport.pending_requests import Failure, Replies, collect_replies
 from ..transport.subjects import Subjects
-from . import faults
+from .local_node import LocalNode
 
-# For a node that did not answer the last time, and said nothing since.
+# The wait for a node that did not reply to the last request, and has announced nothing since.
 SILENT_SECONDS = 0.25
-# Offers to stop a model, which are good for 10 s, wait no longer for those that do not come.
+# The wait for offers to stop a model. Each offer lasts 10 s, so the slowest must not delay all.
 _OFFERS_SECONDS = 5.0
-# In which it is seen whether anybody has a model still.
-_STILL_SECONDS = 1.0
-# A node that stops a model says every second that it does.
-_LEAST_STOP_SECONDS = 3.0
-# However long a node says that it is at work.
-_LONGEST_SHUTDOWN_SECONDS = 3600.0
+_RECHECK_SECONDS = 1.0
+# A node that stops a model says every second that it works.
+_MIN_STOP_SECONDS = 3.0
+# The longest wait for a node that says that it works.
+_MAX_SHUTDOWN_SECONDS = 3600.0
 
 
 class PeerResult(NamedTuple):
-    """What came of asking one node: its answer, or why there is none."""
+    """The result of a request to one node: its reply, or the error that it did not reply with.
+
+    Attributes:
+        node: the name of the node; empty if it is not known which node should have replied.
+    """
 
     node: str
-    reply: Reply | None
-    error: MonitorError | None
+    reply: Reply | None = None
+    error: MonitorError | None = None
 
 
 class PeerClient:
-    """Asks other nodes. Each question ends within `patience_seconds`, but for shutdowns.
+    """Sends requests to nodes. All methods but `read_nodes` run on the link's event loop.
 
-    Who would stop a model is found out in 5 s at most; who stops it may be silent for 3 s at least.
+    Each request ends within `timeout_seconds`. One for offers to stop a model ends within 5 s; a
+    node that stops a model may be silent for at least 3 s.
 
     Args:
-        link: the connection.
-        subjects: where nodes listen.
-        directory: which nodes there are.
-        patience_seconds: how long a node may take to answer, or be silent while it stops a model.
+        local_node: answers for this node.
+        link: the connection to NATS.
+        subjects: the subjects of the cluster.
+        directory: the other nodes.
+        timeout_seconds: how long a node may take to answer, or be silent while it stops a model.
     """
 
     def __init__(
-        self, link: NatsLink, subjects: Subjects, directory: PeerDirectory, patience_seconds: float
+        self,
+        local_node: LocalNode,
+        link: NatsLink,
+        subjects: Subjects,
+        directory: PeerDirectory,
+        timeout_seconds: float,
     ) -> None:
+        self._local_node = local_node
         self._link = link
         self._subjects = subjects
         self._directory = directory
-        self.patience_seconds = patience_seconds
+        self.timeout_seconds = timeout_seconds
 
-    async def read(
+    def read_nodes(
         self,
-        node: str,
-        ask: Request,
+        requests: Mapping[str, Request],
         first_seconds: float = math.inf,
         seconds: float = math.inf,
-    ) -> PeerResult:
-        """Ask one node for a reading, or its list.
+    ) -> list[PeerResult]:
+        """Request readings or lists of several nodes at the same time, on the caller's thread.
 
         Args:
-            node: its name.
-            ask: for what.
-            first_seconds: how long to wait for its first word, which may be that it is at work.
-            seconds: how long to wait in all, at most.
+            requests: the request to each node, by its name; this node's own is answered here.
+            first_seconds: maximum wait for a node's first reply, which may say that it works.
+            seconds: maximum wait for its answer.
         """
-        subject = self._subjects.read_node(node)
-        return await self._ask_node(subject, node, ask, first_seconds, seconds)
+        local = self._local_node.node
+        futures = {
+            node: self._link.submit(self._read(node, request, first_seconds, seconds))
+            for node, request in requests.items()
+            if node != local
+        }
+        results = []
+        if local in requests:
+            results.append(PeerResult(local, self._local_node.answer(requests[local])))
+        for node, future in futures.items():
+            try:
+                results.append(future.result())
+            except MonitorError as error:  # the monitor is closing
+                results.append(PeerResult(node, error=error))
+        return sorted(results, key=lambda each: each.node)
 
-    async def read_all(
-        self, nodes: Sequence[str], ask: Request, first_seconds: float = math.inf
-    ) -> list[PeerResult]:
-        """Ask several nodes at the same time."""
-        return list(await asyncio.gather(*(self.read(each, ask, first_seconds) for each in nodes)))
+    async def _read(
+        self, node: str, request: Request, first_seconds: float, seconds: float
+    ) -> PeerResult:
+        subject = self._subjects.read_node(node)
+        return await self._request_node(subject, node, request, first_seconds, seconds)
 
     async def read_holders(
-        self, model: str, ask: Request, seconds: float = math.inf
+        self, model: str, request: Request, seconds: float = math.inf
     ) -> list[PeerResult] | None:
-        """Ask whoever has a model, as none is known who has; None where nobody has.
+        """Request a model of every node that has it, as none is known; None if no node has it.
 
-        Those that said that they are at it, and no more, are among the results.
+        The results include nodes that said that they work on the request, and sent no answer.
 
         Raises:
-            NodeUnreachable: that cannot be found out.
-            NodeForbidden: NATS does not let this node ask.
+            NodeUnreachable: it cannot be found out whether a node has the model.
+            NodeForbidden: NATS does not let this node send the request.
         """
         subject = self._subjects.read_model(model)
         try:
-            heard = await self._listen(subject, ask, (), math.inf, seconds, others=True)
+            replies, failure, working = await self._request(
+                subject, request, (), math.inf, seconds, accept_others=True
+            )
         except ClusterError as error:
-            raise NodeUnreachable(
-                f"model {model!r} is not loaded here, and no other node can be asked: {error}"
-            ) from None
-        for reply in heard.replies:
-            has_it = reply.answer is not None and reply.answer.status == 200
-            self._directory.record_reply(reply.node, model if has_it else None)
-        if heard.replies or heard.working:
-            missed = [
-                self._missed(each, heard.failure, subject, stopping=False) for each in heard.working
-            ]
-            return [*(self.result(each) for each in heard.replies), *missed]
-        if heard.failure is Failure.NO_RESPONDERS:
+            raise _nothing_sent(model, error) from None
+        for reply in replies:
+            has_model = reply.answer is not None and reply.answer.status == 200
+            self._directory.record_reply(reply.node, model if has_model else None)
+        if replies or working:
+            late = [self._no_reply(each, failure, subject, stopping=False) for each in working]
+            return [*map(self._result, replies), *late]
+        if failure is Failure.NO_RESPONDERS:
             return None
-        if heard.failure is Failure.FORBIDDEN:
-            raise faults.no_answer("", heard.failure, subject, stopping=False)
-        if heard.failure is Failure.LOST:
-            why = "the connection to NATS ended while it was asked; ask again"
-        else:  # NATS says at once where nobody listens, if it does say anything
-            why = (
+        if failure is Failure.FORBIDDEN:
+            raise _no_reply_error("", failure, subject, stopping=False)
+        if failure is Failure.LOST:
+            reason = "the connection to NATS ended while it was asked; ask again"
+        else:  # NATS reports at once that no node subscribes, unless it hangs
+            reason = (
                 "nobody answers: a node that has it hangs, and had not said its name, or NATS "
                 "does; GET /cluster/targets lists those that have"
             )
-        raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {why}")
+        raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {reason}")
 
-    async def offer(self, node: str, ask: Request, seconds: float = math.inf) -> PeerResult:
-        """Ask one node whether it would stop a model, and wait at most so long."""
-        subject = self._subjects.shutdown_node(node)
-        return await self._ask_node(subject, node, ask, seconds=seconds)
-
-    async def offers(
-        self, model: str, ask: Request, expected: Sequence[Peer], first_seconds: float
-    ) -> list[PeerResult]:
-        """Ask who would stop a model: who answered, and those of whom an answer was expected.
-
-        A result without a node's name says why it is not known who has the model.
-        """
-        subject = self._subjects.shutdown_model(model)
-        awaited = [each for each in expected if not each.silent] or expected
+    async def still_loaded(self, model: str, request: Request) -> list[Reply]:
+        """Return the replies of the nodes that still have a model; none if nobody can be asked."""
         try:
-            heard = await self._listen(
-                subject, ask, awaited, first_seconds, _OFFERS_SECONDS, others=True
-            )
-        except ClusterError as error:
-            nobody = NodeUnreachable(
-                f"model {model!r} is not loaded here, and no other node can be asked: {error}"
-            )
-            known = [
-                PeerResult(each.name, None, faults.not_sent(each.name, error)) for each in expected
-            ]
-            return known or [PeerResult("", None, nobody)]
-        results = [self.result(each) for each in heard.replies]
-        named = {each.node for each in results}
-        missed = [each for each in expected if each.name not in named]
-        # It may be the model alone that is not there any more, since a moment ago.
-        nobody_there = heard.failure is Failure.NO_RESPONDERS
-        silence = nobody_there or heard.failure is None
-        anew = [each.name for each in missed if silence or each not in awaited]
-        results += [
-            self._missed(each.name, heard.failure, subject, stopping=True)
-            for each in missed
-            if each.name not in anew
-        ]
-        # A moment, where others have answered: their offers must not grow old.
-        seconds = _OFFERS_SECONDS if nobody_there else SILENT_SECONDS
-        results += await asyncio.gather(*(self.offer(each, ask, seconds) for each in anew))
-        if not results and heard.failure is not Failure.NO_RESPONDERS:
-            results.append(self._missed("", heard.failure, subject, stopping=True))
-        return results
-
-    async def still_loaded(self, model: str, ask: Request) -> list[Reply]:
-        """Ask who still has a model; nobody, where that cannot be found out."""
-        try:
-            results = await self.read_holders(model, ask, _STILL_SECONDS) or []
+            results = await self.read_holders(model, request, _RECHECK_SECONDS) or []
             return [each.reply for each in results if each.reply]
         except ClusterError:
             return []
 
-    async def stop(self, offer: Reply, ask: Request) -> PeerResult:
-        """Take a node's offer up, and wait for as long as it says that it is at work.
+    async def offer(self, node: str, request: Request, seconds: float = math.inf) -> PeerResult:
+        """Request an offer to stop a model of one node, and wait at most so many seconds."""
+        subject = self._subjects.shutdown_node(node)
+        return await self._request_node(subject, node, request, seconds=seconds)
 
-        Only what certainly did not reach it is said to have stopped nothing.
+    async def offers(
+        self, model: str, request: Request, holders: Sequence[Peer], first_seconds: float
+    ) -> list[PeerResult]:
+        """Request offers to stop a model of every node that has it.
+
+        Args:
+            model: the model's name.
+            request: the request.
+            holders: the nodes that are known to have the model.
+            first_seconds: maximum wait for each of them.
+
+        Returns:
+            A result of each node that replied, and of each holder. One without a node's name says
+            why it is not known which nodes have the model.
         """
-        node, model = offer.node, ask.model or ""
-        subject = self._subjects.shutdown_now(node, offer.run)
-        until = time.monotonic() + _LONGEST_SHUTDOWN_SECONDS
-        patience_seconds = max(self.patience_seconds, _LEAST_STOP_SECONDS)
+        subject = self._subjects.shutdown_model(model)
+        awaited = [each for each in holders if not each.silent] or holders
         try:
-            pending = await self._link.requests.send(subject, ask)
+            replies, failure, _ = await self._request(
+                subject, request, awaited, first_seconds, _OFFERS_SECONDS, accept_others=True
+            )
         except ClusterError as error:
-            return PeerResult(node, None, faults.not_sent(node, error))
-        heard = False
+            unsent = [_not_sent(each.name, error) for each in holders]
+            return unsent or [PeerResult("", error=_nothing_sent(model, error))]
+        results = [self._result(each) for each in replies]
+        replied = {each.node for each in results}
+        # A holder may have lost the model, and so the subscription, just now: ask it by its name.
+        may_lack_model = failure in (None, Failure.NO_RESPONDERS)
+        again = []
+        for peer in holders:
+            if peer.name in replied:
+                continue
+            if may_lack_model or peer not in awaited:
+                again.append(peer.name)
+            else:
+                results.append(self._no_reply(peer.name, failure, subject, stopping=True))
+        # A short wait if others have replied, because their offers expire.
+        seconds = _OFFERS_SECONDS if failure is Failure.NO_RESPONDERS else SILENT_SECONDS
+        results += await asyncio.gather(*(self.offer(each, request, seconds) for each in again))
+        if not results and failure is not Failure.NO_RESPONDERS:
+            results.append(self._no_reply("", failure, subject, stopping=True))
+        return results
+
+    async def shutdown(self, offer: Reply, request: Request) -> PeerResult:
+        """Accept a node's offer, and wait for the answer for as long as the node says it works.
+
+        Unless the request certainly did not reach the node, a missing answer is `OutcomeUnknown`.
+        """
+        node, model = offer.node, request.model or ""
+        subject = self._subjects.shutdown_now(node, offer.run)
+        deadline = time.monotonic() + _MAX_SHUTDOWN_SECONDS
+        silence_seconds = max(self.timeout_seconds, _MIN_STOP_SECONDS)
+        try:
+            pending = await self._link.requests.send(subject, request)
+        except ClusterError as error:
+            return _not_sent(node, error)
+        is_working = False
         try:
             while True:
-                word = await pending.next(min(patience_seconds, until - time.monotonic()))
-                if isinstance(word, Reply) and word.kind in ("answer", "working"):
-                    heard = True
+                received = await pending.next(min(silence_seconds, deadline - time.monotonic()))
+                if isinstance(received, Reply) and received.kind in ("answer", "working"):
                     self._directory.record_reply(node)
-                    if word.kind == "answer":
-                        return PeerResult(node, word, None)
-                    if time.monotonic() > until:
-                        why = f"is still at it after {_LONGEST_SHUTDOWN_SECONDS:g} s"
-                        break
-                elif isinstance(word, Reply):
-                    why = "gave an answer that cannot be understood"
-                    break
-                elif word in (Failure.NO_RESPONDERS, Failure.FORBIDDEN) and not heard:
-                    return self._missed(node, word, subject, stopping=True)
-                elif word is None:
+                    if received.kind == "answer":
+                        return PeerResult(node, received)
+                    is_working = True
+                    if time.monotonic() <= deadline:
+                        continue
+                    reason = f"is still at it after {_MAX_SHUTDOWN_SECONDS:g} s"
+                elif isinstance(received, Reply):
+                    reason = "gave an answer that cannot be understood"
+                elif received is None:
                     self._directory.record_silence(node)
-                    why = f"has said nothing for {patience_seconds:g} s"
-                    break
+                    reason = f"has said nothing for {silence_seconds:g} s"
+                elif received is Failure.LOST or is_working:
+                    reason = "cannot be heard, as the connection to NATS ended"
                 else:
-                    why = "cannot be heard, as the connection to NATS ended"
-                    break
+                    return self._no_reply(node, received, subject, stopping=True)
+                break
         finally:
             pending.close()
-        return PeerResult(node, None, faults.unknown(node, model, why))
+        unknown = OutcomeUnknown(
+            f"the outcome is unknown: node {node!r} was told to stop model {model!r}, and "
+            f"{reason}; it may have stopped it or not: ask {where_to_ask(node, model)}",
+            [node],
+        )
+        return PeerResult(node, error=unknown)
 
-    async def _ask_node(
+    async def _request_node(
         self,
         subject: str,
         node: str,
-        ask: Request,
+        request: Request,
         first_seconds: float = math.inf,
         seconds: float = math.inf,
     ) -> PeerResult:
         known = self._directory.get(node)
-        expected = known or Peer(node)
         try:
-            heard = await self._listen(
-                subject, ask, [expected], first_seconds, seconds, others=False
+            replies, failure, _ = await self._request(
+                *(subject, request, [known or Peer(node)], first_seconds, seconds),
+                accept_others=False,
             )
         except ClusterError as error:
-            return PeerResult(node, None, faults.not_sent(node, error))
-        for reply in heard.replies:
+            return _not_sent(node, error)
+        for reply in replies:
             self._directory.record_reply(node)
-            return self.result(reply)
-        if known is None and heard.failure is Failure.NO_RESPONDERS:
+            return self._result(reply)
+        if known is None and failure is Failure.NO_RESPONDERS:
             names = ", ".join(each.name for each in self._directory.peers()) or "none"
             absent = InvalidRequest(
                 f"there is no node {node!r} in the cluster; the others that are known: {names}"
             )
-            return PeerResult(node, None, absent)
-        # A list's later nodes get less than their time: that says nothing of them.
-        cut = min(first_seconds, seconds) < self.patience_seconds and ask.operation == "backends"
-        return self._missed(
-            node, heard.failure, subject, stopping=ask.operation == "offer", note=not cut
-        )
+            return PeerResult(node, error=absent)
+        # The last nodes of a list get less time than `timeout_seconds`: that is no silence.
+        is_cut = min(first_seconds, seconds) < self.timeout_seconds
+        is_silent = not (is_cut and request.operation == "backends")
+        stopping = request.operation == "offer"
+        return self._no_reply(node, failure, subject, stopping=stopping, is_silent=is_silent)
 
-    async def _listen(
+    async def _request(
         self,
         subject: str,
-        ask: Request,
+        request: Request,
         expected: Sequence[Peer],
         first_seconds: float,
         seconds: float,
         *,
-        others: bool,
+        accept_others: bool,
     ) -> Replies:
-        """Ask, and hear who answers: see `hear`; what does not answer the question is nonsense.
+        """Send a request, and collect the replies: see `collect_replies`.
 
         Raises:
             ClusterError: there is no connection; nothing was sent.
         """
-        seconds = min(seconds, self.patience_seconds)
-        first = min(first_seconds, seconds)
+        seconds = min(seconds, self.timeout_seconds)
+        first_seconds = min(first_seconds, seconds)
         if expected and all(each.silent for each in expected):
-            first = min(first, SILENT_SECONDS)
-        pending = await self._link.requests.send(subject, ask)
+            first_seconds = min(first_seconds, SILENT_SECONDS)
+        pending = await self._link.requests.send(subject, request)
         try:
             names = {each.name for each in expected}
-            return await collect_replies(pending, names, first, seconds, accept_others=others)
+            return await collect_replies(
+                pending, names, first_seconds, seconds, accept_others=accept_others
+            )
         finally:
             pending.close()
 
-    def result(self, reply: Reply) -> PeerResult:
-        """Take a reply for what came of asking its node."""
+    def _result(self, reply: Reply) -> PeerResult:
         if reply.kind == "invalid":
-            return PeerResult(reply.node, None, faults.nonsense(reply.node))
+            return PeerResult(reply.node, error=invalid_reply(reply.node))
         self._directory.record_reply(reply.node)
-        return PeerResult(reply.node, reply, None)
+        return PeerResult(reply.node, reply)
 
-    def _missed(
-        self, node: str, word: Failure | None, subject: str, *, stopping: bool, note: bool = True
+    def _no_reply(
+        self,
+        node: str,
+        failure: Failure | None,
+        subject: str,
+        *,
+        stopping: bool,
+        is_silent: bool = True,
     ) -> PeerResult:
-        """Make a result of silence; of one that had its time note that it is silent."""
-        if note and word in (None, Failure.NO_RESPONDERS):
+        """Make the result of a node that did not reply, and record its silence."""
+        if is_silent and failure in (None, Failure.NO_RESPONDERS):
             self._directory.record_silence(node)
-        return PeerResult(node, None, faults.no_answer(node, word, subject, stopping=stopping))
+        return PeerResult(node, error=_no_reply_error(node, failure, subject, stopping=stopping))
+
+
+def _no_reply_error(
+    node: str, failure: Failure | None, subject: str, *, stopping: bool
+) -> ClusterError:
+    """Make the error of a node that did not reply to a request that changes nothing.
+
+    Args:
+        node: the name of the node; empty if it is not known which node should have replied.
+        failure: why it did not reply; None if the time has passed.
+        subject: the subject of the request.
+        stopping: whether the request was for an offer to stop a model.
+    """
+    nodes = [node] if node else []
+    if failure is Failure.FORBIDDEN:
+        return NodeForbidden(
+            f"NATS does not let this node publish to {subject}: its NATS user may not "
+            f"{'stop' if stopping else 'read'} models on other nodes"
+            f"{'; nothing was stopped there' if stopping else ''}",
+            nodes,
+        )
+    if failure is Failure.LOST:
+        reason = "the connection to NATS ended while it was asked"
+    elif failure is Failure.NO_RESPONDERS:
+        reason = "it is not connected to NATS: its monitor ended, or its link is down"
+    else:
+        reason = "it does not answer in time: it hangs, or its link is down"
+    if not node:
+        return NodeUnreachable(
+            f"no node could be found that has the model, nor that none has: {reason}; ask again, "
+            "or GET /backends"
+        )
+    message = f"node {node!r} cannot be reached: {reason}"
+    if stopping:
+        message += (
+            "; it was not told to stop anything, and what runs there is unknown: ask "
+            f"GET /backends?node={quote(node)}"
+        )
+    return NodeUnreachable(message, nodes)
+
+
+def invalid_reply(node: str) -> NodeUnreachable:
+    """Make the error of a node whose reply is invalid."""
+    return NodeUnreachable(
+        f"node {node!r} gave an answer that cannot be understood, or is too large: it may be of "
+        "another version",
+        [node],
+    )
+
+
+def where_to_ask(node: str, model: str) -> str:
+    """Name the requests that show whether a node, or any if the name is empty, has a model."""
+    model, node = quote(model, safe=""), quote(node)
+    if not node:
+        return f"GET /backend/monitor?model={model}, or GET /backends"
+    return f"GET /backend/monitor?model={model}&node={node}, or GET /backends?node={node}"
+
+
+def _not_sent(node: str, error: ClusterError) -> PeerResult:
+    return PeerResult(
+        node, error=NodeUnreachable(f"node {node!r} cannot be asked: {error}", [node])
+    )
+
+
+def _nothing_sent(model: str, error: ClusterError) -> NodeUnreachable:
+    return NodeUnreachable(
+        f"model {model!r} is not loaded here, and no other node can be asked: {error}"
+    )

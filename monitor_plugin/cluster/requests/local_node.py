@@ -1,8 +1,10 @@
-"""What this node answers for itself, whoever asks: over HTTP or over NATS."""
+"""This node's own answers, to clients of its HTTP server and to other nodes."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -14,6 +16,7 @@ from ...api.results import Response, StoppedAnswer, encode, error_response, shar
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
 from ...readings.model_reader import ModelReader
+from ...readings.sweeper import Sweeper
 from ...shutdown.coordinator import ShutdownCoordinator
 from ..transport.messages import Reply, Request, with_headers
 
@@ -21,119 +24,98 @@ _logger = logging.getLogger(__name__)
 
 
 class LocalNode:
-    """Answers for this node. Safe to call from any thread; all of it may take its time.
+    """Answers requests about this node's models. Its methods may block, and any thread may call.
 
     Args:
-        node, run: its name, and which run of it this is.
+        node: the name of this node.
         registry: its backends.
         model_reader: reads its models.
         coordinator: shuts its models down.
-        lister: lists its backends.
-        describe_last_exit: says how the last backend of a model ended here; None where none did.
+        sweeper: reads all its backends.
+        describe_last_exit: describes how the last backend of a model ended here; None if none has.
+
+    Attributes:
+        run: identifies this process among all that ever had the node's name.
     """
 
     def __init__(
         self,
         node: str,
-        run: str,
         registry: Registry,
         model_reader: ModelReader,
         coordinator: ShutdownCoordinator,
-        lister: Lister,
+        sweeper: Sweeper,
         describe_last_exit: Callable[[str], str | None],
     ) -> None:
         self.node = node
-        self.run = run
+        self.run = secrets.token_hex(8)
         self.describe_last_exit = describe_last_exit
         self._registry = registry
         self._model_reader = model_reader
         self._coordinator = coordinator
-        self._lister = lister
+        self._lister = Lister(registry, sweeper, coordinator, node)
 
-    def holds(self, model: str, pid: int | None = None) -> bool:
-        """Whether it has a backend of a model, with a PID if one is given."""
+    def has(self, model: str, pid: int | None = None) -> bool:
+        """Whether this node has a backend of a model, with that PID unless it is None."""
         records = self._registry.records(model)
         return any(pid in (None, each.backend.pid) for each in records)
 
-    def monitor(self, model: str, pid: int | None, with_memory: bool = False) -> Reply:
-        """Read a model.
+    def answer(self, request: Request, *, audit: bool = False) -> Reply:
+        """Do what a request of operation `monitor`, `backends` or `shutdown` asks for.
 
         Args:
-            model: its name.
-            pid: one of its backends alone.
-            with_memory: to say also what its backends hold, where the reading has no status.
+            request: the request.
+            audit: whether to audit a shutdown here, as another node's client asked for it.
         """
-
-        def read() -> Reply:
-            shared = self._model_reader.read(model, pid)
-            reading, memory, source = shared.reading, None, None
-            if with_memory:
-                memory, source = self._model_reader.memory(model, reading)
-            return Reply(
-                self.node,
-                self.run,
-                answer=shared_response(shared),
-                reading=reading,
-                memory=memory,
-                memory_source=source,
-            )
-
-        return self._answered(read)
-
-    def shutdown(self, model: str, force: bool, pid: int | None) -> Reply:
-        """Stop a model."""
-
-        def stop() -> Reply:
-            self._coordinator.shutdown(model, force, pid)
-            answer = Response(200, encode(StoppedAnswer()), outcome="stopped")
-            return Reply(self.node, self.run, answer=answer)
-
-        return self._answered(stop)
-
-    def shutdown_for(self, ask: Request) -> Reply:
-        """Stop a model for another node, and write that into the audit."""
-        caller = ask.caller
-
-        def stop() -> Reply:
-            with audited_shutdown(
-                ask.model,
-                ask.force,
-                ask.pid,
-                caller=caller.name,
-                client=f"node {caller.node} ({caller.address})",
-                action="POST /backend/shutdown",
-            ):
-                self._coordinator.shutdown(ask.model or "", ask.force, ask.pid)
-            answer = Response(200, encode(StoppedAnswer()), outcome="stopped")
-            return Reply(self.node, self.run, answer=answer)
-
-        return self._answered(stop)
-
-    def backends(self, ask: Request) -> Reply:
-        """List backends; by PID, where only some are wanted."""
-
-        def read() -> Reply:
-            found = self._lister.list(ask.model, ask.fresh)
-            if ask.limit is not None:
-                after = ask.after_pid or 0
-                items = sorted(
-                    (each for each in found.backends if each.pid > after), key=lambda e: e.pid
-                )
-                ended = found.ended if ask.after_pid is None else []
-                found = replace(found, backends=items[: ask.limit], ended=ended)
-            return Reply(self.node, self.run, answer=Response(200, encode(found)))
-
-        return self._answered(read)
-
-    def _answered(self, make: Callable[[], Reply]) -> Reply:
+        operations = {"monitor": self._read, "backends": self._list, "shutdown": self._stop}
         try:
-            reply = make()
+            with _audited(request) if audit else contextlib.nullcontext():
+                reply = operations[request.operation](request)
         except MonitorError as error:
             pids = error.pids if isinstance(error, ShutdownFailed) else ()
             message = f"{error} (node {self.node})" if pids else None  # PIDs are a node's
-            reply = Reply(self.node, self.run, answer=error_response(error, message))
+            reply = self._reply(error_response(error, message))
         except Exception as error:
-            _logger.error("answering failed", exc_info=error)
-            reply = Reply(self.node, self.run, answer=error_response(error))
+            _logger.exception("a request could not be answered")
+            reply = self._reply(error_response(error))
         assert reply.answer is not None
         return replace(reply, answer=with_headers(reply.answer, {NODE_HEADER: self.node}))
+
+    def _reply(self, answer: Response) -> Reply:
+        return Reply(self.node, self.run, answer=answer)
+
+    def _read(self, request: Request) -> Reply:
+        model = request.model or ""
+        shared = self._model_reader.read(model, request.pid)
+        reply = replace(self._reply(shared_response(shared)), reading=shared.reading)
+        if not request.with_memory:
+            return reply
+        memory, source = self._model_reader.memory(model, shared.reading)
+        return replace(reply, memory=memory, memory_source=source)
+
+    def _list(self, request: Request) -> Reply:
+        """List backends; those of a page in the order of their PIDs."""
+        listed = self._lister.list(request.model, request.fresh)
+        if request.limit is not None:
+            after_pid = request.after_pid or 0
+            backends = [each for each in listed.backends if each.pid > after_pid]
+            backends.sort(key=lambda each: each.pid)
+            ended = listed.ended if request.after_pid is None else []
+            listed = replace(listed, backends=backends[: request.limit], ended=ended)
+        return self._reply(Response(200, encode(listed)))
+
+    def _stop(self, request: Request) -> Reply:
+        self._coordinator.shutdown(request.model or "", request.force, request.pid)
+        return self._reply(Response(200, encode(StoppedAnswer()), outcome="stopped"))
+
+
+def _audited(request: Request) -> contextlib.AbstractContextManager[None]:
+    caller = request.caller
+    return audited_shutdown(
+        request.model,
+        request.force,
+        request.pid,
+        caller=caller.name,
+        client=f"node {caller.node} ({caller.address})",
+        action="POST /backend/shutdown",
+    )

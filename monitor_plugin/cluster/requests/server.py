@@ -1,181 +1,241 @@
-"""This node's answers to other nodes."""
+"""Serves the requests of other nodes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
 from ...api.results import error_response
 from ...domain.errors import ModelNotLoaded, NodeUnreachable, TooManyShutdowns
+from ..peers.presence import Presence
 from ..transport.messages import Reply, Request, split_reply, unpack
 from ..transport.nats_link import NatsLink
 from ..transport.subjects import Subjects
 from .local_node import LocalNode
-from .offers import StopOffers
 
 _logger = logging.getLogger(__name__)
 
-_MOST_READS_WAITING = 1000
+_MAX_READS = 1000
 _RETRY_AFTER_SECONDS = 5
-# After which who asks is told that the answer follows, and how often then.
-_FIRST_WORD_SECONDS = 0.1
-_WORD_SECONDS = 1.0
+# A reply of kind `working` is sent after the first of these times, and then after each second one.
+_FIRST_WORKING_SECONDS = 0.1
+_WORKING_SECONDS = 1.0
+_OFFER_SECONDS = 10.0
+_MAX_OFFERS = 1000
 
 
 class PeerServer:
-    """Answers; readings and shutdowns run on threads, never on the event loop.
+    """Serves requests. Readings and shutdowns run on threads, everything else on the event loop.
 
-    A question is answered on the subject for it alone, which NATS' permissions guard, and to the
-    node alone that it says it is from.
+    A request is served only on the subject that NATS' permissions guard for it. The reply goes only
+    to the node that the request names as its sender.
 
     Args:
-        local_node: what this node answers.
-        subjects: where it listens.
-        announce: says on a subject who this node is.
-        tell: has all others know at once which models are here.
-        reads_at_once, shutdowns_at_once: how many threads there are for each.
-
-    Attributes:
-        link: the connection.
+        local_node: makes the answers.
+        link: the connection to NATS.
+        subjects: the subjects of the cluster.
+        presence: announces this node.
+        publish_models: announces at once which models this node has.
+        max_threads, max_shutdowns: the number of threads for readings, and for shutdowns.
     """
 
     def __init__(
         self,
         local_node: LocalNode,
+        link: NatsLink,
         subjects: Subjects,
-        announce: Callable[[str], Awaitable[None]],
-        tell: Callable[[], Awaitable[None]],
+        presence: Presence,
+        publish_models: Callable[[], Awaitable[None]],
         *,
-        reads_at_once: int,
-        shutdowns_at_once: int,
+        max_threads: int,
+        max_shutdowns: int,
     ) -> None:
         self._local_node = local_node
+        self._link = link
         self._subjects = subjects
-        self._announce = announce
-        self._tell = tell
-        self._reads = ThreadPoolExecutor(reads_at_once, "monitor-cluster-read")
-        self._stops = ThreadPoolExecutor(shutdowns_at_once, "monitor-cluster-stop")
-        self._shutdowns_at_once = shutdowns_at_once
-        self._reading = self._stopping = 0
+        self._presence = presence
+        self._publish_models = publish_models
+        self._read_pool = ThreadPoolExecutor(max_threads, "monitor-cluster-read")
+        self._shutdown_pool = ThreadPoolExecutor(max_shutdowns, "monitor-cluster-stop")
+        self._max_shutdowns = max_shutdowns
+        self._reads = self._shutdowns = 0
         self._offers = StopOffers()
-        self.link: NatsLink
 
     async def on_read(self, message: Msg) -> None:
-        """Answer a question on a subject for reading: this node's, or a model's."""
-        node = self._subjects.read_node(self._local_node.node)
-        ask, to = self._asked(message, node, self._subjects.read_model)
-        if ask is None or to is None:
+        """Serve a request on a subject for reading: this node's, or a model's."""
+        subject = self._subjects.read_node(self._local_node.node)
+        decoded = self._decode(message, subject, self._subjects.read_model)
+        if decoded is None:
             return
-        if ask.operation == "models":
-            await self._announce(to)
-        elif ask.operation == "loaded":
-            await self._send(to, Reply(self._local_node.node, self._local_node.run, "loaded"))
-        elif ask.operation in ("monitor", "backends"):
-            if self._reading >= _MOST_READS_WAITING:
-                full = f"it has {self._reading} questions to answer, and takes no more"
-                await self._send(to, self._refusal(full))
+        request, reply_to = decoded
+        if request.operation == "models":
+            await self._presence.announce(reply_to)
+        elif request.operation == "loaded":
+            await self._send(reply_to, self._reply("loaded"))
+        elif request.operation in ("monitor", "backends"):
+            if self._reads >= _MAX_READS:
+                reason = f"it has {self._reads} questions to answer, and takes no more"
+                await self._send(reply_to, self._refusal(reason))
                 return
-            work = partial(self._local_node.monitor, ask.model or "", ask.pid, ask.with_memory)
-            if ask.operation == "backends":
-                work = partial(self._local_node.backends, ask)
-            self._reading += 1
-            self.link.spawn(self._read(to, work))
+            self._reads += 1
+            self._link.spawn(self._read(reply_to, request))
 
     async def on_shutdown(self, message: Msg) -> None:
-        """Answer whether this node would stop a model: with an offer, if it has that."""
-        node = self._subjects.shutdown_node(self._local_node.node)
-        ask, to = self._asked(message, node, self._subjects.shutdown_model)
-        if ask is None or to is None or ask.operation != "offer" or ask.caller.role != "admin":
+        """Reply to a request whether this node would stop a model: with an offer if it has it."""
+        subject = self._subjects.shutdown_node(self._local_node.node)
+        decoded = self._decode(message, subject, self._subjects.shutdown_model)
+        if decoded is None:
             return
-        if ask.model is not None and self._local_node.holds(ask.model):
-            offer = self._offers.make(ask)
-            await self._send(
-                to, Reply(self._local_node.node, self._local_node.run, "offer", offer=offer)
-            )
+        request, reply_to = decoded
+        if request.operation != "offer" or request.caller.role != "admin":
+            return
+        if request.model is not None and self._local_node.has(request.model):
+            reply = self._reply("offer", self._offers.make(request))
         else:
-            await self._send(to, self._error(ModelNotLoaded(ask.model or "")))
+            reply = self._error(ModelNotLoaded(request.model or ""))
+        await self._send(reply_to, reply)
 
     async def on_shutdown_now(self, message: Msg) -> None:
-        """Stop a model, where an offer is taken up."""
-        ask, to = self._asked(message, message.subject)
-        if ask is None or to is None or ask.operation != "shutdown" or ask.caller.role != "admin":
+        """Stop a model if the request accepts an offer."""
+        decoded = self._decode(message, message.subject)
+        if decoded is None:
             return
-        if self._stopping >= self._shutdowns_at_once:
-            full = TooManyShutdowns(self._shutdowns_at_once, _RETRY_AFTER_SECONDS)
-            await self._send(to, self._error(full))
-        elif not self._offers.take_up(ask):
-            await self._send(to, self._refusal("it got word too late, and stopped nothing"))
+        request, reply_to = decoded
+        if request.operation != "shutdown" or request.caller.role != "admin":
+            return
+        if self._shutdowns >= self._max_shutdowns:
+            error = TooManyShutdowns(self._max_shutdowns, _RETRY_AFTER_SECONDS)
+            await self._send(reply_to, self._error(error))
+        elif not self._offers.accept(request):
+            reason = "it got word too late, and stopped nothing"
+            await self._send(reply_to, self._refusal(reason))
         else:
-            self._stopping += 1
-            self.link.spawn(self._stop(to, ask))
+            self._shutdowns += 1
+            self._link.spawn(self._shutdown(reply_to, request))
 
-    def _asked(
-        self, message: Msg, node_subject: str, model_subject: Callable[[str], str] | None = None
-    ) -> tuple[Request | None, str | None]:
-        """Decode a question, and say where to answer; None where it is none, or not asked there."""
-        ask = unpack(message.data, Request)
-        if ask is None or not message.reply:
-            return None, None
-        right = message.subject == node_subject or (
-            model_subject is not None
-            and ask.model is not None
-            and message.subject == model_subject(ask.model)
-        )
-        if not right:
-            return None, None
-        to = self._subjects.reply_subject(message.reply, ask.caller.node, self._local_node.node)
-        return ask, to
+    def _decode(
+        self,
+        message: Msg,
+        node_subject: str,
+        model_subject: Callable[[str], str] | None = None,
+    ) -> tuple[Request, str] | None:
+        """Decode a request; None if it is invalid, on the wrong subject, or must not be replied to.
 
-    async def _read(self, to: str, work: Callable[[], Reply]) -> None:
+        Returns:
+            The request, and the subject for the reply.
+        """
+        request = unpack(message.data, Request)
+        if request is None or not message.reply:
+            return None
+        subjects = {node_subject}
+        if model_subject is not None and request.model is not None:
+            subjects.add(model_subject(request.model))
+        if message.subject not in subjects:
+            return None
+        node = self._local_node.node
+        reply_to = self._subjects.reply_subject(message.reply, request.caller.node, node)
+        return None if reply_to is None else (request, reply_to)
+
+    async def _read(self, reply_to: str, request: Request) -> None:
         try:
-            reply = await self._done(to, self._reads, work)
+            read = partial(self._local_node.answer, request)
+            reply = await self._run(reply_to, self._read_pool, read)
         finally:
-            self._reading -= 1
-        await self._send(to, reply)
+            self._reads -= 1
+        await self._send(reply_to, reply)
 
-    async def _stop(self, to: str, ask: Request) -> None:
+    async def _shutdown(self, reply_to: str, request: Request) -> None:
         try:
-            reply = await self._done(to, self._stops, partial(self._local_node.shutdown_for, ask))
+            stop = partial(self._local_node.answer, request, audit=True)
+            reply = await self._run(reply_to, self._shutdown_pool, stop)
         finally:
-            self._stopping -= 1
-        # Before the answer, so that who has it finds the model gone wherever it asks.
-        await self._tell()
-        await self._send(to, reply)
+            self._shutdowns -= 1
+        # Before the reply: once a client has that, no node may take the model for loaded.
+        await self._publish_models()
+        await self._send(reply_to, reply)
 
-    async def _done(self, to: str, pool: Executor, work: Callable[[], Reply]) -> Reply:
-        """Have something done on a thread, and say meanwhile that it is being done."""
-        future = asyncio.get_running_loop().run_in_executor(pool, work)
-        seconds = _FIRST_WORD_SECONDS
+    async def _run(self, reply_to: str, pool: Executor, answer: Callable[[], Reply]) -> Reply:
+        """Make the answer on a thread, and tell the other node meanwhile that this one works."""
+        future = asyncio.get_running_loop().run_in_executor(pool, answer)
+        seconds = _FIRST_WORKING_SECONDS
         while not (await asyncio.wait([future], timeout=seconds))[0]:
-            await self._send(to, Reply(self._local_node.node, self._local_node.run, "working"))
-            seconds = _WORD_SECONDS
+            await self._send(reply_to, self._reply("working"))
+            seconds = _WORKING_SECONDS
         return future.result()
 
-    def _refusal(self, message: str) -> Reply:
+    def _reply(self, kind: str, offer: str | None = None) -> Reply:
+        return Reply(self._local_node.node, self._local_node.run, kind, offer=offer)
+
+    def _refusal(self, reason: str) -> Reply:
         node = self._local_node.node
-        return self._error(NodeUnreachable(f"node {node!r}: {message}; ask again", [node]))
+        return self._error(NodeUnreachable(f"node {node!r}: {reason}; ask again", [node]))
 
     def _error(self, error: Exception) -> Reply:
         return Reply(self._local_node.node, self._local_node.run, answer=error_response(error))
 
-    async def _send(self, to: str, reply: Reply) -> None:
+    async def _send(self, reply_to: str, reply: Reply) -> None:
         try:
-            for part in split_reply(reply, self.link.max_payload):
-                await self.link.publish(to, part)
-        except Exception as error:  # who asked will see that nothing comes
-            _logger.debug("an answer could not be sent: %r", error)
+            for part in split_reply(reply, self._link.max_payload):
+                await self._link.publish(reply_to, part)
+        except Exception as error:  # the other node's deadline will pass
+            _logger.debug("a reply could not be sent: %r", error)
 
     def close(self) -> None:
-        """Take no more work; what is under way is bounded, and not waited for."""
-        self._reads.shutdown(wait=False, cancel_futures=True)
-        self._stops.shutdown(wait=False, cancel_futures=True)
+        """Accept no more work. What is under way has deadlines of its own, and goes on."""
+        self._read_pool.shutdown(wait=False, cancel_futures=True)
+        self._shutdown_pool.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
         """Wait until the threads have ended."""
-        self._reads.shutdown(wait=True)
-        self._stops.shutdown(wait=True)
+        self._read_pool.shutdown(wait=True)
+        self._shutdown_pool.shutdown(wait=True)
+
+
+class _Offer(NamedTuple):
+    node: str
+    model: str | None
+    pid: int | None
+
+
+class StopOffers:
+    """The open offers to stop a model. A shutdown must accept one within 10 s, and only once.
+
+    So a request that was delayed, by a server that hung for example, stops nothing. An offer holds
+    only for the node, the model and the PID that it was requested with.
+    """
+
+    def __init__(self) -> None:
+        self._offers: dict[str, tuple[_Offer, float]] = {}
+
+    def make(self, request: Request) -> str:
+        """Make an offer in reply to a request, and return its key."""
+        self._discard_old()
+        while len(self._offers) >= _MAX_OFFERS:
+            del self._offers[next(iter(self._offers))]
+        key = secrets.token_hex(8)
+        self._offers[key] = self._requested(request), time.monotonic()
+        return key
+
+    def accept(self, request: Request) -> bool:
+        """Remove the offer that a shutdown names; False if there is none, or not for that."""
+        self._discard_old()
+        key = request.offer or ""
+        if key not in self._offers or self._offers[key][0] != self._requested(request):
+            return False
+        del self._offers[key]
+        return True
+
+    def _requested(self, request: Request) -> _Offer:
+        return _Offer(request.caller.node, request.model, request.pid)
+
+    def _discard_old(self) -> None:
+        oldest = time.monotonic() - _OFFER_SECONDS
+        self._offers = {key: each for key, each in self._offers.items() if each[1] >= oldest}
