@@ -196,7 +196,7 @@ def _settings(options: argparse.Namespace) -> Settings:
             text = ",".join(text)
         if text is not None:
             flag = "--" + field.name.replace("_", "-")
-            given[field.name] = parse_setting(field.name, text, said_by=flag)
+            given[field.name] = parse_setting(field.name, text, source=flag)
     return msgspec.structs.replace(settings, **given)
 
 

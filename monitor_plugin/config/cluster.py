@@ -1,4 +1,4 @@
-"""What the settings of a cluster may be: NATS servers, and names of nodes and namespaces."""
+"""Validates the settings of a cluster: NATS servers, node names, namespaces and URLs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from ..domain.address import HOST_NAME
 from .origins import ip_address
 
 _DEFAULT_PORT = 4222
 _SCHEMES = ("nats", "tls")
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
 _NODE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}", re.ASCII)
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}", re.ASCII)
 _URL = re.compile(r"https?://[^/?#@\s,]+(/[^?#@\s,]*)?", re.ASCII)
@@ -21,9 +21,9 @@ class NatsServer(NamedTuple):
     """A server of the setting `cluster`.
 
     Attributes:
-        url: its address, with a port.
-        tls: whether TLS is demanded.
-        is_loopback: whether it is on this machine for certain.
+        url: its URL, with a port.
+        tls: whether the URL requires TLS.
+        is_loopback: whether its address is a loopback address.
     """
 
     url: str
@@ -32,10 +32,10 @@ class NatsServer(NamedTuple):
 
 
 def parse_nats_servers(text: str) -> tuple[NatsServer, ...]:
-    """Parse the setting `cluster`: `nats://HOST:PORT` or `tls://HOST:PORT`, between commas.
+    """Parse the setting `cluster`: `nats://HOST:PORT` or `tls://HOST:PORT`, separated by commas.
 
     Raises:
-        ValueError: it is something else; the message quotes no password.
+        ValueError: it has another form; the message does not quote a password.
     """
     servers = tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
     if not servers:
@@ -57,7 +57,7 @@ def _parse(text: str) -> NatsServer:
     address = ip_address(host)
     if (
         parts.scheme not in _SCHEMES
-        or (address is None and not _HOST.fullmatch(host))
+        or (address is None and not HOST_NAME.fullmatch(host))
         or parts.path not in ("", "/")
         or parts.query
         or parts.fragment
@@ -71,7 +71,7 @@ def _parse(text: str) -> NatsServer:
 def validate_cluster(
     text: str, *, has_ca: bool, has_credentials: bool, insecure: bool
 ) -> tuple[NatsServer, ...]:
-    """Return the servers of the setting `cluster`, which are safe to use with the other settings.
+    """Return the servers of the setting `cluster`.
 
     Args:
         text: the setting `cluster`.

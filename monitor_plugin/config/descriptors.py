@@ -1,6 +1,6 @@
-"""How many of the process's file descriptors each part of the monitor may take: most are others'.
+"""Limits the file descriptors that each part of the monitor may use: most belong to the host.
 
-The limit itself, RLIMIT_NOFILE, is the host's to set, and is never changed.
+The limit of the process, RLIMIT_NOFILE, is the host's to set. The monitor never changes it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import sys
 
 
 def _share(divisor: int) -> int:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # at each call: a host may raise it
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # not cached: a host may raise it
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit // divisor
 
 
 def most_pidfds() -> int:
-    """How many processes may be watched by a descriptor; the others are polled."""
+    """Return the maximum number of pidfds; processes beyond it are polled."""
     return _share(8)
 
 
 def most_channels() -> int:
-    """How many gRPC channels may be open at once."""
+    """Return the maximum number of open gRPC channels."""
     return _share(8)
 
 
 def most_connections() -> int:
-    """How many HTTP connections may be open at once; further ones wait to be accepted."""
+    """Return the maximum number of open HTTP connections; further ones wait to be accepted."""
     return min(1000, max(1, _share(2)))

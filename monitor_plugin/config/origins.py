@@ -1,4 +1,4 @@
-"""By which names a monitor is addressed over HTTP, and which sites' pages may use it."""
+"""Host names, IP addresses and origins, in settings and in the headers of HTTP requests."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?)(:[0-9]{1,5})?", re.ASCII)
+from ..domain.address import HOST_NAME
+
+_HOST = re.compile(rf"(\[[0-9a-f:.]+\]|{HOST_NAME.pattern})(:[0-9]{{1,5}})?", re.ASCII)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", re.ASCII)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def host_name(host: str) -> str | None:
-    """Take the name out of a `Host`, in lower case and without port; None where it is none."""
+    """Return the name or address in a `Host` header, in lower case; None if it has neither."""
     found = _HOST.fullmatch(host.lower())
     return found[1].rstrip(".") if found else None
 
 
 def ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Read an IP address, an IPv6 one with or without brackets; None where it is a name."""
+    """Parse an IP address; IPv6 may have brackets. None if it is none."""
     if name.startswith("[") and name.endswith("]"):
         name = name[1:-1]
     try:
@@ -28,7 +30,7 @@ def ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def is_loopback_name(name: str) -> bool:
-    """Whether a name, as `host_name` gives it, is always this machine's own."""
+    """Whether a name, as `host_name` returns it, always means this machine."""
     address = ip_address(name)
     if address is not None:
         return address.is_loopback
@@ -62,15 +64,15 @@ def validate_allowed_origin(origin: str) -> str:
 
 
 def canonical_origin(origin: str) -> str:
-    """Bring an origin to the form in which browsers send it: lower case, no default port."""
+    """Return an origin as browsers send it: in lower case, without a default port."""
     origin = origin.lower()
     return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "/"))
 
 
 def is_same_origin(origin: str, host: str) -> bool:
-    """Whether a page of that origin was served at that `Host`.
+    """Whether a page of the origin was served by the host that the `Host` header names.
 
-    Whatever the scheme: the monitor may stand behind a proxy that speaks TLS.
+    The scheme does not count, as a proxy in front of the monitor may speak TLS.
     """
     try:
         scheme, netloc = urlsplit(canonical_origin(origin))[:2]

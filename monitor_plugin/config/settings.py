@@ -1,4 +1,4 @@
-"""What can be set, from Python, from the environment and from the command line."""
+"""The settings, from Python, from the environment and from the command line."""
 
 from __future__ import annotations
 
@@ -24,65 +24,65 @@ _NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_DAY)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The monitor's settings. A bad value raises `SettingsError` at once.
+    """The monitor's settings. An invalid value raises `SettingsError` at once.
 
-    `Settings(...)` does not read the environment; `Settings.from_environment()`, `Monitor()` and
-    the command line do, where each field is `MONITOR_<FIELD>`; an empty variable counts as unset.
-
-    Lists are tuples here, and separated by commas in the environment and on the command line.
+    `Settings(...)` does not read the environment. `Settings.from_environment()`, `Monitor()` and
+    the command line do: each field is a variable `MONITOR_<FIELD>`; an empty variable counts as
+    unset. A tuple is separated by commas there, and None is `none`.
 
     Attributes:
-        listen: `HOST:PORT` of the HTTP server, port 0 for any free one, or `unix:/PATH`; None (in
-            the environment and on the command line `none`) for no server of our own. What is not
-            loopback wants a token, or `insecure`.
-        insecure: allow what is open: an address other than loopback without a token, and gRPC in
-            the clear to backends elsewhere.
-        socket_mode: the permissions of the unix socket, as of a file (octal as text: `0600`).
-        token: the secret that clients must send, as `Authorization: Bearer`; it may do everything.
-        token_file: a file with a token a line, `ROLE:NAME:TOKEN`, ROLE being `read` or `admin`; it
-            is read again when it changes.
-        allowed_hosts: names by which clients may address the monitor (their `Host`), besides those
-            of loopback and the one in `listen`; without a port, `*` for any.
-        allowed_origins: sites whose pages may use the monitor: `https://example.com` say.
+        listen: `HOST:PORT` of the HTTP server (port 0: any free port) or `unix:/PATH`; None: no
+            HTTP server. An address that is not loopback requires a token, or `insecure`.
+        insecure: allow an address that is not loopback without a token, and gRPC without TLS to
+            backends on other machines.
+        socket_mode: the permissions of the unix socket (as text: octal, `0600`).
+        token: the secret that clients must send, as `Authorization: Bearer`; its role is admin.
+        token_file: a file with one token a line, `ROLE:NAME:TOKEN`, where ROLE is `read` or
+            `admin`. It is read again when it changes.
+        allowed_hosts: names by which clients may address the monitor (the `Host` header), besides
+            loopback names and the host in `listen`; without a port; `*` allows any.
+        allowed_origins: origins of sites whose pages may use the monitor, such as
+            `https://example.com`.
         trusted_proxy: the IP address of a proxy whose `X-Forwarded-For` is believed; `unix` for
-            whoever connects to the unix socket.
-        status_timeout_seconds: how long a gRPC `Status` call may keep a reading waiting; also the
-            deadline of `Free`.
-        reading_max_age_seconds: how old a reading may be that further requests get too; 0: none is
-            kept, and only those join it who ask while it is made.
-        drain_timeout_seconds: how long a shutdown waits for a busy backend.
-        stop_timeout_seconds: how long a process has between SIGTERM and SIGKILL, then once more to
-            vanish after SIGKILL; also what a `monitor_stop_backend` hook gets.
+            all clients of the unix socket.
+        status_timeout_seconds: the maximum time that a reading waits for a gRPC `Status` call; also
+            the deadline of `Free`.
+        reading_max_age_seconds: the maximum age of a reading that further requests get; 0: requests
+            share a reading only while it is made.
+        drain_timeout_seconds: the maximum time that a shutdown waits for a busy backend.
+        stop_timeout_seconds: the time between SIGTERM and SIGKILL, the time to end after SIGKILL,
+            and the time that a `monitor_stop_backend` hook gets.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
-        hook_timeout_seconds: how long one call of one hook may keep a reading or an event waiting.
-        sweep_interval_seconds: from one reading of all backends in the background to the next; 0:
-            none, and no history.
-        http_threads: threads that answer requests; shutdowns hold at most half of them.
-        hooks_dir: a folder of hook files to load, which runs their code; they and it must belong
-            to root or to the monitor's user, and be writable by nobody else.
-        hook: single hook files to load after those of `hooks_dir`; for them and their folders the
-            same holds.
-        disable_hook: names of plugins to leave out, without running their code where it comes from
-            a file or an installed package: an entry point's, a hook file's (with or without
-            `monitor_plugin_hooks.` before it), or that of a member of `plugins=`.
-        grpc_ca_file: a file of certificates (PEM) by which backends' servers are verified, and TLS
-            for all that are not local; it is read again when it changes, for connections made
-            after that. None: TLS for `grpcs://` alone, and gRPC's own certificates, or those that
-            the variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
-        grpc_token_file: a file with the token to send to each backend, as the gRPC metadata
-            `authorization: Bearer TOKEN`, where no `monitor_call_metadata` hook gives another; it
+        hook_timeout_seconds: the maximum time that a reading or an event waits for one call of a
+            hook.
+        sweep_interval_seconds: the time from one sweep of all backends to the next; 0: no sweeps
+            and no history.
+        http_threads: the number of threads that answer requests; shutdowns use at most half of
+            them.
+        hooks_dir: a folder of hook files to load, whose code is run. The folder and the files must
+            belong to root or to the monitor's user, and nobody else may be able to write to them.
+        hook: hook files to load after those of `hooks_dir`, under the same conditions.
+        disable_hook: names of plugins to leave out: of entry points, of hook files (with or without
+            `monitor_plugin_hooks.` before the name), or of members of `plugins=`. The code of an
+            entry point or a hook file is then not run.
+        grpc_ca_file: a file of certificates (PEM) that verify the servers of backends; all backends
+            that are not local are then called with TLS. It is read again when it changes, for new
+            connections. None: TLS for `grpcs://` only, with gRPC's own certificates or those of the
+            variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+        grpc_token_file: a file with a token that is sent to each backend as the gRPC metadata
+            `authorization: Bearer TOKEN`, unless a `monitor_call_metadata` hook gives another. It
             is read again when it changes.
-        cluster: NATS servers over which the monitors of several machines answer for one another:
-            `nats://HOST:4222`, or `tls://`, separated by commas; None: this machine alone. What is
-            not loopback wants TLS and credentials, or `insecure`.
-        node: this monitor's name among them; None for the host's name.
-        cluster_namespace: the first part of all NATS subjects that are used.
-        cluster_timeout_seconds: how long another node may be silent before it counts as
-            unreachable; while it stops a model 3 s at least.
-        cluster_url: `http://HOST:PORT` at which others, Prometheus say, reach this monitor; None
-            for what `listen` says.
-        cluster_ca_file: a file of certificates (PEM) by which NATS servers are verified, and TLS
-            for all of them.
+        cluster: NATS servers that connect the monitors of several machines: `nats://HOST:4222` or
+            `tls://HOST:4222`, separated by commas; None: this machine only. A server that is not on
+            loopback requires TLS and credentials, or `insecure`.
+        node: this monitor's name in the cluster; None: the host name.
+        cluster_namespace: the first part of all NATS subjects.
+        cluster_timeout_seconds: the time after which a silent node counts as unreachable; at least
+            3 s while it stops a model.
+        cluster_url: the URL `http://HOST:PORT` at which others, such as Prometheus, reach this
+            monitor; None: the address in `listen`.
+        cluster_ca_file: a file of certificates (PEM) that verify NATS servers; all of them are then
+            used with TLS.
         cluster_creds_file: a file with this node's NATS credentials (`.creds`).
         cluster_nkey_file: a file with the seed of this node's NKey.
     """
@@ -152,7 +152,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={shown!r}' for name, shown in self.__rich_repr__())})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Give what may be shown; rich, in tracebacks too, asks for this in place of the repr."""
+        """Return the fields without the token. rich uses this in place of the repr."""
         return [
             (name, "***" if name == "token" and value is not None else value)
             for name, value in msgspec.structs.asdict(self).items()
@@ -160,29 +160,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
-        """Read every field that `environ` names (pass `os.environ`).
+        """Make settings from the variables of `environ` (pass `os.environ`).
 
         Raises:
-            SettingsError: a variable has a value that cannot be used.
+            SettingsError: a variable has an invalid value.
         """
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for field in msgspec.structs.fields(cls):
             variable = ENVIRONMENT_PREFIX + field.name.upper()
             if environ.get(variable):
-                given[field.name] = parse_setting(field.name, environ[variable], said_by=variable)
-        return cls(**given)
+                values[field.name] = parse_setting(field.name, environ[variable], source=variable)
+        return cls(**values)
 
 
-def parse_setting(name: str, text: str, *, said_by: str) -> Any:
-    """Turn the text of a variable or a flag into the value of a setting.
+def parse_setting(name: str, text: str, *, source: str) -> Any:
+    """Convert the text of a variable or a flag to the value of a setting.
 
     Args:
-        name: the field's name.
-        text: the text; `none` where the field may be None.
-        said_by: the variable or flag, for the error's message.
+        name: the name of the field.
+        text: the text; `none` means None, or an empty tuple.
+        source: the variable or flag, for the message of an error.
 
     Raises:
-        SettingsError: the text cannot be turned into the field's type.
+        SettingsError: the text cannot be converted to the type of the field.
     """
     field = next(field for field in msgspec.structs.fields(Settings) if field.name == name)
     if field.type == (str | None):
@@ -193,11 +193,11 @@ def parse_setting(name: str, text: str, *, said_by: str) -> Any:
         value: Any = int(text, 8) if name == "socket_mode" else text
         return msgspec.convert(value, field.type, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
-        raise SettingsError(name, f"{said_by}={text!r}: {error}") from None
+        raise SettingsError(name, f"{source}={text!r}: {error}") from None
 
 
 def setting_text(name: str, value: Any) -> str:
-    """Show a setting's value as `parse_setting` takes it."""
+    """Return the text from which `parse_setting` makes the value."""
     if name == "socket_mode":
         return f"{value:04o}"
     if isinstance(value, tuple):
@@ -212,7 +212,7 @@ def _validate_trusted_proxy(proxy: str) -> str:
 
 
 class Listen(NamedTuple):
-    """Where to listen: the path of a unix socket, or else a host and a port."""
+    """The address to listen at: the path of a unix socket, or a host and a port."""
 
     path: str | None
     host: str
@@ -220,10 +220,10 @@ class Listen(NamedTuple):
 
 
 def parse_listen(listen: str) -> Listen:
-    """Take `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH` apart.
+    """Parse `HOST:PORT`, `[IPV6]:PORT` or `unix:/PATH`.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the text has none of these forms.
     """
     if listen.startswith("unix:"):
         path = listen.removeprefix("unix:").removeprefix("//")

@@ -1,4 +1,4 @@
-"""The tokens that clients send, and what each may do."""
+"""The tokens that clients send, and their roles."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import hmac
 import re
 from typing import NamedTuple
 
-from ..domain.errors import SettingsError
-from .reloading_file import ReloadingFile
+from .reloading_file import file_error, open_setting_file
 
-_NONE = "it holds no token; a line is ROLE:NAME:TOKEN"
-# What a header carries unchanged: printable ASCII without spaces.
+_EMPTY = "it holds no token; a line is ROLE:NAME:TOKEN"
+# Printable ASCII without spaces, which a header carries unchanged.
 _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
 
 class Role(enum.IntEnum):
-    """What a client may do; who may do more may do less."""
+    """What a client may do; each role includes those before it."""
 
     READ = 1
     ADMIN = 2
 
 
 class Token(NamedTuple):
-    """A token, the name by which logs speak of it, and its role."""
+    """A token, its role, and the name that logs show in its place."""
 
     role: Role
     name: str
@@ -34,70 +33,51 @@ class Token(NamedTuple):
 
 
 class Tokens:
-    """The tokens that are valid now. Safe to call from any thread.
+    """The tokens that are valid now. Its methods may be called from any thread.
 
     Args:
-        token: the setting of this name: an admin's.
-        token_file: the setting of this name: its tokens are valid too.
+        token: the setting `token`, which has the role admin.
+        token_file: the setting `token_file`.
 
     Raises:
-        SettingsError: the file cannot be used.
+        SettingsError: the file cannot be read or parsed, or has no token.
     """
 
     def __init__(self, token: str | None, token_file: str | None) -> None:
-        self._lone = () if token is None else (Token(Role.ADMIN, "token", token),)
-        self._file: ReloadingFile[tuple[Token, ...]] | None = None
-        if token_file is not None:
-            self._file = open_token_file(token_file)
-            if not self._file.get():
-                raise _unusable(token_file, _NONE)
+        self._setting = () if token is None else (Token(Role.ADMIN, "token", token),)
+        self._file = open_setting_file("token_file", token_file, parse_tokens)
+        if self._file and not self._file.get():
+            raise file_error("token_file", token_file, _EMPTY)
 
     @property
     def required(self) -> bool:
-        """Whether clients must send one."""
-        return bool(self._lone) or self._file is not None
+        """Whether clients must send a token."""
+        return bool(self._setting) or self._file is not None
 
     def find(self, secret: str) -> Token | None:
-        """Find a token by its secret, in a time that does not depend on where they differ.
+        """Return the token with that secret; None if there is none.
 
-        Where the setting and the file have the same one, it may do what either lets it.
+        The comparison takes the same time wherever two secrets differ. If the setting and the file
+        have the same secret, the higher role counts.
         """
         found: Token | None = None
-        for token in (*self._lone, *(self._file.get() if self._file else ())):
+        for token in (*self._setting, *(self._file.get() if self._file else ())):
             same = hmac.compare_digest(token.secret.encode(), secret.encode(errors="replace"))
             if same and (found is None or token.role >= found.role):
                 found = token
         return found
 
     def reload(self) -> None:
-        """Read the file now, though it seems not to have changed."""
+        """Read the file again, also if it does not seem to have changed."""
         if self._file:
             self._file.reload()
 
 
-def open_token_file(path: str) -> ReloadingFile[tuple[Token, ...]]:
-    """Open a file of tokens.
-
-    Raises:
-        SettingsError: it cannot be read or parsed.
-    """
-    try:
-        return ReloadingFile(path, parse_tokens)
-    except OSError as error:
-        raise _unusable(path, error.strerror or str(error)) from None
-    except ValueError as error:
-        raise _unusable(path, str(error)) from None
-
-
-def _unusable(path: str, why: str) -> SettingsError:
-    return SettingsError("token_file", f"setting token_file: {path} cannot be used: {why}")
-
-
 def validate_token(token: str) -> str:
-    """Return a token that a header can carry.
+    """Return a token.
 
     Raises:
-        ValueError: it cannot; the message does not quote the token.
+        ValueError: a header cannot carry it; the message does not quote the token.
     """
     if not token:
         raise ValueError("the token is empty")
@@ -107,17 +87,17 @@ def validate_token(token: str) -> str:
 
 
 def parse_tokens(text: str) -> tuple[Token, ...]:
-    """Parse a file of tokens: a `ROLE:NAME:TOKEN` a line; empty lines and `#` comments are skipped.
+    """Parse a file with one `ROLE:NAME:TOKEN` a line. Empty lines and `#` comments are skipped.
 
-    Comments alone are no token; nothing at all is refused, as a file is empty for a moment that is
-    written in place.
+    A file with comments only has no tokens. An empty file is refused: a file that is overwritten in
+    place is empty for a moment.
 
     Raises:
-        ValueError: a line is something else; the message quotes nothing, as any part of the line
-            might be the secret.
+        ValueError: a line has another form. The message does not quote the line, any part of which
+            may be the secret.
     """
     if not text.strip():
-        raise ValueError(_NONE)
+        raise ValueError(_EMPTY)
     tokens: dict[str, Token] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()

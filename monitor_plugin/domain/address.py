@@ -1,4 +1,4 @@
-"""Which gRPC targets can be watched. gRPC itself checks none: port 99999 becomes 34463."""
+"""Validates gRPC targets. gRPC itself does not: it turns port 99999 into 34463."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ FORMS = (
 )
 TLS_SCHEME = "grpcs://"
 
-# sun_path has 108 bytes, one of which is the final NUL (or, for abstract names, the first).
+# sun_path has 108 bytes. One of them is the final NUL; in an abstract name, the first byte.
 MAX_SOCKET_PATH_BYTES = 107
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
+HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
-# Followed by a colon and a port, gRPC takes these for the scheme of another kind of target.
+# gRPC reads "dns:80" as a target with a scheme, not as host and port.
 _NOT_HOSTS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p")
 
 
 def canonical_address(address: object) -> str:
-    """Bring a gRPC target to the one form by which two of them can be compared.
+    """Return the canonical form of a gRPC target, by which two targets can be compared.
 
     Args:
-        address: what the host gave: one of FORMS.
+        address: a target as the host gave it, in one of FORMS.
 
     Returns:
-        The target without its scheme's variants, by TLS or not; `localhost` and `0.0.0.0` count as
-        127.0.0.1, where a client that dials them arrives.
+        The target without a scheme, except those of unix sockets; with and without TLS it is the
+        same. `localhost` and `0.0.0.0` become 127.0.0.1, which a client that dials them reaches.
 
     Raises:
-        ValueError: it is none of FORMS; the message says what is wrong.
+        ValueError: the address has none of FORMS; the message says what is wrong.
     """
     if not isinstance(address, str):
         raise ValueError(f"the address must be a string, not {type(address).__name__}")
@@ -46,7 +46,7 @@ def canonical_address(address: object) -> str:
             path = path[2:]
         if not path.startswith("/"):
             raise ValueError(f"address {address!r}: the socket's path must be absolute")
-        # normpath() keeps two leading slashes, which name the same file as one.
+        # normpath() keeps two leading slashes, which mean the same as one.
         return "unix:/" + os.path.normpath(_checked_path(address, path)).lstrip("/")
     scheme = TLS_SCHEME if address.startswith(TLS_SCHEME) else "dns:///"
     host, colon, port = address.removeprefix(scheme).rpartition(":")
@@ -58,9 +58,10 @@ def canonical_address(address: object) -> str:
 
 
 def is_local(canonical: str) -> bool:
-    """Whether a target, in its canonical form, is on this machine for certain.
+    """Whether a target in its canonical form is certainly on this machine.
 
-    A name is not resolved: but for `localhost`, none is local, as others may be looked up in DNS.
+    Names are not resolved, as DNS may change: only `localhost`, which the canonical form has as
+    127.0.0.1, counts as local.
     """
     if canonical.startswith(("unix:", "unix-abstract:")):
         return True
@@ -70,10 +71,10 @@ def is_local(canonical: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        if ip.scope_id is not None:  # gRPC looks up a name where the scope is no interface
+        if ip.scope_id is not None:  # gRPC resolves it as a name if the scope is no interface
             return False
         ip = ip.ipv4_mapped or ip
-    return ip.is_loopback or ip.is_unspecified  # who dials the unspecified arrives at loopback
+    return ip.is_loopback or ip.is_unspecified  # a client of 0.0.0.0 reaches loopback
 
 
 def _checked_path(address: str, path: str) -> str:
@@ -93,7 +94,7 @@ def _canonical_host(address: str, host: str) -> str:
         except ValueError:
             raise ValueError(f"address {address!r}: {host} is no IPv6 address") from None
         return f"[{ip}]"
-    if not _HOST.fullmatch(host) or ".." in host:
+    if not HOST_NAME.fullmatch(host) or ".." in host:
         raise ValueError(
             f"address {address!r}: {host!r} is no host name or IPv4 address "
             "(an IPv6 address stands in brackets)"

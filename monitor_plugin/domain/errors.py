@@ -1,24 +1,24 @@
-"""Everything that the package raises on purpose.
+"""The exceptions of the package.
 
 MonitorError
 ├── SettingsError          a setting has a value that cannot be used
-├── ListenError            the HTTP server cannot listen where it was told to
+├── ListenError            the HTTP server cannot listen at the address of its setting
 ├── PluginError            a plugin or a plugin manager cannot be used
-├── InvalidBackend         a host registered something that cannot be watched
-├── InvalidRequest         a client sent something that cannot be understood
+├── InvalidBackend         a host registered a backend that cannot be watched
+├── InvalidRequest         a client sent a request that is not valid
 │   └── PidNotHeld         the model has no backend with that PID
 ├── ModelNotLoaded         no backend of that model is registered
 ├── BackendUnreadable      neither the backend nor its process could be read
 ├── ShutdownRefused        a hook refused the shutdown
-├── ShutdownFailed         the processes could not be stopped, or did not stay stopped
-├── TooManyShutdowns       no more shutdowns are taken at the moment
-├── RequestFailed          a running monitor could not be asked, or answered with an error
-└── ClusterError           another node of the cluster is needed
-    ├── NodeUnreachable    it does not answer
-    ├── NodeForbidden      NATS does not let this node ask it for that
-    └── OutcomeUnknown     it was told to stop a model, and has not said whether it did
+├── ShutdownFailed         the processes could not be stopped, or were started again
+├── TooManyShutdowns       too many shutdowns are running already
+├── RequestFailed          a request to a running monitor failed
+└── ClusterError           a request to another node of the cluster failed
+    ├── NodeUnreachable    the node does not answer
+    ├── NodeForbidden      NATS does not permit the request
+    └── OutcomeUnknown     the node was asked to stop a model, and did not report the result
 
-Each carries its facts as attributes; which HTTP status each becomes stands in `api/results.py`.
+`api/results.py` maps each of them to an HTTP status.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from collections.abc import Sequence
 
 
 class MonitorError(Exception):
-    """The root of the family: catch this one to catch them all."""
+    """The base class of all exceptions of the package."""
 
 
 class SettingsError(MonitorError, ValueError):
     """A setting has a value that cannot be used.
 
     Attributes:
-        setting: the field's name in `Settings`.
+        setting: the name of the field in `Settings`.
     """
 
     def __init__(self, setting: str, message: str) -> None:
@@ -43,10 +43,10 @@ class SettingsError(MonitorError, ValueError):
 
 
 class ListenError(MonitorError, OSError):
-    """The HTTP server cannot listen where it was told to.
+    """The HTTP server cannot listen at the address of its setting.
 
     Attributes:
-        listen: the address, as the setting `listen` gives it.
+        listen: the value of the setting `listen`.
     """
 
     def __init__(self, listen: str, message: str) -> None:
@@ -58,7 +58,7 @@ class PluginError(MonitorError):
     """A plugin, or a host's plugin manager, cannot be used.
 
     Attributes:
-        plugin_name: the name under which it was registered, if it has one.
+        plugin_name: the name under which it was registered; None if it has none.
     """
 
     def __init__(self, plugin_name: str | None, message: str) -> None:
@@ -67,10 +67,10 @@ class PluginError(MonitorError):
 
 
 class InvalidBackend(MonitorError, ValueError):
-    """A host registered something that cannot be watched; nothing was changed.
+    """A host registered a backend that cannot be watched; nothing was changed.
 
     Attributes:
-        model, pid, address: as the host gave them, whatever their types.
+        model, pid, address: as the host gave them, of any type.
     """
 
     def __init__(self, message: str, *, model: object, pid: object, address: object) -> None:
@@ -81,7 +81,7 @@ class InvalidBackend(MonitorError, ValueError):
 
 
 class InvalidRequest(MonitorError, ValueError):
-    """A client sent something that cannot be understood: a bad model name, a bad body."""
+    """A client sent a request with a bad model name, a bad body or the like."""
 
 
 class PidNotHeld(InvalidRequest):
@@ -90,7 +90,7 @@ class PidNotHeld(InvalidRequest):
     Attributes:
         model: the name that was asked for.
         pid: the PID that was asked for.
-        pids: those of the model's backends.
+        pids: the PIDs of the model's backends.
     """
 
     def __init__(self, model: str, pid: int, pids: Sequence[int]) -> None:
@@ -109,17 +109,17 @@ class ModelNotLoaded(MonitorError, LookupError):
     """
 
     def __init__(self, model: str, ended: str | None = None, on_any_node: bool = False) -> None:
-        """`ended` tells how the last backend of the model ended, where that is known."""
+        """`ended` describes how the last backend of the model ended, if that is known."""
         where = " on any node" if on_any_node else ""
         super().__init__(f"model {model!r} is not loaded{where}" + (f": {ended}" if ended else ""))
         self.model = model
 
 
 class BackendUnreadable(MonitorError):
-    """The backend's status failed, and its process could not be read either.
+    """The call of `Status` failed, and the process could not be read either.
 
     Attributes:
-        model, pid: the backend's.
+        model, pid: of the backend.
     """
 
     def __init__(self, model: str, pid: int, reason: str) -> None:
@@ -134,7 +134,7 @@ class ShutdownRefused(MonitorError):
     Attributes:
         model: the model's name.
         plugin_name: the plugin that refused.
-        reason: what it said.
+        reason: the reason that the plugin gave.
     """
 
     def __init__(self, model: str, plugin_name: str, reason: str) -> None:
@@ -147,7 +147,7 @@ class ShutdownRefused(MonitorError):
 
 
 class ShutdownFailed(MonitorError):
-    """The model's processes could not be stopped, or did not stay stopped.
+    """The model's processes could not be stopped, or were started again.
 
     Attributes:
         model: the model's name.
@@ -162,10 +162,10 @@ class ShutdownFailed(MonitorError):
 
 
 class TooManyShutdowns(MonitorError):
-    """As many shutdowns are under way as the server takes at once; nothing was stopped.
+    """The maximum number of shutdowns are running already; nothing was stopped.
 
     Attributes:
-        retry_after_seconds: when to ask again.
+        retry_after_seconds: how long to wait before the next attempt.
     """
 
     def __init__(self, limit: int, retry_after_seconds: int) -> None:
@@ -177,10 +177,10 @@ class TooManyShutdowns(MonitorError):
 
 
 class ClusterError(MonitorError):
-    """Another node of the cluster is needed, and does not do its part.
+    """A request to another node of the cluster failed.
 
     Attributes:
-        nodes: the names of those nodes, where they are known.
+        nodes: the names of the nodes, if they are known.
     """
 
     def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
@@ -189,24 +189,24 @@ class ClusterError(MonitorError):
 
 
 class NodeUnreachable(ClusterError):
-    """A node does not answer; nothing was stopped there."""
+    """A node does not answer; nothing was stopped on it."""
 
 
 class NodeForbidden(ClusterError):
-    """NATS does not let this node ask for that; nothing was stopped."""
+    """NATS does not permit the request; nothing was stopped."""
 
 
 class OutcomeUnknown(ClusterError):
-    """A node was told to stop a model, and may or may not have done so."""
+    """A node was asked to stop a model, and may or may not have stopped it."""
 
 
 class RequestFailed(MonitorError):
-    """A running monitor could not be asked, or answered with an error.
+    """A request to a running monitor failed: no response, or an error.
 
     Attributes:
-        url: the monitor's.
-        status: the HTTP status of the answer; None where there was none.
-        type: the error's type in the answer, `model_not_loaded` say; None where it names none.
+        url: the URL of the monitor.
+        status: the HTTP status of the response; None if there was none.
+        type: the type of the error, such as `model_not_loaded`; None if the response has none.
     """
 
     def __init__(

@@ -6,18 +6,14 @@ setting `insecure` allows them in the clear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 import grpc
 
-from ..config.reloading_file import ReloadingFile
+from ..config.reloading_file import open_setting_file
 from ..config.settings import Settings
 from ..config.tokens import validate_token
 from ..domain.address import TLS_SCHEME, canonical_address, is_local
-from ..domain.errors import SettingsError
-
-T = TypeVar("T")
 
 _OPTIONS = (
     # A proxy in the host's environment would get the calls to loopback addresses.
@@ -69,8 +65,8 @@ class ChannelSecurity:
 
     def __init__(self, settings: Settings) -> None:
         self._insecure = settings.insecure
-        self._ca = _open_file("grpc_ca_file", settings.grpc_ca_file, _parse_certificates)
-        self._token = _open_file("grpc_token_file", settings.grpc_token_file, _parse_token)
+        self._ca = open_setting_file("grpc_ca_file", settings.grpc_ca_file, _parse_certificates)
+        self._token = open_setting_file("grpc_token_file", settings.grpc_token_file, _parse_token)
 
     def check(self, address: str) -> None:
         """Check that the settings allow calls to an address.
@@ -109,18 +105,6 @@ class ChannelSecurity:
                 "(TLS to all that are not local), or insecure to allow it"
             )
         return self._ca is not None
-
-
-def _open_file(
-    setting: str, path: str | None, parse: Callable[[str], T]
-) -> ReloadingFile[T] | None:
-    if path is None:
-        return None
-    try:
-        return ReloadingFile(path, parse)
-    except (OSError, ValueError) as error:
-        fault = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError(setting, f"setting {setting}: {path!r}: {fault}") from None
 
 
 def _parse_certificates(text: str) -> bytes:

@@ -59,7 +59,7 @@ def test_what_could_not_be_read_is_tried_again(
         patch.setattr(watched_file, "open", no_descriptor, raising=False)
         assert [file.get(), file.get()] == ["one", "one"]
     assert logged(caplog) == [
-        f"{path} cannot be used, what it held before stands: Too many open files"
+        f"{path} cannot be used, its previous content stays valid: Too many open files"
     ]
     assert file.get() == "two, longer"
 

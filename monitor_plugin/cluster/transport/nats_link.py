@@ -30,6 +30,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from ...config.cluster import NatsServer, parse_nats_servers
+from ...config.reloading_file import file_error, reason_of
 from ...config.settings import Settings
 from ...domain.errors import ClusterError, SettingsError
 from .loop_thread import LoopThread
@@ -311,9 +312,7 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=path)
     except OSError as error:  # including `ssl.SSLError`
-        raise SettingsError(
-            "cluster_ca_file", f"setting cluster_ca_file: {path} cannot be used: {error}"
-        ) from None
+        raise file_error("cluster_ca_file", path, str(error)) from None
 
 
 def _credentials(settings: Settings) -> dict[str, str]:
@@ -330,10 +329,7 @@ def _credentials(settings: Settings) -> dict[str, str]:
             with open(path, "rb"):
                 options[option] = path
         except OSError as error:
-            reason = error.strerror or error
-            raise SettingsError(
-                setting, f"setting {setting}: {path} cannot be used: {reason}"
-            ) from None
+            raise file_error(setting, path, reason_of(error)) from None
     if len(options) > 1:
         raise SettingsError(
             "cluster_nkey_file", "settings cluster_creds_file and cluster_nkey_file: set one alone"

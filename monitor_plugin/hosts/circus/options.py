@@ -43,7 +43,7 @@ def parse_options(
         if name == _RULES:
             rules += [parse_rule(rule.strip()) for rule in re.split(r"[,\n]", text) if rule.strip()]
         elif name in names:
-            given[name] = parse_setting(name, text, said_by=f"option {name}")
+            given[name] = parse_setting(name, text, source=f"option {name}")
         elif name not in circus_options:
             raise SettingsError(
                 name, f"unknown option {name!r}; there are {_RULES}, {', '.join(names)}"
