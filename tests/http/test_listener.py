@@ -98,7 +98,7 @@ def test_the_bound_address_decides_and_not_the_name(monkeypatch: pytest.MonkeyPa
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("0.0.0.0", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    with pytest.raises(ListenError, match=r"0\.0\.0\.0 is no loopback address"):
+    with pytest.raises(ListenError, match=r"0\.0\.0\.0 is not a loopback address"):
         open_listener("localhost:0", Settings())
 
 
@@ -165,11 +165,11 @@ def make_symlink(path: Path) -> None:
 @pytest.mark.parametrize(
     ("put", "said"),
     [
-        (lambda path: path.write_text("precious"), "no socket"),
-        (lambda path: path.mkdir(), "no socket"),
-        (lambda path: path.symlink_to("nowhere"), "no socket"),
-        (make_symlink, "no socket"),
-        (lambda path: os.mkfifo(path), "no socket"),
+        (lambda path: path.write_text("precious"), "not a socket"),
+        (lambda path: path.mkdir(), "not a socket"),
+        (lambda path: path.symlink_to("nowhere"), "not a socket"),
+        (make_symlink, "not a socket"),
+        (lambda path: os.mkfifo(path), "not a socket"),
     ],
     ids=["file", "folder", "dangling link", "link to a stale socket", "pipe"],
 )

@@ -19,7 +19,7 @@ from ...domain.errors import ListenError
 
 # How long to wait for another monitor that is binding a socket in the same folder.
 _LOCK_SECONDS = 5.0
-_ADDRESS = "another address (Settings(listen=...), MONITOR_LISTEN, --listen"
+_SET_ANOTHER = "set another address (--listen, MONITOR_LISTEN or Settings(listen=...))"
 
 
 class Listener:
@@ -98,10 +98,10 @@ def _listen_tcp(listen: str, host: str, port: int, *, loopback_only: bool) -> so
         if loopback_only and not ipaddress.ip_address(bound).is_loopback:
             raise ListenError(
                 listen,
-                f"not listening on {listen}: {bound} is no loopback address, and without a token "
-                "whoever reaches it could stop models; set a token (MONITOR_TOKEN, --token-file), "
-                "or listen on 127.0.0.1, or say that it is on purpose (--insecure, "
-                "MONITOR_INSECURE=true, Settings(insecure=True))",
+                f"not listening on {listen}: {bound} is not a loopback address, and without a "
+                "token anyone who can reach it could stop models; set a token (MONITOR_TOKEN or "
+                "--token-file), or listen on 127.0.0.1, or allow it (--insecure, "
+                "MONITOR_INSECURE=true or Settings(insecure=True))",
             )
         listening = socket.socket(family, kind, protocol)
         try:
@@ -116,8 +116,8 @@ def _listen_tcp(listen: str, host: str, port: int, *, loopback_only: bool) -> so
     except (OSError, UnicodeError) as error:  # UnicodeError: the name is not a valid host name
         raise ListenError(
             listen,
-            f"cannot listen on {listen}: {getattr(error, 'strerror', None) or error}; free it, or "
-            f"set {_ADDRESS}; port 0 takes any free one)",
+            f"cannot listen on {listen}: {getattr(error, 'strerror', None) or error}; free the "
+            f"port, or {_SET_ANOTHER}; port 0 takes any free port",
         ) from error
     return listening
 
@@ -136,8 +136,8 @@ def _listen_unix(listen: str, path: Path, mode: int) -> tuple[socket.socket, os.
         raise ListenError(
             listen,
             f"cannot listen on {listen}: {error.strerror or error}; make sure that the monitor's "
-            f"user may make a socket in that folder, that nothing is in the way and the path is "
-            f"at most 107 bytes long, or set {_ADDRESS})",
+            "user may create a socket in that folder, that no other file is in the way and that "
+            f"the path has at most 107 bytes, or {_SET_ANOTHER}",
         ) from error
 
 
@@ -176,7 +176,7 @@ def _clear(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EEXIST, f"there is something that is no socket at {path}, left alone")
+        raise OSError(errno.EEXIST, f"the file at {path} is not a socket, and is left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # if the backlog is full: EAGAIN instead of waiting
         try:
