@@ -1,8 +1,8 @@
 """A drop-in monitor for hosts that run one model-serving process per model.
 
-Tells the truth about each backend, by its own gRPC `Status` or by its process, and stops it for
-good, over HTTP and from Python. Importing this starts and opens nothing; gRPC and the HTTP server
-are imported with `Monitor`, when that is first asked for.
+It reads each backend by its gRPC `Status` or by its process, and stops it verifiably, over HTTP and
+from Python. Importing the package starts and opens nothing. gRPC and the HTTP server are imported
+when `Monitor` or `install` is first used.
 """
 
 from importlib import import_module
@@ -80,12 +80,12 @@ __all__ = [
 ]
 
 
-# Modules that lay in this folder before: their old paths go on working from there.
+# Keeps the old paths of modules that were moved out of this folder.
 __path__.append(f"{__path__[0]}/moved")
 
 
 def __getattr__(name: str) -> Any:
-    # They need gRPC and the HTTP server, which take several times as long to import as all else.
+    # They need gRPC and the HTTP server, which take several times as long to import as the rest.
     modules = {"Monitor": ".monitor", "install": ".installation"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A monitor in a host's own plugin manager."""
+"""Installs a monitor in a host's own plugin manager."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .monitor import Monitor
 
 
 def install(plugin_manager: pluggy.PluginManager, settings: Settings | None = None) -> Monitor:
-    """Put a monitor into a host's own plugin manager, under any project name, and start it.
+    """Register a monitor with a host's own plugin manager, of any project name, and start it.
 
-    The hooks become the manager's, and the monitor is registered there as `monitor_plugin`, so that
-    `plugin_manager.hook.monitor_backend_spawned(...)` reaches it, and the host implements hooks
-    with its own marker. Third parties' hooks keep `monitor_plugin.hookimpl`. Close the monitor to
-    take it out again; the hooks' specs stay.
+    The hook specifications are added to the manager, and the monitor is registered there as
+    `monitor_plugin`. The host then calls `plugin_manager.hook.monitor_backend_spawned(...)`, and
+    implements hooks with its own marker. Hooks of third parties keep `monitor_plugin.hookimpl`.
+    Closing the monitor unregisters it; the specifications stay.
 
     Args:
-        plugin_manager: the host's.
-        settings: None reads them from the environment.
+        plugin_manager: the host's plugin manager.
+        settings: the settings; None reads them from the environment.
 
     Raises:
-        PluginError: the manager holds a monitor that lives, blocks its name, or does not take its
-            hooks; nothing is left registered.
-        ListenError: the HTTP server cannot listen where the settings say.
+        PluginError: the manager has another running monitor, blocks the name, or does not accept
+            the hooks; nothing stays registered.
+        ListenError: the HTTP server cannot listen at the address of the setting `listen`.
     """
     monitor = Monitor(settings, host_manager=plugin_manager)
     monitor.start()

@@ -1,4 +1,4 @@
-"""The log's JSON formatter, by the path that logging configurations name."""
+"""The JSON formatter of the log, under the path that logging configurations use."""
 
 from .telemetry.log_lines import JsonFormatter
 

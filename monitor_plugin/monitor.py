@@ -1,4 +1,4 @@
-"""The monitor: wires everything together, for a host to hold."""
+"""The monitor, which creates and connects all parts."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ if TYPE_CHECKING:
 
 
 class Monitor:
-    """Watches a host's backends, and serves what it knows over HTTP.
+    """Monitors the backends of a host, and serves their readings over HTTP.
 
-    Installs no signal handlers and configures no logging. To be used in a `with`, or by `start()`
-    and `close()`.
+    Installs no signal handlers and configures no logging. Use it in a `with` statement, or call
+    `start()` and `close()`.
 
     Args:
-        settings: None reads them from the environment.
+        settings: the settings; None reads them from the environment.
         plugins: plugins to register, implemented with `monitor_plugin.hookimpl`.
-        host_manager: a host's own plugin manager; `install()` gives it.
+        host_manager: the host's own plugin manager, which `install()` passes.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -103,9 +103,7 @@ class Monitor:
         self._plugin_manager.log_unknown_disabled()
         self._lock = threading.Lock()
         self._phase = _Phase.NEW
-        self._app = SingleFlight(
-            math.inf, self._make_app
-        )  # once, and not before the plugins are there
+        self._app = SingleFlight(math.inf, self._make_app)  # made once, after the plugins
         self._server: Server | None = None
         self._cluster: ClusterNode | None = None
         if settings.cluster is not None:
@@ -124,12 +122,12 @@ class Monitor:
         self.close()
 
     def start(self) -> None:
-        """Start watching and serving; once started, does nothing.
+        """Start monitoring and serving. A second call does nothing.
 
         Raises:
-            ListenError: the HTTP server cannot listen where the settings say.
-            PluginError: the host's manager does not take the monitor.
-            MonitorError: it was closed, and cannot be started again.
+            ListenError: the HTTP server cannot listen at the address of the setting `listen`.
+            PluginError: the monitor cannot be registered with the host's plugin manager.
+            MonitorError: the monitor was closed, and cannot be started again.
         """
         app = self.app
         with self._lock:
@@ -155,10 +153,10 @@ class Monitor:
         self._services.hooks.started(self)
 
     def close(self) -> None:
-        """Stop watching and serving, and let go of every thread and descriptor.
+        """Stop monitoring and serving, and release every thread and descriptor.
 
-        Backends are left alone; a shutdown that is under way reports what is left of its model.
-        Once closed, does nothing.
+        Backends keep running. A shutdown in progress ends with an error that lists the processes
+        that still run. A second call does nothing.
         """
         with self._lock:
             previous, self._phase = self._phase, _Phase.CLOSED
@@ -179,10 +177,10 @@ class Monitor:
 
     @property
     def url(self) -> str:
-        """Where the HTTP server answers, with the port that was picked, without a slash at the end.
+        """The URL of the HTTP server, with the actual port, without a slash at the end.
 
         Raises:
-            MonitorError: there is no server: the monitor was not started, or `listen` is None.
+            MonitorError: the monitor was not started, or the setting `listen` is None.
         """
         if self._server is None:
             raise MonitorError(
@@ -192,17 +190,17 @@ class Monitor:
 
     @property
     def hook(self) -> pluggy.HookRelay:
-        """The hooks, for the host to call: `hook.monitor_backend_spawned(model=..., ...)`."""
+        """The hooks that the host calls: `hook.monitor_backend_spawned(model=..., ...)`."""
         return self._plugin_manager.hook
 
     @property
     def plugin_manager(self) -> PluginManager:
-        """The monitor's own manager, where third parties' plugins are registered."""
+        """The monitor's own plugin manager, which has the plugins of third parties."""
         return self._plugin_manager
 
     @property
     def app(self) -> falcon.App[Any, Any]:
-        """The WSGI application, for a host that has its own server."""
+        """The WSGI application, for a host that serves it with its own server."""
         return self._app.get()
 
     def _make_app(self) -> falcon.App[Any, Any]:
@@ -232,16 +230,17 @@ class Monitor:
         return [record.backend for record in self._services.registry.records()]
 
     def plugins(self) -> list[LoadedPlugin]:
-        """List the plugins, where they come from and how their hooks fared, as `/hooks` does."""
+        """List the plugins, their sources and the statistics of their hooks, as `/hooks` does."""
         return list_plugins(self._services.hook_executor, self._plugin_manager, self._host_manager)
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.
 
         Raises:
-            InvalidRequest: that cannot be a model's name; `PidNotHeld`: it has no such backend.
-            ModelNotLoaded: no backend of it is registered.
-            BackendUnreadable: its status failed, and its process cannot be read.
+            InvalidRequest: this cannot be the name of a model.
+            PidNotHeld: the model has no backend with that PID.
+            ModelNotLoaded: the model has no backend.
+            BackendUnreadable: the status request failed, and the process cannot be read.
         """
         return self._services.model_reader.read(validate_model_name(model), pid, anew=True).reading
 
@@ -249,8 +248,8 @@ class Monitor:
         """Read all backends at the same time, or those of a model, as `/backends` does.
 
         Args:
-            model: whose.
-            fresh: read them now; else what the last sweep found is given.
+            model: the name of the model; None reads all backends.
+            fresh: read the backends now; if False, return what the last sweep found.
         """
         sweeper = self._services.sweeper
         return sweeper.sweep(model) if fresh else sweeper.last(model)
@@ -263,18 +262,20 @@ class Monitor:
         *,
         spare_busy: bool = False,
     ) -> None:
-        """Stop a model's backends, or one, as `/backend/shutdown` does; return once it is gone.
+        """Stop a model's backends, or one of them, as `/backend/shutdown` does, and verify it.
 
         Args:
-            model: whose.
-            force: do not wait for busy backends, and overrule hooks that refuse by an error.
-            pid: the one to stop; None for all.
-            spare_busy: fail where one is busy still when the time to wait for that is over, unless
-                somebody else asks for the same without this.
+            model: the name of the model.
+            force: do not wait for busy backends, and overrule hooks that refuse because of an
+                error.
+            pid: the PID of the backend to stop; None stops all.
+            spare_busy: fail if a backend is still busy when the drain ends, unless another caller
+                requests the same shutdown without this.
 
         Raises:
-            InvalidRequest: that cannot be a model's name; `PidNotHeld`: it has no such backend.
-            ModelNotLoaded: no backend of it is registered.
+            InvalidRequest: this cannot be the name of a model.
+            PidNotHeld: the model has no backend with that PID.
+            ModelNotLoaded: the model has no backend.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
         """
@@ -284,41 +285,42 @@ class Monitor:
             )
 
     def stopping(self) -> list[Backend]:
-        """List the backends for which a shutdown is under way."""
+        """List the backends that a shutdown is stopping."""
         return self._services.shutdown_coordinator.stopping()
 
     def stops_one(self, backend: Backend) -> bool:
-        """Whether a shutdown is under way that was asked for this backend alone, by its PID."""
+        """Whether a shutdown of this backend alone, by its PID, is in progress."""
         return self._services.shutdown_coordinator.stops_one(backend)
 
     def open_channel(self, backend: Backend) -> grpc.Channel:
-        """Make a gRPC channel to a backend as the monitor's own: with its TLS, and by no proxy.
+        """Open a gRPC channel to a backend with the monitor's own options: its TLS, and no proxy.
 
-        For hooks that speak another protocol. It connects at its first call; who asked closes it.
+        For hooks that use another protocol. The channel connects at its first call. The caller
+        closes it.
 
         Raises:
-            ValueError: the address is not local, and nothing says how to protect it.
+            ValueError: the address is not local, and no setting protects or allows such calls.
         """
         return self._services.status_client.open_channel(backend)
 
     def call_metadata(self, backend: Backend) -> Mapping[str, str]:
-        """Give the metadata of the monitor's own calls to a backend: from hooks, and its token."""
+        """Return the metadata for calls to a backend: that of hooks, and the token."""
         return self._services.status_client.metadata(backend)
 
     def reload_tokens(self) -> None:
-        """Read the file of the setting `token_file` now; what changes is also noticed by itself.
+        """Read the file of the setting `token_file` now; changes are also noticed automatically.
 
-        A file that cannot be used is logged, and the tokens that it held before stay valid.
+        If the file cannot be used, that is logged, and the previous tokens stay valid.
         """
         self._tokens.reload()
 
 
 class _Services:
-    """The parts of one monitor, each of which gets those that it works with.
+    """The parts of one monitor, connected with each other.
 
     Args:
-        settings: the monitor's.
-        managers: where hooks are implemented; the first manager's are called first.
+        settings: the settings of the monitor.
+        managers: the plugin managers; the hooks of the first one are called first.
     """
 
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
@@ -397,13 +399,13 @@ class _Services:
         )
 
     def start(self) -> None:
-        """Start what works in the background."""
+        """Start the background threads."""
         self.event_queue.start()
         self.exit_recorder.start()
         self.sweeper.start()
 
     def close(self) -> None:
-        """End what works in the background, and let go of every thread and descriptor."""
+        """End the background threads, and release every thread and descriptor."""
         self.sweeper.stop()
         self.exit_recorder.close()
         self.registration.close()

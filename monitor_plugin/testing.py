@@ -1,4 +1,4 @@
-"""A pytest plugin for tests of hooks: monitors, real backends that may misbehave, and waiting.
+"""A pytest plugin for tests of hooks: monitors, real backends with faults, and waiting.
 
     pytest_plugins = ["monitor_plugin.testing"]  # in a test module, or in conftest.py
 
@@ -7,7 +7,7 @@
         backend(no_status=True).register(monitor, "m")
         assert monitor.read("m").source == "psutil"
 
-It is no entry point of pytest's, so that it costs nobody else's tests anything. Failures are plain
+It is not an entry point of pytest, so other projects' tests do not load it. Failures are plain
 AssertionErrors; PYTEST_DONT_REWRITE.
 """
 
@@ -33,14 +33,14 @@ _SMALL = {"weights_mib": 2, "kv_cache_mib": 1}
 
 
 def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
-    """Wait until a condition holds, and give its value.
+    """Call a condition until it returns a true value, and return that value.
 
     Args:
-        condition: asked again and again, until what it gives counts as true.
-        seconds: after which to fail; generous, as a machine may be busy.
+        condition: called repeatedly.
+        seconds: the maximum time; the default allows for a busy machine.
 
     Raises:
-        AssertionError: it did not hold in time.
+        AssertionError: the condition was not true in time.
     """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -51,10 +51,10 @@ def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
 
 
 def end_group(process: subprocess.Popen[str]) -> None:
-    """Kill a process that leads a group and all of that group, also where it has ended before.
+    """Kill the process group that a process leads, also if the process itself has ended.
 
-    Nobody gets the PID of one that was waited for while some of its group live: where a process has
-    it, that is another one, and is left alone.
+    While members of the group run, the kernel gives the PID of its leader to no new process. So if
+    a process has that PID after the leader was waited for, it belongs to another group.
     """
     if process.poll() is None or not os.path.exists(f"/proc/{process.pid}"):  # noqa: PTH110
         with contextlib.suppress(ProcessLookupError):
@@ -62,12 +62,12 @@ def end_group(process: subprocess.Popen[str]) -> None:
 
 
 class RunningBackend:
-    """A real process that serves LocalAI's protocol, and what it has.
+    """A running process that serves LocalAI's protocol.
 
     Attributes:
-        process: the process, with a pipe to what it writes to standard output.
-        pid: its PID; it leads a session of its own.
-        address: where it serves gRPC.
+        process: the process; its standard output is a pipe.
+        pid: its PID; the process leads its own session.
+        address: the address at which it serves gRPC.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -82,18 +82,18 @@ class RunningBackend:
         self.address = line.removeprefix("serving on ").strip()
 
     def register(self, monitor: Monitor, model: str) -> None:
-        """Tell a monitor of it, as a host does."""
+        """Register the backend with a monitor, as a host does."""
         monitor.hook.monitor_backend_spawned(model=model, pid=self.pid, address=self.address)
 
     def end(self) -> None:
-        """Kill it and its children, if they still run, and wait for it. May be called again."""
+        """Kill the process and its children if they still run, and wait for it; repeatable."""
         end_group(self.process)
         self.process.wait()
         self._output.close()
 
 
 def backend_command(**switches: bool | int | float | str) -> list[str]:
-    """Write the command of a backend; see `BackendFactory`."""
+    """Return the command line of a backend; see `BackendFactory`."""
     command = [sys.executable, "-m", "monitor_plugin.demo.backend"]
     for name, value in {**_SMALL, **switches}.items():
         flag = "--" + name.replace("_", "-")
@@ -105,8 +105,8 @@ def backend_command(**switches: bool | int | float | str) -> list[str]:
 class BackendFactory:
     """Starts backends, waits until each serves, and ends them after the test.
 
-    Switches are those of `python -m monitor_plugin.demo.backend --help`: `addr="unix:/PATH"`,
-    `state=1`, `weights_mib=64`, `kv_cache_mib=32`, and to misbehave `no_status=True`,
+    The switches are those of `python -m monitor_plugin.demo.backend --help`: `addr="unix:/PATH"`,
+    `state=1`, `weights_mib=64`, `kv_cache_mib=32`, and for faults `no_status=True`,
     `no_memory=True`, `hang_status=True`, `status_seconds=5`, `busy_seconds=3`, `token="s3cret"`,
     `ignore_sigterm=True`, `fork_workers=2`, `crash_after=0.5`.
     """
@@ -115,7 +115,7 @@ class BackendFactory:
         self._backends: list[RunningBackend] = []
 
     def __call__(self, **switches: bool | int | float | str) -> RunningBackend:
-        """Start one, which holds 3 MiB unless told otherwise."""
+        """Start a backend, with 3 MiB of memory unless the switches say otherwise."""
         process = subprocess.Popen(
             backend_command(**switches), stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -129,7 +129,7 @@ class BackendFactory:
         return backend
 
     def close(self) -> None:
-        """End them."""
+        """End all backends."""
         for backend in self._backends:
             backend.end()
 
@@ -137,15 +137,15 @@ class BackendFactory:
 class MonitorFactory:
     """Starts monitors on free ports, and closes them after the test.
 
-    Waits are short unless given, no reading is given twice, and there are no background sweeps:
-    tests that want some say `sweep_interval_seconds=0.1`.
+    By default, waits are short, every request is a new reading, and there are no background sweeps;
+    a test that needs sweeps passes `sweep_interval_seconds=0.1`.
     """
 
     def __init__(self) -> None:
         self._monitors: list[Monitor] = []
 
     def __call__(self, plugins: Iterable[object] = (), **settings: Any) -> Monitor:
-        """Start one with these plugins, and fields of `monitor_plugin.Settings`."""
+        """Start a monitor with plugins and with fields of `monitor_plugin.Settings`."""
         quick = {
             "listen": "127.0.0.1:0",
             "reading_max_age_seconds": 0.0,
@@ -158,7 +158,7 @@ class MonitorFactory:
         return monitor
 
     def close(self) -> None:
-        """Close them."""
+        """Close all monitors."""
         for monitor in self._monitors:
             monitor.close()
 

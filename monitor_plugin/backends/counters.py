@@ -1,4 +1,4 @@
-"""How often the backends of a model ended, by cause, and were shut down, by outcome."""
+"""Counts of the exits of each model's backends, by cause, and of its shutdowns, by outcome."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .registry import Registry
 
 OUTCOMES = ("stopped", "failed", "refused", "respawned")
 
-# Where a host reaps its backend before the monitor could look, its word of the exit code comes
-# later, if at all; so long it is waited for, as what was counted cannot be taken back.
-_WORD_SECONDS = 2.0
+# A host may reap a backend before the monitor reads its exit code, and report the code later or
+# never. An exit without a cause is counted after this time, as a count cannot be taken back.
+_CAUSE_WAIT_SECONDS = 2.0
 
 
 class ModelCounts(NamedTuple):
-    """What was counted of one model, by each of CAUSES and OUTCOMES."""
+    """The counts of one model, for each of CAUSES and OUTCOMES."""
 
     exits: dict[str, int]
     shutdowns: dict[str, int]
 
 
 class ModelCounter:
-    """Counts by model. Safe to call from any thread.
+    """Counts exits and shutdowns by model. Safe to call from any thread.
 
-    The counts of a model are kept while it runs, or an end of it is remembered.
+    The counts of a model are kept while the registry has a backend or an exit of it.
 
     Args:
-        registry: knows which models run, and the ends that are remembered.
+        registry: the registered backends and the last exits.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -40,7 +40,7 @@ class ModelCounter:
         self._without_cause: dict[Backend, float] = {}
 
     def ended(self, backend: Backend, exit: BackendExit) -> None:
-        """Count the end of a backend."""
+        """Count the exit of a backend."""
         with self._lock:
             self._tidy()
             if exit.cause == "unknown":
@@ -49,13 +49,13 @@ class ModelCounter:
                 self._model(backend.model).exits[exit.cause] += 1
 
     def shut_down(self, backend: Backend, outcome: str) -> None:
-        """Count a shutdown of a backend that is over."""
+        """Count a shutdown of a backend that has ended."""
         with self._lock:
             self._tidy()
             self._model(backend.model).shutdowns[outcome] += 1
 
     def counts(self) -> dict[str, ModelCounts]:
-        """Give what was counted of each model that runs, or whose end is remembered."""
+        """Return the counts of each model that has a backend, or an exit that is remembered."""
         with self._lock:
             of_each = {model: self._models.get(model, _nothing()) for model in self._tidy()}
             return {
@@ -64,7 +64,7 @@ class ModelCounter:
             }
 
     def _tidy(self) -> list[str]:
-        """Count the ends whose cause is known by now, drop what is forgotten; list the models."""
+        """Count the exits whose cause is now known, and forget models; return those that remain."""
         ends = self._registry.ends()
         backends = [each.backend for each in self._registry.records()]
         backends += [end.backend for end in ends]
@@ -73,7 +73,7 @@ class ModelCounter:
         now = time.monotonic()
         for backend, at in list(self._without_cause.items()):
             cause = causes.get(backend, "unknown")
-            if cause != "unknown" or now - at > _WORD_SECONDS:
+            if cause != "unknown" or now - at > _CAUSE_WAIT_SECONDS:
                 del self._without_cause[backend]
                 self._model(backend.model).exits[cause] += 1
         for model in self._models.keys() - known:

@@ -1,4 +1,4 @@
-"""Something that is done again and again in the background, on a thread of its own."""
+"""A function that is called periodically on its own thread."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 
 _logger = logging.getLogger(__name__)
 
-_PAUSE_TO_CPU = 9  # seconds of pause for one of CPU time
+_PAUSE_PER_CPU_SECOND = 9  # so that the calls use at most a tenth of a core
 
 
 class PeriodicTask:
     """Calls a function at an interval, until it is closed.
 
     Args:
-        name: the thread's.
-        seconds: from the end of one call to the start of the next; more where calls would use
-            more than a tenth of a core.
-        tick: what is called; what it raises is logged, and the next call comes all the same.
+        name: the name of the thread.
+        seconds: the time from the end of a call to the start of the next; longer if the calls
+            would use more than a tenth of a core.
+        tick: the function; an exception is logged, and does not end the later calls.
     """
 
     def __init__(self, name: str, seconds: float, tick: Callable[[], None]) -> None:
@@ -29,20 +29,20 @@ class PeriodicTask:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Start ticking."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def stopping(self) -> bool:
-        """Whether no more calls come."""
+        """Whether `stop` or `close` was called."""
         return self._closing.is_set()
 
     def stop(self) -> None:
-        """Begin no more calls, without waiting for the one under way."""
+        """Begin no more calls, without waiting for a call in progress."""
         self._closing.set()
 
     def close(self) -> None:
-        """End the thread, after the call that it is in."""
+        """End the thread, after the call in progress."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -53,6 +53,6 @@ class PeriodicTask:
             began = time.thread_time()
             try:
                 self._tick()
-            except Exception:  # one bad tick must not end all later ones
+            except Exception:
                 _logger.exception("%s failed", self._thread.name)
-            seconds = max(self._seconds, _PAUSE_TO_CPU * (time.thread_time() - began))
+            seconds = max(self._seconds, _PAUSE_PER_CPU_SECOND * (time.thread_time() - began))

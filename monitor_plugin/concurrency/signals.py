@@ -1,4 +1,4 @@
-"""The signals of a command: SIGTERM and SIGINT end it, SIGHUP reads its tokens again."""
+"""The signals of a command: SIGTERM and SIGINT end it, SIGHUP reloads its tokens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 
 class Signals:
-    """Takes the signals from when it is made; `wait()` acts on them. For the main thread.
+    """Handles the signals from its creation on; `wait()` acts on them. For the main thread.
 
-    Handlers run in the midst of whatever the main thread does, which may hold any lock: an event's,
-    say, that it is about to wait for. So they do no more than put a number into a queue, whose
-    `put` is made for that. They run between two steps of Python alone, and would so miss a signal
-    that comes just as the wait begins: a byte in a socket, written when it comes, ends the wait.
+    A handler interrupts the main thread, which may have any lock. So a handler only puts the
+    signal's number into a `SimpleQueue`, whose `put` is reentrant. Python runs handlers only
+    between two bytecodes, so a signal that arrives just before a blocking call would not end that
+    call. The wakeup socket ends it: the interpreter writes a byte to it as the signal arrives.
     """
 
     def __init__(self) -> None:
@@ -26,18 +26,18 @@ class Signals:
 
     @property
     def pending(self) -> bool:
-        """Whether one has come on which `wait` has not acted yet."""
+        """Whether a signal has arrived that `wait` has not yet acted on."""
         return not self._numbers.empty()
 
     def end(self) -> None:
-        """End the wait, as SIGTERM does. From any thread."""
+        """End the wait as SIGTERM does. Safe to call from any thread."""
         self._numbers.put(signal.SIGTERM)
         if waker := self._waker:
-            with contextlib.suppress(OSError):  # it has just ended
+            with contextlib.suppress(OSError):  # the wait has just ended
                 waker.send(b"\0")
 
     def wait(self, reload: Callable[[], None]) -> None:
-        """Wait for the end, and call `reload` at each SIGHUP."""
+        """Wait for SIGTERM or SIGINT, and call `reload` at each SIGHUP."""
         woken, waker = socket.socketpair()
         with woken, waker:
             waker.setblocking(False)

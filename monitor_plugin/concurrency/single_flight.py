@@ -1,4 +1,4 @@
-"""A costly value that all who ask at about the same time share."""
+"""A cached value that one thread computes at a time."""
 
 from __future__ import annotations
 
@@ -12,41 +12,39 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Computes a value at most once per `max_age_seconds`, one computation at a time.
+    """Computes a value at most once per `max_age_seconds`, on one thread at a time.
 
-    Who asks while it is computed waits for it; the computation runs outside the lock.
+    Callers that come during a computation wait for its value. The computation runs without the
+    lock. Safe to call from any thread.
 
     Args:
-        max_age_seconds: how old a value may be that is handed out, from the start of computing it.
-        compute: gives a fresh one; what it raises reaches all who waited, and is not kept.
+        max_age_seconds: the maximum age of a value, from the start of its computation.
+        compute: computes a new value; an exception reaches all callers that wait, and is not kept.
     """
 
     def __init__(self, max_age_seconds: float, compute: Callable[[], T]) -> None:
         self._max_age_seconds = max_age_seconds
         self._compute = compute
         self._lock = threading.Lock()
-        self._future: Future[T] | None = None  # of the computation under way
-        self._kept: tuple[float, T] | None = None  # when it was begun, and the value
+        self._future: Future[T] | None = None  # of the computation in progress
+        self._cached: tuple[float, T] | None = None  # the start of the computation, and the value
 
     def get(self, max_age_seconds: float | None = None) -> T:
-        """Give a value no older than `max_age_seconds`, computing it where need be.
+        """Return a value that is at most `max_age_seconds` old, or was computed meanwhile.
 
         Args:
-            max_age_seconds: another age than all others go by.
+            max_age_seconds: replaces the maximum age for this call.
         """
         now = time.monotonic()
-        most = self._max_age_seconds if max_age_seconds is None else max_age_seconds
-        kept = self._kept
-        if kept is not None and now - kept[0] <= most:  # without the lock, as most who ask
-            return kept[1]
+        if max_age_seconds is None:
+            max_age_seconds = self._max_age_seconds
         with self._lock:
-            future = self._future
-            computes = future is None and self._kept is kept  # else it was just computed
-            if future is None and computes:
-                future = self._future = Future()
-        if future is None:
-            return self.get(max_age_seconds)
-        if computes:
+            if self._cached is not None and now - self._cached[0] <= max_age_seconds:
+                return self._cached[1]
+            running = self._future
+            future = running or Future()
+            self._future = future
+        if running is None:
             self._run(now, future)
         return future.result()
 
@@ -59,5 +57,5 @@ class SingleFlight(Generic[T]):
             future.set_exception(error)
             return
         with self._lock:
-            self._kept, self._future = (now, value), None
+            self._cached, self._future = (now, value), None
         future.set_result(value)

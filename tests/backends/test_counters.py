@@ -92,7 +92,7 @@ def test_a_cause_that_nobody_tells_is_counted_as_unknown(
     counter: ModelCounter, registry: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it is counted so it stays so, whatever is told later."""
-    monkeypatch.setattr(model_counts, "_WORD_SECONDS", 0.0)
+    monkeypatch.setattr(model_counts, "_CAUSE_WAIT_SECONDS", 0.0)
     end(counter, registry, backend("m", 1), "unknown")
     eventually(lambda: counter.counts()["m"].exits["unknown"] == 1)
     registry.complete(backend("m", 1), "exited")
