@@ -162,9 +162,9 @@ def test_reloading_reads_what_seems_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("read:a:one")
     tokens = Tokens(None, str(file))
-    _, value = tokens._file._seen  # type: ignore[union-attr]
+    _, value = tokens._file._current  # type: ignore[union-attr]
     file.write_text("read:a:two")
-    tokens._file._seen = (tokens._file._version(), value)  # type: ignore[union-attr]
+    tokens._file._current = (tokens._file._version(), value)  # type: ignore[union-attr]
     tokens.reload()
     assert names(tokens, "one", "two") == [None, "a"]
     Tokens("lone", None).reload()
