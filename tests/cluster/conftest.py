@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def answers_at(port: int) -> bool:
-    """Whether somebody listens at a port of this machine."""
+    """Whether a server listens on a port of this machine."""
     with contextlib.suppress(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
         return True
@@ -29,7 +29,7 @@ def answers_at(port: int) -> bool:
 
 
 class NatsServer:
-    """A real nats-server on a port of its own, which can be stopped and started again."""
+    """A real nats-server on a free port, which can be killed and started again."""
 
     def __init__(self, spawner: Spawner, *arguments: str) -> None:
         self._program = program("nats-server")
@@ -40,7 +40,7 @@ class NatsServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start the server, and wait until it listens."""
         self.process = self._spawner.process(
             *(self._program, "-a", "127.0.0.1", "-p", str(self.port), *self._arguments),
             stderr=subprocess.DEVNULL,
@@ -49,13 +49,13 @@ class NatsServer:
         eventually(lambda: answers_at(self.port))
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the server."""
         self.process.kill()
         self.process.wait(timeout=30)
 
 
-class Asked:
-    """A node of a cluster, as a client of its HTTP sees it."""
+class NodeClient:
+    """A client of a node's HTTP server."""
 
     def __init__(self, name: str, url: str) -> None:
         self.name = name
@@ -66,26 +66,26 @@ class Asked:
         return self.client.request("GET", path)
 
     def models(self) -> list[tuple[str, str]]:
-        """List the backends of all nodes that it sees: node and model."""
+        """List the backends of all nodes: node and model."""
         answer = self.get("/backends").json
         return [(each["node"], each["model"]) for each in answer["backends"]]
 
     def sees(self, *nodes: str) -> bool:
-        """Whether it sees these nodes, without an error."""
+        """Whether the node lists exactly these nodes without an error."""
         found = self.get("/backends?fresh=false").json["nodes"]
         return {each["node"] for each in found if each["error"] is None} == set(nodes)
 
     def reads(self, model: str) -> bool:
-        """Whether it can read a model, wherever that is."""
+        """Whether the node can read a model on any node."""
         return self.client.monitor(model).status == 200
 
     def finds(self, model: str, *nodes: str) -> bool:
-        """Whether it reads a model from these nodes together."""
+        """Whether the node combines the readings of a model from exactly these nodes."""
         return self.client.monitor(model).headers["X-Monitor-Node"] == ", ".join(nodes)
 
 
-class Node(Asked):
-    """A monitor in a process of its own, and a client of it."""
+class Node(NodeClient):
+    """A monitor in a process of its own, and a client of its HTTP server."""
 
     def __init__(
         self, process: subprocess.Popen[str], name: str, log: Path, url: str | None
@@ -93,45 +93,45 @@ class Node(Asked):
         assert process.stdout is not None
         self.process = process
         self._log = log
-        said = process.stdout.readline().strip()
-        assert said, f"node {name} did not start: {log.read_text()}"
-        super().__init__(name, url or said)
+        printed = process.stdout.readline().strip()
+        assert printed, f"node {name} did not start: {log.read_text()}"
+        super().__init__(name, url or printed)
 
     @property
     def log(self) -> str:
-        """What it wrote to its standard error."""
+        """What the process wrote to its standard error."""
         return self._log.read_text()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal; its backends get none."""
+        """Send the process a signal, but not its backends."""
         os.kill(self.process.pid, number)
 
 
-MakeLocal = Callable[..., Asked]
+MakeLocal = Callable[..., NodeClient]
 MakeNode = Callable[..., Node]
 MakeRogue = Callable[..., Rogue]
 
 
 @pytest.fixture
 def make_nats(spawner: Spawner) -> Callable[..., NatsServer]:
-    """Starts NATS servers, given their arguments, and ends them after the test."""
+    """Starts NATS servers with arguments, and ends them after the test."""
     return lambda *arguments: NatsServer(spawner, *arguments)
 
 
 @pytest.fixture
 def nats(make_nats: Callable[..., NatsServer]) -> NatsServer:
-    """A NATS server on loopback, open to all."""
+    """A NATS server on loopback without access control."""
     return make_nats()
 
 
 @pytest.fixture
 def make_local(make_monitor: Callable[..., Monitor], spawner: Spawner) -> MakeLocal:
-    """Starts nodes in the tests' own process: a name, the NATS servers, models, settings by name.
+    """Starts nodes in the process of the tests: name, NATS servers, models, and settings by name.
 
-    `MODEL:SWITCHES` has a real backend; a model alone is a process that speaks no gRPC.
+    `MODEL:SWITCHES` starts a demo backend; `MODEL` alone starts a process that speaks no gRPC.
     """
 
-    def make(name: str, cluster: str, *models: str, **settings: Any) -> Asked:
+    def make(name: str, cluster: str, *models: str, **settings: Any) -> NodeClient:
         monitor = make_monitor(node=name, cluster=cluster, **settings)
         for each in models:
             model, is_real, switches = each.partition(":")
@@ -141,16 +141,16 @@ def make_local(make_monitor: Callable[..., Monitor], spawner: Spawner) -> MakeLo
             else:
                 pid, address = spawner.sleeper().pid, f"127.0.0.1:{free_port()}"
             monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
-        return Asked(name, monitor.url)
+        return NodeClient(name, monitor.url)
 
     return make
 
 
 @pytest.fixture
 def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
-    """Starts nodes: a name, the NATS servers, models, and settings by name.
+    """Starts nodes in processes: name, NATS servers, models, and settings by name.
 
-    `command` is what each is started by, and `url` where its HTTP is asked.
+    `command` precedes the command line, and `url` replaces the URL that the node prints.
     """
     nodes: list[Node] = []
 
@@ -162,7 +162,7 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
         url: str | None = None,
         **settings: str,
     ) -> Node:
-        given = {
+        values = {
             "listen": "127.0.0.1:0",
             "node": name,
             "cluster": cluster,
@@ -171,7 +171,7 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
             "respawn_watch_seconds": "0.1",
             **settings,
         }
-        variables = {f"MONITOR_{key.upper()}": value for key, value in given.items()}
+        variables = {f"MONITOR_{key.upper()}": value for key, value in values.items()}
         log = tmp_path / f"{name}.log"
         with log.open("a") as errors:
             process = spawner.process(
@@ -192,7 +192,7 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
 
 @pytest.fixture
 def make_rogue() -> Iterator[MakeRogue]:
-    """Starts clients of NATS that say what they like."""
+    """Starts rogues: the NATS server's URL, and options of the client."""
     rogues: list[Rogue] = []
 
     def make(url: str, **options: Any) -> Rogue:

@@ -1,8 +1,8 @@
-"""A monitor in a process of its own, with demo backends: a node of a cluster.
+"""Runs a monitor with demo backends: a node of a cluster in a process of its own.
 
-Settings come from the environment. Arguments are models, one backend each; `MODEL:SWITCHES` gives
-its backend switches. It prints its URL, then what it logs at WARNING and above, and ends with its
-standard input.
+The environment has the settings. Each argument is a model with one backend, or `MODEL:SWITCHES`
+with its switches. The process prints the monitor's URL, logs to its standard error, and ends
+when its standard input does.
 """
 
 from __future__ import annotations

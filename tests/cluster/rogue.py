@@ -1,4 +1,4 @@
-"""A client of NATS that says what it likes, as a node of another kind or a hostile one could."""
+"""A client of NATS that may send anything, as another version or an attacker could."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ Handler = Callable[[Msg], "list[tuple[str, bytes]]"]
 
 
 class Rogue(LoopThread):
-    """Publishes and subscribes as it is told.
+    """Publishes and subscribes on any subject.
 
     Args:
-        url: of the NATS server.
-        options: of the client.
+        url: the URL of the NATS server.
+        options: options of the client.
 
     Attributes:
-        complaints: what NATS said against it, in small letters.
-        heard: what came on the subjects that it listens to.
+        errors: the errors that NATS reported, in lower case.
+        received: the messages on the subscribed subjects.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        super().__init__("rogue", self._stay)
-        self.complaints: list[str] = []
-        self.heard: list[Msg] = []
+        super().__init__("rogue", self._stay_connected)
+        self.errors: list[str] = []
+        self.received: list[Msg] = []
         self._url = url
         self._options = options
         self._connected = threading.Event()
         self.start()
         assert self._connected.wait(30)
 
-    async def _stay(self) -> None:
-        async def note(error: Exception) -> None:
-            self.complaints.append(str(error).lower())
+    async def _stay_connected(self) -> None:
+        async def on_error(error: Exception) -> None:
+            self.errors.append(str(error).lower())
 
         self._client = await nats.connect(
-            self._url, error_cb=note, allow_reconnect=False, connect_timeout=30, **self._options
+            self._url, error_cb=on_error, allow_reconnect=False, connect_timeout=30, **self._options
         )
         self._connected.set()
         try:
@@ -55,12 +55,12 @@ class Rogue(LoopThread):
         finally:
             await self._client.close()
 
-    def was_refused(self, what: str) -> bool:
-        """Whether NATS said that it may not do something."""
-        return any(what in each for each in self.complaints)
+    def was_refused(self, text: str) -> bool:
+        """Whether an error that NATS reported contains a text."""
+        return any(text in each for each in self.errors)
 
     def publish(self, subject: str, data: bytes = b"", reply: str = "") -> None:
-        """Send a message, and wait until the server has seen it."""
+        """Publish a message, and wait until the server has received it."""
 
         async def send() -> None:
             await self._client.publish(subject, data, reply=reply)
@@ -69,15 +69,15 @@ class Rogue(LoopThread):
         self.submit(send()).result(30)
 
     def publish_later(self, seconds: float, subject: str, data: bytes) -> None:
-        """Send a message after a while, unless it ends before; to be called by who answers."""
+        """Publish a message after some seconds. To be called by a handler."""
         self._loop.call_later(seconds, lambda: self.spawn(self._client.publish(subject, data)))
 
-    def listen(self, subject: str, answer: Handler = lambda message: []) -> None:
-        """Subscribe; what `answer` gives for a message is published: subjects and data."""
+    def subscribe(self, subject: str, handler: Handler = lambda message: []) -> None:
+        """Subscribe to a subject, and publish what the handler returns: subjects and data."""
 
         async def on_message(message: Msg) -> None:
-            self.heard.append(message)
-            for to, data in answer(message):
+            self.received.append(message)
+            for to, data in handler(message):
                 await self._client.publish(to, data)
 
         async def subscribe() -> None:
@@ -87,31 +87,31 @@ class Rogue(LoopThread):
         self.submit(subscribe()).result(30)
 
 
-def question(what: str, model: str | None, node: str = "rogue", **more: Any) -> bytes:
-    """Encode a question in a node's name."""
-    return pack(Request(what, Caller(node, "ops", "admin", "here"), model, **more))
+def encode_request(operation: str, model: str | None, node: str = "rogue", **fields: Any) -> bytes:
+    """Encode a request in the name of a node."""
+    return pack(Request(operation, Caller(node, "ops", "admin", "here"), model, **fields))
 
 
 def cluster_of(monitor: Monitor) -> ClusterNode:
-    """Give a monitor's part in its cluster."""
+    """Return a monitor's part in its cluster."""
     cluster = monitor._cluster
     assert cluster is not None
     return cluster
 
 
-def joined(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Rogue:
-    """Have a node `rogue`, which says that it has the model `m`, known to a monitor."""
+def announce_rogue(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Rogue:
+    """Announce a node `rogue` with the model `m`, until the monitor knows it."""
     cluster = cluster_of(monitor)
-    word = pack(Announcement("rogue", "1", 1, url, ["m"]))
+    announcement = pack(Announcement("rogue", "1", 1, url, ["m"]))
 
-    def known() -> bool:
-        rogue.publish("monitor.nodes.rogue", word)
+    def is_known() -> bool:
+        rogue.publish("monitor.nodes.rogue", announcement)
         return cluster.directory.get("rogue") is not None
 
-    eventually(known)
+    eventually(is_known)
     return rogue
 
 
-def answering(data: bytes, name: str = "rogue") -> Callable[[Any], list[tuple[str, bytes]]]:
-    """Answer every question with the same."""
+def reply_with(data: bytes, name: str = "rogue") -> Callable[[Any], list[tuple[str, bytes]]]:
+    """Return a handler that replies the same to every request, in the name of a node."""
     return lambda message: [(f"{message.reply}.{name}", data)] if message.reply else []

@@ -1,4 +1,4 @@
-"""What other nodes, or NATS, do not do takes its time and no more, and is not taken for done."""
+"""Time limits: silent nodes and a silent NATS delay answers by a bounded time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from monitor_plugin.domain.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, free_port, is_running, load_sleeper, suspend
 from .conftest import MakeLocal, MakeRogue, NatsServer
-from .rogue import answering, cluster_of, joined
+from .rogue import announce_rogue, cluster_of, reply_with
 
 pytestmark = pytest.mark.once
 
@@ -31,10 +31,10 @@ OFFER = pack(Reply("rogue", "1", "offer", offer="key"))
 WORKING = pack(Reply("rogue", "1", "working"))
 
 
-def test_who_is_not_connected_says_what_it_may_not_know(
+def test_list_of_a_disconnected_node_says_that_others_may_be_missing(
     nats: NatsServer, make_local: MakeLocal
 ) -> None:
-    """A list of this node alone is none of the cluster; narrowed to this node it is whole."""
+    """Its list has a `cluster_error`, unless the list was asked of this node alone."""
     nats.kill()
     node = make_local("a", nats.url, "m")
     answer = node.get("/backends").json
@@ -45,72 +45,72 @@ def test_who_is_not_connected_says_what_it_may_not_know(
     eventually(lambda: node.get("/backends?fresh=false").json["cluster_error"] is None)
 
 
-def test_a_pid_that_two_nodes_may_have_is_stopped_on_neither(
+def test_shutdown_of_an_ambiguous_pid_is_refused(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue, spawner: Spawner
 ) -> None:
-    """In containers small PIDs coincide: who asks has it from a list, perhaps the other's."""
+    """In containers PIDs coincide: the client may have meant the other node's backend."""
     monitor = make_monitor(cluster=nats.url, node="a")
     pid = load_sleeper(monitor, spawner).pid
-    joined(make_rogue(nats.url), monitor)
+    announce_rogue(make_rogue(nats.url), monitor)
     client = Client(monitor.url)
     answer = client.shutdown("m", pid=pid)
     assert answer.status == 400
     assert "on the nodes a, rogue" in answer.json["error"]["message"]
     assert is_running(pid)
-    # What is here is read as if there were no cluster.
+    # A local backend is read as without a cluster.
     answer = client.request("GET", f"/backend/monitor?model=m&pid={pid}")
     assert (answer.status, answer.headers["X-Monitor-Node"]) == (200, "a")
     assert client.shutdown("m", pid=pid, node="a").status == 200
 
 
-def test_a_node_that_left_says_no_more(
+def test_node_that_left_announces_nothing_more(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
-    """What it was about to say of itself would list it for ten minutes more."""
+    """A late announcement would list the node for ten minutes more."""
     monitor = make_monitor(cluster=nats.url, node="a")
     cluster = cluster_of(monitor)
     rogue = make_rogue(nats.url)
-    rogue.listen("monitor.nodes.a")
+    rogue.subscribe("monitor.nodes.a")
     eventually(lambda: cluster.link.connected)
     presence = cluster._presence
     cluster.link.run(presence.leave())
     cluster.link.run(presence.announce())
     cluster.link.run(cluster.link.flush())
-    rogue.publish("monitor.nodes.a")  # to hear what came before
-    eventually(lambda: rogue.heard and not rogue.heard[-1].data)
-    said = [unpack(each.data, Announcement) for each in rogue.heard[:-1]]
-    assert said[-1]
-    assert said[-1].leaving
+    rogue.publish("monitor.nodes.a")  # NATS keeps the order: what comes before this is complete
+    eventually(lambda: rogue.received and not rogue.received[-1].data)
+    announcements = [unpack(each.data, Announcement) for each in rogue.received[:-1]]
+    assert announcements[-1]
+    assert announcements[-1].leaving
 
 
-def test_loopback_is_no_address_for_other_machines(
+def test_loopback_url_is_not_given_to_other_machines(
     make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where NATS is elsewhere, so may be Prometheus, which would read another node's figures."""
+    """Prometheus on another machine would read its own loopback address."""
     cluster = {"cluster": "nats://192.0.2.1:4222", "insecure": True, "node": "a"}
     monitor = make_monitor(**cluster)
     assert Client(monitor.url).request("GET", "/cluster/targets").json == []
     assert "set cluster_url" in caplog.text
-    told = make_monitor(**cluster, cluster_url="http://gpu-1:8080")
-    (target,) = Client(told.url).request("GET", "/cluster/targets").json
+    with_url = make_monitor(**cluster, cluster_url="http://gpu-1:8080")
+    (target,) = Client(with_url.url).request("GET", "/cluster/targets").json
     assert target == {"targets": ["gpu-1:8080"], "labels": {"node": "a"}}
 
 
-def test_one_that_hangs_keeps_no_other_from_being_stopped(
+def test_node_that_hangs_keeps_no_other_from_being_stopped(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_local: MakeLocal,
     make_rogue: MakeRogue,
 ) -> None:
-    """An offer is good for 10 s: nobody waits longer for others; who is silent is not waited for.
+    """An offer is valid for 10 s, so no node waits longer for the offers of others.
 
-    The rogue hears every question, and says nothing.
+    The rogue receives every request, and replies to none.
     """
     b = make_local("b", nats.url, "m", "other")
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
-    rogue = joined(make_rogue(nats.url), monitor)
-    rogue.listen("monitor.read.>")
-    rogue.listen("monitor.shutdown.>")
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
+    rogue.subscribe("monitor.read.>")
+    rogue.subscribe("monitor.shutdown.>")
     client = Client(monitor.url)
     cluster = cluster_of(monitor)
     eventually(lambda: len(cluster.directory.holders("m")) == 2)
@@ -124,13 +124,13 @@ def test_one_that_hangs_keeps_no_other_from_being_stopped(
     cluster.directory.record_silence("rogue")
     began = time.monotonic()
     assert "it was stopped on b" in client.shutdown("other").json["error"]["message"]
-    assert time.monotonic() - began < 30  # and not the 60 s of the setting
+    assert time.monotonic() - began < 30  # less than the 60 s of the setting
 
 
-def test_a_slow_stop_is_no_unknown_one(
+def test_slow_stop_has_a_known_outcome(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_local: MakeLocal
 ) -> None:
-    """It is said every second that it goes on, however short the setting."""
+    """The stopping node says every second that it works on it, so a short setting is enough."""
     make_local("b", nats.url, "m", respawn_watch_seconds=4.5)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=3.0)
     client = Client(monitor.url)
@@ -138,47 +138,47 @@ def test_a_slow_stop_is_no_unknown_one(
     assert client.shutdown("m").status == 200
 
 
-def test_who_ends_while_another_stops_a_model_says_what_to_ask(
+def test_monitor_that_closes_during_a_remote_stop_says_what_to_ask(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
-    """The outcome on the nodes that have it is unknown, and each is named."""
+    """The outcome on the nodes that have the model is unknown, and the error names them."""
     monitor = make_monitor(cluster=nats.url, node="a")
     cluster = cluster_of(monitor)
-    rogue = joined(make_rogue(nats.url), monitor)
-    told = threading.Event()
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
+    received = threading.Event()
 
     def stop(message: Any) -> list[tuple[str, bytes]]:
-        told.set()
+        received.set()
         return [(f"{message.reply}.rogue", WORKING)]
 
-    rogue.listen("monitor.shutdown.model.m", answering(OFFER))
-    rogue.listen("monitor.shutdown.now.rogue.1", stop)
+    rogue.subscribe("monitor.shutdown.model.m", reply_with(OFFER))
+    rogue.subscribe("monitor.shutdown.now.rogue.1", stop)
     answers: list[Response] = []
 
     def ask() -> None:
         answers.append(cluster.service.shutdown("m", False, None, None, OPS))
 
-    asks = threading.Thread(target=ask)
-    asks.start()
-    assert told.wait(60)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert received.wait(60)
     monitor.close()
-    asks.join(60)
+    asking.join(60)
     (answer,) = answers
     assert (answer.status, answer.outcome) == (504, "outcome_unknown")
     assert b"unknown on node 'rogue'" in answer.body
     assert b"GET /backend/monitor?model=m&node=rogue" in answer.body
 
 
-def test_who_says_that_it_is_at_it_and_no_more_is_named(
+def test_node_that_only_says_working_is_named_unreachable(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
-    """Two nodes have a model, and neither was known to: one answers, the other falls silent."""
+    """Two nodes have a model that no announcement listed: one answers, the other only works."""
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=1.0)
     rogue = make_rogue(nats.url)
     reading = Reading(Backend("x", 1, "x", 0.0), Status(2), None, "grpc", None, 0.0)
     good = pack(Reply("good", "1", answer=Response(200, b'{"state":2}'), reading=reading))
-    rogue.listen("monitor.read.model.x", answering(WORKING))
-    rogue.listen("monitor.read.model.x", answering(good, "good"))
+    rogue.subscribe("monitor.read.model.x", reply_with(WORKING))
+    rogue.subscribe("monitor.read.model.x", reply_with(good, "good"))
     client = Client(monitor.url)
     eventually(lambda: client.monitor("x").status == 200)
     answer = client.monitor("x")
@@ -186,10 +186,10 @@ def test_who_says_that_it_is_at_it_and_no_more_is_named(
     assert answer.headers["X-Monitor-Unreachable"] == "rogue"
 
 
-def test_questions_to_a_nats_that_hangs_are_bounded(
+def test_requests_to_a_nats_server_that_hangs_are_bounded(
     nats: NatsServer, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that they do not take the threads that answer for what is here."""
+    """They leave threads for requests about local models."""
     monkeypatch.setattr(service, "_MAX_UNKNOWN_READS", 1)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
     cluster = cluster_of(monitor)
@@ -207,7 +207,7 @@ def test_questions_to_a_nats_that_hangs_are_bounded(
 
 @pytest.fixture
 def short_lived() -> Iterator[tuple[int, list[float]]]:
-    """A NATS server, as far as a client can tell, that ends each connection; and when each came."""
+    """A server that ends each connection after the handshake: its port, and when each came."""
     came: list[float] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -218,7 +218,7 @@ def short_lived() -> Iterator[tuple[int, list[float]]]:
                 except OSError:
                     return
                 came.append(time.monotonic())
-                with connection, contextlib.suppress(OSError):  # who connected has gone
+                with connection, contextlib.suppress(OSError):  # the client has gone
                     connection.settimeout(30)
                     connection.sendall(b'INFO {"max_payload":1048576,"headers":true}\r\n')
                     pings, data = 0, b""
@@ -235,12 +235,12 @@ def short_lived() -> Iterator[tuple[int, list[float]]]:
     thread.join()
 
 
-def test_connections_that_end_at_once_are_not_made_all_the_time(
+def test_connections_that_end_at_once_are_made_after_a_pause(
     short_lived: tuple[int, list[float]],
     make_monitor: Callable[..., Monitor],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """There is a pause of half a second and more before the next one, and one line in the log."""
+    """The pause is at least half a second, and the log has one line."""
     port, came = short_lived
     monitor = make_monitor(cluster=f"nats://127.0.0.1:{port}", node="a")
     eventually(lambda: len(came) >= 4)
@@ -250,17 +250,17 @@ def test_connections_that_end_at_once_are_not_made_all_the_time(
     assert len(ended) == 1
 
 
-def test_each_server_that_cannot_be_reached_is_named_once(
+def test_unreachable_servers_are_logged_once_each(
     make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And says why, whatever another one said before."""
+    """Each line has the reason of its own server."""
     caplog.set_level(logging.WARNING)
     urls = [f"nats://127.0.0.1:{free_port()}" for _ in range(2)]
     make_monitor(cluster=",".join(urls), node="a")
 
     def named() -> list[str]:
-        said = [each.getMessage() for each in caplog.records]
-        return [url for url in urls for each in said if f"connect to NATS at {url}," in each]
+        lines = [each.getMessage() for each in caplog.records]
+        return [url for url in urls for each in lines if f"connect to NATS at {url}," in each]
 
     eventually(lambda: len(named()) >= 2)
     assert sorted(named()) == sorted(urls)

@@ -14,12 +14,12 @@ from monitor_plugin.cli.views.top import drawn
 from monitor_plugin.client import Client
 
 from ..support import eventually
-from .conftest import Asked, MakeLocal, MakeNode, NatsServer
+from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 
 pytestmark = pytest.mark.once
 
 
-def command(node: Asked, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(node: NodeClient, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of `monitor-plugin` against a node."""
     return subprocess.run(
         [sys.executable, "-m", "monitor_plugin.cli", *arguments, "--url", node.client.url],

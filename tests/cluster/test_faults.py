@@ -1,4 +1,4 @@
-"""What fails: nodes, links and NATS servers. Real processes, killed and stopped."""
+"""Failures of nodes, links and NATS servers, with real processes that are killed and stopped."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .conftest import MakeLocal, MakeNode, NatsServer
 pytestmark = pytest.mark.once
 
 
-def test_a_node_that_hangs_is_named_within_the_deadline(
+def test_node_that_hangs_is_named_within_the_deadline(
     nats: NatsServer,
     make_node: MakeNode,
     make_local: MakeLocal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stopped node costs one deadline, then little; it is asked anew once it is heard of."""
-    monkeypatch.setattr(service, "_FIRST_REPLY_SECONDS", 5.0)  # those that do not hang may be slow
+    """A node that hangs costs one deadline, then less, until it announces itself again."""
+    monkeypatch.setattr(service, "_FIRST_REPLY_SECONDS", 5.0)  # the other nodes may be slow
     a = make_local("a", nats.url, "here", "both", cluster_timeout_seconds=4.0)
     patient = make_local("patient", nats.url, "both", cluster_timeout_seconds=600.0)
     b = make_node("b", nats.url, "there", "both")
@@ -35,7 +35,7 @@ def test_a_node_that_hangs_is_named_within_the_deadline(
         eventually(partial(node.finds, "both", "a", "b", "patient"))
         eventually(partial(node.reads, "there"))
     suspend(b.process.pid)
-    # Who has the model too is not kept waiting, neither for the first time nor later.
+    # A node that has the model itself never waits for the deadline.
     for _ in range(2):
         both = patient.client.request("GET", "/backend/monitor?model=both", timeout=30)
         assert both.status == 200
@@ -45,13 +45,13 @@ def test_a_node_that_hangs_is_named_within_the_deadline(
         answer = a.client.monitor("there")
         assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
         assert "node 'b'" in answer.json["error"]["message"]
-    # What is here is answered, and says what is left out.
+    # Local models are answered, and the list says which node is missing.
     assert a.reads("here")
     listed = a.get("/backends").json
     assert {each["model"] for each in listed["backends"]} == {"here", "both"}
     assert "b" in next(each["error"] for each in listed["nodes"] if each["node"] == "b")
     assert a.get("/backends?node=b").status == 504
-    # A shutdown that cannot reach it says that it did not, and that its state is unknown.
+    # A shutdown says that it did not reach the node, and that the state there is unknown.
     answer = a.client.shutdown("both")
     assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
     message = answer.json["error"]["message"]
@@ -60,16 +60,16 @@ def test_a_node_that_hangs_is_named_within_the_deadline(
     assert "/backends?node=b" in message
     b.signal(signal.SIGCONT)
     eventually(lambda: a.reads("there"))
-    # Nor did it do so late.
+    # The node did not stop the model late.
     assert b.get("/backend/monitor?model=both&node=b").status == 200
 
 
-def test_a_shutdown_whose_outcome_is_unknown_says_so(
+def test_shutdown_says_that_its_outcome_is_unknown(
     nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
 ) -> None:
-    """A node that falls silent while it stops a model is named, with what to ask; it never lies."""
+    """The error names the node that became silent during the stop, and the requests to make."""
     a = make_local("a", nats.url, cluster_timeout_seconds=5.0)
-    b = make_node("b", nats.url, "m:--state 1")  # busy: it is waited for
+    b = make_node("b", nats.url, "m:--state 1")  # a busy backend delays the stop
     eventually(lambda: a.reads("m"))
 
     def stop_once_it_drains() -> None:
@@ -86,15 +86,15 @@ def test_a_shutdown_whose_outcome_is_unknown_says_so(
     thread.join()
     assert (answer.status, answer.json["error"]["type"]) == (504, "outcome_unknown")
     message = answer.json["error"]["message"]
-    for said in ("unknown", "'b'", "'m'", "/backend/monitor?model=m&node=b", "/backends?node=b"):
-        assert said in message
+    for part in ("unknown", "'b'", "'m'", "/backend/monitor?model=m&node=b", "/backends?node=b"):
+        assert part in message
     b.signal(signal.SIGCONT)
 
 
-def test_a_node_that_dies_is_named_at_once(
+def test_node_that_dies_is_named_at_once(
     nats: NatsServer, make_node: MakeNode, make_local: MakeLocal
 ) -> None:
-    """A killed node's models are neither there nor gone: the error names it, without waiting."""
+    """The error for a killed node's model names the node, without waiting for a deadline."""
     a = make_local("a", nats.url, "here", cluster_timeout_seconds=600.0)
     b = make_node("b", nats.url, "there")
     eventually(lambda: a.sees("a", "b") and a.reads("there"))
@@ -102,7 +102,7 @@ def test_a_node_that_dies_is_named_at_once(
     b.process.wait(timeout=30)
 
     def named() -> bool:
-        # Until NATS has noticed, a question goes to the dead connection, and is waited for.
+        # Until NATS notices the death, requests go to the dead connection and time out.
         with contextlib.suppress(TimeoutError):
             answer = a.client.request("GET", "/backend/monitor?model=there", timeout=5)
             message = answer.json["error"]["message"]
@@ -114,7 +114,7 @@ def test_a_node_that_dies_is_named_at_once(
     assert a.client.shutdown("there").status == 504
     again = make_node("b", nats.url, "there")
     eventually(lambda: a.reads("there"))
-    # Who leaves in good order is forgotten.
+    # A node that leaves properly is forgotten.
     assert again.process.stdin is not None
     again.process.stdin.close()
     again.process.wait(timeout=30)
@@ -122,17 +122,17 @@ def test_a_node_that_dies_is_named_at_once(
     eventually(lambda: a.sees("a"))
 
 
-def test_a_nats_server_that_restarts(
+def test_nodes_survive_a_restart_of_nats(
     nats: NatsServer, make_local: MakeLocal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without NATS what is here is answered and stopped; once it is back all is as before."""
+    """Without NATS a node answers for and stops its own models; afterwards all work again."""
     a = make_local("a", nats.url, "here", "here too", cluster_timeout_seconds=600.0)
     b = make_local("b", nats.url, "there", cluster_timeout_seconds=600.0)
     eventually(lambda: a.reads("there") and b.reads("here"))
     nats.kill()
     eventually(lambda: a.client.monitor("there").status == 504)
     assert "NATS" in a.client.monitor("there").json["error"]["message"]
-    assert a.client.monitor("nowhere").status == 504, "it cannot know"
+    assert a.client.monitor("nowhere").status == 504, "the node cannot know"
     assert a.reads("here")
     assert a.client.shutdown("here too").status == 200
     assert a.get("/backends").status == 200
@@ -140,14 +140,14 @@ def test_a_nats_server_that_restarts(
     nats.start()
     eventually(lambda: a.reads("there") and b.reads("here"))
     assert a.client.monitor("here too").json["error"]["type"] == "model_not_loaded"
-    assert caplog.text.count("trying for ever") == 2, "each says it once"
+    assert caplog.text.count("trying for ever") == 2, "each node logs it once"
     eventually(lambda: a.client.shutdown("there").status == 200)
 
 
-def test_a_nats_server_that_hangs(nats: NatsServer, make_local: MakeLocal) -> None:
-    """A stopped NATS server keeps nothing that is here waiting; once it is back all is as before.
+def test_nodes_survive_a_nats_server_that_hangs(nats: NatsServer, make_local: MakeLocal) -> None:
+    """Local models do not wait for a NATS server that hangs; afterwards all nodes work again.
 
-    Its connection counts as lost after 15 s and more, for which nothing here waits.
+    The connection counts as lost after 15 s and more.
     """
     a = make_local("a", nats.url, "here", "here too", "both", cluster_timeout_seconds=600.0)
     b = make_local("b", nats.url, "there", "both", cluster_timeout_seconds=1.0)
@@ -170,37 +170,39 @@ def test_a_nats_server_that_hangs(nats: NatsServer, make_local: MakeLocal) -> No
     eventually(lambda: a.finds("both", "a", "b"), seconds=90)
 
 
-def test_it_starts_and_serves_before_nats_does(nats: NatsServer, make_local: MakeLocal) -> None:
-    """A monitor whose NATS cannot be reached serves its own models, and joins later."""
+def test_monitor_starts_and_serves_before_nats_does(
+    nats: NatsServer, make_local: MakeLocal
+) -> None:
+    """A monitor without NATS serves its own models, and joins the cluster later."""
     nats.kill()
     a = make_local("a", nats.url, "here")
     b = make_local("b", nats.url)
     assert a.reads("here")
     for ask in (b.client.monitor, b.client.shutdown):
-        answer = ask("here")  # which is not known: it may be loaded elsewhere
+        answer = ask("here")  # it may be loaded on another node
         assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
     nats.start()
     eventually(lambda: b.reads("here"))
 
 
-def test_a_monitor_ends_also_where_nats_says_nothing(make_monitor: Callable[..., Monitor]) -> None:
-    """A server that takes connections and never speaks keeps nobody from ending."""
+def test_monitor_ends_while_nats_says_nothing(make_monitor: Callable[..., Monitor]) -> None:
+    """A server that accepts connections and sends nothing does not delay `close`."""
     before = threading.enumerate()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"nats://127.0.0.1:{mute.getsockname()[1]}"
         monitor = make_monitor(cluster=url, node="a", cluster_timeout_seconds=600.0)
         mute.settimeout(30)
         mute.accept()[0].close()
-        connection, _ = mute.accept()  # it tries anew
+        connection, _ = mute.accept()  # the link connects again
         with connection:
             monitor.close()
     eventually(lambda: not started_since(before))
 
 
-def test_one_of_three_nats_servers_dies(
+def test_nodes_survive_the_death_of_one_of_three_nats_servers(
     make_nats: Callable[..., NatsServer], make_local: MakeLocal
 ) -> None:
-    """Nodes of a dead server go on by another, and see all others as before."""
+    """Nodes of a dead server connect to another one, and see all nodes as before."""
     ports = [free_port() for _ in range(3)]
     routes = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
     servers = [

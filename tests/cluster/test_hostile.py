@@ -1,4 +1,4 @@
-"""What others say over NATS that they should not: nonsense, too much, in another's name."""
+"""Messages over NATS that no node should send: invalid, too many, or in another node's name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from monitor_plugin.domain.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, is_running, load_sleeper
 from .conftest import MakeLocal, MakeRogue, NatsServer
-from .rogue import answering, cluster_of, joined, question
+from .rogue import announce_rogue, cluster_of, encode_request, reply_with
 
 pytestmark = pytest.mark.once
 
-# What a node could answer to a question, and no client may be harmed by.
-NONSENSE: dict[str, bytes] = {
+# Invalid replies to a request.
+INVALID: dict[str, bytes] = {
     "nothing": b"",
     "bytes": bytes(range(256)),
     "another message": pack(Announcement("rogue", "1", 1)),
@@ -39,21 +39,21 @@ NONSENSE: dict[str, bytes] = {
 }
 
 
-def test_nonsense_harms_nobody(
+def test_invalid_replies_become_errors_that_name_the_node(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whatever a node answers: an error names it, and what others have is answered as ever."""
+    """The other nodes' models are answered as before."""
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=1.0)
     client = Client(monitor.url)
-    rogue = joined(make_rogue(nats.url), monitor, "http://rogue:99999/")
-    said = {"data": b""}
+    rogue = announce_rogue(make_rogue(nats.url), monitor, "http://rogue:99999/")
+    reply = {"data": b""}
     for subject in ("read.model.m", "read.node.rogue", "shutdown.model.m", "shutdown.node.rogue"):
-        rogue.listen(f"monitor.{subject}", lambda message: answering(said["data"])(message))
-    for what, data in NONSENSE.items():
-        said["data"] = data
+        rogue.subscribe(f"monitor.{subject}", lambda message: reply_with(reply["data"])(message))
+    for what, data in INVALID.items():
+        reply["data"] = data
         for answer in (client.monitor("m"), client.shutdown("m")):
             assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable"), what
             assert "rogue" in answer.json["error"]["message"]
@@ -81,7 +81,7 @@ _HERE = b'{"model":"m","pid":1,"node":"rogue"%s}'
     ],
     ids=["good", "a time without a zone", "no UTF-8", "without a model", "another's"],
 )
-def test_a_list_of_another_form_takes_no_other_away(
+def test_invalid_list_of_one_node_hides_no_other(
     backends: bytes,
     ended: bytes,
     good: bool,
@@ -90,7 +90,7 @@ def test_a_list_of_another_form_takes_no_other_away(
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """What a node lists is taken as it is or not at all, and those of others are there."""
+    """A node's list is used completely or not at all, and the others' lists are there."""
     monitor = make_monitor(cluster=nats.url, node="a")
     for process in (sleeper := spawner.sleeper()), (dies := spawner.sleeper()):
         monitor.hook.monitor_backend_spawned(
@@ -98,10 +98,10 @@ def test_a_list_of_another_form_takes_no_other_away(
         )
     dies.kill()
     eventually(lambda: len(monitor.backends()) == 1)
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     body = b'{"backends":[%s],"ended":[%s],"machine":null}' % (backends, ended)
     reply = pack(Reply("rogue", "1", answer=Response(200, body)))
-    rogue.listen("monitor.read.node.rogue", answering(reply))
+    rogue.subscribe("monitor.read.node.rogue", reply_with(reply))
     answer = Client(monitor.url).request("GET", "/backends")
     assert answer.status == 200
     listed = answer.json
@@ -110,38 +110,40 @@ def test_a_list_of_another_form_takes_no_other_away(
     assert [bool(each["error"]) for each in listed["nodes"]] == [False, not good]
 
 
-def test_a_stop_here_is_told_whatever_another_node_says_to_it(
+def test_local_stop_is_reported_beside_an_invalid_reply(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """An answer that makes no sense is the other node's fault, and the model was stopped here."""
+    """The error names the other node, and says that the model was stopped here."""
     monitor = make_monitor(cluster=nats.url, node="a")
     sleeper = load_sleeper(monitor, spawner)
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     reply = pack(Reply("rogue", "1", answer=Response(200, b"{}")))
-    rogue.listen("monitor.shutdown.model.m", answering(reply))
+    rogue.subscribe("monitor.shutdown.model.m", reply_with(reply))
     answer = Client(monitor.url).shutdown("m")
     assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
     assert "it was stopped on a" in answer.json["error"]["message"]
     assert not is_running(sleeper.pid)
 
 
-def test_one_that_takes_no_more_shutdowns_says_when_to_ask_again(
+def test_node_with_too_many_shutdowns_says_when_to_retry(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """503 with `Retry-After` says that nothing was stopped: not where one node did stop it."""
+    """503 with `Retry-After` means that nothing was stopped on any node."""
     monitor = make_monitor(cluster=nats.url, node="a")
     client = Client(monitor.url)
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     full = error_response(TooManyShutdowns(4, 5))
     offer = pack(Reply("rogue", "1", "offer", offer="key"))
-    rogue.listen("monitor.shutdown.model.m", answering(offer))
-    rogue.listen("monitor.shutdown.now.rogue.1", answering(pack(Reply("rogue", "1", answer=full))))
+    rogue.subscribe("monitor.shutdown.model.m", reply_with(offer))
+    rogue.subscribe(
+        "monitor.shutdown.now.rogue.1", reply_with(pack(Reply("rogue", "1", answer=full)))
+    )
     answer = client.shutdown("m")
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
     load_sleeper(monitor, spawner)
@@ -150,37 +152,37 @@ def test_one_that_takes_no_more_shutdowns_says_when_to_ask_again(
     assert "it was stopped on a" in answer.json["error"]["message"]
 
 
-def test_many_lists_that_do_not_come_take_no_longer_than_one(
+def test_many_missing_lists_take_no_longer_than_one(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
-    """Of 40 nodes, asked 16 at a time, that say that they are at it and no more."""
+    """40 nodes, 16 at a time, reply that they work on it, and nothing else."""
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=10.0)
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     names = [f"rogue{number}" for number in range(40)]
     for name in names:
-        working = answering(pack(Reply(name, "1", "working")), name)
-        rogue.listen(f"monitor.read.node.{name}", working)
+        working = reply_with(pack(Reply(name, "1", "working")), name)
+        rogue.subscribe(f"monitor.read.node.{name}", working)
         rogue.publish(f"monitor.nodes.{name}", pack(Announcement(name, "1", 1, None, ["m"])))
     cluster = cluster_of(monitor)
     eventually(lambda: len(cluster.directory) == 41)
     began = time.monotonic()
     listed = Client(monitor.url).request("GET", "/backends").json["nodes"]
-    assert time.monotonic() - began < 28  # one after the other they take 30, and so 14
+    assert time.monotonic() - began < 28  # three full deadlines would be 30 s, and it takes 14 s
     assert {each["node"] for each in listed if each["error"]} == {*names, "rogue"}
 
 
-def test_nothing_of_an_answer_gets_into_headers_that_breaks_them(
+def test_headers_of_replies_are_filtered(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_rogue: MakeRogue
 ) -> None:
-    """Headers of another node are the monitor's own, and of one line; so are those of sums."""
+    """Only the monitor's own headers pass, with values of one line, also in combined answers."""
     monitor = make_monitor(cluster=nats.url, node="a")
     client = Client(monitor.url)
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     odd = "grpc\r\nX-Evil: 1"
     reading = Reading(Backend("m", 1, "x", 0.0), Status(2), None, odd, None, 0.0, odd)
     headers = {"X-Monitor-Source": odd, "Set-Cookie": "x=1", "X-Monitor-Ä": "ö"}
     reply = Reply("rogue", "1", answer=Response(200, b'{"state":2}', headers), reading=reading)
-    rogue.listen("monitor.read.node.rogue", answering(pack(reply)))
+    rogue.subscribe("monitor.read.node.rogue", reply_with(pack(reply)))
     for path in ("/backend/monitor?model=m", "/backend/monitor?model=m&node=rogue"):
         answer = client.request("GET", path)
         assert (answer.status, answer.json) == (200, {"state": 2})
@@ -188,17 +190,17 @@ def test_nothing_of_an_answer_gets_into_headers_that_breaks_them(
         assert not {"X-Evil", "Set-Cookie", "X-Monitor-Source"} & set(answer.headers)
 
 
-def test_a_slow_answer_is_no_missing_one(
+def test_slow_answer_is_waited_for(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """A node that says that it is at work is waited for, also by who has the model too."""
+    """A node that replies `working` is waited for, also by a node that has the model itself."""
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
     sleeper = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     reading = Reading(Backend("m", 1, "x", 0.0), Status(2), None, "grpc", None, 0.0)
     answer = pack(Reply("rogue", "1", answer=Response(200, b'{"state":2}'), reading=reading))
 
@@ -206,7 +208,7 @@ def test_a_slow_answer_is_no_missing_one(
         rogue.publish_later(1.5, f"{message.reply}.rogue", answer)
         return [(f"{message.reply}.rogue", pack(Reply("rogue", "1", "working")))]
 
-    rogue.listen("monitor.read.node.rogue", take_time)
+    rogue.subscribe("monitor.read.node.rogue", take_time)
 
     def both() -> bool:
         rogue.publish("monitor.nodes.rogue", pack(Announcement("rogue", "1", 1, None, ["m"])))
@@ -215,24 +217,24 @@ def test_a_slow_answer_is_no_missing_one(
     eventually(both)
 
 
-def test_a_node_says_that_it_is_at_work(
+def test_node_says_that_it_is_working(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """Before an answer that takes longer comes the word that it will come."""
+    """A reply of kind `working` precedes an answer that takes longer."""
     monitor = make_monitor(cluster=nats.url, node="a", status_timeout_seconds=2.0)
     backend = spawner.backend("--hang-status")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     cluster = cluster_of(monitor)
     eventually(lambda: cluster.link.subscription_count == 7)
     rogue = make_rogue(nats.url)
-    rogue.listen("monitor.reply.>")
-    rogue.publish("monitor.read.model.m", question("monitor", "m"), "monitor.reply.rogue.1.2")
+    rogue.subscribe("monitor.reply.>")
+    rogue.publish("monitor.read.model.m", encode_request("monitor", "m"), "monitor.reply.rogue.1.2")
 
     def kinds() -> list[str]:
-        return [msgspec.msgpack.decode(each.data, type=Reply).kind for each in rogue.heard]
+        return [msgspec.msgpack.decode(each.data, type=Reply).kind for each in rogue.received]
 
     eventually(lambda: "answer" in kinds())
     assert kinds()[0] == "working"
@@ -241,19 +243,19 @@ def test_a_node_says_that_it_is_at_work(
 @pytest.mark.parametrize(
     "what", ["nonsense", "a success of nothing", "at work for ever", "silence"]
 )
-def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
+def test_stop_without_a_valid_answer_has_an_unknown_outcome(
     what: str,
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever a node says once it was told to stop a model, but that it did or not: unknown."""
+    """Only the answer that the stop succeeded or failed gives a known outcome."""
     monkeypatch.setattr("monitor_plugin.cluster.requests.client._MAX_SHUTDOWN_SECONDS", 1.0)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=120.0)
-    rogue = joined(make_rogue(nats.url), monitor)
+    rogue = announce_rogue(make_rogue(nats.url), monitor)
     offer = pack(Reply("rogue", "1", "offer", offer="key"))
-    rogue.listen("monitor.shutdown.model.m", answering(offer))
+    rogue.subscribe("monitor.shutdown.model.m", reply_with(offer))
     working = pack(Reply("rogue", "1", "working"))
     answers = {
         "nonsense": [pack(Reply("rogue", "1", "dance"))],
@@ -261,7 +263,7 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
         "at work for ever": [working] * 10_000,
         "silence": [],
     }[what]
-    rogue.listen(
+    rogue.subscribe(
         "monitor.shutdown.now.rogue.1",
         lambda message: [(f"{message.reply}.rogue", each) for each in answers],
     )
@@ -269,15 +271,15 @@ def test_a_stop_that_was_begun_is_never_said_to_have_failed_or_not(
     assert (answer.status, answer.json["error"]["type"]) == (504, "outcome_unknown")
 
 
-def test_a_node_hears_questions_on_their_own_subjects_alone(
+def test_node_accepts_requests_on_their_own_subjects_only(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """Who may ask on one model's subject can ask for no other, and on one for reading stop none.
+    """A request on one model's subject is about that model, and one for reading stops nothing.
 
-    An answer goes to whom the question names, and to no subject that is none for answers.
+    A reply goes to the node that the request names, and only to subjects for replies.
     """
     monitor = make_monitor(cluster=nats.url, node="a")
     backend = spawner.backend()
@@ -286,45 +288,49 @@ def test_a_node_hears_questions_on_their_own_subjects_alone(
     eventually(lambda: cluster.link.subscription_count == 7)
     run = cluster.service._local_node.run
     rogue = make_rogue(nats.url)
-    local_node = "monitor.reply.rogue.1.2"
-    rogue.listen("monitor.reply.>")
-    rogue.listen("monitor.shutdown.node.a")
+    reply_to = "monitor.reply.rogue.1.2"
+    rogue.subscribe("monitor.reply.>")
+    rogue.subscribe("monitor.shutdown.node.a")
     refused = [
-        ("monitor.read.model.m", question("backends", None), local_node),
-        ("monitor.read.model.m", question("monitor", "n"), local_node),
-        ("monitor.read.model.m", question("offer", "m"), local_node),
-        ("monitor.read.node.a", question("shutdown", "m"), local_node),
-        ("monitor.shutdown.model.m", question("offer", "n"), local_node),
-        ("monitor.shutdown.model.m", question("monitor", "m"), local_node),
-        ("monitor.shutdown.node.a", question("shutdown", "m"), local_node),
-        (f"monitor.shutdown.now.a.{run}", question("offer", "m"), local_node),
-        ("monitor.read.model.m", question("loaded", "m"), "monitor.reply.other.1.2"),
-        ("monitor.read.model.m", question("loaded", "m"), "monitor.reply.rogue.1.2.3"),
-        ("monitor.read.model.m", question("loaded", "m"), "monitor.reply.rogue.>"),
-        ("monitor.read.model.m", question("loaded", "m"), "monitor.shutdown.node.a"),
-        ("monitor.read.model.m", question("loaded", "m"), ""),
-        ("monitor.read.model.m", b"\xff", local_node),
-        ("monitor.read.node.a", question("models", None, node="other"), local_node),
+        ("monitor.read.model.m", encode_request("backends", None), reply_to),
+        ("monitor.read.model.m", encode_request("monitor", "n"), reply_to),
+        ("monitor.read.model.m", encode_request("offer", "m"), reply_to),
+        ("monitor.read.node.a", encode_request("shutdown", "m"), reply_to),
+        ("monitor.shutdown.model.m", encode_request("offer", "n"), reply_to),
+        ("monitor.shutdown.model.m", encode_request("monitor", "m"), reply_to),
+        ("monitor.shutdown.node.a", encode_request("shutdown", "m"), reply_to),
+        (f"monitor.shutdown.now.a.{run}", encode_request("offer", "m"), reply_to),
+        ("monitor.read.model.m", encode_request("loaded", "m"), "monitor.reply.other.1.2"),
+        ("monitor.read.model.m", encode_request("loaded", "m"), "monitor.reply.rogue.1.2.3"),
+        ("monitor.read.model.m", encode_request("loaded", "m"), "monitor.reply.rogue.>"),
+        ("monitor.read.model.m", encode_request("loaded", "m"), "monitor.shutdown.node.a"),
+        ("monitor.read.model.m", encode_request("loaded", "m"), ""),
+        ("monitor.read.model.m", b"\xff", reply_to),
+        ("monitor.read.node.a", encode_request("models", None, node="other"), reply_to),
     ]
     for subject, data, reply in refused:
         rogue.publish(subject, data, reply)
-    rogue.publish("monitor.read.model.m", question("loaded", "m"), "monitor.reply.rogue.1.end")
+    rogue.publish(
+        "monitor.read.model.m", encode_request("loaded", "m"), "monitor.reply.rogue.1.end"
+    )
     last = "monitor.reply.rogue.1.end.a"
-    eventually(lambda: last in [each.subject for each in rogue.heard])
-    heard = [each.subject for each in rogue.heard if each.subject.startswith("monitor.reply.")]
-    assert heard == [last]
-    asked = [each for each in rogue.heard if each.subject == "monitor.shutdown.node.a"]
-    assert [each.data for each in asked] == [question("shutdown", "m")], "it was sent on"
+    eventually(lambda: last in [each.subject for each in rogue.received])
+    replied = [each.subject for each in rogue.received if each.subject.startswith("monitor.reply.")]
+    assert replied == [last]
+    asked = [each for each in rogue.received if each.subject == "monitor.shutdown.node.a"]
+    assert [each.data for each in asked] == [encode_request("shutdown", "m")], (
+        "a reply was sent there"
+    )
     assert is_running(backend.pid)
 
 
-def test_an_offer_is_for_whom_it_was_made_to(
+def test_offer_is_accepted_once_by_its_requester_only(
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
     make_rogue: MakeRogue,
     spawner: Spawner,
 ) -> None:
-    """Another node cannot take it up, nor for another PID; who it is for can, once."""
+    """Another node cannot accept the offer, nor can its requester for another PID or twice."""
     monitor = make_monitor(cluster=nats.url, node="a")
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
@@ -332,15 +338,17 @@ def test_an_offer_is_for_whom_it_was_made_to(
     eventually(lambda: cluster.link.subscription_count == 7)
     now = f"monitor.shutdown.now.a.{cluster.service._local_node.run}"
     rogue = make_rogue(nats.url)
-    rogue.listen("monitor.reply.>")
+    rogue.subscribe("monitor.reply.>")
 
     def ask(subject: str, data: bytes, node: str = "rogue") -> Reply:
-        before = len(rogue.heard)
+        before = len(rogue.received)
         rogue.publish(subject, data, f"monitor.reply.{node}.1.2")
         replies: list[Reply] = []
 
         def answered() -> bool:
-            new = [msgspec.msgpack.decode(each.data, type=Reply) for each in rogue.heard[before:]]
+            new = [
+                msgspec.msgpack.decode(each.data, type=Reply) for each in rogue.received[before:]
+            ]
             replies[:] = [each for each in new if each.kind != "working"]
             return bool(replies)
 
@@ -349,11 +357,11 @@ def test_an_offer_is_for_whom_it_was_made_to(
 
     def stop(**more: Any) -> str | None:
         node = more.setdefault("node", "rogue")
-        answer = ask(now, question("shutdown", "m", **more), node).answer
+        answer = ask(now, encode_request("shutdown", "m", **more), node).answer
         assert answer is not None
         return answer.outcome
 
-    offer = ask("monitor.shutdown.model.m", question("offer", "m")).offer
+    offer = ask("monitor.shutdown.model.m", encode_request("offer", "m")).offer
     assert offer
     assert stop(offer=offer, node="other") == "node_unreachable"
     assert stop(offer=offer, pid=backend.pid) == "node_unreachable"
@@ -364,10 +372,10 @@ def test_an_offer_is_for_whom_it_was_made_to(
     assert stop(offer=offer) == "node_unreachable"
 
 
-def test_a_name_that_is_none_does_no_harm(
+def test_invalid_node_names_do_no_harm(
     nats: NatsServer, make_local: MakeLocal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`node` of a request may be anything: a subject too long for NATS would end the connection."""
+    """`node` may be any text: a subject that is too long for NATS would end the connection."""
     a = make_local("a", nats.url)
     make_local("b", nats.url, "m")
     eventually(lambda: a.reads("m"))
@@ -380,14 +388,14 @@ def test_a_name_that_is_none_does_no_harm(
     assert "ended" not in caplog.text
 
 
-def test_two_nodes_of_one_name_lose_no_shutdown(
+def test_shutdown_reaches_both_nodes_of_the_same_name(
     nats: NatsServer,
     make_local: MakeLocal,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both are asked, and told, each for itself: what both have is stopped on both."""
-    # How long a second one of a name is waited for: on a busy machine longer.
+    """A model that both have is stopped on both."""
+    # The second node of a name is unexpected, and may be slow on a busy machine.
     monkeypatch.setattr(
         "monitor_plugin.cluster.transport.pending_requests._UNEXPECTED_SECONDS", 2.0
     )
@@ -404,10 +412,10 @@ def test_two_nodes_of_one_name_lose_no_shutdown(
         assert gone.json["error"]["type"] == "model_not_loaded"
 
 
-def test_what_was_known_and_is_so_no_more_is_found_out(
+def test_outdated_directory_is_corrected_by_asking(
     nats: NatsServer, make_monitor: Callable[..., Monitor], make_local: MakeLocal
 ) -> None:
-    """A node that had a model a moment ago is not unreachable; and who has it now is found."""
+    """A node that no longer has a model is not unreachable, and the one that has it is found."""
     monitor = make_monitor(cluster=nats.url, node="a")
     client = Client(monitor.url)
     make_local("b", nats.url)

@@ -75,12 +75,12 @@ def test_link_delivers_nothing_late(
         link.run(publish_until_refused())
         nats.start()
         rogue = make_rogue(nats.url)
-        rogue.listen("late")
+        rogue.subscribe("late")
         eventually(lambda: link.connected)
         link.run(link.flush())
         rogue.publish("late", b"end")  # NATS keeps the order
-        eventually(lambda rogue=rogue: rogue.heard)  # type: ignore[misc]
-        assert [each.data for each in rogue.heard] == [b"end"]
+        eventually(lambda rogue=rogue: rogue.received)  # type: ignore[misc]
+        assert [each.data for each in rogue.received] == [b"end"]
         rogue.close()
 
 

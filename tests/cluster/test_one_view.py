@@ -19,7 +19,7 @@ import pytest
 from monitor_plugin import Monitor
 
 from ..support import Answer, Client, Spawner, eventually, program, started_since
-from .conftest import Asked, MakeLocal, MakeNode, NatsServer
+from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 from .rogue import cluster_of
 
 ODD = "org/mödel .*> 1"
@@ -56,7 +56,7 @@ def test_any_node_answers_for_all(nats: NatsServer, make_node: MakeNode) -> None
     assert "on any node" in gone.json["error"]["message"]
 
 
-def read_from(node: Asked, model: str, nodes: str) -> Answer | None:
+def read_from(node: NodeClient, model: str, nodes: str) -> Answer | None:
     """Read a model; None unless these nodes answered."""
     answer = node.client.monitor(model)
     return answer if answer.headers["X-Monitor-Node"] == nodes else None

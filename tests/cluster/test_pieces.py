@@ -1,4 +1,4 @@
-"""The pieces of the cluster that need no NATS server."""
+"""The parts of the cluster that need no NATS server."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from monitor_plugin.cluster.transport.pending_requests import Failure, PendingRe
 from monitor_plugin.cluster.transport.subjects import Subjects, encode_token
 from monitor_plugin.domain.models import Memory
 
-QUESTION = Request("backends", Caller("b", "ops", "read", "here"))
+REQUEST = Request("backends", Caller("b", "ops", "read", "here"))
 
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80)
 
 
 @given(_NAMES, _NAMES)
-def test_any_name_is_one_safe_token_of_its_own(one: str, other: str) -> None:
-    """Different names have different tokens, of letters, digits, `_`, `-` and `=` alone."""
+def test_subject_tokens_are_safe_and_unique(one: str, other: str) -> None:
+    """Different names have different tokens of letters, digits, `_`, `-` and `=`."""
     token = encode_token(one)
     assert token
     assert all(each.isascii() and (each.isalnum() or each in "_-=") for each in token)
     assert (token == encode_token(other)) == (one == other)
 
 
-def test_reading_and_stopping_are_apart() -> None:
-    """What reads begins with NAMESPACE.read, and what stops with NAMESPACE.shutdown."""
+def test_subjects_separate_reading_from_stopping() -> None:
+    """Subjects for reading begin with NAMESPACE.read, others with NAMESPACE.shutdown."""
     subjects = Subjects("ns")
     assert subjects.shutdown_now("a.b", "1") == "ns.shutdown.now.a=2Eb.1"
     assert subjects.reply_subject("ns.reply.a.1.2", "a", "b.c") == "ns.reply.a.1.2.b=2Ec"
@@ -55,8 +55,8 @@ def test_reading_and_stopping_are_apart() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 300_000, 2_000_000])
-def test_a_reply_in_parts_is_whole_again(size: int) -> None:
-    """A body of any size goes in messages that NATS takes, and is the same afterwards."""
+def test_reply_parts_join_to_the_same_reply(size: int) -> None:
+    """A body of any size is divided into messages of a limited size, and joined again."""
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     reply = Reply("a", "1", answer=Response(200, body, {"X-Monitor-Node": "a"}))
     for most in (1_048_576, 65_536):
@@ -68,22 +68,22 @@ def test_a_reply_in_parts_is_whole_again(size: int) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_nonsense_is_no_message(data: bytes) -> None:
-    """Bytes of any kind are a message, or none; nothing is raised."""
+def test_unpack_accepts_any_bytes(data: bytes) -> None:
+    """Any bytes are a message or None; nothing is raised."""
     unpack(data, Reply)
     unpack(data, Announcement)
 
 
-def test_what_a_node_says_is_kept_until_it_leaves() -> None:
-    """The newest word counts; a gap is asked about; who leaves is forgotten, and none but it."""
+def test_directory_keeps_the_newest_announcement_until_the_node_leaves() -> None:
+    """A missed revision makes the node be asked; only the run that leaves is forgotten."""
     directory = PeerDirectory()
-    said = Announcement("a", "1", 3, "http://a:1", ["m"])
-    assert not directory.update(said)
+    announcement = Announcement("a", "1", 3, "http://a:1", ["m"])
+    assert not directory.update(announcement)
     assert [each.name for each in directory.holders("m")] == ["a"]
-    assert not directory.update(msgspec.structs.replace(said, models=None))
-    assert directory.update(msgspec.structs.replace(said, models=None, revision=4))
-    assert directory.holders("m"), "what was known stays until it is known better"
-    assert not directory.update(msgspec.structs.replace(said, models=["old"], revision=2))
+    assert not directory.update(msgspec.structs.replace(announcement, models=None))
+    assert directory.update(msgspec.structs.replace(announcement, models=None, revision=4))
+    assert directory.holders("m"), "models stay until newer ones are known"
+    assert not directory.update(msgspec.structs.replace(announcement, models=["old"], revision=2))
     assert directory.holders("m")
     assert not directory.holders("old")
     directory.record_silence("a")
@@ -96,9 +96,9 @@ def test_what_a_node_says_is_kept_until_it_leaves() -> None:
     assert not directory.peers()
 
 
-def test_a_reply_without_an_end_is_given_up() -> None:
-    """Of one question's answers no more than 64 MiB are kept, and the rest is nonsense."""
-    pending = PendingRequest("subject", QUESTION, lambda: None)
+def test_pending_request_limits_the_bytes_of_its_replies() -> None:
+    """A request keeps at most 64 MiB of replies; a reply beyond that becomes invalid."""
+    pending = PendingRequest("subject", REQUEST, lambda: None)
     part = Reply("a", "1", answer=Response(200, b"x" * 2**20), last=False)
 
     async def first() -> Reply | Failure | None:
@@ -108,39 +108,38 @@ def test_a_reply_without_an_end_is_given_up() -> None:
         pending.put(part)
     assert asyncio.run(first()) is None
     pending.put(part)
-    said = asyncio.run(first())
-    assert isinstance(said, Reply)
-    assert said.kind == "invalid"
+    reply = asyncio.run(first())
+    assert isinstance(reply, Reply)
+    assert reply.kind == "invalid"
 
 
-def test_what_does_not_fit_into_a_message_is_said_not_to() -> None:
-    """What goes along with a body cannot be cut: the node says nonsense rather than nothing."""
+def test_reply_that_fits_no_message_becomes_invalid() -> None:
+    """The fields beside the body cannot be divided."""
     memory = Memory(1, {f"component {number}": 1 for number in range(10_000)})
     reply = Reply("a", "1", answer=Response(200, b"{}"), memory=memory)
     (part,) = split_reply(reply, 65_536)
-    said = unpack(part, Reply)
-    assert said == Reply("a", "1", "invalid")
+    assert unpack(part, Reply) == Reply("a", "1", "invalid")
     assert len(split_reply(reply, 1_048_576)) == 1
 
 
 @pytest.mark.parametrize(
-    ("said", "url"),
+    ("announcement", "url"),
     [
         (Announcement("a", "1", 1, "http://a:1"), "http://a:1"),
         (Announcement("a", "1", 1, "http://a:99999"), None),
         (Announcement("a", "1", 1, "javascript:alert(1)"), None),
     ],
 )
-def test_an_address_that_is_none_is_left_out(said: Announcement, url: str | None) -> None:
-    """What a node says of its HTTP goes to Prometheus and to pages."""
-    heard = unpack_announcement(pack(said))
-    assert heard is not None
-    assert heard.url == url
-    assert unpack_announcement(pack(msgspec.structs.replace(said, node="a\nb"))) is None
+def test_announcement_loses_an_unusable_url(announcement: Announcement, url: str | None) -> None:
+    """The URL reaches Prometheus and web pages, so it must be valid."""
+    unpacked = unpack_announcement(pack(announcement))
+    assert unpacked is not None
+    assert unpacked.url == url
+    assert unpack_announcement(pack(msgspec.structs.replace(announcement, node="a\nb"))) is None
 
 
-def test_a_header_names_as_many_nodes_as_fit() -> None:
-    """A client or proxy that takes no longer line could read nothing of a large cluster."""
+def test_header_names_as_many_nodes_as_fit() -> None:
+    """The header of a large cluster stays within what clients and proxies accept."""
     assert join_names(["a", "b"]) == "a, b"
     nodes = [f"node-{number:04}" for number in range(1000)]
     text = join_names(nodes)
@@ -150,8 +149,8 @@ def test_a_header_names_as_many_nodes_as_fit() -> None:
     assert more == f"{1000 - shown.count(', ') - 1} more"
 
 
-def test_without_nats_no_question_waits_for_a_monitor_that_does_not_run() -> None:
-    """A host may use `app` before it starts the monitor, or after it closed that."""
+def test_monitor_that_does_not_run_answers_at_once() -> None:
+    """A host may use `app` before it starts the monitor, and after it has closed it."""
     monitor = Monitor(Settings(listen=None, cluster="nats://127.0.0.1:4", node="a"))
     client = falcon.testing.TestClient(monitor.app)
     for _ in range(2):

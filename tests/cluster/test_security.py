@@ -1,4 +1,4 @@
-"""Who may read and who may stop: TLS, NKeys and credentials with a real NATS server."""
+"""Permissions to read and to stop: TLS, NKeys and credentials with a real NATS server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.domain.errors import SettingsError
 
 from ..support import Client, eventually
-from .conftest import ROOT, Asked, MakeLocal, NatsServer
+from .conftest import ROOT, MakeLocal, NatsServer, NodeClient
 from .rogue import Rogue
 
 EXAMPLE = (ROOT / "examples" / "nats" / "nats-server.conf").read_text()
@@ -30,7 +30,7 @@ PREFIXES = {"operator": 14 << 3, "account": 0, "user": 20 << 3}
 
 
 class Key:
-    """A new NKey: of a user, an account or an operator."""
+    """A new NKey of a user, an account or an operator."""
 
     def __init__(self, kind: str = "user") -> None:
         self.seed: bytes = bytes(nkeys.encode_seed(os.urandom(32), PREFIXES[kind]))
@@ -38,12 +38,12 @@ class Key:
         self.public: str = self._pair.public_key.decode()
 
     def file(self, path: Path) -> str:
-        """Write the seed into a file, and give its path."""
+        """Write the seed to a file, and return its path."""
         path.write_bytes(self.seed)
         return str(path)
 
     def sign_claims(self, subject: str, name: str, nats: dict[str, Any]) -> str:
-        """Make a JWT of NATS' kind."""
+        """Make a JWT with claims for NATS."""
         claims: dict[str, Any] = {
             "iat": int(time.time()),
             "iss": self.public,
@@ -66,7 +66,7 @@ def _b64(data: bytes) -> str:
 
 
 class Example:
-    """The example's NATS server, over TLS, with keys for its users."""
+    """A NATS server with the example's configuration, TLS, and keys for its users."""
 
     def __init__(self, make_nats: Callable[..., NatsServer], directory: Path) -> None:
         self._directory = directory
@@ -86,10 +86,10 @@ class Example:
         self.server = make_nats("-c", str(config))
 
     def key_file(self, name: str) -> str:
-        """Give the file with a user's seed, or that of somebody unknown."""
+        """Return a file with a user's seed. An unknown user gets a new key."""
         return self.keys.setdefault(name, Key()).file(self._directory / f"{name}.nkey")
 
-    def node(self, make_local: MakeLocal, name: str, *models: str) -> Asked:
+    def node(self, make_local: MakeLocal, name: str, *models: str) -> NodeClient:
         """Start a node as the example's user of that name."""
         settings = {"cluster_ca_file": str(self.ca), "cluster_nkey_file": self.key_file(name)}
         return make_local(name, self.server.url, *models, **settings)
@@ -102,12 +102,12 @@ def example(make_nats: Callable[..., NatsServer], tmp_path: Path) -> Example:
 
 
 @pytest.mark.once
-def test_the_example_keeps_readers_from_stopping(
+def test_example_permissions_keep_readers_from_stopping(
     example: Example, make_local: MakeLocal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the example's permissions, over TLS: a reader reads all and stops what is its own alone.
+    """A reader reads all nodes' models, and stops only its own.
 
-    Its errors say that it is NATS which does not let it.
+    The errors say that NATS refuses.
     """
     stops = example.node(make_local, "gpu-1", "M/x", "both")
     holds = example.node(make_local, "gpu-2", "own", "both", "there")
@@ -130,11 +130,11 @@ def test_the_example_keeps_readers_from_stopping(
     assert reads.finds("both", "gpu-1")
     assert holds.client.shutdown("own").status == 200
     assert stops.client.shutdown("there").status == 200
-    # Who is no user is not let in, says so once, and serves what is its own.
+    # A node with an unknown key is refused, logs that, and serves its own models.
     assert wrong.client.monitor("M/x").status == 504
     eventually(lambda: "Authorization Violation" in caplog.text)
     assert example.keys["nobody"].seed.decode() not in caplog.text
-    # Nor does a server of another authority hear a word.
+    # A server with a certificate of another authority is refused.
     trustme.CA().cert_pem.write_to_path(example.ca)
     example.node(make_local, "gpu-1")
     eventually(lambda: "certificate verify failed" in caplog.text)
@@ -142,8 +142,8 @@ def test_the_example_keeps_readers_from_stopping(
 
 @pytest.mark.once
 @pytest.mark.parametrize("name", ["gpu-2", "dashboard"])
-def test_the_example_lets_nobody_pose_as_another(example: Example, name: str) -> None:
-    """A node speaks, listens and answers in its own name; and a reader's word stops nothing."""
+def test_example_permissions_let_no_node_pose_as_another(example: Example, name: str) -> None:
+    """A node publishes, subscribes and replies in its own name only, and a reader stops nothing."""
     tls = ssl.create_default_context(cafile=str(example.ca))
     rogue = Rogue(example.server.url, tls=tls, nkeys_seed=example.key_file(name))
     try:
@@ -169,24 +169,24 @@ def test_the_example_lets_nobody_pose_as_another(example: Example, name: str) ->
             rogue.publish(f"monitor.{subject}", b"x")
             eventually(partial(rogue.was_refused, f'publish to "monitor.{subject}"'))
         for subject in listen:
-            rogue.listen(f"monitor.{subject}")
+            rogue.subscribe(f"monitor.{subject}")
             eventually(partial(rogue.was_refused, f'subscription to "monitor.{subject}"'))
-        before = len(rogue.complaints)
+        before = len(rogue.errors)
         for subject in (f"nodes.{name}", f"reply.gpu-1.1.2.{name}", "read.model.m"):
             rogue.publish(f"monitor.{subject}", b"x")
-        assert len(rogue.complaints) == before
+        assert len(rogue.errors) == before
     finally:
         rogue.close()
 
 
 @pytest.mark.once
-def test_credentials_from_a_file(
+def test_nodes_join_with_credentials_from_files(
     make_nats: Callable[..., NatsServer],
     make_local: MakeLocal,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nodes with `.creds` files of an account meet; a node without any is not let in."""
+    """Nodes with `.creds` files of one account see each other; a node without one is refused."""
     operator, account = Key("operator"), Key("account")
     limits = {"subs": -1, "data": -1, "payload": -1}
     account_limits = {
@@ -252,17 +252,17 @@ def test_replaced_key_file_is_used_for_the_next_connection(
     eventually(lambda: a.get("/backends").json["cluster_error"] is None)
 
 
-def test_tls_that_is_demanded_is_never_left_out(
+def test_client_sends_nothing_to_a_server_without_the_demanded_tls(
     nats: NatsServer, make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that would go on in the clear is left, before anything is sent."""
+    """A server that does not ask for TLS gets no CONNECT."""
     monitor = make_monitor(cluster=nats.url.replace("nats:", "tls:"), node="a")
     eventually(lambda: "speaks no TLS, which the settings demand" in caplog.text)
     assert Client(monitor.url).monitor("m").status == 504
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"cluster": "nats://nats.example:4222"}, "tls://"),
         ({"cluster": "nats://127.0.0.1,nats://10.0.0.1"}, "tls://"),
@@ -276,9 +276,9 @@ def test_tls_that_is_demanded_is_never_left_out(
         ({"cluster_url": "ftp://x"}, "no address"),
     ],
 )
-def test_what_is_open_or_wrong_is_refused(settings: dict[str, Any], said: str) -> None:
-    """A NATS server elsewhere wants TLS and credentials; no error quotes a password."""
-    with pytest.raises(SettingsError, match=said) as caught:
+def test_settings_refuse_open_or_wrong_clusters(settings: dict[str, Any], message: str) -> None:
+    """A NATS server on another machine needs TLS and credentials; no error quotes a password."""
+    with pytest.raises(SettingsError, match=message) as caught:
         Settings(**settings)
     assert "secret" not in str(caught.value)
 
@@ -297,14 +297,14 @@ def test_what_is_open_or_wrong_is_refused(settings: dict[str, Any], said: str) -
         },
     ],
 )
-def test_what_is_safe_or_said_to_be_meant_is_taken(settings: dict[str, Any]) -> None:
-    """Loopback is open; elsewhere with TLS and credentials, or on purpose."""
+def test_settings_accept_safe_or_explicitly_insecure_clusters(settings: dict[str, Any]) -> None:
+    """Loopback needs nothing; other servers need TLS and credentials, or `insecure`."""
     Settings(**settings)
 
 
 @pytest.mark.parametrize("setting", ["cluster_ca_file", "cluster_creds_file", "cluster_nkey_file"])
-def test_a_file_that_cannot_be_read_is_told_of(setting: str) -> None:
-    """The monitor does not start with a file that is not there, and says which."""
+def test_monitor_names_a_file_that_cannot_be_read(setting: str) -> None:
+    """The monitor does not start with a missing file, and names it."""
     given: dict[str, Any] = {setting: "/nowhere/file"}
     with pytest.raises(SettingsError, match="/nowhere/file"):
         Monitor(Settings(listen=None, cluster="nats://127.0.0.1:4", **given))

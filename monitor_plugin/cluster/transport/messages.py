@@ -74,7 +74,7 @@ class Reply(
     Attributes:
         node, run: the node that replies, and the run of it.
         kind: `answer`, `offer` (the node has the model and would stop it), `loaded` (it has the
-            model), `working` (the answer follows) or `invalid` (see `validate_reply`).
+            model), `working` (the answer follows) or `invalid` (see `checked_reply`).
         answer: the HTTP response; further parts may continue its body.
         reading: the reading in `answer`, from which the requester combines several nodes' readings.
         memory, memory_source: the memory of the model's backends, if the request asked for it.
@@ -142,7 +142,7 @@ def unpack_announcement(data: bytes) -> Announcement | None:
     return announcement
 
 
-def validate_reply(reply: Reply, request: Request) -> Reply:
+def checked_reply(reply: Reply, request: Request) -> Reply:
     """Return a reply that is well-formed and answers the request, or one of kind `invalid`."""
     if reply.kind == "working" or _is_answer_to(reply, request):
         return reply

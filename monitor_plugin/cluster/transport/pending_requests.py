@@ -12,7 +12,7 @@ from typing import NamedTuple
 from nats.aio.msg import Msg
 
 from ...domain.errors import ClusterError
-from .messages import Reply, Request, join_parts, pack, unpack, validate_reply
+from .messages import Reply, Request, checked_reply, join_parts, pack, unpack
 from .subjects import encode_token
 
 # Limits of one request's unread replies: their number, and the bytes of their bodies.
@@ -54,7 +54,7 @@ class PendingRequest:
             reply = self._join(received)
             if reply is None:
                 return
-            received = validate_reply(reply, self._request)
+            received = checked_reply(reply, self._request)
         if not self._received.full():
             self._received.put_nowait(received)
 
