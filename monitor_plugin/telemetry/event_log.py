@@ -1,4 +1,4 @@
-"""What happened of late, numbered, for clients that follow it."""
+"""The latest events of all backends, numbered, for clients that follow them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 from ..domain.exits import exit_to_dict
 from ..domain.models import Backend, state_name, utc_datetime
 
-KEPT = 1000
+MAX_EVENTS = 1000
 
 
 class Event(NamedTuple):
     """Something that happened to a backend.
 
     Attributes:
-        id: greater than those before, also than those of an earlier monitor.
-        at: when, in seconds since the epoch.
+        id: greater than the ids of earlier events, also of an earlier monitor.
+        at: the time, in seconds since the epoch.
         type: `registered`, `state_changed`, `ended`, `shutdown_phase` or `shutdown_finished`.
-        backend: to which.
-        facts: more of it, the arguments of the hook that tells of it.
+        backend: the backend.
+        facts: the other arguments of the hook that reports the event.
     """
 
     id: int
@@ -33,12 +33,12 @@ class Event(NamedTuple):
 
 
 class EventBatch(NamedTuple):
-    """Happenings after one that a client knows.
+    """The events after an id.
 
     Attributes:
         events: oldest first.
-        next: the id to ask with the next time.
-        gap: whether some between are not kept any more, or the client's id is of elsewhere.
+        next: the id for the next request.
+        gap: whether events after the id have been dropped, or the id is not of this log.
     """
 
     events: Sequence[Event]
@@ -47,32 +47,32 @@ class EventBatch(NamedTuple):
 
 
 class EventLog:
-    """A bounded ring of happenings. Safe to call from any thread; adding never blocks.
+    """The last MAX_EVENTS events. Its methods may be called from any thread; `add` never blocks.
 
     Args:
-        now: the time of its start, in seconds since the epoch, from which ids count up: so that
-            those of a later monitor are greater, which one in a millisecond does not outrun.
+        now: the time of its start, in seconds since the epoch. Ids count up from that time in
+            milliseconds, so that those of a later monitor are greater.
     """
 
     def __init__(self, now: float) -> None:
-        self._ring: deque[Event] = deque(maxlen=KEPT)
+        self._ring: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._changed = threading.Condition()
         self._first = self._last = int(now * 1000)
         self._closed = False
 
     def add(self, type: str, backend: Backend, **facts: Any) -> None:
-        """Add what has just happened."""
+        """Add an event that has just happened."""
         with self._changed:
             self._last += 1
             self._ring.append(Event(self._last, time.time(), type, backend, facts))
             self._changed.notify_all()
 
     def after(self, known: int, wait_seconds: float = 0.0) -> EventBatch:
-        """Give what happened after an id, 0 for all that is kept.
+        """Return the events after an id.
 
         Args:
-            known: the id.
-            wait_seconds: how long to wait for something to happen, where nothing has yet.
+            known: the id of the last event that the client knows; 0 for all events.
+            wait_seconds: the maximum time to wait for an event if there is none yet.
         """
         with self._changed:
             if known == self._last and wait_seconds:
@@ -85,14 +85,19 @@ class EventLog:
         return EventBatch([each for each in ring if gap or each.id > known], last, gap)
 
     def close(self) -> None:
-        """End all waiting, now and later."""
+        """Let `after` return at once, now and from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def event_to_dict(event: Event, node: str | None = None) -> dict[str, Any]:
-    """Turn something that happened into an item of the answer."""
+    """Return the fields of an event as `GET /events` and hooks give them.
+
+    Args:
+        event: the event.
+        node: the name of this node; None outside a cluster.
+    """
     backend, facts = event.backend, event.facts
     item: dict[str, Any] = {
         "id": event.id,

@@ -1,4 +1,4 @@
-"""Lines for the log of what happens to backends, and their form: text, or JSON."""
+"""Log lines about events of backends, and their format: text or JSON."""
 
 from __future__ import annotations
 
@@ -16,25 +16,22 @@ _logger = logging.getLogger(_LOGGER_NAME)
 
 
 def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
-    """Write one line, level INFO, of a change of state, an end, or a shutdown.
+    """Log a change of state, an exit or a shutdown, in one line of level INFO.
 
     Args:
-        hook: the hook that tells of it; of others nothing is written.
-        arguments: its arguments.
+        hook: the hook that reports the event; other hooks are not logged.
+        arguments: the arguments of the hook.
     """
     line = _LINES.get(hook)
     if line is None or not _logger.isEnabledFor(logging.INFO):
         return
     backend: Backend = arguments["backend"]
     text, facts = line(**arguments)
-    facts = {"event": hook.removeprefix("monitor_"), **_identity(backend), **facts}
+    identity = {"model": backend.model, "pid": backend.pid}
+    facts = {"event": hook.removeprefix("monitor_"), **identity, **facts}
     _logger.info(
         "model %r (process %d) %s", backend.model, backend.pid, text, extra={"facts": facts}
     )
-
-
-def _identity(backend: Backend) -> dict[str, Any]:
-    return {"model": backend.model, "pid": backend.pid}
 
 
 def _state_line(
@@ -45,7 +42,7 @@ def _state_line(
     return text, {"previous": names[0], "current": names[1]}
 
 
-def _end_line(backend: Backend, exit: BackendExit) -> tuple[str, dict[str, Any]]:
+def _exit_line(backend: Backend, exit: BackendExit) -> tuple[str, dict[str, Any]]:
     seconds = max(0.0, exit.ended_at - backend.created_at)
     facts = {
         "cause": exit.cause,
@@ -63,20 +60,20 @@ def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str,
 
 _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "monitor_state_changed": _state_line,
-    "monitor_backend_gone": _end_line,
+    "monitor_backend_gone": _exit_line,
     "monitor_shutdown_finished": _shutdown_line,
 }
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats each record as a JSON object on a line of its own, ASCII alone.
+    """Formats each record as one line: a JSON object, in ASCII.
 
-    It has `time` (RFC 3339, UTC), `level`, `logger` and `message`, then the facts of a line of
-    ours by name, and `exception`, a traceback, where there is one.
+    It has `time` (RFC 3339, UTC), `level`, `logger` and `message`, then the named facts of the
+    monitor's own lines, and `exception` with a traceback if the record has one.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line."""
+        """Return the line."""
         at = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": at.replace("+00:00", "Z"),
@@ -91,7 +88,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: str) -> None:
-    """Set up the log of a command: warnings of all, and the audit and what happens; on stderr.
+    """Log to stderr: warnings of all loggers, the audit and the events of backends.
 
     Args:
         log_format: `text` or `json`.

@@ -1,4 +1,4 @@
-"""The last minutes of each backend: CPU and memory, as the background sweeps found them."""
+"""CPU and memory of each backend over the last minutes, as the sweeps measured them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import NamedTuple
 from ..domain.models import Backend, Observation
 
 HISTORY_SECONDS = 900.0
-_MOST_POINTS = 900
+_MAX_POINTS = 900
 
 
 class Series(NamedTuple):
-    """A backend's points, the last of which is of the last sweep; None where it was not known.
+    """A backend's points, the last of which is from the last sweep. None: it was not known.
 
     Attributes:
-        backend: whose they are.
-        cpu_percent: percent of one core, of its process tree.
-        memory: bytes, as in lists.
+        backend: the backend.
+        cpu_percent: CPU of its process tree, in percent of one core.
+        memory: its total memory in bytes, as in lists.
     """
 
     backend: Backend
@@ -30,45 +30,45 @@ class Series(NamedTuple):
 
 
 class TimeSeries:
-    """A ring of points for each backend that was there in the last sweep. Safe from any thread.
+    """The points of each backend of the last sweep. Its methods may be called from any thread.
 
-    It keeps 8 bytes a point: bytes and percentages to seven digits.
+    A point takes 8 bytes: CPU and memory as single-precision floats, exact to seven digits.
 
     Args:
-        interval_seconds: between two sweeps; 0 for none.
+        interval_seconds: the time between two sweeps; 0 if there are none.
     """
 
     def __init__(self, interval_seconds: float) -> None:
         self.interval_seconds = interval_seconds
         points = HISTORY_SECONDS / interval_seconds if interval_seconds else 0
-        self._most = max(1, min(_MOST_POINTS, math.ceil(points)))
+        self._max_points = max(1, min(_MAX_POINTS, math.ceil(points)))
         self._lock = threading.Lock()
-        self._times: deque[float] = deque(maxlen=self._most)
+        self._times: deque[float] = deque(maxlen=self._max_points)
         self._points: dict[Backend, tuple[array[float], array[float]]] = {}
 
     def add(self, time: float, observations: Iterable[Observation]) -> None:
-        """Add a point for each backend, and forget those that are not there.
+        """Add a point for each observed backend, and drop the other backends.
 
         Args:
-            time: of the sweep, in seconds since the epoch.
-            observations: what it found.
+            time: the time of the sweep, in seconds since the epoch.
+            observations: the result of the sweep.
         """
         with self._lock:
             self._times.append(time)
-            before, self._points = self._points, {}
+            previous, self._points = self._points, {}
             for each in observations:
-                cpu, memory = before.get(each.backend) or (array("f"), array("f"))
+                cpu, memory = previous.get(each.backend) or (array("f"), array("f"))
                 percent = each.tree.cpu_percent if each.tree else None
                 cpu.append(math.nan if percent is None else percent)
                 memory.append(math.nan if each.memory is None else each.memory.total)
-                del cpu[: -self._most], memory[: -self._most]
+                del cpu[: -self._max_points], memory[: -self._max_points]
                 self._points[each.backend] = cpu, memory
 
     def read(self, model: str | None = None) -> tuple[list[float], list[Series]]:
-        """Give the times of the sweeps, in seconds since the epoch, and each backend's points.
+        """Return the times of the sweeps, in seconds since the epoch, and each backend's points.
 
         Args:
-            model: of its backends alone.
+            model: the model whose backends to return; None for all.
         """
         with self._lock:
             times = list(self._times)

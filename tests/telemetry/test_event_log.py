@@ -1,4 +1,4 @@
-"""What happened, numbered."""
+"""The log of numbered events."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import threading
 import time
 
 from monitor_plugin import Backend
-from monitor_plugin.telemetry.event_log import KEPT, EventLog
+from monitor_plugin.telemetry.event_log import MAX_EVENTS, EventLog
 
 from ..support import eventually
 
 BACKEND = Backend("m", 7, "unix:/m", 1.0)
 
 
-def test_what_happened_after_an_id_is_given() -> None:
+def test_event_log_returns_the_events_after_an_id() -> None:
     """Oldest first, with its facts; then nothing, until more happens."""
     event_log = EventLog(5.0)
     assert event_log.after(0) == ([], 5000, False)
@@ -29,10 +29,10 @@ def test_what_happened_after_an_id_is_given() -> None:
     assert event_log.after(5002) == ([], 5002, False)
 
 
-def test_a_gap_is_told() -> None:
-    """Where some are not kept any more, and where an id is of no journal of this kind."""
+def test_dropped_events_are_reported_as_a_gap() -> None:
+    """Both if events after the id were dropped, and if the id is not of this log."""
     event_log = EventLog(5.0)
-    for _ in range(KEPT):
+    for _ in range(MAX_EVENTS):
         event_log.add("registered", BACKEND)
     assert not event_log.after(0).gap
     assert not event_log.after(5000).gap
@@ -42,36 +42,36 @@ def test_a_gap_is_told() -> None:
     assert not event_log.after(5001).gap
     ahead = event_log.after(10**9)
     assert ahead.gap
-    assert len(ahead.events) == KEPT
-    assert ahead.next == 5000 + KEPT + 1
+    assert len(ahead.events) == MAX_EVENTS
+    assert ahead.next == 5000 + MAX_EVENTS + 1
 
 
-def test_a_later_journal_has_greater_ids() -> None:
-    """An id of an earlier one is a gap in it, and none of its own."""
+def test_a_later_event_log_has_greater_ids() -> None:
+    """An id of the earlier log is a gap in the later one."""
     earlier, later = EventLog(time.time() - 1), EventLog(time.time())
     earlier.add("registered", BACKEND)
     later.add("registered", BACKEND)
-    page = later.after(earlier.after(0).next)
-    assert page.gap
-    assert page.events[0].id > earlier.after(0).next
+    batch = later.after(earlier.after(0).next)
+    assert batch.gap
+    assert batch.events[0].id > earlier.after(0).next
 
 
-def test_waiting_ends_when_something_happens_or_nothing_will() -> None:
-    """It ends at once for what is there already, with the next one, and when it is closed."""
+def test_waiting_ends_at_the_next_event_and_on_close() -> None:
+    """It also ends at once if there are such events already."""
     event_log = EventLog(5.0)
-    pages = []
+    batches = []
 
     def follow() -> None:
-        pages.append(event_log.after(5000, 100.0))
-        pages.append(event_log.after(5000, 100.0))
-        pages.append(event_log.after(5001, 100.0))
-        pages.append(event_log.after(5001, 100.0))
+        batches.append(event_log.after(5000, 100.0))
+        batches.append(event_log.after(5000, 100.0))
+        batches.append(event_log.after(5001, 100.0))
+        batches.append(event_log.after(5001, 100.0))
 
     thread = threading.Thread(target=follow)
     thread.start()
     eventually(lambda: event_log._changed._waiters)  # type: ignore[attr-defined]
     event_log.add("registered", BACKEND)
-    eventually(lambda: len(pages) == 2)
+    eventually(lambda: len(batches) == 2)
     event_log.close()
     thread.join(30)
-    assert [len(page.events) for page in pages] == [1, 1, 0, 0]
+    assert [len(batch.events) for batch in batches] == [1, 1, 0, 0]

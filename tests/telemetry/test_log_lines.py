@@ -1,4 +1,4 @@
-"""Lines for the log, as text and as JSON."""
+"""Log lines, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..support import Client, Spawner, eventually
 
 @pytest.fixture
 def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """Gives what was logged so far by the package from INFO on, parsed."""
+    """Returns the lines that the package logged so far at INFO and above, parsed."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
@@ -31,10 +31,10 @@ def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     logger.setLevel(level)
 
 
-def test_each_event_is_a_line(
+def test_each_event_is_logged_in_one_line(
     monitor: Monitor, spawner: Spawner, lines: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    """Of a change of state, an end and a shutdown, with its duration; readings are quiet."""
+    """Changes of state, exits and shutdowns are logged, with durations; readings are not."""
     client = Client(monitor.url)
     running, dies = spawner.backend(), spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m\u00e9", pid=running.pid, address=running.address)
@@ -80,8 +80,8 @@ def test_each_event_is_a_line(
     assert (audited["model"], audited["who"]) == ("m\u00e9", "anonymous")
 
 
-def test_other_records_are_lines_too() -> None:
-    """With their traceback, in one line of ASCII."""
+def test_json_formatter_formats_other_records() -> None:
+    """The traceback is in the same line, in ASCII."""
     try:
         raise ValueError("b\u00e4d\nnews")
     except ValueError as error:
