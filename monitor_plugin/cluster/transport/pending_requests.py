@@ -92,7 +92,7 @@ class PendingRequests:
         on_hello: called with each message on `hello_subject` and the token of its sender.
 
     Attributes:
-        subjects: the subscription that receives the replies.
+        reply_subjects: the subjects of all replies, for a subscription with `on_reply`.
         hello_subject: the subject on which other nodes announce themselves to this one.
     """
 
@@ -106,7 +106,7 @@ class PendingRequests:
         self._publish = publish
         self._on_hello = on_hello
         self._pending: dict[str, PendingRequest] = {}
-        self.subjects = f"{reply_prefix}.>"
+        self.reply_subjects = f"{reply_prefix}.>"
         self.hello_subject = f"{reply_prefix}.hello"
 
     def __len__(self) -> int:
