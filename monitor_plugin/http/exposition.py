@@ -68,12 +68,12 @@ class Exposition:
         yield memory
         # A backend that was registered anew during the sweep may be in it twice. The labels tell
         # series apart, so each pair of labels may occur once.
-        seen = {(each.backend.model, each.backend.address): each for each in self._sweep()}
-        yield from self._gauges(seen)
-        yield from self._calls(seen)
+        observations = {(each.backend.model, each.backend.address): each for each in self._sweep()}
+        yield from self._gauges(observations)
+        yield from self._calls(observations)
         yield from self._models()
 
-    def _gauges(self, seen: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
+    def _gauges(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "monitor_backend_up",
             "Whether the backend answered the last Status call, also with UNIMPLEMENTED.",
@@ -107,7 +107,7 @@ class Exposition:
             labels=_LABELS,
             unit="seconds",
         )
-        for key, each in seen.items():
+        for key, each in observations.items():
             status = each.reading.status if each.reading else None
             if each.reading:
                 answered = status or each.reading.rpc_error == "UNIMPLEMENTED"
@@ -124,7 +124,7 @@ class Exposition:
                 cpu.add_metric(key, each.process.cpu_seconds)
         yield from (up, state, components, total, resident, cpu)
 
-    def _calls(self, seen: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
+    def _calls(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
         durations = HistogramMetricFamily(
             "monitor_backend_status_duration_seconds",
             "Duration of gRPC Status calls, successful or not.",
@@ -136,7 +136,7 @@ class Exposition:
             "gRPC Status calls that failed, by the code's name.",
             labels=(*_LABELS, "code"),
         )
-        for key, each in seen.items():
+        for key, each in observations.items():
             counts = self._status_counts(each.backend)
             if counts:
                 buckets = list(zip(_BUCKETS, counts.calls, strict=True))

@@ -3,15 +3,15 @@
 import { token } from "./api.js";
 import { byId, setText } from "./dom.js";
 
-let asking = null;
+let pending = null;
 
 /** Ask for a token; returns when the user has entered one. */
 export function askForToken() {
-  asking ??= ask().finally(() => { asking = null; });
-  return asking;
+  pending ??= showDialog().finally(() => { pending = null; });
+  return pending;
 }
 
-async function ask() {
+async function showDialog() {
   const dialog = byId("token");
   const input = byId("token-text");
   const wrong = token.get() !== null;
