@@ -114,17 +114,9 @@ class ClusterNode:
 
     async def _subscribe(self) -> None:
         self._is_update_due = False  # first: a later change needs another update
-        node, subjects, server = self._local_node.node, self._subjects, self._server
         models = frozenset(self._registry.models())
-        handlers = {
-            subjects.all_nodes: self._presence.on_announcement,
-            subjects.read_node(node): server.on_read,
-            subjects.shutdown_node(node): server.on_shutdown,
-            subjects.shutdown_now(node, self._local_node.run): server.on_shutdown_now,
-        }
-        for model in models:
-            handlers[subjects.read_model(model)] = server.on_read
-            handlers[subjects.shutdown_model(model)] = server.on_shutdown
+        handlers = dict.fromkeys(self._server.subjects(models), self._server.on_request)
+        handlers[self._subjects.all_nodes] = self._presence.on_announcement
         await self.link.subscribe(handlers)
         self._presence.set_models(models)
 

@@ -6,10 +6,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
@@ -69,80 +68,72 @@ class PeerServer:
         self._reads = self._shutdowns = 0
         self._offers = StopOffers()
 
-    async def on_read(self, message: Msg) -> None:
-        """Serve a request on a subject for reading: this node's, or a model's."""
-        subject = self._subjects.read_node(self._local_node.node)
-        decoded = self._decode(message, subject, self._subjects.read_model)
-        if decoded is None:
+    def subjects(self, models: Iterable[str]) -> list[str]:
+        """Return the subjects to subscribe to, for a node with these models."""
+        subjects, node = self._subjects, self._local_node.node
+        found = [
+            subjects.read_node(node),
+            subjects.shutdown_node(node),
+            subjects.shutdown_now(node, self._local_node.run),
+        ]
+        for model in models:
+            found += [subjects.read_model(model), subjects.shutdown_model(model)]
+        return found
+
+    async def on_request(self, message: Msg) -> None:
+        """Serve a request, unless it came on a subject that is not for it."""
+        request = unpack(message.data, Request)
+        if request is None or message.subject not in self._allowed_subjects(request):
             return
-        request, reply_to = decoded
+        node = self._local_node.node
+        reply_to = self._subjects.reply_subject(message.reply, request.caller.node, node)
+        if reply_to is None:
+            return
         if request.operation == "models":
             await self._presence.announce(reply_to)
-        elif request.operation == "loaded":
-            await self._send(reply_to, self._reply("loaded"))
-        elif request.operation in ("monitor", "backends"):
-            if self._reads >= _MAX_READS:
-                reason = f"it has {self._reads} questions to answer, and takes no more"
-                await self._send(reply_to, self._refusal(reason))
-                return
+        elif (reply := self._reply_at_once(request)) is not None:
+            await self._send(reply_to, reply)
+        elif request.operation == "shutdown":
+            self._shutdowns += 1
+            self._link.spawn(self._shutdown(reply_to, request))
+        else:
             self._reads += 1
             self._link.spawn(self._read(reply_to, request))
 
-    async def on_shutdown(self, message: Msg) -> None:
-        """Reply to a request whether this node would stop a model: with an offer if it has it."""
-        subject = self._subjects.shutdown_node(self._local_node.node)
-        decoded = self._decode(message, subject, self._subjects.shutdown_model)
-        if decoded is None:
-            return
-        request, reply_to = decoded
-        if request.operation != "offer" or request.caller.role != "admin":
-            return
-        if request.model is not None and self._local_node.has(request.model):
-            reply = self._reply("offer", self._offers.make(request))
-        else:
-            reply = self._error(ModelNotLoaded(request.model or ""))
-        await self._send(reply_to, reply)
+    def _reply_at_once(self, request: Request) -> Reply | None:
+        """Make an offer, or refuse a request; None if the request needs a thread."""
+        if request.operation == "loaded":
+            return self._reply("loaded")
+        if request.operation == "offer":
+            if request.model is None or not self._local_node.has(request.model):
+                return self._error(ModelNotLoaded(request.model or ""))
+            return self._reply("offer", self._offers.make(request))
+        if request.operation == "shutdown":
+            if self._shutdowns >= self._max_shutdowns:
+                return self._error(TooManyShutdowns(self._max_shutdowns, _RETRY_AFTER_SECONDS))
+            if not self._offers.accept(request):
+                return self._refusal("it got word too late, and stopped nothing")
+        elif self._reads >= _MAX_READS:
+            return self._refusal(f"it has {self._reads} questions to answer, and takes no more")
+        return None
 
-    async def on_shutdown_now(self, message: Msg) -> None:
-        """Stop a model if the request accepts an offer."""
-        decoded = self._decode(message, message.subject)
-        if decoded is None:
-            return
-        request, reply_to = decoded
-        if request.operation != "shutdown" or request.caller.role != "admin":
-            return
-        if self._shutdowns >= self._max_shutdowns:
-            error = TooManyShutdowns(self._max_shutdowns, _RETRY_AFTER_SECONDS)
-            await self._send(reply_to, self._error(error))
-        elif not self._offers.accept(request):
-            reason = "it got word too late, and stopped nothing"
-            await self._send(reply_to, self._refusal(reason))
-        else:
-            self._shutdowns += 1
-            self._link.spawn(self._shutdown(reply_to, request))
+    def _allowed_subjects(self, request: Request) -> list[str]:
+        """Return the subjects on which a request is served; none if it is invalid.
 
-    def _decode(
-        self,
-        message: Msg,
-        node_subject: str,
-        model_subject: Callable[[str], str] | None = None,
-    ) -> tuple[Request, str] | None:
-        """Decode a request; None if it is invalid, on the wrong subject, or must not be replied to.
-
-        Returns:
-            The request, and the subject for the reply.
+        NATS' permissions guard the subjects, but not the operation that a message asks for.
         """
-        request = unpack(message.data, Request)
-        if request is None or not message.reply:
-            return None
-        subjects = {node_subject}
-        if model_subject is not None and request.model is not None:
-            subjects.add(model_subject(request.model))
-        if message.subject not in subjects:
-            return None
-        node = self._local_node.node
-        reply_to = self._subjects.reply_subject(message.reply, request.caller.node, node)
-        return None if reply_to is None else (request, reply_to)
+        subjects, node, model = self._subjects, self._local_node.node, request.model
+        if request.operation in ("monitor", "backends", "models", "loaded"):
+            on_node, on_model = subjects.read_node(node), subjects.read_model
+        elif request.caller.role != "admin":
+            return []
+        elif request.operation == "offer":
+            on_node, on_model = subjects.shutdown_node(node), subjects.shutdown_model
+        elif request.operation == "shutdown":
+            return [subjects.shutdown_now(node, self._local_node.run)]
+        else:
+            return []
+        return [on_node] if model is None else [on_node, on_model(model)]
 
     async def _read(self, reply_to: str, request: Request) -> None:
         try:
@@ -174,12 +165,12 @@ class PeerServer:
     def _reply(self, kind: str, offer: str | None = None) -> Reply:
         return Reply(self._local_node.node, self._local_node.run, kind, offer=offer)
 
+    def _error(self, error: Exception) -> Reply:
+        return Reply(self._local_node.node, self._local_node.run, answer=error_response(error))
+
     def _refusal(self, reason: str) -> Reply:
         node = self._local_node.node
         return self._error(NodeUnreachable(f"node {node!r}: {reason}; ask again", [node]))
-
-    def _error(self, error: Exception) -> Reply:
-        return Reply(self._local_node.node, self._local_node.run, answer=error_response(error))
 
     async def _send(self, reply_to: str, reply: Reply) -> None:
         try:
@@ -199,12 +190,6 @@ class PeerServer:
         self._shutdown_pool.shutdown(wait=True)
 
 
-class _Offer(NamedTuple):
-    node: str
-    model: str | None
-    pid: int | None
-
-
 class StopOffers:
     """The open offers to stop a model. A shutdown must accept one within 10 s, and only once.
 
@@ -213,7 +198,7 @@ class StopOffers:
     """
 
     def __init__(self) -> None:
-        self._offers: dict[str, tuple[_Offer, float]] = {}
+        self._offers: dict[str, tuple[float, tuple[object, ...]]] = {}
 
     def make(self, request: Request) -> str:
         """Make an offer in reply to a request, and return its key."""
@@ -221,21 +206,20 @@ class StopOffers:
         while len(self._offers) >= _MAX_OFFERS:
             del self._offers[next(iter(self._offers))]
         key = secrets.token_hex(8)
-        self._offers[key] = self._requested(request), time.monotonic()
+        terms = (request.caller.node, request.model, request.pid)
+        self._offers[key] = time.monotonic(), terms
         return key
 
     def accept(self, request: Request) -> bool:
-        """Remove the offer that a shutdown names; False if there is none, or not for that."""
+        """Remove the offer that a shutdown names; False if there is none with the same terms."""
         self._discard_old()
         key = request.offer or ""
-        if key not in self._offers or self._offers[key][0] != self._requested(request):
+        terms = (request.caller.node, request.model, request.pid)
+        if key not in self._offers or self._offers[key][1] != terms:
             return False
         del self._offers[key]
         return True
 
-    def _requested(self, request: Request) -> _Offer:
-        return _Offer(request.caller.node, request.model, request.pid)
-
     def _discard_old(self) -> None:
         oldest = time.monotonic() - _OFFER_SECONDS
-        self._offers = {key: each for key, each in self._offers.items() if each[1] >= oldest}
+        self._offers = {key: each for key, each in self._offers.items() if each[0] >= oldest}
