@@ -1,4 +1,4 @@
-"""What the resources want of a cluster, which answers for other nodes as for this one."""
+"""What the HTTP resources need of a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NODE_HEADER = "X-Monitor-Node"
 
 
 class Requester(NamedTuple):
-    """Who asks over HTTP: the token's name and role, and the client's address."""
+    """A client of the HTTP server: the name and role of its token, and its address."""
 
     name: str
     role: str
@@ -20,12 +20,10 @@ class Requester(NamedTuple):
 
 
 class ClusterView(Protocol):
-    """The whole cluster, this node being one of it; `node` narrows to one.
-
-    What cannot be answered is an answer too: an error.
+    """Answers for all nodes of the cluster, or for one: `node`. Errors become responses too.
 
     Attributes:
-        node: this node's name.
+        node: the name of this node.
     """
 
     node: str
@@ -43,20 +41,20 @@ class ClusterView(Protocol):
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:
-        """List backends."""
+        """List backends. The query may have `node`, `limit` and `after`."""
 
     def targets(self) -> Response:
         """List the nodes, for Prometheus."""
 
     def urls(self) -> Mapping[str, str | None]:
-        """List the nodes, and where the HTTP of each is reached."""
+        """Return the HTTP URL of each node, by its name; None if it cannot be reached."""
 
 
 def refuse_other_node(query: Mapping[str, str], cluster: ClusterView | None) -> None:
-    """Refuse to answer for another node where that node alone can.
+    """Refuse a request for another node that only that node can answer.
 
     Raises:
-        InvalidRequest: `node` names another; it says where to ask.
+        InvalidRequest: `node` names another node; the message says where to ask.
     """
     node = query.get("node")
     if cluster is None or node in (None, cluster.node):

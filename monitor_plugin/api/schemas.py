@@ -90,6 +90,38 @@ class BackendsAnswer(msgspec.Struct, frozen=True):
     machine: Machine
 
 
+class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of a cluster's list; `error` says why its backends are missing."""
+
+    node: str
+    url: str | None
+    backends: int
+    machine: Machine | None
+    error: str | None
+
+
+class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `/backends` in a cluster; `machine` is that of the node that was asked.
+
+    `next` is the `after` of the next page; `null` on the last one. `cluster_error` says that the
+    node that was asked is not connected to NATS, and may not know all nodes.
+    """
+
+    backends: list[NodeBackendItem]
+    ended: list[NodeEndItem]
+    machine: Machine | None
+    nodes: list[NodeItem]
+    next: str | None
+    cluster_error: str | None
+
+
+class TargetGroup(msgspec.Struct, frozen=True):
+    """A node in the format of Prometheus' service discovery by HTTP."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
 class HistoryItem(msgspec.Struct, frozen=True):
     """A backend's points. The last point belongs to the last one of the answer's `times`."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..api import cluster_schemas, requests, results, schemas
+from ..api import requests, results, schemas
 from .resources.metrics import OPENMETRICS, TEXT
 from .resources.page import ASSET_TYPES, ASSETS
 
@@ -90,7 +90,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
     structs += [results.HealthAnswer, results.HooksAnswer, results.ErrorAnswer]
     if clustered:
-        structs += [cluster_schemas.ClusterBackendsAnswer, cluster_schemas.TargetGroup]
+        structs += [schemas.ClusterBackendsAnswer, schemas.TargetGroup]
         structs += [requests.NodeMonitorBody, requests.NodeShutdownBody]
     else:
         structs += [schemas.BackendsAnswer, requests.MonitorBody, requests.ShutdownBody]
@@ -147,12 +147,12 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         paths[f"{prefix}/backend/shutdown"] = {"post": stop}
         paths[f"{prefix}/backends"] = _get(
             "Every backend, again" if prefix else "Every backend",
-            cluster_schemas.ClusterBackendsAnswer if clustered else schemas.BackendsAnswer,
+            schemas.ClusterBackendsAnswer if clustered else schemas.BackendsAnswer,
             (*refused, *unreachable),
             [_MODEL_FILTER, _FRESH, *((_NODE, _LIMIT, _AFTER_BACKEND) if clustered else ())],
         )
     if clustered:
-        nodes = {"type": "array", "items": _ref(cluster_schemas.TargetGroup)}
+        nodes = {"type": "array", "items": _ref(schemas.TargetGroup)}
         paths["/cluster/targets"] = _get("All nodes, for Prometheus", nodes, refused)
     paths["/events"] = _get("What happened", schemas.EventsAnswer, refused, [_AFTER_EVENT, _WAIT])
     paths["/history"] = _get(

@@ -11,10 +11,15 @@ from typing import Annotated, cast
 import msgspec
 from msgspec.structs import replace
 
-from ...api.cluster_schemas import ClusterBackendsAnswer, NodeItem
 from ...api.cluster_view import NODE_HEADER
 from ...api.results import Response, encode
-from ...api.schemas import Machine, NodeBackendItem, NodeEndItem
+from ...api.schemas import (
+    ClusterBackendsAnswer,
+    Machine,
+    NodeBackendItem,
+    NodeEndItem,
+    NodeItem,
+)
 from ...backends.registry import ENDS_KEPT
 from ...domain.errors import InvalidRequest
 from ..requests.client import SILENT_SECONDS, PeerClient, PeerResult, invalid_reply
