@@ -59,7 +59,7 @@ def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
     eventually(lambda: not [name for name in started_since(others) if name.startswith("monitor-")])
 
 
-def test_a_taken_port_is_a_clear_error(monitor: Monitor) -> None:
+def test_port_in_use_is_a_clear_error(monitor: Monitor) -> None:
     """A port that is in use is named, with what to do; nothing is left running."""
     listen = monitor.url.removeprefix("http://")
     other = Monitor(Settings(listen=listen))
@@ -71,7 +71,7 @@ def test_a_taken_port_is_a_clear_error(monitor: Monitor) -> None:
 
 
 @pytest.mark.parametrize("listen", ["no-such-host.invalid:80", "192.0.2.1:8080"])
-def test_a_wrong_address_is_a_clear_error(listen: str) -> None:
+def test_unusable_listen_address_is_a_clear_error(listen: str) -> None:
     """A host that is unknown, or is another machine's, cannot be listened on."""
     with pytest.raises(ListenError, match="cannot listen on"):
         Monitor(Settings(listen=listen, insecure=True)).start()
@@ -177,7 +177,7 @@ def test_a_host_with_its_own_manager(
         assert again.read("m").backend.pid == process.pid
 
 
-def test_one_monitor_to_a_manager(manager: pluggy.PluginManager) -> None:
+def test_manager_takes_one_monitor(manager: pluggy.PluginManager) -> None:
     """A second live install is refused, and leaves the first alone."""
     with install(manager, QUIET):
         with pytest.raises(PluginError, match="already"):
@@ -200,7 +200,7 @@ def test_a_failed_install_leaves_nothing_registered(
         install(manager, QUIET)
 
 
-def test_a_manager_that_cannot_take_the_hooks(manager: pluggy.PluginManager) -> None:
+def test_manager_that_cannot_take_the_hooks_is_refused(manager: pluggy.PluginManager) -> None:
     """Implementations that could not be called as meant, and other specs, are refused."""
 
     class WrongArguments:
@@ -274,7 +274,9 @@ def test_a_refused_install_calls_no_hook(manager: pluggy.PluginManager) -> None:
         assert len(apps) == 1
 
 
-def test_hosts_that_add_to_their_own_calls(manager: pluggy.PluginManager, spawner: Spawner) -> None:
+def test_hosts_own_implementation_of_a_host_call_runs_too(
+    manager: pluggy.PluginManager, spawner: Spawner
+) -> None:
     """A host's own implementation of what it calls runs after the monitor's, and costs it nothing.
 
     Nor do its wrappers: they see the monitor's errors pass.
@@ -306,7 +308,7 @@ def test_hosts_that_add_to_their_own_calls(manager: pluggy.PluginManager, spawne
 
 
 @pytest.mark.parametrize("block", [True, False])
-def test_a_host_that_takes_the_monitor_out_itself(
+def test_monitor_closes_after_the_host_unregistered_it(
     block: bool, manager: pluggy.PluginManager
 ) -> None:
     """Blocked or unregistered by the host while it lives, the monitor still closes."""
@@ -321,7 +323,7 @@ def test_a_host_that_takes_the_monitor_out_itself(
 
 
 @pytest.mark.parametrize("project", ["my host-1", "monitor_plugin"])
-def test_what_pluggy_offers_a_host(project: str, spawner: Spawner) -> None:
+def test_host_may_use_all_features_of_pluggy(project: str, spawner: Spawner) -> None:
     """Any project name, options of implementations, checks, traces and subsets work as ever."""
     impl = pluggy.HookimplMarker(project)
     manager = pluggy.PluginManager(project)
@@ -449,7 +451,9 @@ def test_managers_of_the_hosts_own_class(spawner: Spawner) -> None:
         assert [backend.pid for backend in seen] == [process.pid]
 
 
-def test_hooks_that_set_up_and_take_down(make_monitor: Callable[..., Monitor]) -> None:
+def test_started_and_closing_hooks_get_a_serving_monitor(
+    make_monitor: Callable[..., Monitor],
+) -> None:
     """`monitor_started` hands over a monitor that serves; `monitor_closing` comes while it does."""
     seen: list[str] = []
 

@@ -22,7 +22,7 @@ def test_mine(make_monitor, backend):
 """
 
 
-def test_a_backend_misbehaves_as_told(
+def test_backend_has_the_faults_of_its_switches(
     make_monitor: MonitorFactory, backend: BackendFactory
 ) -> None:
     """Switches are those of the demo's backend, and each one is a real process."""
@@ -59,7 +59,7 @@ def test_a_backend_may_be_ended_by_a_test(
     assert not is_running(stays.pid)
 
 
-def test_what_does_not_start_is_said(backend: BackendFactory) -> None:
+def test_backend_that_does_not_start_is_reported(backend: BackendFactory) -> None:
     """A switch that there is not, and a condition that never holds, fail with a reason."""
     with pytest.raises(AssertionError, match="ended before it served"):
         backend(no_such_switch=True)
@@ -68,7 +68,7 @@ def test_what_does_not_start_is_said(backend: BackendFactory) -> None:
 
 
 @pytest.mark.once
-def test_it_is_loaded_where_it_is_named(tmp_path: Path) -> None:
+def test_plugin_is_loaded_only_where_it_is_named(tmp_path: Path) -> None:
     """By a test module, without a warning; not by itself, as every test run would pay for it."""
     (tmp_path / "test_mine.py").write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
@@ -79,7 +79,7 @@ def test_it_is_loaded_where_it_is_named(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=True)
 
 
-def test_a_group_is_ended_and_no_strangers(spawner: Spawner) -> None:
+def test_end_group_kills_the_group_and_no_other_process(spawner: Spawner) -> None:
     """What a process that was waited for has left is killed; not who has its PID by now."""
     process = spawner.process("sh", "-c", "sleep 1000 >&2 & echo $!")
     output, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""What is counted by model: ends by cause, shutdowns by outcome, for as long as it is known."""
+"""Counts by model: exits by cause and shutdowns by outcome, while the model is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from monitor_plugin import Backend, Monitor, MonitorError, hookimpl
-from monitor_plugin.backends import counters as model_counts
+from monitor_plugin.backends import counters
 from monitor_plugin.backends.counters import ModelCounter, ModelCounts
 from monitor_plugin.backends.registry import ENDS_KEPT, EndedBackend, Registry
 from monitor_plugin.domain.models import BackendExit
@@ -20,8 +20,8 @@ def backend(model: str, pid: int) -> Backend:
     return Backend(model, pid, f"127.0.0.1:{pid}", 1.0)
 
 
-class Ending(Registry):
-    """A registry in which backends have ended that never stood there."""
+class ExitsRegistry(Registry):
+    """A registry that takes exits of backends that were never registered."""
 
     def add_end(self, backend: Backend, cause: str) -> None:
         exit = BackendExit(cause, None, None, None, time.time())
@@ -34,21 +34,21 @@ class Ending(Registry):
 
 
 @pytest.fixture
-def registry() -> Ending:
-    return Ending()
+def registry() -> ExitsRegistry:
+    return ExitsRegistry()
 
 
 @pytest.fixture
-def counter(registry: Ending) -> ModelCounter:
+def counter(registry: ExitsRegistry) -> ModelCounter:
     return ModelCounter(registry)
 
 
-def end(counter: ModelCounter, registry: Ending, backend: Backend, cause: str) -> None:
+def end(counter: ModelCounter, registry: ExitsRegistry, backend: Backend, cause: str) -> None:
     registry.add_end(backend, cause)
     counter.ended(backend, registry.ends()[-1].exit)
 
 
-def test_a_model_of_which_nothing_was_counted_has_zeros(monitor: Monitor, spawner: Spawner) -> None:
+def test_counts_of_a_new_model_are_zeros(monitor: Monitor, spawner: Spawner) -> None:
     """A model that runs has every cause and outcome, so that the first of each is an increase."""
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
@@ -57,8 +57,10 @@ def test_a_model_of_which_nothing_was_counted_has_zeros(monitor: Monitor, spawne
     assert counts.shutdowns == dict.fromkeys(("stopped", "failed", "refused", "respawned"), 0)
 
 
-def test_a_model_is_forgotten_with_its_last_end(counter: ModelCounter, registry: Ending) -> None:
-    """What is counted stays while an end of the model is remembered, and no longer."""
+def test_counts_are_dropped_with_the_last_exit_of_a_model(
+    counter: ModelCounter, registry: ExitsRegistry
+) -> None:
+    """The counts stay while an exit of the model is remembered, and no longer."""
     end(counter, registry, backend("m", 1), "killed")
     for pid in range(2, ENDS_KEPT + 1):
         end(counter, registry, backend("other", pid), "exited")
@@ -68,18 +70,20 @@ def test_a_model_is_forgotten_with_its_last_end(counter: ModelCounter, registry:
     assert list(counter._models) == ["other"]  # nor does it take memory
 
 
-def test_memory_is_bounded_however_many_models_there_were(
-    counter: ModelCounter, registry: Ending
+def test_counters_memory_is_bounded_for_any_number_of_models(
+    counter: ModelCounter, registry: ExitsRegistry
 ) -> None:
-    """Nobody scrapes, and still no more is kept than the registry remembers."""
+    """Without any scrape, the counters keep no more models than the registry remembers."""
     for pid in range(1, 300):
         end(counter, registry, backend(f"m{pid}", pid), "unknown" if pid % 2 else "killed")
         counter.shut_down(backend(f"m{pid}", pid), "stopped")
     assert len(counter._models) <= ENDS_KEPT + 1
 
 
-def test_a_cause_that_is_told_soon_counts_alone(counter: ModelCounter, registry: Ending) -> None:
-    """Where a host reaps at once and says the cause a moment later, no `unknown` is counted."""
+def test_cause_that_is_reported_soon_is_counted_once(
+    counter: ModelCounter, registry: ExitsRegistry
+) -> None:
+    """If a host reaps at once and reports the cause a moment later, no `unknown` is counted."""
     end(counter, registry, backend("m", 1), "unknown")
     assert set(counter.counts()["m"].exits.values()) == {0}
     registry.complete(backend("m", 1), "exited")
@@ -88,11 +92,11 @@ def test_a_cause_that_is_told_soon_counts_alone(counter: ModelCounter, registry:
         assert (exits["exited"], exits["unknown"]) == (1, 0)
 
 
-def test_a_cause_that_nobody_tells_is_counted_as_unknown(
-    counter: ModelCounter, registry: Ending, monkeypatch: pytest.MonkeyPatch
+def test_cause_that_is_not_reported_is_counted_as_unknown(
+    counter: ModelCounter, registry: ExitsRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once it is counted so it stays so, whatever is told later."""
-    monkeypatch.setattr(model_counts, "_CAUSE_WAIT_SECONDS", 0.0)
+    """A cause that was counted as unknown stays so, whatever is reported later."""
+    monkeypatch.setattr(counters, "_CAUSE_WAIT_SECONDS", 0.0)
     end(counter, registry, backend("m", 1), "unknown")
     eventually(lambda: counter.counts()["m"].exits["unknown"] == 1)
     registry.complete(backend("m", 1), "exited")
@@ -110,7 +114,7 @@ class Refuses:
         return None if force else "it is needed"
 
 
-def test_ends_and_shutdowns_of_real_backends_are_counted(
+def test_exits_and_shutdowns_of_real_backends_are_counted(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A refusal, a stop and a kill are each counted once, and stay with the model."""
@@ -135,17 +139,15 @@ def test_ends_and_shutdowns_of_real_backends_are_counted(
 
 
 class Host:
-    """One that says that it stops its backends, and does nothing."""
+    """A host that does not stop its backends."""
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool:
         return False
 
 
-def test_a_shutdown_that_fails_is_counted(
-    make_monitor: Callable[..., Monitor], spawner: Spawner
-) -> None:
-    """Where the host cannot stop it, that is one more failed shutdown, and no end."""
+def test_failed_shutdown_is_counted(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """If the host cannot stop a backend, that counts as a failed shutdown, and as no exit."""
     monitor = make_monitor(plugins=[Host()])
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""What is done again and again in the background."""
+"""A function that is called periodically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monitor_plugin.concurrency.periodic import PeriodicTask
 from ..support import eventually
 
 
-def test_a_ticker_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_periodic_task_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """What one tick raises is logged, and later ticks come; closing ends the thread."""
     ticks: list[int] = []
 
@@ -28,7 +28,7 @@ def test_a_ticker_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> No
     assert not [each for each in threading.enumerate() if each.name == "the-ticker"]
 
 
-def test_it_takes_no_more_than_a_tenth_of_a_core() -> None:
+def test_periodic_task_uses_at_most_a_tenth_of_a_core() -> None:
     """After a call that used much of the CPU the next one waits longer."""
     began: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Signals end a command or reload its tokens, whenever they come."""
+"""Signals end a command or reload its tokens, whenever they arrive."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ print(len(reloads))
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_whenever_they_come(number: str, spawner: Spawner) -> None:
-    """Each SIGHUP is a reload, and the others end the wait, in the midst of that wait too."""
+def test_signals_are_handled_whenever_they_arrive(number: str, spawner: Spawner) -> None:
+    """Each SIGHUP is a reload and the other signals end the wait, also during the wait."""
     environment = {**os.environ, "COVERAGE_PROCESS_START": ""}
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
     process = spawner.python(CODE, number, stderr=subprocess.PIPE, env=environment)
     assert process.communicate(timeout=60) == ("99\n", "")
 
 
-def test_before_it_waits(spawner: Spawner) -> None:
-    """Signals that come early are kept, and a thread may end the wait."""
+def test_signals_before_the_wait_are_kept(spawner: Spawner) -> None:
+    """Signals that arrive early are kept, and a thread may end the wait."""
     code = (
         "import signal, threading\nfrom monitor_plugin.concurrency.signals import Signals\n"
         "s = Signals()\n"
@@ -54,8 +54,8 @@ def test_before_it_waits(spawner: Spawner) -> None:
     assert process.returncode == 0
 
 
-def test_one_that_another_thread_gets(spawner: Spawner) -> None:
-    """It interrupts no call of the main thread, like one just before the wait; it ends that."""
+def test_signal_that_another_thread_gets_ends_the_wait(spawner: Spawner) -> None:
+    """Such a signal interrupts no call of the main thread, and ends its wait all the same."""
     code = (
         "import signal, threading, time\nfrom monitor_plugin.concurrency.signals import Signals\n"
         "s = Signals()\n"

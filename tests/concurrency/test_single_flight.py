@@ -14,7 +14,7 @@ from ..support import eventually
 
 
 class Gate:
-    """A computation that waits to be opened, and counts."""
+    """A computation that waits until the event `open` is set, and counts its calls."""
 
     def __init__(self, result: Callable[[int], int] = lambda count: count) -> None:
         self._result = result
@@ -38,71 +38,71 @@ class Gate:
                 self.at_once -= 1
 
 
-def test_a_young_value_is_handed_out_again() -> None:
-    """Within its age a value is computed once."""
-    shared = SingleFlight(3600.0, itertools.count().__next__)
-    assert [shared.get() for _ in range(5)] == [0] * 5
+def test_single_flight_returns_a_young_value_again() -> None:
+    """Within the maximum age a value is computed once."""
+    single_flight = SingleFlight(3600.0, itertools.count().__next__)
+    assert [single_flight.get() for _ in range(5)] == [0] * 5
 
 
-def test_an_old_value_is_computed_anew() -> None:
-    """A value that is too old is not handed out."""
-    shared = SingleFlight(0.0, itertools.count().__next__)
-    values = [shared.get()]
-    eventually(lambda: shared.get() > values[0])
+def test_single_flight_computes_an_old_value_anew() -> None:
+    """A value that is too old is not returned."""
+    single_flight = SingleFlight(0.0, itertools.count().__next__)
+    values = [single_flight.get()]
+    eventually(lambda: single_flight.get() > values[0])
 
 
-def test_nothing_is_computed_before_it_is_asked_for() -> None:
-    """Making it computes nothing."""
+def test_single_flight_computes_nothing_before_the_first_get() -> None:
+    """The constructor computes nothing."""
     gate = Gate()
     SingleFlight(1.0, gate)
     assert gate.calls == 0
 
 
-def _waiting(shared: SingleFlight[int]) -> int:
-    """Count the threads that wait for the value that is being computed."""
-    future: Any = shared._future
+def _waiting(single_flight: SingleFlight[int]) -> int:
+    """Count the threads that wait for the computation in progress."""
+    future: Any = single_flight._future
     return len(future._condition._waiters)
 
 
-def test_all_who_ask_meanwhile_share_one_computation() -> None:
-    """Who asks while a value is computed waits for it, even when it is too old by then."""
+def test_callers_during_a_computation_share_it() -> None:
+    """Callers wait for a computation in progress, even if its value is then too old."""
     gate = Gate()
-    shared = SingleFlight(0.0, gate)
+    single_flight = SingleFlight(0.0, gate)
     with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(shared.get)]
+        futures = [pool.submit(single_flight.get)]
         eventually(lambda: gate.calls)
-        futures += [pool.submit(shared.get) for _ in range(7)]
-        eventually(lambda: _waiting(shared) == 7)
+        futures += [pool.submit(single_flight.get) for _ in range(7)]
+        eventually(lambda: _waiting(single_flight) == 7)
         gate.open.set()
         assert [future.result(timeout=60) for future in futures] == [1] * 8
 
 
-def test_there_is_one_computation_at_a_time() -> None:
-    """Many threads that ask again and again, for values that are at once too old, never overlap."""
+def test_single_flight_has_one_computation_at_a_time() -> None:
+    """The computations of many threads never overlap, with values that are too old at once."""
     gate = Gate()
     gate.open.set()
-    shared = SingleFlight(0.0, gate)
+    single_flight = SingleFlight(0.0, gate)
     with ThreadPoolExecutor(8) as pool:
-        values = list(pool.map(lambda _: shared.get(), range(400)))
+        values = list(pool.map(lambda _: single_flight.get(), range(400)))
     assert gate.most_at_once == 1
     assert set(values) == set(range(1, gate.calls + 1))
 
 
-def test_the_lock_is_free_while_it_is_computed() -> None:
-    """The computation runs outside the lock, so who asks waits for the value, not for a lock."""
-    shared: SingleFlight[bool]
+def test_single_flight_computes_without_its_lock() -> None:
+    """The computation runs without the lock: callers wait for the value, not for the lock."""
+    single_flight: SingleFlight[bool]
 
     def compute() -> bool:
         # Another thread can take and give back the lock while this runs.
-        free = shared._lock.acquire(timeout=60)
-        shared._lock.release()
+        free = single_flight._lock.acquire(timeout=60)
+        single_flight._lock.release()
         return free
 
-    shared = SingleFlight(3600.0, compute)
-    assert shared.get()
+    single_flight = SingleFlight(3600.0, compute)
+    assert single_flight.get()
 
 
-def test_a_failure_reaches_all_who_waited_and_is_not_kept() -> None:
+def test_failed_computation_reaches_all_callers_and_is_not_kept() -> None:
     """What the computation raises reaches everyone who waited; the next call computes again."""
 
     def fail_first(count: int) -> int:
@@ -111,12 +111,12 @@ def test_a_failure_reaches_all_who_waited_and_is_not_kept() -> None:
         return count
 
     gate = Gate(fail_first)
-    shared = SingleFlight(3600.0, gate)
+    single_flight = SingleFlight(3600.0, gate)
     failures = []
 
     def ask() -> None:
         try:
-            shared.get()
+            single_flight.get()
         except RuntimeError as error:
             failures.append(str(error))
 
@@ -126,22 +126,22 @@ def test_a_failure_reaches_all_who_waited_and_is_not_kept() -> None:
     others = [threading.Thread(target=ask) for _ in range(3)]
     for thread in others:
         thread.start()
-    eventually(lambda: _waiting(shared) == 3)
+    eventually(lambda: _waiting(single_flight) == 3)
     gate.open.set()
     for thread in [first, *others]:
         thread.join(30)
     assert failures == ["no figure"] * 4
-    assert shared.get() == 2
-    assert shared.get() == 2
+    assert single_flight.get() == 2
+    assert single_flight.get() == 2
 
 
-def test_a_failure_of_any_kind_leaves_no_one_waiting() -> None:
+def test_failed_computation_of_any_kind_leaves_no_caller_waiting() -> None:
     """Even an exit raised by the computation is passed on, and the next call computes."""
 
     def leave() -> int:
         raise SystemExit(1)
 
-    shared = SingleFlight(3600.0, leave)
+    single_flight = SingleFlight(3600.0, leave)
     for _ in range(2):
         with pytest.raises(SystemExit):
-            shared.get()
+            single_flight.get()

@@ -1,4 +1,4 @@
-"""Threads that are kept a moment: every job runs, at once, and none of them stays."""
+"""Every job of a pool runs at once, and idle threads end after a moment."""
 
 from __future__ import annotations
 
@@ -21,68 +21,68 @@ def threads() -> int:
 
 
 @pytest.fixture
-def workers() -> Iterator[ThreadPool]:
+def pool() -> Iterator[ThreadPool]:
     made = ThreadPool("test-worker")
     yield made
     made.close()
     eventually(lambda: threads() == 0)
 
 
-def test_a_thread_is_kept_for_the_next_job(
-    workers: ThreadPool, monkeypatch: pytest.MonkeyPatch
+def test_thread_pool_keeps_a_thread_for_the_next_job(
+    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that follow each other run on one thread."""
     monkeypatch.setattr(module, "_IDLE_SECONDS", 60.0)
     ran: list[threading.Thread] = []
     for _ in range(20):
-        workers.run(lambda: ran.append(threading.current_thread()))
-        eventually(lambda: workers._idle)
+        pool.run(lambda: ran.append(threading.current_thread()))
+        eventually(lambda: pool._idle)
     assert len(ran) == 20
     assert len(set(ran)) == 1
 
 
-def test_threads_that_nobody_needs_end_by_themselves(workers: ThreadPool) -> None:
-    """Some moments after their last job none is left, and the next job gets a new one."""
+def test_idle_threads_end_after_a_moment(pool: ThreadPool) -> None:
+    """Idle threads end after a moment, and the next job gets a new thread."""
     go, at_work = threading.Event(), threading.Barrier(9)
     for _ in range(8):
-        workers.run(lambda: (at_work.wait(60), go.wait(60)))
+        pool.run(lambda: (at_work.wait(60), go.wait(60)))
     at_work.wait(60)
     assert threads() == 8
     go.set()
     eventually(lambda: threads() == 0)
     done = threading.Event()
-    workers.run(done.set)
+    pool.run(done.set)
     assert done.wait(60)
 
 
 class RacingLock:
-    """A pool's lock; a job comes just before an idle thread takes it to end itself."""
+    """The lock of a pool; a job arrives just before an idle thread takes the lock to end."""
 
-    def __init__(self, workers: ThreadPool, late: module.Job) -> None:
-        self._lock = workers._lock
-        self._workers = workers
+    def __init__(self, pool: ThreadPool, late: module.Job) -> None:
+        self._lock = pool._lock
+        self._pool = pool
         self._late = [late]
 
     def __enter__(self) -> None:
-        if self._workers._idle and self._late and self._workers.is_current():
-            self._workers._idle.pop().inbox.put(self._late.pop())
+        if self._pool._idle and self._late and self._pool.is_current():
+            self._pool._idle.pop().inbox.put(self._late.pop())
         self._lock.acquire()
 
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
 
-def test_no_job_is_lost_to_a_thread_that_is_about_to_end(workers: ThreadPool) -> None:
+def test_job_for_a_thread_that_is_about_to_end_runs(pool: ThreadPool) -> None:
     """A job runs that comes at the moment when an idle thread gives up waiting."""
     first, late = threading.Event(), threading.Event()
-    racing: Any = RacingLock(workers, late.set)
-    workers._lock = racing
-    workers.run(first.set)
+    racing: Any = RacingLock(pool, late.set)
+    pool._lock = racing
+    pool.run(first.set)
     assert first.wait(60)
     assert late.wait(60)
 
 
-def test_map_calls_a_function_with_each_item(workers: ThreadPool) -> None:
+def test_map_calls_a_function_with_each_item(pool: ThreadPool) -> None:
     """Every future has its item's result or error, in order, and calls are bounded."""
     running: list[int] = []
     most: list[int] = []
@@ -94,14 +94,14 @@ def test_map_calls_a_function_with_each_item(workers: ThreadPool) -> None:
         running.remove(item)
         return 60 // item
 
-    futures = workers.map(work, [1, 0, *range(2, 40)], 3)
+    futures = pool.map(work, [1, 0, *range(2, 40)], 3)
     wait(futures)
     assert isinstance(futures.pop(1).exception(), ZeroDivisionError)
     assert [each.result() for each in futures] == [60 // item for item in [1, *range(2, 40)]]
     assert 1 < max(most) <= 3
 
 
-def test_map_makes_no_call_for_a_cancelled_future(workers: ThreadPool) -> None:
+def test_map_makes_no_call_for_a_cancelled_future(pool: ThreadPool) -> None:
     """A future that is cancelled before its turn has no call; the calls after it are made."""
     go = threading.Event()
     called: list[int] = []
@@ -110,25 +110,23 @@ def test_map_makes_no_call_for_a_cancelled_future(workers: ThreadPool) -> None:
         go.wait(60)
         called.append(item)
 
-    futures = workers.map(work, range(3), 1)
+    futures = pool.map(work, range(3), 1)
     assert futures[1].cancel()
     go.set()
     wait(futures)
     assert called == [0, 2]
 
 
-def test_map_goes_on_with_fewer_threads(
-    workers: ThreadPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_map_goes_on_with_fewer_threads(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system starts one thread alone, it makes all calls; without any, map raises."""
-    left = [workers.run]
+    left = [pool.run]
 
     def start(job: module.Job) -> None:
         if not left:
             raise RuntimeError("can't start new thread")
         left.pop()(job)
 
-    monkeypatch.setattr(workers, "run", start)
-    assert [each.result(60) for each in workers.map(abs, [-1, -2, -3], 3)] == [1, 2, 3]
+    monkeypatch.setattr(pool, "run", start)
+    assert [each.result(60) for each in pool.map(abs, [-1, -2, -3], 3)] == [1, 2, 3]
     with pytest.raises(RuntimeError):
-        workers.map(abs, [-1], 1)
+        pool.map(abs, [-1], 1)

@@ -1,4 +1,4 @@
-"""One reading for all who ask at about the same time, and never one of a backend that is gone."""
+"""Readings that readers share, and that no backend leaves behind."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl
 from monitor_plugin.api import results
 from monitor_plugin.api.results import Response, reading_response
 from monitor_plugin.domain.errors import MonitorError
-from monitor_plugin.readings import model_reader as model_readings
+from monitor_plugin.readings import model_reader
 
 from ..support import Client, Spawner, eventually
 
-# Longer than any test, so that what was kept would be seen.
+# Longer than any test, so that a wrongly kept reading would be seen.
 KEPT = {"reading_max_age_seconds": 600.0, "sweep_interval_seconds": 0.0}
 
 
 class Counting:
-    """Answers for every backend, and counts how often it is asked."""
+    """A plugin that gives the status of every backend, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[Backend] = []
@@ -57,7 +57,7 @@ def register(monitor: Monitor, pid: int, model: str = "m", port: int = 1) -> Non
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=f"127.0.0.1:{port}")
 
 
-def test_who_asks_within_its_age_gets_the_same_reading(
+def test_readers_within_the_maximum_age_get_the_same_reading(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
     """Over HTTP, by model and by PID, a backend is asked once, then anew; from Python each time."""
@@ -77,13 +77,13 @@ def test_who_asks_within_its_age_gets_the_same_reading(
     assert len(counting.asked) == before + 3
 
 
-def test_a_reading_is_encoded_once(
+def test_reading_is_encoded_once(
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
     counting: Counting,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All who share it get the same bytes and headers."""
+    """All readers of a shared reading get the same bytes and headers."""
     encoded = []
 
     def encoding(reading: Reading) -> Response:
@@ -102,7 +102,7 @@ def test_a_reading_is_encoded_once(
     assert len(encoded) == 1
 
 
-def test_a_change_is_seen_within_the_age(
+def test_changed_state_is_seen_after_the_maximum_age(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
     """By default a reading that was begun over 20 ms ago is not given again."""
@@ -116,7 +116,7 @@ def test_a_change_is_seen_within_the_age(
         assert client.monitor("m").json["state"] == state
 
 
-def test_none_is_kept_where_that_is_turned_off(
+def test_reading_is_not_kept_with_a_maximum_age_of_zero(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
     """With an age of 0 each request, one after the other, is a reading of its own."""
@@ -128,10 +128,10 @@ def test_none_is_kept_where_that_is_turned_off(
     assert len(counting.asked) == 5
 
 
-def test_those_who_ask_meanwhile_join(
+def test_readers_join_a_reading_in_progress(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """One reading of a backend is made at a time, whoever asks: for it, or for all replicas."""
+    """A backend is read by one thread at a time, alone or with all replicas."""
     monitor = make_monitor([counting], hook_timeout_seconds=60.0, **KEPT)
     pids = [spawner.sleeper().pid for _ in range(2)]
     for port, pid in enumerate(pids, 1):
@@ -149,7 +149,7 @@ def test_those_who_ask_meanwhile_join(
 def test_no_reading_outlives_its_backend(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting, replicas: int
 ) -> None:
-    """The very next request after an end says so, whatever was read just before."""
+    """The next request after an exit reports it, whatever was read just before."""
     monitor = make_monitor([counting], **KEPT)
     client = Client(monitor.url)
     processes = [spawner.sleeper() for _ in range(replicas)]
@@ -180,7 +180,7 @@ def test_no_reading_outlives_a_shutdown(
 
 
 @pytest.mark.parametrize("ports", [(2,), (2, 1)])
-def test_a_registration_makes_readings_anew(
+def test_new_registration_is_read_anew(
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
     counting: Counting,
@@ -198,10 +198,10 @@ def test_a_registration_makes_readings_anew(
     assert [each.address for each in counting.asked] == ["127.0.0.1:1", f"127.0.0.1:{ports[-1]}"]
 
 
-def test_a_further_replica_is_read_at_once(
+def test_new_replica_is_read_at_once(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """What was read before a replica came is not given for all of them."""
+    """A reading from before a replica was registered is not given for all replicas."""
     monitor = make_monitor([counting], **KEPT)
     first = spawner.sleeper().pid
     client = Client(monitor.url)
@@ -230,8 +230,8 @@ print(monitor_plugin.Monitor.__name__, monitor_plugin.install.__name__, "grpc" i
 def test_many_replicas_that_hang_share_one_deadline(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More of them than are read at once are asked at once all the same."""
-    monkeypatch.setattr(model_readings, "_READ_AT_ONCE", 1)
+    """The status of all replicas is requested at once, though few of them are read at once."""
+    monkeypatch.setattr(model_reader, "_READ_AT_ONCE", 1)
     monitor = make_monitor(status_timeout_seconds=300.0, sweep_interval_seconds=0.0)
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]

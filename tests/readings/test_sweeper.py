@@ -30,7 +30,7 @@ def by_model(observations: Sequence[Observation]) -> dict[str, Observation]:
     return {each.backend.model: each for each in observations}
 
 
-def test_each_backend_is_told_of(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_sweep_reads_each_backend(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """By gRPC or from its process, with the figures that psutil has, of it and of its tree."""
     monitor = make_monitor(sweep_interval_seconds=0)
     with_status = spawner.backend("--fork-workers", "2")
@@ -106,7 +106,7 @@ def test_hung_backends_cost_one_wait(
         assert observation.last_state is State.READY
 
 
-def test_what_is_not_registered_any_more_is_not_listed(
+def test_sweep_has_exactly_the_registered_backends(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Who asks while a sweep is under way joins it, and still sees who came and who went."""
@@ -144,7 +144,7 @@ def test_the_last_sweep_is_remembered(
     assert monitor.sweep("other") == monitor.sweep("other", fresh=False) == []
 
 
-def test_a_state_found_since_the_last_sweep_is_told(
+def test_last_sweep_has_a_state_that_was_found_since(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Who learns of a change of state, and asks for the last readings, sees it there."""
@@ -173,7 +173,9 @@ class Swept:
         self.sweeps.append(readings)
 
 
-def test_the_background_sweeps(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_background_sweeps_call_hooks_and_store_figures(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
     """Each tells the hook of every backend, replicas too, finds states, and adds to the history."""
     hook = Swept()
     monitor = make_monitor([hook], sweep_interval_seconds=0.05)
@@ -190,7 +192,9 @@ def test_the_background_sweeps(make_monitor: Callable[..., Monitor], spawner: Sp
     assert [each.backend for each in series] == monitor.backends()
 
 
-def test_without_an_interval_nothing_is_swept(make_monitor: Callable[..., Monitor]) -> None:
+def test_background_sweeps_are_off_without_an_interval(
+    make_monitor: Callable[..., Monitor],
+) -> None:
     """No thread does it, and closing does not wait for one."""
     before = threading.enumerate()
     monitor = make_monitor(sweep_interval_seconds=0)
@@ -211,8 +215,8 @@ def test_closing_does_not_wait_for_a_hung_backend(
     assert "monitor-sweep" not in started_since(before)
 
 
-class Knows:
-    """Speaks for some, takes its time for others, and knows what is on the GPU."""
+class StatusAndMemory:
+    """A plugin with the status of one model, a slow status of another, and GPU memory of all."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -228,14 +232,16 @@ class Knows:
         return {"vram:0": 5 * MIB, "vram:1": 2 * MIB, "shared": MIB}
 
 
-def test_hooks_have_their_part(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_hooks_add_statuses_and_memory_to_a_sweep(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
     """Their statuses and memory are there, GPU memory added up; a slow one holds nobody up."""
-    knows = Knows()
-    monitor = make_monitor([knows], sweep_interval_seconds=0, hook_timeout_seconds=2.0)
+    plugin = StatusAndMemory()
+    monitor = make_monitor([plugin], sweep_interval_seconds=0, hook_timeout_seconds=2.0)
     for model in ("hook", "grpc", "slow"):
         register(monitor, model, spawner.backend("--no-memory"))
     found = by_model(monitor.sweep())
-    knows.released.set()
+    plugin.released.set()
     sources = {model: each.reading and each.reading.source for model, each in found.items()}
     assert sources == {"hook": "hook", "grpc": "grpc", "slow": "grpc"}
     assert found["hook"].last_state is State.BUSY
@@ -247,10 +253,10 @@ def test_hooks_have_their_part(make_monitor: Callable[..., Monitor], spawner: Sp
         assert each.tree.vram == 7 * MIB
 
 
-def test_more_backends_than_channels(
+def test_sweep_reads_more_backends_than_channels(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where descriptors are few, some are asked after the others, and all answer for themselves."""
+    """If descriptors are few, backends are asked in groups, and each gives its own status."""
     monkeypatch.setattr(status_client, "most_channels", lambda: 2)
     monitor = make_monitor(sweep_interval_seconds=0)
     for number in range(5):

@@ -52,7 +52,7 @@ time.sleep(1000)
 
 
 class Finished:
-    """A plugin that notes the outcomes of shutdowns."""
+    """A plugin that records the outcomes of shutdowns."""
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[int, str]] = []
@@ -64,7 +64,7 @@ class Finished:
 
 
 class StaysBusy:
-    """A plugin that says of every backend that it is busy, and notes each time."""
+    """A plugin that reports every backend as busy, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[Backend] = []
@@ -90,10 +90,10 @@ def tree_of(pid: int) -> list[int]:
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
-def test_a_whole_tree_that_ignores_sigterm_is_killed(
+def test_process_tree_that_ignores_sigterm_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """After the grace, every descendant is killed, before the shutdown says that it is done."""
+    """After the stop timeout every descendant is killed, before the shutdown returns."""
     finished = Finished()
     monitor = make_monitor(plugins=[finished], stop_timeout_seconds=3)
     process = spawner.python(STUBBORN_WORKERS)
@@ -205,7 +205,7 @@ def test_draining_ends_with_its_time_or_by_force(
     assert not is_running(backend.pid)
 
 
-def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
+def test_hooks_get_the_remaining_time_of_the_drain(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A hook that speaks another protocol is told how long the drain still lasts."""
@@ -217,7 +217,9 @@ def test_hooks_that_are_asked_while_draining_get_no_more_than_is_left(
     assert max(busy.told_seconds) <= 3
 
 
-def test_two_at_once_share_one_stop(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_simultaneous_shutdowns_share_one_stop(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
     """A second shutdown joins the first; if it is forced, both go on at once."""
     finished = Finished()
     monitor = make_monitor(plugins=[finished], drain_timeout_seconds=3600)
@@ -249,7 +251,7 @@ def test_all_replicas_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
     assert [backend.pid for backend in monitor.backends()] == [other.pid]
 
 
-def test_what_is_not_loaded_or_no_name(monitor: Monitor) -> None:
+def test_shutdown_distinguishes_unusable_names_from_models_not_loaded(monitor: Monitor) -> None:
     """Names that cannot be, and models that are not there, are told apart."""
     with pytest.raises(ModelNotLoaded):
         monitor.shutdown("m")
@@ -258,7 +260,7 @@ def test_what_is_not_loaded_or_no_name(monitor: Monitor) -> None:
 
 
 class Guard:
-    """A plugin whose `monitor_before_shutdown` does as it is told."""
+    """A plugin whose `monitor_before_shutdown` calls a given function."""
 
     def __init__(self, behave: Callable[[], Any]) -> None:
         self.behave = behave
@@ -333,8 +335,8 @@ def test_a_guard_of_a_wrong_type_is_left_out(
     assert "monitor_before_shutdown returned int" in caplog.text
 
 
-class Books:
-    """A host's `monitor_stop_backend`."""
+class StopHook:
+    """A host whose `monitor_stop_backend` calls a given function."""
 
     def __init__(self, stop: Callable[[Backend], Any]) -> None:
         self.stop = stop
@@ -344,10 +346,10 @@ class Books:
         return self.stop(backend)
 
 
-def test_a_host_stops_by_its_own_books(
+def test_host_stops_a_backend_through_its_hook(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Where a hook says True, the monitor verifies, and itself sends no signal."""
+    """If a hook returns True, the monitor verifies the exit, and sends no signal."""
     signals = "import os,signal,time,sys\n" + (
         "signal.signal(signal.SIGTERM, lambda *a: os.write(1, b'TERM'))\n"
         "signal.signal(signal.SIGINT, lambda *a: sys.exit(5))\n"
@@ -361,20 +363,20 @@ def test_a_host_stops_by_its_own_books(
         os.kill(backend.pid, signal.SIGINT)
         return True
 
-    monitor = make_monitor([Books(stop)], respawn_watch_seconds=3600)
+    monitor = make_monitor([StopHook(stop)], respawn_watch_seconds=3600)
     spawned(monitor, process.pid)
     monitor.shutdown("m")
     assert process.wait() == 5
     assert process.stdout.read() == ""
 
 
-def test_a_host_that_does_not_stop_it(
+def test_host_that_does_not_stop_a_backend_is_reported(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """True without an end is a 500 with the PIDs, and so is False; nothing is signalled."""
     process = spawner.sleeper()
     for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
-        books = Books(lambda backend, answer=answer: answer)  # type: ignore[misc]
+        books = StopHook(lambda backend, answer=answer: answer)  # type: ignore[misc]
         monitor = make_monitor([books], stop_timeout_seconds=0.3)
         spawned(monitor, process.pid)
         reply = Client(monitor.url).shutdown("m")
@@ -388,8 +390,8 @@ def test_a_host_that_does_not_stop_it(
 
 @pytest.mark.once
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
-def test_what_cannot_be_killed_is_named_and_stays(spawner: Spawner) -> None:
-    """A process that takes no signal of ours gives a 500 with its PID, and stays registered."""
+def test_process_that_cannot_be_killed_is_named_and_stays_registered(spawner: Spawner) -> None:
+    """A process that the monitor may not signal gives a 500 with its PID, and stays registered."""
     process = spawner.sleeper()
     other = spawner.python(
         "import os, sys\n"
@@ -416,7 +418,7 @@ def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
     behave: Callable[[Backend], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """None, a wrong type and an error are passed over, and the monitor stops the tree itself."""
-    monitor = make_monitor([Books(behave)])
+    monitor = make_monitor([StopHook(behave)])
     process = spawner.sleeper()
     spawned(monitor, process.pid)
     monitor.shutdown("m")
@@ -426,7 +428,7 @@ def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
 def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """A hook that is not back may be stopping it: nothing is signalled, and it fails by name."""
     monitor = make_monitor(stop_timeout_seconds=0.2, hook_timeout_seconds=0.2)
-    monitor.plugin_manager.register(Books(lambda backend: overrun()), "slow")
+    monitor.plugin_manager.register(StopHook(lambda backend: overrun()), "slow")
     process = spawner.sleeper()
     spawned(monitor, process.pid)
     with pytest.raises(ShutdownFailed, match=r"'slow', it was not back within 0.4 s") as raised:
@@ -490,7 +492,7 @@ def test_a_respawn_that_has_crashed_by_now_is_reported(
     assert raised.value.pids == ()
 
 
-def test_one_that_crashes_while_hooks_are_asked_leaves_no_child(
+def test_backend_that_crashes_while_hooks_are_asked_leaves_no_child(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Its tree was seen before: "stopped" means all of it."""
@@ -510,7 +512,7 @@ def test_one_that_crashes_while_hooks_are_asked_leaves_no_child(
     assert not is_running(child)
 
 
-def test_one_that_crashes_while_it_drains_leaves_no_child(
+def test_backend_that_crashes_while_it_drains_leaves_no_child(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """What it starts while it is waited for belongs to its tree too."""
@@ -562,7 +564,7 @@ def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
         raise Refused("the books are closed")
 
     monitor = make_monitor()
-    monitor.plugin_manager.register(Books(refuse), "books")
+    monitor.plugin_manager.register(StopHook(refuse), "books")
     spawned(monitor, spawner.sleeper().pid)
     with pytest.raises(ShutdownFailed, match="'books': the books are closed"):
         monitor.shutdown("m")
@@ -653,7 +655,7 @@ def test_closing_while_others_are_asked_signals_nothing(
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     process = spawner.sleeper()
-    monitor = make_monitor([Books(stop)], status_timeout_seconds=60)
+    monitor = make_monitor([StopHook(stop)], status_timeout_seconds=60)
     spawned(monitor, process.pid, address=address)
     with ThreadPoolExecutor(2) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
@@ -669,10 +671,10 @@ def test_closing_while_others_are_asked_signals_nothing(
     assert len(hooked) == (during == "a hook")
 
 
-def test_a_backend_that_was_busy_and_is_deaf_is_waited_for(
+def test_busy_backend_that_stops_answering_is_drained(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whose last word was BUSY, and that answers nothing since, is drained; force ends that."""
+    """A backend that was BUSY and no longer answers is drained; force ends that."""
     monitor = make_monitor(drain_timeout_seconds=3600, status_timeout_seconds=0.1)
     backend = spawner.backend("--state", "1")
     spawned(monitor, backend.pid, address=backend.address)
@@ -747,7 +749,7 @@ while True:
 """
 
 
-def test_what_forks_and_ends_faster_than_one_can_look_is_killed(
+def test_chain_of_short_lived_processes_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A chain of processes, each of which lives 2 ms, outlives neither its root nor the stop."""
@@ -764,7 +766,7 @@ def test_what_forks_and_ends_faster_than_one_can_look_is_killed(
     assert process.stdout.read() == ""
 
 
-def test_none_stays_stopped_where_the_last_look_fails(
+def test_stopped_processes_are_killed_if_the_last_scan_fails(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was stopped to be killed is killed, though no descriptor is left to look for more."""
@@ -811,11 +813,11 @@ def test_a_stopped_process_takes_its_sigterm(
     assert process.wait() == 5
 
 
-def test_an_end_after_a_shutdown_that_failed_is_not_its_doing(
+def test_exit_after_a_failed_shutdown_is_not_attributed_to_it(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A backend that outlived its shutdown, and is killed later, was killed."""
-    monitor = make_monitor([Books(lambda backend: False)])
+    monitor = make_monitor([StopHook(lambda backend: False)])
     process = spawner.sleeper()
     spawned(monitor, process.pid)
     with pytest.raises(ShutdownFailed):

@@ -1,0 +1,48 @@
+"""A monitor whose hooks record registrations and exits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from monitor_plugin import (
+    Backend,
+    BackendExit,
+    Monitor,
+    hookimpl,
+)
+
+
+class Recorder:
+    """A plugin that records the events of backends."""
+
+    def __init__(self) -> None:
+        self.registered: list[Backend] = []
+        self.gone: list[tuple[Backend, BackendExit]] = []
+        self.events: list[tuple[str, int]] = []  # of both kinds, with the PID
+
+    @hookimpl
+    def monitor_backend_registered(self, backend: Backend) -> None:
+        self.events.append(("registered", backend.pid))
+        self.registered.append(backend)
+
+    @hookimpl
+    def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+        self.events.append(("gone", backend.pid))
+        self.gone.append((backend, exit))
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def monitor(make_monitor: Callable[..., Monitor], recorder: Recorder) -> Monitor:
+    return make_monitor(plugins=[recorder])
+
+
+def spawned(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)

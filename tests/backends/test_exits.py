@@ -1,0 +1,267 @@
+"""Every way in which the exit of a backend is noticed and recorded."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+
+import pytest
+
+from monitor_plugin import (
+    InvalidBackend,
+    ModelNotLoaded,
+    Monitor,
+)
+from monitor_plugin.processes.process import ProcessGone
+
+from ..support import Spawner, eventually, is_running
+from .conftest import Recorder, spawned
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "cause", "code"),
+    [
+        (["sh", "-c", "read x; exit 7"], None, "exited", 7),
+        (["sleep", "1000"], signal.SIGKILL, "killed", None),
+        (["sleep", "1000"], signal.SIGTERM, "killed", None),
+    ],
+)
+def test_exit_is_noticed_without_a_report(
+    command: list[str],
+    number: int | None,
+    cause: str,
+    code: int | None,
+    monitor: Monitor,
+    recorder: Recorder,
+    spawner: Spawner,
+) -> None:
+    """A death is told once, with code or signal, before the host reaps it or says so."""
+    process = spawner.process(*command, stdin=subprocess.PIPE)
+    spawned(monitor, process.pid)
+    if number:
+        process.send_signal(number)
+    else:
+        assert process.stdin
+        process.stdin.close()
+    eventually(lambda: recorder.gone)
+    (backend, exit) = recorder.gone[0]
+    assert (backend.pid, exit.cause, exit.exit_code, exit.signal) == (
+        *(process.pid, cause, code),
+        number,
+    )
+    assert process.wait() == (code if number is None else -number)
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=process.returncode)
+    assert len(recorder.gone) == 1
+    ended = f"process {process.pid} " + (
+        f"exited with code {code}"
+        if number is None
+        else f"was killed by {signal.Signals(number).name}"
+    )
+    with pytest.raises(ModelNotLoaded, match=ended):
+        monitor.read("m")
+
+
+def test_reported_exit_code_completes_the_exit(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """A host that reaps and says so at once is believed about the exit code."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    process.kill()
+    process.wait()
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=-9)
+    with pytest.raises(ModelNotLoaded, match="SIGKILL"):
+        monitor.read("m")
+    eventually(lambda: len(recorder.gone) == 1)
+
+
+def test_report_about_another_backend_changes_nothing(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Word about a stranger, about a process that runs, or about another model, is passed over."""
+    process = spawner.sleeper()
+    spawned(monitor, process.pid)
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=0)
+    monitor.hook.monitor_backend_exited(model="x", pid=process.pid, exit_code=0)
+    monitor.hook.monitor_backend_exited(model="m", pid=99999999, exit_code=None)
+    for bad in ({"pid": "1"}, {"exit_code": "0"}, {"exit_code": True}, {"model": None}):
+        arguments = {"model": "m", "pid": process.pid, "exit_code": 0, **bad}
+        with pytest.raises(InvalidBackend):
+            monitor.hook.monitor_backend_exited(**arguments)
+    assert len(monitor.backends()) == 1
+    assert recorder.gone == []
+
+
+def test_ended_backend_is_not_read_at_its_address(monitor: Monitor, spawner: Spawner) -> None:
+    """Whoever serves at its address now: a backend whose process has ended is not loaded."""
+    process, stranger = spawner.sleeper(), spawner.backend()
+    spawned(monitor, process.pid, address=stranger.address)
+    assert monitor.read("m").source == "grpc"
+    process.kill()
+    with pytest.raises(ModelNotLoaded):
+        eventually(lambda: monitor.read("m") is None)
+
+
+def test_exits_are_noticed_by_polling_if_descriptors_are_few(spawner: Spawner) -> None:
+    """Where descriptors are few, watching takes at most half of them, and polls the rest."""
+    code = """
+import resource, subprocess, sys, time, os
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from monitor_plugin import Monitor, Settings, hookimpl
+gone = []
+class Plugin:
+    @hookimpl
+    def monitor_backend_gone(self, backend, exit): gone.append(backend.pid)
+with Monitor(Settings(listen=None), [Plugin()]) as monitor:
+    started = []
+    for n in range(100):
+        started.append(subprocess.Popen(["sleep", "1000"]))
+        monitor.hook.monitor_backend_spawned(
+            model=str(n), pid=started[-1].pid, address=f"unix:/{n}"
+        )
+    print(len(os.listdir("/proc/self/fd")), flush=True)
+    for each in started:
+        each.kill()
+    for each in started:
+        each.wait()
+    deadline = time.monotonic() + 60
+    while len(gone) < 100 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(len(gone), len(set(gone)), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    process = spawner.python(code)
+    output, _ = process.communicate(timeout=90)
+    descriptors, line = output.splitlines()
+    assert int(descriptors) < 50
+    assert line == "100 100 (64, 64)"
+
+
+def test_exits_are_noticed_if_the_host_uses_all_descriptors(spawner: Spawner) -> None:
+    """While not one can be opened ends are noticed, and nothing false is said; then all is well."""
+    code = """
+import os, resource, subprocess, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from monitor_plugin import Monitor, MonitorError, Settings, hookimpl
+gone = []
+class Plugin:
+    @hookimpl
+    def monitor_backend_gone(self, backend, exit): gone.append(backend.pid)
+def noticed(process):
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while process.pid not in gone and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.pid in gone
+def fault(call, *arguments):
+    try:
+        call(*arguments)
+    except MonitorError as error:
+        return type(error).__name__
+with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as monitor:
+    started = [subprocess.Popen(["sleep", "1000"]) for _ in range(14)]
+    spawned = monitor.hook.monitor_backend_spawned
+    for n, each in enumerate(started[:12]):
+        spawned(model=str(n), pid=each.pid, address=f"unix:/{n}")
+    for model in ("1", "10"):
+        monitor.read(model)  # gRPC aborts where its first use finds no descriptor
+    held = []
+    def use_up():  # again before each step, as channels that are closed give some back
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+    use_up()
+    print(noticed(started[11]), noticed(started[0]))  # one that is polled, one that is not
+    for n in (1, 10):
+        use_up()
+        print(fault(monitor.read, str(n)) in (None, "BackendUnreadable"))
+        use_up()
+        said = fault(monitor.shutdown, str(n))
+        print(said == ("ShutdownFailed" if started[n].poll() is None else None))
+    use_up()
+    print(fault(lambda: spawned(model="late", pid=started[12].pid, address="unix:/late")))
+    for each in held:
+        os.close(each)
+    print(noticed(started[9]), noticed(started[2]))
+    for model in ("3", "8"):
+        print(fault(monitor.read, model), fault(monitor.shutdown, model))
+    for each in started:
+        each.kill()
+"""
+    process = spawner.python(code, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=100)
+    assert output.splitlines() == [
+        "True True",
+        *["True"] * 4,
+        "InvalidBackend",
+        "True True",
+        "None None",
+        "None None",
+    ], errors
+
+
+def test_reported_exit_code_does_not_replace_the_observed_one(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Where the monitor saw itself how a process ended, another word of the host's is not taken."""
+    for code, words in (("kill -9 $$", "was killed by SIGKILL"), ("exit 3", "exited with code 3")):
+        process = spawner.process("sh", "-c", f"read line; {code}", stdin=subprocess.PIPE)
+        spawned(monitor, process.pid)
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+        eventually(lambda: not monitor.backends())
+        process.communicate()  # not before: of what is reaped an older kernel tells no exit code
+        for said in (0, -15, None):
+            monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=said)
+        with pytest.raises(ModelNotLoaded, match=f"its process {process.pid} {words}"):
+            monitor.read("m")
+
+
+def test_last_hundred_exits_are_remembered(monitor: Monitor, spawner: Spawner) -> None:
+    """Of a model that ended before those nothing is known any more."""
+    for number in range(101):
+        process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
+        spawned(monitor, process.pid, str(number))
+        process.kill()
+        process.wait()
+    eventually(lambda: not monitor.backends())
+    with pytest.raises(ModelNotLoaded, match=r"'0' is not loaded$"):
+        monitor.read("0")
+    with pytest.raises(ModelNotLoaded, match=r"'1' is not loaded: its process"):
+        monitor.read("1")
+
+
+def test_exit_is_noticed_by_a_reading(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Not even where its end was not noticed yet: a reading looks for itself, and notices it."""
+    process, stranger = spawner.sleeper(), spawner.backend()
+    spawned(monitor, process.pid, address=stranger.address)
+    (record,) = monitor._services.registry.records()
+    monitor._services.exit_recorder.watcher.unwatch(record.process)
+    process.kill()
+    eventually(lambda: not is_running(process.pid))
+    assert len(monitor.backends()) == 1
+    with pytest.raises(ModelNotLoaded, match="SIGKILL"):
+        monitor.read("m")
+    assert [backend.pid for backend, _ in recorder.gone] == [process.pid]
+
+
+def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -> None:
+    """A reading or a `Free` that comes after a backend's end keeps no channel to its address."""
+    backend = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    (record,) = monitor._services.registry.records("m")
+    backend.process.kill()
+    eventually(lambda: record.process.pidfd is None)  # it was let go
+    connections = monitor._services.status_client._connections
+    with pytest.raises(ProcessGone):
+        monitor._services.backend_reader.status(record)
+    assert connections == {}
+    monitor._services.status_client.free(record.backend)
+    assert connections
+    monitor._services.exit_recorder.end(record)
+    assert connections == {}
