@@ -1,4 +1,4 @@
-"""Hooks that only tell, delivered one at a time and in order, off the threads that have work."""
+"""Delivers hooks that report events, one at a time and in order, on a thread of their own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .executor import HookExecutor
+from .executor import HookCall, HookExecutor
 
 _CLOSE_SECONDS = 5.0
 
 
 class Delivery(NamedTuple):
-    """An event on its way: the hook, its arguments, and what is set once it was delivered."""
+    """An event in the queue: the hook, its arguments, and a flag that is set after delivery."""
 
     hook: str
     arguments: Mapping[str, Any]
@@ -25,8 +25,8 @@ class EventQueue:
 
     Args:
         executor: calls the implementations.
-        timeout_seconds: how long one implementation may take, and how long a publisher waits.
-        log: writes lines of what happens, before implementations learn of it.
+        timeout_seconds: the time that each implementation has, and the longest wait of `wait`.
+        log: logs each event, with its hook and arguments, before implementations are called.
     """
 
     def __init__(
@@ -42,23 +42,23 @@ class EventQueue:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start delivering, what was published before first."""
+        """Start the thread. Events that were published before are delivered first."""
         self._thread = threading.Thread(target=self._run, name="monitor-events", daemon=True)
         self._thread.start()
 
     def publish(self, hook: str, **arguments: Any) -> Delivery | None:
-        """Queue an event, which never blocks; None where nobody implements the hook."""
+        """Queue an event. Never blocks. None if the hook has no implementation."""
         delivery = Delivery(hook, arguments, threading.Event())
         self._queue.put(delivery)
         return delivery if self._executor.implementations(hook) else None
 
     def wait(self, delivery: Delivery | None) -> None:
-        """Wait until an event was delivered, at most `timeout_seconds`; a hook never waits."""
+        """Wait up to `timeout_seconds` for a delivery; return at once on a hook's thread."""
         if delivery and self._thread and not self._executor.on_hook_thread():
             delivery.done.wait(self._timeout_seconds)
 
     def close(self) -> None:
-        """Deliver what is queued, within bounds, and end the thread."""
+        """Deliver the queued events, for at most 5 s, and end the thread."""
         thread, self._thread = self._thread, None
         self._queue.put(None)
         if thread and not self._executor.on_hook_thread():
@@ -67,5 +67,5 @@ class EventQueue:
     def _run(self) -> None:
         while delivery := self._queue.get():
             self._log(delivery.hook, delivery.arguments)
-            self._executor.call(delivery.hook, self._timeout_seconds, delivery.arguments)
+            self._executor.call(HookCall(delivery.hook, self._timeout_seconds, delivery.arguments))
             delivery.done.set()

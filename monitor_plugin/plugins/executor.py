@@ -1,11 +1,14 @@
-"""Calls implementations of hooks so that none can cost more than its time, or another its turn."""
+"""Calls the implementations of hooks on threads of its own, each within its time."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import pluggy
@@ -13,55 +16,255 @@ import pluggy
 from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import MonitorError
 from ..domain.models import HookFigures
-from .hook_run import HookArguments, HookOutcome, HookOverran, HookRun, Implementation, WrongType
 from .manager import is_wrapper
 
 _logger = logging.getLogger(__name__)
 
 
-def nothing(value: Any) -> Any:
-    """Take nothing but None, for a hook that only tells."""
+class HookOverran(Exception):
+    """An implementation did not return within its time."""
+
+
+class WrongType(Exception):
+    """An implementation returned a value that its hook does not accept.
+
+    The message has the type and not the value, which may be a secret.
+    """
+
+    def __init__(self, value: object, wanted: str) -> None:
+        super().__init__(f"returned {type(value).__name__}, and should return {wanted}")
+
+
+class HookOutcome(NamedTuple):
+    """What one implementation returned or raised; the error may be `HookOverran` or `WrongType`."""
+
+    plugin_name: str
+    value: Any
+    error: BaseException | None
+
+
+def validate_nothing(value: Any) -> Any:
+    """Accept None only: the check of a hook that returns nothing."""
     raise WrongType(value, "nothing")
 
 
-def never(outcome: HookOutcome) -> bool:
-    """Go on after every outcome."""
-    return False
-
-
 class HookCall(NamedTuple):
-    """A hook that is to be called: see `Isolation.call`."""
+    """A hook that is to be called.
+
+    Attributes:
+        hook: the hook's name.
+        seconds: the time that each implementation has; None for no limit.
+        arguments: the arguments that the hook's spec names.
+        validate: gets each returned value that is not None. Returns the valid value, or None for
+            one that says nothing; raises `WrongType`. Runs within the implementation's time.
+        is_last: whether an outcome ends the call, so that later implementations are not called.
+    """
 
     hook: str
-    seconds: float
+    seconds: float | None
     arguments: Mapping[str, Any]
-    check: Callable[[Any], Any] = nothing
-    ends: Callable[[HookOutcome], bool] = never
+    validate: Callable[[Any], Any] = validate_nothing
+    is_last: Callable[[HookOutcome], bool] = lambda outcome: False
 
 
-class _Plan(NamedTuple):
-    """The implementations of a hook, as Pluggy has them and as they are called."""
+class Implementation:
+    """One implementation of a hook, and its figures; these change under the executor's lock.
 
-    found: list[Any]
-    implementations: list[Implementation]
-    shapes: list[tuple[str, ...]]
+    Attributes:
+        found: Pluggy's record of it.
+        away: number of calls that have overrun and not returned yet. It is not called until this
+            is 0.
+    """
 
-    def question(
+    __slots__ = (
+        *("found", "plugin_name", "function", "argument_names", "away"),
+        *("calls", "errors", "overruns", "seconds_total", "seconds_max"),
+    )
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+        self.plugin_name = str(found.plugin_name)
+        self.function: Callable[..., Any] = found.function
+        self.argument_names = tuple(found.argnames)
+        self.away = self.calls = self.errors = self.overruns = 0
+        self.seconds_total = self.seconds_max = 0.0
+
+    def count(self, seconds: float, failed: bool) -> None:
+        """Count a call that returned within its time."""
+        self.calls += 1
+        self.errors += failed
+        self.seconds_total += seconds
+        self.seconds_max = max(self.seconds_max, seconds)
+
+    def count_overrun(self, seconds: float) -> None:
+        """Count a call that did not return within `seconds`."""
+        self.away += 1
+        self.calls += 1
+        self.overruns += 1
+        self.seconds_total += seconds
+        self.seconds_max = max(self.seconds_max, seconds)
+
+    def count_late_return(self, seconds: float, overran_after: float, failed: bool) -> None:
+        """Add the rest of a call that `count_overrun` has counted with `overran_after` seconds."""
+        self.away -= 1
+        self.errors += failed
+        self.seconds_total += seconds - overran_after
+        self.seconds_max = max(self.seconds_max, seconds)
+
+    def figures(self, hook: str) -> HookFigures:
+        """Copy the figures."""
+        return HookFigures(
+            hook, self.calls, self.errors, self.overruns, self.seconds_total, self.seconds_max
+        )
+
+
+class HookRun:
+    """One call of a hook: its implementations in order, on one thread as long as none overruns.
+
+    A worker thread calls the implementations, while the thread that waits for the outcomes watches
+    the time. An implementation that overruns keeps its thread, and the run goes on with the next
+    implementation on another thread. Both sides change the run under the executor's lock, which
+    the worker takes once for each implementation.
+
+    Args:
+        call: the hook, and how to call it.
+        implementations: in the order of their calls.
+        lock: the executor's.
+        workers: the threads on which a run goes on.
+    """
+
+    def __init__(
         self,
-        arguments: Mapping[str, Any],
-        check: Callable[[Any], Any],
-        ends: Callable[[HookOutcome], bool],
-    ) -> HookArguments:
-        return HookArguments([[arguments[n] for n in names] for names in self.shapes], check, ends)
+        call: HookCall,
+        implementations: Sequence[Implementation],
+        lock: threading.Lock,
+        workers: ThreadPool,
+    ) -> None:
+        self._call = call
+        self._implementations = implementations
+        self._lock = lock
+        self._workers = workers
+        self._seconds = math.inf if call.seconds is None else call.seconds
+        self._outcomes: list[HookOutcome] = []
+        self._thread_number = 0  # of the thread that the run is on; earlier ones were given up
+        self._place = 0  # of the implementation that is called, or is the next
+        self._is_calling = False  # False until the thread has begun
+        self._began_at = perf_counter()
+        self._finished = threading.Event()
+        if not implementations:
+            self._finished.set()
+
+    def is_finished(self) -> bool:
+        """Whether no implementation is left to be called."""
+        return self._finished.is_set()
+
+    def work(self, thread_number: int = 0) -> None:
+        """Call the implementations that are left. Raises nothing if the time is limited."""
+        with self._lock:
+            if thread_number != self._thread_number:
+                return
+            self._is_calling = True
+            self._began_at = began_at = perf_counter()
+            place = self._place
+        is_last = place == len(self._implementations)
+        while not is_last:
+            each = self._implementations[place]
+            is_away = each.away > 0
+            if is_away:
+                error = HookOverran("an earlier call of it is not back yet")
+                outcome: HookOutcome | None = HookOutcome(each.plugin_name, None, error)
+            else:
+                outcome = self._outcome(each)
+            place += 1
+            is_last = place == len(self._implementations)
+            if outcome is not None:
+                is_last = self._call.is_last(outcome) or is_last
+            failed = outcome is not None and outcome.error is not None
+            now = perf_counter()
+            with self._lock:
+                if thread_number != self._thread_number:  # it overran, and the run has gone on
+                    each.count_late_return(now - began_at, self._seconds, failed)
+                    return
+                if not is_away:
+                    each.count(now - began_at, failed)
+                if outcome is not None:
+                    self._outcomes.append(outcome)
+                self._place, self._began_at = place, now
+                if is_last:
+                    self._finished.set()
+            began_at = now
+
+    def outcomes(self) -> list[HookOutcome]:
+        """Wait until the run has ended, and log what went wrong.
+
+        Returns:
+            The outcomes of the implementations that returned something, raised or overran.
+        """
+        while not self._finished.wait(self._seconds_left()):
+            self._go_on_elsewhere()
+        for name, _, error in self._outcomes:
+            if error is None or isinstance(error, HookOverran):
+                continue
+            if isinstance(error, WrongType):
+                _logger.error("plugin %r: hook %s %s; it is left out", name, self._call.hook, error)
+            elif isinstance(error, MonitorError):  # raised on purpose: a traceback says no more
+                _logger.error("plugin %r: hook %s raised: %s", name, self._call.hook, error)
+            else:
+                _logger.error("plugin %r: hook %s raised", name, self._call.hook, exc_info=error)
+        return self._outcomes
+
+    def _seconds_left(self) -> float:
+        return self._began_at + self._seconds - perf_counter()
+
+    def _go_on_elsewhere(self) -> None:
+        """Give up the thread that the run is on, if it is late, and go on on another one."""
+        with self._lock:
+            if self._finished.is_set() or self._seconds_left() > 0:
+                return
+            self._thread_number += 1
+            overdue = None
+            if self._is_calling:  # if not, a busy machine has not let the thread begin
+                overdue = self._implementations[self._place]
+                overdue.count_overrun(self._seconds)
+                self._place += 1
+            self._is_calling = False
+            self._began_at = perf_counter()
+        if overdue is not None:
+            name, hook, seconds = overdue.plugin_name, self._call.hook, self._seconds
+            _logger.error(
+                "plugin %r: hook %s is not back within %g s, and is not called again until it is",
+                *(name, hook, seconds),
+            )
+            error = HookOverran(f"it was not back within {seconds:g} s")
+            outcome = HookOutcome(name, None, error)
+            self._outcomes.append(outcome)
+            if self._place == len(self._implementations) or self._call.is_last(outcome):
+                self._finished.set()
+                return
+        self._workers.run(partial(self.work, self._thread_number))
+
+    def _outcome(self, each: Implementation) -> HookOutcome | None:
+        """Call an implementation; None if it says nothing."""
+        value: Any = None
+        try:
+            value = each.function(*[self._call.arguments[name] for name in each.argument_names])
+            if value is None or (value := self._call.validate(value)) is None:
+                return None
+            return HookOutcome(each.plugin_name, value, None)
+        except BaseException as error:  # also a SystemExit: it ends this call and no other
+            if inspect.iscoroutine(value):
+                value.close()  # nothing would await it
+            if isinstance(error, KeyboardInterrupt) and self._call.seconds is None:
+                raise  # on the caller's own thread
+            return HookOutcome(each.plugin_name, None, error)
 
 
 class HookExecutor:
     """Calls every implementation of a hook, one by one, on a thread that is not the caller's.
 
-    One thread calls them in turn, as long as none overruns. One that raises is logged. One that is
-    not back in time is left behind with its thread, logged, and not called again until it has come
-    back; the next ones are called on another thread. Wrappers are left out. Safe to call from any
-    thread.
+    An implementation that raises is logged. One that does not return within its time is logged,
+    keeps its thread, and is not called again until it has returned. Wrappers are not called. Safe
+    to call from any thread.
 
     Args:
         managers: where implementations are registered; the first manager's are called first.
@@ -70,11 +273,11 @@ class HookExecutor:
     def __init__(self, managers: Sequence[pluggy.PluginManager]) -> None:
         self._managers = managers
         self._lock = threading.Lock()
-        self._plans: dict[str, _Plan] = {}
+        self._known: dict[str, tuple[list[Any], list[Implementation]]] = {}
         self._workers = ThreadPool("monitor-hook")
 
     def close(self) -> None:
-        """End the threads; each call after that has one of its own."""
+        """End the threads; each later call gets a thread of its own."""
         self._workers.close()
 
     def on_hook_thread(self) -> bool:
@@ -83,131 +286,50 @@ class HookExecutor:
 
     def implementations(self, hook: str) -> list[Implementation]:
         """List the implementations of a hook, in the order in which Pluggy would call them."""
-        return self._plan(hook).implementations
-
-    def figures(self, hook: str) -> list[tuple[object, HookFigures]]:
-        """Give each plugin that implements a hook, and how it fared."""
-        known = self._plan(hook).implementations
-        with self._lock:
-            return [(each.found.plugin, each.figures(hook)) for each in known]
-
-    def _plan(self, hook: str) -> _Plan:
         found: list[Any] = []
         for manager in self._managers:
             caller = getattr(manager.hook, hook, None)
             if caller is not None:
                 found += reversed(caller.get_hookimpls())
-        plan = self._plans.get(hook)
-        if plan is not None and plan.found == found:
-            return plan
+        known = self._known.get(hook)
+        if known is not None and known[0] == found:
+            return known[1]
         with self._lock:
-            old = self._plans.get(hook, _Plan([], [], []))
-            known = {each.found: each for each in old.implementations}
-            shapes = [*old.shapes]  # only added to, as calls under way know them by their places
-            implementations = []
-            for each in found:
-                if is_wrapper(each):
-                    continue
-                names = tuple(each.argnames)
-                if names not in shapes:
-                    shapes.append(names)
-                new = Implementation(each, shapes.index(names))
-                implementations.append(known.get(each, new))
-            plan = self._plans[hook] = _Plan(found, implementations, shapes)
-            return plan
+            old = {each.found: each for each in self._known.get(hook, ([], []))[1]}
+            implementations = [
+                old.get(each) or Implementation(each) for each in found if not is_wrapper(each)
+            ]
+            self._known[hook] = found, implementations
+        return implementations
 
-    def call(
-        self,
-        hook: str,
-        seconds: float | None,
-        arguments: Mapping[str, Any],
-        check: Callable[[Any], Any] = nothing,
-        ends: Callable[[HookOutcome], bool] = never,
-    ) -> list[HookOutcome]:
-        """Call the implementations, and give the outcomes of those that said something.
+    def figures(self, hook: str) -> list[tuple[object, HookFigures]]:
+        """Give each plugin that implements a hook, and the figures of its implementation."""
+        implementations = self.implementations(hook)
+        with self._lock:
+            return [(each.found.plugin, each.figures(hook)) for each in implementations]
 
-        Args:
-            hook: the hook's name.
-            seconds: how long each may take; None for no bound, on the calling thread.
-            arguments: what the hook's spec names.
-            check: gives an answer as it is used, None for one that says nothing; or raises.
-            ends: whether those after an outcome are not called.
+    def call(self, call: HookCall) -> list[HookOutcome]:
+        """Call a hook; on the calling thread if the time is not limited.
+
+        Returns:
+            The outcomes of the implementations that returned something, raised or overran.
         """
-        plan = self._plan(hook)
-        if not plan.implementations:
-            return []
-        if seconds is not None:
-            (outcomes,) = self.begin(HookCall(hook, seconds, arguments, check, ends))
-            return outcomes()
+        if call.seconds is not None:
+            return self.begin(call)[0].outcomes()
+        run = HookRun(call, self.implementations(call.hook), self._lock, self._workers)
+        run.work()
+        return run.outcomes()
 
-        def ends_too(outcome: HookOutcome) -> bool:
-            return isinstance(outcome.error, KeyboardInterrupt) or ends(outcome)
+    def begin(self, *calls: HookCall) -> list[HookRun]:
+        """Begin to call hooks, one after the other on one thread.
 
-        question = plan.question(arguments, check, ends_too)
-        turns = self._turns(plan.implementations, question)
-        turns.work()
-        turns.wait(0)
-        if turns.outcomes and isinstance(error := turns.outcomes[-1].error, KeyboardInterrupt):
-            raise error  # a Ctrl-C is the caller's
-        return self._logged(hook, turns.outcomes)
-
-    def begin(self, *asked: HookCall) -> list[Callable[[], list[HookOutcome]]]:
-        """Begin to call hooks, one after the other; each function waits for one's outcomes.
-
-        One thread does it all, as switching to another takes longer than many implementations do.
+        Waking a second thread takes longer than fifty implementations that return at once
+        (benchmarks/hooks.py).
         """
-        waiting: list[Callable[[], list[HookOutcome]]] = []
-        begun = []
-        for each in asked:
-            plan = self._plan(each.hook)
-            if not plan.implementations:
-                waiting.append(list)
-                continue
-            question = plan.question(each.arguments, each.check, each.ends)
-            turns = self._turns(plan.implementations, question)
-            begun.append(turns)
-            waiting.append(partial(self._follow, each, turns, question))
-        if begun:
-            self._workers.run(partial(_work, begun))
-        return waiting
-
-    def _turns(self, implementations: Sequence[Implementation], question: HookArguments) -> HookRun:
-        return HookRun(implementations, question, self._lock)
-
-    def _follow(
-        self, asked: HookCall, turns: HookRun, question: HookArguments
-    ) -> list[HookOutcome]:
-        """Watch the turns, on one thread after the other, until all had theirs."""
-        outcomes: list[HookOutcome] = []
-        while True:
-            overdue = turns.wait(asked.seconds)
-            outcomes += turns.outcomes
-            if overdue:
-                error = HookOverran(f"it was not back within {asked.seconds:g} s")
-                outcomes.append(HookOutcome(overdue.plugin_name, None, error))
-                _logger.error(
-                    "plugin %r: hook %s is not back within %g s, "
-                    "and is not called again until it is",
-                    *(overdue.plugin_name, asked.hook, asked.seconds),
-                )
-            if not turns.left or (outcomes and question.ends(outcomes[-1])):
-                return self._logged(asked.hook, outcomes)
-            turns = self._turns(turns.left, question)
-            self._workers.run(turns.work)
-
-    def _logged(self, hook: str, outcomes: list[HookOutcome]) -> list[HookOutcome]:
-        for name, _, error in outcomes:
-            if error is None or isinstance(error, HookOverran):
-                continue
-            if isinstance(error, WrongType):
-                _logger.error("plugin %r: hook %s %s; it is left out", name, hook, error)
-            elif isinstance(error, MonitorError):  # on purpose: where it arose tells nothing
-                _logger.error("plugin %r: hook %s raised: %s", name, hook, error)
-            else:
-                _logger.error("plugin %r: hook %s raised", name, hook, exc_info=error)
-        return outcomes
-
-
-def _work(begun: Sequence[HookRun]) -> None:
-    for turns in begun:
-        turns.work()
+        runs = [
+            HookRun(call, self.implementations(call.hook), self._lock, self._workers)
+            for call in calls
+        ]
+        if begun := [run for run in runs if not run.is_finished()]:
+            self._workers.run(lambda: [run.work() for run in begun])
+        return runs

@@ -1,4 +1,4 @@
-"""The one typed way by which the monitor calls hooks; nothing else does."""
+"""A typed method for each hook that the monitor calls; no other module calls hooks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from ..domain.models import Backend, BackendExit, Reading, State, Status
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
 from .event_queue import Delivery, EventQueue
-from .executor import HookCall, HookExecutor
-from .hook_run import HookOutcome, HookOverran, WrongType
+from .executor import HookCall, HookExecutor, HookOutcome, HookOverran, HookRun, WrongType
 from .results import (
-    given_components,
-    given_metadata,
-    given_reason,
-    given_status,
-    given_under_way,
+    validate_components,
+    validate_metadata,
+    validate_reason,
+    validate_status,
+    validate_under_way,
 )
 
 if TYPE_CHECKING:
@@ -25,28 +24,50 @@ if TYPE_CHECKING:
 
 
 class Refusal(NamedTuple):
-    """Which plugin says that a backend may not be stopped, and why."""
+    """The plugin that refuses a shutdown, and its reason."""
 
     plugin_name: str
     reason: str
 
 
 class StopAnswer(NamedTuple):
-    """Which plugin stops a backend, or failed to; `error` says why, or that it is not back."""
+    """The plugin that stops a backend, or failed to stop it.
+
+    Attributes:
+        plugin_name: the plugin.
+        under_way: whether the stop is done or under way.
+        error: why it failed, or that the plugin has not returned in time; else None.
+    """
 
     plugin_name: str
     under_way: bool
     error: str | None
 
 
+class HookQuery(NamedTuple):
+    """The hooks of one reading, while they are called."""
+
+    status_run: HookRun
+    components_run: HookRun | None = None
+
+    def status(self) -> Status | None:
+        """Wait for the first status that a hook returned; None if there is none."""
+        outcomes = self.status_run.outcomes()
+        return outcomes[-1].value if outcomes else None
+
+    def memory_components(self) -> dict[str, int]:
+        """Wait for the bytes by component; the first value of a component counts."""
+        return _merged(self.components_run.outcomes()) if self.components_run else {}
+
+
 class Hooks:
-    """Calls the hooks. What implementations return is checked; what is wrong is logged, left out.
+    """Calls the hooks. An answer that is not valid is logged and left out.
 
     Args:
         executor: calls the implementations.
-        events: delivers the hooks that only tell, one at a time.
-        event_log: where what they tell is written down.
-        timeout_seconds: how long one implementation may keep a reading waiting.
+        events: delivers the hooks that return nothing, one at a time.
+        event_log: records the events that these hooks report.
+        timeout_seconds: the time that each implementation has.
     """
 
     def __init__(
@@ -61,28 +82,29 @@ class Hooks:
         self._event_log = event_log
         self._timeout_seconds = timeout_seconds
 
-    # The first two on the calling thread, and unbounded, as they set things up.
+    # `monitor_started` and `monitor_add_routes` run on the calling thread, without a limit of time,
+    # because they set things up.
 
     def started(self, monitor: Monitor) -> None:
         """Call `monitor_started`."""
-        self._tell("monitor_started", None, monitor=monitor)
+        self._notify("monitor_started", None, monitor=monitor)
 
     def add_routes(self, app: falcon.App[Any, Any]) -> None:
         """Call `monitor_add_routes`."""
-        self._tell("monitor_add_routes", None, app=app)
+        self._notify("monitor_add_routes", None, app=app)
 
     def closing(self) -> None:
         """Call `monitor_closing`."""
-        self._tell("monitor_closing", self._timeout_seconds)
+        self._notify("monitor_closing", self._timeout_seconds)
 
     def readings_swept(self, readings: Sequence[Reading]) -> None:
         """Call `monitor_readings_swept`."""
-        self._tell("monitor_readings_swept", self._timeout_seconds, readings=tuple(readings))
+        self._notify("monitor_readings_swept", self._timeout_seconds, readings=tuple(readings))
 
-    def _tell(self, hook: str, seconds: float | None, **arguments: Any) -> None:
-        self._executor.call(hook, seconds, arguments)
+    def _notify(self, hook: str, seconds: float | None, **arguments: Any) -> None:
+        self._executor.call(HookCall(hook, seconds, arguments))
 
-    # Events: queued in order, then waited for, within bounds, where that is asked.
+    # Events are queued in order. A caller may wait, for a bounded time, until one is delivered.
 
     def backend_registered(self, backend: Backend) -> Delivery | None:
         """Queue `monitor_backend_registered`."""
@@ -104,7 +126,7 @@ class Hooks:
         )
 
     def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
-        """Call `monitor_shutdown_finished`, and wait for it."""
+        """Queue `monitor_shutdown_finished`, and wait until it is delivered."""
         self._event_log.add("shutdown_finished", backend, outcome=outcome, seconds=seconds)
         self.wait(
             self._events.publish(
@@ -113,77 +135,97 @@ class Hooks:
         )
 
     def wait(self, delivery: Delivery | None) -> None:
-        """Wait until an event was delivered, for a bounded time."""
+        """Wait until an event is delivered, for a bounded time."""
         self._events.wait(delivery)
 
-    # Questions, each implementation bounded by `timeout_seconds`.
+    # Hooks whose answers are used; each implementation has `timeout_seconds`.
 
-    def query_status(self, backend: Backend, timeout_seconds: float) -> Callable[[], Status | None]:
-        """Begin to call `monitor_query_status`; gives what waits for the first good status."""
-        (outcomes,) = self._executor.begin(self._asked_for_status(backend, timeout_seconds))
-        return lambda: _first(outcomes())
+    def begin_query(
+        self,
+        backend: Backend,
+        timeout_seconds: float,
+        pids: Callable[[], Sequence[int]] | None = None,
+    ) -> HookQuery:
+        """Begin to call `monitor_query_status`, and `monitor_memory_components` after it.
+
+        Args:
+            backend: the backend that is read.
+            timeout_seconds: the reading's timeout, for `monitor_query_status`.
+            pids: lists the backend's process tree; it is called only if a hook needs it. None to
+                call `monitor_query_status` alone.
+        """
+        arguments = {
+            "backend": backend,
+            "timeout_seconds": min(timeout_seconds, self._timeout_seconds),
+        }
+        calls = [
+            HookCall(
+                "monitor_query_status",
+                self._timeout_seconds,
+                arguments,
+                validate_status,
+                _has_value,
+            )
+        ]
+        if pids is not None:
+            calls += self._components_call(backend, pids)
+        return HookQuery(*self._executor.begin(*calls))
 
     def memory_components(
         self, backend: Backend, pids: Callable[[], Sequence[int]]
     ) -> dict[str, int]:
-        """Call `monitor_memory_components`: bytes by component, the first of a name.
+        """Call `monitor_memory_components`, and merge what is returned; the first value counts.
 
         Args:
             backend: whose memory it is.
-            pids: lists its process tree, where that is needed.
+            pids: lists the backend's process tree; it is called only if a hook needs it.
+
+        Returns:
+            Bytes by component.
         """
-        (outcomes,) = self._executor.begin(*self._asked_for_components(backend, pids)) or (list,)
-        return _merged(outcomes())
+        calls = self._components_call(backend, pids)
+        return _merged(self._executor.call(calls[0])) if calls else {}
 
-    def query_both(
-        self, backend: Backend, timeout_seconds: float, pids: Callable[[], Sequence[int]]
-    ) -> tuple[Callable[[], Status | None], Callable[[], dict[str, int]]]:
-        """Begin to call both, one after the other, which costs less than each by itself."""
-        status, *components = self._executor.begin(
-            self._asked_for_status(backend, timeout_seconds),
-            *self._asked_for_components(backend, pids),
-        )
-        return lambda: _first(status()), lambda: _merged(components[0]() if components else [])
-
-    def _asked_for_status(self, backend: Backend, timeout_seconds: float) -> HookCall:
-        timeout_seconds = min(timeout_seconds, self._timeout_seconds)
-        arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
-        return HookCall(
-            "monitor_query_status", self._timeout_seconds, arguments, given_status, _has_value
-        )
-
-    def _asked_for_components(
+    def _components_call(
         self, backend: Backend, pids: Callable[[], Sequence[int]]
-    ) -> tuple[HookCall, ...]:
+    ) -> list[HookCall]:
         hook = "monitor_memory_components"
         if not self._executor.implementations(hook):
-            return ()
+            return []
         arguments = {"backend": backend, "pids": tuple(pids())}
-        return (HookCall(hook, self._timeout_seconds, arguments, given_components),)
+        return [HookCall(hook, self._timeout_seconds, arguments, validate_components)]
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
-        """Call `monitor_call_metadata`: all that is given, the first of a key."""
-        hook = "monitor_call_metadata"
-        arguments = {"backend": backend}
-        return _merged(self._executor.call(hook, self._timeout_seconds, arguments, given_metadata))
+        """Call `monitor_call_metadata`, and merge what is returned; the first value counts."""
+        return _merged(
+            self._executor.call(
+                HookCall(
+                    "monitor_call_metadata",
+                    self._timeout_seconds,
+                    {"backend": backend},
+                    validate_metadata,
+                )
+            )
+        )
 
-    def have_a_part_in_status(self) -> bool:
-        """Whether a hook may take its time when backends are asked for their status."""
+    def may_delay_status(self) -> bool:
+        """Whether any hook is implemented that runs before a backend is asked for its status."""
         hooks = ("monitor_query_status", "monitor_call_metadata")
         return any(map(self._executor.implementations, hooks))
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
-        """Call `monitor_before_shutdown`: the first refusal that holds, or None."""
+        """Call `monitor_before_shutdown`: the first refusal, or None if no plugin refuses."""
         arguments = {"backend": backend, "force": force}
 
         def refuses(outcome: HookOutcome) -> bool:
-            # Whoever returns nonsense has not refused; one that raises or is late may mean to.
+            # A value of the wrong type is no refusal. An implementation that raises or overruns may
+            # have meant to refuse.
             failed = outcome.error is not None and not isinstance(outcome.error, WrongType)
             return _has_value(outcome) or (failed and not force)
 
-        for name, reason, error in self._executor.call(
-            "monitor_before_shutdown", self._timeout_seconds, arguments, given_reason, refuses
-        ):
+        hook = "monitor_before_shutdown"
+        call = HookCall(hook, self._timeout_seconds, arguments, validate_reason, refuses)
+        for name, reason, error in self._executor.call(call):
             if reason is not None:
                 return Refusal(name, reason)
             if not force and not isinstance(error, WrongType):
@@ -191,9 +233,9 @@ class Hooks:
         return None
 
     def stop_backend(self, backend: Backend, timeout_seconds: float) -> StopAnswer | None:
-        """Call `monitor_stop_backend`: the first that is done, under way or failed, or None.
+        """Call `monitor_stop_backend`: the first plugin's answer, or None if no plugin answers.
 
-        Each may take `timeout_seconds`, and as long as any other hook on top.
+        Each implementation has `timeout_seconds`, and the time of any other hook in addition.
         """
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
         seconds = timeout_seconds + self._timeout_seconds
@@ -201,9 +243,8 @@ class Hooks:
         def answers(outcome: HookOutcome) -> bool:
             return _has_value(outcome) or isinstance(outcome.error, (HookOverran, ShutdownFailed))
 
-        for name, under_way, error in self._executor.call(
-            "monitor_stop_backend", seconds, arguments, given_under_way, answers
-        ):
+        call = HookCall("monitor_stop_backend", seconds, arguments, validate_under_way, answers)
+        for name, under_way, error in self._executor.call(call):
             if isinstance(error, HookOverran):
                 return StopAnswer(name, under_way=True, error=str(error))
             if isinstance(error, ShutdownFailed):
@@ -218,7 +259,7 @@ def _shown(error: BaseException | None) -> str:
         return str(error)
     try:
         return repr(error)
-    except Exception:  # its class is anybody's code, and so are those of its arguments
+    except Exception:  # the `__repr__` is a third party's code
         return type(error).__name__
 
 
@@ -226,13 +267,8 @@ def _has_value(outcome: HookOutcome) -> bool:
     return outcome.value is not None
 
 
-def _first(outcomes: Sequence[HookOutcome]) -> Any:
-    """What ended the call, if anything did."""
-    return outcomes[-1].value if outcomes else None
-
-
 def _merged(outcomes: Sequence[HookOutcome]) -> dict[str, Any]:
-    """All that was given, the first of a key."""
+    """Merge mappings; the first value of a key counts."""
     merged: dict[str, Any] = {}
     for outcome in reversed(outcomes):
         merged.update(outcome.value or {})

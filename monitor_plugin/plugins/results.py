@@ -1,7 +1,7 @@
-"""What implementations of hooks may give: checked, and made into what is used.
+"""Validates what implementations of hooks return.
 
-Each function takes an answer, and gives it as it is used, and None where it says nothing. They run
-where the implementation does, as a mapping may be anybody's code.
+Each function returns the valid value as plain types, or None for one that says nothing, and raises
+`WrongType`. It runs on the hook's thread, because a mapping may be a third party's code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TypeGuard
 
 from ..domain.models import Memory, Status
-from .hook_run import WrongType
+from .executor import WrongType
 
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
@@ -19,8 +19,8 @@ _METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
 
-def given_status(value: object) -> Status:
-    """Take a status."""
+def validate_status(value: object) -> Status:
+    """Return a status of plain integers."""
     if not _is_status(value):
         raise WrongType(value, "a Status of integers within 64 bits")
     memory = value.memory
@@ -29,31 +29,31 @@ def given_status(value: object) -> Status:
     return Status(int(value.state), memory)
 
 
-def given_metadata(value: object) -> dict[str, str] | None:
-    """Take the metadata of a call."""
-    if not isinstance(value, Mapping) or not _is_metadata(given := dict(value)):
+def validate_metadata(value: object) -> dict[str, str] | None:
+    """Return the metadata of a call."""
+    if not isinstance(value, Mapping) or not _is_metadata(metadata := dict(value)):
         raise WrongType(value, "a mapping of gRPC metadata: ASCII, and keys in lower case")
-    return given
+    return metadata
 
 
-def given_components(value: object) -> dict[str, int] | None:
-    """Take bytes by component."""
-    if type(value) is dict and not value:  # the usual answer, and to be had for little
+def validate_components(value: object) -> dict[str, int] | None:
+    """Return bytes by component."""
+    if type(value) is dict and not value:  # the usual answer, checked quickly
         return None
-    if not isinstance(value, Mapping) or not _is_breakdown(given := dict(value)):
+    if not isinstance(value, Mapping) or not _is_breakdown(components := dict(value)):
         raise WrongType(value, "a mapping of names to bytes")
-    return _breakdown(given)
+    return _breakdown(components)
 
 
-def given_reason(value: object) -> str:
-    """Take why a shutdown is refused."""
+def validate_reason(value: object) -> str:
+    """Return the reason for which a shutdown is refused."""
     if not isinstance(value, str):
         raise WrongType(value, "a string or None")
     return value
 
 
-def given_under_way(value: object) -> bool:
-    """Take whether a stop is under way."""
+def validate_under_way(value: object) -> bool:
+    """Return whether a stop is under way."""
     if not isinstance(value, bool):
         raise WrongType(value, "True, False or None")
     return value
@@ -64,15 +64,15 @@ def _is_bytes(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is a string that JSON can carry, which takes no lone surrogate."""
+    """Whether a value is a string that JSON can carry: one without lone surrogates."""
     if not isinstance(value, str):
         return False
     return value == value.encode(errors="replace").decode()
 
 
-def _breakdown(given: Mapping[str, int]) -> dict[str, int]:
-    """Copy bytes by component as plain integers: JSON takes no subclass, such as a ByteSize."""
-    return {name: int(amount) for name, amount in given.items()}
+def _breakdown(components: Mapping[str, int]) -> dict[str, int]:
+    """Copy bytes by component as plain integers; msgspec encodes no subclass of int."""
+    return {name: int(amount) for name, amount in components.items()}
 
 
 def _is_breakdown(value: object) -> bool:
@@ -92,8 +92,8 @@ def _is_status(value: object) -> TypeGuard[Status]:
     )
 
 
-def _is_metadata(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
+def _is_metadata(value: Mapping[object, object]) -> bool:
+    return all(
         isinstance(key, str)
         and isinstance(text, str)
         and _METADATA_KEY.fullmatch(key)
