@@ -89,13 +89,6 @@ class Implementation:
         self.away = self.calls = self.errors = self.overruns = 0
         self.seconds_total = self.seconds_max = 0.0
 
-    def count(self, seconds: float, failed: bool) -> None:
-        """Count a call that returned within its time."""
-        self.calls += 1
-        self.errors += failed
-        self.seconds_total += seconds
-        self.seconds_max = max(self.seconds_max, seconds)
-
     def count_overrun(self, seconds: float) -> None:
         """Count a call that did not return within `seconds`."""
         self.away += 1
@@ -186,7 +179,13 @@ class HookRun:
                     each.count_late_return(now - began_at, self._seconds, failed)
                     return
                 if not is_away:
-                    each.count(now - began_at, failed)
+                    # A method for this would cost more than many implementations do.
+                    seconds = now - began_at
+                    each.calls += 1
+                    each.errors += failed
+                    each.seconds_total += seconds
+                    if seconds > each.seconds_max:
+                        each.seconds_max = seconds
                 if outcome is not None:
                     self._outcomes.append(outcome)
                 self._place, self._began_at = place, now
@@ -330,6 +329,11 @@ class HookExecutor:
             HookRun(call, self.implementations(call.hook), self._lock, self._workers)
             for call in calls
         ]
-        if begun := [run for run in runs if not run.is_finished()]:
-            self._workers.run(lambda: [run.work() for run in begun])
+        if not all(run.is_finished() for run in runs):
+            self._workers.run(partial(_work, runs))
         return runs
+
+
+def _work(runs: Sequence[HookRun]) -> None:
+    for run in runs:
+        run.work()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from ..backends.registry import Record, Registry
 from ..domain.errors import BackendUnreadable
 from ..domain.models import Backend, Memory, Reading, State, Status
 from ..plugins.event_queue import Delivery
-from ..plugins.hooks import Hooks
+from ..plugins.hooks import HookQuery, Hooks
 from ..processes.process import ProcessGone
 from ..processes.process_table import ProcessTable
 from ..rpc.client import StatusClient
@@ -68,26 +68,22 @@ class BackendReader:
             ProcessGone: the registered process has ended, even if the address still answers.
             BackendUnreadable: the status request failed, and the process cannot be read.
         """
-        backend, components = record.backend, None
-        seconds = self._status_timeout_seconds
+        backend = record.backend
         request = self._request_early(record, backend)
-        if record.source is None:
-            hook_status = self._hooks.query_status(backend, seconds)
-        else:  # a status is likely, so its memory components are queried in the same run
-            hook_status, components = self._hooks.query_both(
-                backend, seconds, partial(self._process_table.tree, backend.pid)
-            )
-        result = self._status(record, backend, math.inf, request, hook_status)
+        # Where a status is likely, the memory components are queried in the same run.
+        pids = None if record.source is None else partial(self._process_table.tree, backend.pid)
+        query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
+        result = self._status(record, backend, math.inf, request, query)
         if result.status is None:
             return self._read_sample(record, backend, result.rpc_error)
-        breakdown = components() if components else self._components(backend)
+        breakdown = query.memory_components() if pids else self._components(backend)
         memory, memory_source = self._complete_memory(record, result.status, breakdown)
         status = Status(result.status.state, memory)
         return Reading(backend, status, None, result.source, None, time.time(), memory_source)
 
     def start_requests(self, records: Sequence[Record]) -> None:
         """Start the gRPC requests of backends that are read soon, so that deadlines overlap."""
-        if not self._hooks.have_a_part_in_status():
+        if not self._hooks.may_delay_status():
             for record in records:
                 self._status_client.request_status(record.backend)
 
@@ -110,8 +106,8 @@ class BackendReader:
         backend, deadline = record.backend, time.monotonic() + timeout_seconds
         request = self._request_early(record, backend)
         seconds = min(self._status_timeout_seconds, timeout_seconds)
-        hook_status = self._hooks.query_status(backend, seconds)
-        return self._status(record, backend, deadline, request, hook_status)
+        query = self._hooks.begin_query(backend, seconds)
+        return self._status(record, backend, deadline, request, query)
 
     def _request_early(self, record: Record, backend: Backend) -> StatusRequest | None:
         """Start the gRPC request before the hooks run, if gRPC gave the last status."""
@@ -123,10 +119,10 @@ class BackendReader:
         backend: Backend,
         deadline: float,
         request: StatusRequest | None,
-        hook_status: Callable[[], Status | None],
+        query: HookQuery,
     ) -> StatusResult:
         outcome = request.wait(deadline - time.monotonic()) if request else None
-        status = hook_status()  # goes before gRPC's
+        status = query.status()  # goes before gRPC's
         if status is not None:
             result = StatusResult(status, "hook", None)
         else:

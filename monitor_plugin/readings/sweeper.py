@@ -142,7 +142,7 @@ class Sweeper:
 
     def _request_statuses(self, records: Sequence[Record]) -> list[StatusResult | None]:
         """Request the status of each backend; None stands for one that has ended."""
-        if self._hooks.have_a_part_in_status():
+        if self._hooks.may_delay_status():
             return self._request_through_hooks(records)
         backends = [record.backend for record in records]
         results: list[StatusResult | None] = []

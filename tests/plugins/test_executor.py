@@ -1,4 +1,4 @@
-"""Isolation by itself: turns, budgets, threads and figures, with implementations that misbehave."""
+"""The hook executor: order, times, threads and figures, with implementations that misbehave."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 from monitor_plugin import hookimpl
 from monitor_plugin.concurrency import thread_pool as workers
 from monitor_plugin.concurrency.thread_pool import MAX_IDLE
-from monitor_plugin.plugins.executor import HookCall, HookExecutor
-from monitor_plugin.plugins.hook_run import HookOverran, WrongType
+from monitor_plugin.plugins.executor import HookCall, HookExecutor, HookOverran, WrongType
 from monitor_plugin.plugins.manager import PluginManager
 
 from ..support import eventually
@@ -37,7 +36,7 @@ class Plugin:
 
 
 class Rig:
-    """An isolation and the plugins that it calls, the first one first."""
+    """A hook executor and the plugins that it calls, in their order."""
 
     def __init__(self) -> None:
         self.manager = PluginManager()
@@ -52,9 +51,8 @@ class Rig:
         return plugins
 
     def call(self, seconds: float | None = 10.0, **options: Any) -> list[tuple[str, object]]:
-        outcomes = self.executor.call(
-            HOOK, seconds, {}, options.pop("check", lambda value: value), **options
-        )
+        validate = options.pop("validate", lambda value: value)
+        outcomes = self.executor.call(HookCall(HOOK, seconds, {}, validate, **options))
         return [(name, value if error is None else type(error)) for name, value, error in outcomes]
 
     def figures(self, place: int) -> tuple[int, int, int]:
@@ -64,7 +62,7 @@ class Rig:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    """An isolation, closed after the test."""
+    """A rig that is closed after the test."""
     rig = Rig()
     yield rig
     rig.executor.close()
@@ -185,12 +183,12 @@ def test_those_after_the_end_are_not_called(rig: Rig) -> None:
     def is_late(outcome: Any) -> bool:
         return outcome.error is not None
 
-    assert rig.call(0.05, ends=has_value) == [("p1", HookOverran), ("p2", 2)]
+    assert rig.call(0.05, is_last=has_value) == [("p1", HookOverran), ("p2", 2)]
     assert plugins[3].threads == []
-    assert rig.call(0.05, ends=is_late) == [("p1", HookOverran)]
+    assert rig.call(0.05, is_last=is_late) == [("p1", HookOverran)]
     go.set()
-    eventually(lambda: rig.call(0.05, ends=is_late) != [("p1", HookOverran)])
-    assert rig.call(0.05, ends=has_value) == [("p2", 2)]
+    eventually(lambda: rig.call(0.05, is_last=is_late) != [("p1", HookOverran)])
+    assert rig.call(0.05, is_last=has_value) == [("p2", 2)]
     assert len(plugins[3].threads) == 1  # of the call that had no end
 
 
@@ -198,7 +196,7 @@ def test_an_answer_is_checked_within_its_time(rig: Rig, caplog: pytest.LogCaptur
     """What is wrong is an error, logged by its type; looking at it may take too long as well."""
     go = threading.Event()
 
-    def check(value: Any) -> Any:
+    def validate(value: Any) -> Any:
         if value == "slow":
             go.wait(60)
         if not isinstance(value, int):
@@ -209,7 +207,7 @@ def test_an_answer_is_checked_within_its_time(rig: Rig, caplog: pytest.LogCaptur
         pass
 
     rig.add(give("slow"), give("s3cret"), give(0), give(1), coroutine)
-    outcomes = rig.call(0.05, check=check)
+    outcomes = rig.call(0.05, validate=validate)
     go.set()
     wrong = [("p1", WrongType), ("p3", 1), ("p4", WrongType)]
     assert outcomes == [("p0", HookOverran), *wrong]
@@ -250,9 +248,9 @@ def test_a_hook_may_call_hooks(rig: Rig) -> None:
 def test_what_is_begun_goes_on_meanwhile(rig: Rig) -> None:
     """The outcomes are those of a call, whenever they are asked for."""
     (plugin,) = rig.add(give(1))
-    (outcomes,) = rig.executor.begin(HookCall(HOOK, 0.05, {}, lambda value: value))
+    (run,) = rig.executor.begin(HookCall(HOOK, 0.05, {}, lambda value: value))
     eventually(lambda: plugin.threads)
-    assert [outcome.value for outcome in outcomes()] == [1]
+    assert [outcome.value for outcome in run.outcomes()] == [1]
     assert sys.getrefcount(plugin) < 20
 
 
@@ -260,7 +258,9 @@ def test_one_that_overruns_may_end_it(rig: Rig) -> None:
     """Those after it are not called, where that is the end; nothing it says later counts."""
     go = threading.Event()
     plugins = rig.add(lambda: go.wait(60) and None, give(1))
-    assert rig.call(0.05, ends=lambda outcome: outcome.error is not None) == [("p0", HookOverran)]
+    assert rig.call(0.05, is_last=lambda outcome: outcome.error is not None) == [
+        ("p0", HookOverran)
+    ]
     go.set()
     eventually(lambda: not rig.executor.implementations(HOOK)[0].away)
     assert plugins[1].threads == []
@@ -270,7 +270,7 @@ def test_one_outcome_is_given_of_each(rig: Rig) -> None:
     """Whoever is given up at the moment at which it answers has overrun, and nothing else."""
     go = threading.Event()
     rig.add(give(1))
-    outcomes = rig.call(0.05, ends=lambda outcome: outcome.value is not None and go.wait(60))
+    outcomes = rig.call(0.05, is_last=lambda outcome: outcome.value is not None and go.wait(60))
     go.set()
     assert outcomes == [("p0", HookOverran)]
 

@@ -12,7 +12,7 @@ import pytest
 
 from monitor_plugin import Monitor, PluginError, Settings, hookimpl, hookspecs
 from monitor_plugin.hookspecs import PROJECT_NAME
-from monitor_plugin.plugins.executor import HookExecutor
+from monitor_plugin.plugins.executor import HookCall, HookExecutor
 from monitor_plugin.plugins.manager import PluginManager
 from monitor_plugin.plugins.signatures import argument_names, signature_of
 
@@ -98,8 +98,8 @@ def test_what_pluggy_calls_as_meant_is_taken(source: str) -> None:
     manager = PluginManager()
     manager.register(scope["Plugin"](), "mine")
     executor = HookExecutor([manager])
-    arguments = {"backend": 1, "exit": 2}
-    assert executor.call("monitor_backend_gone", None, arguments) == []
+    call = HookCall("monitor_backend_gone", None, {"backend": 1, "exit": 2})
+    assert executor.call(call) == []
 
 
 def test_a_hosts_own_plugins_are_held_to_the_same() -> None:
@@ -140,7 +140,7 @@ def test_an_old_implementation_works_where_a_hook_gains_an_argument() -> None:
     manager.register(New())
     arguments = {"backend": 1, "exit": 2, "later": 3}
     manager.hook.monitor_backend_gone(**arguments)
-    HookExecutor([manager]).call("monitor_backend_gone", None, arguments)
+    HookExecutor([manager]).call(HookCall("monitor_backend_gone", None, arguments))
     assert seen == [3, (1, 2)] * 2
 
 
