@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeVar
 
+from ..domain.byte_sizes import format_bytes
 from ..domain.errors import SettingsError
 from ..hookspecs import HOOK_FILE_PREFIX
 
@@ -125,12 +126,8 @@ def size(text: str) -> int:
 
 
 def size_text(amount: float) -> str:
-    """Show bytes: `8.25 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.4g} {unit}"
-        amount /= 1024
-    return f"{amount:.4g} TiB"
+    """Format bytes with four significant digits: `8.25 GiB`."""
+    return format_bytes(amount, ".4g")
 
 
 def count(text: str) -> int:

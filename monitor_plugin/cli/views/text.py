@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+from ...domain.byte_sizes import format_bytes
+
 UNKNOWN = "?"
 
 
@@ -28,13 +29,7 @@ def printable(text: str) -> str:
 
 def amount(count: float | None) -> str:
     """Show bytes: `96.0 MiB`."""
-    if count is None:
-        return UNKNOWN
-    unit = 0
-    while count >= 1023.95 and unit < len(_UNITS) - 1:
-        count /= 1024
-        unit += 1
-    return f"{count:.1f} {_UNITS[unit]}" if unit else f"{count:.0f} B"
+    return UNKNOWN if count is None else format_bytes(count)
 
 
 def percent(share: float | None) -> str:
