@@ -27,7 +27,7 @@ from monitor_plugin.cluster.transport.messages import (
 )
 from monitor_plugin.cluster.transport.pending_requests import Failure, PendingRequest
 from monitor_plugin.cluster.transport.subjects import Subjects, encode_token
-from monitor_plugin.domain.models import Memory
+from monitor_plugin.domain.models import Backend, Memory, Reading, Sample, Status
 
 REQUEST = Request("backends", Caller("b", "ops", "read", "here"))
 
@@ -72,6 +72,33 @@ def test_unpack_accepts_any_bytes(data: bytes) -> None:
     """Any bytes are a message or None; nothing is raised."""
     unpack(data, Reply)
     unpack(data, Announcement)
+
+
+def test_messages_have_the_field_names_of_earlier_versions() -> None:
+    """Nodes of different versions understand each other."""
+    request = Request("offer", Caller("a", "ops", "admin", "::1"), "m", with_memory=True)
+    assert msgspec.msgpack.decode(pack(request)) == {
+        "what": "offer",
+        "caller": {"node": "a", "name": "ops", "role": "admin", "whence": "::1"},
+        "model": "m",
+        "held": True,
+    }
+    reply = Reply("a", "1", memory=Memory(1), memory_source="backend", offer="key", last=False)
+    assert msgspec.msgpack.decode(pack(reply)) == {
+        "node": "a",
+        "run": "1",
+        "held": {"total": 1, "breakdown": {}},
+        "held_source": "backend",
+        "offer": "key",
+        "last": False,
+    }
+    backend = Backend("m", 1, "127.0.0.1:1", 2.0)
+    reading = Reading(backend, Status(2), Sample(1, 1, 1.0, 1.0), "grpc", "UNAVAILABLE", 3.0)
+    answer = Response(200, b"{}", {"X-Monitor-Node": "a"}, "stopped")
+    fields = msgspec.msgpack.decode(pack(Reply("a", "1", answer=answer, reading=reading)))
+    assert fields["answer"].keys() == {"status", "body", "headers", "outcome"}
+    assert {"rpc_error", "taken_at", "replicas", "memory_source"} < fields["reading"].keys()
+    assert fields["reading"]["sample"].keys() == {"rss", "vms", "memory_percent", "cpu_percent"}
 
 
 def test_directory_keeps_the_newest_announcement_until_the_node_leaves() -> None:
