@@ -1,4 +1,8 @@
-"""The answers that are lists: backends, history and events."""
+"""The answers that are lists: backends, history and events.
+
+Clients decode answers with these structs too. A field that an older monitor does not send has a
+default value, which means "unknown".
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,14 @@ from ..domain.models import Bytes, Memory, ProcessUsage, TreeUsage
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
     """The usage of a process and of its tree."""
 
-    tree: TreeUsage | None
+    tree: TreeUsage | None = None
 
 
 class ShutdownItem(msgspec.Struct, frozen=True):
     """A shutdown under way: its phase, and seconds since it began."""
 
     phase: str
-    seconds: float
+    seconds: float = 0.0
 
 
 class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,20 +35,20 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     pid: int
-    address: str
-    state: int | None
-    state_name: str
-    last_state: int | None
-    state_changed_at: datetime | None
-    source: str | None
-    rpc_error: str | None
-    age_seconds: float | None
-    memory: Memory | None
-    memory_source: str | None
-    process: ProcessItem | None
+    address: str = ""
+    state: int | None = None
+    state_name: str = "unknown"
+    last_state: int | None = None
+    state_changed_at: datetime | None = None
+    source: str | None = None
+    rpc_error: str | None = None
+    age_seconds: float | None = None
+    memory: Memory | None = None
+    memory_source: str | None = None
+    process: ProcessItem | None = None
     created_at: datetime
     uptime_seconds: float
-    shutdown: ShutdownItem | None
+    shutdown: ShutdownItem | None = None
 
 
 class EndItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,27 +56,27 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     pid: int
-    address: str
+    address: str = ""
     created_at: datetime
     ended_at: datetime
     cause: str
-    exit_code: int | None
-    signal: int | None
-    signal_name: str | None
-    oom: bool | None
-    description: str
+    exit_code: int | None = None
+    signal: int | None = None
+    signal_name: str | None = None
+    oom: bool | None = None
+    description: str = ""
 
 
 class NodeBackendItem(BackendItem, frozen=True, kw_only=True):
     """A backend of a cluster's list, with its node."""
 
-    node: str
+    node: str = ""
 
 
 class NodeEndItem(EndItem, frozen=True, kw_only=True):
     """A backend of a cluster that has ended, with its node."""
 
-    node: str
+    node: str = ""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -94,10 +98,10 @@ class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
     """A node of a cluster's list; `error` says why its backends are missing."""
 
     node: str
-    url: str | None
-    backends: int
-    machine: Machine | None
-    error: str | None
+    url: str | None = None
+    backends: int = 0
+    machine: Machine | None = None
+    error: str | None = None
 
 
 class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,10 +113,10 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     backends: list[NodeBackendItem]
     ended: list[NodeEndItem]
-    machine: Machine | None
-    nodes: list[NodeItem]
-    next: str | None
-    cluster_error: str | None
+    machine: Machine | None = None
+    nodes: list[NodeItem] = []
+    next: str | None = None
+    cluster_error: str | None = None
 
 
 class TargetGroup(msgspec.Struct, frozen=True):
@@ -154,8 +158,8 @@ class EventsAnswer(msgspec.Struct, frozen=True):
 
     events: list[dict[str, Any]]
     next: int
-    gap: bool
-    poll_after_seconds: float
+    gap: bool = False
+    poll_after_seconds: float = 0.0
 
 
 class VersionAnswer(msgspec.Struct, frozen=True):

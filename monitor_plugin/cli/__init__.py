@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for what went wrong, 2 for a bad command line."""
-    from .main import main as run  # here, so that importing the package imports no command
+    """Run a command; returns the exit code (`options.EXIT_CODES` has the list)."""
+    from .program import run  # here, so that importing the package imports no command
 
-    return run(arguments)
+    return run(sys.argv[1:] if arguments is None else arguments)

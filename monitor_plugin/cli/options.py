@@ -1,4 +1,4 @@
-"""What all commands have in common: the flags that say which monitor, and what errors become."""
+"""What the commands share: flags, exit codes, the text of their help and of errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,30 @@ from click.shell_completion import CompletionItem
 from ..client import Client, client_of
 from ..domain.errors import InvalidRequest, MonitorError, RequestFailed
 from ..domain.model_name import validate_model_name
-from .answers import ask_backends
+from .queries import fetch_backends
 from .views.text import printable
+
+PROGRAM = "monitor-plugin"
 
 FINE, FAILED, MISUSED, UNREACHABLE, NOT_LOADED = range(5)
 INTERRUPTED = 130
+EXIT_CODES = """\
+Exit codes:
+  0    fine; with stop: all are stopped
+  1    the monitor answered with an error; with stop: a model was not stopped
+  2    the command line cannot be used, or there is no terminal to ask on
+  3    no monitor answers at that URL
+  4    the model is not loaded
+  130  ended by Ctrl-C (143: by SIGTERM)"""
+
 _COMPLETION_SECONDS = 2.0
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def preformatted(*texts: str) -> str:
+    """Mark paragraphs so that click prints them as they are written."""
+    return "\n\n".join(f"\b\n{text}" for text in texts)
 
 
 def monitor_options(function: Function) -> Function:
@@ -41,7 +57,7 @@ def monitor_options(function: Function) -> Function:
     return function
 
 
-def client_for(url: str | None, token_file: str | None) -> Client:
+def make_client(url: str | None, token_file: str | None) -> Client:
     """Make the client that the flags and the environment ask for.
 
     Raises:
@@ -54,16 +70,16 @@ def client_for(url: str | None, token_file: str | None) -> Client:
 
 
 def exit_code_of(error: MonitorError) -> int:
-    """Give the exit code that tells of an error."""
+    """Return the exit code for an error."""
     if not isinstance(error, RequestFailed):
         return FAILED
     if error.type == "model_not_loaded":
         return NOT_LOADED
-    return UNREACHABLE if error.type is None else FAILED  # whoever answered is no monitor
+    return UNREACHABLE if error.type is None else FAILED  # without a type it is not a monitor's
 
 
 def explain(error: MonitorError) -> str:
-    """Say what went wrong, and what to do about it where that is known."""
+    """Say what went wrong, and what to do about it if that is known."""
     text = printable(str(error))
     if isinstance(error, RequestFailed) and error.status == 401:
         text += " (MONITOR_TOKEN, or --token-file, gives the token)"
@@ -71,12 +87,12 @@ def explain(error: MonitorError) -> str:
 
 
 class ModelName(click.types.StringParamType):
-    """A model's name, completed by those of the monitor that runs."""
+    """The name of a model. Shells complete it with the names of the loaded models."""
 
     name = "model"
 
     def convert(self, value: Any, parameter: Any, context: Any) -> str:
-        """Check a name."""
+        """Validate a name."""
         try:
             return validate_model_name(super().convert(value, parameter, context))
         except InvalidRequest as error:
@@ -85,12 +101,12 @@ class ModelName(click.types.StringParamType):
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """List the models that are loaded and begin so; none where the monitor does not answer."""
+        """List the loaded models whose names begin so; none if the monitor does not answer."""
         try:
             client = client_of(
                 os.environ, context.params.get("url"), context.params.get("token_file")
             )
-            answer, _ = ask_backends(client, fresh=False, timeout_seconds=_COMPLETION_SECONDS)
+            answer, _ = fetch_backends(client, fresh=False, timeout_seconds=_COMPLETION_SECONDS)
         except MonitorError:
             return []
         given = context.params.get(parameter.name or "") or ()

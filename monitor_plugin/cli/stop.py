@@ -1,4 +1,4 @@
-"""`stop`: asks first, stops several models at once, and says how far each is."""
+"""`monitor-plugin stop`: asks first, stops several models at once, and shows their progress."""
 
 from __future__ import annotations
 
@@ -10,19 +10,37 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import click
-from rich.cells import set_cell_size
 
+from ..api.schemas import ClusterBackendsAnswer, ShutdownItem
 from ..client import Client
 from ..domain.errors import MonitorError, RequestFailed
-from . import options
-from .answers import Backends, Item, ask_backends
-from .views.tables import backend_columns, by_memory, console, table_of
+from .options import (
+    EXIT_CODES,
+    FAILED,
+    FINE,
+    INTERRUPTED,
+    NOT_LOADED,
+    PROGRAM,
+    ModelName,
+    exit_code_of,
+    explain,
+    make_client,
+    monitor_options,
+    preformatted,
+)
+from .queries import fetch_backends
+from .views.summary import by_memory, missing_parts, not_loaded, summarize
 from .views.text import duration, printable, shown
 
+_EXAMPLES = """\
+Examples:
+  monitor-plugin stop llama
+  monitor-plugin stop --yes --force llama 'org/big model'
+  monitor-plugin stop --all"""
 _AT_ONCE = 4
-_LOOK_SECONDS = 0.5
-_LOOK_TIMEOUT_SECONDS = 5.0
-# It answers when it is done, and its parts may be set to take a day each.
+_PROGRESS_SECONDS = 0.5
+_PROGRESS_TIMEOUT_SECONDS = 5.0
+# The answer comes when the model has stopped. Each part of a shutdown may be set to take a day.
 _SHUTDOWN_TIMEOUT_SECONDS = 4 * 86400.0
 _RETRY_SECONDS = 1.0
 _PHASES = {
@@ -34,37 +52,72 @@ _PHASES = {
 
 
 class StopResult(NamedTuple):
-    """How the stop of a model went; no error: it is stopped."""
+    """The result of stopping a model; `error` is None if it has stopped."""
 
     model: str
     seconds: float
     error: MonitorError | None
 
 
-def stop_models(
-    client: Client, models: Iterable[str], *, force: bool, yes: bool, node: str | None = None
+@click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
+@click.argument("models", nargs=-1, type=ModelName(), metavar="MODEL...")
+@click.option("--all", "every", is_flag=True, help="Stop every model that is loaded.")
+@click.option("--force", is_flag=True, help="Do not wait for a busy one to finish its work.")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--node", metavar="NAME", help="Of a cluster, stop them on this node alone.")
+@monitor_options
+def stop(
+    url: str | None,
+    token_file: str | None,
+    models: tuple[str, ...],
+    every: bool,
+    force: bool,
+    yes: bool,
+    node: str | None,
 ) -> int:
-    """Stop models, or all that are loaded where none is named; returns the exit code.
+    """Stop models, for good: whole process trees, through the host's own books.
 
-    Of a cluster all nodes' are meant, unless one is named.
+    Asks first. Waits until a busy one has done its work, then until all of it is gone. Several
+    are stopped at the same time, up to four. Ctrl-C ends the waiting, not a shutdown that has
+    begun.
     """
-    answer, _ = ask_backends(client, fresh=False, node=node)
-    wanted = list(models) or list(dict.fromkeys(item.model for item in answer.backends))
-    # Those of a node that does not answer are meant by "all" too.
-    missed = [] if models else answer.missing()
-    for each in missed:
-        click.echo(f"monitor-plugin: {printable(each)}", err=True)
-    if not wanted:
-        click.echo(answer.summary())
-        return options.FAILED if missed else options.FINE
-    if not yes and not _agreed(answer, wanted, force):
-        click.echo("Nothing was stopped.", err=True)
-        return options.FAILED
-    stops = _Stops(client, wanted, force, node)
+    if bool(models) == every:
+        raise click.UsageError("name the models to stop, or say --all")
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal on which to ask; --yes stops without asking")
+    client = make_client(url, token_file)
+    return stop_models(client, dict.fromkeys(models), force=force, yes=yes, node=node)
+
+
+def stop_models(
+    client: Client, models: Iterable[str], *, force: bool, yes: bool, node: str | None
+) -> int:
+    """Stop models; returns the exit code.
+
+    Args:
+        client: asks the monitor.
+        models: their names; none for all models that are loaded.
+        force: do not wait for busy backends.
+        yes: do not ask first.
+        node: the node of a cluster on which to stop them; None for all nodes.
+    """
     progress = _Progress(client)
-    code = options.FAILED if missed else options.FINE
+    answer, _ = fetch_backends(client, fresh=False, node=node)
+    wanted = list(models) or list(dict.fromkeys(item.model for item in answer.backends))
+    # "All" includes the models of a node that does not answer.
+    missing = [] if models else missing_parts(answer)
+    for error in missing:
+        click.echo(f"{PROGRAM}: {printable(error)}", err=True)
+    if not wanted:
+        click.echo(summarize(answer))
+        return FAILED if missing else FINE
+    if not yes and not _confirm(answer, wanted, force):
+        click.echo("Nothing was stopped.", err=True)
+        return FAILED
+    stops = _Stops(client, wanted, force, node)
+    code = FAILED if missing else FINE
     try:
-        while (result := stops.next(_LOOK_SECONDS)) or stops.under_way:
+        while (result := stops.next(_PROGRESS_SECONDS)) or stops.under_way:
             if result is None:
                 progress.show(stops.under_way)
                 continue
@@ -72,15 +125,15 @@ def stop_models(
             if result.error is None:
                 click.echo(f"{shown(result.model)}: stopped in {result.seconds:.1f} s")
                 continue
-            click.echo(f"monitor-plugin: {options.explain(result.error)}", err=True)
-            # That one was not stopped says more than that another was not there.
-            if code in (options.FINE, options.NOT_LOADED):
-                code = options.exit_code_of(result.error)
+            click.echo(f"{PROGRAM}: {explain(result.error)}", err=True)
+            # A model that was not stopped matters more than one that was not loaded.
+            if code in (FINE, NOT_LOADED):
+                code = exit_code_of(result.error)
     except KeyboardInterrupt:
         progress.clear()
         left = ", ".join(shown(model) for model in stops.give_up())
         click.echo(f"Not waiting any more. The monitor goes on stopping {left}.", err=True)
-        return options.INTERRUPTED
+        return INTERRUPTED
     return code
 
 
@@ -92,12 +145,12 @@ def stop_one(
     pid: int | None = None,
     node: str | None = None,
 ) -> None:
-    """Stop a model, on all nodes or on one, or its backend with a PID.
+    """Stop a model, or its backend with a PID, on all nodes of a cluster or on one.
 
-    Waits while the monitor has too much to do.
+    Asks again while the monitor refuses because of too many shutdowns.
 
     Raises:
-        RequestFailed: it was not stopped.
+        RequestFailed: the model was not stopped.
     """
     body = {"model": model, "force": force, "pid": pid, "node": node}
     body = {name: value for name, value in body.items() if value is not None}
@@ -105,29 +158,31 @@ def stop_one(
         try:
             client.post("/backend/shutdown", body, timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS)
         except RequestFailed as error:
-            if error.type != "too_many_shutdowns":  # of which nothing was stopped
+            if error.type != "too_many_shutdowns":
                 raise
             time.sleep(_RETRY_SECONDS)
         else:
             return
 
 
-def _agreed(answer: Backends, wanted: Sequence[str], force: bool) -> bool:
-    concerned = sorted((item for item in answer.backends if item.model in wanted), key=by_memory)
+def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) -> bool:
+    from .views.tables import backend_columns, console, table_of
+
+    items = sorted((item for item in answer.backends if item.model in wanted), key=by_memory)
     output = console(stderr=True)
-    if concerned:
-        output.print(table_of(concerned, backend_columns(answer), output.width, fold=True))
-    loaded = {item.model for item in concerned}
+    if items:
+        output.print(table_of(items, backend_columns(answer), output.width, fold=True))
+    loaded = {item.model for item in items}
     for model in wanted:
         if model not in loaded:
-            click.echo(f"{shown(model)} {answer.absent()}.", err=True)
+            click.echo(f"{shown(model)} {not_loaded(answer)}.", err=True)
     count = f"model '{shown(wanted[0])}'" if len(wanted) == 1 else f"these {len(wanted)} models"
     how = " by force, whatever they do" if force else ""
     return click.confirm(f"Stop {count}{how}?", err=True)
 
 
 class _Stops:
-    """Stops models, a few at a time, on threads that do not keep the process from ending."""
+    """Stops models, a few at a time, on daemon threads: the process can end before they do."""
 
     def __init__(
         self, client: Client, models: Sequence[str], force: bool, node: str | None
@@ -142,7 +197,7 @@ class _Stops:
             self._start_next()
 
     def next(self, timeout_seconds: float) -> StopResult | None:
-        """Wait for the next result; None where there is none in that time."""
+        """Wait for the next result; returns None if there is none in that time."""
         try:
             result = self._results.get(timeout=timeout_seconds)
         except queue.Empty:
@@ -152,7 +207,7 @@ class _Stops:
         return result
 
     def give_up(self) -> list[str]:
-        """Begin no more; gives those that are under way."""
+        """Start no more; returns the models whose shutdown is under way."""
         self._waiting.clear()
         return self.under_way
 
@@ -172,44 +227,47 @@ class _Stops:
 
 
 class _Progress:
-    """A line that says how far the shutdowns are: rewritten in a terminal, else at each change."""
+    """Shows the phases of shutdowns: a line that is rewritten in a terminal, else each change."""
 
     def __init__(self, client: Client) -> None:
+        from .views.tables import console
+
         self._client = client
         self._console = console(stderr=True)
-        self._said: dict[str, str] = {}
+        self._printed: dict[str, str] = {}
 
     def show(self, models: Sequence[str]) -> None:
-        """Ask the monitor how far these are, and say so."""
+        """Ask the monitor for the phases of these models, and print them."""
         try:
-            answer, _ = ask_backends(
-                self._client, fresh=False, timeout_seconds=_LOOK_TIMEOUT_SECONDS
+            answer, _ = fetch_backends(
+                self._client, fresh=False, timeout_seconds=_PROGRESS_TIMEOUT_SECONDS
             )
-        except MonitorError:  # the shutdown itself tells, if it is for good
+        except MonitorError:  # if this lasts, the shutdown itself fails too
             return
-        under_way = {item.model: item for item in answer.backends if item.shutdown}
-        lines = {model: _phase(under_way[model]) for model in models if model in under_way}
+        shutdowns = {item.model: item.shutdown for item in answer.backends if item.shutdown}
+        shutdowns = {model: shutdowns[model] for model in models if model in shutdowns}
         if self._console.is_terminal:
-            parts = [f"{shown(model)}: {how}, {since}" for model, (how, since) in lines.items()]
+            from rich.cells import set_cell_size
+
+            parts = [
+                f"{shown(model)}: {_describe(shutdown)}, {duration(shutdown.seconds)}"
+                for model, shutdown in shutdowns.items()
+            ]
             line = set_cell_size("; ".join(parts), max(0, self._console.width - 1))
-            self._write(f"\r{line}")
-        else:
-            for model, (how, _) in lines.items():
-                if self._said.get(model) != how:
-                    self._said[model] = how
-                    self._write(f"{shown(model)}: {how}\n")
+            click.echo(f"\r{line}", err=True, nl=False)
+            return
+        for model, shutdown in shutdowns.items():
+            phase = _describe(shutdown)
+            if self._printed.get(model) != phase:
+                self._printed[model] = phase
+                click.echo(f"{shown(model)}: {phase}", err=True)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._console.is_terminal:
-            self._write("\r" + " " * max(0, self._console.width - 1) + "\r")
-
-    def _write(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+            blank = " " * max(0, self._console.width - 1)
+            click.echo(f"\r{blank}\r", err=True, nl=False)
 
 
-def _phase(item: Item) -> tuple[str, str]:
-    assert item.shutdown
-    phase = item.shutdown.phase
-    return _PHASES.get(phase, printable(phase)), duration(item.shutdown.seconds)
+def _describe(shutdown: ShutdownItem) -> str:
+    return _PHASES.get(shutdown.phase, printable(shutdown.phase))

@@ -95,6 +95,9 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     else:
         structs += [schemas.BackendsAnswer, requests.MonitorBody, requests.ShutdownBody]
     _, components = msgspec.json.schema_components(structs, ref_template=_REF_TEMPLATE)
+    for name, component in components.items():
+        if "properties" in component and not hasattr(requests, name):
+            _require_all_properties(component)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -109,6 +112,17 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return msgspec.json.encode(document)
+
+
+def _require_all_properties(component: dict[str, Any]) -> None:
+    """Require every property of an answer.
+
+    The structs have default values for clients that decode the answer of an older monitor. This
+    monitor sends every field.
+    """
+    component["required"] = list(component["properties"])
+    for schema in component["properties"].values():
+        schema.pop("default", None)
 
 
 def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:

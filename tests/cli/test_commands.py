@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from monitor_plugin import Backend, Monitor, hookimpl
-from monitor_plugin.cli import options
-from monitor_plugin.cli.main import main
+from monitor_plugin.cli import main, options
 from monitor_plugin.cli.views.text import shown
 
 from ..support import Client, Spawner, eventually, is_running, load_sleeper
@@ -290,10 +289,9 @@ def test_what_can_be_no_model(model: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """The commands are all in the program's help; theirs has examples, and exit codes."""
-    with pytest.raises(SystemExit):
-        main(["--help"])
+    assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("demo", "supervisord", "ps", "top", "status", "stop", "completion"):
+    for command in ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion"):
         assert re.search(rf"^ +{command} ", text, re.M)
     for command in ("ps", "top", "status", "stop"):
         assert main([command, "--help"]) == 0
@@ -303,20 +301,46 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:
-    """The commands say so; the others need neither click nor rich."""
+    """The commands that draw say so before they do anything; the others do not need rich."""
     code = """
 import sys
-sys.modules["rich"] = sys.modules["click"] = None
+sys.modules["rich"] = None
 from monitor_plugin.cli import main
-assert main(["ps"]) == 1
-main(["demo", "--help"])
+for command in ("ps", "top", "stop --yes m"):
+    assert main([*command.split(), "--url", "http://127.0.0.1:1"]) == 1
+assert main(["ps", "--json", "--url", "http://127.0.0.1:1"]) == 3
+assert main(["--help"]) == main(["demo", "--help"]) == 0
 """
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "pip install 'monitor-plugin[cli]'" in run.stderr
-    assert run.stderr.count("\n") == 1
+    assert run.stderr.count("pip install 'monitor-plugin[cli]'\n") == 3
+    assert run.stderr.count("\n") == 4
     assert "--listen" in run.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ps", "--json"], ["ps"], ["stop", "--help"]])
+def test_commands_that_ask_a_monitor_import_neither_grpc_nor_falcon(
+    arguments: list[str], monitor: Monitor, load: Load
+) -> None:
+    """Nor anything else that takes long to import; rich comes where a table is drawn alone."""
+    load("m")
+    code = """
+import sys
+from monitor_plugin.cli import main
+assert main(sys.argv[1:]) == 0
+print(*sorted({"asyncio", "falcon", "grpc", "google.protobuf", "psutil", "rich", "waitress"}
+    & set(sys.modules)), file=sys.stderr)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"MONITOR_URL": monitor.url},
+    )
+    assert run.stderr == ("rich\n" if arguments == ["ps"] else "\n")
 
 
 def test_a_reader_that_goes_away_is_no_traceback(monitor: Monitor, load: Load) -> None:

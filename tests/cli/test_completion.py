@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,41 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor_plugin import Monitor
-from monitor_plugin.cli import options
-from monitor_plugin.cli.completion import Typed, parse_line, quoted
-from monitor_plugin.cli.main import main
+from monitor_plugin.cli import main, options
+from monitor_plugin.cli.completion import quoted
 
 from ..support import Spawner
 from ..terminals import Terminal
-
-BREAKS = " \t\n\"'@><=;|&(:"
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("p stop ", Typed(["p", "stop"], "", "", 0)),
-        ("p stop a", Typed(["p", "stop"], "a", "", 0)),
-        ("p  stop 'x y'  a:b", Typed(["p", "stop", "x y"], "a:b", "", 2)),
-        (r"p a\:b\ c", Typed(["p"], "a:b c", "", 0)),
-        (r"p a@b:c", Typed(["p"], "a@b:c", "", 4)),
-        ("p 'a:b", Typed(["p"], "a:b", "'", 0)),
-        ('p x"a\\"$', None),
-        ('p x"a\\"\\$b:', Typed(["p"], 'xa"$b:', '"', 1)),
-        ("p a\\", Typed(["p"], "a", "", 0)),
-        ("p 'a'", None),
-        ("p 'a'b", None),
-        ("p $(rm x) a", None),
-        ("p `a` b", None),
-        ("p a; b", None),
-        ('p "a\\', Typed(["p"], "a", '"', 0)),
-        ("p '' a", Typed(["p", ""], "a", "", 0)),
-    ],
-)
-def test_lines_are_taken_apart(line: str, expected: Typed | None) -> None:
-    """As bash does it, up to what it replaces; what is more than quoting is left alone."""
-    assert parse_line(line, BREAKS) == expected
-
 
 NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=30)
 
@@ -74,8 +45,10 @@ def test_names_come_through_bash_unchanged(names: list[str]) -> None:
 def ask(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
+    """Complete a line as bash asks for it; it replaces what follows an open quote, or a `:`."""
+    word = line.rpartition("'")[2] if "'" in line else re.split(r"(?<!\\)[ :=]", line)[-1]
     monkeypatch.setenv("COMP_LINE", line)
-    monkeypatch.setenv("COMP_BREAKS", BREAKS)
+    monkeypatch.setenv("COMP_WORD", word)
     monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", "bash_complete")
     assert main([]) == 0
     return capsys.readouterr().out.splitlines()
@@ -87,7 +60,7 @@ def test_commands_flags_and_models_are_completed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of argparse's commands and click's, and models of the monitor that the line names."""
+    """Commands, flags and their values, and models of the monitor that the line names."""
     monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a:b c", "a:$(x)", "other"):
         process = spawner.sleeper()
@@ -98,7 +71,7 @@ def test_commands_flags_and_models_are_completed(
     def asked(line: str) -> list[str]:
         return ask(f"monitor-plugin {line}", monkeypatch, capsys)
 
-    assert asked("s") == ["plain,status", "plain,stop", "plain,supervisord"]
+    assert sorted(asked("s")) == ["plain,status", "plain,stop", "plain,supervisord"]
     assert asked("demo --status-t") == ["plain,--status-timeout-seconds"]
     assert "plain,--once" in asked("demo --")
     assert not any("--token\n" in f"{line}\n" for line in asked("demo --t"))
@@ -193,6 +166,10 @@ def test_a_real_bash_completes(
     bash.wait_for(r"$ monitor-plugin status org/my\ model:7b")
     bash.press("\x15monitor-plugin status 'org/my mo\t")
     bash.wait_for("$ monitor-plugin status 'org/my model:7b'")
+    bash.press('\x15monitor-plugin status "org/my mo\t')
+    bash.wait_for('$ monitor-plugin status "org/my model:7b"')
+    bash.press("\x15monitor-plugin ps --model=or\t")
+    bash.wait_for(r"$ monitor-plugin ps --model=org/my\ model\:7b")
     bash.press("\x15monitor-plugin status x\t")
     bash.wait_for(r"$ monitor-plugin status x\$\(touch\ pwned\)")
     bash.press("\recho code $?\r")

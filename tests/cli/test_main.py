@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.cli.main import main
+from monitor_plugin.cli import main
 from monitor_plugin.demo.host import MODELS
 
 from ..support import Client, Spawner, eventually
@@ -76,9 +76,8 @@ def test_a_form_that_the_log_does_not_have_is_refused(
 ) -> None:
     """Also where the variable names it."""
     monkeypatch.setenv("MONITOR_LOG_FORMAT", "xml")
-    with pytest.raises(SystemExit, match="2"):
-        main(["demo", "--once"])
-    assert "'xml' is neither text nor json" in capsys.readouterr().err
+    assert main(["demo", "--once"]) == 2
+    assert "'xml' is not one of 'text', 'json'" in capsys.readouterr().err
 
 
 def test_demo_once_says_what_is_not_as_expected(
@@ -138,51 +137,45 @@ def test_a_taken_port_is_said_in_a_line(
 
 def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     """Every field but the token has a flag; a bad value is named with its flag."""
-    with pytest.raises(SystemExit):
-        main(["demo", "--help"])
+    assert main(["demo", "--help"]) == 0
     text = capsys.readouterr().out
     for field in msgspec.structs.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
         assert bool(re.search(rf"{flag}\b(?!-)", text)) == (field.name != "token"), flag
     assert main(["demo", "--http-threads", "many"]) == 1
     assert "--http-threads='many'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--version"])
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("monitor-plugin ")
 
 
-@pytest.mark.parametrize("command", ["demo", "hooks"])
+@pytest.mark.parametrize("command", ["demo", "hooks", "ps"])
 @pytest.mark.parametrize("words", [["--token", "s3cret"], ["--token=s3cret"]])
 def test_a_token_is_not_taken_from_a_flag(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor is its flag taken for the beginning of another's, nor its value shown again."""
-    with pytest.raises(SystemExit) as raised:
-        main([command, *words])
+    assert main([command, *words]) == 2
     error = capsys.readouterr().err
-    assert raised.value.code == 2
     assert "s3cret" not in error
     assert "MONITOR_TOKEN" in error
 
 
-@pytest.mark.parametrize("command", ["demo", "hooks"])
+@pytest.mark.parametrize("command", ["demo", "hooks", "ps"])
 @pytest.mark.parametrize("words", [["--tok", "s3cret"], ["--tok=s3cret"], ["--token-f=s3cret"]])
 def test_a_flag_is_not_abbreviated(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The beginning of one is refused by its name, and its value is not shown."""
-    with pytest.raises(SystemExit, match="2"):
-        main([command, *words])
+    assert main([command, *words]) == 2
     error = capsys.readouterr().err
     assert "s3cret" not in error
-    assert error.endswith(f"unrecognized arguments: {words[0].partition('=')[0]}\n")
+    assert re.search(rf"No such option:? '?{words[0].partition('=')[0]}\b", error)
 
 
 def test_an_argument_too_many_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """One that is no flag, too."""
-    with pytest.raises(SystemExit, match="2"):
-        main(["hooks", "now"])
-    assert capsys.readouterr().err.endswith("unrecognized arguments: now\n")
+    assert main(["hooks", "now"]) == 2
+    assert "unexpected extra argument (now)" in capsys.readouterr().err
 
 
 def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
@@ -256,12 +249,13 @@ def test_the_demo_is_not_open_by_accident(listen: str, capsys: pytest.CaptureFix
 
 
 def test_importing_starts_nothing() -> None:
-    """The package starts no thread and opens nothing when it is imported."""
+    """The package starts no thread and opens nothing when it is imported, and takes not long."""
     code = """
-import os, threading
+import os, sys, threading
 before = os.listdir("/proc/self/fd")
-import monitor_plugin
+import monitor_plugin, monitor_plugin.cli
 assert os.listdir("/proc/self/fd") == before
+assert not {"grpc", "falcon", "click", "rich"} & set(sys.modules)
 assert threading.active_count() == 1
 """
     environment = {**os.environ, "COVERAGE_PROCESS_START": ""}

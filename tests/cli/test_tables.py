@@ -11,7 +11,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 
-from monitor_plugin.cli.answers import Backends, Event
+from monitor_plugin.api.schemas import ClusterBackendsAnswer
+from monitor_plugin.cli.queries import EventItem
 from monitor_plugin.cli.views.details import details_view
 from monitor_plugin.cli.views.tables import backends_view
 from monitor_plugin.cli.views.top import Screen, drawn
@@ -37,15 +38,16 @@ def item(model: str, pid: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-def answer(*items: dict[str, Any], ended: int = 0) -> Backends:
+def answer(*items: dict[str, Any], ended: int = 0) -> ClusterBackendsAnswer:
     end = {"model": "gone\x1b", "pid": 9, "cause": "killed", "description": "was killed\x1b[2J"}
+    end["created_at"] = "2026-01-02T03:00:00Z"
     return msgspec.convert(
         {
             "backends": items,
             "ended": [{**end, "ended_at": "2026-01-02T03:04:05Z"}] * ended,
             "machine": {"memory_total": 1000 * MIB, "cpus": 2},
         },
-        Backends,
+        ClusterBackendsAnswer,
     )
 
 
@@ -130,15 +132,15 @@ def test_details() -> None:
     assert "has ended lately" in text_of(details_view(answer(item("m", 1)), "m", 80), 80)
 
 
-def events() -> list[Event]:
+def events() -> list[EventItem]:
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     return [
-        Event(1, "registered", at, "m\x1b", 5),
-        Event(2, "state_changed", at, "m", 5, previous_name="ready", current_name="busy"),
-        Event(3, "shutdown_phase", at, "m", 5, phase="draining"),
-        Event(4, "ended", at, "m", 5, cause="killed", description="was killed by SIGKILL"),
-        Event(5, "shutdown_finished", at, "m", 5, outcome="failed", seconds=3.0),
-        Event(6, "of_another_version"),
+        EventItem(1, "registered", at, "m\x1b", 5),
+        EventItem(2, "state_changed", at, "m", 5, previous_name="ready", current_name="busy"),
+        EventItem(3, "shutdown_phase", at, "m", 5, phase="draining"),
+        EventItem(4, "ended", at, "m", 5, cause="killed", description="was killed by SIGKILL"),
+        EventItem(5, "shutdown_finished", at, "m", 5, outcome="failed", seconds=3.0),
+        EventItem(6, "of_another_version"),
     ]
 
 
@@ -157,7 +159,7 @@ def test_the_screen_fits(size: tuple[int, int], lost: str | None) -> None:
         events=events(),
         lost=lost,
         question="y yes, n no: stop?",
-        note="Stopped x.",
+        message="Stopped x.",
     )
     lines = text_of(Group(*drawn(screen, width, height)), width).splitlines()
     if height >= 10:

@@ -17,9 +17,9 @@ from functools import partial
 import pytest
 
 from monitor_plugin import Monitor
-from monitor_plugin.cli.answers import ask_backends
+from monitor_plugin.cli.live import Top
+from monitor_plugin.cli.queries import fetch_backends
 from monitor_plugin.cli.terminal import keys_of, open_terminal
-from monitor_plugin.cli.top import Top
 from monitor_plugin.client import Client
 
 from ..support import Spawner, eventually, free_port, is_running, load_sleeper
@@ -92,7 +92,7 @@ def make_top() -> Iterator[MakeTop]:
             top.follow()
 
     def make(monitor: Monitor, url: str | None = None) -> Top:
-        answer = ask_backends(Client(monitor.url))[0]
+        answer = fetch_backends(Client(monitor.url))[0]
         top = Top(Client(url or monitor.url), answer, "name", 0.2, end)
         threads.append(threading.Thread(target=follow, args=(top,)))
         threads[-1].start()
@@ -144,12 +144,12 @@ def test_a_stop_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> N
     assert selected(top) == "a"
     top.press(["s"])
     top.press(["y"])
-    eventually(lambda: top.screen().note == "Stopped a.")
+    eventually(lambda: top.screen().message == "Stopped a.")
     assert [is_running(process.pid) for process in (first, other)] == [False, True]
     eventually(lambda: selected(top) == "b")
     top.press(["s"])
     other.kill()
-    eventually(lambda: top.screen().note == "It has ended by itself.")
+    eventually(lambda: top.screen().message == "It has ended by itself.")
     assert top.screen().question is None
     top.press(["s", "down", "up"])
     assert top.screen().question is None
@@ -177,7 +177,7 @@ def test_of_several_replicas_one_is_stopped(
     top.press(["s"])
     assert f"stop m (PID {pids[1]})?" in (top.screen().question or "")
     top.press(["f"])
-    eventually(lambda: (top.screen().note or "").startswith("Stopped m"))
+    eventually(lambda: (top.screen().message or "").startswith("Stopped m"))
     assert [is_running(pid) for pid in pids] == [True, False]
 
 
@@ -272,8 +272,8 @@ def test_an_error_leaves_the_terminal_as_it_was(monitor: Monitor, spawner: Spawn
     """Whatever it is; and at the beginning a monitor that is not there is told in a line."""
     code = """
 import sys
-from monitor_plugin.cli import top
-top.drawn = None
+from monitor_plugin.cli import live
+live.drawn = None
 from monitor_plugin.cli import main
 main(["top", "--url", sys.argv[1]])
 """

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from monitor_plugin.cli.answers import ask_backends
-from monitor_plugin.cli.top import Top
+from monitor_plugin.cli.live import Top
+from monitor_plugin.cli.queries import fetch_backends
 from monitor_plugin.cli.views.top import drawn
 from monitor_plugin.client import Client
 
@@ -64,7 +64,7 @@ def test_what_a_node_without_an_answer_has_is_not_said_to_be_gone(
     assert "is not loaded on any node that answers" in unknown.stderr
     assert "is not loaded on any node that answers" in command(a, "ps", "--model", "far").stdout
     client = Client(a.client.url)
-    top = Top(client, ask_backends(client)[0], "name", 0.2, lambda: None)
+    top = Top(client, fetch_backends(client)[0], "name", 0.2, lambda: None)
     assert "no answer of node-b" in str(drawn(top.screen(), 120, 24)[0])
     stopped, nothing = command(a, "stop", "--yes", "--all"), command(a, "stop", "--yes", "--all")
     assert "here: stopped" in stopped.stdout

@@ -66,8 +66,9 @@ def test_invalid_replies_become_errors_that_name_the_node(
     assert not [each for each in caplog.records if each.exc_info], "something was raised"
 
 
-_END = b'{"model":"m","pid":1,"cause":"exited","node":"rogue","ended_at":"2026-01-01T00:00:00%s"}'
-_HERE = b'{"model":"m","pid":1,"node":"rogue"%s}'
+_ITEM = b'{"model":"m","pid":1,"node":"rogue","created_at":"2026-01-01T00:00:00Z",'
+_END = _ITEM + b'"cause":"exited","ended_at":"2026-01-01T00:00:00%s"}'
+_HERE = _ITEM + b'"uptime_seconds":1.0%s}'
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,8 @@ _HERE = b'{"model":"m","pid":1,"node":"rogue"%s}'
         (_HERE % b"", _END % b"Z", True),
         (_HERE % b"", _END % b"", False),
         (_HERE % b',"address":"\xff"', b"", False),
-        (b'{"pid":1,"node":"rogue"}', b"", False),
-        (b'{"model":"m","pid":1,"node":"a"}', b"", False),
+        (_HERE.replace(b'"model":"m",', b"") % b"", b"", False),
+        (_HERE.replace(b"rogue", b"a") % b"", b"", False),
     ],
     ids=["good", "a time without a zone", "no UTF-8", "without a model", "another's"],
 )

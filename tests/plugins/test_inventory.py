@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pluggy
 import pytest
 
 from monitor_plugin import Backend, Monitor, Settings, Status, hookimpl, install
-from monitor_plugin.cli.main import main
+from monitor_plugin.api.results import HooksAnswer
+from monitor_plugin.cli import main
 from monitor_plugin.cli.views.hooks import hooks_table
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
@@ -220,14 +222,15 @@ def test_nobody_there_is_a_line_and_exit_code_1(
 
 def test_the_table_takes_what_there_is() -> None:
     """No plugin at all, one without hooks, and a name that would move the cursor."""
-    assert hooks_table({"plugins": [], "disabled": []}) == "no plugin is loaded"
+    assert hooks_table(HooksAnswer([], ())) == "no plugin is loaded"
     hook: dict[str, Any] = {"name": "h", "calls": 12345678, "errors": 0, "overruns": 1}
     hook |= {"seconds_total": 1.25, "seconds_max": 0.001}
     plugins = [
         {"name": "a\x1b[2J", "source": "s", "hooks": []},
         {"name": "b", "source": "s", "hooks": [hook]},
     ]
-    lines = hooks_table({"plugins": plugins, "disabled": ["x", "y"]}).splitlines()
+    answer = msgspec.convert({"plugins": plugins, "disabled": ["x", "y"]}, HooksAnswer)
+    lines = hooks_table(answer).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["a\\x1b[2J", "-", "-", "-", "-", "-", "-", "s"],
         ["b", "h", "12345678", "0", "1", "1250.0", "1.0", "s"],

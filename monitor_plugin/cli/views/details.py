@@ -1,4 +1,4 @@
-"""How one model looks: all that is known of each of its backends."""
+"""The view of one model: all that is known of each of its backends."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...domain.models import State
-from ..answers import Backends, Figures, Item, seconds_since
+from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem
+from ...domain.models import ProcessUsage, State, TreeUsage
+from .summary import describe_source, memory_bytes, memory_percent, seconds_since
 from .tables import GAP, condition_text, ends_table
 from .text import UNKNOWN, amount, duration, percent, printable, shown
 
 _BAR_WIDTH = 20
 
 
-def details_view(answer: Backends, model: str, width: int) -> RenderableType:
+def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> RenderableType:
     """Show all that is known of one model's backends."""
     count = len(answer.backends)
     parts: list[RenderableType] = [
@@ -35,14 +36,14 @@ def details_view(answer: Backends, model: str, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _details(item: Item, answer: Backends) -> list[tuple[str, Text]]:
+def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple[str, Text]]:
     age = "" if item.age_seconds is None else f", read {duration(item.age_seconds)} ago"
     lines = [
         *([("node", Text(printable(item.node)))] if item.node else []),
         ("PID", Text(str(item.pid))),
         ("address", Text(printable(item.address))),
         ("state", condition_text(item).append(_last_state(item), "not bold")),
-        ("source", Text(printable(item.why) + age)),
+        ("source", Text(printable(describe_source(item)) + age)),
         ("started", Text(_started(item))),
         ("memory", Text(_memory(item, answer))),
     ]
@@ -55,13 +56,13 @@ def _details(item: Item, answer: Backends) -> list[tuple[str, Text]]:
             bar = "#" * max(1 if size else 0, round(_BAR_WIDTH * size / max(1, largest)))
             lines.append(("", Text(f"{padded}  {amount(size):>10}  {bar}")))
     if item.process:
-        lines.append(("process", Text(_figures(item.process))))
-        lines.append(("tree", Text(_figures(item.process.tree))))
+        lines.append(("process", Text(_usage(item.process))))
+        lines.append(("tree", Text(_usage(item.process.tree))))
     return lines
 
 
-def _last_state(item: Item) -> str:
-    """Say what it said before it said nothing."""
+def _last_state(item: NodeBackendItem) -> str:
+    """Return the last state of a backend that gives none now."""
     if item.state is not None or item.last_state is None:
         return ""
     names = {int(each): each.name.lower() for each in State}
@@ -69,35 +70,36 @@ def _last_state(item: Item) -> str:
     return f", {names.get(item.last_state, item.last_state)} before, since {since}"
 
 
-def _started(item: Item) -> str:
-    if item.created_at is None:
-        return UNKNOWN
+def _started(item: NodeBackendItem) -> str:
     return f"{item.created_at:%Y-%m-%d %H:%M:%S} UTC, {duration(item.uptime_seconds)} ago"
 
 
-def _memory(item: Item, answer: Backends) -> str:
-    share = answer.share(item)
-    said = {"backend": "the backend's word", "pss": "PSS of its tree", "rss": "RSS of its tree"}
-    source = said.get(item.memory_source or "", "source unknown")
-    return f"{amount(item.held)}, {percent(share)} % of the machine's, {source}"
+def _memory(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> str:
+    share = percent(memory_percent(item, answer))
+    names = {"backend": "the backend's word", "pss": "PSS of its tree", "rss": "RSS of its tree"}
+    source = names.get(item.memory_source or "", "source unknown")
+    return f"{amount(memory_bytes(item))}, {share} % of the machine's, {source}"
 
 
-def _figures(figures: Figures) -> str:
-    counted = [
-        (figures.processes, ("processes", "process")),
-        (figures.threads, ("threads", "thread")),
-        (figures.open_files, ("open files", "open file")),
+def _usage(usage: ProcessUsage | None) -> str:
+    if usage is None:
+        return UNKNOWN
+    tree = usage if isinstance(usage, TreeUsage) else None
+    counts = [
+        (tree.processes if tree else None, "processes", "process"),
+        (usage.threads, "threads", "thread"),
+        (usage.open_files, "open files", "open file"),
     ]
-    sized = [
-        ("rss", figures.rss),
-        ("pss", figures.pss),
-        ("vms", figures.vms),
-        ("vram", figures.vram),
+    sizes = [
+        ("rss", usage.rss),
+        ("pss", tree.pss if tree else None),
+        ("vms", usage.vms),
+        ("vram", tree.vram if tree else None),
     ]
-    parts = [f"{number} {name[number == 1]}" for number, name in counted if number is not None]
-    parts += [f"{name} {amount(size)}" for name, size in sized if size is not None]
-    if figures.cpu_percent is not None:
-        parts.append(f"cpu {percent(figures.cpu_percent)} % of one core")
-    if figures.cpu_seconds is not None:
-        parts.append(f"{figures.cpu_seconds:.1f} s of cpu")
+    parts = [f"{n} {one if n == 1 else several}" for n, several, one in counts if n is not None]
+    parts += [f"{name} {amount(size)}" for name, size in sizes if size is not None]
+    if usage.cpu_percent is not None:
+        parts.append(f"cpu {percent(usage.cpu_percent)} % of one core")
+    if usage.cpu_seconds is not None:
+        parts.append(f"{usage.cpu_seconds:.1f} s of cpu")
     return ", ".join(parts) or UNKNOWN

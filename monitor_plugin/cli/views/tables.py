@@ -1,4 +1,4 @@
-"""How backends and their ends look: tables that leave out what matters least where it is narrow."""
+"""Tables of backends and of their ends; a narrow terminal gets the most important columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,22 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..answers import ALARMING, Backends, End, Item, seconds_since
-from .text import UNKNOWN, amount, duration, percent, printable, shown
+from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem
+from .summary import (
+    ALARMING,
+    ago,
+    by_memory,
+    condition,
+    condition_seconds,
+    cpu_percent,
+    describe_source,
+    memory_bytes,
+    memory_percent,
+    missing_parts,
+    not_loaded,
+    summarize,
+)
+from .text import amount, duration, percent, printable, shown
 
 _STYLES = {
     "ready": "green",
@@ -32,7 +46,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column; the one with the highest `dispensable` is left out first, and never one with 0."""
+    """A column; the one with the highest `dispensable` is left out first, one with 0 never."""
 
     title: str
     cell: Callable[[Row], Text]
@@ -41,66 +55,49 @@ class Column(Generic[Row]):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Make a console that takes no text for markup, and folds nothing where nobody looks."""
+    """Make a console that takes no text for markup, and folds no line unless it is a terminal."""
     made = Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=False)
     if not made.is_terminal:
         made.width = 10_000
     return made
 
 
-def backend_columns(answer: Backends) -> list[Column[Item]]:
-    """What is shown of backends, with their nodes in a cluster."""
-    node: Column[Item] = Column("NODE", lambda item: Text(printable(item.node or "")), 1)
+def backend_columns(answer: ClusterBackendsAnswer) -> list[Column[NodeBackendItem]]:
+    """Return the columns for backends; in a cluster one of them is for nodes."""
+    node: Column[NodeBackendItem] = Column("NODE", lambda item: Text(printable(item.node)), 1)
     return [
         Column("MODEL", lambda item: Text(shown(item.model)), 0),
         *([node] if answer.nodes else []),
         Column("PID", lambda item: Text(str(item.pid)), 4, "right"),
         Column("STATE", condition_text, 0),
-        Column("MEMORY", lambda item: Text(amount(item.held)), 0, "right"),
-        Column("MEM%", lambda item: Text(percent(answer.share(item))), 5, "right"),
-        Column("CPU%", lambda item: Text(percent(item.cpu_percent)), 2, "right"),
+        Column("MEMORY", lambda item: Text(amount(memory_bytes(item))), 0, "right"),
+        Column("MEM%", lambda item: Text(percent(memory_percent(item, answer))), 5, "right"),
+        Column("CPU%", lambda item: Text(percent(cpu_percent(item))), 2, "right"),
         Column("UPTIME", lambda item: Text(duration(item.uptime_seconds)), 3, "right"),
-        Column("SOURCE", lambda item: Text(printable(item.why)), 6),
+        Column("SOURCE", lambda item: Text(printable(describe_source(item))), 6),
     ]
 
 
-_END_COLUMNS: list[Column[End]] = [
+_END_COLUMNS: list[Column[NodeEndItem]] = [
     Column("ENDED", lambda end: Text(shown(end.model)), 0),
-    Column(
-        "PID",
-        lambda end: Text(_place(end)),
-        2,
-        "right",
-    ),
+    Column("PID", lambda end: Text(_place(end)), 2, "right"),
     Column("CAUSE", lambda end: Text(printable(end.cause), _CAUSES.get(end.cause, "")), 1),
     Column("WHEN", lambda end: Text(ago(end)), 3, "right"),
     Column("HOW", lambda end: Text(printable(end.description)), 0),
 ]
 
 
-def _place(end: End) -> str:
+def _place(end: NodeEndItem) -> str:
     return f"{end.pid} on {printable(end.node)}" if end.node else str(end.pid)
 
 
-def ago(end: End) -> str:
-    """Say how long ago a backend ended."""
-    seconds = seconds_since(end.ended_at)
-    return UNKNOWN if seconds is None else f"{duration(seconds)} ago"
-
-
-def condition_text(item: Item) -> Text:
-    """Show how a backend is, since when, and with a mark where somebody should look."""
-    condition = item.condition
-    mark = "! " if condition in ALARMING else ""
-    seconds = item.condition_seconds
+def condition_text(item: NodeBackendItem) -> Text:
+    """Show a backend's condition, for how long it lasts, and a `!` if an operator should look."""
+    name, seconds = condition(item), condition_seconds(item)
+    alarm = "! " if name in ALARMING else ""
     since = "" if seconds is None else f" {duration(seconds)}"
-    style = "magenta" if item.shutdown else _STYLES.get(condition, "")
-    return Text(mark + printable(condition) + since, style)
-
-
-def by_memory(item: Item) -> Any:
-    """Sort by memory, the largest first, what is unknown at the end."""
-    return (-1 if item.held is None else item.held) * -1, item.model, item.pid
+    style = "magenta" if item.shutdown else _STYLES.get(name, "")
+    return Text(alarm + printable(name) + since, style)
 
 
 def table_of(
@@ -114,11 +111,11 @@ def table_of(
     """Make a table no wider than `width`.
 
     Args:
-        rows: what it shows.
-        columns: what it shows of each; those that do not fit are left out.
+        rows: a record for each row.
+        columns: those that do not fit are left out.
         width: in characters.
-        fold: put a name that is too long on several lines, rather than cut it.
-        selected: the number of the row that is shown in reverse.
+        fold: whether a name that is too long takes several lines; otherwise it is cut.
+        selected: the index of the row that is shown in reverse video; -1 for none.
     """
     cells = [[column.cell(row) for column in columns] for row in rows]
     widths = [
@@ -128,7 +125,7 @@ def table_of(
     name_width = widths[0]
     widths[0] = min(name_width, _NARROWEST_NAME)
     kept = list(range(len(columns)))
-    # Rich before 15 wants room for a gap after the last one too.
+    # Rich before 15 also wants room for a gap after the last column.
     while sum(widths[at] + GAP for at in kept) > width:
         worst = max(kept, key=lambda at: columns[at].dispensable)
         if not columns[worst].dispensable:
@@ -152,24 +149,24 @@ def table_of(
     return table
 
 
-def backends_view(answer: Backends, model: str | None, width: int) -> RenderableType:
-    """Show all backends, or those of a model, who holds most first, and the last that ended."""
+def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) -> RenderableType:
+    """Show all backends or those of a model, the largest first, and the last that ended."""
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
         parts += [table_of(rows, backend_columns(answer), width, fold=True), ""]
     if model is None or answer.backends:
-        parts.append(Text(answer.summary()))
+        parts.append(Text(summarize(answer)))
     else:
-        parts.append(Text(f"Model '{shown(model)}' {answer.absent()}."))
-    parts += [Text(printable(each), "bold red") for each in answer.missing()]
+        parts.append(Text(f"Model '{shown(model)}' {not_loaded(answer)}."))
+    parts += [Text(printable(each), "bold red") for each in missing_parts(answer)]
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]
     return Group(*parts)
 
 
-def ends_table(ended: Sequence[End], width: int) -> RenderableType:
-    """Show the last that ended."""
+def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
+    """Show the backends that ended last."""
     table = table_of(ended[:_ENDS_SHOWN], _END_COLUMNS, width, fold=True)
     more = len(ended) - _ENDS_SHOWN
     return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table

@@ -1,4 +1,4 @@
-"""What people read: names that can do no harm, and figures with their units."""
+"""Text for people: names that cannot steer a terminal, and numbers with their units."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ UNKNOWN = "?"
 
 
 def shown(name: str) -> str:
-    r"""Show a name: with all escaped that a terminal could act upon, or that nobody sees.
+    r"""Escape a name: all characters that a terminal could act upon, or that are invisible.
 
-    Letters of every script stay, as do spaces within; a space at an end is `\x20`, and a backslash
-    is doubled, so that what is escaped cannot be mistaken for what is written.
+    Letters of every script stay, as do spaces within. A space at an end becomes `\x20`. A backslash
+    is doubled, so that no name looks like the escaped form of another one.
     """
     core = name.strip(" ")
     before, _, after = name.partition(core) if core else (name, "", "")
@@ -20,7 +20,7 @@ def shown(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Escape what is no printable character: `\x1b`, `\u202e`."""
+    r"""Escape characters that are not printable: `\x1b`, `\u202e`."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -38,7 +38,7 @@ def percent(share: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Show how long, by its two largest units: `45s`, `3m20s`, `5h2m`, `12d3h`."""
+    """Show a duration by its two largest units: `45s`, `3m20s`, `5h2m`, `12d3h`."""
     if seconds is None:
         return UNKNOWN
     whole = max(0, int(seconds))

@@ -1,4 +1,4 @@
-"""What `top` draws: at any size, what matters most."""
+"""The layout of `top`: at any size, what matters most."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 
-from ..answers import Backends, Event, Item
+from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem
+from ..queries import EventItem
+from .summary import summarize
 from .tables import backend_columns, table_of
 from .text import duration, printable, shown
 
 _EVENT_LINES = 5
-_LEAST_LINES = 12  # where there are fewer, backends get all of them
+_LEAST_LINES = 12  # with fewer lines, no events are shown
 _KEYS = "q quit  s stop  m c n u sort by memory CPU name uptime  up down select"
 
 
 class Screen(NamedTuple):
-    """What is to be seen.
+    """What the screen shows.
 
     Attributes:
         url: the monitor's.
-        answer: what it said last.
+        answer: its last answer.
         rows: the backends, sorted.
-        selected: the number of the one that is selected; -1 where there is none.
-        sort: by what they are sorted.
-        events: what happened, the newest last.
+        selected: the index of the selected row; -1 if there is none.
+        sort: `memory`, `cpu`, `name` or `uptime`.
+        events: the newest last.
         lost: why the monitor does not answer; None while it does.
-        question: what is asked; None where nothing is.
-        note: what came of the last thing that was done.
+        question: a question that waits for an answer, or None.
+        message: the result of the last action, or None.
     """
 
     url: str
-    answer: Backends
-    rows: Sequence[Item]
+    answer: ClusterBackendsAnswer
+    rows: Sequence[NodeBackendItem]
     selected: int
     sort: str
-    events: Sequence[Event]
+    events: Sequence[EventItem]
     lost: str | None
     question: str | None
-    note: str | None
+    message: str | None
 
 
 def drawn(screen: Screen, width: int, height: int) -> list[RenderableType]:
-    """Lay it out in that many columns and lines."""
+    """Lay a screen out in so many columns and lines."""
     above = [_header(screen, width)]
     if screen.lost:
         above.append(Text(f"Lost: {screen.lost}. Trying again.", "bold red"))
     below = [Text(screen.question, "bold reverse") if screen.question else Text(_KEYS, "dim")]
-    if screen.note:
-        below.insert(0, Text(screen.note, "bold"))
+    if screen.message:
+        below.insert(0, Text(screen.message, "bold"))
     lines = max(2, height - len(above) - len(below))
     events = min(len(screen.events), _EVENT_LINES) + 1 if lines > _LEAST_LINES else 0
     shown_rows = max(1, min(len(screen.rows), lines - 1 - events))
@@ -76,13 +78,13 @@ def drawn(screen: Screen, width: int, height: int) -> list[RenderableType]:
 def _header(screen: Screen, width: int) -> Text:
     silent = ", ".join(shown(each.node) for each in screen.answer.nodes if each.error)
     missing = f"  no answer of {silent}" if silent else ""
-    text = f"{screen.answer.summary()}{missing}  by {screen.sort}"
+    text = f"{summarize(screen.answer)}{missing}  by {screen.sort}"
     url = shown(screen.url)
     room = width - cell_len(text) - cell_len(url)
     return Text(text + (" " * room + url if room > 1 else ""), "bold")
 
 
-def _event_line(event: Event) -> Text:
+def _event_line(event: EventItem) -> Text:
     time = f"{event.at.astimezone():%H:%M:%S}" if event.at else "        "
     if event.type == "state_changed":
         what = f"{event.previous_name or 'unknown'} -> {event.current_name or 'unknown'}"

@@ -47,6 +47,8 @@ class _Backend(msgspec.Struct, frozen=True):
 
     model: str
     pid: int
+    created_at: datetime
+    uptime_seconds: float
     node: str
 
 
@@ -55,6 +57,7 @@ class _End(msgspec.Struct, frozen=True):
 
     model: str
     pid: int
+    created_at: datetime
     cause: str
     ended_at: Annotated[datetime, msgspec.Meta(tz=True)]
     node: str

@@ -1,0 +1,40 @@
+"""`monitor-plugin ps`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .options import EXIT_CODES, ModelName, make_client, monitor_options, preformatted
+from .queries import fetch_backends
+
+_EXAMPLES = """\
+Examples:
+  monitor-plugin ps
+  monitor-plugin ps --url unix:/run/monitor.sock --model llama
+  monitor-plugin ps --json | jq '.backends[].memory.total'"""
+
+
+@click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
+@click.option("--model", type=ModelName(), metavar="NAME", help="Show this model alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends.")
+@click.option("--node", metavar="NAME", help="Of a cluster, show this node alone.")
+@monitor_options
+def ps(
+    url: str | None, token_file: str | None, model: str | None, as_json: bool, node: str | None
+) -> None:
+    """List the backends: how they are, and who holds the memory.
+
+    Those that hold most come first. A "!" marks what somebody should look at: an error, or a
+    backend that gives no answer (which can be busy). Below stand those that ended lately, and why.
+    """
+    client = make_client(url, token_file)
+    if as_json:
+        click.echo(json.dumps(fetch_backends(client, model, node=node)[1]))
+        return
+    from .views.tables import backends_view, console  # rich takes long to import
+
+    answer, _ = fetch_backends(client, model, node=node)
+    output = console()
+    output.print(backends_view(answer, model, output.width))

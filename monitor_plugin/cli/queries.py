@@ -1,0 +1,87 @@
+"""Asks a monitor for its lists, and decodes them with the structs of `api/`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..api.schemas import ClusterBackendsAnswer, EventsAnswer
+from ..client import Client
+from ..domain.errors import RequestFailed
+
+_TIMEOUT_SECONDS = 20.0
+
+T = TypeVar("T")
+
+
+class EventItem(msgspec.Struct, frozen=True):
+    """An event, with the facts that `top` shows."""
+
+    id: int
+    type: str
+    at: datetime | None = None
+    model: str = ""
+    pid: int = 0
+    previous_name: str | None = None
+    current_name: str | None = None
+    cause: str | None = None
+    description: str | None = None
+    phase: str | None = None
+    outcome: str | None = None
+    seconds: float | None = None
+
+
+def fetch_backends(
+    client: Client,
+    model: str | None = None,
+    *,
+    fresh: bool = True,
+    node: str | None = None,
+    timeout_seconds: float = _TIMEOUT_SECONDS,
+) -> tuple[ClusterBackendsAnswer, Any]:
+    """Ask for `/backends`.
+
+    Returns:
+        The decoded answer, which without a cluster has no nodes, and the JSON that it was.
+
+    Raises:
+        RequestFailed: there is no answer, it is an error, or it is not a monitor's.
+    """
+    query = {} if model is None else {"model": model}
+    if not fresh:
+        query["fresh"] = "false"
+    if node is not None:
+        query["node"] = node
+    answer = client.get("/backends", query, timeout_seconds=timeout_seconds)
+    return decode(client, answer, ClusterBackendsAnswer), answer
+
+
+def fetch_events(
+    client: Client, after: int | None, wait_seconds: float
+) -> tuple[EventsAnswer, list[EventItem]]:
+    """Ask for the events after one; the monitor waits for the next if it has a thread to spare.
+
+    Raises:
+        RequestFailed: as of `fetch_backends`.
+    """
+    query = {"wait": f"{wait_seconds:g}"}
+    if after is not None:
+        query["after"] = str(after)
+    answer = client.get("/events", query, timeout_seconds=wait_seconds + 10)
+    events = decode(client, answer, EventsAnswer)
+    return events, decode(client, events.events, list[EventItem])
+
+
+def decode(client: Client, answer: Any, kind: type[T]) -> T:
+    """Turn the JSON of an answer into a struct.
+
+    Raises:
+        RequestFailed: it does not fit.
+    """
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        message = f"{client.url} does not answer as a monitor does ({error}): is it one?"
+        raise RequestFailed(client.url, message) from None

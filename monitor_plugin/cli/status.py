@@ -1,0 +1,54 @@
+"""`monitor-plugin status`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .options import (
+    EXIT_CODES,
+    FAILED,
+    FINE,
+    NOT_LOADED,
+    PROGRAM,
+    ModelName,
+    make_client,
+    monitor_options,
+    preformatted,
+)
+from .queries import fetch_backends
+from .views.summary import ago, missing_parts, not_loaded
+from .views.text import printable, shown
+
+_EXAMPLES = """\
+Examples:
+  monitor-plugin status llama
+  monitor-plugin status llama >/dev/null || echo "llama is not loaded"\
+"""
+
+
+@click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
+@click.argument("model", type=ModelName())
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends?model=.")
+@monitor_options
+def status(url: str | None, token_file: str | None, model: str, as_json: bool) -> int:
+    """Show all that is known of one model: each replica, its memory by component, its last ends."""
+    answer, decoded_json = fetch_backends(make_client(url, token_file), model)
+    if as_json:
+        click.echo(json.dumps(decoded_json))
+    elif answer.backends:
+        from .views.details import details_view  # rich takes long to import
+        from .views.tables import console
+
+        output = console()
+        output.print(details_view(answer, model, output.width))
+    missing = missing_parts(answer)
+    for error in missing:
+        click.echo(f"{PROGRAM}: {printable(error)}", err=True)
+    if answer.backends:
+        return FINE
+    last = answer.ended[0] if answer.ended else None
+    how = f": its process {last.pid} {printable(last.description)} {ago(last)}" if last else ""
+    click.echo(f"{PROGRAM}: model '{shown(model)}' {not_loaded(answer)}{how}", err=True)
+    return FAILED if missing else NOT_LOADED
