@@ -242,7 +242,7 @@ class Monitor:
             ModelNotLoaded: the model has no backend.
             BackendUnreadable: the status request failed, and the process cannot be read.
         """
-        return self._services.model_reader.read(validate_model_name(model), pid, anew=True).reading
+        return self._services.model_reader.read(validate_model_name(model), pid, fresh=True).reading
 
     def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
         """Read all backends at the same time, or those of a model, as `/backends` does.

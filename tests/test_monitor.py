@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,20 @@ from monitor_plugin import (
 from .support import Client, Spawner, eventually, started_since
 
 QUIET = Settings(listen=None, respawn_watch_seconds=0, hook_timeout_seconds=30.0)
+
+
+def test_importing_the_package_imports_nothing_heavy(spawner: Spawner) -> None:
+    """gRPC and the HTTP server come with `Monitor`, and all names are there before."""
+    code = """
+import sys, monitor_plugin
+heavy = {"grpc", "falcon", "waitress", "google.protobuf", "prometheus_client"}
+print(sorted(heavy & set(sys.modules)), set(monitor_plugin.__all__) - set(dir(monitor_plugin)))
+monitor_plugin.Settings(), monitor_plugin.hookimpl, monitor_plugin.ModelNotLoaded
+print(sorted(heavy & set(sys.modules)))
+print(monitor_plugin.Monitor.__name__, monitor_plugin.install.__name__, "grpc" in sys.modules)
+"""
+    output: Any = spawner.process(sys.executable, "-c", code).communicate(timeout=60)[0]
+    assert output.splitlines() == ["[] set()", "[]", "Monitor install True"]
 
 
 def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:

@@ -52,8 +52,8 @@ class _Replicas(NamedTuple):
     backends: Sequence[Backend]
     readings: dict[int | None, SingleFlight[SharedReading]]
 
-    def are(self, backends: Sequence[Backend]) -> bool:
-        """Whether these are the model's registrations still."""
+    def matches(self, backends: Sequence[Backend]) -> bool:
+        """Whether these are still the registrations of the model."""
         return len(backends) == len(self.backends) and all(map(is_, backends, self.backends))
 
 
@@ -88,13 +88,13 @@ class ModelReader:
         self._lock = threading.Lock()
         self._models: dict[str, _Replicas] = {}
 
-    def read(self, model: str, pid: int | None = None, *, anew: bool = False) -> SharedReading:
+    def read(self, model: str, pid: int | None = None, *, fresh: bool = False) -> SharedReading:
         """Read a model: its backend, all its replicas together, or the replica with a PID.
 
         Args:
             model: the model's name.
             pid: the PID of one backend; None reads all.
-            anew: give no reading that was finished before the call.
+            fresh: give no reading that was finished before the call.
 
         Raises:
             PidNotHeld: the model has no backend with that PID.
@@ -106,7 +106,7 @@ class ModelReader:
             if pid is not None and all(each.backend.pid != pid for each in records):
                 raise PidNotHeld(model, pid, [each.backend.pid for each in records])
             try:
-                return self._get(self._replicas(model, records), pid, anew)
+                return self._get(self._replicas(model, records), pid, fresh)
             except ProcessGone:
                 continue
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
@@ -128,7 +128,7 @@ class ModelReader:
         backends = [each.backend for each in records]
         with self._lock:
             known = self._models.get(model)
-            if known and known.are(backends):
+            if known and known.matches(backends):
                 return known
             for gone in self._models.keys() - set(self._registry.models()):
                 del self._models[gone]
@@ -146,14 +146,14 @@ class ModelReader:
     def _share(self, read: Callable[[], Reading]) -> SingleFlight[SharedReading]:
         return SingleFlight(self._max_age_seconds, lambda: SharedReading(read()))
 
-    def _get(self, replicas: _Replicas, pid: int | None, anew: bool) -> SharedReading:
+    def _get(self, replicas: _Replicas, pid: int | None, fresh: bool) -> SharedReading:
         """Give a shared reading of one backend, or of all replicas.
 
         Raises:
             ProcessGone: a process that the reading is of has ended.
             BackendUnreadable: none of the backends can be read.
         """
-        shared = replicas.readings[pid].get(0 if anew else None)
+        shared = replicas.readings[pid].get(0 if fresh else None)
         # Check after the reading, also after an old one: a PID may have a new process by now.
         records = [each for each in replicas.records if pid in (None, each.backend.pid)]
         if ended := [each for each in records if each.process.ended()]:
@@ -180,7 +180,7 @@ class ModelReader:
         if len(records) > _READ_AT_ONCE:  # the last ones wait for no deadline of the first
             self._backend_reader.start_requests(records)
         futures = self._thread_pool.map(
-            lambda record: self._get(replicas, record.backend.pid, anew=True),
+            lambda record: self._get(replicas, record.backend.pid, fresh=True),
             records,
             _READ_AT_ONCE,
         )

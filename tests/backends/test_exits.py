@@ -35,7 +35,7 @@ def test_exit_is_noticed_without_a_report(
     recorder: Recorder,
     spawner: Spawner,
 ) -> None:
-    """A death is told once, with code or signal, before the host reaps it or says so."""
+    """An exit is reported once, with its code or signal, before the host reaps or reports it."""
     process = spawner.process(*command, stdin=subprocess.PIPE)
     spawned(monitor, process.pid)
     if number:
@@ -64,7 +64,7 @@ def test_exit_is_noticed_without_a_report(
 def test_reported_exit_code_completes_the_exit(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """A host that reaps and says so at once is believed about the exit code."""
+    """The exit code is taken from a host that reaps the process and reports it at once."""
     process = spawner.sleeper()
     spawned(monitor, process.pid)
     process.kill()
@@ -78,7 +78,7 @@ def test_reported_exit_code_completes_the_exit(
 def test_report_about_another_backend_changes_nothing(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """Word about a stranger, about a process that runs, or about another model, is passed over."""
+    """Reports about an unknown process, a running one or another model are ignored."""
     process = spawner.sleeper()
     spawned(monitor, process.pid)
     monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=0)
@@ -93,7 +93,7 @@ def test_report_about_another_backend_changes_nothing(
 
 
 def test_ended_backend_is_not_read_at_its_address(monitor: Monitor, spawner: Spawner) -> None:
-    """Whoever serves at its address now: a backend whose process has ended is not loaded."""
+    """A backend whose process has ended is not loaded, even if another serves its address."""
     process, stranger = spawner.sleeper(), spawner.backend()
     spawned(monitor, process.pid, address=stranger.address)
     assert monitor.read("m").source == "grpc"
@@ -103,7 +103,7 @@ def test_ended_backend_is_not_read_at_its_address(monitor: Monitor, spawner: Spa
 
 
 def test_exits_are_noticed_by_polling_if_descriptors_are_few(spawner: Spawner) -> None:
-    """Where descriptors are few, watching takes at most half of them, and polls the rest."""
+    """With few descriptors, watching uses at most half of them, and polls the other processes."""
     code = """
 import resource, subprocess, sys, time, os
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -137,7 +137,7 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
 
 
 def test_exits_are_noticed_if_the_host_uses_all_descriptors(spawner: Spawner) -> None:
-    """While not one can be opened ends are noticed, and nothing false is said; then all is well."""
+    """Without a free descriptor exits are noticed and nothing false is said; later all works."""
     code = """
 import os, resource, subprocess, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -205,7 +205,7 @@ with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as moni
 def test_reported_exit_code_does_not_replace_the_observed_one(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """Where the monitor saw itself how a process ended, another word of the host's is not taken."""
+    """An exit code that the monitor read itself is not replaced by a reported one."""
     for code, words in (("kill -9 $$", "was killed by SIGKILL"), ("exit 3", "exited with code 3")):
         process = spawner.process("sh", "-c", f"read line; {code}", stdin=subprocess.PIPE)
         spawned(monitor, process.pid)
@@ -221,7 +221,7 @@ def test_reported_exit_code_does_not_replace_the_observed_one(
 
 
 def test_last_hundred_exits_are_remembered(monitor: Monitor, spawner: Spawner) -> None:
-    """Of a model that ended before those nothing is known any more."""
+    """Nothing is known of a model that ended before the last hundred exits."""
     for number in range(101):
         process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
         spawned(monitor, process.pid, str(number))
@@ -237,7 +237,7 @@ def test_last_hundred_exits_are_remembered(monitor: Monitor, spawner: Spawner) -
 def test_exit_is_noticed_by_a_reading(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """Not even where its end was not noticed yet: a reading looks for itself, and notices it."""
+    """A reading checks the process itself, and notices an exit that the watcher missed."""
     process, stranger = spawner.sleeper(), spawner.backend()
     spawned(monitor, process.pid, address=stranger.address)
     (record,) = monitor._services.registry.records()
@@ -251,7 +251,7 @@ def test_exit_is_noticed_by_a_reading(
 
 
 def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -> None:
-    """A reading or a `Free` that comes after a backend's end keeps no channel to its address."""
+    """A reading or a `Free` after the exit of a backend keeps no channel to its address."""
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     (record,) = monitor._services.registry.records("m")

@@ -31,7 +31,7 @@ from .conftest import Recorder, spawned
 def test_registration_takes_values_of_subclasses_as_plain_ones(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """A string or a number of a kind of its own is listed and told of like any other."""
+    """A string or a number of a subclass is listed and passed to hooks as a plain one."""
 
     class Name(str, enum.Enum):
         LLAMA = "llama"
@@ -118,7 +118,7 @@ class Ending:
 def test_registration_reads_the_creation_time_and_calls_hooks(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """The record has the process's creation time, and hooks hear of it before the host goes on."""
+    """The record has the process's creation time, and hooks are called before the host goes on."""
     process = spawner.sleeper()
     spawned(monitor, process.pid)
     (backend,) = monitor.backends()
@@ -129,7 +129,7 @@ def test_registration_reads_the_creation_time_and_calls_hooks(
 
 @pytest.mark.parametrize("pid", [0, 1, -5, "12", 1.5, True, None, 2**22 + 1, 2**70])
 def test_registration_refuses_an_unusable_pid(pid: Any, monitor: Monitor) -> None:
-    """A PID that is none, that no process has, or that nobody may stop, changes nothing."""
+    """A value that is no PID, that no process has, or that may not be stopped changes nothing."""
     with pytest.raises(InvalidBackend) as raised:
         spawned(monitor, pid)
     assert raised.value.pid is pid or raised.value.pid == pid
@@ -137,7 +137,7 @@ def test_registration_refuses_an_unusable_pid(pid: Any, monitor: Monitor) -> Non
 
 
 def test_registration_refuses_the_monitor_and_its_ancestors(monitor: Monitor) -> None:
-    """Its own process, and those that it descends from, would be stopped with the backend."""
+    """The monitor's own process and its ancestors would be stopped with the backend."""
     for pid in (os.getpid(), os.getppid()):
         if pid > 1:
             with pytest.raises(InvalidBackend, match="own process"):
@@ -145,7 +145,7 @@ def test_registration_refuses_the_monitor_and_its_ancestors(monitor: Monitor) ->
 
 
 def test_registration_refuses_the_leader_of_the_monitors_session(spawner: Spawner) -> None:
-    """The session of a registered process is stopped with it, and the monitor is a member here."""
+    """A stop ends the session that the backend leads, and the monitor is in that session here."""
     monitor = (
         "import os, sys, monitor_plugin\n"
         "while os.getppid() == int(sys.argv[1]): pass\n"  # until it is nobody's descendant here
@@ -172,7 +172,7 @@ def test_registration_refuses_the_leader_of_the_monitors_session(spawner: Spawne
 
 
 def test_registration_refuses_a_thread_id(monitor: Monitor, spawner: Spawner) -> None:
-    """A thread's id looks like a PID, and is none."""
+    """The ID of a thread looks like a PID, and is not one."""
     backend = spawner.backend()
     tids = [int(tid) for tid in os.listdir(f"/proc/{backend.pid}/task")]
     (tid, *_) = [tid for tid in tids if tid != backend.pid]
@@ -181,7 +181,7 @@ def test_registration_refuses_a_thread_id(monitor: Monitor, spawner: Spawner) ->
 
 
 def test_registration_refuses_a_process_that_has_ended(monitor: Monitor, spawner: Spawner) -> None:
-    """A zombie, and a PID that was reaped, do not run."""
+    """A zombie and a reaped process do not run."""
     process = spawner.process("true")
     eventually(lambda: not is_running(process.pid))
     with pytest.raises(InvalidBackend, match="does not run"):
@@ -195,7 +195,7 @@ def test_registration_refuses_a_process_that_has_ended(monitor: Monitor, spawner
 def test_registration_refuses_an_unusable_model_name(
     model: Any, monitor: Monitor, spawner: Spawner
 ) -> None:
-    """What may not be a model's name for clients may not be one for hosts either."""
+    """Names that clients may not use are refused to hosts too."""
     with pytest.raises(InvalidBackend, match="model's name"):
         spawned(monitor, spawner.sleeper().pid, model)
     assert monitor.backends() == []
@@ -213,7 +213,7 @@ def test_registration_refuses_an_unusable_model_name(
 def test_registration_refuses_an_unusable_address(
     address: Any, monitor: Monitor, spawner: Spawner
 ) -> None:
-    """What gRPC would misunderstand in silence is refused, with the forms that are taken."""
+    """Addresses that gRPC would silently misunderstand are refused, with the accepted forms."""
     with pytest.raises(InvalidBackend, match="address"):
         spawned(monitor, spawner.sleeper().pid, address=address)
     assert monitor.backends() == []
@@ -230,7 +230,7 @@ def test_registration_refuses_an_unusable_address(
 def test_registration_accepts_every_form_of_address(
     address: str, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Every form of the contract is taken, and kept as the host gave it."""
+    """Every documented form is accepted, and kept as the host wrote it."""
     monitor = make_monitor(insecure=True)
     spawned(monitor, spawner.sleeper().pid, address=address)
     assert monitor.backends()[0].address == address
@@ -249,7 +249,7 @@ def test_registration_accepts_every_form_of_address(
 def test_registration_refuses_the_address_of_another_backend(
     held: str, wanted: str, monitor: Monitor, spawner: Spawner
 ) -> None:
-    """The address of a live backend is refused to another, however it is written."""
+    """The address of a live backend is refused to another one in any notation."""
     holder = spawner.sleeper()
     spawned(monitor, holder.pid, "first", held)
     with pytest.raises(InvalidBackend, match=f"held by process {holder.pid} of model 'first'"):
@@ -260,9 +260,9 @@ def test_registration_refuses_the_address_of_another_backend(
 def test_restarted_backend_takes_over_the_address(
     monitor: Monitor, recorder: Recorder, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backend that replaces one that has just died, at its address, needs nothing special.
+    """A backend may replace one that has just ended, at the same address.
 
-    The end is told of first, however long it takes to let go of what died.
+    Hooks are called for the exit first, however long the release of the ended backend takes.
     """
     client = monitor._services.status_client
     close_connection = client.close_connection
@@ -286,7 +286,7 @@ def test_restarted_backend_takes_over_the_address(
 def test_registration_of_the_same_pid_updates_its_record(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """A PID that is registered again gets the new model and address; the same again is nothing."""
+    """A repeated PID gets the new model and address; an identical registration changes nothing."""
     process, other = spawner.sleeper(), spawner.sleeper()
     spawned(monitor, other.pid, "other", "127.0.0.1:3")
     spawned(monitor, process.pid, "old", "127.0.0.1:1")
@@ -305,7 +305,7 @@ def test_registration_of_the_same_pid_updates_its_record(
 
 
 def test_replicas_are_read_newest_first(monitor: Monitor, spawner: Spawner) -> None:
-    """Of several backends of one model the newest is read; when it ends, the one before."""
+    """A reading has the newest backend of a model; after its exit, the previous one."""
     first, second = spawner.sleeper(), spawner.sleeper()
     spawned(monitor, first.pid, address="127.0.0.1:1")
     spawned(monitor, second.pid, address="127.0.0.1:2")
@@ -315,7 +315,7 @@ def test_replicas_are_read_newest_first(monitor: Monitor, spawner: Spawner) -> N
 
 
 def test_registrations_leak_no_descriptors_or_threads(monitor: Monitor, spawner: Spawner) -> None:
-    """After many backends came, were read and went, descriptors and threads are as before."""
+    """After many registrations, readings and exits, descriptors and threads are as before."""
 
     def come_and_go() -> None:
         process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
@@ -340,7 +340,7 @@ def test_registrations_leak_no_descriptors_or_threads(monitor: Monitor, spawner:
 def test_registration_during_the_close_leaves_nothing(
     monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backend that a host's other thread registers meanwhile is not kept by a closed monitor."""
+    """A closed monitor keeps no backend that another thread registers during the close."""
     process = spawner.sleeper()
     opened = []
 
@@ -360,7 +360,7 @@ def test_registration_during_the_close_leaves_nothing(
 def test_reading_during_an_update_leaves_no_connection(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Who asks at an address from which the backend has just moved keeps no channel to it."""
+    """A reading at an address that the backend has just left keeps no channel to it."""
     backend, other = spawner.backend(), spawner.backend()
     moves = [other.address]
     watching: list[Monitor] = []

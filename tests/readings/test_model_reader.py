@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 
@@ -211,20 +209,6 @@ def test_new_replica_is_read_at_once(
     assert client.monitor("m").headers["X-Monitor-Replicas"] == "2"
     alone = client.request("GET", "/backend/monitor", {"model": "m", "pid": first})
     assert alone.headers["X-Monitor-Replicas"] == "2"
-
-
-def test_importing_the_package_imports_nothing_heavy(spawner: Spawner) -> None:
-    """gRPC and the HTTP server come with `Monitor`, and all names are there before."""
-    code = """
-import sys, monitor_plugin
-heavy = {"grpc", "falcon", "waitress", "google.protobuf", "prometheus_client"}
-print(sorted(heavy & set(sys.modules)), set(monitor_plugin.__all__) - set(dir(monitor_plugin)))
-monitor_plugin.Settings(), monitor_plugin.hookimpl, monitor_plugin.ModelNotLoaded
-print(sorted(heavy & set(sys.modules)))
-print(monitor_plugin.Monitor.__name__, monitor_plugin.install.__name__, "grpc" in sys.modules)
-"""
-    output: Any = spawner.process(sys.executable, "-c", code).communicate(timeout=60)[0]
-    assert output.splitlines() == ["[] set()", "[]", "Monitor install True"]
 
 
 def test_many_replicas_that_hang_share_one_deadline(

@@ -49,8 +49,8 @@ def reading(state: int | None, sample: Sample | None = None, **fields: Any) -> R
         ([7, 2, -1], -1),
     ],
 )
-def test_the_worst_state_is_told(states: list[int | None], worst: int) -> None:
-    """Error, uninitialized, busy, then what is not known, then ready; the rest has no say."""
+def test_combined_state_is_the_worst(states: list[int | None], worst: int) -> None:
+    """The order is error, uninitialized, busy, unknown numbers, ready; samples do not count."""
     readings = [reading(state, Sample(1, 2, 3.0, 4.0)) for state in states]
     combined = combine(readings, [(Memory(1), "backend")] * len(states))
     assert combined.status == Status(worst, Memory(len(states)))
@@ -58,20 +58,20 @@ def test_the_worst_state_is_told(states: list[int | None], worst: int) -> None:
 
 
 def test_memory_is_summed_by_component() -> None:
-    """Totals and components add up, whoever said them, and never beyond 64 bits."""
-    held = [
+    """Totals and components add up, whatever their source, and never exceed 64 bits."""
+    memories = [
         (Memory(10, {"weights": 7, "kv": 3}), "backend"),
         (Memory(5, {"weights": 1}), "pss"),
         (Memory(2**64 - 1, {"kv": 2**64 - 1}), "backend"),
     ]
-    combined = combine([reading(2)] * 3, held)
+    combined = combine([reading(2)] * 3, memories)
     top = 2**64 - 1
     assert combined.status == Status(2, Memory(top, {"kv": top, "weights": 8}))
     assert combined.memory_source == "backend, pss"
 
 
-def test_a_sum_without_a_part_is_none() -> None:
-    """Where one replica's figure is not known, neither is the sum; the others stand."""
+def test_sum_with_an_unknown_figure_is_none() -> None:
+    """If one replica's figure is unknown, so is its sum; the other sums are not affected."""
     combined = combine([reading(2), reading(2)], [(Memory(1), "pss"), (None, None)])
     assert combined.status == Status(2, None)
     assert combined.memory_source is None
@@ -81,7 +81,7 @@ def test_a_sum_without_a_part_is_none() -> None:
     assert (combined.source, combined.rpc_error) == ("psutil", "UNAVAILABLE")
 
 
-def test_the_sources_are_those_of_what_is_told() -> None:
+def test_combined_sources_are_those_of_the_statuses() -> None:
     """With a status, the source is that of the statuses; each code is named once."""
     parts = [
         reading(2, source="hook", taken_at=5.0),

@@ -31,7 +31,7 @@ def by_model(observations: Sequence[Observation]) -> dict[str, Observation]:
 
 
 def test_sweep_reads_each_backend(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
-    """By gRPC or from its process, with the figures that psutil has, of it and of its tree."""
+    """A backend is read by gRPC or from its process, with the figures of process and tree."""
     monitor = make_monitor(sweep_interval_seconds=0)
     with_status = spawner.backend("--fork-workers", "2")
     without = spawner.backend("--no-status")
@@ -84,7 +84,7 @@ def test_sweep_reads_each_backend(make_monitor: Callable[..., Monitor], spawner:
 def test_hung_backends_cost_one_wait(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """However many hang, all are waited for together, and the last state of each is still told."""
+    """A sweep waits for all backends that hang at once, and still has the last state of each."""
     monitor = make_monitor(sweep_interval_seconds=0, status_timeout_seconds=2.0)
     running = [spawner.backend() for _ in range(6)]
     for number, each in enumerate(running):
@@ -109,7 +109,7 @@ def test_hung_backends_cost_one_wait(
 def test_sweep_has_exactly_the_registered_backends(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Who asks while a sweep is under way joins it, and still sees who came and who went."""
+    """A caller that joins a sweep gets the backends that are registered when it returns."""
     monitor = make_monitor(sweep_interval_seconds=0, status_timeout_seconds=5.0)
     hung, goes = spawner.backend("--hang-status"), spawner.backend()
     register(monitor, "hung", hung)
@@ -132,7 +132,7 @@ def test_sweep_has_exactly_the_registered_backends(
 def test_the_last_sweep_is_remembered(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Without asking anybody: nothing before the first sweep, and what it found after it."""
+    """The last sweep is returned without a new one; before the first there are no readings."""
     monitor = make_monitor(sweep_interval_seconds=0)
     running = spawner.backend()
     register(monitor, "m", running)
@@ -147,7 +147,7 @@ def test_the_last_sweep_is_remembered(
 def test_last_sweep_has_a_state_that_was_found_since(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Who learns of a change of state, and asks for the last readings, sees it there."""
+    """A change of state that a hook was called for is in the last sweep's readings."""
     monitor = make_monitor(sweep_interval_seconds=0)
     backend = spawner.backend()
     register(monitor, "m", backend)
@@ -176,7 +176,7 @@ class Swept:
 def test_background_sweeps_call_hooks_and_store_figures(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Each tells the hook of every backend, replicas too, finds states, and adds to the history."""
+    """A sweep passes every backend to the hook, finds states, and stores figures."""
     hook = Swept()
     monitor = make_monitor([hook], sweep_interval_seconds=0.05)
     for model, switches in (("m", ()), ("m", ("--no-status",)), ("busy", ("--state", "1"))):
@@ -195,7 +195,7 @@ def test_background_sweeps_call_hooks_and_store_figures(
 def test_background_sweeps_are_off_without_an_interval(
     make_monitor: Callable[..., Monitor],
 ) -> None:
-    """No thread does it, and closing does not wait for one."""
+    """There is no thread for it, and closing does not wait for one."""
     before = threading.enumerate()
     monitor = make_monitor(sweep_interval_seconds=0)
     assert "monitor-sweep" not in started_since(before)
@@ -235,7 +235,7 @@ class StatusAndMemory:
 def test_hooks_add_statuses_and_memory_to_a_sweep(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Their statuses and memory are there, GPU memory added up; a slow one holds nobody up."""
+    """Statuses and memory of hooks are used, GPU memory is summed; a slow hook delays no other."""
     plugin = StatusAndMemory()
     monitor = make_monitor([plugin], sweep_interval_seconds=0, hook_timeout_seconds=2.0)
     for model in ("hook", "grpc", "slow"):

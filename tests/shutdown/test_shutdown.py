@@ -111,7 +111,7 @@ def test_process_tree_that_ignores_sigterm_is_killed(
 
 
 def test_orphans_of_the_session_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
-    """Workers whose parent is gone are found by the session that the backend leads."""
+    """Workers whose parent has ended are found by the session that the backend leads."""
     code = """
 import os, time
 if os.fork() == 0:
@@ -131,7 +131,7 @@ time.sleep(1000)
 
 
 def test_workers_forked_at_the_end_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
-    """A backend that forks when it is told to end leaves nothing behind either."""
+    """A backend that forks on SIGTERM leaves no process behind."""
     code = """
 import os, signal, sys, time
 def end(number, frame):
@@ -193,7 +193,7 @@ def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner
 def test_draining_ends_with_its_time_or_by_force(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """One that stays busy is stopped after the drain's time, or at once where forced."""
+    """A backend that stays busy is stopped after the drain timeout, or at once if forced."""
     monitor = make_monitor(drain_timeout_seconds=0.3)
     backend = spawner.backend("--state", "1")
     spawned(monitor, backend.pid, address=backend.address)
@@ -208,7 +208,7 @@ def test_draining_ends_with_its_time_or_by_force(
 def test_hooks_get_the_remaining_time_of_the_drain(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A hook that speaks another protocol is told how long the drain still lasts."""
+    """A status hook gets the remaining time of the drain as its timeout."""
     busy = StaysBusy()
     monitor = make_monitor([busy], drain_timeout_seconds=3.0)
     spawned(monitor, spawner.sleeper().pid)
@@ -252,7 +252,7 @@ def test_all_replicas_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
 
 
 def test_shutdown_distinguishes_unusable_names_from_models_not_loaded(monitor: Monitor) -> None:
-    """Names that cannot be, and models that are not there, are told apart."""
+    """Unusable names and models that are not loaded give different errors."""
     with pytest.raises(ModelNotLoaded):
         monitor.shutdown("m")
     with pytest.raises(InvalidRequest):
@@ -328,7 +328,7 @@ def test_a_hook_refuses(
 def test_a_guard_of_a_wrong_type_is_left_out(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is neither a string nor None is logged, and refuses nothing."""
+    """A value that is neither a string nor None is logged, and refuses nothing."""
     monitor = make_monitor([Guard(lambda: 42)])
     spawned(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
@@ -417,7 +417,7 @@ def test_process_that_cannot_be_killed_is_named_and_stays_registered(spawner: Sp
 def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
     behave: Callable[[Backend], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """None, a wrong type and an error are passed over, and the monitor stops the tree itself."""
+    """None, a wrong type and an error are ignored, and the monitor stops the tree itself."""
     monitor = make_monitor([StopHook(behave)])
     process = spawner.sleeper()
     spawned(monitor, process.pid)
@@ -426,7 +426,7 @@ def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
 
 
 def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
-    """A hook that is not back may be stopping it: nothing is signalled, and it fails by name."""
+    """A hook that overruns may still stop it: no signal is sent, and the error names the hook."""
     monitor = make_monitor(stop_timeout_seconds=0.2, hook_timeout_seconds=0.2)
     monitor.plugin_manager.register(StopHook(lambda backend: overrun()), "slow")
     process = spawner.sleeper()
@@ -469,7 +469,7 @@ def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Sp
 def test_a_respawn_that_has_crashed_by_now_is_reported(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """What the host started again counts, although it is gone before anybody looks."""
+    """A respawned process counts, although it ends before the monitor looks."""
     started: list[int] = []
 
     class CrashLoop:
@@ -495,7 +495,7 @@ def test_a_respawn_that_has_crashed_by_now_is_reported(
 def test_backend_that_crashes_while_hooks_are_asked_leaves_no_child(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Its tree was seen before: "stopped" means all of it."""
+    """The tree was read before, and "stopped" means all of it."""
     process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait", start_new_session=False)
     assert process.stdout
     child = int(process.stdout.readline())
@@ -515,7 +515,7 @@ def test_backend_that_crashes_while_hooks_are_asked_leaves_no_child(
 def test_backend_that_crashes_while_it_drains_leaves_no_child(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """What it starts while it is waited for belongs to its tree too."""
+    """A child that is started during the drain belongs to the tree too."""
     code = "read l; sleep 1000 & echo $!; read l; kill -9 $$"
     process = spawner.process(
         *("sh", "-c", code), stdin=subprocess.PIPE, bufsize=1, start_new_session=False
@@ -541,7 +541,7 @@ def test_backend_that_crashes_while_it_drains_leaves_no_child(
 def test_all_backends_of_a_model_share_the_drains_time(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are, and few at once, a shutdown drains no longer than it may."""
+    """All backends share the drain timeout, even if few are drained at once."""
     monkeypatch.setattr(shutdown, "_STOPS_AT_ONCE", 1)
     busy = StaysBusy()
     monitor = make_monitor([busy], drain_timeout_seconds=3.0, sweep_interval_seconds=0)
@@ -554,7 +554,7 @@ def test_all_backends_of_a_model_share_the_drains_time(
 def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """One that was made without a model and a reason is as good."""
+    """A subclass of the error without a model and a reason is reported too."""
 
     class Refused(ShutdownFailed):
         def __init__(self, message: str) -> None:
@@ -573,7 +573,7 @@ def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
 def test_a_client_that_leaves_does_not_abort_a_stop(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A stop goes on to its end when the client that asked for it is gone."""
+    """A stop goes on to its end after its client has disconnected."""
     monitor = make_monitor(stop_timeout_seconds=1)
     backend = spawner.backend("--ignore-sigterm")
     spawned(monitor, backend.pid, address=backend.address)
@@ -608,7 +608,7 @@ def test_closing_ends_a_drain_without_a_signal(
 def test_closing_ends_the_wait_for_an_end(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A monitor that is closed between SIGTERM and SIGKILL says what is still running."""
+    """A monitor that is closed between SIGTERM and SIGKILL reports the running processes."""
     monitor = make_monitor(stop_timeout_seconds=3600)
     code = (
         "import os,signal,time\n"  # `print` may be what a signal interrupts
@@ -633,7 +633,7 @@ def test_closing_ends_the_wait_for_an_end(
 def test_closing_while_others_are_asked_signals_nothing(
     during: str, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A monitor that is closed while it frees a backend, or asks the host, does no more to it."""
+    """A monitor that is closed while it frees a backend, or asks the host, sends no signal."""
     asked, answer = threading.Event(), threading.Event()
 
     def ask(*_: object) -> None:
@@ -723,7 +723,7 @@ time.sleep(1000)
 def test_nothing_is_forked_while_a_tree_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Children that would fork, and leave the session, once their parent has died get no turn."""
+    """Children that would fork and leave the session after their parent's death cannot do so."""
     monitor = make_monitor(stop_timeout_seconds=3)
     process = spawner.python(FORKS_WHEN_ORPHANED)
     assert process.stdout
@@ -769,7 +769,7 @@ def test_chain_of_short_lived_processes_is_killed(
 def test_stopped_processes_are_killed_if_the_last_scan_fails(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who was stopped to be killed is killed, though no descriptor is left to look for more."""
+    """Processes that were stopped to be killed are killed, though no descriptor is free."""
     monitor = make_monitor(stop_timeout_seconds=0.2)
     process = spawner.python(STUBBORN_WORKERS)
     assert process.stdout
@@ -798,7 +798,7 @@ def test_stopped_processes_are_killed_if_the_last_scan_fails(
 def test_a_stopped_process_takes_its_sigterm(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """One that is stopped (SIGSTOP) goes on for long enough to end as it wants to."""
+    """A process under SIGSTOP is continued, so that it can handle SIGTERM."""
     monitor = make_monitor(stop_timeout_seconds=20)
     process = spawner.python(
         "import signal, sys, time\n"
@@ -816,7 +816,7 @@ def test_a_stopped_process_takes_its_sigterm(
 def test_exit_after_a_failed_shutdown_is_not_attributed_to_it(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A backend that outlived its shutdown, and is killed later, was killed."""
+    """A backend that outlives its shutdown and is killed later has the cause `killed`."""
     monitor = make_monitor([StopHook(lambda backend: False)])
     process = spawner.sleeper()
     spawned(monitor, process.pid)
