@@ -1,13 +1,14 @@
-"""What a large cluster costs: many simulated nodes on one real NATS server.
+"""Measures a large cluster: many simulated nodes on one real NATS server.
 
     python benchmarks/cluster.py [--nodes 100] [--models 100] [--rounds 200]
 
-Simulated nodes, ten in a process, speak as real ones do (their links, subscriptions, announcements
-and answers are the package's own), with made-up backends. Among them are two real monitors with a
-real backend each. Prints: a reading of a model on the node that is asked, and of one on another,
-and their ratio; the list of all backends at once and in pages of 1,000; subscriptions and memory of
-NATS, memory and threads of the monitor that is asked, and what announcements cost while nothing
-happens.
+Simulated nodes, ten in a process, use the package's own links, subscriptions, announcements and
+replies; only their backends are invented. Two real monitors have a real backend each. Prints:
+
+- the times of a local and of a remote reading, and their ratio;
+- the time of the list of all backends, at once and in pages of 1,000;
+- the subscriptions and the memory of NATS, and the memory and threads of the real monitor;
+- the messages and the CPU time of an idle cluster.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from monitor_plugin.cluster.transport.messages import Reply, Request
 from monitor_plugin.demo.ports import free_port
 from monitor_plugin.domain.models import Memory, TreeUsage
 
-_IN_A_PROCESS = 10
+_NODES_PER_PROCESS = 10
 _PAGE = 1000
 _GIB = 2**30
 
 
 class _Models(Registry):
-    """A registry that has models and no processes."""
+    """A registry with models but without processes."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
@@ -58,14 +59,14 @@ class _Models(Registry):
         return self._names
 
 
-class _MadeUp(LocalNode):
-    """Answers with made-up backends."""
+class _SimulatedNode(LocalNode):
+    """Answers with invented backends."""
 
     def __init__(self, node: str, models: list[str]) -> None:
         self.node = node
         self.run = secrets.token_hex(8)
         now = datetime.now(timezone.utc)
-        figures: dict[str, Any] = {"rss": _GIB, "vms": 2 * _GIB, "cpu_percent": 12.5, "threads": 8}
+        usage: dict[str, Any] = {"rss": _GIB, "vms": 2 * _GIB, "cpu_percent": 12.5, "threads": 8}
         self._items = [
             NodeBackendItem(
                 node=node,
@@ -81,7 +82,7 @@ class _MadeUp(LocalNode):
                 age_seconds=0.01,
                 memory=Memory(_GIB, {"weights": _GIB // 2, "kv_cache": _GIB // 4}),
                 memory_source="backend",
-                process=ProcessItem(**figures, tree=TreeUsage(**figures, processes=1, pss=_GIB)),
+                process=ProcessItem(**usage, tree=TreeUsage(**usage, processes=1, pss=_GIB)),
                 created_at=now,
                 uptime_seconds=1000.0,
                 shutdown=None,
@@ -98,7 +99,7 @@ class _MadeUp(LocalNode):
 
 
 def simulate(first: int, count: int, models: int, url: str) -> None:
-    """Run nodes until the standard input ends."""
+    """Run simulated nodes until the standard input ends."""
     for number in range(first, first + count):
         node = f"node-{number:04}"
         names = [f"{node}/model-{each}" for each in range(models)]
@@ -108,7 +109,7 @@ def simulate(first: int, count: int, models: int, url: str) -> None:
             cluster_url=f"http://10.0.{number // 256}.{number % 256}:8080",
             http_threads=2,
         )
-        ClusterNode(settings, _Models(names), _MadeUp(node, names)).start(None)
+        ClusterNode(settings, _Models(names), _SimulatedNode(node, names)).start(None)
     print("started", flush=True)
     sys.stdin.read()
     os._exit(0)
@@ -192,12 +193,12 @@ def main() -> None:
         return
     program = shutil.which("nats-server", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
-        raise SystemExit("there is no nats-server here: apt-get install nats-server")
+        raise SystemExit("nats-server is not installed: apt-get install nats-server")
     with ExitStack() as stack:
-        port, watch = free_port(), free_port()
+        port, monitoring_port = free_port(), free_port()
         url = f"nats://127.0.0.1:{port}"
         server = subprocess.Popen(
-            [program, "-a", "127.0.0.1", "-p", str(port), "-m", str(watch)],
+            [program, "-a", "127.0.0.1", "-p", str(port), "-m", str(monitoring_port)],
             stderr=subprocess.DEVNULL,
         )
         stack.callback(server.wait)
@@ -215,10 +216,10 @@ def main() -> None:
         assert cluster is not None
         host = monitor.url.removeprefix("http://")
         measure("two nodes", host, options.rounds)
-        own = psutil.Process()
-        before = own.memory_info().rss
-        for first in range(0, options.nodes, _IN_A_PROCESS):
-            count = min(_IN_A_PROCESS, options.nodes - first)
+        process = psutil.Process()
+        before = process.memory_info().rss
+        for first in range(0, options.nodes, _NODES_PER_PROCESS):
+            count = min(_NODES_PER_PROCESS, options.nodes - first)
             _child(stack, "--simulate", str(first), str(count), str(options.models), url)
         wanted = options.nodes * options.models + 1
         directory = cluster.directory
@@ -226,52 +227,52 @@ def main() -> None:
         print(
             f"{options.nodes} nodes with {options.models} models each are known ({seconds:.1f} s)"
         )
-        varz = json.loads(_get(f"127.0.0.1:{watch}", "/varz")[1])
+        varz = json.loads(_get(f"127.0.0.1:{monitoring_port}", "/varz")[1])
         print(
             f"NATS: {varz['subscriptions']} subscriptions, {varz['connections']} connections, "
             f"{varz['mem'] / 2**20:.0f} MiB"
         )
-        idle(own, server.pid, watch)
+        idle(process, server.pid, monitoring_port)
         measure(f"{options.nodes} nodes more", host, options.rounds)
-        grown = (own.memory_info().rss - before) / 2**20
-        print(f"the monitor that is asked: {grown:.1f} MiB more, {own.num_threads()} threads")
+        grown = (process.memory_info().rss - before) / 2**20
+        print(f"the monitor that is asked: {grown:.1f} MiB more, {process.num_threads()} threads")
         lists(host, wanted + 1)
-        grown = (own.memory_info().rss - before) / 2**20
+        grown = (process.memory_info().rss - before) / 2**20
         print(
-            f"afterwards: {grown:.1f} MiB more, {own.num_threads()} threads, "
+            f"afterwards: {grown:.1f} MiB more, {process.num_threads()} threads, "
             f"{cluster.link.subscription_count} subscriptions, "
             f"{len(cluster.link.requests)} pending requests"
         )
 
 
 def measure(where: str, host: str, rounds: int) -> None:
-    """Print what a reading here and one elsewhere take."""
+    """Print the times of a local and of a remote reading."""
     paths = {each: f"/backend/monitor?model={each}%20model" for each in ("local", "remote")}
     _until(lambda: _get(host, paths["remote"])[0] == 200)
-    took: dict[str, list[float]] = {each: [] for each in paths}
+    times: dict[str, list[float]] = {each: [] for each in paths}
     for _ in range(rounds):
         for name, path in paths.items():
-            took[name].append(_timed(lambda path=path: _get(host, path)))  # type: ignore[misc]
-    here, there = (statistics.median(took[each]) * 1000 for each in ("local", "remote"))
-    worst = sorted(took["remote"])[int(rounds * 0.99)] * 1000
+            times[name].append(_timed(lambda path=path: _get(host, path)))  # type: ignore[misc]
+    local, remote = (statistics.median(times[each]) * 1000 for each in ("local", "remote"))
+    worst = sorted(times["remote"])[int(rounds * 0.99)] * 1000
     print(
-        f"{where}: a local reading {here:.2f} ms, a remote one {there:.2f} ms (99 %: {worst:.1f} "
-        f"ms): {there / here:.2f} times"
+        f"{where}: a local reading {local:.2f} ms, a remote one {remote:.2f} ms (99 %: {worst:.1f} "
+        f"ms): {remote / local:.2f} times"
     )
 
 
-def idle(own: psutil.Process, server: int, watch: int) -> None:
-    """Print what announcements cost while nothing happens."""
+def idle(monitor: psutil.Process, server: int, monitoring_port: int) -> None:
+    """Print the messages and the CPU time of 10 s in which no backend changes."""
     seconds = 10.0
     nats = psutil.Process(server)
-    cpu = [sum(each.cpu_times()[:2]) for each in (own, nats)]
-    messages = json.loads(_get(f"127.0.0.1:{watch}", "/varz")[1])["out_msgs"]
+    cpu = [sum(each.cpu_times()[:2]) for each in (monitor, nats)]
+    messages = json.loads(_get(f"127.0.0.1:{monitoring_port}", "/varz")[1])["out_msgs"]
     time.sleep(seconds)
     used = [
         (sum(each.cpu_times()[:2]) - at) / seconds * 100
-        for each, at in zip((own, nats), cpu, strict=True)
+        for each, at in zip((monitor, nats), cpu, strict=True)
     ]
-    messages = json.loads(_get(f"127.0.0.1:{watch}", "/varz")[1])["out_msgs"] - messages
+    messages = json.loads(_get(f"127.0.0.1:{monitoring_port}", "/varz")[1])["out_msgs"] - messages
     print(
         f"idle: {messages / seconds:.0f} messages a second in all; CPU {used[0]:.1f} % of a core "
         f"for the monitor, {used[1]:.1f} % for NATS"
@@ -279,19 +280,19 @@ def idle(own: psutil.Process, server: int, watch: int) -> None:
 
 
 def lists(host: str, wanted: int) -> None:
-    """Print what the list of all takes, at once and in pages."""
-    took, size = [], 0
+    """Print the times of the list of all backends, at once and in pages."""
+    times, size = [], 0
     for _ in range(5):
         began = time.perf_counter()
         status, body = _get(host, "/backends")
-        took.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
         size = len(body)
         found = len(msgspec.json.decode(body)["backends"])
         if status != 200 or found != wanted:
             nodes = msgspec.json.decode(body)["nodes"]
             missing = {each["node"]: each["error"] for each in nodes if each["error"]}
             raise SystemExit(f"{found} backends are listed, and should be {wanted}: {missing}")
-    print(f"{wanted} backends at once: {statistics.median(took):.2f} s, {size / 2**20:.1f} MiB")
+    print(f"{wanted} backends at once: {statistics.median(times):.2f} s, {size / 2**20:.1f} MiB")
     pages: list[float] = []
     found, after = 0, ""
     while True:

@@ -1,7 +1,7 @@
-"""A cluster to try: a NATS server and three nodes with two models each, until Ctrl-C.
+"""The demo of a cluster: a NATS server and three nodes with two models each, until Ctrl-C.
 
-Each node has a network of its own where that may be made (root, and the program `ip`): then what
-they share is a bridge, as machines do a switch. Elsewhere they are processes on ports of their own.
+With root's rights and the program `ip` each node gets a network namespace, and a bridge connects
+them, like machines at a switch. Otherwise the nodes listen on different ports.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from .calls import Call, make_calls
 from .host import DemoHost
 from .ports import free_port
 
-# Node, and its models: one is on two nodes.
+# The models of each node.
 NODES: dict[str, Sequence[str]] = {
     "gpu-1": ("llama", "whisper"),
     "gpu-2": ("llama", "mistral"),
     "gpu-3": ("bert", "no-status"),
 }
-_SECONDS = 30.0
+_START_SECONDS = 30.0
 
 
 class Place(NamedTuple):
-    """Where a node runs: the start of its command, and at which address it listens."""
+    """Where a node runs: the first words of its command, and the address that it listens on."""
 
     command: Sequence[str]
     host: str
 
 
 def calls() -> list[Call]:
-    """What to ask the first node: one view of all, and a stop on others."""
+    """Return calls of the first node that read all nodes and stop a model on another one."""
     return [
         Call("/backends?fresh=false", None, False, 200),
         Call("/backend/monitor?model=bert", None, False, 200),
@@ -55,10 +55,10 @@ def calls() -> list[Call]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; returns the exit code."""
+    """Run the demo, and return the exit code."""
     parser = argparse.ArgumentParser(prog="demo-cluster", description=__doc__)
     parser.add_argument("--once", action="store_true", help="make the calls, print them, and exit")
-    parser.add_argument("--plain", action="store_true", help="make no networks")
+    parser.add_argument("--plain", action="store_true", help="make no network namespaces")
     parser.add_argument("--as-node", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.as_node:
@@ -66,15 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     server = shutil.which("nats-server", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if server is None:
-        print("there is no nats-server here: apt-get install nats-server", file=sys.stderr)
+        print("nats-server is not installed: apt-get install nats-server", file=sys.stderr)
         return 1
-    signals = Signals()  # from here on all that is begun is also ended
+    signals = Signals()  # from here on a signal ends everything that was started
     with contextlib.ExitStack() as stack:
         places, host = _plain_places(), "127.0.0.1"
         if not options.plain and os.geteuid() == 0 and shutil.which("ip"):
             with contextlib.suppress(subprocess.CalledProcessError):
                 host, places = stack.enter_context(networks(NODES))
-        apart = host != "127.0.0.1"
+        has_networks = host != "127.0.0.1"
         port = free_port(host)
         command = [server, "-a", host, "-p", str(port)]
         stack.enter_context(_process(command, stderr=subprocess.DEVNULL))
@@ -84,16 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         url = next(iter(urls.values()))
         _wait_for_all(url, signals)
         if options.once:
-            good = True
+            all_expected = True
             for text, as_expected in make_calls(url, None, calls()):
                 print(text, flush=True)
-                good = good and as_expected
-            return 0 if good else 1
-        where = "each in a network of its own" if apart else "on ports of their own"
-        print(f"{len(urls)} nodes run, {where}, two models each:")
-        for name, at in urls.items():
-            print(f"  {name}  {at}  {', '.join(NODES[name])}")
-        print(f"\nAsk any of them about all ({next(iter(urls))} here):\n")
+                all_expected = all_expected and as_expected
+            return 0 if all_expected else 1
+        where = "in network namespaces" if has_networks else "on different ports"
+        print(f"{len(urls)} nodes run {where}, with two models each:")
+        for name, node_url in urls.items():
+            print(f"  {name}  {node_url}  {', '.join(NODES[name])}")
+        print(f"\nAny node answers for all; here {next(iter(urls))}:\n")
         for call in calls():
             print(call.curl(url))
         print("\nCtrl-C ends all of it.", flush=True)
@@ -107,7 +107,7 @@ def _start_nodes(
     nats: tuple[str, int],
     signals: Signals,
 ) -> dict[str, str]:
-    """Start the nodes, and give their URLs; fewer where one failed, or this is to end."""
+    """Start the nodes, and return their URLs: fewer if one failed or a signal came."""
     urls: dict[str, str] = {}
     for name, place in places.items():
         module = [sys.executable, "-m", "monitor_plugin.demo.cluster", "--as-node", name]
@@ -137,14 +137,14 @@ def _run_node(name: str) -> None:
 
 
 def _environment(name: str, place: Place, host: str, port: int) -> dict[str, str]:
-    apart = place.host != "127.0.0.1"
+    has_network = place.host != "127.0.0.1"
     return {
         **os.environ,
         "MONITOR_NODE": name,
         "MONITOR_CLUSTER": f"nats://{host}:{port}",
-        "MONITOR_LISTEN": f"{place.host}:{8080 if apart else 0}",
-        # A network of this demo alone, which nobody else reaches.
-        "MONITOR_INSECURE": "true" if apart else "false",
+        "MONITOR_LISTEN": f"{place.host}:{8080 if has_network else 0}",
+        # Nothing but this demo reaches its network.
+        "MONITOR_INSECURE": "true" if has_network else "false",
     }
 
 
@@ -154,17 +154,17 @@ def _plain_places() -> dict[str, Place]:
 
 @contextlib.contextmanager
 def networks(nodes: Iterable[str]) -> Iterator[tuple[str, dict[str, Place]]]:
-    """Make a bridge, and a network for each node, and take them away again.
+    """Make a bridge and a network namespace for each node, and remove them at the end.
 
     Yields:
-        This machine's address on the bridge, and where each node runs.
+        This machine's address on the bridge, and the place of each node.
 
     Raises:
-        subprocess.CalledProcessError: they may not be made.
+        subprocess.CalledProcessError: they cannot be made here.
     """
     tag = os.getpid() % 100_000
     bridge = f"mon{tag}"
-    network = f"10.{100 + tag // 250 % 100}.{tag % 250}"  # of this process alone
+    network = f"10.{100 + tag // 250 % 100}.{tag % 250}"  # no other process has it
     with contextlib.ExitStack() as stack:
         stack.callback(_ip, "link", "del", bridge, check=False)
         _ip("link", "add", bridge, "type", "bridge")
@@ -190,7 +190,7 @@ def _ip(*arguments: str, check: bool = True) -> None:
         [shutil.which("ip") or "ip", *arguments],
         check=check,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is the demo's alone
+        start_new_session=True,  # Ctrl-C must reach the demo only
     )
 
 
@@ -201,14 +201,14 @@ def _process(
     stderr: int | None = None,
     env: dict[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process; one that reads its standard input ends with that, others by SIGTERM."""
+    """Run a process. At the end close its standard input; without `stdout` send SIGTERM too."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,
         env=env,
-        start_new_session=True,  # Ctrl-C is the demo's alone, which ends them in their order
+        start_new_session=True,  # Ctrl-C must reach the demo only, which ends them in order
     )
     try:
         yield process
@@ -227,9 +227,9 @@ def _process(
 
 
 def _wait_for_all(url: str, signals: Signals) -> None:
-    """Wait until the first node sees all backends."""
+    """Wait until the first node lists all backends."""
     wanted = sum(len(models) for models in NODES.values())
-    until = time.monotonic() + _SECONDS
+    until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until and not signals.pending:
         with contextlib.closing(open_connection(url, 60)) as connection:
             connection.request("GET", calls()[0].path)

@@ -1,4 +1,4 @@
-"""The command line against a node of a cluster."""
+"""The command line with a node of a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.once
 
 
 def command(node: NodeClient, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of `monitor-plugin` against a node."""
+    """Run a command of `monitor-plugin` with a node's URL."""
     return subprocess.run(
         [sys.executable, "-m", "monitor_plugin.cli", *arguments, "--url", node.client.url],
         capture_output=True,
@@ -30,8 +30,8 @@ def command(node: NodeClient, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_ps_and_stop_are_of_all_nodes(nats: NatsServer, make_local: MakeLocal) -> None:
-    """`ps` has a column for nodes; `stop` stops on all of them, or on one with --node."""
+def test_ps_and_stop_cover_all_nodes(nats: NatsServer, make_local: MakeLocal) -> None:
+    """`ps` has a column for nodes. `stop` stops a model on all of them, or on one with --node."""
     a = make_local("node-a", nats.url, "shared")
     make_local("node-b", nats.url, "shared", "other")
     eventually(lambda: a.finds("shared", "node-a", "node-b") and a.reads("other"))
@@ -49,10 +49,10 @@ def test_ps_and_stop_are_of_all_nodes(nats: NatsServer, make_local: MakeLocal) -
     assert command(a, "status", "other").returncode == 4
 
 
-def test_what_a_node_without_an_answer_has_is_not_said_to_be_gone(
+def test_models_of_an_unreachable_node_are_not_reported_as_ended(
     nats: NatsServer, make_local: MakeLocal, make_node: MakeNode
 ) -> None:
-    """`status` does not say that it is not loaded, nor `stop --all` that all is; `top` tells."""
+    """`status`, `ps`, `stop --all` and `top` name the node that does not answer."""
     a = make_local("node-a", nats.url, "here")
     b = make_node("node-b", nats.url, "far")
     eventually(lambda: a.reads("far"))
@@ -70,5 +70,5 @@ def test_what_a_node_without_an_answer_has_is_not_said_to_be_gone(
     assert "here: stopped" in stopped.stdout
     assert "No model is loaded on any node that answers." in nothing.stdout
     assert (stopped.returncode, nothing.returncode) == (1, 1)
-    for said in (known, unknown, stopped, nothing):
-        assert "node 'node-b' cannot be reached" in said.stderr
+    for result in (known, unknown, stopped, nothing):
+        assert "node 'node-b' cannot be reached" in result.stderr

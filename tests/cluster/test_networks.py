@@ -1,4 +1,4 @@
-"""Nodes in networks of their own: the demo, and a link that is cut."""
+"""The cluster's demo, and nodes in network namespaces with a link that fails."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ DEMO = (sys.executable, "-m", "monitor_plugin.demo.cluster")
 
 
 @pytest.fixture
-def made() -> Iterator[tuple[str, dict[str, Place]]]:
-    """Networks of two nodes; the test is skipped where they may not be made."""
+def node_networks() -> Iterator[tuple[str, dict[str, Place]]]:
+    """The networks of two nodes. The test is skipped if they cannot be made here."""
     with contextlib.ExitStack() as stack:
         if os.geteuid() != 0 or shutil.which("ip") is None:
-            pytest.skip("only root, and the program ip, can make networks")
+            pytest.skip("networks need root and the program ip")
         try:
             found = stack.enter_context(networks("ab"))
         except subprocess.CalledProcessError:
-            pytest.skip("networks may not be made here")
+            pytest.skip("networks cannot be made here")
         yield found
 
 
-def networks_left(process: subprocess.Popen[str]) -> str:
-    """List the network namespaces that a demo made and did not take away."""
+def remaining_networks(process: subprocess.Popen[str]) -> str:
+    """List the network namespaces and links that a demo made and has not removed."""
     if shutil.which("ip") is None:
         return ""
     listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=False).stdout
@@ -49,18 +49,18 @@ def networks_left(process: subprocess.Popen[str]) -> str:
     )
 
 
-def test_the_demo_shows_one_view_and_a_remote_stop(spawner: Spawner) -> None:
-    """`make demo-cluster` runs in networks or on ports, answers as it says, and leaves nothing."""
+def test_the_demo_makes_its_calls_and_leaves_nothing(spawner: Spawner) -> None:
+    """Every call of `make demo-cluster` gets the response that the demo expects."""
     program("nats-server")
 
     def run() -> str:
         process = spawner.process(*DEMO, "--once", cwd=ROOT)
         output, _ = process.communicate(timeout=100)
         assert process.returncode == 0, output
-        eventually(lambda: not networks_left(process))  # the kernel takes its time
+        eventually(lambda: not remaining_networks(process))  # the kernel takes its time
         return str(output)
 
-    # A node that is slow to begin may be left out, which the answer says; not again and again.
+    # The first reading may lack a node that is slow to reply, but not three times.
     both = "X-Monitor-Node: gpu-1, gpu-2\nX-Monitor-Replicas: 2"
     output = next((each for each in (run() for _ in range(3)) if both in each), "")
     assert both in output
@@ -72,36 +72,36 @@ def test_the_demo_shows_one_view_and_a_remote_stop(spawner: Spawner) -> None:
     ("switches", "number", "early"),
     [(["--plain"], signal.SIGTERM, False), ([], signal.SIGINT, True)],
 )
-def test_the_demo_leaves_nothing_when_it_is_ended(
+def test_signals_end_the_demo_and_all_its_processes(
     switches: list[str], number: signal.Signals, early: bool, spawner: Spawner
 ) -> None:
-    """Ctrl-C and SIGTERM end all that it began, while it starts as well as later."""
+    """Ctrl-C and SIGTERM end the demo while it starts as well as later."""
     program("nats-server")
     process = spawner.process(*DEMO, *switches, cwd=ROOT)
     assert process.stdout is not None
-    began: set[psutil.Process] = set()
-    if early:  # the NATS server and a node
+    started: set[psutil.Process] = set()
+    if early:  # with the NATS server and one node
 
         def two_run() -> bool:
-            began.update(psutil.Process(process.pid).children(recursive=True))
-            return sum(each.is_running() for each in began) >= 2
+            started.update(psutil.Process(process.pid).children(recursive=True))
+            return sum(each.is_running() for each in started) >= 2
 
         eventually(two_run)
     else:
         while "Ctrl-C ends all of it" not in process.stdout.readline():
             assert process.poll() is None
-    began.update(psutil.Process(process.pid).children(recursive=True))
+    started.update(psutil.Process(process.pid).children(recursive=True))
     process.send_signal(number)
     assert process.wait(timeout=100) == 0
-    assert not [each for each in began if is_running(each.pid) and each.is_running()]
-    eventually(lambda: not networks_left(process))  # the kernel takes its time
+    assert not [each for each in started if is_running(each.pid) and each.is_running()]
+    eventually(lambda: not remaining_networks(process))  # the kernel takes its time
 
 
-def test_a_node_whose_link_is_cut(
-    made: tuple[str, dict[str, Place]], spawner: Spawner, make_node: MakeNode
+def test_a_node_with_a_failed_link_answers_alone_and_rejoins(
+    node_networks: tuple[str, dict[str, Place]], spawner: Spawner, make_node: MakeNode
 ) -> None:
-    """It is named within the deadline, answers for its own all the while, and comes back."""
-    host, places = made
+    """The other node names it in an error within the deadline."""
+    host, places = node_networks
     port = free_port()
     spawner.process(
         *(program("nats-server"), "-a", host, "-p", str(port)), stderr=subprocess.DEVNULL
@@ -119,18 +119,18 @@ def test_a_node_whose_link_is_cut(
         )
 
     a, b = node("a", "here"), node("b", "there")
-    cut = [program("ip"), "-n", space, "link", "set", "eth0"]
+    set_link = [program("ip"), "-n", space, "link", "set", "eth0"]
     eventually(lambda: a.reads("there") and b.reads("here"))
-    subprocess.run([*cut, "down"], check=True)
+    subprocess.run([*set_link, "down"], check=True)
     answer = a.client.monitor("there")
     assert (answer.status, answer.json["error"]["type"]) == (504, "node_unreachable")
     assert "node 'b'" in answer.json["error"]["message"]
     assert a.reads("here")
-    ask = [
+    command = [
         *(*places["b"].command, program("curl"), "-s", "-m", "20"),
         "http://127.0.0.1:8080/backend/monitor?model=there",
     ]
-    local_node = subprocess.run(ask, capture_output=True, text=True, check=True)
-    assert '"state":2' in local_node.stdout
-    subprocess.run([*cut, "up"], check=True)
+    answer_of_b = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert '"state":2' in answer_of_b.stdout
+    subprocess.run([*set_link, "up"], check=True)
     eventually(lambda: a.reads("there") and b.reads("here"), seconds=60)

@@ -1,4 +1,4 @@
-"""One view and one stop: several monitors in real processes, and a real NATS server."""
+"""Any node answers for all: several monitors, some in processes of their own, and a NATS server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from .rogue import cluster_of
 ODD = "org/mödel .*> 1"
 
 
-def test_any_node_answers_for_all(nats: NatsServer, make_node: MakeNode) -> None:
+def test_any_node_reads_stops_and_lists_models_of_others(
+    nats: NatsServer, make_node: MakeNode
+) -> None:
     """A model on one node is read and stopped from another, and the list shows every node."""
     a = make_node("a", nats.url, "one")
     b = make_node("b.example", nats.url, ODD)
@@ -57,14 +59,16 @@ def test_any_node_answers_for_all(nats: NatsServer, make_node: MakeNode) -> None
 
 
 def read_from(node: NodeClient, model: str, nodes: str) -> Answer | None:
-    """Read a model; None unless these nodes answered."""
+    """Read a model; None unless exactly these nodes answered."""
     answer = node.client.monitor(model)
     return answer if answer.headers["X-Monitor-Node"] == nodes else None
 
 
 @pytest.mark.once
-def test_nodes_with_one_model_answer_as_replicas(nats: NatsServer, make_local: MakeLocal) -> None:
-    """The worst state and the sums of several nodes, the asked one included; a stop stops all."""
+def test_nodes_with_the_same_model_answer_as_replicas(
+    nats: NatsServer, make_local: MakeLocal
+) -> None:
+    """A reading has the worst state and the sums of all nodes; a stop stops the model on all."""
     a = make_local("a", nats.url, "m:")
     make_local("b", nats.url, "m:--state 1", "other")
     c = make_local("c", nats.url, "m:--no-status")
@@ -98,7 +102,7 @@ def test_nodes_with_one_model_answer_as_replicas(nats: NatsServer, make_local: M
 def test_a_model_that_has_just_ended_on_a_node_is_stopped_on_the_others(
     nats: NatsServer, make_local: MakeLocal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has not heard of that end yet asks the node, and takes it for none that is silent."""
+    """A node that does not know of that end yet requests a stop, and does not report silence."""
     a, b, c = (make_local(name, nats.url, "m") for name in "abc")
     for node in (b, c):
         eventually(partial(node.finds, "m", "a", "b", "c"))
@@ -111,13 +115,13 @@ def test_a_model_that_has_just_ended_on_a_node_is_stopped_on_the_others(
     assert answer.headers["X-Monitor-Node"] == "b, c"
 
 
-def test_who_stopped_a_model_for_another_says_so_to_all(
+def test_a_node_announces_at_once_that_it_stopped_a_model(
     nats: NatsServer,
     make_local: MakeLocal,
     make_monitor: Callable[..., Monitor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At once: whoever is asked next does not take the node for one that has it still."""
+    """So the node that is asked next knows that the model has ended."""
     monkeypatch.setattr("monitor_plugin.cluster.peers.presence._HEARTBEAT_SECONDS", 1000.0)
     make_local("b", nats.url, "m")
     a = make_local("a", nats.url)
@@ -129,8 +133,8 @@ def test_who_stopped_a_model_for_another_says_so_to_all(
 
 
 @pytest.mark.once
-def test_the_list_comes_in_pages(nats: NatsServer, make_local: MakeLocal) -> None:
-    """Pages by `limit` and `after` show each backend once, in the order of nodes and PIDs."""
+def test_pages_list_each_backend_once(nats: NatsServer, make_local: MakeLocal) -> None:
+    """Pages by `limit` and `after` list the backends in the order of nodes and PIDs."""
     nodes = [make_local(name, nats.url, *(f"{name}{n}" for n in range(3))) for name in "ab"]
     eventually(lambda: all(node.sees("a", "b") for node in nodes))
     for limit in (1, 2, 3, 4, 100):
@@ -154,7 +158,7 @@ def test_the_list_comes_in_pages(nats: NatsServer, make_local: MakeLocal) -> Non
 def test_prometheus_discovers_the_nodes(
     nats: NatsServer, make_local: MakeLocal, tmp_path: Path
 ) -> None:
-    """Prometheus' own tool takes `/cluster/targets` for what it is, and finds all nodes."""
+    """Prometheus' own tool finds all nodes by `/cluster/targets`."""
     a = make_local("a", nats.url)
     make_local("b", nats.url, cluster_url="https://b.example/monitor")
     eventually(partial(a.sees, "a", "b"))
@@ -176,10 +180,10 @@ def test_prometheus_discovers_the_nodes(
 
 
 @pytest.mark.once
-def test_subscriptions_follow_what_runs(
+def test_subscriptions_follow_the_registered_models(
     nats: NatsServer, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Two subscriptions a model, gone with its last backend; no thread and no question is left."""
+    """A model has two subscriptions until its last backend ends; no request or thread is left."""
     before = threading.enumerate()
     monitor = make_monitor(cluster=nats.url, node="a")
     cluster = cluster_of(monitor)
@@ -201,10 +205,10 @@ def test_subscriptions_follow_what_runs(
     eventually(lambda: not started_since(before))
 
 
-def test_connections_that_ended_leave_nothing(
+def test_ended_connections_leave_no_task_descriptor_or_subscription(
     nats: NatsServer, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """However often NATS goes: no task, descriptor or subscription is left behind."""
+    """NATS ends several times, and the monitor connects again each time."""
     monitor = make_monitor(cluster=nats.url, node="a")
     sleeper = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
@@ -225,16 +229,16 @@ def test_connections_that_ended_leave_nothing(
 
 
 @pytest.mark.once
-def test_who_asked_stands_in_the_holding_nodes_audit(
+def test_the_audit_of_the_stopping_node_names_the_client(
     nats: NatsServer,
     make_node: MakeNode,
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The role is checked where the request came in; the holder writes down who asked, and where.
+    """The node that got the request checks the role; the one that stops the model audits too.
 
-    The token itself does not leave the node.
+    The token itself does not leave the node that got the request.
     """
     caplog.set_level(logging.INFO, "monitor_plugin.audit")
     holder = make_monitor(cluster=nats.url, node="holder", token="its-own-token")
@@ -255,8 +259,10 @@ def test_who_asked_stands_in_the_holding_nodes_audit(
 
 
 @pytest.mark.once
-def test_what_happened_is_asked_of_the_node_itself(nats: NatsServer, make_local: MakeLocal) -> None:
-    """`/events` and `/history` are of the node that is asked; for another they say where to ask."""
+def test_events_and_history_of_another_node_name_where_to_ask(
+    nats: NatsServer, make_local: MakeLocal
+) -> None:
+    """`/events` and `/history` are those of the node that is asked."""
     a = make_local("a", nats.url)
     b = make_local("b", nats.url)
     eventually(lambda: a.sees("a", "b"))
@@ -268,10 +274,10 @@ def test_what_happened_is_asked_of_the_node_itself(nats: NatsServer, make_local:
         assert "no node 'c' is known" in a.get(f"{path}?node=c").json["error"]["message"]
 
 
-def test_without_a_cluster_nothing_is_imported_or_different(
+def test_a_monitor_without_a_cluster_shows_nothing_of_one(
     make_monitor: Callable[..., Monitor],
 ) -> None:
-    """No setting: no thread, no NATS client, no field, header or route of a cluster."""
+    """Without the setting there is no thread, field, header or route of a cluster."""
     before = threading.enumerate()
     client = Client(make_monitor().url)
     assert "nodes" not in client.request("GET", "/backends").json
@@ -281,8 +287,8 @@ def test_without_a_cluster_nothing_is_imported_or_different(
     assert not [name for name in started_since(before) if "cluster" in name]
 
 
-def test_nats_is_imported_only_where_there_is_a_cluster(spawner: Spawner) -> None:
-    """Without the setting no module of it is loaded; with it, and no extra, it says what to do."""
+def test_nats_is_imported_only_for_a_cluster(spawner: Spawner) -> None:
+    """With the setting but without the extra the error says what to install."""
     code = """
 import sys
 import monitor_plugin
@@ -296,13 +302,13 @@ except monitor_plugin.SettingsError as error:
     print(error)
 """
     output, _ = spawner.python(code).communicate(timeout=60)
-    loaded, said = output.splitlines()
+    loaded, error = output.splitlines()
     assert loaded == "[]"
-    assert "pip install 'monitor-plugin[cluster]'" in said
+    assert "pip install 'monitor-plugin[cluster]'" in error
 
 
-def test_every_answer_says_of_which_node_it_is(nats: NatsServer, make_local: MakeLocal) -> None:
-    """Refusals and what is of the node alone too; but not to those who have no token."""
+def test_every_response_names_its_node(nats: NatsServer, make_local: MakeLocal) -> None:
+    """Errors and answers of one node name it too, but not to clients without a token."""
     token = "0123456789abcdef"
     a = make_local("a", nats.url, token=token)
     sent = {"Authorization": f"Bearer {token}"}

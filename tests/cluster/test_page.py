@@ -1,4 +1,4 @@
-"""The page of a cluster's node, in a real Chromium."""
+"""The page of a cluster's node, in Chromium."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture
 def tabs() -> Iterator[Tabs]:
-    """Tabs of a browser, in none of which an error may come up."""
+    """Tabs of a browser. An error in one of them fails the test."""
     with chromium() as browser:
         tabs = Tabs(browser)
         yield tabs
         tabs.close()
 
 
-def test_the_page_shows_all_nodes_and_stops_one_replica(
+def test_the_page_lists_all_nodes_and_stops_one_replica(
     nats: NatsServer, make_local: MakeLocal, make_node: MakeNode, tabs: Tabs
 ) -> None:
-    """Each row says its node; of a model on two nodes the one on the other node is stopped.
+    """A row names its node, and its button stops the replica there alone.
 
     A node that does not answer is named.
     """
