@@ -1,6 +1,6 @@
--- For wrk: asks for so many models in turn, m0, m1, ... (`-- COUNT PREFIX`), or, with COUNT 0,
--- calls supervisord's XML-RPC for the program PREFIX.
-local count, prefix, turn = 1, "m", 0
+-- A script for wrk, with the arguments `-- COUNT PREFIX`. Requests readings of COUNT models in turn:
+-- PREFIX0, PREFIX1 and so on. With COUNT 0 it calls supervisord's XML-RPC for the program PREFIX.
+local count, prefix, number = 1, "m", 0
 
 function init(args)
   count, prefix = tonumber(args[1]), args[2]
@@ -12,6 +12,6 @@ function request()
       "<value><string>" .. prefix .. "</string></value></param></params></methodCall>"
     return wrk.format("POST", "/RPC2", {["Content-Type"] = "text/xml"}, body)
   end
-  turn = (turn + 1) % count
-  return wrk.format("GET", "/backend/monitor?model=" .. prefix .. turn)
+  number = (number + 1) % count
+  return wrk.format("GET", "/backend/monitor?model=" .. prefix .. number)
 end

@@ -1,13 +1,15 @@
-"""How long a hung backend keeps the loop of an asyncio host from running: not at all.
+"""Checks that a hung backend does not delay the event loop of an asyncio host.
 
     python benchmarks/asyncio_stall.py [--rounds 7]
 
-Runs examples/asyncio_host.py's programs in a loop that measures its own stalls: by how much it is
-late where it asks for 5 ms. In each round a client reads a backend, and the host starts another and
-stops it through the monitor: first with all well, then with the backend hung (SIGSTOP) and a hook
-that blocks. Says the longest stall of each round; ends with 1 where the least of these with a hung
-backend is 50 ms or more over the least without: who blocks the loop does so in each round, while
-what else the machine does stalls it now and then.
+Runs the programs of `examples/asyncio_host.py` in an event loop that measures its own delays: a
+task sleeps for 5 ms again and again, and records by how much it wakes up late. In each round, a
+client reads a backend, and the host starts another backend and stops it through the monitor. A
+round without faults is followed by one with a hung backend (SIGSTOP) and a hook that blocks.
+
+Prints the longest delay of each round. The exit code is 1 if the least of these with a hung backend
+exceeds the least without one by 50 ms or more. The least is compared because code that blocks the
+loop does so in every round, while other processes delay it in some rounds only.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ BACKEND = [sys.executable, *shlex.split("-m monitor_plugin.demo.backend --addr {
 
 
 class Blocking:
-    """A third party's hook that blocks when it is told to, for as long as the monitor lets it."""
+    """A plugin whose hook blocks for an adjustable time."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -45,14 +47,14 @@ class Blocking:
 
     @hookimpl
     def monitor_backend_registered(self, backend: Backend) -> None:
-        """Note the backend."""
+        """Record the backend, and block."""
         self.backends.append(backend)
         time.sleep(self.seconds)
 
 
 @contextlib.asynccontextmanager
 async def longest_stall(stalls: list[float]) -> AsyncIterator[None]:
-    """Measure by how much the loop is late at worst."""
+    """Append the longest delay of the loop, in seconds, to a list."""
     longest = 0.0
 
     async def tick() -> None:
@@ -71,9 +73,9 @@ async def longest_stall(stalls: list[float]) -> AsyncIterator[None]:
 
 
 async def measure(rounds: int, folder: str) -> dict[str, list[float]]:
-    """Give the longest stalls in seconds, without a hung backend, with one, and as that is stopped.
+    """Return the longest delays in seconds: without a hung backend, with one, and while it stops.
 
-    The last is of one round alone, in which the host does less: it is not to be judged with them.
+    The third list has a single round, in which the host does less. It is not comparable.
     """
     host, blocking = asyncio_host.Host(), Blocking()
     settings = Settings(listen=None, stop_timeout_seconds=2, respawn_watch_seconds=0)
@@ -118,14 +120,14 @@ async def measure(rounds: int, folder: str) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure, say so, and judge."""
+    """Measure, print, and exit with 1 if the loop was blocked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         measured = asyncio.run(measure(rounds, folder))
     for name, stalls in measured.items():
-        print(f"{name:8}", *(f"{1000 * stall:6.1f}" for stall in stalls), "ms at most")
+        print(f"longest stalls, {name:8}", *(f"{1000 * stall:6.1f}" for stall in stalls), "ms")
     for name, of in (("median", statistics.median), ("least", min)):
         more = of(measured["hung"]) - of(measured["without"])
         print(f"with a hung backend the {name} is {1000 * more:.1f} ms more")

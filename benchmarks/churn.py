@@ -1,4 +1,4 @@
-"""What backends that restart all the time cost those that ask for others."""
+"""Measures how restarts of some backends slow the readings of others."""
 
 from __future__ import annotations
 
@@ -8,52 +8,58 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from apart import MonitorApart
 from contenders import backend
 from goals import Figure, Goal
 from load import by_wrk
+from monitor_process import MonitorProcess
 
 STABLE = 4
 CLIENTS = 4
 
 
 def measure(restarting: int, rounds: int, seconds: float) -> list[Figure]:
-    """Measure in turn with nothing restarting, and with so many restarting every second.
+    """Measure the 99th percentile without restarts, and with `restarting` restarts every second.
 
-    And with as many that the monitor is not told of: what processes that come and go cost anyway.
+    Also measures with as many processes that the monitor does not know, because processes that
+    start and end cost time in any case.
     """
-    calm, untold, churned = [], [], []
+    calm, unknown, churned = [], [], []
     with ExitStack() as stack:
-        monitor = stack.enter_context(MonitorApart())
+        monitor = stack.enter_context(MonitorProcess())
         for number in range(STABLE):
             target = stack.enter_context(backend())
             monitor.spawned(f"m{number}", target.pid, target.address)
         for _ in range(rounds):
             calm.append(by_wrk(monitor.port, CLIENTS, seconds, STABLE, "m").p99_ms)
             with churn(None, restarting):
-                untold.append(by_wrk(monitor.port, CLIENTS, seconds, STABLE, "m").p99_ms)
+                unknown.append(by_wrk(monitor.port, CLIENTS, seconds, STABLE, "m").p99_ms)
             with churn(monitor, restarting):
                 churned.append(by_wrk(monitor.port, CLIENTS, seconds, STABLE, "m").p99_ms)
     ratios = [one / two for one, two in zip(churned, calm, strict=True)]
     return [
         Figure("p99, nothing restarts", "ms", calm),
-        Figure(f"p99, {restarting} restart that it does not watch", "ms", untold),
+        Figure(f"p99, {restarting} restart that it does not watch", "ms", unknown),
         Figure(f"p99, {restarting} backends restart every second", "ms", churned),
         Figure(f"p99 with {restarting} restarts a second of without", "x", ratios, Goal(at_most=2)),
     ]
 
 
 @contextmanager
-def churn(monitor: MonitorApart | None, count: int) -> Iterator[None]:
-    """Restart so many backends a second, one by one; they are light, and none of them answers."""
+def churn(monitor: MonitorProcess | None, count: int) -> Iterator[None]:
+    """Restart `count` light processes each second, one after the other; none of them serves gRPC.
+
+    Args:
+        monitor: registers each process as a backend, unless None.
+        count: number of processes, and of restarts each second.
+    """
     stop = threading.Event()
     running: list[subprocess.Popen[bytes]] = []
 
     def restart() -> None:
-        turn, due = 0, time.monotonic()
+        number, due = 0, time.monotonic()
         while not stop.is_set():
-            slot = turn % count
-            if turn >= count:
+            slot = number % count
+            if number >= count:
                 running[slot].kill()
                 code = running[slot].wait()
                 if monitor:
@@ -61,9 +67,9 @@ def churn(monitor: MonitorApart | None, count: int) -> Iterator[None]:
                 running[slot] = subprocess.Popen(["/bin/sleep", "1000"])
             else:
                 running.append(subprocess.Popen(["/bin/sleep", "1000"]))
-            if monitor:  # no server is there: a port that is never given to one
+            if monitor:  # nothing listens at these ports, and the system assigns none of them
                 monitor.spawned(f"c{slot}", running[slot].pid, f"127.0.0.1:{20000 + slot}")
-            turn, due = turn + 1, due + 1 / count
+            number, due = number + 1, due + 1 / count
             stop.wait(max(0.0, due - time.monotonic()))
 
     thread = threading.Thread(target=restart)

@@ -1,4 +1,4 @@
-"""What the monitor is measured against, started and ended: backends, naive builds, two hosts."""
+"""Starts and ends backends, and the programs that the monitor is compared with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAIVE = Path(__file__).with_name("naive.py")
 
 @contextmanager
 def process(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run a process, which says nothing on standard error, and end it."""
+    """Run a process with its standard error discarded, and end it afterwards."""
     pipe = subprocess.PIPE
     options = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.DEVNULL, **options}
     running = subprocess.Popen(command, text=True, **options)
@@ -52,7 +52,7 @@ def backend(*switches: str) -> Iterator[Target]:
 
 @contextmanager
 def naive(kind: str, targets: Sequence[Target], prefix: str) -> Iterator[int]:
-    """Run a server of `naive.py`, with models called PREFIX0 and so on; gives its port."""
+    """Run a server of `naive.py`, and yield its port. Its models are PREFIX0, PREFIX1 and so on."""
     with process([sys.executable, str(_NAIVE), kind]) as running:
         assert running.stdin
         for number, target in enumerate(targets):
@@ -64,7 +64,7 @@ def naive(kind: str, targets: Sequence[Target], prefix: str) -> Iterator[int]:
 
 @contextmanager
 def bare_status(target: Target) -> Iterator[Callable[[], Callable[[], object]]]:
-    """Give what gives the bare call of a backend's `Status`, over one kept channel."""
+    """Yield a factory of functions that call a backend's `Status`, all over one channel."""
     with grpc.insecure_channel(target.address) as channel:
         method = channel.unary_unary(STATUS_METHOD, None, None)
         yield lambda: lambda: method(b"", timeout=10)
@@ -83,7 +83,7 @@ def _wait_for(port: int) -> None:
 
 @contextmanager
 def supervisord(folder: Path) -> Iterator[int]:
-    """Run supervisord with a program `m`; gives the port of its XML-RPC."""
+    """Run supervisord with a program `m`, and yield the port of its XML-RPC interface."""
     port = free_port()
     lines = [
         *("[supervisord]", "nodaemon=true", f"directory={folder}"),
@@ -103,7 +103,7 @@ def supervisord(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def circus(folder: Path) -> Iterator[Callable[[], Callable[[], object]]]:
-    """Run circusd with a watcher `m`; gives what gives the call of its `stats`."""
+    """Run circusd with a watcher `m`, and yield a factory of functions that call its `stats`."""
     from circus.client import CircusClient
 
     ports = [free_port() for _ in range(2)]

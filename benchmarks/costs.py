@@ -1,4 +1,4 @@
-"""What the monitor costs where nobody asks: memory, registering, sweeps, its import."""
+"""Measures costs without client requests: memory, registration, sweeps and the import."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from http.client import HTTPConnection
 
 import psutil
-from apart import MonitorApart
 from goals import Figure, Goal
 from listing import backends
+from monitor_process import MonitorProcess
 
 _IMPORT = """
 import time, msgspec, pluggy
@@ -22,14 +22,14 @@ print(1000 * (time.perf_counter() - began))
 
 
 def measure(count: int, swept: int, seconds: float) -> list[Figure]:
-    """Measure.
+    """Measure all costs.
 
     Args:
-        count: how many backends are registered.
-        swept: how many of them stay for the sweeps.
-        seconds: for how long sweeps are watched.
+        count: number of backends for registration and memory.
+        swept: number of backends for sweeps.
+        seconds: for how long the CPU time of sweeps is measured.
     """
-    return [*_holding(count), *_sweeping(swept, seconds), _importing()]
+    return [*_measure_registration(count), *_measure_sweeps(swept, seconds), _measure_import()]
 
 
 def _get(port: int, path: str) -> bytes:
@@ -41,18 +41,18 @@ def _get(port: int, path: str) -> bytes:
         connection.close()
 
 
-def _holding(count: int) -> list[Figure]:
-    """What registering takes, and what each backend holds in memory, asked or not."""
-    with backends(count) as running, MonitorApart(sweep_interval_seconds=0) as monitor:
-        before = monitor.left()["rss"]
+def _measure_registration(count: int) -> list[Figure]:
+    """Measure the time of registration, and the memory of a backend before and after a reading."""
+    with backends(count) as running, MonitorProcess(sweep_interval_seconds=0) as monitor:
+        before = monitor.count_resources()["rss"]
         took = []
         for pid, address in running:
             began = time.perf_counter()
             monitor.spawned(f"m{pid}", pid, address)
             took.append(time.perf_counter() - began)
-        registered = monitor.left()["rss"]
+        registered = monitor.count_resources()["rss"]
         _get(monitor.port, "/backends")
-        asked = monitor.left()["rss"]
+        connected = monitor.count_resources()["rss"]
     part = max(1, count // 5)
     slower = statistics.median(took[-part:]) / statistics.median(took[:part])
     last = f"registering {count} backends: the last fifth of the first"
@@ -68,24 +68,24 @@ def _holding(count: int) -> list[Figure]:
         Figure(
             "memory of a backend with a channel",
             "KiB",
-            [(asked - before) / 1024 / count],
+            [(connected - before) / 1024 / count],
             Goal(at_most=100),
         ),
     ]
 
 
-def _sweeping(count: int, seconds: float) -> list[Figure]:
-    """What sweeps every 5 s take of a core, here and from what is watched."""
-    with backends(count) as running, MonitorApart() as monitor:
+def _measure_sweeps(count: int, seconds: float) -> list[Figure]:
+    """Measure what sweeps every 5 s take, in percent of a core: of the monitor, of each backend."""
+    with backends(count) as running, MonitorProcess() as monitor:
         for pid, address in running:
             monitor.spawned(f"m{pid}", pid, address)
-        _get(monitor.port, "/backends")  # connects
+        _get(monitor.port, "/backends")  # opens the channels
         children = psutil.Process().children()
         servers = [each for each in children if "light_server" in " ".join(each.cmdline())]
-        watched = [psutil.Process(monitor.pid), *servers]
-        before = [_cpu_seconds(each) for each in watched]
+        processes = [psutil.Process(monitor.pid), *servers]
+        before = [_cpu_seconds(each) for each in processes]
         time.sleep(seconds)
-        used = [_cpu_seconds(each) - was for each, was in zip(watched, before, strict=True)]
+        used = [_cpu_seconds(each) - was for each, was in zip(processes, before, strict=True)]
     return [
         Figure(
             f"sweeps of {count} backends: the monitor",
@@ -107,6 +107,6 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _importing() -> Figure:
+def _measure_import() -> Figure:
     took = [float(subprocess.check_output([sys.executable, "-c", _IMPORT])) for _ in range(5)]
     return Figure("import of monitor_plugin", "ms", took, Goal(at_most=60))

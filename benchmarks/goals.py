@@ -1,4 +1,4 @@
-"""Figures with their spread, and the goals that they are held against."""
+"""Measured figures with their spread, and the goals that they are compared with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 
 class Goal(NamedTuple):
-    """Where a median is to lie."""
+    """The least or the greatest median that meets a goal."""
 
     at_least: float | None = None
     at_most: float | None = None
 
     def met_by(self, value: float) -> bool:
-        """Whether it lies there."""
+        """Whether a median meets this goal."""
         above = self.at_least is None or value >= self.at_least
         return above and (self.at_most is None or value <= self.at_most)
 
@@ -23,7 +23,7 @@ class Goal(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What was measured, once a round."""
+    """One measured quantity, with a value for each round."""
 
     name: str
     unit: str
@@ -42,8 +42,8 @@ class Figure(NamedTuple):
             line += f"  goal {self.goal}: {'met' if self.goal.met_by(self.median) else 'MISSED'}"
         return line
 
-    def plain(self) -> dict[str, Any]:
-        """Give it as JSON takes it."""
+    def to_json(self) -> dict[str, Any]:
+        """Convert to an object for JSON."""
         fields: dict[str, Any] = {"name": self.name, "unit": self.unit, "median": self.median}
         fields["values"] = list(self.values)
         if self.goal:

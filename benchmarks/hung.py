@@ -1,12 +1,15 @@
-"""What hung backends cost the others: 64 clients ask for ten models in turn, and eight hang.
+"""Measures how hung backends slow the readings of healthy ones.
 
     python benchmarks/hung.py [--seconds 20] [--json FILE]
 
-Starts ten backends, a monitor in a process of its own and the clients; measures with nothing hung,
-and again from the moment at which eight are stopped (SIGSTOP). Says how the healthy two fare in
-both phases, and the longest that any request took; ends with 1 where a promise is broken: healthy
-answers within 3 times what they need with nothing hung (median and 99th percentile), no request
-longer than the deadline plus half a second.
+Starts ten backends, a monitor in its own process, and 64 clients that request the ten models in
+turn. Measures a calm phase first, then a phase with eight backends hung (SIGSTOP). Prints how long
+the requests for the two healthy backends took in both phases, and the longest request of all. The
+exit code is 1 if one of these promises is broken:
+
+- the median and the 99th percentile for healthy backends are at most 3 times the calm phase's;
+- no request takes longer than the deadline plus half a second;
+- every answer is right: status 200, and from gRPC for healthy backends.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from apart import MonitorApart
+from monitor_process import MonitorProcess
 
 BACKENDS = 10
 HUNG = 8
@@ -36,7 +39,7 @@ ALLOWED_SECONDS = DEADLINE_SECONDS + 0.5
 
 
 class Request(NamedTuple):
-    """A request that was answered: for which model, how, when it was sent, and its seconds."""
+    """An answered request; `sent_at` is monotonic, and `seconds` its duration."""
 
     model: int
     status: int
@@ -47,7 +50,7 @@ class Request(NamedTuple):
 
 @contextmanager
 def running(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a process, and end it."""
+    """Run a process, and kill it afterwards."""
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     try:
         yield process
@@ -56,8 +59,8 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-async def ask_in_turn(client: int, port: int, until: float, done: list[Request]) -> None:
-    """One client, on one connection, which asks for one model after the other."""
+async def request_in_turn(client: int, port: int, until: float, done: list[Request]) -> None:
+    """Request one model after the other on one connection, and append the requests to `done`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     model = client
     while (sent_at := time.monotonic()) < until:
@@ -73,16 +76,16 @@ async def ask_in_turn(client: int, port: int, until: float, done: list[Request])
     writer.close()
 
 
-async def all_ask(port: int, seconds: float) -> list[Request]:
-    """Let all clients ask for some time."""
+async def run_clients(port: int, seconds: float) -> list[Request]:
+    """Run all clients for `seconds`; return their requests."""
     done: list[Request] = []
     until = time.monotonic() + seconds
-    await asyncio.gather(*(ask_in_turn(each, port, until, done) for each in range(CLIENTS)))
+    await asyncio.gather(*(request_in_turn(each, port, until, done) for each in range(CLIENTS)))
     return done
 
 
 def figures(requests: Sequence[Request]) -> dict[str, float]:
-    """Summarise what the healthy ones' answers took, in milliseconds, and what any took."""
+    """Summarize the requests for healthy backends (milliseconds), and all requests (seconds)."""
     healthy = [each.seconds * 1000 for each in requests if each.model >= HUNG]
     return {
         "requests": len(requests),
@@ -97,25 +100,25 @@ def figures(requests: Sequence[Request]) -> dict[str, float]:
 
 
 def measure(seconds: float) -> dict[str, dict[str, float]]:
-    """Measure one phase with nothing hung, and one with eight backends hung from its start."""
+    """Measure the calm phase, and the phase with hung backends."""
     with ExitStack() as stack:
         backend = ("-m", "monitor_plugin.demo.backend", "--end-with-parent", "--weights-mib", "1")
         backends = [stack.enter_context(running(*backend)) for _ in range(BACKENDS)]
-        monitor = stack.enter_context(MonitorApart(status_timeout_seconds=DEADLINE_SECONDS))
+        monitor = stack.enter_context(MonitorProcess(status_timeout_seconds=DEADLINE_SECONDS))
         for number, process in enumerate(backends):
             assert process.stdout
             address = process.stdout.readline().removeprefix("serving on ").strip()
             monitor.spawned(f"m{number}", process.pid, address)
         port = monitor.port
-        asyncio.run(all_ask(port, 1))  # warm
-        calm = figures(asyncio.run(all_ask(port, seconds)))
+        asyncio.run(run_clients(port, 1))  # warms up
+        calm = figures(asyncio.run(run_clients(port, seconds)))
         for process in backends[:HUNG]:
             os.kill(process.pid, signal.SIGSTOP)
-        return {"calm": calm, "hung": figures(asyncio.run(all_ask(port, seconds)))}
+        return {"calm": calm, "hung": figures(asyncio.run(run_clients(port, seconds)))}
 
 
 def main() -> int:
-    """Measure, print, and judge."""
+    """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20, help="of each phase")
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -126,7 +129,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(phases, indent=2) + "\n")
     promises = {
-        f"healthy {what} within {ALLOWED_RATIO:g} times": phases["hung"][key]
+        f"healthy {what} at most {ALLOWED_RATIO:g} times the calm one": phases["hung"][key]
         <= ALLOWED_RATIO * phases["calm"][key]
         for what, key in (("median", "healthy_median_ms"), ("p99", "healthy_p99_ms"))
     }
@@ -134,8 +137,8 @@ def main() -> int:
         phase["longest_s"] <= ALLOWED_SECONDS for phase in phases.values()
     )
     promises["every answer right"] = not any(phase["wrong"] for phase in phases.values())
-    for promise, held in promises.items():
-        print(f"{promise}: {'held' if held else 'BROKEN'}")
+    for promise, met in promises.items():
+        print(f"{promise}: {'met' if met else 'BROKEN'}")
     return 0 if all(promises.values()) else 1
 
 

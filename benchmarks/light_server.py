@@ -1,9 +1,10 @@
-"""One process with many gRPC servers, so that a light process can stand for each backend.
+"""One process with many gRPC servers, which answer for backends that are light processes.
 
     python benchmarks/light_server.py COUNT
 
-Prints COUNT ports, each of which reports itself as its memory, `{"port": PORT}`, and one more,
-whose answer is over 4 MiB. Ends when its standard input is closed.
+Prints COUNT ports and one more. Each of the COUNT servers reports its own port as its memory,
+`{"port": PORT}`. The last server's answer is over 4 MiB, which is gRPC's limit. Ends when its
+standard input is closed.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import grpc
 from monitor_plugin.rpc.protocol import SERVICE, load_messages
 
 
-def serve(pool: ThreadPoolExecutor, port_of_its_own: bool) -> tuple[grpc.Server, int]:
-    """Start one server."""
+def serve(pool: ThreadPoolExecutor, reports_port: bool) -> tuple[grpc.Server, int]:
+    """Start one server, and return it and its port."""
     answer = load_messages()["StatusResponse"](state=2)
     handler = grpc.unary_unary_rpc_method_handler(
         lambda request, context: answer.SerializeToString()
@@ -27,7 +28,7 @@ def serve(pool: ThreadPoolExecutor, port_of_its_own: bool) -> tuple[grpc.Server,
         (grpc.method_handlers_generic_handler(SERVICE, {"Status": handler}),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
-    if port_of_its_own:
+    if reports_port:
         answer.memory.total = answer.memory.breakdown["port"] = port
     else:
         answer.memory.breakdown["x" * (5 * 1024 * 1024)] = 1

@@ -1,10 +1,11 @@
-"""What a hundred clients that follow /events cost those who ask for readings.
+"""Measures how a hundred clients that follow `/events` slow readings.
 
     python benchmarks/listeners.py [--listeners 100] [--seconds 5] [--rounds 3]
 
-The monitor, its backend and the listeners each have a process of their own. Phases without and
-with listeners take turns; prints the medians of a request to /backend/monitor and their ratio; ends
-with 1 where it is over 1.5. A listener waits (`wait=20`), and does what `poll_after_seconds` says.
+The monitor, its backend and the listeners each run in a process of their own. Phases without and
+with listeners alternate. Prints the medians of a request to `/backend/monitor` and their ratio. The
+exit code is 1 if the ratio is over 1.5. Each listener uses `wait=20`, and pauses between requests
+for the answer's `poll_after_seconds`.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ import threading
 import time
 from contextlib import closing
 
-from apart import MonitorApart
+from monitor_process import MonitorProcess
 
 ALLOWED_RATIO = 1.5
 
 
 def follow(host: str) -> None:
-    """Follow what happens, as the page does, until the process ends."""
-    known = 0
+    """Follow the events as the page does, until the process ends."""
+    last = 0
     with closing(http.client.HTTPConnection(host, timeout=60)) as connection:
         while True:
-            connection.request("GET", f"/events?after={known}&wait=20")
+            connection.request("GET", f"/events?after={last}&wait=20")
             answer = json.loads(connection.getresponse().read())
-            known = answer["next"]
+            last = answer["next"]
             time.sleep(answer["poll_after_seconds"])
 
 
 def listen(host: str, listeners: int) -> None:
-    """Run so many listeners until standard input is closed."""
+    """Run `listeners` threads that follow the events, until standard input is closed."""
     for _ in range(listeners):
         threading.Thread(target=follow, args=(host,), daemon=True).start()
     print("listening", flush=True)
     sys.stdin.read()
 
 
-def ask(host: str, seconds: float) -> list[float]:
-    """Ask for readings, one after the other; gives how long each took, in milliseconds."""
+def request_readings(host: str, seconds: float) -> list[float]:
+    """Request readings one after the other; return the milliseconds that each took."""
     times = []
     until = time.monotonic() + seconds
     with closing(http.client.HTTPConnection(host, timeout=60)) as connection:
@@ -59,7 +60,7 @@ def ask(host: str, seconds: float) -> list[float]:
 
 
 def main() -> int:
-    """Measure, and print."""
+    """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--listeners", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=5.0)
@@ -73,15 +74,15 @@ def main() -> int:
     times: dict[bool, list[float]] = {False: [], True: []}
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as backend,
-        MonitorApart() as monitor,
+        MonitorProcess() as monitor,
     ):
         assert backend.stdout
         address = backend.stdout.readline().removeprefix("serving on ").strip()
         monitor.spawned("m", backend.pid, address)
         host = monitor.url.removeprefix("http://")
-        ask(host, 1.0)
+        request_readings(host, 1.0)  # warms up
         for _ in range(options.rounds):
-            times[False] += ask(host, options.seconds)
+            times[False] += request_readings(host, options.seconds)
             with subprocess.Popen(
                 [sys.executable, __file__, "--host", host, "--listeners", str(options.listeners)],
                 stdin=subprocess.PIPE,
@@ -91,18 +92,18 @@ def main() -> int:
                 assert listeners.stdin
                 assert listeners.stdout
                 listeners.stdout.readline()
-                times[True] += ask(host, options.seconds)
+                times[True] += request_readings(host, options.seconds)
                 listeners.stdin.close()
         backend.kill()
     without, with_them = (statistics.median(times[each]) for each in (False, True))
     ratio = with_them / without
     for name, values in (
-        ("without", times[False]),
+        ("no listeners", times[False]),
         (f"{options.listeners} listeners", times[True]),
     ):
         p99 = statistics.quantiles(values, n=100)[98]
         print(f"{name:14} median {statistics.median(values):6.2f} ms   p99 {p99:6.2f} ms")
-    print(f"ratio of the medians {ratio:.2f}, allowed {ALLOWED_RATIO}")
+    print(f"ratio of the medians: {ratio:.2f} (at most {ALLOWED_RATIO} allowed)")
     return 0 if ratio <= ALLOWED_RATIO else 1
 
 

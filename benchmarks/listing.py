@@ -1,11 +1,11 @@
-"""What a list of many backends costs, against the bare fan-out of their Status calls.
+"""Measures a list of many backends, compared with the bare fan-out of their `Status` calls.
 
     python benchmarks/listing.py [--backends 200,1000] [--rounds 15]
 
-Processes that serve gRPC for 50 backends each (light_server.py), so that none of them is crowded; a
-light process stands for each backend. In
-turn, in one run: the bare fan-out (`.future()` on kept channels, from one thread, and all answers
-parsed), `Monitor.sweep()`, and `GET /backends` with its answer read. Prints medians and ratios.
+Each backend is a light process. Servers with 50 ports each (`light_server.py`) answer for them.
+Measures three things in turn within one run: the bare fan-out (`.future()` on persistent channels,
+from one thread, with all answers parsed), `Monitor.sweep()`, and `GET /backends` with its answer
+read. Prints medians, and their ratios to the bare fan-out.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import grpc
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.rpc.protocol import STATUS_METHOD, load_messages
 
-_IN_A_SERVER = 50
+_BACKENDS_PER_SERVER = 50
 _SERVER = Path(__file__).with_name("light_server.py")
 
 
 @contextmanager
 def backends(count: int) -> Iterator[list[tuple[int, str]]]:
-    """Run so many light processes, with an address each; gives PIDs and addresses."""
+    """Run `count` light processes with a gRPC address each; yield their PIDs and addresses."""
     with ExitStack() as stack:
         servers = [
             stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, str(_SERVER), str(min(_IN_A_SERVER, count - first))],
+                    [sys.executable, str(_SERVER), str(min(_BACKENDS_PER_SERVER, count - first))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
                 )
             )
-            for first in range(0, count, _IN_A_SERVER)
+            for first in range(0, count, _BACKENDS_PER_SERVER)
         ]
         ports: list[str] = []
         pids: list[int] = []
@@ -62,14 +62,14 @@ def backends(count: int) -> Iterator[list[tuple[int, str]]]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Say how long it takes, in milliseconds."""
+    """Return how long `work` takes, in milliseconds."""
     began = time.perf_counter()
     work()
     return 1000 * (time.perf_counter() - began)
 
 
 def measure(count: int, rounds: int) -> dict[str, list[float]]:
-    """Measure with so many backends; gives the milliseconds of each round."""
+    """Measure with `count` backends; return the milliseconds of each round."""
     response = load_messages()["StatusResponse"]
     settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=0, status_timeout_seconds=10.0)
     with backends(count) as running, Monitor(settings) as monitor, ExitStack() as stack:
@@ -100,17 +100,17 @@ def measure(count: int, rounds: int) -> dict[str, list[float]]:
             "GET /backends": get,
         }
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(rounds + 2):
+        for number in range(-2, rounds):  # two rounds open the channels and fill the caches
             for name, work in contenders.items():
-                took = timed(work)
-                if turn >= 2:  # after connecting, and reading what is kept for seconds
-                    times[name].append(took)
-                time.sleep(0.03)  # past what lists share
+                duration = timed(work)
+                if number >= 0:
+                    times[name].append(duration)
+                time.sleep(0.03)  # longer than one list's readings are reused for the next
     return times
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backends", default="200,1000")
     parser.add_argument("--rounds", type=int, default=15)

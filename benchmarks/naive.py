@@ -1,12 +1,16 @@
-"""The servers that the monitor is measured against: the same parts, put together without thought.
+"""Servers that the monitor is compared with: the same libraries in the simplest combination.
 
     python benchmarks/naive.py KIND [THREADS]
 
-KIND is `floor` (an empty answer of the documented form, as fast as Falcon, msgspec and waitress
-are), `kept` (a `Status` call per request, over one channel kept per backend), `each` (one over a
-channel of its own) or `psutil` (a sample per request). Backends come on standard input, a line of
-`MODEL PID ADDRESS` each; an empty line ends them, and the port is printed. Ends when standard input
-is closed.
+KIND is one of:
+
+- `floor`: a constant answer of the documented form, as fast as Falcon, msgspec and waitress allow;
+- `kept`: a `Status` call for each request, over one persistent channel for each backend;
+- `each`: a `Status` call for each request, over a new channel each time;
+- `psutil`: a sample for each request.
+
+Reads the backends from standard input, a line `MODEL PID ADDRESS` each, up to an empty line. Then
+prints its port. Ends when standard input is closed.
 """
 
 from __future__ import annotations
@@ -29,46 +33,46 @@ THREADS = 8
 
 
 class Answer(msgspec.Struct):
-    """What the backend says."""
+    """The body of a status, as the documented API has it."""
 
     state: int
     memory: Memory | None
 
 
 class Target(NamedTuple):
-    """A backend."""
+    """The PID and the gRPC address of a backend."""
 
     pid: int
     address: str
 
 
 class Model:
-    """A route that answers with what a function says of the model in the query."""
+    """A route that answers with a function's result for the model in the query."""
 
     def __init__(self, targets: dict[str, Target], answer: Callable[[Target], Any]) -> None:
         self._targets = targets
         self._answer = answer
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Answer."""
+        """Answer a reading's request."""
         target = self._targets[request.get_param("model", required=True)]
         response.data = msgspec.json.encode(self._answer(target))
         response.content_type = falcon.MEDIA_JSON
 
 
 def floor(target: Target) -> Answer:
-    """Ask nobody."""
+    """Return a constant answer."""
     return Answer(2, Memory(1, {"weights": 1}))
 
 
 def make_kept(targets: dict[str, Target]) -> Callable[[Target], Answer]:
-    """Ask over a channel that is kept."""
+    """Return a function that calls `Status` over a backend's persistent channel."""
     channels = {each.address: grpc.insecure_channel(each.address) for each in targets.values()}
     return lambda target: _status(channels[target.address])
 
 
 def each(target: Target) -> Answer:
-    """Ask over a channel of its own."""
+    """Call `Status` over a new channel."""
     with grpc.insecure_channel(target.address) as channel:
         return _status(channel)
 
@@ -81,7 +85,7 @@ def _status(channel: grpc.Channel) -> Answer:
 
 
 def sample(target: Target) -> Sample:
-    """Read the process."""
+    """Sample the process with psutil."""
     process = psutil.Process(target.pid)
     with process.oneshot():
         memory = process.memory_info()

@@ -1,4 +1,4 @@
-"""How many answers a second, and how soon, side by side: the monitor, the floor, naive builds."""
+"""Measures answers a second and their latency: the monitor's and those of other programs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from apart import MonitorApart
 from contenders import backend, bare_status, circus, naive, supervisord
 from goals import Figure, Goal
 from load import Load, by_calls, by_wrk
+from monitor_process import MonitorProcess
 
 MANY = 16
 Contender = Callable[[int, float], Load]
 
 
 def measure(rounds: int, seconds: float, brief: bool = False) -> list[Figure]:
-    """Start everything, let each have its turn in each round, and put it side by side.
+    """Start everything, and measure each contender once in each round.
 
     Args:
-        rounds: how often.
-        seconds: of each turn.
-        brief: the first scene alone, and without a round to warm up.
+        rounds: number of measured rounds; a round to warm up comes before them.
+        seconds: duration of each measurement.
+        brief: measure the first scene alone, without a round to warm up.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -31,34 +31,34 @@ def measure(rounds: int, seconds: float, brief: bool = False) -> list[Figure]:
         if brief:
             scenes = dict([*scenes.items()][:1])
         results: dict[tuple[str, str], list[Load]] = {}
-        for turn in range(brief, rounds + 1):
+        for number in range(brief, rounds + 1):
             for scene, (clients, contenders) in scenes.items():
-                for name, ask in contenders.items():
-                    load = ask(clients, seconds if turn else min(seconds, 1.0))
-                    if turn:  # after one to warm up
+                for name, measure_load in contenders.items():
+                    load = measure_load(clients, seconds if number else min(seconds, 1.0))
+                    if number:  # round 0 warms up
                         results.setdefault((scene, name), []).append(load)
-    return [*_plain(results), *([] if brief else _judged(results))]
+    return [*_rates(results), *([] if brief else _goals(results))]
 
 
 def _scenes(
     stack: ExitStack, folder: Path, many_backends: int
 ) -> dict[str, tuple[int, dict[str, Contender]]]:
-    """Start all, and give who competes in each scene, and with how many clients."""
+    """Start everything; return the number of clients and the contenders of each scene."""
     enter = stack.enter_context
-    spoken = [enter(backend()) for _ in range(many_backends)]
-    silent = enter(backend("--no-status"))
-    monitor = enter(MonitorApart(sweep_interval_seconds=0))
-    for number, target in enumerate(spoken):
+    with_status = [enter(backend()) for _ in range(many_backends)]
+    without_status = enter(backend("--no-status"))
+    monitor = enter(MonitorProcess(sweep_interval_seconds=0))
+    for number, target in enumerate(with_status):
         monitor.spawned(f"m{number}", target.pid, target.address)
-    monitor.spawned("s0", silent.pid, silent.address)
+    monitor.spawned("s0", without_status.pid, without_status.address)
 
     def http(port: int, count: int, prefix: str = "m") -> Contender:
         return lambda clients, seconds: by_wrk(port, clients, seconds, count, prefix)
 
-    floor = enter(naive("floor", [silent], "s"))
-    kept = enter(naive("kept", spoken, "m"))
-    channel_each = enter(naive("each", spoken, "m"))
-    bare = enter(bare_status(spoken[0]))
+    floor = enter(naive("floor", [without_status], "s"))
+    kept = enter(naive("kept", with_status, "m"))
+    channel_each = enter(naive("each", with_status, "m"))
+    bare = enter(bare_status(with_status[0]))
     one: dict[str, Contender] = {
         "the floor": http(floor, 1, "s"),
         "monitor-plugin": http(monitor.port, 1),
@@ -70,7 +70,7 @@ def _scenes(
     sample: dict[str, Contender] = {
         "the floor": http(floor, 1, "s"),
         "monitor-plugin": http(monitor.port, 1, "s"),
-        "psutil per request": http(enter(naive("psutil", [silent], "s")), 1, "s"),
+        "psutil per request": http(enter(naive("psutil", [without_status], "s")), 1, "s"),
     }
     many: dict[str, Contender] = {
         "monitor-plugin": http(monitor.port, MANY),
@@ -86,31 +86,31 @@ def _scenes(
     }
 
 
-def _plain(results: dict[tuple[str, str], list[Load]]) -> list[Figure]:
+def _rates(results: dict[tuple[str, str], list[Load]]) -> list[Figure]:
     return [
         Figure(f"{scene}: {name}", "req/s", [each.rate for each in loads])
         for (scene, name), loads in results.items()
     ]
 
 
-def _judged(results: dict[tuple[str, str], list[Load]]) -> list[Figure]:
-    def rates(scene: str, other: str, goal: float) -> Figure:
+def _goals(results: dict[tuple[str, str], list[Load]]) -> list[Figure]:
+    def ratio(scene: str, other: str, goal: float) -> Figure:
         ours, theirs = results[scene, "monitor-plugin"], results[scene, other]
         ratios = [one.rate / two.rate for one, two in zip(ours, theirs, strict=True)]
         return Figure(f"{scene}: of {other}", "x", ratios, Goal(at_least=goal))
 
     scene = "gRPC, 1 client"
     three = ("monitor-plugin", "the floor", "bare Status call")
-    halves = zip(*([each.p50_ms for each in results[scene, name]] for name in three), strict=True)
+    medians = zip(*([each.p50_ms for each in results[scene, name]] for name in three), strict=True)
     return [
-        rates("gRPC, 16 clients", "the floor", 0.85),
-        rates("16 backends, 16 clients", "Status, kept channel", 1.5),
+        ratio("gRPC, 16 clients", "the floor", 0.85),
+        ratio("16 backends, 16 clients", "Status, kept channel", 1.5),
         Figure(
             f"{scene}: p50 of (floor + bare call)",
             "x",
-            [ours / (floor + bare) for ours, floor, bare in halves],
+            [ours / (floor + bare) for ours, floor, bare in medians],
             Goal(at_most=1.15),
         ),
-        rates("sample, 1 client", "the floor", 0.85),
-        rates("sample, 16 clients", "the floor", 0.85),
+        ratio("sample, 1 client", "the floor", 0.85),
+        ratio("sample, 16 clients", "the floor", 0.85),
     ]

@@ -1,4 +1,4 @@
-"""Who does what in the soak: each actor owns one model, or one kind of rudeness, until the end."""
+"""The soak's actors. Each owns one model, or one kind of misbehaving client, until the end."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from functools import partial
 
 from soak_client import Client, shutdown_request
+from soak_expectations import ExpectedNotLoaded, ExpectedSample, ExpectedStatus
 from soak_faults import (
     DEMO_MIB,
     LIGHT_MIB,
@@ -19,22 +21,22 @@ from soak_faults import (
     WAYS,
     Host,
 )
-from soak_truth import ByGrpc, ByProcess, NotLoaded
 
-# After a stop, and after it goes on, for so long both a status and a sample are right.
+# After SIGSTOP and SIGCONT, both a status and a sample are right for this long.
 _CHANGE_SECONDS = 0.5
 _NOBODY = "nobody's model"
 
-# Switches of the demo backend, and what is right of a backend that has them; None: its marker.
+# Switches of the demo backend, and the right answers of a backend with these switches. None: its
+# status, as without switches.
 _BAD = (
-    (("--no-status",), (ByProcess(("UNIMPLEMENTED",), DEMO_MIB),)),
-    (("--hang-status",), (ByProcess(("DEADLINE_EXCEEDED",), DEMO_MIB),)),
+    (("--no-status",), (ExpectedSample(("UNIMPLEMENTED",), DEMO_MIB),)),
+    (("--hang-status",), (ExpectedSample(("DEADLINE_EXCEEDED",), DEMO_MIB),)),
     (("--status-seconds", "0.4"), None),
     (
         ("--status-seconds", "1.6"),
-        (ByProcess(("DEADLINE_EXCEEDED",), DEMO_MIB), ByGrpc(None)),
+        (ExpectedSample(("DEADLINE_EXCEEDED",), DEMO_MIB), ExpectedStatus(None)),
     ),
-    (("--no-memory",), (ByGrpc({}),)),
+    (("--no-memory",), (ExpectedStatus({}),)),
     (("--ignore-sigterm", "--fork-workers", "2"), None),
     (("--fork-workers", "3"), None),
     (("--busy-seconds", "1.5"), None),
@@ -43,18 +45,18 @@ _BAD = (
 
 
 class Actors:
-    """All of them; each runs until the time is over, and ends what it started.
+    """All actors. Each runs until the time is over, and ends the backends that it started.
 
     Args:
         host: the host.
         until: when the time is over (monotonic).
-        ports: of the light server: each reports itself, but the last, whose answers are too large.
+        ports: of `light_server.py`; the answers of the last one are too large.
     """
 
     def __init__(self, host: Host, until: float, ports: list[int]) -> None:
         self._host = host
-        self._truth = host.truth
-        self._chance = host.chance
+        self._expectations = host.expectations
+        self._random = host.random
         self._until = until
         self._ports = ports
 
@@ -63,14 +65,14 @@ class Actors:
         return time.monotonic() >= self._until
 
     def all(self) -> list[Coroutine[None, None, None]]:
-        """Each of them, to be run."""
-        self._truth.now(_NOBODY, NotLoaded(None))
+        """Return a coroutine for each actor."""
+        self._expectations.expect(_NOBODY, ExpectedNotLoaded(None))
         *own, huge = self._ports
-        wrong: list[tuple[str, Callable[..., Coroutine[None, None, None]] | int]] = [
-            ("http", _speaks(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")),
-            ("garbage", _speaks(os.urandom(200))),
-            ("ssh", _speaks(b"SSH-2.0-OpenSSH_9.2\r\n")),
-            ("silent", _speaks(b"")),
+        wrong: list[tuple[str, bytes | int]] = [
+            ("http", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
+            ("garbage", os.urandom(200)),
+            ("ssh", b"SSH-2.0-OpenSSH_9.2\r\n"),
+            ("silent", b""),
             ("huge", huge),
             ("closed", 1),
         ]
@@ -83,26 +85,26 @@ class Actors:
             *(self._wrong_protocol(name, server) for name, server in wrong),
             self._rude(),
             self._mistaken(),
-            *(self._asks() for _ in range(8)),
+            *(self._reads() for _ in range(8)),
         ]
 
     async def _nap(self, least: float, most: float) -> None:
-        await asyncio.sleep(self._chance.uniform(least, most))
+        await asyncio.sleep(self._random.uniform(least, most))
 
     def _new(self, model: str) -> None:
-        self._truth.now(model, NotLoaded(None))
+        self._expectations.expect(model, ExpectedNotLoaded(None))
 
-    async def _asks(self) -> None:
-        """A steady client, which asks for all models in turn on one connection."""
+    async def _reads(self) -> None:
+        """A steady client, which requests readings of all models in turn on one connection."""
         async with Client(self._host.monitor.port) as client:
             while not self.over():
-                for model in self._truth.models:
+                for model in self._expectations.models:
                     answer = await client.monitor(model)
-                    self._truth.check(model, answer, READING_SECONDS)
+                    self._expectations.check(model, answer, READING_SECONDS)
                     await self._nap(0.0, 0.02)
 
     async def _steady(self, model: str) -> None:
-        """A backend that is well throughout."""
+        """A backend that stays healthy."""
         self._new(model)
         backend = await self._host.demo(model)
         await self._host.register(backend)
@@ -110,56 +112,56 @@ class Actors:
         await self._host.end(backend, "shutdown")
 
     async def _churn(self, model: str, port: int) -> None:
-        """Restarts on the same address, after each way to end."""
+        """A backend that restarts at the same address, after each way to end."""
         self._new(model)
         while not self.over():
-            right = ByGrpc({"port": port})
+            right = ExpectedStatus({"port": port})
             backend = await self._host.light(model, f"127.0.0.1:{port}", right)
             await self._nap(0.0, 1.5)
-            await self._host.end(backend, self._chance.choice(WAYS))
+            await self._host.end(backend, self._random.choice(WAYS))
             await self._nap(0.0, 0.3)
 
     async def _replicas(self, model: str, ports: list[int]) -> None:
-        """Two of one model: answered for together, and then one alone."""
+        """Two replicas of one model; one ends before the other."""
         self._new(model)
-        rights = [ByGrpc({"port": port}) for port in ports]
-        together = ByGrpc({"port": sum(ports)})
+        rights = [ExpectedStatus({"port": port}) for port in ports]
+        together = ExpectedStatus({"port": sum(ports)})
         while not self.over():
             first, second = [
                 await self._host.light(model, f"127.0.0.1:{port}", right)
                 for port, right in zip(ports, (rights[0], together), strict=True)
             ]
             await self._nap(0.0, 1.0)
-            if self._chance.random() < 0.5:
+            if self._random.random() < 0.5:
                 await self._host.end(second, "kill", then=[rights[0]])
                 await self._nap(0.0, 0.5)
             else:
                 await self._host.end(first, "kill", then=[rights[1]])
                 first = second
                 await self._nap(0.0, 0.5)
-            await self._host.end(first, self._chance.choice(WAYS))
+            await self._host.end(first, self._random.choice(WAYS))
 
     async def _pauses(self, model: str) -> None:
-        """Stops and goes on, and is killed or stopped for good meanwhile now and then."""
+        """A backend that is suspended and resumed, and sometimes ended while suspended."""
         self._new(model)
         backend = await self._host.demo(model)
         while True:
             await self._host.register(backend)
-            while self._chance.random() < 0.8 and not self.over():
-                hung = ByProcess(("DEADLINE_EXCEEDED",), DEMO_MIB)
-                self._truth.now(model, *backend.right, hung)
+            while self._random.random() < 0.8 and not self.over():
+                hung = ExpectedSample(("DEADLINE_EXCEEDED",), DEMO_MIB)
+                self._expectations.expect(model, *backend.right, hung)
                 await self._host.signal(backend, signal.SIGSTOP)
                 await asyncio.sleep(_CHANGE_SECONDS)
-                self._truth.now(model, hung)
+                self._expectations.expect(model, hung)
                 await self._nap(0.0, 3.0)
-                if self._chance.random() < 0.2:
+                if self._random.random() < 0.2:
                     break
-                self._truth.now(model, hung, *backend.right)
+                self._expectations.expect(model, hung, *backend.right)
                 await self._host.signal(backend, signal.SIGCONT)
                 await self._recovers(model)
-                self._truth.now(model, *backend.right)
+                self._expectations.expect(model, *backend.right)
                 await self._nap(0.0, 1.0)
-            way = self._chance.choice([way for way in WAYS if way != "term"])
+            way = self._random.choice([way for way in WAYS if way != "term"])
             await self._host.end(backend, way)
             if self.over():
                 return
@@ -170,18 +172,18 @@ class Actors:
         async with Client(self._host.monitor.port) as client:
             while (answer := await client.monitor(model)).kind != "grpc":
                 if time.monotonic() > since + 10 * _CHANGE_SECONDS:
-                    self._truth.wrong.append(f"{model} does not recover: {answer}")
+                    self._expectations.wrong.append(f"{model} does not recover: {answer}")
                     return
                 await asyncio.sleep(0.01)
         recovered = answer._replace(sent_at=since)
-        self._truth.took("recovery", recovered, _CHANGE_SECONDS)
+        self._expectations.check_duration("recovery", recovered, _CHANGE_SECONDS)
 
     async def _misbehaves(self, model: str) -> None:
-        """A demo backend with one of its switches to misbehave, then another."""
+        """Demo backends that misbehave, each in another way."""
         self._new(model)
         faults = list(_BAD)
         while not self.over():
-            self._chance.shuffle(faults)
+            self._random.shuffle(faults)
             for switches, right in faults:
                 if self.over():
                     return
@@ -190,35 +192,35 @@ class Actors:
                 backend.dying += backend.right
                 crashes = "--crash-after" in switches
                 if crashes:
-                    word = NotLoaded(backend.pid, ("exited with code 3", "ended"))
-                    backend.right += (word, ByProcess((), DEMO_MIB))
+                    ended = ExpectedNotLoaded(backend.pid, ("exited with code 3", "ended"))
+                    backend.right += (ended, ExpectedSample((), DEMO_MIB))
                 await self._host.register(backend)
                 if crashes:
                     await self._host.ended(backend, "exited with code 3", None)
                     continue
                 await self._nap(1.0, 3.0)
                 ways = [way for way in WAYS if way != "term" or "--ignore-sigterm" not in switches]
-                await self._host.end(backend, self._chance.choice(ways))
+                await self._host.end(backend, self._random.choice(ways))
 
-    async def _wrong_protocol(
-        self, model: str, server: Callable[..., Coroutine[None, None, None]] | int
-    ) -> None:
-        """A process at whose address something else answers, or nothing."""
+    async def _wrong_protocol(self, model: str, server: bytes | int) -> None:
+        """Backends whose port sends these bytes, or that have this port, instead of gRPC."""
         self._new(model)
         codes = {"huge": ["RESOURCE_EXHAUSTED"], "silent": ["DEADLINE_EXCEEDED", "UNAVAILABLE"]}
-        right = ByProcess(codes.get(model, ["UNAVAILABLE"]), LIGHT_MIB)
+        right = ExpectedSample(codes.get(model, ["UNAVAILABLE"]), LIGHT_MIB)
         async with contextlib.AsyncExitStack() as stack:
-            if not isinstance(server, int):
-                served = await asyncio.start_server(server, "127.0.0.1", 0)
-                stack.callback(served.close)
-                server = served.sockets[0].getsockname()[1]
+            if isinstance(server, int):
+                port = server
+            else:
+                started = await asyncio.start_server(partial(_send, server), "127.0.0.1", 0)
+                stack.callback(started.close)
+                port = started.sockets[0].getsockname()[1]
             while not self.over():
-                backend = await self._host.light(model, f"127.0.0.1:{server}", right)
+                backend = await self._host.light(model, f"127.0.0.1:{port}", right)
                 await self._nap(0.5, 5.0)
-                await self._host.end(backend, self._chance.choice(WAYS))
+                await self._host.end(backend, self._random.choice(WAYS))
 
     async def _rude(self) -> None:
-        """Clients that send half a request, or leave before the answer; and of models unknown."""
+        """Clients that send half a request, disconnect early, or name an unknown model."""
         request = ("GET", "/backend/monitor?model=bad%200", b"")
         while not self.over():
             await self._nap(0.0, 0.3)
@@ -232,12 +234,12 @@ class Actors:
             )
             async with Client(self._host.monitor.port) as client:
                 answer = await client.shutdown(_NOBODY)
-            self._truth.took("refusal", answer, SHUTDOWN_SECONDS)
-            if answer.kind != "too_many_shutdowns" and not NotLoaded(None).fits(answer):
-                self._truth.wrong.append(f"a shutdown of {_NOBODY}: {answer}")
+            self._expectations.check_duration("refusal", answer, SHUTDOWN_SECONDS)
+            if answer.kind != "too_many_shutdowns" and not ExpectedNotLoaded(None).matches(answer):
+                self._expectations.wrong.append(f"a shutdown of {_NOBODY}: {answer}")
 
     async def _mistaken(self) -> None:
-        """A host that says wrong things, which change nothing."""
+        """A host that reports wrong facts, which must change nothing."""
         model = "mistaken"
         self._new(model)
         port = self._ports[0]
@@ -249,21 +251,19 @@ class Actors:
         while not self.over():
             await self._nap(0.0, STATUS_SECONDS)
             for args in ((model, backend.pid), ("steady 0", backend.pid), (model, first.pid)):
-                await self._host.tell(monitor.exited, *args, self._chance.choice((None, 0, -9)))
+                await self._host.call(monitor.exited, *args, self._random.choice((None, 0, -9)))
             for pid, address in ((first.pid, f"127.0.0.1:{port}"), (1, backend.address)):
-                if await self._host.tell(monitor.spawned, model, pid, address) is None:
-                    self._truth.wrong.append(f"{model}: PID {pid} at {address} was registered")
+                if await self._host.call(monitor.spawned, model, pid, address) is None:
+                    self._expectations.wrong.append(
+                        f"{model}: PID {pid} at {address} was registered"
+                    )
         await self._host.end(backend, "shutdown")
 
 
-def _speaks(words: bytes) -> Callable[..., Coroutine[None, None, None]]:
-    """What a server says to each who connects; nothing: it listens until they leave."""
-
-    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            writer.write(words)
-            while await reader.read(4096) and not words:
-                pass
-        writer.close()
-
-    return speak
+async def _send(data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send bytes to a client and close; with no bytes, read until the client disconnects."""
+    with contextlib.suppress(OSError, asyncio.CancelledError):
+        writer.write(data)
+        while await reader.read(4096) and not data:
+            pass
+    writer.close()

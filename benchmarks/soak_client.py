@@ -1,4 +1,4 @@
-"""An HTTP client of the soak's: on one connection that is kept, and now and then rude."""
+"""The soak's HTTP client, which uses one persistent connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CALL_SECONDS = 60.0
 
 
 class Answer(NamedTuple):
-    """An answer of the monitor's, and when its request was sent and it was there (monotonic)."""
+    """An answer of the monitor. Its times are monotonic: request sent, answer complete."""
 
     status: int
     source: str
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The seconds between request and answer."""
         return self.done_at - self.sent_at
 
     @property
@@ -36,10 +36,10 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Speaks HTTP to the monitor, on one connection that is kept.
+    """Requests readings and shutdowns on one persistent connection.
 
     Args:
-        port: where on 127.0.0.1.
+        port: the monitor's port on 127.0.0.1.
     """
 
     def __init__(self, port: int) -> None:
@@ -56,15 +56,15 @@ class Client:
                 await self._streams[1].wait_closed()
 
     async def monitor(self, model: str) -> Answer:
-        """Ask for a reading."""
+        """Request a reading."""
         return await self._call("GET", f"/backend/monitor?model={quote(model)}", b"")
 
     async def shutdown(self, model: str, force: bool = False) -> Answer:
-        """Ask for a shutdown."""
+        """Request a shutdown."""
         return await self._call(*shutdown_request(model, force))
 
     async def send_and_leave(self, method: str, path: str, body: bytes, after: float) -> None:
-        """Send a request, and be gone without an answer."""
+        """Send a request, and abort the connection `after` seconds without reading the answer."""
         _, writer = await self._send(method, path, body)
         await asyncio.sleep(after)
         writer.transport.abort()
@@ -82,9 +82,9 @@ class Client:
     async def _call(self, method: str, path: str, body: bytes) -> Answer:
         sent_at = time.monotonic()
         reader, _ = await self._send(method, path, body)
-        return await asyncio.wait_for(self._answer(reader, sent_at), _CALL_SECONDS)
+        return await asyncio.wait_for(self._read_answer(reader, sent_at), _CALL_SECONDS)
 
-    async def _answer(self, reader: asyncio.StreamReader, sent_at: float) -> Answer:
+    async def _read_answer(self, reader: asyncio.StreamReader, sent_at: float) -> Answer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
         fields = {
             name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])
@@ -97,6 +97,6 @@ class Client:
 
 
 def shutdown_request(model: str, force: bool = False) -> tuple[str, str, bytes]:
-    """Method, path and body of a shutdown."""
+    """Return method, path and body of a shutdown's request."""
     body = {"model": model, **({"force": True} if force else {})}
     return "POST", "/backend/shutdown", json.dumps(body).encode()

@@ -1,4 +1,4 @@
-"""The host of the soak, which makes every fault, and says to the truth what it did."""
+"""The soak's host: it causes faults, and records which answers are right after each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psutil
-from apart import MonitorApart
+from monitor_process import MonitorProcess
 from soak_client import Answer, Client, shutdown_request
-from soak_truth import ByGrpc, ByProcess, Expected, NotLoaded, Truth
+from soak_expectations import (
+    Expectations,
+    Expected,
+    ExpectedNotLoaded,
+    ExpectedSample,
+    ExpectedStatus,
+)
 
 T = TypeVar("T")
 
@@ -30,7 +36,7 @@ SETTINGS = {
     "respawn_watch_seconds": 0.1,
 }
 READING_SECONDS = STATUS_SECONDS + 0.5
-# Drain, `Free`, SIGTERM's time and SIGKILL's, and the watch for a respawn.
+# The sum of: drain, `Free`, the waits after SIGTERM and after SIGKILL, the watch for a respawn.
 SHUTDOWN_SECONDS = DRAIN_SECONDS + STATUS_SECONDS + 2 * STOP_SECONDS + 0.1 + 0.5
 _BOUND_SECONDS = 30.0
 
@@ -41,7 +47,14 @@ LIGHT_MIB = (0, 20)
 
 @dataclass
 class Backend:
-    """A backend that runs: what is true of it, and while it ends, and how SIGTERM ends it."""
+    """A running backend.
+
+    Attributes:
+        right: the right answers while it runs.
+        dying: the right answers while it ends.
+        by_term: the words in which the monitor reports its end by SIGTERM.
+        tree: the PIDs of its process and descendants.
+    """
 
     model: str
     process: asyncio.subprocess.Process
@@ -53,7 +66,7 @@ class Backend:
 
     @property
     def pid(self) -> int:
-        """Its PID."""
+        """The PID of the backend."""
         return self.process.pid
 
 
@@ -61,25 +74,31 @@ class Host:
     """Spawns, registers and ends backends, each in a session of its own.
 
     Args:
-        monitor: told of them.
-        truth: told what is right.
-        chance: decides.
+        monitor: the monitor whose hooks are called.
+        expectations: records the right answers.
+        random: makes the random choices.
+
+    Attributes:
+        exits: model, PID, possible causes, and the time of a kill (Unix time) or None.
+        abandoned_shutdowns: shutdowns that did not begin because their client disconnected.
+        rejected_shutdowns: shutdowns that were refused because too many ran.
     """
 
-    def __init__(self, monitor: MonitorApart, truth: Truth, chance: random.Random) -> None:
+    def __init__(
+        self, monitor: MonitorProcess, expectations: Expectations, random: random.Random
+    ) -> None:
         self.monitor = monitor
-        self.truth = truth
-        self.chance = chance
-        self.client = Client(monitor.port)
-        self.ends: list[tuple[str, int, Collection[str], float | None]] = []
-        self.left_early = 0
-        self.turned_away = 0
+        self.expectations = expectations
+        self.random = random
+        self.exits: list[tuple[str, int, Collection[str], float | None]] = []
+        self.abandoned_shutdowns = 0
+        self.rejected_shutdowns = 0
         self._processes: list[asyncio.subprocess.Process] = []
-        self._starting = asyncio.Semaphore(1)  # an interpreter's start takes a core for a second
+        self._starting = asyncio.Semaphore(1)  # each start of Python takes a core for a second
         self._markers = 0
 
     async def start(self, *command: str) -> asyncio.subprocess.Process:
-        """Start a process; all are ended at the end."""
+        """Start a process, which `close` ends."""
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
@@ -90,14 +109,14 @@ class Host:
         return process
 
     async def line(self, process: asyncio.subprocess.Process) -> str:
-        """Read a line of what it says."""
+        """Read a line of a process's standard output."""
         assert process.stdout
         return (await asyncio.wait_for(process.stdout.readline(), _BOUND_SECONDS)).decode().strip()
 
     async def close(self) -> None:
         """End all processes."""
         for process in self._processes:
-            # Where a process has the PID of one that was waited for, it is another one.
+            # After a process was waited for, another process may have its PID.
             if process.returncode is None or not psutil.pid_exists(process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -105,18 +124,22 @@ class Host:
             await process.wait()
 
     async def light(self, model: str, address: str, right: Expected) -> Backend:
-        """Start and register a process that does nothing, for whom others answer at the address."""
+        """Start and register an idle process; another process answers at its address."""
         process = await self.start("sleep", "1000")
-        while psutil.Process(process.pid).name() != "sleep":  # not yet, before it calls exec
+        while psutil.Process(process.pid).name() != "sleep":  # until it has called exec
             await asyncio.sleep(0.001)
-        dying = (right, ByProcess((), LIGHT_MIB)) if isinstance(right, ByProcess) else (right,)
+        dying = (
+            (right, ExpectedSample((), LIGHT_MIB))
+            if isinstance(right, ExpectedSample)
+            else (right,)
+        )
         by_term = f"was killed by {signal.SIGTERM.name}"
         backend = Backend(model, process, address, (right,), dying, by_term)
         await self.register(backend)
         return backend
 
     async def demo(self, model: str, *switches: str, address: str = "127.0.0.1:0") -> Backend:
-        """Start a demo backend with a marker of its own: the sizes that it reports."""
+        """Start a demo backend, which is recognized by the memory sizes that it reports."""
         self._markers += 1
         sizes = {"weights": 1 + self._markers % 7, "kv_cache": 1 + self._markers // 7 % 7}
         async with self._starting:
@@ -127,19 +150,19 @@ class Host:
             )
             address = (await self.line(process)).removeprefix("serving on ")
         marker = {name: size * 1024**2 for name, size in sizes.items()}
-        right = ByGrpc(marker, (1, 2))
-        dying = (right, ByGrpc({}), ByProcess((), DEMO_MIB))
+        right = ExpectedStatus(marker, (1, 2))
+        dying = (right, ExpectedStatus({}), ExpectedSample((), DEMO_MIB))
         return Backend(model, process, address, (right,), dying, "exited with code 0")
 
     async def register(self, backend: Backend) -> None:
-        """Tell the monitor of a backend, from when on it must be answered for."""
-        before = self.truth.allowed(backend.model)
-        self.truth.now(backend.model, *before, *backend.right)
-        fault = await self.tell(self.monitor.spawned, backend.model, backend.pid, backend.address)
-        if fault:
-            self.truth.wrong.append(f"{backend.model} was not registered: {fault}")
+        """Register a backend. Its readings are expected from now on."""
+        before = self.expectations.allowed(backend.model)
+        self.expectations.expect(backend.model, *before, *backend.right)
+        error = await self.call(self.monitor.spawned, backend.model, backend.pid, backend.address)
+        if error:
+            self.expectations.wrong.append(f"{backend.model} was not registered: {error}")
         backend.tree = [backend.pid, *self._children(backend.pid)]
-        self.truth.now(backend.model, *backend.right)
+        self.expectations.expect(backend.model, *backend.right)
 
     @staticmethod
     def _children(pid: int) -> list[int]:
@@ -147,55 +170,68 @@ class Host:
             return [each.pid for each in psutil.Process(pid).children(recursive=True)]
         return []
 
-    async def tell(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Call the monitor as a host."""
-        return await asyncio.wait_for(asyncio.to_thread(call, *arguments), _BOUND_SECONDS)
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a blocking function on a thread; return its result within the time limit."""
+        return await asyncio.wait_for(asyncio.to_thread(function, *arguments), _BOUND_SECONDS)
 
     async def signal(self, backend: Backend, number: int) -> None:
-        """Signal a backend."""
+        """Send a signal to a backend."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(backend.pid, number)
 
     async def end(self, backend: Backend, way: str, then: Sequence[Expected] = ()) -> None:
-        """End a backend; `then` is right of its model after it, else that it is not loaded."""
-        words = {"kill": "was killed by SIGKILL", "term": backend.by_term}
-        word = words.get(way, "was stopped by a shutdown")
-        gone = (*then, NotLoaded(backend.pid, (word, "ended")))
-        before = self.truth.allowed(backend.model)
-        self.truth.now(backend.model, *before, *backend.dying, *gone)
+        """End a backend.
+
+        Args:
+            backend: which one.
+            way: one of `WAYS`.
+            then: the right answers afterwards; none: the model is not loaded.
+        """
+        descriptions = {"kill": "was killed by SIGKILL", "term": backend.by_term}
+        description = descriptions.get(way, "was stopped by a shutdown")
+        gone = (*then, ExpectedNotLoaded(backend.pid, (description, "ended")))
+        before = self.expectations.allowed(backend.model)
+        self.expectations.expect(backend.model, *before, *backend.dying, *gone)
         killed_at = None
-        if way in words:
+        if way in descriptions:
             killed_at = time.time() if way == "kill" else None
             os.kill(backend.pid, signal.SIGKILL if way == "kill" else signal.SIGTERM)
         elif way == "leave":
             await self._shut_down_and_leave(backend)
         else:
             await self._shut_down(backend, way)
-        await self.ended(backend, word, killed_at, then)
+        await self.ended(backend, description, killed_at, then)
 
     async def ended(
         self,
         backend: Backend,
-        word: str,
+        description: str,
         killed_at: float | None,
         then: Sequence[Expected] = (),
     ) -> None:
-        """Wait until a backend has ended, and say so to the truth and, it may be, the monitor."""
+        """Wait until a backend has ended, record it, and report it to the monitor or not."""
         try:
             code = await asyncio.wait_for(backend.process.wait(), _BOUND_SECONDS)
         except asyncio.TimeoutError:
-            self.truth.wrong.append(f"{backend.model}: {backend.pid} did not end: {word}")
+            self.expectations.wrong.append(
+                f"{backend.model}: {backend.pid} did not end: {description}"
+            )
             backend.process.kill()
             code = await backend.process.wait()
-        self.truth.now(backend.model, *(then or (NotLoaded(backend.pid, (word, "ended")),)))
+        self.expectations.expect(
+            backend.model, *(then or (ExpectedNotLoaded(backend.pid, (description, "ended")),))
+        )
         causes = {"was killed": "killed", "was stopped": "shutdown", "exited with": "exited"}
-        cause = causes[" ".join(word.split()[:2])]
-        self.ends.append((backend.model, backend.pid, (cause, "unknown"), killed_at))
-        for delay in self.chance.choice(((), (0.0,), (0.3,), (0.0, 0.2))):  # never, late, twice
+        cause = causes[" ".join(description.split()[:2])]
+        self.exits.append((backend.model, backend.pid, (cause, "unknown"), killed_at))
+        # Reports the end never, at once, late, or twice.
+        for delay in self.random.choice(((), (0.0,), (0.3,), (0.0, 0.2))):
             await asyncio.sleep(delay)
-            await self.tell(self.monitor.exited, backend.model, backend.pid, code)
+            await self.call(self.monitor.exited, backend.model, backend.pid, code)
             if not then:
-                self.truth.now(backend.model, NotLoaded(backend.pid, (word,)))
+                self.expectations.expect(
+                    backend.model, ExpectedNotLoaded(backend.pid, (description,))
+                )
 
     async def _shut_down(self, backend: Backend, way: str) -> None:
         force = way == "force"
@@ -203,41 +239,41 @@ class Host:
         async with Client(self.monitor.port) as one, Client(self.monitor.port) as two:
             calls.append(one.shutdown(backend.model, force))
             if way == "twice":
-                calls.append(two.shutdown(backend.model, self.chance.random() < 0.5))
+                calls.append(two.shutdown(backend.model, self.random.random() < 0.5))
             answers = await asyncio.gather(*calls)
         left = [pid for pid in backend.tree if _is_running(pid)]
         if all(answer.kind == "too_many_shutdowns" for answer in answers):
             if left != backend.tree:
-                self.truth.wrong.append(f"{backend.model}: {answers}, but not {left} run")
-            self.turned_away += 1
+                self.expectations.wrong.append(f"{backend.model}: {answers}, but only {left} run")
+            self.rejected_shutdowns += 1
             await asyncio.sleep(0.2)
             await self._shut_down(backend, way)
             return
         answers = [answer for answer in answers if answer.kind != "too_many_shutdowns"]
         for answer in answers:
-            self.truth.took("shutdown", answer, SHUTDOWN_SECONDS)
-            late = (
-                way == "twice" and answer.kind == "model_not_loaded"
-            )  # came after the other's end
-            if left or not (answer.kind == "stopped" or (late and answer is not answers[0])):
-                self.truth.wrong.append(f"{backend.model}: {way}: {answer}; running: {left}")
+            self.expectations.check_duration("shutdown", answer, SHUTDOWN_SECONDS)
+            # The second of two shutdowns may begin after the first has ended.
+            second = way == "twice" and answer is not answers[0]
+            right = answer.kind == "stopped" or (second and answer.kind == "model_not_loaded")
+            if left or not right:
+                self.expectations.wrong.append(f"{backend.model}: {way}: {answer}; running: {left}")
 
     async def _shut_down_and_leave(self, backend: Backend) -> None:
         client = Client(self.monitor.port)
-        after = self.chance.choice((0.0, 0.01, 0.05, 0.3))
+        after = self.random.choice((0.0, 0.01, 0.05, 0.3))
         await client.send_and_leave(*shutdown_request(backend.model), after)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(backend.process.wait(), SHUTDOWN_SECONDS)
-            deadline = time.monotonic() + 2 * STOP_SECONDS  # the rest of its tree goes too
+            deadline = time.monotonic() + 2 * STOP_SECONDS  # for the rest of its tree
             while any(_is_running(pid) for pid in backend.tree):
                 if time.monotonic() > deadline:
-                    self.truth.wrong.append(f"{backend.model}: a stop was ended half-way")
+                    self.expectations.wrong.append(f"{backend.model}: a stop was not completed")
                     return
                 await asyncio.sleep(0.02)
             return
-        self.left_early += 1  # before it was begun: then nothing at all may be stopped
+        self.abandoned_shutdowns += 1  # the shutdown did not begin, so every process must still run
         if not all(_is_running(pid) for pid in backend.tree):
-            self.truth.wrong.append(f"{backend.model}: a stop was ended half-way")
+            self.expectations.wrong.append(f"{backend.model}: a stop was not completed")
         await self._shut_down(backend, "shutdown")
 
 

@@ -22,12 +22,12 @@ def test_a_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> N
     """All faults mixed: no answer is wrong, and nothing is left."""
     written = tmp_path / "found.json"
     soak = spawner.process(sys.executable, SOAK, "--seconds", "12", "--json", str(written))
-    said, _ = soak.communicate(timeout=280)
+    output, _ = soak.communicate(timeout=280)
     found = json.loads(written.read_text())
     # Its bounds in time are for a quiet machine, and are not judged here.
     assert found["wrong"] == []
-    assert said.endswith("wrong answers: 0; leaks: 0\n")
-    assert found["ends"] > 20
+    assert output.endswith("wrong answers: 0; leaks: 0\n")
+    assert found["exits"] > 20
     assert found["latencies"]["monitor grpc"]["count"] > 100
 
 
@@ -38,7 +38,7 @@ def test_an_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:
     eventually(lambda: len(process.children(recursive=True)) > 10)
     started = process.children(recursive=True)
     soak.send_signal(signal.SIGINT)
-    said, _ = soak.communicate(timeout=60)
+    output, _ = soak.communicate(timeout=60)
     # asyncio may say before that somebody else has reaped a child.
-    assert (soak.returncode, said.splitlines()[-1]) == (130, "interrupted")
+    assert (soak.returncode, output.splitlines()[-1]) == (130, "interrupted")
     eventually(lambda: not any(each.is_running() for each in started))
