@@ -159,9 +159,10 @@ class HookRun:
             self._is_calling = True
             self._began_at = began_at = perf_counter()
             place = self._place
-        is_last = place == len(self._implementations)
+        implementations, count = self._implementations, len(self._implementations)
+        is_last = place == count
         while not is_last:
-            each = self._implementations[place]
+            each = implementations[place]
             is_away = each.away > 0
             if is_away:
                 error = HookOverran("an earlier call of it is not back yet")
@@ -169,10 +170,10 @@ class HookRun:
             else:
                 outcome = self._outcome(each)
             place += 1
-            is_last = place == len(self._implementations)
+            is_last, failed = place == count, False
             if outcome is not None:
                 is_last = self._call.is_last(outcome) or is_last
-            failed = outcome is not None and outcome.error is not None
+                failed = outcome.error is not None
             now = perf_counter()
             with self._lock:
                 if thread_number != self._thread_number:  # it overran, and the run has gone on

@@ -1,4 +1,4 @@
-"""Hooks in single files: which may be trusted to run, and how they are loaded."""
+"""Loads hook files, after a check that other users cannot change them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def load_hook_files(
 ) -> None:
     """Load and register each `*.py` of a folder, in order, and then single files.
 
-    Of the folder, names with `_` or `.` first are skipped. Each becomes the module
-    `monitor_plugin_hooks.<stem>`, under which it is registered too. `sys.path` is not touched, and
-    no compiled file is written.
+    Files of the folder whose names begin with `_` or `.` are skipped. Each file becomes the module
+    `monitor_plugin_hooks.<stem>`, and is registered under that name. `sys.path` does not change,
+    and no compiled file is written.
 
     Args:
         folder: the setting `hooks_dir`.
         files: the setting `hook`.
         register: registers a plugin by its path and its name, or raises.
-        is_disabled: whether a file of that name is left out, and not run.
+        is_disabled: whether the file of a module name is disabled, and so not run.
 
     Raises:
-        SettingsError: the folder cannot be read, or others than root and the monitor's user may
-            change it.
-        PluginError: the same of a file, or it raised, or what it holds was refused. None of the
-            files is left among the modules.
+        SettingsError: the folder cannot be read, or users other than root and the monitor's own
+            may change it.
+        PluginError: the same of a file, or the file raised, or its hooks were refused. No file
+            stays in `sys.modules`.
     """
     paths = [] if folder is None else _files_of(folder)
     paths += [str(Path(file).absolute()) for file in files]
@@ -79,17 +79,17 @@ def _files_of(folder: str) -> list[str]:
 
 def _load(path: str, name: str, register: Callable[[str, ModuleType, str], object]) -> None:
     try:
-        # What is checked is what is run: the file that is open, whatever its name stands for later.
-        # Without waiting, as a pipe would for somebody to write to it.
+        # The open file is checked and run, because its path may name another file later.
+        # O_NONBLOCK, because opening a pipe would wait for a writer.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-            folder = str(Path(path).resolve().parent)  # a link's file may lie elsewhere
+            folder = str(Path(path).resolve().parent)  # of the file itself, not of a link to it
             _check(folder, os.stat(folder), stat.S_ISDIR)
             _check(path, os.fstat(file.fileno()), stat.S_ISREG)
             source = file.read()
     except (OSError, ValueError) as error:
         raise PluginError(name, f"hook file not loaded: {_text(error, path)}") from None
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec  # it ends in .py
+    assert spec  # the path ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -97,16 +97,16 @@ def _load(path: str, name: str, register: Callable[[str, ModuleType, str], objec
         register(path, module, name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever a third party's file raises, a SystemExit too
+    except BaseException as error:  # a third party's file may raise anything, also a SystemExit
         why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(name, f"hook file {path} was not loaded: {why}") from error
 
 
 def _check(path: str, found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
-    """Check that nobody but root and the monitor's user may change what will be run.
+    """Check that only root and the monitor's user may change a file or folder.
 
     Raises:
-        ValueError: others may, or it is no file of that kind.
+        ValueError: other users may change it, or it is not of that kind.
     """
     mode = f"mode {stat.S_IMODE(found.st_mode):04o}"
     if not is_kind(found.st_mode):

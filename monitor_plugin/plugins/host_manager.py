@@ -1,4 +1,4 @@
-"""The monitor in a host's own plugin manager, whatever that manager's project is called."""
+"""Registers the monitor in a host's own plugin manager, of any project name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pluggy
 from ..domain.errors import PluginError
 from ..hookspecs import HOOK_NAMES, HOST_CALLS, PROJECT_NAME, specs_for
 from .manager import is_wrapper, no_wrappers
-from .signatures import argument_names, fault_in_signature
+from .signatures import argument_names, validate_signature
 
 
 class BackendRegistration(Protocol):
-    """What a host reports to: `backends.registration.Registration`."""
+    """The part of `backends.registration.Registration` that gets a host's reports."""
 
     def spawned(self, model: str, pid: int, address: str) -> None:
         """Register a backend."""
@@ -27,11 +27,11 @@ class HostCalls:
 
     Args:
         project_name: the project of the manager in which it is to be registered.
-        registration: takes the host's word.
+        registration: gets the host's reports.
     """
 
     def __init__(self, project_name: str, registration: BackendRegistration) -> None:
-        # First, so that another plugin of the host that raises costs no registration.
+        # First, so that a plugin of the host that raises does not prevent a registration.
         marker = pluggy.HookimplMarker(project_name)(tryfirst=True)
 
         def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
@@ -45,13 +45,13 @@ class HostCalls:
 
 
 class HostManager:
-    """A host's own plugin manager, with our hooks, and the monitor's registration there.
+    """A host's own plugin manager, to which the monitor's hooks are added.
 
     Args:
-        manager: the host's; the hooks are added to it.
+        manager: the host's manager.
 
     Raises:
-        PluginError: as `register`, or the manager does not take the hooks.
+        PluginError: as `register`, or the hooks cannot be added.
     """
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
@@ -64,8 +64,8 @@ class HostManager:
         """Register the monitor as `monitor_plugin`.
 
         Raises:
-            PluginError: a monitor is registered there, its name is blocked, or the manager, which
-                may be of a class of the host's, takes no implementations of our hooks.
+            PluginError: a monitor is registered already, its name is blocked, or the manager (its
+                class may be the host's own) does not accept the implementations.
         """
         self._check_free()
         project = self._manager.project_name
@@ -94,28 +94,30 @@ class HostManager:
             )
 
     def unregister(self) -> None:
-        """Take the monitor out again; the hooks' specs stay, as Pluggy cannot take them away."""
+        """Unregister the monitor. The specs stay, because Pluggy cannot remove them."""
         calls, self._calls = self._calls, None
-        if self._manager.is_registered(calls):  # and was not taken out, or blocked, by the host
+        if self._manager.is_registered(calls):  # the host may have unregistered it
             self._manager.unregister(calls)
 
 
 def _add_specs(manager: pluggy.PluginManager) -> None:
-    """Add the hooks to a host's own manager, with the markers of its project.
+    """Add the specs that are missing to a host's manager, with the markers of its project.
 
-    Where a monitor was installed there before, they stand there already, and stay.
+    An earlier installation of a monitor may have added them.
 
     Raises:
-        PluginError: the host has other hooks by one of these names, or a plugin there implements
-            one of ours with arguments that it does not have, or as a wrapper; none was added.
+        PluginError: the host has a different hook of the same name, or a plugin implements a hook
+            with a wrong signature or as a wrapper. No spec was added.
     """
     missing = []
     for name in HOOK_NAMES:
         hook = getattr(manager.hook, name, None)
         for implementation in hook.get_hookimpls() if hook else ():
-            if fault := _fault(name, implementation):
+            try:
+                _validate_implementation(name, implementation)
+            except ValueError as error:
                 plugin_name = implementation.plugin_name
-                raise PluginError(plugin_name, f"plugin {plugin_name!r}: {fault}")
+                raise PluginError(plugin_name, f"plugin {plugin_name!r}: {error}") from None
         if hook is None or not hook.has_spec():
             missing.append(name)
         elif tuple(hook.spec.argnames) != argument_names(name) or hook.is_historic():
@@ -128,8 +130,8 @@ def _add_specs(manager: pluggy.PluginManager) -> None:
         manager.add_hookspecs(specs_for(manager.project_name, missing))
 
 
-def _fault(hook: str, implementation: Any) -> str | None:
+def _validate_implementation(hook: str, implementation: Any) -> None:
     wraps = is_wrapper(implementation)
     if wraps and hook not in HOST_CALLS:
-        return no_wrappers(hook)
-    return fault_in_signature(hook, implementation.function, is_wrapper=wraps)
+        raise ValueError(no_wrappers(hook))
+    validate_signature(hook, implementation.function, is_wrapper=wraps)

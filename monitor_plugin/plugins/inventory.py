@@ -1,4 +1,4 @@
-"""What is loaded: each plugin, where it comes from, and how its hooks fared."""
+"""Lists the loaded plugins, with their sources and the figures of their hooks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def list_plugins(
     """List the plugins whose hooks are called, in the order of their registration.
 
     Args:
-        executor: calls them.
-        manager: where third parties' plugins are registered.
-        host: a host's own manager; of its plugins, those that implement a hook of the monitor's.
+        executor: has the figures.
+        manager: the monitor's manager; all its plugins are listed.
+        host: a host's own manager; plugins that implement a hook of the monitor are listed.
     """
     figures: dict[int, list[HookFigures]] = {}
     for hook in HOOK_NAMES:

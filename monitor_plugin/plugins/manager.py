@@ -1,4 +1,4 @@
-"""The plugin manager: what may be registered, and where third-party hooks are found."""
+"""The plugin manager: checks the plugins that are registered, and loads entry points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pluggy
 from .. import hookspecs
 from ..domain.errors import PluginError
 from ..hookspecs import HOOK_FILE_PREFIX
-from .signatures import fault_in_signature
+from .signatures import validate_signature
 
 _logger = logging.getLogger(__name__)
 
@@ -21,46 +21,49 @@ ENTRY_POINT_GROUP = "monitor_plugin"
 
 
 class PluginManager(pluggy.PluginManager):
-    """A manager of the monitor's hooks, which refuses plugins that would not work as meant.
+    """The manager of the monitor's hooks. It refuses plugins that could not be called.
 
     Args:
-        disabled: names of plugins that are left out, whoever registers them; a hook file's may
-            stand there without `monitor_plugin_hooks.` before it.
+        disabled: names of plugins that are not registered. A hook file's name may be given without
+            its prefix `monitor_plugin_hooks.`.
     """
 
     def __init__(self, disabled: Collection[str] = ()) -> None:
         super().__init__(hookspecs.PROJECT_NAME)
         self.add_hookspecs(hookspecs)
         self._disabled = disabled
-        self._met: set[str] = set()
+        self._matched_names: set[str] = set()
         self._sources: dict[str, str] = {}
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
         """Register a plugin.
 
         Returns:
-            Its name: without one that is given a module's or class's own, else that of its class,
-            with a number where that is taken. None where it is disabled.
+            The plugin's name; None if the plugin is disabled. Without `name`, a module or a class
+            has its own name, and an instance that of its class, with a number if that is taken.
 
         Raises:
-            PluginError: it implements a hook that does not exist, with a signature that the hook
-                does not have, as a wrapper, or one that hosts call; it is not registered.
-            ValueError: it is registered already (Pluggy).
+            PluginError: the plugin implements an unknown hook, a hook that hosts call, a hook with
+                a wrong signature, or a wrapper. It is not registered.
+            ValueError: the plugin is registered already (Pluggy).
         """
         return self.register_from("plugin_manager.register()", plugin, name)
 
     def register_from(self, source: str, plugin: object, name: str | None = None) -> str | None:
-        """Register a plugin as `register` does, and note where it comes from."""
+        """Register a plugin as `register` does, and record its source."""
         name = name or self.get_canonical_name(plugin)
         if self.is_disabled(name):
             return None
         for hook, options, function in self._marked(plugin):
-            if fault := _fault(hook, options, function):
-                raise PluginError(name, f"plugin {name!r} was not registered: {fault}")
+            try:
+                _validate_implementation(hook, options, function)
+            except ValueError as error:
+                message = f"plugin {name!r} was not registered: {error}"
+                raise PluginError(name, message) from None
         try:
             registered = super().register(plugin, name)
         except pluggy.PluginValidationError as error:
-            if self.is_registered(plugin):  # by an older Pluggy, in part
+            if self.is_registered(plugin):  # older versions of Pluggy register it in part
                 self.unregister(plugin)
             raise PluginError(name, f"plugin {name!r} was not registered: {error}") from error
         self._sources[name] = source
@@ -68,7 +71,7 @@ class PluginManager(pluggy.PluginManager):
         return registered
 
     def _log_unmarked(self, name: str, plugin: object) -> None:
-        """Tell of functions that are called as hooks are, and that nobody will call."""
+        """Log functions that have the name of a hook and no marker; they will not be called."""
         for hook in hookspecs.HOOK_NAMES:
             function = inspect.getattr_static(plugin, hook, None)
             if hook in hookspecs.HOST_CALLS or not inspect.isroutine(function):
@@ -78,11 +81,11 @@ class PluginManager(pluggy.PluginManager):
                 _logger.warning(message, name, hook)
 
     def source_of(self, name: str) -> str:
-        """Say where a registered plugin comes from."""
+        """Return the source of a registered plugin."""
         return self._sources[name]
 
     def get_canonical_name(self, plugin: object) -> str:
-        """Name a plugin for people, where Pluggy gives an instance a number."""
+        """Name an instance by its class; Pluggy would use the number of its `id`."""
         base = getattr(plugin, "__name__", None)
         if isinstance(base, str):
             return base
@@ -94,15 +97,15 @@ class PluginManager(pluggy.PluginManager):
         return name
 
     def is_disabled(self, name: str) -> bool:
-        """Whether a plugin of that name is left out; asked before its code is run."""
+        """Whether a plugin of that name is disabled; its code need not have run yet."""
         hits = {name, name.removeprefix(HOOK_FILE_PREFIX)}.intersection(self._disabled)
-        self._met |= hits
+        self._matched_names |= hits
         return bool(hits)
 
     def log_unknown_disabled(self) -> None:
-        """Log the names to be left out that no plugin had."""
+        """Log the disabled names that no plugin had."""
         for name in self._disabled:
-            if name not in self._met:
+            if name not in self._matched_names:
                 _logger.warning("setting disable_hook: no plugin is called %r", name)
 
     def register_monitor(self, plugin: object) -> None:
@@ -130,7 +133,7 @@ class PluginManager(pluggy.PluginManager):
                 self.register_from(source, entry_point.load(), name)
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # whatever a third party's import raises, a SystemExit too
+            except BaseException:  # a third party's import may raise anything, also a SystemExit
                 _logger.exception("plugin %r of %s was not loaded", name, source)
 
 
@@ -139,17 +142,18 @@ def _distribution(entry_point: metadata.EntryPoint) -> str:
     return f"{found.name} {found.version}" if found else entry_point.value
 
 
-def _fault(hook: str, options: Any, function: Callable[..., Any]) -> str | None:
+def _validate_implementation(hook: str, options: Any, function: Callable[..., Any]) -> None:
     if hook not in hookspecs.HOOK_NAMES:
-        return f"there is no hook {hook!r}; the hooks are {', '.join(hookspecs.HOOK_NAMES)}"
+        names = ", ".join(hookspecs.HOOK_NAMES)
+        raise ValueError(f"there is no hook {hook!r}; the hooks are {names}")
     if hook in hookspecs.HOST_CALLS:
-        return (
+        raise ValueError(
             f"{hook!r} is called by hosts and implemented by the monitor alone; "
             "implement 'monitor_backend_registered' or 'monitor_backend_gone'"
         )
     if options.get("hookwrapper") or options.get("wrapper"):
-        return no_wrappers(hook)
-    return fault_in_signature(hook, function)
+        raise ValueError(no_wrappers(hook))
+    validate_signature(hook, function)
 
 
 def is_wrapper(implementation: Any) -> bool:
@@ -158,5 +162,5 @@ def is_wrapper(implementation: Any) -> bool:
 
 
 def no_wrappers(hook: str) -> str:
-    """Say why a wrapper is refused."""
+    """Return the message with which a wrapper is refused."""
     return f"{hook!r} is a wrapper; implementations are called one by one, and cannot be wrapped"
