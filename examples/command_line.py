@@ -1,4 +1,4 @@
-"""What the examples share, and a host of your own need not copy: their command line."""
+"""The command line that the examples share; your own host does not need it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ _DEFAULT = (
 
 
 def commands_by_model(description: str | None) -> dict[str, list[str]]:
-    """Read the command line's `MODEL=COMMAND` arguments; without any, those of two demo backends.
+    """Read the arguments `MODEL=COMMAND`; the default is two demo backends.
 
-    Each command has one part, or more, in which `{address}` stands for the gRPC address at which
-    the backend is to serve.
+    `{address}` in a command stands for the gRPC address at which the backend is to serve.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -38,16 +37,16 @@ def commands_by_model(description: str | None) -> dict[str, list[str]]:
 
 
 def with_new_address(command: Sequence[str], folder: str) -> tuple[list[str], str]:
-    """Give a command in which `{address}` is a unix socket in the folder, and that address.
+    """Replace `{address}` in a command by a new unix socket; returns the command and the address.
 
-    A new one for each process: nothing else can have it, as it could a port.
+    A new socket in an own folder cannot be taken by another process, as a free port could.
     """
     address = f"unix:{folder}/{secrets.token_hex(8)}"
     return [part.replace("{address}", address) for part in command], address
 
 
 def print_curl_commands(monitor: Monitor, models: Sequence[str]) -> None:
-    """Say with which commands the monitor can be tried."""
+    """Print commands with which to try the monitor."""
     print(f"The monitor answers on {monitor.url}. Ctrl-C ends everything. Try:\n")
     for path, says_post in (("/backend/monitor", False), ("/backend/shutdown", True)):
         for model in models:

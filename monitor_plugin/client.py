@@ -1,4 +1,4 @@
-"""Asks a running monitor over HTTP, with nothing but the standard library."""
+"""A client of a running monitor, over HTTP, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _TIMEOUT_SECONDS = 60.0
 
 
 class Client:
-    """Speaks to a monitor, a connection per request. Safe to call from any thread.
+    """Sends requests to a monitor, each on a new connection. Safe to call from any thread.
 
     Args:
-        url: `http://HOST:PORT` (`https://`, where a proxy has TLS), or `unix:/PATH`.
-        token: sent with each request; it stands in no error.
+        url: `http://HOST:PORT`, `https://HOST:PORT` (of a proxy with TLS), or `unix:/PATH`.
+        token: sent with each request; no error contains it.
         timeout_seconds: how long the monitor may stay silent.
 
     Raises:
-        MonitorError: the URL is none of these.
+        MonitorError: the URL has another form.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Client:
             if not self._socket_path.startswith("/"):
                 raise MonitorError(f"{url!r}: a unix socket's path must be absolute: unix:/PATH")
             return
-        if "@" in url:  # not shown, wherever it stands: what is mistyped holds a password too
+        if "@" in url:  # the error does not quote the URL: it may contain a password
             raise MonitorError("a URL with a user's name is not taken; tokens go elsewhere")
         try:
             parts = urlsplit(self.url)
             good = bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:  # a port that is none
+        except ValueError:  # the port is no number, or too large
             good = False
         if not good or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise MonitorError(f"{url!r} is neither http://HOST:PORT nor unix:/PATH")
@@ -62,10 +62,10 @@ class Client:
         *,
         timeout_seconds: float | None = None,
     ) -> Any:
-        """Ask for something, and give what the answer's JSON holds.
+        """Send a GET request; returns the answer's JSON, decoded.
 
         Raises:
-            RequestFailed: there was no answer, or it is an error, or no JSON.
+            RequestFailed: there is no answer, it is an error, or it is no JSON.
         """
         return self._request(
             "GET", path + (f"?{urlencode(query)}" if query else ""), None, timeout_seconds
@@ -74,7 +74,7 @@ class Client:
     def post(
         self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
     ) -> Any:
-        """Send a body as JSON, and give what the answer's JSON holds; raises as `get`."""
+        """Send a POST request with a body of JSON; returns and raises as `get`."""
         return self._request("POST", path, json.dumps(body), timeout_seconds)
 
     def _request(
@@ -96,13 +96,14 @@ class Client:
         except ValueError:
             answer = None
         if response.status >= 300:
-            message, kind = _error_of(answer)
-            said = f"{self.url} answered {method} {path} with {response.status}: "
-            said += message or response.reason
-            raise RequestFailed(self.url, message or said, response.status, kind)
+            message, error_type = _parse_error(answer)
+            if message is None:
+                message = f"{self.url} answered {method} {path} with {response.status}: "
+                message += response.reason
+            raise RequestFailed(self.url, message, response.status, error_type)
         if answer is None:
-            said = f"{self.url} answered {method} {path} with no JSON: is it a monitor?"
-            raise RequestFailed(self.url, said, response.status)
+            message = f"{self.url} answered {method} {path} with no JSON: is it a monitor?"
+            raise RequestFailed(self.url, message, response.status)
         return answer
 
     def _connection(self, timeout_seconds: float) -> http.client.HTTPConnection:
@@ -114,7 +115,7 @@ class Client:
 
 
 def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
-    """Make a connection to where a monitor says that it serves: `Monitor.url`."""
+    """Make a connection to a monitor's own URL, `Monitor.url`."""
     if url.startswith("unix:"):
         return UnixConnection(url.removeprefix("unix:"), timeout_seconds)
     return http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_seconds)
@@ -138,14 +139,14 @@ def client_of(environ: Mapping[str, str], url: str | None, token_file: str | Non
     """Make the client of a command.
 
     Args:
-        environ: `MONITOR_URL`, and `MONITOR_TOKEN` or else `MONITOR_TOKEN_FILE`, count where the
-            other arguments are None (pass `os.environ`).
-        url: as of `Client`.
-        token_file: a file with a token alone, or one such as the monitor's own, of whose tokens
-            one that may do most is taken.
+        environ: pass `os.environ`. `MONITOR_URL` is used if `url` is None. `MONITOR_TOKEN`, or else
+            `MONITOR_TOKEN_FILE`, is used if `token_file` is None.
+        url: the `url` of `Client`.
+        token_file: the path of a file with a token alone, or of a token file such as the monitor's,
+            from which a token of the highest role is used.
 
     Raises:
-        MonitorError: the URL or the file cannot be used.
+        MonitorError: the URL, the token or the file cannot be used.
     """
     token = None if token_file else environ.get("MONITOR_TOKEN") or None
     token_file = token_file or environ.get("MONITOR_TOKEN_FILE") or None
@@ -178,8 +179,8 @@ def _read_token(path: str) -> str:
         raise MonitorError(f"token file {path} cannot be used: {error}") from None
 
 
-def _error_of(answer: Any) -> tuple[str | None, str | None]:
-    """What an error's envelope says, and its type."""
+def _parse_error(answer: Any) -> tuple[str | None, str | None]:
+    """Return the message and the type of an error; None and None if the answer has none."""
     try:
         return str(answer["error"]["message"]), str(answer["error"]["type"])
     except (TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""The client of a running monitor, against real ones."""
+"""The client of a running monitor, with real monitors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .support import Spawner, free_port
 
 
 @pytest.mark.parametrize("kind", ["http", "unix"])
-def test_it_asks_and_sends(
+def test_client_sends_requests(
     kind: str, make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
 ) -> None:
-    """Over TCP and over a unix socket; what the monitor refuses is raised in its own words."""
+    """Over TCP and over a unix socket; an error has the monitor's message and type."""
     listen = {"http": "127.0.0.1:0", "unix": f"unix:{tmp_path}/s"}[kind]
     monitor = make_monitor(listen=listen, token="s3cret")
     backend = spawner.backend()
@@ -36,8 +36,8 @@ def test_it_asks_and_sends(
     assert "wr0ng" not in str(raised.value)
 
 
-def test_where_nobody_answers(tmp_path: Path) -> None:
-    """A port where nobody listens, no socket, and silence, say so with the URL."""
+def test_unreachable_monitor_is_an_error(tmp_path: Path) -> None:
+    """A closed port, a missing socket and silence are errors with the URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with (
@@ -63,8 +63,8 @@ def test_where_nobody_answers(tmp_path: Path) -> None:
         (b"", "no monitor answers"),
     ],
 )
-def test_what_is_no_monitor(answer: bytes, words: str) -> None:
-    """Another server's answer is an error, whatever it is."""
+def test_answer_of_another_server_is_an_error(answer: bytes, words: str) -> None:
+    """Its answer is an error, whatever it contains."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -92,8 +92,8 @@ def test_what_is_no_monitor(answer: bytes, words: str) -> None:
         "http://h?q",
     ],
 )
-def test_a_url_that_is_none(url: str) -> None:
-    """Is refused with what is taken."""
+def test_invalid_url_is_refused(url: str) -> None:
+    """The error names the valid forms."""
     with pytest.raises(MonitorError, match="unix:/PATH"):
         Client(url)
 
@@ -110,15 +110,15 @@ def test_a_url_that_is_none(url: str) -> None:
         "http://me/s3cret@h",
     ],
 )
-def test_a_url_with_a_password_is_not_quoted(url: str) -> None:
-    """It is refused, and not shown again, whatever else is wrong with it."""
+def test_url_with_a_password_is_not_quoted(url: str) -> None:
+    """It is refused and not shown, whatever else is wrong with it."""
     with pytest.raises(MonitorError, match="with a user's name") as raised:
         Client(url)
     assert "s3cret" not in str(raised.value)
 
 
 def test_a_command_takes_url_and_token_from_the_environment(tmp_path: Path) -> None:
-    """Flags stand before variables; a file holds a token alone, or is the monitor's own."""
+    """Flags take precedence over variables; a file has a token alone, or is a token file."""
     one, own, bad = tmp_path / "one", tmp_path / "own", tmp_path / "bad"
     one.write_text("t0ken\n")
     own.write_text("# ours\nread:grafana:r3ad\nadmin:ops:4dmin\n")

@@ -1,4 +1,4 @@
-"""A terminal that gives keys one by one, and is left as it was found."""
+"""A terminal in which each key is read at once; its modes are restored at the end."""
 
 from __future__ import annotations
 
@@ -24,75 +24,79 @@ _SEQUENCES = {
     "\x1b[4~": "end",
     "\x1b": "escape",
 }
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminal:
-    """Waits for keys, signals and other threads at once. Made by `open_terminal`.
+    """Waits for keys, signals and other threads at once. `open_terminal` makes it.
+
+    Args:
+        descriptor: the terminal's.
+        wake_reader, wake_writer: the ends of a pipe; a byte in it ends a wait.
 
     Attributes:
-        ended_by: the signal that is to end the program; None while there is none.
+        ended_by: the number of the signal that is to end the program; None while there is none.
     """
 
-    def __init__(self, descriptor: int, waking: int, woken: int) -> None:
+    def __init__(self, descriptor: int, wake_reader: int, wake_writer: int) -> None:
         self.ended_by: int | None = None
         self._descriptor = descriptor
-        self._waking = waking
-        self._woken = woken
+        self._wake_reader = wake_reader
+        self._wake_writer = wake_writer
 
     def wake(self) -> None:
-        """End the wait. From any thread."""
-        with contextlib.suppress(BlockingIOError):  # it is full, and so the wait ends anyhow
-            os.write(self._waking, b"\0")
+        """End the current wait, or the next one. Any thread may call this."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full: the wait ends anyway
+            os.write(self._wake_writer, b"\0")
 
     def wait(self, timeout_seconds: float) -> list[str]:
-        """Wait for keys, a signal or `wake()`, and give the keys: characters, `up`, `escape`."""
-        ready, _, _ = select.select([self._descriptor, self._woken], [], [], timeout_seconds)
-        if self._woken in ready:
-            os.read(self._woken, 4096)
+        """Wait for keys, a signal or `wake()`; returns the keys: characters, `up`, `escape`."""
+        ready, _, _ = select.select([self._descriptor, self._wake_reader], [], [], timeout_seconds)
+        if self._wake_reader in ready:
+            os.read(self._wake_reader, 4096)
         if self._descriptor not in ready:
             return []
-        pressed = os.read(self._descriptor, 4096)
-        if not pressed:  # the terminal is gone
+        typed = os.read(self._descriptor, 4096)
+        if not typed:  # the terminal is gone
             self.ended_by = signal.SIGHUP
-        return keys_of(pressed.decode(errors="replace"))
+        return split_keys(typed.decode(errors="replace"))
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; the wait is ended by the descriptor that Python writes to."""
-        if number in _ENDING:
+        """Record a signal. Python itself writes to the pipe, which ends the wait."""
+        if number in _END_SIGNALS:
             self.ended_by = number
 
 
 @contextlib.contextmanager
 def open_terminal(descriptor: int) -> Iterator[Terminal]:
-    """Take keys without echo, and signals without dying of them; all is as before afterwards.
+    """Read keys without echo, and receive signals without ending; restores both afterwards.
 
-    For the main thread.
+    Call this from the main thread.
     """
-    found = termios.tcgetattr(descriptor)
-    woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    terminal = Terminal(descriptor, waking, woken)
-    numbers = (*_ENDING, signal.SIGWINCH)
+    modes = termios.tcgetattr(descriptor)
+    wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    terminal = Terminal(descriptor, wake_reader, wake_writer)
+    numbers = (*_END_SIGNALS, signal.SIGWINCH)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    wakeup = signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
     try:
         for number in numbers:
             signal.signal(number, terminal.on_signal)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, _quiet(found))
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, _without_echo(modes))
         yield terminal
     finally:
         with contextlib.suppress(termios.error):  # the terminal is gone
-            termios.tcsetattr(descriptor, termios.TCSAFLUSH, found)
+            termios.tcsetattr(descriptor, termios.TCSAFLUSH, modes)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
-        os.close(woken)
-        os.close(waking)
+        os.close(wake_reader)
+        os.close(wake_writer)
 
 
-def _quiet(found: list[Any]) -> list[Any]:
-    """No echo, no lines, no stopping by Ctrl-S or Ctrl-Z; Ctrl-C stays a signal."""
-    input_flags, output_flags, control_flags, local_flags, *speeds, characters = found
+def _without_echo(modes: list[Any]) -> list[Any]:
+    """Switch echo, line editing, Ctrl-S and Ctrl-Z off; Ctrl-C stays a signal."""
+    input_flags, output_flags, control_flags, local_flags, *speeds, characters = modes
     characters = list(characters)
     characters[termios.VMIN], characters[termios.VTIME] = 1, 0
     characters[termios.VSUSP] = b"\0"
@@ -106,8 +110,8 @@ def _quiet(found: list[Any]) -> list[Any]:
     ]
 
 
-def keys_of(text: str) -> list[str]:
-    """Tell the keys apart; a sequence that is not known gives none."""
+def split_keys(text: str) -> list[str]:
+    """Split what was typed into keys; unknown escape sequences are left out."""
     keys = []
     while text:
         end = 1

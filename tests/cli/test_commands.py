@@ -32,7 +32,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen[str]]:
-    """Registers a process that does nothing, and answers no call."""
+    """Registers a process that sleeps, and serves no gRPC."""
 
     def load(model: str, monitor: Monitor = monitor) -> subprocess.Popen[str]:
         return load_sleeper(monitor, spawner, model)
@@ -101,10 +101,10 @@ def test_status_shows_one_model(
     assert json.loads(capsys.readouterr().out)["ended"][0]["cause"] == "killed"
 
 
-def test_stop_stops_all_that_are_named(
+def test_stop_stops_all_named_models(
     monitor: Monitor, load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is reported, and 0 means that all are stopped; `--all` needs nothing to be loaded."""
+    """Each is reported; 0 means that all have stopped; `--all` succeeds with no model too."""
     stop = ["stop", "--yes", "--url", monitor.url]
     processes = [load(name) for name in ("a", "b c", HOSTILE)]
     assert main([*stop, "a", "b c", "a"]) == 0
@@ -124,7 +124,7 @@ def test_stop_stops_all_that_are_named(
 
 
 class Guard:
-    """Refuses to have some models stopped, and says which were asked for by force."""
+    """Refuses to stop the model `guarded`; `forced` says whether the last stop was by force."""
 
     forced: bool | None = None
 
@@ -135,10 +135,10 @@ class Guard:
 
 
 @pytest.mark.slow
-def test_stop_tells_what_was_not_stopped(
+def test_stop_reports_models_that_were_not_stopped(
     make_monitor: Callable[..., Monitor], load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A refusal is 1 and its reason is shown harmlessly; the others are stopped all the same."""
+    """A refusal is 1, its reason is shown escaped, and the other models are stopped."""
     guard = Guard()
     monitor = make_monitor([guard], http_threads=2)  # one shutdown at a time: the others wait
     guarded = load("guarded", monitor)
@@ -153,10 +153,10 @@ def test_stop_tells_what_was_not_stopped(
 
 
 @pytest.mark.slow
-def test_stop_says_how_far_it_is(
+def test_stop_shows_its_phase(
     make_monitor: Callable[..., Monitor], spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While a busy one drains, it says so."""
+    """While a busy backend drains, the command says so."""
     monitor = make_monitor(drain_timeout_seconds=1000.0)
     backend = spawner.backend("--state", "1")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
@@ -175,10 +175,10 @@ def test_stop_says_how_far_it_is(
         assert stop.result(60) == 0
 
 
-def test_stop_does_not_act_unasked(
+def test_stop_needs_a_confirmation(
     monitor: Monitor, load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a terminal to ask on, without a model, or with both: 2, and nothing is stopped."""
+    """Without a terminal or a model, or with a model and --all: 2, and nothing is stopped."""
     process = load("m")
     url = ["--url", monitor.url]
     for arguments in (["m"], ["--all"], ["--yes"], ["--yes", "--all", "m"]):
@@ -195,7 +195,7 @@ def test_a_token_is_sent_and_not_shown(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """From the environment or a file; a wrong one is 1 and says what to do; no flag takes it."""
+    """It comes from the environment or a file, not from a flag; a wrong one is 1, with advice."""
     (tmp_path / "tokens").write_text("read:grafana:r34d")
     monitor = make_monitor(token="s3cret", token_file=str(tmp_path / "tokens"))
     ps = ["ps", "--url", monitor.url]
@@ -220,7 +220,7 @@ def test_a_token_is_sent_and_not_shown(
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """Something on a port that is no monitor."""
+    """A server that is no monitor: it sends the same bytes to everyone."""
 
     def serve() -> None:
         while True:
@@ -249,8 +249,10 @@ def answering(answer: bytes) -> Iterator[str]:
         b"",
     ],
 )
-def test_what_is_no_monitor_is_told(answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    """A sentence without a traceback, and 3."""
+def test_answers_of_another_server_are_errors(
+    answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is one line without a traceback, and 3."""
     with answering(answer) as url:
         for command in (["ps"], ["status", "m"], ["stop", "--yes", "m"]):
             assert main([*command, "--url", url]) == options.UNREACHABLE == 3
@@ -260,8 +262,10 @@ def test_what_is_no_monitor_is_told(answer: bytes, capsys: pytest.CaptureFixture
     assert "\x1b" not in error
 
 
-def test_a_monitor_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A refused connection and a missing socket are told, with 3; what is no URL, with 2."""
+def test_unreachable_monitor_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A refused connection and a missing socket are 3, an invalid URL is 2."""
     assert main(["ps", "--url", "http://127.0.0.1:1"]) == 3
     assert main(["ps", "--url", f"unix:{tmp_path}/none"]) == 3
     error = capsys.readouterr().err
@@ -271,24 +275,26 @@ def test_a_monitor_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "'nonsense' is neither http://HOST:PORT nor unix:/PATH" in capsys.readouterr().err
 
 
-def test_over_a_unix_socket(
+def test_ps_asks_over_a_unix_socket(
     make_monitor: Callable[..., Monitor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The URL of a unix socket is one too."""
+    """`--url` takes `unix:/PATH`."""
     monitor = make_monitor(listen=f"unix:{tmp_path}/s")
     assert main(["ps", "--url", monitor.url]) == 0
     assert capsys.readouterr().out == "No model is loaded.\n"
 
 
 @pytest.mark.parametrize("model", ["", "a\x1b[31m", "\udcff", "x" * 256])
-def test_what_can_be_no_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that cannot be one is a bad command line, and is not asked for."""
+def test_invalid_model_name_is_a_usage_error(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line is refused, and no request is sent."""
     assert main(["status", model]) == 2
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """The commands are all in the program's help; theirs has examples, and exit codes."""
+def test_help_lists_commands_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The program's help has all commands; the help of a command has examples and exit codes."""
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     for command in ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion"):
@@ -300,8 +306,8 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Keys:" in text if command == "top" else f"  monitor-plugin {command}" in text
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
-    """The commands that draw say so before they do anything; the others do not need rich."""
+def test_missing_rich_is_reported_with_its_extra() -> None:
+    """Commands that draw fail before they do anything; the others do not need rich."""
     code = """
 import sys
 sys.modules["rich"] = None
@@ -323,7 +329,7 @@ assert main(["--help"]) == main(["demo", "--help"]) == 0
 def test_commands_that_ask_a_monitor_import_neither_grpc_nor_falcon(
     arguments: list[str], monitor: Monitor, load: Load
 ) -> None:
-    """Nor anything else that takes long to import; rich comes where a table is drawn alone."""
+    """Nor other modules that take long to import; only a table needs rich."""
     load("m")
     code = """
 import sys
@@ -343,7 +349,7 @@ print(*sorted({"asyncio", "falcon", "grpc", "google.protobuf", "psutil", "rich",
     assert run.stderr == ("rich\n" if arguments == ["ps"] else "\n")
 
 
-def test_a_reader_that_goes_away_is_no_traceback(monitor: Monitor, load: Load) -> None:
+def test_closed_pipe_causes_no_traceback(monitor: Monitor, load: Load) -> None:
     """`ps | head -1` ends quietly."""
     for number in range(3):
         load(f"{number}" * 250)

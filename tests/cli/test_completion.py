@@ -1,4 +1,4 @@
-"""Shell completion: what bash is answered, and a real bash that completes."""
+"""Shell completion: the answers to bash, and a real bash that completes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_
 @settings(max_examples=20)
 @given(st.lists(NAMES | st.text("$`\\\"'!~#*? \u202e;&|(){}[]<>=:@^-", min_size=1), min_size=20))
 def test_names_come_through_bash_unchanged(names: list[str]) -> None:
-    """Whatever is in a name, in each kind of quotes bash reads it back, and runs none of it."""
+    """In each kind of quotes bash reads any name back, and runs nothing of it."""
     words, expected = [], []
     for name in names:
         for quote in ("", "'", '"'):
@@ -93,12 +93,12 @@ def test_commands_flags_and_models_are_completed(
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_there_is_a_script_for_each_shell(
+def test_completion_prints_a_script_for_each_shell(
     shell: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`completion SHELL` prints what click's variable gives."""
+    """`completion SHELL` prints the same script as click's variable."""
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     monkeypatch.setenv("_MONITOR_PLUGIN_COMPLETE", f"{shell}_source")
@@ -108,13 +108,13 @@ def test_there_is_a_script_for_each_shell(
         assert 'split -m 1 ","' in script
 
 
-def test_other_shells_get_names_that_can_be_printed(
+def test_zsh_and_fish_get_printable_names_only(
     monitor: Monitor,
     spawner: Spawner,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As zsh and fish show them unescaped; a name with a comma is whole."""
+    """They would show other names unescaped; a name with a comma is complete."""
     monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a, b", "a\u202e"):
         process = spawner.sleeper()
@@ -149,7 +149,7 @@ def bash(monitor: Monitor, spawner: Spawner, tmp_path: Path) -> Iterator[Termina
 def test_a_real_bash_completes(
     bash: Terminal, monitor: Monitor, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """Commands, and names with what is special in a shell, which reach the monitor unharmed."""
+    """Names with special characters of the shell reach the monitor unchanged."""
     for model in ("org/my model:7b", "x$(touch pwned)"):
         process = spawner.sleeper()
         monitor.hook.monitor_backend_spawned(

@@ -28,7 +28,7 @@ PATIENT = {**os.environ, "MONITOR_STATUS_TIMEOUT_SECONDS": "30"}
 
 @contextmanager
 def restored_signals() -> Iterator[None]:
-    """Take back the handlers that a command installs in its own process."""
+    """Restore the signal handlers that a command replaces."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
@@ -59,8 +59,8 @@ def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
 
 
 @pytest.mark.parametrize("by", ["flag", "variable"])
-def test_the_log_may_be_json(by: str, spawner: Spawner) -> None:
-    """Every line of it is an object then, of events and of the audit."""
+def test_demo_logs_json(by: str, spawner: Spawner) -> None:
+    """Every line is an object, of events and of the audit."""
     switches = ("--log-format", "json") if by == "flag" else ()
     environment = {**os.environ, **({} if switches else {"MONITOR_LOG_FORMAT": "json"})}
     process = spawner.process(
@@ -71,19 +71,19 @@ def test_the_log_may_be_json(by: str, spawner: Spawner) -> None:
     assert {line["logger"] for line in lines} == {"monitor_plugin.audit", "monitor_plugin.logs"}
 
 
-def test_a_form_that_the_log_does_not_have_is_refused(
+def test_unknown_log_format_is_a_usage_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the variable names it."""
+    """Also if the variable gives it."""
     monkeypatch.setenv("MONITOR_LOG_FORMAT", "xml")
     assert main(["demo", "--once"]) == 2
     assert "'xml' is not one of 'text', 'json'" in capsys.readouterr().err
 
 
-def test_demo_once_says_what_is_not_as_expected(
+def test_demo_once_fails_with_an_unexpected_answer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its own process too, and with exit code 1 where an answer is not the expected one."""
+    """The exit code is 1 if an answer is not the expected one."""
     with restored_signals():
         assert main(["demo", "--once"]) == 0
         monkeypatch.delitem(MODELS, "no-status")
@@ -124,10 +124,10 @@ def test_backends_end_when_their_host_is_killed(spawner: Spawner) -> None:
     eventually(lambda: not any(backend.is_running() for backend in backends))
 
 
-def test_a_taken_port_is_said_in_a_line(
+def test_taken_port_is_an_error_of_one_line(
     monitor: Monitor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What goes wrong is one line for people, and exit code 1."""
+    """It has no traceback, and the exit code is 1."""
     with restored_signals():
         assert main(["demo", "--listen", monitor.url.removeprefix("http://")]) == 1
     error = capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_token_is_not_taken_from_a_flag(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is its flag taken for the beginning of another's, nor its value shown again."""
+    """`--token` does not abbreviate `--token-file`, and its value is not shown."""
     assert main([command, *words]) == 2
     error = capsys.readouterr().err
     assert "s3cret" not in error
@@ -162,24 +162,24 @@ def test_a_token_is_not_taken_from_a_flag(
 
 @pytest.mark.parametrize("command", ["demo", "hooks", "ps"])
 @pytest.mark.parametrize("words", [["--tok", "s3cret"], ["--tok=s3cret"], ["--token-f=s3cret"]])
-def test_a_flag_is_not_abbreviated(
+def test_abbreviated_flag_is_refused(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The beginning of one is refused by its name, and its value is not shown."""
+    """The error names the flag, and does not show its value."""
     assert main([command, *words]) == 2
     error = capsys.readouterr().err
     assert "s3cret" not in error
     assert re.search(rf"No such option:? '?{words[0].partition('=')[0]}\b", error)
 
 
-def test_an_argument_too_many_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """One that is no flag, too."""
+def test_extra_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """An argument that is no flag is shown."""
     assert main(["hooks", "now"]) == 2
     assert "unexpected extra argument (now)" in capsys.readouterr().err
 
 
-def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
-    """Its commands send the token that the shell has; SIGHUP reads the file, and ends nothing."""
+def test_demo_reads_its_token_file(spawner: Spawner, tmp_path: Path) -> None:
+    """Its commands send the shell's token; SIGHUP reads the file again and ends nothing."""
     file = tmp_path / "tokens"
     file.write_text("admin:ops:4dmin")
     process = spawner.process(
@@ -207,10 +207,10 @@ def test_the_demo_with_tokens(spawner: Spawner, tmp_path: Path) -> None:
     assert process.wait(60) == 0
 
 
-def test_demo_once_with_tokens(
+def test_demo_once_sends_the_token_of_the_environment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With MONITOR_TOKEN the calls are made, and it is not shown; a file alone is not enough."""
+    """MONITOR_TOKEN is sent, and is not shown; a token file alone is not enough."""
     (tmp_path / "tokens").write_text("admin:ops:4dmin")
     assert main(["demo", "--once", "--token-file", str(tmp_path / "tokens")]) == 1
     assert "MONITOR_TOKEN" in capsys.readouterr().err
@@ -222,8 +222,8 @@ def test_demo_once_with_tokens(
     assert "s3cret" not in output.out + output.err
 
 
-def test_the_demo_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its commands name the socket, and curl takes them as they are."""
+def test_demo_listens_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its commands name the socket, and curl runs them unchanged."""
     path = tmp_path / "monitor.sock"
     with restored_signals():
         assert main(["demo", "--once", "--listen", f"unix:{path}", "--socket-mode", "0660"]) == 0
@@ -238,8 +238,10 @@ def test_the_demo_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
-def test_the_demo_is_not_open_by_accident(listen: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Any other address than loopback wants a token, or the word that it is meant."""
+def test_demo_needs_a_token_on_other_addresses(
+    listen: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An address other than loopback needs a token or --insecure."""
     assert main(["demo", "--once", "--listen", listen]) == 1
     error = capsys.readouterr().err
     for cure in ("MONITOR_TOKEN", "--token-file", "--insecure"):
@@ -249,7 +251,7 @@ def test_the_demo_is_not_open_by_accident(listen: str, capsys: pytest.CaptureFix
 
 
 def test_importing_starts_nothing() -> None:
-    """The package starts no thread and opens nothing when it is imported, and takes not long."""
+    """The import starts no thread, opens no file, and imports nothing that takes long."""
     code = """
 import os, sys, threading
 before = os.listdir("/proc/self/fd")

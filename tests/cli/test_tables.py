@@ -1,4 +1,4 @@
-"""How backends look, at any width."""
+"""Tables and screens, at any width."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ SOME = answer(
 )
 
 
-def test_who_holds_most_comes_first_and_who_is_stuck_is_marked() -> None:
-    """Memory with units in order, `?` where it is unknown; `!` before what is in trouble."""
+def test_table_sorts_by_memory_and_marks_trouble() -> None:
+    """Memory has units, unknown memory is `?`, and `!` marks an error or no answer."""
     lines = text_of(backends_view(SOME, None, 200), 200).splitlines()
     assert " ".join(lines[1].split()) == "large 480 ready 480.0 MiB 48.0 150.0 1h1m grpc"
     by_name = {line.split()[0]: line for line in lines if line.strip()}
@@ -100,8 +100,8 @@ def test_who_holds_most_comes_first_and_who_is_stuck_is_marked() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 10, 20, 40, 60, 80, 100])
-def test_no_width_is_too_small(width: int) -> None:
-    """Nothing is wider than the terminal; the state stays as long as there is room for it."""
+def test_table_fits_any_width(width: int) -> None:
+    """No line is wider than the terminal; the state is shown while there is room for it."""
     text = text_of(backends_view(SOME, None, width), width)
     if width >= 40:
         for words in ("480.0 MiB", "! no answer", "! error"):
@@ -110,14 +110,14 @@ def test_no_width_is_too_small(width: int) -> None:
     text_of(details_view(SOME, "m", width), width)
 
 
-def test_where_nothing_runs() -> None:
-    """An empty list says so, of all models or of one."""
+def test_empty_list_is_a_sentence() -> None:
+    """It is about all models, or about the one that was asked for."""
     assert text_of(backends_view(answer(), None, 80), 80) == "No model is loaded.\n"
     assert text_of(backends_view(answer(), "a\\", 80), 80) == "Model 'a\\\\' is not loaded.\n"
 
 
-def test_details() -> None:
-    """Each replica with memory by component, its process and tree, and what it said last."""
+def test_details_show_all_that_is_known() -> None:
+    """Each replica has memory by component, usage of process and tree, and its last state."""
     text = text_of(details_view(SOME, "m", 200), 200)
     for words in (
         "m  9 replicas",
@@ -146,7 +146,7 @@ def events() -> list[EventItem]:
 
 @pytest.mark.parametrize("size", [(80, 24), (40, 10), (30, 5), (10, 3), (1, 1), (200, 60)])
 @pytest.mark.parametrize("lost", [None, "nobody answers"])
-def test_the_screen_fits(size: tuple[int, int], lost: str | None) -> None:
+def test_screen_fits_the_terminal(size: tuple[int, int], lost: str | None) -> None:
     """The screen of `top` has no more lines than there are, and shows the selected backend."""
     width, height = size
     many = answer(*(item(f"model {number}", number) for number in range(1, 101)))
@@ -171,8 +171,8 @@ def test_the_screen_fits(size: tuple[int, int], lost: str | None) -> None:
         assert any("shutdown: failed after 3s" in line for line in lines)
 
 
-def test_the_events_of_the_screen() -> None:
-    """Where there is room each event is told in a line, the newest first."""
+def test_screen_shows_events_newest_first() -> None:
+    """Each event is a line if there is room."""
     screen = Screen("u", answer(), [], -1, "memory", events(), None, None, None)
     text = text_of(Group(*drawn(screen, 80, 24)), 80)
     order = ["of another version", "failed after 3s", "was killed by SIGKILL", "shutdown: draining"]

@@ -1,4 +1,4 @@
-"""What people read: names that do no harm, and figures with units."""
+"""Text for people: escaped names, and numbers with units."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from monitor_plugin.cli.views.text import amount, duration, percent, printable, 
         (r"a\u202e", r"a\\u202e"),
     ],
 )
-def test_names_are_shown(name: str, expected: str) -> None:
-    """Any script stays; what is invisible or moves the cursor is escaped, and told from text."""
+def test_names_are_escaped(name: str, expected: str) -> None:
+    """Letters of any script stay; invisible characters and those of control are escaped."""
     assert shown(name) == expected
 
 
 @given(st.text(), st.text())
-def test_names_are_told_apart_and_can_be_printed(one: str, other: str) -> None:
+def test_escaped_names_are_printable_and_distinct(one: str, other: str) -> None:
     """No name has anything but printable characters, and no two look the same."""
     assert shown(one).isprintable()
     assert printable(one).isprintable()
@@ -47,13 +47,13 @@ def test_names_are_told_apart_and_can_be_printed(one: str, other: str) -> None:
         (2**64 - 1, "16.0 EiB"),
     ],
 )
-def test_bytes(count: int | None, expected: str) -> None:
-    """Bytes have their binary unit, and what is unknown is no 0."""
+def test_bytes_have_binary_units(count: int | None, expected: str) -> None:
+    """An unknown number is `?`, not 0."""
     assert amount(count) == expected
 
 
-def test_percent_and_duration() -> None:
-    """Durations have their two largest units."""
+def test_durations_have_their_two_largest_units() -> None:
+    """Unknown values are `?`."""
     assert [percent(None), percent(12.345)] == ["?", "12.3"]
     seconds = [None, -1, 59.9, 60, 3599, 3600 * 5 + 130, 86400 * 12 + 3600 * 3]
     shown = " ".join(duration(each) for each in seconds)

@@ -1,4 +1,4 @@
-"""`top`: what keys do, and all of it on a real terminal."""
+"""`top`: its keys, and the program on a real terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from monitor_plugin import Monitor
 from monitor_plugin.cli.live import Top
 from monitor_plugin.cli.queries import fetch_backends
-from monitor_plugin.cli.terminal import keys_of, open_terminal
+from monitor_plugin.cli.terminal import open_terminal, split_keys
 from monitor_plugin.client import Client
 
 from ..support import Spawner, eventually, free_port, is_running, load_sleeper
@@ -36,13 +36,13 @@ from ..terminals import Terminal
         ("\x1b[200", []),
     ],
 )
-def test_keys_are_told_apart(text: str, keys: list[str]) -> None:
-    """Arrows in both their ways; what is not known is no key."""
-    assert keys_of(text) == keys
+def test_input_is_split_into_keys(text: str, keys: list[str]) -> None:
+    """Arrow keys have two sequences; unknown sequences are left out."""
+    assert split_keys(text) == keys
 
 
-def test_the_terminal_is_given_back() -> None:
-    """Modes and handlers are as before, whatever happens; keys, signals and `wake` end a wait."""
+def test_terminal_is_restored() -> None:
+    """Modes and handlers are restored after an error; keys, signals and `wake` end a wait."""
     controller, terminal = pty.openpty()
     before = termios.tcgetattr(terminal)
     handler = signal.getsignal(signal.SIGTERM)
@@ -67,7 +67,7 @@ def test_the_terminal_is_given_back() -> None:
 
 @pytest.fixture
 def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen[str]]:
-    """Registers a process that does nothing."""
+    """Registers a process that sleeps."""
     return partial(load_sleeper, monitor, spawner)
 
 
@@ -79,13 +79,13 @@ MakeTop = Callable[..., Top]
 
 @pytest.fixture
 def make_top() -> Iterator[MakeTop]:
-    """Makes one that follows a monitor, or who is at another URL, until the test ends."""
+    """Makes a `Top` that follows a monitor, or another URL, until the test ends."""
     threads: list[threading.Thread] = []
     ended = threading.Event()
 
     def end() -> None:
         if ended.is_set() and threading.current_thread() in threads:
-            raise InterruptedError  # else it would ask whoever gets that port next
+            raise InterruptedError  # otherwise it would ask the next server on that port
 
     def follow(top: Top) -> None:
         with contextlib.suppress(InterruptedError):
@@ -110,10 +110,8 @@ def selected(top: Top) -> str:
     return screen.rows[screen.selected].model
 
 
-def test_the_selection_stays_with_its_backend(
-    monitor: Monitor, load: Load, make_top: MakeTop
-) -> None:
-    """However rows are sorted, and until it has ended; keys move it no further than the ends."""
+def test_selection_stays_with_its_backend(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
+    """Sorting does not change it; keys move it within the list; it moves on after an end."""
     processes = {name: load(name) for name in ("a", "b", "c")}
     top = make_top(monitor)
     assert selected(top) == "a"
@@ -132,8 +130,8 @@ def test_the_selection_stays_with_its_backend(
     assert top.quitting
 
 
-def test_a_stop_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
-    """No, and what was typed before the question, stops nothing; yes stops what it asked for."""
+def test_stop_key_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
+    """`n` and keys from before the question stop nothing; `y` stops the named model."""
     first, other = load("a"), load("b")
     top = make_top(monitor)
     top.press(["s", "y"])  # pasted, say
@@ -156,8 +154,8 @@ def test_a_stop_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> N
 
 
 @pytest.mark.slow
-def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
-    """Silence is told before a request is given up, which takes longer."""
+def test_silent_monitor_is_reported(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
+    """Silence is shown before the request times out."""
     load("m")
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -167,10 +165,10 @@ def test_a_monitor_that_hangs_is_told(monitor: Monitor, load: Load, make_top: Ma
         assert selected(top) == "m"
 
 
-def test_of_several_replicas_one_is_stopped(
+def test_stop_key_stops_one_of_several_replicas(
     monitor: Monitor, load: Load, make_top: MakeTop
 ) -> None:
-    """The question names its PID, and the others run on."""
+    """The question names its PID; the other replicas go on."""
     pids = sorted(load("m").pid for _ in range(2))
     top = make_top(monitor)
     top.press(["end"])
@@ -188,7 +186,7 @@ def start(spawner: Spawner) -> Iterator[Callable[..., Terminal]]:
 
     def start(url: str, *arguments: str, **options: int) -> Terminal:
         command = (sys.executable, "-m", "monitor_plugin.cli", "top", "--url", url, *arguments)
-        # Which may be of another terminal, or of before it was resized.
+        # These may belong to another terminal, or to the size before.
         environment = {"COLUMNS": "7", "LINES": "7"}
         terminal = Terminal(spawner, *command, env=environment, **options)
         terminals.append(terminal)
@@ -200,17 +198,17 @@ def start(spawner: Spawner) -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.mark.slow
-def test_top_on_a_terminal(
+def test_top_works_on_a_terminal(
     monitor: Monitor, spawner: Spawner, start: Callable[..., Terminal]
 ) -> None:
-    """Real backends on a real terminal: sorted and stopped by keys, at any size."""
+    """Keys sort and stop real backends, at any size."""
     for model, mebibytes in (("small [b]", "1"), ("large", "64")):
         backend = spawner.backend("--weights-mib", mebibytes)
         threading.Thread(target=backend.process.wait, daemon=True).start()
         monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
     top = start(monitor.url, "--interval", "0.5")
     assert len(top.wait_for("ready")) == 24
-    # What stands on the terminal may be a part of what is being printed.
+    # The screen may show only a part of what is being printed.
     eventually(lambda: [line.split()[:1] for line in top.screen[2:4]] == [["large"], ["small"]])
     eventually(lambda: "65.0 MiB" in top.screen[2])
     eventually(lambda: top.screen[-1].startswith("q quit"))
@@ -229,7 +227,7 @@ def test_top_on_a_terminal(
     top.wait_for("shutdown: stopped after")
     top.press("q")
     assert top.ended() == 0
-    assert b"\x1b[?1049l" in top.printed  # the screen that was there is back
+    assert b"\x1b[?1049l" in top.printed  # the screen from before `top` is back
     assert top.printed.rindex(b"\x1b[?25h") > top.printed.rindex(b"\x1b[?25l")
 
 
@@ -237,7 +235,7 @@ def test_top_on_a_terminal(
 def test_top_outlives_its_monitor(
     make_monitor: Callable[..., Monitor], spawner: Spawner, start: Callable[..., Terminal]
 ) -> None:
-    """A monitor that is lost is told, what it said last stands, and goes on when it is back."""
+    """A lost monitor is reported, its last answer stays, and `top` goes on when it is back."""
     monitor = make_monitor(listen=f"127.0.0.1:{free_port()}")
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="unix:/x")
@@ -256,10 +254,10 @@ def test_top_outlives_its_monitor(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_leaves_the_terminal_as_it_was(
+def test_signal_restores_the_terminal(
     number: signal.Signals, monitor: Monitor, start: Callable[..., Terminal]
 ) -> None:
-    """Its screen is left, echo is back, and the exit code says which signal it was."""
+    """The screen and echo are restored, and the exit code is 128 and the signal."""
     top = start(monitor.url)
     top.wait_for("No model is loaded.")
     top.process.send_signal(number)
@@ -268,8 +266,8 @@ def test_a_signal_leaves_the_terminal_as_it_was(
 
 
 @pytest.mark.slow
-def test_an_error_leaves_the_terminal_as_it_was(monitor: Monitor, spawner: Spawner) -> None:
-    """Whatever it is; and at the beginning a monitor that is not there is told in a line."""
+def test_error_restores_the_terminal(monitor: Monitor, spawner: Spawner) -> None:
+    """An unreachable monitor is reported in a line, before anything is drawn."""
     code = """
 import sys
 from monitor_plugin.cli import live
@@ -291,7 +289,7 @@ main(["top", "--url", sys.argv[1]])
 
 @pytest.mark.slow
 def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner) -> None:
-    """No stops nothing and is 1; Ctrl-C is 130; yes stops, and shows how far it is."""
+    """`n` stops nothing and is 1; Ctrl-C is 130; `y` stops the model."""
     process = load("m")
     command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "m", "--url", monitor.url)
     for answer, code in (("n\r", 1), ("\x03", 130), ("y\r", 0)):
@@ -310,8 +308,8 @@ def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_waiting_and_not_the_shutdown(monitor: Monitor, spawner: Spawner) -> None:
-    """A stop that is interrupted says what goes on without it."""
+def test_ctrl_c_ends_the_wait_but_not_the_shutdown(monitor: Monitor, spawner: Spawner) -> None:
+    """An interrupted `stop` names the models that the monitor goes on stopping."""
     backend = spawner.backend("--state", "1")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "--all", "--yes")
