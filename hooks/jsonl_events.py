@@ -24,7 +24,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from monitor_plugin.hook_support.events import Event, EventHooks
+from monitor_plugin.hook_support.events import EventHooks, EventItem
 from monitor_plugin.hook_support.settings import HookSettings, count, size
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class EventFile:
         self._lost = 0
         self._lock = threading.Lock()  # over I/O: for hooks that are behind alone
 
-    def write(self, event: Event) -> None:
+    def write(self, event: EventItem) -> None:
         """Write an event, or note that it is lost."""
         with self._lock:
             try:
@@ -105,7 +105,7 @@ def _make_file(settings: HookSettings) -> EventFile | None:
 _file = _make_file(HookSettings(__name__))
 
 
-def _write(event: Event) -> None:
+def _write(event: EventItem) -> None:
     if _file:
         _file.write(event)
 

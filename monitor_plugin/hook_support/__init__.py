@@ -1,1 +1,1 @@
-"""What hook files build on."""
+"""Building blocks for hook files: settings, idleness, background stops, delivery of events."""

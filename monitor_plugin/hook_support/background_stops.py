@@ -1,4 +1,4 @@
-"""Stops that a hook asks for by itself, off its thread: one at a time per backend."""
+"""Stops backends for a hook, on threads of their own, once at a time for each backend."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _RETRY_SECONDS = 60.0
 class BackgroundStops:
     """Stops backends on threads of its own. Safe to call from any thread.
 
-    A stop that failed, or that a hook refused, is logged once, and tried again after a minute.
+    A stop that fails, or that another hook refuses, is logged once. A later `stop` of the same
+    backend does nothing until `retry_seconds` have passed.
 
     Args:
-        logger: the hook's: told of each stop with its reason, and of the first failure.
-        retry_seconds: how long after a failure the next try is made.
+        logger: the hook's logger; it gets each stop with its reason, and the first failure.
+        retry_seconds: the shortest time between a failure and the next try.
 
     Attributes:
-        monitor: stops them; None before it runs.
+        monitor: the monitor that stops backends; None until the hook sets it.
     """
 
     def __init__(self, logger: logging.Logger, retry_seconds: float = _RETRY_SECONDS) -> None:
@@ -36,10 +37,10 @@ class BackgroundStops:
         self._closed = False
 
     def under_way(self) -> set[Backend]:
-        """List the backends that are being stopped, by whomever."""
-        others = self.monitor.stopping() if self.monitor else []
+        """List all backends that are being stopped, also by clients and other hooks."""
+        stopping = self.monitor.stopping() if self.monitor else []
         with self._lock:
-            return self._under_way.union(others)
+            return self._under_way.union(stopping)
 
     def stop(
         self, backend: Backend, why: str, force: bool = False, spare_busy: bool = False
@@ -47,13 +48,14 @@ class BackgroundStops:
         """Begin to stop a backend, and return at once.
 
         Args:
-            backend: which one.
-            why: for the log, with figures: `it was idle for 3605 s`.
-            force: as of `Monitor.shutdown`.
-            spare_busy: as of `Monitor.shutdown`.
+            backend: the backend to stop.
+            why: the reason for the log, with figures: `it was idle for 3605 s`.
+            force: see `Monitor.shutdown`.
+            spare_busy: see `Monitor.shutdown`.
 
         Returns:
-            Whether it was begun: not where it is being stopped, or could not be just now.
+            Whether a stop was begun. None is begun while the backend is being stopped, or shortly
+            after a stop of it has failed.
         """
         monitor = self.monitor
         if monitor is None or backend in self.under_way():
@@ -77,7 +79,7 @@ class BackgroundStops:
         return True
 
     def close(self) -> None:
-        """Begin no more stops; those under way the monitor ends as it closes."""
+        """Begin no more stops. The monitor ends those that are under way when it closes."""
         with self._lock:
             self._closed = True
 
@@ -86,8 +88,8 @@ class BackgroundStops:
         try:
             monitor.shutdown(backend.model, force, backend.pid, spare_busy=spare_busy)
         except (ModelNotLoaded, PidNotHeld):
-            pass  # it has ended by itself
-        except Exception as error:  # logged, whatever it is, and tried again
+            pass  # the backend has ended by itself
+        except Exception as error:  # any failure is logged, and tried again
             failure = error
         if failure is not None:
             with self._lock:

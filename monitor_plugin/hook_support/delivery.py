@@ -1,4 +1,4 @@
-"""A bounded queue of messages, and the thread that sends them: for hooks that tell others."""
+"""A bounded queue of messages, and the thread that sends them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# Together they are less than the default of `hook_timeout_seconds`, which a hook has for it.
+# Together less than the default of `hook_timeout_seconds`, the time of `monitor_closing`.
 _CLOSE_SECONDS = 0.6
 _INTERRUPT_SECONDS = 0.3
 _MAX_PAUSE_SECONDS = 60.0
@@ -23,7 +23,7 @@ class NotSent(Exception):
 
     Attributes:
         again: whether to try again.
-        after_seconds: no sooner than in so many seconds.
+        after_seconds: the shortest pause before the next try.
     """
 
     def __init__(self, reason: str, again: bool = True, after_seconds: float = 0.0) -> None:
@@ -33,19 +33,19 @@ class NotSent(Exception):
 
 
 class SendQueue(Generic[T]):
-    """Sends messages one by one, in order, and tries again. Safe to call from any thread.
+    """Sends messages one by one, in order, and retries. Safe to call from any thread.
 
-    A full queue loses its oldest message. The log says when sending begins to fail and messages
-    begin to be lost, and, once all is sent again, how many were.
+    A full queue drops its oldest message. The log says when sending begins to fail, when messages
+    begin to be lost, and, after the queue has become empty again, how many were lost.
 
     Args:
         send: sends one message, or raises `NotSent`.
-        receiver: to whom, for the log.
-        logger: the hook's.
-        size: how many messages wait at most.
-        attempts: how often one message is tried.
-        pause_seconds: after its first try; it doubles after each, up to 60 s.
-        interrupt: ends a `send` that is under way as the queue is closed.
+        receiver: the receiver's name, for the log.
+        logger: the hook's logger.
+        size: the maximum number of waiting messages.
+        attempts: the maximum number of tries for one message.
+        pause_seconds: the pause after the first try; it doubles after each try, up to 60 s.
+        interrupt: ends a `send` that is under way when the queue closes.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class SendQueue(Generic[T]):
         self._changed = threading.Condition()
         self._waiting: deque[T] = deque()
         self._lost = 0
-        self._failing = False  # of the thread alone
+        self._failing = False  # used by the sending thread only
         self._closed = threading.Event()
         self._ends_at = math.inf
         self._thread = threading.Thread(target=self._run, name="monitor-send", daemon=True)
 
     def start(self) -> None:
-        """Start sending, what was put before first."""
+        """Start the thread. Messages that were put before are sent first."""
         self._thread.start()
 
     def put(self, message: T) -> None:
-        """Queue a message, which never blocks."""
+        """Queue a message. Never blocks."""
         with self._changed:
             if overflows := len(self._waiting) == self._size:
                 self._waiting.popleft()
@@ -89,7 +89,7 @@ class SendQueue(Generic[T]):
             self._lose(f"the queue is full, with {self._size}, and the oldest made room")
 
     def close(self) -> None:
-        """Try once more what waits, for 0.6 s, and end the thread."""
+        """Try each waiting message once, for at most 0.6 s in all, and end the thread."""
         self._ends_at = time.monotonic() + _CLOSE_SECONDS
         self._closed.set()
         with self._changed:
@@ -118,14 +118,14 @@ class SendQueue(Generic[T]):
             return None
 
     def _deliver(self, message: T) -> str | None:
-        """Send a message, by several tries if need be; say why it was given up."""
+        """Send a message, with retries. Returns why it was given up, or None."""
         pause = min(self._pause_seconds, _MAX_PAUSE_SECONDS)
         for attempt in range(1, self._attempts + 1):
             try:
                 return self._send(message)
             except NotSent as error:
                 failure = error
-            except Exception as error:  # whatever it is, the thread has others to send
+            except Exception as error:  # the thread must live to send the next messages
                 failure = NotSent(f"{type(error).__name__}: {error}")
             if not self._failing:
                 self._failing = True

@@ -1,4 +1,4 @@
-"""What happens to backends as plain values, for hooks that tell others of it."""
+"""Events as plain values, for hooks that pass them on to other systems."""
 
 from __future__ import annotations
 
@@ -10,42 +10,45 @@ import msgspec
 
 from ..domain.models import Backend, BackendExit, State
 from ..hookspecs import hookimpl
-from ..telemetry.event_log import Event as LoggedEvent
+from ..telemetry import event_log
 from ..telemetry.event_log import event_to_dict
 
-Event = dict[str, Any]
+# An event as `GET /events` shows it, without its number: values that JSON can encode.
+EventItem = dict[str, Any]
+
+Event = EventItem  # the name that hook files imported first
 
 
 class EventHooks:
-    """Hooks that hand on deaths, state changes and shutdowns, as `GET /events` has them.
+    """Hooks that pass on exits, state changes and shutdowns as `GET /events` shows them.
 
-    A hook file takes them over by name: `monitor_backend_gone = events.monitor_backend_gone`.
+    A hook file assigns them to their names: `monitor_backend_gone = events.monitor_backend_gone`.
 
     Args:
-        tell: takes each event, which JSON can say, on a hook's thread.
+        tell: is called with each event, on a hook's thread.
     """
 
-    def __init__(self, tell: Callable[[Event], None]) -> None:
+    def __init__(self, tell: Callable[[EventItem], None]) -> None:
         self._tell = tell
 
     @hookimpl
     def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
-        """Tell of a death."""
-        self._hand_on("ended", backend, exit=exit)
+        """Pass on an exit."""
+        self._pass_on("ended", backend, exit=exit)
 
     @hookimpl
     def monitor_state_changed(
         self, backend: Backend, previous: State | None, current: State
     ) -> None:
-        """Tell of a change of state."""
-        self._hand_on("state_changed", backend, previous=previous, current=current)
+        """Pass on a change of state."""
+        self._pass_on("state_changed", backend, previous=previous, current=current)
 
     @hookimpl
     def monitor_shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
-        """Tell how a shutdown ended."""
-        self._hand_on("shutdown_finished", backend, outcome=outcome, seconds=round(seconds, 3))
+        """Pass on the outcome of a shutdown."""
+        self._pass_on("shutdown_finished", backend, outcome=outcome, seconds=round(seconds, 3))
 
-    def _hand_on(self, type: str, backend: Backend, **facts: Any) -> None:
-        event = event_to_dict(LoggedEvent(0, time.time(), type, backend, facts))
+    def _pass_on(self, type: str, backend: Backend, **facts: Any) -> None:
+        event = event_to_dict(event_log.Event(0, time.time(), type, backend, facts))
         del event["id"]
         self._tell(msgspec.to_builtins(event))

@@ -1,4 +1,4 @@
-"""Which backends do nothing, and since when, as far as that can be seen from outside."""
+"""Estimates from sweeps since when each backend has been idle."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from ..domain.models import Backend, Observation, State
 
 _WINDOW_SECONDS = 10.0
-_AT_WORK = 0.01  # of a core
-_STEP_SECONDS = 0.01  # by which CPU time is counted
+_ACTIVE_SHARE = 0.01  # of a core; a process tree that uses more is active
+_TICK_SECONDS = 0.01  # the resolution of CPU time
 
 
 def says_busy(observation: Observation) -> bool:
-    """Whether a backend says that it is busy, or says nothing in time, which can mean the same."""
+    """Whether a backend reports BUSY or its status call timed out, which can mean the same."""
     reading = observation.reading
     if reading is None:
         return False
@@ -22,12 +22,12 @@ def says_busy(observation: Observation) -> bool:
 
 
 def held_bytes(observation: Observation, component: str | None = None) -> int | None:
-    """Say what a backend holds, in all or of a component: `vram` is that and each `vram:...`.
+    """Return the memory of a backend: its total, or the sum of a component and its parts.
 
-    So is `vram:amdgpu` each `vram:amdgpu:...`.
+    `vram` includes each `vram:...`, and `vram:amdgpu` each `vram:amdgpu:...`.
 
     Returns:
-        Bytes; None where it is not known.
+        Bytes; None if the memory or the component is not known.
     """
     memory = observation.memory
     if memory is None:
@@ -39,15 +39,15 @@ def held_bytes(observation: Observation, component: str | None = None) -> int | 
 
 
 class Activity:
-    """Since when each backend does nothing. For one thread at a time.
+    """Tracks since when each backend has been idle. For one thread at a time.
 
-    A backend did something where it may be busy, is in a state that the protocol does not know, or
-    its process tree used 1 % of a core, or an unknown amount; also where somebody saw its state
-    change between two sweeps, as it was perhaps busy then. What is unknown is not idle, so that it
-    begins when a backend is first seen, and anew after a sweep that did not see it.
+    A backend counts as active if it may be busy, if its state is unknown to the protocol, if its
+    process tree used 1 % of a core or an unknown amount, or if its state changed between two
+    sweeps, because it may have been busy then. Idle time therefore begins when a backend is first
+    seen, and begins anew after a sweep in which it was missing.
 
     Args:
-        window_seconds: over how long CPU time is measured, 10 s at most; None for that.
+        window_seconds: the window in which CPU time is measured: at most 10 s, also for None.
     """
 
     def __init__(self, window_seconds: float | None = None) -> None:
@@ -55,18 +55,18 @@ class Activity:
         self._traces: dict[Backend, _Trace] = {}
 
     def note(self, observations: Iterable[Observation], now: float) -> None:
-        """Take in what a sweep found of all backends, at `now` on the monotonic clock."""
+        """Add a sweep of all backends, taken at `now` (seconds on the monotonic clock)."""
         before, self._traces = self._traces, {}
         for each in observations:
             self._traces[each.backend] = self._trace(each, before.get(each.backend), now)
 
     def idle_seconds(self, backend: Backend, now: float) -> float:
-        """Say for how long a backend did nothing: 0 where it just did, or that is not known."""
+        """Return for how long a backend has been idle, in seconds; 0 if active or not known."""
         trace = self._traces.get(backend)
         return now - trace.active_at if trace else 0.0
 
     def may_be_busy(self, observation: Observation, now: float) -> bool:
-        """Whether it may be at work: it says so, or it cannot say and was not idle just now."""
+        """Whether a backend may be busy: it says so, or has no status and is not idle."""
         reading = observation.reading
         if reading is None or says_busy(observation):
             return True
@@ -82,8 +82,8 @@ class Activity:
         if says_busy(observation) or not _is_understood(observation):
             return active
         grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.marked_at
-        # It shrinks where a process of the tree ended: something happened.
-        if grown < 0 or grown >= _AT_WORK * max(elapsed, self._window_seconds) + _STEP_SECONDS:
+        # CPU time shrinks when a process of the tree ends, which counts as activity.
+        if grown < 0 or grown >= _ACTIVE_SHARE * max(elapsed, self._window_seconds) + _TICK_SECONDS:
             return active
         if elapsed < self._window_seconds:
             return trace

@@ -1,4 +1,4 @@
-"""GPU memory by process, as NVIDIA's driver tells it, through nvidia-ml-py (extra `[nvidia]`)."""
+"""GPU memory by process from NVIDIA's driver, through nvidia-ml-py (extra `[nvidia]`)."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from typing import Any
 
 _NOT_AVAILABLE = 2**64 - 1
 
-# Bytes by PID and MIG instance; None where NVML does not know.
+# Bytes by PID and MIG instance; None if NVML does not know them.
 Usage = dict[tuple[int, Any], "int | None"]
 
 
 class Nvml:
-    """Asks NVML for the processes of all devices. Safe to call from any thread.
+    """Reads the processes of all devices from NVML. Safe to call from any thread.
 
-    What fails, or is missing, is logged once and left out, and tried again after a while.
+    A device or library that fails is logged once, left out, and tried again after a while.
 
     Args:
-        share_seconds: for how long an answer is given to all who ask.
-        retry_seconds: after how long what failed is tried again.
-        logger: told what fails.
+        share_seconds: for how long one result is reused.
+        retry_seconds: the time between a failure and the next try.
+        logger: gets the failures.
     """
 
     def __init__(self, share_seconds: float, retry_seconds: float, logger: logging.Logger) -> None:
         self._share_seconds = share_seconds
         self._retry_seconds = retry_seconds
         self._logger = logger
-        self._lock = threading.Lock()  # one asks the driver, the others wait for its answer
+        self._lock = threading.Lock()  # one thread asks the driver; others wait for the result
         self._pynvml: Any = None
         self._usages: dict[int, Usage] = {}
         self._fresh_until = self._retry_at = -math.inf
         self._faults: dict[str, str] = {}
 
     def usages(self) -> dict[int, Usage]:
-        """Give what processes use of each device, by NVML's index, where any do."""
+        """Return the usage of each device that processes use, by NVML's index."""
         with self._lock:
             if time.monotonic() >= self._fresh_until:
                 self._usages = self._read()
@@ -49,14 +49,14 @@ class Nvml:
             return self._usages
 
     def close(self) -> None:
-        """Let go of the driver, and do not take it up again for who comes late."""
+        """Release the driver for good; later calls of `usages` return nothing."""
         with self._lock:
             self._usages, self._fresh_until = {}, math.inf
             self._shut_down()
 
     def _read(self) -> dict[int, Usage]:
         if self._faults and time.monotonic() >= self._retry_at:
-            self._shut_down()  # and begin anew, as the driver may have been loaded anew
+            self._shut_down()  # the driver may have been reloaded
         self._pynvml = self._pynvml or self._try("NVML", _initialized)
         count = self._try("NVML", self._pynvml.nvmlDeviceGetCount) if self._pynvml else None
         usages = {
@@ -66,12 +66,12 @@ class Nvml:
         return {index: usage for index, usage in usages.items() if usage}
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
-        """Call, unless it failed a short while ago; where it fails, say so once and give None."""
+        """Call, unless the last call failed just before. A failure is logged once; returns None."""
         if what in self._faults and time.monotonic() < self._retry_at:
             return None
         try:
             value = call()
-        except Exception as error:  # whatever driver and bindings raise, the others are asked
+        except Exception as error:  # driver and bindings may raise anything
             if self._faults.get(what) != str(error):
                 self._logger.warning("no memory of %s: %s", what, error)
             self._faults[what] = str(error)
@@ -83,7 +83,7 @@ class Nvml:
     def _shut_down(self) -> None:
         pynvml, self._pynvml = self._pynvml, None
         if pynvml:
-            with contextlib.suppress(pynvml.NVMLError):  # of a driver that is gone
+            with contextlib.suppress(pynvml.NVMLError):  # the driver may be gone
                 pynvml.nvmlShutdown()
 
 
@@ -98,10 +98,10 @@ def _initialized() -> Any:
 
 
 def _usage(pynvml: Any, index: int) -> Usage:
-    """Ask for a device's processes: each once, also where it is in both of NVML's lists."""
+    """Read a device's processes; a process may be in both of NVML's lists, and counts once."""
     device = pynvml.nvmlDeviceGetHandleByIndex(index)
     found = [*_processes(pynvml, "nvmlDeviceGetComputeRunningProcesses", device)]
-    with contextlib.suppress(pynvml.NVMLError_NotSupported):  # by a device that does not draw
+    with contextlib.suppress(pynvml.NVMLError_NotSupported):  # by devices without graphics
         found += _processes(pynvml, "nvmlDeviceGetGraphicsRunningProcesses", device)
     usage: Usage = {}
     for process in found:
@@ -113,7 +113,7 @@ def _usage(pynvml: Any, index: int) -> Usage:
 
 
 def _processes(pynvml: Any, name: str, device: Any) -> Any:
-    """List processes by the newest of the calls that the driver has."""
+    """List processes by the newest call that the driver supports."""
     for version in ("_v3", "_v2"):
         with contextlib.suppress(AttributeError, pynvml.NVMLError_FunctionNotFound):
             return getattr(pynvml, name + version)(device)
@@ -124,6 +124,6 @@ def _processes(pynvml: Any, name: str, device: Any) -> Any:
 
 
 class _OldProcess(ctypes.Structure):
-    """What drivers before 450 say of a process, which the bindings do not read any more."""
+    """A process as drivers before 450 describe it; the bindings have dropped this format."""
 
     _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))

@@ -3,7 +3,7 @@
     settings = HookSettings(__name__)  # in idle_stop.py: MONITOR_HOOK_IDLE_STOP_...
     limits = settings.get("SECONDS", per_model(seconds), "seconds over 0, as 3600", {})
 
-A value that cannot be used stops the monitor from starting, with what to write in its place.
+A value that cannot be used keeps the monitor from starting; the error says what to write instead.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class HookSettings:
 
     Args:
         module_name: the file's `__name__`.
-        environ: the environment; None for the process's own.
+        environ: the environment; None for `os.environ`.
     """
 
     def __init__(self, module_name: str, environ: Mapping[str, str] | None = None) -> None:
         stem = module_name.removeprefix(HOOK_FILE_PREFIX)
-        if stem == module_name:  # of a package
+        if stem == module_name:  # the module is part of a package
             stem = module_name.rpartition(".")[2]
         stem = re.sub(r"\W", "_", stem, flags=re.ASCII)
         self._prefix = f"MONITOR_HOOK_{stem.upper()}_"
         self._environ = os.environ if environ is None else environ
 
     def variable(self, name: str) -> str:
-        """Give the name of a setting's variable."""
+        """Return the name of a setting's environment variable."""
         return self._prefix + name
 
     def get(
@@ -60,17 +60,17 @@ class HookSettings:
         *,
         hide: bool = False,
     ) -> T | D:
-        """Read a setting; one that is not set, or empty, has its default.
+        """Read a setting. One that is not set, or empty, has its default.
 
         Args:
             name: the setting, in capitals.
-            parse: turns its text into its value, or raises ValueError.
+            parse: converts the text to the value, or raises ValueError.
             wanted: what to write, with units and an example, for the error.
-            default: its value where it is not set.
-            hide: whether the error must not show the value, as it may hold a secret.
+            default: the value of a setting that is not set.
+            hide: whether the error must not show the value, which may contain a secret.
 
         Raises:
-            SettingsError: its value cannot be used.
+            SettingsError: the value cannot be used.
         """
         text = self._environ.get(self.variable(name), "").strip()
         if not text:
@@ -81,10 +81,10 @@ class HookSettings:
             raise self.error(name, f"{error}; write {wanted}", None if hide else text) from None
 
     def secret(self, name: str) -> str | None:
-        """Read a secret, from the setting or from the file that the setting NAME_FILE names.
+        """Read a secret from the file that the setting NAME_FILE names, or else from the setting.
 
         Raises:
-            SettingsError: the file cannot be read or is empty; the secret stands in no message.
+            SettingsError: the file cannot be read or is empty. The message never has the secret.
         """
         path = self._environ.get(self.variable(f"{name}_FILE"), "")
         if not path:
@@ -102,14 +102,14 @@ class HookSettings:
         return text
 
     def error(self, name: str, message: str, text: str | None = None) -> SettingsError:
-        """Make the error of a setting; without `text` for one whose value may not be shown."""
+        """Make the error of a setting. Without `text`, it does not show the value."""
         variable = self.variable(name)
         shown = variable if text is None else f"{variable}={text!r}"
         return SettingsError(variable, f"{shown}: {message}")
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds over 0."""
+    """Parse a number of seconds over 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise ValueError("it must be over 0, and finite")
@@ -117,7 +117,7 @@ def seconds(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Read bytes: `8GiB`, `500 MB`, `1073741824`."""
+    """Parse bytes: `8GiB`, `500 MB`, `1073741824`."""
     match = _SIZE.fullmatch(text)
     value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if value < 1:
@@ -131,21 +131,21 @@ def size_text(amount: float) -> str:
 
 
 def count(text: str) -> int:
-    """Read a whole number from 1 on."""
+    """Parse a whole number from 1 on."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise ValueError("it must be a whole number from 1 on")
     return int(text)
 
 
 def yes_or_no(text: str) -> bool:
-    """Read `yes` or `no`."""
+    """Parse `yes` or `no`."""
     if text not in ("yes", "no"):
         raise ValueError("it is neither yes nor no")
     return text == "yes"
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Make a reader of one of some words."""
+    """Make a parser that accepts one of some words."""
 
     def parse(text: str) -> str:
         if text not in words:
@@ -156,39 +156,39 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 class Limit(NamedTuple):
-    """A limit, and the pattern by which it was found."""
+    """A limit, and the pattern that matched the model."""
 
     pattern: str
     value: float
 
 
 class Limits:
-    """Limits by model: the first pattern that matches a model's name counts.
+    """Limits by model. The first pattern that matches a model's name counts.
 
     Args:
-        rules: patterns (`*`, `?` and `[...]` as in a shell) with values; None: no limit.
+        rules: patterns (`*`, `?` and `[...]` as in a shell) with values; None is no limit.
     """
 
     def __init__(self, rules: Mapping[str, float | None]) -> None:
         self._rules = dict(rules)
 
     def of(self, model: str) -> Limit | None:
-        """Find the limit of a model; None where it has none."""
+        """Find the limit of a model; None if it has none."""
         for pattern, value in self._rules.items():
             if fnmatchcase(model, pattern):
                 return None if value is None else Limit(pattern, value)
         return None
 
     def least(self) -> float | None:
-        """Give the smallest of the limits; None where there is none."""
+        """Return the smallest limit; None if there is none."""
         return min((each for each in self._rules.values() if each is not None), default=None)
 
 
 def per_model(parse: Callable[[str], float]) -> Callable[[str], Limits]:
-    """Make a reader of limits by model.
+    """Make a parser of limits by model.
 
-    The text is PATTERN=LIMIT, several with commas between; LIMIT alone is `*=LIMIT`, and `none` or
-    `never` for a limit is none.
+    The text is a list of PATTERN=LIMIT with commas between. LIMIT alone means `*=LIMIT`. A limit of
+    `none` or `never` means no limit.
     """
 
     def parse_rules(text: str) -> Limits:

@@ -1,4 +1,4 @@
-"""Signed posts of JSON, by https://www.standardwebhooks.com, whose libraries verify them."""
+"""Posts of JSON, signed as https://www.standardwebhooks.com describes."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _MAX_RETRY_AFTER_SECONDS = 300
 
 
 class Message(NamedTuple):
-    """A body of JSON, and an id that stays the same on each try."""
+    """A body of JSON, and its id, which is the same on each try."""
 
     name: str
     body: bytes
 
 
 class SignedPost:
-    """Posts to a URL: without proxies, without following redirects, verified where it is https.
+    """Posts to a URL. It uses no proxies and follows no redirects; https is verified.
 
-    Each try is a connection of its own, and has three headers: `webhook-id`; `webhook-timestamp`,
-    its time in seconds since the epoch; and `webhook-signature`, `v1,` and the base64 of
+    Each try opens a connection, and sends three headers: `webhook-id`; `webhook-timestamp`, the
+    time of the try in seconds since the epoch; and `webhook-signature`, `v1,` and the base64 of
     HMAC-SHA256(secret, id + "." + timestamp + "." + body).
 
     Args:
-        url: of `parse_url`.
+        url: a result of `parse_url`.
         secret: any text, or `whsec_` and base64.
-        timeout_seconds: for each wait on the network.
+        timeout_seconds: the timeout of each wait on the network.
 
     Raises:
-        ValueError: what follows `whsec_` is no base64, or is nothing.
+        ValueError: the text after `whsec_` is not base64, or is empty.
     """
 
     def __init__(self, url: SplitResult, secret: str, timeout_seconds: float) -> None:
@@ -49,9 +49,9 @@ class SignedPost:
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         encoded = secret.removeprefix("whsec_")
         key = secret.encode() if encoded == secret else base64.b64decode(encoded, validate=True)
-        if not key:  # anybody could sign with that
+        if not key:  # anybody could sign with an empty key
             raise ValueError("the secret is empty")
-        self._hmac = hmac.new(key, digestmod=hashlib.sha256)  # the secret itself is not kept
+        self._hmac = hmac.new(key, digestmod=hashlib.sha256)  # stored instead of the secret
         self._timeout_seconds = timeout_seconds
         self._connection: http.client.HTTPConnection | None = None
 
@@ -59,7 +59,7 @@ class SignedPost:
         """Post once.
 
         Raises:
-            NotSent: the network failed, or the answer was not 2xx.
+            NotSent: the network failed, or the status of the response was not 2xx.
         """
         try:
             with closing(self._connect()) as self._connection:
@@ -77,7 +77,7 @@ class SignedPost:
             )
 
     def interrupt(self) -> None:
-        """End a post that is under way on another thread."""
+        """End a post that another thread is making."""
         sock = self._connection.sock if self._connection else None
         if sock:
             with suppress(OSError):
@@ -103,16 +103,16 @@ class SignedPost:
 
 
 def parse_url(text: str) -> SplitResult:
-    """Take a URL to post to apart.
+    """Parse the URL of a receiver.
 
     Raises:
-        ValueError: it is none; the URL stands in no message, as its path may be a secret.
+        ValueError: the URL cannot be used. The message has no part of it: its path may be a secret.
     """
     if not re.fullmatch(r"https?://[\x21-\x7e]+", text):
         raise ValueError("it is no https:// or http:// URL of printable ASCII without spaces")
     try:
         url = urlsplit(text)
-        # As it is written for a look-up, which takes no empty label and none that is too long.
+        # The form for a look-up, which allows no empty label and none of more than 63 bytes.
         usable = bool((url.hostname or "").encode("idna")) and url.port != 0
     except ValueError:
         usable = False

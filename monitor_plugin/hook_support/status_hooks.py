@@ -1,6 +1,6 @@
-"""The hooks by which backends are asked for their status by another protocol than LocalAI's.
+"""Hooks that request the status of backends by another protocol than LocalAI's.
 
-A hook file says how to ask; what is here sees to it that it costs no more than `Status` would.
+The hook file makes the request. This module keeps the channels, and limits the number of requests.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ from ..domain.models import Backend, BackendExit, Status
 from ..hookspecs import Monitor, hookimpl
 
 _PAUSE_SECONDS = 2.0
-_PART_OF_TIMEOUT = 0.9  # so that a hook is back before the monitor gives it up
+_PART_OF_TIMEOUT = 0.9  # so that the hook returns before the monitor gives it up
 
-# Calls a method by its path, `/package.Service/Method`, with a request; or raises RpcError.
+# Calls a method by its path, `/package.Service/Method`, with an encoded request, and returns the
+# encoded response; raises RpcError.
 Call = Callable[[str, bytes], bytes]
 Ask = Callable[[Backend, Call], "Status | None"]
 
 
 class StatusHooks:
-    """Implements the hooks that ask a backend, over a channel that is kept for it.
+    """Implements the hooks that request a status, over one channel for each backend.
 
-    Readings at the same time share one answer. A backend that says UNIMPLEMENTED is asked no more,
-    unless it moves; one that did not answer in time is left alone for 2 s. A hook file gives these
-    methods the names that they have here; an object of this class is a plugin, too.
+    Readings at the same time share one response. A backend that responds UNIMPLEMENTED gets no more
+    requests until its address changes; one that did not respond in time gets none for 2 s. A hook
+    file assigns these methods to variables of the same names. An object of this class is also a
+    plugin.
 
     Args:
-        ask: asks a backend by calls, and gives its status, or None where it says nothing; what the
-            calls raise may pass, and so may the DecodeError of an answer.
-        models: a pattern as in a shell; other models are not asked.
+        ask: requests the status of a backend by calls, and returns it, or None if the response says
+            nothing. It may let the errors of the calls pass, and a DecodeError of a response.
+        models: a shell pattern of the models that get requests.
     """
 
     def __init__(self, ask: Ask, models: str = "*") -> None:
@@ -47,12 +49,12 @@ class StatusHooks:
 
     @hookimpl
     def monitor_started(self, monitor: Monitor) -> None:
-        """Get hold of the monitor, which opens the channels."""
+        """Store the monitor, which opens the channels."""
         self._monitor = monitor
 
     @hookimpl
     def monitor_backend_registered(self, backend: Backend) -> None:
-        """Note a backend, or its new address."""
+        """Record a backend, or its new address."""
         key = backend.pid, backend.created_at
         known = self._servers.get(key)
         if known is None or known.address != backend.address:
@@ -62,21 +64,21 @@ class StatusHooks:
 
     @hookimpl
     def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status | None:
-        """Ask a backend, unless that is of no use, or somebody else is answered meanwhile."""
+        """Request the status, or share the response that another thread is waiting for."""
         server = self._servers.get((backend.pid, backend.created_at))
         if server is None or not self._monitor or not fnmatchcase(backend.model, self._models):
             return None
         came_at = time.monotonic()
         seconds = timeout_seconds * _PART_OF_TIMEOUT
-        if came_at < server.ask_after or not server.turn.acquire(timeout=seconds):
+        if came_at < server.ask_after or not server.lock.acquire(timeout=seconds):
             return None
         try:
-            if server.answered_at < came_at:
-                server.answer = self._asked(server, self._monitor, backend, came_at + seconds)
+            if server.answered_at < came_at:  # else another thread got it since the call began
+                server.answer = self._request(server, self._monitor, backend, came_at + seconds)
                 server.answered_at = time.monotonic()
             return server.answer
         finally:
-            server.turn.release()
+            server.lock.release()
 
     @hookimpl
     def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
@@ -91,14 +93,14 @@ class StatusHooks:
         for server in list(self._servers.values()):
             server.close()
 
-    def _asked(
+    def _request(
         self, server: _Server, monitor: Monitor, backend: Backend, deadline: float
     ) -> Status | None:
         try:
             if server.channel is None:
                 self._make_room()
                 server.channel = monitor.open_channel(backend)
-                if server.ask_after == math.inf:  # closed just before
+                if server.ask_after == math.inf:  # `close` came between
                     server.channel.close()
             channel, metadata = server.channel, tuple(monitor.call_metadata(backend).items())
 
@@ -115,13 +117,13 @@ class StatusHooks:
             elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 server.ask_after = max(server.ask_after, time.monotonic() + _PAUSE_SECONDS)
             elif error.code() is grpc.StatusCode.UNAVAILABLE:
-                server.drop_channel()  # whose backoff would hide the backend once it has come
-        except (DecodeError, ValueError):  # ValueError: the channel was closed meanwhile
+                server.drop_channel()  # its backoff would delay the next connection
+        except (DecodeError, ValueError):  # ValueError: another thread closed the channel
             pass
         return None
 
     def _make_room(self) -> None:
-        """Close channels that were not used for longest, until there is room for one more."""
+        """Close the channels that were unused for longest, so that one more may be opened."""
         open_ones = [each for each in list(self._servers.values()) if each.channel]
         open_ones.sort(key=lambda each: each.answered_at)
         for server in open_ones[: max(0, len(open_ones) + 1 - most_channels())]:
@@ -129,29 +131,29 @@ class StatusHooks:
 
 
 class _Server:
-    """What a backend serves at an address."""
+    """The server at a backend's address: its channel and its last response."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.turn = threading.Lock()  # of who asks; the others wait for the answer
+        self.lock = threading.Lock()  # held by the thread that makes a request
         self.channel: grpc.Channel | None = None
         self.answer: Status | None = None
         self.answered_at = self.ask_after = -math.inf
 
     def rest(self) -> None:
-        """Close the channel, unless it is in use; it is opened anew when it is needed."""
-        if self.turn.acquire(blocking=False):
+        """Close the channel unless it is in use. The next request opens a new one."""
+        if self.lock.acquire(blocking=False):
             self.drop_channel()
-            self.turn.release()
+            self.lock.release()
 
     def drop_channel(self) -> None:
-        """Close the channel; for whose turn it is."""
+        """Close the channel; the caller holds the lock."""
         channel, self.channel = self.channel, None
         if channel:
             channel.close()
 
     def close(self) -> None:
-        """Close the channel, though it be in use, and ask no more."""
+        """Close the channel, even if it is in use, and make no more requests."""
         self.ask_after = math.inf
         if channel := self.channel:
             channel.close()
