@@ -48,7 +48,7 @@ def with_new_address(command: Sequence[str], folder: str) -> tuple[list[str], st
 def print_curl_commands(monitor: Monitor, models: Sequence[str]) -> None:
     """Print commands with which to try the monitor."""
     print(f"The monitor answers on {monitor.url}. Ctrl-C ends everything. Try:\n")
-    for path, says_post in (("/backend/monitor", False), ("/backend/shutdown", True)):
+    for path, shows_post in (("/backend/monitor", False), ("/backend/shutdown", True)):
         for model in models:
-            print(Call(path, {"model": model}, says_post, 200).curl(monitor.url))
+            print(Call(path, {"model": model}, shows_post, 200).curl(monitor.url))
     print(flush=True)

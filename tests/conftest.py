@@ -15,8 +15,10 @@ pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monit
 
 
 def pytest_configure() -> None:
-    """Takes no example of Hypothesis for slow: a busy machine makes any of them so."""
-    with contextlib.suppress(ModuleNotFoundError):  # some Pythons run no test that needs it
+    """Disables Hypothesis' checks for slow examples, which fail on a busy machine."""
+    with contextlib.suppress(
+        ModuleNotFoundError
+    ):  # the environments of some Pythons do not have it
         from hypothesis import HealthCheck, settings
 
         settings.register_profile(
@@ -27,7 +29,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """Takes back the levels that a command in the tests' own process gives to loggers."""
+    """Resets the levels that a command in the process of the tests sets on loggers."""
     yield
     for name in ("monitor_plugin.audit", "monitor_plugin.logs"):
         logging.getLogger(name).setLevel(logging.NOTSET)
@@ -35,7 +37,7 @@ def log_levels() -> Iterator[None]:
 
 @pytest.fixture
 def spawner() -> Iterator[Spawner]:
-    """Starts processes, and ends them after the test."""
+    """Starts processes, and kills them after the test."""
     spawner = Spawner()
     yield spawner
     spawner.close()
@@ -43,9 +45,9 @@ def spawner() -> Iterator[Spawner]:
 
 @pytest.fixture
 def make_monitor(make_monitor: Callable[..., Monitor]) -> Callable[..., Monitor]:
-    """Starts monitors that wait for what a busy machine keeps from answering.
+    """Starts monitors with long timeouts, for busy machines.
 
-    Tests of those who never answer say how long they are waited for.
+    Tests with backends or hooks that never return set shorter ones.
     """
     return functools.partial(make_monitor, status_timeout_seconds=30.0, hook_timeout_seconds=30.0)
 
@@ -58,5 +60,5 @@ def monitor(make_monitor: Callable[..., Monitor]) -> Monitor:
 
 @pytest.fixture
 def client(monitor: Monitor) -> Client:
-    """Speaks HTTP to `monitor`."""
+    """An HTTP client of `monitor`."""
     return Client(monitor.url)

@@ -1,11 +1,11 @@
-"""A pytest plugin: a test that no timeout reaches is ended, and named.
+"""A pytest plugin that ends tests which pytest-timeout cannot end.
 
-pytest-timeout raises in the test's main thread. It does not reach a test whose process is stopped,
-or waits in C, nor one that catches what is raised and tries again. So each process that runs tests
-is ended by a thread of C's, with the stacks of all its threads, once a test takes twice the
-`timeout`; pytest-xdist then says which it was, and goes on. Where even that does not happen, the
-process that waits for the others says for which tests it does, and ends. What a test that is ended
-so had started is left behind.
+pytest-timeout raises an exception in the main thread of the test. It has no effect on a test whose
+process is stopped or waits in C code, or that catches the exception and tries again. So, when a
+test takes twice the `timeout`, faulthandler prints the stacks of all threads and ends the process;
+pytest-xdist then names the test and goes on. If that fails too, the process that waits for the
+workers names their tests, and ends after three times the `timeout`. Processes that such a test has
+started are left behind.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     seconds = float(config.getoption("timeout") or config.getini("timeout") or 0)
-    if seconds <= 0:  # as pytest-timeout takes it: no limit
+    if seconds <= 0:  # no limit, as for pytest-timeout
         return
     if config.getoption("numprocesses", None):
-        config.pluginmanager.register(_Waiting(3 * seconds))
+        config.pluginmanager.register(_Controller(3 * seconds))
     else:
-        config.pluginmanager.register(_Running(2 * seconds))
+        config.pluginmanager.register(_Worker(2 * seconds))
 
 
-class _Running:
-    """In a process that runs tests."""
+class _Worker:
+    """Runs in each process that runs tests."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._stderr = os.dup(2)  # which is taken by pytest while a test runs
+        self._stderr = os.dup(2)  # a copy, as pytest captures the original while a test runs
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self) -> Iterator[None]:
@@ -47,8 +47,8 @@ class _Running:
         os.close(self._stderr)
 
 
-class _Waiting:
-    """In the process that waits for those of pytest-xdist: ends it once it hears of no test."""
+class _Controller:
+    """Runs in the process that waits for the workers, and ends it if they are silent."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -57,21 +57,21 @@ class _Waiting:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._running.add(nodeid)
-        self._again()
+        self._restart_timer()
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self._running.discard(nodeid)
-        self._again()
+        self._restart_timer()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when not in ("setup", "call", "teardown"):  # its process has crashed
+        if report.when not in ("setup", "call", "teardown"):  # its worker has crashed
             self.pytest_runtest_logfinish(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         if self._timer:
             self._timer.cancel()
 
-    def _again(self) -> None:
+    def _restart_timer(self) -> None:
         self.pytest_sessionfinish()
         self._timer = threading.Timer(self._seconds, self._end)
         self._timer.daemon = True
@@ -79,8 +79,10 @@ class _Waiting:
 
     def _end(self) -> None:
         tests = "\n".join(sorted(self._running)) or "a process that is to end"
-        os.write(2, f"\nfor {self._seconds:g} s nothing was heard of\n{tests}\n".encode())
-        for child in psutil.Process().children(recursive=True):  # one that is stopped stays else
+        os.write(2, f"\nfor {self._seconds:g} s no worker has reported on\n{tests}\n".encode())
+        for child in psutil.Process().children(
+            recursive=True
+        ):  # a stopped one would stay otherwise
             with contextlib.suppress(psutil.Error):
                 os.write(2, f"{child.status()}: {child.cmdline()}\n".encode())
                 child.kill()

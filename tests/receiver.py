@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 
 class Post(NamedTuple):
-    """A request as it came, and when by the monotonic clock."""
+    """A request, and its time by the monotonic clock."""
 
     path: str
     headers: Message
@@ -29,18 +29,18 @@ class Post(NamedTuple):
         return json.loads(self.body)
 
     def is_signed(self, key: bytes) -> bool:
-        """Whether the signature is that of standardwebhooks.com's specification."""
+        """Whether the signature is valid by the specification of standardwebhooks.com."""
         signed = f"{self.headers['webhook-id']}.{self.headers['webhook-timestamp']}.".encode()
         digest = hmac.digest(key, signed + self.body, hashlib.sha256)
         return str(self.headers["webhook-signature"]) == f"v1,{base64.b64encode(digest).decode()}"
 
 
 class Receiver:
-    """Keeps what is posted to it; answers 204, or what `answers` holds first.
+    """Records the requests that it receives; responds with 204, or the next of `answers`.
 
     Attributes:
-        answers: status and headers of the next answers.
-        open: cleared, no answer is sent until it is set.
+        answers: status and headers of the next responses.
+        open: while cleared, no response is sent.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -69,7 +69,7 @@ class Receiver:
             block_on_close = False
 
             def handle_error(self, request: object, client_address: object) -> None:
-                pass  # a client that does not trust it, or was closed
+                pass  # such as a client that does not trust the certificate, or has gone
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.port = self._server.server_port
@@ -96,5 +96,5 @@ class Receiver:
         self._server.server_close()
 
     def named(self, type: str) -> list[dict[str, Any]]:
-        """What was posted of a type of event."""
+        """Return the received events of a type."""
         return [post.json for post in list(self.posts) if post.json["type"] == type]

@@ -1,4 +1,4 @@
-"""What the tests share: real backends in real processes, an HTTP client, and waiting."""
+"""Helpers of the tests: real backends in real processes, an HTTP client, and free ports."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Backend = RunningBackend
 
 
 def free_port() -> int:
-    """Find a port on which nobody listens, and which nobody else is given.
+    """Return a port on which no process listens, and which no other test gets.
 
-    The system gives none of these to who asks for any, or connects; each worker of pytest-xdist has
-    its own; and none is given again soon. So whoever listens later, or anew, finds it free.
+    The ports are outside the range of ephemeral ports, each worker of pytest-xdist has its own, and
+    none is returned again soon. So the port is still free when a server listens later.
     """
     while True:
         port = next(_ports())
@@ -43,26 +43,26 @@ def free_port() -> int:
 
 @functools.cache
 def _ports() -> Iterator[int]:
-    """Go round the ports of this worker, beginning at any, where no earlier run may have."""
+    """Cycle through the ports of this worker, from a random one on, unlike earlier runs."""
     share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     ports = range(10_000 + share * 2_750, 10_000 + (share + 1) * 2_750)
-    # Of the system: what has a seed, as Hypothesis sets it, would begin at the same each time.
-    begin = random.SystemRandom().randrange(len(ports))
-    return itertools.cycle((*ports[begin:], *ports[:begin]))
+    # Hypothesis seeds `random`, which would make the start always the same.
+    start = random.SystemRandom().randrange(len(ports))
+    return itertools.cycle((*ports[start:], *ports[:start]))
 
 
 def logged(caplog: pytest.LogCaptureFixture, *others: str) -> list[str]:
-    """Give what the monitor, and others, logged in a test; also once that is over.
+    """Return what the monitor and the named loggers logged in a test, also after its end.
 
-    What earlier tests may have left others to log is left out.
+    Other loggers are left out, as threads of earlier tests may still use them.
     """
     names = ("monitor_plugin", *others)
-    records = caplog.get_records("call")  # `caplog.records` are those of the phase, as the end is
+    records = caplog.get_records("call")  # `caplog.records` has those of the current phase only
     return [each.getMessage() for each in records if each.name.startswith(names)]
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is no zombie; one whose other threads run on is none yet."""
+    """Whether a process exists and is no zombie. While any of its threads runs, it is not one."""
     try:
         with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
             state, *numbers = file.read().rpartition(")")[2].split()
@@ -72,31 +72,31 @@ def is_running(pid: int) -> bool:
 
 
 def descriptors() -> set[tuple[str, str]]:
-    """Tell which descriptors this process has open: the number of each, and what it is of.
+    """Return the open descriptors of this process: the number of each, and its target.
 
-    What a test left open is what is there after it and was not before. Numbers alone do not tell:
-    what earlier tests or libraries had open may go meanwhile, and give theirs to others.
+    A test left open what is in the set after it and was not before it. The numbers alone do not
+    suffice: a descriptor of an earlier test may be closed meanwhile, and its number used again.
     """
     found = set()
     for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # such as the one that listed the others
+        with contextlib.suppress(OSError):  # such as the descriptor that listed the folder
             found.add((number, str(Path(f"/proc/self/fd/{number}").readlink())))
     return found
 
 
 def started_since(before: Collection[threading.Thread]) -> list[str]:
-    """Name the threads that are new, where those of earlier tests may end at any moment."""
+    """Return the names of new threads. Threads of earlier tests may end at any time."""
     return [each.name for each in threading.enumerate() if each not in before]
 
 
 def suspend(pid: int) -> None:
-    """Stop a child (SIGSTOP), and wait until all its threads are, which a busy machine delays."""
+    """Send SIGSTOP to a child, and wait until all its threads have stopped."""
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED)
 
 
 def program(name: str) -> str:
-    """Find a program that .ci/setup installs; skip the test where it is not, but in CI."""
+    """Return the path of a program of .ci/setup. If it is missing, skip the test; fail in CI."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
     if found is None:
         assert not os.environ.get("CI"), f"there is no {name}; .ci/setup installs it"
@@ -105,7 +105,7 @@ def program(name: str) -> str:
 
 
 class Spawner:
-    """Starts processes, each in a session of its own, and ends all of them at the end."""
+    """Starts processes, each in a session of its own, and kills them at the end."""
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
@@ -123,14 +123,14 @@ class Spawner:
         return self.process("sleep", "1000")
 
     def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> Backend:
-        """Start a demo backend, and wait until it serves. Small unless told otherwise."""
+        """Start a demo backend, small by default, and wait until it serves."""
         return Backend(self.process(*backend_command(addr=addr), *switches, **options))
 
     def close(self) -> None:
         for process in self._processes:
             end_group(process)
             with contextlib.suppress(ProcessLookupError):
-                process.kill()  # one that was started without a session of its own
+                process.kill()  # if it was started without a session of its own
             process.wait(timeout=60)
             for pipe in (process.stdout, process.stderr, process.stdin):
                 if pipe:
@@ -138,7 +138,7 @@ class Spawner:
 
 
 def load_sleeper(monitor: Monitor, spawner: Spawner, model: str = "m") -> subprocess.Popen[str]:
-    """Register a process that does nothing, and is reaped at its end, as a host does."""
+    """Register a process that does nothing, and reap it when it exits, as a host does."""
     process = spawner.sleeper()
     threading.Thread(target=process.wait, daemon=True).start()
     address = f"unix:/{process.pid}"
@@ -147,7 +147,7 @@ def load_sleeper(monitor: Monitor, spawner: Spawner, model: str = "m") -> subpro
 
 
 class Answer(NamedTuple):
-    """An HTTP answer; `json` is its decoded body."""
+    """An HTTP response; `json` is its decoded body."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -159,7 +159,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Speaks HTTP to a monitor, at `http://HOST:PORT` or `unix:/PATH`, a connection per request."""
+    """An HTTP client for `http://HOST:PORT` or `unix:/PATH`, with one connection a request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -178,7 +178,7 @@ class Client:
         headers: dict[str, str] | None = None,
         timeout: float = 60,
     ) -> Answer:
-        """Send a request; a body that is no bytes or string goes as JSON, with its content type."""
+        """Send a request. A body that is neither bytes nor str is sent as JSON."""
         sent = dict(headers or {})
         if body is not None and not isinstance(body, (bytes, str)):
             body = json.dumps(body)

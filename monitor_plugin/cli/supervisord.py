@@ -41,10 +41,10 @@ def supervisord(
     configure_logging(log_format)
     settings = parse_settings(flags)
     try:
-        from ..hosts.supervisord import adapter  # needs the extra [supervisord]
+        from ..hosts.supervisord import listener  # needs the extra [supervisord]
     except ImportError as error:
         raise MonitorError(f"{error}: pip install monitor-plugin[supervisord]") from None
     from ..hosts.discovery import parse_rule
 
     rules = [parse_rule(text) for text in backends]
-    return adapter.run(settings, rules, server_url, os.environ)
+    return listener.run(settings, rules, server_url, os.environ)

@@ -1,1 +1,1 @@
-"""What `monitor-plugin demo` runs: a backend that is real, and a small host that spawns it."""
+"""The parts of `monitor-plugin demo`: a real gRPC backend, and a small host that spawns it."""

@@ -1,9 +1,9 @@
-"""A real gRPC backend that holds what it reports, with switches to misbehave.
+"""A real gRPC backend that allocates the memory that it reports, with flags to misbehave.
 
     python -m monitor_plugin.demo.backend --addr 127.0.0.1:0 --weights-mib 64
 
-Prints `serving on ADDRESS` once it serves. Ends on SIGTERM with exit code 0. On SIGUSR1 it becomes
-busy, or what it was before.
+It prints `serving on ADDRESS` when it serves, and exits with code 0 on SIGTERM. SIGUSR1 makes it
+busy, or no longer busy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MIB = 1024 * 1024
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="monitor_plugin.demo.backend", description=__doc__)
     add = parser.add_argument
     add("--addr", default="127.0.0.1:0", help="where to serve gRPC (default: a free port)")
@@ -51,7 +51,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def allocate(mebibytes: int) -> mmap.mmap | None:
-    """Hold memory, and touch each page, so that it is really there."""
+    """Allocate memory, and write to each page, so that it is resident; None for 0 MiB."""
     if not mebibytes:
         return None
     memory = mmap.mmap(-1, mebibytes * _MIB)
@@ -61,7 +61,7 @@ def allocate(mebibytes: int) -> mmap.mmap | None:
 
 
 class Service:
-    """Answers the calls of LocalAI's protocol that the monitor makes."""
+    """Implements the calls of LocalAI's protocol that the monitor makes."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -74,11 +74,11 @@ class Service:
         }
 
     def toggle_busy(self) -> None:
-        """Become busy, or what it was before."""
+        """Become busy, or return to the state before."""
         self._busy = not self._busy
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """The methods, for a server to take."""
+        """Return the methods, for a gRPC server."""
         methods = {"Health": self.health, "Free": self.free, "Status": self.status}
         if self._options.no_status:
             del methods["Status"]
@@ -86,33 +86,35 @@ class Service:
             SERVICE,
             {
                 name: grpc.unary_unary_rpc_method_handler(
-                    self._guarded(method), response_serializer=lambda m: m.SerializeToString()
+                    self._authenticated(method), response_serializer=lambda m: m.SerializeToString()
                 )
                 for name, method in methods.items()
             },
         )
 
-    def _guarded(self, method: Callable[[], Any]) -> Callable[[bytes, grpc.ServicerContext], Any]:
-        def guarded(request: bytes, context: grpc.ServicerContext) -> Any:
+    def _authenticated(
+        self, method: Callable[[], Any]
+    ) -> Callable[[bytes, grpc.ServicerContext], Any]:
+        def authenticated(request: bytes, context: grpc.ServicerContext) -> Any:
             token = self._options.token
             metadata = dict(context.invocation_metadata())
             if token and metadata.get("authorization") != f"Bearer {token}":
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is wanted")
             return method()
 
-        return guarded
+        return authenticated
 
     def health(self) -> Any:
-        """Say that it serves."""
+        """Reply that it serves."""
         return self._messages["Reply"](message=b"OK")
 
     def free(self) -> Any:
-        """Let go of weights and cache."""
+        """Free weights and cache."""
         self._memory = dict.fromkeys(self._memory)
         return self._messages["Result"](message="freed", success=True)
 
     def status(self) -> Any:
-        """Report the state, and the memory that is held."""
+        """Report the state, and the allocated memory."""
         if self._options.hang_status:
             threading.Event().wait()
         time.sleep(self._options.status_seconds)
@@ -129,7 +131,7 @@ class Service:
 
 
 def fork_workers(options: argparse.Namespace) -> None:
-    """Fork processes that do nothing until they are killed, or orphaned if that is to end them."""
+    """Fork processes that do nothing until they are killed; with --end-with-parent, or orphaned."""
     parent = os.getpid()
     for _ in range(options.fork_workers):
         if os.fork() == 0:
@@ -157,16 +159,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nonlocal ended
         ended = True
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which ends its backends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which stops its backends
     signal.signal(
         signal.SIGTERM,
         signal.SIG_IGN if options.ignore_sigterm else end,
     )
-    fork_workers(options)  # before gRPC, which does not survive a fork
+    fork_workers(options)  # before gRPC starts, which does not support fork
     service = Service(options)
     signal.signal(signal.SIGUSR1, lambda number, frame: service.toggle_busy())
-    # Handlers run between two steps of Python alone: a signal that comes just as the wait below
-    # begins ends it by a byte in a socket.
+    # Python runs handlers only between two of its own steps. The byte that a signal writes to this
+    # socket also ends a select() which began just before the signal came.
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -187,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif not ended:
             os._exit(3)
     server.stop(grace=0.2).wait()
-    os._exit(0)  # whatever threads are left: a Status that hangs holds one
+    os._exit(0)  # ends also the thread of a Status that hangs
 
 
 if __name__ == "__main__":

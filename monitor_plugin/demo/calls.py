@@ -1,4 +1,4 @@
-"""The calls with which to try the demo: shown as curl commands, or made."""
+"""The calls with which to try the demo. They are shown as curl commands, or made."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ JSON = "application/json"
 
 
 class Call(NamedTuple):
-    """One call, and the status with which it is answered."""
+    """One call, and the HTTP status that is expected."""
 
     path: str
     body: dict[str, str] | None
-    says_post: bool
+    shows_post: bool
     expected_status: int
 
     def curl(self, url: str, with_token: bool = False) -> str:
-        """The curl command that makes it; the token is the shell's to put in."""
-        command = ["curl -X POST" if self.says_post else "curl"]
+        """Return the curl command of the call, with the token as a variable of the shell."""
+        command = ["curl -X POST" if self.shows_post else "curl"]
         if url.startswith("unix:"):
             command.append(f"--unix-socket {shlex.quote(url.removeprefix('unix:'))}")
             url = "http://localhost"
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 def calls() -> list[Call]:
-    """The two documented commands, to the letter, and some more."""
+    """Return the two calls of LocalAI's documentation, and some more."""
     return [
         Call("/backend/monitor", {"model": "my-model"}, False, 200),
         Call("/v1/backend/monitor?model=org/busy%20model", None, False, 200),
@@ -51,10 +51,10 @@ def calls() -> list[Call]:
 def make_calls(
     url: str, token: str | None, which: Iterable[Call] | None = None
 ) -> Iterator[tuple[str, bool]]:
-    """Make the calls, or others.
+    """Make the given calls, or those of `calls()`.
 
     Yields:
-        What to print, request and answer, and whether the answer's status was the expected one.
+        A text with request and response, and whether the status was the expected one.
     """
     headers = {"Content-Type": JSON}
     if token is not None:
@@ -64,8 +64,10 @@ def make_calls(
             method = "GET" if call.body is None else "POST"
             body = None if call.body is None else json.dumps(call.body)
             connection.request(method, call.path, body, headers)
-            answer = connection.getresponse()
-            lines = [f"$ {call.curl(url, token is not None)}", f"HTTP {answer.status}"]
-            lines += [f"{k}: {v}" for k, v in answer.headers.items() if k.startswith("X-Monitor-")]
-            lines += [answer.read().decode(), ""]
-        yield "\n".join(lines), answer.status == call.expected_status
+            response = connection.getresponse()
+            lines = [f"$ {call.curl(url, token is not None)}", f"HTTP {response.status}"]
+            lines += [
+                f"{k}: {v}" for k, v in response.headers.items() if k.startswith("X-Monitor-")
+            ]
+            lines += [response.read().decode(), ""]
+        yield "\n".join(lines), response.status == call.expected_status

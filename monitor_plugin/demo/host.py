@@ -1,4 +1,4 @@
-"""A small host: spawns three real backends, and tells the monitor of each."""
+"""A small host that spawns three real backends, and registers them with a monitor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ..config.settings import Settings
 from ..monitor import Monitor
 
-# Model, and the switches of its backend. The first is the documentation's.
+# Each model, and the arguments of its backend. The first is the model of the documentation.
 MODELS: dict[str, Sequence[str]] = {
     "my-model": ("--weights-mib", "64", "--kv-cache-mib", "32"),
     "org/busy model": ("--weights-mib", "32", "--kv-cache-mib", "16", "--state", "1"),
@@ -21,21 +21,21 @@ MODELS: dict[str, Sequence[str]] = {
 
 
 class DemoHost:
-    """Owns one process per model, and says when one was spawned and when one ended."""
+    """Owns one process per model, and reports to the monitor when one has started or exited."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._processes: list[subprocess.Popen[str]] = []
         self._waiters: list[threading.Thread] = []
 
-    def spawn(self, model: str, switches: Sequence[str]) -> None:
-        """Start a backend, and register it once it serves."""
+    def spawn(self, model: str, arguments: Sequence[str]) -> None:
+        """Start a backend, and register it when it serves."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent", *switches],
+            [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent", *arguments],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A backend that has the monitor's token may stop the others.
+            # Without the monitor's token, by which a backend could stop others.
             env={name: value for name, value in os.environ.items() if name != "MONITOR_TOKEN"},
         )
         self._processes.append(process)
@@ -53,7 +53,7 @@ class DemoHost:
         self._monitor.hook.monitor_backend_exited(model=model, pid=process.pid, exit_code=exit_code)
 
     def stop(self) -> None:
-        """End all backends, and wait until they are gone."""
+        """End all backends, and wait until they have exited."""
         for process in self._processes:
             process.terminate()
         for process in self._processes:
@@ -70,12 +70,12 @@ class DemoHost:
 
 @contextmanager
 def demo(settings: Settings) -> Iterator[Monitor]:
-    """Run a monitor and a host with the three backends, and end them all."""
+    """Run a monitor and a host with the three backends; stop all of them at the end."""
     with Monitor(settings) as monitor:
         host = DemoHost(monitor)
         try:
-            for model, switches in MODELS.items():
-                host.spawn(model, switches)
+            for model, arguments in MODELS.items():
+                host.spawn(model, arguments)
             yield monitor
         finally:
             host.stop()

@@ -1,4 +1,4 @@
-"""Ports for servers that are told where to listen."""
+"""Free ports for servers whose port must be known before they start."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import socket
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port on which nobody listens, and which the system gives to nobody who asks for any.
+    """Return a port on which no process listens, outside the range of ephemeral ports.
 
-    Of those that it does give, one that is free now may be the end of a connection a moment later.
+    A free port of that range may become the local end of a connection a moment later.
     """
     while True:
         port = random.SystemRandom().randint(10_000, 32_000)

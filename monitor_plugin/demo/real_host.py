@@ -1,8 +1,8 @@
-"""Runs a real host of the demo's three models in the foreground, and prints what to try.
+"""Runs a real host with the demo's three models in the foreground, and prints calls to try.
 
     python -m monitor_plugin.demo.real_host http://localhost:8080 circusd circus.ini
 
-The host's monitor is to answer at that URL. Ctrl-C, which the terminal sends to both, ends it.
+The monitor of the host must answer at that URL. Ctrl-C ends both, as the terminal sends it to both.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from pathlib import Path
 from .calls import calls
 from .host import MODELS
 
-_PATIENCE_SECONDS = 20.0
+_WARNING_SECONDS = 20.0
 
 
-def _knows(url: str, model: str) -> bool:
+def _has_model(url: str, model: str) -> bool:
     query = urllib.parse.urlencode({"model": model})
     try:
         with urllib.request.urlopen(f"{url}/backend/monitor?{query}", timeout=5):
             return True
     except urllib.error.HTTPError as error:
-        return error.code == 401  # it wants a token, and so the models stay unknown
+        return error.code == 401  # without a token it does not tell which models it has
     except OSError:
         return False
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the host; returns its exit code."""
+    """Run the host, and return its exit code."""
     url, *command = arguments
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     signal.signal(signal.SIGINT, lambda number, frame: None)
     host = subprocess.Popen(command, env={**os.environ, "PATH": path})
     signal.signal(signal.SIGTERM, lambda number, frame: host.terminate())
-    patient_until = time.monotonic() + _PATIENCE_SECONDS
-    while host.poll() is None and not all(_knows(url, model) for model in MODELS):
-        if time.monotonic() > patient_until:
+    warn_at = time.monotonic() + _WARNING_SECONDS
+    while host.poll() is None and not all(_has_model(url, model) for model in MODELS):
+        if time.monotonic() > warn_at:
             print(f"No monitor with all models answers at {url} yet; see the log.", flush=True)
-            patient_until += _PATIENCE_SECONDS
+            warn_at += _WARNING_SECONDS
         time.sleep(0.2)
     if host.poll() is None:
         print(f"{command[0]} runs {len(MODELS)} models; the monitor answers at {url}. Try:\n")
         for call in calls():
             print(call.curl(url, with_token="MONITOR_TOKEN" in os.environ))
         print("\nCtrl-C ends all of it.", flush=True)
-    while host.poll() is None:  # one long wait would miss a SIGTERM that comes just before it
+    while host.poll() is None:  # one long wait() would miss a SIGTERM that comes just before it
         time.sleep(0.2)
     return host.returncode
 

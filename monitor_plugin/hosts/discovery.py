@@ -1,4 +1,4 @@
-"""Which of a host's programs are backends, and their models and addresses."""
+"""Finds the backends among a host's programs, with their models and addresses."""
 
 from __future__ import annotations
 
@@ -14,49 +14,55 @@ import psutil
 from ..domain.errors import MonitorError
 from ..processes.process_table import ProcessRow, take_snapshot
 
-# A wrapper's arguments are often its child's as well.
+# Programs that start another one, whose arguments are often a part of their own.
 _WRAPPERS = (
     frozenset(("ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "mksh", "rbash", "sh"))
     | frozenset(("dumb-init", "env", "nice", "nohup", "runuser", "setpriv", "setsid", "stdbuf"))
     | frozenset(("su", "sudo", "tcsh", "time", "timeout", "tini", "zsh"))
 )
 _ADDR = "--addr"
-# A script runs others before the one that serves: `dirname`, `mkdir`.
-_SETTLED_SECONDS = 1.5
+# A script runs short-lived programs before the one that serves, such as `dirname` and `mkdir`.
+_SHORT_LIVED_SECONDS = 1.5
 
 
 class Program(NamedTuple):
     """A program that a host runs.
 
     Attributes:
-        name: its full name there.
-        model: its name for people, after which its model is called where nothing else is said.
+        name: its full name in the host.
+        display_name: its name for people, which is also the default name of its model.
         pid: its process.
     """
 
     name: str
-    model: str
+    display_name: str
     pid: int
 
 
-class Found(NamedTuple):
-    """A backend that was found: the program's full name, and what the monitor is to be told."""
+class DiscoveredBackend(NamedTuple):
+    """A backend that was found, with the full name of its program."""
 
-    name: str
+    program: str
     model: str
     pid: int
     address: str
 
 
-class Rule(NamedTuple):
-    """What an operator says of programs: a pattern of names, the model, perhaps the address."""
+class BackendRule(NamedTuple):
+    """An operator's rule: programs with such names are backends of that model and address.
+
+    Attributes:
+        pattern: matches the whole name of a program.
+        model: the model; `*` stands for the text that the first `*` of the rule's name matched.
+        address: the same for the address; None if the program gives it.
+    """
 
     pattern: re.Pattern[str]
     model: str
     address: str | None
 
-    def apply(self, name: str) -> tuple[str, str | None] | None:
-        """Give model and address of a program, `*` being what it matched; None: another's."""
+    def match(self, name: str) -> tuple[str, str | None] | None:
+        """Return model and address for a program's name; None if the rule does not match."""
         match = self.pattern.fullmatch(name)
         if match is None:
             return None
@@ -65,14 +71,14 @@ class Rule(NamedTuple):
         return self.model.replace("*", star), address
 
 
-def parse_rule(text: str) -> Rule:
-    """Parse `NAME=MODEL@ADDRESS` or `NAME=MODEL`, the address then being told as for others.
+def parse_rule(text: str) -> BackendRule:
+    """Parse `NAME=MODEL@ADDRESS` or `NAME=MODEL`.
 
-    In NAME, `*` stands for any text and `?` for one character; in MODEL and ADDRESS, `*` is what
-    the first `*` of NAME stood for: `llama:llama_*=llama@127.0.0.1:500*`.
+    In NAME, `*` matches any text and `?` one character. In MODEL and ADDRESS, `*` is replaced by
+    what the first `*` of NAME matched: `llama:llama_*=llama@127.0.0.1:500*`.
 
     Raises:
-        MonitorError: it is neither.
+        MonitorError: the text has neither form.
     """
     name, equals, rest = text.partition("=")
     model, at, address = rest.rpartition("@")
@@ -82,20 +88,23 @@ def parse_rule(text: str) -> Rule:
         raise MonitorError(f"{text!r} is not NAME=MODEL@ADDRESS or NAME=MODEL")
     wild = {"*": "(.*)", "?": "."}
     pattern = "".join(wild.get(letter, re.escape(letter)) for letter in name)
-    return Rule(re.compile(pattern, re.DOTALL), model, address or None)
+    return BackendRule(re.compile(pattern, re.DOTALL), model, address or None)
 
 
-def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Found]:
-    """Tell which programs are backends; the others are left out, and the one that this runs in.
+def find_backends(
+    programs: Iterable[Program], rules: Sequence[BackendRule]
+) -> list[DiscoveredBackend]:
+    """Find the programs that are backends, except the one that contains the calling process.
 
-    The first rule that fits (the name for people, or else the full one) says the model, and perhaps
-    the address; else the variables MONITOR_MODEL and MONITOR_ADDRESS in the program's environment;
-    else the program's own name, and `--addr ADDRESS` or `--addr=ADDRESS` on the command line, its
-    own or that of a descendant.
+    Model and address come, in this order, from:
+    1. the first rule that matches the program's display name or full name;
+    2. the variables MONITOR_MODEL and MONITOR_ADDRESS in the program's environment;
+    3. the program's display name, and `--addr ADDRESS` or `--addr=ADDRESS` in the command line of
+       the program or of a descendant.
 
-    Where a shell or another wrapper stands between, the PID is that of the process which it
-    started: the one with `--addr`, or its only child that is old enough not to be one of a script's
-    steps. Until there is one the program is left out; so ask again. Reads /proc.
+    If the program is a shell or another wrapper, the PID is that of the process which it started:
+    the one with `--addr`, or its only child that is not short-lived. While there is no such process
+    the program is left out; a later call finds it. Reads /proc.
     """
     snapshot = take_snapshot()
     found = []
@@ -103,46 +112,51 @@ def find_backends(programs: Iterable[Program], rules: Sequence[Rule]) -> list[Fo
         tree = snapshot.tree(program.pid)
         if os.getpid() in tree:
             continue
-        server, addr = _server(tree)
+        server, addr = _find_server(tree)
         variables = _environment(program.pid)
         model, address = variables.get("MONITOR_MODEL"), variables.get("MONITOR_ADDRESS")
-        names = (program.model, program.name)
-        applied = (rule.apply(name) for rule in rules for name in names)
-        if ruled := next((each for each in applied if each), None):
-            model, address = ruled[0], ruled[1] or address
+        names = (program.display_name, program.name)
+        matches = (rule.match(name) for rule in rules for name in names)
+        if match := next((each for each in matches if each), None):
+            model, address = match[0], match[1] or address
         if address not in (None, addr) and not _is_wrapper(_arguments(program.pid)):
-            server = None  # it says its own address: the other is that of one of its workers
+            server = None  # `addr` is the address of one of its workers
         address = address or addr
-        if address and (pid := server or _behind_wrappers(program.pid, snapshot.rows)):
-            found.append(Found(program.name, model or program.model, pid, address))
+        if address and (pid := server or _skip_wrappers(program.pid, snapshot.rows)):
+            model = model or program.display_name
+            found.append(DiscoveredBackend(program.name, model, pid, address))
     return found
 
 
-def _server(tree: Sequence[int]) -> tuple[int | None, str | None]:
-    """Find the process that has `--addr`, and what it says; of wrappers the latter alone."""
-    said = None
+def _find_server(tree: Sequence[int]) -> tuple[int | None, str | None]:
+    """Return the process that has `--addr`, and the address.
+
+    If only wrappers have `--addr`, the process is None.
+    """
+    wrapper_address = None
     for pid in tree:  # parents before their children
         arguments = _arguments(pid)
-        address = addr_of(arguments)
+        address = address_argument(arguments)
         if address is not None:
             if not _is_wrapper(arguments):
                 return pid, address
-            said = said or address
-    return None, said
+            wrapper_address = wrapper_address or address
+    return None, wrapper_address
 
 
-def _behind_wrappers(pid: int, rows: Mapping[int, ProcessRow]) -> int | None:
-    """Go from a wrapper to its only child that stays; None where there is none.
+def _skip_wrappers(pid: int, rows: Mapping[int, ProcessRow]) -> int | None:
+    """Return the only long-lived child of a wrapper; None if there is none.
 
-    A wrapper is taken for a backend only where it has several such children, for want of a
-    better one: it could not be replaced later, as the address would be its own for as long as it
-    runs.
+    If a wrapper has several such children, it is returned itself. Otherwise it must not be: once it
+    were registered, it would hold the address, and the child could not be registered later.
     """
     while arguments := _arguments(pid):
         if not _is_wrapper(arguments):
             return pid
-        # Those alone that stay: a script that waits in a loop always has a fresh `sleep`.
-        children = [c for c, row in rows.items() if row.parent == pid and _is_settled(c)]
+        # A script that waits in a loop always has a short-lived child: `sleep`.
+        children = [
+            child for child, row in rows.items() if row.parent == pid and not _is_short_lived(child)
+        ]
         if not children:
             return None
         if len(children) > 1:
@@ -155,16 +169,16 @@ def _is_wrapper(arguments: Sequence[str]) -> bool:
     return bool(arguments) and Path(arguments[0]).name.lstrip("-") in _WRAPPERS
 
 
-def _is_settled(pid: int) -> bool:
+def _is_short_lived(pid: int) -> bool:
     try:
         age = time.time() - psutil.Process(pid).create_time()
     except (psutil.Error, OSError):
-        return False
-    return not 0 <= age < _SETTLED_SECONDS  # negative: the clock was set
+        return True
+    return 0 <= age < _SHORT_LIVED_SECONDS  # negative if the clock was set back
 
 
-def addr_of(arguments: Sequence[str]) -> str | None:
-    """Find `--addr X` or `--addr=X` in a command line, the last one where there are several."""
+def address_argument(arguments: Sequence[str]) -> str | None:
+    """Return X of the last `--addr X` or `--addr=X` in a command line; None if there is none."""
     address = None
     for number, argument in enumerate(arguments):
         if argument == _ADDR:
@@ -184,5 +198,5 @@ def _arguments(pid: int) -> list[str]:
 def _environment(pid: int) -> dict[str, str]:
     try:
         return psutil.Process(pid).environ()
-    except (psutil.Error, OSError):  # another user's
+    except (psutil.Error, OSError):  # such as a process of another user
         return {}

@@ -1,4 +1,4 @@
-"""Looks at a host again and again, and sooner where it hints that something happened."""
+"""Polls a host at intervals, and at once when the host reports an event."""
 
 from __future__ import annotations
 
@@ -9,58 +9,59 @@ from collections.abc import Callable
 
 _logger = logging.getLogger(__name__)
 
-# After a hint: a program is started before its command line stands and its address is free.
-_LOOKS_AFTER_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
-_SLOW_SECONDS = 10.0
-# Hints come in crowds.
-_CROWD_SECONDS = 0.05
+# Seconds after an event: at first, a new program may not have its final command line yet, and the
+# program before it may still hold the address.
+_POLLS_AFTER_EVENT = (0.2, 0.5, 1.0, 2.0, 5.0)
+_INTERVAL_SECONDS = 10.0
+# Events often come in bursts, for which one poll is enough.
+_BURST_SECONDS = 0.05
 
 
 class Poller:
-    """Calls a function on a thread of its own: at the start, after hints, and every 10 s.
+    """Calls a function on a thread of its own: at the start, after events, and every 10 s.
 
     Args:
-        name: the thread's.
-        look: what is called; what it raises is logged once, until a call succeeds.
+        name: the name of the thread.
+        poll: the function. An exception is logged once, until a call succeeds.
     """
 
-    def __init__(self, name: str, look: Callable[[], None]) -> None:
-        self._look = look
+    def __init__(self, name: str, poll: Callable[[], None]) -> None:
+        self._poll = poll
         self._closing = False
         self._woken = threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin, with a look at once."""
+        """Start the thread, which polls at once."""
         self._thread.start()
 
-    def hint(self) -> None:
-        """Say that something may have happened. Costs nothing, and may be called at any rate."""
+    def poll_soon(self) -> None:
+        """Poll after an event. Returns at once, and may be called at any rate."""
         self._woken.set()
 
     def close(self) -> None:
-        """End the thread, after the call that it is in."""
+        """End the thread, after the call that is running."""
         self._closing = True
         self._woken.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
-        hinted = time.monotonic()
+        event_at = time.monotonic()
         while not self._closing:
             self._try()
-            age = time.monotonic() - hinted
-            due = next((each for each in _LOOKS_AFTER_SECONDS if each > age), age + _SLOW_SECONDS)
+            age = time.monotonic() - event_at
+            due = next((each for each in _POLLS_AFTER_EVENT if each > age), age + _INTERVAL_SECONDS)
             if self._woken.wait(due - age):
-                hinted = time.monotonic()
-                time.sleep(_CROWD_SECONDS)
+                event_at = time.monotonic()
+                time.sleep(_BURST_SECONDS)
                 self._woken.clear()
 
     def _try(self) -> None:
         try:
-            self._look()
-        except Exception as error:  # the next look may go better
+            self._poll()
+        except Exception as error:  # the next poll may succeed
             if not self._failing:
                 _logger.warning(
                     "%s: %s", self._thread.name, error, exc_info=_logger.isEnabledFor(logging.DEBUG)

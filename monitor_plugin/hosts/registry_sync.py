@@ -1,4 +1,4 @@
-"""Keeps a monitor's registry in line with what a host says runs now."""
+"""Registers the backends that a host runs with a monitor."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ from collections.abc import Iterable
 
 from ..domain.errors import InvalidBackend
 from ..monitor import Monitor
-from .discovery import Found
+from .discovery import DiscoveredBackend
 
-# A shutdown may outlive the process that it was asked to stop.
-_GONE_KEPT = 1000
+# The number of ended backends whose program is remembered: a shutdown may outlive the process that
+# it stops.
+_MAX_ENDED = 1000
 
 _logger = logging.getLogger(__name__)
 
 
 class RegistrySync:
-    """Registers what a host runs. Ends are noticed by the monitor itself.
+    """Registers the backends that a host runs. The monitor itself notices when they end.
 
-    `sync()` is for one thread, `name_of()` for any.
+    `sync()` must be called from one thread only, `program_of()` may be called from any.
 
     Args:
-        monitor: where to register.
+        monitor: the monitor with which to register.
     """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self._names: dict[int, str] = {}
-        self._refused: dict[Found, str] = {}
+        self._programs: dict[int, str] = {}
+        self._refused: dict[DiscoveredBackend, str] = {}
 
-    def sync(self, found: Iterable[Found]) -> None:
-        """Register what is not registered yet, or under another model or address.
+    def sync(self, found: Iterable[DiscoveredBackend]) -> None:
+        """Register each backend that is not registered, or has another model or address there.
 
-        What the monitor refuses is logged once, and tried again at the next call.
+        A registration that the monitor refuses is logged once, and tried again at the next call.
         """
         registered = {each.pid: (each.model, each.address) for each in self._monitor.backends()}
         found, refused = list(found), {}
-        names = {each.pid: each.name for each in found}
-        self._names.update(names)  # before anybody can ask for the stop of one
+        programs = {each.pid: each.program for each in found}
+        self._programs.update(programs)  # first, as hooks may stop a backend once it is registered
         for each in found:
             if registered.get(each.pid) == (each.model, each.address):
                 continue
@@ -48,10 +49,10 @@ class RegistrySync:
             except InvalidBackend as error:
                 refused[each] = str(error)
                 if self._refused.get(each) != str(error):
-                    _logger.warning("program %r: %s", each.name, error)
-        gone = [(pid, name) for pid, name in self._names.items() if pid not in names]
-        self._names, self._refused = {**dict(gone[-_GONE_KEPT:]), **names}, refused
+                    _logger.warning("program %r: %s", each.program, error)
+        ended = [item for item in self._programs.items() if item[0] not in programs]
+        self._programs, self._refused = {**dict(ended[-_MAX_ENDED:]), **programs}, refused
 
-    def name_of(self, pid: int) -> str | None:
-        """Give the host's full name of the program whose backend has, or last had, that PID."""
-        return self._names.get(pid)
+    def program_of(self, pid: int) -> str | None:
+        """Return the full name of the program whose backend has, or last had, that PID."""
+        return self._programs.get(pid)

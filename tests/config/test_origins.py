@@ -1,4 +1,4 @@
-"""Names by which a monitor is addressed, and origins of pages."""
+"""Host names, IP addresses and origins."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from monitor_plugin.config.origins import (
         ("a\n", None),
     ],
 )
-def test_the_name_in_a_host(host: str, name: str | None) -> None:
-    """A `Host` is a name, and perhaps a port; anything else is none."""
+def test_host_name_is_taken_from_a_host_header(host: str, name: str | None) -> None:
+    """The header has a name and perhaps a port; anything else has no host name."""
     assert host_name(host) == name
 
 
-def test_loopback_names() -> None:
-    """Names that no other machine's address can hide behind."""
+def test_only_names_of_this_machine_are_loopback_names() -> None:
+    """No other machine can have such a name."""
     assert all(map(is_loopback_name, ["localhost", "x.localhost", "127.0.0.2", "[::1]"]))
     assert not any(
         map(is_loopback_name, ["localhost.x", "127.0.0.1.x", "[::]", "0.0.0.0", "127.1"])
     )
 
 
-def test_the_same_origin() -> None:
-    """An origin's page was served by the host of its name and port, the default ones left out."""
+def test_origin_is_compared_with_the_host_header() -> None:
+    """Name and port must be equal; default ports may be left out."""
     assert is_same_origin("http://a.example:8080", "A.example:8080")
     assert is_same_origin("https://a.example", "a.example")
     assert is_same_origin("https://a.example", "a.example:443")
@@ -60,8 +60,8 @@ def test_the_same_origin() -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_any_origin_is_compared(origin: str, host: str) -> None:
-    """Whatever a client sends, comparing does not fail; the canonical form is a fixed point."""
+def test_comparison_accepts_any_origin(origin: str, host: str) -> None:
+    """It does not fail, and a canonical origin is its own canonical form."""
     is_same_origin(origin, host)
     is_same_origin("http://" + origin, host)
     once = canonical_origin(origin)
@@ -91,8 +91,8 @@ def test_any_origin_is_compared(origin: str, host: str) -> None:
         {"token": "täglich"},
     ],
 )
-def test_a_bad_setting_is_refused(bad: dict[str, object]) -> None:
-    """What cannot be meant is refused by its name, and a token is not quoted."""
+def test_invalid_setting_of_names_raises_an_error(bad: dict[str, object]) -> None:
+    """The error names the setting, and does not quote a token."""
     (name,) = bad
     with pytest.raises(SettingsError, match=name) as raised:
         Settings(**bad)  # type: ignore[arg-type]

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from monitor_plugin.config import reloading_file as watched_file
+from monitor_plugin.config import reloading_file
 from monitor_plugin.config.reloading_file import ReloadingFile
 
 from ..support import eventually, logged
 
 
 @pytest.mark.parametrize("target", ["a pipe", "/dev/zero"])
-def test_what_is_no_file_is_refused_at_once(target: str, tmp_path: Path) -> None:
-    """A named pipe, from which reading would wait for ever, holds nothing that can be used."""
+def test_file_that_is_not_regular_raises_an_error_at_once(target: str, tmp_path: Path) -> None:
+    """To read from a named pipe would otherwise wait for ever."""
     path = tmp_path / "file"
     path.write_text("one")
     file = ReloadingFile(str(path), str)
@@ -36,17 +36,17 @@ def test_what_is_no_file_is_refused_at_once(target: str, tmp_path: Path) -> None
     assert file.get() == "two"
 
 
-def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
-    """Editors of Windows begin UTF-8 with it."""
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
     path = tmp_path / "file"
     path.write_bytes(b"\xef\xbb\xbfone")
     assert ReloadingFile(str(path), str).get() == "one"
 
 
-def test_what_could_not_be_read_is_tried_again(
+def test_unreadable_file_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no descriptor was left, the new version counts once there is one; logged once."""
+    """A lack of descriptors is logged once; the new version counts once there is one."""
     path = tmp_path / "file"
     path.write_text("one")
     file = ReloadingFile(str(path), str)
@@ -56,7 +56,7 @@ def test_what_could_not_be_read_is_tried_again(
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(watched_file, "open", no_descriptor, raising=False)
+        patch.setattr(reloading_file, "open", no_descriptor, raising=False)
         assert [file.get(), file.get()] == ["one", "one"]
     assert logged(caplog) == [
         f"{path} cannot be used, its previous content stays valid: Too many open files"
@@ -64,17 +64,17 @@ def test_what_could_not_be_read_is_tried_again(
     assert file.get() == "two, longer"
 
 
-def test_a_slow_reader_cannot_bring_an_old_version_back(
+def test_slow_thread_does_not_restore_an_old_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two threads read at once: whoever ends last, what the file holds is what is given."""
+    """Of two threads that read at the same time, the order of their ends does not matter."""
     path = tmp_path / "file"
     path.write_text("one")
-    held, go = threading.Event(), threading.Event()
+    parsing, go = threading.Event(), threading.Event()
 
     def parse(text: str) -> str:
         if text == "two":
-            held.set()
+            parsing.set()
             assert go.wait(30)
         return text
 
@@ -82,7 +82,7 @@ def test_a_slow_reader_cannot_bring_an_old_version_back(
     path.write_text("two")
     slow = threading.Thread(target=file.get)
     slow.start()
-    assert held.wait(30)
+    assert parsing.wait(30)
     path.write_text("three")
     assert file.get() == "three"
     go.set()

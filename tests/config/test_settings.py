@@ -10,8 +10,8 @@ from monitor_plugin import Settings, SettingsError
 from monitor_plugin.config.settings import parse_listen, setting_text
 
 
-def test_every_field_comes_from_the_environment() -> None:
-    """Each field has its variable; empty counts as unset, `none` as None."""
+def test_every_setting_can_come_from_the_environment() -> None:
+    """Each field has a variable. An empty one counts as unset, `none` as None."""
     environment = {
         "MONITOR_LISTEN": "none",
         "MONITOR_TOKEN": "s3cret",
@@ -54,22 +54,22 @@ def test_every_field_comes_from_the_environment() -> None:
 @pytest.mark.parametrize(
     "variable", ["MONITOR_SOCKET_MODE=0888", "MONITOR_SOCKET_MODE=x", "MONITOR_INSECURE=perhaps"]
 )
-def test_a_bad_variable_is_named(variable: str) -> None:
-    """A text that cannot be turned into a setting is refused with its variable."""
+def test_invalid_variable_is_named_in_the_error(variable: str) -> None:
+    """The text of the variable cannot be converted to the type of the setting."""
     name, _, text = variable.partition("=")
     with pytest.raises(SettingsError, match=f"^{name}='{text}'"):
         Settings.from_environment({name: text})
 
 
-def test_settings_are_shown_as_they_are_given() -> None:
+def test_setting_text_is_the_text_of_the_variable() -> None:
     """The text of a setting is the one that a variable takes."""
     assert setting_text("socket_mode", 0o600) == "0600"
     assert setting_text("allowed_hosts", ()) == setting_text("token_file", None) == "none"
     assert setting_text("allowed_hosts", ("a", "b")) == "a,b"
 
 
-def test_the_token_is_never_shown() -> None:
-    """A repr hides the token, and says that there is one."""
+def test_repr_hides_the_token() -> None:
+    """It shows only whether there is a token."""
     assert "s3cret" not in repr(Settings(token="s3cret"))
     assert "s3cret" not in str(list(Settings(token="s3cret").__rich_repr__()))  # what rich shows
     assert "token='***'" in repr(Settings(token="s3cret"))
@@ -97,15 +97,15 @@ def test_the_token_is_never_shown() -> None:
         {"token": 5},
     ],
 )
-def test_a_bad_setting_is_refused_by_name(bad: dict[str, Any]) -> None:
-    """A value that cannot be used raises at once, and names the setting."""
+def test_invalid_setting_is_named_in_the_error(bad: dict[str, Any]) -> None:
+    """It raises at once."""
     (name,) = bad
     with pytest.raises(SettingsError, match=name) as raised:
         Settings(**bad)
     assert raised.value.setting == name
 
 
-def test_where_to_listen() -> None:
+def test_listen_is_parsed_into_host_and_port() -> None:
     """HOST:PORT, with IPv6 addresses in brackets."""
     assert parse_listen("localhost:0") == (None, "localhost", 0)
     assert parse_listen("[::1]:80") == (None, "::1", 80)

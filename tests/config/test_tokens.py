@@ -1,4 +1,4 @@
-"""The tokens that are valid, and the file that holds them."""
+"""Tokens, and the file of tokens."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def names(tokens: Tokens, *secrets: str) -> list[str | None]:
     return [token.name if (token := tokens.find(secret)) else None for secret in secrets]
 
 
-def test_a_file_of_tokens() -> None:
-    """A line is ROLE:NAME:TOKEN, in which the token may hold colons; comments are skipped."""
+def test_token_file_has_one_token_a_line() -> None:
+    """A line is ROLE:NAME:TOKEN, where the token may have colons; comments are skipped."""
     assert parse_tokens("# hi\n\nread:a b:x\r\n  admin:ops:y:z=  \nREAD:c:w") == (
         Token(Role.READ, "a b", "x"),
         Token(Role.ADMIN, "ops", "y:z="),
@@ -49,16 +49,16 @@ def test_a_file_of_tokens() -> None:
         ("admin:other:first", "another line has the same token"),
     ],
 )
-def test_a_bad_line_is_named_and_not_quoted(line: str, fault: str) -> None:
-    """The error says which line and what is wrong, and quotes nothing of it."""
+def test_invalid_line_is_numbered_and_not_quoted(line: str, fault: str) -> None:
+    """The error has the number of the line and what is wrong."""
     with pytest.raises(ValueError, match=f"^line 2: {fault}") as raised:
         parse_tokens(f"read:one:first\n{line}")
     assert SECRET not in str(raised.value)
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_parsed_or_refused(text: str) -> None:
-    """Whatever a file holds, it gives usable tokens or a ValueError."""
+def test_token_parser_accepts_any_text(text: str) -> None:
+    """It returns usable tokens or raises a ValueError."""
     try:
         tokens = parse_tokens(text)
     except ValueError:
@@ -66,8 +66,8 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
     assert all(token.secret.isascii() and token.name for token in tokens)
 
 
-def test_no_secret_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither in a repr, nor in an error, nor in the log."""
+def test_secrets_are_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are in no repr, error or log line."""
     assert SECRET not in repr(Token(Role.READ, "a", SECRET))
     file = tmp_path / "tokens"
     file.write_text(f"read:a:{SECRET}")
@@ -101,8 +101,8 @@ def test_tokens_are_compared_in_constant_time(
 
 
 @pytest.mark.parametrize("role", ["read", "admin"])
-def test_the_same_token_twice_may_do_most(role: str, tmp_path: Path) -> None:
-    """A file takes nothing from the token of the setting."""
+def test_higher_role_of_equal_secrets_counts(role: str, tmp_path: Path) -> None:
+    """A file does not reduce the role of the token in the setting."""
     file = tmp_path / "tokens"
     file.write_text(f"read:a:one\n{role}:b:lone\n")
     found = Tokens("lone", str(file)).find("lone")
@@ -110,10 +110,10 @@ def test_the_same_token_twice_may_do_most(role: str, tmp_path: Path) -> None:
     assert found.role is Role.ADMIN
 
 
-def test_the_file_is_read_again_when_it_changes(
+def test_changed_token_file_counts_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A token that was added counts at once, and one that was taken out no longer."""
+    """A new token is valid, a removed one is not."""
     file = tmp_path / "tokens"
     file.write_text("read:a:one")
     tokens = Tokens("lone", str(file))
@@ -130,15 +130,15 @@ def test_the_file_is_read_again_when_it_changes(
 
 
 @pytest.mark.parametrize("how", ["empty", "bad line", "gone", "no UTF-8", "folder", "huge"])
-def test_a_file_that_cannot_be_used_leaves_the_tokens(
+def test_unusable_token_file_leaves_the_tokens_valid(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged once, what it held before stays valid, and a good version is taken again."""
+    """The failure is logged once, and the next usable version counts."""
     file = tmp_path / "tokens"
     file.write_text("read:a:one")
     tokens = Tokens(None, str(file))
     file.unlink()
-    if how == "empty":  # as a file is for a moment that is written in place
+    if how == "empty":  # as a file is for a moment while it is overwritten in place
         file.touch()
     elif how == "bad line":
         file.write_text("nonsense")
@@ -157,8 +157,8 @@ def test_a_file_that_cannot_be_used_leaves_the_tokens(
     assert names(tokens, "one", "two") == [None, "b"]
 
 
-def test_reloading_reads_what_seems_unchanged(tmp_path: Path) -> None:
-    """`reload` reads the file though neither its size nor its times have changed."""
+def test_reload_reads_a_file_that_seems_unchanged(tmp_path: Path) -> None:
+    """Neither its size nor its times have changed."""
     file = tmp_path / "tokens"
     file.write_text("read:a:one")
     tokens = Tokens(None, str(file))
@@ -174,10 +174,10 @@ def test_reloading_reads_what_seems_unchanged(tmp_path: Path) -> None:
     ("content", "why"),
     [("", "it holds no token"), ("x", "line 1: it is not"), (None, "No such file")],
 )
-def test_a_monitor_does_not_start_without_its_tokens(
+def test_monitor_does_not_start_with_an_unusable_token_file(
     content: str | None, why: str, tmp_path: Path
 ) -> None:
-    """A file that cannot be used at the start is refused, with its path and the reason."""
+    """The error has the path and the reason."""
     file = tmp_path / "tokens"
     if content is not None:
         file.write_text(content)
@@ -187,10 +187,10 @@ def test_a_monitor_does_not_start_without_its_tokens(
     assert str(file) in str(raised.value)
 
 
-def test_a_running_monitor_takes_new_tokens(
+def test_running_monitor_uses_a_changed_token_file(
     make_monitor: Callable[..., Monitor], tmp_path: Path
 ) -> None:
-    """Over HTTP: a new token opens, a withdrawn one does not, without a restart."""
+    """A new token is valid over HTTP, a removed one is not, without a restart."""
     file = tmp_path / "tokens"
     file.write_text("read:a:one")
     monitor = make_monitor(token_file=str(file))

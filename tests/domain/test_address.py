@@ -37,13 +37,13 @@ from monitor_plugin.domain.address import FORMS, canonical_address, is_local
         ("unix-abstract:" + "a" * 107, "unix-abstract:" + "a" * 107),
     ],
 )
-def test_every_form_has_one_canonical_form(address: str, canonical: str) -> None:
-    """Each documented form is accepted, and its variants come out as one."""
+def test_each_form_of_address_has_one_canonical_form(address: str, canonical: str) -> None:
+    """All documented forms are accepted, and variants of one have the same canonical form."""
     assert canonical_address(address) == canonical
 
 
-def test_any_number_of_leading_slashes_is_one_socket() -> None:
-    """A socket's path is the same file however many slashes it begins with."""
+def test_leading_slashes_of_a_socket_path_are_one() -> None:
+    """The path names the same file."""
     spellings = ["unix:/s", "unix:///s", "unix:////s", "unix://///s"]
     assert {canonical_address(each) for each in spellings} == {"unix:/s"}
 
@@ -106,14 +106,14 @@ def test_any_number_of_leading_slashes_is_one_socket() -> None:
         ("unix-abstract:" + "a" * 108, "takes 1 to 107 bytes, not 108"),
     ],
 )
-def test_what_is_no_target_is_refused_with_what_is_wrong(address: object, said: str) -> None:
-    """The error says what is wrong with the address, and shows it."""
+def test_invalid_address_raises_what_is_wrong(address: object, said: str) -> None:
+    """The error quotes the address."""
     with pytest.raises(ValueError, match=r"\baddress\b") as caught:
         canonical_address(address)
     assert said in str(caught.value)
 
 
-def test_the_error_about_an_unknown_form_lists_the_forms() -> None:
+def test_error_about_an_unknown_form_lists_the_forms() -> None:
     """Who gave a form that is not known reads which are."""
     with pytest.raises(ValueError, match="is no gRPC target") as caught:
         canonical_address("nonsense")
@@ -121,7 +121,7 @@ def test_the_error_about_an_unknown_form_lists_the_forms() -> None:
 
 
 @given(st.text())
-def test_any_text_is_refused_or_becomes_a_fixed_point(text: str) -> None:
+def test_canonical_form_of_any_text_is_a_fixed_point(text: str) -> None:
     """No text raises anything but ValueError, and a canonical form is its own canonical form."""
     for address in (text, f"{text}:1", f"[{text}]:1", f"unix:/{text}", f"unix-abstract:{text}"):
         refuse_or_fix(address)
@@ -162,8 +162,8 @@ _PARTS = st.sampled_from(
 
 
 @given(st.lists(_PARTS | st.text(max_size=3), max_size=6).map("".join))
-def test_any_mixture_of_forms_is_refused_or_becomes_a_fixed_point(address: str) -> None:
-    """What is put together from parts of addresses raises nothing but ValueError either."""
+def test_canonical_form_of_any_mixture_of_forms_is_a_fixed_point(address: str) -> None:
+    """Combined parts of addresses raise nothing but ValueError."""
     refuse_or_fix(address)
 
 
@@ -181,8 +181,8 @@ def refuse_or_fix(address: str) -> None:
 
 
 @given(st.none() | st.booleans() | st.integers() | st.floats() | st.binary() | st.lists(st.text()))
-def test_what_is_no_text_is_refused(address: object) -> None:
-    """A host that gives something else gets a ValueError, whatever it is."""
+def test_address_of_another_type_raises_an_error(address: object) -> None:
+    """It is a ValueError for every type."""
     with pytest.raises(ValueError, match="must be a string"):
         canonical_address(address)
 
@@ -197,8 +197,8 @@ def test_what_is_no_text_is_refused(address: object) -> None:
         *("[::ffff:127.0.0.1]:1", "[::ffff:7f00:2]:1"),
     ],
 )
-def test_what_is_on_this_machine_is_local(address: str) -> None:
-    """Sockets, and every spelling of loopback and of what dials it."""
+def test_loopback_addresses_and_sockets_are_local(address: str) -> None:
+    """Every spelling counts, also of unspecified addresses, which reach loopback."""
     assert is_local(canonical_address(address))
 
 
@@ -212,14 +212,14 @@ def test_what_is_on_this_machine_is_local(address: str) -> None:
         *("[::ffff:192.0.2.2]:1", "[::127.0.0.1]:1", "[64:ff9b::7f00:1]:1", "[2001:db8::1]:1"),
     ],
 )
-def test_everything_else_is_not_local(address: str) -> None:
-    """A name is not resolved, and what merely looks like loopback is none."""
+def test_other_addresses_are_not_local(address: str) -> None:
+    """Names are not resolved."""
     assert not is_local(canonical_address(address))
 
 
 @given(st.ip_addresses(v=6), st.integers(1, 65535))
-def test_every_spelling_of_an_ipv6_address_is_one(address: object, port: int) -> None:
-    """An IPv6 address, long or short, in capitals or not, comes out the same."""
+def test_ipv6_address_has_one_canonical_form(address: object, port: int) -> None:
+    """Its spelling may be long or short, in capitals or not."""
     short, long = str(address), address.exploded  # type: ignore[attr-defined]
     forms = {canonical_address(f"[{each}]:{port}") for each in (short, long, long.upper())}
     assert forms == {f"[{short}]:{port}"}

@@ -10,8 +10,8 @@ import monitor_plugin
 from monitor_plugin.domain import errors
 
 
-def test_the_public_names_are_these() -> None:
-    """What the package exports changes on purpose only."""
+def test_package_exports_the_documented_names() -> None:
+    """The list changes on purpose only."""
     assert monitor_plugin.__all__ == [
         "Backend",
         "BackendExit",
@@ -53,7 +53,7 @@ def _family() -> dict[str, Any]:
     return {name: kind for name, kind in classes if kind.__module__ == errors.__name__}
 
 
-def test_the_family_is_the_one_that_is_drawn() -> None:
+def test_tree_in_the_docstring_has_every_error() -> None:
     """The tree at the top of the module names every error, and each is public."""
     drawn = set(re.findall(r"^│? *[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE))
     assert drawn | {"MonitorError"} == set(_family())
@@ -62,7 +62,7 @@ def test_the_family_is_the_one_that_is_drawn() -> None:
 
 @pytest.mark.parametrize("name", sorted(_family()))
 def test_every_error_is_a_monitor_error(name: str) -> None:
-    """Catching the root catches them all."""
+    """One `except` catches all."""
     assert issubclass(_family()[name], errors.MonitorError)
 
 
@@ -142,7 +142,7 @@ def test_every_error_is_a_monitor_error(name: str) -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_an_error_carries_its_facts(
+def test_error_has_its_facts_as_attributes(
     error: errors.MonitorError,
     builtin: type[Exception],
     message: str | None,

@@ -26,10 +26,10 @@ from monitor_plugin.domain.exits import describe_exit_and_age, make_exit
         (None, True, False, BackendExit("shutdown", None, None, None, 5.0)),
     ],
 )
-def test_an_end_has_one_cause(
+def test_exit_has_one_cause(
     exit_code: int | None, stopped: bool, oom_kill_seen: bool, expected: BackendExit
 ) -> None:
-    """A shutdown explains any end, the kernel's want of memory a SIGKILL, else the code does."""
+    """A shutdown explains any exit, an OOM kill a SIGKILL; otherwise the exit code counts."""
     assert make_exit(exit_code, stopped, oom_kill_seen, 5.0) == expected
 
 
@@ -46,13 +46,13 @@ def test_an_end_has_one_cause(
         (make_exit(None, False, False, 100.0), "ended 4 s ago"),
     ],
 )
-def test_an_end_is_described_in_words(exit: BackendExit, words: str) -> None:
-    """The words say how it ended, with the signal's name, and how long ago."""
+def test_exit_is_described_in_words(exit: BackendExit, words: str) -> None:
+    """The words say how the process ended, with the name of the signal, and how long ago."""
     assert describe_exit_and_age(exit, now=104.2) == words
 
 
-def test_a_clock_that_was_set_back_gives_no_negative_age() -> None:
-    """An end that lies in the future, by a changed clock, was 0 s ago."""
+def test_age_of_an_exit_is_never_negative() -> None:
+    """If the clock was set back, an exit in the future was 0 s ago."""
     assert describe_exit_and_age(make_exit(1, False, False, 100.0), now=50.0) == (
         "exited with code 1 0 s ago"
     )

@@ -29,7 +29,7 @@ from monitor_plugin.domain.model_name import (
         "é" * 127,
     ],
 )
-def test_free_text_is_a_name(model: str) -> None:
+def test_free_text_is_a_model_name(model: str) -> None:
     """Slashes, spaces, colons and any script are fine, up to 255 bytes of UTF-8."""
     assert validate_model_name(model) == model
 
@@ -59,7 +59,7 @@ def test_an_invalid_model_name_raises_what_is_wrong(model: object, fault: str) -
 
 
 @given(st.text(alphabet=st.characters(), max_size=300))
-def test_a_name_is_valid_exactly_by_the_rules(model: str) -> None:
+def test_model_name_is_valid_exactly_by_the_rules(model: str) -> None:
     """A text is a name if it is not empty, is Unicode, fits, and holds no control character."""
     categories = {unicodedata.category(character) for character in model}
     size = len(model.encode(errors="surrogatepass"))

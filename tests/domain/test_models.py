@@ -46,14 +46,14 @@ def test_records_have_the_fields_of_the_contract(kind: type[msgspec.Struct], fie
     assert kind.__struct_fields__ == tuple(fields.split())
 
 
-def test_a_backend_is_told_apart_by_all_that_it_is() -> None:
-    """Two records of the same PID and another creation time are two backends."""
+def test_backends_with_different_creation_times_differ() -> None:
+    """Also if the PID is the same."""
     assert Backend("llama", 42, "127.0.0.1:50051", 1.5) == BACKEND
     assert msgspec.structs.replace(BACKEND, created_at=1.6) != BACKEND
     assert len({BACKEND, Backend("llama", 42, "127.0.0.1:50051", 1.5)}) == 1
 
 
-def test_what_is_optional_defaults_to_unknown() -> None:
+def test_optional_fields_default_to_unknown() -> None:
     """Memory is unknown unless given, and two records share no breakdown."""
     assert Status(7).memory is None
     assert RECORDS[-1].memory_source is None  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ from monitor_plugin.config.settings import setting_text
 from monitor_plugin.hosts.circus.options import check_arguments, parse_options
 
 
-def test_every_setting_but_the_token_is_an_option() -> None:
-    """Each is taken by its name, as the text that shows it."""
+def test_every_setting_except_the_token_is_a_circus_option() -> None:
+    """Each option has the name of the setting, and its value as text."""
     options = {
         field.name: setting_text(field.name, field.default)
         for field in msgspec.structs.fields(Settings)
@@ -22,8 +22,8 @@ def test_every_setting_but_the_token_is_an_option() -> None:
     assert parse_options(options, (), {}) == (Settings(), [])
 
 
-def test_options_win_over_the_environment() -> None:
-    """Variables count too, the token among them, where no option says otherwise."""
+def test_circus_options_take_precedence_over_the_environment() -> None:
+    """Variables count for settings that have no option, such as the token."""
     environ = {
         "MONITOR_TOKEN": "secret",
         "MONITOR_HTTP_THREADS": "5",
@@ -40,10 +40,10 @@ def test_options_win_over_the_environment() -> None:
     )
 
 
-def test_rules_stand_on_lines_or_between_commas() -> None:
+def test_circus_rules_are_separated_by_lines_or_commas() -> None:
     """A section may have several rules."""
     _, rules = parse_options({"backend": "a=m@127.0.0.1:1, b-*=n@unix:/*\nc=o,"}, (), {})
-    assert [rule.apply(name) for rule, name in zip(rules, ("a", "b-2", "c"), strict=True)] == [
+    assert [rule.match(name) for rule, name in zip(rules, ("a", "b-2", "c"), strict=True)] == [
         ("m", "127.0.0.1:1"),
         ("n", "unix:/2"),
         ("o", None),
@@ -60,29 +60,29 @@ def test_rules_stand_on_lines_or_between_commas() -> None:
         ({"token": "very-secret"}, "token is no option"),
     ],
 )
-def test_a_bad_option_is_told_of(options: dict[str, str], error: str) -> None:
-    """The error names the option and what is wrong; a secret is not in it."""
+def test_invalid_circus_option_raises_an_error(options: dict[str, str], error: str) -> None:
+    """The error names the option and what is wrong, and does not quote a secret."""
     with pytest.raises(MonitorError, match=re.escape(error)) as raised:
         parse_options(options, (), {})
     assert "very-secret" not in str(raised.value)
 
 
-def test_circus_own_options_are_left_alone() -> None:
-    """Those of a watcher may stand in the section as well."""
+def test_options_of_circus_itself_are_ignored() -> None:
+    """The section may have the options of a watcher too."""
     assert parse_options({"priority": "7"}, ("priority",), {}) == (Settings(), [])
 
 
 @pytest.mark.parametrize("value", ["::1", "", "x:"])
-def test_an_option_that_circus_loses_is_told_of(value: str) -> None:
-    """How circus passes options drops some values, which must not go unnoticed."""
+def test_option_that_circus_drops_raises_an_error(value: str) -> None:
+    """circus passes some values to the plugin incompletely."""
     items = {"__name__": "plugin:monitor", "trusted_proxy": value, "use_sockets": "1"}
     config = ":::".join(f"{key}:{text}" for key, text in items.items())
     with pytest.raises(MonitorError, match="circus lost options"):
         check_arguments(["-c", "--config", config, "monitor_plugin.hosts.circus.MonitorPlugin"])
 
 
-def test_what_circus_passes_whole_is_taken() -> None:
-    """Colons within a value do no harm."""
+def test_options_with_inner_colons_are_accepted() -> None:
+    """circus passes such values completely."""
     check_arguments(["-c", "--config", "listen:[::1]:8080:::name:plugin:monitor", "x"])
     check_arguments(["-c", "--config", "listen:unix:///run/monitor.sock:::name:plugin:m", "x"])
     check_arguments(["pytest"])

@@ -1,4 +1,4 @@
-"""Looking at a host: at the start, after hints, and in between."""
+"""Polls at the start, after events, and at intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monitor_plugin.hosts.poller import Poller
 from ..support import eventually, logged
 
 
-class Looks:
+class Polls:
     def __init__(self) -> None:
         self.count = 0
         self.fails = False
@@ -26,42 +26,42 @@ class Looks:
             raise OSError("no such host")
 
 
-def test_a_look_comes_at_once_and_soon_again() -> None:
-    """What is not ready at the first look is seen at one of the next."""
-    looks = Looks()
-    follower = Poller("test", looks)
-    follower.start()
-    eventually(lambda: looks.count >= 3)
-    follower.close()
-    before = looks.count
-    follower.hint()
-    assert looks.count == before
+def test_poller_polls_at_once_and_soon_again() -> None:
+    """What is not ready at the first poll is found by one of the next."""
+    polls = Polls()
+    poller = Poller("test", polls)
+    poller.start()
+    eventually(lambda: polls.count >= 3)
+    poller.close()
+    before = polls.count
+    poller.poll_soon()
+    assert polls.count == before
 
 
-def test_many_hints_are_one_look() -> None:
-    """Hints that come while a look is under way bring one look, not one each."""
-    looks = Looks()
-    looks.going.clear()
-    follower = Poller("test", looks)
-    follower.start()
-    eventually(lambda: looks.count == 1)
+def test_events_during_a_poll_cause_one_more_poll() -> None:
+    """They do not cause one poll each."""
+    polls = Polls()
+    polls.going.clear()
+    poller = Poller("test", polls)
+    poller.start()
+    eventually(lambda: polls.count == 1)
     for _ in range(1000):
-        follower.hint()
-    looks.going.set()
-    eventually(lambda: looks.count >= 2)
-    follower.close()
-    assert looks.count < 10
+        poller.poll_soon()
+    polls.going.set()
+    eventually(lambda: polls.count >= 2)
+    poller.close()
+    assert polls.count < 10
 
 
-def test_a_failure_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A host that does not answer for a while costs two lines, and looks go on."""
+def test_poller_logs_a_failure_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A host that does not answer for a while causes two log lines, and polling goes on."""
     caplog.set_level(logging.INFO, "monitor_plugin")
-    looks = Looks()
-    looks.fails = True
-    follower = Poller("test", looks)
-    follower.start()
-    eventually(lambda: looks.count >= 2)
-    looks.fails = False
+    polls = Polls()
+    polls.fails = True
+    poller = Poller("test", polls)
+    poller.start()
+    eventually(lambda: polls.count >= 2)
+    polls.fails = False
     eventually(lambda: len(logged(caplog)) == 2)
-    follower.close()
+    poller.close()
     assert logged(caplog) == ["test: no such host", "test: it works again"]

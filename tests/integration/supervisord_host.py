@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from monitor_plugin.hosts.supervisord.rpc import CallFailed, Supervisord
+from monitor_plugin.hosts.supervisord.client import SupervisordClient, SupervisordError
 
 from ..support import Client, eventually, free_port
 
@@ -106,7 +106,7 @@ class Host:
             self.url = f"http://127.0.0.1:{port}"
             text += f"[inet_http_server]\nport=127.0.0.1:{port}\n{wanted}{INTERFACE}"
         if server:
-            self.supervisord = Supervisord(self.url, *(credentials or ()))
+            self.supervisord = SupervisordClient(self.url, *(credentials or ()))
             text += f"[supervisorctl]\nserverurl={self.url}\n{wanted}"
         if monitored:
             hooks = folder / "hooks"
@@ -166,7 +166,7 @@ class Host:
         info: dict[str, Any] = {}
 
         def ask() -> bool:
-            with contextlib.suppress(CallFailed):
+            with contextlib.suppress(SupervisordError):
                 info.update(self.supervisord.call("getProcessInfo", name))
             return bool(info)
 

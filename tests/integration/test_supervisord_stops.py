@@ -61,7 +61,7 @@ class Case:
         """The newest backend of a model, once it runs and is registered."""
 
         def run() -> list[Backend]:
-            self.adapter.hint()  # again: supervisord may not have started it yet
+            self.adapter.poll_soon()  # again: supervisord may not have started it yet
             found = [each for each in self.monitor.backends() if each.model == model]
             return [each for each in found if is_running(each.pid)]
 

@@ -1,5 +1,5 @@
-"""The adapter to circus, which runs as its plugin. Needs the extra `[circus]`."""
+"""The adapter to circus, which runs as a plugin of circus. Needs the extra `[circus]`."""
 
-from .adapter import MonitorPlugin
+from .plugin import MonitorPlugin
 
 __all__ = ["MonitorPlugin"]

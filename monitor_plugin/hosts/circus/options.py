@@ -1,4 +1,4 @@
-"""The options of the plugin's section in circus.ini: settings, and which programs are backends."""
+"""The options of the plugin's section in circus.ini: settings, and rules for backends."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import msgspec
 
 from ...config.settings import Settings, parse_setting
 from ...domain.errors import MonitorError, SettingsError
-from ..discovery import Rule, parse_rule
+from ..discovery import BackendRule, parse_rule
 
-# Whoever reaches circus reads a plugin's options by `circusctl options`, and `ps` shows them.
+# `circusctl options` shows the options of a plugin to all clients of circus, and `ps` to all users.
 _SECRET = "token"  # noqa: S105 - the name of a setting
 _RULES = "backend"
 
 
 def parse_options(
     options: Mapping[str, str], circus_options: Collection[str], environ: Mapping[str, str]
-) -> tuple[Settings, list[Rule]]:
-    """Turn the section into settings, over those of the environment, and rules.
+) -> tuple[Settings, list[BackendRule]]:
+    """Parse the options. They take precedence over the variables of `environ`.
 
     Args:
-        options: the section's options by name.
-        circus_options: names that are circus' own, and left alone.
+        options: the options of the section, by name.
+        circus_options: the names of circus' own options, which are ignored.
         environ: pass `os.environ`.
 
+    Returns:
+        The settings of the monitor, and the rules for backends.
+
     Raises:
-        MonitorError: an option is not known, or has a value that cannot be used.
+        MonitorError: an option is unknown, or has an invalid value.
     """
     names = [each.name for each in msgspec.structs.fields(Settings) if each.name != _SECRET]
-    given: dict[str, Any] = {}
-    rules: list[Rule] = []
+    values: dict[str, Any] = {}
+    rules: list[BackendRule] = []
     for name, text in options.items():
         if name == _SECRET:
             raise SettingsError(
@@ -43,25 +46,25 @@ def parse_options(
         if name == _RULES:
             rules += [parse_rule(rule.strip()) for rule in re.split(r"[,\n]", text) if rule.strip()]
         elif name in names:
-            given[name] = parse_setting(name, text, source=f"option {name}")
+            values[name] = parse_setting(name, text, source=f"option {name}")
         elif name not in circus_options:
             raise SettingsError(
                 name, f"unknown option {name!r}; there are {_RULES}, {', '.join(names)}"
             )
-    return msgspec.structs.replace(Settings.from_environment(environ), **given), rules
+    return msgspec.structs.replace(Settings.from_environment(environ), **values), rules
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """See whether circus lost options on their way to the plugin's command line.
+    """Check that circus passed all options on the plugin's command line.
 
-    It joins `name:value` by `:::`, and so drops without a word what is empty, or begins or ends
-    with a colon.
+    It joins `name:value` with `:::`. So it silently drops values that are empty, or that begin or
+    end with a colon.
 
     Args:
         arguments: pass `sys.argv`.
 
     Raises:
-        MonitorError: it did.
+        MonitorError: an option was lost.
     """
     if "--config" not in arguments[:-1]:
         return

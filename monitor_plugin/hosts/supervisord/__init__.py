@@ -1,1 +1,1 @@
-"""The adapter to supervisord, which runs as its event listener."""
+"""The adapter to supervisord, which runs as an event listener of supervisord."""

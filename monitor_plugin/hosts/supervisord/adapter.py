@@ -1,7 +1,7 @@
-"""The adapter to supervisord: an event listener in a process of its own.
+"""The adapter to supervisord: a plugin of the monitor.
 
-What runs is asked of supervisord (`getAllProcessInfo`), after each event and now and then; models
-are stopped by it (`stopProcess`), so that it does not start them again.
+It asks supervisord what runs (`getAllProcessInfo`), after each event and at intervals. It has
+supervisord stop backends (`stopProcess`), which then does not start them again.
 """
 
 from __future__ import annotations
@@ -14,99 +14,90 @@ from typing import Any
 from supervisor.states import RUNNING_STATES, ProcessStates, getProcessStateDescription
 from supervisor.xmlrpc import Faults
 
-from ...concurrency.signals import Signals
-from ...config.settings import Settings
-from ...domain.errors import MonitorError, ShutdownFailed
+from ...domain.errors import ShutdownFailed
 from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
 from ...processes.process_table import read_row
-from ..discovery import Program, Rule, find_backends
+from ..discovery import BackendRule, Program, find_backends
 from ..poller import Poller
 from ..registry_sync import RegistrySync
-from .events import EventProtocol
-from .rpc import CallFailed, Supervisord
+from .client import SupervisordClient, SupervisordError
 
-_LOOK_SECONDS = 0.1
-# supervisord starts what has exited again at its next tick, which comes each second.
-_EXITED_SECONDS = 1.5
-# It kills what is asked to stop right after stopwaitsecs, which often is as long as the timeout.
+_POLL_SECONDS = 0.1
+# supervisord restarts exited programs at its next tick; there is one each second.
+_RESTART_SECONDS = 1.5
+# supervisord sends SIGKILL just after stopwaitsecs, which is often the same as the stop's timeout.
 _KILL_SECONDS = 0.5
-
-NO_SERVER = """supervisord has no HTTP server by which it could be asked what runs; its \
-configuration must have
-
-[unix_http_server]
-file=/run/supervisor.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-
-(outside supervisord, --server-url says where its server is)"""
 
 
 class Adapter:
-    """A plugin of a monitor: registers supervisord's backends, and has it stop them.
+    """Registers supervisord's backends with a monitor, and has supervisord stop them.
 
     Args:
-        supervisord: whose programs they are.
-        rules: which programs are backends, besides those that say so themselves.
-        hook_timeout_seconds: the monitor's, by which the hook may overrun the timeout of a stop.
+        supervisord: calls the supervisord that runs the programs.
+        rules: the programs that are backends, besides those that declare it themselves.
+        hook_timeout_seconds: the setting of the monitor, which limits how long the stop hook may
+            exceed the timeout of a stop.
     """
 
     def __init__(
         self,
-        supervisord: Supervisord,
-        rules: Sequence[Rule] = (),
+        supervisord: SupervisordClient,
+        rules: Sequence[BackendRule] = (),
         hook_timeout_seconds: float = 1.0,
     ) -> None:
         self._supervisord = supervisord
         self._rules = rules
         self._kill_seconds = min(_KILL_SECONDS, hook_timeout_seconds / 2)
-        self._roster: RegistrySync | None = None
+        self._registry_sync: RegistrySync | None = None
         self._closing = threading.Event()
-        self._follower = Poller("monitor-supervisord", self._look)
+        self._poller = Poller("monitor-supervisord", self._poll)
 
-    def hint(self) -> None:
-        """Say that something may have changed in supervisord."""
-        self._follower.hint()
+    def poll_soon(self) -> None:
+        """Ask supervisord soon what runs, after an event."""
+        self._poller.poll_soon()
 
     @hookimpl
     def monitor_started(self, monitor: Monitor) -> None:
-        """Begin to keep the monitor's registry in line with what runs."""
-        self._roster = RegistrySync(monitor)
-        self._follower.start()
+        """Start to register the backends that run."""
+        self._registry_sync = RegistrySync(monitor)
+        self._poller.start()
 
     @hookimpl
     def monitor_closing(self) -> None:
-        """End it, and the waits for what is being stopped."""
+        """Stop registering, and stop waiting for programs that supervisord is stopping."""
         self._closing.set()
-        self._follower.close()
+        self._poller.close()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         infos = self._supervisord.call("getAllProcessInfo")
-        run = [info for info in infos if info["state"] in RUNNING_STATES and info["pid"]]
-        found = find_backends(map(_program, run), self._rules)
-        if self._roster and not self._closing.is_set():
-            self._roster.sync(found)
+        running = [info for info in infos if info["state"] in RUNNING_STATES and info["pid"]]
+        found = find_backends(map(_program, running), self._rules)
+        if self._registry_sync and not self._closing.is_set():
+            self._registry_sync.sync(found)
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
-        """Have supervisord stop the backend's program, whichever process it has by now.
+        """Have supervisord stop the backend's program, also if it has another process by now.
 
-        Returns None once supervisord has stopped it, or is about to kill it, which leaves what its
-        process left behind (a shell's child, say) to the monitor; or where the backend is none of
-        its programs.
+        Returns:
+            None: the monitor stops what is left, such as the child of a shell. supervisord has then
+            stopped the program or is about to kill it, or the backend is not one of its programs.
+
+        Raises:
+            ShutdownFailed: supervisord cannot stop the program, or not in time.
         """
         try:
             name = self._program_of(backend.pid)
             if name is not None:
                 self._stop(backend, name, timeout_seconds)
             return None
-        except CallFailed as error:
+        except SupervisordError as error:
             raise ShutdownFailed(backend.model, str(error)) from None
 
     def _program_of(self, pid: int) -> str | None:
-        """Find the program to which a process belongs, or belonged."""
+        """Return the program to which a process belongs or belonged; None if there is none."""
         infos = self._supervisord.call("getAllProcessInfo")
         names = {info["pid"]: _program(info).name for info in infos}
         ancestor = pid
@@ -115,10 +106,10 @@ class Adapter:
                 return names[ancestor]
             row = read_row(ancestor)
             ancestor = row.parent if row else 0
-        return self._roster.name_of(pid) if self._roster else None
+        return self._registry_sync.program_of(pid) if self._registry_sync else None
 
     def _stop(self, backend: Backend, name: str, seconds: float) -> None:
-        """Stop a program in whatever state it is, and see that it stays so."""
+        """Stop a program in any state, and wait until supervisord will not start it again."""
         deadline = time.monotonic() + seconds + self._kill_seconds
         exited_at = None
         while True:
@@ -129,37 +120,37 @@ class Adapter:
                 return None
             elif state == ProcessStates.EXITED:
                 exited_at = exited_at or time.monotonic()
-                if time.monotonic() >= exited_at + _EXITED_SECONDS:
+                if time.monotonic() >= exited_at + _RESTART_SECONDS:
                     return None
             elif state != ProcessStates.STOPPING:
-                what = getProcessStateDescription(state)
-                raise ShutdownFailed(backend.model, f"program {name!r} is in state {what}")
+                description = getProcessStateDescription(state)
+                raise ShutdownFailed(backend.model, f"program {name!r} is in state {description}")
             if time.monotonic() >= deadline:
-                return self._check_patience(backend, name, seconds)
-            if self._closing.wait(_LOOK_SECONDS):
+                return self._check_stopwaitsecs(backend, name, seconds)
+            if self._closing.wait(_POLL_SECONDS):
                 why = f"the monitor was closed while supervisord was stopping program {name!r}"
                 raise ShutdownFailed(backend.model, why)
 
     def _state(self, name: str) -> int | None:
-        """Ask for a program's state; None where there is no such program any more."""
+        """Return a program's state; None if the program has been removed."""
         try:
             return int(self._supervisord.call("getProcessInfo", name)["state"])
-        except CallFailed as error:
+        except SupervisordError as error:
             if error.fault == Faults.BAD_NAME:
                 return None
             raise
 
     def _begin_stop(self, name: str) -> None:
         try:
-            # Without waiting: that could take longer than a call may.
+            # False: do not wait, as that may exceed the timeout of a call.
             self._supervisord.call("stopProcess", name, False)
-        except CallFailed as error:
-            # It ended just now, or is gone with its group: the next look tells.
+        except SupervisordError as error:
+            # It has just ended or been removed, which its state says at the next poll.
             if error.fault not in (Faults.NOT_RUNNING, Faults.BAD_NAME):
                 raise
 
-    def _check_patience(self, backend: Backend, name: str, seconds: float) -> None:
-        """Raise where supervisord kills a program later than the monitor waits for it."""
+    def _check_stopwaitsecs(self, backend: Backend, name: str, seconds: float) -> None:
+        """Raise an error if supervisord kills the program later than `seconds` after the stop."""
         for info in self._supervisord.call("getAllConfigInfo"):
             if _program({**info, "pid": 0}).name == name and info["stopwaitsecs"] > seconds:
                 raise ShutdownFailed(
@@ -172,45 +163,5 @@ class Adapter:
 
 def _program(info: Mapping[str, Any]) -> Program:
     name = f"{info['group']}:{info['name']}"
-    shown = info["name"] if info["group"] == info["name"] else name
-    return Program(name, shown, info["pid"])
-
-
-def run(
-    settings: Settings, rules: Sequence[Rule], server_url: str | None, environ: Mapping[str, str]
-) -> int:
-    """Be supervisord's event listener, until it ends that, or SIGTERM or SIGINT.
-
-    Args:
-        settings: the monitor's.
-        rules: which programs are backends, besides those that say so themselves.
-        server_url: of supervisord's HTTP server; None for what supervisord says.
-        environ: where supervisord says it, and the operator the credentials.
-
-    Raises:
-        MonitorError: supervisord's configuration, or a setting, cannot be used.
-    """
-    protocol = EventProtocol.claim()
-    url = server_url or environ.get("SUPERVISOR_SERVER_URL")
-    if not url:
-        raise MonitorError(NO_SERVER)
-    credentials = environ.get("SUPERVISOR_USERNAME"), environ.get("SUPERVISOR_PASSWORD")
-    supervisord = Supervisord(url, *credentials)
-    try:
-        supervisord.call("getState")
-    except CallFailed as error:
-        if error.for_good:
-            raise MonitorError(str(error)) from None
-    adapter = Adapter(supervisord, rules, settings.hook_timeout_seconds)
-    signals = Signals()
-
-    def serve_events() -> None:
-        try:
-            protocol.run(adapter.hint)
-        finally:
-            signals.end()
-
-    with Monitor(settings, [adapter]) as monitor:
-        threading.Thread(target=serve_events, name="monitor-events", daemon=True).start()
-        signals.wait(monitor.reload_tokens)
-    return 0
+    display_name = info["name"] if info["group"] == info["name"] else name
+    return Program(name, display_name, info["pid"])

@@ -1,4 +1,4 @@
-"""What is asked of circus, and what is made of its answers, that a real circus gives too rarely."""
+"""Commands to circus, with answers that a real circus gives too rarely."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from monitor_plugin.hosts.circus.watchers import CircusFailed, Watchers
+from monitor_plugin.hosts.circus.client import CircusError, Watchers
 from monitor_plugin.hosts.discovery import Program
 
 BUSY = {"status": "error", "reason": "arbiter is already running watcher_stop command", "errno": 5}
@@ -18,7 +18,7 @@ STOPPED = {"status": "stopped"}
 
 
 class Circus:
-    """Answers each command by its list, whose last answer stays; None is no answer."""
+    """Answers each command from its list, whose last answer is repeated; None means no answer."""
 
     def __init__(self, **answers: list[dict[str, Any] | None]) -> None:
         self.answers = answers
@@ -29,12 +29,12 @@ class Circus:
         left = self.answers[command]
         answer = left.pop(0) if len(left) > 1 else left[0]
         if answer is None:
-            raise CircusFailed("no answer")
+            raise CircusError("no answer")
         return answer
 
 
-def test_a_stop_waits_until_circus_is_done() -> None:
-    """It is asked for once, and by a name that is no pattern."""
+def test_watcher_stop_waits_until_circus_has_stopped_it() -> None:
+    """The stop is sent once, with `match` set so that the name is not a pattern."""
     circus = Circus(stop=[OK], status=[STOPPING, STOPPING, STOPPED])
     assert Watchers(circus).stop("x", 30)
     assert [each for each in circus.asked if each[0] == "stop"] == [
@@ -42,8 +42,8 @@ def test_a_stop_waits_until_circus_is_done() -> None:
     ]
 
 
-def test_a_busy_circus_is_asked_again() -> None:
-    """That the watcher is stopped does not count before circus took the word: it may restart it."""
+def test_watcher_stop_is_repeated_while_circus_is_busy() -> None:
+    """Before circus accepts the stop, a stopped watcher may be restarting."""
     circus = Circus(stop=[BUSY, BUSY, OK], status=[STOPPED])
     assert Watchers(circus).stop("x", 30)
     assert [each[0] for each in circus.asked].count("stop") == 3
@@ -61,33 +61,33 @@ def test_a_busy_circus_is_asked_again() -> None:
         ({"stop": [OK], "status": [ACTIVE, None, STOPPED]}, True),
         ({"stop": [None, OK], "status": [None, ACTIVE, ACTIVE, STOPPED]}, True),
         ({"stop": [BUSY], "status": [ACTIVE]}, "arbiter is already running watcher_stop command"),
-        ({"stop": [OK], "status": [ACTIVE]}, "circus took the stop, and yet the watcher is active"),
+        ({"stop": [OK], "status": [ACTIVE]}, "circus accepted the stop, but the watcher is active"),
         ({"stop": [None], "status": [None]}, "no answer"),
         ({"stop": [None], "status": [ACTIVE]}, "no answer"),
         ({"stop": [{"status": "error", "reason": "odd", "errno": 5}], "status": [OK]}, "odd"),
     ],
 )
-def test_a_stop_ends_in_its_time(
+def test_watcher_stop_ends_within_its_timeout(
     answers: dict[str, list[dict[str, Any] | None]], outcome: bool | str
 ) -> None:
-    """It says that circus is at it, that the watcher is gone, or why it was not stopped."""
+    """The result says that circus is stopping the watcher, that it is stopped, or why it is not."""
     watchers = Watchers(Circus(**answers))
     if isinstance(outcome, str):
-        with pytest.raises(CircusFailed, match=outcome):
+        with pytest.raises(CircusError, match=outcome):
             watchers.stop("x", 0.3)
     else:
         assert watchers.stop("x", 0.3) is outcome
 
 
-def test_closing_ends_a_wait() -> None:
-    """The monitor that closes does not wait for circus."""
+def test_closing_ends_the_wait_for_a_watcher() -> None:
+    """A monitor that closes does not wait for circus."""
     watchers = Watchers(Circus(stop=[OK], status=[STOPPING]))
     watchers.closing.set()
     assert not watchers.stop("x", 1000)
 
 
-def test_the_processes_of_all_watchers_are_listed() -> None:
-    """One that was removed meanwhile is left out; two names that circus takes for one are one."""
+def test_programs_lists_the_processes_of_all_watchers() -> None:
+    """Watchers removed meanwhile are left out; the case of names does not matter."""
     statuses = {"gone": "active", "A": "active", "a": "active", "stopped": "stopped"}
     answers: list[dict[str, Any] | None] = [NOT_FOUND, {"pids": [4, 5]}, {"pids": []}]
     circus = Circus(status=[{"statuses": statuses}], list=answers)

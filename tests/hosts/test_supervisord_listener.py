@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor_plugin.hosts.supervisord.events import EventProtocol
+from monitor_plugin.hosts.supervisord.listener import EventProtocol
 
 from ..support import Spawner
 
@@ -19,8 +19,8 @@ COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
 HEADER = "ver:3.0 server:s serial:1 pool:m poolserial:1 eventname:PROCESS_STATE_RUNNING len:"
 
 
-def test_events_are_acknowledged_before_all_else() -> None:
-    """READY, an event of so many bytes, RESULT, a hint; until the input ends."""
+def test_event_is_acknowledged_before_the_callback() -> None:
+    """The listener writes READY, reads an event, writes RESULT, and calls back."""
     payload = "processname:läma groupname:x"
     size = len(payload.encode())
     events = io.TextIOWrapper(
@@ -29,18 +29,18 @@ def test_events_are_acknowledged_before_all_else() -> None:
         newline="\n",
     )
     answers = io.StringIO()
-    at_hints: list[str] = []
-    EventProtocol(events, answers).run(lambda: at_hints.append(answers.getvalue()))
-    assert at_hints == ["READY\nRESULT 2\nOK", "READY\nRESULT 2\nOKREADY\nRESULT 2\nOK"]
+    at_callbacks: list[str] = []
+    EventProtocol(events, answers).run(lambda: at_callbacks.append(answers.getvalue()))
+    assert at_callbacks == ["READY\nRESULT 2\nOK", "READY\nRESULT 2\nOKREADY\nRESULT 2\nOK"]
     assert answers.getvalue().endswith("OKREADY\n")
 
 
 def listener(spawner: Spawner, tmp_path: Path, *flags: str) -> subprocess.Popen[str]:
-    """A listener of a supervisord that is away, once it waits for events."""
+    """Start a listener whose supervisord does not run; return it when it waits for events."""
     url = f"unix://{tmp_path}/none"
     process = spawner.process(
         *(COMMAND, "supervisord", "--server-url", url, "--listen", "127.0.0.1:0"),
-        *("--hook-timeout-seconds", "30", *flags),  # or a busy machine has one told of
+        *("--hook-timeout-seconds", "30", *flags),  # otherwise a busy machine logs an overrun
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -51,17 +51,17 @@ def listener(spawner: Spawner, tmp_path: Path, *flags: str) -> subprocess.Popen[
     return process
 
 
-def test_the_listener_ends_with_its_input(spawner: Spawner, tmp_path: Path) -> None:
-    """It answers events though supervisord does not answer it, and ends when the input ends."""
+def test_listener_ends_when_its_input_ends(spawner: Spawner, tmp_path: Path) -> None:
+    """It acknowledges events although supervisord does not answer its calls."""
     process = listener(spawner, tmp_path)
     output, errors = process.communicate(f"{HEADER}3\nabc", timeout=60)
     assert (process.returncode, output) == (0, "RESULT 2\nOKREADY\n")
-    assert errors == ""  # what cannot be asked is said once
+    assert errors == ""  # the failure is logged once
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_the_listener(number: int, spawner: Spawner, tmp_path: Path) -> None:
-    """SIGTERM and SIGINT end it with exit code 0, SIGHUP does not, and reads the tokens again."""
+def test_sigterm_and_sigint_end_the_listener(number: int, spawner: Spawner, tmp_path: Path) -> None:
+    """The exit code is 0. SIGHUP makes the listener read the tokens again."""
     tokens = tmp_path / "tokens"
     tokens.write_text("admin:ops:4dmin")
     process = listener(spawner, tmp_path, "--token-file", str(tokens))
@@ -74,8 +74,8 @@ def test_signals_end_the_listener(number: int, spawner: Spawner, tmp_path: Path)
     assert process.stderr.read() == ""
 
 
-def test_the_listener_ends_when_nobody_reads(spawner: Spawner, tmp_path: Path) -> None:
-    """A closed pipe, as a supervisord that was killed leaves it, is an end and no error."""
+def test_listener_ends_when_its_output_is_closed(spawner: Spawner, tmp_path: Path) -> None:
+    """A supervisord that was killed leaves a closed pipe, which is not an error."""
     process = listener(spawner, tmp_path)
     assert process.stdin
     assert process.stdout
@@ -86,8 +86,8 @@ def test_the_listener_ends_when_nobody_reads(spawner: Spawner, tmp_path: Path) -
     assert process.stderr.read() == ""
 
 
-def test_without_the_extra(spawner: Spawner) -> None:
-    """Where supervisor is not installed, one line says how to install it."""
+def test_missing_extra_is_named_in_one_line(spawner: Spawner) -> None:
+    """The line says how to install supervisor."""
     code = "import sys; sys.modules['supervisor'] = None; from monitor_plugin.cli import main; "
     process = spawner.python(code + "sys.exit(main(['supervisord']))", stderr=subprocess.PIPE)
     output, errors = process.communicate(timeout=60)
@@ -95,8 +95,8 @@ def test_without_the_extra(spawner: Spawner) -> None:
     assert errors.endswith(": pip install monitor-plugin[supervisord]\n")
 
 
-def test_bad_flags(spawner: Spawner) -> None:
-    """A rule that is none is said in one line, and nothing goes to the protocol."""
+def test_invalid_rule_flag_is_reported_in_one_line(spawner: Spawner) -> None:
+    """Nothing is written to the event protocol."""
     process = spawner.process(COMMAND, "supervisord", "--backend", "x", stderr=subprocess.PIPE)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
