@@ -246,7 +246,7 @@ def test_connections_that_end_at_once_are_made_after_a_pause(
     eventually(lambda: len(came) >= 4)
     assert came[3] - came[0] > 3 * 0.5
     monitor.close()
-    ended = [each for each in caplog.records if "ended; connecting anew" in each.getMessage()]
+    ended = [each for each in caplog.records if "ended; connecting again" in each.getMessage()]
     assert len(ended) == 1
 
 

@@ -205,8 +205,8 @@ class NatsLink(LoopThread):
         """
         if self._connection is None:
             raise self._not_connected()
-        own = {self.requests.reply_subjects: self.requests.on_reply}
-        await self._connection.subscribe({**own, **handlers})
+        replies = {self.requests.reply_subjects: self.requests.on_reply}
+        await self._connection.subscribe({**replies, **handlers})
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
         """Send a message now.
@@ -235,7 +235,7 @@ class NatsLink(LoopThread):
             try:
                 seconds = await self._use(self._servers[number % len(self._servers)])
             except Exception:
-                _logger.exception("the link to NATS failed; connecting anew")
+                _logger.exception("the link to NATS failed; connecting again")
             if seconds is None and (number + 1) % len(self._servers):
                 continue  # the next server may be reachable
             if seconds is None or seconds < _STEADY_SECONDS:
@@ -261,7 +261,7 @@ class NatsLink(LoopThread):
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 self._log_once(
-                    "cannot connect to NATS at %s, trying for ever: %s", server.url, reason
+                    "cannot connect to NATS at %s, and will try again: %s", server.url, reason
                 )
                 return None
             self._connection, started = connection, time.monotonic()
@@ -278,7 +278,7 @@ class NatsLink(LoopThread):
             seconds = time.monotonic() - started
             if seconds > _STEADY_SECONDS:
                 self._logged.clear()
-            self._log_once("the connection to NATS at %s ended; connecting anew", server.url)
+            self._log_once("the connection to NATS at %s ended; connecting again", server.url)
             return seconds
         finally:
             self._connection = None
@@ -296,7 +296,7 @@ class NatsLink(LoopThread):
         # Once for good: a node that may not announce itself tries every few seconds.
         if text not in self._denied and len(self._denied) < _MAX_LOGGED:
             self._denied.add(text)
-            _logger.warning("NATS does not let this node take part in everything: %s", text)
+            _logger.warning("NATS refused this node a permission: %s", text)
 
     def _log_once(self, message: str, *values: object) -> None:
         """Log a warning, unless it was logged since the last steady connection."""
