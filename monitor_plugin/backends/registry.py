@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
 from ..domain.models import Backend, BackendExit, Observation, State
@@ -66,6 +66,7 @@ class Record:
         source: the source of the last status; None if the last attempt to get one failed.
         observation: the result of the last sweep.
         stopping: whether a shutdown is stopping the backend.
+        replicas: the shared readings of the model, which its model reader leaves here.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Record:
         self.source: str | None = None
         self.observation: Observation | None = None
         self.stopping = False
+        self.replicas: Any = None
 
 
 class Registry:

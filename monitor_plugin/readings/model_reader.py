@@ -86,7 +86,6 @@ class ModelReader:
         self._thread_pool = thread_pool
         self._max_age_seconds = max_age_seconds
         self._lock = threading.Lock()
-        self._models: dict[str, _Replicas] = {}
 
     def read(self, model: str, pid: int | None = None, *, fresh: bool = False) -> SharedReading:
         """Read a model: its backend, all its replicas together, or the replica with a PID.
@@ -106,7 +105,7 @@ class ModelReader:
             if pid is not None and all(each.backend.pid != pid for each in records):
                 raise PidNotHeld(model, pid, [each.backend.pid for each in records])
             try:
-                return self._get(self._replicas(model, records), pid, fresh)
+                return self._get(self._replicas(records), pid, fresh)
             except ProcessGone:
                 continue
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
@@ -123,16 +122,17 @@ class ModelReader:
             ]
         )
 
-    def _replicas(self, model: str, records: Sequence[Record]) -> _Replicas:
-        """Give the shared readings of these registrations, without any of earlier ones."""
+    def _replicas(self, records: Sequence[Record]) -> _Replicas:
+        """Give the shared readings of these registrations, without any of earlier ones.
+
+        The oldest record has them, so that nothing is left of them when the backends have ended.
+        """
         backends = [each.backend for each in records]
         with self._lock:
-            known = self._models.get(model)
+            known: _Replicas | None = records[0].replicas
             if known and known.matches(backends):
                 return known
-            for gone in self._models.keys() - set(self._registry.models()):
-                del self._models[gone]
-            replicas = self._models[model] = _Replicas(records, backends, {})
+            replicas = records[0].replicas = _Replicas(records, backends, {})
             for each in records:
                 read = partial(self._read, each, len(records))
                 replicas.readings[each.backend.pid] = self._share(read)

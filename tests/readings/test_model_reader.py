@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import pytest
 from monitor_plugin import Backend, Monitor, Reading, Settings, Status, hookimpl
 from monitor_plugin.api import results
 from monitor_plugin.api.results import Response, reading_response
+from monitor_plugin.backends.registry import Record
 from monitor_plugin.domain.errors import MonitorError
 from monitor_plugin.readings import model_reader
 
@@ -175,6 +178,35 @@ def test_no_reading_outlives_a_shutdown(
     assert client.monitor("m").status == 200
     monitor.shutdown("m")
     assert client.monitor("m").json["error"]["type"] == "model_not_loaded"
+
+
+def test_readings_leave_nothing_of_a_model_whose_backends_have_ended(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The shared readings, alone and of replicas, keep no record of an ended backend in memory."""
+    monitor = make_monitor(sweep_interval_seconds=0.0)
+    backends = [spawner.sleeper(), spawner.sleeper()]
+    for port, process in enumerate(backends, 1):
+        register(monitor, process.pid, port=port)
+        monitor.read("m")
+    pids = [process.pid for process in backends]
+    records = [
+        weakref.ref(each)
+        for each in gc.get_objects()
+        if isinstance(each, Record) and each.backend.pid in pids
+    ]
+    assert len(records) == 2
+    for process in backends:
+        process.kill()
+        process.wait()
+    eventually(lambda: not monitor.backends())
+
+    def collected() -> bool:
+        gc.collect()
+        # The watcher's thread still references the last process that it reported.
+        return sum(each() is not None for each in records) <= 1
+
+    eventually(collected)
 
 
 @pytest.mark.parametrize("ports", [(2,), (2, 1)])
