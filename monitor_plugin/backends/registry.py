@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
@@ -48,6 +49,7 @@ class EndedBackend(NamedTuple):
     oom_kill_seen: bool
 
 
+@dataclass(eq=False)
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
@@ -69,27 +71,18 @@ class Record:
         replicas: the shared readings of the model, which its model reader leaves here.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        canonical_address: str,
-        process: Process,
-        sampler: Sampler,
-        tree_memory: SingleFlight[tuple[int, str] | None],
-        oom: OomKillCounter,
-    ) -> None:
-        self.backend = backend
-        self.canonical_address = canonical_address
-        self.process = process
-        self.sampler = sampler
-        self.tree_memory = tree_memory
-        self.oom = oom
-        self.state: State | None = None
-        self.state_changed_at: float | None = None
-        self.source: str | None = None
-        self.observation: Observation | None = None
-        self.stopping = False
-        self.replicas: Any = None
+    backend: Backend
+    canonical_address: str
+    process: Process
+    sampler: Sampler
+    tree_memory: SingleFlight[tuple[int, str] | None]
+    oom: OomKillCounter
+    state: State | None = None
+    state_changed_at: float | None = None
+    source: str | None = None
+    observation: Observation | None = None
+    stopping: bool = False
+    replicas: Any = None
 
 
 class Registry:

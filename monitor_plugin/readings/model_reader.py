@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from dataclasses import dataclass
 from functools import partial
 from operator import is_
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from .replicas import NO_SAMPLE, SourcedMemory, combine, sum_memories, unreadabl
 _READ_AT_ONCE = 64
 
 
+@dataclass(eq=False)
 class SharedReading:
     """A reading that several readers get, and its HTTP response, which is encoded once.
 
@@ -32,11 +34,8 @@ class SharedReading:
         response: what `api.results.shared_response` made of it; None until then.
     """
 
-    __slots__ = ("reading", "response")
-
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
-        self.response: Any = None
+    reading: Reading
+    response: Any = None
 
 
 class _Replicas(NamedTuple):

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..backends.counters import ModelCounter
@@ -290,21 +291,19 @@ def _identity(backend: Backend) -> ProcessIdentity:
     return backend.pid, backend.created_at
 
 
+@dataclass(eq=False)
 class _Shutdown:
     """A shutdown in progress, which its callers share."""
 
-    def __init__(
-        self, force: bool, pid: int | None, records: Sequence[Record], spare_busy: bool
-    ) -> None:
-        self.force = force
-        self.spare_busy = spare_busy
-        self.has_spared = False
-        self.pid = pid
-        self.records = records
-        self.skip_drain = threading.Event()
-        self.phase = "asking"
-        self.started_at = time.monotonic()
-        self.result: Future[None] = Future()
+    force: bool
+    pid: int | None
+    records: Sequence[Record]
+    spare_busy: bool
+    has_spared: bool = False
+    skip_drain: threading.Event = field(default_factory=threading.Event)
+    phase: str = "asking"
+    started_at: float = field(default_factory=time.monotonic)
+    result: Future[None] = field(default_factory=Future)
 
     def covers(self, pid: int | None, records: Sequence[Record]) -> bool:
         """Whether this shutdown stops the given records, or the backend with a PID.

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -28,6 +29,7 @@ _POLL_SECONDS = 0.1
 _REFRESH_SECONDS = 0.5
 
 
+@dataclass(eq=False)
 class Stop:
     """The stop of a backend: its progress and its result.
 
@@ -40,13 +42,12 @@ class Stop:
         failure: why the backend is not stopped; None if it is.
     """
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.resources = ExitStack()
-        self.tree: ProcessTree | None = None
-        self.is_busy = False
-        self.by_host = False
-        self.failure: ShutdownFailed | None = None
+    record: Record
+    resources: ExitStack = field(default_factory=ExitStack)
+    tree: ProcessTree | None = None
+    is_busy: bool = False
+    by_host: bool = False
+    failure: ShutdownFailed | None = None
 
     def fail(self, reason: str, tree: ProcessTree) -> None:
         """Set the failure, with the processes that still run."""
