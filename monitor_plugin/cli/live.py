@@ -20,8 +20,8 @@ from .stop import stop_one
 from .terminal import open_terminal
 from .views.summary import by_memory, cpu_percent
 from .views.tables import console
-from .views.text import duration, shown
-from .views.top import Screen, drawn
+from .views.text import duration, escape_name
+from .views.top import Screen, draw
 
 _EVENTS_KEPT = 50
 _STALE_SECONDS = 15.0
@@ -64,7 +64,7 @@ class StopTarget(NamedTuple):
 
     def __str__(self) -> str:
         where = f" on {self.node}" if self.node else ""
-        return shown(self.model) + (f" (PID {self.pid}{where})" if self.pid else "")
+        return escape_name(self.model) + (f" (PID {self.pid}{where})" if self.pid else "")
 
 
 class Top:
@@ -231,6 +231,6 @@ def run_top(client: Client, sort: str, interval_seconds: float) -> int:
             # Rich prefers COLUMNS and LINES, which do not change with the window.
             width, height = os.get_terminal_size(sys.stdout.fileno())
             output.size = ConsoleDimensions(width or 80, height or 24)
-            drawing.update(*drawn(top.screen(), *output.size))
+            drawing.update(*draw(top.screen(), *output.size))
             top.press(terminal.wait(_REDRAW_SECONDS))
         return FINE if terminal.ended_by is None else 128 + terminal.ended_by

@@ -19,7 +19,7 @@ from .options import (
 )
 from .queries import fetch_backends
 from .views.summary import ago, missing_parts, not_loaded
-from .views.text import printable, shown
+from .views.text import escape_name, printable
 
 _EXAMPLES = """\
 Examples:
@@ -50,5 +50,5 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
         return FINE
     last = answer.ended[0] if answer.ended else None
     how = f": its process {last.pid} {printable(last.description)} {ago(last)}" if last else ""
-    click.echo(f"{PROGRAM}: model '{shown(model)}' {not_loaded(answer)}{how}", err=True)
+    click.echo(f"{PROGRAM}: model '{escape_name(model)}' {not_loaded(answer)}{how}", err=True)
     return FAILED if missing else NOT_LOADED

@@ -30,7 +30,7 @@ from .options import (
 )
 from .queries import fetch_backends
 from .views.summary import by_memory, missing_parts, not_loaded, summarize
-from .views.text import duration, printable, shown
+from .views.text import duration, escape_name, printable
 
 _EXAMPLES = """\
 Examples:
@@ -123,7 +123,7 @@ def stop_models(
                 continue
             progress.clear()
             if result.error is None:
-                click.echo(f"{shown(result.model)}: stopped in {result.seconds:.1f} s")
+                click.echo(f"{escape_name(result.model)}: stopped in {result.seconds:.1f} s")
                 continue
             click.echo(f"{PROGRAM}: {explain(result.error)}", err=True)
             # A model that was not stopped matters more than one that was not loaded.
@@ -131,7 +131,7 @@ def stop_models(
                 code = exit_code_of(result.error)
     except KeyboardInterrupt:
         progress.clear()
-        left = ", ".join(shown(model) for model in stops.give_up())
+        left = ", ".join(escape_name(model) for model in stops.give_up())
         click.echo(f"Not waiting any more. The monitor goes on stopping {left}.", err=True)
         return INTERRUPTED
     return code
@@ -175,8 +175,10 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     loaded = {item.model for item in items}
     for model in wanted:
         if model not in loaded:
-            click.echo(f"{shown(model)} {not_loaded(answer)}.", err=True)
-    count = f"model '{shown(wanted[0])}'" if len(wanted) == 1 else f"these {len(wanted)} models"
+            click.echo(f"{escape_name(model)} {not_loaded(answer)}.", err=True)
+    count = (
+        f"model '{escape_name(wanted[0])}'" if len(wanted) == 1 else f"these {len(wanted)} models"
+    )
     how = " by force, whatever they do" if force else ""
     return click.confirm(f"Stop {count}{how}?", err=True)
 
@@ -250,7 +252,7 @@ class _Progress:
             from rich.cells import set_cell_size
 
             parts = [
-                f"{shown(model)}: {_describe(shutdown)}, {duration(shutdown.seconds)}"
+                f"{escape_name(model)}: {_describe(shutdown)}, {duration(shutdown.seconds)}"
                 for model, shutdown in shutdowns.items()
             ]
             line = set_cell_size("; ".join(parts), max(0, self._console.width - 1))
@@ -260,7 +262,7 @@ class _Progress:
             phase = _describe(shutdown)
             if self._printed.get(model) != phase:
                 self._printed[model] = phase
-                click.echo(f"{shown(model)}: {phase}", err=True)
+                click.echo(f"{escape_name(model)}: {phase}", err=True)
 
     def clear(self) -> None:
         """Remove the line."""

@@ -17,7 +17,7 @@ import pytest
 
 from monitor_plugin import Backend, Monitor, hookimpl
 from monitor_plugin.cli import main, options
-from monitor_plugin.cli.views.text import shown
+from monitor_plugin.cli.views.text import escape_name
 
 from ..support import Client, Spawner, eventually, is_running, load_sleeper
 
@@ -61,7 +61,7 @@ def test_ps_lists_for_people_and_for_programs(
     assert main(["ps"]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"^real +{backend.pid} +ready +3\.0 MiB .* grpc *$", text, re.M)
-    assert re.search(f"^{re.escape(shown(HOSTILE))} .*! unreachable", text, re.M)
+    assert re.search(f"^{re.escape(escape_name(HOSTILE))} .*! unreachable", text, re.M)
     assert re.search(r"^gone +\d+ +killed +\ds ago +was killed by SIGKILL", text, re.M)
     assert all(character.isprintable() for line in text.splitlines() for character in line)
     assert main(["ps", "--json"]) == 0

@@ -15,7 +15,7 @@ from monitor_plugin.api.schemas import ClusterBackendsAnswer
 from monitor_plugin.cli.queries import EventItem
 from monitor_plugin.cli.views.details import details_view
 from monitor_plugin.cli.views.tables import backends_view
-from monitor_plugin.cli.views.top import Screen, drawn
+from monitor_plugin.cli.views.top import Screen, draw
 
 MIB = 2**20
 
@@ -161,7 +161,7 @@ def test_screen_fits_the_terminal(size: tuple[int, int], lost: str | None) -> No
         question="y yes, n no: stop?",
         message="Stopped x.",
     )
-    lines = text_of(Group(*drawn(screen, width, height)), width).splitlines()
+    lines = text_of(Group(*draw(screen, width, height)), width).splitlines()
     if height >= 10:
         assert len(lines) <= height
         assert any("model 51" in line for line in lines)
@@ -174,7 +174,7 @@ def test_screen_fits_the_terminal(size: tuple[int, int], lost: str | None) -> No
 def test_screen_shows_events_newest_first() -> None:
     """Each event is a line if there is room."""
     screen = Screen("u", answer(), [], -1, "memory", events(), None, None, None)
-    text = text_of(Group(*drawn(screen, 80, 24)), 80)
+    text = text_of(Group(*draw(screen, 80, 24)), 80)
     order = ["of another version", "failed after 3s", "was killed by SIGKILL", "shutdown: draining"]
     order += ["ready -> busy", r"m\x1b (5)  registered"]
     positions = [text.index(words) for words in order]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor_plugin.cli.views.text import amount, duration, percent, printable, shown
+from monitor_plugin.cli.views.text import amount, duration, escape_name, percent, printable
 
 
 @pytest.mark.parametrize(
@@ -24,15 +24,15 @@ from monitor_plugin.cli.views.text import amount, duration, percent, printable, 
 )
 def test_names_are_escaped(name: str, expected: str) -> None:
     """Letters of any script stay; invisible characters and those of control are escaped."""
-    assert shown(name) == expected
+    assert escape_name(name) == expected
 
 
 @given(st.text(), st.text())
 def test_escaped_names_are_printable_and_distinct(one: str, other: str) -> None:
     """No name has anything but printable characters, and no two look the same."""
-    assert shown(one).isprintable()
+    assert escape_name(one).isprintable()
     assert printable(one).isprintable()
-    assert (shown(one) == shown(other)) == (one == other)
+    assert (escape_name(one) == escape_name(other)) == (one == other)
 
 
 @pytest.mark.parametrize(

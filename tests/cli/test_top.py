@@ -271,7 +271,7 @@ def test_error_restores_the_terminal(monitor: Monitor, spawner: Spawner) -> None
     code = """
 import sys
 from monitor_plugin.cli import live
-live.drawn = None
+live.draw = None
 from monitor_plugin.cli import main
 main(["top", "--url", sys.argv[1]])
 """

@@ -10,7 +10,7 @@ import pytest
 
 from monitor_plugin.cli.live import Top
 from monitor_plugin.cli.queries import fetch_backends
-from monitor_plugin.cli.views.top import drawn
+from monitor_plugin.cli.views.top import draw
 from monitor_plugin.client import Client
 
 from ..support import eventually
@@ -65,7 +65,7 @@ def test_models_of_an_unreachable_node_are_not_reported_as_ended(
     assert "is not loaded on any node that answers" in command(a, "ps", "--model", "far").stdout
     client = Client(a.client.url)
     top = Top(client, fetch_backends(client)[0], "name", 0.2, lambda: None)
-    assert "no answer of node-b" in str(drawn(top.screen(), 120, 24)[0])
+    assert "no answer of node-b" in str(draw(top.screen(), 120, 24)[0])
     stopped, nothing = command(a, "stop", "--yes", "--all"), command(a, "stop", "--yes", "--all")
     assert "here: stopped" in stopped.stdout
     assert "No model is loaded on any node that answers." in nothing.stdout

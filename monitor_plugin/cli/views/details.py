@@ -11,7 +11,7 @@ from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem
 from ...domain.models import ProcessUsage, State, TreeUsage
 from .summary import describe_source, memory_bytes, memory_percent, seconds_since
 from .tables import GAP, condition_text, ends_table
-from .text import UNKNOWN, amount, duration, percent, printable, shown
+from .text import UNKNOWN, amount, duration, escape_name, percent, printable
 
 _BAR_WIDTH = 20
 
@@ -20,7 +20,9 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
     """Show all that is known of one model's backends."""
     count = len(answer.backends)
     parts: list[RenderableType] = [
-        Text(shown(model), "bold").append(f"  {count} replicas" if count > 1 else "", "not bold")
+        Text(escape_name(model), "bold").append(
+            f"  {count} replicas" if count > 1 else "", "not bold"
+        )
     ]
     for item in answer.backends:
         table = Table(box=None, show_header=False, padding=(0, GAP, 0, 0), pad_edge=False)
@@ -50,9 +52,9 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
     if item.memory:
         parts = sorted(item.memory.breakdown.items(), key=lambda part: -part[1])
         largest = max([size for _, size in parts] or [0])
-        longest = max([cell_len(shown(name)) for name, _ in parts] or [0])
+        longest = max([cell_len(escape_name(name)) for name, _ in parts] or [0])
         for name, size in parts:
-            padded = shown(name) + " " * (longest - cell_len(shown(name)))
+            padded = escape_name(name) + " " * (longest - cell_len(escape_name(name)))
             bar = "#" * max(1 if size else 0, round(_BAR_WIDTH * size / max(1, largest)))
             lines.append(("", Text(f"{padded}  {amount(size):>10}  {bar}")))
     if item.process:

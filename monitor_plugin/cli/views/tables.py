@@ -26,7 +26,7 @@ from .summary import (
     not_loaded,
     summarize,
 )
-from .text import amount, duration, percent, printable, shown
+from .text import amount, duration, escape_name, percent, printable
 
 _STYLES = {
     "ready": "green",
@@ -66,7 +66,7 @@ def backend_columns(answer: ClusterBackendsAnswer) -> list[Column[NodeBackendIte
     """Return the columns for backends; in a cluster one of them is for nodes."""
     node: Column[NodeBackendItem] = Column("NODE", lambda item: Text(printable(item.node)), 1)
     return [
-        Column("MODEL", lambda item: Text(shown(item.model)), 0),
+        Column("MODEL", lambda item: Text(escape_name(item.model)), 0),
         *([node] if answer.nodes else []),
         Column("PID", lambda item: Text(str(item.pid)), 4, "right"),
         Column("STATE", condition_text, 0),
@@ -79,7 +79,7 @@ def backend_columns(answer: ClusterBackendsAnswer) -> list[Column[NodeBackendIte
 
 
 _END_COLUMNS: list[Column[NodeEndItem]] = [
-    Column("ENDED", lambda end: Text(shown(end.model)), 0),
+    Column("ENDED", lambda end: Text(escape_name(end.model)), 0),
     Column("PID", lambda end: Text(_place(end)), 2, "right"),
     Column("CAUSE", lambda end: Text(printable(end.cause), _CAUSES.get(end.cause, "")), 1),
     Column("WHEN", lambda end: Text(ago(end)), 3, "right"),
@@ -158,7 +158,7 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
     if model is None or answer.backends:
         parts.append(Text(summarize(answer)))
     else:
-        parts.append(Text(f"Model '{shown(model)}' {not_loaded(answer)}."))
+        parts.append(Text(f"Model '{escape_name(model)}' {not_loaded(answer)}."))
     parts += [Text(printable(each), "bold red") for each in missing_parts(answer)]
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]

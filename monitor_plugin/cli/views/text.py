@@ -7,7 +7,7 @@ from ...domain.byte_sizes import format_bytes
 UNKNOWN = "?"
 
 
-def shown(name: str) -> str:
+def escape_name(name: str) -> str:
     r"""Escape a name: all characters that a terminal could act upon, or that are invisible.
 
     Letters of every script stay, as do spaces within. A space at an end becomes `\x20`. A backslash

@@ -13,7 +13,7 @@ from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem
 from ..queries import EventItem
 from .summary import summarize
 from .tables import backend_columns, table_of
-from .text import duration, printable, shown
+from .text import duration, escape_name, printable
 
 _EVENT_LINES = 5
 _LEAST_LINES = 12  # with fewer lines, no events are shown
@@ -46,7 +46,7 @@ class Screen(NamedTuple):
     message: str | None
 
 
-def drawn(screen: Screen, width: int, height: int) -> list[RenderableType]:
+def draw(screen: Screen, width: int, height: int) -> list[RenderableType]:
     """Lay a screen out in so many columns and lines."""
     above = [_header(screen, width)]
     if screen.lost:
@@ -76,10 +76,10 @@ def drawn(screen: Screen, width: int, height: int) -> list[RenderableType]:
 
 
 def _header(screen: Screen, width: int) -> Text:
-    silent = ", ".join(shown(each.node) for each in screen.answer.nodes if each.error)
+    silent = ", ".join(escape_name(each.node) for each in screen.answer.nodes if each.error)
     missing = f"  no answer of {silent}" if silent else ""
     text = f"{summarize(screen.answer)}{missing}  by {screen.sort}"
-    url = shown(screen.url)
+    url = escape_name(screen.url)
     room = width - cell_len(text) - cell_len(url)
     return Text(text + (" " * room + url if room > 1 else ""), "bold")
 
@@ -97,4 +97,4 @@ def _event_line(event: EventItem) -> Text:
     else:
         what = event.type.replace("_", " ")
     style = "red" if event.type == "ended" and event.cause != "shutdown" else ""
-    return Text(f"{time}  {shown(event.model)} ({event.pid})  {printable(what)}", style)
+    return Text(f"{time}  {escape_name(event.model)} ({event.pid})  {printable(what)}", style)
