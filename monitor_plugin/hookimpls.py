@@ -5,9 +5,9 @@
     @hookimpls.monitor_backend_gone
     def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None: ...
 
-Each does what `monitor_plugin.hookimpl` does, for functions of a module and for methods of a class
-alike, whatever they are called; `mypy` needs no plugin, as each takes its type from the spec. A
-checker wants all arguments of the hook, where the monitor takes fewer too.
+Each marker does what `monitor_plugin.hookimpl` does, for functions of a module and methods of a
+class, which may have any name. `mypy` needs no plugin: each marker has the type of its spec.
+A type checker demands all arguments of the hook; the monitor accepts fewer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HookImpl(Generic[P, R]):
     """Marks implementations of one hook.
 
     Args:
-        spec: the hook's.
+        spec: the spec of the hook.
     """
 
     def __init__(self, spec: Callable[P, R]) -> None:
@@ -47,7 +47,7 @@ class HookImpl(Generic[P, R]):
         return self._mark(function)
 
 
-# The spec knows the monitor by a protocol alone; implementations may count on the class.
+# The spec has a Protocol as its argument's type; implementations get the class.
 monitor_started = HookImpl(cast("Callable[[Monitor], None]", hookspecs.monitor_started))
 monitor_closing = HookImpl(hookspecs.monitor_closing)
 monitor_backend_registered = HookImpl(hookspecs.monitor_backend_registered)

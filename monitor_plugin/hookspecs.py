@@ -1,11 +1,12 @@
 """The hook contract: every hook by which a host and third parties work with the monitor.
 
-Each docstring says when the hook is called, on which thread, what its arguments are, what may be
-returned, and what happens if an implementation raises. "A hook's thread" is one kept for hooks, on
-which all implementations are called one by one, the last registered first; one that takes longer
-than `hook_timeout_seconds` is left behind there, and is not called again until it has come back.
-Implementations may call the monitor back. They may take fewer arguments than the spec has, in any
-order, by these names; wrappers and coroutine functions are refused.
+Each docstring says when the hook is called, on which thread, what its arguments are, what it may
+return, and what happens if an implementation raises. "A hook's thread" is a thread that only runs
+hooks. It calls all implementations one by one, the last registered first. An implementation that
+takes longer than `hook_timeout_seconds` keeps that thread, and is not called again until it has
+returned; another thread calls the next implementations. Implementations may call the monitor. They
+may take fewer arguments than the spec has, in any order, by the same names. Wrappers and coroutine
+functions are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "monitor_plugin"
 
-# The modules that hook files become have names that begin so.
+# The prefix of the names of the modules that hook files become.
 HOOK_FILE_PREFIX = "monitor_plugin_hooks."
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
@@ -35,7 +36,7 @@ HOST_CALLS = ("monitor_backend_spawned", "monitor_backend_exited")
 
 
 class Monitor(Protocol):
-    """`monitor_plugin.Monitor`, as the packages below it know it: see there."""
+    """The part of `monitor_plugin.Monitor` that hooks and the packages below it use."""
 
     @property
     def url(self) -> str:
@@ -81,17 +82,17 @@ class Monitor(Protocol):
 
 @hookspec
 def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
-    """A backend runs. Called by the host; implemented by the monitor alone.
+    """A backend was started. Called by the host; implemented by the monitor alone.
 
     When: after the process was started; the backend need not serve yet. Thread: the host's.
     Arguments: `model`, free text of at most 255 bytes of UTF-8; `pid`, the process, whose children
-    belong to it; `address`, the gRPC target: host:port, [::1]:port, unix:/path,
+    belong to the backend; `address`, the gRPC target: host:port, [::1]:port, unix:/path,
     unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS. Another PID of the same
     model adds a replica; the same PID again updates its record. Returns nothing.
-    Raises `InvalidBackend` to the host, having changed nothing: a bad name or address, a PID that
-    does not run, PID 0, 1 or the monitor's own or its ancestor's, an address that another live
-    backend holds, or one on another machine without TLS (`grpcs://`, or the setting
-    `grpc_ca_file`) where the setting `insecure` does not allow it.
+    Raises `InvalidBackend` to the host, and changes nothing, for: an invalid name or address; a PID
+    that does not run; PID 0, 1, the monitor's own or that of its ancestor; an address that another
+    live backend has; an address on another machine without TLS (`grpcs://`, or the setting
+    `grpc_ca_file`), unless the setting `insecure` allows it.
     """
 
 
@@ -99,29 +100,30 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
 def monitor_backend_exited(model: str, pid: int, exit_code: int | None) -> None:
     """A backend ended. Called by the host; implemented by the monitor alone.
 
-    When: once the host knows; the monitor notices the end by itself too, and what is said here
-    completes its record. Thread: the host's. Arguments: `model`, `pid` as registered; `exit_code`
-    as `subprocess` gives it, a negative one being a signal, None where it is not known. Word about
-    a backend that is not registered, or whose process still runs, changes nothing.
-    Returns nothing. Raises `InvalidBackend` to the host where an argument has a wrong type.
+    When: as soon as the host knows. The monitor also notices the end by itself; this call completes
+    its record. Thread: the host's. Arguments: `model` and `pid` as registered; `exit_code` as in
+    `subprocess`: a negative number is a signal, None means unknown. A call for a backend that is
+    not registered, or whose process still runs, changes nothing.
+    Returns nothing. Raises `InvalidBackend` to the host if an argument has a wrong type.
     """
 
 
 @hookspec
 def monitor_started(monitor: Monitor) -> None:
-    """The monitor runs: where a hook gets hold of it and starts its own threads.
+    """The monitor has started: a hook may store it, and start its own threads.
 
-    When: at the end of `Monitor.start()`. Thread: the one that starts it; nothing bounds the time
-    it takes. Returns nothing. One that raises is logged; the others run.
+    When: at the end of `Monitor.start()`. Thread: the one that calls it; there is no limit of time.
+    Arguments: `monitor`, the `monitor_plugin.Monitor`. Returns nothing. An error is logged; the
+    other implementations run.
     """
 
 
 @hookspec
 def monitor_closing() -> None:
-    """The monitor is about to close: end what `monitor_started` began.
+    """The monitor is about to close: a hook ends what it began in `monitor_started`.
 
     When: at the start of `Monitor.close()`, while everything still works. Thread: a hook's.
-    Returns nothing. One that raises is logged; the others run.
+    Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -130,70 +132,73 @@ def monitor_backend_registered(backend: Backend) -> None:
     """A backend was registered, or its record was changed.
 
     When: before `monitor_backend_spawned` returns to the host. Thread: a hook's, one event at a
-    time. Arguments: `backend`, the new record. Returns nothing. One that raises is logged; the
-    others run.
+    time. Arguments: `backend`, the new record. Returns nothing. An error is logged; the other
+    implementations run.
     """
 
 
 @hookspec
 def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | None:
-    """Ask the backend for its status by another protocol than LocalAI's.
+    """Request the status of a backend by another protocol than LocalAI's.
 
-    When: at each reading, before gRPC is tried; or while it is, where that gave the status before.
-    Thread: a hook's, several at once. Arguments: `backend`; `timeout_seconds`, by when to be back.
-    Returns a `Status` (bytes in its memory), or None to leave it to the others and to gRPC; the
-    first status wins. One that raises, overruns or returns something else is logged, and the next
-    is asked.
+    When: at each reading, before the gRPC call; or during it, if gRPC gave the last status.
+    Thread: a hook's, several at once. Arguments: `backend`; `timeout_seconds`, the time that the
+    implementation has. Returns a `Status` (memory in bytes), or None to leave it to the other
+    implementations and to gRPC; the first status wins. An implementation that raises, overruns or
+    returns something else is logged, and the next one is called.
     """
 
 
 @hookspec
 def monitor_call_metadata(backend: Backend) -> Mapping[str, str]:
-    """Give gRPC metadata for the calls to a backend, a token say.
+    """Provide gRPC metadata for the calls to a backend, such as a token.
 
-    When: before each `Status` and `Free` call. Thread: a hook's, several at once. Returns keys and
-    values as gRPC takes them (ASCII, keys in lower case); all implementations' are merged, and
-    where two give one key, that of the one called first stands, and each stands before what the
-    setting `grpc_token_file` gives (`authorization`). One that raises, overruns or returns
-    something else is logged without its values, and left out.
+    When: before each `Status` and `Free` call. Thread: a hook's, several at once. Arguments:
+    `backend`. Returns keys and values that gRPC accepts (ASCII, keys in lower case). The results of
+    all implementations are merged: the implementation that is called first wins a key, and any
+    wins over the `authorization` of the setting `grpc_token_file`. An implementation that raises,
+    overruns or returns something else is logged without its values, and left out.
     """
 
 
 @hookspec
 def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
-    """Give memory that the hook knows of: on a GPU, say.
+    """Report memory of a backend that the hook can read, such as that on a GPU.
 
-    When: at each reading with a status, or while it is asked, where the last one had one; at each
-    sweep. Thread: a hook's, several at once. Arguments: `backend`; `pids`, its process and
-    descendants, at most a second old. Returns bytes by component, merged into `memory.breakdown`
-    (by convention `vram`, or `vram:DEVICE`, on a GPU); a component that the backend, or an
-    implementation called before, named already keeps that figure. `memory.total` is not changed.
-    One that raises, overruns or returns something else is logged, and left out.
+    When: at each reading that has a status, or during its status call if the last reading had one;
+    at each sweep. Thread: a hook's, several at once. Arguments: `backend`; `pids`, its process and
+    descendants, at most a second old. Returns bytes by component, which are merged into
+    `memory.breakdown` (by convention `vram` or `vram:DEVICE` on a GPU). A component that the
+    backend, or an implementation called before, has named keeps that figure. `memory.total` does
+    not change. An implementation that raises, overruns or returns something else is logged, and
+    left out.
     """
 
 
 @hookspec
 def monitor_before_shutdown(backend: Backend, force: bool) -> str | None:
-    """Say whether a backend may be stopped.
+    """Decide whether a backend may be stopped.
 
     When: at a shutdown, for each backend of the model, before anything is done. Thread: a hook's.
     Arguments: `backend`; `force`, whether the client asked for force. Returns None to agree, or a
-    string to refuse, which is the reason that the client gets (409). One that raises or overruns
-    refuses too, unless forced. Something else that is returned is logged, and left out.
+    string to refuse: the reason that the client gets (409). An implementation that raises or
+    overruns refuses, too, unless the shutdown is forced. A result of another type is logged, and
+    left out.
     """
 
 
 @hookspec
 def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | None:
-    """Stop a backend through the host's own books, so that it is not started again.
+    """Stop a backend through its host, so that the host does not start it again.
 
-    When: at a shutdown, once all that it stops are drained, and after `Free`. Thread: a hook's, one
-    per backend. Arguments: `backend`; `timeout_seconds`, by when to be back. Returns True: done or
-    under way (the monitor verifies, and signals nothing); False: it failed; None: not mine, or off
-    the books, and what still runs is the monitor's to end. The first True or False wins; after None
-    from all the monitor stops the process tree itself, and watches for a restart. One that raises
-    `ShutdownFailed` failed, with that reason; one that raises or returns something else is logged,
-    and the next is asked; one that overruns counts as under way.
+    When: at a shutdown, after its backends are drained and after `Free`. Thread: a hook's, one per
+    backend. Arguments: `backend`; `timeout_seconds`, the time that the stop has. Returns True if
+    the stop is done or under way (the monitor verifies it, and sends no signal); False if it
+    failed; None if the backend is not the implementation's, or if the host no longer manages it and
+    the monitor shall end what still runs. The first True or False wins. If all return None, the
+    monitor stops the process tree itself, and watches for a restart. An implementation that raises
+    `ShutdownFailed` failed, with that reason. One that raises or returns something else is logged,
+    and the next one is called. One that overruns counts as under way.
     """
 
 
@@ -201,9 +206,9 @@ def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | Non
 def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) -> None:
     """A shutdown ended, for one backend.
 
-    When: before its client is answered. Thread: a hook's, one event at a time. Arguments:
-    `backend`; `outcome`: `stopped`, `refused`, `failed` or `respawned`; `seconds` that it took.
-    Returns nothing. One that raises is logged; the others run.
+    When: before the client gets its response. Thread: a hook's, one event at a time. Arguments:
+    `backend`; `outcome`: `stopped`, `refused`, `failed` or `respawned`; `seconds`, its duration.
+    Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -211,9 +216,9 @@ def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) ->
 def monitor_state_changed(backend: Backend, previous: State | None, current: State) -> None:
     """A reading found a backend in another state than the reading before.
 
-    When: after that reading; numbers that `State` does not know are passed over. Thread: a hook's,
-    one event at a time, in order. Arguments: `backend`; `previous`, None at the first; `current`.
-    Returns nothing. One that raises is logged; the others run.
+    When: after that reading; numbers that `State` does not know are ignored. Thread: a hook's, one
+    event at a time, in order. Arguments: `backend`; `previous`, None at the first reading;
+    `current`. Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -223,7 +228,7 @@ def monitor_readings_swept(readings: Sequence[Reading]) -> None:
 
     When: after each sweep, every `sweep_interval_seconds`. Thread: a hook's, one sweep at a time;
     within `hook_timeout_seconds`. Arguments: `readings`, one of each backend, also of each replica.
-    Returns nothing. One that raises is logged; the others run.
+    Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -231,19 +236,19 @@ def monitor_readings_swept(readings: Sequence[Reading]) -> None:
 def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
     """A backend ended, for whatever reason.
 
-    When: once per backend, as soon as its end is noticed. Thread: a hook's, one event at a time.
-    Arguments: `backend`, its last record; `exit`, what was known of its end by then. Returns
-    nothing. One that raises is logged; the others run.
+    When: once per backend, as soon as the monitor notices the end. Thread: a hook's, one event at a
+    time. Arguments: `backend`, its last record; `exit`, what is known of the end by then. Returns
+    nothing. An error is logged; the other implementations run.
     """
 
 
 @hookspec
 def monitor_add_routes(app: falcon.App[Any, Any]) -> None:
-    """Add routes of one's own to the HTTP application.
+    """Add routes to the HTTP application.
 
     When: once, when the application is made: at `Monitor.start()` or at the first use of
-    `Monitor.app`. Thread: that caller's. Returns nothing. One that raises is logged; the others
-    run.
+    `Monitor.app`. Thread: that caller's. Arguments: `app`, the Falcon application. Returns nothing.
+    An error is logged; the other implementations run.
     """
 
 
@@ -251,9 +256,9 @@ HOOK_NAMES = tuple(name for name in dir(sys.modules[__name__]) if name.startswit
 
 
 def specs_for(project_name: str, names: Iterable[str]) -> types.ModuleType:
-    """Make some of the specs with the markers of a host's own Pluggy project.
+    """Make a module of some specs, with the markers of a host's own Pluggy project.
 
-    Copies of the functions, because a marker writes its project's name on them.
+    The functions are copied, because a marker sets an attribute with the project's name.
     """
     marker = pluggy.HookspecMarker(project_name)
     specs = types.ModuleType(f"{PROJECT_NAME} hooks for {project_name}")
