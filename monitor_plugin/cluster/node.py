@@ -71,7 +71,7 @@ class ClusterNode:
         self._presence = Presence(node, run, self.link, subjects, self.directory)
         self._server = PeerServer(
             *(local_node, self.link, subjects, self._presence, self._publish_models),
-            max_threads=settings.http_threads,
+            max_reads=settings.http_threads,
             max_shutdowns=max(1, settings.http_threads // 2),
         )
         client = PeerClient(

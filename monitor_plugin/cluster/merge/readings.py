@@ -48,7 +48,7 @@ def merge_readings(results: Sequence[PeerResult]) -> Response:
 
 
 def join_names(nodes: Sequence[str]) -> str:
-    """Join nodes' names for a header. Clients and proxies limit its length, so this does too."""
+    """Join nodes' names for a header, shortened to a length that clients and proxies accept."""
     text = ", ".join(nodes)
     if len(text) <= _MAX_HEADER_CHARACTERS:
         return text
@@ -63,9 +63,9 @@ def answer_of(reply: Reply) -> Response:
 
 
 def _without_reading(replies: Sequence[Reply], errors: Sequence[Exception]) -> Response:
-    """Return an error that a node answered with, other than that it has no such model if possible.
+    """Return an error that a node answered with, or raise that of a node that did not answer.
 
-    A node that did not answer may have the model, so its error is raised before that one.
+    "Not loaded" counts only if all nodes answered, because a silent one may have the model.
     """
     for reply in replies:
         if _outcome(reply) != "model_not_loaded" or not errors:

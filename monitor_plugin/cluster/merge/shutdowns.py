@@ -26,7 +26,7 @@ from ..transport.nats_link import NatsLink
 from .readings import answer_of, join_names
 
 # The wait for other nodes' offers if only this node is known to have the model. This node's own
-# stop takes about as long, because it waits whether the host restarts the model.
+# stop takes about as long, because it watches whether the host restarts the model.
 _NO_HOLDERS_SECONDS = 1.0
 
 

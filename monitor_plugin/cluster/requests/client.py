@@ -26,7 +26,7 @@ from .local_node import LocalNode
 
 # The wait for a node that did not reply to the last request, and has announced nothing since.
 SILENT_SECONDS = 0.25
-# The wait for offers to stop a model. Each offer lasts 10 s, so the slowest must not delay all.
+# The wait for offers to stop a model. They expire after 10 s, so a slow node must not delay them.
 _OFFERS_SECONDS = 5.0
 _RECHECK_SECONDS = 1.0
 # A node that stops a model says every second that it works.
@@ -36,7 +36,7 @@ _MAX_SHUTDOWN_SECONDS = 3600.0
 
 
 class PeerResult(NamedTuple):
-    """The result of a request to one node: its reply, or the error that it did not reply with.
+    """The result of a request to one node: its reply, or an error if it gave none.
 
     Attributes:
         node: the name of the node; empty if it is not known which node should have replied.
@@ -113,7 +113,7 @@ class PeerClient:
     async def read_holders(
         self, model: str, request: Request, seconds: float = math.inf
     ) -> list[PeerResult] | None:
-        """Request a model of every node that has it, as none is known; None if no node has it.
+        """Request a model that no node is known to have, of all nodes; None if none has it.
 
         The results include nodes that said that they work on the request, and sent no answer.
 
@@ -148,7 +148,7 @@ class PeerClient:
         raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {reason}")
 
     async def still_loaded(self, model: str, request: Request) -> list[Reply]:
-        """Return the replies of the nodes that still have a model; none if nobody can be asked."""
+        """Return the replies of the nodes that still have a model; none if they cannot be asked."""
         try:
             results = await self.read_holders(model, request, _RECHECK_SECONDS) or []
             return [each.reply for each in results if each.reply]

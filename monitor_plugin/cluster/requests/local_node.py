@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LocalNode:
-    """Answers requests about this node's models. Its methods may block, and any thread may call.
+    """Answers requests about this node's models. Safe to call from any thread; calls may block.
 
     Args:
         node: the name of this node.
@@ -65,7 +65,7 @@ class LocalNode:
 
         Args:
             request: the request.
-            audit: whether to audit a shutdown here, as another node's client asked for it.
+            audit: whether to audit a shutdown. The HTTP server audits its own requests itself.
         """
         operations = {"monitor": self._read, "backends": self._list, "shutdown": self._stop}
         try:

@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 _MAX_READS = 1000
 _RETRY_AFTER_SECONDS = 5
-# A reply of kind `working` is sent after the first of these times, and then after each second one.
+# The time until the first reply of kind `working`, and the time between later ones.
 _FIRST_WORKING_SECONDS = 0.1
 _WORKING_SECONDS = 1.0
 _OFFER_SECONDS = 10.0
@@ -43,7 +43,7 @@ class PeerServer:
         subjects: the subjects of the cluster.
         presence: announces this node.
         publish_models: announces at once which models this node has.
-        max_threads, max_shutdowns: the number of threads for readings, and for shutdowns.
+        max_reads, max_shutdowns: the number of threads for readings, and for shutdowns.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PeerServer:
         presence: Presence,
         publish_models: Callable[[], Awaitable[None]],
         *,
-        max_threads: int,
+        max_reads: int,
         max_shutdowns: int,
     ) -> None:
         self._local_node = local_node
@@ -62,7 +62,7 @@ class PeerServer:
         self._subjects = subjects
         self._presence = presence
         self._publish_models = publish_models
-        self._read_pool = ThreadPoolExecutor(max_threads, "monitor-cluster-read")
+        self._read_pool = ThreadPoolExecutor(max_reads, "monitor-cluster-read")
         self._shutdown_pool = ThreadPoolExecutor(max_shutdowns, "monitor-cluster-stop")
         self._max_shutdowns = max_shutdowns
         self._reads = self._shutdowns = 0
