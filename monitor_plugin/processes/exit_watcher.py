@@ -1,4 +1,4 @@
-"""Reports the end of processes at once, with pidfds; processes without a pidfd are polled."""
+"""Reports the exits of processes: immediately through pidfds, or by polling without a pidfd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLL_SECONDS = 0.1
 
 
 class ExitWatcher:
-    """One thread that watches any number of processes.
+    """Watches any number of processes in one thread.
 
     Args:
         on_exit: called once for each watched process that has ended, on the watcher's thread; it
@@ -34,7 +34,7 @@ class ExitWatcher:
         self._epoll: select.epoll | None = None
 
     def start(self) -> None:
-        """Start the thread, which also watches the processes that were added before."""
+        """Start the thread. It also watches the processes that were added before."""
         with self._lock:
             self._wakeup = os.pipe()
             self._epoll = select.epoll()
@@ -48,26 +48,24 @@ class ExitWatcher:
         self._thread.start()
 
     def watch(self, process: Process) -> None:
-        """Watch a process, which no other thread may close meanwhile."""
+        """Watch a process. No other thread may close the process during this call."""
         pidfd = process.pidfd
         with self._lock:
             if pidfd is None:
                 self._polled.add(process)
-                self._wake()  # the thread may wait without a timeout
+                self._wake()  # the thread may be waiting without a timeout
             else:
                 self._by_pidfd[pidfd] = process
                 if self._epoll:
                     self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
 
     def unwatch(self, process: Process) -> None:
-        """Stop watching a process; to be called before the process is closed."""
-        pidfd = -1 if process.pidfd is None else process.pidfd
+        """Stop watching a process. Call this before the process is closed."""
+        pidfd = process.pidfd
         with self._lock:
             self._polled.discard(process)
-            if pidfd in self._by_pidfd:
-                del self._by_pidfd[pidfd]
-                if self._epoll:
-                    self._epoll.unregister(pidfd)
+            if pidfd is not None and self._by_pidfd.pop(pidfd, None) and self._epoll:
+                self._epoll.unregister(pidfd)
 
     def pidfd_count(self) -> int:
         """Count the watched processes that have a pidfd."""
@@ -104,14 +102,14 @@ class ExitWatcher:
                 try:
                     self._on_exit(process)
                 except Exception:  # the thread must go on to watch the other processes
-                    _logger.exception("the end of process %d could not be noted", process.pid)
+                    _logger.exception("the exit of process %d could not be handled", process.pid)
 
     def _ended(self, ready: list[int]) -> list[Process]:
-        """List the processes that have ended: of the pidfds that are ready, and of the polled."""
+        """List the ended processes among the polled ones and those whose pidfd is ready."""
         with self._lock:
             processes = [self._by_pidfd[each] for each in ready if each in self._by_pidfd]
             processes += self._polled
-        # Another process's pidfd may have got the number of one that was ready and was closed.
+        # A ready pidfd may have been closed since, and its number reused for another process.
         ended = [process for process in processes if process.ended()]
         with self._lock:
             self._polled.difference_update(ended)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 class OomKillCounter:
-    """Tells whether the kernel killed a process of a control group for lack of memory.
+    """Reports whether the kernel killed a process of a control group for lack of memory.
 
     Args:
         pid: a process of the control group.
-        proc, cgroups: where these file systems are mounted.
+        proc, cgroups: mount points of these file systems.
 
     Attributes:
-        path: the file with the count; None if there is none.
+        path: the file with the count; None if the control group has no such file.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class OomKillCounter:
         self._membership = f"{proc}/{pid}/cgroup"
         self._cgroups = cgroups
         self.path: str | None = None
-        # The last two: an update may fall between the kill and the end of the process, and its
-        # count then includes the kill.
+        # The last two counts. The last update may have come after the kill but before the process
+        # had ended, so `has_risen` compares with the update before it.
         self._counts: tuple[int, ...] = ()
         self.update()
 
     def update(self) -> None:
-        """Record the count; to be called now and then while the process runs."""
+        """Record the count. Call this regularly while the process runs."""
         path = self._find_path()
         if path != self.path:  # the process was moved to another control group
             self.path = path
@@ -43,7 +43,7 @@ class OomKillCounter:
             self._counts = (*self._counts[-1:], count)
 
     def has_risen(self) -> bool:
-        """Whether the count is higher than at the update before the last one."""
+        """Whether the count is higher now than at the last but one update."""
         count = self._read_count()
         return count is not None and bool(self._counts) and count > self._counts[0]
 
@@ -51,7 +51,7 @@ class OomKillCounter:
         try:
             lines = _read_lines(self._membership)
         except OSError:
-            return self.path  # the process has ended: its control group was the last one known
+            return self.path  # the process has ended: use its last known control group
         for line in lines:
             _, controllers, group = line.split(":", 2)
             relative = group.lstrip("/")

@@ -1,7 +1,7 @@
 """One process, identified by PID and creation time: whether it runs, how it ended, signals to it.
 
-A PID alone identifies no process, as the system uses it again. A pidfd always refers to the process
-for which it was opened. Where there is none, psutil compares creation times.
+A PID alone does not identify a process, because the kernel reuses PIDs. A pidfd always refers to
+the process for which it was opened. Without a pidfd, psutil compares creation times.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO_BYTES << 16 | 0xFF << 8 | 11
 
 
 class ProcessGone(Exception):
-    """No process with this PID runs, or the one that was meant has ended.
+    """No process with this PID runs, or only a later process with the same PID.
 
     Attributes:
-        pid: its PID.
+        pid: the PID.
     """
 
     def __init__(self, pid: int) -> None:
@@ -42,23 +42,23 @@ class Process:
     Safe to call from any thread.
 
     Args:
-        pid: its PID; the ID of a thread is refused.
-        keep_descriptor: keep a pidfd open, which becomes readable when the process ends.
+        pid: its PID; the ID of a thread is not accepted.
+        keep_descriptor: whether to keep a pidfd open, which becomes readable when the process ends.
 
     Attributes:
         pid: its PID.
         created_at: creation time in seconds since the epoch, from psutil.
-        psutil_process: for reading figures; call `ended()` after each reading, as the figures may
-            be those of a later process with the same PID.
+        psutil_process: for reading figures. Call `ended()` after each reading: if it is true, the
+            figures may be those of a later process with the same PID.
 
     Raises:
-        ProcessGone: no such process runs.
+        ProcessGone: no process with this PID runs.
     """
 
     def __init__(self, pid: int, *, keep_descriptor: bool = True) -> None:
         self.pid = pid
-        # Held only during system calls that do not block. Without it a thread could use the number
-        # of a pidfd that another thread has just closed, and that may refer to another process.
+        # Guards `_pidfd`, during system calls that do not block. Otherwise a thread could use the
+        # number of a pidfd that another thread has just closed and the kernel has reused.
         self._lock = threading.Lock()
         self._pidfd = _open_pidfd(pid) if keep_descriptor else None
         try:
@@ -83,11 +83,11 @@ class Process:
 
     @property
     def pidfd(self) -> int | None:
-        """The pidfd; None if there is none."""
+        """The pidfd; None if it was not kept, cannot be opened or was closed."""
         return self._pidfd
 
     def ended(self) -> bool:
-        """Whether the process has ended; a zombie has."""
+        """Whether the process has ended. A zombie has ended."""
         with self._lock:
             if self._pidfd is not None:
                 return _is_readable(self._pidfd)
@@ -101,7 +101,7 @@ class Process:
             )
         except psutil.NoSuchProcess:
             return True
-        except OSError:  # no file descriptor is free; a process with this PID may be the same one
+        except OSError:  # no file descriptor is free; assume that the PID was not reused
             return not _pid_exists(self.pid)
 
     def exit_code(self) -> int | None:
@@ -110,9 +110,9 @@ class Process:
         The process is not reaped.
 
         Returns:
-            None if it has not ended, or if its exit code is unknown. The exit code is known of a
-            child of this process until it is reaped, of a zombie of the same user (from /proc),
-            and from Linux 6.15 on of every process with a pidfd.
+            None if the process has not ended, or if its exit code is unknown. The exit code is
+            known for a child of the monitor's own process until the child is reaped, for a zombie
+            of the same user (from /proc), and since Linux 6.15 for every process with a pidfd.
         """
         with self._lock:
             if self._pidfd is not None:
@@ -127,13 +127,13 @@ class Process:
 
     def _zombie_exit_code(self) -> int | None:
         try:
+            # `fields` begins with field 3 of proc(5), the state; the exit code is field 52.
             with open(f"/proc/{self.pid}/stat", encoding="latin-1") as file:
                 fields = file.read().rpartition(")")[2].split()
             # The kernel shows 0 to users who may not see the exit code.
             may_be_hidden = os.stat(f"/proc/{self.pid}").st_uid != os.geteuid()
             if may_be_hidden and fields[49] == "0":
                 return None
-            # `fields` begins with field 3 of proc(5); the exit code is field 52.
             if fields[0] == "Z" and self.psutil_process.is_running():
                 return os.waitstatus_to_exitcode(int(fields[49]))
         except (OSError, psutil.Error, IndexError, ValueError):
@@ -158,7 +158,7 @@ class Process:
         """Send a signal to this process, never to a later one with the same PID.
 
         Returns:
-            False if the process had ended.
+            False if the process had already ended.
 
         Raises:
             PermissionError: the process belongs to another user.
@@ -169,7 +169,7 @@ class Process:
                 return not _is_readable(self._pidfd) and _signal_pidfd(self._pidfd, number)
         pidfd = _open_pidfd(self.pid)
         try:
-            if self.ended():  # if not, the new pidfd is this process's
+            if self.ended():  # if it has not, the new pidfd refers to this process
                 return False
             if pidfd is not None:
                 return _signal_pidfd(pidfd, number)
@@ -184,10 +184,10 @@ class Process:
                 os.close(pidfd)
 
     def kill_group(self) -> None:
-        """Send SIGKILL to all processes of the group that it leads, or led, at the same moment.
+        """Send SIGKILL to all processes of the group that the process leads or led, in one call.
 
-        Does nothing without a pidfd, and before Linux 6.9: a group's number alone may have been
-        used again.
+        Does nothing without a pidfd or before Linux 6.9, because the ID of a process group may have
+        been reused.
         """
         with self._lock, contextlib.suppress(OSError):  # for example an empty group
             if self._pidfd is not None:
@@ -196,7 +196,7 @@ class Process:
                 )
 
     def close(self) -> None:
-        """Close the pidfd; methods then compare creation times."""
+        """Close the pidfd. Later calls of other methods compare creation times."""
         with self._lock:
             pidfd, self._pidfd = self._pidfd, None
             if pidfd is not None:
@@ -225,7 +225,7 @@ def _open_pidfd(pid: int) -> int | None:
         return None
     try:
         return os.pidfd_open(pid)
-    except (OSError, OverflowError):  # no such process, or no free descriptor: psutil tells which
+    except (OSError, OverflowError):  # no such process, which psutil reports, or no free descriptor
         return None
 
 

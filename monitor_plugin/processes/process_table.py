@@ -22,8 +22,8 @@ class ProcessRow(NamedTuple):
     Attributes:
         parent: PID of its parent.
         session: PID of the process that leads, or led, its session.
-        started: start time in clock ticks since boot; tells a process from a later one with the
-            same PID.
+        started: start time in clock ticks since boot, by which a process differs from a later
+            process with the same PID.
         cpu_seconds: CPU time used so far, without that of its children.
         threads: number of threads.
         rss, vms: bytes; 0 once the process has ended or is about to end.
@@ -60,7 +60,7 @@ class ProcessSnapshot:
         """
         found = {root: None for root in roots if root in self.rows}
         queue = list(found)
-        for pid in queue:  # grows while it is walked
+        for pid in queue:  # the loop extends `queue`
             fresh = [child for child in self._children.get(pid, ()) if child not in found]
             found.update(dict.fromkeys(fresh))
             queue.extend(fresh)
@@ -78,7 +78,7 @@ def take_snapshot() -> ProcessSnapshot:
 
 
 def read_row(pid: int) -> ProcessRow | None:
-    """Read one process's row; None if there is no such process.
+    """Read one process's row; None if there is no such process or it is hidden from this user.
 
     Raises:
         OSError: no file descriptor is free, so it is unknown whether the process exists.
@@ -104,7 +104,7 @@ def read_row(pid: int) -> ProcessRow | None:
 
 
 class ProcessTable:
-    """Shares snapshots between callers: one pass over /proc serves all of them for a second.
+    """Shares snapshots between callers: by default each snapshot is used for one second.
 
     Safe to call from any thread.
     """
@@ -121,7 +121,10 @@ class ProcessTable:
         return self._snapshots.get(max_age_seconds)
 
     def tree(self, pid: int) -> list[int]:
-        """List a process and its descendants, as they were at most a second ago."""
+        """List a process and its descendants, from a snapshot at most one second old.
+
+        Lists the process alone if it is not in the snapshot, or if no snapshot can be taken.
+        """
         try:
             return self.snapshot().tree(pid) or [pid]
         except OSError:
@@ -132,8 +135,8 @@ class ProcessTable:
 
         Returns:
             Bytes, and how they were measured: `pss` (proportional set size: shared pages count
-            once) if it can be read of every process, else `rss` (shared pages count once per
-            process). None if neither can be read.
+            once) if it can be read for every process, else `rss` (resident set size: shared pages
+            count once per process). None if neither can be read.
         """
         try:
             snapshot = self.snapshot()
@@ -149,10 +152,10 @@ class ProcessTable:
 
 
 def _sum(rows: Mapping[int, ProcessRow], read: Callable[[psutil.Process], int]) -> int | None:
-    """Add up a figure of processes, of which those that have ended count 0.
+    """Add up one figure over processes; a process that has ended counts as 0.
 
     Returns:
-        None if the figure of one of them may not be read.
+        None if the figure of any process may not be read.
     """
     total = 0
     for pid, row in rows.items():

@@ -1,4 +1,4 @@
-"""The processes that belong to one root process, and their stop."""
+"""Finds the processes that belong to one root process, and stops them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
 _RESCAN_SECONDS = 0.1
-_MAX_RESCANS = 20  # of a tree that keeps forking
+_MAX_RESCANS = 20  # a tree may fork without end
 
 
 class ProcessTree:
-    """A process, its descendants, and the processes of the session that it leads.
+    """A root process, its descendants, and the processes of the session that the root leads.
 
-    A process that was once found to be a member stays one, also after its parent has ended. Not
-    safe for use by several threads at once.
+    Every process that was found once stays a member, also after its parent has ended. Not
+    thread-safe.
 
     Args:
         root: the process; the tree does not close it.
@@ -35,10 +35,11 @@ class ProcessTree:
         self._root = root
         self._members: dict[tuple[int, float], Process] = {}  # by PID and start time
         row = read_row(root.pid)
-        runs = row is not None and not root.ended()  # read first, then check for a reused PID
-        self._leads_session = runs and row is not None and row.session == root.pid
-        self._started = row.started if row else None
-        if row and runs:
+        if root.ended():  # read first, then check that the PID was not reused
+            row = None
+        self._leads_session = row is not None and row.session == root.pid
+        self._root_started = row.started if row else None
+        if row:
             self._members[root.pid, row.started] = root
         self.rescan_until_stable()
 
@@ -55,33 +56,34 @@ class ProcessTree:
         return [member for member in self._members.values() if not member.ended()]
 
     def rescan(self, signal_number: int | None = None) -> list[Process]:
-        """Take a snapshot, and list the members that it adds.
+        """Take a snapshot, add the members found in it, and return those that are new.
 
         Args:
-            signal_number: a signal that each added member gets.
+            signal_number: a signal to send to each new member.
 
         Raises:
             OSError: no file descriptor is free.
         """
         snapshot = take_snapshot()
         roots = [pid for (pid, _), member in self._members.items() if not member.ended()]
-        # The session keeps its id, a PID, for as long as one process is in it. So the session is
-        # still this tree's, unless a later process has that PID. It may outlive every known member.
+        # The session may outlive every known member. Its ID is the root's PID, which the kernel
+        # does not reuse while the session has a process. So the session is this tree's unless a
+        # later process has the root's PID.
         leader = snapshot.rows.get(self._root.pid)
-        if self._leads_session and (leader is None or leader.started == self._started):
+        if self._leads_session and (leader is None or leader.started == self._root_started):
             roots += [pid for pid, row in snapshot.rows.items() if row.session == self._root.pid]
-        added = []
+        new = []
         for pid in snapshot.tree(*roots):
             row = snapshot.rows[pid]
             if (pid, row.started) not in self._members and (member := _open(pid, row)):
                 self._members[pid, row.started] = member
-                added.append(member)
+                new.append(member)
         if signal_number is not None:
-            _send_to_all(added, signal_number)
-        return added
+            _send_to_all(new, signal_number)
+        return new
 
     def rescan_until_stable(self, signal_number: int | None = None) -> None:
-        """Rescan until no member is added, at most 20 times: see `rescan`."""
+        """Rescan until no new member is found, at most 20 times: see `rescan`."""
         for _ in range(_MAX_RESCANS):
             if not self.rescan(signal_number):
                 return
@@ -91,7 +93,7 @@ class ProcessTree:
     ) -> None:
         """Wait until all members have ended, at most `seconds`, or until `interrupted` is set.
 
-        Members that are found meanwhile get the signal `signal_number`, and are waited for too.
+        Includes members that are found during the wait; each of them gets `signal_number`.
         """
         deadline = time.monotonic() + seconds
         rescan_at = 0.0
@@ -105,17 +107,16 @@ class ProcessTree:
                 return
 
     def stop(self, seconds: float, interrupted: threading.Event) -> signal.Signals | None:
-        """End all members: SIGTERM, up to `seconds` of grace, then SIGKILL.
+        """End all members: send SIGTERM, wait up to `seconds`, then send SIGKILL.
 
-        After SIGKILL it waits up to `seconds` for them to vanish. `alive()` then lists those that
-        are left: they could not be killed, the monitor may not signal them, or `interrupted` was
-        set.
+        After SIGKILL, wait up to `seconds` again. `alive()` then lists the members that still run:
+        SIGKILL had no effect yet, the monitor may not signal them, or `interrupted` was set.
 
         Returns:
             The last signal that was sent to any member; None if none was sent.
 
         Raises:
-            OSError: no file descriptor is free; members that were stopped have been killed.
+            OSError: no file descriptor is free. Members that got SIGSTOP have been killed.
         """
         sent = None
         self.rescan_until_stable()
@@ -128,10 +129,10 @@ class ProcessTree:
             # Stopped processes do not fork: the last rescan has found every member.
             _send_to_all(self.alive(), signal.SIGSTOP)
             self.rescan_until_stable(signal.SIGSTOP)
-        finally:  # also where a rescan fails: no member may stay stopped for good
+        finally:  # also if a rescan fails: no member may be left stopped by SIGSTOP
             if _send_to_all(self.alive(), signal.SIGKILL):
                 sent = signal.SIGKILL
-            if self._leads_session:  # processes that fork and end between two rescans
+            if self._leads_session:  # also kills processes that fork and exit between two rescans
                 self._root.kill_group()
         if sent is signal.SIGKILL:
             self.wait_ended(seconds, interrupted, signal.SIGKILL)
@@ -139,7 +140,7 @@ class ProcessTree:
 
 
 def _open(pid: int, row: ProcessRow) -> Process | None:
-    """Open a process of a snapshot; None if it has ended, also if its PID is used again."""
+    """Open a process of a snapshot; None if it has ended, also if its PID was reused."""
     try:
         process = Process(pid)
     except ProcessGone:
@@ -152,7 +153,7 @@ def _open(pid: int, row: ProcessRow) -> Process | None:
 
 
 def _send_to_all(processes: Iterable[Process], number: int) -> bool:
-    """Send a signal to each process; returns whether it was sent to any."""
+    """Send a signal to each process; return whether at least one process got the signal."""
     sent = [_send(process, number) for process in processes]
     return any(sent)
 

@@ -1,4 +1,4 @@
-"""Samples of one process with psutil, whose CPU figure no other reader disturbs."""
+"""Samples one process with psutil; concurrent readers do not affect each other's CPU figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ T = TypeVar("T")
 # every BASELINE_INTERVAL_SECONDS, the figure covers one to three seconds.
 _BASELINE_MIN_AGE_SECONDS = 1.0
 BASELINE_INTERVAL_SECONDS = 2.0
-# Over a shorter time the kernel's clock ticks (10 ms) would decide the figure.
+# Over a shorter interval the resolution of CPU times (10 ms) would dominate the figure.
 _MIN_MEASURED_SECONDS = 0.1
-# CPU time and clock are read one after the other, at most this long apart.
+# CPU time and clock are read one after the other. If more time passes between the two, they are
+# read again.
 _CPU_READ_SECONDS = 0.02
 _CPU_READ_ATTEMPTS = 5
 
@@ -27,8 +28,8 @@ _CPU_READ_ATTEMPTS = 5
 class Sampler:
     """Samples one process. Safe to call from any thread.
 
-    psutil's own `cpu_percent` measures from its last call, by whichever reader; a sampler measures
-    from baselines that all readers share.
+    psutil's own `cpu_percent` measures since its previous call, whichever reader made that call. A
+    sampler measures since baselines that all readers share.
 
     Args:
         process: the process; the sampler does not close it.
@@ -36,12 +37,13 @@ class Sampler:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        # Replaced as a whole, so that readers need no lock: (monotonic seconds, CPU seconds).
+        # (monotonic seconds, CPU seconds) of the last two. An immutable tuple, which is replaced,
+        # so that readers need no lock.
         self._baselines: tuple[tuple[float, float], ...] = ()
         self.record_baseline()
 
     def record_baseline(self) -> None:
-        """Record the CPU time used so far; to be called every BASELINE_INTERVAL_SECONDS.
+        """Record the CPU time used so far. Call this every BASELINE_INTERVAL_SECONDS.
 
         Raises:
             ProcessGone: the process has ended.
@@ -50,7 +52,7 @@ class Sampler:
             self._baselines = (*self._baselines[-1:], baseline)
 
     def sample(self) -> Sample:
-        """Sample the process; blocks until the first 0.1 s after its registration are over.
+        """Sample the process; blocks until 0.1 s have passed since this object was created.
 
         Figures that may not be read are None.
 
@@ -62,8 +64,8 @@ class Sampler:
             percent = self._read(self._process.psutil_process.memory_percent)
             memory = self._read(self._process.psutil_process.memory_info)
         if memory and not memory.vms:
-            # /proc shows 0 bytes once the process begins to exit, or once its first thread has
-            # exited before the others; it never shows more again.
+            # /proc shows 0 bytes from the time when the process begins to exit, or when its first
+            # thread exits before other threads.
             memory = percent = None
         if self._process.ended():  # read first, then check that the PID was not reused
             raise ProcessGone(self._process.pid)
@@ -88,7 +90,7 @@ class Sampler:
             began = time.monotonic()
             times = self._process.psutil_process.cpu_times()
             now = time.monotonic()
-            if now - began < _CPU_READ_SECONDS:  # else this thread was suspended between the two
+            if now - began < _CPU_READ_SECONDS:  # otherwise this thread was suspended in between
                 break
         return now, float(times.user + times.system)
 
@@ -100,18 +102,23 @@ class Sampler:
         return self.cpu_percent(seconds, now)
 
     def cpu_percent(self, cpu_seconds: float, now: float) -> float | None:
-        """Compute the CPU usage since a baseline that is one to three seconds old.
+        """Compute the CPU usage since the newest baseline that is at least 1 s old.
+
+        If none is that old, the oldest baseline is used.
 
         Args:
             cpu_seconds: CPU time that the process has used so far.
-            now: when that was read (monotonic seconds).
+            now: when `cpu_seconds` was read (monotonic seconds).
 
         Returns:
-            Percent of one core; None within 0.1 s of registration, or if CPU times may not be read.
+            Percent of one core; None if the baseline is younger than 0.1 s, or if CPU times may not
+            be read.
         """
         baselines = self._baselines
+        if not baselines:
+            return None
         old_enough = [each for each in baselines if now - each[0] >= _BASELINE_MIN_AGE_SECONDS]
-        for at, before in (old_enough or baselines[:1])[-1:]:
-            if now - at >= _MIN_MEASURED_SECONDS:
-                return 100 * max(0.0, cpu_seconds - before) / (now - at)
-        return None
+        at, before = old_enough[-1] if old_enough else baselines[0]
+        if now - at < _MIN_MEASURED_SECONDS:
+            return None
+        return 100 * max(0.0, cpu_seconds - before) / (now - at)

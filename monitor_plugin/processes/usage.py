@@ -1,4 +1,4 @@
-"""CPU, memory, threads and open files of process trees, all from one snapshot."""
+"""CPU, memory, threads and open files of process trees, for all trees from one snapshot."""
 
 from __future__ import annotations
 
@@ -31,14 +31,16 @@ class UsageReader:
     def __init__(self, table: ProcessTable) -> None:
         self._table = table
         self._lock = threading.Lock()
-        # The last two, at least a second apart: one of them is always old enough.
+        # The last two snapshots that are at least a second apart, so that one of them can serve as
+        # the baseline of a new snapshot.
         self._baselines: tuple[ProcessSnapshot, ...] = ()
 
     def read(self, pids: Iterable[int]) -> UsageSnapshot:
         """Read the usage of any number of process trees at once.
 
         Args:
-            pids: the trees' roots; those that run are in the result, however young they are.
+            pids: the roots of the trees. If one of them is not in the shared snapshot, because it
+                has just started, a new snapshot is taken.
 
         Raises:
             OSError: no file descriptor is free.
@@ -60,12 +62,12 @@ class UsageReader:
 
 
 class UsageSnapshot:
-    """The usage of all processes at one moment.
+    """The usage of all processes at the time of a snapshot; open files are counted when asked.
 
     Args:
-        snapshot: the processes at that moment.
-        baseline: an earlier snapshot, from which CPU percentages are measured; None if there is
-            none, so that they are unknown.
+        snapshot: the processes.
+        baseline: an earlier snapshot, since which the CPU percentages of trees are measured.
+            Without it they are None.
     """
 
     def __init__(self, snapshot: ProcessSnapshot, baseline: ProcessSnapshot | None) -> None:
@@ -83,11 +85,11 @@ class UsageSnapshot:
 
         Args:
             pid: its PID.
-            sampler: the one of this process, with its CPU baselines.
+            sampler: the sampler of this process, which has its CPU baselines.
 
         Returns:
-            None if the process has ended or is about to end: the kernel then reports 0 bytes,
-            whatever the process holds.
+            None if the process has ended or is about to end. The kernel reports 0 bytes for such a
+            process, also while its memory is not freed yet.
         """
         row = self._rows.get(pid)
         if row is None or not row.vms:
@@ -104,7 +106,8 @@ class UsageSnapshot:
             pids: the processes, as `tree` listed them.
             pss: the tree's proportional set size in bytes, if known.
             vram: the tree's GPU memory in bytes, if known.
-            root: the usage of the tree's root, which is also the tree's if it is alone.
+            root: the usage of the tree's root. If no other process of the tree runs, it is also
+                the usage of the tree, so that both show the same CPU percentage.
 
         Returns:
             None if every process of the tree has ended or is about to end.
@@ -138,14 +141,14 @@ class UsageSnapshot:
         for pid in pids:
             row, before = self._rows[pid], self._baseline.rows.get(pid)
             if before is None or before.started != row.started:
-                used += row.cpu_seconds  # it started after the baseline
+                used += row.cpu_seconds  # the process started after the baseline
             else:
                 used += max(0.0, row.cpu_seconds - before.cpu_seconds)
         return 100 * used / (self._snapshot.taken_at - self._baseline.taken_at)
 
 
 def _open_files(pids: Iterable[int]) -> int | None:
-    """Count open descriptors; None if those of one process may not be read, or it has ended."""
+    """Count open descriptors; None if a process has ended or its descriptors may not be read."""
     try:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
     except OSError:

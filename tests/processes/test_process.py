@@ -44,12 +44,12 @@ sys.stdin.readline()
 EXITS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 7), (signal.SIGKILL, -9)])
 
 
-def _line(process: subprocess.Popen[str]) -> str:
+def _read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-def _tell(process: subprocess.Popen[str]) -> None:
+def _send_line(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -59,7 +59,7 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def _knows_the_reaped(keep_descriptor: bool) -> bool:
+def _reaped_code_is_known(keep_descriptor: bool) -> bool:
     kernel = tuple(int(part) for part in platform.release().split(".")[:2])
     return keep_descriptor and kernel >= (6, 15)
 
@@ -161,7 +161,7 @@ def test_a_process_has_ended_only_when_its_last_thread_has(
         "ctypes.CDLL(None).pthread_exit(None)"
     )
     with Process(process.pid, keep_descriptor=keep_descriptor) as opened:
-        assert _line(process) == "ready"
+        assert _read_line(process) == "ready"
         eventually(lambda: _state(process.pid) == "Z")
         assert not opened.ended()
         process.kill()
@@ -179,7 +179,7 @@ def test_a_child_is_not_reaped_for_its_exit_code(
     child = spawner.process("sh", "-c", "read line; " + script, stdin=subprocess.PIPE)
     with Process(child.pid, keep_descriptor=keep_descriptor) as process:
         assert process.exit_code() is None
-        _tell(child)
+        _send_line(child)
         eventually(process.ended)
         assert process.exit_code() == code
         assert process.exit_code() == code
@@ -193,7 +193,7 @@ def test_the_exit_code_of_a_zombie_of_another_parent(
 ) -> None:
     """The exit code is known of every zombie of the same user."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    with Process(int(_line(parent)), keep_descriptor=keep_descriptor) as process:
+    with Process(int(_read_line(parent)), keep_descriptor=keep_descriptor) as process:
         assert process.exit_code() is None
         assert process.send_signal(number)
         eventually(process.ended)
@@ -207,12 +207,12 @@ def test_the_exit_code_after_reaping(
 ) -> None:
     """After reaping the exit code is known with a pidfd, from Linux 6.15 on."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    with Process(int(_line(parent)), keep_descriptor=keep_descriptor) as process:
+    with Process(int(_read_line(parent)), keep_descriptor=keep_descriptor) as process:
         process.send_signal(number)
         eventually(process.ended)
-        _tell(parent)
-        assert _line(parent) == "reaped"
-        assert process.exit_code() == (code if _knows_the_reaped(keep_descriptor) else None)
+        _send_line(parent)
+        assert _read_line(parent) == "reaped"
+        assert process.exit_code() == (code if _reaped_code_is_known(keep_descriptor) else None)
         process.close()
         assert process.exit_code() is None
 
@@ -224,9 +224,9 @@ def test_the_exit_code_of_our_own_child_after_reaping(
     """The same is true of a child of this process."""
     child = spawner.process("sh", "-c", "read line; exit 7", stdin=subprocess.PIPE)
     with Process(child.pid, keep_descriptor=keep_descriptor) as process:
-        _tell(child)
+        _send_line(child)
         assert child.wait() == 7
-        assert process.exit_code() == (7 if _knows_the_reaped(keep_descriptor) else None)
+        assert process.exit_code() == (7 if _reaped_code_is_known(keep_descriptor) else None)
 
 
 @NEEDS_ROOT
@@ -236,18 +236,18 @@ def test_the_exit_code_of_another_users_zombie_is_unknown(
 ) -> None:
     """The kernel shows 0 as the exit code of another user's zombie."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    pid = int(_line(parent))
+    pid = int(_read_line(parent))
     reader = spawner.python(
         AS_NOBODY + f"process = Process({pid}, keep_descriptor={keep_descriptor})\n"
         "print(process.ended(), flush=True); sys.stdin.readline()\n"
         "print(process.ended(), process.exit_code(), flush=True)",
         stdin=subprocess.PIPE,
     )
-    assert _line(reader) == "False"
+    assert _read_line(reader) == "False"
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: _state(pid) == "Z")
-    _tell(reader)
-    assert _line(reader) == "True None"
+    _send_line(reader)
+    assert _read_line(reader) == "True None"
 
 
 @BOTH
@@ -307,7 +307,7 @@ def test_a_signal_to_another_users_process_is_refused(
         AS_NOBODY + f"process = Process({sleeper.pid}, keep_descriptor={keep_descriptor})\n"
         "try:\n    process.send_signal(15)\nexcept PermissionError:\n    print('refused')"
     )
-    assert _line(reader) == "refused"
+    assert _read_line(reader) == "refused"
     assert is_running(sleeper.pid)
 
 
@@ -382,7 +382,7 @@ print(process.pidfd, process.ended(), process.send_signal(15), flush=True)
 """
     sleeper = spawner.sleeper()
     reader = spawner.python(code, str(sleeper.pid), stdin=subprocess.DEVNULL)
-    assert _line(reader) == "None False True"
+    assert _read_line(reader) == "None False True"
     assert sleeper.wait(30) == -signal.SIGTERM
 
 

@@ -38,13 +38,13 @@ time.sleep(1000)
 """
 
 
-def _line(process: subprocess.Popen[str]) -> str:
+def _read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def _pids(process: subprocess.Popen[str]) -> list[int]:
-    return [int(pid) for pid in _line(process).split()]
+    return [int(pid) for pid in _read_line(process).split()]
 
 
 def test_a_row_has_parent_session_and_start_time(spawner: Spawner) -> None:
@@ -84,7 +84,7 @@ def test_stat_parser_accepts_a_name_that_is_not_utf8(spawner: Spawner) -> None:
         "ctypes.CDLL(None).prctl(15, b'\\xff) \\xfe(', 0, 0, 0)\n"
         "print('named', flush=True); time.sleep(1000)"
     )
-    assert _line(process) == "named"
+    assert _read_line(process) == "named"
     row = read_row(process.pid)
     assert row is not None
     assert (row.parent, row.session) == (os.getpid(), process.pid)
@@ -145,7 +145,7 @@ def test_a_tree_is_a_process_and_its_descendants(spawner: Spawner) -> None:
         "time.sleep(1000)"
     )
     stranger, process = spawner.sleeper(), spawner.python(code)
-    assert _line(process) == "ready"
+    assert _read_line(process) == "ready"
     tree = ProcessTable().tree(process.pid)
     assert tree[0] == process.pid
     assert len(tree) == 3
@@ -243,7 +243,7 @@ def test_rss_is_summed_if_the_pss_of_one_process_may_not_be_read(spawner: Spawne
     root, *children = _pids(spawner.python(MIXED))
 
     def read() -> tuple[int, str]:
-        total, source = _line(spawner.python(READER, str(root))).split()
+        total, source = _read_line(spawner.python(READER, str(root))).split()
         return int(total), source
 
     total, source = read()
@@ -271,7 +271,7 @@ def test_memory_is_unknown_if_neither_pss_nor_rss_may_be_read(spawner: Spawner) 
         "print(table.tree_memory(int(sys.argv[1])), ProcessTable().tree_memory(int(sys.argv[1])))"
     )
     reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    output = _line(reader)
+    output = _read_line(reader)
     if not output:
         pytest.skip("mount namespaces are not allowed here")
     assert output == "None None"

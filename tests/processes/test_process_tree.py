@@ -97,7 +97,7 @@ time.sleep(1000)
 NEVER = threading.Event()
 
 
-def line(process: subprocess.Popen[str]) -> str:
+def read_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -135,14 +135,14 @@ def test_descendants_are_members(spawner: Spawner, open_tree: Open) -> None:
     """The root comes first, then its children and theirs; no other process is a member."""
     spawner.sleeper()
     root = spawner.python(NESTED)
-    descendants = [int(pid) for pid in line(root).split()]
+    descendants = [int(pid) for pid in read_line(root).split()]
     assert pids(open_tree(root.pid)) == [root.pid, *descendants]
 
 
 def test_processes_of_the_roots_session_are_members(spawner: Spawner, open_tree: Open) -> None:
     """Orphans in the session that the root leads are members, also once the root has ended."""
     root = spawner.python(WITH_ORPHAN, stdin=subprocess.PIPE)
-    orphan = int(line(root))
+    orphan = int(read_line(root))
     tree = open_tree(root.pid)
     assert sorted(pids(tree)) == sorted([root.pid, orphan])
     send_line(root)
@@ -163,7 +163,7 @@ def test_a_session_that_the_root_does_not_lead_is_no_part_of_the_tree(
 def test_a_member_whose_parent_has_ended_stays_a_member(spawner: Spawner, open_tree: Open) -> None:
     """A child that left the session is no descendant any more, and is stopped all the same."""
     root = spawner.python(WITH_SESSION, stdin=subprocess.PIPE)
-    child = int(line(root))
+    child = int(read_line(root))
     tree = open_tree(root.pid)
     send_line(root)
     root.wait(60)
@@ -178,11 +178,11 @@ def test_a_member_whose_parent_has_ended_stays_a_member(spawner: Spawner, open_t
 def test_a_rescan_lists_the_members_that_it_adds(spawner: Spawner, open_tree: Open) -> None:
     """A child that started after the last snapshot is added once."""
     root = spawner.python(FORKS_ON_REQUEST, stdin=subprocess.PIPE)
-    assert line(root) == "ready"
+    assert read_line(root) == "ready"
     tree = open_tree(root.pid)
     assert tree.rescan() == []
     send_line(root)
-    child = int(line(root))
+    child = int(read_line(root))
     assert [member.pid for member in tree.rescan()] == [child]
     assert tree.rescan() == []
 
@@ -205,7 +205,7 @@ def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
 ) -> None:
     """Where a later process has a PID of the snapshot, it is not added. See also test_pid_reuse."""
     root = spawner.python(NESTED)
-    child, grandchild = (int(pid) for pid in line(root).split())
+    child, grandchild = (int(pid) for pid in read_line(root).split())
 
     def take_older_snapshot() -> ProcessSnapshot:
         """Take a snapshot in which the grandchild's PID is that of an earlier process."""
@@ -222,7 +222,7 @@ def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
 def test_sigterm_ends_all_members(spawner: Spawner, open_tree: Open) -> None:
     """Where SIGTERM is enough, no SIGKILL is sent, and the grace is not waited for."""
     root = spawner.python(NESTED)
-    descendants = [int(pid) for pid in line(root).split()]
+    descendants = [int(pid) for pid in read_line(root).split()]
     tree = open_tree(root.pid)
     began = time.monotonic()
     assert tree.stop(600, NEVER) is signal.SIGTERM
@@ -237,7 +237,7 @@ def test_a_member_that_ignores_sigterm_is_killed_after_the_grace(
 ) -> None:
     """SIGKILL follows once the grace is over."""
     root = spawner.python(IGNORES_SIGTERM)
-    assert line(root) == "ready"
+    assert read_line(root) == "ready"
     tree = open_tree(root.pid)
     began = time.monotonic()
     assert tree.stop(0.5, NEVER) is signal.SIGKILL
@@ -249,7 +249,7 @@ def test_a_member_that_ignores_sigterm_is_killed_after_the_grace(
 def test_a_member_that_is_suspended_handles_sigterm(spawner: Spawner, open_tree: Open) -> None:
     """A process under SIGSTOP is continued, so that its own handler ends it."""
     root = spawner.python(HANDLES_SIGTERM)
-    assert line(root) == "ready"
+    assert read_line(root) == "ready"
     suspend(root.pid)
     tree = open_tree(root.pid)
     assert tree.stop(60, NEVER) is signal.SIGTERM
@@ -261,10 +261,10 @@ def test_a_child_that_is_forked_during_the_stop_is_stopped_too(
 ) -> None:
     """A child that a SIGTERM handler starts is found, and killed if it ignores SIGTERM."""
     root = spawner.python(FORKS_AT_SIGTERM)
-    assert line(root) == "ready"
+    assert read_line(root) == "ready"
     tree = open_tree(root.pid)
     assert tree.stop(3, NEVER) is signal.SIGKILL
-    child = int(line(root))
+    child = int(read_line(root))
     assert tree.alive() == []
     assert not is_running(child)
 
@@ -274,7 +274,7 @@ def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
 ) -> None:
     """A child may start between the list of members and their SIGSTOP: SIGKILL follows later."""
     root = spawner.python(FORKS_ON_REQUEST, stdin=subprocess.PIPE)
-    assert line(root) == "ready"
+    assert read_line(root) == "ready"
     send = process_tree._send
     children: list[int] = []
     sent: list[tuple[int, int]] = []
@@ -282,7 +282,7 @@ def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
     def fork_and_send(member: Process, number: int) -> bool:
         if number == signal.SIGSTOP and member.pid == root.pid:
             send_line(root)
-            children.append(int(line(root)))
+            children.append(int(read_line(root)))
         sent.append((member.pid, number))
         return send(member, number)
 
@@ -296,7 +296,7 @@ def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
 def test_an_interrupted_stop_sends_no_sigkill(spawner: Spawner, open_tree: Open) -> None:
     """Once `interrupted` is set, the members that are left go on running."""
     root = spawner.python(IGNORES_SIGTERM)
-    assert line(root) == "ready"
+    assert read_line(root) == "ready"
     tree, interrupted = open_tree(root.pid), threading.Event()
     interrupted.set()
     assert tree.stop(600, interrupted) is signal.SIGTERM
