@@ -176,11 +176,10 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     for model in wanted:
         if model not in loaded:
             click.echo(f"{escape_name(model)} {not_loaded(answer)}.", err=True)
-    count = (
-        f"model '{escape_name(wanted[0])}'" if len(wanted) == 1 else f"these {len(wanted)} models"
-    )
+    one = len(wanted) == 1
+    models = f"model '{escape_name(wanted[0])}'" if one else f"these {len(wanted)} models"
     how = " by force, whatever they do" if force else ""
-    return click.confirm(f"Stop {count}{how}?", err=True)
+    return click.confirm(f"Stop {models}{how}?", err=True)
 
 
 class _Stops:

@@ -16,6 +16,7 @@ import msgspec
 import psutil
 import pytest
 
+import monitor_plugin.cli
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.cli import main
 from monitor_plugin.demo.host import MODELS
@@ -146,6 +147,11 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--http-threads='many'" in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("monitor-plugin ")
+
+
+def test_main_stays_a_function() -> None:
+    """No module of that name replaces the entry point `monitor_plugin.cli:main` when it runs."""
+    assert monitor_plugin.cli.main(["--version"]) == monitor_plugin.cli.main(["-h"]) == 0
 
 
 @pytest.mark.parametrize("command", ["demo", "hooks", "ps"])

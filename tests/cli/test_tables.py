@@ -99,6 +99,25 @@ def test_table_sorts_by_memory_and_marks_trouble() -> None:
     assert "and 2 before" in lines[-1]
 
 
+def test_answer_of_another_version_is_shown() -> None:
+    """Missing fields are unknown, and unknown fields are ignored."""
+    common = {"model": "m", "pid": 5, "created_at": "2026-01-02T03:04:05Z", "of_tomorrow": 1}
+    backend = {**common, "uptime_seconds": 1.0, "shutdown": {"phase": "resting"}}
+    end = {**common, "cause": "eaten", "ended_at": "2026-01-02T03:04:05Z"}
+    listed: dict[str, Any] = {
+        "backends": [backend],
+        "ended": [end],
+        "machine": None,
+        "of_tomorrow": {},
+    }
+    decoded = msgspec.convert(listed, ClusterBackendsAnswer)
+    text = text_of(backends_view(decoded, None, 200), 200)
+    assert "resting 0s" in text
+    assert "not read yet" in text
+    assert "eaten" in text
+    assert "source unknown" in text_of(details_view(decoded, "m", 200), 200)
+
+
 @pytest.mark.parametrize("width", [1, 10, 20, 40, 60, 80, 100])
 def test_table_fits_any_width(width: int) -> None:
     """No line is wider than the terminal; the state is shown while there is room for it."""
