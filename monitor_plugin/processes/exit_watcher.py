@@ -64,8 +64,10 @@ class ExitWatcher:
         pidfd = process.pidfd
         with self._lock:
             self._polled.discard(process)
-            if pidfd is not None and self._by_pidfd.pop(pidfd, None) and self._epoll:
-                self._epoll.unregister(pidfd)
+            if pidfd is not None and pidfd in self._by_pidfd:
+                del self._by_pidfd[pidfd]
+                if self._epoll:
+                    self._epoll.unregister(pidfd)
 
     def pidfd_count(self) -> int:
         """Count the watched processes that have a pidfd."""
