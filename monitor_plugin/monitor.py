@@ -325,77 +325,34 @@ class _Services:
 
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
-        self.hook_executor = HookExecutor(managers)
-        process_table = ProcessTable()
-        self.thread_pool = ThreadPool("monitor-worker")
-        self.event_log = EventLog(time.time())
-        self.time_series = TimeSeries(settings.sweep_interval_seconds)
-        self.registry = Registry()
-        self.model_counter = ModelCounter(self.registry)
-        self.event_queue = EventQueue(self.hook_executor, settings.hook_timeout_seconds, log_event)
-        self.hooks = Hooks(
-            self.hook_executor, self.event_queue, self.event_log, settings.hook_timeout_seconds
-        )
+        table = ProcessTable()
+        pool = self.thread_pool = ThreadPool("monitor-worker")
+        executor = self.hook_executor = HookExecutor(managers)
+        events = self.event_log = EventLog(time.time())
+        series = self.time_series = TimeSeries(settings.sweep_interval_seconds)
+        registry = self.registry = Registry()
+        counter = self.model_counter = ModelCounter(registry)
+        hook_seconds = settings.hook_timeout_seconds
+        self.event_queue = EventQueue(executor, hook_seconds, log_event)
+        hooks = self.hooks = Hooks(executor, self.event_queue, events, hook_seconds)
         self.blocking_observer = BlockingObserver()
-        self.status_client = StatusClient(
-            settings.status_timeout_seconds,
-            self.hooks.call_metadata,
-            security,
-            self.blocking_observer,
+        status_seconds = settings.status_timeout_seconds
+        client = self.status_client = StatusClient(
+            status_seconds, hooks.call_metadata, security, self.blocking_observer
         )
-        self.exit_recorder = ExitRecorder(
-            self.registry, self.status_client, self.hooks, self.model_counter
-        )
-        self.registration = Registration(
-            self.registry,
-            process_table,
-            self.status_client,
-            self.hooks,
-            self.exit_recorder,
-            security,
-        )
-        self.backend_reader = BackendReader(
-            self.registry,
-            self.status_client,
-            process_table,
-            self.hooks,
-            settings.status_timeout_seconds,
-        )
+        recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter)
+        self.registration = Registration(registry, table, client, hooks, recorder, security)
+        reader = self.backend_reader = BackendReader(registry, client, table, hooks, status_seconds)
         self.model_reader = ModelReader(
-            self.registry,
-            self.exit_recorder,
-            self.backend_reader,
-            self.thread_pool,
-            settings.reading_max_age_seconds,
+            registry, recorder, reader, pool, settings.reading_max_age_seconds
         )
+        usage = UsageReader(table)
         self.sweeper = Sweeper(
-            self.registry,
-            self.exit_recorder,
-            self.backend_reader,
-            self.thread_pool,
-            self.status_client,
-            UsageReader(process_table),
-            self.hooks,
-            self.time_series,
-            settings,
+            registry, recorder, reader, pool, client, usage, hooks, series, settings
         )
-        stopper = Stopper(
-            self.registry,
-            self.exit_recorder,
-            self.backend_reader,
-            self.status_client,
-            self.hooks,
-            settings,
-        )
+        stopper = Stopper(registry, recorder, reader, client, hooks, settings)
         self.shutdown_coordinator = ShutdownCoordinator(
-            self.registry,
-            self.exit_recorder,
-            stopper,
-            self.hooks,
-            self.event_log,
-            self.model_counter,
-            self.thread_pool,
-            settings,
+            registry, recorder, stopper, hooks, events, counter, pool, settings
         )
 
     def start(self) -> None:
