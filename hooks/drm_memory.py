@@ -1,19 +1,19 @@
 """GPU memory of each backend's process tree, by AMD and Intel device, from /proc/PID/fdinfo.
 
-Adds `vram:DRIVER:DEVICE` to `memory.breakdown`, `vram:amdgpu:0000:03:00.0` say: the bytes that are
-on the device: the regions `vram` (amdgpu), `vram0`... (xe), `local0`... and `stolen-local0`...
-(i915). What the GPU uses of the system's memory (`gtt`, `cpu`, `system`, `stolen`) is not counted,
-nor anything but `vram` of amdgpu's own figures (`visible-vram` is a part of it). What a driver
-calls `vram` of a GPU that has no memory of its own is carved out of the system's. Counted is what
-is resident (`drm-resident-`, in older kernels `drm-memory-`; `drm-total-` where it says neither),
-once per DRM client, though that may be open several times, and in several processes of the tree.
+Adds `vram:DRIVER:DEVICE` to `memory.breakdown`, such as `vram:amdgpu:0000:03:00.0`: the bytes on
+the device. These are the regions `vram` (amdgpu), `vram0`... (xe), `local0`... and
+`stolen-local0`... (i915). Memory of the system that the GPU uses (`gtt`, `cpu`, `system`, `stolen`)
+does not count. Of amdgpu's own figures only `vram` counts, which includes `visible-vram`. The
+`vram` of a GPU without memory of its own is a reserved part of the system's memory. The resident
+bytes count (`drm-resident-`, in older kernels `drm-memory-`; `drm-total-` if there is neither),
+once per DRM client, although several processes of the tree may have the client open.
 
-A device is left out where the tree has none of its memory open, and all of them where a process of
+A device is left out if the tree uses none of its memory. All devices are left out if a process of
 the tree may not be read: the monitor must run as root or as the backends' user. That is logged
 once. Source: the kernel's Documentation/gpu/drm-usage-stats.rst.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and, where need be, environment variables MONITOR_HOOK_DRM_MEMORY_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
+environment variables: MONITOR_HOOK_DRM_MEMORY_...
 
     PROC   path where procfs is mounted (/proc)
 """
@@ -38,23 +38,23 @@ def _folder(text: str) -> str:
 
 
 PROC = HookSettings(__name__).get("PROC", _folder, "a path, as /proc", "/proc")
-KINDS = ("resident", "memory", "total")  # the first that is there counts
+KINDS = ("resident", "memory", "total")  # the first one that exists counts
 ON_DEVICE = re.compile(rf"drm-(?:{'|'.join(KINDS)})-(vram\d*|(?:stolen-)?local\d+)")
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
 
 _logger = logging.getLogger(__name__)
-_said: set[type] = set()
+_logged: set[type] = set()
 
 
 def device_memory(text: str) -> tuple[str, str, int] | None:
     """Read one fdinfo file.
 
     Returns:
-        The component's name, the client's id, and the bytes that it holds on the device; None
-        where it is no DRM client, or one of a driver that tells of no memory on a device.
+        The component's name, the client's id, and its bytes on the device; None if the file is
+        not a DRM client's, or if its driver reports no memory on a device.
 
     Raises:
-        ValueError: an amount is none.
+        ValueError: an amount cannot be parsed.
     """
     fields = {}
     for line in text.splitlines():
@@ -76,22 +76,22 @@ def device_memory(text: str) -> tuple[str, str, int] | None:
 
 
 def read_clients(process: str) -> Iterator[str]:
-    """Read what a process's folder in procfs has on each file that it has open on a GPU.
+    """Read the fdinfo of each file that a process has open on a GPU, from its folder in procfs.
 
     Raises:
-        PermissionError: it may not be read.
+        PermissionError: the folder may not be read.
     """
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        # The names are those in `fd`, which may not be listed of a zombie: it has none open.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
+        # `fdinfo` has the same names as `fd`, which may not be listed for a zombie.
         for number in os.listdir(f"{process}/fdinfo"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it was closed
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the file was closed
                 if "/dri/" in os.readlink(f"{process}/fd/{number}"):  # noqa: PTH115 - of thousands
                     yield Path(f"{process}/fdinfo/{number}").read_text()
 
 
 @hookimpl
 def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
-    """Give the bytes that the tree holds, by device."""
+    """Return the bytes of the process tree by device."""
     clients: dict[tuple[str, str], int] = {}
     try:
         for pid in pids:
@@ -100,8 +100,8 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
                     component, client, amount = found
                     clients[component, client] = amount
     except (PermissionError, ValueError) as error:
-        if type(error) not in _said:
-            _said.add(type(error))
+        if type(error) not in _logged:
+            _logged.add(type(error))
             _logger.warning("no GPU memory of model %r: %s (said once)", backend.model, error)
         return {}
     components: dict[str, int] = {}

@@ -1,16 +1,15 @@
 """The status of servers that speak gRPC's own health checking protocol, grpc.health.v1.
 
-Asks a backend for `Health/Check`: READY where it says SERVING, UNINITIALIZED where it says
-NOT_SERVING. That is all that it can say: BUSY and memory are not known to the protocol, so that
-backends that implement `Status` are better left out by the setting MODELS. A backend that does not
-speak it is asked once in its life, and then left to the other hooks and to gRPC `Status`; so is,
-each time, one that cannot be reached, does not answer in time, or does not know the service or its
-state.
+Calls `Health/Check` of a backend: SERVING becomes READY, NOT_SERVING becomes UNINITIALIZED. The
+protocol knows neither BUSY nor memory, so exclude backends that implement `Status` by the setting
+MODELS. A backend that does not speak the protocol gets one request in its life; after that the
+other hooks and gRPC `Status` read it. They also read, each time, a backend that cannot be reached,
+does not respond in time, or does not know the service or its state.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and, where need be, environment variables MONITOR_HOOK_GRPC_HEALTH_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
+environment variables: MONITOR_HOOK_GRPC_HEALTH_...
 
-    MODELS    pattern of the names of the models that are asked (*)
+    MODELS    pattern of the names of the models that get requests (*)
     SERVICE   name of the service to ask for (empty: the server as a whole)
 """
 
@@ -29,9 +28,9 @@ STATES = {1: State.READY, 2: State.UNINITIALIZED}  # by SERVING and NOT_SERVING
 
 
 def ask(backend: Backend, call: Call) -> Status | None:
-    """Ask a server for its health.
+    """Request the health of a server.
 
-    The protocol's messages have one field each, and so these wrappers' form.
+    The protocol's messages have one field each, like the wrapper messages that are used here.
     """
     request = StringValue(value=SERVICE).SerializeToString()
     health = Int32Value.FromString(call("/grpc.health.v1.Health/Check", request)).value

@@ -1,15 +1,15 @@
-"""Stops backends that did nothing for a while.
+"""Stops backends that have been idle for too long.
 
-The monitor sees no inference. Idle means: for the whole limit a backend was never seen BUSY, none
-of its Status calls missed the deadline, and its process tree used less than 1 % of a core; what is
-unknown is never idle. It is stopped as `POST /backend/shutdown` does it, but not if it has become
-BUSY meanwhile, and stays so for `drain_timeout_seconds`. Where that fails it is tried again every
-minute, and the log says so once. It looks at each background sweep (the monitor's setting
-`sweep_interval_seconds`), and sees nothing in between but the CPU time, and changes of state that
-somebody's reading found.
+The monitor cannot see inference. Idle means: for the whole limit the backend was never BUSY in a
+sweep, none of its Status calls missed the deadline, and its process tree used less than 1 % of a
+core. A backend of which this is not known is not idle. The hook stops an idle backend as `POST
+/backend/shutdown` does, but not if the backend has become BUSY and stays so for
+`drain_timeout_seconds`. A stop that fails is logged once, and tried again every minute. The hook
+acts after each background sweep (the monitor's setting `sweep_interval_seconds`). Between two
+sweeps it notices only CPU time, and changes of state that other readings found.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and the environment variable MONITOR_HOOK_IDLE_STOP_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
+the environment variable MONITOR_HOOK_IDLE_STOP_...
 
     SECONDS   the limit, in seconds: `3600`; or by model, `llama-*=600,embed-*=never,*=3600`, where
               the first pattern that matches counts, and a model without one is left alone
@@ -39,19 +39,19 @@ if not _limits.least():
 
 @hookimpl
 def monitor_started(monitor: Monitor) -> None:
-    """Get hold of the monitor."""
+    """Store the monitor."""
     _stops.monitor = monitor
 
 
 @hookimpl
 def monitor_closing() -> None:
-    """Stop no more."""
+    """Begin no more stops."""
     _stops.close()
 
 
 @hookimpl
 def monitor_readings_swept() -> None:
-    """Stop who has been idle for too long."""
+    """Stop the backends that have been idle for too long."""
     if not _stops.monitor or not _limits.least():
         return
     observations, now = _stops.monitor.sweep(fresh=False), time.monotonic()

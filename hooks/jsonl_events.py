@@ -1,13 +1,13 @@
-"""Writes deaths, state changes and shutdowns into a file, a line of JSON each.
+"""Writes exits, state changes and shutdowns into a file, as one line of JSON each.
 
     {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
 
-Only the monitor's user may read the file (mode 0600). It is opened anew for each line, and may be
-moved away. A line that cannot be written (a full disk, a folder that is gone) is lost as a whole;
-the log says so once, and how many were lost once lines can be written again.
+Only the monitor's user may read the file (mode 0600). The hook opens it for each line, so it may be
+moved. A line that cannot be written (a full disk, a missing folder) is lost as a whole. The log
+says so once, and has the number of lost lines when lines can be written again.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and environment variables MONITOR_HOOK_JSONL_EVENTS_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
+environment variables MONITOR_HOOK_JSONL_EVENTS_...
 
     PATH        the file, in a folder that exists
     MAX_BYTES   how large it becomes before it is PATH.1, and PATH.1 is PATH.2, in bytes (10MiB)
@@ -38,10 +38,10 @@ class EventFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._lost = 0
-        self._lock = threading.Lock()  # over I/O: for hooks that are behind alone
+        self._lock = threading.Lock()  # held during I/O: only late hooks wait for it
 
     def write(self, event: EventItem) -> None:
-        """Write an event, or note that it is lost."""
+        """Write an event, or count it as lost."""
         with self._lock:
             try:
                 self._append(json.dumps(event).encode() + b"\n")

@@ -1,15 +1,15 @@
 """The status of servers that speak the Open Inference Protocol v2: Triton, KServe, TorchServe.
 
-Asks a backend for `ServerReady`, then for `ModelReady`: READY where both say so, else UNINITIALIZED
-(also where the server knows of no such model). BUSY is not known to the protocol, and the memory is
-what the process tree holds. A backend that does not speak it is asked once in its life, and then
-left to the other hooks and to gRPC `Status`; so is, each time, one that cannot be reached or does
-not answer in time.
+Calls `ServerReady` of a backend, then `ModelReady`. The state is READY if both are true, else
+UNINITIALIZED (also if the server does not know the model). The protocol does not know BUSY; the
+memory is that of the process tree. A backend that does not speak the protocol gets one request in
+its life; after that the other hooks and gRPC `Status` read it. They also read, each time, a backend
+that cannot be reached or does not respond in time.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and, where need be, environment variables MONITOR_HOOK_KSERVE_STATUS_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
+environment variables: MONITOR_HOOK_KSERVE_STATUS_...
 
-    MODELS    pattern of the names of the models that are asked (*)
+    MODELS    pattern of the names of the models that get requests (*)
     ASK_FOR   name of the model to ask for (the backend's model)
     SERVICE   name of the gRPC service (inference.GRPCInferenceService); TorchServe's own is
               org.pytorch.serve.grpc.openinference.GRPCInferenceService
@@ -31,9 +31,10 @@ SERVICE = _settings.get("SERVICE", str, "a service's name", "inference.GRPCInfer
 
 
 def ask(backend: Backend, call: Call) -> Status:
-    """Ask a server, then for its model.
+    """Request whether a server is ready, then whether its model is.
 
-    The protocol's messages have one field, or one that matters here, and so these wrappers' form.
+    The protocol's messages have one field, or one that matters here, like the wrapper messages that
+    are used here.
     """
     name = StringValue(value=ASK_FOR or backend.model).SerializeToString()
     ready = BoolValue.FromString(call(f"/{SERVICE}/ServerReady", b"")).value

@@ -1,26 +1,26 @@
-"""Stops backends that hold more memory than they may, each or all together.
+"""Stops backends whose memory is over a limit, for each backend or for all together.
 
-What a backend holds is the total that `GET /backends` shows: its own word, else what its process
-tree holds; what is not known is over no limit. A limit counts once it was passed in each sweep for
-a while, two of them at least: one bad figure stops nothing. A backend is stopped as by
-`POST /backend/shutdown`, and not while it may be busy: BUSY, or past the deadline of Status, or
-without a status while its process tree uses 1 % of a core, or an unknown amount; nor if it has
-become BUSY meanwhile, and stays so for `drain_timeout_seconds`. What is being stopped, by
-whomever, counts as gone; a stop that fails is tried again every minute. It looks at each
-background sweep (the monitor's setting `sweep_interval_seconds`).
+The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else that
+of its process tree. Memory that is not known is over no limit. A limit must be passed in each sweep
+for FOR_SECONDS, and in two sweeps at least, so that one bad figure stops nothing. The hook stops a
+backend as `POST /backend/shutdown` does, but not while it may be busy: if it is BUSY, missed the
+deadline of Status, or has no status while its process tree uses 1 % of a core or an unknown amount;
+nor if it becomes BUSY and stays so for `drain_timeout_seconds`. Backends that are being stopped,
+also by clients, do not count. A stop that fails is tried again every minute. The hook acts after
+each background sweep (the monitor's setting `sweep_interval_seconds`).
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and environment variables MONITOR_HOOK_MEMORY_LIMIT_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
+environment variables MONITOR_HOOK_MEMORY_LIMIT_...
 
     MODELS        the limit of each backend, in bytes by model: `llama-*=8GiB,*=500MB`; the first
-                  pattern that matches counts, `none` is no limit, as is no pattern
+                  pattern that matches counts; `none`, or no matching pattern, means no limit
     TOTAL         the limit of all backends together, in bytes: `48GiB`
-    ORDER         which is stopped first over TOTAL: `lru`, the least recently used (idle_stop.py
-                  says how that is told), or `largest` (lru)
-    STOP_BUSY     `yes`: also what may be busy, once `drain_timeout_seconds` are over (no)
+    ORDER         which backend is stopped first over TOTAL: `lru`, the one that is idle for longest
+                  (see idle_stop.py), or `largest` (lru)
+    STOP_BUSY     `yes`: stop also backends that may be busy, after `drain_timeout_seconds` (no)
     FOR_SECONDS   how long a limit must be passed, in seconds (10)
-    COMPONENT     limit a component of the memory, not its total: `vram`, with all `vram:...`, or
-                  one of those, `vram:nvidia0`
+    COMPONENT     limit a component of the memory and not its total: `vram`, which includes all
+                  `vram:...`, or one of these, `vram:nvidia0`
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 
 class MemoryLimit:
-    """Follows what backends hold, and stops those over a limit."""
+    """Compares the memory of backends with their limits, and stops those that are over."""
 
     def __init__(self, settings: read.HookSettings) -> None:
         wanted, sizes = "bytes, as 8GiB or llama-*=8GiB,*=1GiB", read.per_model(read.size)
@@ -51,20 +51,20 @@ class MemoryLimit:
         self._for_seconds = settings.get("FOR_SECONDS", read.seconds, "seconds, as 10", 10.0)
         self._component = settings.get("COMPONENT", str, "the name of a component, as vram", None)
         self._activity = Activity()
-        self._over_since: dict[Backend | None, float] = {}  # None: all together
-        self._told: set[Backend | None] = set()
+        self._over_since: dict[Backend | None, float] = {}  # the key None stands for all together
+        self._logged: set[Backend | None] = set()
         self.stops = BackgroundStops(_logger)
         if not self._models.least() and not self._total:
             _logger.info(
                 "it does nothing: neither %s nor TOTAL is set", settings.variable("MODELS")
             )
 
-    def look(self, observations: Sequence[Observation], now: float) -> None:
-        """Take in what a sweep found, and stop what is over a limit."""
+    def check(self, observations: Sequence[Observation], now: float) -> None:
+        """Compare the observations of a sweep, and stop backends that are over a limit."""
         self._activity.note(observations, now)
         stopping = self.stops.under_way()
         held: dict[Backend, int] = {}
-        idle: dict[Backend, float] = {}  # of those that may be stopped
+        idle: dict[Backend, float] = {}  # seconds, for each backend that may be stopped
         for each in observations:
             amount = held_bytes(each, self._component)
             if amount is not None and each.backend not in stopping:
@@ -73,7 +73,7 @@ class MemoryLimit:
                     idle[each.backend] = self._activity.idle_seconds(each.backend, now)
         over = self._over(held)
         self._over_since = {key: self._over_since.get(key, now) for key in over}
-        self._told &= over.keys()
+        self._logged &= over.keys()
         order = sorted(idle, key=lambda each: (-idle[each], -held[each]))
         if self._order == "largest":
             order.sort(key=lambda each: -held[each])
@@ -85,15 +85,15 @@ class MemoryLimit:
     def _reduce(
         self, key: Backend | None, why: str, held: dict[Backend, int], idle: Mapping[Backend, float]
     ) -> None:
-        """Stop as many as it takes, in order, and take them out of `held`."""
+        """Stop backends in order until the limit is kept, and remove them from `held`."""
         for backend in idle:
             if backend in held and self._is_over(key, held):
                 figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
-                told = f"{why} (it: {figures})"
-                if self.stops.stop(backend, told, spare_busy=not self._stop_busy):
+                reason = f"{why} (it: {figures})"
+                if self.stops.stop(backend, reason, spare_busy=not self._stop_busy):
                     del held[backend]
-        if self._is_over(key, held) and key not in self._told:
-            self._told.add(key)
+        if self._is_over(key, held) and key not in self._logged:
+            self._logged.add(key)
             whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
             _logger.warning("%s: %s, and nothing may be stopped now", whose, why)
 
@@ -101,7 +101,7 @@ class MemoryLimit:
         return key in held if key else sum(held.values()) > (self._total or 0)
 
     def _over(self, held: Mapping[Backend, int]) -> dict[Backend | None, str]:
-        """Say what is over a limit, and why; all together comes last."""
+        """List what is over a limit, with the reason; the limit of all together comes last."""
         over: dict[Backend | None, str] = {}
         for backend, amount in held.items():
             limit = self._models.of(backend.model)
@@ -120,18 +120,18 @@ _limit = MemoryLimit(read.HookSettings(__name__))
 
 @hookimpl
 def monitor_started(monitor: Monitor) -> None:
-    """Get hold of the monitor."""
+    """Store the monitor."""
     _limit.stops.monitor = monitor
 
 
 @hookimpl
 def monitor_closing() -> None:
-    """Stop no more."""
+    """Begin no more stops."""
     _limit.stops.close()
 
 
 @hookimpl
 def monitor_readings_swept() -> None:
-    """Stop what is over a limit."""
+    """Stop backends that are over a limit."""
     if _limit.stops.monitor:
-        _limit.look(_limit.stops.monitor.sweep(fresh=False), time.monotonic())
+        _limit.check(_limit.stops.monitor.sweep(fresh=False), time.monotonic())

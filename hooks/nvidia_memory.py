@@ -1,18 +1,18 @@
 """GPU memory of each backend's process tree, by NVIDIA device, through NVML.
 
-Adds `vram:nvidia0`, `vram:nvidia1`... to `memory.breakdown`: bytes, by NVML's index of the device
-(of all its MIG instances together). A device is left out where no process of the tree uses it, and
-where NVML does not know how much one of them uses. Each device is asked once for all backends.
-NVML's PIDs must be the monitor's: a monitor in a container needs the host's (`--pid=host`).
+Adds `vram:nvidia0`, `vram:nvidia1`... to `memory.breakdown`: bytes, by NVML's index of the device,
+the sum of its MIG instances. A device is left out if no process of the tree uses it, or if NVML
+does not know how much one of them uses. Each device is read once for all backends. NVML and the
+monitor must have the same PIDs: a monitor in a container needs those of the host (`--pid=host`).
 
-Needs a driver, and `pip install monitor-plugin[nvidia]`. Where something is missing or fails, that
-is logged once and left out, and tried again later.
+It needs a driver, and `pip install monitor-plugin[nvidia]`. A failure is logged once, and the
+device or library is left out and tried again later.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and, where need be, environment variables MONITOR_HOOK_NVIDIA_MEMORY_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
+environment variables: MONITOR_HOOK_NVIDIA_MEMORY_...
 
-    SHARE_SECONDS   how long an answer serves all backends, in seconds (1)
-    RETRY_SECONDS   how long until what failed is tried again, in seconds (60)
+    SHARE_SECONDS   for how long one result is used for all backends, in seconds (1)
+    RETRY_SECONDS   the time between a failure and the next try, in seconds (60)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _nvml = Nvml(
 
 @hookimpl
 def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
-    """Give the bytes that the tree holds, by device."""
+    """Return the bytes of the process tree by device."""
     components = {}
     for index, usage in _nvml.usages().items():
         amounts = [amount for (pid, _), amount in usage.items() if pid in pids]
@@ -46,5 +46,5 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
 
 @hookimpl
 def monitor_closing() -> None:
-    """Let go of the driver."""
+    """Release the driver."""
     _nvml.close()

@@ -1,13 +1,14 @@
 """Stops backends that have been busy without a break for too long.
 
-Stuck means: in each sweep for the whole limit a backend was BUSY, or did not answer Status in time
-after that. It is stopped by force, as waiting for it would be in vain. Where that fails it is tried
-again every minute, and the log says so once. A backend without Status is never stuck. It looks at
-each background sweep (the monitor's setting `sweep_interval_seconds`); a break between two sweeps
-that nobody asks about is not seen, so let the limit be longer than the longest work.
+Stuck means: in each sweep for the whole limit the backend was BUSY, or did not answer Status in
+time after it had been BUSY. The hook stops it by force, because it would not become idle. A stop
+that fails is logged once, and tried again every minute. A backend without Status is never stuck.
+The hook acts after each background sweep (the monitor's setting `sweep_interval_seconds`). It does
+not notice a break between two sweeps that no other reading finds, so set a limit above the longest
+work.
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and the environment variable MONITOR_HOOK_STUCK_STOP_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
+the environment variable MONITOR_HOOK_STUCK_STOP_...
 
     SECONDS   the limit, in seconds: `900`; or by model, `llama-*=600,train-*=never,*=900`, where
               the first pattern that matches counts, and a model without one is left alone
@@ -29,8 +30,8 @@ _limits = _settings.get(
     "SECONDS", per_model(seconds), "seconds over 0, as 900, or llama-*=600,*=900", Limits({})
 )
 _stops = BackgroundStops(_logger)
-# Since when it is busy, on the monotonic clock. With the time of the change of its state, which is
-# another one where somebody else saw a break.
+# Since when each backend has been busy, on the monotonic clock. The key has the time of its last
+# change of state, which differs if another reading saw a break.
 _busy_since: dict[tuple[Backend, float | None], float] = {}
 
 if not _limits.least():
@@ -39,19 +40,19 @@ if not _limits.least():
 
 @hookimpl
 def monitor_started(monitor: Monitor) -> None:
-    """Get hold of the monitor."""
+    """Store the monitor."""
     _stops.monitor = monitor
 
 
 @hookimpl
 def monitor_closing() -> None:
-    """Stop no more."""
+    """Begin no more stops."""
     _stops.close()
 
 
 @hookimpl
 def monitor_readings_swept() -> None:
-    """Stop who has been busy for too long."""
+    """Stop the backends that have been busy for too long."""
     if not _stops.monitor or not _limits.least():
         return
     before, now = dict(_busy_since), time.monotonic()

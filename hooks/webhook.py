@@ -1,30 +1,31 @@
-"""Posts deaths, state changes and shutdowns to a URL, signed, as JSON.
+"""Posts exits, state changes and shutdowns to a URL, as signed JSON.
 
-A POST per event, from a queue and a thread of its own: no reading or shutdown waits for it. What
-fails for want of the network, or with 408, 425, 429 or 5xx, is tried again, after 1, 2, 4... up to
-60 s, or as `Retry-After` says (in seconds, up to 300); any other status but 2xx, a redirect too,
-gives up. A full queue loses its oldest event. The log says when posts begin to fail or to be lost,
-and how many were, once they work again; never the secret, and of the URL the host alone.
+A thread of its own sends one POST per event from a queue, so no reading or shutdown waits for it.
+After a failure of the network, or a status of 408, 425, 429 or 5xx, the post is tried again after
+1, 2, 4... up to 60 s, or after the seconds of `Retry-After` (up to 300). Any other status but 2xx,
+also a redirect, is final. A full queue drops its oldest event. The log says when posts begin to
+fail or to be lost, and how many were lost when they work again. It never has the secret, and of the
+URL only the host.
 
     {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
 
 The signature is that of https://www.standardwebhooks.com, whose libraries verify it:
 
-    webhook-id: UNIQUE          the same on each try: do not take one twice
-    webhook-timestamp: SECONDS  since the epoch, of this try: refuse what is over 5 minutes old
+    webhook-id: UNIQUE          the same on each try: accept it once
+    webhook-timestamp: SECONDS  since the epoch, of this try: refuse it if over 5 minutes old
     webhook-signature: v1,BASE64 of HMAC-SHA256(secret, ID + "." + TIMESTAMP + "." + body)
 
-To enable it: a copy of, or a link to, this file in the folder of the monitor's setting `hooks_dir`,
-and environment variables MONITOR_HOOK_WEBHOOK_...
+To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
+environment variables MONITOR_HOOK_WEBHOOK_...
 
     URL               https:// (verified; SSL_CERT_FILE names other authorities) or http://; proxies
                       in the environment are not used
     SECRET_FILE       a file that holds the secret: any text, or `whsec_` and base64
-    SECRET            the secret itself, if need be: programs that the host starts inherit it
-    TIMEOUT_SECONDS   for each wait on the network, in seconds (10)
+    SECRET            the secret itself; programs that the host starts inherit it
+    TIMEOUT_SECONDS   the timeout of each wait on the network, in seconds (10)
     RETRY_SECONDS     the first pause, in seconds (1)
-    ATTEMPTS          how often one event is tried (8)
-    QUEUE             how many events wait at most (1000)
+    ATTEMPTS          the maximum number of tries for one event (8)
+    QUEUE             the maximum number of waiting events (1000)
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Watched:
             observations = [
                 observed(backends[m], each) for m, each in seen.items() if m in backends
             ]
-            self.hook.module._limit.look(observations, self._now)
+            self.hook.module._limit.check(observations, self._now)
 
 
 def observed(backend: Backend, seen: Any) -> Observation:
