@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def lacking(what: str) -> None:
-    """Skip the test, or fail where nothing may be lacking."""
+    """Skip the test, or fail in an environment that must have everything."""
     assert not os.environ.get("CI"), f"there is no {what} here; .ci/setup or tox installs it"
     pytest.skip(f"there is no {what} here")
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser without a window."""
+    """A headless browser."""
     program = shutil.which("chromium")
     if program is None:
         lacking("chromium")
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Tab(NamedTuple):
-    """A page of the browser, and all that it did which it should not have done."""
+    """A page of the browser, and the errors and foreign requests that it caused."""
 
     page: Page
     faults: list[str]
@@ -46,7 +46,7 @@ class Tab(NamedTuple):
 
 
 class Tabs:
-    """Opens tabs; at the end each must have had no error, and asked no other host for anything."""
+    """Opens tabs. At the end, none may have had an error, or a request to another host."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -56,10 +56,10 @@ class Tabs:
         """Open a page.
 
         Args:
-            url: where the monitor answers.
-            wait: until it shows what the monitor says.
-            expected: a part of the errors in the console that are meant.
-            options: of the browser's context.
+            url: the URL of the monitor.
+            wait: whether to wait until the page shows data of the monitor.
+            expected: a part of the console errors that are expected.
+            options: options of the browser's context.
         """
         context = self._browser.new_context(**options)
         context.set_default_timeout(20_000)
@@ -98,7 +98,7 @@ class Tabs:
         return tab
 
     def close(self) -> None:
-        """Close all, and tell of what was wrong, with what the pages say of it."""
+        """Close all tabs, and fail with their errors, if any."""
         faults = [fault for tab in self._tabs for fault in tab.faults]
         for tab in self._tabs:
             if tab.faults:

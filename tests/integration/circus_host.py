@@ -23,7 +23,7 @@ Options = Mapping[str, object]
 
 
 def backend_command(*switches: str, addr: str) -> str:
-    """The command line of a small demo backend."""
+    """Return the command line of a small demo backend."""
     command = f"{sys.executable} -m monitor_plugin.demo.backend --addr {addr}"
     return " ".join([command, "--weights-mib 2 --kv-cache-mib 1", *switches])
 
@@ -33,22 +33,22 @@ def _section(name: str, options: Options) -> str:
 
 
 class CircusHost:
-    """Runs circusd, and ends it and all that it started.
+    """Runs circusd, and ends it with all processes that it started.
 
     Args:
-        spawner: starts it.
+        spawner: starts circusd.
         watchers: the options of each watcher by name; `FOLDER` in them stands for `folder`.
-        environment: of circusd, and so of all that it starts.
-        sections: more of circus.ini.
-        loglevel: circus' own.
-        port: on which the monitor is to listen; None for any free one.
-        **options: those of the plugin's section, besides `use` and `listen`.
+        environment: the environment of circusd and its processes.
+        sections: more sections of circus.ini.
+        loglevel: the log level of circus.
+        port: the port of the monitor; None for any free one.
+        **options: the options of the plugin's section, besides `use` and `listen`.
 
     Attributes:
         folder: a short path, for sockets.
-        client: speaks HTTP to the monitor.
-        process: circusd's.
-        ini: its configuration.
+        client: an HTTP client of the monitor.
+        process: the process of circusd.
+        ini: the configuration file of circusd.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CircusHost:
         )
 
     def call(self, command: str, **properties: object) -> dict[str, Any]:
-        """Send a command to circusd, and give its answer."""
+        """Send a command to circusd, and return the answer."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
             dealer.linger = 0
             dealer.connect(f"ipc://{self.folder}/e")
@@ -109,7 +109,7 @@ class CircusHost:
         return dict(answer)
 
     def patient_call(self, command: str, **properties: object) -> dict[str, Any]:
-        """Send a command again and again, as circus refuses it while it runs another."""
+        """Repeat a command while circus refuses it, as it runs another."""
 
         def answer() -> dict[str, Any] | None:
             given = self.call(command, **properties)
@@ -118,21 +118,21 @@ class CircusHost:
         return eventually(answer) or {}
 
     def pids(self, watcher: str) -> list[int]:
-        """List the processes of a watcher."""
+        """Return the processes of a watcher."""
         return sorted(self.call("list", name=watcher).get("pids", []))
 
     def status(self, watcher: str) -> str | None:
-        """Say whether a watcher is active or stopped; None where there is none."""
+        """Return whether a watcher is active or stopped; None if it does not exist."""
         status = self.call("status")["statuses"].get(watcher)
         return None if status is None else str(status)
 
     def log(self) -> str:
-        """What circusd and its plugins wrote."""
+        """The output of circusd and its plugins."""
         log = self.folder / "log"
         return log.read_text() if log.exists() else ""
 
     def wait_found(self, model: str, replicas: int = 1) -> dict[str, Any]:
-        """Wait until the monitor answers for so many backends of a model, and give the answer."""
+        """Wait until a model has that many backends, and return the response."""
 
         def found() -> dict[str, Any] | None:
             try:
@@ -146,21 +146,21 @@ class CircusHost:
         return eventually(found) or {}
 
     def wait_serving(self, model: str) -> None:
-        """Wait until a model's backend answers by itself: by then it ignores what it is to."""
+        """Wait until a backend answers `Status`: by then it ignores the signals it should."""
         eventually(lambda: "state" in self.wait_found(model))
 
     def wait_managed(self) -> None:
-        """Wait until circus has looked after its watchers, and so undone what it does not know."""
+        """Wait until circus has checked its watchers, and restarted ended processes."""
         (before,) = eventually(lambda: self.pids("other"))
         os.kill(before, signal.SIGKILL)
         eventually(lambda: self.pids("other") not in ([], [before]))
 
     def plugin_pid(self) -> int:
-        """Wait for the plugin's process, and give its PID."""
+        """Wait for the process of the plugin, and return its PID."""
         return eventually(lambda: self.pids("plugin:monitor"))[0]
 
     def started(self) -> list[psutil.Process]:
-        """List the processes that circusd started, of this time and before, and that run."""
+        """Return the running processes that this circusd and those before it started."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -170,7 +170,7 @@ class CircusHost:
         return found
 
     def end(self) -> int:
-        """End circusd by SIGTERM, which it forgets while it runs a command; gives its code."""
+        """End circusd by SIGTERM, which it ignores during a command; return its exit code."""
 
         def code() -> list[int]:
             self.process.send_signal(signal.SIGTERM)

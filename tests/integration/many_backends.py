@@ -1,4 +1,4 @@
-"""Registers many backends in a process of its own, and prints what was left behind, as JSON.
+"""Registers many backends in a process of its own, and prints the resources that are left, as JSON.
 
 python many_backends.py serve COUNT       a backend's server, at COUNT ports, which it prints
 python many_backends.py live LIMIT        reads the ports; that many backends live at once
@@ -31,7 +31,7 @@ ROUNDS = 4
 
 
 def serve(count: int) -> None:
-    """Answer Status with READY, at many ports."""
+    """Answer `Status` with READY at many ports."""
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x02")
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers(
@@ -45,14 +45,14 @@ def serve(count: int) -> None:
 
 
 def wait_gone(monitor: Monitor) -> None:
-    """Wait until no backend is registered any more."""
+    """Wait until no backend is registered."""
     deadline = time.monotonic() + 60
     while monitor.backends() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def live_at_once(monitor: Monitor, ports: Sequence[str]) -> Counter[str]:
-    """Register all at once, read each, end them all; count the sources of the readings."""
+    """Register all backends, read each, end all; count the sources of the readings."""
     processes = [subprocess.Popen(["sleep", "1000"]) for _ in ports]
     try:
         for port, process in zip(ports, processes, strict=True):
@@ -69,7 +69,7 @@ def live_at_once(monitor: Monitor, ports: Sequence[str]) -> Counter[str]:
 
 
 def in_turn(monitor: Monitor, ports: Sequence[str], count: int) -> Counter[str]:
-    """Register one after the other: a tenth are processes, each of which is updated nine times."""
+    """Register backends in turn: COUNT/10 processes, each of which is updated nine times."""
     sources: Counter[str] = Counter()
     for number in range(count // 10):
         process = subprocess.Popen(["sleep", "1000"])
@@ -85,7 +85,7 @@ def in_turn(monitor: Monitor, ports: Sequence[str], count: int) -> Counter[str]:
 
 
 def left(monitor: Monitor) -> dict[str, int]:
-    """Count what is held."""
+    """Count the resources in use."""
     gc.collect()
     return {
         "backends": len(monitor.backends()),
@@ -96,7 +96,7 @@ def left(monitor: Monitor) -> dict[str, int]:
 
 
 def settled(monitor: Monitor) -> dict[str, int]:
-    """Count what is held once it stays the same for a second."""
+    """Count the resources in use, when they have not changed for a second."""
     looks = [left(monitor)]
     while len(looks) < 10:
         time.sleep(0.1)
@@ -107,9 +107,9 @@ def settled(monitor: Monitor) -> dict[str, int]:
 
 
 def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor], object]) -> None:
-    """Do the work ROUNDS times; print what is held before, after each, and after closing.
+    """Run `work` ROUNDS times; print the resources before, after each, and after closing.
 
-    gRPC opens some descriptors of its own at its first use, which is the warm-up's.
+    The warm-up is for gRPC, which opens some descriptors at its first use.
     """
     held, sources = [], []
     with Monitor(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
@@ -117,7 +117,7 @@ def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor]
         held.append(settled(monitor))
         for _ in range(ROUNDS):
             sources.append(work(monitor))
-            deadline = time.monotonic() + 30  # gRPC lets go of a closed channel in its own time
+            deadline = time.monotonic() + 30  # gRPC releases a closed channel some time later
             while time.monotonic() < deadline:
                 now = left(monitor)
                 if all(now[each] <= held[0][each] for each in ("descriptors", "threads")):
@@ -130,9 +130,9 @@ def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor]
 
 
 def main() -> None:
-    """Do as the command line says."""
+    """Run the command of the command line."""
     what, number = sys.argv[1], int(sys.argv[2])
-    faulthandler.dump_traceback_later(280, exit=True)  # before whoever waits for it gives up
+    faulthandler.dump_traceback_later(280, exit=True)  # before the test gives up
     if what == "serve":
         serve(number)
         return

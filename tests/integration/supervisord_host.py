@@ -25,7 +25,7 @@ INTERFACE = """
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
 
-# Tells of what the hooks tell, and prints to where the protocol must not see it.
+# Records the calls of hooks, and prints to standard output, which must not reach the protocol.
 HOOKS = """
 import json, os, time
 import monitor_plugin
@@ -51,7 +51,7 @@ def monitor_backend_gone(backend, exit):
 
 
 def program(name: str, command: str, *lines: str) -> str:
-    """A section; what is not said is quick to start, and comes back when it ends."""
+    """Return the section of a program, which by default starts fast and is restarted on exit."""
     defaults = ["autorestart=true", "startsecs=0"]
     given = {line.partition("=")[0] for line in lines}
     kept = [line for line in defaults if line.partition("=")[0] not in given]
@@ -59,23 +59,23 @@ def program(name: str, command: str, *lines: str) -> str:
 
 
 def sleeper(name: str, *lines: str) -> str:
-    """A backend of little cost, which has an address and does not serve there."""
+    """Return the section of a light program that has an address, but does not serve there."""
     address = f'environment=MONITOR_ADDRESS="127.0.0.1:{free_port()}"'
     return program(name, SLEEPER, address, *lines)
 
 
 class Host:
-    """A supervisord, which is to be started.
+    """A supervisord, which `start` starts.
 
     Args:
-        folder: where all of its files are.
-        sections: its programs.
+        folder: the folder of all its files.
+        sections: the sections of its programs.
         server: the section of its HTTP server, with INTERFACE; None for none.
         url: of that server.
         credentials: a name and a password for that server.
-        flags: of the monitor's command.
-        environment: of the monitor, as supervisord takes it.
-        retries: how often supervisord starts the monitor again where it ends at once.
+        flags: flags of the monitor's command.
+        environment: the environment of the monitor, in supervisord's syntax.
+        retries: how often supervisord starts a monitor again that ends at once.
         monitored: whether the monitor is among the programs.
     """
 
@@ -124,7 +124,7 @@ class Host:
         self.process: subprocess.Popen[bytes] | None = None
 
     def write(self, sections: str) -> None:
-        """Write the configuration, with other programs than before."""
+        """Write the configuration with these sections of programs."""
         self.configuration.write_text(self._text + sections)
 
     def start(self) -> Host:
@@ -147,7 +147,7 @@ class Host:
         return path.read_text() if path.exists() else ""
 
     def told(self, what: str) -> list[dict[str, Any]]:
-        """List what the monitor's hooks told of: `started`, `registered` or `gone`."""
+        """Return the recorded calls of hooks of a kind: `started`, `registered` or `gone`."""
         path = self.folder / "told"
         lines = path.read_text().splitlines() if path.exists() else []
         return [fact for fact in map(json.loads, lines) if what in fact]
@@ -158,11 +158,11 @@ class Host:
         return ended.stdout
 
     def begin(self, name: str) -> None:
-        """Start a program, without waiting until supervisord calls it RUNNING."""
+        """Start a program, without waiting until it is RUNNING."""
         self.supervisord.call("startProcess", name, False)
 
     def info(self, name: str) -> dict[str, Any]:
-        """What supervisord says of a program, once it can."""
+        """Return supervisord's information on a program, as soon as it answers."""
         info: dict[str, Any] = {}
 
         def ask() -> bool:
@@ -177,25 +177,25 @@ class Host:
         return str(self.info(name)["statename"])
 
     def pid(self, name: str) -> int:
-        """The process of a program, once it has one."""
+        """Return the PID of a program, when it has one."""
         return eventually(lambda: int(self.info(name)["pid"]))
 
     def known(self, *models: str) -> bool:
-        """Whether the monitor knows all of these models."""
+        """Whether all of these models are registered."""
         try:
             return all(self.client.monitor(model).status == 200 for model in models)
         except OSError:
             return False
 
     def replicas(self, model: str) -> int:
-        """How many backends of a model the monitor knows."""
+        """Return the number of registered backends of a model."""
         try:
             return int(self.client.monitor(model).headers.get("X-Monitor-Replicas", 0))
         except OSError:
             return 0
 
     def close(self) -> None:
-        """End supervisord and all that is left of its session."""
+        """End supervisord and the remaining processes of its session."""
         if self.process is None:
             return
         self.process.kill()
@@ -204,7 +204,7 @@ class Host:
 
 
 def end_session(leader: int) -> None:
-    """End all processes of a session: supervisord gives each program a group of its own."""
+    """Kill all processes of a session, in which each program has its own process group."""
     deadline = time.monotonic() + 30
     while left := _session(leader):
         assert time.monotonic() < deadline, f"cannot be killed: {left}"

@@ -57,7 +57,7 @@ RULES = '"by-rule-*=ruled/*@unix:FOLDER/rule*,\n    none=a model with spaces@uni
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[CircusHost]:
-    """A circus with a watcher for each test; all but one are found at once."""
+    """A circus with a watcher for each test; all models except one are registered at once."""
     spawner = Spawner()
     host = CircusHost(spawner, WATCHERS, sections=ENVIRONMENT, backend=RULES)
     yield host
@@ -67,7 +67,7 @@ def host() -> Iterator[CircusHost]:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder whose path is short enough for sockets; what names it is ended afterwards."""
+    """A folder with a short path, for sockets. Processes that name it are killed afterwards."""
     with tempfile.TemporaryDirectory(prefix="circus-") as folder:
         yield Path(folder)
         for process in processes_of(Path(folder)):
@@ -75,7 +75,7 @@ def short_folder() -> Iterator[Path]:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """List the processes whose command lines name a folder."""
+    """Return the processes whose command lines name a folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -86,7 +86,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def make_host(spawner: Spawner) -> Iterator[Callable[..., CircusHost]]:
-    """Makes circuses of a test's own."""
+    """Starts a circus for a single test."""
     hosts: list[CircusHost] = []
 
     def make(*arguments: object, **options: object) -> CircusHost:
@@ -99,7 +99,7 @@ def make_host(spawner: Spawner) -> Iterator[Callable[..., CircusHost]]:
 
 
 def shut_down(host: CircusHost, model: str = "m") -> object:
-    """Ask for the shutdown of a model; gives the status of the answer, or the error."""
+    """Request the shutdown of a model; return the status of the response, or the error."""
     try:
         return host.client.shutdown(model).status
     except (OSError, HTTPException) as error:
@@ -107,7 +107,7 @@ def shut_down(host: CircusHost, model: str = "m") -> object:
 
 
 def stays_down(host: CircusHost, watcher: str) -> bool:
-    """Whether circus leaves a watcher stopped when it looks after all of them."""
+    """Whether a watcher is still stopped after circus has checked all watchers."""
     host.wait_managed()
     return host.status(watcher) == "stopped" and host.pids(watcher) == []
 
@@ -123,8 +123,8 @@ def stays_down(host: CircusHost, watcher: str) -> bool:
         ("Org.Model-7B", "grpc"),
     ],
 )
-def test_backends_are_found(host: CircusHost, model: str, source: str) -> None:
-    """Each way to say that a program is a backend works, and GET and POST answer for it."""
+def test_each_kind_of_backend_is_found(host: CircusHost, model: str, source: str) -> None:
+    """The monitor answers GET and POST for each."""
     host.wait_found(model)
 
     def answers() -> bool:
@@ -139,14 +139,14 @@ def test_backends_are_found(host: CircusHost, model: str, source: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["other", "plugin:monitor"])
-def test_other_programs_are_left_alone(host: CircusHost, name: str) -> None:
-    """A program without an address is no backend, nor is the plugin itself."""
+def test_other_programs_are_not_registered(host: CircusHost, name: str) -> None:
+    """Neither is a program without an address, nor the plugin itself."""
     host.wait_found("by-addr")
     assert host.client.monitor(name).json["error"]["type"] == "model_not_loaded"
 
 
-def test_a_stopped_model_stays_down(host: CircusHost) -> None:
-    """A shutdown goes through the watcher, so that circus does not start the model again."""
+def test_shutdown_stops_the_watcher(host: CircusHost) -> None:
+    """So circus does not start the model again."""
     host.wait_found("Org.Model-7B")
     (pid,) = host.pids("Org.Model-7B")
     answer = host.client.shutdown("Org.Model-7B")
@@ -159,8 +159,8 @@ def test_a_stopped_model_stays_down(host: CircusHost) -> None:
     host.wait_found("Org.Model-7B")
 
 
-def test_a_name_is_no_pattern(host: CircusHost) -> None:
-    """A watcher whose name circus would take for a pattern is stopped alone."""
+def test_watcher_name_is_not_used_as_a_pattern(host: CircusHost) -> None:
+    """A watcher whose name looks like a pattern is stopped alone."""
     host.wait_found("glob-*")
     assert (
         host.patient_call("add", name="glob-other", cmd="sleep 1000", start=True)["status"] == "ok"
@@ -172,8 +172,8 @@ def test_a_name_is_no_pattern(host: CircusHost) -> None:
     host.patient_call("rm", name="glob-other")
 
 
-def test_what_a_shell_started_is_stopped_too(host: CircusHost) -> None:
-    """Circus ends the shell alone; the backend behind it, and its children, end as well."""
+def test_shutdown_stops_the_children_of_a_shell(host: CircusHost) -> None:
+    """circus stops the shell only; the monitor stops the backend behind it, and its children."""
     host.wait_found("Wrapped")
 
     def tree() -> list[psutil.Process]:  # shell, server, worker
@@ -190,7 +190,7 @@ def test_what_a_shell_started_is_stopped_too(host: CircusHost) -> None:
 
 
 def test_processes_of_a_watcher_are_replicas(host: CircusHost) -> None:
-    """They are one model; one cannot be stopped for good, which is said, and all can."""
+    """One of them cannot be stopped for good, which the error says; all together can."""
     memory = {"total": 9 * 2**20, "breakdown": {"kv_cache": 3 * 2**20, "weights": 6 * 2**20}}
     eventually(lambda: host.wait_found("replicas", 3).get("memory") == memory)
     pids = host.pids("replicas")
@@ -207,8 +207,8 @@ def test_processes_of_a_watcher_are_replicas(host: CircusHost) -> None:
     assert stays_down(host, "replicas")
 
 
-def test_one_process_of_several_that_are_not_registered(host: CircusHost) -> None:
-    """A second one of the same address is refused, and yet not stopped along with the first."""
+def test_unregistered_process_of_a_watcher_is_not_stopped(host: CircusHost) -> None:
+    """A second process of the same address is refused, but not stopped with the first."""
     host.wait_found("one-address")
     pids = eventually(lambda: two if len(two := host.pids("one-address")) == 2 else [])
     refused = [host.client.shutdown("one-address", pid=pid) for pid in pids]
@@ -223,8 +223,8 @@ def test_one_process_of_several_that_are_not_registered(host: CircusHost) -> Non
     assert stays_down(host, "one-address")
 
 
-def test_a_busy_arbiter_is_asked_again(host: CircusHost) -> None:
-    """While circus stops one watcher it refuses to stop another: the shutdown comes after."""
+def test_stop_is_repeated_while_circus_stops_another_watcher(host: CircusHost) -> None:
+    """circus refuses to stop two watchers at a time."""
     host.wait_found("by-equals")
     host.wait_serving("stubborn")
     assert host.patient_call("stop", name="stubborn")["status"] == "ok"
@@ -233,8 +233,8 @@ def test_a_busy_arbiter_is_asked_again(host: CircusHost) -> None:
     assert stays_down(host, "by-equals")
 
 
-def test_a_backend_that_is_killed_is_found_again(host: CircusHost) -> None:
-    """Circus starts it again, and the monitor answers for the new process."""
+def test_killed_backend_is_registered_again(host: CircusHost) -> None:
+    """circus starts it again, and the monitor answers for the new process."""
     host.wait_found("killed")
     (before,) = host.pids("killed")
     os.kill(before, signal.SIGKILL)
@@ -245,8 +245,8 @@ def test_a_backend_that_is_killed_is_found_again(host: CircusHost) -> None:
     assert not is_running(after)
 
 
-def test_a_plugin_that_is_killed_finds_all_again(host: CircusHost) -> None:
-    """Circus starts it again, also amid a shutdown; its snapshot has what ran before."""
+def test_killed_plugin_registers_all_backends_again(host: CircusHost) -> None:
+    """circus starts it again, also during a shutdown."""
     host.wait_found("last")
     assert host.patient_call("start", name="stubborn")["status"] == "ok"
     host.wait_serving("stubborn")
@@ -265,8 +265,8 @@ def test_a_plugin_that_is_killed_finds_all_again(host: CircusHost) -> None:
 
 
 @pytest.mark.parametrize("command", ["reload", "restart"])
-def test_the_plugin_is_replaced(host: CircusHost, command: str) -> None:
-    """At a reload the new plugin waits for the address that the one before still holds."""
+def test_reloaded_plugin_waits_for_its_address(host: CircusHost, command: str) -> None:
+    """The plugin before it may still hold the address."""
     host.wait_found("by-addr")
     plugin = host.plugin_pid()
     assert host.patient_call(command, name="plugin:monitor", waiting=True)["status"] == "ok"
@@ -275,8 +275,8 @@ def test_the_plugin_is_replaced(host: CircusHost, command: str) -> None:
     assert host.status("plugin:monitor") == "active"
 
 
-def test_watchers_come_and_go(host: CircusHost) -> None:
-    """What is added is found, what is removed is gone; what circus only forgets can be stopped."""
+def test_added_and_removed_watchers_are_followed(host: CircusHost) -> None:
+    """A backend whose watcher circus only forgets can still be stopped."""
     for nostop in (False, True):
         added = host.patient_call(
             *("add",),
@@ -296,8 +296,8 @@ def test_watchers_come_and_go(host: CircusHost) -> None:
         assert host.client.monitor("Added").json["error"]["type"] == "model_not_loaded"
 
 
-def test_the_audit_stands_in_circus_log(host: CircusHost) -> None:
-    """A shutdown's line is there, although this circus logs warnings and worse alone."""
+def test_audit_lines_are_in_the_log_of_circus(host: CircusHost) -> None:
+    """They are there also if circus logs only warnings and errors."""
     host.wait_found("by-addr")
     host.client.shutdown("nothing")
 
@@ -308,10 +308,10 @@ def test_the_audit_stands_in_circus_log(host: CircusHost) -> None:
     eventually(lambda: "nothing" in models())
 
 
-def test_circus_as_a_whole_is_reloaded_restarted_and_ended(
+def test_monitor_goes_on_after_circus_is_reloaded_or_restarted(
     make_host: Callable[..., CircusHost],
 ) -> None:
-    """The monitor goes on after each, and ends with circus."""
+    """It ends with circus."""
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}})
     host.wait_found("m")
     for command in ("reload", "restart"):
@@ -328,8 +328,8 @@ def test_circus_as_a_whole_is_reloaded_restarted_and_ended(
     assert [line for line in told if not any(each in line for each in known)] == []
 
 
-def test_the_monitor_closes_when_circus_stops_it(make_host: Callable[..., CircusHost]) -> None:
-    """The SIGTERM of circus ends the plugin in its own way, and backends are left alone."""
+def test_sigterm_of_circus_closes_the_monitor(make_host: Callable[..., CircusHost]) -> None:
+    """The backends go on running."""
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, loglevel="info")
     host.wait_found("m")
     ((backend,), plugin) = host.pids("m"), host.plugin_pid()
@@ -339,8 +339,10 @@ def test_the_monitor_closes_when_circus_stops_it(make_host: Callable[..., Circus
     assert host.pids("m") == [backend]
 
 
-def test_a_shutdown_does_not_hold_up_the_end(make_host: Callable[..., CircusHost]) -> None:
-    """A monitor that ends does not wait for what circus takes its time for."""
+def test_shutdown_does_not_delay_the_end_of_the_monitor(
+    make_host: Callable[..., CircusHost],
+) -> None:
+    """The monitor does not wait for circus when it ends."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
     host = make_host({"m": {"cmd": backend, "graceful_timeout": 90}}, stop_timeout_seconds=90)
     host.wait_serving("m")
@@ -356,8 +358,8 @@ def test_a_shutdown_does_not_hold_up_the_end(make_host: Callable[..., CircusHost
     assert outcomes[0] != 200
 
 
-def test_an_address_that_is_held_is_waited_for(make_host: Callable[..., CircusHost]) -> None:
-    """What held it, the plugin before a reload say, may let go of it a moment later."""
+def test_monitor_waits_for_an_address_that_is_in_use(make_host: Callable[..., CircusHost]) -> None:
+    """The plugin before a reload may release it a moment later."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, port=port)
@@ -365,8 +367,8 @@ def test_an_address_that_is_held_is_waited_for(make_host: Callable[..., CircusHo
     host.wait_found("m")
 
 
-def test_a_circus_that_is_killed_in_a_shutdown(make_host: Callable[..., CircusHost]) -> None:
-    """The client is told, the plugin ends, backends are left alone, and a new circus works."""
+def test_circus_that_is_killed_during_a_shutdown(make_host: Callable[..., CircusHost]) -> None:
+    """The client gets an error, the plugin ends, the backends go on, and a new circus works."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
     host = make_host({"m": {"cmd": backend, "graceful_timeout": 60}}, stop_timeout_seconds=20)
     host.wait_serving("m")
@@ -387,8 +389,8 @@ def test_a_circus_that_is_killed_in_a_shutdown(make_host: Callable[..., CircusHo
     host.wait_found("m")
 
 
-def test_a_graceful_timeout_above_ours_is_told_of(make_host: Callable[..., CircusHost]) -> None:
-    """Where circus is still at it the shutdown goes on, and the log says what to set."""
+def test_longer_graceful_timeout_is_logged(make_host: Callable[..., CircusHost]) -> None:
+    """The shutdown goes on while circus stops the watcher, and the log says what to set."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
     host = make_host({"m": {"cmd": backend, "graceful_timeout": 9}}, stop_timeout_seconds=8)
     host.wait_serving("m")
@@ -398,7 +400,7 @@ def test_a_graceful_timeout_above_ours_is_told_of(make_host: Callable[..., Circu
 
 
 def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusHost]) -> None:
-    """Options win over variables, and the token, which is a variable alone, is in no log."""
+    """Options take precedence over variables. The token, a variable only, is in no log."""
     environment = {"MONITOR_TOKEN": "from-the-environment", "MONITOR_LISTEN": "127.0.0.1:1"}
     host = make_host({}, environment, loglevel="debug")
 
@@ -421,10 +423,10 @@ def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusH
         ("trusted_proxy", "::1", "circus lost options"),
     ],
 )
-def test_a_bad_option_ends_the_plugin(
+def test_invalid_option_ends_the_plugin(
     make_host: Callable[..., CircusHost], option: str, value: str, error: str
 ) -> None:
-    """The log says what is wrong, once, and circus does not start it again and again."""
+    """The log says once what is wrong, and circus does not start the plugin again."""
     host = make_host({}, **{option: value})
     eventually(lambda: error in host.log())  # so it has run: before that it is stopped as well
     eventually(lambda: host.status("plugin:monitor") == "stopped")
@@ -433,8 +435,8 @@ def test_a_bad_option_ends_the_plugin(
     assert "very-secret" not in host.log()
 
 
-def test_a_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
-    """After `reloadconfig` the plugin that ended for a bad option runs."""
+def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
+    """After `reloadconfig`, a plugin that ended for an invalid option runs."""
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, http_threads="many")
     eventually(lambda: "http_threads='many'" in host.log())
     eventually(lambda: host.status("plugin:monitor") == "stopped")
@@ -443,8 +445,8 @@ def test_a_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> 
     host.wait_found("m")
 
 
-def test_the_example_runs(spawner: Spawner, short_folder: Path) -> None:
-    """`make demo-circus` runs three models, prints what to try, and Ctrl-C ends all of it."""
+def test_circus_example_runs(spawner: Spawner, short_folder: Path) -> None:
+    """`make demo-circus` runs three models and prints calls to try; Ctrl-C ends everything."""
     ini = (ROOT / "examples" / "circus" / "circus.ini").read_text()
     port = free_port()
     for before, after in {

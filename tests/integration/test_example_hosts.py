@@ -56,7 +56,7 @@ class Host:
         return (self.folder / "stderr").read_text()
 
     def pid(self, mark: str) -> int | None:
-        """Give the PID of the program that has this in its command line, if it runs."""
+        """Return the PID of the program with this text in its command line, if it runs."""
         host = psutil.Process(self.process.pid)
         for child in host.children():
             with contextlib.suppress(psutil.Error):
@@ -70,7 +70,7 @@ class Host:
         return answer.status == 200 and answer.headers["X-Monitor-Source"] == "grpc"
 
     def crash(self, mark: str) -> float:
-        """Kill a program, wait until another runs in its place, and give the seconds between."""
+        """Kill a program, wait until another runs in its place, and return the seconds between."""
         pid = eventually(lambda: self.pid(mark)) or 0
         killed_at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ class Host:
 
 @pytest.fixture
 def start_host(spawner: Spawner) -> Iterator[Callable[..., Host]]:
-    """Starts an example with `MODEL=COMMAND` arguments, and ends it and all that it started."""
+    """Starts an example with `MODEL=COMMAND` arguments, and ends it with all its processes."""
     hosts = []
     folder = Path(tempfile.mkdtemp())  # with a short name: unix sockets are in it
 
@@ -112,10 +112,10 @@ def start_host(spawner: Spawner) -> Iterator[Callable[..., Host]]:
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_what_crashes_comes_back_and_what_is_shut_down_does_not(
+def test_example_host_restarts_crashed_backends_only(
     name: str, start_host: Callable[..., Host]
 ) -> None:
-    """A killed backend is registered anew after a delay; one that the monitor stopped is not."""
+    """A backend that the monitor stopped is not started again."""
     host = start_host(name, f"a={BACKEND} --state 1", f"b={BACKEND} --kv-cache-mib 1")
     eventually(lambda: host.serves("a") and host.serves("b"))
     assert host.client.shutdown("a", force=True).json == {"message": "model stopped"}
@@ -129,8 +129,10 @@ def test_what_crashes_comes_back_and_what_is_shut_down_does_not(
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_a_crash_during_a_stop_is_the_end(name: str, start_host: Callable[..., Host]) -> None:
-    """A backend that crashes while it is stopped is not restarted, and its children end too."""
+def test_example_host_does_not_restart_a_backend_that_crashes_during_a_stop(
+    name: str, start_host: Callable[..., Host]
+) -> None:
+    """Its children end too."""
     command = shlex.join([sys.executable, "-c", CRASHES_AT_SIGTERM, "{address}"])
     host = start_host(name, f"a={command}", f"b={BACKEND}")
     pid = eventually(lambda: host.pid("SIGTERM"))
@@ -145,10 +147,10 @@ def test_a_crash_during_a_stop_is_the_end(name: str, start_host: Callable[..., H
 
 
 @pytest.mark.parametrize("name", HOSTS[:2])
-def test_a_shutdown_between_two_starts_finds_nothing(
+def test_model_that_waits_for_its_restart_is_not_loaded(
     name: str, start_host: Callable[..., Host], tmp_path: Path
 ) -> None:
-    """A model that waits for its restart is not loaded; nothing is promised, and it comes back."""
+    """A shutdown promises nothing, and the model comes back."""
     starts = tmp_path / "starts"
     host = start_host(name, f"a=sh -c 'echo >> {starts}; exit 3' {{address}}")
     eventually(lambda: starts.exists() and len(starts.read_text()) >= 3)  # the next is in 2 s
@@ -161,10 +163,10 @@ def test_a_shutdown_between_two_starts_finds_nothing(
 
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_host_leaves_nothing_behind(
+def test_example_host_leaves_nothing_behind(
     name: str, number: signal.Signals, start_host: Callable[..., Host]
 ) -> None:
-    """SIGTERM and Ctrl-C end all backends, also one that waits or does not listen, and files."""
+    """SIGTERM and Ctrl-C end all backends, also waiting or deaf ones, and remove files."""
     command = shlex.join([sys.executable, "-c", CRASHES_AT_SIGTERM, "{address}"])
     host = start_host(
         name,
@@ -194,13 +196,13 @@ def test_a_host_leaves_nothing_behind(
         ("embedded_host.py", "1"),
     ],
 )
-def test_children_that_are_started_while_readings_go_on(
+def test_children_can_be_started_during_readings(
     name: str,
     fork_support: str | None,
     start_host: Callable[..., Host],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of 60 none is aborted or hangs: forked by the host, or by subprocess as gRPC is set."""
+    """None of 60 is aborted or hangs, whether the host forks or uses subprocess."""
     monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
     if fork_support is not None:
         monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", fork_support)
@@ -264,6 +266,6 @@ def test_the_monitor_never_blocks_the_loop_of_an_asyncio_host(spawner: Spawner) 
 
 
 @pytest.mark.parametrize("name", HOSTS[:2])
-def test_a_host_to_copy_from_is_small(name: str) -> None:
+def test_example_hosts_have_the_size_that_the_readme_says(name: str) -> None:
     """The README's word on their size is kept."""
     assert len((ROOT / "examples" / name).read_text().splitlines()) < 120

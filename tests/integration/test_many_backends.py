@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture
 def ports(request: pytest.FixtureRequest, spawner: Spawner) -> str:
-    """Ports at which one real gRPC server answers, in a line."""
+    """The ports at which one real gRPC server answers, in one line."""
     server = spawner.process(
         sys.executable, SCRIPT, "serve", str(request.param), stdin=subprocess.PIPE
     )
@@ -54,8 +54,8 @@ def nothing_is_left(held: list[dict[str, int]]) -> bool:
 
 @pytest.mark.once
 @pytest.mark.parametrize(("ports", "limit"), [(400, 512), (1000, 8192)], indirect=["ports"])
-def test_many_at_once(limit: int, ports: str, spawner: Spawner) -> None:
-    """All are watched and answered for by gRPC, with few descriptors too, which stay limited."""
+def test_many_backends_are_watched_at_once(limit: int, ports: str, spawner: Spawner) -> None:
+    """All are read over gRPC, also with few descriptors, whose number stays limited."""
     result = measured(spawner, ports, "live", limit)
     assert result["sources"] == [{"grpc": len(ports.split())}] * 4
     assert result["limit"] == limit
@@ -63,8 +63,8 @@ def test_many_at_once(limit: int, ports: str, spawner: Spawner) -> None:
 
 
 @pytest.mark.parametrize("ports", [20], indirect=True)
-def test_ten_thousand_in_turn(ports: str, spawner: Spawner) -> None:
-    """Ten thousand registrations, of processes that come, are updated and go, leave nothing."""
+def test_ten_thousand_registrations_leave_nothing(ports: str, spawner: Spawner) -> None:
+    """Backends are registered, updated and end, one after the other."""
     result = measured(spawner, ports, "turn", 2500)  # in each of four rounds
     assert result["sources"] == [{"grpc": 500}] * 4
     assert nothing_is_left(result["held"]), result["held"]

@@ -46,7 +46,7 @@ class Group:
 
 @pytest.fixture
 def make_group() -> Iterator[Callable[[], Group]]:
-    """Makes control groups, and removes them once the test's processes have ended."""
+    """Makes control groups, and removes them when the processes of the test have ended."""
     groups: list[Group] = []
 
     def make() -> Group:
@@ -93,13 +93,13 @@ def let_go(process: subprocess.Popen[str]) -> None:
     assert process.wait(60) == -signal.SIGKILL
 
 
-def test_a_kill_for_want_of_memory_is_told_as_such(
+def test_oom_kill_is_reported_as_oom(
     make_group: Callable[[], Group],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
     gone: Gone,
 ) -> None:
-    """The kernel's kill is `oom`, a kill by hand in a group without one is not."""
+    """A manual SIGKILL in a group without an OOM kill is not."""
     monitor = make_monitor([gone])
     killed = spawner.sleeper()
     make_group().add(killed.pid)
@@ -119,13 +119,13 @@ def test_a_kill_for_want_of_memory_is_told_as_such(
     killed.wait()
 
 
-def test_who_was_killed_in_a_shared_group_is_not_known(
+def test_oom_is_null_in_a_shared_control_group(
     make_group: Callable[[], Group],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
     gone: Gone,
 ) -> None:
-    """Where another backend shares the group, the count may be its, and `oom` is null."""
+    """The kernel may have killed the other backend of the group."""
     monitor = make_monitor([gone])
     group = make_group()
     other = spawner.sleeper()

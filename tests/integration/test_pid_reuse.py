@@ -36,7 +36,7 @@ class Namespace:
         self._errors = errors
 
     def play(self, scene: str, held: str) -> Any:
-        """Play a scene, and give what was seen."""
+        """Play a scene, and return what was observed."""
         assert self._process.stdin is not None
         assert self._process.poll() is None, "it ended at an earlier scene"
         self._process.stdin.write(f"{scene} {held}\n")
@@ -48,7 +48,7 @@ class Namespace:
         return seen
 
     def line(self, seconds: float) -> str:
-        """Read a line; an empty one tells that it ended."""
+        """Read a line; an empty one means that the process ended."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], seconds)[0]:
             self._process.kill()  # and by --kill-child all that is in it
@@ -56,7 +56,7 @@ class Namespace:
 
 
 def _unavailable(reason: str, *, forbidden: bool = False) -> NoReturn:
-    """Skip, but fail in CI, unless nothing can be done about it there either."""
+    """Skip the test; in CI, fail unless the reason cannot be avoided there either."""
     if "CI" in os.environ and not forbidden:
         pytest.fail(reason)
     pytest.skip(reason)
@@ -64,7 +64,7 @@ def _unavailable(reason: str, *, forbidden: bool = False) -> NoReturn:
 
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
-    """A PID namespace, gone after the module with all that was started in it."""
+    """A PID namespace, which ends after the module with all processes in it."""
     if not shutil.which("unshare"):
         _unavailable("needs the program unshare (util-linux)")
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
@@ -97,8 +97,8 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
 
 
 @HELD
-def test_a_reused_pid_is_neither_signalled_nor_mistaken(namespace: Namespace, held: str) -> None:
-    """A process whose PID another one got has ended, takes no signal, and keeps its own end."""
+def test_process_with_a_reused_pid_has_ended(namespace: Namespace, held: str) -> None:
+    """It gets no signal, and keeps its own exit."""
     seen = namespace.play("process", held)
     assert seen["ended"] is True
     assert seen["sent"] is False
@@ -111,8 +111,10 @@ def test_a_reused_pid_is_neither_signalled_nor_mistaken(namespace: Namespace, he
 
 @HELD
 @pytest.mark.parametrize("scene", ["sampler", "sampler_amid"], ids=["before", "amid"])
-def test_the_newcomer_is_not_sampled(namespace: Namespace, scene: str, held: str) -> None:
-    """A PID that is reused before a sample, or in the middle of one, gives no figures."""
+def test_process_with_a_reused_pid_is_not_sampled(
+    namespace: Namespace, scene: str, held: str
+) -> None:
+    """The PID may be reused before a sample, or in the middle of one."""
     seen = namespace.play(scene, held)
     assert seen["sample"] == "ProcessGone"
     assert seen.get("fate", "unharmed") == "unharmed"
@@ -120,16 +122,20 @@ def test_the_newcomer_is_not_sampled(namespace: Namespace, scene: str, held: str
 
 
 @HELD
-def test_a_tree_whose_root_is_replaced_has_no_stranger(namespace: Namespace, held: str) -> None:
-    """Who gets the root's PID, and leads a session and has a child, does not join the tree."""
+def test_new_process_with_the_pid_of_a_root_is_not_in_the_tree(
+    namespace: Namespace, held: str
+) -> None:
+    """Also if it leads a session and has a child."""
     seen = namespace.play("tree_root", held)
     assert seen["members"] == []
     assert seen["fate"] == "unharmed"
 
 
 @HELD
-def test_a_tree_whose_member_is_replaced_has_no_stranger(namespace: Namespace, held: str) -> None:
-    """Who gets a member's PID is neither measured nor stopped with the tree; the root is."""
+def test_new_process_with_the_pid_of_a_member_is_not_in_the_tree(
+    namespace: Namespace, held: str
+) -> None:
+    """It is neither measured nor stopped with the tree; the root is."""
     seen = namespace.play("tree_member", held)
     assert seen["members_are_the_root"]
     assert 0 < seen["memory"] < 48 * MIB
@@ -138,15 +144,15 @@ def test_a_tree_whose_member_is_replaced_has_no_stranger(namespace: Namespace, h
 
 
 @HELD
-def test_a_pid_that_is_reused_just_before_the_signal(namespace: Namespace, held: str) -> None:
-    """Who gets the PID of a member that was found to be alive is not signalled in its place."""
+def test_pid_that_is_reused_just_before_the_signal(namespace: Namespace, held: str) -> None:
+    """The new process is not signalled, although the member was found alive."""
     seen = namespace.play("tree_listed", held)
     assert seen["fates"] == ["unharmed"]
 
 
 @HELD
-def test_a_pid_that_is_reused_in_the_time_of_grace(namespace: Namespace, held: str) -> None:
-    """Who gets a PID between SIGTERM and SIGKILL is not killed; the member that is left is."""
+def test_pid_that_is_reused_between_sigterm_and_sigkill(namespace: Namespace, held: str) -> None:
+    """The new process is not killed; the remaining member is."""
     seen = namespace.play("tree_grace", held)
     assert seen["left"] == []
     assert seen["fates"] == ["unharmed"]
@@ -155,10 +161,10 @@ def test_a_pid_that_is_reused_in_the_time_of_grace(namespace: Namespace, held: s
 @HELD
 @DEAF
 @pytest.mark.parametrize("first", ["read", "shutdown"])
-def test_the_monitor_does_not_touch_the_newcomer(
+def test_backend_whose_pid_is_reused_is_not_loaded(
     namespace: Namespace, first: str, deaf: str, held: str
 ) -> None:
-    """A backend whose PID is reused at once is not loaded, to a reading and to a shutdown."""
+    """Neither for a reading nor for a shutdown."""
     seen = namespace.play(f"{deaf}monitor_{first}", held)
     assert seen["read"] == "ModelNotLoaded"
     assert seen["shutdown"] == "ModelNotLoaded"
@@ -168,10 +174,10 @@ def test_the_monitor_does_not_touch_the_newcomer(
 
 @HELD
 @DEAF
-def test_the_newcomer_can_be_a_backend_of_its_own(
+def test_new_process_with_a_reused_pid_can_be_registered(
     namespace: Namespace, deaf: str, held: str
 ) -> None:
-    """The newcomer is registered under the PID anew, and is then read and stopped for itself."""
+    """It is then read and stopped as a backend of its own."""
     seen = namespace.play(f"{deaf}monitor_register", held)
     assert seen["same_pid"]
     assert seen["later_by"] > 0
@@ -184,8 +190,8 @@ def test_the_newcomer_can_be_a_backend_of_its_own(
 
 @HELD
 @pytest.mark.parametrize("hook", ["query_status", "memory_components", "call_metadata"])
-def test_a_pid_that_is_reused_amid_a_reading(namespace: Namespace, hook: str, held: str) -> None:
-    """A reading in the middle of which the PID is reused gives no figures."""
+def test_pid_that_is_reused_during_a_reading(namespace: Namespace, hook: str, held: str) -> None:
+    """The reading has no figures."""
     seen = namespace.play(f"amid_{hook}", held)
     assert seen["outcome"] == "ModelNotLoaded"
     assert seen["backends"] == 0
@@ -194,8 +200,8 @@ def test_a_pid_that_is_reused_amid_a_reading(namespace: Namespace, hook: str, he
 
 @HELD
 @pytest.mark.parametrize("hook", ["before_shutdown", "stop_backend"])
-def test_a_pid_that_is_reused_amid_a_shutdown(namespace: Namespace, hook: str, held: str) -> None:
-    """A shutdown in the middle of which the PID is reused signals nobody."""
+def test_pid_that_is_reused_during_a_shutdown(namespace: Namespace, hook: str, held: str) -> None:
+    """The shutdown signals no process."""
     seen = namespace.play(f"amid_{hook}", held)
     assert seen["outcome"] == "None"
     assert seen["backends"] == 0

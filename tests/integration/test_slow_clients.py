@@ -110,10 +110,10 @@ class Crowd:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [256, 1024])
-def test_slow_clients_keep_no_other_from_its_answer(
+def test_slow_clients_do_not_delay_other_clients(
     limit: int, spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """500 that idle, trickle or do not read, and come again when turned out, hinder nobody."""
+    """There are 500 that idle, send slowly or do not read, and connect again when disconnected."""
     sleeper = spawner.sleeper()
     server = spawner.python(
         *(SERVE, str(limit), str(sleeper.pid)), stdin=subprocess.PIPE, stderr=subprocess.PIPE

@@ -31,7 +31,7 @@ def ports() -> list[int]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[Host]:
-    """A supervisord with backends of each kind; a test leaves it as it was."""
+    """A supervisord with backends of each kind. Each test leaves it unchanged."""
     a, b, c, d, e, f = (f"127.0.0.1:{port}" for port in ports)
     sections = [
         program("plain", f"{BACKEND} --addr {a}"),
@@ -76,7 +76,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterat
 
 @pytest.fixture
 def make_host(tmp_path: Path) -> Iterator[Callable[..., Host]]:
-    """Starts supervisords, and ends them and all their processes."""
+    """Starts supervisords, and ends them with all their processes."""
     hosts: list[Host] = []
 
     def make(*sections: str, **options: object) -> Host:
@@ -94,8 +94,8 @@ def source(answer: Answer) -> str | None:
 
 
 @pytest.mark.parametrize("model", ["plain", "equals", "org/named", "by/rule", "wrapped"])
-def test_backends_are_found(model: str, shared: Host) -> None:
-    """By `--addr X`, `--addr=X`, their environment, a rule, and behind a shell; and are asked."""
+def test_each_kind_of_backend_is_found(model: str, shared: Host) -> None:
+    """By `--addr X`, `--addr=X`, the environment, a rule, and behind a shell."""
     eventually(lambda: shared.known(model))
     eventually(lambda: shared.client.monitor(model).json.get("state") == 2)
     path = f"/v1/backend/monitor?model={model}"
@@ -103,21 +103,21 @@ def test_backends_are_found(model: str, shared: Host) -> None:
     assert shared.client.request("POST", "/backend/monitor", {"model": model}).status == 200
 
 
-def test_others_are_left_alone(shared: Host) -> None:
-    """A program without an address is no backend, nor is the monitor itself."""
+def test_other_programs_are_not_registered(shared: Host) -> None:
+    """Neither is a program without an address, nor the monitor itself."""
     eventually(lambda: shared.known("replicas"))
     assert {"other", "monitor"}.isdisjoint(fact["registered"] for fact in shared.told("registered"))
     assert shared.client.monitor("other").status == 500
 
 
-def test_names(shared: Host) -> None:
-    """A model is called after its program, `group:name` where the two differ."""
+def test_model_has_the_name_of_its_program(shared: Host) -> None:
+    """The name is `group:name` if the two differ."""
     eventually(lambda: shared.known("plain", "pair:left", "pair:right"))
     assert shared.client.monitor("left").status == 500
 
 
-def test_behind_a_shell(shared: Host) -> None:
-    """The registered process is the one that serves, and it is stopped with its shell."""
+def test_child_of_a_shell_is_registered(shared: Host) -> None:
+    """The registered process is the one that serves. A shutdown stops it and the shell."""
     eventually(lambda: shared.known("wrapped"))
     shell = shared.pid("wrapped")
     (backend,) = eventually(
@@ -143,8 +143,8 @@ def test_behind_a_shell(shared: Host) -> None:
         ("slow", ["slow"]),
     ],
 )
-def test_a_shutdown_is_for_good(model: str, names: list[str], shared: Host) -> None:
-    """All replicas of a model are stopped by supervisord, STARTING ones too, and stay so."""
+def test_shutdown_stops_all_programs_of_a_model(model: str, names: list[str], shared: Host) -> None:
+    """supervisord stops all replicas, also STARTING ones, and does not start them again."""
     pids = [shared.pid(name) for name in names]
     eventually(lambda: shared.replicas(model) == len(names))
     if model == "slow":
@@ -160,13 +160,13 @@ def test_a_shutdown_is_for_good(model: str, names: list[str], shared: Host) -> N
 
 
 @pytest.mark.parametrize(("model", "number"), [("replicas", 3), ("crowd", 2)])
-def test_replicas(model: str, number: int, shared: Host) -> None:
-    """Programs that are given one model, by their environment or a rule, are its replicas."""
+def test_programs_of_one_model_are_replicas(model: str, number: int, shared: Host) -> None:
+    """They get the model from their environment or a rule."""
     eventually(lambda: shared.replicas(model) == number)
 
 
-def test_a_killed_backend(shared: Host) -> None:
-    """What supervisord starts again is registered, and the end of the old one is told of."""
+def test_killed_backend_is_registered_again(shared: Host) -> None:
+    """supervisord starts it again, and hooks are told of the exit."""
     eventually(lambda: shared.known("quick"))
     old = shared.pid("quick")
     os.kill(old, signal.SIGKILL)
@@ -182,8 +182,8 @@ def test_a_killed_backend(shared: Host) -> None:
     assert shared.known("quick")
 
 
-def test_what_hooks_print_is_no_event(shared: Host) -> None:
-    """Hook files that print to standard output do not break the event protocol."""
+def test_output_of_hooks_does_not_break_the_event_protocol(shared: Host) -> None:
+    """Hook files may print to standard output."""
     eventually(lambda: shared.known("quick"))
     shared.control("restart", "quick")
     eventually(lambda: "this is no event protocol" in shared.monitor_log)
@@ -192,8 +192,8 @@ def test_what_hooks_print_is_no_event(shared: Host) -> None:
     assert "UNKNOWN" not in shared.log
 
 
-def test_a_killed_listener(shared: Host) -> None:
-    """It is started again, also amid a shutdown, and finds all that runs by itself."""
+def test_killed_listener_registers_all_backends_again(shared: Host) -> None:
+    """supervisord starts it again, also during a shutdown."""
     models = ["plain", "equals", "org/named", "by/rule", "replicas", "crowd", "quick", "pair:right"]
     eventually(lambda: shared.known(*models))
     eventually(lambda: source(shared.client.monitor("deaf")) == "grpc")
@@ -210,8 +210,8 @@ def test_a_killed_listener(shared: Host) -> None:
     shared.begin("deaf")
 
 
-def test_programs_come_and_go(make_host: Callable[..., Host]) -> None:
-    """`update` adds and removes groups, `reload` starts all anew: the monitor follows."""
+def test_added_and_removed_programs_are_followed(make_host: Callable[..., Host]) -> None:
+    """`update` adds and removes groups, `reload` restarts everything."""
     first, second, kept = sleeper("first"), sleeper("second"), sleeper("kept")
     host = make_host(first, kept)
     eventually(lambda: host.known("first", "kept"))
@@ -227,10 +227,10 @@ def test_programs_come_and_go(make_host: Callable[..., Host]) -> None:
 
 @pytest.mark.parametrize("server", ["unix", "inet"])
 @pytest.mark.parametrize("credentials", [None, ("ops", "s3cret")])
-def test_servers(
+def test_unix_and_tcp_servers_are_used(
     server: str, credentials: tuple[str, str] | None, make_host: Callable[..., Host]
 ) -> None:
-    """Unix and TCP servers are used, with and without credentials, which are shown nowhere."""
+    """Both with and without credentials, which are shown nowhere."""
     environment = 'SUPERVISOR_USERNAME="ops",SUPERVISOR_PASSWORD="s3cret"' if credentials else ""
     host = make_host(sleeper("m"), server=server, credentials=credentials, environment=environment)
     eventually(lambda: host.known("m"))
@@ -251,10 +251,10 @@ def test_servers(
         ),
     ],
 )
-def test_what_must_be_configured_is_said(
+def test_missing_configuration_is_named(
     options: dict[str, object], environment: str, said: str, make_host: Callable[..., Host]
 ) -> None:
-    """Without a server, or its credentials, the listener says what to write, and is given up."""
+    """Without a server or its credentials, the listener says what to write, and ends for good."""
     host = make_host(sleeper("m"), **options, environment=environment, retries=0)
     eventually(lambda: "exited: monitor (exit status 1; not expected)" in host.log)
     eventually(lambda: said in host.monitor_log)
@@ -263,8 +263,8 @@ def test_what_must_be_configured_is_said(
     eventually(lambda: "gave up: monitor entered FATAL state" in host.log)
 
 
-def test_supervisord_is_killed_during_a_shutdown(make_host: Callable[..., Host]) -> None:
-    """The client is answered, the monitor ends by itself, and backends are left alone."""
+def test_supervisord_that_is_killed_during_a_shutdown(make_host: Callable[..., Host]) -> None:
+    """The client gets an answer, the monitor ends by itself, and the backends go on running."""
     host = make_host(
         sleeper("calm"),
         program("deaf", f"{BACKEND} --addr 127.0.0.1:{free_port()} --ignore-sigterm"),
@@ -287,8 +287,8 @@ def test_supervisord_is_killed_during_a_shutdown(make_host: Callable[..., Host])
     assert "Traceback" not in host.monitor_log
 
 
-def test_the_example(tmp_path: Path, spawner: Spawner) -> None:
-    """The example, in any folder: its models answer, commands are shown, Ctrl-C ends all."""
+def test_supervisord_example_runs(tmp_path: Path, spawner: Spawner) -> None:
+    """It runs in any folder: its models answer, it prints calls, and Ctrl-C ends everything."""
     # The ports of replicas end in their numbers.
     text = EXAMPLE.read_text().replace("127.0.0.1:50", f"127.0.0.{os.getpid() % 200 + 20}:50")
     (tmp_path / EXAMPLE.name).write_text(text)
@@ -321,8 +321,8 @@ def test_the_example(tmp_path: Path, spawner: Spawner) -> None:
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_two_hundred_programs(make_host: Callable[..., Host]) -> None:
-    """All are known soon after they were started at once, also after a restart of the monitor."""
+def test_two_hundred_programs_are_registered(make_host: Callable[..., Host]) -> None:
+    """All are registered soon after they started at once, also after a restart of the monitor."""
     crowd = program(
         "crowd",
         SLEEPER,

@@ -58,7 +58,7 @@ class Case:
         self.monitor = make_monitor([self.adapter], **settings)
 
     def backend(self, model: str) -> Backend:
-        """The newest backend of a model, once it runs and is registered."""
+        """Return the newest backend of a model, when it runs and is registered."""
 
         def run() -> list[Backend]:
             self.adapter.poll_soon()  # again: supervisord may not have started it yet
@@ -68,14 +68,14 @@ class Case:
         return eventually(run)[-1]
 
     def kill(self, model: str) -> Backend:
-        """Kill a backend, and wait until supervisord knows it."""
+        """Kill a backend, and wait until supervisord has noticed."""
         backend = self.backend(model)
         os.kill(backend.pid, signal.SIGKILL)
         eventually(lambda: self.host.info(model)["pid"] != backend.pid)
         return backend
 
     def deaf(self, model: str) -> Backend:
-        """A backend that ignores SIGTERM, once it does."""
+        """Return a backend that ignores SIGTERM, when it does."""
         backend = self.backend(model)
         status = Path(f"/proc/{backend.pid}/status")
 
@@ -94,8 +94,8 @@ def case(host: Host, make_monitor: Callable[..., Monitor]) -> Case:
     return Case(host, make_monitor)
 
 
-def test_one_in_backoff(case: Case) -> None:
-    """Between two starts, too, a program is stopped for good."""
+def test_program_in_backoff_is_stopped(case: Case) -> None:
+    """It is stopped for good between two starts."""
     case.kill("crashing")
 
     def in_backoff() -> list[Backend]:  # for a second longer each time
@@ -107,15 +107,15 @@ def test_one_in_backoff(case: Case) -> None:
     assert case.host.state("crashing") == "STOPPED"
 
 
-def test_one_that_has_exited(case: Case) -> None:
-    """One that supervisord does not start again is stopped already."""
+def test_exited_program_is_stopped_already(case: Case) -> None:
+    """supervisord does not start it again."""
     backend = case.kill("once")
     assert case.stop(backend) is None
     assert case.host.state("once") == "EXITED"
 
 
-def test_one_that_was_started_again(case: Case) -> None:
-    """The program is stopped, whichever process it has: it is the model that is to be stopped."""
+def test_restarted_program_is_stopped(case: Case) -> None:
+    """The model is to be stopped, so it does not matter which process the program has."""
     old = case.kill("again")
     new = case.host.pid("again")
     assert case.stop(old) is None
@@ -123,8 +123,8 @@ def test_one_that_was_started_again(case: Case) -> None:
     assert not is_running(new)
 
 
-def test_one_that_is_being_stopped(case: Case) -> None:
-    """Another's stop, which takes its time, is waited for."""
+def test_stop_by_another_client_is_waited_for(case: Case) -> None:
+    """It takes its time."""
     backend = case.deaf("stopping")
     case.host.supervisord.call("stopProcess", "stopping", False)
     assert case.host.state("stopping") == "STOPPING"
@@ -133,17 +133,17 @@ def test_one_that_is_being_stopped(case: Case) -> None:
     assert not is_running(backend.pid)
 
 
-def test_one_that_takes_its_time(case: Case) -> None:
-    """With a timeout as long as `stopwaitsecs` supervisord kills it, and that is waited for."""
+def test_program_that_supervisord_kills_is_waited_for(case: Case) -> None:
+    """The timeout is as long as `stopwaitsecs`."""
     backend = case.deaf("patient")
     assert case.stop(backend, 3) is None
     eventually(lambda: case.host.state("patient") == "STOPPED")
 
 
-def test_one_behind_a_shell_that_traps_the_signal(
+def test_backend_behind_a_shell_that_traps_the_signal_ends(
     host: Host, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """With a timeout as long as `stopwaitsecs` the backend is ended all the same."""
+    """The timeout is as long as `stopwaitsecs`."""
     case = Case(host, make_monitor, stop_timeout_seconds=2)
     backend, shell = case.backend("trapping"), case.host.pid("trapping")
     assert backend.pid != shell
@@ -153,8 +153,8 @@ def test_one_behind_a_shell_that_traps_the_signal(
     assert not is_running(shell)
 
 
-def test_one_that_takes_longer_than_the_monitor_waits(case: Case) -> None:
-    """A timeout shorter than `stopwaitsecs` is an error that names both."""
+def test_stop_with_a_shorter_timeout_than_stopwaitsecs_fails(case: Case) -> None:
+    """The error names both."""
     backend = case.deaf("impatient")
     with pytest.raises(ShutdownFailed) as caught:
         case.stop(backend, 0.5)
@@ -164,8 +164,8 @@ def test_one_that_takes_longer_than_the_monitor_waits(case: Case) -> None:
     eventually(lambda: case.host.state("impatient") == "STOPPED")
 
 
-def test_one_that_is_no_program(case: Case, spawner: Spawner) -> None:
-    """What is not supervisord's, or not any more, is left to the monitor."""
+def test_backend_that_is_no_program_is_left_to_the_monitor(case: Case, spawner: Spawner) -> None:
+    """Also if its program has been removed."""
     process = spawner.sleeper()
     assert case.stop(Backend("m", process.pid, "127.0.0.1:1", 0)) is None
     assert is_running(process.pid)
@@ -175,8 +175,8 @@ def test_one_that_is_no_program(case: Case, spawner: Spawner) -> None:
     assert case.stop(backend) is None
 
 
-def test_the_monitor_is_closed_meanwhile(case: Case) -> None:
-    """A stop that is under way is not waited for any longer, and supervisord goes on with it."""
+def test_closing_monitor_does_not_wait_for_a_stop(case: Case) -> None:
+    """supervisord goes on with the stop."""
     backend = case.deaf("left")
     with futures.ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(case.stop, backend)
@@ -188,8 +188,8 @@ def test_the_monitor_is_closed_meanwhile(case: Case) -> None:
     eventually(lambda: case.host.state("left") == "STOPPED")
 
 
-def test_supervisord_is_away(case: Case) -> None:
-    """That supervisord does not answer is an error that says so, and where it was looked for."""
+def test_stop_without_supervisord_fails(case: Case) -> None:
+    """The error names the URL."""
     backend = case.backend("closing")
     assert case.host.process
     case.host.process.kill()

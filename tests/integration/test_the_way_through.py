@@ -15,7 +15,7 @@ MIB = 1024 * 1024
 
 
 def test_a_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner: Spawner) -> None:
-    """A backend's own status is answered to the letter, and a shutdown ends it for good."""
+    """The response has the status of the backend, and a shutdown ends the backend for good."""
     backend = spawner.backend("--weights-mib", "4", "--kv-cache-mib", "2")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
 
@@ -37,10 +37,10 @@ def test_a_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])
-def test_the_documented_curl_commands(
+def test_documented_curl_commands_work(
     prefix: str, monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """Both commands of LocalAI's documentation work, but for the port."""
+    """Both are from LocalAI's documentation, with another port."""
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="my-model", pid=backend.pid, address=backend.address)
 
@@ -68,10 +68,10 @@ def test_the_documented_curl_commands(
     eventually(lambda: not is_running(backend.pid))
 
 
-def test_without_status_the_process_is_read(
+def test_backend_without_status_is_sampled(
     monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """A backend that does not implement Status is answered from its process, and says why."""
+    """The response says why."""
     backend = spawner.backend("--no-status", "--weights-mib", "30")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
 
@@ -87,10 +87,10 @@ def test_without_status_the_process_is_read(
     assert "X-Monitor-Memory-Source" not in answer.headers
 
 
-def test_without_reported_memory_the_tree_is_measured(
+def test_memory_of_the_tree_is_measured_if_none_is_reported(
     monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """Where the backend reports no memory, its process tree's is summed, shared pages once."""
+    """Shared pages count once."""
     backend = spawner.backend("--no-memory", "--weights-mib", "50", "--fork-workers", "3")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
 
