@@ -35,7 +35,7 @@ def register(monitor: Monitor, spawner: Spawner, model: str = "m", port: int = 1
     return pid
 
 
-def test_a_backend_is_stopped(
+def test_backend_is_stopped_once_with_a_reason(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The one that is meant, once, and the log says why."""
@@ -50,7 +50,7 @@ def test_a_backend_is_stopped(
     ]
 
 
-def test_a_stop_under_way_is_not_begun_again(
+def test_stop_under_way_is_not_begun_again(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops
 ) -> None:
     """Whoever began it."""
@@ -93,7 +93,7 @@ class BecomesBusy:
         self.asked.set()
 
 
-def test_one_that_becomes_busy_is_spared(
+def test_backend_that_becomes_busy_is_spared(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After the drain it is left alone, where that is wanted, and the log says so."""
@@ -113,7 +113,7 @@ def test_one_that_becomes_busy_is_spared(
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_client_who_joins_overrules_that(
+def test_client_that_joins_overrules_spare_busy(
     force: bool, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """What is asked for by a client is stopped, after the drain, or at once where forced."""
@@ -129,7 +129,7 @@ def test_a_client_who_joins_overrules_that(
     assert not is_running(pid)
 
 
-def test_a_refused_stop_is_told_once_and_tried_again(
+def test_refused_stop_is_logged_once_and_retried(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At each next sweep in the log would be noise; it is tried no sooner than after a while."""
@@ -159,7 +159,7 @@ def test_a_refused_stop_is_told_once_and_tried_again(
     assert not stops.stop(backend, "")
 
 
-def test_what_ended_by_itself_is_no_failure(
+def test_backend_that_ended_by_itself_is_no_failure(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is gone, which is what was wanted."""
@@ -173,7 +173,7 @@ def test_what_ended_by_itself_is_no_failure(
     assert [level for level, _ in records(caplog)] == [logging.WARNING]
 
 
-def test_after_close_nothing_is_begun(
+def test_close_prevents_new_stops(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops
 ) -> None:
     """The monitor is about to close."""
@@ -191,7 +191,7 @@ def test_after_close_nothing_is_begun(
         (("--no-status",), 60.0, False),
     ],
 )
-def test_who_cannot_be_asked_may_be_busy(
+def test_backend_without_a_reading_may_be_busy(
     switches: tuple[str, ...],
     drain_seconds: float,
     is_spared: bool,

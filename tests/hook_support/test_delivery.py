@@ -78,7 +78,7 @@ def test_messages_are_sent_in_order(
     assert text(caplog) == []
 
 
-def test_what_fails_is_tried_again(
+def test_failed_message_is_retried(
     make_queue: Callable[..., SendQueue[int]],
     receiver: Receiver,
     caplog: pytest.LogCaptureFixture,
@@ -103,7 +103,7 @@ def test_what_fails_is_tried_again(
     [([NotSent("no", again=False)], 1), ([NotSent("no")] * 3, 3), ([OverflowError("no")] * 3, 3)],
     ids=["that is final", "that lasts", "that nobody foresaw"],
 )
-def test_a_message_is_given_up(
+def test_message_is_given_up_after_its_attempts(
     faults: list[Exception],
     tries: int,
     make_queue: Callable[..., SendQueue[int]],
@@ -138,7 +138,7 @@ def test_pauses_grow_and_are_as_long_as_the_receiver_wants(
     assert pauses == [1, 30, 4, 8]
 
 
-def test_a_full_queue_loses_its_oldest(
+def test_full_queue_drops_the_oldest_message(
     make_queue: Callable[..., SendQueue[int]],
     receiver: Receiver,
     caplog: pytest.LogCaptureFixture,
@@ -158,7 +158,7 @@ def test_a_full_queue_loses_its_oldest(
     assert text(caplog)[1].endswith("; 7 were lost")
 
 
-def test_losses_are_summed_up_once_nothing_waits(
+def test_lost_messages_are_counted_in_the_log(
     make_queue: Callable[..., SendQueue[int]], receiver: Receiver
 ) -> None:
     """And not after each message, where they come faster than they go."""

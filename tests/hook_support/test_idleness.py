@@ -55,7 +55,7 @@ def test_idle_is_counted_from_the_first_sweep() -> None:
     ],
     ids=["busy", "missed", "odd state", "unknown cpu", "not seen", "not read"],
 )
-def test_what_may_be_activity_or_is_unknown_begins_anew(sweep: Observation | None) -> None:
+def test_possible_activity_restarts_the_idle_time(sweep: Observation | None) -> None:
     """Unknown is not idle."""
     assert idle_after(seen(), seen(), seen(), sweep) == 0
     after = idle_after(seen(), seen(), seen(), sweep, seen(), seen(), seen())
@@ -72,12 +72,12 @@ def test_what_may_be_activity_or_is_unknown_begins_anew(sweep: Observation | Non
         ((5.0, 5.0, 5.0, 0.0, 0.0), 5),  # a process of its tree ended
     ],
 )
-def test_cpu_time_tells_work(cpu_seconds: tuple[float, ...], idle: float) -> None:
+def test_cpu_time_is_activity(cpu_seconds: tuple[float, ...], idle: float) -> None:
     """From 1 % of a core on, over ten seconds."""
     assert idle_after(*map(seen, cpu_seconds)) == idle
 
 
-def test_a_change_that_somebody_else_saw_is_activity() -> None:
+def test_state_change_between_sweeps_is_activity() -> None:
     """It was busy between two sweeps, and a client's reading found it so."""
     assert idle_after(*[seen(changed_at=1.0)] * 3, seen(changed_at=17.0)) == 0
     assert idle_after(*[seen(changed_at=1.0)] * 2, *[seen(changed_at=8.0)] * 3) == 10
@@ -101,7 +101,7 @@ def test_another_process_is_another_backend() -> None:
     assert list(activity._traces) == [other]
 
 
-def test_who_cannot_say_it_is_busy_may_be_where_it_works() -> None:
+def test_active_backend_without_status_may_be_busy() -> None:
     """A state is believed; without one, CPU time has to tell."""
     activity = Activity()
     silent = seen(state=None, rpc_error="UNIMPLEMENTED")
@@ -116,7 +116,7 @@ def test_who_cannot_say_it_is_busy_may_be_where_it_works() -> None:
         assert activity.may_be_busy(busy, 5)
 
 
-def test_what_is_held_of_a_component() -> None:
+def test_component_includes_its_parts() -> None:
     """In all, or by the name of the component and its parts; what nobody names is not known."""
     memory = Memory(100, {"vram:0": 30, "vram:1": 20, "vram_cache": 7, "weights": 10})
     observation = seen(memory=memory)

@@ -27,7 +27,7 @@ def settings(**said: str) -> HookSettings:
     return HookSettings("monitor_plugin_hooks.idle-stop", environ)
 
 
-def test_a_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the file's stem; what is not set, or is empty, has its default."""
     assert settings(SECONDS=" 5 ").get("SECONDS", seconds, "seconds", 1.0) == 5
     assert settings(SECONDS="").get("SECONDS", seconds, "seconds", 1.0) == 1
@@ -64,7 +64,7 @@ def test_a_setting_is_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         (per_model(size), "a"),
     ],
 )
-def test_a_bad_value_is_refused(parse: Callable[[str], Any], text: str) -> None:
+def test_invalid_value_is_refused(parse: Callable[[str], Any], text: str) -> None:
     """With the variable, the value, and what to write."""
     with pytest.raises(SettingsError) as raised:
         settings(X=text).get("X", parse, "something else", None)
@@ -72,7 +72,7 @@ def test_a_bad_value_is_refused(parse: Callable[[str], Any], text: str) -> None:
     assert str(raised.value).endswith("; write something else")
 
 
-def test_a_bad_value_may_be_hidden() -> None:
+def test_invalid_value_can_be_hidden() -> None:
     """Where it may hold a secret."""
     with pytest.raises(SettingsError) as raised:
         settings(X="hunter2").get("X", count, "a number", None, hide=True)
@@ -109,7 +109,7 @@ def test_bytes_are_shown_with_units() -> None:
     assert shown == ["0 B", "1023 B", "1 KiB", "1.5 GiB", "12.35 TiB"]
 
 
-def test_limits_go_by_model() -> None:
+def test_first_matching_pattern_gives_the_limit() -> None:
     """The first pattern that matches counts; a limit alone is that of all."""
     limits = per_model(size)("a=b=1MB, org/*=2MB ,keep-[12]=none")
     assert limits.of("a=b") == Limit("a=b", 1_000_000)

@@ -38,7 +38,7 @@ def post_to(url: str, secret: str = "s3cret", timeout_seconds: float = 20) -> Si
         (f"whsec_{base64.b64encode(bytes(range(24))).decode()}", bytes(range(24))),
     ],
 )
-def test_a_post_is_signed(secret: str, key: bytes, receiver: Receiver) -> None:
+def test_post_is_signed(secret: str, key: bytes, receiver: Receiver) -> None:
     """Over its id, the time of the try, and the exact body."""
     before = int(time.time())
     post_to(f"{receiver.url}/a/b?c=d%20e", secret).send(MESSAGE)
@@ -71,7 +71,7 @@ def test_the_secret_is_not_kept() -> None:
         (302, {"Location": "/elsewhere"}, False, 0),
     ],
 )
-def test_an_answer_other_than_2xx_is_a_failure(
+def test_status_other_than_2xx_is_a_failure(
     status: int, headers: dict[str, str], again: bool, after_seconds: float, receiver: Receiver
 ) -> None:
     """The receiver's trouble may pass, and it says when; what it refuses, it refuses again."""
@@ -82,7 +82,7 @@ def test_an_answer_other_than_2xx_is_a_failure(
     assert len(receiver.posts) == 1  # a redirect is not followed
 
 
-def test_nobody_there_is_a_failure() -> None:
+def test_refused_connection_is_a_failure() -> None:
     """It may pass; neither is a proxy asked that the environment names."""
     nobody = f"http://localhost:{free_port()}"
     with pytest.raises(NotSent, match="ConnectionRefusedError") as raised:
@@ -98,7 +98,7 @@ def test_no_proxy_is_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -
     assert len(receiver.posts) == 1
 
 
-def test_a_post_that_hangs_times_out_or_is_interrupted(receiver: Receiver) -> None:
+def test_hanging_post_times_out_or_is_interrupted(receiver: Receiver) -> None:
     """It can be tried again in both cases."""
     receiver.open.clear()
     with pytest.raises(NotSent, match="timed out"):
@@ -157,14 +157,14 @@ def test_https_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         f"https://{'a' * 64}.example/",
     ],
 )
-def test_a_bad_url_is_refused(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     """Without its text, which may hold a secret."""
     with pytest.raises(ValueError, match=r"^it (has|is) no ") as raised:
         parse_url(url)
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_bad_secret_is_refused() -> None:
+def test_invalid_secret_is_refused() -> None:
     """What follows whsec_ is base64, and something."""
     with pytest.raises(ValueError, match="empty"):
         post_to("http://host", "whsec_")

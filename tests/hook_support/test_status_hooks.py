@@ -88,7 +88,7 @@ def watch(
     return watch
 
 
-def test_nonsense_is_no_answer(
+def test_invalid_response_is_no_status(
     server: Server, watch: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is no message falls back to Status, and so does what says nothing."""
@@ -99,7 +99,7 @@ def test_nonsense_is_no_answer(
     assert [each for each in caplog.records if each.levelname != "INFO"] == []
 
 
-def test_those_who_ask_at_the_same_time_share_an_answer(
+def test_concurrent_readings_share_a_response(
     server: Server, watch: Callable[..., Monitor]
 ) -> None:
     """Who comes while a backend is asked gets that answer; only a late one asks again."""
@@ -134,14 +134,14 @@ def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., 
     assert server.tokens == ["Bearer of m0"]
 
 
-def test_other_models_are_not_asked(watch: Callable[..., Monitor]) -> None:
+def test_other_models_get_no_requests(watch: Callable[..., Monitor]) -> None:
     """The pattern is of models' names, as a shell would have it."""
     monitor = watch(backends=3, models="m[02]")
     sources = [monitor.read(f"m{number}").source for number in range(3)]
     assert sources == ["hook", "psutil", "hook"]
 
 
-def test_channels_make_room_for_others(
+def test_unused_channels_are_closed_for_new_ones(
     server: Server, watch: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most so many are open as there are descriptors for; each backend is asked all the same."""
@@ -152,7 +152,7 @@ def test_channels_make_room_for_others(
         eventually(lambda: server.connections() == 2)
 
 
-def test_one_that_was_asked_too_early_answers_once_it_serves(
+def test_backend_that_starts_late_is_reached(
     watch: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
 ) -> None:
     """A channel that reached nobody is given up, with the backoff that it is in."""

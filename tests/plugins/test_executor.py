@@ -79,7 +79,7 @@ def fail(error: BaseException) -> Callable[[], object]:
     return behave
 
 
-def test_one_thread_calls_all_of_them(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_calls_all_implementations(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread of the pool calls all implementations in order; it ends after the close."""
     monkeypatch.setattr(workers, "_IDLE_SECONDS", 60.0)
     plugins = rig.add(*[give(None)] * 50)
@@ -95,7 +95,9 @@ def test_one_thread_calls_all_of_them(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     eventually(lambda: not plugins[0].threads[-1].is_alive())
 
 
-def test_a_bounded_number_of_threads_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executor_keeps_a_bounded_number_of_threads(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many calls at once as there are have a thread each; few of those stay."""
     monkeypatch.setattr(workers, "_IDLE_SECONDS", 60.0)
     barrier = threading.Barrier(MAX_IDLE + 5)
@@ -114,7 +116,7 @@ def test_a_bounded_number_of_threads_is_kept(rig: Rig, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "error", [KeyError(), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()]
 )
-def test_whatever_is_raised_ends_one_turn(rig: Rig, error: BaseException) -> None:
+def test_any_error_ends_one_implementation_only(rig: Rig, error: BaseException) -> None:
     """The others have theirs, in their order, and the thread stays."""
     plugins = rig.add(give(1), fail(error), give(3))
     for _ in range(2):
@@ -123,7 +125,7 @@ def test_whatever_is_raised_ends_one_turn(rig: Rig, error: BaseException) -> Non
     assert [rig.figures(place) for place in range(3)] == [(2, 0, 0), (2, 2, 0), (2, 0, 0)]
 
 
-def test_without_a_bound_they_run_on_the_calling_thread(rig: Rig) -> None:
+def test_hooks_without_a_time_limit_run_on_the_calling_thread(rig: Rig) -> None:
     """There a Ctrl-C is the caller's."""
     plugins = rig.add(give(1), fail(SystemExit()), fail(asyncio.CancelledError()), give(3))
     outcomes = [("p0", 1), ("p1", SystemExit), ("p2", asyncio.CancelledError), ("p3", 3)]
@@ -134,7 +136,7 @@ def test_without_a_bound_they_run_on_the_calling_thread(rig: Rig) -> None:
         rig.call(None)
 
 
-def test_each_that_overruns_costs_its_time_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_overrun_costs_its_time_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """Others have one turn each, whoever is slow; a slow one has its next when it has come back."""
     go = threading.Event()
     wait: Callable[[], object] = lambda: go.wait(60) and None  # noqa: E731
@@ -157,7 +159,7 @@ def test_each_that_overruns_costs_its_time_once(rig: Rig, caplog: pytest.LogCapt
     assert (slow.calls, slow.errors, slow.overruns) == (2, 0, 1)
 
 
-def test_what_comes_late_is_dropped(rig: Rig) -> None:
+def test_late_result_is_dropped(rig: Rig) -> None:
     """An answer after its time changes nothing, but is counted if it was an error."""
     go = threading.Event()
 
@@ -172,7 +174,7 @@ def test_what_comes_late_is_dropped(rig: Rig) -> None:
     assert outcomes == [("p0", HookOverran), ("p1", 1)]
 
 
-def test_those_after_the_end_are_not_called(rig: Rig) -> None:
+def test_implementations_after_the_last_outcome_are_not_called(rig: Rig) -> None:
     """Whether a value ends it, or that one is late, or still is."""
     go = threading.Event()
     plugins = rig.add(give(None), lambda: go.wait(60) and None, give(2), give(3))
@@ -192,7 +194,7 @@ def test_those_after_the_end_are_not_called(rig: Rig) -> None:
     assert len(plugins[3].threads) == 1  # of the call that had no end
 
 
-def test_an_answer_is_checked_within_its_time(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_result_is_validated_within_its_time(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     """What is wrong is an error, logged by its type; looking at it may take too long as well."""
     go = threading.Event()
 
@@ -218,7 +220,7 @@ def test_an_answer_is_checked_within_its_time(rig: Rig, caplog: pytest.LogCaptur
     assert rig.figures(1) == (1, 1, 0)
 
 
-def test_plugins_come_and_go_in_flight(rig: Rig) -> None:
+def test_plugins_come_and_go_during_calls(rig: Rig) -> None:
     """One that leaves while it is called, or that brings another, breaks nothing; figures stay."""
     plugins = rig.add(give(0), lambda: rig.manager.unregister(plugins[1]) and None, give(2))
     assert rig.call() == [("p0", 0), ("p2", 2)]
@@ -230,7 +232,7 @@ def test_plugins_come_and_go_in_flight(rig: Rig) -> None:
     assert rig.call()[0] == ("p0", 7)
 
 
-def test_a_hook_may_call_hooks(rig: Rig) -> None:
+def test_hook_may_call_hooks(rig: Rig) -> None:
     """From its own thread, while that one is at work; each knows that it is on a hook's thread."""
     depth = [0]
 
@@ -245,7 +247,7 @@ def test_a_hook_may_call_hooks(rig: Rig) -> None:
     assert not rig.executor.on_hook_thread()
 
 
-def test_what_is_begun_goes_on_meanwhile(rig: Rig) -> None:
+def test_begun_run_goes_on_before_its_outcomes_are_wanted(rig: Rig) -> None:
     """The outcomes are those of a call, whenever they are asked for."""
     (plugin,) = rig.add(give(1))
     (run,) = rig.executor.begin(HookCall(HOOK, 0.05, {}, lambda value: value))
@@ -254,7 +256,7 @@ def test_what_is_begun_goes_on_meanwhile(rig: Rig) -> None:
     assert sys.getrefcount(plugin) < 20
 
 
-def test_one_that_overruns_may_end_it(rig: Rig) -> None:
+def test_overrun_may_end_the_call(rig: Rig) -> None:
     """Those after it are not called, where that is the end; nothing it says later counts."""
     go = threading.Event()
     plugins = rig.add(lambda: go.wait(60) and None, give(1))
@@ -266,7 +268,7 @@ def test_one_that_overruns_may_end_it(rig: Rig) -> None:
     assert plugins[1].threads == []
 
 
-def test_one_outcome_is_given_of_each(rig: Rig) -> None:
+def test_each_implementation_has_one_outcome(rig: Rig) -> None:
     """Whoever is given up at the moment at which it answers has overrun, and nothing else."""
     go = threading.Event()
     rig.add(give(1))
@@ -275,7 +277,7 @@ def test_one_outcome_is_given_of_each(rig: Rig) -> None:
     assert outcomes == [("p0", HookOverran)]
 
 
-def test_many_calls_are_added_up(rig: Rig) -> None:
+def test_figures_add_up_over_many_calls(rig: Rig) -> None:
     """Calls at which nothing happened count as the others do, however many there were."""
     values = iter([None, 7, None, None] * 50)
     rig.add(give(None), lambda: next(values))

@@ -61,7 +61,7 @@ def loaded() -> list[str]:
     return [name for name in sys.modules if name.startswith("monitor_plugin_hooks.")]
 
 
-def test_the_files_of_a_folder_are_loaded(folder: Path) -> None:
+def test_folder_files_are_loaded(folder: Path) -> None:
     """In order, under their own names, with nothing but `*.py`, and nothing compiled beside."""
     write(folder, "counts.py", COUNTS)
     write(folder, "also-this.py", "")
@@ -100,7 +100,7 @@ def test_two_monitors_load_one_folder(folder: Path) -> None:
         (COUNTS.replace("hookimpl", "hookimpl(wrapper=True)"), "wrapper"),
     ],
 )
-def test_a_bad_file_is_refused_by_its_path(text: str, why: str, folder: Path) -> None:
+def test_invalid_file_is_refused_by_its_path(text: str, why: str, folder: Path) -> None:
     """What is wrong is said with the file's path, and no file is left among the modules."""
     write(folder, "a_good.py", "")
     bad = write(folder, "bad.py", text)
@@ -112,9 +112,7 @@ def test_a_bad_file_is_refused_by_its_path(text: str, why: str, folder: Path) ->
     assert loaded() == []
 
 
-def test_a_function_that_was_not_marked_is_told_of(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unmarked_function_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It has a hook's name, and would never be called: a guard that guards nothing, say."""
     write(folder, "guard.py", "def monitor_before_shutdown(backend): return 'no'")
     write(folder, "good.py", COUNTS)
@@ -125,7 +123,7 @@ def test_a_function_that_was_not_marked_is_told_of(
     ]
 
 
-def test_another_monitors_module_stays(folder: Path) -> None:
+def test_module_of_another_monitor_stays(folder: Path) -> None:
     """Where loading fails, what an earlier monitor had loaded is still there."""
     write(folder, "counts.py", COUNTS)
     with monitor_with(folder):
@@ -137,7 +135,7 @@ def test_another_monitors_module_stays(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620, 0o602])
-def test_a_file_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
+def test_file_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
     """It is named with its mode and the cure, and not run."""
     file = write(folder, "counts.py", "raise SystemExit", mode)
     with pytest.raises(PluginError) as raised:
@@ -147,7 +145,7 @@ def test_a_file_that_others_may_write_is_refused(mode: int, folder: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
-def test_a_folder_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
+def test_folder_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
     """Whoever may write it may put a file there, sticky or not."""
     folder.chmod(mode)
     with pytest.raises(SettingsError) as raised:
@@ -158,7 +156,7 @@ def test_a_folder_that_others_may_write_is_refused(mode: int, folder: Path) -> N
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_belongs_to_another_user_is_refused(what: str, folder: Path) -> None:
+def test_file_of_another_user_is_refused(what: str, folder: Path) -> None:
     """A file or a folder of neither root nor the monitor's user is named with its owner."""
     file = write(folder, "counts.py", "raise SystemExit")
     os.chown(file if what == "file" else folder, 12345, -1)
@@ -168,7 +166,7 @@ def test_what_belongs_to_another_user_is_refused(what: str, folder: Path) -> Non
     os.chown(folder, os.geteuid(), -1)
 
 
-def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+def test_link_is_checked_by_its_target(folder: Path, tmp_path: Path) -> None:
     """The file behind it and that file's folder must be trusted as well."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o755)
@@ -185,7 +183,7 @@ def test_a_link_is_judged_by_what_it_leads_to(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(30)
-def test_what_is_no_file_is_refused(folder: Path) -> None:
+def test_special_file_is_refused(folder: Path) -> None:
     """A pipe, a folder or a dangling link with a good name is refused, and not waited for."""
     os.mkfifo(folder / "pipe.py", 0o644)
     with pytest.raises(PluginError, match=r"pipe\.py is no regular file"):
@@ -201,7 +199,7 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["none-there", "a-file"])
-def test_a_folder_that_is_none_is_refused(name: str, folder: Path) -> None:
+def test_missing_folder_is_refused(name: str, folder: Path) -> None:
     """A missing folder, and a file in its place, are a clear error."""
     write(folder, "a-file", "")
     with pytest.raises(SettingsError, match=name):
@@ -227,7 +225,7 @@ def test_single_files_are_loaded_after_the_folder(folder: Path, tmp_path: Path) 
             assert (figures.name, figures.calls, figures.errors) == ("monitor_started", 1, 0)
 
 
-def test_a_relative_path_is_one_of_the_working_directory(
+def test_relative_path_is_in_the_working_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is told of in full."""
@@ -239,7 +237,7 @@ def test_a_relative_path_is_one_of_the_working_directory(
     assert plugin.source == str(folder / "counts.py")
 
 
-def test_a_single_file_is_trusted_as_one_of_a_folder_is(folder: Path) -> None:
+def test_single_file_is_checked_like_one_of_a_folder(folder: Path) -> None:
     """Whoever may write it or its folder may not run it; and it must be a Python file."""
     file = write(folder, "counts.py", "raise SystemExit", 0o666)
     with pytest.raises(PluginError, match=r"counts\.py \(mode 0666\) can be written by others"):
@@ -270,7 +268,7 @@ def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["bad", "monitor_plugin_hooks.bad"])
-def test_a_disabled_file_is_not_run(
+def test_disabled_file_is_not_run(
     name: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By its stem or its module's name, of the folder or by itself; the others are loaded."""

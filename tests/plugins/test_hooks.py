@@ -100,7 +100,7 @@ BAD_STATUS = [
 
 
 @pytest.mark.parametrize("bad", BAD_STATUS)
-def test_a_bad_status_hook_is_left_out(
+def test_invalid_status_is_left_out(
     bad: Callable[[], Any],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
@@ -121,7 +121,7 @@ def test_a_bad_status_hook_is_left_out(
 @pytest.mark.parametrize(
     "bad", [*BAD, lambda: {"a": "1"}, lambda: {"\ud800": 1}, lambda: {1: 1}, lambda: {"a": True}]
 )
-def test_bad_components_are_left_out(
+def test_invalid_components_are_left_out(
     bad: Callable[[], Any],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
@@ -147,7 +147,7 @@ class ByteSize(int):
         {"status": lambda: Status(2, Memory(9)), "components": lambda: {"gpu0": ByteSize(5)}},
     ],
 )
-def test_bytes_of_a_class_of_their_own_are_bytes(
+def test_components_of_an_int_subclass_are_accepted(
     given: dict[str, Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """They cost neither the reading nor the list, though JSON takes no such class."""
@@ -158,7 +158,7 @@ def test_bytes_of_a_class_of_their_own_are_bytes(
     assert client.request("GET", "/backends").json["backends"][0]["memory"] == memory
 
 
-def test_a_backends_own_components_stand(
+def test_components_of_the_backend_win_over_hooks(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A hook adds to the breakdown, and overrules neither the backend nor an earlier hook."""
@@ -173,7 +173,7 @@ def test_a_backends_own_components_stand(
 
 
 @pytest.mark.parametrize("bad", [*BAD, lambda: {"A B": "x"}, lambda: {"a": "\n"}, lambda: {"a": 1}])
-def test_bad_metadata_is_left_out(
+def test_invalid_metadata_is_left_out(
     bad: Callable[[], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A good hook's token reaches the backend, whatever the other gives."""
@@ -183,7 +183,7 @@ def test_bad_metadata_is_left_out(
     assert monitor.read("m").rpc_error is None
 
 
-def test_a_key_in_upper_case_is_said(
+def test_metadata_key_in_upper_case_is_logged(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As HTTP's names are often written so, and gRPC takes none."""
@@ -194,7 +194,7 @@ def test_a_key_in_upper_case_is_said(
     assert "s3cret" not in caplog.text
 
 
-def test_one_that_blocks_is_not_called_again(
+def test_blocking_hook_is_not_called_again(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A hook that is not back costs its time once, and is called again once it has come back."""
@@ -214,9 +214,7 @@ def test_one_that_blocks_is_not_called_again(
     eventually(lambda: monitor.read("m") and len(calls) > 1)
 
 
-def test_states_are_told_as_they_change(
-    make_monitor: Callable[..., Monitor], spawner: Spawner
-) -> None:
+def test_state_changes_reach_hooks(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """Each change is told once, in order; numbers that State does not know are passed over."""
     states = iter([1, 1, 2, 77, 2, -1])
     plugin = Plugin(status=lambda: Status(next(states)))
@@ -266,7 +264,7 @@ def test_hooks_may_call_back_and_leave(
     assert monitor.read("m").source == "grpc"
 
 
-def test_a_bad_event_hook_costs_the_others_nothing(
+def test_failing_event_hook_does_not_affect_others(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Events reach the good plugin though another one raises, blocks, or returns something."""
@@ -322,7 +320,7 @@ class WrongArguments:
         (WrongArguments(), "reason"),
     ],
 )
-def test_plugins_that_would_not_work_are_refused(plugin: object, words: str) -> None:
+def test_unusable_plugins_are_refused(plugin: object, words: str) -> None:
     """A plugin that could not be called as meant is refused at load, by name, and not kept."""
     monitor = Monitor(Settings(listen=None))
     with pytest.raises(PluginError, match=words):

@@ -91,7 +91,7 @@ def test_plugins_are_listed_with_their_figures(
     assert set(hook) == {"name", "calls", "errors", "overruns", "seconds_total", "seconds_max"}
 
 
-def test_a_package_that_cannot_be_loaded_is_left_out(
+def test_broken_package_is_left_out(
     make_monitor: MonitorFactory,
     installed: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
@@ -111,7 +111,7 @@ def test_a_package_that_cannot_be_loaded_is_left_out(
     }
 
 
-def test_a_file_whose_name_is_no_unicode_is_listed(
+def test_file_with_a_name_that_is_not_unicode_is_listed(
     make_monitor: MonitorFactory, tmp_path: Path
 ) -> None:
     """With those bytes escaped; and it takes no other plugin off the list."""
@@ -147,7 +147,7 @@ def test_disabled_plugins_are_left_out(
     assert monitor.plugin_manager.hook.monitor_backend_spawned.get_hookimpls()
 
 
-def test_a_hosts_own_plugins_are_listed() -> None:
+def test_plugins_of_the_host_are_listed() -> None:
     """Those that implement a hook of the monitor's, with the manager that has them."""
     manager = pluggy.PluginManager("myhost")
     marker = pluggy.HookimplMarker("myhost")
@@ -210,7 +210,7 @@ def test_the_command_asks_a_running_monitor(
     assert "wr0ng" not in error
 
 
-def test_nobody_there_is_a_line_and_exit_code_1(
+def test_command_without_a_monitor_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It names the URL."""
@@ -220,7 +220,7 @@ def test_nobody_there_is_a_line_and_exit_code_1(
     )
 
 
-def test_the_table_takes_what_there_is() -> None:
+def test_table_shows_any_plugins() -> None:
     """No plugin at all, one without hooks, and a name that would move the cursor."""
     assert hooks_table(HooksAnswer([], ())) == "no plugin is loaded"
     hook: dict[str, Any] = {"name": "h", "calls": 12345678, "errors": 0, "overruns": 1}

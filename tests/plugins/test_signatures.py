@@ -50,7 +50,7 @@ def instance(source: str) -> object:
         (module, "def {}(*, exit): ...", "'exit' is keyword-only"),
     ],
 )
-def test_a_wrong_signature_is_refused(
+def test_wrong_signature_is_refused(
     make: Callable[[str], object], arguments: str, words: str
 ) -> None:
     """It says what is wrong and what it should be, and nothing of it stays registered."""
@@ -63,7 +63,7 @@ def test_a_wrong_signature_is_refused(
     assert not manager.has_plugin("mine")
 
 
-def test_a_class_in_place_of_an_instance_is_refused() -> None:
+def test_class_instead_of_an_instance_is_refused() -> None:
     """Its methods have no self to be called with."""
     plugin = type(instance("def monitor_closing(self): ..."))
     with pytest.raises(PluginError, match="register an instance"):
@@ -83,7 +83,7 @@ def test_a_class_in_place_of_an_instance_is_refused() -> None:
         "@wrapped\n  def monitor_backend_gone(self, backend, exit): ...",
     ],
 )
-def test_what_pluggy_calls_as_meant_is_taken(source: str) -> None:
+def test_signature_that_pluggy_can_call_is_accepted(source: str) -> None:
     """Fewer arguments, another order, defaults of one's own, and decorated ones."""
 
     def wrapped(function: Any) -> Any:
@@ -102,7 +102,7 @@ def test_what_pluggy_calls_as_meant_is_taken(source: str) -> None:
     assert executor.call(call) == []
 
 
-def test_a_hosts_own_plugins_are_held_to_the_same() -> None:
+def test_plugins_of_the_host_are_validated() -> None:
     """A plugin of the host's manager with a wrong signature is refused at the installation."""
     manager = pluggy.PluginManager("myhost")
 
@@ -115,7 +115,7 @@ def test_a_hosts_own_plugins_are_held_to_the_same() -> None:
         Monitor(Settings(listen=None), host_manager=manager)
 
 
-def test_an_old_implementation_works_where_a_hook_gains_an_argument() -> None:
+def test_old_implementation_works_with_a_new_argument() -> None:
     """Pluggy passes what an implementation names; so does the monitor."""
     specs = types.ModuleType("later")
 
