@@ -1,4 +1,4 @@
-"""Runs a program in a pseudo-terminal, and reads its screen with an emulator."""
+"""Runs a program in a pseudo-terminal, and reads its screen with a terminal emulator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .support import Spawner, eventually
 
 
 class Terminal:
-    """Runs a program on a terminal of the given size; `screen` has the lines that it shows."""
+    """Runs a program in a terminal of the given size."""
 
     def __init__(
         self, spawner: Spawner, *command: str, columns: int = 80, lines: int = 24, **options: Any
@@ -53,7 +53,7 @@ class Terminal:
         os.write(self._controller, keys.encode())
 
     def interrupt(self) -> None:
-        """Press Ctrl-C repeatedly: Python misses one that comes when it begins to read a line."""
+        """Press Ctrl-C until the program ends: Python loses one as it begins to read a line."""
         for _ in range(6):
             self.press("\x03")
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -62,7 +62,7 @@ class Terminal:
 
     @property
     def screen(self) -> list[str]:
-        """The lines of the screen now."""
+        """The lines that the screen shows now."""
         while select.select([self._controller], [], [], 0)[0]:
             data = os.read(self._controller, 65536)
             self.printed += data
@@ -70,12 +70,12 @@ class Terminal:
         return [line.rstrip() for line in self._screen.display]
 
     def wait_for(self, words: str) -> list[str]:
-        """Wait until the screen shows these words; returns its lines."""
+        """Wait until the screen shows these words; return its lines."""
         self._eventually(lambda: words in "\n".join(self.screen), f"no {words!r}")
         return self.screen
 
     def ended(self) -> int:
-        """Wait for the program's end; returns its exit code. The modes must be restored."""
+        """Wait for the program's end, check that it restored the modes; return its exit code."""
         self._eventually(lambda: [self.screen, self.process.poll()][1] is not None, "no end")
         assert self.screen
         assert termios.tcgetattr(self._terminal) == self.modes

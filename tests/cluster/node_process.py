@@ -16,7 +16,7 @@ from monitor_plugin import Monitor, Settings
 
 
 def main() -> None:
-    """Run until the standard input ends."""
+    """Run until standard input is closed."""
     with Monitor(Settings.from_environment(os.environ)) as monitor:
         for argument in sys.argv[1:]:
             model, _, switches = argument.partition(":")

@@ -15,14 +15,14 @@ from .support import copy_hooks
 
 @pytest.fixture(autouse=True)
 def _no_hooks_are_left() -> Iterator[None]:
-    """Takes the hooks that a monitor loaded out of the modules, where other tests look."""
+    """Removes the loaded hook files from `sys.modules`, so that the next test loads them again."""
     yield
     for name in [each for each in sys.modules if each.startswith("monitor_plugin_hooks.")]:
         del sys.modules[name]
 
 
 class Hooked(NamedTuple):
-    """A started monitor in this process, and the module of the one hook file in it."""
+    """A started monitor in this process, and the module of its only hook file."""
 
     monitor: Monitor
     module: ModuleType
@@ -43,8 +43,8 @@ def hooked(
 ) -> MakeHooked:
     """Makes a monitor with one hook: `hooked("idle_stop", {"SECONDS": "60"}, listen=None)`."""
 
-    def make(stem: str, said: dict[str, str], **settings: Any) -> Hooked:
-        for name, value in said.items():
+    def make(stem: str, hook_settings: dict[str, str], **settings: Any) -> Hooked:
+        for name, value in hook_settings.items():
             monkeypatch.setenv(f"MONITOR_HOOK_{stem.upper()}_{name}", value)
         folder = str(copy_hooks(tmp_path / "hooks", stem))
         monitor = make_monitor(**{"listen": None, "hooks_dir": folder, **settings})

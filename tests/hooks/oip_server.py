@@ -1,10 +1,10 @@
-"""A real server of the Open Inference Protocol v2, which says what a file says, as JSON.
+"""A real server of the Open Inference Protocol v2, which takes its answers from a JSON file.
 
 python -m tests.hooks.oip_server FILE
 
-The file has `ready` (of the server), `models` (ready by name) and `seconds` (to take for an
-answer), and perhaps `service` (its name). Each call's path, and the model that it names, are noted
-in FILE.calls.
+The file has `ready` (whether the server is), `models` (whether each is ready, by name), `seconds`
+(the duration of an answer) and, optionally, `service` (the gRPC service's name). The path of each
+call, and the model that it names, are appended to FILE.calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ else:
     Handler = grpc.GenericRpcHandler
 
 FIELD = descriptor_pb2.FieldDescriptorProto
-# Of the public open_inference_grpc.proto.
+# Messages of the public file open_inference_grpc.proto.
 MESSAGES = {
     "ServerReadyRequest": [],
     "ServerReadyResponse": [("ready", FIELD.TYPE_BOOL)],
@@ -35,7 +35,7 @@ MESSAGES = {
 
 
 def message_classes() -> dict[str, Any]:
-    """Make the protocol's messages, as its generated code would."""
+    """Make the classes of the protocol's messages."""
     file = descriptor_pb2.FileDescriptorProto(name="oip.proto", package="inference")
     file.syntax = "proto3"
     for name, fields in MESSAGES.items():
@@ -49,23 +49,23 @@ def message_classes() -> dict[str, Any]:
 
 
 class Server(Handler):
-    """Answers the two calls, and notes every one."""
+    """Answers `ServerReady` and `ModelReady`, and records every call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._messages = message_classes()
 
-    def _says(self) -> Any:
+    def _configuration(self) -> Any:
         return json.loads(self._path.read_text())
 
-    def _note(self, text: str) -> None:
+    def _record(self, text: str) -> None:
         with open(f"{self._path}.calls", "a") as file:
             file.write(f"{text}\n")
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         """Find what handles a call."""
-        self._note(details.method)
-        service = self._says().get("service", "inference.GRPCInferenceService")
+        self._record(details.method)
+        service = self._configuration().get("service", "inference.GRPCInferenceService")
         for name, handle in (("ServerReady", self._server), ("ModelReady", self._model)):
             if details.method == f"/{service}/{name}":
                 return grpc.unary_unary_rpc_method_handler(
@@ -76,12 +76,12 @@ class Server(Handler):
         return None
 
     def _server(self, request: Any, context: grpc.ServicerContext) -> Any:
-        time.sleep(self._says()["seconds"])
-        return self._messages["ServerReadyResponse"](ready=self._says()["ready"])
+        time.sleep(self._configuration()["seconds"])
+        return self._messages["ServerReadyResponse"](ready=self._configuration()["ready"])
 
     def _model(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self._note(f"{request.name} {request.version}".strip())
-        ready = self._says()["models"].get(request.name)
+        self._record(f"{request.name} {request.version}".strip())
+        ready = self._configuration()["models"].get(request.name)
         if ready is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model")
         return self._messages["ModelReadyResponse"](ready=ready)

@@ -1,4 +1,4 @@
-"""What the tests of the shelf share: a monitor in a process of its own, with one hook of it."""
+"""Helpers for the tests of the shipped hooks: a monitor in its own process, with one hook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..support import Client, Spawner
 ROOT = Path(__file__).parents[2]
 SHELF = ROOT / "hooks"
 
-# Registers each MODEL:PID, has it be ready, and ends with its input.
+# Registers each MODEL:PID with the status READY, and ends when its standard input is closed.
 MONITOR = """
 import logging, sys
 import monitor_plugin
@@ -44,7 +44,7 @@ with monitor_plugin.Monitor(settings, [Ready()]) as monitor:
 
 
 class Watched(NamedTuple):
-    """A monitor's process: its client, and the file of its log."""
+    """A monitor's process, a client of it, and the file of its log."""
 
     process: subprocess.Popen[str]
     client: Client
@@ -55,21 +55,21 @@ class Watched(NamedTuple):
         return self.log_path.read_text()
 
     def breakdown(self, model: str = "m") -> dict[str, int]:
-        """What `/backend/monitor` says that the model's memory consists of."""
+        """Return the memory breakdown of a model in `/backend/monitor`."""
         answer = self.client.monitor(model)
         assert answer.status == 200, answer
         found: dict[str, int] = answer.json["memory"]["breakdown"]
         return found
 
     def close(self) -> None:
-        """End it as it ends by itself."""
+        """Close the monitor's standard input, and wait for its regular end."""
         assert self.process.stdin
         self.process.stdin.close()
         assert self.process.wait(timeout=60) == 0, self.log
 
 
 def copy_hooks(folder: Path, *stems: str) -> Path:
-    """Copy hooks of the shelf into a folder that nobody else may write, and give it."""
+    """Copy shipped hooks into a new folder that no other user can write to; return the folder."""
     folder.mkdir(mode=0o755)
     for stem in stems:
         shutil.copyfile(SHELF / f"{stem}.py", folder / f"{stem}.py")
@@ -80,7 +80,7 @@ def copy_hooks(folder: Path, *stems: str) -> Path:
 def watch(
     spawner: Spawner, tmp_path: Path, stem: str, pids: Mapping[str, int], **environment: str
 ) -> Watched:
-    """Start a monitor with one hook of the shelf, which watches processes by model."""
+    """Start a monitor with one shipped hook, and a process for each model as its backend."""
     folder = copy_hooks(tmp_path / "hooks", stem)
     log_path = tmp_path / "log"
     with log_path.open("w") as log:
@@ -96,7 +96,7 @@ def watch(
 
 
 def spawn_tree(spawner: Spawner) -> tuple[int, int]:
-    """Start a process with a child; give the PIDs of both."""
+    """Start a process with a child; return the PIDs of both."""
     process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
     assert process.stdout
     return process.pid, int(process.stdout.readline())

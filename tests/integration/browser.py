@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-def lacking(what: str) -> None:
-    """Skip the test, or fail in an environment that must have everything."""
-    assert not os.environ.get("CI"), f"there is no {what} here; .ci/setup or tox installs it"
-    pytest.skip(f"there is no {what} here")
+def skip_without(program: str) -> None:
+    """Skip the test, because a program is not installed; fail in CI, where all must be."""
+    assert not os.environ.get("CI"), f"there is no {program} here; .ci/setup or tox installs it"
+    pytest.skip(f"there is no {program} here")
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless browser."""
+    """Yield a browser without a window."""
     program = shutil.which("chromium")
     if program is None:
-        lacking("chromium")
+        skip_without("chromium")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        lacking("playwright")
+        skip_without("playwright")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program)
         yield browser
@@ -38,7 +38,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Tab(NamedTuple):
-    """A page of the browser, and the errors and foreign requests that it caused."""
+    """A page of the browser, its faults, and the URLs that it requested."""
 
     page: Page
     faults: list[str]
@@ -46,7 +46,7 @@ class Tab(NamedTuple):
 
 
 class Tabs:
-    """Opens tabs. At the end, none may have had an error, or a request to another host."""
+    """Opens tabs. `close` fails if a tab had an error or made a request to another host."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -56,9 +56,9 @@ class Tabs:
         """Open a page.
 
         Args:
-            url: the URL of the monitor.
-            wait: whether to wait until the page shows data of the monitor.
-            expected: a part of the console errors that are expected.
+            url: the monitor's URL.
+            wait: wait until the page shows the monitor's answer.
+            expected: errors with this text are no faults.
             options: options of the browser's context.
         """
         context = self._browser.new_context(**options)
@@ -67,38 +67,34 @@ class Tabs:
         self._tabs.append(tab)
         host = urlsplit(url).netloc
 
-        def note(kind: str) -> Callable[[Any], None]:
-            def noted(message: Any) -> None:
-                text = getattr(message, "text", None) or str(message)
-                if not (expected and expected in text):
-                    tab.faults.append(f"{kind}: {text}")
+        def add_fault(kind: str, text: str) -> None:
+            if not (expected and expected in text):
+                tab.faults.append(f"{kind}: {text}")
 
-            return noted
-
-        def console(message: Any) -> None:
+        def on_console(message: Any) -> None:
             if message.type in ("error", "warning"):
-                note(message.type)(f"{message.text} ({message.location['url']})")
+                add_fault(message.type, f"{message.text} ({message.location['url']})")
 
-        def requested(request: Any) -> None:
+        def on_request(request: Any) -> None:
             tab.requests.append(request.url)
             if not request.url.startswith("data:") and urlsplit(request.url).netloc != host:
                 tab.faults.append(f"a request to {request.url}")
 
-        def asked(dialog: Any) -> None:
-            tab.faults.append(f"a dialog of its own: {dialog.message}")
+        def on_dialog(dialog: Any) -> None:
+            tab.faults.append(f"a dialog of the browser: {dialog.message}")
             dialog.dismiss()
 
-        tab.page.on("console", console)
-        tab.page.on("pageerror", note("exception"))
-        tab.page.on("dialog", asked)
-        tab.page.on("request", requested)
+        tab.page.on("console", on_console)
+        tab.page.on("pageerror", lambda error: add_fault("exception", str(error)))
+        tab.page.on("dialog", on_dialog)
+        tab.page.on("request", on_request)
         tab.page.goto(f"{url}/")
         if wait:
             tab.page.wait_for_selector("#connection[data-tone=good]")
         return tab
 
     def close(self) -> None:
-        """Close all tabs, and fail with their errors, if any."""
+        """Close all tabs; fail if there were faults, with the notices of their pages."""
         faults = [fault for tab in self._tabs for fault in tab.faults]
         for tab in self._tabs:
             if tab.faults:

@@ -33,22 +33,22 @@ def _section(name: str, options: Options) -> str:
 
 
 class CircusHost:
-    """Runs circusd, and ends it with all processes that it started.
+    """Runs circusd, and ends it and all processes that it started.
 
     Args:
         spawner: starts circusd.
         watchers: the options of each watcher by name; `FOLDER` in them stands for `folder`.
-        environment: the environment of circusd and its processes.
+        environment: more environment variables of circusd, which its processes inherit.
         sections: more sections of circus.ini.
-        loglevel: the log level of circus.
-        port: the port of the monitor; None for any free one.
-        **options: the options of the plugin's section, besides `use` and `listen`.
+        loglevel: circus' log level.
+        port: the monitor's port; None for a free one.
+        **options: more options of the plugin's section, besides `use` and `listen`.
 
     Attributes:
-        folder: a short path, for sockets.
+        folder: a folder with a short path, for sockets.
         client: an HTTP client of the monitor.
         process: the process of circusd.
-        ini: the configuration file of circusd.
+        ini: the path of the configuration.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CircusHost:
     ) -> None:
         self._spawner = spawner
         self._environment = dict(environment or {})
-        self._mark = uuid.uuid4().hex
+        self._id = uuid.uuid4().hex
         self.folder = Path(tempfile.mkdtemp(prefix="circus-"))
         self.client = Client(f"http://127.0.0.1:{port or free_port()}")
         every: dict[str, Options] = {
@@ -95,11 +95,11 @@ class CircusHost:
             *(sys.executable, "-m", "circus.circusd", str(self.ini)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**environment, **self._environment, "CIRCUS_HOST": self._mark},
+            env={**environment, **self._environment, "CIRCUS_HOST": self._id},
         )
 
     def call(self, command: str, **properties: object) -> dict[str, Any]:
-        """Send a command to circusd, and return the answer."""
+        """Send a command to circusd, and return its answer."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
             dealer.linger = 0
             dealer.connect(f"ipc://{self.folder}/e")
@@ -108,12 +108,12 @@ class CircusHost:
             answer: Any = dealer.recv_json()
         return dict(answer)
 
-    def patient_call(self, command: str, **properties: object) -> dict[str, Any]:
-        """Repeat a command while circus refuses it, as it runs another."""
+    def repeat_call(self, command: str, **properties: object) -> dict[str, Any]:
+        """Send a command until circus accepts it; it refuses all while another command runs."""
 
         def answer() -> dict[str, Any] | None:
-            given = self.call(command, **properties)
-            return None if given.get("errno") == 5 else given
+            received = self.call(command, **properties)
+            return None if received.get("errno") == 5 else received
 
         return eventually(answer) or {}
 
@@ -122,17 +122,17 @@ class CircusHost:
         return sorted(self.call("list", name=watcher).get("pids", []))
 
     def status(self, watcher: str) -> str | None:
-        """Return whether a watcher is active or stopped; None if it does not exist."""
+        """Return a watcher's status, `active` or `stopped`; None if there is no such watcher."""
         status = self.call("status")["statuses"].get(watcher)
         return None if status is None else str(status)
 
     def log(self) -> str:
-        """The output of circusd and its plugins."""
+        """Return what circusd and its plugins logged."""
         log = self.folder / "log"
         return log.read_text() if log.exists() else ""
 
     def wait_found(self, model: str, replicas: int = 1) -> dict[str, Any]:
-        """Wait until a model has that many backends, and return the response."""
+        """Wait until the monitor answers for that many backends of a model; return the answer."""
 
         def found() -> dict[str, Any] | None:
             try:
@@ -146,31 +146,31 @@ class CircusHost:
         return eventually(found) or {}
 
     def wait_serving(self, model: str) -> None:
-        """Wait until a backend answers `Status`: by then it ignores the signals it should."""
+        """Wait until a model's backend serves; it handles signals as its switches say by then."""
         eventually(lambda: "state" in self.wait_found(model))
 
     def wait_managed(self) -> None:
-        """Wait until circus has checked its watchers, and restarted ended processes."""
+        """Wait until circus has checked its watchers, and restarted processes that it misses."""
         (before,) = eventually(lambda: self.pids("other"))
         os.kill(before, signal.SIGKILL)
         eventually(lambda: self.pids("other") not in ([], [before]))
 
     def plugin_pid(self) -> int:
-        """Wait for the process of the plugin, and return its PID."""
+        """Wait for the plugin's process, and return its PID."""
         return eventually(lambda: self.pids("plugin:monitor"))[0]
 
     def started(self) -> list[psutil.Process]:
-        """Return the running processes that this circusd and those before it started."""
+        """List the running processes that circusd started, also before its last start."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                marked = process.environ().get("CIRCUS_HOST") == self._mark
-                if marked and process.pid != self.process.pid and is_running(process.pid):
+                ours = process.environ().get("CIRCUS_HOST") == self._id
+                if ours and process.pid != self.process.pid and is_running(process.pid):
                     found.append(process)
         return found
 
     def end(self) -> int:
-        """End circusd by SIGTERM, which it ignores during a command; return its exit code."""
+        """Send SIGTERM until circusd ends, as it ignores one during a command; return its code."""
 
         def code() -> list[int]:
             self.process.send_signal(signal.SIGTERM)
@@ -181,7 +181,7 @@ class CircusHost:
         return eventually(code, seconds=60)[0]
 
     def kill(self) -> None:
-        """End circusd by SIGKILL."""
+        """Kill circusd."""
         self.process.kill()
         self.process.wait(timeout=60)
 

@@ -1,8 +1,11 @@
-"""Registers many backends in a process of its own, and prints the resources that are left, as JSON.
+"""Registers many backends in its own process, and prints the resources that it uses, as JSON.
 
-python many_backends.py serve COUNT       a backend's server, at COUNT ports, which it prints
-python many_backends.py live LIMIT        reads the ports; that many backends live at once
-python many_backends.py turn COUNT        reads the ports; that many registrations in turn
+python many_backends.py serve COUNT       serves gRPC at COUNT ports, and prints them
+python many_backends.py live LIMIT        a backend for each port at the same time, with at most
+                                          LIMIT descriptors
+python many_backends.py turn COUNT        COUNT registrations one after the other
+
+The last two read the ports from standard input.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ ROUNDS = 4
 
 
 def serve(count: int) -> None:
-    """Answer `Status` with READY at many ports."""
+    """Serve `Status` with READY at many ports, and print them."""
     handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x02")
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers(
@@ -52,7 +55,7 @@ def wait_gone(monitor: Monitor) -> None:
 
 
 def live_at_once(monitor: Monitor, ports: Sequence[str]) -> Counter[str]:
-    """Register all backends, read each, end all; count the sources of the readings."""
+    """Register all backends, read each, and end them; count the sources of the readings."""
     processes = [subprocess.Popen(["sleep", "1000"]) for _ in ports]
     try:
         for port, process in zip(ports, processes, strict=True):
@@ -69,7 +72,7 @@ def live_at_once(monitor: Monitor, ports: Sequence[str]) -> Counter[str]:
 
 
 def in_turn(monitor: Monitor, ports: Sequence[str], count: int) -> Counter[str]:
-    """Register backends in turn: COUNT/10 processes, each of which is updated nine times."""
+    """Register `count` times: each process ten times, at other addresses; count the sources."""
     sources: Counter[str] = Counter()
     for number in range(count // 10):
         process = subprocess.Popen(["sleep", "1000"])
@@ -84,8 +87,8 @@ def in_turn(monitor: Monitor, ports: Sequence[str], count: int) -> Counter[str]:
     return sources
 
 
-def left(monitor: Monitor) -> dict[str, int]:
-    """Count the resources in use."""
+def count_resources(monitor: Monitor) -> dict[str, int]:
+    """Count the backends, descriptors, threads and the RSS (bytes) of this process."""
     gc.collect()
     return {
         "backends": len(monitor.backends()),
@@ -95,49 +98,49 @@ def left(monitor: Monitor) -> dict[str, int]:
     }
 
 
-def settled(monitor: Monitor) -> dict[str, int]:
-    """Count the resources in use, when they have not changed for a second."""
-    looks = [left(monitor)]
-    while len(looks) < 10:
+def count_settled(monitor: Monitor) -> dict[str, int]:
+    """Count the resources when descriptors and threads have not changed for a second."""
+    counts = [count_resources(monitor)]
+    while len(counts) < 10:
         time.sleep(0.1)
-        now = left(monitor)
-        same = all(now[each] == looks[-1][each] for each in ("descriptors", "threads"))
-        looks = [*looks, now] if same else [now]
-    return looks[-1]
+        now = count_resources(monitor)
+        same = all(now[each] == counts[-1][each] for each in ("descriptors", "threads"))
+        counts = [*counts, now] if same else [now]
+    return counts[-1]
 
 
 def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor], object]) -> None:
-    """Run `work` ROUNDS times; print the resources before, after each, and after closing.
+    """Do the work ROUNDS times; print the resources before, after each round, and after closing.
 
-    The warm-up is for gRPC, which opens some descriptors at its first use.
+    The warm-up is gRPC's first use, in which it opens some descriptors of its own.
     """
-    held, sources = [], []
+    counts, sources = [], []
     with Monitor(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
         warm_up(monitor)
-        held.append(settled(monitor))
+        counts.append(count_settled(monitor))
         for _ in range(ROUNDS):
             sources.append(work(monitor))
-            deadline = time.monotonic() + 30  # gRPC releases a closed channel some time later
+            deadline = time.monotonic() + 30  # gRPC frees a closed channel later, on its threads
             while time.monotonic() < deadline:
-                now = left(monitor)
-                if all(now[each] <= held[0][each] for each in ("descriptors", "threads")):
+                now = count_resources(monitor)
+                if all(now[each] <= counts[0][each] for each in ("descriptors", "threads")):
                     break
                 time.sleep(0.05)
-            held.append(now)
-    held.append(left(monitor))
+            counts.append(now)
+    counts.append(count_resources(monitor))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    print(json.dumps({"held": held, "sources": sources, "limit": limit}))
+    print(json.dumps({"counts": counts, "sources": sources, "limit": limit}))
 
 
 def main() -> None:
     """Run the command of the command line."""
-    what, number = sys.argv[1], int(sys.argv[2])
-    faulthandler.dump_traceback_later(280, exit=True)  # before the test gives up
-    if what == "serve":
+    command, number = sys.argv[1], int(sys.argv[2])
+    faulthandler.dump_traceback_later(280, exit=True)  # before the test's own timeout
+    if command == "serve":
         serve(number)
         return
     ports = sys.stdin.readline().split()
-    if what == "live":
+    if command == "live":
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
         work, warm_up = partial(live_at_once, ports=ports), partial(live_at_once, ports=ports[:1])
     else:

@@ -1,4 +1,4 @@
-"""A real supervisord in a session of its own, with the monitor as its event listener."""
+"""A real supervisord in its own session, with the monitor as its event listener."""
 
 from __future__ import annotations
 
@@ -25,41 +25,40 @@ INTERFACE = """
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
 
-# Records the calls of hooks, and prints to standard output, which must not reach the protocol.
+# Records the calls of the hooks, and prints text that must not reach supervisord's event protocol.
 HOOKS = """
 import json, os, time
 import monitor_plugin
 
-def tell(**fact):
+def record(**call):
     print("this is no event protocol", flush=True)
     os.write(1, b"nor is this")
-    with open({told!r}, "a") as file:
-        file.write(json.dumps(fact) + "\\n")
+    with open({calls!r}, "a") as file:
+        file.write(json.dumps(call) + "\\n")
 
 @monitor_plugin.hookimpl
 def monitor_started(monitor):
-    tell(started=os.getpid())
+    record(started=os.getpid())
 
 @monitor_plugin.hookimpl
 def monitor_backend_registered(backend):
-    tell(registered=backend.model, pid=backend.pid)
+    record(registered=backend.model, pid=backend.pid)
 
 @monitor_plugin.hookimpl
 def monitor_backend_gone(backend, exit):
-    tell(gone=backend.model, pid=backend.pid, signal=exit.signal, cause=exit.cause)
+    record(gone=backend.model, pid=backend.pid, signal=exit.signal, cause=exit.cause)
 """
 
 
 def program(name: str, command: str, *lines: str) -> str:
-    """Return the section of a program, which by default starts fast and is restarted on exit."""
-    defaults = ["autorestart=true", "startsecs=0"]
-    given = {line.partition("=")[0] for line in lines}
-    kept = [line for line in defaults if line.partition("=")[0] not in given]
-    return "\n".join([f"[program:{name}]", f"command={command}", *kept, *lines, ""])
+    """Return a program's section; by default it is RUNNING at once, and restarted when it ends."""
+    options = {"autorestart": "true", "startsecs": "0", "command": command}
+    options |= dict(line.split("=", 1) for line in lines)
+    return "\n".join([f"[program:{name}]", *(f"{k}={v}" for k, v in options.items()), ""])
 
 
 def sleeper(name: str, *lines: str) -> str:
-    """Return the section of a light program that has an address, but does not serve there."""
+    """Return the section of a backend that is an idle process and serves no gRPC."""
     address = f'environment=MONITOR_ADDRESS="127.0.0.1:{free_port()}"'
     return program(name, SLEEPER, address, *lines)
 
@@ -70,12 +69,11 @@ class Host:
     Args:
         folder: the folder of all its files.
         sections: the sections of its programs.
-        server: the section of its HTTP server, with INTERFACE; None for none.
-        url: of that server.
-        credentials: a name and a password for that server.
-        flags: flags of the monitor's command.
-        environment: the environment of the monitor, in supervisord's syntax.
-        retries: how often supervisord starts a monitor again that ends at once.
+        server: its HTTP server: `unix`, `inet`, or None for no server.
+        credentials: the name and the password of that server.
+        flags: more flags of the monitor's command.
+        environment: the monitor's environment, in the form of supervisord's option.
+        retries: how often supervisord restarts a monitor that ends at once.
         monitored: whether the monitor is among the programs.
     """
 
@@ -97,21 +95,21 @@ class Host:
         self.client = Client(f"http://127.0.0.1:{self.port}")
         text = "[supervisord]\nnodaemon=true\nloglevel=debug\nlogfile=/dev/null\n"
         text += f"logfile_maxbytes=0\npidfile={folder}/pid\n"
-        wanted = "username={}\npassword={}\n".format(*credentials) if credentials else ""
+        login = "username={}\npassword={}\n".format(*credentials) if credentials else ""
         if server == "unix":
             self.url = f"unix://{folder}/s"
-            text += f"[unix_http_server]\nfile={folder}/s\n{wanted}{INTERFACE}"
+            text += f"[unix_http_server]\nfile={folder}/s\n{login}{INTERFACE}"
         elif server == "inet":
             port = free_port()
             self.url = f"http://127.0.0.1:{port}"
-            text += f"[inet_http_server]\nport=127.0.0.1:{port}\n{wanted}{INTERFACE}"
+            text += f"[inet_http_server]\nport=127.0.0.1:{port}\n{login}{INTERFACE}"
         if server:
             self.supervisord = SupervisordClient(self.url, *(credentials or ()))
-            text += f"[supervisorctl]\nserverurl={self.url}\n{wanted}"
+            text += f"[supervisorctl]\nserverurl={self.url}\n{login}"
         if monitored:
             hooks = folder / "hooks"
             hooks.mkdir(mode=0o755)
-            (hooks / "tell.py").write_text(HOOKS.format(told=str(folder / "told")))
+            (hooks / "record.py").write_text(HOOKS.format(calls=str(folder / "calls")))
             flags = f"--listen 127.0.0.1:{self.port} --hooks-dir {hooks} {flags}"
             text += f"[eventlistener:monitor]\ncommand={LISTENER} supervisord {flags}\n"
             text += "events=PROCESS_STATE\nbuffer_size=1000\nstartsecs=5\nautorestart=true\n"
@@ -124,7 +122,7 @@ class Host:
         self.process: subprocess.Popen[bytes] | None = None
 
     def write(self, sections: str) -> None:
-        """Write the configuration with these sections of programs."""
+        """Write the configuration with these programs."""
         self.configuration.write_text(self._text + sections)
 
     def start(self) -> Host:
@@ -146,11 +144,11 @@ class Host:
         path = self.folder / "monitor.log"
         return path.read_text() if path.exists() else ""
 
-    def told(self, what: str) -> list[dict[str, Any]]:
-        """Return the recorded calls of hooks of a kind: `started`, `registered` or `gone`."""
-        path = self.folder / "told"
+    def hook_calls(self, kind: str) -> list[dict[str, Any]]:
+        """List the calls of the monitor's hooks: `started`, `registered` or `gone`."""
+        path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [fact for fact in map(json.loads, lines) if what in fact]
+        return [call for call in map(json.loads, lines) if kind in call]
 
     def control(self, *arguments: str) -> str:
         command = [str(PROGRAMS / "supervisorctl"), "-c", str(self.configuration), *arguments]
@@ -158,26 +156,24 @@ class Host:
         return ended.stdout
 
     def begin(self, name: str) -> None:
-        """Start a program, without waiting until it is RUNNING."""
+        """Start a program, without a wait until it is RUNNING."""
         self.supervisord.call("startProcess", name, False)
 
     def info(self, name: str) -> dict[str, Any]:
-        """Return supervisord's information on a program, as soon as it answers."""
-        info: dict[str, Any] = {}
+        """Wait until supervisord answers, and return its information on a program."""
 
-        def ask() -> bool:
+        def info() -> dict[str, Any] | None:
             with contextlib.suppress(SupervisordError):
-                info.update(self.supervisord.call("getProcessInfo", name))
-            return bool(info)
+                return dict(self.supervisord.call("getProcessInfo", name))
+            return None
 
-        eventually(ask)
-        return info
+        return eventually(info) or {}
 
     def state(self, name: str) -> str:
         return str(self.info(name)["statename"])
 
     def pid(self, name: str) -> int:
-        """Return the PID of a program, when it has one."""
+        """Wait until a program has a process, and return its PID."""
         return eventually(lambda: int(self.info(name)["pid"]))
 
     def known(self, *models: str) -> bool:
@@ -188,14 +184,14 @@ class Host:
             return False
 
     def replicas(self, model: str) -> int:
-        """Return the number of registered backends of a model."""
+        """Return the number of backends of a model that the monitor knows."""
         try:
             return int(self.client.monitor(model).headers.get("X-Monitor-Replicas", 0))
         except OSError:
             return 0
 
     def close(self) -> None:
-        """End supervisord and the remaining processes of its session."""
+        """Kill supervisord and all processes of its session."""
         if self.process is None:
             return
         self.process.kill()
@@ -204,7 +200,7 @@ class Host:
 
 
 def end_session(leader: int) -> None:
-    """Kill all processes of a session, in which each program has its own process group."""
+    """Kill all processes of a session; its process group alone has none of the programs."""
     deadline = time.monotonic() + 30
     while left := _session(leader):
         assert time.monotonic() < deadline, f"cannot be killed: {left}"

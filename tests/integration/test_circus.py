@@ -155,7 +155,7 @@ def test_shutdown_stops_the_watcher(host: CircusHost) -> None:
     assert stays_down(host, "Org.Model-7B")
     assert host.client.shutdown("Org.Model-7B").json["error"]["type"] == "model_not_loaded"
 
-    assert host.patient_call("start", name="org.model-7b")["status"] == "ok"
+    assert host.repeat_call("start", name="org.model-7b")["status"] == "ok"
     host.wait_found("Org.Model-7B")
 
 
@@ -163,13 +163,13 @@ def test_watcher_name_is_not_used_as_a_pattern(host: CircusHost) -> None:
     """A watcher whose name looks like a pattern is stopped alone."""
     host.wait_found("glob-*")
     assert (
-        host.patient_call("add", name="glob-other", cmd="sleep 1000", start=True)["status"] == "ok"
+        host.repeat_call("add", name="glob-other", cmd="sleep 1000", start=True)["status"] == "ok"
     )
     (other,) = eventually(lambda: host.pids("glob-other"))
     assert host.client.shutdown("glob-*").status == 200
     assert host.status("glob-*") == "stopped"
     assert host.pids("glob-other") == [other]
-    host.patient_call("rm", name="glob-other")
+    host.repeat_call("rm", name="glob-other")
 
 
 def test_shutdown_stops_the_children_of_a_shell(host: CircusHost) -> None:
@@ -227,7 +227,7 @@ def test_stop_is_repeated_while_circus_stops_another_watcher(host: CircusHost) -
     """circus refuses to stop two watchers at a time."""
     host.wait_found("by-equals")
     host.wait_serving("stubborn")
-    assert host.patient_call("stop", name="stubborn")["status"] == "ok"
+    assert host.repeat_call("stop", name="stubborn")["status"] == "ok"
     assert host.call("stop", name="by-equals", waiting=True)["errno"] == 5
     assert host.client.shutdown("by-equals").status == 200
     assert stays_down(host, "by-equals")
@@ -248,7 +248,7 @@ def test_killed_backend_is_registered_again(host: CircusHost) -> None:
 def test_killed_plugin_registers_all_backends_again(host: CircusHost) -> None:
     """circus starts it again, also during a shutdown."""
     host.wait_found("last")
-    assert host.patient_call("start", name="stubborn")["status"] == "ok"
+    assert host.repeat_call("start", name="stubborn")["status"] == "ok"
     host.wait_serving("stubborn")
     pids, plugin = host.pids("last"), host.plugin_pid()
     client = threading.Thread(target=shut_down, args=(host, "stubborn"))
@@ -269,7 +269,7 @@ def test_reloaded_plugin_waits_for_its_address(host: CircusHost, command: str) -
     """The plugin before it may still hold the address."""
     host.wait_found("by-addr")
     plugin = host.plugin_pid()
-    assert host.patient_call(command, name="plugin:monitor", waiting=True)["status"] == "ok"
+    assert host.repeat_call(command, name="plugin:monitor", waiting=True)["status"] == "ok"
     eventually(lambda: host.pids("plugin:monitor") not in ([], [plugin]) and not is_running(plugin))
     host.wait_found("by-addr")
     assert host.status("plugin:monitor") == "active"
@@ -278,7 +278,7 @@ def test_reloaded_plugin_waits_for_its_address(host: CircusHost, command: str) -
 def test_added_and_removed_watchers_are_followed(host: CircusHost) -> None:
     """A backend whose watcher circus only forgets can still be stopped."""
     for nostop in (False, True):
-        added = host.patient_call(
+        added = host.repeat_call(
             *("add",),
             name="Added",
             cmd=backend_command(addr=f"unix:{host.folder}/added"),
@@ -288,7 +288,7 @@ def test_added_and_removed_watchers_are_followed(host: CircusHost) -> None:
         assert added["status"] == "ok"
         host.wait_found("Added")
         (pid,) = host.pids("Added")
-        assert host.patient_call("rm", name="Added", nostop=nostop)["status"] == "ok"
+        assert host.repeat_call("rm", name="Added", nostop=nostop)["status"] == "ok"
         if nostop:
             assert is_running(pid)
             assert host.client.shutdown("Added").status == 200
@@ -316,7 +316,7 @@ def test_monitor_goes_on_after_circus_is_reloaded_or_restarted(
     host.wait_found("m")
     for command in ("reload", "restart"):
         pids = host.pids("m")
-        assert host.patient_call(command)["status"] == "ok"
+        assert host.repeat_call(command)["status"] == "ok"
         eventually(lambda pids=pids: not any(map(is_running, pids)))  # type: ignore[misc]
         host.wait_found("m")
     assert host.end() == 0
@@ -333,7 +333,7 @@ def test_sigterm_of_circus_closes_the_monitor(make_host: Callable[..., CircusHos
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, loglevel="info")
     host.wait_found("m")
     ((backend,), plugin) = host.pids("m"), host.plugin_pid()
-    assert host.patient_call("stop", name="plugin:monitor", waiting=True)["status"] == "ok"
+    assert host.repeat_call("stop", name="plugin:monitor", waiting=True)["status"] == "ok"
     assert not is_running(plugin)
     eventually(lambda: f"circus[{plugin}] [INFO] Stopping" in host.log())
     assert host.pids("m") == [backend]
@@ -441,7 +441,7 @@ def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> No
     eventually(lambda: "http_threads='many'" in host.log())
     eventually(lambda: host.status("plugin:monitor") == "stopped")
     host.ini.write_text(host.ini.read_text().replace("many", "4"))
-    assert host.patient_call("reloadconfig", waiting=True)["status"] == "ok"
+    assert host.repeat_call("reloadconfig", waiting=True)["status"] == "ok"
     host.wait_found("m")
 
 

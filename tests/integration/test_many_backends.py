@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture
 def ports(request: pytest.FixtureRequest, spawner: Spawner) -> str:
-    """The ports at which one real gRPC server answers, in one line."""
+    """A line with the ports of one real gRPC server."""
     server = spawner.process(
         sys.executable, SCRIPT, "serve", str(request.param), stdin=subprocess.PIPE
     )
@@ -30,22 +30,23 @@ def ports(request: pytest.FixtureRequest, spawner: Spawner) -> str:
     return server.stdout.readline()
 
 
-def measured(spawner: Spawner, ports: str, what: str, number: int) -> Any:
+def measure(spawner: Spawner, ports: str, command: str, number: int) -> Any:
     process = spawner.process(
-        *(sys.executable, "-W", "error", SCRIPT, what, str(number)),
+        *(sys.executable, "-W", "error", SCRIPT, command, str(number)),
         stdin=subprocess.PIPE,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # or memory that was freed lies in many heaps
+        # With several heaps, freed memory stays with the process and looks like a leak.
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
     )
     return json.loads(process.communicate(ports, timeout=300)[0])
 
 
-def nothing_is_left(held: list[dict[str, int]]) -> bool:
-    before, _, second, third, fourth, closed = held
+def nothing_is_left(counts: list[dict[str, int]]) -> bool:
+    before, _, second, third, fourth, closed = counts
     return (
         fourth["backends"] == 0
         and fourth["threads"] == before["threads"]
         and fourth["descriptors"] <= before["descriptors"]
-        # The heap has found its size by the second round; a leak would show in both that follow.
+        # The heap stops growing by the second round; a leak would show in both that follow.
         and min(third["rss"], fourth["rss"]) - second["rss"] < 8 * _MIB
         and closed["threads"] == 1
         and closed["descriptors"] < before["descriptors"]
@@ -54,17 +55,17 @@ def nothing_is_left(held: list[dict[str, int]]) -> bool:
 
 @pytest.mark.once
 @pytest.mark.parametrize(("ports", "limit"), [(400, 512), (1000, 8192)], indirect=["ports"])
-def test_many_backends_are_watched_at_once(limit: int, ports: str, spawner: Spawner) -> None:
-    """All are read over gRPC, also with few descriptors, whose number stays limited."""
-    result = measured(spawner, ports, "live", limit)
+def test_many_at_once(limit: int, ports: str, spawner: Spawner) -> None:
+    """All are watched and answered for by gRPC, with few descriptors too, which stay limited."""
+    result = measure(spawner, ports, "live", limit)
     assert result["sources"] == [{"grpc": len(ports.split())}] * 4
     assert result["limit"] == limit
-    assert nothing_is_left(result["held"]), result["held"]
+    assert nothing_is_left(result["counts"]), result["counts"]
 
 
 @pytest.mark.parametrize("ports", [20], indirect=True)
-def test_ten_thousand_registrations_leave_nothing(ports: str, spawner: Spawner) -> None:
-    """Backends are registered, updated and end, one after the other."""
-    result = measured(spawner, ports, "turn", 2500)  # in each of four rounds
+def test_ten_thousand_in_turn(ports: str, spawner: Spawner) -> None:
+    """Ten thousand registrations, of processes that come, are updated and go, leave nothing."""
+    result = measure(spawner, ports, "turn", 2500)  # in each of four rounds
     assert result["sources"] == [{"grpc": 500}] * 4
-    assert nothing_is_left(result["held"]), result["held"]
+    assert nothing_is_left(result["counts"]), result["counts"]

@@ -17,7 +17,7 @@ from monitor_plugin import Backend, Monitor, hookimpl
 
 from ..support import Backend as Spawned
 from ..support import Client, Spawner, eventually, free_port, is_running
-from .browser import Tabs, chromium, lacking
+from .browser import Tabs, chromium, skip_without
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -345,7 +345,7 @@ def test_it_is_accessible(
     try:
         axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     except ModuleNotFoundError:
-        lacking("axe-playwright-python")
+        skip_without("axe-playwright-python")
     monitor = make_swept()
     for model in ("busy one", "w" * 255):
         os.kill(register(monitor, model).pid, signal.SIGUSR1)

@@ -106,7 +106,8 @@ def test_each_kind_of_backend_is_found(model: str, shared: Host) -> None:
 def test_other_programs_are_not_registered(shared: Host) -> None:
     """Neither is a program without an address, nor the monitor itself."""
     eventually(lambda: shared.known("replicas"))
-    assert {"other", "monitor"}.isdisjoint(fact["registered"] for fact in shared.told("registered"))
+    registered = {call["registered"] for call in shared.hook_calls("registered")}
+    assert registered.isdisjoint({"other", "monitor"})
     assert shared.client.monitor("other").status == 500
 
 
@@ -122,7 +123,9 @@ def test_child_of_a_shell_is_registered(shared: Host) -> None:
     shell = shared.pid("wrapped")
     (backend,) = eventually(
         lambda: {
-            fact["pid"] for fact in shared.told("registered") if fact["registered"] == "wrapped"
+            call["pid"]
+            for call in shared.hook_calls("registered")
+            if call["registered"] == "wrapped"
         }
     )
     assert backend != shell
@@ -172,12 +175,12 @@ def test_killed_backend_is_registered_again(shared: Host) -> None:
     os.kill(old, signal.SIGKILL)
     eventually(
         lambda: [
-            fact
-            for fact in shared.told("registered")
-            if fact["registered"] == "quick" and fact["pid"] == shared.pid("quick") != old
+            call
+            for call in shared.hook_calls("registered")
+            if call["registered"] == "quick" and call["pid"] == shared.pid("quick") != old
         ]
     )
-    (end,) = eventually(lambda: [fact for fact in shared.told("gone") if fact["pid"] == old])
+    (end,) = eventually(lambda: [call for call in shared.hook_calls("gone") if call["pid"] == old])
     assert (end["gone"], end["cause"], end["signal"]) == ("quick", "killed", signal.SIGKILL)
     assert shared.known("quick")
 
@@ -204,7 +207,7 @@ def test_killed_listener_registers_all_backends_again(shared: Host) -> None:
         os.kill(old, signal.SIGKILL)
         assert isinstance(asking.exception(30), (OSError, HTTPException))
     eventually(lambda: shared.pid("monitor") != old)
-    eventually(lambda: shared.told("started")[-1:] == [{"started": shared.pid("monitor")}])
+    eventually(lambda: shared.hook_calls("started")[-1:] == [{"started": shared.pid("monitor")}])
     eventually(lambda: shared.known(*models))
     eventually(lambda: shared.state("deaf") == "STOPPED")  # supervisord went on with it
     shared.begin("deaf")
@@ -219,9 +222,9 @@ def test_added_and_removed_programs_are_followed(make_host: Callable[..., Host])
     assert "second: added process group" in host.control("update")
     eventually(lambda: host.known("second", "kept"))
     eventually(lambda: host.client.monitor("first").status == 500)
-    eventually(lambda: len(host.told("started")) == 1)
+    eventually(lambda: len(host.hook_calls("started")) == 1)
     host.control("reload")
-    eventually(lambda: len(host.told("started")) == 2)
+    eventually(lambda: len(host.hook_calls("started")) == 2)
     eventually(lambda: host.known("second", "kept"))
 
 
@@ -337,7 +340,7 @@ def test_two_hundred_programs_are_registered(make_host: Callable[..., Host]) -> 
         assert host.client.shutdown(model).status == 200
     old = host.pid("monitor")
     os.kill(old, signal.SIGKILL)
-    eventually(lambda: len(host.told("started")) == 2)
+    eventually(lambda: len(host.hook_calls("started")) == 2)
     eventually(lambda: host.known(*(set(models) - set(models[::40]))), 60)
     assert [host.state(f"crowd:{model[1:]}") for model in models[::40]] == ["STOPPED"] * 5
     assert "UNKNOWN" not in host.log
