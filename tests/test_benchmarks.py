@@ -14,8 +14,8 @@ BENCH = Path(__file__).parent.parent / "benchmarks" / "bench.py"
 
 
 @pytest.mark.once
-def test_every_part_of_the_benchmark_runs(spawner: Spawner, tmp_path: Path) -> None:
-    """A tiny round names every contender and every figure that has a goal, as JSON."""
+def test_benchmark_runs_all_its_parts(spawner: Spawner, tmp_path: Path) -> None:
+    """A tiny run writes every contender, and every figure that has a goal, as JSON."""
     program("wrk")
     found = tmp_path / "bench.json"
     running = spawner.process(sys.executable, str(BENCH), "--tiny", "--json", str(found))

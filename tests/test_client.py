@@ -117,7 +117,7 @@ def test_url_with_a_password_is_not_quoted(url: str) -> None:
     assert "s3cret" not in str(raised.value)
 
 
-def test_a_command_takes_url_and_token_from_the_environment(tmp_path: Path) -> None:
+def test_command_takes_url_and_token_from_the_environment(tmp_path: Path) -> None:
     """Flags take precedence over variables; a file has a token alone, or is a token file."""
     one, own, bad = tmp_path / "one", tmp_path / "own", tmp_path / "bad"
     one.write_text("t0ken\n")

@@ -34,8 +34,8 @@ SNIPPETS = re.findall(r"<!-- run -->\n```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_the_snippets_run(snippet: str, spawner: Spawner) -> None:
-    """Each Python snippet of the README runs as it stands, but for the ports, without an error."""
+def test_snippets_of_the_readme_run(snippet: str, spawner: Spawner) -> None:
+    """Each Python snippet of the README runs without an error, with other ports."""
     assert len(SNIPPETS) == README.count("```python")
     snippet = snippet.replace("50051", str(free_port()))
     process = spawner.process(
@@ -48,8 +48,8 @@ def test_the_snippets_run(snippet: str, spawner: Spawner) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_the_demos_commands_stand_in_the_readme() -> None:
-    """What the README shows of the demo is what the demo does."""
+def test_readme_shows_the_output_of_the_demo() -> None:
+    """The README shows what the demo prints."""
     shown = README.partition("<!-- demo -->")[2]
     for call in calls():
         assert f"$ {call.curl('http://127.0.0.1:8080')}\nHTTP {call.expected_status}" in shown
@@ -62,10 +62,10 @@ def _shape(text: str) -> list[str]:
 
 
 @pytest.mark.once
-def test_the_commands_of_the_readme_print_what_it_shows(
+def test_commands_of_the_readme_print_what_it_shows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each command that the README shows, run against the demo, prints that, figures aside."""
+    """Run against the demo, each command prints what the README shows, with other figures."""
     (block,) = re.findall(r"<!-- commands -->\n```console\n(.*?)```", README, re.DOTALL)
     with demo(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
         for model in MODELS:
@@ -83,8 +83,8 @@ def test_the_commands_of_the_readme_print_what_it_shows(
             assert _shape(capsys.readouterr().out) == _shape(output)
 
 
-def test_every_command_and_flag_stands_in_the_readme() -> None:
-    """Each command of a running monitor, its flags, and the exit codes, as its help has them."""
+def test_readme_lists_all_commands_and_flags() -> None:
+    """It lists each command for a running monitor with the flags and exit codes of its help."""
     section = README.partition("## The command line")[2].partition("\n## ")[0]
     for name in ("ps", "status", "stop", "top", "completion"):
         command = program.get_command(click.Context(program), name)
@@ -98,21 +98,21 @@ def test_every_command_and_flag_stands_in_the_readme() -> None:
     assert codes.split() == EXIT_CODES.partition("\n")[2].split()
 
 
-def test_the_lines_for_circus_are_those_of_the_example() -> None:
-    """The four lines of the README stand in the circus.ini that is run."""
+def test_readme_shows_the_circus_lines_of_the_example() -> None:
+    """The four lines of the README are in the example's circus.ini, which a test runs."""
     (lines,) = re.findall(r"<!-- circus -->\n```ini\n(.*?)```", README, re.DOTALL)
     assert lines.count("\n") == 4
     assert f"\n{lines}\n" in (ROOT / "examples" / "circus" / "circus.ini").read_text()
 
 
-def test_every_hook_stands_in_the_readme() -> None:
+def test_readme_lists_all_hooks() -> None:
     """Each hook is in the table, with its exact arguments."""
     for name in hookspecs.HOOK_NAMES:
         arguments = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
         assert f"`{name}({arguments})`" in README
 
 
-def test_every_setting_stands_in_the_readme() -> None:
+def test_readme_lists_all_settings() -> None:
     """Each setting is in the table, with its default."""
     for field in msgspec.structs.fields(Settings):
         shown = {None: "unset", (): "none", False: "no"}.get(
@@ -121,15 +121,15 @@ def test_every_setting_stands_in_the_readme() -> None:
         assert re.search(rf"\| `{field.name}` \| `?{re.escape(shown)}`? \|", README), field.name
 
 
-def test_every_setting_that_opens_stands_in_the_security_document() -> None:
-    """SECURITY.md says of each setting what it opens, but for the timeouts."""
+def test_security_document_lists_all_settings_but_timeouts() -> None:
+    """SECURITY.md says of each setting, except for the timeouts, what it allows."""
     text = (ROOT / "SECURITY.md").read_text().partition("## What each setting opens")[2]
     for field in msgspec.structs.fields(Settings):
         assert field.name.endswith("_seconds") or f"`{field.name}`" in text, field.name
 
 
-def test_the_token_file_of_the_readme_is_one() -> None:
-    """What the README shows as a token file is parsed."""
+def test_token_file_of_the_readme_is_valid() -> None:
+    """The token file in the README can be parsed."""
     text = re.findall(r"<!-- tokens -->\n```text\n(.*?)```", README, re.DOTALL)[0]
     assert [(token.role, token.name) for token in parse_tokens(text)] == [
         (Role.READ, "grafana"),
@@ -137,17 +137,17 @@ def test_the_token_file_of_the_readme_is_one() -> None:
     ]
 
 
-def test_supervisords_lines_of_the_readme_are_the_examples() -> None:
-    """The section that the README shows is to the letter that of the example."""
+def test_readme_shows_the_supervisord_section_of_the_example() -> None:
+    """The section in the README is exactly that of the example."""
     (section,) = re.findall(r"<!-- supervisord -->\n```ini\n(.*?)```", README, re.DOTALL)
     assert section.count("\n") == 6
     assert section in (ROOT / "examples/supervisord/supervisord.conf").read_text()
 
 
-def test_the_audit_line_of_the_readme_is_one(
+def test_audit_line_of_the_readme_has_the_real_fields(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the README shows as an audit line has the fields that a shutdown's has."""
+    """The audit line in the README has the fields of a real shutdown's line."""
     shown = json.loads(re.findall(r"<!-- audit -->\n```json\n(.*?)```", README, re.DOTALL)[0])
     caplog.set_level(logging.INFO, "monitor_plugin.audit")
     monitor = make_monitor()
@@ -162,15 +162,15 @@ def test_the_audit_line_of_the_readme_is_one(
     }
 
 
-def test_every_error_type_stands_in_the_readme() -> None:
-    """Each type of error that the application gives is named."""
+def test_readme_lists_all_error_types() -> None:
+    """It names each type of error that the application returns."""
     types = [kind.type for kind in [*ERROR_KINDS.values(), INTERNAL_ERROR]]
     assert {
         kind for kind in [*types, *HTTP_ERROR_TYPES.values()] if f"`{kind}`" not in README
     } == set()
 
 
-def test_every_package_stands_in_the_architecture() -> None:
+def test_architecture_lists_all_packages() -> None:
     """The table of ARCHITECTURE.md names each package and each module of the root, and no other."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     package = ROOT / "monitor_plugin"

@@ -62,17 +62,17 @@ def run(tmp_path: Path, spawner: Spawner) -> Callable[..., str]:
     "flags", [("-p", "xdist", "-n", "1", "-v"), ("-v",)], ids=["xdist", "alone"]
 )
 @pytest.mark.parametrize("tests", [BLOCKED, CATCHES], ids=["blocked", "catches"])
-def test_a_test_that_hangs_is_ended_and_named(
+def test_hanging_test_is_ended_and_named(
     run: Callable[..., str], tests: str, flags: tuple[str, ...]
 ) -> None:
-    """The stacks show where it was."""
+    """The stacks show where it hung."""
     said = run(tests, *flags)
     assert "test_it.py::test_hangs" in said
     assert "in test_hangs" in said
 
 
-def test_a_process_that_is_stopped_is_not_waited_for(run: Callable[..., str]) -> None:
-    """Nor is it left behind, with all that it holds open."""
+def test_suspended_worker_does_not_block_the_run(run: Callable[..., str]) -> None:
+    """The worker is also killed, with all that it holds open."""
     said = run(STOPPED, "-p", "xdist", "-n", "1")
     assert "no worker has reported on\ntest_it.py::test_hangs\n" in said
     assert "stopped: [" in said

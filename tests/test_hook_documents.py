@@ -31,8 +31,8 @@ def code(section: str, kind: str) -> str:
     return str(found)
 
 
-def test_every_hook_is_documented() -> None:
-    """Each has a section with its exact signature, when, where, what is returned, and errors."""
+def test_hook_document_describes_all_hooks() -> None:
+    """Each hook has a section: its exact signature, when and where it runs, its result, errors."""
     assert sorted(SECTIONS) == sorted(HOOK_NAMES)
     for name, section in SECTIONS.items():
         assert f"```text\n{signature_of(name)}\n```" in section
@@ -43,8 +43,8 @@ def test_every_hook_is_documented() -> None:
         assert code(section, "script" if name in HOST_CALLS else "hook")
 
 
-def test_the_examples_for_hosts_run(spawner: Spawner) -> None:
-    """As they stand, with warnings as errors."""
+def test_examples_for_hosts_run(spawner: Spawner) -> None:
+    """They run unchanged, with warnings as errors."""
     for name in HOST_CALLS:
         script = code(SECTIONS[name], "script")
         process = spawner.process(sys.executable, "-W", "error", "-c", script, stderr=-1)
@@ -52,10 +52,10 @@ def test_the_examples_for_hosts_run(spawner: Spawner) -> None:
         assert (process.returncode, errors) == (0, "")
 
 
-def test_each_example_is_a_hook_file_that_works(
+def test_each_example_is_a_working_hook_file(
     make_monitor: MonitorFactory, backend: BackendFactory, tmp_path: Path
 ) -> None:
-    """All of them in one monitor: each hook is called, and none raises or is late."""
+    """One monitor loads all of them; each hook is called, and none raises an error or is late."""
     names = [name for name in HOOK_NAMES if name not in HOST_CALLS]
     for name in names:
         (tmp_path / f"{name}.py").write_text(code(SECTIONS[name], "hook"))
@@ -87,8 +87,8 @@ def test_each_example_is_a_hook_file_that_works(
     assert called("monitor_closing")
 
 
-def test_the_signatures_are_those_of_the_specs() -> None:
-    """What is written is Python, and says what the specs say."""
+def test_documented_signatures_are_those_of_the_hookspecs() -> None:
+    """The documented signatures are valid Python, and equal those of the hookspecs."""
     for name in HOOK_NAMES:
         scope: dict[str, Callable[..., object]] = {}
         exec(f"from __future__ import annotations\ndef {signature_of(name)}: ...", scope)
@@ -116,8 +116,8 @@ def group_may_write() -> Iterator[None]:
 
 @pytest.mark.once
 @pytest.mark.usefixtures("group_may_write")
-def test_the_tutorial_works_as_it_stands(spawner: Spawner, tmp_path: Path) -> None:
-    """Its files are written and its commands run, and show what it shows, but for the port."""
+def test_tutorial_works_as_written(spawner: Spawner, tmp_path: Path) -> None:
+    """Its files are written and its commands run; they print the output shown, with other ports."""
     port = str(free_port())
     programs = str(Path(sys.executable).parent)
     environment = {

@@ -70,8 +70,8 @@ BAD = [
 ]
 
 
-def test_there_is_a_marker_for_each_hook() -> None:
-    """But for those that hosts call; each marks its own hook, in a module and in a class."""
+def test_each_hook_has_a_marker() -> None:
+    """Except for the hooks that hosts call. Each marks its own hook, in modules and classes."""
     names = {name for name in vars(hookimpls) if name.startswith("monitor_")}
     assert names == {*hookspecs.HOOK_NAMES} - {*hookspecs.HOST_CALLS}
     scope: dict[str, Any] = {"__name__": "snippet"}
@@ -84,7 +84,7 @@ def test_there_is_a_marker_for_each_hook() -> None:
 
 @pytest.mark.once
 def test_mypy_finds_a_wrong_signature(tmp_path: Path) -> None:
-    """In its strict mode, without a plugin; and it finds nothing in what is right."""
+    """In strict mode and without a plugin, mypy reports wrong signatures and no correct ones."""
     (tmp_path / "good.py").write_text(GOOD)
     for number, text in enumerate(BAD):
         (tmp_path / f"bad{number}.py").write_text(HEAD + text + "\n")

@@ -19,7 +19,7 @@ def pinned() -> dict[str, str]:
     return dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
 
 
-def test_the_lower_bounds_are_the_versions_to_try() -> None:
+def test_lower_bounds_are_the_versions_that_tox_installs() -> None:
     """The lower bounds in setup.cfg are the versions of tests/lowest.txt."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -32,6 +32,6 @@ def test_the_lower_bounds_are_the_versions_to_try() -> None:
 @pytest.mark.skipif(
     os.environ.get("TOX_ENV_NAME") != "lowest", reason="the newest versions are tried here"
 )
-def test_the_versions_that_are_tried_are_the_lowest() -> None:
+def test_lowest_environment_has_the_lowest_versions() -> None:
     """In tox's environment `lowest` exactly these versions are installed."""
     assert {name: importlib.metadata.version(name) for name in pinned()} == pinned()

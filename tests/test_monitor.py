@@ -31,7 +31,7 @@ from .support import Client, Spawner, eventually, started_since
 QUIET = Settings(listen=None, respawn_watch_seconds=0, hook_timeout_seconds=30.0)
 
 
-def test_importing_the_package_imports_nothing_heavy(spawner: Spawner) -> None:
+def test_import_of_the_package_loads_no_heavy_module(spawner: Spawner) -> None:
     """gRPC and the HTTP server come with `Monitor`, and all names are there before."""
     code = """
 import sys, monitor_plugin
@@ -45,7 +45,7 @@ print(monitor_plugin.Monitor.__name__, monitor_plugin.install.__name__, "grpc" i
     assert output.splitlines() == ["[] set()", "[]", "Monitor install True"]
 
 
-def test_starting_and_closing_leave_nothing_behind(spawner: Spawner) -> None:
+def test_closed_monitor_leaves_nothing_behind(spawner: Spawner) -> None:
     """Threads, sockets and channels are gone after `close`; both may be called again."""
     backend = spawner.backend()
     others = threading.enumerate()  # hooks of other tests that are still blocking
@@ -99,7 +99,7 @@ def test_ipv6_is_served() -> None:
         assert Client(monitor.url).monitor("m").json["error"]["type"] == "model_not_loaded"
 
 
-def test_the_app_in_a_hosts_own_server(spawner: Spawner) -> None:
+def test_host_serves_the_app_itself(spawner: Spawner) -> None:
     """With `listen=None` the WSGI application is served by the host."""
 
     class Handler(WSGIRequestHandler):
@@ -123,7 +123,7 @@ def test_the_app_in_a_hosts_own_server(spawner: Spawner) -> None:
             server.server_close()
 
 
-def test_the_environment_is_read_by_monitor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_read_by_monitor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Monitor()` reads MONITOR_* variables; `Monitor(Settings())` does not."""
     monkeypatch.setenv("MONITOR_LISTEN", "127.0.0.1:0")
     with Monitor() as monitor:
@@ -159,7 +159,7 @@ def manager() -> pluggy.PluginManager:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_host_with_its_own_manager(
+def test_host_may_have_its_own_plugin_manager(
     before: bool, manager: pluggy.PluginManager, spawner: Spawner
 ) -> None:
     """Under another project name the host calls and implements the hooks with its own markers."""
@@ -202,7 +202,7 @@ def test_manager_takes_one_monitor(manager: pluggy.PluginManager) -> None:
             pass
 
 
-def test_a_failed_install_leaves_nothing_registered(
+def test_failed_install_leaves_nothing_registered(
     manager: pluggy.PluginManager, monitor: Monitor
 ) -> None:
     """A blocked name and a taken port are clear errors, after which installing works."""
@@ -255,7 +255,7 @@ def test_manager_that_cannot_take_the_hooks_is_refused(manager: pluggy.PluginMan
         install(historic, QUIET)
 
 
-def test_a_wrong_plugin_is_refused_until_it_is_gone(manager: pluggy.PluginManager) -> None:
+def test_invalid_plugin_is_refused_until_it_is_removed(manager: pluggy.PluginManager) -> None:
     """What is refused changes nothing: a second try fails alike, and works once it is put right."""
 
     class WrongArguments:
@@ -273,7 +273,7 @@ def test_a_wrong_plugin_is_refused_until_it_is_gone(manager: pluggy.PluginManage
     install(manager, QUIET).close()
 
 
-def test_a_refused_install_calls_no_hook(manager: pluggy.PluginManager) -> None:
+def test_refused_install_calls_no_hook(manager: pluggy.PluginManager) -> None:
     """The second monitor on a manager is refused before it tells the host's plugins anything."""
     apps: list[object] = []
 
@@ -378,7 +378,7 @@ def test_host_may_use_all_features_of_pluggy(project: str, spawner: Spawner) -> 
         assert manager.hook.monitor_backend_spawned(model="m", pid=1, address="h:1") == []
 
 
-def test_two_monitors_of_one_project(spawner: Spawner) -> None:
+def test_monitors_of_one_project_share_nothing(spawner: Spawner) -> None:
     """Two managers of one project name, in one process, have nothing in common."""
     first, second = pluggy.PluginManager("somehost"), pluggy.PluginManager("somehost")
     hosts = [Host(), Host()]
@@ -396,10 +396,10 @@ def test_two_monitors_of_one_project(spawner: Spawner) -> None:
         assert hosts[1].seen[-1] == "stopped by the host"
 
 
-def test_plugins_that_leave_while_they_are_called(
+def test_plugin_may_be_unregistered_during_calls(
     manager: pluggy.PluginManager, spawner: Spawner
 ) -> None:
-    """A host's plugin that is taken out during calls costs no reading, and is called no more."""
+    """A host may unregister a plugin during calls: no reading fails, and its calls end."""
     calls: list[int] = []
 
     class Components:
@@ -435,7 +435,7 @@ def test_plugins_that_leave_while_they_are_called(
         assert sources <= {"hook", "psutil"}
 
 
-def test_managers_of_the_hosts_own_class(spawner: Spawner) -> None:
+def test_manager_may_have_the_hosts_own_class(spawner: Spawner) -> None:
     """A subclass that finds implementations its own way is told if it leaves out the monitor's."""
 
     class Choosy(pluggy.PluginManager):

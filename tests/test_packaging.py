@@ -14,7 +14,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
+def test_wheel_has_the_package_alone(tmp_path: Path) -> None:
     """The wheel has `monitor_plugin` with its data, and nothing of hooks, proto or tests."""
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
@@ -32,8 +32,8 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
         assert str(path.relative_to(ROOT)) in names
 
 
-def test_the_descriptors_are_what_the_protocol_compiles_to(tmp_path: Path) -> None:
-    """What is checked in of `backend.proto` is what `make proto` gives."""
+def test_descriptors_are_compiled_from_the_protocol(tmp_path: Path) -> None:
+    """The committed descriptors of `backend.proto` are those that `make proto` writes."""
     out = tmp_path / "backend.binpb"
     arguments = ["protoc", f"-I{ROOT / 'proto'}", f"--descriptor_set_out={out}", "backend.proto"]
     assert protoc.main(arguments) == 0
@@ -41,8 +41,8 @@ def test_the_descriptors_are_what_the_protocol_compiles_to(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("first", ["host", "monitor"])
-def test_beside_a_hosts_own_backend_pb2(first: str, tmp_path: Path) -> None:
-    """A host's generated `backend_pb2` and the monitor live in one process, in either order."""
+def test_package_works_beside_a_hosts_own_backend_pb2(first: str, tmp_path: Path) -> None:
+    """A host's generated `backend_pb2` and the monitor work in one process, in either order."""
     proto = (ROOT / "proto" / "backend.proto").read_text()
     proto = proto.replace("service Backend {", "message More { string a = 1; }\nservice Backend {")
     (tmp_path / "backend.proto").write_text(proto)

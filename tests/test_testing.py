@@ -47,7 +47,7 @@ def test_backend_has_the_faults_of_its_switches(
     eventually(lambda: "brief" not in [each.model for each in monitor.backends()])
 
 
-def test_a_backend_may_be_ended_by_a_test(
+def test_backend_may_be_ended_by_a_test(
     make_monitor: MonitorFactory, backend: BackendFactory
 ) -> None:
     """To see what a hook does then; the fixture ends it again, and those that are left."""

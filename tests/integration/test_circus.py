@@ -123,8 +123,10 @@ def stays_down(host: CircusHost, watcher: str) -> bool:
         ("Org.Model-7B", "grpc"),
     ],
 )
-def test_each_kind_of_backend_is_found(host: CircusHost, model: str, source: str) -> None:
-    """The monitor answers GET and POST for each."""
+def test_programs_with_an_address_become_backends(
+    host: CircusHost, model: str, source: str
+) -> None:
+    """Each way to give a program an address works, and GET and POST answer for it."""
     host.wait_found(model)
 
     def answers() -> bool:
@@ -139,14 +141,14 @@ def test_each_kind_of_backend_is_found(host: CircusHost, model: str, source: str
 
 
 @pytest.mark.parametrize("name", ["other", "plugin:monitor"])
-def test_other_programs_are_not_registered(host: CircusHost, name: str) -> None:
-    """Neither is a program without an address, nor the plugin itself."""
+def test_programs_without_an_address_are_no_backends(host: CircusHost, name: str) -> None:
+    """Nor is the plugin itself one."""
     host.wait_found("by-addr")
     assert host.client.monitor(name).json["error"]["type"] == "model_not_loaded"
 
 
-def test_shutdown_stops_the_watcher(host: CircusHost) -> None:
-    """So circus does not start the model again."""
+def test_stopped_model_is_not_restarted(host: CircusHost) -> None:
+    """A shutdown stops the watcher, so that circus does not start the model again."""
     host.wait_found("Org.Model-7B")
     (pid,) = host.pids("Org.Model-7B")
     answer = host.client.shutdown("Org.Model-7B")
@@ -160,7 +162,7 @@ def test_shutdown_stops_the_watcher(host: CircusHost) -> None:
 
 
 def test_watcher_name_is_not_used_as_a_pattern(host: CircusHost) -> None:
-    """A watcher whose name looks like a pattern is stopped alone."""
+    """A watcher whose name circus could take for a pattern is stopped without other watchers."""
     host.wait_found("glob-*")
     assert (
         host.repeat_call("add", name="glob-other", cmd="sleep 1000", start=True)["status"] == "ok"
@@ -172,8 +174,8 @@ def test_watcher_name_is_not_used_as_a_pattern(host: CircusHost) -> None:
     host.repeat_call("rm", name="glob-other")
 
 
-def test_shutdown_stops_the_children_of_a_shell(host: CircusHost) -> None:
-    """circus stops the shell only; the monitor stops the backend behind it, and its children."""
+def test_children_of_a_shell_are_stopped_too(host: CircusHost) -> None:
+    """Circus ends only the shell; the monitor ends the backend behind it, and its children."""
     host.wait_found("Wrapped")
 
     def tree() -> list[psutil.Process]:  # shell, server, worker
@@ -207,8 +209,8 @@ def test_processes_of_a_watcher_are_replicas(host: CircusHost) -> None:
     assert stays_down(host, "replicas")
 
 
-def test_unregistered_process_of_a_watcher_is_not_stopped(host: CircusHost) -> None:
-    """A second process of the same address is refused, but not stopped with the first."""
+def test_process_with_a_taken_address_is_not_stopped(host: CircusHost) -> None:
+    """The second process with an address is refused, and is not stopped together with the first."""
     host.wait_found("one-address")
     pids = eventually(lambda: two if len(two := host.pids("one-address")) == 2 else [])
     refused = [host.client.shutdown("one-address", pid=pid) for pid in pids]
@@ -223,8 +225,8 @@ def test_unregistered_process_of_a_watcher_is_not_stopped(host: CircusHost) -> N
     assert stays_down(host, "one-address")
 
 
-def test_stop_is_repeated_while_circus_stops_another_watcher(host: CircusHost) -> None:
-    """circus refuses to stop two watchers at a time."""
+def test_busy_arbiter_is_asked_again(host: CircusHost) -> None:
+    """While circus stops one watcher it refuses to stop another; the shutdown tries again."""
     host.wait_found("by-equals")
     host.wait_serving("stubborn")
     assert host.repeat_call("stop", name="stubborn")["status"] == "ok"
@@ -233,8 +235,8 @@ def test_stop_is_repeated_while_circus_stops_another_watcher(host: CircusHost) -
     assert stays_down(host, "by-equals")
 
 
-def test_killed_backend_is_registered_again(host: CircusHost) -> None:
-    """circus starts it again, and the monitor answers for the new process."""
+def test_killed_backend_is_replaced_by_its_successor(host: CircusHost) -> None:
+    """Circus starts it again, and the monitor answers for the new process."""
     host.wait_found("killed")
     (before,) = host.pids("killed")
     os.kill(before, signal.SIGKILL)
@@ -245,8 +247,8 @@ def test_killed_backend_is_registered_again(host: CircusHost) -> None:
     assert not is_running(after)
 
 
-def test_killed_plugin_registers_all_backends_again(host: CircusHost) -> None:
-    """circus starts it again, also during a shutdown."""
+def test_killed_plugin_finds_all_backends_again(host: CircusHost) -> None:
+    """Circus restarts the plugin, also during a shutdown, and it registers the running backends."""
     host.wait_found("last")
     assert host.repeat_call("start", name="stubborn")["status"] == "ok"
     host.wait_serving("stubborn")
@@ -266,7 +268,7 @@ def test_killed_plugin_registers_all_backends_again(host: CircusHost) -> None:
 
 @pytest.mark.parametrize("command", ["reload", "restart"])
 def test_reloaded_plugin_waits_for_its_address(host: CircusHost, command: str) -> None:
-    """The plugin before it may still hold the address."""
+    """After a reload the new plugin waits until the old one has released the address."""
     host.wait_found("by-addr")
     plugin = host.plugin_pid()
     assert host.repeat_call(command, name="plugin:monitor", waiting=True)["status"] == "ok"
@@ -276,7 +278,7 @@ def test_reloaded_plugin_waits_for_its_address(host: CircusHost, command: str) -
 
 
 def test_added_and_removed_watchers_are_followed(host: CircusHost) -> None:
-    """A backend whose watcher circus only forgets can still be stopped."""
+    """Added ones are found, removed ones are gone; a process that circus forgot can be stopped."""
     for nostop in (False, True):
         added = host.repeat_call(
             *("add",),
@@ -297,7 +299,7 @@ def test_added_and_removed_watchers_are_followed(host: CircusHost) -> None:
 
 
 def test_audit_lines_are_in_the_log_of_circus(host: CircusHost) -> None:
-    """They are there also if circus logs only warnings and errors."""
+    """The line of a shutdown is logged, although this circus logs only warnings and worse."""
     host.wait_found("by-addr")
     host.client.shutdown("nothing")
 
@@ -308,7 +310,7 @@ def test_audit_lines_are_in_the_log_of_circus(host: CircusHost) -> None:
     eventually(lambda: "nothing" in models())
 
 
-def test_monitor_goes_on_after_circus_is_reloaded_or_restarted(
+def test_monitor_survives_reload_and_restart_of_circus(
     make_host: Callable[..., CircusHost],
 ) -> None:
     """It ends with circus."""
@@ -328,8 +330,8 @@ def test_monitor_goes_on_after_circus_is_reloaded_or_restarted(
     assert [line for line in told if not any(each in line for each in known)] == []
 
 
-def test_sigterm_of_circus_closes_the_monitor(make_host: Callable[..., CircusHost]) -> None:
-    """The backends go on running."""
+def test_monitor_closes_when_circus_stops_it(make_host: Callable[..., CircusHost]) -> None:
+    """At the SIGTERM of circus the plugin closes the monitor, and leaves the backends alone."""
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, loglevel="info")
     host.wait_found("m")
     ((backend,), plugin) = host.pids("m"), host.plugin_pid()
@@ -339,10 +341,8 @@ def test_sigterm_of_circus_closes_the_monitor(make_host: Callable[..., CircusHos
     assert host.pids("m") == [backend]
 
 
-def test_shutdown_does_not_delay_the_end_of_the_monitor(
-    make_host: Callable[..., CircusHost],
-) -> None:
-    """The monitor does not wait for circus when it ends."""
+def test_shutdown_in_progress_does_not_delay_the_end(make_host: Callable[..., CircusHost]) -> None:
+    """A monitor that ends does not wait for a slow command of circus."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
     host = make_host({"m": {"cmd": backend, "graceful_timeout": 90}}, stop_timeout_seconds=90)
     host.wait_serving("m")
@@ -358,8 +358,8 @@ def test_shutdown_does_not_delay_the_end_of_the_monitor(
     assert outcomes[0] != 200
 
 
-def test_monitor_waits_for_an_address_that_is_in_use(make_host: Callable[..., CircusHost]) -> None:
-    """The plugin before a reload may release it a moment later."""
+def test_plugin_waits_for_an_address_in_use(make_host: Callable[..., CircusHost]) -> None:
+    """Another process, such as the plugin before a reload, may release it a moment later."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, port=port)
@@ -367,8 +367,8 @@ def test_monitor_waits_for_an_address_that_is_in_use(make_host: Callable[..., Ci
     host.wait_found("m")
 
 
-def test_circus_that_is_killed_during_a_shutdown(make_host: Callable[..., CircusHost]) -> None:
-    """The client gets an error, the plugin ends, the backends go on, and a new circus works."""
+def test_killed_circus_ends_a_shutdown_with_an_error(make_host: Callable[..., CircusHost]) -> None:
+    """The client gets an error, the plugin ends, backends are left alone; a new circus works."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
     host = make_host({"m": {"cmd": backend, "graceful_timeout": 60}}, stop_timeout_seconds=20)
     host.wait_serving("m")
@@ -389,8 +389,10 @@ def test_circus_that_is_killed_during_a_shutdown(make_host: Callable[..., Circus
     host.wait_found("m")
 
 
-def test_longer_graceful_timeout_is_logged(make_host: Callable[..., CircusHost]) -> None:
-    """The shutdown goes on while circus stops the watcher, and the log says what to set."""
+def test_graceful_timeout_above_the_stop_timeout_is_logged(
+    make_host: Callable[..., CircusHost],
+) -> None:
+    """The shutdown goes on while circus still waits, and the log says what to set."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
     host = make_host({"m": {"cmd": backend, "graceful_timeout": 9}}, stop_timeout_seconds=8)
     host.wait_serving("m")
@@ -400,7 +402,7 @@ def test_longer_graceful_timeout_is_logged(make_host: Callable[..., CircusHost])
 
 
 def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusHost]) -> None:
-    """Options take precedence over variables. The token, a variable only, is in no log."""
+    """Options take precedence, and no log has the token, which only a variable can set."""
     environment = {"MONITOR_TOKEN": "from-the-environment", "MONITOR_LISTEN": "127.0.0.1:1"}
     host = make_host({}, environment, loglevel="debug")
 
@@ -426,7 +428,7 @@ def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusH
 def test_invalid_option_ends_the_plugin(
     make_host: Callable[..., CircusHost], option: str, value: str, error: str
 ) -> None:
-    """The log says once what is wrong, and circus does not start the plugin again."""
+    """The log has one error, and circus does not restart the plugin again and again."""
     host = make_host({}, **{option: value})
     eventually(lambda: error in host.log())  # so it has run: before that it is stopped as well
     eventually(lambda: host.status("plugin:monitor") == "stopped")
@@ -436,7 +438,7 @@ def test_invalid_option_ends_the_plugin(
 
 
 def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
-    """After `reloadconfig`, a plugin that ended for an invalid option runs."""
+    """After `reloadconfig` a plugin that ended because of an invalid option runs."""
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, http_threads="many")
     eventually(lambda: "http_threads='many'" in host.log())
     eventually(lambda: host.status("plugin:monitor") == "stopped")
@@ -445,8 +447,8 @@ def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> No
     host.wait_found("m")
 
 
-def test_circus_example_runs(spawner: Spawner, short_folder: Path) -> None:
-    """`make demo-circus` runs three models and prints calls to try; Ctrl-C ends everything."""
+def test_example_runs(spawner: Spawner, short_folder: Path) -> None:
+    """`make demo-circus` runs three models and prints commands; Ctrl-C ends all processes."""
     ini = (ROOT / "examples" / "circus" / "circus.ini").read_text()
     port = free_port()
     for before, after in {

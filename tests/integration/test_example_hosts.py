@@ -112,10 +112,10 @@ def start_host(spawner: Spawner) -> Iterator[Callable[..., Host]]:
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_example_host_restarts_crashed_backends_only(
+def test_crashed_backend_is_restarted_but_a_stopped_one_is_not(
     name: str, start_host: Callable[..., Host]
 ) -> None:
-    """A backend that the monitor stopped is not started again."""
+    """A killed backend is registered again after a delay; one that the monitor stopped is not."""
     host = start_host(name, f"a={BACKEND} --state 1", f"b={BACKEND} --kv-cache-mib 1")
     eventually(lambda: host.serves("a") and host.serves("b"))
     assert host.client.shutdown("a", force=True).json == {"message": "model stopped"}
@@ -129,7 +129,7 @@ def test_example_host_restarts_crashed_backends_only(
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_example_host_does_not_restart_a_backend_that_crashes_during_a_stop(
+def test_backend_that_crashes_during_a_stop_is_not_restarted(
     name: str, start_host: Callable[..., Host]
 ) -> None:
     """Its children end too."""
@@ -147,10 +147,10 @@ def test_example_host_does_not_restart_a_backend_that_crashes_during_a_stop(
 
 
 @pytest.mark.parametrize("name", HOSTS[:2])
-def test_model_that_waits_for_its_restart_is_not_loaded(
+def test_model_between_two_starts_is_not_loaded(
     name: str, start_host: Callable[..., Host], tmp_path: Path
 ) -> None:
-    """A shutdown promises nothing, and the model comes back."""
+    """A shutdown of a model that waits for its restart is an error; the model is started again."""
     starts = tmp_path / "starts"
     host = start_host(name, f"a=sh -c 'echo >> {starts}; exit 3' {{address}}")
     eventually(lambda: starts.exists() and len(starts.read_text()) >= 3)  # the next is in 2 s
@@ -163,10 +163,10 @@ def test_model_that_waits_for_its_restart_is_not_loaded(
 
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_example_host_leaves_nothing_behind(
+def test_host_leaves_nothing_behind(
     name: str, number: signal.Signals, start_host: Callable[..., Host]
 ) -> None:
-    """SIGTERM and Ctrl-C end all backends, also waiting or deaf ones, and remove files."""
+    """SIGTERM and Ctrl-C end all backends, also one that ignores signals, and remove all files."""
     command = shlex.join([sys.executable, "-c", CRASHES_AT_SIGTERM, "{address}"])
     host = start_host(
         name,
@@ -202,7 +202,7 @@ def test_children_can_be_started_during_readings(
     start_host: Callable[..., Host],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None of 60 is aborted or hangs, whether the host forks or uses subprocess."""
+    """None of 60 is aborted or hangs, forked by the host or by subprocess."""
     monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
     if fork_support is not None:
         monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", fork_support)
@@ -250,7 +250,7 @@ def test_children_can_be_started_during_readings(
     assert readings["grpc"] > 60
 
 
-def test_the_monitor_never_blocks_the_loop_of_an_asyncio_host(spawner: Spawner) -> None:
+def test_monitor_does_not_block_the_loop_of_an_asyncio_host(spawner: Spawner) -> None:
     """The loop's longest stall with a hung backend is under 50 ms more than without.
 
     Three tries, as other load on the machine may stall the loop; one that is blocked fails all.
@@ -266,6 +266,6 @@ def test_the_monitor_never_blocks_the_loop_of_an_asyncio_host(spawner: Spawner) 
 
 
 @pytest.mark.parametrize("name", HOSTS[:2])
-def test_example_hosts_have_the_size_that_the_readme_says(name: str) -> None:
-    """The README's word on their size is kept."""
+def test_example_host_is_small(name: str) -> None:
+    """It has no more lines than the README says."""
     assert len((ROOT / "examples" / name).read_text().splitlines()) < 120

@@ -22,8 +22,8 @@ for plugin in Monitor(Settings(listen=None)).plugins():
 
 
 @pytest.mark.once
-def test_the_package_is_loaded_where_it_is_installed(tmp_path: Path) -> None:
-    """Its own tests pass there, and a monitor loads it by its entry point."""
+def test_installed_hook_package_is_loaded(tmp_path: Path) -> None:
+    """Its own tests pass, and a monitor loads it by its entry point."""
     for number, source in enumerate((ROOT, HELLO)):
         ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
         copy = tmp_path / f"source{number}"

@@ -55,8 +55,10 @@ def nothing_is_left(counts: list[dict[str, int]]) -> bool:
 
 @pytest.mark.once
 @pytest.mark.parametrize(("ports", "limit"), [(400, 512), (1000, 8192)], indirect=["ports"])
-def test_many_at_once(limit: int, ports: str, spawner: Spawner) -> None:
-    """All are watched and answered for by gRPC, with few descriptors too, which stay limited."""
+def test_many_backends_at_once_leave_nothing_behind(
+    limit: int, ports: str, spawner: Spawner
+) -> None:
+    """All are watched and read by gRPC, also with few descriptors, whose limit stays as it is."""
     result = measure(spawner, ports, "live", limit)
     assert result["sources"] == [{"grpc": len(ports.split())}] * 4
     assert result["limit"] == limit
@@ -64,8 +66,8 @@ def test_many_at_once(limit: int, ports: str, spawner: Spawner) -> None:
 
 
 @pytest.mark.parametrize("ports", [20], indirect=True)
-def test_ten_thousand_in_turn(ports: str, spawner: Spawner) -> None:
-    """Ten thousand registrations, of processes that come, are updated and go, leave nothing."""
+def test_ten_thousand_registrations_leave_nothing_behind(ports: str, spawner: Spawner) -> None:
+    """Processes start, are registered again at other addresses, and end."""
     result = measure(spawner, ports, "turn", 2500)  # in each of four rounds
     assert result["sources"] == [{"grpc": 500}] * 4
     assert nothing_is_left(result["counts"]), result["counts"]

@@ -117,7 +117,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_a_model_is_monitored_and_stopped_over_tls(
+def test_model_is_read_and_stopped_over_tls(
     settings: dict[str, Any],
     start_nginx: Callable[[str], Front],
     make_monitor: Callable[..., Monitor],
@@ -136,10 +136,10 @@ def test_a_model_is_monitored_and_stopped_over_tls(
     assert not is_running(backend.pid)
 
 
-def test_the_client_and_its_token_arrive(
+def test_client_address_and_token_arrive_behind_nginx(
     settings: dict[str, Any], start_nginx: Callable[[str], Front]
 ) -> None:
-    """The application sees the client's own address, whatever it says, its token and the name."""
+    """The application gets the client's real address, despite forged headers, and its token."""
 
     def show(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         start_response("200 OK", [])
@@ -157,8 +157,8 @@ def test_the_client_and_its_token_arrive(
         server.close()
 
 
-def test_the_example_waits_longer_than_a_shutdown_takes() -> None:
-    """With the default settings nginx gives up on no shutdown that is under way."""
+def test_example_waits_longer_than_a_shutdown_takes() -> None:
+    """With the default settings nginx does not time out during a shutdown."""
     defaults = Settings()
     longest = (
         defaults.drain_timeout_seconds

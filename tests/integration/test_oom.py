@@ -93,7 +93,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
     assert process.wait(60) == -signal.SIGKILL
 
 
-def test_oom_kill_is_reported_as_oom(
+def test_oom_kill_is_reported_as_the_cause(
     make_group: Callable[[], Group],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
@@ -119,7 +119,7 @@ def test_oom_kill_is_reported_as_oom(
     killed.wait()
 
 
-def test_oom_is_null_in_a_shared_control_group(
+def test_oom_kill_in_a_shared_control_group_has_no_known_victim(
     make_group: Callable[[], Group],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,

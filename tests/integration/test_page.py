@@ -118,10 +118,10 @@ def confirm(page: Page, model: str) -> None:
     page.get_by_role("button", name="Stop it").click()
 
 
-def test_states_change_live(
+def test_page_updates_without_a_reload(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """A state, a new backend and its memory appear without loading anew, and are told of."""
+    """A new state, a new backend and its memory appear, and the page announces them."""
     monitor = make_swept()
     backend = register(monitor, "org/a model")
     page = tabs.open(monitor.url).page
@@ -137,10 +137,10 @@ def test_states_change_live(
     assert page.evaluate("window.same")
 
 
-def test_a_stop_is_asked_done_and_shown(
+def test_stop_is_confirmed_and_shown(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """A confirmed stop shows draining, stopping and gone, and then stands among the ends."""
+    """A confirmed stop shows draining, stopping and gone, and is then listed among the exits."""
     monitor = make_swept(stop_timeout_seconds=3.0)  # so that the page is there meanwhile
     backend = register(monitor, "m", "--ignore-sigterm")
     register(monitor, "other")
@@ -166,10 +166,10 @@ def test_a_stop_is_asked_done_and_shown(
     eventually(lambda: has_focus(stop_button(page, "other")))
 
 
-def test_a_cancelled_stop_does_nothing(
+def test_cancelled_stop_does_nothing(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """After Cancel or Escape nothing was sent, and the focus is back."""
+    """After Cancel or Escape no request was sent, and the focus is where it was."""
     monitor = make_swept()
     backend = register(monitor, "m")
     tab = tabs.open(monitor.url)
@@ -187,10 +187,10 @@ def test_a_cancelled_stop_does_nothing(
     assert not [url for url in tab.requests if "shutdown" in url]
 
 
-def test_a_replica_is_stopped_alone_or_with_the_others(
+def test_replica_is_stopped_alone_or_with_the_others(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Of a model with several backends the question says which; this one, unless told otherwise."""
+    """For a model with several backends the dialog asks which; the default is the chosen one."""
     monitor = make_swept()
     first, second, third = (register(monitor, "m") for _ in range(3))
     page = tabs.open(monitor.url).page
@@ -207,10 +207,10 @@ def test_a_replica_is_stopped_alone_or_with_the_others(
     eventually(lambda: not is_running(first.pid) and not is_running(third.pid))
 
 
-def test_a_crash_appears_with_its_cause(
+def test_crash_appears_with_its_cause(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """A backend that is killed is shown as gone, and how."""
+    """A killed backend is shown as gone, with its signal."""
     monitor = make_swept()
     backend = register(monitor, "m")
     page = tabs.open(monitor.url).page
@@ -239,10 +239,10 @@ class Refuses:
         return HOSTILE
 
 
-def test_no_text_becomes_markup(
+def test_text_is_never_interpreted_as_markup(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """A model, a component and a refusal called like an element are shown to the letter."""
+    """A model, a component and a refusal with a tag in their name are shown literally."""
     monitor = make_swept(plugins=[Components(), Refuses()])
     backend = register(monitor, HOSTILE)
     page = tabs.open(monitor.url, expected="409").page
@@ -257,10 +257,10 @@ def test_no_text_becomes_markup(
     assert page.locator("img").count() == 0
 
 
-def test_the_token_is_asked_for_once(
+def test_token_is_asked_for_once(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs, tmp_path: Path
 ) -> None:
-    """It is asked for, again if it is wrong, kept in the tab, and a reader's is told what it is."""
+    """The page asks again if it is wrong, keeps it in the tab, and explains the role read."""
     tokens = tmp_path / "tokens"
     tokens.write_text("read:grafana:r3ad\nadmin:ops:4dmin\n")
     monitor = make_swept(token_file=str(tokens))
@@ -295,10 +295,10 @@ def test_the_token_is_asked_for_once(
     assert not is_running(backend.pid)
 
 
-def test_it_is_used_by_keyboard_alone(
+def test_page_can_be_used_by_keyboard_alone(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Tab and Enter find and stop a model; updates leave the focus, and what is opened, alone."""
+    """Tab and Enter find and stop a model; updates change neither the focus nor what is open."""
     monitor = make_swept()
     backend = register(monitor, "m")
     page = tabs.open(monitor.url).page
@@ -334,14 +334,14 @@ def test_it_is_used_by_keyboard_alone(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_accessible(
+def test_page_is_accessible(
     scheme: str,
     make_swept: Callable[..., Monitor],
     register: Register,
     spawner: Spawner,
     tabs: Tabs,
 ) -> None:
-    """axe-core finds nothing serious, with and without the question, wide and narrow."""
+    """axe-core finds nothing serious, with and without the dialog, in wide and narrow windows."""
     try:
         axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     except ModuleNotFoundError:
@@ -379,10 +379,10 @@ def test_it_is_accessible(
     check()
 
 
-def test_a_monitor_that_is_away_is_asked_again(
+def test_unreachable_monitor_is_asked_again(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """While it is away that is said, and what was known stays; then the new one is shown."""
+    """Meanwhile the page says so and keeps the last data; then it shows the new monitor's data."""
     listen = f"127.0.0.1:{free_port()}"
     monitor = make_swept(listen=listen)
     register(monitor, "before")
@@ -403,10 +403,10 @@ def test_a_monitor_that_is_away_is_asked_again(
     page.get_by_text("Live", exact=True).wait_for()
 
 
-def test_a_change_counts_before_the_next_sweep(
+def test_change_is_shown_before_the_next_sweep(
     make_monitor: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """A state that somebody else's reading found is shown, though the last sweep's is listed."""
+    """A state that another client's reading found is shown, not that of the last sweep."""
     monitor = make_monitor(sweep_interval_seconds=3600)
     backend = register(monitor, "m")
     tab = tabs.open(monitor.url)
@@ -418,20 +418,20 @@ def test_a_change_counts_before_the_next_sweep(
     assert not [url for url in tab.requests if url.endswith("/backends")]
 
 
-def test_without_sweeps_readings_are_asked_for(
+def test_page_requests_readings_without_sweeps(
     make_monitor: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Where the monitor makes no sweeps of its own, the page has the backends read."""
+    """If the monitor makes no sweeps of its own, the page has the backends read."""
     monitor = make_monitor(sweep_interval_seconds=0)
     register(monitor, "m")
     page = tabs.open(monitor.url).page
     badge(page, "m")("ready")
 
 
-def test_what_is_null_is_unknown(
+def test_page_shows_null_as_unknown(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Where the monitor says null the page says unknown, and never 0."""
+    """If the monitor's answer has null, the page says unknown, and never 0."""
     monitor = make_swept()
     register(monitor, "m")
     page = tabs.open(monitor.url).page
@@ -457,7 +457,7 @@ def test_what_is_null_is_unknown(
     page.unroute_all(behavior="ignoreErrors")
 
 
-def test_the_last_minutes_are_drawn(
+def test_charts_show_the_last_minutes(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
     """The charts begin with the monitor's history."""
@@ -485,8 +485,8 @@ def test_the_last_minutes_are_drawn(
     page.unroute_all(behavior="ignoreErrors")
 
 
-def test_the_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
-    """Figures are written as people read them, and the history grows and forgets."""
+def test_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
+    """Figures have a readable format, and the history grows and forgets."""
     page = tabs.open(monitor.url).page
     assert page.evaluate(
         """async () => {
@@ -523,10 +523,10 @@ def test_the_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
     ]
 
 
-def test_behind_a_prefix(
+def test_page_works_behind_a_prefix(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Where a proxy serves it under a path, all that it asks for stays beneath that."""
+    """If a proxy serves the page under a path, all its requests stay beneath that path."""
     monitor = make_swept()
     backend = register(monitor, "m")
     tab = tabs.open(monitor.url)

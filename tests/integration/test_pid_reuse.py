@@ -98,7 +98,7 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
 
 @HELD
 def test_process_with_a_reused_pid_has_ended(namespace: Namespace, held: str) -> None:
-    """It gets no signal, and keeps its own exit."""
+    """The handle reports the end and the exit code of its own process, and sends no signal."""
     seen = namespace.play("process", held)
     assert seen["ended"] is True
     assert seen["sent"] is False
@@ -111,10 +111,8 @@ def test_process_with_a_reused_pid_has_ended(namespace: Namespace, held: str) ->
 
 @HELD
 @pytest.mark.parametrize("scene", ["sampler", "sampler_amid"], ids=["before", "amid"])
-def test_process_with_a_reused_pid_is_not_sampled(
-    namespace: Namespace, scene: str, held: str
-) -> None:
-    """The PID may be reused before a sample, or in the middle of one."""
+def test_newcomer_is_not_sampled(namespace: Namespace, scene: str, held: str) -> None:
+    """A PID that is reused before or during a sample gives no figures."""
     seen = namespace.play(scene, held)
     assert seen["sample"] == "ProcessGone"
     assert seen.get("fate", "unharmed") == "unharmed"
@@ -122,20 +120,16 @@ def test_process_with_a_reused_pid_is_not_sampled(
 
 
 @HELD
-def test_new_process_with_the_pid_of_a_root_is_not_in_the_tree(
-    namespace: Namespace, held: str
-) -> None:
-    """Also if it leads a session and has a child."""
+def test_tree_with_a_reused_root_pid_has_no_members(namespace: Namespace, held: str) -> None:
+    """The new process does not join the tree, although it leads a session and has a child."""
     seen = namespace.play("tree_root", held)
     assert seen["members"] == []
     assert seen["fate"] == "unharmed"
 
 
 @HELD
-def test_new_process_with_the_pid_of_a_member_is_not_in_the_tree(
-    namespace: Namespace, held: str
-) -> None:
-    """It is neither measured nor stopped with the tree; the root is."""
+def test_process_with_a_members_pid_does_not_join_the_tree(namespace: Namespace, held: str) -> None:
+    """It is neither measured nor stopped with the tree, and the root is."""
     seen = namespace.play("tree_member", held)
     assert seen["members_are_the_root"]
     assert 0 < seen["memory"] < 48 * MIB
@@ -144,15 +138,17 @@ def test_new_process_with_the_pid_of_a_member_is_not_in_the_tree(
 
 
 @HELD
-def test_pid_that_is_reused_just_before_the_signal(namespace: Namespace, held: str) -> None:
-    """The new process is not signalled, although the member was found alive."""
+def test_pid_reused_just_before_the_signal_is_not_signalled(
+    namespace: Namespace, held: str
+) -> None:
+    """The new process is not signalled, although the member was just found to run."""
     seen = namespace.play("tree_listed", held)
     assert seen["fates"] == ["unharmed"]
 
 
 @HELD
-def test_pid_that_is_reused_between_sigterm_and_sigkill(namespace: Namespace, held: str) -> None:
-    """The new process is not killed; the remaining member is."""
+def test_pid_reused_during_the_grace_period_is_not_killed(namespace: Namespace, held: str) -> None:
+    """A process that got a PID between SIGTERM and SIGKILL lives; the last member is killed."""
     seen = namespace.play("tree_grace", held)
     assert seen["left"] == []
     assert seen["fates"] == ["unharmed"]
@@ -161,10 +157,10 @@ def test_pid_that_is_reused_between_sigterm_and_sigkill(namespace: Namespace, he
 @HELD
 @DEAF
 @pytest.mark.parametrize("first", ["read", "shutdown"])
-def test_backend_whose_pid_is_reused_is_not_loaded(
+def test_monitor_does_not_touch_the_newcomer(
     namespace: Namespace, first: str, deaf: str, held: str
 ) -> None:
-    """Neither for a reading nor for a shutdown."""
+    """For readings and shutdowns, a backend whose PID is reused at once is not loaded."""
     seen = namespace.play(f"{deaf}monitor_{first}", held)
     assert seen["read"] == "ModelNotLoaded"
     assert seen["shutdown"] == "ModelNotLoaded"
@@ -174,10 +170,8 @@ def test_backend_whose_pid_is_reused_is_not_loaded(
 
 @HELD
 @DEAF
-def test_new_process_with_a_reused_pid_can_be_registered(
-    namespace: Namespace, deaf: str, held: str
-) -> None:
-    """It is then read and stopped as a backend of its own."""
+def test_newcomer_can_be_registered_itself(namespace: Namespace, deaf: str, held: str) -> None:
+    """It is registered with the same PID, and then read and stopped as another backend."""
     seen = namespace.play(f"{deaf}monitor_register", held)
     assert seen["same_pid"]
     assert seen["later_by"] > 0
@@ -190,8 +184,10 @@ def test_new_process_with_a_reused_pid_can_be_registered(
 
 @HELD
 @pytest.mark.parametrize("hook", ["query_status", "memory_components", "call_metadata"])
-def test_pid_that_is_reused_during_a_reading(namespace: Namespace, hook: str, held: str) -> None:
-    """The reading has no figures."""
+def test_pid_reused_during_a_reading_gives_no_figures(
+    namespace: Namespace, hook: str, held: str
+) -> None:
+    """Whichever hook runs when the PID is reused."""
     seen = namespace.play(f"amid_{hook}", held)
     assert seen["outcome"] == "ModelNotLoaded"
     assert seen["backends"] == 0
@@ -200,8 +196,10 @@ def test_pid_that_is_reused_during_a_reading(namespace: Namespace, hook: str, he
 
 @HELD
 @pytest.mark.parametrize("hook", ["before_shutdown", "stop_backend"])
-def test_pid_that_is_reused_during_a_shutdown(namespace: Namespace, hook: str, held: str) -> None:
-    """The shutdown signals no process."""
+def test_pid_reused_during_a_shutdown_is_not_signalled(
+    namespace: Namespace, hook: str, held: str
+) -> None:
+    """Whichever hook runs when the PID is reused."""
     seen = namespace.play(f"amid_{hook}", held)
     assert seen["outcome"] == "None"
     assert seen["backends"] == 0

@@ -80,23 +80,23 @@ def exposed(monitor: Monitor) -> set[str]:
     return {name + each for name, kind in types for each in suffixes.get(kind, ("",))}
 
 
-def test_the_examples_use_metrics_that_exist(monitor: Monitor) -> None:
-    """Each name in the dashboard and in the rules is one that `/metrics` has; all are used."""
+def test_examples_use_existing_metrics(monitor: Monitor) -> None:
+    """Each name in the dashboard and the rules is a metric of `/metrics`; all are used."""
     used = set().union(*map(names_in, [*expressions(), *variables()]))
     assert used - FOREIGN - exposed(monitor) == set()
     histogram = "monitor_backend_status_duration_seconds"
     assert exposed(monitor) - used == {f"{histogram}_count", f"{histogram}_sum"}
 
 
-def test_the_names_of_an_expression_are_found() -> None:
-    """What the test above stands on: a name that does not exist would be seen."""
+def test_metric_names_are_found_in_expressions() -> None:
+    """The test above depends on this: it must see a name that does not exist."""
     expression = 'sum by (le) (rate(a_b{c=~"d)",e="f"}[5m])) / on (g) h_total > 0.9 * i unless j'
     assert names_in(expression) == {"a_b", "h_total", "i", "j"}
 
 
 @pytest.mark.once
-def test_promtool_takes_the_rules_the_configuration_and_the_rules_tests(tmp_path: Path) -> None:
-    """All of `examples/prometheus`, with a token beside it as its README says."""
+def test_promtool_accepts_the_examples(tmp_path: Path) -> None:
+    """The rules, their tests and the configuration, with a token file as the README there says."""
     folder = shutil.copytree(EXAMPLES, tmp_path / "examples")
     (folder / "token").write_text("secret")
     for command in ("check rules alerts.yml", "test rules alerts_test.yml"):
@@ -109,8 +109,8 @@ def test_promtool_takes_the_rules_the_configuration_and_the_rules_tests(tmp_path
 
 
 @pytest.mark.once
-def test_each_alert_is_tested_where_it_fires(tmp_path: Path) -> None:
-    """A rule that never fires, or always, fails the rules' tests: each is tried both ways."""
+def test_each_alert_is_tested(tmp_path: Path) -> None:
+    """A rule that never fires, and one that always fires, fail the rules' tests."""
     rules = (EXAMPLES / "alerts.yml").read_text()
     alerts = re.findall(r"alert: (\w+)", rules)
     shutil.copy(EXAMPLES / "alerts_test.yml", tmp_path)
@@ -155,8 +155,8 @@ def watching(make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: P
 
 
 @pytest.mark.once
-def test_promtool_finds_no_fault_with_the_metrics(watching: Monitor) -> None:
-    """Neither in the format, nor in the names and the units: it says nothing at all."""
+def test_promtool_accepts_the_metrics(watching: Monitor) -> None:
+    """It reports nothing on their format, names and units."""
 
     def scrape() -> bytes:
         token = {"Authorization": "Bearer secret"}
@@ -244,10 +244,10 @@ def ups(prometheus: Prometheus, instance: str) -> dict[str, float]:
 
 
 @pytest.mark.once
-def test_a_real_prometheus_scrapes_the_monitor(
+def test_real_prometheus_scrapes_the_monitor(
     watching: Monitor, relay: str, prometheus: Prometheus
 ) -> None:
-    """With its token, in both formats; what is gone is stale with the next scrape."""
+    """With its token, in both formats; a series that is gone is stale at the next scrape."""
     query = prometheus.query
     eventually(lambda: [each for _, each in query('up{job="monitor-plugin"}')] == [1, 1])
     scraped = {each["scrapeUrl"]: each for each in prometheus.get("targets")["activeTargets"]}

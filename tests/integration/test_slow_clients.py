@@ -110,10 +110,10 @@ class Crowd:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [256, 1024])
-def test_slow_clients_do_not_delay_other_clients(
+def test_slow_clients_do_not_delay_others(
     limit: int, spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """There are 500 that idle, send slowly or do not read, and connect again when disconnected."""
+    """500 clients idle, trickle or do not read, and reconnect when evicted; no other waits."""
     sleeper = spawner.sleeper()
     server = spawner.python(
         *(SERVE, str(limit), str(sleeper.pid)), stdin=subprocess.PIPE, stderr=subprocess.PIPE

@@ -18,8 +18,8 @@ SOAK = str(Path(__file__).parents[2] / "benchmarks" / "soak.py")
 pytestmark = [pytest.mark.slow, pytest.mark.once]
 
 
-def test_a_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> None:
-    """All faults mixed: no answer is wrong, and nothing is left."""
+def test_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> None:
+    """With all faults, no answer is wrong, and nothing leaks."""
     written = tmp_path / "found.json"
     soak = spawner.process(sys.executable, SOAK, "--seconds", "12", "--json", str(written))
     output, _ = soak.communicate(timeout=280)
@@ -31,8 +31,8 @@ def test_a_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> N
     assert found["latencies"]["monitor grpc"]["count"] > 100
 
 
-def test_an_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:
-    """Ctrl-C ends it, and all that it started."""
+def test_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:
+    """Ctrl-C ends the soak, and all processes that it started."""
     soak = spawner.process(sys.executable, SOAK, "--seconds", "60", stderr=subprocess.STDOUT)
     process = psutil.Process(soak.pid)
     eventually(lambda: len(process.children(recursive=True)) > 10)

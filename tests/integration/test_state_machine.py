@@ -251,8 +251,8 @@ class Machine(RuleBasedStateMachine):
         assert all(is_running(pid) for pid in self.live)
 
 
-def test_the_monitor_agrees_with_a_model(spawner: Spawner) -> None:
-    """Whatever happens in whatever order, it knows who lives, who ended and how, and lies never."""
+def test_monitor_agrees_with_a_model(spawner: Spawner) -> None:
+    """After any events in any order, the monitor's answers and exits are those of the model."""
     script = str(Path(__file__).with_name("many_backends.py"))
     server = spawner.process(sys.executable, script, "serve", "3", stdin=subprocess.PIPE)
     assert server.stdout

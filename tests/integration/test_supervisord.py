@@ -94,8 +94,8 @@ def source(answer: Answer) -> str | None:
 
 
 @pytest.mark.parametrize("model", ["plain", "equals", "org/named", "by/rule", "wrapped"])
-def test_each_kind_of_backend_is_found(model: str, shared: Host) -> None:
-    """By `--addr X`, `--addr=X`, the environment, a rule, and behind a shell."""
+def test_programs_with_an_address_become_backends(model: str, shared: Host) -> None:
+    """`--addr X`, `--addr=X`, the environment, a rule and a shell's child are found and read."""
     eventually(lambda: shared.known(model))
     eventually(lambda: shared.client.monitor(model).json.get("state") == 2)
     path = f"/v1/backend/monitor?model={model}"
@@ -103,8 +103,8 @@ def test_each_kind_of_backend_is_found(model: str, shared: Host) -> None:
     assert shared.client.request("POST", "/backend/monitor", {"model": model}).status == 200
 
 
-def test_other_programs_are_not_registered(shared: Host) -> None:
-    """Neither is a program without an address, nor the monitor itself."""
+def test_programs_without_an_address_are_no_backends(shared: Host) -> None:
+    """Nor is the monitor itself one."""
     eventually(lambda: shared.known("replicas"))
     registered = {call["registered"] for call in shared.hook_calls("registered")}
     assert registered.isdisjoint({"other", "monitor"})
@@ -112,13 +112,13 @@ def test_other_programs_are_not_registered(shared: Host) -> None:
 
 
 def test_model_has_the_name_of_its_program(shared: Host) -> None:
-    """The name is `group:name` if the two differ."""
+    """It is `group:name` if the two differ."""
     eventually(lambda: shared.known("plain", "pair:left", "pair:right"))
     assert shared.client.monitor("left").status == 500
 
 
-def test_child_of_a_shell_is_registered(shared: Host) -> None:
-    """The registered process is the one that serves. A shutdown stops it and the shell."""
+def test_process_behind_a_shell_is_the_backend(shared: Host) -> None:
+    """The registered process is the one that serves, and it is stopped with its shell."""
     eventually(lambda: shared.known("wrapped"))
     shell = shared.pid("wrapped")
     (backend,) = eventually(
@@ -146,8 +146,8 @@ def test_child_of_a_shell_is_registered(shared: Host) -> None:
         ("slow", ["slow"]),
     ],
 )
-def test_shutdown_stops_all_programs_of_a_model(model: str, names: list[str], shared: Host) -> None:
-    """supervisord stops all replicas, also STARTING ones, and does not start them again."""
+def test_stopped_model_is_not_restarted(model: str, names: list[str], shared: Host) -> None:
+    """supervisord stops all replicas of a model, also STARTING ones, and does not restart them."""
     pids = [shared.pid(name) for name in names]
     eventually(lambda: shared.replicas(model) == len(names))
     if model == "slow":
@@ -164,12 +164,12 @@ def test_shutdown_stops_all_programs_of_a_model(model: str, names: list[str], sh
 
 @pytest.mark.parametrize(("model", "number"), [("replicas", 3), ("crowd", 2)])
 def test_programs_of_one_model_are_replicas(model: str, number: int, shared: Host) -> None:
-    """They get the model from their environment or a rule."""
+    """Programs that their environment or a rule assigns to one model are its replicas."""
     eventually(lambda: shared.replicas(model) == number)
 
 
-def test_killed_backend_is_registered_again(shared: Host) -> None:
-    """supervisord starts it again, and hooks are told of the exit."""
+def test_killed_backend_is_replaced_by_its_successor(shared: Host) -> None:
+    """The restarted process is registered, and the exit of the old one is reported."""
     eventually(lambda: shared.known("quick"))
     old = shared.pid("quick")
     os.kill(old, signal.SIGKILL)
@@ -195,8 +195,8 @@ def test_output_of_hooks_does_not_break_the_event_protocol(shared: Host) -> None
     assert "UNKNOWN" not in shared.log
 
 
-def test_killed_listener_registers_all_backends_again(shared: Host) -> None:
-    """supervisord starts it again, also during a shutdown."""
+def test_killed_listener_finds_all_backends_again(shared: Host) -> None:
+    """supervisord restarts it, also during a shutdown, and it registers the running backends."""
     models = ["plain", "equals", "org/named", "by/rule", "replicas", "crowd", "quick", "pair:right"]
     eventually(lambda: shared.known(*models))
     eventually(lambda: source(shared.client.monitor("deaf")) == "grpc")
@@ -214,7 +214,7 @@ def test_killed_listener_registers_all_backends_again(shared: Host) -> None:
 
 
 def test_added_and_removed_programs_are_followed(make_host: Callable[..., Host]) -> None:
-    """`update` adds and removes groups, `reload` restarts everything."""
+    """`update` adds and removes groups, and `reload` restarts all; the monitor follows."""
     first, second, kept = sleeper("first"), sleeper("second"), sleeper("kept")
     host = make_host(first, kept)
     eventually(lambda: host.known("first", "kept"))
@@ -233,7 +233,7 @@ def test_added_and_removed_programs_are_followed(make_host: Callable[..., Host])
 def test_unix_and_tcp_servers_are_used(
     server: str, credentials: tuple[str, str] | None, make_host: Callable[..., Host]
 ) -> None:
-    """Both with and without credentials, which are shown nowhere."""
+    """With and without credentials, which no log and no process list shows."""
     environment = 'SUPERVISOR_USERNAME="ops",SUPERVISOR_PASSWORD="s3cret"' if credentials else ""
     host = make_host(sleeper("m"), server=server, credentials=credentials, environment=environment)
     eventually(lambda: host.known("m"))
@@ -254,10 +254,10 @@ def test_unix_and_tcp_servers_are_used(
         ),
     ],
 )
-def test_missing_configuration_is_named(
+def test_missing_server_or_credentials_are_explained(
     options: dict[str, object], environment: str, said: str, make_host: Callable[..., Host]
 ) -> None:
-    """Without a server or its credentials, the listener says what to write, and ends for good."""
+    """The listener logs what to configure, and supervisord gives it up."""
     host = make_host(sleeper("m"), **options, environment=environment, retries=0)
     eventually(lambda: "exited: monitor (exit status 1; not expected)" in host.log)
     eventually(lambda: said in host.monitor_log)
@@ -266,8 +266,8 @@ def test_missing_configuration_is_named(
     eventually(lambda: "gave up: monitor entered FATAL state" in host.log)
 
 
-def test_supervisord_that_is_killed_during_a_shutdown(make_host: Callable[..., Host]) -> None:
-    """The client gets an answer, the monitor ends by itself, and the backends go on running."""
+def test_killed_supervisord_ends_a_shutdown_with_an_error(make_host: Callable[..., Host]) -> None:
+    """The client is answered, the monitor ends by itself, and backends are left alone."""
     host = make_host(
         sleeper("calm"),
         program("deaf", f"{BACKEND} --addr 127.0.0.1:{free_port()} --ignore-sigterm"),
@@ -290,8 +290,8 @@ def test_supervisord_that_is_killed_during_a_shutdown(make_host: Callable[..., H
     assert "Traceback" not in host.monitor_log
 
 
-def test_supervisord_example_runs(tmp_path: Path, spawner: Spawner) -> None:
-    """It runs in any folder: its models answer, it prints calls, and Ctrl-C ends everything."""
+def test_example_runs(tmp_path: Path, spawner: Spawner) -> None:
+    """In any folder its models answer, it prints commands, and Ctrl-C ends all processes."""
     # The ports of replicas end in their numbers.
     text = EXAMPLE.read_text().replace("127.0.0.1:50", f"127.0.0.{os.getpid() % 200 + 20}:50")
     (tmp_path / EXAMPLE.name).write_text(text)
@@ -324,8 +324,8 @@ def test_supervisord_example_runs(tmp_path: Path, spawner: Spawner) -> None:
 
 @pytest.mark.slow
 @pytest.mark.once
-def test_two_hundred_programs_are_registered(make_host: Callable[..., Host]) -> None:
-    """All are registered soon after they started at once, also after a restart of the monitor."""
+def test_two_hundred_programs_are_found(make_host: Callable[..., Host]) -> None:
+    """All are registered soon after their start, and after a restart of the monitor."""
     crowd = program(
         "crowd",
         SLEEPER,

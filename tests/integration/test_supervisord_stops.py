@@ -95,7 +95,7 @@ def case(host: Host, make_monitor: Callable[..., Monitor]) -> Case:
 
 
 def test_program_in_backoff_is_stopped(case: Case) -> None:
-    """It is stopped for good between two starts."""
+    """A program between two starts is not started again."""
     case.kill("crashing")
 
     def in_backoff() -> list[Backend]:  # for a second longer each time
@@ -107,15 +107,15 @@ def test_program_in_backoff_is_stopped(case: Case) -> None:
     assert case.host.state("crashing") == "STOPPED"
 
 
-def test_exited_program_is_stopped_already(case: Case) -> None:
-    """supervisord does not start it again."""
+def test_exited_program_counts_as_stopped(case: Case) -> None:
+    """A program that supervisord does not start again is stopped already."""
     backend = case.kill("once")
     assert case.stop(backend) is None
     assert case.host.state("once") == "EXITED"
 
 
 def test_restarted_program_is_stopped(case: Case) -> None:
-    """The model is to be stopped, so it does not matter which process the program has."""
+    """The program is stopped whichever process it has, because the model is to be stopped."""
     old = case.kill("again")
     new = case.host.pid("again")
     assert case.stop(old) is None
@@ -123,8 +123,8 @@ def test_restarted_program_is_stopped(case: Case) -> None:
     assert not is_running(new)
 
 
-def test_stop_by_another_client_is_waited_for(case: Case) -> None:
-    """It takes its time."""
+def test_stop_by_another_client_is_awaited(case: Case) -> None:
+    """The monitor waits until a slow stop that another client began has ended."""
     backend = case.deaf("stopping")
     case.host.supervisord.call("stopProcess", "stopping", False)
     assert case.host.state("stopping") == "STOPPING"
@@ -133,17 +133,17 @@ def test_stop_by_another_client_is_waited_for(case: Case) -> None:
     assert not is_running(backend.pid)
 
 
-def test_program_that_supervisord_kills_is_waited_for(case: Case) -> None:
-    """The timeout is as long as `stopwaitsecs`."""
+def test_slow_program_is_killed_by_supervisord(case: Case) -> None:
+    """With a timeout as long as `stopwaitsecs`, the monitor waits until supervisord kills it."""
     backend = case.deaf("patient")
     assert case.stop(backend, 3) is None
     eventually(lambda: case.host.state("patient") == "STOPPED")
 
 
-def test_backend_behind_a_shell_that_traps_the_signal_ends(
+def test_process_behind_a_trapping_shell_is_stopped(
     host: Host, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """The timeout is as long as `stopwaitsecs`."""
+    """With a timeout as long as `stopwaitsecs`, the backend is ended too."""
     case = Case(host, make_monitor, stop_timeout_seconds=2)
     backend, shell = case.backend("trapping"), case.host.pid("trapping")
     assert backend.pid != shell
@@ -153,7 +153,7 @@ def test_backend_behind_a_shell_that_traps_the_signal_ends(
     assert not is_running(shell)
 
 
-def test_stop_with_a_shorter_timeout_than_stopwaitsecs_fails(case: Case) -> None:
+def test_timeout_shorter_than_stopwaitsecs_is_an_error(case: Case) -> None:
     """The error names both."""
     backend = case.deaf("impatient")
     with pytest.raises(ShutdownFailed) as caught:
@@ -164,8 +164,8 @@ def test_stop_with_a_shorter_timeout_than_stopwaitsecs_fails(case: Case) -> None
     eventually(lambda: case.host.state("impatient") == "STOPPED")
 
 
-def test_backend_that_is_no_program_is_left_to_the_monitor(case: Case, spawner: Spawner) -> None:
-    """Also if its program has been removed."""
+def test_process_of_no_program_is_left_to_the_monitor(case: Case, spawner: Spawner) -> None:
+    """It never belonged to supervisord, or does so no longer."""
     process = spawner.sleeper()
     assert case.stop(Backend("m", process.pid, "127.0.0.1:1", 0)) is None
     assert is_running(process.pid)
@@ -175,7 +175,7 @@ def test_backend_that_is_no_program_is_left_to_the_monitor(case: Case, spawner: 
     assert case.stop(backend) is None
 
 
-def test_closing_monitor_does_not_wait_for_a_stop(case: Case) -> None:
+def test_closed_monitor_does_not_wait_for_a_stop(case: Case) -> None:
     """supervisord goes on with the stop."""
     backend = case.deaf("left")
     with futures.ThreadPoolExecutor(1) as pool:
@@ -188,8 +188,8 @@ def test_closing_monitor_does_not_wait_for_a_stop(case: Case) -> None:
     eventually(lambda: case.host.state("left") == "STOPPED")
 
 
-def test_stop_without_supervisord_fails(case: Case) -> None:
-    """The error names the URL."""
+def test_unreachable_supervisord_is_an_error(case: Case) -> None:
+    """The error has the URL of the server."""
     backend = case.backend("closing")
     assert case.host.process
     case.host.process.kill()

@@ -14,8 +14,8 @@ from ..support import Client, Spawner, eventually, is_running
 MIB = 1024 * 1024
 
 
-def test_a_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner: Spawner) -> None:
-    """The response has the status of the backend, and a shutdown ends the backend for good."""
+def test_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner: Spawner) -> None:
+    """A backend's status is answered as documented, and a shutdown ends it."""
     backend = spawner.backend("--weights-mib", "4", "--kv-cache-mib", "2")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
 
@@ -40,7 +40,7 @@ def test_a_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner
 def test_documented_curl_commands_work(
     prefix: str, monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """Both are from LocalAI's documentation, with another port."""
+    """Both commands of LocalAI's documentation work, except for the port."""
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="my-model", pid=backend.pid, address=backend.address)
 
@@ -71,7 +71,7 @@ def test_documented_curl_commands_work(
 def test_backend_without_status_is_sampled(
     monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """The response says why."""
+    """A backend that does not implement Status is answered from its process, with the reason."""
     backend = spawner.backend("--no-status", "--weights-mib", "30")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
 
@@ -87,10 +87,10 @@ def test_backend_without_status_is_sampled(
     assert "X-Monitor-Memory-Source" not in answer.headers
 
 
-def test_memory_of_the_tree_is_measured_if_none_is_reported(
+def test_backend_without_reported_memory_is_measured(
     monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """Shared pages count once."""
+    """The memory of its process tree is summed, with shared pages once."""
     backend = spawner.backend("--no-memory", "--weights-mib", "50", "--fork-workers", "3")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
 
