@@ -46,8 +46,11 @@ def parse_settings(flags: Mapping[str, Any]) -> Settings:
     for name, value in flags.items():
         if value in (None, False, ()):
             continue
-        text = "true" if value is True else value if isinstance(value, str) else ",".join(value)
-        given[name] = parse_setting(name, text, source=_flag(name))
+        if value is True:
+            value = "true"
+        elif isinstance(value, tuple):
+            value = ",".join(value)
+        given[name] = parse_setting(name, value, source=_flag(name))
     return msgspec.structs.replace(settings, **given)
 
 
