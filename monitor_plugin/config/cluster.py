@@ -46,7 +46,7 @@ def parse_nats_servers(text: str) -> tuple[NatsServer, ...]:
 def _parse(text: str) -> NatsServer:
     if "@" in text:
         raise ValueError(
-            "a NATS server's address may not hold a user or a password, which everyone on this "
+            "a NATS server's address must not have a user or a password, which all users of this "
             "machine could see; use cluster_creds_file or cluster_nkey_file"
         )
     try:
@@ -89,15 +89,15 @@ def validate_cluster(
             continue
         if not (server.tls or has_ca):
             raise ValueError(
-                f"{server.url} is not on this machine, and whoever reads or writes what goes "
-                "there could stop models: write tls://, or set cluster_ca_file, or say that it is "
-                "on purpose (insecure)"
+                f"{server.url} is not on this machine, and without TLS everyone on the network "
+                "between could stop models: write tls://, or set cluster_ca_file, or allow it "
+                "(insecure)"
             )
         if not has_credentials:
             raise ValueError(
-                f"{server.url} is not on this machine, and without credentials whoever reaches it "
-                "could stop models: set cluster_creds_file or cluster_nkey_file, or say that it "
-                "is on purpose (insecure)"
+                f"{server.url} is not on this machine, and without credentials everyone who "
+                "reaches it could stop models: set cluster_creds_file or cluster_nkey_file, or "
+                "allow it (insecure)"
             )
     return servers
 
