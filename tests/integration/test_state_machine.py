@@ -1,4 +1,4 @@
-"""Backends come, go, hang and are asked for in any order: the monitor agrees with a plain model."""
+"""Backends start, end, hang and are read in any order; the monitor agrees with a plain model."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from monitor_plugin import (
 from ..support import Spawner, eventually, is_running
 
 MODELS = st.sampled_from(["llama", "org/model v2", "模型"])
-# The first three addresses are served, by one process for all; the others by nobody.
+# One process serves at the first three addresses; no process at the others.
 ADDRESSES = st.integers(0, 4)
-# Ends with the code that it reads, and by a signal as any other.
+# Exits with the code that it reads, or by a signal.
 LIGHT = ["sh", "-c", "read code; exit $code"]
 
 
 class Log:
-    """A plugin that notes what it is told."""
+    """A plugin that records the calls of its hooks."""
 
     def __init__(self) -> None:
         self.registered: list[tuple[str, int]] = []
@@ -58,7 +58,7 @@ class Log:
 
 
 class Machine(RuleBasedStateMachine):
-    """A monitor, a host with light processes, and what the monitor should know of them."""
+    """A monitor, a host with light processes, and a model of what the monitor should know."""
 
     ports: Sequence[str] = ()
 
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
         return list(self.live)[number % len(self.live)]
 
     def register(self, pid: int, model: str, address: int) -> None:
-        """Register, or update, as host; and note in the model what should come of it."""
+        """Register or update a backend, and record the expected result in the model."""
         taken = any(at == address for other, (_, at) in self.live.items() if other != pid)
         with pytest.raises(InvalidBackend) if taken else contextlib.nullcontext():
             self.monitor.hook.monitor_backend_spawned(
@@ -112,7 +112,7 @@ class Machine(RuleBasedStateMachine):
             self.registered.append((model, pid))
 
     def ended(self, pids: Sequence[int], cause: str, code: int | None, by: int | None) -> None:
-        """Note ends in the model, once the kernel has made them."""
+        """Record exits in the model, when the processes have ended."""
         words = {
             "shutdown": "was stopped by a shutdown",
             "exited": f"exited with code {code}",
@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         reap=st.booleans(),
     )
     def say_exited(self, number: int, model: str, code: int | None, reap: bool) -> None:
-        """The host's word, late, again, wrong or of one that runs, changes nothing by itself."""
+        """Report an exit late, twice, wrongly, or of a running process: it changes nothing."""
         known = [pid for pid, *_ in self.gone] + list(self.live)
         pid = known[number % len(known)]
         if reap and pid not in self.live:
@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
         self.agrees_with(self.monitor.read(model, pid), [(pid, at)])
 
     def agrees_with(self, reading: Reading, held: Sequence[tuple[int, int]]) -> None:
-        """Compare a reading with what the backends' addresses, served or not, should give."""
+        """Compare a reading with the expected one of the backends' addresses, served or not."""
         pid, address = held[-1]
         assert (reading.backend.pid, reading.backend.address) == (pid, self.addresses[address])
         served = [at < 3 for _, at in held]
@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(model=MODELS, number=st.integers(0, 99), address=ADDRESSES)
     def register_badly(self, model: str, number: int, address: int) -> None:
-        """A process that has ended, or may not be watched, is refused."""
+        """Register a process that has ended or may not be watched, which must be refused."""
         bad = [0, 1, os.getpid()] + [pid for pid, *_ in self.gone]
         with pytest.raises(InvalidBackend):
             self.monitor.hook.monitor_backend_spawned(
