@@ -61,7 +61,7 @@ def test_watcher_stop_is_repeated_while_circus_is_busy() -> None:
         ({"stop": [OK], "status": [ACTIVE, None, STOPPED]}, True),
         ({"stop": [None, OK], "status": [None, ACTIVE, ACTIVE, STOPPED]}, True),
         ({"stop": [BUSY], "status": [ACTIVE]}, "arbiter is already running watcher_stop command"),
-        ({"stop": [OK], "status": [ACTIVE]}, "circus accepted the stop, but the watcher is active"),
+        ({"stop": [OK], "status": [ACTIVE]}, "circus took the stop, and yet the watcher is active"),
         ({"stop": [None], "status": [None]}, "no answer"),
         ({"stop": [None], "status": [ACTIVE]}, "no answer"),
         ({"stop": [{"status": "error", "reason": "odd", "errno": 5}], "status": [OK]}, "odd"),

@@ -116,7 +116,7 @@ class Watchers:
                 if accepted and status == "stopped":
                     return True
                 if accepted and status != "stopping":
-                    raise CircusError(f"circus accepted the stop, but the watcher is {status}", 0)
+                    raise CircusError(f"circus took the stop, and yet the watcher is {status}", 0)
                 if not accepted:
                     # Without `waiting`, which would block and not tell whether circus accepted the
                     # stop. `match="simple"`, as a name is a pattern otherwise.
