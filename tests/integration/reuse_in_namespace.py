@@ -1,8 +1,9 @@
-"""Gives the PIDs of ended processes to others, and says what the package then makes of them.
+"""Gives the PIDs of ended processes to other processes, and reports how the package handles that.
 
 Runs as the first process of a PID namespace, where it may choose the PID of the next process. Reads
-lines `SCENE HELD` and answers each by a line of JSON: what was seen, or `{"fault": traceback}`.
-With the end of its input it ends, and the kernel ends whatever else is in the namespace.
+lines `SCENE HANDLE`, and answers each with a line of JSON: what was observed, or
+`{"fault": traceback}`. Ends when its standard input is closed; the kernel then kills all other
+processes of the namespace.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,9 +42,9 @@ SCENE_SECONDS = 30
 _TRIES = 200
 _LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
-# Blocked signals stay pending, where /proc shows them; SIGKILL and SIGSTOP show by themselves. The
-# memory tells its figures from all others. The child, which lives as long, is there to be mistaken
-# for a descendant.
+# /proc shows blocked signals as pending. SIGKILL and SIGSTOP cannot be blocked, but show in the
+# state. The amount of memory makes its figures recognizable. The child lives as long, and must not
+# be taken for a descendant of the ended process.
 _NEWCOMER = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -89,7 +91,7 @@ sys.stdin.readline()
 
 
 class Newcomer:
-    """An innocent process that was given a PID, and its child."""
+    """A process that got the PID of an ended one, and its child."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -97,7 +99,7 @@ class Newcomer:
         self._child = int(_line(process))
 
     def fate(self) -> str:
-        """Say what became of it and its child: `unharmed`, or what was done to which."""
+        """Describe what happened to the process and its child: `unharmed`, or a signal or state."""
         code = self.process.poll()
         if code is not None:
             return f"ended with {code}"
@@ -105,12 +107,12 @@ class Newcomer:
         return "; ".join(harm) or "unharmed"
 
     def exit(self) -> None:
-        """Have it exit with 7, and leave it unreaped."""
+        """Make it exit with 7, without reaping it."""
         _tell(self.process, "exit")
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
 
     def unblock(self) -> None:
-        """Have it take signals as others do."""
+        """Make it unblock signals."""
         _tell(self.process, "unblock")
         assert _line(self.process) == "unblocked"
 
@@ -144,14 +146,14 @@ def _python(code: str) -> list[str]:
 
 
 def _discard(process: subprocess.Popen[str]) -> None:
-    """End a leader of a session with all that is in it, and reap it."""
+    """Kill the process group of a session's leader, and reap the leader."""
     if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
     with process:  # waits, and closes its pipes
         pass
 
 
-def _live_a_while(pid: int) -> None:
+def _wait_for_age(pid: int) -> None:
     """Wait until a process is older than the resolution of creation times, 1/100 s."""
     row = read_row(pid)
     assert row
@@ -160,37 +162,38 @@ def _live_a_while(pid: int) -> None:
 
 
 class Scene:
-    """The processes of one scene, all of which end with it.
+    """The processes of one scene, which end with the stack.
 
     Args:
-        held: `pidfd`; `polled`, without a pidfd of its own; `no-pidfds`, as on a system that has
-            none.
+        handle: how the package holds processes: `pidfd`; `polled`, without a pidfd of their own;
+            `no-pidfds`, on a system without them.
+        stack: ends the processes.
     """
 
-    def __init__(self, held: str, stack: contextlib.ExitStack) -> None:
-        self._held = held
+    def __init__(self, handle: str, stack: contextlib.ExitStack) -> None:
+        self._handle = handle
         self._stack = stack
         self._spawner = Spawner()
         stack.callback(self._spawner.close)
-        if held == "no-pidfds":
+        if handle == "no-pidfds":
             stack.enter_context(pytest.MonkeyPatch.context()).delattr(os, "pidfd_open")
 
     def sleeper(self) -> subprocess.Popen[str]:
         return self._spawner.sleeper()
 
     def parent(self, code: str, **options: Any) -> tuple[subprocess.Popen[str], int]:
-        """Start a process that has a child, and give it and the child's PID."""
+        """Start a process that has a child; return the process and the child's PID."""
         parent = self._spawner.process(*_python(code), stdin=subprocess.PIPE, **options)
         return parent, int(_line(parent))
 
     def open(self, process: subprocess.Popen[str]) -> Process:
-        opened = Process(process.pid, keep_descriptor=self._held == "pidfd")
-        assert (opened.pidfd is not None) == (self._held == "pidfd")
+        opened = Process(process.pid, keep_descriptor=self._handle == "pidfd")
+        assert (opened.pidfd is not None) == (self._handle == "pidfd")
         return self._stack.enter_context(opened)
 
     def take(self, pid: int) -> Newcomer:
-        """Give a PID that is free to a newcomer, the leader of a session of its own."""
-        for _ in range(_TRIES):  # a thread or process that starts meanwhile may have got it
+        """Start a newcomer with a free PID; it leads a session."""
+        for _ in range(_TRIES):  # another thread or process may get the PID first
             _LAST_PID.write_text(str(pid - 1))
             process = subprocess.Popen(
                 _python(_NEWCOMER),
@@ -206,15 +209,15 @@ class Scene:
         raise AssertionError(f"PID {pid} was not given again in {_TRIES} tries")
 
     def replace(self, old: subprocess.Popen[str]) -> Newcomer:
-        """End and reap a process, and give its PID to a newcomer at once."""
-        _live_a_while(old.pid)
+        """Kill and reap a process, and start a newcomer with its PID at once."""
+        _wait_for_age(old.pid)
         old.kill()
         old.wait()
         return self.take(old.pid)
 
-    def monitor(self, *plugins: object, deaf: bool = True) -> Monitor:
-        """Make a started monitor; a deaf one has neither watcher nor ticker to notice ends."""
-        if deaf:
+    def monitor(self, *plugins: object, watching: bool = False) -> Monitor:
+        """Start a monitor; only a watching one notices exits in the background."""
+        if not watching:
             self._stack.enter_context(mock.patch.object(ExitWatcher, "start"))
             self._stack.enter_context(mock.patch.object(PeriodicTask, "start"))
         settings = Settings(
@@ -227,7 +230,7 @@ class Scene:
         return self._stack.enter_context(Monitor(settings, plugins))
 
     def register(self, monitor: Monitor, pid: int) -> None:
-        limit = (1, 1) if self._held == "polled" else resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = (1, 1) if self._handle == "polled" else resource.getrlimit(resource.RLIMIT_NOFILE)
         with mock.patch("resource.getrlimit", return_value=limit):
             monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=ADDRESS)
 
@@ -239,10 +242,10 @@ class Scene:
 
 
 def _outcome(call: Callable[[], object]) -> str:
-    """Give the name of what is raised, else what is returned."""
+    """Return the name of the error that is raised, or the representation of the result."""
     try:
         return repr(call())
-    except Exception as error:  # which one it is, is what the tests ask
+    except Exception as error:  # the tests check which error it is
         return type(error).__name__
 
 
@@ -255,7 +258,7 @@ def process(scene: Scene) -> dict[str, Any]:
         "exit_code": opened.exit_code(),
         "fate": newcomer.fate(),
     }
-    os.kill(newcomer.pid, signal.SIGTERM)  # to see that a signal would have shown
+    os.kill(newcomer.pid, signal.SIGTERM)  # checks that `fate` would have reported a signal
     seen["fate_of_one_that_is_signalled"] = newcomer.fate()
     newcomer.exit()
     seen["exit_code_once_the_newcomer_exited"] = opened.exit_code()
@@ -268,7 +271,7 @@ def sampler(scene: Scene) -> dict[str, Any]:
     return {"sample": _outcome(sampler.sample), "fate": newcomer.fate()}
 
 
-def sampler_amid(scene: Scene) -> dict[str, Any]:
+def sampler_during_sample(scene: Scene) -> dict[str, Any]:
     opened = scene.open(old := scene.sleeper())
     sampler, newcomers = Sampler(opened), []
     oneshot = opened.psutil_process.oneshot
@@ -297,7 +300,7 @@ def tree_member(scene: Scene) -> dict[str, Any]:
     with ProcessTree(scene.open(parent)) as tree:
         assert [member.pid for member in tree.alive()] == [parent.pid, child]
         assert table.tree(parent.pid) == [parent.pid, child]
-        _live_a_while(child)
+        _wait_for_age(child)
         _tell(parent, "reap")
         assert _line(parent) == "reaped"
         newcomer = scene.take(child)
@@ -329,8 +332,8 @@ def tree_listed(scene: Scene) -> dict[str, Any]:
         return {"fates": [each.fate() for each in newcomers]}
 
 
-class _Interrupted(ProcessTree):
-    """A tree whose time of grace is spent on something else."""
+class _GraceHookTree(ProcessTree):
+    """A tree that calls a function during the grace period of its stop."""
 
     def __init__(self, root: Process, in_grace: Callable[[], object]) -> None:
         super().__init__(root)
@@ -350,16 +353,16 @@ class _Interrupted(ProcessTree):
 
 
 def tree_grace(scene: Scene) -> dict[str, Any]:
-    # A session's PID is not given again before its last member ended, so it leads none.
+    # It leads no session, because the kernel does not reuse a session's PID while it has members.
     parent, child = scene.parent(_PARENT_OF_STUBBORN, start_new_session=False)
-    _live_a_while(parent.pid)
+    _wait_for_age(parent.pid)
     newcomers = []
 
     def reap_and_replace() -> None:
         assert parent.wait(20) == -signal.SIGTERM
         newcomers.append(scene.take(parent.pid))
 
-    with _Interrupted(scene.open(parent), reap_and_replace) as tree:
+    with _GraceHookTree(scene.open(parent), reap_and_replace) as tree:
         assert [member.pid for member in tree.alive()] == [parent.pid, child]
         tree.stop(20, threading.Event())
         return {
@@ -368,26 +371,15 @@ def tree_grace(scene: Scene) -> dict[str, Any]:
         }
 
 
-def monitor_read(scene: Scene, deaf: bool = False) -> dict[str, Any]:
-    monitor = scene.monitor(deaf=deaf)
+def monitor_calls(scene: Scene, calls: tuple[str, str], watching: bool = True) -> dict[str, Any]:
+    monitor = scene.monitor(watching=watching)
     newcomer = scene.replace(scene.registered(monitor))
-    read = _outcome(lambda: monitor.read("m"))
-    shutdown = _outcome(lambda: monitor.shutdown("m"))
-    backends = len(monitor.backends())
-    return {"read": read, "shutdown": shutdown, "backends": backends, "fate": newcomer.fate()}
+    outcomes = {call: _outcome(partial(getattr(monitor, call), "m")) for call in calls}
+    return {**outcomes, "backends": len(monitor.backends()), "fate": newcomer.fate()}
 
 
-def monitor_shutdown(scene: Scene, deaf: bool = False) -> dict[str, Any]:
-    monitor = scene.monitor(deaf=deaf)
-    newcomer = scene.replace(scene.registered(monitor))
-    shutdown = _outcome(lambda: monitor.shutdown("m"))
-    read = _outcome(lambda: monitor.read("m"))
-    backends = len(monitor.backends())
-    return {"read": read, "shutdown": shutdown, "backends": backends, "fate": newcomer.fate()}
-
-
-def monitor_register(scene: Scene, deaf: bool = False) -> dict[str, Any]:
-    monitor = scene.monitor(deaf=deaf)
+def monitor_register(scene: Scene, watching: bool = True) -> dict[str, Any]:
+    monitor = scene.monitor(watching=watching)
     old = scene.registered(monitor)
     (before,) = monitor.backends()
     newcomer = scene.replace(old)
@@ -407,8 +399,8 @@ def monitor_register(scene: Scene, deaf: bool = False) -> dict[str, Any]:
     return seen
 
 
-class _Amid:
-    """A plugin that ends the backend and gives its PID away once a certain hook is called."""
+class _Replacing:
+    """A plugin that replaces the backend's process by a newcomer when a certain hook is called."""
 
     def __init__(self, scene: Scene, hook: str, status: Status | None = None) -> None:
         self._scene = scene
@@ -445,10 +437,10 @@ class _Amid:
         self._called("stop_backend")
 
 
-def _amid(
+def _replace_during(
     scene: Scene, hook: str, act: Callable[[Monitor], object], status: Status | None = None
 ) -> dict[str, Any]:
-    plugin = _Amid(scene, hook, status)
+    plugin = _Replacing(scene, hook, status)
     monitor = scene.monitor(plugin)
     plugin.old = scene.registered(monitor)
     return {
@@ -467,30 +459,36 @@ def _shut_down(monitor: Monitor) -> object:
     return None
 
 
-_TOLD = Status(State.READY, Memory(1))
-_MEMORY_UNTOLD = Status(State.READY, None)
+_WITH_MEMORY = Status(State.READY, Memory(1))
+_WITHOUT_MEMORY = Status(State.READY, None)
+_READ_FIRST = ("read", "shutdown")
+_SHUTDOWN_FIRST = ("shutdown", "read")
 
 SCENES: dict[str, Callable[[Scene], dict[str, Any]]] = {
     "process": process,
     "sampler": sampler,
-    "sampler_amid": sampler_amid,
+    "sampler_during_sample": sampler_during_sample,
     "tree_root": tree_root,
     "tree_member": tree_member,
     "tree_listed": tree_listed,
     "tree_grace": tree_grace,
-    "monitor_read": monitor_read,
-    "monitor_shutdown": monitor_shutdown,
+    "monitor_read": lambda scene: monitor_calls(scene, _READ_FIRST),
+    "monitor_shutdown": lambda scene: monitor_calls(scene, _SHUTDOWN_FIRST),
     "monitor_register": monitor_register,
-    "deaf_monitor_read": lambda scene: monitor_read(scene, deaf=True),
-    "deaf_monitor_shutdown": lambda scene: monitor_shutdown(scene, deaf=True),
-    "deaf_monitor_register": lambda scene: monitor_register(scene, deaf=True),
-    "amid_query_status": lambda scene: _amid(scene, "query_status", _read, _TOLD),
-    "amid_memory_components": lambda scene: _amid(
-        scene, "memory_components", _read, _MEMORY_UNTOLD
+    "unwatched_monitor_read": lambda scene: monitor_calls(scene, _READ_FIRST, watching=False),
+    "unwatched_monitor_shutdown": lambda scene: monitor_calls(
+        scene, _SHUTDOWN_FIRST, watching=False
     ),
-    "amid_call_metadata": lambda scene: _amid(scene, "call_metadata", _read),
-    "amid_before_shutdown": lambda scene: _amid(scene, "before_shutdown", _shut_down),
-    "amid_stop_backend": lambda scene: _amid(scene, "stop_backend", _shut_down),
+    "unwatched_monitor_register": lambda scene: monitor_register(scene, watching=False),
+    "during_query_status": lambda scene: _replace_during(
+        scene, "query_status", _read, _WITH_MEMORY
+    ),
+    "during_memory_components": lambda scene: _replace_during(
+        scene, "memory_components", _read, _WITHOUT_MEMORY
+    ),
+    "during_call_metadata": lambda scene: _replace_during(scene, "call_metadata", _read),
+    "during_before_shutdown": lambda scene: _replace_during(scene, "before_shutdown", _shut_down),
+    "during_stop_backend": lambda scene: _replace_during(scene, "stop_backend", _shut_down),
 }
 
 
@@ -505,16 +503,16 @@ def _bounded() -> Iterator[None]:
 
 
 def main() -> None:
-    assert os.getpid() == 1, "to be run in a PID namespace of its own"
+    assert os.getpid() == 1, "this must run in a new PID namespace"
     _LAST_PID.write_text("1000")  # above the PIDs that the kernel keeps for early daemons
     print("ready", flush=True)
     for line in sys.stdin:
-        name, held = line.split()
+        name, handle = line.split()
         seen: dict[str, Any]
         try:
             with _bounded(), contextlib.ExitStack() as stack:
-                seen = SCENES[name](Scene(held, stack))
-        except Exception:  # whatever it is, the test is told
+                seen = SCENES[name](Scene(handle, stack))
+        except Exception:  # the test reports any error
             seen = {"fault": traceback.format_exc()}
         print(json.dumps(seen), flush=True)
 
