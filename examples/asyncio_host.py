@@ -1,4 +1,4 @@
-"""The process manager of embedded_host.py on asyncio, whose loop the monitor never blocks.
+"""The process manager of embedded_host.py on asyncio. The monitor never blocks the event loop.
 
     python examples/asyncio_host.py ['llama=python backend.py --addr {address}'...]
 
@@ -20,12 +20,12 @@ from command_line import commands_by_model, print_curl_commands, with_new_addres
 
 from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
 
-DELAYS_SECONDS = (0.5, 1, 2, 4, 8, 16, 30)  # before each restart; the last one from then on
-STABLE_SECONDS = 60  # whatever ran for so long is restarted as after its first crash
+DELAYS_SECONDS = (0.5, 1, 2, 4, 8, 16, 30)  # before each restart; the last one repeats
+STABLE_SECONDS = 60  # a process that ran for so long is restarted after the first delay
 
 
 class Program:
-    """Keeps the process of one model running, in a task of its own, until it is stopped."""
+    """Keeps the process of one model running, in its own task, until `stop` is called."""
 
     def __init__(self, model: str, command: Sequence[str], folder: str, monitor: Monitor) -> None:
         self._model, self._command, self._folder = model, command, folder
@@ -53,45 +53,45 @@ class Program:
         self._process = process
         about = {"model": self._model, "pid": process.pid}
         try:
-            if self._stopping.is_set():  # stop() has looked for a process, and found none
+            if self._stopping.is_set():  # stop() came first, and found no process
                 process.terminate()
-            # On a thread, as it waits for hooks, up to a second each.
+            # On a thread, because the call waits for hooks, up to a second for each.
             await asyncio.to_thread(self._hook.monitor_backend_spawned, **about, address=address)
         finally:
             exit_code = await process.wait()
             with contextlib.suppress(ProcessLookupError):
-                # What it left behind. Its PID is no process group's unless something was.
+                # Kills processes that it left behind. Without any, there is no such group.
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.to_thread(self._hook.monitor_backend_exited, **about, exit_code=exit_code)
             logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
 
     async def stop(self, grace_seconds: float = 5.0) -> bool:
-        """End the process, by SIGKILL after the grace; no other is started any more."""
+        """End the process, by SIGKILL after the grace period, and start no other."""
         self._stopping.set()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if self._process and self._process.returncode is None:  # so it is not reaped
+            if self._process and self._process.returncode is None:  # it is not reaped yet
                 os.killpg(self._process.pid, number)
             await asyncio.wait({self._task}, timeout=grace_seconds)
         return self._task.done()
 
 
 class Host:
-    """The books: for each model that is to run, what keeps it running. To be made in the loop."""
+    """The programs by model. Make it in the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        if sys.version_info < (3, 12):  # else it is so: what the loop signals is surely not reaped
+        if sys.version_info < (3, 12):  # later versions use pidfds by default: only the loop reaps
             asyncio.set_child_watcher(watcher := asyncio.PidfdChildWatcher())
             watcher.attach_loop(self._loop)
         self.programs: dict[str, Program] = {}
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
-        """Stop a model, by its name: if the process has crashed by now, none must follow it."""
+        """Stop the model, also if its process has crashed meanwhile, so that none is restarted."""
         program = self.programs.get(backend.model)
         if program is None:
-            return None  # not ours: the monitor stops it by itself
-        # A hook's thread waits here, for as long as the monitor lets it; the work is the loop's.
+            return None  # not a backend of this host: the monitor stops it
+        # The event loop stops the program, while this thread of a hook waits.
         stop = program.stop(timeout_seconds / 2)
         return asyncio.run_coroutine_threadsafe(stop, self._loop).result()
 
@@ -111,7 +111,7 @@ async def run(commands: Mapping[str, Sequence[str]], folder: str) -> None:
         await ended.wait()
     finally:
         await asyncio.gather(*(program.stop() for program in host.programs.values()))
-        await asyncio.to_thread(monitor.close)  # the loop runs on meanwhile: a hook may wait for it
+        await asyncio.to_thread(monitor.close)  # on a thread, as hooks may wait for the loop
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ def commands_by_model(description: str | None) -> dict[str, list[str]]:
 
 
 def with_new_address(command: Sequence[str], folder: str) -> tuple[list[str], str]:
-    """Replace `{address}` in a command by a new unix socket; returns the command and the address.
+    """Replace `{address}` in a command by a new unix socket; return the command and the address.
 
-    A new socket in an own folder cannot be taken by another process, as a free port could.
+    Another process could take a free port first, but not a socket in the host's own folder.
     """
     address = f"unix:{folder}/{secrets.token_hex(8)}"
     return [part.replace("{address}", address) for part in command], address

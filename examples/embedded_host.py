@@ -1,4 +1,4 @@
-"""A process manager with the monitor in it: spawns backends, restarts them, stops them for good.
+"""A process manager with an embedded monitor: it spawns, restarts and stops backends.
 
     python examples/embedded_host.py ['llama=python backend.py --addr {address}'...]
 
@@ -21,23 +21,23 @@ from command_line import commands_by_model, print_curl_commands, with_new_addres
 
 from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
 
-DELAYS_SECONDS = (0, 0.5, 1, 2, 4, 8, 16, 30)  # before each start; the last one from then on
-STABLE_SECONDS = 60  # whatever ran for so long is restarted as after its first crash
+DELAYS_SECONDS = (0, 0.5, 1, 2, 4, 8, 16, 30)  # before each start; the last one repeats
+STABLE_SECONDS = 60  # a process that ran for so long is restarted after the first delay
 
 
 class Program(threading.Thread):
-    """Keeps the process of one model running, on a thread of its own, until it is stopped."""
+    """Keeps the process of one model running, on its own thread, until `stop` is called."""
 
     def __init__(self, model: str, command: Sequence[str], folder: str, monitor: Monitor) -> None:
         super().__init__(name=f"program {model}", daemon=True)
         self._model, self._command, self._folder = model, command, folder
         self._hook = monitor.hook
         self._stopping = threading.Event()
-        self._lock = threading.Lock()  # under it a process is started, signalled and reaped
+        self._lock = threading.Lock()  # held to start, signal or reap a process
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
-        """Start the process, wait for its end, and so on."""
+        """Start the process again after each end, with growing delays."""
         failures = 0
         while not self._stopping.wait(DELAYS_SECONDS[min(failures, len(DELAYS_SECONDS) - 1)]):
             began = time.monotonic()
@@ -50,24 +50,24 @@ class Program(threading.Thread):
     def _run_once(self) -> None:
         command, address = with_new_address(self._command, self._folder)
         with self._lock:
-            if self._stopping.is_set():  # stop() has looked for a process, and found none
+            if self._stopping.is_set():  # stop() came first, and found no process
                 return
             process = self._process = subprocess.Popen(command, start_new_session=True)
         about = {"model": self._model, "pid": process.pid}
         try:
             self._hook.monitor_backend_spawned(**about, address=address)
         finally:
-            # Not reaped yet: until then the PID, and its process group's, is nobody else's.
+            # No other process or group can have the PID before the process is reaped.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             with self._lock:
-                os.killpg(process.pid, signal.SIGKILL)  # what it left behind
+                os.killpg(process.pid, signal.SIGKILL)  # the processes that it left behind
                 exit_code = process.wait()
                 self._process = None
             self._hook.monitor_backend_exited(**about, exit_code=exit_code)
             logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
 
     def stop(self, grace_seconds: float = 5.0) -> None:
-        """End the process, by SIGKILL after the grace; no other is started any more."""
+        """End the process, by SIGKILL after the grace period, and start no other."""
         self._stopping.set()
         for number in (signal.SIGTERM, signal.SIGKILL):
             with self._lock:
@@ -77,22 +77,22 @@ class Program(threading.Thread):
 
 
 class Host:
-    """The books: for each model that is to run, what keeps it running."""
+    """The programs by model."""
 
     def __init__(self) -> None:
         self.programs: dict[str, Program] = {}
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
-        """Stop a model, by its name: if the process has crashed by now, none must follow it."""
+        """Stop the model, also if its process has crashed meanwhile, so that none is restarted."""
         program = self.programs.get(backend.model)
         if program is None:
-            return None  # not ours: the monitor stops it by itself
+            return None  # not a backend of this host: the monitor stops it
         program.stop(timeout_seconds / 2)
         return not program.is_alive()
 
     def stop(self) -> None:
-        """Stop everything, all at once."""
+        """Stop all programs at the same time."""
         with ThreadPoolExecutor(len(self.programs) or 1) as pool:
             list(pool.map(Program.stop, self.programs.values()))
 
@@ -109,7 +109,7 @@ def main() -> None:
                 program = host.programs[model] = Program(model, command, folder, monitor)
                 program.start()
             print_curl_commands(monitor, list(commands))
-            while not ended:  # one long wait would miss a signal that comes just before it
+            while not ended:  # a single wait would miss a signal that came just before it
                 time.sleep(0.2)
         finally:
             host.stop()

@@ -1,9 +1,9 @@
-"""A host that forks by itself: without subprocess, and with gRPC's threads and channels about.
+"""A host that forks without `subprocess`, in a process with gRPC's threads and channels.
 
     python examples/forking_host.py ['llama=python backend.py --addr {address}'...]
 
 Without arguments it runs two demo backends. MONITOR_LISTEN says where the monitor listens. As in
-embedded_host.py, what crashes is started again, and what the monitor shuts down is not.
+embedded_host.py, crashed backends are restarted, and those that the monitor shuts down are not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 
-ENVIRONMENT = dict(os.environ)  # the programs', without what is for this process alone
+ENVIRONMENT = dict(os.environ)  # for the programs, without the variable below
 
-# Or gRPC's fork handlers abort some of the children between fork and exec. Before gRPC is imported,
-# by the monitor or by anything else: later it is not read.
+# Otherwise gRPC's fork handlers abort some children between fork and exec. gRPC reads the variable
+# when it is imported, so set it before the import of the monitor.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from command_line import commands_by_model, print_curl_commands, with_new_address  # noqa: E402
@@ -29,48 +29,48 @@ from command_line import commands_by_model, print_curl_commands, with_new_addres
 from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl  # noqa: E402
 
 RESTART_SECONDS = 0.5
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 def spawn(command: Sequence[str]) -> int:
-    """Fork, close what must not be inherited, exec; returns the PID once that is done."""
-    path = shutil.which(command[0]) or command[0]  # before the fork: the child does the least
+    """Fork, close the inherited descriptors, and exec; return the PID after that."""
+    path = shutil.which(command[0]) or command[0]  # before the fork: the child must do little
     most = max(map(int, os.listdir("/proc/self/fd"))) + 1
-    reader, writer = os.pipe()  # closed by exec, or by the child's end
+    reader, writer = os.pipe()  # exec, or the child's end, closes the writer
     pid = os.fork()
     if pid == 0:
         try:
             os.setsid()
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec keeps that
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # exec would keep it ignored
             os.dup2(writer, 3, inheritable=False)
             os.closerange(4, most)
             os.execve(path, list(command), ENVIRONMENT)  # noqa: S606
         finally:
             os._exit(127)
     os.close(writer)
-    os.read(reader, 1)  # so that the session is there to be signalled
+    os.read(reader, 1)  # waits until the child leads its session, which can then be signalled
     os.close(reader)
     return pid
 
 
 class Host:
-    """The books: what is to run, and what does."""
+    """The commands by model, and the PIDs of those that run."""
 
     def __init__(self, commands: Mapping[str, Sequence[str]], folder: str) -> None:
         self._commands = dict(commands)
         self._folder = folder
         self._pids: dict[str, int] = {}
         self._due = dict.fromkeys(commands, 0.0)
-        self._changed = threading.Condition()  # under it processes are started, signalled, reaped
+        self._changed = threading.Condition()  # held to start, signal or reap a process
 
-    def look(self, monitor: Monitor) -> None:
-        """Reap what has ended, and start what is due."""
+    def poll(self, monitor: Monitor) -> None:
+        """Reap the processes that have ended, and start those that are due."""
         for model, pid in list(self._pids.items()):
             flags = os.WEXITED | os.WNOHANG
             if os.waitid(os.P_PID, pid, flags | os.WNOWAIT) is None:
                 continue
             with self._changed:
-                os.killpg(pid, signal.SIGKILL)  # what it left behind
+                os.killpg(pid, signal.SIGKILL)  # the processes that it left behind
                 exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 del self._pids[model]
                 self._due[model] = time.monotonic() + RESTART_SECONDS
@@ -91,14 +91,14 @@ class Host:
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
-        """Take a model off the books, and end its process; the main thread reaps it."""
+        """Forget the model, and end its process, which the main thread reaps."""
         with self._changed:
             if self._commands.pop(backend.model, None) is None:
-                return None  # not ours: the monitor stops it by itself
+                return None  # not a backend of this host: the monitor stops it
             return self._end([backend.model], timeout_seconds / 2)
 
     def stop(self) -> None:
-        """End everything, while the main thread reaps it."""
+        """End all processes, which the main thread reaps."""
         with self._changed:
             self._commands.clear()
             self._end(list(self._pids), 5.0)
@@ -115,8 +115,8 @@ class Host:
 
 def main() -> None:
     """Run the programs until SIGTERM or Ctrl-C."""
-    # Python warns of a fork beside threads: its child must take no lock that they may hold. This
-    # one execs at once.
+    # Python warns of forks in a process with threads, because a child must not take a lock that a
+    # thread may hold. These children exec at once.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     commands = commands_by_model(__doc__)
     ended: list[int] = []
@@ -128,14 +128,14 @@ def main() -> None:
             print_curl_commands(monitor, list(commands))
             try:
                 while not ended:
-                    host.look(monitor)
-                    time.sleep(LOOK_SECONDS)
+                    host.poll(monitor)
+                    time.sleep(POLL_SECONDS)
             finally:
                 stop = threading.Thread(target=host.stop)
                 stop.start()
                 while stop.is_alive():
-                    host.look(monitor)
-                    stop.join(LOOK_SECONDS)
+                    host.poll(monitor)
+                    stop.join(POLL_SECONDS)
 
 
 if __name__ == "__main__":
