@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
 from ..domain.models import Backend, BackendExit, Observation, State
@@ -53,8 +53,9 @@ class EndedBackend(NamedTuple):
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `tree_memory` and `oom` never change. `observation` and `source` are
-    replaced without a lock. The other attributes change only under the registry's lock.
+    `process`, `sampler`, `tree_memory` and `oom` never change. `observation`, `source` and
+    `shared_readings` are replaced without the registry's lock. The other attributes change only
+    under that lock.
 
     Attributes:
         backend: the immutable description of the backend; a new object for each registration.
@@ -68,7 +69,8 @@ class Record:
         source: the source of the last status; None if the last attempt to get one failed.
         observation: the result of the last sweep.
         stopping: whether a shutdown is stopping the backend.
-        replicas: the shared readings of the model, which its model reader leaves here.
+        shared_readings: the model reader's readings of the model while this is its oldest backend;
+            the registry only drops them, when the record is removed or updated.
     """
 
     backend: Backend
@@ -82,7 +84,7 @@ class Record:
     source: str | None = None
     observation: Observation | None = None
     stopping: bool = False
-    replicas: Any = None
+    shared_readings: object = None
 
 
 class Registry:
@@ -170,6 +172,7 @@ class Registry:
         del self._by_model[backend.model][backend.pid]
         if not self._by_model[backend.model]:
             del self._by_model[backend.model]
+        record.shared_readings = None  # they refer to other records
         self.on_change()
 
     def models(self) -> list[str]:

@@ -122,16 +122,16 @@ class ModelReader:
         )
 
     def _replicas(self, records: Sequence[Record]) -> _Replicas:
-        """Give the shared readings of these registrations, without any of earlier ones.
+        """Return the shared readings of these registrations, without those of earlier ones.
 
-        The oldest record has them, so that nothing is left of them when the backends have ended.
+        They are stored in the oldest record, so the readings are freed with the backends.
         """
         backends = [each.backend for each in records]
         with self._lock:
-            known: _Replicas | None = records[0].replicas
-            if known and known.matches(backends):
+            known = records[0].shared_readings
+            if isinstance(known, _Replicas) and known.matches(backends):
                 return known
-            replicas = records[0].replicas = _Replicas(records, backends, {})
+            replicas = records[0].shared_readings = _Replicas(records, backends, {})
             for each in records:
                 read = partial(self._read, each, len(records))
                 replicas.readings[each.backend.pid] = self._share(read)

@@ -180,15 +180,24 @@ def test_no_reading_outlives_a_shutdown(
     assert client.monitor("m").json["error"]["type"] == "model_not_loaded"
 
 
+@pytest.mark.parametrize("moves", [False, True])
 def test_readings_leave_nothing_of_a_model_whose_backends_have_ended(
-    make_monitor: Callable[..., Monitor], spawner: Spawner
+    make_monitor: Callable[..., Monitor], spawner: Spawner, moves: bool
 ) -> None:
-    """The shared readings, alone and of replicas, keep no record of an ended backend in memory."""
+    """The shared readings, alone and of replicas, keep no record of an ended backend in memory.
+
+    This includes the readings of a replica that now serves another model, and still runs.
+    """
     monitor = make_monitor(sweep_interval_seconds=0.0)
+    first = spawner.sleeper()
     backends = [spawner.sleeper(), spawner.sleeper()]
+    if moves:
+        register(monitor, first.pid, port=9)
     for port, process in enumerate(backends, 1):
         register(monitor, process.pid, port=port)
         monitor.read("m")
+    if moves:
+        register(monitor, first.pid, "other", port=9)
     pids = [process.pid for process in backends]
     records = [
         weakref.ref(each)
@@ -199,7 +208,7 @@ def test_readings_leave_nothing_of_a_model_whose_backends_have_ended(
     for process in backends:
         process.kill()
         process.wait()
-    eventually(lambda: not monitor.backends())
+    eventually(lambda: len(monitor.backends()) == moves)
 
     def collected() -> bool:
         gc.collect()
