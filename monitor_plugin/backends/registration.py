@@ -8,7 +8,7 @@ from functools import partial
 import psutil
 
 from ..concurrency.single_flight import SingleFlight
-from ..config.descriptors import most_pidfds
+from ..config.descriptors import max_pidfds
 from ..domain.address import canonical_address
 from ..domain.errors import InvalidBackend, InvalidRequest
 from ..domain.model_name import validate_model_name
@@ -141,7 +141,7 @@ class Registration:
     def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
         watcher = self._exit_recorder.watcher
         try:
-            process = Process(pid, keep_descriptor=watcher.pidfd_count() < most_pidfds())
+            process = Process(pid, keep_descriptor=watcher.pidfd_count() < max_pidfds())
             backend = Backend(model, pid, address, process.created_at)
             memory = SingleFlight(
                 _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._process_table.tree_memory, pid)

@@ -14,16 +14,16 @@ def _share(divisor: int) -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit // divisor
 
 
-def most_pidfds() -> int:
+def max_pidfds() -> int:
     """Return the maximum number of pidfds; processes beyond it are polled."""
     return _share(8)
 
 
-def most_channels() -> int:
+def max_channels() -> int:
     """Return the maximum number of open gRPC channels."""
     return _share(8)
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     """Return the maximum number of open HTTP connections; further ones wait to be accepted."""
     return min(1000, max(1, _share(2)))

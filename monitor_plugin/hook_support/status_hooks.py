@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import grpc
 from google.protobuf.message import DecodeError
 
-from ..config.descriptors import most_channels
+from ..config.descriptors import max_channels
 from ..domain.models import Backend, BackendExit, Status
 from ..hookspecs import Monitor, hookimpl
 
@@ -126,7 +126,7 @@ class StatusHooks:
         """Close the channels that were unused for longest, so that one more may be opened."""
         open_ones = [each for each in list(self._servers.values()) if each.channel]
         open_ones.sort(key=lambda each: each.answered_at)
-        for server in open_ones[: max(0, len(open_ones) + 1 - most_channels())]:
+        for server in open_ones[: max(0, len(open_ones) + 1 - max_channels())]:
             server.rest()
 
 

@@ -1,4 +1,4 @@
-"""`Status` calls: how one is made, what it returned, and counters of them."""
+"""Makes `Status` calls, decodes their outcomes, and counts them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..concurrency.thread_pool import ThreadPool
 from ..domain.models import Status
 from .protocol import STATUS_METHOD, load_messages, status_from_wire
 
-# Upper bounds of the histogram's buckets in seconds. By default a reader waits for 1 s; a call
-# lasts at most 30 s longer than the timeout.
+# Upper bounds of the histogram's buckets in seconds. By default a reader waits for 1 s, and a call
+# lasts at most 31 s.
 DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 
 _CODES = tuple(code.name for code in grpc.StatusCode)
@@ -35,7 +35,7 @@ class StatusCall:
     """A `Status` call, which any number of readers may wait for.
 
     Attributes:
-        sent_at: when it was sent (monotonic seconds); until then, when it was created.
+        sent_at: when the call was sent (monotonic seconds); before that, when it was created.
         done: set once there is an outcome.
         outcome: None while the call is in flight.
     """
@@ -51,7 +51,8 @@ class StatusCall:
 class StatusCaller:
     """Makes `Status` calls, each on a thread of a pool.
 
-    gRPC's own futures start a thread for each call: 750 µs of CPU time instead of 450 to 520.
+    gRPC's own futures start a thread for each call, which takes 750 µs of CPU time instead of 450
+    to 520.
     """
 
     def __init__(self) -> None:
@@ -71,11 +72,11 @@ class StatusCaller:
             channel: the channel to the backend.
             timeout_seconds: the call's deadline.
             metadata: the call's metadata.
-            on_outcome: called on the call's thread with the outcome, or with an exception that is
-                no answer of the backend, such as one about the metadata.
+            on_outcome: called on the call's thread, with the outcome, or with the exception that
+                prevented the call, for example because the metadata are invalid.
 
         Raises:
-            RuntimeError: the system starts no more threads.
+            RuntimeError: no more threads can be started.
             ValueError: the channel is closed.
         """
         method = channel.unary_unary(STATUS_METHOD, None, None)
@@ -99,7 +100,7 @@ class StatusCaller:
             return StatusOutcome(None, grpc.StatusCode.INTERNAL.name)
 
     def close(self) -> None:
-        """End the threads, each after the call that it makes."""
+        """End the threads, each after its current call."""
         self._threads.close()
 
 
@@ -107,10 +108,10 @@ class StatusCounts(NamedTuple):
     """The finished `Status` calls of one backend.
 
     Attributes:
-        calls: for each of DURATION_BOUNDS the number of calls that took no longer; at the end the
-            number of all calls.
-        seconds: the sum of their durations.
-        failures: the number of failed calls by the name of the gRPC code.
+        calls: for each of DURATION_BOUNDS, the number of calls that took at most so long; the last
+            item is the number of all calls.
+        seconds: the sum of the durations of all calls.
+        failures: the number of failed calls, by the name of the gRPC code.
     """
 
     calls: tuple[int, ...]
@@ -119,7 +120,7 @@ class StatusCounts(NamedTuple):
 
 
 class StatusCounter:
-    """Counts the `Status` calls of one backend in less than 1 KiB. Its owner's lock guards it."""
+    """Counts the `Status` calls of one backend in less than 1 KiB of memory. Not thread-safe."""
 
     def __init__(self) -> None:
         self._calls = array("Q", [0] * (len(DURATION_BOUNDS) + 1))

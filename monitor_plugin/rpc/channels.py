@@ -1,7 +1,8 @@
 """gRPC channels to backends: their options, TLS, and the token that calls carry.
 
-Calls to local backends are in the clear. All others use TLS that verifies the backend, unless the
-setting `insecure` allows them in the clear.
+Calls use TLS, which verifies the backend, if the address begins with `grpcs://`, or if it is not
+local and `grpc_ca_file` is set. Calls to other local addresses are not encrypted. Unencrypted calls
+to other machines need the setting `insecure`.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from ..config.tokens import validate_token
 from ..domain.address import TLS_SCHEME, canonical_address, is_local
 
 _OPTIONS = (
-    # A proxy in the host's environment would get the calls to loopback addresses.
+    # Otherwise a proxy in the host's environment would get the calls to loopback addresses.
     ("grpc.enable_http_proxy", 0),
-    # Otherwise channels to the same address share a connection and its backoff, and closing one of
-    # them does not close the socket.
+    # Otherwise channels to the same address share a connection and its backoff, and closing one
+    # channel does not close the socket.
     ("grpc.use_local_subchannel_pool", 1),
-    # By default gRPC waits for many seconds before it connects again.
+    # By default gRPC waits up to two minutes before it connects again.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 150),
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
 _PEM_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
-KEEPER_TARGET = "unix:/"
+UNUSED_CHANNEL_TARGET = "unix:/"
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
     """Open a channel, which connects at its first call.
 
     Args:
-        address: the backend's, in one of the forms that `domain/address.py` accepts.
-        credentials: for TLS; None for a channel in the clear.
+        address: the backend's address, in one of the forms that `domain/address.py` accepts.
+        credentials: for TLS; None for an unencrypted channel.
     """
     target = address.removeprefix(TLS_SCHEME)
     if credentials is None:
@@ -44,17 +45,17 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
     return grpc.secure_channel(target, credentials, options=_OPTIONS)
 
 
-def open_keeper() -> grpc.Channel:
-    """Open a channel that is never used, so that gRPC does not shut down with the last used one.
+def open_unused_channel() -> grpc.Channel:
+    """Open a channel that is never used, so that gRPC stays initialized without other channels.
 
-    The shutdown takes up to 10 s in gRPC 1.49.1, during which it holds the interpreter's lock, if a
-    connection to a unix socket has failed before.
+    When its last channel is closed, gRPC shuts down. If a connection to a unix socket has failed
+    before, gRPC 1.49.1 then holds the interpreter's lock for up to 10 s.
     """
-    return grpc.insecure_channel(KEEPER_TARGET, options=_OPTIONS)
+    return grpc.insecure_channel(UNUSED_CHANNEL_TARGET, options=_OPTIONS)
 
 
 class ChannelSecurity:
-    """Decides between TLS and the clear, and holds the token. Safe to call from any thread.
+    """Decides which calls use TLS, and adds the token to calls. Safe to call from any thread.
 
     Args:
         settings: `insecure`, `grpc_ca_file` and `grpc_token_file` are used.
@@ -74,26 +75,27 @@ class ChannelSecurity:
         Raises:
             ValueError: the address is not local, and no setting protects or allows such calls.
         """
-        self._wants_tls(address)
+        self._uses_tls(address)
 
     def credentials(self, address: str) -> grpc.ChannelCredentials | None:
-        """Return the credentials for a channel to an address; None for a channel in the clear.
+        """Return the credentials for a channel to an address; None for an unencrypted channel.
 
         Raises:
             ValueError: see `check`.
         """
-        if not self._wants_tls(address):
+        if not self._uses_tls(address):
             return None
-        # With None gRPC uses its own roots, or those in GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
+        # With None gRPC trusts its own root certificates, or those in the file that the environment
+        # variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
         return grpc.ssl_channel_credentials(self._ca.get() if self._ca else None)
 
     def add_token(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
-        """Add the token of `grpc_token_file` to a call's metadata, unless they have their own."""
+        """Add the token of `grpc_token_file` to the metadata, unless they have `authorization`."""
         if self._token is None:
             return metadata
         return {"authorization": f"Bearer {self._token.get()}", **metadata}
 
-    def _wants_tls(self, address: str) -> bool:
+    def _uses_tls(self, address: str) -> bool:
         if address.startswith(TLS_SCHEME):
             return True
         if is_local(canonical_address(address)):

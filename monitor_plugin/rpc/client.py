@@ -10,10 +10,10 @@ from functools import partial
 import grpc
 
 from ..concurrency.blocking import BlockingObserver
-from ..config.descriptors import most_channels
+from ..config.descriptors import max_channels
 from ..domain.models import Backend
 from .call import StatusCaller, StatusCounts, StatusOutcome
-from .channels import ChannelSecurity, open_channel, open_keeper
+from .channels import ChannelSecurity, open_channel, open_unused_channel
 from .connection import ChannelLimitReached, Connection, StatusRequest
 
 
@@ -23,8 +23,8 @@ class StatusClient:
     Args:
         timeout_seconds: how long readers wait for a `Status` call; deadline of `Free`.
         call_metadata: returns the gRPC metadata for calls to a backend.
-        security: decides between TLS and the clear, and adds the token.
-        blocking: notified while a reader waits for a call.
+        security: decides whether calls use TLS, and adds the token.
+        blocking: is entered while a reader waits for a call.
     """
 
     def __init__(
@@ -40,15 +40,16 @@ class StatusClient:
         self._blocking = blocking
         self._caller = StatusCaller()
         self._lock = threading.Lock()
-        self._connections: dict[Backend, Connection] = {}  # the last used ones at the end
-        self._keeper: grpc.Channel | None = None
+        self._connections: dict[Backend, Connection] = {}  # least recently used first
+        self._unused_channel: grpc.Channel | None = None
         self._closed = False
 
     def request_status(self, backend: Backend) -> StatusRequest:
-        """Start a `Status` call, or join the one in flight; the request waits for its outcome.
+        """Start a `Status` call, or join the call in flight; never raises.
 
-        A request waits until its call is `timeout_seconds` old. Once a call was that old the
-        backend hangs: until it answers, requests get DEADLINE_EXCEEDED at once. Never raises.
+        The request's `wait` waits until the call is `timeout_seconds` old. If the call has no
+        outcome by then, the backend counts as hung. Until a hung backend answers, later requests
+        fail without waiting for the timeout, with DEADLINE_EXCEEDED or the last call's UNAVAILABLE.
         """
         return self._connection(backend).request_status()
 
@@ -57,11 +58,11 @@ class StatusClient:
         return self.request_status(backend).wait(timeout_seconds)
 
     def statuses(self, backends: Sequence[Backend]) -> list[StatusOutcome]:
-        """Request the statuses of many backends, as many at a time as there may be channels."""
-        at_once = max(1, most_channels())
+        """Request the statuses of many backends, in batches as large as the limit of channels."""
+        batch_size = max(1, max_channels())
         outcomes: list[StatusOutcome] = []
-        for first in range(0, len(backends), at_once):
-            requests = [self.request_status(each) for each in backends[first : first + at_once]]
+        for first in range(0, len(backends), batch_size):
+            requests = [self.request_status(each) for each in backends[first : first + batch_size]]
             outcomes += [request.wait() for request in requests]
         return outcomes
 
@@ -74,17 +75,17 @@ class StatusClient:
         return self._connection(backend).free()
 
     def open_channel(self, backend: Backend) -> grpc.Channel:
-        """Open a channel to a backend, with TLS or in the clear; it connects at its first call.
+        """Open a channel to a backend, with TLS if required. It connects at its first call.
 
         Raises:
             ValueError: the address is not local, and no setting protects or allows such calls.
         """
-        if self._keeper is None:
-            opened = open_keeper()
+        if self._unused_channel is None:
+            opened = open_unused_channel()
             with self._lock:
-                if self._keeper is None and not self._closed:
-                    self._keeper = opened
-            if self._keeper is not opened:
+                if self._unused_channel is None and not self._closed:
+                    self._unused_channel = opened
+            if self._unused_channel is not opened:
                 opened.close()
         return open_channel(backend.address, self._security.credentials(backend.address))
 
@@ -99,7 +100,7 @@ class StatusClient:
         return connection.counts() if connection else None
 
     def close_connection(self, backend: Backend) -> None:
-        """Close the connection to a backend, if there is one; its readers get CANCELLED."""
+        """Close the connection to a backend, if there is one. Waiting readers get CANCELLED."""
         with self._lock:
             connection = self._connections.pop(backend, None)
         if connection:
@@ -111,11 +112,11 @@ class StatusClient:
             self._closed = True
             connections = list(self._connections.values())
             self._connections.clear()
-            keeper, self._keeper = self._keeper, None
+            unused_channel, self._unused_channel = self._unused_channel, None
         for connection in connections:
             connection.close()
-        if keeper:
-            keeper.close()
+        if unused_channel:
+            unused_channel.close()
         self._caller.close()
 
     def _connection(self, backend: Backend) -> Connection:
@@ -135,15 +136,15 @@ class StatusClient:
         return connection
 
     def _open_within_limit(self, backend: Backend) -> grpc.Channel:
-        """Open a channel, after closing the channels that were unused for longest if need be.
+        """Open a channel. At the limit, first close idle channels, least recently used first.
 
         Raises:
-            ChannelLimitReached: no channel is unused.
+            ChannelLimitReached: the limit is reached, and no channel is idle.
         """
         with self._lock:
-            open_ones = [each for each in self._connections.values() if each.is_open]
-        surplus = len(open_ones) + 1 - most_channels()
-        for connection in open_ones:
+            open_connections = [each for each in self._connections.values() if each.is_open]
+        surplus = len(open_connections) + 1 - max_channels()
+        for connection in open_connections:
             if surplus <= 0:
                 break
             surplus -= connection.close_if_idle()

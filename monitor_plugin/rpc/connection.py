@@ -19,23 +19,23 @@ from .protocol import FREE_METHOD
 _logger = logging.getLogger(__name__)
 
 # A call lasts this much longer than its readers wait. So a hung backend costs one call, and its
-# next answer is known at once. At the deadline the call is made anew, in case it was lost.
+# recovery is seen immediately. At its deadline a new call replaces it, in case it was lost.
 _EXTRA_CALL_SECONDS = 30.0
 
-# These codes say nothing about the backend itself: a hung backend counts as hung after them.
+# With these codes the backend has not answered: a hung backend still counts as hung.
 _NO_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
 
 # A reader that starts a call to a hung backend waits this long, so that the first reading after the
-# backend's recovery shows it. A reader that joins such a call does not wait.
+# backend's recovery shows the recovery. A reader that joins such a call does not wait.
 _HUNG_GRACE_SECONDS = 0.05
 
-# A call on a younger channel may finish before the channel is closed: gRPC 1.49 never closes the
-# descriptor of a channel that is closed while it connects.
+# A channel younger than this may still be connecting, so `close` waits for its call. gRPC 1.49
+# never closes the descriptor of a channel that is closed while it connects.
 _CONNECTING_SECONDS = 0.05
 
 
 class ChannelLimitReached(Exception):
-    """No more channels may be opened, as each takes file descriptors."""
+    """No more channels may be opened, because each channel takes file descriptors."""
 
 
 class StatusRequest(NamedTuple):
@@ -44,7 +44,7 @@ class StatusRequest(NamedTuple):
     Attributes:
         connection: the connection to the backend.
         call: the call.
-        max_call_age_seconds: the reader waits until the call is as old as this.
+        max_call_age_seconds: the age of the call up to which the reader waits.
     """
 
     connection: Connection
@@ -52,7 +52,11 @@ class StatusRequest(NamedTuple):
     max_call_age_seconds: float
 
     def wait(self, timeout_seconds: float = math.inf) -> StatusOutcome:
-        """Wait for the outcome, at most `timeout_seconds`; DEADLINE_EXCEEDED if there is none."""
+        """Wait for the outcome, at most `timeout_seconds`.
+
+        Returns:
+            DEADLINE_EXCEEDED if there is no outcome in time; of a hung backend the last failure.
+        """
         return self.connection.wait_for(self, timeout_seconds)
 
 
@@ -60,12 +64,12 @@ class Connection:
     """The connection to one backend, opened at its first use. Safe to call from any thread.
 
     Args:
-        address: the backend's, for the log.
-        open_channel: opens a channel to it; may raise ChannelLimitReached.
+        address: the address of the backend, for the log.
+        open_channel: opens a channel to the backend; may raise ChannelLimitReached.
         timeout_seconds: how long readers wait for a `Status` call; deadline of `Free`.
         call_metadata: returns the gRPC metadata for a call.
         caller: makes the `Status` calls.
-        blocking: notified while a reader waits for a call.
+        blocking: is entered while a reader waits for a call.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class Connection:
         self._channel_opened_at = 0.0
         self._is_unreachable = False
         self._call: StatusCall | None = None
-        self._hung_code: str | None = None  # set while the backend hangs: what readers get
+        self._hung_code: str | None = None  # readers get this code while the backend hangs
         self._is_unimplemented = False
         self._frees_in_flight = 0
         self._counter = StatusCounter()
@@ -111,16 +115,16 @@ class Connection:
         with self._lock:
             if self._closed:
                 return self._failed_request(grpc.StatusCode.CANCELLED)
-            if self._is_unimplemented:  # a process gets no new methods while it runs
+            if self._is_unimplemented:  # a running process gains no methods
                 return self._failed_request(grpc.StatusCode.UNIMPLEMENTED)
             call = self._call
-            starts = call is None
+            is_new = call is None
             if call is None:
                 call = self._call = StatusCall()
             if self._hung_code is not None:
-                grace = _HUNG_GRACE_SECONDS if starts else 0.0
+                grace = _HUNG_GRACE_SECONDS if is_new else 0.0
                 max_call_age_seconds = min(max_call_age_seconds, grace)
-        if starts:
+        if is_new:
             self._start(call)
         return StatusRequest(self, call, max_call_age_seconds)
 
@@ -133,7 +137,8 @@ class Connection:
         deadline = time.monotonic() + timeout_seconds
         if not call.done.is_set():
             with self._blocking:
-                # `sent_at` moves while another reader's thread sends the call, hence the loop.
+                # The loop is needed because another thread may just be sending the call, which
+                # changes `sent_at`.
                 while (
                     left := min(deadline, call.sent_at + max_age_seconds) - time.monotonic()
                 ) > 0:
@@ -162,11 +167,11 @@ class Connection:
     def _finish(self, call: StatusCall, outcome: StatusOutcome | Exception) -> None:
         """Record the outcome of a call, and wake its readers."""
         if isinstance(outcome, Exception):
-            outcome = StatusOutcome(None, self._code_of(outcome, "Status"))
+            outcome = StatusOutcome(None, self._error_code(outcome, "Status"))
         seconds = time.monotonic() - call.sent_at
         reached_deadline = (
             outcome.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
-            and seconds > self._call_seconds / 2  # else the backend itself answered with this code
+            and seconds > self._call_seconds / 2  # otherwise the backend answered with this code
         )
         with self._lock:
             call.outcome = outcome
@@ -177,13 +182,13 @@ class Connection:
                 self._hung_code = outcome.rpc_error
             self._is_unreachable = outcome.rpc_error == grpc.StatusCode.UNAVAILABLE.name
             self._is_unimplemented |= outcome.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
-            # With another call in flight, the backend's recovery is noticed.
-            renewed = StatusCall() if reached_deadline and not self._closed else None
-            self._call = renewed
+            # A call that reached its deadline is replaced, so that the backend's recovery is seen.
+            next_call = StatusCall() if reached_deadline and not self._closed else None
+            self._call = next_call
         self._close_useless_channel()
         call.done.set()
-        if renewed:
-            self._start(renewed)
+        if next_call:
+            self._start(next_call)
 
     def free(self) -> str | None:
         """Ask the backend to free its model: see `StatusClient.free`."""
@@ -193,7 +198,7 @@ class Connection:
                 return grpc.StatusCode.CANCELLED.name
             self._frees_in_flight += 1
         try:
-            metadata = tuple(self._call_metadata().items())  # takes some of the time
+            metadata = tuple(self._call_metadata().items())  # hooks may take some of the time
             method = self._get_channel().unary_unary(FREE_METHOD, None, None)
             method(b"", timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
         except grpc.RpcError as error:
@@ -203,17 +208,17 @@ class Connection:
         except ChannelLimitReached:
             return grpc.StatusCode.RESOURCE_EXHAUSTED.name
         except Exception as error:
-            return self._code_of(error, "Free")
+            return self._error_code(error, "Free")
         finally:
             with self._lock:
                 self._frees_in_flight -= 1
             self._close_useless_channel()
         return None
 
-    def _code_of(self, error: Exception, method: str) -> str:
-        """Name the code for an exception that prevented a call, and log its type.
+    def _error_code(self, error: Exception, method: str) -> str:
+        """Return the name of the code for an exception that prevented a call; log its type only.
 
-        The exception's message may quote metadata, which hold tokens, so it is not logged.
+        The message of the exception is not logged, because it may quote metadata with tokens.
         """
         if self._closed:  # gRPC raises ValueError for a closed channel
             return grpc.StatusCode.CANCELLED.name
@@ -230,7 +235,7 @@ class Connection:
                 self._channel, self._channel_opened_at = opened, time.monotonic()
                 self._is_unreachable = False
             channel = self._channel
-        if channel is not opened:  # another thread was first, or the connection was closed
+        if channel is not opened:  # another thread opened one first, or the connection was closed
             opened.close()
         if channel is None:
             raise ValueError("the connection is closed")
@@ -249,9 +254,9 @@ class Connection:
         return channel is not None
 
     def _close_useless_channel(self) -> None:
-        # A backend that does not implement Status is not called again. A channel that reached
-        # nobody would delay the next attempt: gRPC's backoff for name resolution lasts minutes, and
-        # gRPC 1.49 goes on connecting without finishing, which leaks a unix socket's descriptor.
+        # A backend that does not implement Status is not called again. An unreachable backend's
+        # channel would delay the next attempt: gRPC's backoff for name resolution lasts minutes.
+        # gRPC 1.49 also goes on connecting without end, and leaks the descriptor of a unix socket.
         with self._lock:
             useless = (self._is_unreachable or self._is_unimplemented) and self._is_idle()
             channel = self._take_channel() if useless else None

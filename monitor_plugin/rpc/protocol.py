@@ -1,7 +1,7 @@
 """The messages of LocalAI's backend protocol that the monitor uses, in a private descriptor pool.
 
 A host may load LocalAI's full `backend_pb2` in the same process. protobuf's default pool accepts
-only one `backend.proto`, so the monitor puts nothing into it, and uses no generated code.
+only one file named `backend.proto`, so the monitor uses neither that pool nor generated code.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def test_unused_channels_are_closed_for_new_ones(
     server: Server, watch: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most so many are open as there are descriptors for; each backend is asked all the same."""
-    monkeypatch.setattr(status_hooks, "most_channels", lambda: 2)
+    monkeypatch.setattr(status_hooks, "max_channels", lambda: 2)
     monitor = watch(backends=3)
     for _ in range(2):
         assert [monitor.read(f"m{number}").source for number in range(3)] == ["hook"] * 3

@@ -286,7 +286,7 @@ def test_the_quietest_connections_are_evicted(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the limit those quiet for longest go, and none whose request is being answered."""
-    monkeypatch.setattr(connections, "most_connections", lambda: 16)
+    monkeypatch.setattr(connections, "max_connections", lambda: 16)
     app = SlowApp()
     server = make_server(app, http_threads=4)
     quick = GET.replace(b"GET /", b"GET /quick")
@@ -315,7 +315,7 @@ def test_new_connections_wait_while_all_are_being_answered(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No answer is given up for a new connection, which is served when one has ended."""
-    monkeypatch.setattr(connections, "most_connections", lambda: 4)
+    monkeypatch.setattr(connections, "max_connections", lambda: 4)
     app = SlowApp()
     server = make_server(app, http_threads=8)
     with contextlib.ExitStack() as stack:

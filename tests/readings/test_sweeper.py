@@ -257,7 +257,7 @@ def test_sweep_reads_more_backends_than_channels(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If descriptors are few, backends are asked in groups, and each gives its own status."""
-    monkeypatch.setattr(status_client, "most_channels", lambda: 2)
+    monkeypatch.setattr(status_client, "max_channels", lambda: 2)
     monitor = make_monitor(sweep_interval_seconds=0)
     for number in range(5):
         register(monitor, f"m{number}", spawner.backend())

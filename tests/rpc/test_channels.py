@@ -144,7 +144,7 @@ def long_timeout_monitor(make_monitor: Callable[..., Monitor]) -> Callable[..., 
     return make
 
 
-def at(address: str) -> Backend:
+def backend_at(address: str) -> Backend:
     return Backend("m", 1000, address, 1.0)
 
 
@@ -201,7 +201,7 @@ def test_a_backend_that_is_not_verified_gives_a_sample_and_gets_no_token(
     reading = read(long_timeout_monitor(insecure=True, **settings), address)
     assert (reading.source, reading.rpc_error) == ("psutil", "UNAVAILABLE")
     assert reading.sample is not None
-    assert make_client(insecure=True, **settings).free(at(address)) == "UNAVAILABLE"
+    assert make_client(insecure=True, **settings).free(backend_at(address)) == "UNAVAILABLE"
     assert server.tokens == []
 
 
@@ -226,7 +226,7 @@ def test_a_server_without_tls_gets_only_a_handshake(
         thread.start()
         client = make_client(insecure=True, grpc_ca_file=ca_file, grpc_token_file=str(token_file))
         address = f"grpcs://127.0.0.1:{listener.getsockname()[1]}"
-        assert client.status(at(address)) == (None, "UNAVAILABLE")
+        assert client.status(backend_at(address)) == (None, "UNAVAILABLE")
         client.close()
         listener.shutdown(socket.SHUT_RDWR)
     thread.join()
@@ -245,12 +245,12 @@ def test_without_a_ca_file_grpcs_own_roots_verify(
     """A private CA is trusted only if gRPC's own variable names its file."""
     server = serve(ca.issue_cert("localhost"))
     address = f"grpcs://localhost:{server.port}"
-    assert make_client().status(at(address)) == (None, "UNAVAILABLE")
+    assert make_client().status(backend_at(address)) == (None, "UNAVAILABLE")
     code = (
         "import sys, tests.rpc.test_channels as t\n"
         "security = t.ChannelSecurity(t.Settings())\n"
         "client = t.StatusClient(30, lambda backend: {}, security, t.BlockingObserver())\n"
-        "print(client.status(t.at(sys.argv[1])).rpc_error)\n"
+        "print(client.status(t.backend_at(sys.argv[1])).rpc_error)\n"
         "client.close()\n"
     )
     environment = {**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": ca_file}
@@ -265,7 +265,7 @@ def test_certificates_are_read_again_for_new_connections(
     """A backend of another CA is verified once the file holds that CA."""
     other = trustme.CA()
     server = serve(other.issue_cert("localhost"))
-    backend = at(f"grpcs://localhost:{server.port}")
+    backend = backend_at(f"grpcs://localhost:{server.port}")
     client = make_client(grpc_ca_file=ca_file)
     assert client.status(backend) == (None, "UNAVAILABLE")
     other.cert_pem.write_to_path(ca_file, append=True)
@@ -280,7 +280,7 @@ def test_certificates_that_grpc_cannot_read_verify_no_backend(
     bad.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
     server = serve(ca.issue_cert("localhost"))
     client = make_client(grpc_ca_file=str(bad))
-    assert client.status(at(f"grpcs://localhost:{server.port}")) == (None, "UNAVAILABLE")
+    assert client.status(backend_at(f"grpcs://localhost:{server.port}")) == (None, "UNAVAILABLE")
 
 
 def test_an_address_is_the_same_with_and_without_tls(
@@ -361,7 +361,7 @@ def test_the_token_is_sent_with_status_and_free(
     token_file: Path, spawner: Spawner, make_client: Callable[..., StatusClient]
 ) -> None:
     """A backend that requires a token, as LocalAI's do, answers both calls."""
-    backend = at(spawner.backend("--token", TOKEN).address)
+    backend = backend_at(spawner.backend("--token", TOKEN).address)
     with_token, without = make_client(grpc_token_file=str(token_file)), make_client()
     assert with_token.status(backend).rpc_error is None
     assert with_token.free(backend) is None
@@ -369,7 +369,7 @@ def test_the_token_is_sent_with_status_and_free(
     assert without.free(backend) == "UNAUTHENTICATED"
 
 
-def test_a_changed_token_is_used_at_once(
+def test_a_changed_token_is_used_immediately(
     token_file: Path,
     spawner: Spawner,
     long_timeout_monitor: Callable[..., Monitor],
@@ -467,10 +467,10 @@ def test_hooks_get_channels_and_metadata_like_the_monitors_own(
     """A hook that speaks another protocol verifies the backend and sends the token."""
     server = serve(ca.issue_cert("localhost"))
     monitor = make_monitor(grpc_ca_file=ca_file, grpc_token_file=str(token_file))
-    backend = at(f"grpcs://localhost:{server.port}")
+    backend = backend_at(f"grpcs://localhost:{server.port}")
     with monitor.open_channel(backend) as channel:
         call = channel.unary_unary(f"/{SERVICE}/Status", None, None)
         assert call(b"", timeout=60, metadata=tuple(monitor.call_metadata(backend).items()))
     assert server.tokens == [f"Bearer {TOKEN}"]
     with pytest.raises(ValueError, match="is not on this machine"):
-        make_monitor().open_channel(at("gpu1.example:1"))
+        make_monitor().open_channel(backend_at("gpu1.example:1"))

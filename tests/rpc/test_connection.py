@@ -20,7 +20,7 @@ from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.domain.models import Backend, Memory, Status
 from monitor_plugin.rpc import connection
 from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCall
-from monitor_plugin.rpc.channels import KEEPER_TARGET, ChannelSecurity
+from monitor_plugin.rpc.channels import UNUSED_CHANNEL_TARGET, ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
 from monitor_plugin.rpc.protocol import SERVICE
 
@@ -43,7 +43,7 @@ def make_client() -> Iterator[Callable[..., StatusClient]]:
         client.close()
 
 
-def at(address: str, pid: int = 1000) -> Backend:
+def backend_at(address: str, pid: int = 1000) -> Backend:
     return Backend("m", pid, address, 1.0)
 
 
@@ -52,18 +52,18 @@ class Server:
 
     def __init__(self, answer: Callable[[grpc.ServicerContext], bytes]) -> None:
         self._lock = threading.Lock()
-        self.calls = self.now = self.most = 0
+        self.calls = self.concurrent = self.max_concurrent = 0
 
         def status(request: bytes, context: grpc.ServicerContext) -> bytes:
             with self._lock:
                 self.calls += 1
-                self.now += 1
-                self.most = max(self.most, self.now)
+                self.concurrent += 1
+                self.max_concurrent = max(self.max_concurrent, self.concurrent)
             try:
                 return answer(context)
             finally:
                 with self._lock:
-                    self.now -= 1
+                    self.concurrent -= 1
 
         self._server = grpc.server(ThreadPoolExecutor(8))
         handler = grpc.unary_unary_rpc_method_handler(status)
@@ -93,7 +93,7 @@ def serve() -> Iterator[Callable[[Callable[[grpc.ServicerContext], bytes]], Serv
 def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner: Spawner) -> None:
     """State, total and breakdown are those of the backend."""
     backend = spawner.backend()
-    answer = make_client().status(at(backend.address))
+    answer = make_client().status(backend_at(backend.address))
     memory = Memory(3 << 20, {"kv_cache": 1 << 20, "weights": 2 << 20})
     assert answer == (Status(2, memory), None)
 
@@ -116,7 +116,7 @@ def test_unusual_responses_are_statuses(
 ) -> None:
     """Unknown states are kept, bytes are unsigned 64 bit, and empty memory is None."""
     server = serve(lambda context: wire)
-    assert make_client().status(at(server.address)) == (expected, None)
+    assert make_client().status(backend_at(server.address)) == (expected, None)
 
 
 def abort(code: grpc.StatusCode) -> Callable[[grpc.ServicerContext], bytes]:
@@ -144,7 +144,7 @@ def test_invalid_responses_and_errors_have_a_code(
     make_client: Callable[..., StatusClient],
 ) -> None:
     """Invalid bytes, too many bytes, and errors: the outcome has the code's name."""
-    assert make_client().status(at(serve(answer).address)) == (None, code)
+    assert make_client().status(backend_at(serve(answer).address)) == (None, code)
 
 
 def test_status_is_called_once_where_it_is_unimplemented(
@@ -154,13 +154,13 @@ def test_status_is_called_once_where_it_is_unimplemented(
     server = serve(abort(grpc.StatusCode.UNIMPLEMENTED))
     client = make_client()
     for _ in range(3):
-        assert client.status(at(server.address)) == (None, "UNIMPLEMENTED")
+        assert client.status(backend_at(server.address)) == (None, "UNIMPLEMENTED")
     assert server.calls == 1
-    assert client.status(at(server.address, pid=1001)) == (None, "UNIMPLEMENTED")
+    assert client.status(backend_at(server.address, pid=1001)) == (None, "UNIMPLEMENTED")
     assert server.calls == 2
-    assert client.free(at(server.address)) == "UNIMPLEMENTED"
+    assert client.free(backend_at(server.address)) == "UNIMPLEMENTED"
     for pid in (1000, 1001):
-        connection = client._connection(at(server.address, pid))
+        connection = client._connection(backend_at(server.address, pid))
         assert connection
         assert not connection.is_open
 
@@ -168,18 +168,18 @@ def test_status_is_called_once_where_it_is_unimplemented(
 def test_servers_of_other_protocols_and_none(make_client: Callable[..., StatusClient]) -> None:
     """No server and an HTTP/1.1 server: UNAVAILABLE; a silent one: DEADLINE_EXCEEDED."""
     client = make_client(timeout=60)
-    assert client.status(at("127.0.0.1:1")) == (None, "UNAVAILABLE")
-    assert client.status(at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
+    assert client.status(backend_at("127.0.0.1:1")) == (None, "UNAVAILABLE")
+    assert client.status(backend_at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     thread = threading.Thread(target=server.handle_request)
     thread.start()
-    assert client.status(at(f"127.0.0.1:{server.server_port}")) == (None, "UNAVAILABLE")
+    assert client.status(backend_at(f"127.0.0.1:{server.server_port}")) == (None, "UNAVAILABLE")
     thread.join()
     server.server_close()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         quick = make_client(timeout=0.3)
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        assert quick.status(at(address)) == (None, "DEADLINE_EXCEEDED")
+        assert quick.status(backend_at(address)) == (None, "DEADLINE_EXCEEDED")
 
 
 @pytest.mark.parametrize("scheme", ["unix:", "unix://", "unix-abstract:"])
@@ -188,7 +188,7 @@ def test_unix_sockets(
 ) -> None:
     """Unix sockets work by path and by abstract name."""
     backend = spawner.backend(addr=f"{scheme}{tmp_path}/s")
-    assert make_client().status(at(backend.address)).rpc_error is None
+    assert make_client().status(backend_at(backend.address)).rpc_error is None
 
 
 def test_a_proxy_in_the_environment_is_not_used(
@@ -198,7 +198,7 @@ def test_a_proxy_in_the_environment_is_not_used(
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     backend = spawner.backend()
-    assert make_client().status(at(backend.address)).rpc_error is None
+    assert make_client().status(backend_at(backend.address)).rpc_error is None
 
 
 def test_metadata_goes_with_each_call(
@@ -206,13 +206,13 @@ def test_metadata_goes_with_each_call(
 ) -> None:
     """A backend gets its token. Invalid metadata fail the call, and are not logged."""
     backend = spawner.backend("--token", "s3cret")
-    assert make_client().status(at(backend.address)) == (None, "UNAUTHENTICATED")
+    assert make_client().status(backend_at(backend.address)) == (None, "UNAUTHENTICATED")
     good = make_client(metadata={"authorization": "Bearer s3cret"})
-    assert good.status(at(backend.address)).rpc_error is None
-    assert good.free(at(backend.address)) is None
+    assert good.status(backend_at(backend.address)).rpc_error is None
+    assert good.free(backend_at(backend.address)) is None
     bad = make_client(metadata={"Bad Key": "s3cret\n"})
-    assert bad.status(at(backend.address)).rpc_error == "INTERNAL"
-    assert bad.free(at(backend.address)) == "INTERNAL"
+    assert bad.status(backend_at(backend.address)).rpc_error == "INTERNAL"
+    assert bad.free(backend_at(backend.address)) == "INTERNAL"
     assert "s3cret" not in caplog.text
 
 
@@ -229,11 +229,11 @@ def test_many_readers_share_one_call(
     server = serve(answer)
     client = make_client()
     with ThreadPoolExecutor(20) as pool:
-        readers = [pool.submit(client.status, at(server.address)) for _ in range(20)]
+        readers = [pool.submit(client.status, backend_at(server.address)) for _ in range(20)]
         eventually(lambda: server.calls)
         go.set()
         assert {each.result(30) for each in readers} == {(Status(2, None), None)}
-    assert server.most == 1
+    assert server.max_concurrent == 1
 
 
 def test_a_hung_backend_costs_one_call_and_one_wait(
@@ -242,17 +242,17 @@ def test_a_hung_backend_costs_one_call_and_one_wait(
     """After the first timeout, readers do not wait until the backend answers again."""
     backend = spawner.backend()
     client = make_client(timeout=2.0)
-    eventually(lambda: client.status(at(backend.address)).rpc_error is None)
+    eventually(lambda: client.status(backend_at(backend.address)).rpc_error is None)
     suspend(backend.pid)
     started = time.monotonic()
-    assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+    assert client.status(backend_at(backend.address)) == (None, "DEADLINE_EXCEEDED")
     assert time.monotonic() - started >= 2.0
     started = time.monotonic()
     for _ in range(20):
-        assert client.status(at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+        assert client.status(backend_at(backend.address)) == (None, "DEADLINE_EXCEEDED")
     assert time.monotonic() - started < 2.0 * 20 / 2  # 20 waits would take 40 s
     os.kill(backend.pid, signal.SIGCONT)
-    eventually(lambda: client.status(at(backend.address)).status)
+    eventually(lambda: client.status(backend_at(backend.address)).status)
 
 
 def test_an_old_call_to_a_hung_backend_is_renewed(
@@ -265,13 +265,13 @@ def test_an_old_call_to_a_hung_backend_is_renewed(
     end = threading.Event()
     server = serve(lambda context: end.wait(60) and b"\x08\x02")
     client = make_client(timeout=6.0)
-    assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
+    assert client.status(backend_at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
     eventually(lambda: server.calls == 2)
     started = time.monotonic()
-    assert client.status(at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
+    assert client.status(backend_at(server.address)).rpc_error == "DEADLINE_EXCEEDED"
     assert time.monotonic() - started < 4.5
     end.set()
-    eventually(lambda: client.status(at(server.address)).status)
+    eventually(lambda: client.status(backend_at(server.address)).status)
 
 
 def test_a_call_lasts_as_long_as_its_readers_wait(
@@ -282,25 +282,25 @@ def test_a_call_lasts_as_long_as_its_readers_wait(
     """An answer within the timeout counts, however long the timeout is."""
     monkeypatch.setattr("monitor_plugin.rpc.connection._EXTRA_CALL_SECONDS", 0.1)
     server = serve(lambda context: threading.Event().wait(0.5) or b"\x08\x02")
-    assert make_client(timeout=30).status(at(server.address)).status
+    assert make_client(timeout=30).status(backend_at(server.address)).status
     assert server.calls == 1
 
 
-def test_a_backend_that_is_back_is_reached_at_once(
+def test_a_backend_that_is_back_is_reached_immediately(
     make_client: Callable[..., StatusClient], spawner: Spawner
 ) -> None:
     """gRPC's backoff does not delay calls to a backend that serves again."""
     backend = spawner.backend(addr=f"127.0.0.1:{free_port()}")
     client = make_client()
-    assert client.status(at(backend.address)).rpc_error is None
+    assert client.status(backend_at(backend.address)).rpc_error is None
     backend.process.kill()
     backend.process.wait()
-    eventually(lambda: client.status(at(backend.address)).rpc_error == "UNAVAILABLE")
+    eventually(lambda: client.status(backend_at(backend.address)).rpc_error == "UNAVAILABLE")
     for _ in range(100):  # each would lengthen a backoff
-        client.status(at(backend.address))
+        client.status(backend_at(backend.address))
         time.sleep(0.02)
     spawner.backend(addr=backend.address)
-    assert client.status(at(backend.address)).status
+    assert client.status(backend_at(backend.address)).status
 
 
 @pytest.mark.parametrize("address", ["unix:{folder}/{number}", "127.0.0.1:{port}"])
@@ -315,7 +315,7 @@ def test_a_backend_that_was_called_too_early_answers_once_it_serves(
     client = make_client()
     held: list[int] = []
     for number in range(4):
-        backend = at(address.format(folder=tmp_path, number=number, port=free_port()))
+        backend = backend_at(address.format(folder=tmp_path, number=number, port=free_port()))
         assert client.status(backend).rpc_error == "UNAVAILABLE"
         assert client.free(backend) == "UNAVAILABLE"
         serving = spawner.backend(addr=backend.address)
@@ -342,13 +342,13 @@ def test_closing_ends_the_waits_of_readers(
     server = serve(answer)
     client = make_client()
     with ThreadPoolExecutor(1) as pool:
-        reader = pool.submit(client.status, at(server.address))
+        reader = pool.submit(client.status, backend_at(server.address))
         eventually(lambda: server.calls)
-        client.close_connection(at(server.address))
+        client.close_connection(backend_at(server.address))
         assert reader.result(30) == (None, "CANCELLED")
     client.close()
-    assert client.status(at(server.address)) == (None, "CANCELLED")
-    assert client.free(at(server.address)) == "CANCELLED"
+    assert client.status(backend_at(server.address)) == (None, "CANCELLED")
+    assert client.free(backend_at(server.address)) == "CANCELLED"
     go.set()
 
 
@@ -361,7 +361,7 @@ def test_a_call_that_just_began_may_finish_before_its_channel_is_closed(
     """gRPC 1.49 leaks the descriptor of a channel that is closed while it connects."""
     monkeypatch.setattr(connection, "_CONNECTING_SECONDS", 60.0)
     client, address = make_client(), spawner.backend().address
-    backends = [at(address, pid) for pid in range(1, 21)]
+    backends = [backend_at(address, pid) for pid in range(1, 21)]
     for backend in backends:
         request = client.request_status(backend)
         client.close_connection(backend)
@@ -374,7 +374,7 @@ def test_a_call_on_a_closed_channel_is_cancelled(
 ) -> None:
     """The exception is logged only while the connection is open."""
     client = make_client()
-    made = client._connection(at("127.0.0.1:1"))
+    made = client._connection(backend_at("127.0.0.1:1"))
     assert made
     for closed, code in ((False, "INTERNAL"), (True, "CANCELLED")):
         if closed:
@@ -386,30 +386,30 @@ def test_a_call_on_a_closed_channel_is_cancelled(
     assert len(caplog.records) == 1
 
 
-def test_a_name_that_resolves_again_is_used_at_once(
+def test_a_name_that_resolves_again_is_used_immediately(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A channel that reached no server is closed: its resolver's backoff lasts minutes."""
     backend = spawner.backend()
     port = backend.address.rpartition(":")[2]
-    dialled = []
+    targets = []
     insecure_channel = grpc.insecure_channel
 
-    def dial(target: str, options: object) -> grpc.Channel:
-        if target == KEEPER_TARGET:
+    def open_channel(target: str, options: object) -> grpc.Channel:
+        if target == UNUSED_CHANNEL_TARGET:
             return insecure_channel(target)
-        dialled.append(target)
-        return insecure_channel(target if len(dialled) > 1 else f"no-such-host.invalid:{port}")
+        targets.append(target)
+        return insecure_channel(target if len(targets) > 1 else f"no-such-host.invalid:{port}")
 
-    monkeypatch.setattr(grpc, "insecure_channel", dial)
+    monkeypatch.setattr(grpc, "insecure_channel", open_channel)
     client = make_client()
-    assert client.status(at(backend.address)) == (None, "UNAVAILABLE")
+    assert client.status(backend_at(backend.address)) == (None, "UNAVAILABLE")
     for _ in range(2):
-        assert client.status(at(backend.address)).status
-        assert len(dialled) == 2
+        assert client.status(backend_at(backend.address)).status
+        assert len(targets) == 2
 
 
-def test_of_two_channels_opened_at_once_one_is_closed(
+def test_one_of_two_channels_opened_at_the_same_time_is_closed(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Status` and `Free` that start together share one channel."""
@@ -418,9 +418,9 @@ def test_of_two_channels_opened_at_once_one_is_closed(
     closed: list[grpc.Channel] = []
     insecure_channel = grpc.insecure_channel
 
-    def dial(target: str, options: Any) -> grpc.Channel:
+    def open_channel(target: str, options: Any) -> grpc.Channel:
         channel = insecure_channel(target, options)
-        if target == KEEPER_TARGET:
+        if target == UNUSED_CHANNEL_TARGET:
             return channel
         really_close = channel.close
 
@@ -433,8 +433,8 @@ def test_of_two_channels_opened_at_once_one_is_closed(
         both.wait()
         return channel
 
-    monkeypatch.setattr(grpc, "insecure_channel", dial)
-    backend = at(spawner.backend().address)
+    monkeypatch.setattr(grpc, "insecure_channel", open_channel)
+    backend = backend_at(spawner.backend().address)
     client = make_client()
     with ThreadPoolExecutor(2) as pool:
         status, free = pool.submit(client.status, backend), pool.submit(client.free, backend)
@@ -450,7 +450,7 @@ def test_channels_are_limited_by_the_number_of_descriptors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The channel that was idle for longest is closed; if none is idle, RESOURCE_EXHAUSTED."""
-    monkeypatch.setattr("monitor_plugin.rpc.client.most_channels", lambda: 3)
+    monkeypatch.setattr("monitor_plugin.rpc.client.max_channels", lambda: 3)
     go = threading.Event()
 
     def hang(context: grpc.ServicerContext) -> bytes:
@@ -462,17 +462,17 @@ def test_channels_are_limited_by_the_number_of_descriptors(
     client = make_client()
     descriptors = len(os.listdir("/proc/self/fd"))
     for pid in range(1000, 1020):
-        assert client.status(at(quick, pid)).status == Status(2, None)
+        assert client.status(backend_at(quick, pid)).status == Status(2, None)
     # A connection is two descriptors here, as its other end is in this process too.
     eventually(lambda: len(os.listdir("/proc/self/fd")) < descriptors + 2 * 6)
     with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(client.status, at(slow.address, pid)) for pid in range(3)]
-        eventually(lambda: slow.now == 3)
-        assert client.status(at(quick)) == (None, "RESOURCE_EXHAUSTED")
-        assert client.free(at(quick)) == "RESOURCE_EXHAUSTED"
+        waiting = [pool.submit(client.status, backend_at(slow.address, pid)) for pid in range(3)]
+        eventually(lambda: slow.concurrent == 3)
+        assert client.status(backend_at(quick)) == (None, "RESOURCE_EXHAUSTED")
+        assert client.free(backend_at(quick)) == "RESOURCE_EXHAUSTED"
         go.set()
         assert [each.result(60).status for each in waiting] == [Status(1, None)] * 3
-    assert client.status(at(quick)).status == Status(2, None)
+    assert client.status(backend_at(quick)).status == Status(2, None)
 
 
 def test_closing_the_last_channel_blocks_no_thread(
@@ -483,7 +483,7 @@ def test_closing_the_last_channel_blocks_no_thread(
     Without the keeper channel gRPC 1.49.1 would shut down, with the interpreter's lock held for
     10 s, once a connection to a unix socket had failed.
     """
-    backend = at(f"unix:{tmp_path}/s")
+    backend = backend_at(f"unix:{tmp_path}/s")
     client = make_client()
     assert client.status(backend).rpc_error == "UNAVAILABLE"
     spawner.backend(addr=backend.address)
@@ -520,15 +520,15 @@ def test_a_call_is_counted_once_for_all_its_readers(
     server = serve(answer)
     client = make_client()
     with ThreadPoolExecutor(8) as pool:
-        readers = [pool.submit(client.status, at(server.address)) for _ in range(8)]
-        eventually(lambda: server.now)
+        readers = [pool.submit(client.status, backend_at(server.address)) for _ in range(8)]
+        eventually(lambda: server.concurrent)
         long_enough = time.monotonic() + 0.1
         eventually(lambda: time.monotonic() > long_enough)
-        assert (counts := client.counts(at(server.address)))
+        assert (counts := client.counts(backend_at(server.address)))
         assert counts.calls[-1] == 0  # it is not over
         release.set()
         assert {reader.result() for reader in readers} == {(Status(0), None)}
-    assert (counts := client.counts(at(server.address)))
+    assert (counts := client.counts(backend_at(server.address)))
     assert counts.calls[-1] == server.calls
     assert counts.seconds >= 0.1
     assert counts.calls[DURATION_BOUNDS.index(0.1)] < counts.calls[-1]
@@ -540,7 +540,10 @@ def test_failed_calls_are_counted_by_code(
     serve: Callable[[Callable[[grpc.ServicerContext], bytes]], Server],
 ) -> None:
     """UNAVAILABLE counts each time; UNIMPLEMENTED once, as there are no more calls."""
-    nobody, old = at("127.0.0.1:1"), at(serve(abort(grpc.StatusCode.UNIMPLEMENTED)).address)
+    nobody, old = (
+        backend_at("127.0.0.1:1"),
+        backend_at(serve(abort(grpc.StatusCode.UNIMPLEMENTED)).address),
+    )
     client = make_client()
     for _ in range(2):
         client.status(nobody)
@@ -556,7 +559,7 @@ def test_the_counts_of_a_backend_that_is_gone_are_dropped(
 ) -> None:
     """`close_connection` drops them."""
     client = make_client()
-    client.status(at("127.0.0.1:1"))
-    assert client.counts(at("127.0.0.1:1"))
-    client.close_connection(at("127.0.0.1:1"))
-    assert client.counts(at("127.0.0.1:1")) is None
+    client.status(backend_at("127.0.0.1:1"))
+    assert client.counts(backend_at("127.0.0.1:1"))
+    client.close_connection(backend_at("127.0.0.1:1"))
+    assert client.counts(backend_at("127.0.0.1:1")) is None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ...config.descriptors import most_connections
+from ...config.descriptors import max_connections
 from .channel import Channel
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Connections:
         self._channels: dict[int, Channel] = server.active_channels
         self._listen = listen
         self._idle_seconds = idle_seconds
-        self._max_open = most_connections()
+        self._max_open = max_connections()
         self._kept_free = max(1, self._max_open // 8)
         self._no_descriptor = False  # since the last call of `evict`
         self._warned = False
