@@ -20,7 +20,9 @@ class Requester(NamedTuple):
 
 
 class ClusterView(Protocol):
-    """Answers for all nodes of the cluster, or for one: `node`. Errors become responses too.
+    """Answers for all nodes of the cluster, or only for the one that the argument `node` names.
+
+    Errors are returned as responses.
 
     Attributes:
         node: the name of this node.
@@ -31,12 +33,12 @@ class ClusterView(Protocol):
     def monitor(
         self, model: str, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
-        """Read a model."""
+        """Read a model, or only its backend with the given PID."""
 
     def shutdown(
         self, model: str, force: bool, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
-        """Stop a model."""
+        """Stop a model, or only its backend with the given PID."""
 
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
@@ -47,14 +49,14 @@ class ClusterView(Protocol):
         """List the nodes, for Prometheus."""
 
     def urls(self) -> Mapping[str, str | None]:
-        """Return the HTTP URL of each node, by its name; None if it cannot be reached."""
+        """Return the HTTP URL of each node, by its name; None if other machines cannot reach it."""
 
 
 def refuse_other_node(query: Mapping[str, str], cluster: ClusterView | None) -> None:
-    """Refuse a request for another node that only that node can answer.
+    """Refuse a request whose `node` is another node, where each node answers only for itself.
 
     Raises:
-        InvalidRequest: `node` names another node; the message says where to ask.
+        InvalidRequest: `node` names another node; the message has the URL to ask.
     """
     node = query.get("node")
     if cluster is None or node in (None, cluster.node):

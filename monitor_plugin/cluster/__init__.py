@@ -1,1 +1,1 @@
-"""More than one machine: one view and one stop, over NATS."""
+"""Reads and stops the models of several machines, over NATS."""

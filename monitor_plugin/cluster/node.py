@@ -1,4 +1,4 @@
-"""This monitor's membership in a cluster: it serves other nodes, and answers for all of them."""
+"""Makes this monitor a node of a cluster: wires and starts the parts of the package."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _LEAVE_SECONDS = 1.0
 
 
 def node_name(settings: Settings) -> str:
-    """Return the name of this node: the setting `node`, or else the host's name.
+    """Return the name of this node: the setting `node`, or else the machine's host name.
 
     Raises:
-        SettingsError: the name cannot be that of a node.
+        SettingsError: the name is not valid for a node.
     """
     try:
         return validate_node(settings.node or socket.gethostname())
@@ -64,15 +64,22 @@ class ClusterNode:
         node, run = local_node.node, local_node.run
         self.directory = PeerDirectory()
         self.link = NatsLink(
-            *(settings, node, subjects.reply_prefix(node, run)),
+            settings,
+            node,
+            subjects.reply_prefix(node, run),
             on_connected=self._on_connected,
+            # `_presence` needs the link, and is created after it.
             on_hello=lambda data, sender: self._presence.on_hello(data, sender),
         )
         self._presence = Presence(node, run, self.link, subjects, self.directory)
         self._server = PeerServer(
-            *(local_node, self.link, subjects, self._presence, self._publish_models),
-            max_reads=settings.http_threads,
-            max_shutdowns=max(1, settings.http_threads // 2),
+            local_node,
+            self.link,
+            subjects,
+            self._presence,
+            self._publish_models,
+            read_threads=settings.http_threads,
+            shutdown_threads=max(1, settings.http_threads // 2),
         )
         client = PeerClient(
             local_node, self.link, subjects, self.directory, settings.cluster_timeout_seconds
@@ -90,7 +97,7 @@ class ClusterNode:
         self.link.start()
 
     def close(self) -> None:
-        """Leave the cluster. Threads that wait for another node's reply get an error."""
+        """Leave the cluster. Threads that wait for another node's reply get `NodeUnreachable`."""
         self._registry.on_change = lambda: None
         if self.link.connected:
             with contextlib.suppress(Exception):
@@ -100,28 +107,28 @@ class ClusterNode:
         self._server.join()
 
     def _on_change(self) -> None:
-        """Update the subscriptions soon. Called from any thread when a backend comes or goes."""
+        """Schedule `_update`. Called on any thread when a backend comes or goes."""
         if not self._is_update_due:
             self._is_update_due = True
             self.link.submit(self._update())
 
     async def _update(self) -> None:
-        """Subscribe for the models that this node has now, and announce them soon."""
+        """Subscribe for the models that this node has now. A change of them is announced soon."""
         try:
             await self._subscribe()
-        except Exception as error:  # the connection ended: the next one subscribes anew
-            _logger.debug("the subscriptions could not be updated: %r", error)
+        except Exception as error:  # the connection ended; `_on_connected` subscribes again
+            _logger.debug("cannot update the subscriptions: %r", error)
 
     async def _subscribe(self) -> None:
-        self._is_update_due = False  # first: a later change needs another update
+        self._is_update_due = False  # before the models are read: a later change needs an update
         models = frozenset(self._registry.models())
         handlers = dict.fromkeys(self._server.subjects(models), self._server.on_request)
-        handlers[self._subjects.all_nodes] = self._presence.on_announcement
+        handlers[self._subjects.all_announcements] = self._presence.on_announcement
         await self.link.subscribe(handlers)
         self._presence.set_models(models)
 
     async def _publish_models(self) -> None:
-        """Announce at once which models this node has."""
+        """Subscribe for the models that this node has now, and announce them immediately."""
         await self._update()
         await self._presence.announce_changes()
 
@@ -141,8 +148,9 @@ class ClusterNode:
         if is_loopback_name(host) and not all(each.is_loopback for each in servers):
             _logger.warning(
                 "other machines cannot reach %s: GET /cluster/targets leaves node %s out; set "
-                "cluster_url to where its HTTP is reached from elsewhere",
-                *(url, self._local_node.node),
+                "cluster_url to the URL at which they reach its HTTP server",
+                url,
+                self._local_node.node,
             )
             return None
         if host in _UNSPECIFIED:

@@ -23,9 +23,10 @@ from .requests.local_node import LocalNode
 from .transport.messages import Caller, Request
 from .transport.nats_link import NatsLink
 
-# Requests for models that no node is known to have. Each may wait until its deadline.
+# Maximum number of concurrent readings of models that no node is known to have. Each may wait until
+# its deadline.
 _MAX_UNKNOWN_READS = 50
-# How long this node's reading of a model waits for the first reply of other nodes that have it.
+# If this node has a model, its maximum wait for the first reply of the peers that have it too.
 _FIRST_REPLY_SECONDS = 0.5
 
 
@@ -81,7 +82,7 @@ class ClusterService:
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:
-        """List the backends of all nodes. `node`, `limit` and `after` of the query narrow that."""
+        """List the backends of all nodes. `node`, `limit` and `after` of the query select some."""
         request = Request("backends", self._caller(requester), model=model, fresh=fresh)
         node = query.get("node")
 
@@ -116,9 +117,10 @@ class ClusterService:
         return Caller(self.node, requester.name, requester.role, requester.address)
 
     def _respond(self, answer: Callable[[], Response]) -> Response:
-        """Turn an error into a response, and check the headers, which other nodes may have set.
+        """Return the response, or that of the error.
 
-        The node's header names this node unless the response names others.
+        `X-Monitor-Node` names this node unless the response has that header. Other headers than the
+        monitor's are removed, because a peer may have set them.
         """
         try:
             response = answer()
@@ -143,8 +145,8 @@ class ClusterService:
             holders = []  # the model has left that node, perhaps for another one
         if not holders:
             return self._read_unknown(model, request)
-        # This node's reading does not wait for nodes that are silent, and for others only until
-        # they say that they work.
+        # If this node has the model, the reading skips silent peers, and waits only a short time
+        # for the first reply of the others.
         skipped = [each.name for each in holders if is_local and each.silent]
         nodes = [each.name for each in holders if each.name not in skipped]
         if is_local:
@@ -158,7 +160,7 @@ class ClusterService:
     def _locate(
         self, model: str, pid: int | None, node: str | None, *, stopping: bool
     ) -> tuple[bool, Sequence[Peer]]:
-        """Decide which nodes a request is for: whether for this one, and for which others.
+        """Return whether this node is to answer a request, and which peers are.
 
         Two containers can have the same PIDs. Therefore a PID of this node suffices to read a
         backend, but not to stop it if other nodes have the model too.
@@ -186,7 +188,7 @@ class ClusterService:
         return False, holders
 
     def _read_unknown(self, model: str, request: Request) -> Response:
-        """Request a model that no node is known to have of every node."""
+        """Read a model that no node is known to have, by a request to all nodes."""
         # While NATS hangs, these requests must not take all threads of the HTTP server.
         if not self._unknown_reads.acquire(timeout=SILENT_SECONDS):
             raise NodeUnreachable(

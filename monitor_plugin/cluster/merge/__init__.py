@@ -1,1 +1,1 @@
-"""Several nodes' answers merged into one."""
+"""Merges the answers of several nodes into one."""

@@ -28,14 +28,15 @@ from ..transport.nats_link import NatsLink
 from .readings import answer_of, join_names
 
 _MAX_LIMIT = 10_000
-# The least time for the answer of a node that works, regardless of the deadline for all nodes.
+# Minimum wait for a node that has sent a reply of kind `working`, also after the deadline for all
+# nodes.
 _MIN_ANSWER_SECONDS = 2.0
-# Maximum number of nodes that are asked at once, and so of lists in memory beside the merged one.
+# Maximum number of nodes that are asked at the same time. It limits the lists in memory, too.
 _NODES_AT_ONCE = 16
 
 
 class _RawList(msgspec.Struct, frozen=True):
-    """A node's list. The items stay as the node encoded them: it may be of another version."""
+    """A node's list. The items stay encoded, because a node of another version has other fields."""
 
     backends: list[msgspec.Raw]
     ended: list[msgspec.Raw]
@@ -64,9 +65,11 @@ class _End(msgspec.Struct, frozen=True):
 
 
 class _NodeList(msgspec.Struct):
-    """A node's list, with the PIDs of its backends and the times of its ends.
+    """A node's list, or the error if there is none.
 
-    Without a list, `error` says why.
+    Attributes:
+        backends, pids: the encoded backends, and their PIDs.
+        ended: the encoded backends that have ended, and the times at which they did.
     """
 
     backends: list[msgspec.Raw] = []
@@ -106,12 +109,12 @@ class ClusterLists:
             urls: the HTTP URL of each node, by its name.
 
         Raises:
-            NodeUnreachable: the node to list does not answer.
-            InvalidRequest: there is no such node, or the query is wrong.
+            ClusterError: `node` did not answer.
+            InvalidRequest: there is no node `node`, or the query is wrong.
         """
         limit, after_node, after_pid = _parse_page(query)
         names = [each for each in sorted(urls if node is None else [node]) if each >= after_node]
-        if limit is not None:  # one more shows whether there is a next page
+        if limit is not None:  # one backend more than fits shows whether there is a next page
             request = replace(request, limit=limit + 1)
         pages: list[msgspec.Raw] = []
         count = 0
@@ -129,7 +132,7 @@ class ClusterLists:
             results = self._client.read_nodes(
                 requests, max(SILENT_SECONDS, seconds), max(_MIN_ANSWER_SECONDS, seconds)
             )
-            # All nodes together get about the time of one, because many could hang.
+            # The deadline is that of all nodes together, because many could hang.
             seconds = deadline - time.monotonic()
             for result in results:
                 if node is not None and result.error is not None:
@@ -143,8 +146,8 @@ class ClusterLists:
                 page = part.backends[: None if limit is None else limit - count]
                 count += len(page)
                 if page:
-                    # One copy of each page: the items themselves are views of the whole body, and
-                    # a copy of each takes 20 MiB more for 5,000 backends.
+                    # This copies the items, which are views of the node's whole body. A copy of
+                    # each item takes 20 MiB more for 5,000 backends.
                     pages.append(msgspec.Raw(b",".join(page)))
                     last = f"{result.node}/{part.pids[len(page) - 1]}"
                 is_full = count == limit
@@ -163,7 +166,7 @@ class ClusterLists:
                     )
                 )
         answer = ClusterBackendsAnswer(
-            # msgspec writes a `Raw` unchanged, also if it is several items with commas.
+            # msgspec writes a `Raw` unchanged, also if it has several items, separated by commas.
             backends=cast("list[NodeBackendItem]", pages),
             ended=cast("list[NodeEndItem]", [raw for _, raw in ended]),
             machine=machine,
@@ -211,7 +214,8 @@ def _parse_page(query: Mapping[str, str]) -> tuple[int | None, str, int]:
     """Parse `limit` and `after`.
 
     Returns:
-        The maximum number of backends, None for all; and the node and PID that the page follows.
+        The maximum number of backends, None for all; and the node and PID of the last backend of
+        the page before.
     """
     text = query.get("limit")
     after = query.get("after", "")

@@ -16,10 +16,10 @@ _MAX_HEADER_CHARACTERS = 2048
 
 
 def merge_readings(results: Sequence[PeerResult]) -> Response:
-    """Merge several nodes' readings of a model. Nodes that gave an error are named in a header.
+    """Merge several nodes' readings of a model. A header names the nodes that gave no answer.
 
     Raises:
-        MonitorError: no node gave a reading, and at least one of them no answer.
+        MonitorError: no node gave a reading, and a node that gave no answer may have the model.
     """
     results = sorted(results, key=lambda each: each.node)
     replies = [each.reply for each in results if each.reply]
@@ -57,15 +57,15 @@ def join_names(nodes: Sequence[str]) -> str:
 
 
 def answer_of(reply: Reply) -> Response:
-    """Return the answer of a reply, with the node's header."""
+    """Return the answer of a reply, with the header that names the node."""
     assert reply.answer is not None
     return with_headers(reply.answer, {NODE_HEADER: reply.node})
 
 
 def _without_reading(replies: Sequence[Reply], errors: Sequence[Exception]) -> Response:
-    """Return an error that a node answered with, or raise that of a node that did not answer.
+    """Return a node's error response, or raise the error of a node that did not answer.
 
-    "Not loaded" counts only if all nodes answered, because a silent one may have the model.
+    "Not loaded" is returned only if all nodes answered, because the others may have the model.
     """
     for reply in replies:
         if _outcome(reply) != "model_not_loaded" or not errors:

@@ -25,8 +25,8 @@ from ..transport.messages import Request
 from ..transport.nats_link import NatsLink
 from .readings import answer_of, join_names
 
-# The wait for other nodes' offers if only this node is known to have the model. This node's own
-# stop takes about as long, because it watches whether the host restarts the model.
+# Maximum wait for other nodes' offers if only this node is known to have the model. The stop here
+# takes about as long, because the monitor watches whether the host restarts the model.
 _NO_HOLDERS_SECONDS = 1.0
 
 
@@ -52,12 +52,12 @@ class ClusterShutdowns:
         Args:
             request: the shutdown.
             is_local: whether this node has the model.
-            holders: the other nodes that are known to have it.
-            one_peer: whether to stop it on the first of the holders alone.
+            holders: the peers that are known to have the model.
+            one_peer: whether to stop it only on the first of the holders.
 
         Raises:
             ModelNotLoaded: no node has the model.
-            MonitorError: the only node that should have stopped it gave no answer.
+            MonitorError: the only node to stop it gave no answer.
         """
         model = request.model or ""
         future = self._link.submit(
@@ -70,7 +70,7 @@ class ClusterShutdowns:
             results.append(PeerResult(self._local_node.node, self._local_node.answer(request)))
         try:
             results += future.result()
-        except MonitorError as error:  # the monitor is closing; the stops may go on
+        except MonitorError as error:  # the monitor is closing; peers may still stop the model
             for node in [each.name for each in holders] or [""]:
                 where = f"on node {node!r}" if node else "on other nodes"
                 unknown = OutcomeUnknown(
@@ -93,7 +93,9 @@ class ClusterShutdowns:
         first_seconds = _NO_HOLDERS_SECONDS if only_local else math.inf
         for_offers = replace(request, operation="offer")
         offers = await self._client.offers(model, for_offers, holders, first_seconds)
-        if only_local:  # without a name it is no node that is known to have the model
+        if (
+            only_local
+        ):  # no peer is known to have the model, so that a result without name is no error
             offers = [each for each in offers if each.node]
         results = list(await asyncio.gather(*(self._accept(each, request) for each in offers)))
         if any(each.reply for each in results):
@@ -115,7 +117,7 @@ class ClusterShutdowns:
         return [
             PeerResult(each.node, error=ShutdownFailed(model, f"{reason} ({each.node})"))
             for each in await self._client.still_loaded(model, replace(request, operation="loaded"))
-            if each.kind == "loaded" and each.run not in runs
+            if each.run not in runs
         ]
 
     def _merge(self, model: str, results: Sequence[PeerResult]) -> Response:
@@ -139,7 +141,7 @@ class ClusterShutdowns:
         kind = error_kind(worst.error or ShutdownFailed(model, ""))
         if worst.reply and worst.reply.answer:
             answer = worst.reply.answer
-            if not (stopped and answer.status == 503):  # 503 says that nothing was stopped
+            if not (stopped and answer.status == 503):  # a 503 means that nothing was stopped
                 kind = kind._replace(status=answer.status, type=answer.outcome or kind.type)
                 headers = {**answer.headers, **headers}  # such as `Retry-After`
         message = f"model {model!r}: " + "; ".join(messages)
@@ -161,7 +163,7 @@ def _outcome(result: PeerResult) -> str:
 
 
 def _rank(result: PeerResult) -> int:
-    """Order failures: outcomes unknown, stops failed, nothing stopped, requests forbidden."""
+    """Rank failures: 0 outcome unknown, 1 stop failed, 2 nothing stopped, 3 request forbidden."""
     if isinstance(result.error, OutcomeUnknown):
         return 0
     if result.reply and result.reply.answer and result.reply.answer.status != 503:

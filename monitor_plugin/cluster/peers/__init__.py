@@ -1,1 +1,1 @@
-"""The other nodes of the cluster, and what this node publishes of itself."""
+"""Announces this node to its peers, and records their announcements."""

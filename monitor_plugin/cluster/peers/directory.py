@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 from ..transport.messages import Announcement
 
-# A peer that has announced nothing for so long is forgotten.
-FORGOTTEN_SECONDS = 600.0
+# A peer that has neither announced itself nor replied for this time is removed.
+_EXPIRY_SECONDS = 600.0
 _MAX_PEERS = 10_000
 
 
 class Peer(NamedTuple):
-    """Another node, as this node knows it now.
+    """What this node knows of another node.
 
     Attributes:
-        url: the URL of its HTTP server; None if it cannot be reached from elsewhere.
-        models: its models.
-        is_complete: whether `models` are those of `revision`.
-        last_seen: when it announced itself or replied, by the monotonic clock.
-        silent: whether it did not reply to the last request, and has announced nothing since.
+        run, revision, url: those of the last announcement.
+        models: the models of the last announcement that listed some, and of later replies.
+        is_complete: whether the models of `revision` are known.
+        last_seen: the time of the last announcement or reply, by the monotonic clock.
+        silent: whether the node did not reply to the last request, nor announced itself since.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PeerDirectory:
         self._peers: dict[str, Peer] = {}
 
     def update(self, announcement: Announcement) -> bool:
-        """Record an announcement, and return whether the node must be asked for its models."""
+        """Record an announcement. Return whether the models of its revision must be requested."""
         with self._lock:
             known = self._peers.get(announcement.node)
             same_run = known is not None and known.run == announcement.run
@@ -72,7 +72,7 @@ class PeerDirectory:
             return not is_complete
 
     def record_reply(self, name: str, model: str | None = None) -> None:
-        """Record that a node replies, and that it has `model` unless that is None."""
+        """Record that a node has replied, and that it has `model`, unless None."""
         with self._lock:
             if known := self._peers.get(name):
                 models = known.models if model is None else known.models | {model}
@@ -87,8 +87,8 @@ class PeerDirectory:
                 self._peers[name] = known._replace(silent=True)
 
     def expire(self) -> None:
-        """Forget the peers that have announced nothing for `FORGOTTEN_SECONDS`."""
-        oldest = time.monotonic() - FORGOTTEN_SECONDS
+        """Remove the peers that have neither announced themselves nor replied for 10 minutes."""
+        oldest = time.monotonic() - _EXPIRY_SECONDS
         with self._lock:
             for peer in list(self._peers.values()):
                 if peer.last_seen < oldest:

@@ -16,9 +16,10 @@ from .directory import PeerDirectory
 _logger = logging.getLogger(__name__)
 
 _HEARTBEAT_SECONDS = 5.0
-# With more nodes than this each one announces itself less often, as every node receives all.
+# With more peers than this, the time between heartbeats grows with their number, because every node
+# receives the heartbeats of all nodes.
 _MANY_NODES = 100
-# After so long a connection every running peer has announced itself, and others may be forgotten.
+# Peers expire only after a connection of this time: then every running peer has announced itself.
 _SETTLED_SECONDS = 30.0
 # Changes within this time are announced together.
 _GATHER_SECONDS = 0.02
@@ -29,7 +30,7 @@ class Presence:
     """Publishes this node's models and heartbeat, and records those of its peers.
 
     Args:
-        node, run: this node's name, and the run of it.
+        node, run: this node's name and run.
         link: the connection to NATS.
         subjects: the subjects of the cluster.
         directory: receives the peers' announcements.
@@ -57,7 +58,7 @@ class Presence:
         self.url: str | None = None
 
     def set_models(self, models: frozenset[str]) -> None:
-        """Set this node's models. A change is announced soon."""
+        """Set this node's models. A change is announced after `_GATHER_SECONDS`."""
         if models == self._models and self._revision:
             return
         self._models = models
@@ -68,7 +69,8 @@ class Presence:
 
     async def join(self) -> None:
         """Announce this node on a new connection, and ask its peers to announce themselves."""
-        # The revision is enough for peers that know it: after an outage all nodes join at once.
+        # Without models the message is small, as all nodes join at the same time after an outage.
+        # Peers that do not know the revision ask for its models.
         with_models = self._announced_revision != self._revision
         self._joined_at = time.monotonic()
         await self.announce(reply=self._link.requests.hello_subject, with_models=with_models)
@@ -80,7 +82,7 @@ class Presence:
         """Announce that this node leaves. No announcement follows."""
         self._has_left = True
         announcement = self._announcement([], leaving=True)
-        await self._link.publish(self._subjects.node(self._node), pack(announcement))
+        await self._link.publish(self._subjects.announcements(self._node), pack(announcement))
         await self._link.flush()
 
     async def announce(
@@ -89,14 +91,16 @@ class Presence:
         """Announce this node.
 
         Args:
-            to: the subject; None for the one to all nodes.
+            to: a peer's subject; None to announce this node to all nodes.
             reply: the subject on which the receivers shall announce themselves.
             with_models: whether to list the models.
         """
         if self._has_left:
             return
         announcement = self._announcement(self._listed_models() if with_models else None)
-        if await self._publish(to or self._subjects.node(self._node), pack(announcement), reply):
+        subject = to or self._subjects.announcements(self._node)
+        published = await self._publish(subject, pack(announcement), reply)
+        if published:
             self._announced_revision = announcement.revision
 
     def _announcement(self, models: list[str] | None, leaving: bool = False) -> Announcement:
@@ -119,7 +123,7 @@ class Presence:
         await self.announce_changes()
 
     async def announce_changes(self) -> None:
-        """Announce the models now, unless they are as announced before."""
+        """Announce the models immediately, if they changed since their last announcement."""
         if self._announced_revision != self._revision:
             await self.announce()
 
@@ -127,14 +131,17 @@ class Presence:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
             is_settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
-            if is_settled and self._link.connected:  # without a connection nothing is known of them
+            # Without a connection no announcement arrives.
+            if is_settled and self._link.connected:
                 self._directory.expire()
             await self.announce(with_models=False)
 
     async def on_announcement(self, message: Msg) -> None:
-        """Record a peer's announcement, and announce this node to it if it asks for that."""
+        """Record a peer's announcement. If it has a reply subject, announce this node there."""
         announcement = unpack_announcement(message.data)
-        if announcement is None or message.subject != self._subjects.node(announcement.node):
+        if announcement is None:
+            return
+        if message.subject != self._subjects.announcements(announcement.node):
             return
         self._record(announcement)
         if message.reply and announcement.node != self._node:
@@ -143,7 +150,12 @@ class Presence:
                 await self.announce(to=to, with_models=False)
 
     def on_hello(self, data: bytes, sender: str) -> None:
-        """Record an announcement to this node alone, if it is of the node whose token is given."""
+        """Record an announcement to this node alone, unless it names another node than its sender.
+
+        Args:
+            data: the announcement.
+            sender: the encoded name of the node that sent it.
+        """
         announcement = unpack_announcement(data)
         if announcement is not None and encode_token(announcement.node) == sender:
             self._record(announcement)
@@ -166,7 +178,7 @@ class Presence:
     async def _publish(self, subject: str, data: bytes, reply: str) -> bool:
         try:
             await self._link.publish(subject, data, reply)
-        except Exception as error:  # the connection ended: the next one begins with announcements
-            _logger.debug("nothing could be published to %s: %r", subject, error)
+        except Exception as error:  # the connection ended; `join` announces again on the next one
+            _logger.debug("cannot publish to %s: %r", subject, error)
             return False
         return True

@@ -1,1 +1,1 @@
-"""Requests to other nodes, and the answers to theirs."""
+"""Sends requests to other nodes, and serves theirs."""

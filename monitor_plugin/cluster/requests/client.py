@@ -24,14 +24,16 @@ from ..transport.pending_requests import Failure, Replies, collect_replies
 from ..transport.subjects import Subjects
 from .local_node import LocalNode
 
-# The wait for a node that did not reply to the last request, and has announced nothing since.
+# Maximum wait for a node whose `Peer.silent` is true.
 SILENT_SECONDS = 0.25
-# The wait for offers to stop a model. They expire after 10 s, so a slow node must not delay them.
+# Maximum wait for offers to stop a model. Offers expire after 10 s, so a slow node must not delay
+# the shutdown on the other nodes.
 _OFFERS_SECONDS = 5.0
+# Maximum wait, after a shutdown, for nodes that still have the model.
 _RECHECK_SECONDS = 1.0
-# A node that stops a model says every second that it works.
+# Minimum time after which a node that stops a model counts as silent: it replies every second.
 _MIN_STOP_SECONDS = 3.0
-# The longest wait for a node that says that it works.
+# Maximum wait for a node that sends replies of kind `working`.
 _MAX_SHUTDOWN_SECONDS = 3600.0
 
 
@@ -50,15 +52,15 @@ class PeerResult(NamedTuple):
 class PeerClient:
     """Sends requests to nodes. All methods but `read_nodes` run on the link's event loop.
 
-    Each request ends within `timeout_seconds`. One for offers to stop a model ends within 5 s; a
-    node that stops a model may be silent for at least 3 s.
+    A request ends within `timeout_seconds`. Only `shutdown` takes as long as the stop of the model.
 
     Args:
         local_node: answers for this node.
         link: the connection to NATS.
         subjects: the subjects of the cluster.
         directory: the other nodes.
-        timeout_seconds: how long a node may take to answer, or be silent while it stops a model.
+        timeout_seconds: how long a node may take to answer; also how long it may be silent while it
+            stops a model, but at least 3 s.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class PeerClient:
         first_seconds: float = math.inf,
         seconds: float = math.inf,
     ) -> list[PeerResult]:
-        """Request readings or lists of several nodes at the same time, on the caller's thread.
+        """Request readings or lists of several nodes at the same time, and wait for them.
 
         Args:
-            requests: the request to each node, by its name; this node's own is answered here.
-            first_seconds: maximum wait for a node's first reply, which may say that it works.
-            seconds: maximum wait for its answer.
+            requests: the request to each node, by the node's name. The request to this node is
+                answered on the caller's thread.
+            first_seconds: maximum wait for a node's first reply, which may be of kind `working`.
+            seconds: maximum wait for a node's answer.
         """
         local = self._local_node.node
         futures = {
@@ -113,12 +116,14 @@ class PeerClient:
     async def read_holders(
         self, model: str, request: Request, seconds: float = math.inf
     ) -> list[PeerResult] | None:
-        """Request a model that no node is known to have, of all nodes; None if none has it.
+        """Request a model from every node that has it, if no node is known to have it.
 
-        The results include nodes that said that they work on the request, and sent no answer.
+        Returns:
+            A result of each node that replied; an error for a node that replied only that it works
+            on the request. None if no node has the model.
 
         Raises:
-            NodeUnreachable: it cannot be found out whether a node has the model.
+            NodeUnreachable: it is unknown whether a node has the model.
             NodeForbidden: NATS does not let this node send the request.
         """
         subject = self._subjects.read_model(model)
@@ -140,7 +145,7 @@ class PeerClient:
             raise _no_reply_error("", failure, subject, stopping=False)
         if failure is Failure.LOST:
             reason = "the connection to NATS ended while it was asked; ask again"
-        else:  # NATS reports at once that no node subscribes, unless it hangs
+        else:  # if no node subscribed, NATS would have said so immediately, unless it hangs
             reason = (
                 "nobody answers: a node that has it hangs, and had not said its name, or NATS "
                 "does; GET /cluster/targets lists those that have"
@@ -148,7 +153,7 @@ class PeerClient:
         raise NodeUnreachable(f"whether model {model!r} is loaded on a node is unknown: {reason}")
 
     async def still_loaded(self, model: str, request: Request) -> list[Reply]:
-        """Return the replies of the nodes that still have a model; none if they cannot be asked."""
+        """Return the replies of the nodes that still have a model; none without NATS."""
         try:
             results = await self.read_holders(model, request, _RECHECK_SECONDS) or []
             return [each.reply for each in results if each.reply]
@@ -156,24 +161,24 @@ class PeerClient:
             return []
 
     async def offer(self, node: str, request: Request, seconds: float = math.inf) -> PeerResult:
-        """Request an offer to stop a model of one node, and wait at most so many seconds."""
+        """Request an offer to stop a model from one node. `seconds` is the maximum wait."""
         subject = self._subjects.shutdown_node(node)
         return await self._request_node(subject, node, request, seconds=seconds)
 
     async def offers(
         self, model: str, request: Request, holders: Sequence[Peer], first_seconds: float
     ) -> list[PeerResult]:
-        """Request offers to stop a model of every node that has it.
+        """Request offers to stop a model from every node that has it, for about 5 s at most.
 
         Args:
             model: the model's name.
             request: the request.
             holders: the nodes that are known to have the model.
-            first_seconds: maximum wait for each of them.
+            first_seconds: maximum wait for the first reply of each holder.
 
         Returns:
-            A result of each node that replied, and of each holder. One without a node's name says
-            why it is not known which nodes have the model.
+            A result of each node that replied, and of each holder. A result without a node's name
+            says why it is unknown which nodes have the model.
         """
         subject = self._subjects.shutdown_model(model)
         awaited = [each for each in holders if not each.silent] or holders
@@ -186,19 +191,22 @@ class PeerClient:
             return unsent or [PeerResult("", error=_nothing_sent(model, error))]
         results = [self._result(each) for each in replies]
         replied = {each.node for each in results}
-        # A holder may have lost the model, and so the subscription, just now: ask it by its name.
+        # A holder that has just lost the model does not get requests on the model's subject any
+        # more. So the request is sent again, to the node itself.
         may_lack_model = failure in (None, Failure.NO_RESPONDERS)
-        again = []
+        send_again = []
         for peer in holders:
             if peer.name in replied:
                 continue
             if may_lack_model or peer not in awaited:
-                again.append(peer.name)
+                send_again.append(peer.name)
             else:
                 results.append(self._no_reply(peer.name, failure, subject, stopping=True))
-        # A short wait if others have replied, because their offers expire.
+        # The wait is short if other nodes have replied, because their offers expire.
         seconds = _OFFERS_SECONDS if failure is Failure.NO_RESPONDERS else SILENT_SECONDS
-        results += await asyncio.gather(*(self.offer(each, request, seconds) for each in again))
+        results += await asyncio.gather(
+            *(self.offer(each, request, seconds) for each in send_again)
+        )
         if not results and failure is not Failure.NO_RESPONDERS:
             results.append(self._no_reply("", failure, subject, stopping=True))
         return results
@@ -206,7 +214,8 @@ class PeerClient:
     async def shutdown(self, offer: Reply, request: Request) -> PeerResult:
         """Accept a node's offer, and wait for the answer for as long as the node says it works.
 
-        Unless the request certainly did not reach the node, a missing answer is `OutcomeUnknown`.
+        If there is no answer, the error is `OutcomeUnknown`; but not if the request certainly did
+        not reach the node.
         """
         node, model = offer.node, request.model or ""
         subject = self._subjects.shutdown_now(node, offer.run)
@@ -258,21 +267,25 @@ class PeerClient:
         known = self._directory.get(node)
         try:
             replies, failure, _ = await self._request(
-                *(subject, request, [known or Peer(node)], first_seconds, seconds),
+                subject,
+                request,
+                [known or Peer(node)],
+                first_seconds,
+                seconds,
                 accept_others=False,
             )
         except ClusterError as error:
             return _not_sent(node, error)
-        for reply in replies:
+        if replies:
             self._directory.record_reply(node)
-            return self._result(reply)
+            return self._result(replies[0])
         if known is None and failure is Failure.NO_RESPONDERS:
             names = ", ".join(each.name for each in self._directory.peers()) or "none"
             absent = InvalidRequest(
                 f"there is no node {node!r} in the cluster; the others that are known: {names}"
             )
             return PeerResult(node, error=absent)
-        # The last nodes of a list get less time than `timeout_seconds`: that is no silence.
+        # The last nodes of a long list get less time than `timeout_seconds`. They are not silent.
         is_cut = min(first_seconds, seconds) < self.timeout_seconds
         is_silent = not (is_cut and request.operation == "backends")
         stopping = request.operation == "offer"
@@ -288,7 +301,7 @@ class PeerClient:
         *,
         accept_others: bool,
     ) -> Replies:
-        """Send a request, and collect the replies: see `collect_replies`.
+        """Send a request, and collect the replies as `collect_replies` does.
 
         Raises:
             ClusterError: there is no connection; nothing was sent.
@@ -330,7 +343,7 @@ class PeerClient:
 def _no_reply_error(
     node: str, failure: Failure | None, subject: str, *, stopping: bool
 ) -> ClusterError:
-    """Make the error of a node that did not reply to a request that changes nothing.
+    """Make the error of a node that did not reply to a request for a reading or an offer.
 
     Args:
         node: the name of the node; empty if it is not known which node should have replied.
@@ -376,7 +389,7 @@ def invalid_reply(node: str) -> NodeUnreachable:
 
 
 def where_to_ask(node: str, model: str) -> str:
-    """Name the requests that show whether a node, or any if the name is empty, has a model."""
+    """Return the HTTP requests that show whether a node, or any if `node` is "", has a model."""
     model, node = quote(model, safe=""), quote(node)
     if not node:
         return f"GET /backend/monitor?model={model}, or GET /backends"

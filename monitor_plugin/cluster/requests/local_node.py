@@ -28,11 +28,11 @@ class LocalNode:
 
     Args:
         node: the name of this node.
-        registry: its backends.
-        model_reader: reads its models.
-        coordinator: shuts its models down.
-        sweeper: reads all its backends.
-        describe_last_exit: describes how the last backend of a model ended here; None if none has.
+        registry: this node's backends.
+        model_reader: reads this node's models.
+        coordinator: shuts this node's models down.
+        sweeper: reads all backends of this node.
+        describe_last_exit: describes how the last backend of a model ended; None if none has ended.
 
     Attributes:
         run: identifies this process among all that ever had the node's name.
@@ -61,7 +61,7 @@ class LocalNode:
         return any(pid in (None, each.backend.pid) for each in records)
 
     def answer(self, request: Request, *, audit: bool = False) -> Reply:
-        """Do what a request of operation `monitor`, `backends` or `shutdown` asks for.
+        """Answer a request of operation `monitor`, `backends` or `shutdown`, also with an error.
 
         Args:
             request: the request.
@@ -73,7 +73,7 @@ class LocalNode:
                 reply = operations[request.operation](request)
         except MonitorError as error:
             pids = error.pids if isinstance(error, ShutdownFailed) else ()
-            message = f"{error} (node {self.node})" if pids else None  # PIDs are a node's
+            message = f"{error} (node {self.node})" if pids else None  # a PID is that of one node
             reply = self._reply(error_response(error, message))
         except Exception as error:
             _logger.exception("a request could not be answered")
@@ -94,7 +94,7 @@ class LocalNode:
         return replace(reply, memory=memory, memory_source=source)
 
     def _list(self, request: Request) -> Reply:
-        """List backends; those of a page in the order of their PIDs."""
+        """List backends. A page is sorted by PID."""
         listed = self._lister.list(request.model, request.fresh)
         if request.limit is not None:
             after_pid = request.after_pid or 0

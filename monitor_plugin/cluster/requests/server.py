@@ -22,9 +22,10 @@ from .local_node import LocalNode
 
 _logger = logging.getLogger(__name__)
 
+# Maximum number of readings that run or wait for a thread.
 _MAX_READS = 1000
 _RETRY_AFTER_SECONDS = 5
-# The time until the first reply of kind `working`, and the time between later ones.
+# The time until the first reply of kind `working`, and between two of them.
 _FIRST_WORKING_SECONDS = 0.1
 _WORKING_SECONDS = 1.0
 _OFFER_SECONDS = 10.0
@@ -34,16 +35,16 @@ _MAX_OFFERS = 1000
 class PeerServer:
     """Serves requests. Readings and shutdowns run on threads, everything else on the event loop.
 
-    A request is served only on the subject that NATS' permissions guard for it. The reply goes only
-    to the node that the request names as its sender.
+    A request is served only on the subjects of its operation, because NATS' permissions are those
+    of subjects. The reply goes only to the node that the request names as its sender.
 
     Args:
         local_node: makes the answers.
         link: the connection to NATS.
         subjects: the subjects of the cluster.
         presence: announces this node.
-        publish_models: announces at once which models this node has.
-        max_reads, max_shutdowns: the number of threads for readings, and for shutdowns.
+        publish_models: announces immediately which models this node has.
+        read_threads, shutdown_threads: maximum number of threads for readings, and for shutdowns.
     """
 
     def __init__(
@@ -54,17 +55,17 @@ class PeerServer:
         presence: Presence,
         publish_models: Callable[[], Awaitable[None]],
         *,
-        max_reads: int,
-        max_shutdowns: int,
+        read_threads: int,
+        shutdown_threads: int,
     ) -> None:
         self._local_node = local_node
         self._link = link
         self._subjects = subjects
         self._presence = presence
         self._publish_models = publish_models
-        self._read_pool = ThreadPoolExecutor(max_reads, "monitor-cluster-read")
-        self._shutdown_pool = ThreadPoolExecutor(max_shutdowns, "monitor-cluster-stop")
-        self._max_shutdowns = max_shutdowns
+        self._read_pool = ThreadPoolExecutor(read_threads, "monitor-cluster-read")
+        self._shutdown_pool = ThreadPoolExecutor(shutdown_threads, "monitor-cluster-stop")
+        self._max_shutdowns = shutdown_threads
         self._reads = self._shutdowns = 0
         self._offers = StopOffers()
 
@@ -81,7 +82,7 @@ class PeerServer:
         return found
 
     async def on_request(self, message: Msg) -> None:
-        """Serve a request, unless it came on a subject that is not for it."""
+        """Serve a request, unless it came on a subject of another operation, node or model."""
         request = unpack(message.data, Request)
         if request is None or message.subject not in self._allowed_subjects(request):
             return
@@ -91,7 +92,7 @@ class PeerServer:
             return
         if request.operation == "models":
             await self._presence.announce(reply_to)
-        elif (reply := self._reply_at_once(request)) is not None:
+        elif (reply := self._reply_without_thread(request)) is not None:
             await self._send(reply_to, reply)
         elif request.operation == "shutdown":
             self._shutdowns += 1
@@ -100,7 +101,7 @@ class PeerServer:
             self._reads += 1
             self._link.spawn(self._read(reply_to, request))
 
-    def _reply_at_once(self, request: Request) -> Reply | None:
+    def _reply_without_thread(self, request: Request) -> Reply | None:
         """Make an offer, or refuse a request; None if the request needs a thread."""
         if request.operation == "loaded":
             return self._reply("loaded")
@@ -149,12 +150,12 @@ class PeerServer:
             reply = await self._run(reply_to, self._shutdown_pool, stop)
         finally:
             self._shutdowns -= 1
-        # Before the reply: once a client has that, no node may take the model for loaded.
+        # Before the reply: once the client has it, no node may list the model as loaded.
         await self._publish_models()
         await self._send(reply_to, reply)
 
     async def _run(self, reply_to: str, pool: Executor, answer: Callable[[], Reply]) -> Reply:
-        """Make the answer on a thread, and tell the other node meanwhile that this one works."""
+        """Make the answer on a thread. Until it is ready, send replies of kind `working`."""
         future = asyncio.get_running_loop().run_in_executor(pool, answer)
         seconds = _FIRST_WORKING_SECONDS
         while not (await asyncio.wait([future], timeout=seconds))[0]:
@@ -176,11 +177,11 @@ class PeerServer:
         try:
             for part in split_reply(reply, self._link.max_payload):
                 await self._link.publish(reply_to, part)
-        except Exception as error:  # the other node's deadline will pass
-            _logger.debug("a reply could not be sent: %r", error)
+        except Exception as error:  # the other node waits until its deadline
+            _logger.debug("cannot send a reply: %r", error)
 
     def close(self) -> None:
-        """Accept no more work. What is under way has deadlines of its own, and goes on."""
+        """Start no more work. Running readings and shutdowns continue until their own deadlines."""
         self._read_pool.shutdown(wait=False, cancel_futures=True)
         self._shutdown_pool.shutdown(wait=False, cancel_futures=True)
 
@@ -193,15 +194,15 @@ class PeerServer:
 class StopOffers:
     """The open offers to stop a model. A shutdown must accept one within 10 s, and only once.
 
-    So a request that was delayed, by a server that hung for example, stops nothing. An offer holds
-    only for the node, the model and the PID that it was requested with.
+    Therefore a shutdown that was delayed, for example by a NATS server that hung, stops nothing. An
+    offer is valid only for the node, the model and the PID of the request for it.
     """
 
     def __init__(self) -> None:
         self._offers: dict[str, tuple[float, tuple[object, ...]]] = {}
 
     def make(self, request: Request) -> str:
-        """Make an offer in reply to a request, and return its key."""
+        """Make an offer for a request, and return the key of the offer."""
         self._discard_old()
         while len(self._offers) >= _MAX_OFFERS:
             del self._offers[next(iter(self._offers))]
@@ -211,7 +212,7 @@ class StopOffers:
         return key
 
     def accept(self, request: Request) -> bool:
-        """Remove the offer that a shutdown names; False if there is none with the same terms."""
+        """Remove the offer that a shutdown accepts. Return whether it existed and was valid."""
         self._discard_old()
         key = request.offer or ""
         terms = (request.caller.node, request.model, request.pid)

@@ -41,7 +41,7 @@ class LoopThread:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread. Coroutines that are not done raise `NodeUnreachable` to their callers."""
+        """End the thread. The futures of unfinished coroutines raise `NodeUnreachable`."""
         with self._lock:
             was_open, self._is_open = self._is_open, False
         if was_open:
@@ -67,11 +67,11 @@ class LoopThread:
         return future
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop, and wait for its result on another thread: see `submit`."""
+        """Run a coroutine as `submit` does, and return its result. Blocks the calling thread."""
         return self.submit(coroutine).result()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run a coroutine in the background. To be called on the loop."""
+        """Run a coroutine in the background. Call this on the loop only."""
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)  # the loop has weak references only
         task.add_done_callback(self._tasks.discard)
@@ -96,7 +96,7 @@ async def _until_closed(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def _cancel_tasks() -> None:
-    await asyncio.sleep(0)  # so that each task has started: else `_until_closed` catches nothing
+    await asyncio.sleep(0)  # `_until_closed` handles a cancellation only in a task that has started
     for _ in range(2):  # nats-py ignores a cancellation while it flushes
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:

@@ -13,16 +13,16 @@ from ...domain.models import Memory, Reading
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
-# The largest part of a body in one message, and the room for the message's other fields.
+# Maximum size of a body in one message, and the size reserved for the message's other fields.
 _PART_BYTES = 256 * 1024
 _OTHER_FIELDS_BYTES = 16 * 1024
 
 
 class Caller(msgspec.Struct, frozen=True, rename={"address": "whence"}):
-    """The client that caused a request, as the node that serves its HTTP connection knows it.
+    """The HTTP client on whose behalf a node sends a request.
 
     Attributes:
-        node: the name of that node.
+        node: the name of the node that sends the request.
         name: the name of the client's token.
         role: `read` or `admin`.
         address: the client's address.
@@ -47,7 +47,8 @@ class Request(
             on those for shutdowns; `shutdown` on the subject of one run of a node.
         with_memory: whether the reply shall also have the memory of the model's backends if the
             reading has no status.
-        after_pid, limit: for a list: only backends with greater PIDs, and their maximum number.
+        after_pid: for a list: only backends with a greater PID.
+        limit: for a list: maximum number of backends.
         offer: the key of the offer that a shutdown accepts.
     """
 
@@ -72,11 +73,12 @@ class Reply(
     """A node's reply to a request, or a part of it.
 
     Attributes:
-        node, run: the node that replies, and the run of it.
+        node: the name of the node that replies.
+        run: the run of that node, as in `subjects.py`.
         kind: `answer`, `offer` (the node has the model and would stop it), `loaded` (it has the
             model), `working` (the answer follows) or `invalid` (see `checked_reply`).
-        answer: the HTTP response; further parts may continue its body.
-        reading: the reading in `answer`, from which the requester combines several nodes' readings.
+        answer: the HTTP response, or a part of its body.
+        reading: the reading in `answer`, to be combined with the readings of other nodes.
         memory, memory_source: the memory of the model's backends, if the request asked for it.
         offer: the key with which a shutdown accepts the offer.
         last: whether no further part follows.
@@ -97,10 +99,10 @@ class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a node publishes about itself after a change and every few seconds.
 
     Attributes:
-        node, run: its name, and the run of it.
+        node, run: the node's name and run, as in `Reply`.
         revision: grows with each change of the models.
-        url: the URL of its HTTP server; None if other machines cannot reach that.
-        models: its models; None if they have not changed since an announcement with this revision.
+        url: the URL of the node's HTTP server; None if other machines cannot reach the server.
+        models: the node's models; None in a heartbeat, which says only their revision.
         leaving: whether the node leaves the cluster.
     """
 
@@ -143,7 +145,7 @@ def unpack_announcement(data: bytes) -> Announcement | None:
 
 
 def checked_reply(reply: Reply, request: Request) -> Reply:
-    """Return a reply that is well-formed and answers the request, or one of kind `invalid`."""
+    """Return the reply if it is well-formed and answers the request; else one of kind `invalid`."""
     if reply.kind == "working" or _is_answer_to(reply, request):
         return reply
     return Reply(reply.node, reply.run, "invalid")
@@ -194,7 +196,7 @@ def split_reply(reply: Reply, max_bytes: int) -> list[bytes]:
 
 
 def join_parts(parts: list[Reply]) -> Reply:
-    """Join the parts of a reply in their order. The last part has the fields beside the body."""
+    """Join the parts of a reply in their order. The other fields are the last part's."""
     if len(parts) == 1:
         return parts[0]
     return _with_body(parts[-1], b"".join(part.answer.body for part in parts if part.answer))
@@ -207,5 +209,5 @@ def _with_body(reply: Reply, body: bytes) -> Reply:
 
 
 def with_headers(answer: Response, headers: Mapping[str, str]) -> Response:
-    """Return the same answer with more headers."""
+    """Return a copy of the answer with more headers."""
     return msgspec.structs.replace(answer, headers={**answer.headers, **headers})

@@ -3,12 +3,13 @@
 Each connection has a new client of nats-py. The client's own reconnection is not used, for three
 reasons that were measured with `pending_size=0` and nats-py 2.6.0 and 2.16.0:
 
-- It sends messages late. In 10 of 20 restarts of the server it sent one that was published before
-  it noticed the end of the socket. It also sent all messages that a full socket had kept back.
+- The client sends messages late. In 10 of 20 restarts of the server, it sent a message that was
+  published before it noticed the disconnection. It also sent all messages that had waited
+  because the socket was full.
 - It waits until a closed socket is flushed. While a server hangs with a full socket, the client
   connects to no other server.
-- It ends without a callback after an unexpected error, such as that of an incomplete key file. It
-  also fails for good if the key file then holds another key.
+- It ends without a callback after an unexpected error, such as an incomplete key file. It also
+  fails permanently if the key file then contains another key.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ Handler = Callable[[Msg], Awaitable[None]]
 
 _logger = logging.getLogger(__name__)
 
-_CONNECT_SECONDS = 5
+_TIMEOUT_SECONDS = 5
 _CLOSE_SECONDS = 1.0
-# A silent server counts as lost after this many unanswered pings.
+# The connection counts as lost when this many pings are unanswered.
 _PING_SECONDS = 5
 _MAX_PINGS = 3
 _RETRY_SECONDS = 1.0
 _POLL_SECONDS = 0.5
-# After a connection that lasted so long the next one is made at once.
+# After a connection of at least this time, the node connects again without a pause.
 _STEADY_SECONDS = 5.0
 _FORBIDDEN = "permissions violation for publish to "
 _MAX_LOGGED = 100
@@ -72,7 +73,7 @@ class _Connection:
 
     Attributes:
         client: the client.
-        subscriptions: its subscriptions, by subject.
+        subscriptions: the subscriptions, by subject.
     """
 
     def __init__(self, client: Client, on_error: Callable[[Exception], object]) -> None:
@@ -81,7 +82,7 @@ class _Connection:
         self._on_error = on_error
         self._lock = asyncio.Lock()
         self._ended = asyncio.Event()
-        self._is_made = False
+        self._has_connected = False
 
     async def connect(self, url: str, options: Mapping[str, Any]) -> None:
         """Connect, or raise the first error."""
@@ -89,23 +90,23 @@ class _Connection:
             [url],
             error_cb=self._on_client_error,
             disconnected_cb=self._on_disconnected,
-            connect_timeout=_CONNECT_SECONDS,
+            connect_timeout=_TIMEOUT_SECONDS,
             ping_interval=_PING_SECONDS,
             max_outstanding_pings=_MAX_PINGS,
             no_echo=True,
             **options,
         )
-        self._is_made = True
+        self._has_connected = True
 
     async def _on_client_error(self, error: Exception) -> None:
-        if not self._is_made:
+        if not self._has_connected:
             raise error  # ends `connect`, which would try again and hide the error
         self._on_error(error)
 
     async def _on_disconnected(self) -> None:
         self._ended.set()
         if not self.client.is_closed:
-            # The client would reconnect now. `close` cancels this.
+            # This blocks the client's task, which would reconnect now. `close` cancels the task.
             await asyncio.Event().wait()
 
     async def subscribe(self, handlers: Mapping[str, Handler]) -> None:
@@ -121,8 +122,8 @@ class _Connection:
         """Wait until the connection has ended."""
         while self.client.is_connected and not self._ended.is_set():
             await self._poll()
-        # The client closes the socket before it calls back. It does not call back while the socket
-        # has data for a server that hangs.
+        # `is_connected` may be False before `_on_disconnected` is called. The wait is limited,
+        # because the call does not come while the socket has data for a server that hangs.
         await self._poll()
 
     async def _poll(self) -> None:
@@ -132,7 +133,7 @@ class _Connection:
     async def close(self) -> None:
         """Close the client, also if its server hangs."""
         if not self.client.is_connected:
-            # The client's `close` does not end their tasks if it cannot send its last data.
+            # The client's `close` does not end the subscriptions' tasks if it cannot send its data.
             for subscription in self.subscriptions.values():
                 with contextlib.suppress(NatsError):
                     await subscription.unsubscribe()
@@ -147,11 +148,11 @@ class NatsLink(LoopThread):
         settings: the servers, TLS and credentials.
         node: this node's name.
         reply_prefix: the start of the subjects that other nodes reply to.
-        on_connected: called on the loop after each connection; it calls `subscribe`.
+        on_connected: called on the loop after each connection; must call `subscribe`.
         on_hello: see `PendingRequests`.
 
     Attributes:
-        requests: the requests of this node.
+        requests: the pending requests of this node.
 
     Raises:
         SettingsError: a file of the settings cannot be used.
@@ -197,7 +198,7 @@ class NatsLink(LoopThread):
         return len(self._connection.subscriptions) if self._connection else 0
 
     async def subscribe(self, handlers: Mapping[str, Handler]) -> None:
-        """Replace the connection's subscriptions by the given ones: handlers by subject.
+        """Subscribe to these subjects and to the replies, and to no others.
 
         Raises:
             ClusterError: there is no connection.
@@ -209,7 +210,7 @@ class NatsLink(LoopThread):
         await self._connection.subscribe({**replies, **handlers})
 
     async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
-        """Send a message now.
+        """Send a message.
 
         Raises:
             ClusterError: there is no connection; nothing was sent.
@@ -218,12 +219,12 @@ class NatsLink(LoopThread):
         if self._connection is None or not self._connection.client.is_connected:
             raise self._not_connected()
         send = self._connection.client.publish(subject, data, reply=reply)
-        await asyncio.wait_for(send, _CONNECT_SECONDS)
+        await asyncio.wait_for(send, _TIMEOUT_SECONDS)
 
     async def flush(self) -> None:
         """Wait until the server has received what was sent."""
         if self._connection is not None:
-            await self._connection.client.flush(timeout=_CONNECT_SECONDS)
+            await self._connection.client.flush(timeout=_TIMEOUT_SECONDS)
 
     def _not_connected(self) -> ClusterError:
         return ClusterError(f"this node is not connected to NATS ({self.servers})")
@@ -239,11 +240,11 @@ class NatsLink(LoopThread):
             if seconds is None and (number + 1) % len(self._servers):
                 continue  # the next server may be reachable
             if seconds is None or seconds < _STEADY_SECONDS:
-                # A random time, as many nodes may wait for the same server.
+                # The time is random, because many nodes may wait for the same server.
                 await asyncio.sleep(_RETRY_SECONDS * (0.5 + random.random()))  # noqa: S311
 
     async def _use(self, server: NatsServer) -> float | None:
-        """Connect to a server, and take part until the connection ends.
+        """Connect to a server, and use the connection until it ends.
 
         Returns:
             How long the connection lasted, in seconds; None if there was none.
@@ -256,7 +257,7 @@ class NatsLink(LoopThread):
         try:
             try:
                 await asyncio.wait_for(
-                    connection.connect(server.url, options), 2 * _CONNECT_SECONDS
+                    connection.connect(server.url, options), 2 * _TIMEOUT_SECONDS
                 )
             except Exception as error:
                 reason = str(error) or type(error).__name__
@@ -293,7 +294,7 @@ class NatsLink(LoopThread):
         if _FORBIDDEN in text.lower():
             subject = text[text.lower().index(_FORBIDDEN) + len(_FORBIDDEN) :].strip(" \"'")
             self.requests.fail_forbidden(subject)
-        # Once for good: a node that may not announce itself tries every few seconds.
+        # Logged once: a node without the permission to announce itself tries every few seconds.
         if text not in self._denied and len(self._denied) < _MAX_LOGGED:
             self._denied.add(text)
             _logger.warning("NATS refused this node a permission: %s", text)
@@ -316,7 +317,7 @@ def _tls_context(settings: Settings) -> ssl.SSLContext | None:
 
 
 def _credentials(settings: Settings) -> dict[str, str]:
-    """Return the client's options for the credentials, which it reads at each connection."""
+    """Return the client's options with the credentials' files, which each connection reads."""
     options = {}
     for setting, option in (
         ("cluster_creds_file", "user_credentials"),

@@ -1,4 +1,4 @@
-"""Requests to other nodes, and their replies. Everything runs on the link's event loop."""
+"""Requests to other nodes, and the replies to them. Everything runs on the link's event loop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ...domain.errors import ClusterError
 from .messages import Reply, Request, checked_reply, join_parts, pack, unpack
 from .subjects import encode_token
 
-# Limits of one request's unread replies: their number, and the bytes of their bodies.
+# Limits of one request: the number of its unread replies, and the bytes of all replies' bodies.
 _MAX_REPLIES = 20_000
 _MAX_BYTES = 64 * 1024 * 1024
 _NO_RESPONDERS = "503"
-# How long nodes that were not known are waited for once the expected nodes have replied.
+# Once the expected nodes have replied: the wait for another node's reply, after each reply.
 _UNEXPECTED_SECONDS = 0.05
 
 
@@ -32,7 +32,7 @@ class Failure(enum.Enum):
 
 
 class PendingRequest:
-    """A request that was sent. Its sender closes it.
+    """A request that was sent, and its replies. The caller of `PendingRequests.send` closes it.
 
     Args:
         subject: the subject of the request.
@@ -49,7 +49,7 @@ class PendingRequest:
         self._bytes = 0
 
     def put(self, received: Reply | Failure) -> None:
-        """Add a failure, a reply or a part of one. An incomplete reply waits for its last part."""
+        """Add a failure, a reply or a part of one. `next` returns a reply once it is complete."""
         if isinstance(received, Reply):
             reply = self._join(received)
             if reply is None:
@@ -70,7 +70,7 @@ class PendingRequest:
         return join_parts(self._parts.pop(sender)) if reply.last else None
 
     async def next(self, seconds: float) -> Reply | Failure | None:
-        """Wait for the next reply or failure; None if the time has passed."""
+        """Return the next reply or failure; None if none comes within that time."""
         if not self._received.empty():
             return self._received.get_nowait()
         try:
@@ -79,7 +79,7 @@ class PendingRequest:
             return None
 
     def close(self) -> None:
-        """Discard all later replies."""
+        """End the request: later replies are discarded."""
         self._on_close()
 
 
@@ -89,10 +89,11 @@ class PendingRequests:
     Args:
         reply_prefix: the start of the subjects that other nodes reply to.
         publish: sends a message; raises `ClusterError` only if nothing was sent.
-        on_hello: called with each message on `hello_subject` and the token of its sender.
+        on_hello: called with the data of each message on `hello_subject`, and the encoded name of
+            the node that sent it.
 
     Attributes:
-        reply_subjects: the subjects of all replies, for a subscription with `on_reply`.
+        reply_subjects: the wildcard for the subjects of all replies; `on_reply` handles them.
         hello_subject: the subject on which other nodes announce themselves to this one.
     """
 
@@ -131,7 +132,7 @@ class PendingRequests:
         return pending
 
     async def on_reply(self, message: Msg) -> None:
-        """Give a message to the request that it replies to."""
+        """Add a reply to its request, or call `on_hello`."""
         key, _, sender = message.subject[len(self._prefix) + 1 :].partition(".")
         if key == "hello":
             self._on_hello(message.data, sender)
@@ -163,9 +164,9 @@ class Replies(NamedTuple):
     """The replies to one request.
 
     Attributes:
-        replies: at most one of each run of a node.
+        replies: at most one from each run of a node.
         failure: why no more replies came; None if all came or the time had passed.
-        working: the nodes that said that they work on the request, and sent no answer.
+        working: the nodes that sent a reply of kind `working`, and no answer.
     """
 
     replies: list[Reply]
@@ -186,8 +187,8 @@ async def collect_replies(
     Args:
         pending: the request.
         expected: the names of the nodes that should reply.
-        first_seconds: the time for each node's first reply, which may be of kind `working`.
-        seconds: the time for the answers.
+        first_seconds: deadline for each node's first reply, which may be of kind `working`.
+        seconds: deadline for the answers; both count from the call.
         accept_others: whether replies of other nodes count too.
     """
     started = last = time.monotonic()
@@ -206,8 +207,8 @@ async def collect_replies(
         if not isinstance(received, Reply):
             failure = received
             break
-        # Replies that have arrived count after the deadline too, but not those of a node that
-        # never stops sending.
+        # Replies that arrived before the deadline are read after it too. The limit ends the loop
+        # for a node that never stops sending.
         last = time.monotonic()
         if last > started + 2 * seconds:
             break

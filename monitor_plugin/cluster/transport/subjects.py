@@ -2,13 +2,13 @@
 
 NAMESPACE.read.model.MODEL            a request to every node that has the model
 NAMESPACE.read.node.NODE              a request to one node
-NAMESPACE.shutdown.model.MODEL        asks every node that has the model whether it would stop it
-NAMESPACE.shutdown.node.NODE          asks one node whether it would stop a model
-NAMESPACE.shutdown.now.NODE.RUN       tells one run of a node to stop the model that it offered
+NAMESPACE.shutdown.model.MODEL        a request for offers to stop the model, to its nodes
+NAMESPACE.shutdown.node.NODE          a request for an offer to stop a model, to one node
+NAMESPACE.shutdown.now.NODE.RUN       accepts an offer: that run of the node stops the model
 NAMESPACE.nodes.NODE                  a node's announcements to all nodes
-NAMESPACE.reply.NODE.RUN.ID.FROM      replies to that run of a node, from the node FROM
+NAMESPACE.reply.NODE.RUN.ID.FROM      replies to a request of that run of NODE, from the node FROM
 
-Each monitor process is one run: two nodes of the same name have two runs.
+Each monitor process is one run. Two processes with the same node name have different runs.
 """
 
 from __future__ import annotations
@@ -28,52 +28,56 @@ def encode_token(text: str) -> str:
 
 
 class Subjects:
-    """The subjects of a namespace."""
+    """The subjects of a namespace.
+
+    Attributes:
+        all_announcements: the wildcard for the announcements of all nodes.
+    """
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
-        self.all_nodes = f"{namespace}.nodes.*"
+        self.all_announcements = f"{namespace}.nodes.*"
 
     def read_model(self, model: str) -> str:
-        """Requests to every node that has a model."""
+        """Return the subject of requests to every node that has a model."""
         return f"{self._namespace}.read.model.{encode_token(model)}"
 
     def read_node(self, node: str) -> str:
-        """Requests to one node."""
+        """Return the subject of requests to one node."""
         return f"{self._namespace}.read.node.{encode_token(node)}"
 
     def shutdown_model(self, model: str) -> str:
-        """Requests for offers from every node that has a model."""
+        """Return the subject of requests for offers from every node that has a model."""
         return f"{self._namespace}.shutdown.model.{encode_token(model)}"
 
     def shutdown_node(self, node: str) -> str:
-        """Requests for an offer from one node."""
+        """Return the subject of requests for an offer from one node."""
         return f"{self._namespace}.shutdown.node.{encode_token(node)}"
 
     def shutdown_now(self, node: str, run: str) -> str:
-        """Shutdowns that a run of a node has offered."""
+        """Return the subject on which a run of a node receives accepted offers."""
         return f"{self._namespace}.shutdown.now.{encode_token(node)}.{encode_token(run)}"
 
-    def node(self, node: str) -> str:
-        """A node's announcements."""
+    def announcements(self, node: str) -> str:
+        """Return the subject of a node's announcements."""
         return f"{self._namespace}.nodes.{encode_token(node)}"
 
     def reply_prefix(self, node: str, run: str) -> str:
-        """The start of all subjects for replies to a run of a node."""
+        """Return the start of all subjects for replies to a run of a node."""
         return f"{self._namespace}.reply.{encode_token(node)}.{encode_token(run)}"
 
-    def reply_subject(self, reply_to: str, requester: str, responder: str) -> str | None:
-        """The subject for a node's reply; None if `reply_to` is not a subject of the requester.
+    def reply_subject(self, reply_to: str, sender: str, responder: str) -> str | None:
+        """Return the subject for a node's reply; None if `reply_to` is no subject of the sender.
 
-        This check keeps a node from sending replies to another node, or to subjects that are not
-        for replies.
+        So a request can neither direct a reply to a third node, nor to a subject that is not for
+        replies.
 
         Args:
             reply_to: the subject that came with the request.
-            requester: the node that the request names as its sender.
+            sender: the node that the request names as its sender.
             responder: the node that replies.
         """
-        start = re.escape(f"{self._namespace}.reply.{encode_token(requester)}.")
+        start = re.escape(f"{self._namespace}.reply.{encode_token(sender)}.")
         if re.fullmatch(rf"{start}{_ID}\.{_ID}", reply_to) is None:
             return None
         return f"{reply_to}.{encode_token(responder)}"
