@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any, cast
 
 import falcon.testing
 import msgspec
@@ -14,6 +16,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.api.results import Response
 from monitor_plugin.cluster.merge.readings import join_names
 from monitor_plugin.cluster.peers.directory import PeerDirectory
+from monitor_plugin.cluster.peers.presence import Presence
 from monitor_plugin.cluster.transport.messages import (
     Announcement,
     Caller,
@@ -25,6 +28,7 @@ from monitor_plugin.cluster.transport.messages import (
     unpack,
     unpack_announcement,
 )
+from monitor_plugin.cluster.transport.nats_link import NatsLink
 from monitor_plugin.cluster.transport.pending_requests import Failure, PendingRequest
 from monitor_plugin.cluster.transport.subjects import Subjects, encode_token
 from monitor_plugin.domain.models import Backend, Memory, Reading, Sample, Status
@@ -176,7 +180,7 @@ def test_header_names_as_many_nodes_as_fit() -> None:
     assert more == f"{1000 - shown.count(', ') - 1} more"
 
 
-def test_monitor_that_does_not_run_answers_at_once() -> None:
+def test_monitor_that_does_not_run_is_listening_once() -> None:
     """A host may use `app` before it starts the monitor, and after it has closed it."""
     monitor = Monitor(Settings(listen=None, cluster="nats://127.0.0.1:4", node="a"))
     client = falcon.testing.TestClient(monitor.app)
@@ -184,3 +188,39 @@ def test_monitor_that_does_not_run_answers_at_once() -> None:
         answer = client.simulate_get("/backend/monitor?model=m", host="localhost")
         assert (answer.status_code, answer.json["error"]["type"]) == (504, "node_unreachable")
         monitor.close()
+
+
+class RecordingLink:
+    """Stands in for the link to NATS, and records what is published."""
+
+    max_payload = 1_048_576
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, Announcement | None]] = []
+
+    async def publish(self, subject: str, data: bytes, reply: str = "") -> None:
+        self.published.append((subject, unpack_announcement(data)))
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        coroutine.close()
+
+
+def test_announcement_to_one_peer_does_not_replace_that_to_all_nodes() -> None:
+    """A change is announced to all nodes, also if a peer has asked for the models just before."""
+    link = RecordingLink()
+    presence = Presence("a", "1", cast("NatsLink", link), Subjects("ns"), PeerDirectory())
+    presence.set_models(frozenset("m"))
+
+    async def announce() -> None:
+        await presence.announce("ns.reply.b.1.2.a")
+        await presence.announce(with_models=False)
+        await presence.announce_changes()
+        await presence.announce_changes()
+
+    asyncio.run(announce())
+    models = [(subject, each and each.models) for subject, each in link.published]
+    assert models == [
+        ("ns.reply.b.1.2.a", ["m"]),
+        ("ns.nodes.a", None),
+        ("ns.nodes.a", ["m"]),
+    ]

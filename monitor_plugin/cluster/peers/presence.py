@@ -100,7 +100,7 @@ class Presence:
         announcement = self._announcement(self._listed_models() if with_models else None)
         subject = to or self._subjects.announcements(self._node)
         published = await self._publish(subject, pack(announcement), reply)
-        if published:
+        if published and with_models and to is None:
             self._announced_revision = announcement.revision
 
     def _announcement(self, models: list[str] | None, leaving: bool = False) -> Announcement:
