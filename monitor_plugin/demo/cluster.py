@@ -1,7 +1,7 @@
 """The demo of a cluster: a NATS server and three nodes with two models each, until Ctrl-C.
 
-With root's rights and the program `ip` each node gets a network namespace, and a bridge connects
-them, like machines at a switch. Otherwise the nodes listen on different ports.
+Run as root, and with the program `ip`, each node has its own network namespace, and a bridge
+connects the nodes as a switch connects machines. Otherwise the nodes listen on different ports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .calls import Call, make_calls
 from .host import DemoHost
 from .ports import free_port
 
-# The models of each node.
+# Each node's models.
 NODES: dict[str, Sequence[str]] = {
     "gpu-1": ("llama", "whisper"),
     "gpu-2": ("llama", "mistral"),
@@ -35,14 +35,19 @@ _START_SECONDS = 30.0
 
 
 class Place(NamedTuple):
-    """Where a node runs: the first words of its command, and the address that it listens on."""
+    """Where a node runs.
 
-    command: Sequence[str]
+    Attributes:
+        command_prefix: the words before the node's command, such as `ip netns exec NAME`.
+        host: the address on which the node listens.
+    """
+
+    command_prefix: Sequence[str]
     host: str
 
 
 def calls() -> list[Call]:
-    """Return calls of the first node that read all nodes and stop a model on another one."""
+    """Return calls to the first node: they read models of all nodes, and stop one elsewhere."""
     return [
         Call("/backends?fresh=false", None, False, 200),
         Call("/backend/monitor?model=bert", None, False, 200),
@@ -68,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if server is None:
         print("nats-server is not installed: apt-get install nats-server", file=sys.stderr)
         return 1
-    signals = Signals()  # from here on a signal ends everything that was started
+    signals = Signals()  # from here on, a signal ends the demo in order
     with contextlib.ExitStack() as stack:
         places, host = _plain_places(), "127.0.0.1"
         if not options.plain and os.geteuid() == 0 and shutil.which("ip"):
             with contextlib.suppress(subprocess.CalledProcessError):
-                host, places = stack.enter_context(networks(NODES))
+                host, places = stack.enter_context(network_namespaces(NODES))
         has_networks = host != "127.0.0.1"
         port = free_port(host)
         command = [server, "-a", host, "-p", str(port)]
@@ -107,13 +112,13 @@ def _start_nodes(
     nats: tuple[str, int],
     signals: Signals,
 ) -> dict[str, str]:
-    """Start the nodes, and return their URLs: fewer if one failed or a signal came."""
+    """Start the nodes, and return their URLs. Stops at the first that fails, and at a signal."""
     urls: dict[str, str] = {}
     for name, place in places.items():
         module = [sys.executable, "-m", "monitor_plugin.demo.cluster", "--as-node", name]
         env = _environment(name, place, *nats)
         process = stack.enter_context(
-            _process([*place.command, *module], stdout=subprocess.PIPE, env=env)
+            _process([*place.command_prefix, *module], stdout=subprocess.PIPE, env=env)
         )
         assert process.stdout is not None
         url = process.stdout.readline().decode().strip()
@@ -143,7 +148,7 @@ def _environment(name: str, place: Place, host: str, port: int) -> dict[str, str
         "MONITOR_NODE": name,
         "MONITOR_CLUSTER": f"nats://{host}:{port}",
         "MONITOR_LISTEN": f"{place.host}:{8080 if has_network else 0}",
-        # Nothing but this demo reaches its network.
+        # Only this machine can reach the network of the demo.
         "MONITOR_INSECURE": "true" if has_network else "false",
     }
 
@@ -153,18 +158,18 @@ def _plain_places() -> dict[str, Place]:
 
 
 @contextlib.contextmanager
-def networks(nodes: Iterable[str]) -> Iterator[tuple[str, dict[str, Place]]]:
-    """Make a bridge and a network namespace for each node, and remove them at the end.
+def network_namespaces(nodes: Iterable[str]) -> Iterator[tuple[str, dict[str, Place]]]:
+    """Make one bridge, and a network namespace for each node; remove all of them at the end.
 
     Yields:
         This machine's address on the bridge, and the place of each node.
 
     Raises:
-        subprocess.CalledProcessError: they cannot be made here.
+        subprocess.CalledProcessError: `ip` failed.
     """
     tag = os.getpid() % 100_000
     bridge = f"mon{tag}"
-    network = f"10.{100 + tag // 250 % 100}.{tag % 250}"  # no other process has it
+    network = f"10.{100 + tag // 250 % 100}.{tag % 250}"  # depends on the PID, so that demos differ
     with contextlib.ExitStack() as stack:
         stack.callback(_ip, "link", "del", bridge, check=False)
         _ip("link", "add", bridge, "type", "bridge")
@@ -201,14 +206,14 @@ def _process(
     stderr: int | None = None,
     env: dict[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process. At the end close its standard input; without `stdout` send SIGTERM too."""
+    """Run a process, and end it by closing its standard input; without `stdout`, by SIGTERM too."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,
         env=env,
-        start_new_session=True,  # Ctrl-C must reach the demo only, which ends them in order
+        start_new_session=True,  # Ctrl-C must reach the demo only, which ends all in order
     )
     try:
         yield process
@@ -227,7 +232,7 @@ def _process(
 
 
 def _wait_for_all(url: str, signals: Signals) -> None:
-    """Wait until the first node lists all backends."""
+    """Wait until the first node lists all backends, a signal arrives, or 30 s have passed."""
     wanted = sum(len(models) for models in NODES.values())
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until and not signals.pending:

@@ -20,8 +20,8 @@ from .rogue import Rogue
 ROOT = Path(__file__).parent.parent.parent
 
 
-def answers_at(port: int) -> bool:
-    """Whether a server listens on a port of this machine."""
+def is_listening(port: int) -> bool:
+    """Whether a server accepts connections on a port of loopback."""
     with contextlib.suppress(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
         return True
@@ -46,7 +46,7 @@ class NatsServer:
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        eventually(lambda: answers_at(self.port))
+        eventually(lambda: is_listening(self.port))
 
     def kill(self) -> None:
         """Kill the server."""
@@ -66,11 +66,11 @@ class NodeClient:
         return self.client.request("GET", path)
 
     def models(self) -> list[tuple[str, str]]:
-        """List the backends of all nodes: node and model."""
+        """Return the node and the model of each backend of all nodes."""
         answer = self.get("/backends").json
         return [(each["node"], each["model"]) for each in answer["backends"]]
 
-    def sees(self, *nodes: str) -> bool:
+    def lists(self, *nodes: str) -> bool:
         """Whether the node lists exactly these nodes without an error."""
         found = self.get("/backends?fresh=false").json["nodes"]
         return {each["node"] for each in found if each["error"] is None} == set(nodes)
@@ -79,13 +79,13 @@ class NodeClient:
         """Whether the node can read a model on any node."""
         return self.client.monitor(model).status == 200
 
-    def finds(self, model: str, *nodes: str) -> bool:
-        """Whether the node combines the readings of a model from exactly these nodes."""
+    def merges(self, model: str, *nodes: str) -> bool:
+        """Whether the node merges the readings of a model from exactly these nodes."""
         return self.client.monitor(model).headers["X-Monitor-Node"] == ", ".join(nodes)
 
 
 class Node(NodeClient):
-    """A monitor in a process of its own, and a client of its HTTP server."""
+    """A node in its own process, and a client of the node's HTTP server."""
 
     def __init__(
         self, process: subprocess.Popen[str], name: str, log: Path, url: str | None
@@ -99,11 +99,11 @@ class Node(NodeClient):
 
     @property
     def log(self) -> str:
-        """What the process wrote to its standard error."""
+        """The text that the process wrote to its standard error."""
         return self._log.read_text()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the process a signal, but not its backends."""
+        """Send a signal to the process, but not to its backends."""
         os.kill(self.process.pid, number)
 
 
@@ -114,7 +114,7 @@ MakeRogue = Callable[..., Rogue]
 
 @pytest.fixture
 def make_nats(spawner: Spawner) -> Callable[..., NatsServer]:
-    """Starts NATS servers with arguments, and ends them after the test."""
+    """Starts NATS servers with additional arguments, and ends them after the test."""
     return lambda *arguments: NatsServer(spawner, *arguments)
 
 
@@ -126,7 +126,7 @@ def nats(make_nats: Callable[..., NatsServer]) -> NatsServer:
 
 @pytest.fixture
 def make_local(make_monitor: Callable[..., Monitor], spawner: Spawner) -> MakeLocal:
-    """Starts nodes in the process of the tests: name, NATS servers, models, and settings by name.
+    """Starts nodes in the process of the tests, from name, NATS servers, models and other settings.
 
     `MODEL:SWITCHES` starts a demo backend; `MODEL` alone starts a process that speaks no gRPC.
     """
@@ -148,9 +148,9 @@ def make_local(make_monitor: Callable[..., Monitor], spawner: Spawner) -> MakeLo
 
 @pytest.fixture
 def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
-    """Starts nodes in processes: name, NATS servers, models, and settings by name.
+    """Starts nodes in their own processes, from name, NATS servers, models and other settings.
 
-    `command` precedes the command line, and `url` replaces the URL that the node prints.
+    `command` is put before the command line; `url` replaces the URL that the node prints.
     """
     nodes: list[Node] = []
 
@@ -192,7 +192,7 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
 
 @pytest.fixture
 def make_rogue() -> Iterator[MakeRogue]:
-    """Starts rogues: the NATS server's URL, and options of the client."""
+    """Starts rogues from the NATS server's URL and options of the client, and closes them."""
     rogues: list[Rogue] = []
 
     def make(url: str, **options: Any) -> Rogue:

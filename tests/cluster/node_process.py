@@ -1,8 +1,8 @@
-"""Runs a monitor with demo backends: a node of a cluster in a process of its own.
+"""Runs a node of a cluster: a monitor with demo backends.
 
-The environment has the settings. Each argument is a model with one backend, or `MODEL:SWITCHES`
-with its switches. The process prints the monitor's URL, logs to its standard error, and ends
-when its standard input does.
+The settings are environment variables. Each argument is `MODEL` or `MODEL:SWITCHES`, and starts one
+backend with these switches. The program prints the monitor's URL, and runs until its standard input
+ends.
 """
 
 from __future__ import annotations

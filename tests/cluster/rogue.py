@@ -69,11 +69,16 @@ class Rogue(LoopThread):
         self.submit(send()).result(30)
 
     def publish_later(self, seconds: float, subject: str, data: bytes) -> None:
-        """Publish a message after some seconds. To be called by a handler."""
+        """Publish a message after a delay. Handlers may call this."""
         self._loop.call_later(seconds, lambda: self.spawn(self._client.publish(subject, data)))
 
     def subscribe(self, subject: str, handler: Handler = lambda message: []) -> None:
-        """Subscribe to a subject, and publish what the handler returns: subjects and data."""
+        """Subscribe to a subject, and publish the messages that the handler returns.
+
+        Args:
+            subject: the subject.
+            handler: returns the subject and the data of each message to publish.
+        """
 
         async def on_message(message: Msg) -> None:
             self.received.append(message)
@@ -88,20 +93,20 @@ class Rogue(LoopThread):
 
 
 def encode_request(operation: str, model: str | None, node: str = "rogue", **fields: Any) -> bytes:
-    """Encode a request in the name of a node."""
+    """Encode a request that names a node as its sender."""
     return pack(Request(operation, Caller(node, "ops", "admin", "here"), model, **fields))
 
 
-def cluster_of(monitor: Monitor) -> ClusterNode:
-    """Return a monitor's part in its cluster."""
+def cluster_node(monitor: Monitor) -> ClusterNode:
+    """Return a monitor's node of the cluster."""
     cluster = monitor._cluster
     assert cluster is not None
     return cluster
 
 
 def announce_rogue(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Rogue:
-    """Announce a node `rogue` with the model `m`, until the monitor knows it."""
-    cluster = cluster_of(monitor)
+    """Announce a node `rogue` with the model `m` until the monitor knows the node."""
+    cluster = cluster_node(monitor)
     announcement = pack(Announcement("rogue", "1", 1, url, ["m"]))
 
     def is_known() -> bool:
@@ -113,5 +118,5 @@ def announce_rogue(rogue: Rogue, monitor: Monitor, url: str | None = None) -> Ro
 
 
 def reply_with(data: bytes, name: str = "rogue") -> Callable[[Any], list[tuple[str, bytes]]]:
-    """Return a handler that replies the same to every request, in the name of a node."""
+    """Return a handler that replies to every request with the same data, as the node `name`."""
     return lambda message: [(f"{message.reply}.{name}", data)] if message.reply else []

@@ -22,7 +22,7 @@ from monitor_plugin.domain.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, free_port, is_running, load_sleeper, suspend
 from .conftest import MakeLocal, MakeRogue, NatsServer
-from .rogue import announce_rogue, cluster_of, reply_with
+from .rogue import announce_rogue, cluster_node, reply_with
 
 pytestmark = pytest.mark.once
 
@@ -68,7 +68,7 @@ def test_node_that_left_announces_nothing_more(
 ) -> None:
     """A late announcement would list the node for ten minutes more."""
     monitor = make_monitor(cluster=nats.url, node="a")
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     rogue = make_rogue(nats.url)
     rogue.subscribe("monitor.nodes.a")
     eventually(lambda: cluster.link.connected)
@@ -112,7 +112,7 @@ def test_node_that_hangs_keeps_no_other_from_being_stopped(
     rogue.subscribe("monitor.read.>")
     rogue.subscribe("monitor.shutdown.>")
     client = Client(monitor.url)
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: len(cluster.directory.holders("m")) == 2)
     answer = client.shutdown("m")
     assert answer.status == 504
@@ -143,7 +143,7 @@ def test_monitor_that_closes_during_a_remote_stop_says_what_to_ask(
 ) -> None:
     """The outcome on the nodes that have the model is unknown, and the error names them."""
     monitor = make_monitor(cluster=nats.url, node="a")
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     rogue = announce_rogue(make_rogue(nats.url), monitor)
     received = threading.Event()
 
@@ -192,7 +192,7 @@ def test_requests_to_a_nats_server_that_hangs_are_bounded(
     """They leave threads for requests about local models."""
     monkeypatch.setattr(service, "_MAX_UNKNOWN_READS", 1)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=60.0)
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: cluster.link.subscription_count == 5)
     suspend(nats.process.pid)
     threading.Thread(

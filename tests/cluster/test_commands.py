@@ -34,7 +34,7 @@ def test_ps_and_stop_cover_all_nodes(nats: NatsServer, make_local: MakeLocal) ->
     """`ps` has a column for nodes. `stop` stops a model on all of them, or on one with --node."""
     a = make_local("node-a", nats.url, "shared")
     make_local("node-b", nats.url, "shared", "other")
-    eventually(lambda: a.finds("shared", "node-a", "node-b") and a.reads("other"))
+    eventually(lambda: a.merges("shared", "node-a", "node-b") and a.reads("other"))
     shown = command(a, "ps").stdout
     assert "NODE" in shown
     assert shown.count("node-a") == 1
@@ -42,7 +42,7 @@ def test_ps_and_stop_cover_all_nodes(nats: NatsServer, make_local: MakeLocal) ->
     assert "3 backends" in shown
     assert "node-a" not in command(a, "ps", "--node", "node-b").stdout
     assert command(a, "stop", "--yes", "shared", "--node", "node-b").returncode == 0
-    eventually(lambda: a.finds("shared", "node-a"))
+    eventually(lambda: a.merges("shared", "node-a"))
     assert command(a, "stop", "--yes", "--all").returncode == 0
     assert not a.reads("shared")
     assert not a.reads("other")

@@ -32,7 +32,7 @@ def test_node_that_hangs_is_named_within_the_deadline(
     patient = make_local("patient", nats.url, "both", cluster_timeout_seconds=600.0)
     b = make_node("b", nats.url, "there", "both")
     for node in (a, patient):
-        eventually(partial(node.finds, "both", "a", "b", "patient"))
+        eventually(partial(node.merges, "both", "a", "b", "patient"))
         eventually(partial(node.reads, "there"))
     suspend(b.process.pid)
     # A node that has the model itself never waits for the deadline.
@@ -97,7 +97,7 @@ def test_node_that_dies_is_named_at_once(
     """The error for a killed node's model names the node, without waiting for a deadline."""
     a = make_local("a", nats.url, "here", cluster_timeout_seconds=600.0)
     b = make_node("b", nats.url, "there")
-    eventually(lambda: a.sees("a", "b") and a.reads("there"))
+    eventually(lambda: a.lists("a", "b") and a.reads("there"))
     b.process.kill()
     b.process.wait(timeout=30)
 
@@ -119,7 +119,7 @@ def test_node_that_dies_is_named_at_once(
     again.process.stdin.close()
     again.process.wait(timeout=30)
     eventually(lambda: a.client.monitor("there").json["error"]["type"] == "model_not_loaded")
-    eventually(lambda: a.sees("a"))
+    eventually(lambda: a.lists("a"))
 
 
 def test_nodes_survive_a_restart_of_nats(
@@ -151,7 +151,7 @@ def test_nodes_survive_a_nats_server_that_hangs(nats: NatsServer, make_local: Ma
     """
     a = make_local("a", nats.url, "here", "here too", "both", cluster_timeout_seconds=600.0)
     b = make_local("b", nats.url, "there", "both", cluster_timeout_seconds=1.0)
-    eventually(lambda: a.finds("both", "a", "b") and a.reads("there") and b.reads("here"))
+    eventually(lambda: a.merges("both", "a", "b") and a.reads("there") and b.reads("here"))
     nats.process.send_signal(signal.SIGSTOP)
     for model in ("here", "both", "both"):
         ask = ("GET", f"/backend/monitor?model={model}")
@@ -167,7 +167,7 @@ def test_nodes_survive_a_nats_server_that_hangs(nats: NatsServer, make_local: Ma
     )
     nats.process.send_signal(signal.SIGCONT)
     eventually(lambda: a.reads("there") and b.reads("here"), seconds=90)
-    eventually(lambda: a.finds("both", "a", "b"), seconds=90)
+    eventually(lambda: a.merges("both", "a", "b"), seconds=90)
 
 
 def test_monitor_starts_and_serves_before_nats_does(
@@ -218,7 +218,7 @@ def test_nodes_survive_the_death_of_one_of_three_nats_servers(
         for each, server in zip("abc", servers, strict=True)
     }
     for node in nodes.values():
-        eventually(partial(node.sees, "a", "b", "c"))
+        eventually(partial(node.lists, "a", "b", "c"))
     servers[0].kill()
     for node in nodes.values():
         for model in ("ma", "mb", "mc"):

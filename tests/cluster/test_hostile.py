@@ -17,7 +17,7 @@ from monitor_plugin.domain.models import Backend, Reading, Status
 
 from ..support import Client, Spawner, eventually, is_running, load_sleeper
 from .conftest import MakeLocal, MakeRogue, NatsServer
-from .rogue import announce_rogue, cluster_of, encode_request, reply_with
+from .rogue import announce_rogue, cluster_node, encode_request, reply_with
 
 pytestmark = pytest.mark.once
 
@@ -164,7 +164,7 @@ def test_many_missing_lists_take_no_longer_than_one(
         working = reply_with(pack(Reply(name, "1", "working")), name)
         rogue.subscribe(f"monitor.read.node.{name}", working)
         rogue.publish(f"monitor.nodes.{name}", pack(Announcement(name, "1", 1, None, ["m"])))
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: len(cluster.directory) == 41)
     began = time.monotonic()
     listed = Client(monitor.url).request("GET", "/backends").json["nodes"]
@@ -228,7 +228,7 @@ def test_node_says_that_it_is_working(
     monitor = make_monitor(cluster=nats.url, node="a", status_timeout_seconds=2.0)
     backend = spawner.backend("--hang-status")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: cluster.link.subscription_count == 7)
     rogue = make_rogue(nats.url)
     rogue.subscribe("monitor.reply.>")
@@ -285,7 +285,7 @@ def test_node_accepts_requests_on_their_own_subjects_only(
     monitor = make_monitor(cluster=nats.url, node="a")
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: cluster.link.subscription_count == 7)
     run = cluster.service._local_node.run
     rogue = make_rogue(nats.url)
@@ -335,7 +335,7 @@ def test_offer_is_accepted_once_by_its_requester_only(
     monitor = make_monitor(cluster=nats.url, node="a")
     backend = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: cluster.link.subscription_count == 7)
     now = f"monitor.shutdown.now.a.{cluster.service._local_node.run}"
     rogue = make_rogue(nats.url)
@@ -403,7 +403,7 @@ def test_shutdown_reaches_both_nodes_of_the_same_name(
     a = make_local("a", nats.url)
     first, second = (make_local("same", nats.url, "m") for _ in range(2))
     eventually(lambda: caplog.text.count("another monitor of the cluster is called same too") == 2)
-    eventually(lambda: a.finds("m", "same"))
+    eventually(lambda: a.merges("m", "same"))
     for node in (first, second):
         assert node.get("/backend/monitor?model=m&node=same").status == 200
     answer = a.client.shutdown("m")
@@ -421,7 +421,7 @@ def test_outdated_directory_is_corrected_by_asking(
     client = Client(monitor.url)
     make_local("b", nats.url)
     make_local("c", nats.url, "m")
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     eventually(lambda: len(cluster.directory) == 2 and cluster.directory.holders("m"))
     cluster.directory.record_reply("b", "ghost")
     assert client.shutdown("ghost").json["error"]["type"] == "model_not_loaded"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from monitor_plugin.demo.cluster import Place, networks
+from monitor_plugin.demo.cluster import Place, network_namespaces
 
 from ..support import Spawner, eventually, free_port, is_running, program
 from .conftest import ROOT, MakeNode, Node
@@ -30,7 +30,7 @@ def node_networks() -> Iterator[tuple[str, dict[str, Place]]]:
         if os.geteuid() != 0 or shutil.which("ip") is None:
             pytest.skip("networks need root and the program ip")
         try:
-            found = stack.enter_context(networks("ab"))
+            found = stack.enter_context(network_namespaces("ab"))
         except subprocess.CalledProcessError:
             pytest.skip("networks cannot be made here")
         yield found
@@ -106,12 +106,12 @@ def test_a_node_with_a_failed_link_answers_alone_and_rejoins(
     spawner.process(
         *(program("nats-server"), "-a", host, "-p", str(port)), stderr=subprocess.DEVNULL
     )
-    space = places["b"].command[-1]
+    space = places["b"].command_prefix[-1]
 
     def node(name: str, model: str) -> Node:
         return make_node(
             *(name, f"nats://{host}:{port}", model),
-            command=places[name].command,
+            command=places[name].command_prefix,
             listen="0.0.0.0:8080",
             url=f"http://{places[name].host}:8080",
             insecure="true",
@@ -127,7 +127,7 @@ def test_a_node_with_a_failed_link_answers_alone_and_rejoins(
     assert "node 'b'" in answer.json["error"]["message"]
     assert a.reads("here")
     command = [
-        *(*places["b"].command, program("curl"), "-s", "-m", "20"),
+        *(*places["b"].command_prefix, program("curl"), "-s", "-m", "20"),
         "http://127.0.0.1:8080/backend/monitor?model=there",
     ]
     answer_of_b = subprocess.run(command, capture_output=True, text=True, check=True)

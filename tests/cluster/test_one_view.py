@@ -20,7 +20,7 @@ from monitor_plugin import Monitor
 
 from ..support import Answer, Client, Spawner, eventually, program, started_since
 from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
-from .rogue import cluster_of
+from .rogue import cluster_node
 
 ODD = "org/mödel .*> 1"
 
@@ -31,7 +31,7 @@ def test_any_node_reads_stops_and_lists_models_of_others(
     """A model on one node is read and stopped from another, and the list shows every node."""
     a = make_node("a", nats.url, "one")
     b = make_node("b.example", nats.url, ODD)
-    eventually(lambda: a.sees("a", "b.example") and b.sees("a", "b.example"))
+    eventually(lambda: a.lists("a", "b.example") and b.lists("a", "b.example"))
 
     there = b.get(f"/backend/monitor?model={quote(ODD)}")
     here = a.get(f"/backend/monitor?model={quote(ODD)}")
@@ -91,7 +91,7 @@ def test_nodes_with_the_same_model_answer_as_replicas(
 
     assert d.client.shutdown("m", node="a").status == 200
     for node in (c, d):
-        eventually(partial(node.finds, "m", "b", "c"))
+        eventually(partial(node.merges, "m", "b", "c"))
     answer = c.client.shutdown("m", force=True)
     assert answer.status == 200
     assert answer.headers["X-Monitor-Node"] == "b, c"
@@ -105,7 +105,7 @@ def test_a_model_that_has_just_ended_on_a_node_is_stopped_on_the_others(
     """A node that does not know of that end yet requests a stop, and does not report silence."""
     a, b, c = (make_local(name, nats.url, "m") for name in "abc")
     for node in (b, c):
-        eventually(partial(node.finds, "m", "a", "b", "c"))
+        eventually(partial(node.merges, "m", "a", "b", "c"))
     monkeypatch.setattr("monitor_plugin.cluster.peers.presence._GATHER_SECONDS", 60.0)
     (backend,) = a.get("/backends?node=a").json["backends"]
     os.kill(backend["pid"], signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_a_node_announces_at_once_that_it_stopped_a_model(
     monkeypatch.setattr("monitor_plugin.cluster.peers.presence._HEARTBEAT_SECONDS", 1000.0)
     make_local("b", nats.url, "m")
     a = make_local("a", nats.url)
-    other = cluster_of(make_monitor(cluster=nats.url, node="other"))
+    other = cluster_node(make_monitor(cluster=nats.url, node="other"))
     eventually(lambda: a.reads("m") and other.directory.holders("m"))
     monkeypatch.setattr("monitor_plugin.cluster.peers.presence._GATHER_SECONDS", 1000.0)
     assert a.client.shutdown("m").status == 200
@@ -136,7 +136,7 @@ def test_a_node_announces_at_once_that_it_stopped_a_model(
 def test_pages_list_each_backend_once(nats: NatsServer, make_local: MakeLocal) -> None:
     """Pages by `limit` and `after` list the backends in the order of nodes and PIDs."""
     nodes = [make_local(name, nats.url, *(f"{name}{n}" for n in range(3))) for name in "ab"]
-    eventually(lambda: all(node.sees("a", "b") for node in nodes))
+    eventually(lambda: all(node.lists("a", "b") for node in nodes))
     for limit in (1, 2, 3, 4, 100):
         seen, after, pages = [], "", 0
         while True:
@@ -161,7 +161,7 @@ def test_prometheus_discovers_the_nodes(
     """Prometheus' own tool finds all nodes by `/cluster/targets`."""
     a = make_local("a", nats.url)
     make_local("b", nats.url, cluster_url="https://b.example/monitor")
-    eventually(partial(a.sees, "a", "b"))
+    eventually(partial(a.lists, "a", "b"))
     config = tmp_path / "prometheus.yml"
     config.write_text(
         "scrape_configs:\n- job_name: models\n  http_sd_configs:\n"
@@ -186,7 +186,7 @@ def test_subscriptions_follow_the_registered_models(
     """A model has two subscriptions until its last backend ends; no request or thread is left."""
     before = threading.enumerate()
     monitor = make_monitor(cluster=nats.url, node="a")
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     link = cluster.link
     eventually(lambda: link.subscription_count == 5)
     backends = [spawner.backend() for _ in range(2)]
@@ -212,7 +212,7 @@ def test_ended_connections_leave_no_task_descriptor_or_subscription(
     monitor = make_monitor(cluster=nats.url, node="a")
     sleeper = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
-    cluster = cluster_of(monitor)
+    cluster = cluster_node(monitor)
     link = cluster.link
     eventually(lambda: link.subscription_count == 7)
 
@@ -265,7 +265,7 @@ def test_events_and_history_of_another_node_name_where_to_ask(
     """`/events` and `/history` are those of the node that is asked."""
     a = make_local("a", nats.url)
     b = make_local("b", nats.url)
-    eventually(lambda: a.sees("a", "b"))
+    eventually(lambda: a.lists("a", "b"))
     for path in ("/events", "/history"):
         assert a.get(f"{path}?node=a").status == 200
         refused = a.get(f"{path}?node=b")

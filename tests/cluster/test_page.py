@@ -33,7 +33,7 @@ def test_the_page_lists_all_nodes_and_stops_one_replica(
     settings = {"sweep_interval_seconds": 0.2}
     a = make_local("node-a", nats.url, "shared", **settings)
     make_local("node-b", nats.url, "shared", **settings)
-    eventually(lambda: a.finds("shared", "node-a", "node-b"))
+    eventually(lambda: a.merges("shared", "node-a", "node-b"))
     page = tabs.open(a.client.url).page
     rows = page.locator("#backends-table tbody tr")
     eventually(lambda: rows.count() == 2)
@@ -45,10 +45,10 @@ def test_the_page_lists_all_nodes_and_stops_one_replica(
     dialog = page.locator("#stop")
     assert "on node-b" in dialog.inner_text()
     dialog.locator("button[value=yes]").click()
-    eventually(lambda: a.finds("shared", "node-a"))
+    eventually(lambda: a.merges("shared", "node-a"))
     eventually(lambda: rows.count() == 1)
     assert "node-a" in rows.inner_text()
     c = make_node("node-c", nats.url)
-    eventually(lambda: a.sees("node-a", "node-b", "node-c"))
+    eventually(lambda: a.lists("node-a", "node-b", "node-c"))
     c.signal(signal.SIGKILL)
     eventually(lambda: "without an answer (node-c)" in page.locator("#counts").inner_text())

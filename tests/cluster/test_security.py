@@ -115,9 +115,9 @@ def test_example_permissions_keep_readers_from_stopping(
     reads = example.node(make_local, "dashboard")
     wrong = example.node(make_local, "nobody")
     for each in (stops, holds, reads):
-        eventually(partial(each.sees, "gpu-1", "gpu-2", "dashboard"))
+        eventually(partial(each.lists, "gpu-1", "gpu-2", "dashboard"))
         eventually(partial(each.reads, "M/x"))
-        eventually(partial(each.finds, "both", "gpu-1", "gpu-2"))
+        eventually(partial(each.merges, "both", "gpu-1", "gpu-2"))
     for each in (holds, reads):
         refused = each.client.shutdown("M/x")
         assert (refused.status, refused.json["error"]["type"]) == (403, "node_forbidden")
@@ -128,7 +128,7 @@ def test_example_permissions_keep_readers_from_stopping(
     assert (partly.status, partly.json["error"]["type"]) == (403, "node_forbidden")
     assert "stopped on gpu-2" in partly.json["error"]["message"]
     assert reads.reads("M/x"), "it was stopped all the same"
-    assert reads.finds("both", "gpu-1")
+    assert reads.merges("both", "gpu-1")
     assert holds.client.shutdown("own").status == 200
     assert stops.client.shutdown("there").status == 200
     # A node with an unknown key is refused, logs that, and serves its own models.
@@ -221,7 +221,7 @@ def test_nodes_join_with_credentials_from_files(
             "------END USER NKEY SEED------\n"
         )
         nodes.append(make_local(name, server.url, f"m{name}", cluster_creds_file=str(path)))
-    eventually(lambda: all(node.sees("a", "b") for node in nodes))
+    eventually(lambda: all(node.lists("a", "b") for node in nodes))
     eventually(lambda: nodes[0].client.monitor("mb").status == 200)
     assert nodes[0].client.shutdown("mb").status == 200
     without = make_local("c", server.url)
