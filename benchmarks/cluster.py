@@ -2,12 +2,13 @@
 
     python benchmarks/cluster.py [--nodes 100] [--models 100] [--rounds 200]
 
-Simulated nodes, ten in a process, use the package's own links, subscriptions, announcements and
-replies; only their backends are invented. Two real monitors have a real backend each. Prints:
+Ten simulated nodes run in a process. They use the package's own links, subscriptions, announcements
+and replies; only their backends do not exist. Two real monitors have a real backend each. One runs
+in this process, and gets all HTTP requests. Prints:
 
 - the times of a local and of a remote reading, and their ratio;
-- the time of the list of all backends, at once and in pages of 1,000;
-- the subscriptions and the memory of NATS, and the memory and threads of the real monitor;
+- the time of the list of all backends, in one answer and in pages of 1,000;
+- the subscriptions and the memory of NATS, and the memory and threads of this process;
 - the messages and the CPU time of an idle cluster.
 """
 
@@ -48,7 +49,7 @@ _PAGE = 1000
 _GIB = 2**30
 
 
-class _Models(Registry):
+class _ModelRegistry(Registry):
     """A registry with models but without processes."""
 
     def __init__(self, names: list[str]) -> None:
@@ -60,7 +61,7 @@ class _Models(Registry):
 
 
 class _SimulatedNode(LocalNode):
-    """Answers with invented backends."""
+    """Answers with backends that do not exist."""
 
     def __init__(self, node: str, models: list[str]) -> None:
         self.node = node
@@ -109,7 +110,7 @@ def simulate(first: int, count: int, models: int, url: str) -> None:
             cluster_url=f"http://10.0.{number // 256}.{number % 256}:8080",
             http_threads=2,
         )
-        ClusterNode(settings, _Models(names), _SimulatedNode(node, names)).start(None)
+        ClusterNode(settings, _ModelRegistry(names), _SimulatedNode(node, names)).start(None)
     print("started", flush=True)
     sys.stdin.read()
     os._exit(0)
@@ -118,17 +119,16 @@ def simulate(first: int, count: int, models: int, url: str) -> None:
 def real_node(url: str) -> None:
     """Run a real monitor with a real backend until the standard input ends."""
     with Monitor(Settings(listen="127.0.0.1:0", cluster=url, node="remote")) as monitor:
-        backend = _backend()
-        monitor.hook.monitor_backend_spawned(
-            model="remote model", pid=backend[0].pid, address=backend[1]
-        )
+        backend, address = _start_backend()
+        monitor.hook.monitor_backend_spawned(model="remote model", pid=backend.pid, address=address)
         print("started", flush=True)
         sys.stdin.read()
-        backend[0].kill()
-        backend[0].wait()
+        backend.kill()
+        backend.wait()
 
 
-def _backend() -> tuple[subprocess.Popen[str], str]:
+def _start_backend() -> tuple[subprocess.Popen[str], str]:
+    """Start a demo backend, and return the process and its address."""
     command = [sys.executable, "-m", "monitor_plugin.demo.backend", "--addr", "127.0.0.1:0"]
     command += ["--end-with-parent", "--weights-mib", "2", "--kv-cache-mib", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -136,7 +136,8 @@ def _backend() -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().split()[-1]
 
 
-def _child(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
+def _start_nodes(stack: ExitStack, *arguments: str) -> None:
+    """Run this program with arguments until the end, and wait until its nodes have started."""
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__)), *arguments],
         stdin=subprocess.PIPE,
@@ -148,7 +149,6 @@ def _child(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
     stack.callback(process.wait)
     stack.callback(process.stdin.close)
     process.stdout.readline()
-    return process
 
 
 def _get(host: str, path: str) -> tuple[int, bytes]:
@@ -160,13 +160,12 @@ def _get(host: str, path: str) -> tuple[int, bytes]:
     return answer.status, body
 
 
-def _timed(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+def _nats_counters(port: int) -> dict[str, Any]:
+    return json.loads(_get(f"127.0.0.1:{port}", "/varz")[1])  # type: ignore[no-any-return]
 
 
-def _until(condition: Callable[[], bool], seconds: float = 180) -> float:
+def _wait_until(condition: Callable[[], bool], seconds: float = 180) -> float:
+    """Wait until the condition is true, and return how long that took, in seconds."""
     began = time.perf_counter()
     while not condition():
         if time.perf_counter() - began > seconds:
@@ -203,40 +202,40 @@ def main() -> None:
         )
         stack.callback(server.wait)
         stack.callback(server.kill)
-        _until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        _wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         monitor = stack.enter_context(
-            Monitor(Settings(listen="127.0.0.1:0", cluster=url, node="asked"))
+            Monitor(Settings(listen="127.0.0.1:0", cluster=url, node="local"))
         )
-        backend, address = _backend()
+        backend, address = _start_backend()
         stack.callback(backend.wait)
         stack.callback(backend.kill)
         monitor.hook.monitor_backend_spawned(model="local model", pid=backend.pid, address=address)
-        _child(stack, "--real-node", url)
+        _start_nodes(stack, "--real-node", url)
         cluster = monitor._cluster
         assert cluster is not None
         host = monitor.url.removeprefix("http://")
-        measure("two nodes", host, options.rounds)
+        measure_readings("two nodes", host, options.rounds)
         process = psutil.Process()
         before = process.memory_info().rss
         for first in range(0, options.nodes, _NODES_PER_PROCESS):
             count = min(_NODES_PER_PROCESS, options.nodes - first)
-            _child(stack, "--simulate", str(first), str(count), str(options.models), url)
+            _start_nodes(stack, "--simulate", str(first), str(count), str(options.models), url)
         wanted = options.nodes * options.models + 1
         directory = cluster.directory
-        seconds = _until(lambda: sum(len(each.models) for each in directory.peers()) == wanted)
+        seconds = _wait_until(lambda: sum(len(each.models) for each in directory.peers()) == wanted)
         print(
             f"{options.nodes} nodes with {options.models} models each are known ({seconds:.1f} s)"
         )
-        varz = json.loads(_get(f"127.0.0.1:{monitoring_port}", "/varz")[1])
+        varz = _nats_counters(monitoring_port)
         print(
             f"NATS: {varz['subscriptions']} subscriptions, {varz['connections']} connections, "
             f"{varz['mem'] / 2**20:.0f} MiB"
         )
-        idle(process, server.pid, monitoring_port)
-        measure(f"{options.nodes} nodes more", host, options.rounds)
+        measure_idle(process, server.pid, monitoring_port)
+        measure_readings(f"{options.nodes} nodes more", host, options.rounds)
         grown = (process.memory_info().rss - before) / 2**20
-        print(f"the monitor that is asked: {grown:.1f} MiB more, {process.num_threads()} threads")
-        lists(host, wanted + 1)
+        print(f"this process: {grown:.1f} MiB more, {process.num_threads()} threads")
+        measure_lists(host, wanted + 1)
         grown = (process.memory_info().rss - before) / 2**20
         print(
             f"afterwards: {grown:.1f} MiB more, {process.num_threads()} threads, "
@@ -245,14 +244,16 @@ def main() -> None:
         )
 
 
-def measure(where: str, host: str, rounds: int) -> None:
+def measure_readings(where: str, host: str, rounds: int) -> None:
     """Print the times of a local and of a remote reading."""
     paths = {each: f"/backend/monitor?model={each}%20model" for each in ("local", "remote")}
-    _until(lambda: _get(host, paths["remote"])[0] == 200)
+    _wait_until(lambda: _get(host, paths["remote"])[0] == 200)
     times: dict[str, list[float]] = {each: [] for each in paths}
     for _ in range(rounds):
         for name, path in paths.items():
-            times[name].append(_timed(lambda path=path: _get(host, path)))  # type: ignore[misc]
+            began = time.perf_counter()
+            _get(host, path)
+            times[name].append(time.perf_counter() - began)
     local, remote = (statistics.median(times[each]) * 1000 for each in ("local", "remote"))
     worst = sorted(times["remote"])[int(rounds * 0.99)] * 1000
     print(
@@ -261,26 +262,26 @@ def measure(where: str, host: str, rounds: int) -> None:
     )
 
 
-def idle(monitor: psutil.Process, server: int, monitoring_port: int) -> None:
+def measure_idle(monitor: psutil.Process, server: int, monitoring_port: int) -> None:
     """Print the messages and the CPU time of 10 s in which no backend changes."""
     seconds = 10.0
     nats = psutil.Process(server)
     cpu = [sum(each.cpu_times()[:2]) for each in (monitor, nats)]
-    messages = json.loads(_get(f"127.0.0.1:{monitoring_port}", "/varz")[1])["out_msgs"]
+    messages = _nats_counters(monitoring_port)["out_msgs"]
     time.sleep(seconds)
     used = [
-        (sum(each.cpu_times()[:2]) - at) / seconds * 100
-        for each, at in zip((monitor, nats), cpu, strict=True)
+        (sum(each.cpu_times()[:2]) - before) / seconds * 100
+        for each, before in zip((monitor, nats), cpu, strict=True)
     ]
-    messages = json.loads(_get(f"127.0.0.1:{monitoring_port}", "/varz")[1])["out_msgs"] - messages
+    messages = _nats_counters(monitoring_port)["out_msgs"] - messages
     print(
         f"idle: {messages / seconds:.0f} messages a second in all; CPU {used[0]:.1f} % of a core "
         f"for the monitor, {used[1]:.1f} % for NATS"
     )
 
 
-def lists(host: str, wanted: int) -> None:
-    """Print the times of the list of all backends, at once and in pages."""
+def measure_lists(host: str, wanted: int) -> None:
+    """Print the times of the list of all backends, in one answer and in pages."""
     times, size = [], 0
     for _ in range(5):
         began = time.perf_counter()
