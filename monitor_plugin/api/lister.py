@@ -60,7 +60,7 @@ class Lister:
             [self._backend_item(each, progress.get(each.backend), now) for each in observations],
             [
                 self._end_item(each)
-                for each in reversed(self._registry.ends())
+                for each in reversed(self._registry.last_exits())
                 if model in (None, each.backend.model)
             ],
             Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1),

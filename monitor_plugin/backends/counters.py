@@ -18,7 +18,7 @@ _CAUSE_WAIT_SECONDS = 2.0
 
 
 class ModelCounts(NamedTuple):
-    """The counts of one model, for each of CAUSES and OUTCOMES."""
+    """The counts of one model: exits by cause (CAUSES), and shutdowns by outcome (OUTCOMES)."""
 
     exits: dict[str, int]
     shutdowns: dict[str, int]
@@ -27,7 +27,7 @@ class ModelCounts(NamedTuple):
 class ModelCounter:
     """Counts exits and shutdowns by model. Safe to call from any thread.
 
-    The counts of a model are kept while the registry has a backend or an exit of it.
+    The counts of a model are dropped when the registry has no backend and no exit of the model.
 
     Args:
         registry: the registered backends and the last exits.
@@ -39,7 +39,7 @@ class ModelCounter:
         self._models: dict[str, ModelCounts] = {}
         self._without_cause: dict[Backend, float] = {}
 
-    def ended(self, backend: Backend, exit: BackendExit) -> None:
+    def count_exit(self, backend: Backend, exit: BackendExit) -> None:
         """Count the exit of a backend."""
         with self._lock:
             self._tidy()
@@ -48,32 +48,36 @@ class ModelCounter:
             else:
                 self._model(backend.model).exits[exit.cause] += 1
 
-    def shut_down(self, backend: Backend, outcome: str) -> None:
-        """Count a shutdown of a backend that has ended."""
+    def count_shutdown(self, backend: Backend, outcome: str) -> None:
+        """Count a shutdown of a backend, when the shutdown has ended."""
         with self._lock:
             self._tidy()
             self._model(backend.model).shutdowns[outcome] += 1
 
     def counts(self) -> dict[str, ModelCounts]:
-        """Return the counts of each model that has a backend, or an exit that is remembered."""
+        """Return copies of the counts of each model of which the registry has a backend or exit."""
         with self._lock:
-            of_each = {model: self._models.get(model, _nothing()) for model in self._tidy()}
+            of_each = {model: self._models.get(model, _zero_counts()) for model in self._tidy()}
             return {
                 model: ModelCounts(dict(counts.exits), dict(counts.shutdowns))
                 for model, counts in of_each.items()
             }
 
     def _tidy(self) -> list[str]:
-        """Count the exits whose cause is now known, and forget models; return those that remain."""
-        ends = self._registry.ends()
+        """Count the exits whose cause is now known, and drop the counts of unknown models.
+
+        Returns:
+            The models of which the registry has a backend or an exit.
+        """
+        exits = self._registry.last_exits()
         backends = [each.backend for each in self._registry.records()]
-        backends += [end.backend for end in ends]
+        backends += [each.backend for each in exits]
         known = dict.fromkeys(backend.model for backend in backends)
-        causes = {end.backend: end.exit.cause for end in ends}
+        causes = {each.backend: each.exit.cause for each in exits}
         now = time.monotonic()
-        for backend, at in list(self._without_cause.items()):
+        for backend, recorded_at in list(self._without_cause.items()):
             cause = causes.get(backend, "unknown")
-            if cause != "unknown" or now - at > _CAUSE_WAIT_SECONDS:
+            if cause != "unknown" or now - recorded_at > _CAUSE_WAIT_SECONDS:
                 del self._without_cause[backend]
                 self._model(backend.model).exits[cause] += 1
         for model in self._models.keys() - known:
@@ -81,8 +85,8 @@ class ModelCounter:
         return list(known)
 
     def _model(self, model: str) -> ModelCounts:
-        return self._models.setdefault(model, _nothing())
+        return self._models.setdefault(model, _zero_counts())
 
 
-def _nothing() -> ModelCounts:
+def _zero_counts() -> ModelCounts:
     return ModelCounts(dict.fromkeys(CAUSES, 0), dict.fromkeys(OUTCOMES, 0))

@@ -1,4 +1,4 @@
-"""The exits of backends: how they are noticed, recorded and reported."""
+"""Notices, records and reports the exits of backends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ExitRecorder:
         model_counter: counts the exits.
 
     Attributes:
-        watcher: notices the end of the processes that it is given.
+        watcher: notices when a watched process ends.
     """
 
     def __init__(
@@ -55,47 +55,46 @@ class ExitRecorder:
         self._baselines.close()
         self.watcher.close()
 
-    def end(self, record: Record, exit_code: int | None = None) -> None:
-        """Record and report the exit of a backend whose process has ended, once.
+    def record_exit(self, record: Record, exit_code: int | None = None) -> None:
+        """Record and report the exit of a backend whose process has ended. Later calls do nothing.
 
-        Returns when the hooks have been called, or have had their time.
+        Returns when the hooks have returned, or after their timeout.
 
         Args:
             record: the backend's record.
-            exit_code: the exit code that the host reported; None finds it out.
+            exit_code: the exit code that the host reported; None reads the code from the process.
         """
         self._hooks.wait(self._end(record, exit_code))
 
-    def complete(self, model: str, pid: int, exit_code: int | None) -> None:
-        """Add the exit code that a host reported to the newest exit of a PID, if it lacks one."""
-        for end in reversed(self._registry.ends()):
-            if (end.backend.model, end.backend.pid) == (model, pid):
-                exit = end.exit
+    def add_exit_code(self, model: str, pid: int, exit_code: int | None) -> None:
+        """Add the code that a host reported to the newest exit of a PID, if none is known."""
+        for ended in reversed(self._registry.last_exits()):
+            if (ended.backend.model, ended.backend.pid) == (model, pid):
+                exit = ended.exit
                 if exit.exit_code is None and exit.signal is None and exit_code is not None:
                     stopped = exit.cause == "shutdown"
-                    completed = make_exit(exit_code, stopped, end.oom_kill_seen, exit.ended_at)
-                    self._registry.replace_end(end, end._replace(exit=completed))
+                    completed = make_exit(exit_code, stopped, ended.oom_kill_seen, exit.ended_at)
+                    self._registry.replace_exit(ended, ended._replace(exit=completed))
                 return
 
     def release(self, record: Record) -> None:
-        """Close the channel to a backend that is no longer registered, and its process handle."""
+        """Close the channel and the process handle of a backend that is no longer registered."""
         self._status_client.close_connection(record.backend)
         self.watcher.unwatch(record.process)
         record.process.close()
 
     def describe_last_exit(self, model: str) -> str | None:
-        """Describe the newest exit of a model's backends; None if no exit of it is remembered."""
-        for end in reversed(self._registry.ends()):
-            if end.backend.model == model:
-                return (
-                    f"its process {end.backend.pid} {describe_exit_and_age(end.exit, time.time())}"
-                )
+        """Describe the newest exit of a model's backends; None if no exit is stored."""
+        for ended in reversed(self._registry.last_exits()):
+            if ended.backend.model == model:
+                description = describe_exit_and_age(ended.exit, time.time())
+                return f"its process {ended.backend.pid} {description}"
         return None
 
     def _on_exit(self, process: Process) -> None:
-        record = self._registry.record(process.pid)
+        record = self._registry.find(process.pid)
         if record and record.process is process:
-            self._end(record, None)  # does not wait for hooks, as other processes end meanwhile
+            self._end(record, None)  # without waiting for hooks, as other processes may end
 
     def _end(self, record: Record, exit_code: int | None) -> Delivery | None:
         if exit_code is None:
@@ -106,19 +105,18 @@ class ExitRecorder:
         )
         exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
         try:
-            delivery = self._registry.end(
+            delivery = self._registry.move_to_exits(
                 record,
                 exit,
                 oom_kill_seen,
                 lambda: self._hooks.backend_gone(record.backend, exit),
             )
         except NotRegistered:  # another thread recorded the exit
-            self._status_client.close_connection(
-                record.backend
-            )  # a late call may have connected again
+            # A late call may have connected again.
+            self._status_client.close_connection(record.backend)
             return None
         self.release(record)
-        self._model_counter.ended(record.backend, exit)
+        self._model_counter.count_exit(record.backend, exit)
         return delivery
 
     def _record_baselines(self) -> None:

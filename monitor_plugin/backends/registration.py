@@ -1,4 +1,4 @@
-"""What hosts report: a backend that was spawned, with its checks, and one that exited."""
+"""Checks and records what hosts report: backends that were spawned, and backends that exited."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Registration:
         self._closed = False
 
     def close(self) -> None:
-        """Refuse registrations from now on, and drop all backends; their processes go on."""
+        """Refuse further registrations, and remove all backends; their processes still run."""
         self._closed = True
-        self._drop_all()
+        self._remove_all()
 
-    def _drop_all(self) -> None:
+    def _remove_all(self) -> None:
         for record in self._registry.clear():
             self._exit_recorder.release(record)
 
@@ -85,37 +85,42 @@ class Registration:
         while True:
             try:
                 delivery = self._register(plain_model, plain_pid, plain_address, canonical)
-            except NotRegistered:  # the record that was to be updated has ended meanwhile
+            except NotRegistered:  # the record to be updated was removed meanwhile
                 continue
             except Conflict as conflict:
                 holder = conflict.record
                 if holder.process.ended():
-                    self._exit_recorder.end(holder)
+                    self._exit_recorder.record_exit(holder)
                 elif holder.backend.pid != pid:
-                    raise _address_held(holder.backend, model, pid, address) from None
-                continue  # or another thread registered the same PID: update that
+                    reason = (
+                        f"address {address!r} is held by process {holder.backend.pid} of model "
+                        f"{holder.backend.model!r}, which runs"
+                    )
+                    raise _refusal(reason, model, pid, address) from None
+                # Otherwise another thread registered the same PID: update that record.
+                continue
             break
         self._hooks.wait(delivery)
-        self._refuse_if_closed(model, pid, address)  # it may have been closed meanwhile
+        self._refuse_if_closed(model, pid, address)  # `close` may have run meanwhile
 
     def _refuse_if_closed(self, model: str, pid: int, address: str) -> None:
         if self._closed:
-            self._drop_all()  # a registration may have come after `close` had dropped the others
+            self._remove_all()  # a backend may have been added after `close` removed the others
             raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
 
     def _register(self, model: str, pid: int, address: str, canonical: str) -> Delivery | None:
-        """Add a backend, or update its record; give the event that tells of it.
+        """Add a backend, or update its record; return the event of the registration.
 
         Raises:
             Conflict: another record has the PID or the address.
-            NotRegistered: the record to be updated has ended.
+            NotRegistered: the record to be updated was removed meanwhile.
         """
-        record = self._registry.record(pid)
+        record = self._registry.find(pid)
         if record is None or record.process.ended():
             if record:
-                self._exit_recorder.end(record)
+                self._exit_recorder.record_exit(record)
             return self._add(model, pid, address, canonical)
-        # A creation time moves with the system's clock. The process is the same, as it runs.
+        # Keep the creation time: a new reading of it would move with the system's clock.
         previous = record.backend
         backend = Backend(model, pid, address, previous.created_at)
         if backend == previous:
@@ -134,8 +139,8 @@ class Registration:
             self._exit_recorder.watcher.unwatch(record.process)
             record.process.close()
             raise
-        if record.process.ended():  # the watcher may have noticed it before the registry had it
-            self._exit_recorder.end(record)
+        if record.process.ended():  # the watcher may have seen the end before the record was added
+            self._exit_recorder.record_exit(record)
         return delivery
 
     def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
@@ -165,30 +170,30 @@ class Registration:
             if exit_code is not None:
                 exit_code = _validate_integer("the exit code must be an integer or None", exit_code)
         except (InvalidRequest, ValueError) as error:
-            message = f"the end of a backend was not noted: {error}"
+            message = f"the end of a backend was not recorded: {error}"
             raise InvalidBackend(message, model=model, pid=pid, address=None) from None
-        record = self._registry.record(pid)
+        record = self._registry.find(pid)
         if record and record.backend.model == model and record.process.ended():
-            self._exit_recorder.end(record, exit_code)
-        self._exit_recorder.complete(model, pid, exit_code)
+            self._exit_recorder.record_exit(record, exit_code)
+        self._exit_recorder.add_exit_code(model, pid, exit_code)
 
 
 def _validate_pid(value: object) -> int:
-    """Give the plain value of a PID that a backend may have.
+    """Return a PID that a backend may have, as a plain int.
 
     Raises:
-        ValueError: the value is no PID, or stopping that process would stop the monitor.
+        ValueError: the value is no PID, or a stop of that process would stop the monitor.
     """
     pid = _validate_integer("the PID must be an integer", value)
-    if pid in (0, 1) or pid < 0:
+    if pid <= 1:
         raise ValueError(f"PID {pid} is no process that may be watched and stopped")
     ancestor = os.getpid()
     while ancestor > 1:
         try:
             row = read_row(ancestor)
         except OSError as error:
-            raise ValueError(f"the monitor cannot look at it: {error}") from None
-        # A stop of a session's leader stops all of the session.
+            raise ValueError(f"the monitor cannot read process {ancestor}: {error}") from None
+        # A stop of a session's leader stops all processes of the session.
         if pid in (ancestor, row.session if row else ancestor):
             raise ValueError(
                 f"PID {pid} is the monitor's own process, its ancestor, or leads their session"
@@ -207,10 +212,3 @@ def _refusal(reason: object, model: str, pid: int, address: str) -> InvalidBacke
     return InvalidBackend(
         f"the backend was not registered: {reason}", model=model, pid=pid, address=address
     )
-
-
-def _address_held(holder: Backend, model: str, pid: int, address: str) -> InvalidBackend:
-    reason = (
-        f"address {address!r} is held by process {holder.pid} of model {holder.model!r}, which runs"
-    )
-    return _refusal(reason, model, pid, address)

@@ -17,7 +17,7 @@ from ..processes.sampler import Sampler
 
 T = TypeVar("T")
 
-ENDS_KEPT = 100
+MAX_EXITS = 100
 
 
 class Conflict(Exception):
@@ -33,15 +33,15 @@ class Conflict(Exception):
 
 
 class NotRegistered(Exception):
-    """The record is not, or no longer, in the registry."""
+    """The record is not in the registry, or was removed."""
 
 
 class EndedBackend(NamedTuple):
-    """A backend that has ended, and how.
+    """A backend that has ended, and its exit.
 
     Attributes:
-        oom_kill_seen: whether the kernel killed a process of the backend's control group for want
-            of memory just before; False if another backend was in that control group.
+        oom_kill_seen: whether, just before the exit, the kernel's out-of-memory killer killed a
+            process of the backend's control group; False if another backend is in that group.
     """
 
     backend: Backend
@@ -63,10 +63,10 @@ class Record:
         process: the handle that notices the end of the process.
         sampler: reads samples of the process.
         tree_memory: the memory of the process tree in bytes, and its source; cached for seconds.
-        oom: counts what the kernel kills for want of memory in the backend's control group.
+        oom: counts the kernel's out-of-memory kills in the backend's control group.
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
-        source: the source of the last status; None if the last attempt to get one failed.
+        source: the source of the last status; None if the last request of a status failed.
         observation: the result of the last sweep.
         stopping: whether a shutdown is stopping the backend.
         shared_readings: the model reader's readings of the model while this is its oldest backend;
@@ -88,11 +88,11 @@ class Record:
 
 
 class Registry:
-    """The registered backends by PID, oldest first, and the last exits. Safe from any thread.
+    """The registered backends, oldest first, and the last exits. Safe to call from any thread.
 
-    Methods that take `publish` call it under the lock after the change, and give its result: the
-    events of a PID or an address are published in the order of the changes. `publish` must not
-    block; it puts an event into a queue.
+    Methods with the parameter `publish` call it under the lock after the change, and return its
+    result. So the events of a PID or an address are published in the order of the changes.
+    `publish` must not block; it puts an event into a queue.
 
     Attributes:
         on_change: called under the lock when a backend was added or removed; it must not block.
@@ -104,16 +104,16 @@ class Registry:
         self._records: dict[int, Record] = {}
         self._by_model: dict[str, dict[int, Record]] = {}
         self._by_address: dict[str, Record] = {}
-        self._ends: deque[EndedBackend] = deque(maxlen=ENDS_KEPT)
+        self._exits: deque[EndedBackend] = deque(maxlen=MAX_EXITS)
 
     def records(self, model: str | None = None) -> list[Record]:
-        """List the records, of one model or of all, in the order of their registration."""
+        """List the records of one model or of all models, in the order of their registration."""
         with self._lock:
             return list(
                 (self._records if model is None else self._by_model.get(model, {})).values()
             )
 
-    def record(self, pid: int) -> Record | None:
+    def find(self, pid: int) -> Record | None:
         """Find the record of a PID."""
         with self._lock:
             return self._records.get(pid)
@@ -144,7 +144,7 @@ class Registry:
 
         Raises:
             Conflict: another record has the address.
-            NotRegistered: the record was removed before.
+            NotRegistered: the record was removed.
         """
         with self._lock:
             holder = self._by_address.get(canonical_address)
@@ -197,34 +197,34 @@ class Registry:
             record.state_changed_at = time.time()
             return publish(previous)
 
-    def end(
+    def move_to_exits(
         self, record: Record, exit: BackendExit, oom_kill_seen: bool, publish: Callable[[], T]
     ) -> T:
-        """Move a record to the exits, before another backend can have its PID or its address.
+        """Replace a record by its exit; its PID and its address become free.
 
         Raises:
-            NotRegistered: another thread removed the record before.
+            NotRegistered: another thread removed the record.
         """
         with self._lock:
             if self._records.get(record.backend.pid) is not record:
                 raise NotRegistered
             self._remove(record)
-            self._ends.append(EndedBackend(record.backend, exit, oom_kill_seen))
+            self._exits.append(EndedBackend(record.backend, exit, oom_kill_seen))
             return publish()
 
-    def ends(self) -> list[EndedBackend]:
-        """List the last `ENDS_KEPT` exits, oldest first."""
+    def last_exits(self) -> list[EndedBackend]:
+        """List the last exits, at most `MAX_EXITS`, oldest first."""
         with self._lock:
-            return list(self._ends)
+            return list(self._exits)
 
-    def replace_end(self, known: EndedBackend, completed: EndedBackend) -> None:
-        """Replace an exit, if it is still remembered."""
+    def replace_exit(self, known: EndedBackend, completed: EndedBackend) -> None:
+        """Replace an exit, if it is still stored."""
         with self._lock:
-            if known in self._ends:
-                self._ends[self._ends.index(known)] = completed
+            if known in self._exits:
+                self._exits[self._exits.index(known)] = completed
 
     def clear(self) -> list[Record]:
-        """Remove all records, and give them."""
+        """Remove and return all records."""
         with self._lock:
             records = list(self._records.values())
             for record in records:

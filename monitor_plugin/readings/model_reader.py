@@ -157,7 +157,7 @@ class ModelReader:
         records = [each for each in replicas.records if pid in (None, each.backend.pid)]
         if ended := [each for each in records if each.process.ended()]:
             for record in ended:
-                self._exit_recorder.end(record)
+                self._exit_recorder.record_exit(record)
             raise ProcessGone(ended[0].backend.pid)
         return shared
 
@@ -165,7 +165,7 @@ class ModelReader:
         try:
             return replace(self._backend_reader.read(record), replicas=replicas)
         except ProcessGone:
-            self._exit_recorder.end(record)
+            self._exit_recorder.record_exit(record)
             raise
 
     def _combine(self, replicas: _Replicas) -> Reading:

@@ -135,7 +135,7 @@ class Sweeper:
                 count = replicas[record.backend.model]
                 record.observation = self._observe(record, result, usage, count, hooks_deadline)
             except ProcessGone:
-                self._exit_recorder.end(record)
+                self._exit_recorder.record_exit(record)
                 continue
             found.append(record.observation)
         return found

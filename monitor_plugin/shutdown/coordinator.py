@@ -194,7 +194,7 @@ class ShutdownCoordinator:
             for stop in stops:
                 backend = stop.record.backend
                 each = "failed" if stop.failure else outcome
-                self._model_counter.shut_down(backend, each)
+                self._model_counter.count_shutdown(backend, each)
                 self._hooks.shutdown_finished(backend, each, time.monotonic() - started)
         failures = [stop.failure for stop in stops if stop.failure]
         if failures:
@@ -215,12 +215,12 @@ class ShutdownCoordinator:
         records = []
         for record in shutdown.records:
             if record.process.ended():
-                self._exit_recorder.end(record)
+                self._exit_recorder.record_exit(record)
             else:
                 records.append(record)
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
         if records:
-            ended = [each.backend for each in self._registry.ends()]
+            ended = [each.backend for each in self._registry.last_exits()]
             return records, {_identity(each) for each in (*(r.backend for r in known), *ended)}
         if shutdown.pid is not None and known:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
@@ -273,7 +273,9 @@ class ShutdownCoordinator:
 
     def _new_pids(self, model: str, known: set[ProcessIdentity]) -> list[int]:
         """List the PIDs of a model's new processes, including those that have ended again."""
-        ended = [each.backend for each in self._registry.ends() if each.backend.model == model]
+        ended = [
+            each.backend for each in self._registry.last_exits() if each.backend.model == model
+        ]
         found = (*ended, *(each.backend for each in self._registry.records(model)))
         return [each.pid for each in found if _identity(each) not in known]
 

@@ -108,7 +108,7 @@ class Stopper:
         try:
             yield
         except ProcessGone:
-            self._exit_recorder.end(stop.record)
+            self._exit_recorder.record_exit(stop.record)
         except OSError as error:  # for example, no free file descriptor
             reason = f"its processes cannot be looked at: {error}"
             stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
@@ -151,7 +151,7 @@ class Stopper:
                 self._end_tree(stop, stop.tree)
             finally:
                 if stop.record.process.ended():
-                    self._exit_recorder.end(stop.record)
+                    self._exit_recorder.record_exit(stop.record)
                 else:
                     self._registry.set_stopping(stop.record, False)
 

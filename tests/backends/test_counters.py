@@ -10,7 +10,7 @@ import pytest
 from monitor_plugin import Backend, Monitor, MonitorError, hookimpl
 from monitor_plugin.backends import counters
 from monitor_plugin.backends.counters import ModelCounter, ModelCounts
-from monitor_plugin.backends.registry import ENDS_KEPT, EndedBackend, Registry
+from monitor_plugin.backends.registry import MAX_EXITS, EndedBackend, Registry
 from monitor_plugin.domain.models import BackendExit
 
 from ..support import Client, Spawner, eventually
@@ -23,14 +23,14 @@ def backend(model: str, pid: int) -> Backend:
 class ExitsRegistry(Registry):
     """A registry that takes exits of backends that were never registered."""
 
-    def add_end(self, backend: Backend, cause: str) -> None:
+    def add_exit(self, backend: Backend, cause: str) -> None:
         exit = BackendExit(cause, None, None, None, time.time())
-        self._ends.append(EndedBackend(backend, exit, False))
+        self._exits.append(EndedBackend(backend, exit, False))
 
-    def complete(self, backend: Backend, cause: str) -> None:
-        (end,) = [each for each in self.ends() if each.backend == backend]
+    def set_cause(self, backend: Backend, cause: str) -> None:
+        (end,) = [each for each in self.last_exits() if each.backend == backend]
         exit = BackendExit(cause, 1, None, None, end.exit.ended_at)
-        self.replace_end(end, end._replace(exit=exit))
+        self.replace_exit(end, end._replace(exit=exit))
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def counter(registry: ExitsRegistry) -> ModelCounter:
 
 
 def end(counter: ModelCounter, registry: ExitsRegistry, backend: Backend, cause: str) -> None:
-    registry.add_end(backend, cause)
-    counter.ended(backend, registry.ends()[-1].exit)
+    registry.add_exit(backend, cause)
+    counter.count_exit(backend, registry.last_exits()[-1].exit)
 
 
 def test_counts_of_a_new_model_are_zeros(monitor: Monitor, spawner: Spawner) -> None:
@@ -62,7 +62,7 @@ def test_counts_are_dropped_with_the_last_exit_of_a_model(
 ) -> None:
     """The counts stay while an exit of the model is remembered, and no longer."""
     end(counter, registry, backend("m", 1), "killed")
-    for pid in range(2, ENDS_KEPT + 1):
+    for pid in range(2, MAX_EXITS + 1):
         end(counter, registry, backend("other", pid), "exited")
     assert counter.counts()["m"].exits["killed"] == 1
     end(counter, registry, backend("other", 1000), "exited")
@@ -76,8 +76,8 @@ def test_counters_memory_is_bounded_for_any_number_of_models(
     """Without any scrape, the counters keep no more models than the registry remembers."""
     for pid in range(1, 300):
         end(counter, registry, backend(f"m{pid}", pid), "unknown" if pid % 2 else "killed")
-        counter.shut_down(backend(f"m{pid}", pid), "stopped")
-    assert len(counter._models) <= ENDS_KEPT + 1
+        counter.count_shutdown(backend(f"m{pid}", pid), "stopped")
+    assert len(counter._models) <= MAX_EXITS + 1
 
 
 def test_cause_that_is_reported_soon_is_counted_once(
@@ -86,7 +86,7 @@ def test_cause_that_is_reported_soon_is_counted_once(
     """If a host reaps at once and reports the cause a moment later, no `unknown` is counted."""
     end(counter, registry, backend("m", 1), "unknown")
     assert set(counter.counts()["m"].exits.values()) == {0}
-    registry.complete(backend("m", 1), "exited")
+    registry.set_cause(backend("m", 1), "exited")
     for _ in range(2):
         exits = counter.counts()["m"].exits
         assert (exits["exited"], exits["unknown"]) == (1, 0)
@@ -99,7 +99,7 @@ def test_cause_that_is_not_reported_is_counted_as_unknown(
     monkeypatch.setattr(counters, "_CAUSE_WAIT_SECONDS", 0.0)
     end(counter, registry, backend("m", 1), "unknown")
     eventually(lambda: counter.counts()["m"].exits["unknown"] == 1)
-    registry.complete(backend("m", 1), "exited")
+    registry.set_cause(backend("m", 1), "exited")
     exits = counter.counts()["m"].exits
     assert (exits["exited"], exits["unknown"]) == (0, 1)
 

@@ -263,5 +263,5 @@ def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -
     assert connections == {}
     monitor._services.status_client.free(record.backend)
     assert connections
-    monitor._services.exit_recorder.end(record)
+    monitor._services.exit_recorder.record_exit(record)
     assert connections == {}

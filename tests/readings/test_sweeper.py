@@ -14,6 +14,7 @@ import pytest
 
 from monitor_plugin import Backend, Memory, Monitor, Reading, State, Status, hookimpl
 from monitor_plugin.domain.models import Observation
+from monitor_plugin.readings import sweeper
 from monitor_plugin.rpc import client as status_client
 
 from ..support import Backend as Running
@@ -92,6 +93,7 @@ def test_hung_backends_cost_one_wait(
     assert all(each.reading and each.reading.source == "grpc" for each in monitor.sweep())
     for each in running[1:]:
         suspend(each.pid)
+    time.sleep(sweeper._MAX_AGE_SECONDS)  # so that the next sweep does not share the first
     began = time.monotonic()
     healthy, *hung = monitor.sweep()
     assert time.monotonic() - began < 4 * 2.0  # and not 5 times

@@ -20,7 +20,7 @@ from ...api.schemas import (
     NodeEndItem,
     NodeItem,
 )
-from ...backends.registry import ENDS_KEPT
+from ...backends.registry import MAX_EXITS
 from ...domain.errors import InvalidRequest
 from ..requests.client import SILENT_SECONDS, PeerClient, PeerResult, invalid_reply
 from ..transport.messages import Request
@@ -153,7 +153,7 @@ class ClusterLists:
                 is_full = count == limit
                 has_more = len(page) < len(part.backends)
                 ended = sorted(ended + part.ended, key=lambda each: each[0], reverse=True)
-                del ended[ENDS_KEPT:]
+                del ended[MAX_EXITS:]
                 if machine is None or result.node == self._node:
                     machine = part.machine
                 nodes.append(
