@@ -137,12 +137,16 @@ class Spawner:
                     pipe.close()
 
 
+def register(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
+    """Register a process as a backend, by default at an address where no server listens."""
+    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+
+
 def load_sleeper(monitor: Monitor, spawner: Spawner, model: str = "m") -> subprocess.Popen[str]:
     """Register a process that does nothing, and reap it when it exits, as a host does."""
     process = spawner.sleeper()
     threading.Thread(target=process.wait, daemon=True).start()
-    address = f"unix:/{process.pid}"
-    monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
+    register(monitor, process.pid, model, f"unix:/{process.pid}")
     return process
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -42,7 +41,3 @@ def recorder() -> Recorder:
 @pytest.fixture
 def monitor(make_monitor: Callable[..., Monitor], recorder: Recorder) -> Monitor:
     return make_monitor(plugins=[recorder])
-
-
-def spawned(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
-    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)

@@ -13,7 +13,7 @@ from monitor_plugin.backends.counters import ModelCounter, ModelCounts
 from monitor_plugin.backends.registry import MAX_EXITS, EndedBackend, Registry
 from monitor_plugin.domain.models import BackendExit
 
-from ..support import Client, Spawner, eventually
+from ..support import Client, Spawner, eventually, register
 
 
 def backend(model: str, pid: int) -> Backend:
@@ -122,9 +122,7 @@ def test_exits_and_shutdowns_of_real_backends_are_counted(
     client = Client(monitor.url)
     for port in (1, 2):
         process = spawner.sleeper()
-        monitor.hook.monitor_backend_spawned(
-            model="m", pid=process.pid, address=f"127.0.0.1:{port}"
-        )
+        register(monitor, process.pid, "m", f"127.0.0.1:{port}")
         if port == 1:
             process.kill()
             eventually(lambda: not monitor.backends())

@@ -14,8 +14,8 @@ from monitor_plugin import (
 )
 from monitor_plugin.processes.process import ProcessGone
 
-from ..support import Spawner, eventually, is_running
-from .conftest import Recorder, spawned
+from ..support import Spawner, eventually, is_running, register
+from .conftest import Recorder
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_exit_is_noticed_without_a_report(
 ) -> None:
     """An exit is reported once, with its code or signal, before the host reaps or reports it."""
     process = spawner.process(*command, stdin=subprocess.PIPE)
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     if number:
         process.send_signal(number)
     else:
@@ -66,7 +66,7 @@ def test_reported_exit_code_completes_the_exit(
 ) -> None:
     """The exit code is taken from a host that reaps the process and reports it at once."""
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     process.kill()
     process.wait()
     monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=-9)
@@ -80,7 +80,7 @@ def test_report_about_another_backend_changes_nothing(
 ) -> None:
     """Reports about an unknown process, a running one or another model are ignored."""
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=0)
     monitor.hook.monitor_backend_exited(model="x", pid=process.pid, exit_code=0)
     monitor.hook.monitor_backend_exited(model="m", pid=99999999, exit_code=None)
@@ -95,7 +95,7 @@ def test_report_about_another_backend_changes_nothing(
 def test_ended_backend_is_not_read_at_its_address(monitor: Monitor, spawner: Spawner) -> None:
     """A backend whose process has ended is not loaded, even if another serves its address."""
     process, stranger = spawner.sleeper(), spawner.backend()
-    spawned(monitor, process.pid, address=stranger.address)
+    register(monitor, process.pid, address=stranger.address)
     assert monitor.read("m").source == "grpc"
     process.kill()
     with pytest.raises(ModelNotLoaded):
@@ -116,9 +116,7 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
     started = []
     for n in range(100):
         started.append(subprocess.Popen(["sleep", "1000"]))
-        monitor.hook.monitor_backend_spawned(
-            model=str(n), pid=started[-1].pid, address=f"unix:/{n}"
-        )
+        register(monitor, started[-1].pid, str(n), f"unix:/{n}")
     print(len(os.listdir("/proc/self/fd")), flush=True)
     for each in started:
         each.kill()
@@ -160,9 +158,9 @@ def fault(call, *arguments):
         return type(error).__name__
 with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as monitor:
     started = [subprocess.Popen(["sleep", "1000"]) for _ in range(14)]
-    spawned = monitor.hook.monitor_backend_spawned
+    register = monitor.hook.monitor_backend_spawned
     for n, each in enumerate(started[:12]):
-        spawned(model=str(n), pid=each.pid, address=f"unix:/{n}")
+        register(model=str(n), pid=each.pid, address=f"unix:/{n}")
     for model in ("1", "10"):
         monitor.read(model)  # gRPC aborts where its first use finds no descriptor
     held = []
@@ -181,7 +179,7 @@ with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as moni
         said = fault(monitor.shutdown, str(n))
         print(said == ("ShutdownFailed" if started[n].poll() is None else None))
     use_up()
-    print(fault(lambda: spawned(model="late", pid=started[12].pid, address="unix:/late")))
+    print(fault(lambda: register(model="late", pid=started[12].pid, address="unix:/late")))
     for each in held:
         os.close(each)
     print(noticed(started[9]), noticed(started[2]))
@@ -208,7 +206,7 @@ def test_reported_exit_code_does_not_replace_the_observed_one(
     """An exit code that the monitor read itself is not replaced by a reported one."""
     for code, words in (("kill -9 $$", "was killed by SIGKILL"), ("exit 3", "exited with code 3")):
         process = spawner.process("sh", "-c", f"read line; {code}", stdin=subprocess.PIPE)
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
@@ -224,7 +222,7 @@ def test_last_hundred_exits_are_remembered(monitor: Monitor, spawner: Spawner) -
     """Nothing is known of a model that ended before the last hundred exits."""
     for number in range(101):
         process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
-        spawned(monitor, process.pid, str(number))
+        register(monitor, process.pid, str(number))
         process.kill()
         process.wait()
     eventually(lambda: not monitor.backends())
@@ -239,7 +237,7 @@ def test_exit_is_noticed_by_a_reading(
 ) -> None:
     """A reading checks the process itself, and notices an exit that the watcher missed."""
     process, stranger = spawner.sleeper(), spawner.backend()
-    spawned(monitor, process.pid, address=stranger.address)
+    register(monitor, process.pid, address=stranger.address)
     (record,) = monitor._services.registry.records()
     monitor._services.exit_recorder.watcher.unwatch(record.process)
     process.kill()

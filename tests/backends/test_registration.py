@@ -24,8 +24,8 @@ from monitor_plugin import (
 from monitor_plugin.backends import registration
 from monitor_plugin.processes.process import Process
 
-from ..support import Client, Spawner, eventually, is_running
-from .conftest import Recorder, spawned
+from ..support import Client, Spawner, eventually, is_running, register
+from .conftest import Recorder
 
 
 def test_registration_takes_values_of_subclasses_as_plain_ones(
@@ -43,7 +43,7 @@ def test_registration_takes_values_of_subclasses_as_plain_ones(
         pass
 
     process = spawner.sleeper()
-    spawned(monitor, Number(process.pid), Name.LLAMA, Text("127.0.0.1:1"))
+    register(monitor, Number(process.pid), Name.LLAMA, Text("127.0.0.1:1"))
     (backend,) = recorder.registered
     values = (backend.model, backend.pid, backend.address)
     assert [type(each) for each in values] == [str, int, str]
@@ -75,18 +75,18 @@ def test_exit_during_a_registration_is_reported_once_and_last(
     """Whenever the exit comes, hooks are called for it once, after each registration."""
     process = spawner.sleeper()
     if what == "update":
-        spawned(monitor, process.pid, "first")
+        register(monitor, process.pid, "first")
     monkeypatch.setattr(monitor._services.registry, what, Ending(monitor, process, what, when))
     refused = when == "before" and what == "update"
     with pytest.raises(InvalidBackend) if refused else contextlib.nullcontext():
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
     eventually(lambda: ("gone", process.pid) in recorder.events)
     registrations = 1 if what == "add" or refused else 2
     assert recorder.events == [("registered", process.pid)] * registrations + [
         ("gone", process.pid)
     ]
     with pytest.raises(InvalidBackend):
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
     assert len(recorder.events) == registrations + 1
 
 
@@ -120,7 +120,7 @@ def test_registration_reads_the_creation_time_and_calls_hooks(
 ) -> None:
     """The record has the process's creation time, and hooks are called before the host goes on."""
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     (backend,) = monitor.backends()
     assert backend == recorder.registered[0]
     assert (backend.model, backend.pid, backend.address) == ("m", process.pid, "127.0.0.1:1")
@@ -131,7 +131,7 @@ def test_registration_reads_the_creation_time_and_calls_hooks(
 def test_registration_refuses_an_unusable_pid(pid: Any, monitor: Monitor) -> None:
     """A value that is no PID, that no process has, or that may not be stopped changes nothing."""
     with pytest.raises(InvalidBackend) as raised:
-        spawned(monitor, pid)
+        register(monitor, pid)
     assert raised.value.pid is pid or raised.value.pid == pid
     assert monitor.backends() == []
 
@@ -141,7 +141,7 @@ def test_registration_refuses_the_monitor_and_its_ancestors(monitor: Monitor) ->
     for pid in (os.getpid(), os.getppid()):
         if pid > 1:
             with pytest.raises(InvalidBackend, match="own process"):
-                spawned(monitor, pid)
+                register(monitor, pid)
 
 
 def test_registration_refuses_the_leader_of_the_monitors_session(spawner: Spawner) -> None:
@@ -177,7 +177,7 @@ def test_registration_refuses_a_thread_id(monitor: Monitor, spawner: Spawner) ->
     tids = [int(tid) for tid in os.listdir(f"/proc/{backend.pid}/task")]
     (tid, *_) = [tid for tid in tids if tid != backend.pid]
     with pytest.raises(InvalidBackend, match="does not run"):
-        spawned(monitor, tid)
+        register(monitor, tid)
 
 
 def test_registration_refuses_a_process_that_has_ended(monitor: Monitor, spawner: Spawner) -> None:
@@ -185,10 +185,10 @@ def test_registration_refuses_a_process_that_has_ended(monitor: Monitor, spawner
     process = spawner.process("true")
     eventually(lambda: not is_running(process.pid))
     with pytest.raises(InvalidBackend, match="does not run"):
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
     process.wait()
     with pytest.raises(InvalidBackend, match="does not run"):
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
 
 
 @pytest.mark.parametrize("model", ["", "x" * 256, "a\n", None, 5, "\ud800"])
@@ -197,7 +197,7 @@ def test_registration_refuses_an_unusable_model_name(
 ) -> None:
     """Names that clients may not use are refused to hosts too."""
     with pytest.raises(InvalidBackend, match="model's name"):
-        spawned(monitor, spawner.sleeper().pid, model)
+        register(monitor, spawner.sleeper().pid, model)
     assert monitor.backends() == []
 
 
@@ -215,7 +215,7 @@ def test_registration_refuses_an_unusable_address(
 ) -> None:
     """Addresses that gRPC would silently misunderstand are refused, with the accepted forms."""
     with pytest.raises(InvalidBackend, match="address"):
-        spawned(monitor, spawner.sleeper().pid, address=address)
+        register(monitor, spawner.sleeper().pid, address=address)
     assert monitor.backends() == []
 
 
@@ -232,7 +232,7 @@ def test_registration_accepts_every_form_of_address(
 ) -> None:
     """Every documented form is accepted, and kept as the host wrote it."""
     monitor = make_monitor(insecure=True)
-    spawned(monitor, spawner.sleeper().pid, address=address)
+    register(monitor, spawner.sleeper().pid, address=address)
     assert monitor.backends()[0].address == address
 
 
@@ -251,9 +251,9 @@ def test_registration_refuses_the_address_of_another_backend(
 ) -> None:
     """The address of a live backend is refused to another one in any notation."""
     holder = spawner.sleeper()
-    spawned(monitor, holder.pid, "first", held)
+    register(monitor, holder.pid, "first", held)
     with pytest.raises(InvalidBackend, match=f"held by process {holder.pid} of model 'first'"):
-        spawned(monitor, spawner.sleeper().pid, "second", wanted)
+        register(monitor, spawner.sleeper().pid, "second", wanted)
     assert [backend.model for backend in monitor.backends()] == ["first"]
 
 
@@ -275,7 +275,7 @@ def test_restarted_backend_takes_over_the_address(
     expected: list[tuple[str, int]] = []
     for _ in range(20):
         process = spawner.sleeper()
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
         expected += [("registered", process.pid), ("gone", process.pid)]
         process.kill()
         process.wait()
@@ -288,10 +288,10 @@ def test_registration_of_the_same_pid_updates_its_record(
 ) -> None:
     """A repeated PID gets the new model and address; an identical registration changes nothing."""
     process, other = spawner.sleeper(), spawner.sleeper()
-    spawned(monitor, other.pid, "other", "127.0.0.1:3")
-    spawned(monitor, process.pid, "old", "127.0.0.1:1")
-    spawned(monitor, process.pid, "new", "127.0.0.1:2")
-    spawned(monitor, process.pid, "new", "127.0.0.1:2")
+    register(monitor, other.pid, "other", "127.0.0.1:3")
+    register(monitor, process.pid, "old", "127.0.0.1:1")
+    register(monitor, process.pid, "new", "127.0.0.1:2")
+    register(monitor, process.pid, "new", "127.0.0.1:2")
     assert [(b.model, b.address) for b in monitor.backends()] == [
         ("other", "127.0.0.1:3"),
         ("new", "127.0.0.1:2"),
@@ -300,15 +300,15 @@ def test_registration_of_the_same_pid_updates_its_record(
     with pytest.raises(ModelNotLoaded):
         monitor.read("old")
     with pytest.raises(InvalidBackend, match="held by"):
-        spawned(monitor, process.pid, "new", "127.0.0.1:3")
+        register(monitor, process.pid, "new", "127.0.0.1:3")
     assert monitor.read("new").backend.address == "127.0.0.1:2"
 
 
 def test_replicas_are_read_newest_first(monitor: Monitor, spawner: Spawner) -> None:
     """A reading has the newest backend of a model; after its exit, the previous one."""
     first, second = spawner.sleeper(), spawner.sleeper()
-    spawned(monitor, first.pid, address="127.0.0.1:1")
-    spawned(monitor, second.pid, address="127.0.0.1:2")
+    register(monitor, first.pid, address="127.0.0.1:1")
+    register(monitor, second.pid, address="127.0.0.1:2")
     assert monitor.read("m").backend.pid == second.pid
     second.kill()
     eventually(lambda: monitor.read("m").backend.pid == first.pid)
@@ -319,7 +319,7 @@ def test_registrations_leak_no_descriptors_or_threads(monitor: Monitor, spawner:
 
     def come_and_go() -> None:
         process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
-        spawned(monitor, process.pid, address="127.0.0.1:1")
+        register(monitor, process.pid, address="127.0.0.1:1")
         monitor.read("m")
         process.kill()
         process.wait()
@@ -352,7 +352,7 @@ def test_registration_during_the_close_leaves_nothing(
 
     monkeypatch.setattr(registration, "Process", ClosedMeanwhile)
     with pytest.raises(InvalidBackend, match="the monitor is closed"):
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
     assert monitor.backends() == []
     assert [each.pidfd for each in opened] == [None]
 

@@ -17,7 +17,7 @@ from monitor_plugin import Monitor
 from monitor_plugin.cli import main, options
 from monitor_plugin.cli.completion import quoted
 
-from ..support import Spawner
+from ..support import Spawner, register
 from ..terminals import Terminal
 
 NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=30)
@@ -64,9 +64,7 @@ def test_commands_flags_and_models_are_completed(
     monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a:b c", "a:$(x)", "other"):
         process = spawner.sleeper()
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=process.pid, address=f"unix:/{process.pid}"
-        )
+        register(monitor, process.pid, model, f"unix:/{process.pid}")
 
     def asked(line: str) -> list[str]:
         return ask(f"monitor-plugin {line}", monkeypatch, capsys)
@@ -118,9 +116,7 @@ def test_zsh_and_fish_get_printable_names_only(
     monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a, b", "a\u202e"):
         process = spawner.sleeper()
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=process.pid, address=f"unix:/{process.pid}"
-        )
+        register(monitor, process.pid, model, f"unix:/{process.pid}")
     monkeypatch.setenv("MONITOR_URL", monitor.url)
     monkeypatch.setenv("COMP_WORDS", "monitor-plugin stop a")
     for shell, word, expected in (("zsh", "2", "plain\na, b\n_\n"), ("fish", "a", "plain,a, b\n")):
@@ -152,9 +148,7 @@ def test_a_real_bash_completes(
     """Names with special characters of the shell reach the monitor unchanged."""
     for model in ("org/my model:7b", "x$(touch pwned)"):
         process = spawner.sleeper()
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=process.pid, address=f"unix:/{process.pid}"
-        )
+        register(monitor, process.pid, model, f"unix:/{process.pid}")
     bash.wait_for("ready")
     bash.press("monitor-plugin sta\t")
     bash.wait_for("$ monitor-plugin status")

@@ -15,7 +15,7 @@ from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack
 from monitor_plugin.domain.errors import TooManyShutdowns
 from monitor_plugin.domain.models import Backend, Reading, Status
 
-from ..support import Client, Spawner, eventually, is_running, load_sleeper
+from ..support import Client, Spawner, eventually, is_running, load_sleeper, register
 from .conftest import MakeLocal, MakeRogue, NatsServer
 from .rogue import announce_rogue, cluster_node, encode_request, reply_with
 
@@ -94,9 +94,7 @@ def test_invalid_list_of_one_node_hides_no_other(
     """A node's list is used completely or not at all, and the others' lists are there."""
     monitor = make_monitor(cluster=nats.url, node="a")
     for process in (sleeper := spawner.sleeper()), (dies := spawner.sleeper()):
-        monitor.hook.monitor_backend_spawned(
-            model="here", pid=process.pid, address=f"unix:/{process.pid}"
-        )
+        register(monitor, process.pid, "here", f"unix:/{process.pid}")
     dies.kill()
     eventually(lambda: len(monitor.backends()) == 1)
     rogue = announce_rogue(make_rogue(nats.url), monitor)

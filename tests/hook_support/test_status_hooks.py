@@ -17,7 +17,7 @@ from monitor_plugin import Backend, Monitor, State, Status, hookimpl
 from monitor_plugin.hook_support import status_hooks
 from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
 
-from ..support import Spawner, eventually
+from ..support import Spawner, eventually, register
 
 READY = BoolValue(value=True).SerializeToString()
 
@@ -80,9 +80,7 @@ def watch(
         hooks = [StatusHooks(ask, models), *plugins]
         monitor = make_monitor(hooks, sweep_interval_seconds=0, **patient)
         for number, port in enumerate(server.ports[:backends]):
-            monitor.hook.monitor_backend_spawned(
-                model=f"m{number}", pid=spawner.sleeper().pid, address=f"127.0.0.1:{port}"
-            )
+            register(monitor, spawner.sleeper().pid, f"m{number}", f"127.0.0.1:{port}")
         return monitor
 
     return watch
@@ -157,9 +155,7 @@ def test_backend_that_starts_late_is_reached(
 ) -> None:
     """A channel that reached nobody is given up, with the backoff that it is in."""
     monitor = watch(backends=0)
-    monitor.hook.monitor_backend_spawned(
-        model="late", pid=spawner.sleeper().pid, address=f"unix:{tmp_path}/s"
-    )
+    register(monitor, spawner.sleeper().pid, "late", f"unix:{tmp_path}/s")
     assert [monitor.read("late").source for _ in range(3)] == ["psutil"] * 3
     server = Server(f"unix:{tmp_path}/s")
     try:

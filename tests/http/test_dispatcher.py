@@ -12,7 +12,7 @@ from monitor_plugin import Monitor
 from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.http.server.dispatcher import Dispatcher
 
-from ..support import Client, Spawner, eventually
+from ..support import Client, Spawner, eventually, register
 
 
 def http_threads() -> int:
@@ -36,9 +36,7 @@ def test_hung_backends_never_hold_all_threads(
                 address=f"127.0.0.1:{silent.getsockname()[1]}",
             )
         healthy = spawner.backend()
-        monitor.hook.monitor_backend_spawned(
-            model="healthy", pid=healthy.pid, address=healthy.address
-        )
+        register(monitor, healthy.pid, "healthy", healthy.address)
         with ThreadPoolExecutor(20) as pool:
             waiting = [pool.submit(client.monitor, f"hung{number % 4}") for number in range(20)]
             eventually(lambda: http_threads() > 2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from monitor_plugin import Monitor
 
-from ..support import Client, Spawner, eventually
+from ..support import Client, Spawner, eventually, register
 from .test_backends import age, get
 
 
@@ -98,9 +98,7 @@ def test_a_quarter_of_the_threads_may_wait_for_events(
         assert answer["events"] == []
         assert answer["poll_after_seconds"] > 0
         assert not any(each.done() for each in waiting)
-        monitor.hook.monitor_backend_spawned(
-            model="m", pid=spawner.sleeper().pid, address="127.0.0.1:1"
-        )
+        register(monitor, spawner.sleeper().pid, "m", "127.0.0.1:1")
         for each in waiting:
             page = each.result(timeout=60)
             assert [event["type"] for event in page["events"]] == ["registered"]

@@ -12,7 +12,7 @@ import pytest
 
 from monitor_plugin import Backend, BackendExit, ModelNotLoaded, Monitor, hookimpl
 
-from ..support import Spawner, eventually
+from ..support import Spawner, eventually, register
 
 _LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -105,9 +105,7 @@ def test_oom_kill_is_reported_as_the_cause(
     make_group().add(killed.pid)
     hungry = greedy(spawner, make_group())
     for port, (model, process) in enumerate({"killed": killed, "hungry": hungry}.items(), 1):
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=process.pid, address=f"127.0.0.1:{port}"
-        )
+        register(monitor, process.pid, model, f"127.0.0.1:{port}")
     let_go(hungry)
     killed.kill()
     eventually(lambda: len(gone.exits) == 2)
@@ -132,9 +130,7 @@ def test_oom_kill_in_a_shared_control_group_has_no_known_victim(
     group.add(other.pid)
     hungry = greedy(spawner, group)
     for port, (model, process) in enumerate({"other": other, "hungry": hungry}.items(), 1):
-        monitor.hook.monitor_backend_spawned(
-            model=model, pid=process.pid, address=f"127.0.0.1:{port}"
-        )
+        register(monitor, process.pid, model, f"127.0.0.1:{port}")
     let_go(hungry)
     eventually(lambda: "hungry" in gone.exits)
     exit = gone.exits["hungry"]

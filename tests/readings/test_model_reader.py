@@ -22,7 +22,7 @@ from monitor_plugin.backends.registry import Record
 from monitor_plugin.domain.errors import MonitorError
 from monitor_plugin.readings import model_reader
 
-from ..support import Client, Spawner, eventually
+from ..support import Client, Spawner, eventually, register
 
 # Longer than any test, so that a wrongly kept reading would be seen.
 KEPT = {"reading_max_age_seconds": 600.0, "sweep_interval_seconds": 0.0}
@@ -52,10 +52,6 @@ class Counting:
 @pytest.fixture
 def counting() -> Counting:
     return Counting()
-
-
-def register(monitor: Monitor, pid: int, model: str = "m", port: int = 1) -> None:
-    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=f"127.0.0.1:{port}")
 
 
 def test_readers_within_the_maximum_age_get_the_same_reading(
@@ -136,7 +132,7 @@ def test_readers_join_a_reading_in_progress(
     monitor = make_monitor([counting], hook_timeout_seconds=60.0, **KEPT)
     pids = [spawner.sleeper().pid for _ in range(2)]
     for port, pid in enumerate(pids, 1):
-        register(monitor, pid, port=port)
+        register(monitor, pid, address=f"127.0.0.1:{port}")
     counting.go.clear()
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(monitor.read, "m", pid) for pid in (None, *pids) * 4]
@@ -155,7 +151,7 @@ def test_no_reading_outlives_its_backend(
     client = Client(monitor.url)
     processes = [spawner.sleeper() for _ in range(replicas)]
     for port, process in enumerate(processes, 1):
-        register(monitor, process.pid, port=port)
+        register(monitor, process.pid, address=f"127.0.0.1:{port}")
     assert client.monitor("m").headers["X-Monitor-Replicas"] == str(replicas)
     for left, process in enumerate(processes, 1):
         process.send_signal(signal.SIGKILL)
@@ -194,7 +190,7 @@ def test_readings_leave_nothing_of_a_model_whose_backends_have_ended(
     if moves:
         register(monitor, first.pid, port=9)
     for port, process in enumerate(backends, 1):
-        register(monitor, process.pid, port=port)
+        register(monitor, process.pid, address=f"127.0.0.1:{port}")
         monitor.read("m")
     if moves:
         register(monitor, first.pid, "other", port=9)
@@ -232,7 +228,7 @@ def test_new_registration_is_read_anew(
     register(monitor, pid)
     client.monitor("m")
     for port in ports:
-        register(monitor, pid, port=port)
+        register(monitor, pid, address=f"127.0.0.1:{port}")
     client.monitor("m")
     assert [each.address for each in counting.asked] == ["127.0.0.1:1", f"127.0.0.1:{ports[-1]}"]
 
@@ -246,7 +242,7 @@ def test_new_replica_is_read_at_once(
     client = Client(monitor.url)
     register(monitor, first)
     assert client.monitor("m").headers["X-Monitor-Replicas"] == "1"
-    register(monitor, spawner.sleeper().pid, port=2)
+    register(monitor, spawner.sleeper().pid, address="127.0.0.1:2")
     assert client.monitor("m").headers["X-Monitor-Replicas"] == "2"
     alone = client.request("GET", "/backend/monitor", {"model": "m", "pid": first})
     assert alone.headers["X-Monitor-Replicas"] == "2"
@@ -262,7 +258,7 @@ def test_many_replicas_that_hang_share_one_deadline(
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         for each in silent:
             each.settimeout(15)  # gRPC gives a silent one up after 20
-            register(monitor, spawner.sleeper().pid, port=each.getsockname()[1])
+            register(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{each.getsockname()[1]}")
         reading = stack.enter_context(ThreadPoolExecutor(1)).submit(monitor.read, "m")
         for each in silent:  # while the first of them still is waited for
             stack.enter_context(each.accept()[0])

@@ -36,7 +36,7 @@ from monitor_plugin.processes.process_table import ProcessSnapshot, take_snapsho
 from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.shutdown import coordinator as shutdown
 
-from ..support import Client, Spawner, eventually, is_running, suspend
+from ..support import Client, Spawner, eventually, is_running, register, suspend
 
 STUBBORN_WORKERS = """
 import os, signal, sys, time
@@ -77,10 +77,6 @@ class StaysBusy:
         return Status(State.BUSY)
 
 
-def spawned(monitor: Monitor, pid: int, model: str = "m", address: str = "127.0.0.1:1") -> None:
-    monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
-
-
 def waiters(future: Future[Any]) -> list[object]:
     found: list[object] = future._condition._waiters  # type: ignore[attr-defined]
     return found
@@ -102,7 +98,7 @@ def test_process_tree_that_ignores_sigterm_is_killed(
     eventually(lambda: len(tree_of(process.pid)) == 7)
     pids = tree_of(process.pid)
     bystander = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     assert [pid for pid in pids if is_running(pid)] == []
     assert is_running(bystander.pid)
@@ -125,7 +121,7 @@ time.sleep(1000)
     process = spawner.python(code)
     assert process.stdout
     orphan = int(process.stdout.readline())
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     assert not is_running(orphan)
 
@@ -149,7 +145,7 @@ while True:  # a handler is not called where its signal comes just before the on
     process = spawner.python(code)
     assert process.stdout
     process.stdout.readline()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         late = int(process.stdout.readline())
@@ -161,7 +157,7 @@ def test_a_stopped_process_is_ended(make_monitor: Callable[..., Monitor], spawne
     """A backend that hangs under SIGSTOP is stopped like any other."""
     monitor = make_monitor(status_timeout_seconds=1.0)
     backend = spawner.backend()
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     suspend(backend.pid)
     monitor.shutdown("m")
     assert not is_running(backend.pid)
@@ -170,7 +166,7 @@ def test_a_stopped_process_is_ended(make_monitor: Callable[..., Monitor], spawne
 def test_a_zombie_that_nobody_reaps_counts_as_gone(monitor: Monitor, spawner: Spawner) -> None:
     """A host that reaps late, or never, does not make a shutdown fail."""
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     assert process.returncode is None
     assert os.path.exists(f"/proc/{process.pid}")  # noqa: PTH110
@@ -182,7 +178,7 @@ def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner
     monitor = make_monitor()
     started = time.monotonic()
     backend = spawner.backend("--busy-seconds", "2")
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     assert monitor.read("m").status is not None
     was_busy = monitor.read("m").status.state == State.BUSY  # type: ignore[union-attr]
     monitor.shutdown("m")
@@ -196,11 +192,11 @@ def test_draining_ends_with_its_time_or_by_force(
     """A backend that stays busy is stopped after the drain timeout, or at once if forced."""
     monitor = make_monitor(drain_timeout_seconds=0.3)
     backend = spawner.backend("--state", "1")
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     monitor.shutdown("m")
     patient = make_monitor(drain_timeout_seconds=3600)
     backend = spawner.backend("--state", "1")
-    spawned(patient, backend.pid, address=backend.address)
+    register(patient, backend.pid, address=backend.address)
     patient.shutdown("m", force=True)
     assert not is_running(backend.pid)
 
@@ -211,7 +207,7 @@ def test_hooks_get_the_remaining_time_of_the_drain(
     """A status hook gets the remaining time of the drain as its timeout."""
     busy = StaysBusy()
     monitor = make_monitor([busy], drain_timeout_seconds=3.0)
-    spawned(monitor, spawner.sleeper().pid)
+    register(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
     assert busy.told_seconds
     assert max(busy.told_seconds) <= 3
@@ -224,7 +220,7 @@ def test_simultaneous_shutdowns_share_one_stop(
     finished = Finished()
     monitor = make_monitor(plugins=[finished], drain_timeout_seconds=3600)
     backend = spawner.backend("--state", "1")
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     with ThreadPoolExecutor(3) as pool:
         patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
         under_way = monitor._services.shutdown_coordinator._shutdowns
@@ -244,8 +240,8 @@ def test_all_replicas_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
     replicas = [spawner.sleeper() for _ in range(3)]
     other = spawner.sleeper()
     for port, process in enumerate(replicas, 1):
-        spawned(monitor, process.pid, address=f"127.0.0.1:{port}")
-    spawned(monitor, other.pid, "other", "127.0.0.1:9")
+        register(monitor, process.pid, address=f"127.0.0.1:{port}")
+    register(monitor, other.pid, "other", "127.0.0.1:9")
     monitor.shutdown("m")
     assert not any(is_running(process.pid) for process in replicas)
     assert [backend.pid for backend in monitor.backends()] == [other.pid]
@@ -309,7 +305,7 @@ def test_a_hook_refuses(
     monitor = make_monitor([finished], hook_timeout_seconds=0.5)
     monitor.plugin_manager.register(Guard(behave), "guard")
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     answer = Client(monitor.url).shutdown("m")
     assert answer.status == 409
     assert answer.json["error"]["type"] == "shutdown_refused"
@@ -330,7 +326,7 @@ def test_a_guard_of_a_wrong_type_is_left_out(
 ) -> None:
     """A value that is neither a string nor None is logged, and refuses nothing."""
     monitor = make_monitor([Guard(lambda: 42)])
-    spawned(monitor, spawner.sleeper().pid)
+    register(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
     assert "monitor_before_shutdown returned int" in caplog.text
 
@@ -364,7 +360,7 @@ def test_host_stops_a_backend_through_its_hook(
         return True
 
     monitor = make_monitor([StopHook(stop)], respawn_watch_seconds=3600)
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     assert process.wait() == 5
     assert process.stdout.read() == ""
@@ -378,7 +374,7 @@ def test_host_that_does_not_stop_a_backend_is_reported(
     for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
         books = StopHook(lambda backend, answer=answer: answer)  # type: ignore[misc]
         monitor = make_monitor([books], stop_timeout_seconds=0.3)
-        spawned(monitor, process.pid)
+        register(monitor, process.pid)
         reply = Client(monitor.url).shutdown("m")
         assert reply.status == 500
         assert reply.json["error"]["type"] == "shutdown_failed"
@@ -420,7 +416,7 @@ def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
     """None, a wrong type and an error are ignored, and the monitor stops the tree itself."""
     monitor = make_monitor([StopHook(behave)])
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     assert process.wait() == -signal.SIGTERM
 
@@ -430,7 +426,7 @@ def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner
     monitor = make_monitor(stop_timeout_seconds=0.2, hook_timeout_seconds=0.2)
     monitor.plugin_manager.register(StopHook(lambda backend: overrun()), "slow")
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     with pytest.raises(ShutdownFailed, match=r"'slow', it was not back within 0.4 s") as raised:
         monitor.shutdown("m")
     assert raised.value.pids == (process.pid,)
@@ -451,11 +447,11 @@ def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Sp
         def monitor_backend_gone(self, backend: Backend, exit: object) -> None:
             if not started:
                 started.append(spawner.sleeper())
-                spawned(self.monitor, started[-1].pid, backend.model)
+                register(self.monitor, started[-1].pid, backend.model)
 
     monitor = make_monitor([finished, Restarting()], respawn_watch_seconds=30)
     first = spawner.sleeper()
-    spawned(monitor, first.pid)
+    register(monitor, first.pid)
     answer = Client(monitor.url).shutdown("m")
     assert answer.status == 500
     message = answer.json["error"]["message"]
@@ -477,7 +473,7 @@ def test_a_respawn_that_has_crashed_by_now_is_reported(
         def monitor_before_shutdown(self, backend: Backend) -> None:
             process = spawner.sleeper()
             started.append(process.pid)
-            spawned(monitor, process.pid, backend.model, "127.0.0.1:2")
+            register(monitor, process.pid, backend.model, "127.0.0.1:2")
             process.kill()
             code = process.wait()
             monitor.hook.monitor_backend_exited(
@@ -485,7 +481,7 @@ def test_a_respawn_that_has_crashed_by_now_is_reported(
             )
 
     monitor = make_monitor([CrashLoop()], respawn_watch_seconds=30)
-    spawned(monitor, spawner.sleeper().pid)
+    register(monitor, spawner.sleeper().pid)
     with pytest.raises(ShutdownFailed, match="started it again") as raised:
         monitor.shutdown("m")
     assert f"(PID {started[0]})" in str(raised.value)
@@ -507,7 +503,7 @@ def test_backend_that_crashes_while_hooks_are_asked_leaves_no_child(
             process.wait()
 
     monitor = make_monitor([Crash()], respawn_watch_seconds=0)
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     assert not is_running(child)
 
@@ -524,7 +520,7 @@ def test_backend_that_crashes_while_it_drains_leaves_no_child(
     assert process.stdout
     busy = StaysBusy()
     monitor = make_monitor([busy], drain_timeout_seconds=3600, respawn_watch_seconds=0)
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         eventually(lambda: busy.asked)
@@ -546,7 +542,7 @@ def test_all_backends_of_a_model_share_the_drains_time(
     busy = StaysBusy()
     monitor = make_monitor([busy], drain_timeout_seconds=3.0, sweep_interval_seconds=0)
     for port in (1, 2, 3):
-        spawned(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
+        register(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
     monitor.shutdown("m")
     assert len({backend.pid for backend in busy.asked}) == 1
 
@@ -565,7 +561,7 @@ def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
 
     monitor = make_monitor()
     monitor.plugin_manager.register(StopHook(refuse), "books")
-    spawned(monitor, spawner.sleeper().pid)
+    register(monitor, spawner.sleeper().pid)
     with pytest.raises(ShutdownFailed, match="'books': the books are closed"):
         monitor.shutdown("m")
 
@@ -576,7 +572,7 @@ def test_a_client_that_leaves_does_not_abort_a_stop(
     """A stop goes on to its end after its client has disconnected."""
     monitor = make_monitor(stop_timeout_seconds=1)
     backend = spawner.backend("--ignore-sigterm")
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     client = Client(monitor.url)
     body = b'{"model": "m"}'
     with socket.create_connection((client.host, client.port)) as connection:
@@ -594,7 +590,7 @@ def test_closing_ends_a_drain_without_a_signal(
     """A monitor that is closed while a shutdown drains reports it, and stops nothing."""
     monitor = make_monitor(drain_timeout_seconds=3600)
     backend = spawner.backend("--state", "1")
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(Client(monitor.url).shutdown, "m")
         eventually(lambda: any(t.name == "monitor-worker" for t in threading.enumerate()))
@@ -618,7 +614,7 @@ def test_closing_ends_the_wait_for_an_end(
     process = spawner.process(sys.executable, "-c", code)
     assert process.stdout
     process.stdout.readline()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         assert process.stdout.readline() == "T\n"
@@ -656,7 +652,7 @@ def test_closing_while_others_are_asked_signals_nothing(
     server.start()
     process = spawner.sleeper()
     monitor = make_monitor([StopHook(stop)], status_timeout_seconds=60)
-    spawned(monitor, process.pid, address=address)
+    register(monitor, process.pid, address=address)
     with ThreadPoolExecutor(2) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
         assert asked.wait(30)
@@ -677,7 +673,7 @@ def test_busy_backend_that_stops_answering_is_drained(
     """A backend that was BUSY and no longer answers is drained; force ends that."""
     monitor = make_monitor(drain_timeout_seconds=3600, status_timeout_seconds=0.1)
     backend = spawner.backend("--state", "1")
-    spawned(monitor, backend.pid, address=backend.address)
+    register(monitor, backend.pid, address=backend.address)
     eventually(lambda: monitor.read("m").status)
     suspend(backend.pid)
     eventually(lambda: monitor.read("m").rpc_error == "DEADLINE_EXCEEDED")
@@ -728,7 +724,7 @@ def test_nothing_is_forked_while_a_tree_is_killed(
     process = spawner.python(FORKS_WHEN_ORPHANED)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     escaped = []
     if select.select([process.stdout], [], [], 0)[0]:
@@ -759,7 +755,7 @@ def test_chain_of_short_lived_processes_is_killed(
     )
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     monitor.shutdown("m")
     # Whoever lives holds the pipe open.
     assert select.select([process.stdout], [], [], 60)[0]
@@ -774,7 +770,7 @@ def test_stopped_processes_are_killed_if_the_last_scan_fails(
     process = spawner.python(STUBBORN_WORKERS)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     members = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     send = process_tree._send
     sent: list[int] = []
@@ -807,7 +803,7 @@ def test_a_stopped_process_takes_its_sigterm(
     )
     assert process.stdout
     process.stdout.readline()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     process.send_signal(signal.SIGSTOP)
     monitor.shutdown("m")
     assert process.wait() == 5
@@ -819,7 +815,7 @@ def test_exit_after_a_failed_shutdown_is_not_attributed_to_it(
     """A backend that outlives its shutdown and is killed later has the cause `killed`."""
     monitor = make_monitor([StopHook(lambda backend: False)])
     process = spawner.sleeper()
-    spawned(monitor, process.pid)
+    register(monitor, process.pid)
     with pytest.raises(ShutdownFailed):
         monitor.shutdown("m")
     process.kill()
