@@ -116,7 +116,9 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
     started = []
     for n in range(100):
         started.append(subprocess.Popen(["sleep", "1000"]))
-        register(monitor, started[-1].pid, str(n), f"unix:/{n}")
+        monitor.hook.monitor_backend_spawned(
+            model=str(n), pid=started[-1].pid, address=f"unix:/{n}"
+        )
     print(len(os.listdir("/proc/self/fd")), flush=True)
     for each in started:
         each.kill()

@@ -188,12 +188,12 @@ def test_readings_leave_nothing_of_a_model_whose_backends_have_ended(
     first = spawner.sleeper()
     backends = [spawner.sleeper(), spawner.sleeper()]
     if moves:
-        register(monitor, first.pid, port=9)
+        register(monitor, first.pid, address="127.0.0.1:9")
     for port, process in enumerate(backends, 1):
         register(monitor, process.pid, address=f"127.0.0.1:{port}")
         monitor.read("m")
     if moves:
-        register(monitor, first.pid, "other", port=9)
+        register(monitor, first.pid, "other", address="127.0.0.1:9")
     pids = [process.pid for process in backends]
     records = [
         weakref.ref(each)
