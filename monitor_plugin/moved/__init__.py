@@ -1,0 +1,1 @@
+"""The old paths of modules that others import; `monitor_plugin.__path__` has this folder."""
