@@ -1,4 +1,4 @@
-"""The audit: one line of JSON for each shutdown and each refused request."""
+"""Writes audit lines: one line of JSON for each shutdown and each refused request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def audited_shutdown(
     client: str = "python",
     action: str = "Monitor.shutdown",
 ) -> Iterator[None]:
-    """Write a line for a shutdown that does not come over HTTP, by default from the host."""
+    """Write an audit line for a shutdown not requested over HTTP, by default by the host."""
     began = time.monotonic()
     outcome = "stopped"
     try:
@@ -52,15 +52,15 @@ def write_audit_line(
     status: int | None = None,
     seconds: float,
 ) -> None:
-    """Write a line of the audit.
+    """Write an audit line.
 
     Args:
-        caller: the name of the token, or `host`.
+        caller: the name of the token, `host`, or `unknown` without a valid token.
         client: the client's address, or `python`.
         action: the method and path, or the function that was called.
         shutdown: the arguments of a shutdown; empty for other requests.
         outcome: `stopped`, or the type of the error.
-        status: the HTTP status; None if the request did not come over HTTP.
+        status: the HTTP status; None if the request was not made over HTTP.
         seconds: how long the request took.
     """
     line: dict[str, object] = {"who": caller, "from": client, "what": action}
@@ -77,7 +77,7 @@ def write_audit_line(
 
 
 def _plain(value: object) -> object:
-    """Return a value that JSON can represent, or else its type: a host may pass any object."""
+    """Return a plain value unchanged; replace any other object of a host by its type's name."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, int) and value.bit_length() <= 64:

@@ -1,4 +1,4 @@
-"""Lists the backends, and the last ones that have ended."""
+"""Lists the registered backends, and the backends that ended last."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .schemas import (
 
 
 class Lister:
-    """Lists the backends, and the last ones that have ended.
+    """Lists the registered backends, and the backends that ended last.
 
     Args:
-        registry: holds the backends that have ended.
+        registry: has the backends that have ended.
         sweeper: reads the backends.
         shutdowns: gives the progress of each shutdown.
         node: the name of this node, for each item; None where it is in no cluster.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -12,7 +11,7 @@ import msgspec
 from ..domain.errors import InvalidRequest
 from ..domain.model_name import MAX_NAME_BYTES, validate_model_name
 
-# For the API's description only: `validate_model_name` checks it, with better messages.
+# Only for the OpenAPI document: `validate_model_name` checks names, with better error messages.
 MODEL_NAME_SCHEMA = {
     "description": f"The model's name: free text, at most {MAX_NAME_BYTES} bytes of UTF-8.",
     "minLength": 1,
@@ -51,7 +50,6 @@ class NodeShutdownBody(ShutdownBody, frozen=True):
 
 _MAX_PID_DIGITS = 10
 _MAX_ID_DIGITS = 18
-_ENCODED = re.compile(r"[^!-~]|[%+]")
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -60,7 +58,7 @@ def parse_body(body: bytes, kind: type[Body]) -> Body:
     """Decode a JSON body.
 
     Raises:
-        InvalidRequest: it is not a JSON object, or a field is missing or of a wrong type.
+        InvalidRequest: the body is not a JSON object, or a field is missing or of a wrong type.
     """
     if not body:
         raise InvalidRequest('the body is empty; send JSON: {"model": "NAME"}')
@@ -79,18 +77,17 @@ def parse_query(query: str) -> dict[str, str]:
         query: `QUERY_STRING`, which has one character for each byte.
 
     Raises:
-        InvalidRequest: it is not valid UTF-8, or has a parameter twice.
+        InvalidRequest: the query is not valid UTF-8, or has a parameter twice.
     """
     parameters: dict[str, str] = {}
     for pair in query.split("&"):
         if not pair:
             continue
         name, _, value = pair.partition("=")
-        if _ENCODED.search(pair):
-            try:
-                name, value = (_decode(part) for part in (name, value))
-            except UnicodeDecodeError:
-                raise InvalidRequest("the query is not valid UTF-8") from None
+        try:
+            name, value = _decode(name), _decode(value)
+        except UnicodeDecodeError:
+            raise InvalidRequest("the query is not valid UTF-8") from None
         if name in parameters:
             raise InvalidRequest(f"the query gives {name!r} more than once")
         parameters[name] = value
@@ -110,7 +107,7 @@ def parse_model(query: Mapping[str, str]) -> str | None:
 
 
 def parse_pid(query: Mapping[str, str], default: int | None) -> int | None:
-    """Parse `pid`."""
+    """Parse `pid`; `default` if it is missing."""
     if "pid" not in query:
         return default
     text = query["pid"]
@@ -120,7 +117,7 @@ def parse_pid(query: Mapping[str, str], default: int | None) -> int | None:
 
 
 def parse_flag(query: Mapping[str, str], name: str, default: bool) -> bool:
-    """Parse a parameter that is true or false."""
+    """Parse a parameter that is true or false; `default` if it is missing."""
     text = query.get(name, str(default)).lower()
     if text not in ("true", "false", "1", "0"):
         raise InvalidRequest(f"{name}={text!r} is neither true nor false")
@@ -128,7 +125,7 @@ def parse_flag(query: Mapping[str, str], name: str, default: bool) -> bool:
 
 
 def parse_event_id(query: Mapping[str, str], name: str) -> int:
-    """Parse an event's id; 0 if it is missing."""
+    """Parse the number of an event; 0 if it is missing."""
     text = query.get(name, "0")
     if not _is_number(text, _MAX_ID_DIGITS):
         raise InvalidRequest(f"{name}={text!r} is no id of an event: take `next` of an answer")

@@ -21,25 +21,25 @@ from ..domain.errors import (
 from ..domain.models import Bytes, LoadedPlugin, Memory, Reading, Sample
 
 if TYPE_CHECKING:
-    from ..readings.model_reader import SharedReading  # it imports gRPC
+    from ..readings.model_reader import SharedReading  # that module imports gRPC
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
-    """The answer where the backend gave its status. Bytes."""
+    """The answer if the backend reported its status; memory in bytes."""
 
     state: int
     memory: Memory | None
 
 
 class MemoryInfo(msgspec.Struct, frozen=True):
-    """Bytes, as psutil gives them."""
+    """Memory in bytes, as psutil reports it."""
 
     rss: Bytes | None
     vms: Bytes | None
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
-    """The answer where the backend gave none. Percent of physical memory, and of one core."""
+    """The answer if the backend reported no status; percent of physical memory and of one core."""
 
     memory_info: MemoryInfo
     memory_percent: float | None
@@ -85,8 +85,8 @@ class Response(msgspec.Struct, frozen=True):
     Attributes:
         status: the HTTP status code.
         body: JSON.
-        headers: the headers that not every response has.
-        outcome: for the audit: `stopped`, or the type of the error.
+        headers: headers beside those that every response has.
+        outcome: `stopped` or the type of the error, for the audit; None for other responses.
     """
 
     status: int
@@ -96,7 +96,7 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class ErrorKind(NamedTuple):
-    """The HTTP status and the type with which an error is answered."""
+    """The HTTP status and the error type of the response to an error."""
 
     status: int
     type: str
@@ -131,7 +131,7 @@ HTTP_ERROR_TYPES = {
 
 
 def error_kind(error: BaseException) -> ErrorKind:
-    """Look up the kind of an error; one that the package does not raise is an internal error."""
+    """Look up the kind of an error; any error without an entry is an internal error."""
     for kind in type(error).__mro__:
         if kind in ERROR_KINDS:
             return ERROR_KINDS[kind]
@@ -139,22 +139,22 @@ def error_kind(error: BaseException) -> ErrorKind:
 
 
 def http_error_kind(status: int) -> ErrorKind:
-    """Look up the kind of Falcon's own error with a status."""
+    """Return the kind of an error that Falcon itself raises with this status."""
     return ErrorKind(status, HTTP_ERROR_TYPES.get(status, "http_error"))
 
 
 def encode(answer: msgspec.Struct) -> bytes:
-    """Encode an answer as JSON, with the fields in their order."""
+    """Encode an answer as JSON, with the fields in the order of the struct."""
     return msgspec.json.encode(answer)
 
 
 def encode_error(kind: ErrorKind, message: str) -> bytes:
-    """Encode the envelope of an error. A lone surrogate in a hook's text is escaped."""
+    """Encode the envelope of an error. Lone surrogates in a hook's message are escaped."""
     return encode(ErrorAnswer(ErrorDetail(kind.status, _escape(message), kind.type)))
 
 
 def hooks_answer(plugins: Sequence[LoadedPlugin], disabled: Sequence[str]) -> HooksAnswer:
-    """Make the answer of `/hooks`. Bytes of a file's name that are not UTF-8 are escaped."""
+    """Make the answer of `/hooks`. Bytes of file names that are not UTF-8 are escaped."""
     listed = [
         msgspec.structs.replace(each, name=_escape(each.name), source=_escape(each.source))
         for each in plugins
@@ -167,7 +167,12 @@ def _escape(text: str) -> str:
 
 
 def error_response(error: BaseException, message: str | None = None) -> Response:
-    """Make the response to an error, with the error's own message unless another one is given."""
+    """Make the response to an error. Internal errors always have the same message.
+
+    Args:
+        error: the error.
+        message: the message; by default the error's own.
+    """
     kind = error_kind(error)
     headers = {}
     if isinstance(error, TooManyShutdowns):
@@ -178,9 +183,9 @@ def error_response(error: BaseException, message: str | None = None) -> Response
 
 
 def reading_response(reading: Reading) -> Response:
-    """Make the documented response of a reading.
+    """Make the documented response to a reading.
 
-    Its headers tell where the reading came from, because the fields of the body are fixed.
+    The headers name the sources of the reading, because the fields of the body are fixed.
     """
     answer: StatusAnswer | SampleAnswer
     if reading.status is not None:
@@ -200,7 +205,7 @@ def reading_response(reading: Reading) -> Response:
 
 
 def shared_response(shared: SharedReading) -> Response:
-    """Return the response of a shared reading, which is encoded for its first reader."""
+    """Return the response to a shared reading, which is encoded once, for the first reader."""
     response: Response = shared.response or reading_response(shared.reading)
     shared.response = response
     return response

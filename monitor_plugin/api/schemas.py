@@ -1,6 +1,6 @@
-"""The answers that are lists: backends, history and events.
+"""The answers about backends, nodes, history and events, and the version.
 
-Clients decode answers with these structs too. A field that an older monitor does not send has a
+Clients also decode answers with these structs. A field that an older monitor does not send gets its
 default value, which means "unknown".
 """
 
@@ -21,14 +21,14 @@ class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
 
 
 class ShutdownItem(msgspec.Struct, frozen=True):
-    """A shutdown under way: its phase, and seconds since it began."""
+    """A shutdown in progress: its phase, and seconds since it began."""
 
     phase: str
     seconds: float = 0.0
 
 
 class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend of the list. Bytes, seconds; times in RFC 3339; `null` means unknown.
+    """A backend. Memory in bytes, durations in seconds, times in RFC 3339; `null` means unknown.
 
     `state` is what the backend reports now; `last_state` is the last state that it reported.
     """
@@ -80,14 +80,14 @@ class NodeEndItem(EndItem, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What all backends share: bytes of physical memory, and the number of cores."""
+    """The machine: bytes of physical memory, and the number of logical CPU cores."""
 
     memory_total: Bytes
     cpus: int
 
 
 class BackendsAnswer(msgspec.Struct, frozen=True):
-    """The answer of `/backends`; ends newest first."""
+    """The answer of `/backends`; in `ended` the newest end comes first."""
 
     backends: list[BackendItem]
     ended: list[EndItem]
@@ -105,10 +105,10 @@ class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of `/backends` in a cluster; `machine` is that of the node that was asked.
+    """The answer of `/backends` in a cluster; `machine` describes the node that answers.
 
-    `next` is the `after` of the next page; `null` on the last one. `cluster_error` says that the
-    node that was asked is not connected to NATS, and may not know all nodes.
+    `next` is the value of `after` for the next page; `null` on the last page. `cluster_error` says
+    that the node that answers is not connected to NATS, and may not know all nodes.
     """
 
     backends: list[NodeBackendItem]
@@ -127,7 +127,7 @@ class TargetGroup(msgspec.Struct, frozen=True):
 
 
 class HistoryItem(msgspec.Struct, frozen=True):
-    """A backend's points. The last point belongs to the last one of the answer's `times`."""
+    """A backend's points. The last point is for the last time in the answer's `times`."""
 
     model: str
     pid: int
@@ -152,8 +152,8 @@ class HistoryAnswer(msgspec.Struct, frozen=True):
 class EventsAnswer(msgspec.Struct, frozen=True):
     """The answer of `/events`.
 
-    `next` is the `after` of the next request, which is to come after `poll_after_seconds`. `gap`
-    means that events in between are lost.
+    `next` is the value of `after` for the next request, which the client should send after
+    `poll_after_seconds`. `gap` means that events after the client's last event were dropped.
     """
 
     events: list[dict[str, Any]]
