@@ -1,4 +1,4 @@
-"""The monitor as hosts hold it: embedded, in their own plugin manager, in their own server."""
+"""The monitor as hosts use it: embedded, in their own plugin manager, in their own server."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_backend_may_be_ended_by_a_test(
 
 
 def test_backend_that_does_not_start_is_reported(backend: BackendFactory) -> None:
-    """A switch that there is not, and a condition that never holds, fail with a reason."""
+    """An unknown switch, and a condition that never becomes true, fail with a reason."""
     with pytest.raises(AssertionError, match="ended before it served"):
         backend(no_such_switch=True)
     with pytest.raises(AssertionError, match=r"not within 0\.01 s"):
@@ -80,7 +80,7 @@ def test_plugin_is_loaded_only_where_it_is_named(tmp_path: Path) -> None:
 
 
 def test_end_group_kills_the_group_and_no_other_process(spawner: Spawner) -> None:
-    """What a process that was waited for has left is killed; not who has its PID by now."""
+    """A reaped process's group is killed, but not a new process with its PID."""
     process = spawner.process("sh", "-c", "sleep 1000 >&2 & echo $!")
     output, _ = process.communicate(timeout=60)
     child = int(output)
