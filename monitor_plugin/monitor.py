@@ -252,7 +252,7 @@ class Monitor:
             fresh: read the backends now; if False, return what the last sweep found.
         """
         sweeper = self._services.sweeper
-        return sweeper.sweep(model) if fresh else sweeper.last(model)
+        return sweeper.sweep(model) if fresh else sweeper.last_sweep(model)
 
     def shutdown(
         self,

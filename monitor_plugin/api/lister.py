@@ -53,7 +53,7 @@ class Lister:
 
     def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
         """List the backends of one model or of all, read now or as the last sweep found them."""
-        observations = self._sweeper.sweep(model) if fresh else self._sweeper.last(model)
+        observations = self._sweeper.sweep(model) if fresh else self._sweeper.last_sweep(model)
         progress = self._shutdowns.progress()
         now = time.time()
         return BackendsAnswer(

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 
 class BlockingObserver:
-    """A context that a thread enters while it waits for another process."""
+    """A context manager that a thread enters while the thread waits for another process."""
 
     def __init__(self) -> None:
         self._notify: Callable[[int], object] | None = None
 
     def subscribe(self, notify: Callable[[int], object]) -> None:
-        """Call `notify` with 1 in each thread that begins to wait, and with -1 when it goes on."""
+        """Call `notify(1)` in each thread that begins to wait, and `notify(-1)` after the wait."""
         self._notify = notify
 
     def __enter__(self) -> None:

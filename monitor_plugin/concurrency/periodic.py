@@ -19,7 +19,7 @@ class PeriodicTask:
         name: the name of the thread.
         seconds: the time from the end of a call to the start of the next; longer if the calls
             would use more than a tenth of a core.
-        tick: the function; an exception is logged, and does not end the later calls.
+        tick: the function; an exception is logged, and the later calls are made.
     """
 
     def __init__(self, name: str, seconds: float, tick: Callable[[], None]) -> None:
@@ -38,12 +38,12 @@ class PeriodicTask:
         return self._closing.is_set()
 
     def stop(self) -> None:
-        """Begin no more calls, without waiting for a call in progress."""
+        """Begin no further calls, without waiting for a call in progress."""
         self._closing.set()
 
     def close(self) -> None:
         """End the thread, after the call in progress."""
-        self._closing.set()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
 

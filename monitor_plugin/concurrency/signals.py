@@ -1,4 +1,4 @@
-"""The signals of a command: SIGTERM and SIGINT end it, SIGHUP reloads its tokens."""
+"""The signals of a command: SIGTERM and SIGINT end the command, SIGHUP reloads its tokens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 
 class Signals:
-    """Handles the signals from its creation on; `wait()` acts on them. For the main thread.
+    """Installs signal handlers when created; `wait()` acts on the signals. For the main thread.
 
-    A handler interrupts the main thread, which may have any lock. So a handler only puts the
+    A handler interrupts the main thread, which may hold any lock. So a handler only puts the
     signal's number into a `SimpleQueue`, whose `put` is reentrant. Python runs handlers only
     between two bytecodes, so a signal that arrives just before a blocking call would not end that
-    call. The wakeup socket ends it: the interpreter writes a byte to it as the signal arrives.
+    call. `wait` therefore reads from a socket: the interpreter writes a byte to the socket when a
+    signal arrives.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A cached value that one thread computes at a time."""
+"""A cached value that at most one thread computes at a time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 class SingleFlight(Generic[T]):
     """Computes a value at most once per `max_age_seconds`, on one thread at a time.
 
-    Callers that come during a computation wait for its value. The computation runs without the
+    Callers that arrive during a computation wait for its value. The computation runs without the
     lock. Safe to call from any thread.
 
     Args:
         max_age_seconds: the maximum age of a value, from the start of its computation.
-        compute: computes a new value; an exception reaches all callers that wait, and is not kept.
+        compute: computes a new value; an exception reaches all waiting callers, and is not cached.
     """
 
     def __init__(self, max_age_seconds: float, compute: Callable[[], T]) -> None:
@@ -30,7 +30,7 @@ class SingleFlight(Generic[T]):
         self._cached: tuple[float, T] | None = None  # the start of the computation, and the value
 
     def get(self, max_age_seconds: float | None = None) -> T:
-        """Return a value that is at most `max_age_seconds` old, or was computed meanwhile.
+        """Return a value that is at most `max_age_seconds` old, or wait for a computation.
 
         Args:
             max_age_seconds: replaces the maximum age for this call.

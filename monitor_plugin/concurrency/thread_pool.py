@@ -1,4 +1,4 @@
-"""A pool of threads without an upper bound, which keeps some idle threads for the next jobs."""
+"""A pool of threads without an upper bound, which keeps idle threads for a short time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Job = Callable[[], object]
 
 
 class ThreadPool:
-    """Runs each job at once, on an idle thread or on a new one. Safe to call from any thread.
+    """Runs each job immediately, on an idle or a new thread. Safe to call from any thread.
 
     A job that never ends keeps its thread, and delays no other job. The threads are daemons, so a
     blocked job does not keep the interpreter from exiting.
@@ -38,7 +38,7 @@ class ThreadPool:
         """Run a job that raises nothing.
 
         Raises:
-            RuntimeError: the system starts no more threads.
+            RuntimeError: the system cannot start a thread.
         """
         with self._lock:
             worker = self._idle.pop() if self._idle else None
@@ -47,14 +47,16 @@ class ThreadPool:
             worker.start()
         worker.inbox.put(job)
 
-    def map(self, function: Callable[[T], R], items: Iterable[T], at_once: int) -> list[Future[R]]:
-        """Start to call a function with each item, at most `at_once` calls at a time.
+    def map(
+        self, function: Callable[[T], R], items: Iterable[T], max_concurrent: int
+    ) -> list[Future[R]]:
+        """Start to call a function with each item, at most `max_concurrent` calls at a time.
 
         Returns:
-            A future for each item; one that is cancelled in time has no call.
+            A future for each item. Cancelling a future prevents its call if the call has not begun.
 
         Raises:
-            RuntimeError: the system starts no thread at all.
+            RuntimeError: the system cannot start any thread.
         """
         calls: SimpleQueue[tuple[Future[R], T]] = SimpleQueue()
         futures: list[Future[R]] = []
@@ -71,13 +73,13 @@ class ThreadPool:
                 if future.set_running_or_notify_cancel():
                     _call(future, function, item)
 
-        for started in range(min(at_once, len(futures))):
+        for started in range(min(max_concurrent, len(futures))):
             try:
                 self.run(work)
             except RuntimeError:
                 if not started:
                     raise
-                break  # the threads that did start make all calls
+                break  # the threads that were started make all calls
         return futures
 
     def is_current(self) -> bool:
@@ -86,7 +88,7 @@ class ThreadPool:
         return isinstance(thread, _Worker) and thread.pool is self
 
     def close(self) -> None:
-        """End the idle threads at once, and each other thread after its job."""
+        """End the idle threads immediately, and each other thread after its job."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

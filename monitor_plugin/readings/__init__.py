@@ -1,1 +1,1 @@
-"""A status or a sample of one backend, of a model, and of all backends."""
+"""Readings of one backend, of a model, and of all backends."""

@@ -1,4 +1,4 @@
-"""Readings of models: of one backend, or of all replicas together, shared by their readers."""
+"""Readings of a model: of one backend or of all replicas, shared by concurrent callers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from ..processes.process import ProcessGone
 from .reader import BackendReader
 from .replicas import NO_SAMPLE, SourcedMemory, combine, sum_memories, unreadable_reading
 
-_READ_AT_ONCE = 64
+_MAX_CONCURRENT_READS = 64
 
 
 @dataclass(eq=False)
 class SharedReading:
-    """A reading that several readers get, and its HTTP response, which is encoded once.
+    """A reading that several callers get, and its HTTP response, which is encoded once.
 
     Attributes:
         reading: the reading.
-        response: what `api.results.shared_response` made of it; None until then.
+        response: the response, set by `api.results.shared_response`; None before.
     """
 
     reading: Reading
@@ -39,12 +39,12 @@ class SharedReading:
 
 
 class _Replicas(NamedTuple):
-    """The backends of a model as they are registered, and their shared readings.
+    """The registrations of a model's backends, and their shared readings.
 
     Attributes:
         records: the backends' records, oldest registration first.
-        backends: the registration of each record. A new registration of a backend is a new object.
-        readings: the readings by PID; under None the one of all replicas together.
+        backends: the registration of each record. A new registration is a new object.
+        readings: the readings by PID; the key None has the reading of all replicas together.
     """
 
     records: Sequence[Record]
@@ -52,15 +52,15 @@ class _Replicas(NamedTuple):
     readings: dict[int | None, SingleFlight[SharedReading]]
 
     def matches(self, backends: Sequence[Backend]) -> bool:
-        """Whether these are still the registrations of the model."""
+        """Whether the given registrations are the same objects."""
         return len(backends) == len(self.backends) and all(map(is_, backends, self.backends))
 
 
 class ModelReader:
     """Reads models. Safe to call from any thread.
 
-    Each backend is read by one thread at a time. Other threads that ask for it meanwhile get the
-    same reading, and so do those that ask up to `max_age_seconds` after it was begun. No reading
+    Each backend is read by one thread at a time. Threads that request a backend during its reading
+    get the same reading, as do threads up to `max_age_seconds` after the reading began. No reading
     outlives the backend's process or its registration.
 
     Args:
@@ -68,7 +68,7 @@ class ModelReader:
         exit_recorder: records the exit of a backend whose process has ended.
         backend_reader: reads one backend.
         thread_pool: reads the replicas of a model at the same time.
-        max_age_seconds: maximum age of a reading that is given again; 0 gives none again.
+        max_age_seconds: maximum age of a shared reading; 0 shares only readings in progress.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class ModelReader:
         Args:
             model: the model's name.
             pid: the PID of one backend; None reads all.
-            fresh: give no reading that was finished before the call.
+            fresh: return no reading that was finished before the call.
 
         Raises:
             PidNotHeld: the model has no backend with that PID.
             ModelNotLoaded: the model has no backend.
             BackendUnreadable: the status call failed, and the process cannot be read. With several
-                replicas, this is so for each of them.
+                replicas, none of them can be read.
         """
         while records := self._registry.records(model):
             if pid is not None and all(each.backend.pid != pid for each in records):
                 raise PidNotHeld(model, pid, [each.backend.pid for each in records])
             try:
-                return self._get(self._replicas(records), pid, fresh)
+                return self._get(self._shared_readings(records), pid, fresh)
             except ProcessGone:
                 continue
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
@@ -121,7 +121,7 @@ class ModelReader:
             ]
         )
 
-    def _replicas(self, records: Sequence[Record]) -> _Replicas:
+    def _shared_readings(self, records: Sequence[Record]) -> _Replicas:
         """Return the shared readings of these registrations, without those of earlier ones.
 
         They are stored in the oldest record, so the readings are freed with the backends.
@@ -146,14 +146,14 @@ class ModelReader:
         return SingleFlight(self._max_age_seconds, lambda: SharedReading(read()))
 
     def _get(self, replicas: _Replicas, pid: int | None, fresh: bool) -> SharedReading:
-        """Give a shared reading of one backend, or of all replicas.
+        """Return the shared reading of one backend, or of all replicas if `pid` is None.
 
         Raises:
-            ProcessGone: a process that the reading is of has ended.
+            ProcessGone: the process of the backend, or of any replica, has ended.
             BackendUnreadable: none of the backends can be read.
         """
         shared = replicas.readings[pid].get(0 if fresh else None)
-        # Check after the reading, also after an old one: a PID may have a new process by now.
+        # Check after each reading, also a cached one: the PID may belong to a new process now.
         records = [each for each in replicas.records if pid in (None, each.backend.pid)]
         if ended := [each for each in records if each.process.ended()]:
             for record in ended:
@@ -161,9 +161,9 @@ class ModelReader:
             raise ProcessGone(ended[0].backend.pid)
         return shared
 
-    def _read(self, record: Record, replicas: int) -> Reading:
+    def _read(self, record: Record, replica_count: int) -> Reading:
         try:
-            return replace(self._backend_reader.read(record), replicas=replicas)
+            return replace(self._backend_reader.read(record), replicas=replica_count)
         except ProcessGone:
             self._exit_recorder.record_exit(record)
             raise
@@ -176,12 +176,12 @@ class ModelReader:
             BackendUnreadable: none of the backends that run can be read.
         """
         records = replicas.records
-        if len(records) > _READ_AT_ONCE:  # the last ones wait for no deadline of the first
+        if len(records) > _MAX_CONCURRENT_READS:  # so that the deadlines of all replicas overlap
             self._backend_reader.start_requests(records)
         futures = self._thread_pool.map(
             lambda record: self._get(replicas, record.backend.pid, fresh=True),
             records,
-            _READ_AT_ONCE,
+            _MAX_CONCURRENT_READS,
         )
         wait(futures)
         readings: dict[Record, Reading] = {}

@@ -1,4 +1,4 @@
-"""Readings of one backend: its status, or where that fails a sample of its process."""
+"""Readings of one backend: its status, or a sample of its process if the status fails."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class StatusResult(NamedTuple):
 
 
 class BackendReader:
-    """Reads backends; no result is kept. Safe to call from any thread.
+    """Reads backends, without a cache. Safe to call from any thread.
 
     Args:
-        registry: gets the backends' states.
+        registry: stores the backends' states.
         status_client: requests statuses by gRPC.
         process_table: lists process trees.
         hooks: requests statuses before gRPC does, and adds memory components.
@@ -70,7 +70,7 @@ class BackendReader:
         """
         backend = record.backend
         request = self._request_early(record, backend)
-        # Where a status is likely, the memory components are queried in the same run.
+        # If a status is likely, one run of the hooks queries the status and the memory components.
         pids = None if record.source is None else partial(self._process_table.tree, backend.pid)
         query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
         result = self._status(record, backend, math.inf, request, query)
@@ -82,13 +82,13 @@ class BackendReader:
         return Reading(backend, status, None, result.source, None, time.time(), memory_source)
 
     def start_requests(self, records: Sequence[Record]) -> None:
-        """Start the gRPC requests of backends that are read soon, so that deadlines overlap."""
+        """Start the gRPC requests of backends that will be read, so that the deadlines overlap."""
         if not self._hooks.may_delay_status():
             for record in records:
                 self._status_client.request_status(record.backend)
 
     def memory(self, record: Record, reading: Reading) -> SourcedMemory:
-        """Return the memory of a backend that was just read, also if it gave no status."""
+        """Return the memory of a backend that was just read, with or without a status."""
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
@@ -98,7 +98,7 @@ class BackendReader:
             return None, None
 
     def status(self, record: Record, timeout_seconds: float = math.inf) -> StatusResult:
-        """Request the status of one backend, from hooks first, then by gRPC.
+        """Request the status of one backend from hooks, and otherwise by gRPC.
 
         Raises:
             ProcessGone: the registered process has ended, even if the address still answers.
@@ -110,7 +110,7 @@ class BackendReader:
         return self._status(record, backend, deadline, request, query)
 
     def _request_early(self, record: Record, backend: Backend) -> StatusRequest | None:
-        """Start the gRPC request before the hooks run, if gRPC gave the last status."""
+        """Start the gRPC request before the hooks run, if the last status came by gRPC."""
         return self._status_client.request_status(backend) if record.source == "grpc" else None
 
     def _status(
@@ -122,7 +122,7 @@ class BackendReader:
         query: HookQuery,
     ) -> StatusResult:
         outcome = request.wait(deadline - time.monotonic()) if request else None
-        status = query.status()  # goes before gRPC's
+        status = query.status()  # takes precedence over gRPC's
         if status is not None:
             result = StatusResult(status, "hook", None)
         else:
@@ -145,7 +145,7 @@ class BackendReader:
         """
         ended = record.process.ended()
         if ended or record.backend is not backend:
-            # The request may have opened a connection after that of the backend was closed.
+            # The request may have opened a connection after the backend's connection was closed.
             self._status_client.close_connection(backend)
         if ended:
             raise ProcessGone(backend.pid)
@@ -175,7 +175,7 @@ class BackendReader:
     def _complete_memory(
         self, record: Record, status: Status | None, components: dict[str, int]
     ) -> SourcedMemory:
-        """Complete the reported memory with that of the process tree and of the hooks."""
+        """Complete the reported memory by the process tree's memory and the hooks' components."""
         tree_memory = None
         if not reports_memory(status):
             tree_memory = record.tree_memory.get()
@@ -192,11 +192,11 @@ def reports_memory(status: Status | None) -> bool:
 def complete_memory(
     status: Status | None, components: Mapping[str, int], tree_memory: tuple[int, str] | None
 ) -> SourcedMemory:
-    """Combine what is known of a backend's memory: (None, None) if no total is known.
+    """Combine the known figures of a backend's memory; (None, None) if no total is known.
 
     Args:
-        status: its status, whose components replace those of the same name.
-        components: the components that hooks know, in bytes.
+        status: the backend's status; its components replace hooks' components of the same name.
+        components: the components that hooks reported, in bytes.
         tree_memory: the memory of the process tree in bytes, and its source; None if not read.
     """
     reported = status.memory if status and status.memory else Memory(0)

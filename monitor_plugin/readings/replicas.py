@@ -1,4 +1,4 @@
-"""One reading made of the readings of a model's replicas."""
+"""Combines the readings of a model's replicas into one reading."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TypeVar
 from ..domain.models import Backend, Memory, Reading, Sample, State, Status
 
 Number = TypeVar("Number", int, float)
-# A backend's memory and the source of its total; (None, None) if it is unknown.
+# The memory of a backend, and the source of its total; (None, None) if the total is unknown.
 SourcedMemory = tuple[Memory | None, str | None]
 
 NO_SAMPLE = Sample(None, None, None, None)
 
 _MAX_BYTES = 2**64 - 1
-# From the worst to the best. None is a number that the protocol does not know: it is not READY.
+# From the worst to the best. None stands for the numbers that the protocol does not define.
 _RANKS = (State.ERROR, State.UNINITIALIZED, State.BUSY, None, State.READY)
 
 
 def unreadable_reading(backend: Backend) -> Reading:
-    """Make the reading of a replica that cannot be read, to be combined with those of others."""
+    """Return the reading of a replica that cannot be read, for `combine`."""
     return Reading(backend, None, NO_SAMPLE, "psutil", None, time.time())
 
 
@@ -68,7 +68,7 @@ def _rank(state: int) -> int:
 
 
 def sum_memories(memories: Sequence[SourcedMemory]) -> SourcedMemory:
-    """Add up the memory of several backends; (None, None) if that of any is unknown."""
+    """Add up the memory of several backends; (None, None) if the memory of any is unknown."""
     known = [memory for memory, _ in memories if memory is not None]
     if len(known) < len(memories):
         return None, None
@@ -92,6 +92,6 @@ def _sum(figures: Iterable[Number | None]) -> Number | None:
 
 
 def _join_words(words: Iterable[str | None]) -> str | None:
-    """Join words, or lists of them, without duplicates; None if there are none."""
+    """Join words and comma-separated words, without duplicates; None if there is no word."""
     split = (part for word in words if word for part in word.split(", "))
     return ", ".join(dict.fromkeys(split)) or None

@@ -1,4 +1,4 @@
-"""Sweeps: readings of all backends at the same time, for lists and in the background."""
+"""Sweeps: concurrent readings of all backends, for lists and in the background."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ..telemetry.time_series import TimeSeries
 from .reader import BackendReader, StatusResult, complete_memory, reports_memory
 from .replicas import NO_SAMPLE, SourcedMemory
 
-_REQUESTS_AT_ONCE = 64
+_MAX_CONCURRENT_REQUESTS = 64
 # Lists that are requested within this time share one sweep.
 _MAX_AGE_SECONDS = 0.02
-# Reading PSS costs milliseconds per GiB, and is rarely needed of a backend that reports its memory.
+# Reading PSS costs milliseconds per GiB. A backend that reports its memory rarely needs its PSS.
 _PSS_MAX_AGE_SECONDS = 30.0
 
 _TIMED_OUT = StatusResult(None, "grpc", grpc.StatusCode.DEADLINE_EXCEEDED.name)
@@ -83,7 +83,7 @@ class Sweeper:
             self._background.start()
 
     def stop(self) -> None:
-        """Begin no more background sweeps."""
+        """Begin no further background sweeps."""
         if self._background:
             self._background.stop()
 
@@ -103,8 +103,8 @@ class Sweeper:
             found.update((each.backend, each) for each in self._sweep(missing))
         return [found[each.backend] for each in records if each.backend in found]
 
-    def last(self, model: str | None = None) -> list[Observation]:
-        """Return what the last sweep found of each backend, without reading any."""
+    def last_sweep(self, model: str | None = None) -> list[Observation]:
+        """Return each backend's observation of the last sweep, without reading any backend."""
         found = []
         for record in self._registry.records(model):
             observation = record.observation
@@ -157,8 +157,8 @@ class Sweeper:
         return results
 
     def _request_through_hooks(self, records: Sequence[Record]) -> list[StatusResult | None]:
-        """Request each status on a thread, as hooks may be slow; abandon what is late."""
-        futures = self._thread_pool.map(self._request_status, records, _REQUESTS_AT_ONCE)
+        """Request each status on a thread, as hooks may be slow; abandon late requests."""
+        futures = self._thread_pool.map(self._request_status, records, _MAX_CONCURRENT_REQUESTS)
         late = wait(futures, self._status_seconds + self._hook_seconds).not_done
         for future in late:
             future.cancel()
@@ -178,10 +178,10 @@ class Sweeper:
         replicas: int,
         hooks_deadline: float,
     ) -> Observation:
-        """Combine what is known of a backend.
+        """Combine a backend's status, usage and memory.
 
         Raises:
-            ProcessGone: its process has ended.
+            ProcessGone: the backend's process has ended.
         """
         backend = record.backend
         pids = usage.tree(backend.pid) if usage else [backend.pid]
@@ -216,7 +216,7 @@ class Sweeper:
     def _memory(
         self, record: Record, status: Status | None, components: dict[str, int]
     ) -> tuple[SourcedMemory, int | None]:
-        """Return a backend's memory, and the PSS of its process tree if that is known."""
+        """Return a backend's memory, and the PSS of its process tree; None if unknown."""
         tree_memory = record.tree_memory.get(
             _PSS_MAX_AGE_SECONDS if reports_memory(status) else None
         )
@@ -225,7 +225,7 @@ class Sweeper:
 
 
 def _with_newest_state(observation: Observation, record: Record) -> Observation:
-    """Add the last state, which a reading may have found after the last sweep."""
+    """Set the backend's last state, which may be newer than the last sweep."""
     reading, state, changed_at = observation.reading, record.state, record.state_changed_at
     if state is not None and reading and reading.status and (changed_at or 0) > reading.taken_at:
         reading = replace(reading, status=replace(reading.status, state=int(state)))

@@ -1,4 +1,4 @@
-"""Shutdowns of models: one at a time, with the permission of hooks, and verified."""
+"""Shutdowns of models: permitted by hooks, verified, and one at a time for each model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..domain.errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, Shutdown
 from ..domain.models import Backend
 from ..plugins.hooks import Hooks
 from ..telemetry.event_log import EventLog
-from .stop import Stop, Stopper, pids_text
+from .stop import Stop, Stopper, format_pids
 
 _RESPAWN_POLL_SECONDS = 0.1
-_STOPS_AT_ONCE = 32
+_MAX_CONCURRENT_STOPS = 32
 
-# The identity of a process, whatever it is registered as: its PID and its creation time.
+# A process, regardless of its registration: its PID and its creation time.
 ProcessIdentity = tuple[int, float]
 
 
@@ -47,8 +47,8 @@ class ShutdownCoordinator:
         registry: the registered backends.
         exit_recorder: records the exit of a backend whose process has ended.
         stopper: stops one backend.
-        hooks: may refuse a shutdown; called with the outcome.
-        event_log: gets the phases.
+        hooks: may refuse a shutdown, and are called with the outcome.
+        event_log: records the phases.
         model_counter: counts the outcomes.
         thread_pool: stops the backends of a model at the same time.
         settings: how long to drain, and how long to watch whether the host starts a model again.
@@ -89,8 +89,8 @@ class ShutdownCoordinator:
             force: do not wait for busy backends, also in a shutdown that is joined, and overrule
                 hooks that refuse because of an error.
             pid: the PID of the backend to stop; None stops all.
-            spare_busy: stop no backend that is busy after the drain; a caller that joins without
-                this overrules it.
+            spare_busy: stop no backend that is busy after the drain. A caller that joins the
+                shutdown with False overrules True.
 
         Raises:
             ModelNotLoaded: the model has no backend.
@@ -114,8 +114,8 @@ class ShutdownCoordinator:
             if (force and joins) or self._stopper.closing.is_set():
                 shutdown.skip_drain.set()
             if leads:
-                self._lead(model, shutdown)
-            elif not shutdown.covers(pid, records):  # wait for its end, then stop the others
+                self._run_to_result(model, shutdown)
+            elif not shutdown.covers(pid, records):  # wait for its end, then try again
                 shutdown.result.exception()
                 continue
             try:
@@ -123,7 +123,7 @@ class ShutdownCoordinator:
             except ShutdownRefused:
                 if shutdown.force or not force:
                     raise
-                # The refused shutdown was without force: try again with it.
+                # The refused shutdown was without force: try again with force.
             except ShutdownFailed:
                 if spare_busy or not shutdown.has_spared:
                     raise
@@ -152,32 +152,34 @@ class ShutdownCoordinator:
             for record in shutdown.records
         }
 
-    def _enter(self, shutdown: _Shutdown, phase: str) -> None:
+    def _set_phase(self, shutdown: _Shutdown, phase: str) -> None:
         shutdown.phase = phase
         for record in shutdown.records:
             self._event_log.add("shutdown_phase", record.backend, phase=phase)
 
     def close(self) -> None:
-        """End the waits of all shutdowns: each reports what is left, and stops nothing more."""
+        """End the waits of all shutdowns: each fails with the processes that still run."""
         self._stopper.closing.set()
         with self._lock:
             for shutdown in self._shutdowns.values():
                 shutdown.skip_drain.set()
 
-    def _lead(self, model: str, shutdown: _Shutdown) -> None:
+    def _run_to_result(self, model: str, shutdown: _Shutdown) -> None:
         try:
             try:
                 self._run(model, shutdown)
             finally:
                 with self._lock:
                     del self._shutdowns[model]
-        except BaseException as error:  # of any kind, as the callers that joined wait for it
+        except (
+            BaseException
+        ) as error:  # of any kind, as the callers that joined wait for the result
             shutdown.result.set_exception(error)
         else:
             shutdown.result.set_result(None)
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
-        records, known = self._live(model, shutdown)
+        records, known = self._running_records(model, shutdown)
         stops = [Stop(record) for record in records]
         started = time.monotonic()
         outcome = "failed"
@@ -185,7 +187,7 @@ class ShutdownCoordinator:
             self._stop(model, stops, shutdown)
             outcome = "stopped"
             if not all(stop.by_host or stop.failure for stop in stops):
-                self._enter(shutdown, "watching")
+                self._set_phase(shutdown, "watching")
                 outcome = self._watch_respawn(model, known)
         except ShutdownRefused:
             outcome = "refused"
@@ -193,24 +195,24 @@ class ShutdownCoordinator:
         finally:
             for stop in stops:
                 backend = stop.record.backend
-                each = "failed" if stop.failure else outcome
-                self._model_counter.count_shutdown(backend, each)
-                self._hooks.shutdown_finished(backend, each, time.monotonic() - started)
+                backend_outcome = "failed" if stop.failure else outcome
+                self._model_counter.count_shutdown(backend, backend_outcome)
+                self._hooks.shutdown_finished(backend, backend_outcome, time.monotonic() - started)
         failures = [stop.failure for stop in stops if stop.failure]
         if failures:
             pids = [pid for failure in failures for pid in failure.pids]
             raise ShutdownFailed(model, "; ".join(failure.reason for failure in failures), pids)
         if outcome == "respawned":
-            raise self._respawned(model, known)
+            raise self._respawn_error(model, known)
 
-    def _live(
+    def _running_records(
         self, model: str, shutdown: _Shutdown
     ) -> tuple[Sequence[Record], set[ProcessIdentity]]:
-        """List the records to stop, and the processes that do not count as a new start.
+        """List the records to stop, and the processes that do not count as a respawn.
 
         Raises:
-            PidNotHeld: the model has no longer a backend with that PID.
-            ModelNotLoaded: the model has no longer a backend.
+            PidNotHeld: the model no longer has a backend with the PID of the shutdown.
+            ModelNotLoaded: the model no longer has a backend.
         """
         records = []
         for record in shutdown.records:
@@ -229,11 +231,11 @@ class ShutdownCoordinator:
     def _stop(self, model: str, stops: Sequence[Stop], shutdown: _Shutdown) -> None:
         """Ask hooks for permission, drain all backends, then stop all of them."""
         try:
-            self._enter(shutdown, "asking")
-            # Before the hooks: if a backend ends by itself from now on, its tree is still known.
+            self._set_phase(shutdown, "asking")
+            # Before the hooks: if a backend ends during the hooks, its tree is already known.
             self._for_each(stops, self._stopper.open)
             self._ask_permission(model, [stop.record for stop in stops], shutdown.force)
-            self._enter(shutdown, "draining")
+            self._set_phase(shutdown, "draining")
             deadline = time.monotonic() + self._drain_timeout_seconds
             self._for_each(
                 stops, lambda stop: self._stopper.drain(stop, deadline, shutdown.skip_drain)
@@ -243,15 +245,15 @@ class ShutdownCoordinator:
                     if stop.is_busy:
                         shutdown.has_spared = True
                         stop.spare()
-            self._enter(shutdown, "stopping")
+            self._set_phase(shutdown, "stopping")
             self._for_each(stops, self._stopper.stop)
         finally:
             for stop in stops:
                 stop.resources.close()
 
     def _for_each(self, stops: Sequence[Stop], step: Callable[[Stop], None]) -> None:
-        """Take a step of several stops at the same time, and wait for all of them."""
-        futures = self._thread_pool.map(step, stops, _STOPS_AT_ONCE)
+        """Call a step with all stops concurrently, and wait for all calls."""
+        futures = self._thread_pool.map(step, stops, _MAX_CONCURRENT_STOPS)
         wait(futures)
         for future in futures:
             future.result()
@@ -267,23 +269,24 @@ class ShutdownCoordinator:
         while True:
             if self._new_pids(model, known):
                 return "respawned"
-            left = deadline - time.monotonic()
-            if left <= 0 or self._stopper.closing.wait(min(_RESPAWN_POLL_SECONDS, left)):
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or self._stopper.closing.wait(min(_RESPAWN_POLL_SECONDS, remaining)):
                 return "stopped"
 
     def _new_pids(self, model: str, known: set[ProcessIdentity]) -> list[int]:
-        """List the PIDs of a model's new processes, including those that have ended again."""
+        """List the PIDs of a model's new processes, also of those that have already ended."""
         ended = [
             each.backend for each in self._registry.last_exits() if each.backend.model == model
         ]
         found = (*ended, *(each.backend for each in self._registry.records(model)))
         return [each.pid for each in found if _identity(each) not in known]
 
-    def _respawned(self, model: str, known: set[ProcessIdentity]) -> ShutdownFailed:
+    def _respawn_error(self, model: str, known: set[ProcessIdentity]) -> ShutdownFailed:
         pids = self._new_pids(model, known)
         reason = (
-            f"it was, but the host started it again ({pids_text(pids)}); a host that does so must "
-            "implement the hook monitor_stop_backend, and take the model off its own books there"
+            f"it was, but the host started it again ({format_pids(pids)}); a host that does so "
+            "must implement the hook monitor_stop_backend, and take the model off its own books "
+            "there"
         )
         running = {each.backend.pid for each in self._registry.records(model)}
         return ShutdownFailed(model, reason, [pid for pid in pids if pid in running])
@@ -295,7 +298,19 @@ def _identity(backend: Backend) -> ProcessIdentity:
 
 @dataclass(eq=False)
 class _Shutdown:
-    """A shutdown in progress, which its callers share."""
+    """A shutdown in progress, shared by its callers.
+
+    Attributes:
+        force: do not drain, and overrule hooks that refuse because of an error.
+        pid: the PID of the only backend to stop; None stops all.
+        records: the records of the backends to stop.
+        spare_busy: stop no backend that is busy after the drain.
+        has_spared: whether a busy backend was spared.
+        skip_drain: ends the drain when it is set.
+        phase: see `Progress`.
+        started_at: the start, by the monotonic clock.
+        result: done when the shutdown has ended; its exception is the error of the shutdown.
+    """
 
     force: bool
     pid: int | None
@@ -308,11 +323,11 @@ class _Shutdown:
     result: Future[None] = field(default_factory=Future)
 
     def covers(self, pid: int | None, records: Sequence[Record]) -> bool:
-        """Whether this shutdown stops the given records, or the backend with a PID.
+        """Whether this shutdown stops all that another caller wants to stop.
 
         Args:
-            pid: the PID that the caller asked for; None for all.
-            records: the model's current records with that PID.
+            pid: the PID of the backend that the caller wants to stop; None for all.
+            records: the model's current records; if `pid` is given, those with that PID.
         """
         if pid is not None and not records:  # the backend has ended, or never existed
             return any(each.backend.pid == pid for each in self.records)

@@ -37,9 +37,9 @@ class Stop:
         record: the backend's record.
         resources: closes the process handles at the end.
         tree: the backend's process tree; None before `Stopper.open`, or if the process had ended.
-        is_busy: whether the backend was busy after the drain, or could not be asked in that time.
-        by_host: whether a hook had the host stop it.
-        failure: why the backend is not stopped; None if it is.
+        is_busy: whether the backend was busy after the drain, or may be, as its status is unknown.
+        by_host: whether the host stops the backend, through a hook.
+        failure: why the stop failed; None if it has not failed.
     """
 
     record: Record
@@ -50,10 +50,10 @@ class Stop:
     failure: ShutdownFailed | None = None
 
     def fail(self, reason: str, tree: ProcessTree) -> None:
-        """Set the failure, with the processes that still run."""
+        """Set the failure: the reason, and the processes that still run."""
         pids = [member.pid for member in tree.alive()]
         if pids:
-            reason = f"{reason}; still running: {pids_text(pids)}"
+            reason = f"{reason}; still running: {format_pids(pids)}"
         self.failure = ShutdownFailed(self.record.backend.model, reason, pids)
 
     def spare(self) -> None:
@@ -66,15 +66,15 @@ class Stopper:
     """Stops backends. Safe to call from any thread.
 
     Args:
-        registry: gets the backends that are being stopped.
+        registry: records which backends are being stopped.
         exit_recorder: records the exit of a backend whose process has ended.
-        backend_reader: requests statuses, to see whether a backend is busy.
-        status_client: asks backends to free their model.
-        hooks: may have the host stop a backend.
+        backend_reader: requests statuses, which say whether a backend is busy.
+        status_client: requests that a backend frees its model (`Free`).
+        hooks: may stop a backend through the host.
         settings: the timeouts.
 
     Attributes:
-        closing: once it is set, waits end, and no more signals are sent.
+        closing: when this event is set, waits end, and no further signals are sent.
     """
 
     def __init__(
@@ -126,20 +126,22 @@ class Stopper:
 
     def _is_busy_after_drain(self, stop: Stop, deadline: float, skip: threading.Event) -> bool:
         record, refresh_at = stop.record, 0.0
-        was_asked = self._settings.drain_timeout_seconds <= 0  # or is not to be asked
-        while not skip.is_set() and (left := deadline - time.monotonic()) > 0:
+        was_requested = (
+            self._settings.drain_timeout_seconds <= 0
+        )  # without a drain no status is due
+        while not skip.is_set() and (remaining := deadline - time.monotonic()) > 0:
             if stop.tree and time.monotonic() >= refresh_at:
-                # A child that is started now would outlive a crash of the backend otherwise.
+                # If the backend crashes, only known children can be stopped: find new ones now.
                 with suppress(OSError):  # no free descriptor: the tree is scanned again at the end
                     stop.tree.rescan()
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
-            status, _, rpc_error = self._backend_reader.status(record, left)
-            was_asked = True
+            status, _, rpc_error = self._backend_reader.status(record, remaining)
+            was_requested = True
             timed_out = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not timed_out):
-                return timed_out  # it may be busy, though nothing waits for that
+                return timed_out  # after a timeout the backend may be busy
             skip.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-        return record.state is State.BUSY or not (was_asked or skip.is_set())
+        return record.state is State.BUSY or not (was_requested or skip.is_set())
 
     def stop(self, stop: Stop) -> None:
         """Free and end the backend; set `stop.by_host` and `stop.failure`."""
@@ -188,6 +190,6 @@ class Stopper:
             stop.fail(f"it was stopped {why}{closed}", tree)
 
 
-def pids_text(pids: Sequence[int]) -> str:
-    """Write PIDs for people."""
+def format_pids(pids: Sequence[int]) -> str:
+    """Return the text for a list of PIDs: `PID 5`, or `PIDs 5, 6`."""
     return f"PID{'s' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"

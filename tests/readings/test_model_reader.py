@@ -252,7 +252,7 @@ def test_many_replicas_that_hang_share_one_deadline(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The status of all replicas is requested at once, though few of them are read at once."""
-    monkeypatch.setattr(model_reader, "_READ_AT_ONCE", 1)
+    monkeypatch.setattr(model_reader, "_MAX_CONCURRENT_READS", 1)
     monitor = make_monitor(status_timeout_seconds=300.0, sweep_interval_seconds=0.0)
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]

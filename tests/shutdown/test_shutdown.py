@@ -538,7 +538,7 @@ def test_all_backends_of_a_model_share_the_drains_time(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All backends share the drain timeout, even if few are drained at once."""
-    monkeypatch.setattr(shutdown, "_STOPS_AT_ONCE", 1)
+    monkeypatch.setattr(shutdown, "_MAX_CONCURRENT_STOPS", 1)
     busy = StaysBusy()
     monitor = make_monitor([busy], drain_timeout_seconds=3.0, sweep_interval_seconds=0)
     for port in (1, 2, 3):
