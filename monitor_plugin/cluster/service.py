@@ -110,7 +110,7 @@ class ClusterService:
         return Response(200, msgspec.json.encode(groups))
 
     def urls(self) -> dict[str, str | None]:
-        """Return the HTTP URL of each node, by its name; None if it cannot be reached."""
+        """Return the HTTP URL of each node, by its name; None if other machines cannot reach it."""
         return {**{each.name: each.url for each in self._directory.peers()}, self.node: self.url}
 
     def _caller(self, requester: Requester) -> Caller:

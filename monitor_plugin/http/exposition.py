@@ -24,7 +24,7 @@ from ..backends.counters import ModelCounts
 from ..domain.models import Backend, Observation, State, state_name
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
-# A backend chooses the names of its components, and each name is one more series in Prometheus.
+# A backend chooses the names of its components, and each name is another series in Prometheus.
 _MAX_COMPONENTS = 32
 _OTHERS = "(other)"
 
@@ -34,12 +34,12 @@ _BUCKETS = (*map(str, DURATION_BOUNDS), "+Inf")
 
 
 class Exposition:
-    """The metrics in either format, from a registry of its own. Safe to call from any thread.
+    """Renders the metrics as text or OpenMetrics, from its own registry. Thread-safe.
 
     Args:
-        sweep: observes all backends, anew for each scrape.
-        status_counts: counts the `Status` calls of a backend; gives None before its first call.
-        model_counts: counts the exits and shutdowns by model.
+        sweep: reads all backends; called at each scrape.
+        status_counts: returns the counts of a backend's `Status` calls; None before the first call.
+        model_counts: returns the counts of exits and shutdowns by model.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Exposition:
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        """Collect all metric families, each in one piece, for the registry."""
+        """Yield all metric families; the registry calls this at each scrape."""
         memory = GaugeMetricFamily(
             "monitor_machine_memory_bytes", "Physical memory of the machine.", unit="bytes"
         )
         memory.add_metric([], psutil.virtual_memory().total)
         yield memory
-        # A backend that was registered anew during the sweep may be in it twice. The labels tell
-        # series apart, so each pair of labels may occur once.
+        # A backend that was registered again during the sweep may be observed twice. Each pair of
+        # labels may occur only once, so the later observation is used.
         observations = {(each.backend.model, each.backend.address): each for each in self._sweep()}
         yield from self._gauges(observations)
         yield from self._calls(observations)

@@ -1,4 +1,4 @@
-"""What resources read from a request, and how they fill a response."""
+"""Reads the body and the client of a request, and fills responses, for the resources."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def read_body(request: falcon.Request) -> bytes:
     """Read the body, whatever the method is.
 
     Raises:
-        falcon.HTTPError: 413, as the body has more than MAX_BODY_BYTES.
+        falcon.HTTPError: 413 if the body has more than MAX_BODY_BYTES.
     """
     size, body = request.content_length or 0, b""
     if size:
         body = b"" if size > MAX_BODY_BYTES else request.bounded_stream.read()
-    elif request.env.get("wsgi.input_terminated"):  # a chunked body, from a host's own server
+    elif request.env.get("wsgi.input_terminated"):  # a chunked body from a host's own WSGI server
         while size <= MAX_BODY_BYTES and (more := request.stream.read(MAX_BODY_BYTES + 1 - size)):
             body += more
             size += len(more)
@@ -32,20 +32,20 @@ def read_body(request: falcon.Request) -> bytes:
 
 
 def requester_of(request: falcon.Request) -> Requester:
-    """Describe who makes a request that the guard has let in."""
+    """Describe the client of a request that the guard has accepted."""
     caller = request.context.caller
     address = request.env.get("REMOTE_ADDR") or "unknown"
     return Requester(caller.name, caller.role.name.lower(), address)
 
 
 def send_answer(response: falcon.Response, answer: msgspec.Struct) -> None:
-    """Fill a response with an answer, as JSON."""
+    """Fill Falcon's response with an answer, as JSON."""
     response.data = encode(answer)
     response.content_type = falcon.MEDIA_JSON
 
 
 def send_response(target: falcon.Response, response: Response) -> None:
-    """Fill Falcon's response from one of `api/results.py`."""
+    """Fill Falcon's response from a complete response."""
     target.status = falcon.code_to_http_status(response.status)
     target.data = response.body
     target.content_type = falcon.MEDIA_JSON

@@ -1,4 +1,4 @@
-"""The document of `/openapi.json`: paths from here, schemas from the structs of `api/`."""
+"""Makes `/openapi.json`: this module lists the paths; the schemas are the structs of `api/`."""
 
 from __future__ import annotations
 
@@ -115,10 +115,9 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
 
 
 def _require_all_properties(component: dict[str, Any]) -> None:
-    """Require every property of an answer.
+    """Mark every property of an answer as required, because this monitor sends every field.
 
-    The structs have default values for clients that decode the answer of an older monitor. This
-    monitor sends every field.
+    The default values of the structs are for clients that decode the answer of an older monitor.
     """
     component["required"] = list(component["properties"])
     for schema in component["properties"].values():
@@ -186,7 +185,7 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         "description": "It is not started yet, or is closing",
         "content": _json(results.HealthAnswer),
     }
-    # The guard refuses the name of no asset as it refuses any other path.
+    # For a name that is no asset, the guard requires a token, as for any other path.
     for path, name, summary, media_types, errors, parameters in (
         ("/", "page", "The page, for browsers", ["text/html"], (403,), ()),
         ("/assets/{name}", "asset", "An asset of the page", ASSET_TYPES, (401, 403, 404), [_ASSET]),
@@ -215,8 +214,8 @@ def _operation(
 ) -> dict[str, Any]:
     """Describe a method of a path.
 
-    The summary is also the source of its ID and the description of its success, by default.
-    `content` and `headers` belong to status 200; `errors` are the codes beside 400.
+    By default the ID is made from the summary, and the summary also describes status 200.
+    `content` and `headers` belong to status 200; `errors` are the codes of errors beside 400.
     """
     success = {"description": description or summary, "content": content}
     error = _json(results.ErrorAnswer)
@@ -240,7 +239,7 @@ def _ref(struct: type[Any]) -> dict[str, Any]:
 
 
 def _json(schema: type[Any] | dict[str, Any]) -> dict[str, Any]:
-    """Describe a JSON body by a schema or by the struct that has one."""
+    """Describe a JSON body by its schema, or by the struct that it is decoded to."""
     return {"application/json": {"schema": schema if isinstance(schema, dict) else _ref(schema)}}
 
 

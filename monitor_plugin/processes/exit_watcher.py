@@ -42,10 +42,11 @@ class ExitWatcher:
             for pidfd in self._by_pidfd:
                 self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
             arguments = (self._epoll, self._wakeup[0])
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=arguments, name="monitor-watcher", daemon=True
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread  # only a started thread can be joined
 
     def watch(self, process: Process) -> None:
         """Watch a process. No other thread may close the process during this call."""

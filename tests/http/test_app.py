@@ -124,7 +124,9 @@ def test_force_must_be_a_boolean(loaded: Monitor, client: Client) -> None:
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_a_shutdown_wants_json(content_type: str | None, loaded: Monitor, client: Client) -> None:
+def test_a_shutdown_requires_json(
+    content_type: str | None, loaded: Monitor, client: Client
+) -> None:
     """A shutdown of another content type, which a page elsewhere could send, is refused."""
     headers = {"Content-Type": content_type} if content_type else {}
     answer = client.request("POST", "/backend/shutdown", b'{"model": "m"}', headers)

@@ -117,7 +117,7 @@ def test_unknown_methods_are_refused(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-class Unspeakable:
+class FailingRepr:
     def __repr__(self) -> str:
         raise RuntimeError("not to be shown")
 
@@ -125,10 +125,10 @@ class Unspeakable:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"model": Unspeakable()}, InvalidRequest),
+        ({"model": FailingRepr()}, InvalidRequest),
         ({"model": {(1,): 2}}, InvalidRequest),
         ({"model": "m", "pid": 10**5000}, ModelNotLoaded),
-        ({"model": "m", "force": Unspeakable()}, ModelNotLoaded),
+        ({"model": "m", "force": FailingRepr()}, ModelNotLoaded),
     ],
 )
 def test_audit_line_survives_any_argument(

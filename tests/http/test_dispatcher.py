@@ -19,7 +19,7 @@ def http_threads() -> int:
     return sum(each.name.startswith("monitor-http-") for each in threading.enumerate())
 
 
-def test_hung_backends_never_hold_all_threads(
+def test_hung_backends_never_occupy_all_threads(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """With more requests waiting for hung backends than threads, a healthy one is answered."""
@@ -66,7 +66,7 @@ class SlowRequest:
         self.cancelled = True
 
 
-def test_there_is_a_limit_to_more_threads() -> None:
+def test_extra_threads_are_limited() -> None:
     """For any number of blocked requests at most a hundred threads are added, and all end."""
     go = threading.Event()
     dispatcher = Dispatcher(3)
@@ -86,7 +86,7 @@ def test_there_is_a_limit_to_more_threads() -> None:
     assert not dispatcher.resize()
 
 
-def test_two_threads_do_the_work_until_they_are_blocked() -> None:
+def test_at_most_two_threads_are_awake_until_they_are_blocked() -> None:
     """The other threads sleep until no request has made progress, and are woken then."""
     go = threading.Event()
     dispatcher = Dispatcher(4)
@@ -136,7 +136,7 @@ def test_threads_that_wait_for_another_process_are_not_awake() -> None:
         dispatcher.close()
 
 
-def test_requests_that_wait_at_the_close_are_dropped() -> None:
+def test_closing_cancels_queued_requests() -> None:
     """A request that no thread has begun at the close is cancelled, and no thread is started."""
     go = threading.Event()
     dispatcher = Dispatcher(1)

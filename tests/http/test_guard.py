@@ -70,7 +70,7 @@ def test_requests_without_a_valid_token_are_refused(
 
 @pytest.mark.parametrize(("method", "path"), READS)
 @pytest.mark.parametrize("token", ["r3ad", "4dmin:with:colons", "l0ne"])
-def test_every_token_reads(method: str, path: str, token: str, guarded: Client) -> None:
+def test_every_token_may_read(method: str, path: str, token: str, guarded: Client) -> None:
     """A reader's token, an admin's and the lone one read, whatever the case of the scheme."""
     for scheme in ("Bearer", "bearer", "BEARER"):
         answer = guarded.request(method, path, None, {"Authorization": f"{scheme} {token}"})
@@ -80,7 +80,7 @@ def test_every_token_reads(method: str, path: str, token: str, guarded: Client) 
             assert_error(answer, 500, "model_not_loaded")
 
 
-def test_only_an_admin_stops(guarded: Client) -> None:
+def test_only_an_admin_token_may_stop_models(guarded: Client) -> None:
     """A reader's token may not stop, and is told why by its name; an admin's may."""
     assert_error(shut_down(guarded), 401, "unauthorized")
     message = assert_error(shut_down(guarded, **bearer("r3ad")), 403, "forbidden")

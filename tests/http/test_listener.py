@@ -53,7 +53,7 @@ def leave_stale_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "0", "[::ffff:0.0.0.0]"])
-def test_an_open_address_wants_a_token(host: str) -> None:
+def test_an_open_address_requires_a_token(host: str) -> None:
     """Without a token what is no loopback is refused, saying what to set, and nothing is bound."""
     port = free_port()
     before = descriptors()
@@ -76,7 +76,7 @@ def test_an_open_address_wants_a_token(host: str) -> None:
     ],
     ids=["token", "token_file", "insecure"],
 )
-def test_an_open_address_is_bound_with_a_token_or_on_purpose(allowed: Settings) -> None:
+def test_an_open_address_is_bound_with_a_token_or_insecure(allowed: Settings) -> None:
     """A token, a file of them, or `insecure` opens it."""
     listener = open_listener("0.0.0.0:0", allowed)
     assert listener.url == f"http://0.0.0.0:{listener.socket.getsockname()[1]}"
@@ -173,7 +173,7 @@ def make_symlink(path: Path) -> None:
     ],
     ids=["file", "folder", "dangling link", "link to a stale socket", "pipe"],
 )
-def test_other_kinds_of_file_are_left_alone(
+def test_other_kinds_of_file_are_not_removed(
     put: Callable[[Path], object], said: str, path: Path
 ) -> None:
     """A file, folder, link or pipe in the way is named, and stays."""
@@ -187,7 +187,7 @@ def test_other_kinds_of_file_are_left_alone(
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-def test_a_live_socket_is_left_alone(path: Path, kind: socket.SocketKind) -> None:
+def test_a_live_socket_is_not_removed(path: Path, kind: socket.SocketKind) -> None:
     """Where another process listens, whatever it speaks, its socket stays its own."""
     with other_server(path, kind):
         node = path.lstat()

@@ -79,7 +79,7 @@ def scrape(monitor: Monitor, **headers: str) -> Series:
 
 
 @pytest.mark.parametrize("media_type", [TEXT, OPENMETRICS])
-def test_both_formats_say_the_same(media_type: str) -> None:
+def test_both_formats_have_the_same_figures(media_type: str) -> None:
     """Every figure of a backend that gives all stands there, with its labels."""
     memory = Memory(300, {"weights": 200, "kv_cache": 2**64 - 1})
     figures = ProcessUsage(rss=5000, cpu_seconds=1.25)
@@ -291,7 +291,7 @@ def test_real_backends_are_scraped(loaded: Monitor, spawner: Spawner) -> None:
     assert value(gone, exits, model="old", cause="shutdown") == 0
 
 
-def test_every_metric_stands_in_the_readme() -> None:
+def test_every_metric_is_documented() -> None:
     """The table names each metric that is exposed, its type and its labels, and no other."""
     observation = observe(
         **read(2, Memory(2, {"weights": 1})), process=ProcessUsage(rss=1, cpu_seconds=1.0)

@@ -48,7 +48,7 @@ def test_every_route_is_described(monitor: Monitor) -> None:
     assert {path: set(item) for path, item in described.items()} == served
 
 
-def test_the_token_is_described_where_one_is_wanted(make_monitor: Callable[..., Monitor]) -> None:
+def test_the_token_is_described_if_it_is_required(make_monitor: Callable[..., Monitor]) -> None:
     """The document says that a bearer token is needed, but for what is open."""
     client = Client(make_monitor(token="l0ne").url)
     answer = client.request("GET", "/openapi.json", None, {"Authorization": "Bearer l0ne"})
@@ -62,7 +62,7 @@ def test_the_token_is_described_where_one_is_wanted(make_monitor: Callable[..., 
     assert "401" not in open_document["paths"]["/backend/shutdown"]["post"]["responses"]
 
 
-def test_references_lead_somewhere() -> None:
+def test_every_reference_names_a_schema() -> None:
     """Each `$ref` names a schema of the document."""
     text = describe_api(token_required=True).decode()
     schemas = json.loads(text)["components"]["schemas"]

@@ -58,7 +58,7 @@ def test_the_headers_of_a_file(path: str, media_type: str, client: Client) -> No
     assert client.request("GET", path, None, {"If-None-Match": '"other"'}).status == 200
 
 
-def test_the_page_wants_no_token_and_the_rest_of_its_folder_does(
+def test_only_the_files_of_the_page_need_no_token(
     make_monitor: Callable[..., Monitor],
 ) -> None:
     """The page and its assets are open to read, and no other path beneath them is."""
@@ -81,7 +81,7 @@ def test_no_other_name_leads_to_a_file(path: str, client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.name)
-def test_a_file_needs_nothing_from_elsewhere(path: Path) -> None:
+def test_a_file_loads_only_assets_of_the_page(path: Path) -> None:
     """Each file names assets that are there, no other host, and nothing that parses markup."""
     text = path.read_text()
     assert not re.search(r"https?:|['\"(]//", text)

@@ -52,7 +52,7 @@ class SlowApp:
         return show(environ, start_response)
 
 
-class Large:
+class LargeAnswerApp:
     """An application whose answers are larger than the buffers of any socket."""
 
     def __init__(self) -> None:
@@ -267,7 +267,7 @@ def test_an_unread_answer_does_not_keep_its_thread(
 ) -> None:
     """A client that takes nothing of an answer that is being written is closed."""
     monkeypatch.setattr(connections, "_STALLED_SECONDS", 0.3)
-    app = Large()
+    app = LargeAnswerApp()
     server = make_server(app)
     with contextlib.ExitStack() as stack:
         deaf = [stack.enter_context(connect(server, GET * 2)) for _ in range(4)]
@@ -328,7 +328,7 @@ def test_new_connections_wait_while_all_are_being_answered(
             assert each.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_tricklers_hold_no_thread(make_server: MakeServer) -> None:
+def test_slow_senders_occupy_no_thread(make_server: MakeServer) -> None:
     """However many requests come byte by byte, there are as many threads as without them."""
     server = make_server()
     before = threads()
@@ -371,7 +371,7 @@ def test_connections_with_unread_answers_are_evicted(
 ) -> None:
     """Answers that are not read take a bounded memory, and the threads that write them go on."""
     monkeypatch.setattr(connections, "_MAX_BUFFERED_BYTES", 32 * 1024 * 1024)
-    app = Large()
+    app = LargeAnswerApp()
     server = make_server(app)
     with contextlib.ExitStack() as stack:
         for _ in range(6):  # each would hold 16 MiB, and a thread
@@ -400,7 +400,7 @@ def test_unfinished_bodies_take_no_descriptors(make_server: MakeServer) -> None:
     "data", [b"", b"GET", GET[:-2], POST + b"Content-Length: 9\r\n\r\nx", GET, GET * 5]
 )
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_client_that_goes_leaves_nothing(
+def test_a_client_that_disconnects_leaves_nothing(
     data: bytes, reset: bool, make_server: MakeServer
 ) -> None:
     """Gone before, within or after a request: no thread, descriptor or word in the log is left."""
@@ -416,11 +416,11 @@ def test_a_client_that_goes_leaves_nothing(
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_client_that_goes_within_an_answer_leaves_nothing(
+def test_a_client_that_disconnects_during_an_answer_leaves_nothing(
     reset: bool, make_server: MakeServer
 ) -> None:
     """The answer that is being written ends, and with it all that it took."""
-    app = Large()
+    app = LargeAnswerApp()
     server = make_server(app)
     before = resources()
     for _ in range(5):
@@ -476,7 +476,7 @@ def test_only_the_loops_thread_closes_connections(
 def test_closing_ends_threads_that_wait_for_readers() -> None:
     """A client that takes nothing of its answer keeps neither the server nor a thread alive."""
     before = resources()
-    app = Large()
+    app = LargeAnswerApp()
     server = Server(app, "127.0.0.1:0", Settings(), BlockingObserver())
     with connect(server, GET):
         eventually(
@@ -578,7 +578,7 @@ def test_the_loop_does_not_write_while_a_thread_sends(
 
 def test_a_client_that_reads_late_gets_all(make_server: MakeServer) -> None:
     """The thread that waits for the client to take something goes on once it does."""
-    app = Large()
+    app = LargeAnswerApp()
     server = make_server(app)
     with connect(server, GET) as connection:
         (channel,) = eventually(lambda: list(server._connections._channels.values()))
@@ -593,7 +593,7 @@ def test_a_client_that_reads_late_gets_all(make_server: MakeServer) -> None:
     eventually(lambda: app.ended == 1)
 
 
-def test_the_loop_sends_at_once_what_a_thread_could_not(
+def test_the_loop_sends_immediately_what_a_thread_could_not(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told so when the thread is through, not only while it leaves the connection alone."""

@@ -1,4 +1,4 @@
-"""The audit: one line of JSON for each shutdown and each refused request."""
+"""Writes the audit lines of requests over HTTP."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _REFUSED = (401, 403)
 
 
 class Audit:
-    """Falcon middleware that writes the audit of requests over HTTP. It has to be the first.
+    """Falcon middleware that writes audit lines. It has to be the first middleware.
 
-    The other middleware and the resources put into a request's `context`: `caller` (the `Token`
-    that was sent), `shutdown` (the model and the options of a shutdown) and `outcome` (`stopped`,
-    or the type of the error).
+    Other middleware and the resources set attributes of a request's `context`: `caller` (the
+    `Token` that was sent), `shutdown` (the model and the options of a shutdown) and `outcome`
+    (`stopped`, or the type of the error).
     """
 
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -30,7 +30,7 @@ class Audit:
         """Write a line if the request was for a shutdown or was refused."""
         context = request.context
         if "began" not in context:
-            return  # Falcon itself refused the method, and called no middleware before
+            return  # Falcon refused the method without calling `process_request`
         status = falcon.http_status_to_code(response.status)
         if context.shutdown is None and status not in _REFUSED:
             return

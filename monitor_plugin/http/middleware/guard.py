@@ -1,4 +1,4 @@
-"""Decides which requests are let in: by `Host`, by the site of the page, and by token."""
+"""Accepts or refuses requests: by `Host`, by the site of the page, and by token."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _ANONYMOUS = Token(Role.ADMIN, "anonymous", "")
 class AllowedHosts:
     """The host names by which clients may address the monitor.
 
-    Another site can point a host name of its own at this machine (DNS rebinding). The requests of
-    its pages then differ from those of the monitor's own page only by that name.
+    Another site can point a host name of its own at this machine (DNS rebinding). Requests from the
+    site's pages then differ from requests of the monitor's own page only by that host name.
 
     Args:
         listen: the setting `listen`.
@@ -77,13 +77,13 @@ class AllowedHosts:
 class Guard:
     """Falcon middleware that refuses requests, and sets the headers that every response has.
 
-    It sets `request.context.caller` to the `Token` that was sent. Where no token is required, that
-    is an anonymous one of role admin.
+    It sets `request.context.caller` to the `Token` that was sent. If the monitor requires no token,
+    the caller is an anonymous token with the role admin. Public paths have no caller.
 
     Args:
-        settings: name the allowed hosts and origins.
+        settings: the allowed hosts and origins are used.
         tokens: the valid tokens.
-        node: the name of this node, for a header; None where it is in no cluster.
+        node: the name of this node, for a header; None without a cluster.
     """
 
     def __init__(self, settings: Settings, tokens: Tokens, node: str | None) -> None:
@@ -93,7 +93,7 @@ class Guard:
         self._node = node
 
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Let a request in.
+        """Accept a request, or refuse it by raising an error.
 
         Raises:
             falcon.HTTPError: 400 without a `Host`, 401 without a valid token, 403 if the `Host` or
@@ -110,7 +110,7 @@ class Guard:
             )
         role = _required_role(request.method, request.path)
         if allowed_origin and _is_preflight(request):
-            role = None  # browsers send no token with it, and it only gets the allowed methods
+            role = None  # browsers send no token; the answer only lists the allowed methods
         if role is not None:
             self._authenticate(request, role)
 
@@ -147,10 +147,10 @@ class Guard:
     ) -> None:
         """Set the headers that the resource has not set itself.
 
-        Clients that are refused do not get the name of the node.
+        The name of the node is sent only if the request has a caller.
         """
         headers = _HEADERS
-        if self._node and request.context.get("caller"):  # missing if Falcon refused the method
+        if self._node and request.context.get("caller"):  # not set if Falcon refused the method
             headers = {**_HEADERS, NODE_HEADER.lower(): self._node}
         response.set_headers({**headers, **response.headers})
 
@@ -169,8 +169,7 @@ def _required_role(method: str, path: str) -> Role | None:
 def _is_cross_site(request: falcon.Request, origin: str | None) -> bool:
     """Whether the headers say that a page of another site makes the request.
 
-    Only browsers send these headers. A user who follows a link to the monitor (`navigate`) is let
-    in.
+    Only browsers send these headers. A user may follow a link from another site (`navigate`).
     """
     if origin is not None and not is_same_origin(origin, request.env.get("HTTP_HOST", "")):
         return True
@@ -188,7 +187,7 @@ def _is_preflight(request: falcon.Request) -> bool:
 
 
 def cors(settings: Settings) -> list[Any]:
-    """Make the middleware that sends CORS headers to the pages of allowed origins."""
+    """Make the middleware that sends CORS headers to pages of allowed origins; [] without any."""
     if not settings.allowed_origins:
         return []
     return [

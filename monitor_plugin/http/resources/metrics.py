@@ -1,4 +1,4 @@
-"""`/metrics`: which format is wanted, and the extra that it needs."""
+"""`/metrics`: chooses the format, and imports the extra `[metrics]` at the first scrape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INSTALL = "pip install 'monitor-plugin[metrics]'"
 
 
 class MetricsSource(NamedTuple):
-    """The arguments of `Exposition`, known before that can be imported."""
+    """The arguments of `Exposition`, which can be imported only with the extra `[metrics]`."""
 
     sweep: Callable[[], Sequence[Observation]]
     status_counts: Callable[[Backend], StatusCounts | None]
@@ -28,10 +28,10 @@ class MetricsSource(NamedTuple):
 
 
 class MetricsResource:
-    """`/metrics`, in Prometheus' text format, or in OpenMetrics where the client prefers that.
+    """`/metrics`, in Prometheus' text format, or as OpenMetrics if the client prefers that.
 
     Args:
-        source: gives the figures.
+        source: the functions that return the figures.
     """
 
     def __init__(self, source: MetricsSource) -> None:
@@ -40,8 +40,8 @@ class MetricsResource:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer a scrape."""
-        # Of media types that a client likes equally Falcon 3 takes the last one and Falcon 4 the
-        # first one; TEXT stands at both ends.
+        # If a client accepts several media types equally, Falcon 3 chooses the last one and Falcon
+        # 4 the first one. So TEXT is listed first and last.
         wanted = request.client_prefers((TEXT, OPENMETRICS, TEXT))
         if self._exposition is None:
             self._exposition = self._make_exposition()

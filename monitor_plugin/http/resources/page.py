@@ -54,7 +54,7 @@ class PageResource:
         self._index.send(request, response)
 
     def on_get_asset(self, request: falcon.Request, response: falcon.Response, name: str) -> None:
-        """Answer with an asset. No other name leads to a file."""
+        """Answer with an asset; any other name is a 404."""
         if name not in self._assets:
             raise falcon.HTTPNotFound
         self._assets[name].send(request, response)

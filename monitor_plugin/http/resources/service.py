@@ -1,4 +1,4 @@
-"""The resources about the monitor itself: its health, version, plugins and API."""
+"""The resources about the monitor itself: health, version, plugins and API description."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..messages import send_answer
 
 
 class HealthResource:
-    """`/healthz` and `/readyz`: whether the monitor answers at all, and whether it watches."""
+    """`/healthz` and `/readyz`: whether the HTTP server answers, and whether the monitor runs."""
 
     def __init__(self, is_ready: Callable[[], bool]) -> None:
         self._is_ready = is_ready
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Answer that the monitor is there."""
+        """Answer `ok`."""
         send_answer(response, HealthAnswer("ok"))
 
     def on_get_ready(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -35,7 +35,7 @@ class VersionResource:
     """`/version`: the name and version of the program."""
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Answer with them."""
+        """Answer with the name and the version."""
         answer = VersionAnswer("monitor-plugin", metadata.version("monitor-plugin"))
         send_answer(response, answer)
 
@@ -55,7 +55,7 @@ class HooksResource:
         self._disabled = disabled
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Answer with the list."""
+        """Answer with the plugins."""
         send_answer(response, hooks_answer(self._plugins(), self._disabled))
 
 

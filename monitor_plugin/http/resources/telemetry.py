@@ -15,17 +15,18 @@ from ...telemetry.time_series import TimeSeries
 from ..messages import send_answer
 
 _MAX_WAIT_SECONDS = 20.0
-# When to ask again, for a client that wants to wait while too many others do.
+# When to send the next request, for a client that has not waited: it did not want to, or too many
+# other requests are waiting.
 _POLL_SECONDS = 1.0
 
 
 class EventsResource:
-    """`/events`: what happened after an event that the client knows.
+    """`/events`: the events after the last event that the client has.
 
     Args:
         event_log: holds the last events.
-        wait_limit: maximum number of requests that wait for an event; each holds a thread.
-        cluster: the cluster, which only names this node; None where the monitor is in none.
+        wait_limit: maximum number of requests that wait for an event; each occupies a thread.
+        cluster: the cluster, of which other nodes' events are refused; None without a cluster.
     """
 
     def __init__(self, event_log: EventLog, wait_limit: int, cluster: ClusterView | None) -> None:
@@ -60,7 +61,7 @@ class HistoryResource:
 
     Args:
         time_series: holds the points.
-        cluster: the cluster, which only names this node; None where the monitor is in none.
+        cluster: the cluster, of which other nodes' history is refused; None without a cluster.
     """
 
     def __init__(self, time_series: TimeSeries, cluster: ClusterView | None) -> None:

@@ -1,4 +1,4 @@
-"""One HTTP connection as waitress keeps it, and the requests that it accepts."""
+"""One HTTP connection of waitress, and a parser that refuses some requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from waitress.utilities import BadRequest
 _HTTP_START = re.compile(rb"[\s!-~]")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-# Waitress's regular expressions backtrack over the spaces of a header, and over a request line
-# that they do not match. That takes a time which grows with the square of the length.
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# Waitress's regular expressions backtrack over the spaces of a header, and over an invalid request
+# line. That takes time proportional to the square of the length, so these are refused first.
 _LONG_BLANK = re.compile(rb"[ \t\r\n]{65}")  # with line ends, as folded lines are joined
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+(?: HTTP/[0-9]\.[0-9])?")
-# Waitress copies these anew for each packet, so they have to be short. The monitor uses neither.
+# Waitress copies both of these again for each packet, so they have to be short. The monitor uses
+# neither chunk extensions nor trailers.
 _MAX_CHUNK_SIZE_LINE = 1024
 _MAX_TRAILER = 8192
 
@@ -60,7 +61,7 @@ class Parser(HTTPRequestParser):
         """Parse the request line and the headers.
 
         Raises:
-            ParsingError: they are refused with a 400.
+            ParsingError: the request is refused with a 400.
         """
         if _CONTROL.search(header_plus):
             raise ParsingError("a control character in the header")
@@ -72,7 +73,7 @@ class Parser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError as error:  # a Content-Length of 5,000 digits, `http://[`
             raise ParsingError("a number or an address in it cannot be read") from error
-        if not _METHOD.fullmatch(str(self.command)):  # waitress before 3.0 takes anything
+        if not _METHOD.fullmatch(str(self.command)):  # waitress before 3.0 accepts any method
             raise ParsingError("Start line is invalid")
         if self.version not in ("1.0", "1.1"):
             raise ParsingError("only HTTP/1.0 and HTTP/1.1 are spoken here")
@@ -87,7 +88,7 @@ def _validate_chunks(receiver: Any) -> None:
     """Check the unfinished size line and trailer of a chunked body.
 
     Raises:
-        ParsingError: one is too long, or its lines do not end with CR and LF.
+        ParsingError: the line or the trailer is too long, or a line does not end with CR and LF.
     """
     line, trailer = receiver.control_line, receiver.trailer
     if len(line) > _MAX_CHUNK_SIZE_LINE:
@@ -101,7 +102,7 @@ def _validate_chunks(receiver: Any) -> None:
 
 
 class _WriteBuffer(list[bytes]):
-    """Collects what a task writes, in the place of its channel."""
+    """Replaces the channel of a task, and collects the data that the task writes."""
 
     write_soon = list.append
 
@@ -113,11 +114,12 @@ class _WriteBuffer(list[bytes]):
 class Task(WSGITask):
     """Answers a request, and sends the head and the first part of the body together.
 
-    Otherwise clients are woken up to 1.5 times per answer: 16 of them (wrk) got 15 % fewer answers.
+    If they are sent apart, a client wakes up to 1.5 times per answer: 16 clients (wrk) got 15 %
+    fewer answers.
     """
 
     def write(self, data: bytes) -> None:
-        """Write a part of the answer, after the head if that was not written yet."""
+        """Write a part of the answer; the first part is written together with the head."""
         channel = self.channel
         buffer: Any = _WriteBuffer(channel)
         self.channel = buffer
@@ -129,7 +131,7 @@ class Task(WSGITask):
 
 
 class Channel(HTTPChannel):
-    """A connection that knows how long it has been quiet.
+    """A connection that records since when it has been quiet.
 
     Attributes:
         quiet_since: when a part of an answer was last sent, or else when the connection was
@@ -147,23 +149,23 @@ class Channel(HTTPChannel):
         self._sending = False
         self._loop_thread = threading.get_ident()  # the loop accepts connections
         super().__init__(server, sock, addr, adj, map=map)
-        # If the client has gone meanwhile, waitress before 3.0.1 takes it for one that is still to
-        # connect.
+        # If the client has already disconnected, waitress before 3.0.1 treats the socket as not yet
+        # connected.
         self.connected = True
 
     def writable(self) -> bool:
-        """Whether the loop is to send something.
+        """Whether the loop should send data.
 
-        The loop leaves alone what a thread is about to send itself. Otherwise the loop would spin,
-        and keep the thread from the interpreter's lock for milliseconds: 16 clients got half as
-        many answers. Over the watermark, however, the thread waits for the loop to send.
+        The loop does not send data that a thread is about to send itself. Otherwise the loop would
+        spin, and the thread would wait milliseconds for the interpreter's lock: 16 clients got half
+        as many answers. Above the watermark, however, the thread waits until the loop has sent.
         """
         if self._sending and self.total_outbufs_len <= self.adj.outbuf_high_watermark:
             return False
         return bool(super().writable())
 
     def write_soon(self, data: Any) -> int:
-        """Send from the answering thread what can be sent now; the loop sends the rest."""
+        """Send as much as possible from the answering thread; the loop sends the rest."""
         self._sending = True
         try:
             return int(super().write_soon(data))
@@ -175,10 +177,10 @@ class Channel(HTTPChannel):
     def send(self, data: bytes, do_close: bool = True) -> int:
         """Send some of the data; return how many bytes."""
         if threading.get_ident() != self._loop_thread:
-            # Only the loop closes a connection. If a thread closed it within a pass, a new one
-            # could get its descriptor's number and the events of the old connection.
+            # Only the loop closes a connection. If a thread did so during a pass of the loop, a new
+            # connection could get the same descriptor number, and events of the old connection.
             do_close = False
-            if not self.connected:  # it changes only under the lock that the caller holds
+            if not self.connected:  # changes only under the lock, which the caller holds
                 return 0
         sent = super().send(data, do_close)
         if sent:
@@ -188,12 +190,12 @@ class Channel(HTTPChannel):
     def handle_close(self) -> None:
         """Close the connection, also for a child process that inherited its descriptor."""
         if self.socket is not None:
-            with contextlib.suppress(OSError):  # it is closed already
+            with contextlib.suppress(OSError):  # the socket is closed already
                 self.socket.shutdown(socket.SHUT_RDWR)
         super().handle_close()
 
     def handle_expt(self) -> None:
-        """Close on urgent data: HTTP has none, and the loop would spin until it was read."""
+        """Close on urgent data: HTTP has none, and the loop would spin until the data were read."""
         self.handle_close()
 
     @property
@@ -203,11 +205,11 @@ class Channel(HTTPChannel):
 
     @property
     def has_unread_answer(self) -> bool:
-        """Whether a part of an answer waits until the client reads."""
+        """Whether a part of an answer is buffered because the client has not read it yet."""
         return self.total_outbufs_len > 0
 
     @property
     def buffered_bytes(self) -> int:
         """The size of an unfinished request's body and of unread answers."""
-        unfinished = self.request  # only the loop changes it; threads change the answers too
+        unfinished = self.request  # only the loop's thread changes `self.request`
         return self.total_outbufs_len + (unfinished.body_bytes_received if unfinished else 0)

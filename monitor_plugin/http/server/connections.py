@@ -1,4 +1,4 @@
-"""Accepts connections and evicts some, so that slow and idle clients keep no other client out."""
+"""Accepts and evicts connections, so that slow and idle clients do not keep other clients out."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _logger = logging.getLogger(__name__)
 _STALLED_SECONDS = 10.0
 # A connection that was quiet for less than this is not evicted: its request may be on the way.
 _GRACE_SECONDS = 0.05
-_FULL_SECONDS = 0.01  # between two checks for connections to evict while none can be accepted
+_FULL_SECONDS = 0.01  # interval of evictions while the maximum number of connections is open
 _SWEEP_SECONDS = 1.0
 _NO_DESCRIPTOR_SECONDS = 0.05
-# Of all unfinished request bodies and unread answers. They are kept in memory, because files would
-# take descriptors.
+# Maximum size of all unfinished request bodies and unread answers together. They are in memory,
+# because files would take descriptors.
 _MAX_BUFFERED_BYTES = 128 * 1024 * 1024
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -30,14 +30,14 @@ _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Connections:
     """Accepts connections for a waitress server, and evicts some of them.
 
-    An eighth of the connections that may be open is kept free. If fewer are free, the connections
-    that have been quiet longest are closed, except those with a request that is being answered. So
-    any number of slow clients may connect, again and again. While all connections are new or are
-    being answered, further ones wait to be accepted.
+    An eighth of the maximum number of connections is reserved for new clients. If fewer are free,
+    the connections that have been quiet longest are closed, except those with a request that is
+    being answered. So any number of slow clients may connect, again and again. While all
+    connections are new or are being answered, further clients wait to be accepted.
 
     Args:
-        server: waitress's server; its loop runs in one thread, and only that thread calls this.
-        listen: the address on which it listens, for the log.
+        server: waitress's server. Only the thread of its loop may call the methods of this class.
+        listen: the address on which the server listens, for the log.
         idle_seconds: after how long a quiet connection is closed.
     """
 
@@ -47,7 +47,7 @@ class Connections:
         self._listen = listen
         self._idle_seconds = idle_seconds
         self._max_open = max_connections()
-        self._kept_free = max(1, self._max_open // 8)
+        self._reserve = max(1, self._max_open // 8)
         self._no_descriptor = False  # since the last call of `evict`
         self._warned = False
         self._next_sweep = 0.0
@@ -55,19 +55,19 @@ class Connections:
         self._accept_one: Callable[[], None] = server.handle_accept
         server.channel_class = Channel
         server.accept = self._accept_or_pause
-        # Waitress's own method stops accepting at its limit, and logs a warning each time.
+        # Waitress's own `readable` stops accepting at its limit, and logs a warning each time.
         server.readable = self._is_accepting
         server.handle_accept = self._accept_several
 
     def evict(self) -> float:
-        """Close the connections that are overdue, use most memory, or are in the way of new ones.
+        """Close connections that were quiet too long, buffer too much, or take the reserve.
 
-        To be called between two passes of the loop. If a connection were closed within a pass, a
-        new one could get its descriptor's number, and the loop would take events of the old
+        Call this between two passes of the loop. If a connection were closed during a pass, a new
+        connection could get the same descriptor number, and the loop would take events of the old
         connection for events of the new one.
 
         Returns:
-            After how many seconds at most to call this again.
+            Seconds until the next call, at most.
         """
         now = time.monotonic()
         if now >= self._next_sweep:
@@ -80,7 +80,7 @@ class Connections:
         return _FULL_SECONDS if len(self._channels) >= self._max_open else _SWEEP_SECONDS
 
     def close(self) -> None:
-        """Close all connections after the loop has ended; a thread that writes to one goes on."""
+        """Close all connections. Call this after the loop has ended."""
         for channel in list(self._channels.values()):
             channel.handle_close()
 
@@ -90,7 +90,7 @@ class Connections:
         return _STALLED_SECONDS if channel.has_unread_answer else float("inf")
 
     def _evict_quietest(self, now: float) -> None:
-        lacking = len(self._channels) - (self._max_open - self._kept_free)
+        lacking = len(self._channels) - (self._max_open - self._reserve)
         if self._no_descriptor:
             self._no_descriptor, lacking = False, max(1, lacking)
         if lacking > 0:
@@ -114,15 +114,15 @@ class Connections:
         return bool(self._server.accepting) and len(self._channels) < self._max_open
 
     def _accept_several(self) -> None:
-        """Accept several connections in one pass of the loop, as many clients may come at once."""
-        for _ in range(min(self._kept_free, self._max_open - len(self._channels))):
+        """Accept several connections per pass of the loop: many clients may connect together."""
+        for _ in range(min(self._reserve, self._max_open - len(self._channels))):
             before = len(self._channels)
             self._accept_one()
             if len(self._channels) == before:
                 break
 
     def _accept_or_pause(self) -> Any:
-        """Accept a connection; pause where no descriptor is left, as the loop would spin."""
+        """Accept a connection. Pause if no descriptor is free: the loop would spin otherwise."""
         try:
             accepted = self._accept_socket()
         except OSError as error:

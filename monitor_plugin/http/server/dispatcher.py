@@ -9,25 +9,25 @@ from typing import Any
 
 import waitress.task
 
-# Threads that run at the same time take the interpreter's lock from one another. So two threads are
-# awake while requests make progress: with all 16, as many clients got 15 to 30 % fewer answers.
+# Threads that run at the same time compete for the interpreter's lock. So at most two threads are
+# awake while requests make progress: with all 16 awake, 16 clients got 15 to 30 % fewer answers.
 _MAX_AWAKE = 2
 # If requests are queued and none was started for this long, all threads are woken.
 _STALL_SECONDS = 0.005
-# A request that takes this long is blocked by a hung backend or a slow hook. It is not computing.
+# A request that takes this long is not computing: a hung backend or a slow hook blocks it.
 _BLOCKED_SECONDS = 0.1
 _MAX_EXTRA_THREADS = 100
 _CLOSE_SECONDS = 5
-# How soon to check again whether the extra threads can be stopped.
+# Interval of checks whether the extra threads can be stopped.
 _SHRINK_SECONDS = 0.05
 
 
 class Dispatcher(waitress.task.ThreadedTaskDispatcher):
-    """Waitress's threads. Blocked requests do not keep other requests from a thread.
+    """Waitress's request threads. More threads are started while requests are blocked.
 
     Args:
-        threads: the number of threads while no request is blocked. Up to a hundred more are
-            started while some are.
+        threads: the number of threads while no request is blocked. While requests are blocked, up
+            to a hundred more are started.
     """
 
     def __init__(self, threads: int) -> None:
@@ -36,7 +36,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         self._resize_lock = threading.Lock()
         self._closed = False
         self._running: set[threading.Thread] = set()
-        self._started_at: dict[Any, float] = {}  # of each request that is being answered
+        self._started_at: dict[Any, float] = {}  # for each request that is being answered
         self._blocked = 0  # the number of threads that wait for another process
         # When a request was last started, or was queued while the queue was empty.
         self._progress_at = 0.0
@@ -46,7 +46,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         self.set_thread_count(self._base_count)
 
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
-        """Start a thread, and keep it for `close`, which joins it."""
+        """Start a thread, and record it so that `close` can join it."""
 
         def run() -> None:
             try:
@@ -69,7 +69,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
                 self._progress_at = time.monotonic()
             timed: Any = _TimedTask(task, self)
             self.queue.append(timed)
-            # A thread may already be on its way to each request that is queued.
+            # Each queued request may already have a thread that was woken for it.
             if self.active_count - self._blocked + len(self.queue) <= _MAX_AWAKE:
                 self.queue_cv.notify()
 
@@ -87,7 +87,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
                 self.queue_cv.notify()
 
     def service(self, timed: _TimedTask) -> None:
-        """Answer a request, in one of the threads, and record when that began."""
+        """Answer a request in the calling thread, and record when the answer began."""
         self._progress_at = self._started_at[timed] = time.monotonic()
         try:
             timed.task.service()
@@ -98,7 +98,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         """Adjust the number of threads to the requests that are blocked and queued.
 
         Returns:
-            After how many seconds to call this again; None if no call is needed soon.
+            Seconds until the next call; None if no call is needed soon.
         """
         now = time.monotonic()
         with self.lock:
@@ -111,8 +111,8 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
             blocked = any(now - each > _BLOCKED_SECONDS for each in started)
             running = len(self.threads) - self.stop_count
             if queued and blocked:
-                most = self._base_count + _MAX_EXTRA_THREADS
-                self.set_thread_count(min(most, max(running, len(started) + queued)))
+                limit = self._base_count + _MAX_EXTRA_THREADS
+                self.set_thread_count(min(limit, max(running, len(started) + queued)))
             elif not blocked and running > self._base_count:
                 self.set_thread_count(self._base_count)
             if queued:
@@ -120,18 +120,18 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
             return _SHRINK_SECONDS if running > self._base_count else None
 
     def close(self) -> None:
-        """Wait, within a bound, for the requests that are being answered; cancel queued ones."""
+        """Cancel queued requests, and wait at most 5 s for those that are being answered."""
         with self._resize_lock:
             self._closed = True
         self.shutdown(cancel_pending=True, timeout=_CLOSE_SECONDS)
-        seconds = 0 if self.threads else None  # where some still answer, the bound has passed
+        seconds = 0 if self.threads else None  # threads are left if the time is over
         for thread in list(self._running):
             if thread is not threading.current_thread():
                 thread.join(seconds)
 
 
 class _TimedTask:
-    """A queued request, whose start the dispatcher records."""
+    """A queued request, which the dispatcher answers to record when the answer began."""
 
     def __init__(self, task: Any, dispatcher: Dispatcher) -> None:
         self.task = task

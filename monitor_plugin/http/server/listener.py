@@ -39,11 +39,10 @@ class Listener:
         self._node = node
 
     def remove(self) -> None:
-        """Remove the unix socket's file, if it is still the one that was bound here.
+        """Remove the unix socket's file, if it is still the file that this listener created.
 
-        To be called while the socket is open. While it is, no other monitor takes the file for a
-        stale one and replaces it between the check and the removal, and the number of its inode is
-        not reused.
+        Call this while the socket is open. As long as a process listens, no other monitor replaces
+        the file between the check and the removal, and the inode number is not reused.
         """
         if self._path is not None and self._node is not None:
             with contextlib.suppress(OSError):  # the file or its folder may be gone already
@@ -53,8 +52,8 @@ class Listener:
     def close(self) -> None:
         """Stop listening, and remove the unix socket's file.
 
-        The socket is shut down as well, for a child process may have inherited it: the port is
-        free again, and clients are refused instead of waiting in the child's backlog.
+        The socket is also shut down, because a child process may have inherited it: the port
+        becomes free, and clients are refused instead of waiting in the child's backlog.
         """
         self.remove()
         with contextlib.suppress(OSError):  # only Linux supports this
@@ -66,8 +65,8 @@ def open_listener(listen: str, settings: Settings) -> Listener:
     """Listen on `HOST:PORT`, with port 0 for any free one, or on `unix:/PATH`.
 
     Raises:
-        ListenError: the address cannot be bound, or it is open to other machines and no token is
-            set. Nothing stays bound.
+        ListenError: the address cannot be bound, or other machines can reach it and no token is
+            set. The address is not bound then.
     """
     path, host, port = parse_listen(listen)
     if path is not None:
@@ -81,7 +80,7 @@ def open_listener(listen: str, settings: Settings) -> Listener:
 
 
 def plain_address(address: str) -> str:
-    """Turn an IPv4 address in IPv6 form (`::ffff:1.2.3.4`) into plain IPv4; return others as is."""
+    """Turn an IPv4-mapped IPv6 address (`::ffff:1.2.3.4`) into IPv4; return others unchanged."""
     with contextlib.suppress(ValueError):
         mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
         return str(mapped or address)
@@ -91,9 +90,9 @@ def plain_address(address: str) -> str:
 def _listen_tcp(listen: str, host: str, port: int, *, loopback_only: bool) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # If a name has addresses of both families, take IPv4: clients of `localhost` try it, too.
+        # If a name has addresses of both families, use IPv4: clients of `localhost` also try IPv4.
         family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        # The address counts, not the name, which /etc/hosts may map to any address.
+        # The check uses the address, because /etc/hosts may map a name to any address.
         bound = plain_address(str(address[0]))
         if loopback_only and not ipaddress.ip_address(bound).is_loopback:
             raise ListenError(
@@ -111,7 +110,7 @@ def _listen_tcp(listen: str, host: str, port: int, *, loopback_only: bool) -> so
         except BaseException:
             listening.close()
             raise
-    except ListenError:  # is an OSError, too
+    except ListenError:  # which is an OSError
         raise
     except (OSError, UnicodeError) as error:  # UnicodeError: the name is not a valid host name
         raise ListenError(
@@ -125,7 +124,7 @@ def _listen_tcp(listen: str, host: str, port: int, *, loopback_only: bool) -> so
 def _listen_unix(listen: str, path: Path, mode: int) -> tuple[socket.socket, os.stat_result]:
     try:
         with _folder_locked(path.parent):
-            _clear(path)
+            _remove_stale_socket(path)
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 return listening, _bind(listening, path, mode)
@@ -165,11 +164,11 @@ def _folder_locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear(path: Path) -> None:
-    """Remove a stale unix socket, at which no process listens any more.
+def _remove_stale_socket(path: Path) -> None:
+    """Remove the file of a unix socket on which no process listens.
 
     Raises:
-        OSError: a process listens there, or the file is not a socket; it is left alone.
+        OSError: a process listens on it, or the file is not a socket. The file is not removed.
     """
     try:
         found = path.lstat()
@@ -178,7 +177,7 @@ def _clear(path: Path) -> None:
     if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EEXIST, f"the file at {path} is not a socket, and is left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # if the backlog is full: EAGAIN instead of waiting
+        probe.setblocking(False)  # EAGAIN if the backlog is full, instead of waiting
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
@@ -187,24 +186,27 @@ def _clear(path: Path) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno == errno.EACCES:  # another user's socket, which may be live or stale
+            if (
+                error.errno == errno.EACCES
+            ):  # another user's socket: it is unknown whether it is stale
                 raise
     raise OSError(errno.EADDRINUSE, f"another process listens at {path}")
 
 
 def _bind(listening: socket.socket, path: Path, mode: int) -> os.stat_result:
-    """Bind with exactly this mode, at no moment with a wider one, and listen.
+    """Bind a socket file with exactly this mode, never with a wider mode, and listen.
 
-    The umask belongs to the whole process, so it is not changed: other threads of the host would
-    notice. Linux creates the file with the socket's own mode less the umask. So the socket's mode
-    is set first, and the file's mode after the bind. No client connects before `listen()`.
+    The umask is not changed, because it would affect all threads of the host. Linux creates the
+    file with the mode of the socket, reduced by the umask. So the mode of the socket is set before
+    the bind, and the mode of the file after it. No client can connect before `listen()`.
     """
     with contextlib.suppress(OSError):  # only Linux supports this
         os.fchmod(listening.fileno(), mode)
     listening.bind(str(path))
     try:
         if sys.platform == "linux":
-            # Through a descriptor: if another process puts a link there, its target keeps its mode.
+            # By a descriptor: if another process replaces the file by a link, the target of the
+            # link keeps its mode.
             descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 Path(f"/proc/self/fd/{descriptor}").chmod(mode)

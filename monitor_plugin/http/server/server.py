@@ -18,15 +18,15 @@ from .dispatcher import Dispatcher
 from .listener import open_listener, plain_address
 
 # A backstop: the application refuses bodies over 64 KiB itself, with its own error.
-_MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress refuses a body of this size, too
-_MAX_HEADER_BYTES = 32 * 1024  # with the request line
+_MAX_BODY_BYTES = 2 * 1024 * 1024 + 1  # waitress also refuses a body of exactly this size
+_MAX_HEADER_BYTES = 32 * 1024  # including the request line
 # Longer than most scrape intervals, so that a scraper keeps its connection.
 _IDLE_SECONDS = 120.0
 _CLOSE_SECONDS = 5
 
 
 class Server:
-    """Serves a WSGI application over HTTP from its construction on.
+    """Serves a WSGI application over HTTP as soon as it is constructed.
 
     Args:
         app: the application.
@@ -40,7 +40,7 @@ class Server:
         url: the address of the server, without a slash at the end; `unix:/PATH` for a unix socket.
 
     Raises:
-        ListenError: it cannot listen there, or that would need a token.
+        ListenError: the address cannot be bound, or listening there requires a token.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Server:
                 outbuf_overflow=sys.maxsize,
                 max_request_header_size=_MAX_HEADER_BYTES,
                 asyncore_use_poll=True,  # select() takes no descriptor above 1,023
-                log_socket_errors=False,  # a client that has gone is no error
+                log_socket_errors=False,  # a client that disconnects is no error
                 ident=None,
                 clear_untrusted_proxy_headers=True,
                 _dispatcher=self._dispatcher,
@@ -102,7 +102,7 @@ class Server:
         )
 
     def close(self) -> None:
-        """Take no more requests, finish within bounds those being answered, and end the threads."""
+        """Stop accepting, wait a limited time for requests and answers, and end the threads."""
         self._server.accepting = False
         self._listener.remove()
         self._dispatcher.close()
@@ -116,7 +116,7 @@ class Server:
 
 
 def _proxy_options(trusted_proxy: str | None) -> dict[str, Any]:
-    """Make waitress's options to believe `X-Forwarded-For`, and no other header, of one proxy."""
+    """Return waitress's options to trust one proxy's `X-Forwarded-For`, and no other header."""
     if trusted_proxy is None:
         return {}
     # Waitress gives every client of a unix socket the address `localhost`.
