@@ -1,16 +1,16 @@
-"""The status of servers that speak gRPC's own health checking protocol, grpc.health.v1.
+"""The status of servers that speak gRPC's health checking protocol, grpc.health.v1.
 
 Calls `Health/Check` of a backend: SERVING becomes READY, NOT_SERVING becomes UNINITIALIZED. The
-protocol knows neither BUSY nor memory, so exclude backends that implement `Status` by the setting
-MODELS. A backend that does not speak the protocol gets one request in its life; after that the
-other hooks and gRPC `Status` read it. They also read, each time, a backend that cannot be reached,
+protocol has neither BUSY nor memory, so exclude backends that implement `Status` with the setting
+MODELS. A backend that does not speak the protocol gets a single request; from then on the other
+hooks and gRPC `Status` read the backend. They also do so whenever the backend cannot be reached,
 does not respond in time, or does not know the service or its state.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
 environment variables: MONITOR_HOOK_GRPC_HEALTH_...
 
-    MODELS    pattern of the names of the models that get requests (*)
-    SERVICE   name of the service to ask for (empty: the server as a whole)
+    MODELS    shell pattern of the models that get requests (*)
+    SERVICE   name of the service in the request (empty: the server as a whole)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATES = {1: State.READY, 2: State.UNINITIALIZED}  # by SERVING and NOT_SERVING
 def ask(backend: Backend, call: Call) -> Status | None:
     """Request the health of a server.
 
-    The protocol's messages have one field each, like the wrapper messages that are used here.
+    Wrapper messages replace the protocol's messages, which have one field each.
     """
     request = StringValue(value=SERVICE).SerializeToString()
     health = Int32Value.FromString(call("/grpc.health.v1.Health/Check", request)).value

@@ -1,18 +1,18 @@
 """Stops backends that have been idle for too long.
 
-The monitor cannot see inference. Idle means: for the whole limit the backend was never BUSY in a
-sweep, none of its Status calls missed the deadline, and its process tree used less than 1 % of a
-core. A backend of which this is not known is not idle. The hook stops an idle backend as `POST
-/backend/shutdown` does, but not if the backend has become BUSY and stays so for
-`drain_timeout_seconds`. A stop that fails is logged once, and tried again every minute. The hook
-acts after each background sweep (the monitor's setting `sweep_interval_seconds`). Between two
-sweeps it notices only CPU time, and changes of state that other readings found.
+The monitor cannot see inference. A backend is idle if, for the duration of the limit, it was not
+BUSY in any sweep, none of its Status calls timed out, and its process tree used less than 1 % of
+one core. A backend without these figures is not idle. The hook stops an idle backend as `POST
+/backend/shutdown` does, unless the backend becomes BUSY and stays BUSY for `drain_timeout_seconds`.
+A stop that fails is logged once, and tried again every minute. The hook acts after each background
+sweep (the monitor's setting `sweep_interval_seconds`). Between two sweeps it notices only CPU time,
+and changes of state that other readings found.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 the environment variable MONITOR_HOOK_IDLE_STOP_...
 
     SECONDS   the limit, in seconds: `3600`; or by model, `llama-*=600,embed-*=never,*=3600`, where
-              the first pattern that matches counts, and a model without one is left alone
+              the first matching pattern counts; models without one have no limit
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import time
 
-from monitor_plugin import Monitor, hookimpl
+from monitor_plugin import hookimpl
 from monitor_plugin.hook_support.background_stops import BackgroundStops
 from monitor_plugin.hook_support.idleness import Activity
 from monitor_plugin.hook_support.settings import HookSettings, Limits, per_model, seconds
@@ -34,19 +34,11 @@ _activity = Activity(_limits.least())
 _stops = BackgroundStops(_logger)
 
 if not _limits.least():
-    _logger.info("it does nothing: %s is not set", _settings.variable("SECONDS"))
+    _logger.info("the hook does nothing: %s is not set", _settings.variable("SECONDS"))
 
 
-@hookimpl
-def monitor_started(monitor: Monitor) -> None:
-    """Store the monitor."""
-    _stops.monitor = monitor
-
-
-@hookimpl
-def monitor_closing() -> None:
-    """Begin no more stops."""
-    _stops.close()
+monitor_started = _stops.monitor_started
+monitor_closing = _stops.monitor_closing
 
 
 @hookimpl

@@ -2,16 +2,16 @@
 
     {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
 
-Only the monitor's user may read the file (mode 0600). The hook opens it for each line, so it may be
-moved. A line that cannot be written (a full disk, a missing folder) is lost as a whole. The log
-says so once, and has the number of lost lines when lines can be written again.
+Only the monitor's user may read the file (mode 0600). The hook opens the file for each line, so the
+file may be moved. A line that cannot be written in full (a full disk, a missing folder) is lost.
+The log reports the first lost line, and the number of lost lines when writing works again.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_JSONL_EVENTS_...
 
     PATH        the file, in a folder that exists
-    MAX_BYTES   how large it becomes before it is PATH.1, and PATH.1 is PATH.2, in bytes (10MiB)
-    BACKUPS     how many of those are kept (5)
+    MAX_BYTES   the size in bytes at which PATH is renamed to PATH.1, PATH.1 to PATH.2... (10MiB)
+    BACKUPS     the number of renamed files to keep (5)
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _logger = logging.getLogger(__name__)
 
 
 class EventFile:
-    """Appends lines to a file, and rotates it. Safe to call from any thread."""
+    """Appends lines to a file, and rotates the file. Thread-safe."""
 
     def __init__(self, path: Path, max_bytes: int, backups: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._backups = backups
         self._lost = 0
-        self._lock = threading.Lock()  # held during I/O: only late hooks wait for it
+        self._lock = threading.Lock()  # contended only after a hook has overrun
 
     def write(self, event: EventItem) -> None:
         """Write an event, or count it as lost."""
@@ -55,19 +55,17 @@ class EventFile:
             _logger.warning("%s: events are written again; %d were lost", self._path, lost)
 
     def _append(self, line: bytes) -> None:
-        if 0 < self._size() > self._max_bytes - len(line):
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if 0 < size > self._max_bytes - len(line):
             self._rotate()
         with open(self._path, "ab", buffering=0, opener=_open) as file:
             size = os.fstat(file.fileno()).st_size
             written = file.write(line)
-            if written is None:  # a pipe that is full
+            if written is None:  # a full pipe
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             if written < len(line):
-                file.truncate(size)  # no half lines
+                file.truncate(size)  # remove the incomplete line
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _size(self) -> int:
-        return self._path.stat().st_size if self._path.exists() else 0
 
     def _rotate(self) -> None:
         for number in range(self._backups, 0, -1):
@@ -77,7 +75,7 @@ class EventFile:
 
 
 def _open(path: str, flags: int) -> int:
-    # Not to wait for somebody to read, should it be a pipe.
+    # O_NONBLOCK: opening a pipe would block until it has a reader.
     return os.open(path, flags | os.O_NONBLOCK, 0o600)
 
 
@@ -93,12 +91,12 @@ def _make_file(settings: HookSettings) -> EventFile | None:
     wanted = "the path of a file that the monitor may write, in a folder that exists"
     path = settings.get("PATH", _path, wanted, None)
     if path is None:
-        _logger.info("it does nothing: %s is not set", settings.variable("PATH"))
+        _logger.info("the hook does nothing: %s is not set", settings.variable("PATH"))
         return None
     return EventFile(
         path,
         settings.get("MAX_BYTES", size, "bytes, as 10MiB", 10 * 1024 * 1024),
-        settings.get("BACKUPS", count, "how many to keep, as 5", 5),
+        settings.get("BACKUPS", count, "the number of files, as 5", 5),
     )
 
 

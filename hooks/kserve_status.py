@@ -1,17 +1,17 @@
 """The status of servers that speak the Open Inference Protocol v2: Triton, KServe, TorchServe.
 
 Calls `ServerReady` of a backend, then `ModelReady`. The state is READY if both are true, else
-UNINITIALIZED (also if the server does not know the model). The protocol does not know BUSY; the
-memory is that of the process tree. A backend that does not speak the protocol gets one request in
-its life; after that the other hooks and gRPC `Status` read it. They also read, each time, a backend
-that cannot be reached or does not respond in time.
+UNINITIALIZED (also if the server does not know the model). The protocol has no BUSY; the memory is
+that of the process tree. A backend that does not speak the protocol gets a single request; from
+then on the other hooks and gRPC `Status` read the backend. They also do so whenever the backend
+cannot be reached or does not respond in time.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
 environment variables: MONITOR_HOOK_KSERVE_STATUS_...
 
-    MODELS    pattern of the names of the models that get requests (*)
-    ASK_FOR   name of the model to ask for (the backend's model)
-    SERVICE   name of the gRPC service (inference.GRPCInferenceService); TorchServe's own is
+    MODELS    shell pattern of the models that get requests (*)
+    ASK_FOR   name of the model in the request (the backend's model)
+    SERVICE   name of the gRPC service (inference.GRPCInferenceService); that of TorchServe is
               org.pytorch.serve.grpc.openinference.GRPCInferenceService
 """
 
@@ -31,10 +31,9 @@ SERVICE = _settings.get("SERVICE", str, "a service's name", "inference.GRPCInfer
 
 
 def ask(backend: Backend, call: Call) -> Status:
-    """Request whether a server is ready, then whether its model is.
+    """Request whether a server is ready, then whether its model is ready.
 
-    The protocol's messages have one field, or one that matters here, like the wrapper messages that
-    are used here.
+    Wrapper messages replace the protocol's messages, of which only the first field is needed.
     """
     name = StringValue(value=ASK_FOR or backend.model).SerializeToString()
     ready = BoolValue.FromString(call(f"/{SERVICE}/ServerReady", b"")).value

@@ -1,26 +1,26 @@
-"""Stops backends whose memory is over a limit, for each backend or for all together.
+"""Stops backends whose memory exceeds a limit, per backend or for all backends together.
 
 The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else that
-of its process tree. Memory that is not known is over no limit. A limit must be passed in each sweep
-for FOR_SECONDS, and in two sweeps at least, so that one bad figure stops nothing. The hook stops a
-backend as `POST /backend/shutdown` does, but not while it may be busy: if it is BUSY, missed the
-deadline of Status, or has no status while its process tree uses 1 % of a core or an unknown amount;
-nor if it becomes BUSY and stays so for `drain_timeout_seconds`. Backends that are being stopped,
-also by clients, do not count. A stop that fails is tried again every minute. The hook acts after
-each background sweep (the monitor's setting `sweep_interval_seconds`).
+of its process tree. Unknown memory exceeds no limit. The memory must exceed the limit in each sweep
+for FOR_SECONDS, and in at least two sweeps, so that one wrong figure stops no backend. The hook
+stops a backend as `POST /backend/shutdown` does, but no backend that may be busy: one that is BUSY,
+whose Status call timed out, or that has no status while its process tree uses 1 % of one core or an
+unknown amount; nor one that becomes BUSY and stays BUSY for `drain_timeout_seconds`. Backends that
+are being stopped, also by clients, do not count. A stop that fails is tried again every minute. The
+hook acts after each background sweep (the monitor's setting `sweep_interval_seconds`).
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_MEMORY_LIMIT_...
 
     MODELS        the limit of each backend, in bytes by model: `llama-*=8GiB,*=500MB`; the first
-                  pattern that matches counts; `none`, or no matching pattern, means no limit
+                  matching pattern counts; `none`, or no matching pattern, means no limit
     TOTAL         the limit of all backends together, in bytes: `48GiB`
-    ORDER         which backend is stopped first over TOTAL: `lru`, the one that is idle for longest
+    ORDER         the backend to stop first above TOTAL: `lru`, the one with the longest idle time
                   (see idle_stop.py), or `largest` (lru)
-    STOP_BUSY     `yes`: stop also backends that may be busy, after `drain_timeout_seconds` (no)
-    FOR_SECONDS   how long a limit must be passed, in seconds (10)
-    COMPONENT     limit a component of the memory and not its total: `vram`, which includes all
-                  `vram:...`, or one of these, `vram:nvidia0`
+    STOP_BUSY     `yes`: also stop backends that may be busy, after `drain_timeout_seconds` (no)
+    FOR_SECONDS   how long the memory must exceed a limit, in seconds (10)
+    COMPONENT     limit this component of the memory instead of the total: `vram`, which includes
+                  all `vram:...`, or a single one: `vram:nvidia0`
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin import Backend, hookimpl
 from monitor_plugin.domain.models import Observation
 from monitor_plugin.hook_support import settings as read
 from monitor_plugin.hook_support.background_stops import BackgroundStops
@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 
 class MemoryLimit:
-    """Compares the memory of backends with their limits, and stops those that are over."""
+    """Stops backends whose memory exceeds their limits."""
 
     def __init__(self, settings: read.HookSettings) -> None:
         wanted, sizes = "bytes, as 8GiB or llama-*=8GiB,*=1GiB", read.per_model(read.size)
@@ -51,20 +51,19 @@ class MemoryLimit:
         self._for_seconds = settings.get("FOR_SECONDS", read.seconds, "seconds, as 10", 10.0)
         self._component = settings.get("COMPONENT", str, "the name of a component, as vram", None)
         self._activity = Activity()
-        self._over_since: dict[Backend | None, float] = {}  # the key None stands for all together
+        self._over_since: dict[Backend | None, float] = {}  # None: all backends together
         self._logged: set[Backend | None] = set()
         self.stops = BackgroundStops(_logger)
         if not self._models.least() and not self._total:
-            _logger.info(
-                "it does nothing: neither %s nor TOTAL is set", settings.variable("MODELS")
-            )
+            models = settings.variable("MODELS")
+            _logger.info("the hook does nothing: neither %s nor TOTAL is set", models)
 
     def check(self, observations: Sequence[Observation], now: float) -> None:
-        """Compare the observations of a sweep, and stop backends that are over a limit."""
+        """Stop backends that exceed a limit, given the observations of a sweep."""
         self._activity.note(observations, now)
         stopping = self.stops.under_way()
         held: dict[Backend, int] = {}
-        idle: dict[Backend, float] = {}  # seconds, for each backend that may be stopped
+        idle: dict[Backend, float] = {}  # idle seconds of the backends that may be stopped
         for each in observations:
             amount = held_bytes(each, self._component)
             if amount is not None and each.backend not in stopping:
@@ -85,53 +84,45 @@ class MemoryLimit:
     def _reduce(
         self, key: Backend | None, why: str, held: dict[Backend, int], idle: Mapping[Backend, float]
     ) -> None:
-        """Stop backends in order until the limit is kept, and remove them from `held`."""
+        """Stop backends in order until the memory is within the limit; remove them from `held`."""
         for backend in idle:
             if backend in held and self._is_over(key, held):
                 figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
-                reason = f"{why} (it: {figures})"
+                reason = f"{why} (this backend: {figures})"
                 if self.stops.stop(backend, reason, spare_busy=not self._stop_busy):
                     del held[backend]
         if self._is_over(key, held) and key not in self._logged:
             self._logged.add(key)
             whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
-            _logger.warning("%s: %s, and nothing may be stopped now", whose, why)
+            _logger.warning("%s: %s, and no backend may be stopped now", whose, why)
 
     def _is_over(self, key: Backend | None, held: Mapping[Backend, int]) -> bool:
         return key in held if key else sum(held.values()) > (self._total or 0)
 
     def _over(self, held: Mapping[Backend, int]) -> dict[Backend | None, str]:
-        """List what is over a limit, with the reason; the limit of all together comes last."""
+        """Return the exceeded limits, each with its reason; that of all backends comes last."""
         over: dict[Backend | None, str] = {}
         for backend, amount in held.items():
             limit = self._models.of(backend.model)
             if limit and amount > limit.value:
                 held_text, most = read.size_text(amount), read.size_text(limit.value)
-                over[backend] = f"{held_text} are held, over {most} for {limit.pattern!r}"
+                over[backend] = f"uses {held_text}, over {most} for {limit.pattern!r}"
         total = sum(held.values())
         if self._total and total > self._total:
             held_text, most = read.size_text(total), read.size_text(self._total)
-            over[None] = f"{held_text} are held by {len(held)} backends, over {most} in all"
+            over[None] = f"{len(held)} backends use {held_text}, over {most} in total"
         return over
 
 
 _limit = MemoryLimit(read.HookSettings(__name__))
 
 
-@hookimpl
-def monitor_started(monitor: Monitor) -> None:
-    """Store the monitor."""
-    _limit.stops.monitor = monitor
-
-
-@hookimpl
-def monitor_closing() -> None:
-    """Begin no more stops."""
-    _limit.stops.close()
+monitor_started = _limit.stops.monitor_started
+monitor_closing = _limit.stops.monitor_closing
 
 
 @hookimpl
 def monitor_readings_swept() -> None:
-    """Stop backends that are over a limit."""
+    """Stop backends that exceed a limit."""
     if _limit.stops.monitor:
         _limit.check(_limit.stops.monitor.sweep(fresh=False), time.monotonic())

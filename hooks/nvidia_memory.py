@@ -1,17 +1,17 @@
 """GPU memory of each backend's process tree, by NVIDIA device, through NVML.
 
 Adds `vram:nvidia0`, `vram:nvidia1`... to `memory.breakdown`: bytes, by NVML's index of the device,
-the sum of its MIG instances. A device is left out if no process of the tree uses it, or if NVML
-does not know how much one of them uses. Each device is read once for all backends. NVML and the
-monitor must have the same PIDs: a monitor in a container needs those of the host (`--pid=host`).
+the sum of its MIG instances. Devices that no process of the tree uses are omitted, and devices on
+which NVML does not know the usage of a process. Each device is read once for all backends. NVML and
+the monitor must see the same PIDs: a monitor in a container needs those of the host (`--pid=host`).
 
-It needs a driver, and `pip install monitor-plugin[nvidia]`. A failure is logged once, and the
-device or library is left out and tried again later.
+The hook needs NVIDIA's driver, and `pip install monitor-plugin[nvidia]`. A failure of a device or
+of the library is logged once, and the device or library is tried again later.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
 environment variables: MONITOR_HOOK_NVIDIA_MEMORY_...
 
-    SHARE_SECONDS   for how long one result is used for all backends, in seconds (1)
+    SHARE_SECONDS   how long a result is reused for all backends, in seconds (1)
     RETRY_SECONDS   the time between a failure and the next try, in seconds (60)
 """
 

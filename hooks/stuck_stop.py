@@ -1,17 +1,17 @@
 """Stops backends that have been busy without a break for too long.
 
-Stuck means: in each sweep for the whole limit the backend was BUSY, or did not answer Status in
-time after it had been BUSY. The hook stops it by force, because it would not become idle. A stop
+A backend is stuck if, in each sweep for the duration of the limit, it was BUSY, or had been BUSY
+and its Status call timed out. The hook stops it by force, because it would not become idle. A stop
 that fails is logged once, and tried again every minute. A backend without Status is never stuck.
 The hook acts after each background sweep (the monitor's setting `sweep_interval_seconds`). It does
-not notice a break between two sweeps that no other reading finds, so set a limit above the longest
-work.
+not notice a break between two sweeps unless another reading finds it, so set a limit above the
+duration of the longest request.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 the environment variable MONITOR_HOOK_STUCK_STOP_...
 
     SECONDS   the limit, in seconds: `900`; or by model, `llama-*=600,train-*=never,*=900`, where
-              the first pattern that matches counts, and a model without one is left alone
+              the first matching pattern counts; models without one have no limit
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 
-from monitor_plugin import Backend, Monitor, State, hookimpl
+from monitor_plugin import Backend, State, hookimpl
 from monitor_plugin.hook_support.background_stops import BackgroundStops
 from monitor_plugin.hook_support.idleness import says_busy
 from monitor_plugin.hook_support.settings import HookSettings, Limits, per_model, seconds
@@ -30,24 +30,16 @@ _limits = _settings.get(
     "SECONDS", per_model(seconds), "seconds over 0, as 900, or llama-*=600,*=900", Limits({})
 )
 _stops = BackgroundStops(_logger)
-# Since when each backend has been busy, on the monotonic clock. The key has the time of its last
-# change of state, which differs if another reading saw a break.
+# The time since which each backend has been busy, on the monotonic clock. The key contains the time
+# of the last change of state, which differs if another reading saw a break.
 _busy_since: dict[tuple[Backend, float | None], float] = {}
 
 if not _limits.least():
-    _logger.info("it does nothing: %s is not set", _settings.variable("SECONDS"))
+    _logger.info("the hook does nothing: %s is not set", _settings.variable("SECONDS"))
 
 
-@hookimpl
-def monitor_started(monitor: Monitor) -> None:
-    """Store the monitor."""
-    _stops.monitor = monitor
-
-
-@hookimpl
-def monitor_closing() -> None:
-    """Begin no more stops."""
-    _stops.close()
+monitor_started = _stops.monitor_started
+monitor_closing = _stops.monitor_closing
 
 
 @hookimpl

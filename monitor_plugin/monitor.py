@@ -90,7 +90,10 @@ class Monitor:
             [self._plugin_manager] if host_manager is None else [host_manager, self._plugin_manager]
         )
         self._services = _Services(settings, managers)
-        self._plugin_manager.register_monitor(HostCalls(PROJECT_NAME, self._services.registration))
+        registration = self._services.registration
+        self._plugin_manager.register_monitor(
+            HostCalls(PROJECT_NAME, registration.spawned, registration.exited)
+        )
         for plugin in plugins:
             self._plugin_manager.register_from("plugins=", plugin)
         load_hook_files(
@@ -136,7 +139,8 @@ class Monitor:
             if self._phase is _Phase.CLOSED:
                 raise MonitorError("the monitor was closed; make a new one")
             if self._host:
-                self._host.register(self._services.registration)
+                registration = self._services.registration
+                self._host.register(registration.spawned, registration.exited)
             try:
                 if self._settings.listen is not None:
                     self._server = Server(

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# Together less than the default of `hook_timeout_seconds`, the time of `monitor_closing`.
+# Together less than the default of `hook_timeout_seconds`, which limits `monitor_closing`.
 _CLOSE_SECONDS = 0.6
 _INTERRUPT_SECONDS = 0.3
 _MAX_PAUSE_SECONDS = 60.0
@@ -23,7 +23,7 @@ class NotSent(Exception):
 
     Attributes:
         again: whether to try again.
-        after_seconds: the shortest pause before the next try.
+        after_seconds: the minimum pause before the next try.
     """
 
     def __init__(self, reason: str, again: bool = True, after_seconds: float = 0.0) -> None:
@@ -33,19 +33,19 @@ class NotSent(Exception):
 
 
 class SendQueue(Generic[T]):
-    """Sends messages one by one, in order, and retries. Safe to call from any thread.
+    """Sends messages one by one, in order, with retries. Thread-safe.
 
-    A full queue drops its oldest message. The log says when sending begins to fail, when messages
-    begin to be lost, and, after the queue has become empty again, how many were lost.
+    A full queue drops its oldest message. The log reports the first failure, the first lost
+    message, and, when the queue is empty again, the number of lost messages.
 
     Args:
         send: sends one message, or raises `NotSent`.
         receiver: the receiver's name, for the log.
-        logger: the hook's logger.
-        size: the maximum number of waiting messages.
-        attempts: the maximum number of tries for one message.
-        pause_seconds: the pause after the first try; it doubles after each try, up to 60 s.
-        interrupt: ends a `send` that is under way when the queue closes.
+        size: the maximum number of queued messages.
+        attempts: the maximum number of tries per message.
+        pause_seconds: the pause after the first try; each further pause is twice as long, up to
+            60 s.
+        interrupt: ends a running `send` when the queue closes.
     """
 
     def __init__(
@@ -69,27 +69,27 @@ class SendQueue(Generic[T]):
         self._changed = threading.Condition()
         self._waiting: deque[T] = deque()
         self._lost = 0
-        self._failing = False  # used by the sending thread only
+        self._failing = False  # only the sending thread uses it
         self._closed = threading.Event()
         self._ends_at = math.inf
         self._thread = threading.Thread(target=self._run, name="monitor-send", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. Messages that were put before are sent first."""
+        """Start the thread, which first sends the messages that are already queued."""
         self._thread.start()
 
     def put(self, message: T) -> None:
-        """Queue a message. Never blocks."""
+        """Queue a message, without blocking."""
         with self._changed:
             if overflows := len(self._waiting) == self._size:
                 self._waiting.popleft()
             self._waiting.append(message)
             self._changed.notify()
         if overflows:
-            self._lose(f"the queue is full, with {self._size}, and the oldest made room")
+            self._count_lost(f"the queue is full, with {self._size}; the oldest event was dropped")
 
     def close(self) -> None:
-        """Try each waiting message once, for at most 0.6 s in all, and end the thread."""
+        """Try each queued message once, for at most 0.6 s in total, and end the thread."""
         self._ends_at = time.monotonic() + _CLOSE_SECONDS
         self._closed.set()
         with self._changed:
@@ -105,8 +105,8 @@ class SendQueue(Generic[T]):
 
     def _run(self) -> None:
         while (message := self._next()) is not None:
-            if reason := self._deliver(message):
-                self._lose(reason)
+            if failure := self._deliver(message):
+                self._count_lost(str(failure))
             elif self._failing or self._lost:
                 self._recover()
 
@@ -117,15 +117,15 @@ class SendQueue(Generic[T]):
                 return self._waiting.popleft()
             return None
 
-    def _deliver(self, message: T) -> str | None:
-        """Send a message, with retries. Returns why it was given up, or None."""
+    def _deliver(self, message: T) -> NotSent | None:
+        """Send a message, with retries; return the last failure, or None if it was sent."""
         pause = min(self._pause_seconds, _MAX_PAUSE_SECONDS)
         for attempt in range(1, self._attempts + 1):
             try:
                 return self._send(message)
             except NotSent as error:
                 failure = error
-            except Exception as error:  # the thread must live to send the next messages
+            except Exception as error:  # the thread must survive
                 failure = NotSent(f"{type(error).__name__}: {error}")
             if not self._failing:
                 self._failing = True
@@ -134,18 +134,15 @@ class SendQueue(Generic[T]):
             if last or self._closed.wait(max(pause, failure.after_seconds)):
                 break
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
-        return str(failure)
+        return failure
 
-    def _lose(self, reason: str) -> None:
+    def _count_lost(self, reason: str) -> None:
         with self._changed:
             self._lost += 1
             first = self._lost == 1
         if first:
-            self._logger.error(
-                "%s: an event is lost, and others may be until the queue is empty: %s",
-                self._receiver,
-                reason,
-            )
+            text = "%s: an event is lost (further ones are only counted): %s"
+            self._logger.error(text, self._receiver, reason)
 
     def _recover(self) -> None:
         with self._changed:
@@ -153,6 +150,5 @@ class SendQueue(Generic[T]):
                 return
             lost, self._lost = self._lost, 0
         self._failing = False
-        self._logger.warning(
-            "%s: events are sent again, and none waits; %d were lost", self._receiver, lost
-        )
+        text = "%s: events are sent again, and the queue is empty; %d were lost"
+        self._logger.warning(text, self._receiver, lost)

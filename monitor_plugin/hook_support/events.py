@@ -13,19 +13,17 @@ from ..hookspecs import hookimpl
 from ..telemetry import event_log
 from ..telemetry.event_log import event_to_dict
 
-# An event as `GET /events` shows it, without its number: values that JSON can encode.
+# An event as in `GET /events`, without its number; JSON can encode all values.
 EventItem = dict[str, Any]
 
-Event = EventItem  # the name that hook files imported first
+Event = EventItem  # the former name
 
 
 class EventHooks:
     """Hooks that pass on exits, state changes and shutdowns as `GET /events` shows them.
 
-    A hook file assigns them to their names: `monitor_backend_gone = events.monitor_backend_gone`.
-
-    Args:
-        tell: is called with each event, on a hook's thread.
+    Each hook calls `tell` with the event, on a hook's thread. A hook file assigns the methods to
+    variables of the same names: `monitor_backend_gone = events.monitor_backend_gone`.
     """
 
     def __init__(self, tell: Callable[[EventItem], None]) -> None:

@@ -1,4 +1,4 @@
-"""Estimates from sweeps since when each backend has been idle."""
+"""Estimates from sweeps how long each backend has been idle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..domain.models import Backend, Observation, State
 
 _WINDOW_SECONDS = 10.0
-_ACTIVE_SHARE = 0.01  # of a core; a process tree that uses more is active
+_ACTIVE_SHARE = 0.01  # of one core; a process tree that uses as much or more is active
 _TICK_SECONDS = 0.01  # the resolution of CPU time
 
 
@@ -22,12 +22,9 @@ def says_busy(observation: Observation) -> bool:
 
 
 def held_bytes(observation: Observation, component: str | None = None) -> int | None:
-    """Return the memory of a backend: its total, or the sum of a component and its parts.
+    """Return the memory of a backend in bytes, or None if unknown: its total, or a component.
 
-    `vram` includes each `vram:...`, and `vram:amdgpu` each `vram:amdgpu:...`.
-
-    Returns:
-        Bytes; None if the memory or the component is not known.
+    The component `vram` is the sum of itself and all `vram:...`.
     """
     memory = observation.memory
     if memory is None:
@@ -39,15 +36,15 @@ def held_bytes(observation: Observation, component: str | None = None) -> int | 
 
 
 class Activity:
-    """Tracks since when each backend has been idle. For one thread at a time.
+    """Tracks how long each backend has been idle. Not thread-safe.
 
-    A backend counts as active if it may be busy, if its state is unknown to the protocol, if its
-    process tree used 1 % of a core or an unknown amount, or if its state changed between two
-    sweeps, because it may have been busy then. Idle time therefore begins when a backend is first
-    seen, and begins anew after a sweep in which it was missing.
+    A backend counts as active if it reports BUSY or a state that the protocol does not know, if its
+    status call timed out, if its process tree used 1 % of one core or an unknown amount, or if its
+    state changed between two sweeps (it may have been busy then). Idle time begins with the first
+    sweep that contains the backend, and begins again after a sweep without it.
 
     Args:
-        window_seconds: the window in which CPU time is measured: at most 10 s, also for None.
+        window_seconds: the window in which CPU time is measured; at most, and by default, 10 s.
     """
 
     def __init__(self, window_seconds: float | None = None) -> None:
@@ -55,18 +52,18 @@ class Activity:
         self._traces: dict[Backend, _Trace] = {}
 
     def note(self, observations: Iterable[Observation], now: float) -> None:
-        """Add a sweep of all backends, taken at `now` (seconds on the monotonic clock)."""
+        """Record a sweep of all backends at the time `now` (seconds, monotonic clock)."""
         before, self._traces = self._traces, {}
         for each in observations:
             self._traces[each.backend] = self._trace(each, before.get(each.backend), now)
 
     def idle_seconds(self, backend: Backend, now: float) -> float:
-        """Return for how long a backend has been idle, in seconds; 0 if active or not known."""
+        """Return how long a backend has been idle, in seconds; 0 if active or not in the sweep."""
         trace = self._traces.get(backend)
         return now - trace.active_at if trace else 0.0
 
     def may_be_busy(self, observation: Observation, now: float) -> bool:
-        """Whether a backend may be busy: it says so, or has no status and is not idle."""
+        """Whether a backend may be busy: `says_busy`, no reading, or no status and not idle."""
         reading = observation.reading
         if reading is None or says_busy(observation):
             return True
@@ -81,8 +78,8 @@ class Activity:
             return active
         if says_busy(observation) or not _is_understood(observation):
             return active
-        grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.marked_at
-        # CPU time shrinks when a process of the tree ends, which counts as activity.
+        grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
+        # The tree's CPU time shrinks when one of its processes ends, which counts as activity.
         if grown < 0 or grown >= _ACTIVE_SHARE * max(elapsed, self._window_seconds) + _TICK_SECONDS:
             return active
         if elapsed < self._window_seconds:
@@ -92,7 +89,7 @@ class Activity:
 
 class _Trace(NamedTuple):
     active_at: float
-    marked_at: float
+    measured_at: float
     cpu_seconds: float | None
     state_changed_at: float | None
 

@@ -15,33 +15,29 @@ from typing import Any
 
 _NOT_AVAILABLE = 2**64 - 1
 
-# Bytes by PID and MIG instance; None if NVML does not know them.
+# Bytes by PID and MIG instance; None if NVML does not know the amount.
 Usage = dict[tuple[int, Any], "int | None"]
 
 
 class Nvml:
-    """Reads the processes of all devices from NVML. Safe to call from any thread.
+    """Reads the GPU memory of processes, on all devices, from NVML. Thread-safe.
 
-    A device or library that fails is logged once, left out, and tried again after a while.
-
-    Args:
-        share_seconds: for how long one result is reused.
-        retry_seconds: the time between a failure and the next try.
-        logger: gets the failures.
+    A result is reused for `share_seconds`. A device or library that fails is logged once, skipped,
+    and tried again after `retry_seconds`.
     """
 
     def __init__(self, share_seconds: float, retry_seconds: float, logger: logging.Logger) -> None:
         self._share_seconds = share_seconds
         self._retry_seconds = retry_seconds
         self._logger = logger
-        self._lock = threading.Lock()  # one thread asks the driver; others wait for the result
+        self._lock = threading.Lock()  # one thread calls the driver; other threads wait
         self._pynvml: Any = None
         self._usages: dict[int, Usage] = {}
         self._fresh_until = self._retry_at = -math.inf
         self._faults: dict[str, str] = {}
 
     def usages(self) -> dict[int, Usage]:
-        """Return the usage of each device that processes use, by NVML's index."""
+        """Return the usage of each device in use, by NVML's index."""
         with self._lock:
             if time.monotonic() >= self._fresh_until:
                 self._usages = self._read()
@@ -49,7 +45,7 @@ class Nvml:
             return self._usages
 
     def close(self) -> None:
-        """Release the driver for good; later calls of `usages` return nothing."""
+        """Release the driver; later calls of `usages` return an empty dict."""
         with self._lock:
             self._usages, self._fresh_until = {}, math.inf
             self._shut_down()
@@ -66,14 +62,14 @@ class Nvml:
         return {index: usage for index, usage in usages.items() if usage}
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
-        """Call, unless the last call failed just before. A failure is logged once; returns None."""
+        """Return the result of `call`; None if it fails, or failed less than a retry time ago."""
         if what in self._faults and time.monotonic() < self._retry_at:
             return None
         try:
             value = call()
-        except Exception as error:  # driver and bindings may raise anything
+        except Exception as error:  # the driver's bindings may raise anything
             if self._faults.get(what) != str(error):
-                self._logger.warning("no memory of %s: %s", what, error)
+                self._logger.warning("%s: no GPU memory is available: %s", what, error)
             self._faults[what] = str(error)
             self._retry_at = time.monotonic() + self._retry_seconds
             return None
@@ -98,10 +94,10 @@ def _initialized() -> Any:
 
 
 def _usage(pynvml: Any, index: int) -> Usage:
-    """Read a device's processes; a process may be in both of NVML's lists, and counts once."""
+    """Read a device's processes; a process that is in both of NVML's lists counts once."""
     device = pynvml.nvmlDeviceGetHandleByIndex(index)
     found = [*_processes(pynvml, "nvmlDeviceGetComputeRunningProcesses", device)]
-    with contextlib.suppress(pynvml.NVMLError_NotSupported):  # by devices without graphics
+    with contextlib.suppress(pynvml.NVMLError_NotSupported):  # a device without graphics
         found += _processes(pynvml, "nvmlDeviceGetGraphicsRunningProcesses", device)
     usage: Usage = {}
     for process in found:
@@ -113,7 +109,7 @@ def _usage(pynvml: Any, index: int) -> Usage:
 
 
 def _processes(pynvml: Any, name: str, device: Any) -> Any:
-    """List processes by the newest call that the driver supports."""
+    """List processes with the newest version of a call that the driver supports."""
     for version in ("_v3", "_v2"):
         with contextlib.suppress(AttributeError, pynvml.NVMLError_FunctionNotFound):
             return getattr(pynvml, name + version)(device)
@@ -124,6 +120,6 @@ def _processes(pynvml: Any, name: str, device: Any) -> Any:
 
 
 class _OldProcess(ctypes.Structure):
-    """A process as drivers before 450 describe it; the bindings have dropped this format."""
+    """A process in the format of drivers before 450, which the bindings no longer define."""
 
     _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))

@@ -3,7 +3,7 @@
     settings = HookSettings(__name__)  # in idle_stop.py: MONITOR_HOOK_IDLE_STOP_...
     limits = settings.get("SECONDS", per_model(seconds), "seconds over 0, as 3600", {})
 
-A value that cannot be used keeps the monitor from starting; the error says what to write instead.
+An invalid value prevents the monitor from starting; the error says what to write instead.
 """
 
 from __future__ import annotations
@@ -32,16 +32,11 @@ _NEVER = ("none", "never")
 
 
 class HookSettings:
-    """Reads the settings of one hook file.
-
-    Args:
-        module_name: the file's `__name__`.
-        environ: the environment; None for `os.environ`.
-    """
+    """Reads the settings of the hook file whose `__name__` is `module_name`."""
 
     def __init__(self, module_name: str, environ: Mapping[str, str] | None = None) -> None:
         stem = module_name.removeprefix(HOOK_FILE_PREFIX)
-        if stem == module_name:  # the module is part of a package
+        if stem == module_name:  # not a hook file, but a module of a package
             stem = module_name.rpartition(".")[2]
         stem = re.sub(r"\W", "_", stem, flags=re.ASCII)
         self._prefix = f"MONITOR_HOOK_{stem.upper()}_"
@@ -60,17 +55,17 @@ class HookSettings:
         *,
         hide: bool = False,
     ) -> T | D:
-        """Read a setting. One that is not set, or empty, has its default.
+        """Read a setting. An empty value counts as not set.
 
         Args:
             name: the setting, in capitals.
             parse: converts the text to the value, or raises ValueError.
-            wanted: what to write, with units and an example, for the error.
+            wanted: for the error message: the expected value, with units and an example.
             default: the value of a setting that is not set.
-            hide: whether the error must not show the value, which may contain a secret.
+            hide: leave the value, which may contain a secret, out of the error message.
 
         Raises:
-            SettingsError: the value cannot be used.
+            SettingsError: the value is invalid.
         """
         text = self._environ.get(self.variable(name), "").strip()
         if not text:
@@ -81,10 +76,10 @@ class HookSettings:
             raise self.error(name, f"{error}; write {wanted}", None if hide else text) from None
 
     def secret(self, name: str) -> str | None:
-        """Read a secret from the file that the setting NAME_FILE names, or else from the setting.
+        """Read a secret from the file of the setting NAME_FILE, or else from the setting NAME.
 
         Raises:
-            SettingsError: the file cannot be read or is empty. The message never has the secret.
+            SettingsError: the file cannot be read or is empty. The message omits the secret.
         """
         path = self._environ.get(self.variable(f"{name}_FILE"), "")
         if not path:
@@ -94,22 +89,21 @@ class HookSettings:
                 text = file.read().strip()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise self.error(
-                f"{name}_FILE", f"{why}; write the path of a file that holds the secret", path
-            ) from None
+            message = f"{why}; write the path of a file that contains the secret"
+            raise self.error(f"{name}_FILE", message, path) from None
         if not text:
             raise self.error(f"{name}_FILE", "the file is empty; write the secret into it", path)
         return text
 
     def error(self, name: str, message: str, text: str | None = None) -> SettingsError:
-        """Make the error of a setting. Without `text`, it does not show the value."""
+        """Make the error of a setting, which shows the value only if `text` is given."""
         variable = self.variable(name)
         shown = variable if text is None else f"{variable}={text!r}"
         return SettingsError(variable, f"{shown}: {message}")
 
 
 def seconds(text: str) -> float:
-    """Parse a number of seconds over 0."""
+    """Parse a finite number of seconds above 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise ValueError("it must be over 0, and finite")
@@ -121,7 +115,7 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if value < 1:
-        raise ValueError("that is no number of bytes")
+        raise ValueError("it is not a number of bytes")
     return value
 
 
@@ -131,9 +125,9 @@ def size_text(amount: float) -> str:
 
 
 def count(text: str) -> int:
-    """Parse a whole number from 1 on."""
+    """Parse an integer of at least 1."""
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise ValueError("it must be a whole number from 1 on")
+        raise ValueError("it must be an integer of at least 1")
     return int(text)
 
 
@@ -145,7 +139,7 @@ def yes_or_no(text: str) -> bool:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Make a parser that accepts one of some words."""
+    """Make a parser that accepts only these words."""
 
     def parse(text: str) -> str:
         if text not in words:
@@ -163,32 +157,31 @@ class Limit(NamedTuple):
 
 
 class Limits:
-    """Limits by model. The first pattern that matches a model's name counts.
+    """Limits by model: the first matching pattern counts.
 
     Args:
-        rules: patterns (`*`, `?` and `[...]` as in a shell) with values; None is no limit.
+        rules: limits by shell pattern (`*`, `?` and `[...]`); None means no limit.
     """
 
     def __init__(self, rules: Mapping[str, float | None]) -> None:
         self._rules = dict(rules)
 
     def of(self, model: str) -> Limit | None:
-        """Find the limit of a model; None if it has none."""
+        """Return the limit of a model; None for no limit."""
         for pattern, value in self._rules.items():
             if fnmatchcase(model, pattern):
                 return None if value is None else Limit(pattern, value)
         return None
 
     def least(self) -> float | None:
-        """Return the smallest limit; None if there is none."""
+        """Return the smallest limit; None if no model has a limit."""
         return min((each for each in self._rules.values() if each is not None), default=None)
 
 
 def per_model(parse: Callable[[str], float]) -> Callable[[str], Limits]:
-    """Make a parser of limits by model.
+    """Make a parser of limits by model: `PATTERN=LIMIT,...`.
 
-    The text is a list of PATTERN=LIMIT with commas between. LIMIT alone means `*=LIMIT`. A limit of
-    `none` or `never` means no limit.
+    LIMIT alone means `*=LIMIT`; the limits `none` and `never` mean no limit.
     """
 
     def parse_rules(text: str) -> Limits:

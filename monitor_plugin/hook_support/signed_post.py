@@ -21,23 +21,23 @@ _MAX_RETRY_AFTER_SECONDS = 300
 
 
 class Message(NamedTuple):
-    """A body of JSON, and its id, which is the same on each try."""
+    """A JSON body, and its id `name`, which is the same for each try."""
 
     name: str
     body: bytes
 
 
 class SignedPost:
-    """Posts to a URL. It uses no proxies and follows no redirects; https is verified.
+    """Posts to a URL, without proxies or redirects. The certificate of https is verified.
 
-    Each try opens a connection, and sends three headers: `webhook-id`; `webhook-timestamp`, the
-    time of the try in seconds since the epoch; and `webhook-signature`, `v1,` and the base64 of
+    Each try opens a connection and sends the headers `webhook-id`, `webhook-timestamp` (the time of
+    the try, in seconds since the epoch) and `webhook-signature`: `v1,` and the base64 of
     HMAC-SHA256(secret, id + "." + timestamp + "." + body).
 
     Args:
         url: a result of `parse_url`.
         secret: any text, or `whsec_` and base64.
-        timeout_seconds: the timeout of each wait on the network.
+        timeout_seconds: the timeout of each network operation.
 
     Raises:
         ValueError: the text after `whsec_` is not base64, or is empty.
@@ -49,9 +49,9 @@ class SignedPost:
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         encoded = secret.removeprefix("whsec_")
         key = secret.encode() if encoded == secret else base64.b64decode(encoded, validate=True)
-        if not key:  # anybody could sign with an empty key
+        if not key:  # anyone could sign with an empty key
             raise ValueError("the secret is empty")
-        self._hmac = hmac.new(key, digestmod=hashlib.sha256)  # stored instead of the secret
+        self._hmac = hmac.new(key, digestmod=hashlib.sha256)  # instead of the secret
         self._timeout_seconds = timeout_seconds
         self._connection: http.client.HTTPConnection | None = None
 
@@ -59,10 +59,17 @@ class SignedPost:
         """Post once.
 
         Raises:
-            NotSent: the network failed, or the status of the response was not 2xx.
+            NotSent: the network failed, or the response's status is not 2xx.
         """
+        host, port, timeout = self._host, self._port, self._timeout_seconds
+        if self._tls:
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=timeout, context=self._tls
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout)
         try:
-            with closing(self._connect()) as self._connection:
+            with closing(connection) as self._connection:
                 self._connection.request("POST", self._target, message.body, self._headers(message))
                 with self._connection.getresponse() as answer:
                     status, after = answer.status, answer.headers.get("Retry-After", "")
@@ -71,23 +78,17 @@ class SignedPost:
         if not 200 <= status < 300:
             seconds = int(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0
             raise NotSent(
-                f"the answer was {status}",
+                f"the response has status {status}",
                 again=status in _TRY_AGAIN,
                 after_seconds=min(seconds, _MAX_RETRY_AFTER_SECONDS),
             )
 
     def interrupt(self) -> None:
-        """End a post that another thread is making."""
+        """Abort the `send` of another thread."""
         sock = self._connection.sock if self._connection else None
         if sock:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port, timeout = self._host, self._port, self._timeout_seconds
-        if self._tls:
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._tls)
-        return http.client.HTTPConnection(host, port, timeout=timeout)
 
     def _headers(self, message: Message) -> dict[str, str]:
         stamp = str(int(time.time()))
@@ -106,18 +107,16 @@ def parse_url(text: str) -> SplitResult:
     """Parse the URL of a receiver.
 
     Raises:
-        ValueError: the URL cannot be used. The message has no part of it: its path may be a secret.
+        ValueError: the URL is invalid. The message omits the URL, whose path may be a secret.
     """
     if not re.fullmatch(r"https?://[\x21-\x7e]+", text):
-        raise ValueError("it is no https:// or http:// URL of printable ASCII without spaces")
+        raise ValueError("it is not an https:// or http:// URL of printable ASCII without spaces")
     try:
         url = urlsplit(text)
-        # The form for a look-up, which allows no empty label and none of more than 63 bytes.
+        # The encoding that look-ups use refuses empty labels and those of more than 63 bytes.
         usable = bool((url.hostname or "").encode("idna")) and url.port != 0
     except ValueError:
         usable = False
     if not usable or "@" in url.netloc or url.fragment:
-        raise ValueError(
-            "it has no host that can be, a port that is none, a username or a fragment"
-        )
+        raise ValueError("it has an invalid host or port, a username or a fragment")
     return url

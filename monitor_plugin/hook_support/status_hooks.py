@@ -1,6 +1,6 @@
 """Hooks that request the status of backends by another protocol than LocalAI's.
 
-The hook file makes the request. This module keeps the channels, and limits the number of requests.
+The hook file makes the requests; this module manages the channels and the number of requests.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ..domain.models import Backend, BackendExit, Status
 from ..hookspecs import Monitor, hookimpl
 
 _PAUSE_SECONDS = 2.0
-_PART_OF_TIMEOUT = 0.9  # so that the hook returns before the monitor gives it up
+_PART_OF_TIMEOUT = 0.9  # the hook must return before it overruns
 
-# Calls a method by its path, `/package.Service/Method`, with an encoded request, and returns the
-# encoded response; raises RpcError.
+# Calls the method with a path, `/package.Service/Method`: encoded request, encoded response. Raises
+# RpcError.
 Call = Callable[[str, bytes], bytes]
 Ask = Callable[[Backend, Call], "Status | None"]
 
 
 class StatusHooks:
-    """Implements the hooks that request a status, over one channel for each backend.
+    """Implements the hooks that request a status, with one channel per backend.
 
-    Readings at the same time share one response. A backend that responds UNIMPLEMENTED gets no more
-    requests until its address changes; one that did not respond in time gets none for 2 s. A hook
-    file assigns these methods to variables of the same names. An object of this class is also a
-    plugin.
+    Concurrent readings share one response. A backend that responds UNIMPLEMENTED gets no more
+    requests until its address changes. A backend that does not respond in time gets no requests for
+    2 s. An object of this class is a plugin; a hook file assigns its methods to variables of the
+    same names.
 
     Args:
-        ask: requests the status of a backend by calls, and returns it, or None if the response says
-            nothing. It may let the errors of the calls pass, and a DecodeError of a response.
+        ask: makes calls to a backend, and returns its status, or None if the status is unknown. May
+            raise RpcError or DecodeError.
         models: a shell pattern of the models that get requests.
     """
 
@@ -54,7 +54,7 @@ class StatusHooks:
 
     @hookimpl
     def monitor_backend_registered(self, backend: Backend) -> None:
-        """Record a backend, or its new address."""
+        """Store a backend, or its new address."""
         key = backend.pid, backend.created_at
         known = self._servers.get(key)
         if known is None or known.address != backend.address:
@@ -64,17 +64,17 @@ class StatusHooks:
 
     @hookimpl
     def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status | None:
-        """Request the status, or share the response that another thread is waiting for."""
+        """Request the status, or wait for the response to another thread's request."""
         server = self._servers.get((backend.pid, backend.created_at))
         if server is None or not self._monitor or not fnmatchcase(backend.model, self._models):
             return None
-        came_at = time.monotonic()
+        called_at = time.monotonic()
         seconds = timeout_seconds * _PART_OF_TIMEOUT
-        if came_at < server.ask_after or not server.lock.acquire(timeout=seconds):
+        if called_at < server.ask_after or not server.lock.acquire(timeout=seconds):
             return None
         try:
-            if server.answered_at < came_at:  # else another thread got it since the call began
-                server.answer = self._request(server, self._monitor, backend, came_at + seconds)
+            if server.answered_at < called_at:  # else another thread got a response meanwhile
+                server.answer = self._request(server, self._monitor, backend, called_at + seconds)
                 server.answered_at = time.monotonic()
             return server.answer
         finally:
@@ -82,7 +82,7 @@ class StatusHooks:
 
     @hookimpl
     def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
-        """Close the channel to a backend that has ended."""
+        """Close the channel of a backend that has ended."""
         server = self._servers.pop((backend.pid, backend.created_at), None)
         if server:
             server.close()
@@ -100,7 +100,7 @@ class StatusHooks:
             if server.channel is None:
                 self._make_room()
                 server.channel = monitor.open_channel(backend)
-                if server.ask_after == math.inf:  # `close` came between
+                if server.ask_after == math.inf:  # `close` was called meanwhile
                     server.channel.close()
             channel, metadata = server.channel, tuple(monitor.call_metadata(backend).items())
 
@@ -123,37 +123,37 @@ class StatusHooks:
         return None
 
     def _make_room(self) -> None:
-        """Close the channels that were unused for longest, so that one more may be opened."""
-        open_ones = [each for each in list(self._servers.values()) if each.channel]
-        open_ones.sort(key=lambda each: each.answered_at)
-        for server in open_ones[: max(0, len(open_ones) + 1 - max_channels())]:
-            server.rest()
+        """Close the least recently used channels, so that one more may be opened."""
+        connected = [each for each in list(self._servers.values()) if each.channel]
+        connected.sort(key=lambda each: each.answered_at)
+        for server in connected[: max(0, len(connected) + 1 - max_channels())]:
+            server.close_idle_channel()
 
 
 class _Server:
-    """The server at a backend's address: its channel and its last response."""
+    """The channel to a backend's address, and the last response."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.lock = threading.Lock()  # held by the thread that makes a request
+        self.lock = threading.Lock()  # of the thread that makes a request
         self.channel: grpc.Channel | None = None
         self.answer: Status | None = None
         self.answered_at = self.ask_after = -math.inf
 
-    def rest(self) -> None:
-        """Close the channel unless it is in use. The next request opens a new one."""
+    def close_idle_channel(self) -> None:
+        """Close the channel unless a request uses it. The next request opens a new channel."""
         if self.lock.acquire(blocking=False):
             self.drop_channel()
             self.lock.release()
 
     def drop_channel(self) -> None:
-        """Close the channel; the caller holds the lock."""
+        """Close the channel; the caller must have acquired the lock."""
         channel, self.channel = self.channel, None
         if channel:
             channel.close()
 
     def close(self) -> None:
-        """Close the channel, even if it is in use, and make no more requests."""
+        """Close the channel, even during a request, and make no more requests."""
         self.ask_after = math.inf
         if channel := self.channel:
             channel.close()

@@ -1,4 +1,4 @@
-"""Delivers hooks that report events, one at a time and in order, on a thread of their own."""
+"""Calls the hooks that report events: one at a time, in order, on one thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class Delivery(NamedTuple):
-    """An event in the queue: the hook, its arguments, and a flag that is set after delivery."""
+    """A queued call of a hook; `done` is set after all implementations were called."""
 
     hook: str
     arguments: Mapping[str, Any]
@@ -24,9 +24,8 @@ class EventQueue:
     """A queue of events and the thread that delivers them.
 
     Args:
-        executor: calls the implementations.
-        timeout_seconds: the time that each implementation has, and the longest wait of `wait`.
-        log: logs each event, with its hook and arguments, before implementations are called.
+        timeout_seconds: the time limit of each implementation, and of `wait`.
+        log: is called with the hook and the arguments before each delivery.
     """
 
     def __init__(
@@ -42,18 +41,18 @@ class EventQueue:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread. Events that were published before are delivered first."""
+        """Start the thread, which first delivers the events that are already queued."""
         self._thread = threading.Thread(target=self._run, name="monitor-events", daemon=True)
         self._thread.start()
 
     def publish(self, hook: str, **arguments: Any) -> Delivery | None:
-        """Queue an event. Never blocks. None if the hook has no implementation."""
+        """Queue an event without blocking; return None if the hook has no implementation."""
         delivery = Delivery(hook, arguments, threading.Event())
         self._queue.put(delivery)
         return delivery if self._executor.implementations(hook) else None
 
     def wait(self, delivery: Delivery | None) -> None:
-        """Wait up to `timeout_seconds` for a delivery; return at once on a hook's thread."""
+        """Wait for a delivery, up to `timeout_seconds`; on a worker thread do not wait."""
         if delivery and self._thread and not self._executor.on_hook_thread():
             delivery.done.wait(self._timeout_seconds)
 

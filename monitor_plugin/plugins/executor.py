@@ -1,4 +1,4 @@
-"""Calls the implementations of hooks on threads of its own, each within its time."""
+"""Calls the implementations of hooks on worker threads, each with a time limit."""
 
 from __future__ import annotations
 
@@ -16,27 +16,24 @@ import pluggy
 from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import MonitorError
 from ..domain.models import HookFigures
-from .manager import is_wrapper
+from .signatures import is_wrapper
 
 _logger = logging.getLogger(__name__)
 
 
 class HookOverran(Exception):
-    """An implementation did not return within its time."""
+    """An implementation did not return within its time limit."""
 
 
 class WrongType(Exception):
-    """An implementation returned a value that its hook does not accept.
-
-    The message has the type and not the value, which may be a secret.
-    """
+    """A result has the wrong type. The message omits the value, which may be a secret."""
 
     def __init__(self, value: object, wanted: str) -> None:
         super().__init__(f"returned {type(value).__name__}, and should return {wanted}")
 
 
 class HookOutcome(NamedTuple):
-    """What one implementation returned or raised; the error may be `HookOverran` or `WrongType`."""
+    """The result of one implementation, or its error: its own, `HookOverran` or `WrongType`."""
 
     plugin_name: str
     value: Any
@@ -44,20 +41,18 @@ class HookOutcome(NamedTuple):
 
 
 def validate_nothing(value: Any) -> Any:
-    """Accept None only: the check of a hook that returns nothing."""
+    """Refuse any value, for hooks that return None."""
     raise WrongType(value, "nothing")
 
 
 class HookCall(NamedTuple):
-    """A hook that is to be called.
+    """A hook to call, and its arguments.
 
     Attributes:
-        hook: the hook's name.
-        seconds: the time that each implementation has; None for no limit.
-        arguments: the arguments that the hook's spec names.
-        validate: gets each returned value that is not None. Returns the valid value, or None for
-            one that says nothing; raises `WrongType`. Runs within the implementation's time.
-        is_last: whether an outcome ends the call, so that later implementations are not called.
+        seconds: the time limit of each implementation; None for no limit.
+        validate: validates each result that is not None, within the same time limit. Returns the
+            valid value, or None to ignore the result; raises `WrongType`.
+        is_last: returns True if an outcome ends the call; later implementations are not called.
     """
 
     hook: str
@@ -68,62 +63,53 @@ class HookCall(NamedTuple):
 
 
 class Implementation:
-    """One implementation of a hook, and its figures; these change under the executor's lock.
+    """One implementation of a hook, and its figures, which the executor's lock protects.
 
     Attributes:
-        found: Pluggy's record of it.
-        away: number of calls that have overrun and not returned yet. It is not called until this
-            is 0.
+        record: the `pluggy.HookImpl`.
+        overdue_calls: the number of calls that overran and have not returned yet. The
+            implementation is not called while this is above 0.
     """
 
-    __slots__ = (
-        *("found", "plugin_name", "function", "argument_names", "away"),
-        *("calls", "errors", "overruns", "seconds_total", "seconds_max"),
-    )
-
-    def __init__(self, found: Any) -> None:
-        self.found = found
-        self.plugin_name = str(found.plugin_name)
-        self.function: Callable[..., Any] = found.function
-        self.argument_names = tuple(found.argnames)
-        self.away = self.calls = self.errors = self.overruns = 0
+    def __init__(self, record: Any) -> None:
+        self.record = record
+        self.plugin_name = str(record.plugin_name)
+        self.overdue_calls = self.calls = self.errors = self.overruns = 0
         self.seconds_total = self.seconds_max = 0.0
 
-    def count_overrun(self, seconds: float) -> None:
-        """Count a call that did not return within `seconds`."""
-        self.away += 1
+    def count(self, seconds: float, failed: bool = False) -> None:
+        """Count a call that took `seconds`."""
         self.calls += 1
-        self.overruns += 1
+        self.errors += failed
         self.seconds_total += seconds
         self.seconds_max = max(self.seconds_max, seconds)
 
-    def count_late_return(self, seconds: float, overran_after: float, failed: bool) -> None:
-        """Add the rest of a call that `count_overrun` has counted with `overran_after` seconds."""
-        self.away -= 1
+    def count_overrun(self, limit: float) -> None:
+        """Count a call that did not return within `limit` seconds."""
+        self.overdue_calls += 1
+        self.overruns += 1
+        self.count(limit)
+
+    def count_late_return(self, seconds: float, limit: float, failed: bool) -> None:
+        """Complete the figures of a call that overran its `limit` and took `seconds` in all."""
+        self.overdue_calls -= 1
         self.errors += failed
-        self.seconds_total += seconds - overran_after
+        self.seconds_total += seconds - limit
         self.seconds_max = max(self.seconds_max, seconds)
 
     def figures(self, hook: str) -> HookFigures:
-        """Copy the figures."""
+        """Return a copy of the figures."""
         return HookFigures(
             hook, self.calls, self.errors, self.overruns, self.seconds_total, self.seconds_max
         )
 
 
 class HookRun:
-    """One call of a hook: its implementations in order, on one thread as long as none overruns.
+    """One call of a hook, which calls its implementations in order.
 
-    A worker thread calls the implementations, while the thread that waits for the outcomes watches
-    the time. An implementation that overruns keeps its thread, and the run goes on with the next
-    implementation on another thread. Both sides change the run under the executor's lock, which
-    the worker takes once for each implementation.
-
-    Args:
-        call: the hook, and how to call it.
-        implementations: in the order of their calls.
-        lock: the executor's.
-        workers: the threads on which a run goes on.
+    A worker thread calls the implementations. The thread that waits for the outcomes watches the
+    time limit. An implementation that overruns keeps its worker thread, and another one calls the
+    next implementation. `lock` protects the run; the worker takes it once per implementation.
     """
 
     def __init__(
@@ -139,75 +125,64 @@ class HookRun:
         self._workers = workers
         self._seconds = math.inf if call.seconds is None else call.seconds
         self._outcomes: list[HookOutcome] = []
-        self._thread_number = 0  # of the thread that the run is on; earlier ones were given up
-        self._place = 0  # of the implementation that is called, or is the next
-        self._is_calling = False  # False until the thread has begun
+        self._thread_number = 0  # of the current worker thread; earlier ones are abandoned
+        self._index = 0  # of the current or next implementation
+        self._is_calling = False  # whether the worker thread has started
         self._began_at = perf_counter()
-        self._finished = threading.Event()
+        self.finished = threading.Event()
         if not implementations:
-            self._finished.set()
-
-    def is_finished(self) -> bool:
-        """Whether no implementation is left to be called."""
-        return self._finished.is_set()
+            self.finished.set()
 
     def work(self, thread_number: int = 0) -> None:
-        """Call the implementations that are left. Raises nothing if the time is limited."""
+        """Call the remaining implementations. Raises nothing if the time is limited."""
         with self._lock:
             if thread_number != self._thread_number:
                 return
             self._is_calling = True
             self._began_at = began_at = perf_counter()
-            place = self._place
-        implementations, count = self._implementations, len(self._implementations)
-        is_last = place == count
+            index = self._index
+        is_last = index == len(self._implementations)
         while not is_last:
-            each = implementations[place]
-            is_away = each.away > 0
-            if is_away:
+            each = self._implementations[index]
+            is_overdue = each.overdue_calls > 0
+            if is_overdue:
                 error = HookOverran("an earlier call of it is not back yet")
                 outcome: HookOutcome | None = HookOutcome(each.plugin_name, None, error)
             else:
-                outcome = self._outcome(each)
-            place += 1
-            is_last, failed = place == count, False
+                outcome = self._outcome_of(each)
+            index += 1
+            is_last, failed = index == len(self._implementations), False
             if outcome is not None:
                 is_last = self._call.is_last(outcome) or is_last
                 failed = outcome.error is not None
             now = perf_counter()
             with self._lock:
-                if thread_number != self._thread_number:  # it overran, and the run has gone on
+                if thread_number != self._thread_number:  # overran; another thread took over
                     each.count_late_return(now - began_at, self._seconds, failed)
                     return
-                if not is_away:
-                    # Inline: a method call costs 0.2 us more for each implementation.
-                    seconds = now - began_at
-                    each.calls += 1
-                    each.errors += failed
-                    each.seconds_total += seconds
-                    if seconds > each.seconds_max:
-                        each.seconds_max = seconds
+                if not is_overdue:
+                    each.count(now - began_at, failed)
                 if outcome is not None:
                     self._outcomes.append(outcome)
-                self._place, self._began_at = place, now
+                self._index, self._began_at = index, now
                 if is_last:
-                    self._finished.set()
+                    self.finished.set()
             began_at = now
 
     def outcomes(self) -> list[HookOutcome]:
-        """Wait until the run has ended, and log what went wrong.
+        """Wait for the run to end, and log the errors.
 
         Returns:
-            The outcomes of the implementations that returned something, raised or overran.
+            The outcomes of the implementations that returned a value, raised or overran.
         """
-        while not self._finished.wait(self._seconds_left()):
-            self._go_on_elsewhere()
+        while not self.finished.wait(self._seconds_left()):
+            self._skip_overdue()
         for name, _, error in self._outcomes:
             if error is None or isinstance(error, HookOverran):
                 continue
             if isinstance(error, WrongType):
-                _logger.error("plugin %r: hook %s %s; it is left out", name, self._call.hook, error)
-            elif isinstance(error, MonitorError):  # raised on purpose: a traceback says no more
+                _logger.error("plugin %r: hook %s %s; ignored", name, self._call.hook, error)
+            elif isinstance(error, MonitorError):  # its message is enough; no traceback
                 _logger.error("plugin %r: hook %s raised: %s", name, self._call.hook, error)
             else:
                 _logger.error("plugin %r: hook %s raised", name, self._call.hook, exc_info=error)
@@ -216,58 +191,55 @@ class HookRun:
     def _seconds_left(self) -> float:
         return self._began_at + self._seconds - perf_counter()
 
-    def _go_on_elsewhere(self) -> None:
-        """Give up the thread that the run is on, if it is late, and go on on another one."""
+    def _skip_overdue(self) -> None:
+        """Skip the current implementation if it is overdue: continue on another thread."""
         with self._lock:
-            if self._finished.is_set() or self._seconds_left() > 0:
+            if self.finished.is_set() or self._seconds_left() > 0:
                 return
             self._thread_number += 1
             overdue = None
-            if self._is_calling:  # if not, a busy machine has not let the thread begin
-                overdue = self._implementations[self._place]
+            if self._is_calling:  # else the machine is busy, and the thread has not started yet
+                overdue = self._implementations[self._index]
                 overdue.count_overrun(self._seconds)
-                self._place += 1
+                self._index += 1
             self._is_calling = False
             self._began_at = perf_counter()
         if overdue is not None:
-            name, hook, seconds = overdue.plugin_name, self._call.hook, self._seconds
-            _logger.error(
-                "plugin %r: hook %s is not back within %g s, and is not called again until it is",
-                *(name, hook, seconds),
-            )
-            error = HookOverran(f"it was not back within {seconds:g} s")
-            outcome = HookOutcome(name, None, error)
+            message = "plugin %r: hook %s did not return within %g s; not called until it returns"
+            _logger.error(message, overdue.plugin_name, self._call.hook, self._seconds)
+            error = HookOverran(f"it was not back within {self._seconds:g} s")
+            outcome = HookOutcome(overdue.plugin_name, None, error)
             self._outcomes.append(outcome)
-            if self._place == len(self._implementations) or self._call.is_last(outcome):
-                self._finished.set()
+            if self._index == len(self._implementations) or self._call.is_last(outcome):
+                self.finished.set()
                 return
         self._workers.run(partial(self.work, self._thread_number))
 
-    def _outcome(self, each: Implementation) -> HookOutcome | None:
-        """Call an implementation; None if it says nothing."""
+    def _outcome_of(self, each: Implementation) -> HookOutcome | None:
+        """Call an implementation, and return its outcome; None if it returned None."""
         value: Any = None
         try:
-            value = each.function(*[self._call.arguments[name] for name in each.argument_names])
+            arguments = [self._call.arguments[name] for name in each.record.argnames]
+            value = each.record.function(*arguments)
             if value is None or (value := self._call.validate(value)) is None:
                 return None
             return HookOutcome(each.plugin_name, value, None)
-        except BaseException as error:  # also a SystemExit: it ends this call and no other
+        except BaseException as error:  # including SystemExit, which must not end the thread
             if inspect.iscoroutine(value):
                 value.close()  # nothing would await it
             if isinstance(error, KeyboardInterrupt) and self._call.seconds is None:
-                raise  # on the caller's own thread
+                raise  # the calling thread is the caller's
             return HookOutcome(each.plugin_name, None, error)
 
 
 class HookExecutor:
-    """Calls every implementation of a hook, one by one, on a thread that is not the caller's.
+    """Calls the implementations of a hook one by one on a worker thread. Thread-safe.
 
-    An implementation that raises is logged. One that does not return within its time is logged,
-    keeps its thread, and is not called again until it has returned. Wrappers are not called. Safe
-    to call from any thread.
+    Errors are logged. An implementation that does not return within its time limit is logged,
+    keeps its thread, and is not called again until it has returned. Wrappers are not called.
 
     Args:
-        managers: where implementations are registered; the first manager's are called first.
+        managers: the plugin managers; implementations of the first one are called first.
     """
 
     def __init__(self, managers: Sequence[pluggy.PluginManager]) -> None:
@@ -277,11 +249,11 @@ class HookExecutor:
         self._workers = ThreadPool("monitor-hook")
 
     def close(self) -> None:
-        """End the threads; each later call gets a thread of its own."""
+        """End the idle worker threads; each later call starts a new thread."""
         self._workers.close()
 
     def on_hook_thread(self) -> bool:
-        """Whether the calling thread is one on which an implementation runs."""
+        """Whether the calling thread is a worker thread, on which an implementation runs."""
         return self._workers.is_current()
 
     def implementations(self, hook: str) -> list[Implementation]:
@@ -295,7 +267,7 @@ class HookExecutor:
         if known is not None and known[0] == found:
             return known[1]
         with self._lock:
-            old = {each.found: each for each in self._known.get(hook, ([], []))[1]}
+            old = {each.record: each for each in self._known.get(hook, ([], []))[1]}
             implementations = [
                 old.get(each) or Implementation(each) for each in found if not is_wrapper(each)
             ]
@@ -303,36 +275,35 @@ class HookExecutor:
         return implementations
 
     def figures(self, hook: str) -> list[tuple[object, HookFigures]]:
-        """Give each plugin that implements a hook, and the figures of its implementation."""
+        """List the plugins that implement a hook, with the figures of the implementation."""
         implementations = self.implementations(hook)
         with self._lock:
-            return [(each.found.plugin, each.figures(hook)) for each in implementations]
+            return [(each.record.plugin, each.figures(hook)) for each in implementations]
 
     def call(self, call: HookCall) -> list[HookOutcome]:
-        """Call a hook; on the calling thread if the time is not limited.
+        """Call a hook, and return `HookRun.outcomes`.
 
-        Returns:
-            The outcomes of the implementations that returned something, raised or overran.
+        Without a time limit, the implementations run on the calling thread.
         """
         if call.seconds is not None:
             return self.begin(call)[0].outcomes()
-        run = HookRun(call, self.implementations(call.hook), self._lock, self._workers)
+        run = self._make_run(call)
         run.work()
         return run.outcomes()
 
     def begin(self, *calls: HookCall) -> list[HookRun]:
-        """Begin to call hooks, one after the other on one thread.
+        """Begin to call hooks, in order, on one worker thread.
 
-        Waking a second thread takes longer than fifty implementations that return at once
+        Waking a second thread takes longer than fifty implementations that return immediately
         (benchmarks/hooks.py).
         """
-        runs = [
-            HookRun(call, self.implementations(call.hook), self._lock, self._workers)
-            for call in calls
-        ]
-        if not all(run.is_finished() for run in runs):
+        runs = [self._make_run(call) for call in calls]
+        if not all(run.finished.is_set() for run in runs):
             self._workers.run(partial(_work, runs))
         return runs
+
+    def _make_run(self, call: HookCall) -> HookRun:
+        return HookRun(call, self.implementations(call.hook), self._lock, self._workers)
 
 
 def _work(runs: Sequence[HookRun]) -> None:

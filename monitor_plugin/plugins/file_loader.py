@@ -1,4 +1,4 @@
-"""Loads hook files, after a check that other users cannot change them."""
+"""Loads hook files that only root and the monitor's user can change."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ def load_hook_files(
     register: Callable[[str, ModuleType, str], object],
     is_disabled: Callable[[str], bool],
 ) -> None:
-    """Load and register each `*.py` of a folder, in order, and then single files.
+    """Load and register the `*.py` files of a folder, by name, and then single files.
 
-    Files of the folder whose names begin with `_` or `.` are skipped. Each file becomes the module
-    `monitor_plugin_hooks.<stem>`, and is registered under that name. `sys.path` does not change,
-    and no compiled file is written.
+    Files of the folder whose names begin with `_` or `.` are skipped. Each file becomes the plugin
+    and the module `monitor_plugin_hooks.<stem>`. `sys.path` does not change, and no compiled file
+    is written.
 
     Args:
         folder: the setting `hooks_dir`.
         files: the setting `hook`.
-        register: registers a plugin by its path and its name, or raises.
-        is_disabled: whether the file of a module name is disabled, and so not run.
+        register: registers a plugin: path, module, name.
+        is_disabled: whether a plugin name is disabled; the file of that name is not run.
 
     Raises:
-        SettingsError: the folder cannot be read, or users other than root and the monitor's own
-            may change it.
-        PluginError: the same of a file, or the file raised, or its hooks were refused. No file
-            stays in `sys.modules`.
+        SettingsError: the folder cannot be read, or other users can change it.
+        PluginError: a file cannot be read, other users can change it, it raised an error, or its
+            hooks were refused. No module stays in `sys.modules`.
     """
     paths = [] if folder is None else _files_of(folder)
     paths += [str(Path(file).absolute()) for file in files]
@@ -50,16 +49,15 @@ def load_hook_files(
             if is_disabled(name):
                 continue
             if name in loaded:
-                raise PluginError(
-                    name, f"hook file not loaded: {path}: {loaded[name]} has the same name"
-                )
+                other = loaded[name]
+                raise PluginError(name, f"hook file not loaded: {path}: {other} has the same name")
             loaded[name] = path
             before[name] = sys.modules.get(name)
             _load(path, name, register)
     except BaseException:
         for name, module in before.items():
             sys.modules.pop(name, None)
-            if module is not None:  # another monitor's
+            if module is not None:  # of another monitor
                 sys.modules[name] = module
         raise
 
@@ -79,17 +77,17 @@ def _files_of(folder: str) -> list[str]:
 
 def _load(path: str, name: str, register: Callable[[str, ModuleType, str], object]) -> None:
     try:
-        # The open file is checked and run, because its path may name another file later.
-        # O_NONBLOCK, because opening a pipe would wait for a writer.
+        # Check and run the same open file: the path may name another file later.
+        # O_NONBLOCK: opening a pipe would block until it has a writer.
         with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
-            folder = str(Path(path).resolve().parent)  # of the file itself, not of a link to it
+            folder = str(Path(path).resolve().parent)  # of the file, not of a link to it
             _check(folder, os.stat(folder), stat.S_ISDIR)
             _check(path, os.fstat(file.fileno()), stat.S_ISREG)
             source = file.read()
     except (OSError, ValueError) as error:
         raise PluginError(name, f"hook file not loaded: {_text(error, path)}") from None
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec  # the path ends in .py
+    assert spec  # not None for a path that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -97,29 +95,25 @@ def _load(path: str, name: str, register: Callable[[str, ModuleType, str], objec
         register(path, module, name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a third party's file may raise anything, also a SystemExit
+    except BaseException as error:  # a third party's file may raise anything, even SystemExit
         why = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(name, f"hook file {path} was not loaded: {why}") from error
 
 
 def _check(path: str, found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
-    """Check that only root and the monitor's user may change a file or folder.
-
-    Raises:
-        ValueError: other users may change it, or it is not of that kind.
-    """
+    """Raise ValueError if other users can change a path, or if it is of the wrong kind."""
     mode = f"mode {stat.S_IMODE(found.st_mode):04o}"
     if not is_kind(found.st_mode):
         wanted = "folder" if is_kind is stat.S_ISDIR else "regular file"
-        raise ValueError(f"{path} is no {wanted}")
+        raise ValueError(f"{path} is not a {wanted}")
     if found.st_uid not in (0, os.geteuid()):
         raise ValueError(
-            f"{path} ({mode}) belongs to user {found.st_uid}, and must to root or to the monitor's "
-            f"user, {os.geteuid()}: its code would run; chown it"
+            f"{path} ({mode}) belongs to user {found.st_uid}, who could run code in the monitor; "
+            f"chown it to root or to the monitor's user, {os.geteuid()}"
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ValueError(
-            f"{path} ({mode}) can be written by others than its owner, and its code would run; "
+            f"{path} ({mode}) can be written by other users, who could run code in the monitor; "
             f"chmod go-w {path}"
         )
 

@@ -1,4 +1,4 @@
-"""A typed method for each hook that the monitor calls; no other module calls hooks."""
+"""Calls the hooks: one typed method per hook. No other module calls them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ class Refusal(NamedTuple):
 
 
 class StopAnswer(NamedTuple):
-    """The plugin that stops a backend, or failed to stop it.
+    """The plugin that stops a backend, or failed to.
 
     Attributes:
-        plugin_name: the plugin.
         under_way: whether the stop is done or under way.
-        error: why it failed, or that the plugin has not returned in time; else None.
+        error: the reason of the failure, or that the plugin overran; else None.
     """
 
     plugin_name: str
@@ -45,29 +44,29 @@ class StopAnswer(NamedTuple):
 
 
 class HookQuery(NamedTuple):
-    """The hooks of one reading, while they are called."""
+    """The hook calls of one reading, while they run."""
 
     status_run: HookRun
     components_run: HookRun | None = None
 
     def status(self) -> Status | None:
-        """Wait for the first status that a hook returned; None if there is none."""
+        """Wait for the calls, and return the first status; None if no hook returned one."""
         outcomes = self.status_run.outcomes()
         return outcomes[-1].value if outcomes else None
 
     def memory_components(self) -> dict[str, int]:
-        """Wait for the bytes by component; the first value of a component counts."""
+        """Wait for the calls, and return bytes by component; the first value counts."""
         return _merged(self.components_run.outcomes()) if self.components_run else {}
 
 
 class Hooks:
-    """Calls the hooks. An answer that is not valid is logged and left out.
+    """Calls the hooks. Invalid results are logged and ignored.
 
     Args:
         executor: calls the implementations.
-        events: delivers the hooks that return nothing, one at a time.
-        event_log: records the events that these hooks report.
-        timeout_seconds: the time that each implementation has.
+        events: calls the hooks that report events.
+        event_log: records these events.
+        timeout_seconds: the time limit of each implementation.
     """
 
     def __init__(
@@ -82,8 +81,8 @@ class Hooks:
         self._event_log = event_log
         self._timeout_seconds = timeout_seconds
 
-    # `monitor_started` and `monitor_add_routes` run on the calling thread, without a limit of time,
-    # because they set things up.
+    # `monitor_started` and `monitor_add_routes` set plugins up. They run on the calling thread,
+    # without a time limit.
 
     def started(self, monitor: Monitor) -> None:
         """Call `monitor_started`."""
@@ -104,7 +103,7 @@ class Hooks:
     def _notify(self, hook: str, seconds: float | None, **arguments: Any) -> None:
         self._executor.call(HookCall(hook, seconds, arguments))
 
-    # Events are queued in order. A caller may wait, for a bounded time, until one is delivered.
+    # Hooks that report events, which are queued. A caller may `wait` for the delivery.
 
     def backend_registered(self, backend: Backend) -> Delivery | None:
         """Queue `monitor_backend_registered`."""
@@ -126,19 +125,16 @@ class Hooks:
         )
 
     def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
-        """Queue `monitor_shutdown_finished`, and wait until it is delivered."""
+        """Queue `monitor_shutdown_finished`, and wait for its delivery."""
         self._event_log.add("shutdown_finished", backend, outcome=outcome, seconds=seconds)
-        self.wait(
-            self._events.publish(
-                "monitor_shutdown_finished", backend=backend, outcome=outcome, seconds=seconds
-            )
-        )
+        arguments = {"backend": backend, "outcome": outcome, "seconds": seconds}
+        self.wait(self._events.publish("monitor_shutdown_finished", **arguments))
 
     def wait(self, delivery: Delivery | None) -> None:
-        """Wait until an event is delivered, for a bounded time."""
+        """Wait for the delivery of an event, up to `timeout_seconds`."""
         self._events.wait(delivery)
 
-    # Hooks whose answers are used; each implementation has `timeout_seconds`.
+    # Hooks that return values.
 
     def begin_query(
         self,
@@ -146,27 +142,18 @@ class Hooks:
         timeout_seconds: float,
         pids: Callable[[], Sequence[int]] | None = None,
     ) -> HookQuery:
-        """Begin to call `monitor_query_status`, and `monitor_memory_components` after it.
+        """Begin to call `monitor_query_status`, then `monitor_memory_components`.
 
         Args:
-            backend: the backend that is read.
-            timeout_seconds: the reading's timeout, for `monitor_query_status`.
-            pids: lists the backend's process tree; it is called only if a hook needs it. None to
+            backend: the backend to read.
+            timeout_seconds: the timeout of the reading.
+            pids: lists the backend's process tree; called only if a hook needs the PIDs. None to
                 call `monitor_query_status` alone.
         """
-        arguments = {
-            "backend": backend,
-            "timeout_seconds": min(timeout_seconds, self._timeout_seconds),
-        }
-        calls = [
-            HookCall(
-                "monitor_query_status",
-                self._timeout_seconds,
-                arguments,
-                validate_status,
-                _has_value,
-            )
-        ]
+        seconds = self._timeout_seconds
+        arguments = {"backend": backend, "timeout_seconds": min(timeout_seconds, seconds)}
+        hook = "monitor_query_status"
+        calls = [HookCall(hook, seconds, arguments, validate_status, _has_value)]
         if pids is not None:
             calls += self._components_call(backend, pids)
         return HookQuery(*self._executor.begin(*calls))
@@ -174,14 +161,9 @@ class Hooks:
     def memory_components(
         self, backend: Backend, pids: Callable[[], Sequence[int]]
     ) -> dict[str, int]:
-        """Call `monitor_memory_components`, and merge what is returned; the first value counts.
+        """Call `monitor_memory_components`; return bytes by component, the first value counts.
 
-        Args:
-            backend: whose memory it is.
-            pids: lists the backend's process tree; it is called only if a hook needs it.
-
-        Returns:
-            Bytes by component.
+        `pids` lists the backend's process tree; it is called only if a hook needs the PIDs.
         """
         calls = self._components_call(backend, pids)
         return _merged(self._executor.call(calls[0])) if calls else {}
@@ -196,30 +178,23 @@ class Hooks:
         return [HookCall(hook, self._timeout_seconds, arguments, validate_components)]
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
-        """Call `monitor_call_metadata`, and merge what is returned; the first value counts."""
-        return _merged(
-            self._executor.call(
-                HookCall(
-                    "monitor_call_metadata",
-                    self._timeout_seconds,
-                    {"backend": backend},
-                    validate_metadata,
-                )
-            )
-        )
+        """Call `monitor_call_metadata`; return the merged metadata, the first value counts."""
+        hook, arguments = "monitor_call_metadata", {"backend": backend}
+        call = HookCall(hook, self._timeout_seconds, arguments, validate_metadata)
+        return _merged(self._executor.call(call))
 
     def may_delay_status(self) -> bool:
-        """Whether any hook is implemented that runs before a backend is asked for its status."""
+        """Whether a plugin implements a hook that runs before the `Status` call of a reading."""
         hooks = ("monitor_query_status", "monitor_call_metadata")
         return any(map(self._executor.implementations, hooks))
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
-        """Call `monitor_before_shutdown`: the first refusal, or None if no plugin refuses."""
+        """Call `monitor_before_shutdown`; return the first refusal, or None."""
         arguments = {"backend": backend, "force": force}
 
         def refuses(outcome: HookOutcome) -> bool:
-            # A value of the wrong type is no refusal. An implementation that raises or overruns may
-            # have meant to refuse.
+            # An implementation that raises or overruns might have refused. A result of the wrong
+            # type does not refuse.
             failed = outcome.error is not None and not isinstance(outcome.error, WrongType)
             return _has_value(outcome) or (failed and not force)
 
@@ -233,9 +208,9 @@ class Hooks:
         return None
 
     def stop_backend(self, backend: Backend, timeout_seconds: float) -> StopAnswer | None:
-        """Call `monitor_stop_backend`: the first plugin's answer, or None if no plugin answers.
+        """Call `monitor_stop_backend`; return the first answer, or None.
 
-        Each implementation has `timeout_seconds`, and the time of any other hook in addition.
+        The time limit is `timeout_seconds` plus that of the other hooks.
         """
         arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
         seconds = timeout_seconds + self._timeout_seconds
@@ -246,11 +221,11 @@ class Hooks:
         call = HookCall("monitor_stop_backend", seconds, arguments, validate_under_way, answers)
         for name, under_way, error in self._executor.call(call):
             if isinstance(error, HookOverran):
-                return StopAnswer(name, under_way=True, error=str(error))
+                return StopAnswer(name, True, str(error))
             if isinstance(error, ShutdownFailed):
                 return StopAnswer(name, False, getattr(error, "reason", str(error)))
             if under_way is not None:
-                return StopAnswer(name, under_way=under_way, error=None)
+                return StopAnswer(name, under_way, None)
         return None
 
 
@@ -259,7 +234,7 @@ def _shown(error: BaseException | None) -> str:
         return str(error)
     try:
         return repr(error)
-    except Exception:  # the `__repr__` is a third party's code
+    except Exception:  # `__repr__` is third-party code
         return type(error).__name__
 
 

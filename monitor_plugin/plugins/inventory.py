@@ -13,12 +13,10 @@ from .manager import PluginManager
 def list_plugins(
     executor: HookExecutor, manager: PluginManager, host: pluggy.PluginManager | None
 ) -> list[LoadedPlugin]:
-    """List the plugins whose hooks are called, in the order of their registration.
+    """List the plugins in the order of their registration.
 
-    Args:
-        executor: has the figures.
-        manager: the monitor's manager; all its plugins are listed.
-        host: a host's own manager; plugins that implement a hook of the monitor are listed.
+    All plugins of the monitor's `manager` are listed, and those of the `host`'s own manager that
+    implement a hook of the monitor.
     """
     figures: dict[int, list[HookFigures]] = {}
     for hook in HOOK_NAMES:

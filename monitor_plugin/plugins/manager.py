@@ -21,11 +21,11 @@ ENTRY_POINT_GROUP = "monitor_plugin"
 
 
 class PluginManager(pluggy.PluginManager):
-    """The manager of the monitor's hooks. It refuses plugins that could not be called.
+    """The manager of the monitor's hooks, which refuses plugins with wrong implementations.
 
     Args:
-        disabled: names of plugins that are not registered. A hook file's name may be given without
-            its prefix `monitor_plugin_hooks.`.
+        disabled: the names of plugins not to register. The names of hook files may omit the prefix
+            `monitor_plugin_hooks.`.
     """
 
     def __init__(self, disabled: Collection[str] = ()) -> None:
@@ -39,13 +39,13 @@ class PluginManager(pluggy.PluginManager):
         """Register a plugin.
 
         Returns:
-            The plugin's name; None if the plugin is disabled. Without `name`, a module or a class
-            has its own name, and an instance that of its class, with a number if that is taken.
+            The plugin's name; None if the plugin is disabled. The default of `name` is the name of
+            the module or class; for an instance, its class name, with a number if that is taken.
 
         Raises:
-            PluginError: the plugin implements an unknown hook, a hook that hosts call, a hook with
-                a wrong signature, or a wrapper. It is not registered.
-            ValueError: the plugin is registered already (Pluggy).
+            PluginError: an implementation has an unknown hook, a hook that hosts call, or a wrong
+                signature, or is a wrapper. The plugin is not registered.
+            ValueError: the plugin is already registered (Pluggy).
         """
         return self.register_from("plugin_manager.register()", plugin, name)
 
@@ -63,7 +63,7 @@ class PluginManager(pluggy.PluginManager):
         try:
             registered = super().register(plugin, name)
         except pluggy.PluginValidationError as error:
-            if self.is_registered(plugin):  # older versions of Pluggy register it in part
+            if self.is_registered(plugin):  # older versions of Pluggy leave it registered
                 self.unregister(plugin)
             raise PluginError(name, f"plugin {name!r} was not registered: {error}") from error
         self._sources[name] = source
@@ -71,7 +71,7 @@ class PluginManager(pluggy.PluginManager):
         return registered
 
     def _log_unmarked(self, name: str, plugin: object) -> None:
-        """Log functions that have the name of a hook and no marker; they will not be called."""
+        """Warn of functions that have a hook's name but no marker, and are not called."""
         for hook in hookspecs.HOOK_NAMES:
             function = inspect.getattr_static(plugin, hook, None)
             if hook in hookspecs.HOST_CALLS or not inspect.isroutine(function):
@@ -85,7 +85,7 @@ class PluginManager(pluggy.PluginManager):
         return self._sources[name]
 
     def get_canonical_name(self, plugin: object) -> str:
-        """Name an instance by its class; Pluggy would use the number of its `id`."""
+        """Name an instance after its class; Pluggy would use the number of its `id`."""
         base = getattr(plugin, "__name__", None)
         if isinstance(base, str):
             return base
@@ -97,16 +97,16 @@ class PluginManager(pluggy.PluginManager):
         return name
 
     def is_disabled(self, name: str) -> bool:
-        """Whether a plugin of that name is disabled; its code need not have run yet."""
+        """Whether a plugin name is disabled; the plugin need not be loaded."""
         hits = {name, name.removeprefix(HOOK_FILE_PREFIX)}.intersection(self._disabled)
         self._matched_names |= hits
         return bool(hits)
 
     def log_unknown_disabled(self) -> None:
-        """Log the disabled names that no plugin had."""
+        """Warn of disabled names that match no plugin."""
         for name in self._disabled:
             if name not in self._matched_names:
-                _logger.warning("setting disable_hook: no plugin is called %r", name)
+                _logger.warning("setting disable_hook: there is no plugin %r", name)
 
     def register_monitor(self, plugin: object) -> None:
         """Register the monitor's own implementations of the hooks that hosts call."""
@@ -120,26 +120,22 @@ class PluginManager(pluggy.PluginManager):
                 yield name, options, getattr(plugin, attribute)
 
     def load_entry_points(self) -> None:
-        """Register the plugins of installed packages; one that fails is logged and left out."""
+        """Register the plugins of installed packages; log and skip those that fail."""
         for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
-            name, source = entry_point.name, _distribution(entry_point)
+            name, package = entry_point.name, entry_point.dist
+            source = f"{package.name} {package.version}" if package else entry_point.value
             if self.is_blocked(name) or self.is_disabled(name):
                 continue
             if self.has_plugin(name):
-                message = "plugin %r of %s was not loaded: another one has that name"
+                message = "plugin %r of %s was not loaded: another plugin has that name"
                 _logger.warning(message, name, source)
                 continue
             try:
                 self.register_from(source, entry_point.load(), name)
             except KeyboardInterrupt:
                 raise
-            except BaseException:  # a third party's import may raise anything, also a SystemExit
+            except BaseException:  # a third party's import may raise anything, even SystemExit
                 _logger.exception("plugin %r of %s was not loaded", name, source)
-
-
-def _distribution(entry_point: metadata.EntryPoint) -> str:
-    found = entry_point.dist
-    return f"{found.name} {found.version}" if found else entry_point.value
 
 
 def _validate_implementation(hook: str, options: Any, function: Callable[..., Any]) -> None:
@@ -151,16 +147,5 @@ def _validate_implementation(hook: str, options: Any, function: Callable[..., An
             f"{hook!r} is called by hosts and implemented by the monitor alone; "
             "implement 'monitor_backend_registered' or 'monitor_backend_gone'"
         )
-    if options.get("hookwrapper") or options.get("wrapper"):
-        raise ValueError(no_wrappers(hook))
-    validate_signature(hook, function)
-
-
-def is_wrapper(implementation: Any) -> bool:
-    """Whether a `pluggy.HookImpl` is a wrapper, of the old or of the new style."""
-    return implementation.hookwrapper or getattr(implementation, "wrapper", False)
-
-
-def no_wrappers(hook: str) -> str:
-    """Return the message with which a wrapper is refused."""
-    return f"{hook!r} is a wrapper; implementations are called one by one, and cannot be wrapped"
+    wraps = options.get("hookwrapper") or options.get("wrapper")
+    validate_signature(hook, function, is_wrapper=wraps)

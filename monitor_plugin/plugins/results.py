@@ -1,7 +1,7 @@
-"""Validates what implementations of hooks return.
+"""Validates the results of hooks.
 
-Each function returns the valid value as plain types, or None for one that says nothing, and raises
-`WrongType`. It runs on the hook's thread, because a mapping may be a third party's code.
+Each function returns the value as plain types, or raises `WrongType`. The
+functions run within the implementation's time limit, because a mapping may be third-party code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
 
 def validate_status(value: object) -> Status:
-    """Return a status of plain integers."""
+    """Validate the result of `monitor_query_status`."""
     if not _is_status(value):
         raise WrongType(value, "a Status of integers within 64 bits")
     memory = value.memory
@@ -29,31 +29,29 @@ def validate_status(value: object) -> Status:
     return Status(int(value.state), memory)
 
 
-def validate_metadata(value: object) -> dict[str, str] | None:
-    """Return the metadata of a call."""
+def validate_metadata(value: object) -> dict[str, str]:
+    """Validate the result of `monitor_call_metadata`."""
     if not isinstance(value, Mapping) or not _is_metadata(metadata := dict(value)):
         raise WrongType(value, "a mapping of gRPC metadata: ASCII, and keys in lower case")
     return metadata
 
 
-def validate_components(value: object) -> dict[str, int] | None:
-    """Return bytes by component."""
-    if type(value) is dict and not value:  # the usual answer, checked quickly
-        return None
+def validate_components(value: object) -> dict[str, int]:
+    """Validate the result of `monitor_memory_components`."""
     if not isinstance(value, Mapping) or not _is_breakdown(components := dict(value)):
         raise WrongType(value, "a mapping of names to bytes")
     return _breakdown(components)
 
 
 def validate_reason(value: object) -> str:
-    """Return the reason for which a shutdown is refused."""
+    """Validate the result of `monitor_before_shutdown`."""
     if not isinstance(value, str):
         raise WrongType(value, "a string or None")
     return value
 
 
 def validate_under_way(value: object) -> bool:
-    """Return whether a stop is under way."""
+    """Validate the result of `monitor_stop_backend`."""
     if not isinstance(value, bool):
         raise WrongType(value, "True, False or None")
     return value
@@ -64,10 +62,8 @@ def _is_bytes(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value is a string that JSON can carry: one without lone surrogates."""
-    if not isinstance(value, str):
-        return False
-    return value == value.encode(errors="replace").decode()
+    """Whether a value is a string without lone surrogates, which JSON cannot encode."""
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()
 
 
 def _breakdown(components: Mapping[str, int]) -> dict[str, int]:
@@ -84,11 +80,14 @@ def _is_breakdown(value: object) -> bool:
 def _is_status(value: object) -> TypeGuard[Status]:
     if not isinstance(value, Status) or not isinstance(value.state, int):
         return False
-    if int(value.state) not in _STATES:
-        return False
     memory = value.memory
-    return memory is None or (
-        isinstance(memory, Memory) and _is_bytes(memory.total) and _is_breakdown(memory.breakdown)
+    return int(value.state) in _STATES and (
+        memory is None
+        or (
+            isinstance(memory, Memory)
+            and _is_bytes(memory.total)
+            and _is_breakdown(memory.breakdown)
+        )
     )
 
 

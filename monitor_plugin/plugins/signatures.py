@@ -10,40 +10,41 @@ from .. import hookspecs
 _STAR = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
+def is_wrapper(implementation: Any) -> bool:
+    """Whether a `pluggy.HookImpl` is a wrapper, of the old or the new style."""
+    return implementation.hookwrapper or getattr(implementation, "wrapper", False)
+
+
 def argument_names(hook: str) -> tuple[str, ...]:
-    """List the names of a hook's arguments, in their order."""
+    """Return the names of a hook's arguments, in order."""
     return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
 
 
 def signature_of(hook: str, first: str = "") -> str:
-    """Write a hook's signature as Python does: `monitor_closing() -> None`.
-
-    Args:
-        hook: the hook's name.
-        first: an argument to add before the others, such as `self`.
-    """
+    """Format a hook's signature: `monitor_closing() -> None`, with a `first` argument if given."""
     arguments, _, result = str(inspect.signature(getattr(hookspecs, hook))).rpartition(" -> ")
     arguments = ", ".join(part for part in (first, arguments[1:-1]) if part)
     return f"{hook}({arguments}) -> {result}".replace("'", "")
 
 
 def validate_signature(hook: str, function: Any, *, is_wrapper: bool = False) -> None:
-    """Check that an implementation can be called with the arguments of its hook.
-
-    It may take fewer arguments than the spec has, but none that the spec does not have.
+    """Check that an implementation can be called with some or all arguments of its hook.
 
     Args:
         hook: the hook's name.
         function: a function, or a method bound to the plugin.
-        is_wrapper: whether it is one of Pluggy's wrappers, which are generators.
+        is_wrapper: whether it is a wrapper (a generator), which only the hooks of hosts may have.
 
     Raises:
-        ValueError: the signature is wrong; the message has the one that is expected.
+        ValueError: it cannot be called so; the message has the expected signature.
     """
+    if is_wrapper and hook not in hookspecs.HOST_CALLS:
+        message = "is a wrapper; implementations are called one by one, and cannot be wrapped"
+        raise ValueError(f"{hook!r} {message}")
     is_method = inspect.ismethod(function)
     try:
         found = inspect.signature(function.__func__ if is_method else function)
-    except (TypeError, ValueError):  # a built-in function, whose signature is not known
+    except (TypeError, ValueError):  # a built-in function without a signature
         return
     parameters = list(found.parameters.values())
     first = parameters[0].name if parameters else None

@@ -94,7 +94,7 @@ def test_failed_message_is_retried(
     eventually(lambda: len(text(caplog)) == 2)
     assert text(caplog) == [
         "the receiver: an event could not be sent: busy",
-        "the receiver: events are sent again, and none waits; 0 were lost",
+        "the receiver: events are sent again, and the queue is empty; 0 were lost",
     ]
 
 

@@ -77,7 +77,7 @@ def test_invalid_value_can_be_hidden() -> None:
     with pytest.raises(SettingsError) as raised:
         settings(X="hunter2").get("X", count, "a number", None, hide=True)
     assert str(raised.value) == (
-        "MONITOR_HOOK_IDLE_STOP_X: it must be a whole number from 1 on; write a number"
+        "MONITOR_HOOK_IDLE_STOP_X: it must be an integer of at least 1; write a number"
     )
 
 
@@ -97,7 +97,7 @@ def test_invalid_value_can_be_hidden() -> None:
 def test_bytes_have_units(text: str, amount: int | None) -> None:
     """Those of 1000 and those of 1024."""
     if amount is None:
-        with pytest.raises(ValueError, match="no number of bytes"):
+        with pytest.raises(ValueError, match="not a number of bytes"):
             size(text)
     else:
         assert size(text) == amount

@@ -154,7 +154,7 @@ def test_what_is_on_no_device_is_no_figure(text: str, hook: ModuleType) -> None:
 def test_a_folder_that_is_none_is_refused(hooked: MakeHooked) -> None:
     """As the file is loaded, where else there would never be a figure."""
     with pytest.raises(
-        PluginError, match="_PROC='/no/proc': there is no such folder; write a path"
+        PluginError, match="_PROC='/no/proc': the folder does not exist; write a path"
     ):
         hooked("drm_memory", {"PROC": "/no/proc"})
 
@@ -168,7 +168,7 @@ def test_a_strange_amount_leaves_all_out(
     for _ in range(2):
         assert hook.monitor_memory_components(Backend("m", 5, "a:1", 0.0), [5]) == {}
     (record,) = caplog.records
-    assert record.getMessage().startswith("no GPU memory of model 'm': ")
+    assert record.getMessage().startswith("no GPU memory for 'm': ")
 
 
 def test_a_process_that_may_not_be_read_leaves_all_out(
@@ -191,7 +191,7 @@ def test_a_process_that_may_not_be_read_leaves_all_out(
             assert hook.monitor_memory_components(backend, [5, 6, 7]) == {}
         finally:
             os.seteuid(user)
-    assert "model 'm': [Errno 13] Permission denied: " in caplog.text
+    assert "for 'm': [Errno 13] Permission denied: " in caplog.text
 
 
 def test_a_child_that_nobody_waited_for_costs_nothing(

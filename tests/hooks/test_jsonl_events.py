@@ -164,8 +164,11 @@ def test_no_half_line_is_left(hooked: MakeHooked, tmp_path: Path) -> None:
     [
         ({"PATH": "/no/folder/file"}, "_PATH='/no/folder/file': No such file or directory; write "),
         ({"PATH": "/tmp"}, "_PATH='/tmp': Is a directory; write the path of a file"),
-        ({"MAX_BYTES": "10 MiBs"}, "_MAX_BYTES='10 MiBs': that is no number of bytes; write bytes"),
-        ({"BACKUPS": "none"}, "_BACKUPS='none': it must be a whole number from 1 on; write"),
+        (
+            {"MAX_BYTES": "10 MiBs"},
+            "_MAX_BYTES='10 MiBs': it is not a number of bytes; write",
+        ),
+        ({"BACKUPS": "none"}, "_BACKUPS='none': it must be an integer of at least 1; write"),
     ],
 )
 def test_bad_settings_are_refused(

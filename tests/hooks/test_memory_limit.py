@@ -93,7 +93,7 @@ def test_a_backend_over_its_limit_is_stopped(
     assert host.running == ["a1", "b", "free"]
     (told,) = caplog.messages
     assert "model 'a2' (process" in told
-    assert "101 MiB are held, over 100 MiB for 'a*'" in told
+    assert "uses 101 MiB, over 100 MiB for 'a*'" in told
 
 
 def test_one_bad_figure_stops_nothing(watched: MakeWatched) -> None:
@@ -131,7 +131,7 @@ def test_over_the_total_as_many_are_stopped_as_it_takes(
     host.sweep(times=3, **dict.fromkeys(left, 100))
     assert host.running == left
     (told,) = caplog.messages
-    assert "1.221 GiB are held by 4 backends, over 1000 MiB in all (it: " in told
+    assert "4 backends use 1.221 GiB, over 1000 MiB in total (this backend: " in told
 
 
 def test_who_is_being_stopped_counts_as_gone(watched: MakeWatched) -> None:
@@ -179,7 +179,7 @@ def test_who_may_be_busy_is_left_alone(
     assert host.running == ["a"]
     assert len(caplog.messages) == 2  # for the model, and for all
     assert "model 'a' (process " in caplog.messages[0]
-    assert "101 MiB are held, over 100 MiB for '*', and nothing may be stopped now" in caplog.text
+    assert "uses 101 MiB, over 100 MiB for '*', and no backend may be stopped now" in caplog.text
     host.sweep(a=101)
     assert host.running == []
 
@@ -238,9 +238,12 @@ def test_without_a_limit_it_does_nothing(watched: MakeWatched) -> None:
     ("said", "why"),
     [
         ({"MODELS": "a=8"}, None),
-        ({"MODELS": "a=8 Gb"}, "_MODELS='a=8 Gb': in 'a=8 Gb': that is no number of bytes; write "),
-        ({"TOTAL": "9" * 400}, "999': that is no number of bytes; write bytes, as 48GiB"),
-        ({"TOTAL": "80%"}, "_TOTAL='80%': that is no number of bytes; write bytes, as 48GiB"),
+        (
+            {"MODELS": "a=8 Gb"},
+            "_MODELS='a=8 Gb': in 'a=8 Gb': it is not a number of bytes",
+        ),
+        ({"TOTAL": "9" * 400}, "999': it is not a number of bytes; write bytes, as 48GiB"),
+        ({"TOTAL": "80%"}, "_TOTAL='80%': it is not a number of bytes; write bytes, as 48GiB"),
         ({"ORDER": "oldest"}, "_ORDER='oldest': it is none of lru, largest; write lru or largest"),
         ({"STOP_BUSY": "1"}, "_STOP_BUSY='1': it is neither yes nor no; write yes or no"),
         ({"FOR_SECONDS": "0"}, "_FOR_SECONDS='0': it must be over 0, and finite; write seconds"),

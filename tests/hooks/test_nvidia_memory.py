@@ -105,7 +105,7 @@ def test_a_trees_memory_stands_in_the_breakdown_by_device(
     calls = driver.calls("compute 0")
     eventually(lambda: watched.breakdown() and driver.calls("compute 0") > calls + 1)
     assert watched.log.count("\n") == 1
-    assert "no memory of GPU 0: GPU is lost" in watched.log
+    assert "GPU 0: no GPU memory is available: GPU is lost" in watched.log
     driver.says(*says)
     eventually(lambda: watched.breakdown() == both)
     assert driver.calls("init 0") > 1
@@ -129,7 +129,7 @@ def test_older_drivers_are_asked_by_their_calls(
     )
     watched = start({"m": parent}, **driver.environment)
     assert watched.breakdown() == {"vram:nvidia0": 7 * MIB}
-    assert "no memory of GPU 2: GPU is lost" in watched.log
+    assert "GPU 2: no GPU memory is available: GPU is lost" in watched.log
 
 
 @pytest.mark.once
@@ -179,7 +179,7 @@ def test_what_is_missing_is_said_once(
         driver.says("devices 0 1", f"compute 0 {pid} {MIB}")
         eventually(lambda: watched.breakdown() == {"vram:nvidia0": MIB})
     assert watched.log.splitlines() == [
-        f"monitor_plugin_hooks.nvidia_memory: no memory of NVML: {why}"
+        f"monitor_plugin_hooks.nvidia_memory: NVML: no GPU memory is available: {why}"
     ]
     watched.close()
 

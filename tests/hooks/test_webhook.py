@@ -93,12 +93,12 @@ def test_without_a_url_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> 
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({}, "MONITOR_HOOK_WEBHOOK_SECRET_FILE: write the path of a file that holds the secret"),
-        ({"URL": "hunter2@x"}, "MONITOR_HOOK_WEBHOOK_URL: it is no https:// or http:// URL"),
+        ({}, "MONITOR_HOOK_WEBHOOK_SECRET_FILE: write the path of a file that contains the secret"),
+        ({"URL": "hunter2@x"}, "MONITOR_HOOK_WEBHOOK_URL: it is not an https:// or http:// URL"),
         ({"SECRET_FILE": "/no/file"}, "MONITOR_HOOK_WEBHOOK_SECRET_FILE='/no/file': No such file"),
         (
             {"SECRET": "whsec_hunter2!"},
-            "MONITOR_HOOK_WEBHOOK_SECRET: after whsec_ there is no base64",
+            "MONITOR_HOOK_WEBHOOK_SECRET: the text after whsec_ is not base64",
         ),
         ({"SECRET": SECRET, "QUEUE": "0"}, "MONITOR_HOOK_WEBHOOK_QUEUE='0': "),
         ({"SECRET": SECRET, "ATTEMPTS": "x"}, "MONITOR_HOOK_WEBHOOK_ATTEMPTS='x': "),

@@ -144,15 +144,15 @@ def test_overrun_costs_its_time_once(rig: Rig, caplog: pytest.LogCaptureFixture)
     overran = [(name, HookOverran) for name in ("p1", "p3", "p4")]
     expected = sorted([("p0", 0), ("p2", 2), ("p5", 5), *overran])
     assert rig.call(0.05) == expected
-    assert caplog.text.count("is not back within 0.05 s") == 3
+    assert caplog.text.count("did not return within 0.05 s") == 3
     assert rig.call(0.05) == expected
     assert [len(plugin.threads) for plugin in plugins] == [2, 1, 2, 1, 1, 2]
-    assert caplog.text.count("is not back within 0.05 s") == 3
+    assert caplog.text.count("did not return within 0.05 s") == 3
     assert [rig.figures(place) for place in (0, 1, 3)] == [(2, 0, 0), (1, 0, 1), (1, 0, 1)]
     before = [each.seconds_total for _, each in rig.executor.figures(HOOK)]
     assert before[1] >= 0.05
     go.set()
-    eventually(lambda: not any(each.away for each in rig.executor.implementations(HOOK)))
+    eventually(lambda: not any(each.overdue_calls for each in rig.executor.implementations(HOOK)))
     assert rig.call() == [("p0", 0), ("p2", 2), ("p5", 5)]
     _, slow = rig.executor.figures(HOOK)[1]
     assert slow.seconds_total >= slow.seconds_max > before[1]
@@ -264,7 +264,7 @@ def test_overrun_may_end_the_call(rig: Rig) -> None:
         ("p0", HookOverran)
     ]
     go.set()
-    eventually(lambda: not rig.executor.implementations(HOOK)[0].away)
+    eventually(lambda: not rig.executor.implementations(HOOK)[0].overdue_calls)
     assert plugins[1].threads == []
 
 

@@ -140,7 +140,7 @@ def test_file_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
     file = write(folder, "counts.py", "raise SystemExit", mode)
     with pytest.raises(PluginError) as raised:
         monitor_with(folder)
-    assert f"{file} (mode {mode:04o}) can be written by others" in str(raised.value)
+    assert f"{file} (mode {mode:04o}) can be written by other users" in str(raised.value)
     assert f"chmod go-w {file}" in str(raised.value)
 
 
@@ -151,7 +151,7 @@ def test_folder_that_others_may_write_is_refused(mode: int, folder: Path) -> Non
     with pytest.raises(SettingsError) as raised:
         monitor_with(folder)
     assert raised.value.setting == "hooks_dir"
-    assert f"{folder} (mode {mode:04o}) can be written by others" in str(raised.value)
+    assert f"{folder} (mode {mode:04o}) can be written by other users" in str(raised.value)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
@@ -186,7 +186,7 @@ def test_link_is_checked_by_its_target(folder: Path, tmp_path: Path) -> None:
 def test_special_file_is_refused(folder: Path) -> None:
     """A pipe, a folder or a dangling link with a good name is refused, and not waited for."""
     os.mkfifo(folder / "pipe.py", 0o644)
-    with pytest.raises(PluginError, match=r"pipe\.py is no regular file"):
+    with pytest.raises(PluginError, match=r"pipe\.py is not a regular file"):
         monitor_with(folder)
     (folder / "pipe.py").unlink()
     (folder / "folder.py").mkdir(mode=0o755)
@@ -240,11 +240,11 @@ def test_relative_path_is_in_the_working_directory(
 def test_single_file_is_checked_like_one_of_a_folder(folder: Path) -> None:
     """Whoever may write it or its folder may not run it; and it must be a Python file."""
     file = write(folder, "counts.py", "raise SystemExit", 0o666)
-    with pytest.raises(PluginError, match=r"counts\.py \(mode 0666\) can be written by others"):
+    with pytest.raises(PluginError, match=r"counts\.py \(mode 0666\) can be written by other"):
         Monitor(Settings(listen=None, hook=(str(file),)))
     file.chmod(0o644)
     folder.chmod(0o777)
-    with pytest.raises(PluginError, match=r"hooks \(mode 0777\) can be written by others"):
+    with pytest.raises(PluginError, match=r"hooks \(mode 0777\) can be written by other users"):
         Monitor(Settings(listen=None, hook=(str(file),)))
     folder.chmod(0o755)
     with pytest.raises(PluginError, match=r"none\.py: No such file"):
@@ -280,5 +280,5 @@ def test_disabled_file_is_not_run(
     names = [plugin.name for plugin in Monitor(settings).plugins()]
     assert names == ["monitor_plugin_hooks.counts"]
     assert loaded() == names
-    assert "setting disable_hook: no plugin is called 'no-such'" in caplog.text
+    assert "setting disable_hook: there is no plugin 'no-such'" in caplog.text
     assert repr(name) not in caplog.text

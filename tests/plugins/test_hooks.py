@@ -283,7 +283,7 @@ def test_failing_event_hook_does_not_affect_others(
     register(monitor, spawner)
     monitor.read("m")
     eventually(lambda: good.changes == [(None, State.READY)])
-    for words in ("raised", "is not back within", "returned int"):
+    for words in ("raised", "did not return within", "returned int"):
         eventually(lambda words=words: words in caplog.text)  # type: ignore[misc]
 
 

@@ -107,7 +107,7 @@ def test_broken_package_is_left_out(
     assert set(logged(caplog)) == {
         "plugin 'third-entry' of third 1.2 was not loaded",
         "plugin 'fourth-entry' of fourth 1.2 was not loaded",
-        f"plugin 'ours' of {other} was not loaded: another one has that name",
+        f"plugin 'ours' of {other} was not loaded: another plugin has that name",
     }
 
 
@@ -143,7 +143,7 @@ def test_disabled_plugins_are_left_out(
     assert "third" not in sys.modules
     assert monitor.plugin_manager.register(Books()) is None
     assert Client(monitor.url).request("GET", "/hooks").json["disabled"] == list(names)
-    assert logged(caplog) == ["setting disable_hook: no plugin is called 'monitor_plugin'"]
+    assert logged(caplog) == ["setting disable_hook: there is no plugin 'monitor_plugin'"]
     assert monitor.plugin_manager.hook.monitor_backend_spawned.get_hookimpls()
 
 
