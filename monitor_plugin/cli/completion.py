@@ -1,9 +1,8 @@
 """`monitor-plugin completion`, and the answers to shells that complete a command line.
 
-Click does the work. Its scripts are changed where the names of models, which are free text, need
-it. Click's script for bash puts values into the line as they are: a name with a space would become
-two words, and one with `$(...)` a command. And bash replaces only what follows the last `:`, `=` or
-`@` of a word.
+The names of models are free text, which click's own completion does not expect. Click's script for
+bash does not quote: a name with a space would become two words, and `$(...)` in a name a command.
+Bash replaces only the part of a word after its last `:`, `=` or `@`.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from .options import PROGRAM, preformatted
+from .options import COMPLETION_VARIABLE, PROGRAM, preformatted
 
 _EXAMPLES = """\
 Examples:
   eval "$(monitor-plugin completion bash)"     # in ~/.bashrc
   eval "$(monitor-plugin completion zsh)"      # in ~/.zshrc, after compinit
   monitor-plugin completion fish | source      # in ~/.config/fish/config.fish"""
-# COMP_WORD is what bash replaces by a completion: the end of the line, as it was typed.
+# COMP_WORD is the end of the line, as it was typed, which bash replaces by a completion.
 _BASH = """\
 %(complete_func)s() {
     local kind value
@@ -52,20 +51,15 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> int:
-    """Print what makes a shell complete commands, flags and names of loaded models."""
-    variable = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
-    return answer_shell(context.find_root().command, variable, f"{shell}_source")
+    """Print a script with which a shell completes commands, flags and names of loaded models."""
+    return answer_shell(context.find_root().command, f"{shell}_source")
 
 
-def answer_shell(program: click.Command, variable: str, instruction: str) -> int:
-    """Print the script of a shell (`bash_source`), or completions (`bash_complete`).
-
-    Returns:
-        The exit code.
-    """
-    for each in (_Bash, _Zsh, _Fish):
-        add_completion_class(each)
-    return shell_complete(program, {}, PROGRAM, variable, instruction)
+def answer_shell(program: click.Command, instruction: str) -> int:
+    """Print a script (`bash_source`) or completions (`bash_complete`); returns the exit code."""
+    for shell in (_Bash, _Zsh, _Fish):
+        add_completion_class(shell)
+    return shell_complete(program, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
 
 
 class _Bash(BashComplete):
@@ -73,25 +67,25 @@ class _Bash(BashComplete):
 
     def complete(self) -> str:
         line, replaced = os.environ["COMP_LINE"], os.environ["COMP_WORD"]
-        # The x stands for the rest of the word that is being typed, which may be empty so far.
+        # The x makes sure that there is a last word; the word that is being typed may be empty.
         *words, word = split_arg_string(f"{line}x")
         before = line.removesuffix(replaced)
         quote = before[-1:] if before.endswith(("'", '"')) else ""
         word, end = word[:-1], split_arg_string(f"{quote}{replaced}x")[-1][:-1]
         items = self.get_completions(words[1:], word)
         if word.startswith("-"):
-            word = word.partition("=")[2]  # completed is the value of a flag
-        kept = len(word.removesuffix(end))
+            word = word.partition("=")[2]  # the value of a flag
+        unchanged = len(word.removesuffix(end))  # characters that bash does not replace
         lines = []
         for item in items:
-            value = quoted(item.value[kept:], quote) if item.type == "plain" else ""
+            value = quoted(item.value[unchanged:], quote) if item.type == "plain" else ""
             if value is not None:
                 lines.append(f"{item.type},{value}")
         return "\n".join(lines)
 
 
 def quoted(text: str, quote: str) -> str | None:
-    """Write a text so that bash reads it back, within an open quote; None if that cannot be."""
+    """Escape a text for bash, within an open quote or none (`""`); None if that is impossible."""
     if quote and not text.isprintable():
         return None
     if quote == "'":
@@ -107,7 +101,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 class _Printable(ShellComplete):
-    """Leaves out names that the shell would send to the terminal as they are."""
+    """Leaves out names with unprintable characters, which the shell would not escape."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
         found = super().get_completions(args, incomplete)

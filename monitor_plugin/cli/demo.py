@@ -9,15 +9,21 @@ import msgspec
 
 from ..domain.errors import MonitorError
 from ..telemetry.log_lines import configure_logging
-from .options import FAILED, FINE, preformatted
-from .settings_options import SETTINGS_HELP, parse_settings, settings_options
+from .options import (
+    FAILED,
+    FINE,
+    SETTINGS_HELP,
+    parse_settings,
+    preformatted,
+    settings_options,
+)
 
 
 @click.command(epilog=preformatted(SETTINGS_HELP))
 @click.option(
     "--once",
     is_flag=True,
-    help="Make the calls, print requests and answers, and exit; on a free port unless --listen.",
+    help="Make the calls, print requests and answers, and exit; without --listen on a free port.",
 )
 @settings_options
 def demo(once: bool, log_format: str, **flags: Any) -> int:
@@ -31,7 +37,7 @@ def demo(once: bool, log_format: str, **flags: Any) -> int:
 
     from ..concurrency.signals import Signals
     from ..demo.calls import calls, make_calls
-    from ..demo.host import MODELS, demo  # with gRPC and the HTTP server
+    from ..demo.host import MODELS, demo  # imports gRPC and Falcon
 
     signals = Signals()
     with demo(settings) as monitor:

@@ -12,22 +12,51 @@ from ..client import client_of
 from ..domain.errors import MonitorError, RequestFailed
 from .options import monitor_options
 from .queries import decode
-from .views.hooks import hooks_table
+from .views.text import printable
+
+_HEAD = ("PLUGIN", "HOOK", "CALLS", "ERRORS", "OVERRAN", "TOTAL ms", "LONGEST ms", "SOURCE")
+_LEFT_JUSTIFIED = (0, 1, 7)
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /hooks.")
 @monitor_options
 def hooks(url: str | None, token_file: str | None, as_json: bool) -> None:
-    """List the plugins of a running monitor, and how their hooks fared.
+    """List the plugins of a running monitor, and statistics of their hooks.
 
-    Shows which plugins the monitor has loaded, from where, which hooks each implements, and how
-    often each was called, raised, was not back in time, and how long it took.
+    Shows the source of each plugin and the hooks that it implements; for each hook the number of
+    calls, of errors and of calls that exceeded the time limit, and the time that the calls took.
     """
     client = client_of(os.environ, url, token_file)
     try:
         answer = client.get("/hooks")
         table = hooks_table(decode(client, answer, HooksAnswer))
     except RequestFailed as error:
-        raise MonitorError(str(error)) from None  # for the exit code 1, whatever has failed
+        raise MonitorError(str(error)) from None  # the exit code is 1 for each failure
     click.echo(json.dumps(answer, indent=2) if as_json else table)
+
+
+def hooks_table(answer: HooksAnswer) -> str:
+    """Return a table with a line per hook of each plugin, and the names of disabled plugins."""
+    rows: list[tuple[str, ...]] = [_HEAD]
+    for plugin in answer.plugins:
+        name, source = printable(plugin.name), printable(plugin.source)
+        for hook in plugin.hooks:
+            counts = (str(count) for count in (hook.calls, hook.errors, hook.overruns))
+            times = (f"{each * 1000:.1f}" for each in (hook.seconds_total, hook.seconds_max))
+            rows.append((name, printable(hook.name), *counts, *times, source))
+        if not plugin.hooks:
+            rows.append((name, "-", "-", "-", "-", "-", "-", source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place in _LEFT_JUSTIFIED else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if not answer.plugins:
+        lines = ["no plugin is loaded"]
+    if answer.disabled:
+        lines.append(f"left out: {', '.join(map(printable, answer.disabled))}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The live screen of `top`: what is known of the monitor, what the keys do, and the loop."""
+"""The live screen of `top`: its state, keys, layout and main loop. Needs rich."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import ConsoleDimensions
+from rich.cells import cell_len
+from rich.console import ConsoleDimensions, RenderableType
+from rich.text import Text
 
 from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem
 from ..client import Client
@@ -18,17 +20,18 @@ from .options import FINE, explain
 from .queries import EventItem, fetch_backends, fetch_events
 from .stop import stop_one
 from .terminal import open_terminal
-from .views.summary import by_memory, cpu_percent
-from .views.tables import console
-from .views.text import duration, escape_name
-from .views.top import Screen, draw
+from .views.tables import backend_columns, console, table_of
+from .views.text import by_memory, cpu_percent, duration, escape_name, printable, summarize
 
-_EVENTS_KEPT = 50
+_MAX_EVENTS = 50
 _STALE_SECONDS = 15.0
 _REDRAW_SECONDS = 1.0
-# Silence is shown before the request times out.
+# A missing answer is shown so long after it is due, before the request times out.
 _SILENCE_SECONDS = 3.0
 _TIMEOUT_SECONDS = 10.0
+_EVENT_LINES = 5
+_LEAST_LINES = 12  # with fewer lines, no events are shown
+_KEYS = "q quit  s stop  m c n u sort by memory CPU name uptime  up down select"
 _SORTS = {"m": "memory", "c": "cpu", "n": "name", "u": "uptime"}
 
 
@@ -49,15 +52,39 @@ _ORDERS: dict[str, Callable[[NodeBackendItem], Any]] = {
 }
 
 
+class Screen(NamedTuple):
+    """The contents of the screen.
+
+    Attributes:
+        answer: the last answer of `/backends`.
+        rows: the backends, sorted.
+        selected: the index of the selected row; -1 for none.
+        events: the newest last.
+        lost: why the monitor does not answer; None while the monitor answers.
+        question: the question that the user must answer, or None.
+        message: the result of the last stop, or None.
+    """
+
+    url: str
+    answer: ClusterBackendsAnswer
+    rows: Sequence[NodeBackendItem]
+    selected: int
+    sort: str
+    events: Sequence[EventItem]
+    lost: str | None
+    question: str | None
+    message: str | None
+
+
 class StopTarget(NamedTuple):
-    """What a stop is for: one backend, or the whole model if `pid` is None."""
+    """The backend to stop; all backends of the model if `pid` is None."""
 
     model: str
     pid: int | None = None
     node: str | None = None
 
     def includes(self, item: NodeBackendItem) -> bool:
-        """Return whether a backend belongs to it."""
+        """Return whether this stop would stop the backend."""
         return self.model == item.model and (
             self.pid is None or (self.pid, self.node or "") == (item.pid, item.node)
         )
@@ -68,14 +95,14 @@ class StopTarget(NamedTuple):
 
 
 class Top:
-    """The state of `top`. Keys change it, on the main thread; `follow` updates it on another.
+    """The state of `top`: the main thread applies keys to it, another thread runs `follow`.
 
     Args:
-        client: asks the monitor.
-        answer: its first answer.
+        client: sends the requests to the monitor.
+        answer: the first answer of `/backends`.
         sort: `memory`, `cpu`, `name` or `uptime`.
-        interval_seconds: from one request to the next.
-        wake: ends the wait for keys, so that the screen is drawn again.
+        interval_seconds: the time between two requests.
+        wake: causes the screen to be drawn; called on any thread.
 
     Attributes:
         quitting: whether the user wants to quit.
@@ -103,7 +130,7 @@ class Top:
         self._message: str | None = None
 
     def follow(self) -> None:
-        """Ask the monitor until the process ends; its last answer stays while it is lost."""
+        """Request events and backends until the process ends; keep the last answer on errors."""
         pause = threading.Event()
         after: int | None = None
         while True:
@@ -112,7 +139,7 @@ class Top:
                 batch, events = fetch_events(self._client, after, wait)
                 after = batch.next
                 self._answer = self._fetch()
-                self._events = (*self._events, *events)[-_EVENTS_KEPT:]
+                self._events = (*self._events, *events)[-_MAX_EVENTS:]
                 self._failure, self._answered_at = None, time.monotonic()
                 seconds = min(batch.poll_after_seconds, self._interval_seconds)
             except MonitorError as error:
@@ -122,7 +149,7 @@ class Top:
             pause.wait(seconds)
 
     def _fetch(self) -> ClusterBackendsAnswer:
-        """Get the monitor's last readings, or new ones if it makes none by itself."""
+        """Get the readings of the last sweep, or new readings if that sweep is too old."""
         answer, _ = fetch_backends(self._client, fresh=False, timeout_seconds=_TIMEOUT_SECONDS)
         ages = [item.age_seconds for item in answer.backends]
         if any(age is None or age > _STALE_SECONDS for age in ages):
@@ -130,8 +157,8 @@ class Top:
         return answer
 
     def screen(self) -> Screen:
-        """Return what is to be drawn; the selection stays with its backend when rows move."""
-        answer = self._answer
+        """Return the screen to draw. The selection follows its backend when rows move."""
+        answer = self._answer  # `follow` may replace it meanwhile
         rows = sorted(answer.backends, key=_ORDERS[self._sort])
         identities = [_identity(row) for row in rows]
         if self._selected not in identities:
@@ -142,7 +169,7 @@ class Top:
             self._message = "It has ended by itself."
         question = None
         if self._to_confirm:
-            # The keys come first: a long name must not push them off the screen.
+            # The keys come first, so that a long name does not hide them.
             question = f"y yes, f yes and by force, n no: stop {self._to_confirm}?"
         return Screen(
             url=self._client.url,
@@ -163,13 +190,13 @@ class Top:
         return f"{self._client.url} has said nothing for {duration(seconds)}"
 
     def press(self, keys: list[str]) -> None:
-        """Act on keys."""
+        """Apply keys in their order."""
         for key in keys:
             if self._to_confirm:
                 self._reply(self._to_confirm, key)
             elif key == "s":
                 self._ask_to_stop()
-                return  # keys that were pressed before the question was shown do not answer it
+                return  # keys from before the question was shown must not confirm it
             elif key == "q":
                 self.quitting = True
             elif key in _SORTS:
@@ -180,14 +207,8 @@ class Top:
     def _move(self, key: str) -> None:
         screen = self.screen()
         last = len(screen.rows) - 1
-        to = {
-            "up": screen.selected - 1,
-            "k": screen.selected - 1,
-            "down": screen.selected + 1,
-            "j": screen.selected + 1,
-            "home": 0,
-            "end": last,
-        }.get(key)
+        up, down = screen.selected - 1, screen.selected + 1
+        to = {"up": up, "k": up, "down": down, "j": down, "home": 0, "end": last}.get(key)
         if to is not None and screen.rows:
             self._selected = _identity(screen.rows[max(0, min(last, to))])
 
@@ -216,8 +237,62 @@ class Top:
         self._wake()
 
 
+def draw(screen: Screen, width: int, height: int) -> list[RenderableType]:
+    """Return the lines of a screen for a terminal of `width` columns and `height` lines."""
+    above = [_header(screen, width)]
+    if screen.lost:
+        above.append(Text(f"Lost: {screen.lost}. Trying again.", "bold red"))
+    below = [Text(screen.question, "bold reverse") if screen.question else Text(_KEYS, "dim")]
+    if screen.message:
+        below.insert(0, Text(screen.message, "bold"))
+    lines = max(2, height - len(above) - len(below))
+    events = min(len(screen.events), _EVENT_LINES) + 1 if lines > _LEAST_LINES else 0
+    shown_rows = max(1, min(len(screen.rows), lines - 1 - events))
+    first = max(0, min(screen.selected - shown_rows // 2, len(screen.rows) - shown_rows))
+    table = table_of(
+        screen.rows[first : first + shown_rows],
+        backend_columns(screen.answer),
+        width,
+        fold=False,
+        selected=screen.selected - first,
+    )
+    table.style = "dim" if screen.lost else ""
+    left = lines - 1 - shown_rows
+    past = [Text(""), *(_event_line(each) for each in reversed(screen.events))][:left]
+    past += [Text("")] * (left - len(past))
+    texts = [*past, *below]
+    for text in (*above, *texts):
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return [*above, table, *texts]
+
+
+def _header(screen: Screen, width: int) -> Text:
+    silent = ", ".join(escape_name(each.node) for each in screen.answer.nodes if each.error)
+    missing = f"  no answer of {silent}" if silent else ""
+    text = f"{summarize(screen.answer)}{missing}  by {screen.sort}"
+    url = escape_name(screen.url)
+    room = width - cell_len(text) - cell_len(url)
+    return Text(text + (" " * room + url if room > 1 else ""), "bold")
+
+
+def _event_line(event: EventItem) -> Text:
+    time = f"{event.at.astimezone():%H:%M:%S}" if event.at else "        "
+    if event.type == "state_changed":
+        what = f"{event.previous_name or 'unknown'} -> {event.current_name or 'unknown'}"
+    elif event.type == "ended":
+        what = event.description or "ended"
+    elif event.type == "shutdown_finished":
+        what = f"shutdown: {event.outcome} after {duration(event.seconds)}"
+    elif event.type == "shutdown_phase":
+        what = f"shutdown: {event.phase}"
+    else:
+        what = event.type.replace("_", " ")
+    style = "red" if event.type == "ended" and event.cause != "shutdown" else ""
+    return Text(f"{time}  {escape_name(event.model)} ({event.pid})  {printable(what)}", style)
+
+
 def run_top(client: Client, sort: str, interval_seconds: float) -> int:
-    """Show the backends until a key or a signal ends it; returns the exit code.
+    """Show the backends until `q` or a signal; returns the exit code.
 
     Raises:
         RequestFailed: the monitor does not answer the first request.

@@ -1,23 +1,27 @@
-"""What the commands share: flags, exit codes, the text of their help and of errors."""
+"""Flags, exit codes and error texts that several commands share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
+import msgspec
 from click.shell_completion import CompletionItem
 
 from ..client import Client, client_of
+from ..config.settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 from ..domain.errors import InvalidRequest, MonitorError, RequestFailed
 from ..domain.model_name import validate_model_name
 from .queries import fetch_backends
 from .views.text import printable
 
 PROGRAM = "monitor-plugin"
+COMPLETION_VARIABLE = "_MONITOR_PLUGIN_COMPLETE"  # the name that click derives from PROGRAM
 
-FINE, FAILED, MISUSED, UNREACHABLE, NOT_LOADED = range(5)
+# 2 is the exit code of `click.UsageError`.
+FINE, FAILED, _, UNREACHABLE, NOT_LOADED = range(5)
 INTERRUPTED = 130
 EXIT_CODES = """\
 Exit codes:
@@ -28,41 +32,85 @@ Exit codes:
   4    the model is not loaded
   130  ended by Ctrl-C (143: by SIGTERM)"""
 
+# The values of flags can be seen by everyone on the machine.
+_WITHOUT_FLAG = ("token",)
+SETTINGS_HELP = f"Settings are also read from the environment: {ENVIRONMENT_PREFIX}<SETTING>."
+
 _COMPLETION_SECONDS = 2.0
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def preformatted(*texts: str) -> str:
-    """Mark paragraphs so that click prints them as they are written."""
+    r"""Join paragraphs; `\b` makes click print them with their line breaks."""
     return "\n\n".join(f"\b\n{text}" for text in texts)
 
 
 def monitor_options(function: Function) -> Function:
     """Add --url and --token-file."""
-    for option in (
-        click.option(
-            "--token-file",
-            type=click.Path(dir_okay=False),
-            help="A file with the token to send: alone, or as in the monitor's own token file. "
-            "[default: the token in MONITOR_TOKEN, or the file that MONITOR_TOKEN_FILE names]",
-        ),
-        click.option(
-            "--url",
-            help="The monitor: http://HOST:PORT, https://HOST:PORT or unix:/PATH. "
-            "[default: MONITOR_URL, or http://127.0.0.1:8080]",
-        ),
-    ):
-        function = option(function)
-    return function
+    function = click.option(
+        "--token-file",
+        type=click.Path(dir_okay=False),
+        help="A file with the token to send: alone, or as in the monitor's own token file. "
+        "[default: the token in MONITOR_TOKEN, or the file that MONITOR_TOKEN_FILE names]",
+    )(function)
+    return click.option(
+        "--url",
+        help="The monitor: http://HOST:PORT, https://HOST:PORT or unix:/PATH. "
+        "[default: MONITOR_URL, or http://127.0.0.1:8080]",
+    )(function)
+
+
+def settings_options(function: Function) -> Function:
+    """Add --log-format, and a flag for each setting."""
+    for field in reversed(msgspec.structs.fields(Settings)):
+        if field.name in _WITHOUT_FLAG:
+            continue
+        several = field.type == tuple[str, ...]
+        default = "none; may be repeated" if several else setting_text(field.name, field.default)
+        if field.type is bool:
+            default = "no"
+        function = click.option(
+            _flag(field.name),
+            is_flag=field.type is bool,
+            type=click.Path() if field.name.endswith(("_file", "_dir")) else None,
+            multiple=several,
+            help=f"default: {default}",
+        )(function)
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        envvar=f"{ENVIRONMENT_PREFIX}LOG_FORMAT",
+        default="text",
+        help="The form of the log, on stderr (default: MONITOR_LOG_FORMAT, or text).",
+    )(function)
+
+
+def parse_settings(flags: Mapping[str, Any]) -> Settings:
+    """Make the settings from the environment and the flags; a flag takes precedence.
+
+    Args:
+        flags: the value of each flag by the setting's name; None, False or () for an absent flag.
+
+    Raises:
+        SettingsError: a value cannot be used.
+    """
+    settings = Settings.from_environment(os.environ)
+    changes = {}
+    for name, value in flags.items():
+        if value in (None, False, ()):
+            continue
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        changes[name] = parse_setting(name, text, source=_flag(name))
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def make_client(url: str | None, token_file: str | None) -> Client:
-    """Make the client that the flags and the environment ask for.
-
-    Raises:
-        click.UsageError: they cannot be used.
-    """
+    """Make a client from the flags and the environment; raises `click.UsageError`."""
     try:
         return client_of(os.environ, url, token_file)
     except MonitorError as error:
@@ -75,11 +123,11 @@ def exit_code_of(error: MonitorError) -> int:
         return FAILED
     if error.type == "model_not_loaded":
         return NOT_LOADED
-    return UNREACHABLE if error.type is None else FAILED  # without a type it is not a monitor's
+    return UNREACHABLE if error.type is None else FAILED  # a monitor's errors have types
 
 
 def explain(error: MonitorError) -> str:
-    """Say what went wrong, and what to do about it if that is known."""
+    """Return the message of an error, escaped; with advice for a missing or wrong token."""
     text = printable(str(error))
     if isinstance(error, RequestFailed) and error.status == 401:
         text += " (MONITOR_TOKEN, or --token-file, gives the token)"
@@ -92,7 +140,7 @@ class ModelName(click.types.StringParamType):
     name = "model"
 
     def convert(self, value: Any, parameter: Any, context: Any) -> str:
-        """Validate a name."""
+        """Validate a name; calls `fail` if it is invalid."""
         try:
             return validate_model_name(super().convert(value, parameter, context))
         except InvalidRequest as error:
@@ -101,7 +149,7 @@ class ModelName(click.types.StringParamType):
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """List the loaded models whose names begin so; none if the monitor does not answer."""
+        """Return the loaded models that begin with `incomplete`; none without an answer in 2 s."""
         try:
             client = client_of(
                 os.environ, context.params.get("url"), context.params.get("token_file")
@@ -109,6 +157,6 @@ class ModelName(click.types.StringParamType):
             answer, _ = fetch_backends(client, fresh=False, timeout_seconds=_COMPLETION_SECONDS)
         except MonitorError:
             return []
-        given = context.params.get(parameter.name or "") or ()
-        models = sorted({item.model for item in answer.backends} - set(given))
+        typed = context.params.get(parameter.name or "") or ()
+        models = sorted({item.model for item in answer.backends} - set(typed))
         return [CompletionItem(model) for model in models if model.startswith(incomplete)]

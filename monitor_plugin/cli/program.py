@@ -1,4 +1,4 @@
-"""The program `monitor-plugin`: the group of all commands, and what errors become."""
+"""The program `monitor-plugin`: the group of all commands, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from importlib import import_module
 import click
 
 from ..domain.errors import MonitorError
-from .options import FAILED, INTERRUPTED, MISUSED, PROGRAM, exit_code_of, explain
+from .options import COMPLETION_VARIABLE, FAILED, INTERRUPTED, PROGRAM, exit_code_of, explain
 
-_COMPLETION_VARIABLE = "_MONITOR_PLUGIN_COMPLETE"
-# Each is the name of a module, and of the command in it.
+# The names of modules, and of the command in each.
 _COMMANDS = ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion")
 
 
 class _Commands(click.Group):
-    """Imports the module of a command only when the command is used: `ps` is to be quick."""
+    """Imports the module of a command when the command is used, so that `ps` starts quickly."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -44,22 +43,25 @@ def program() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what the terminal's encoding lacks appears escaped
+        if hasattr(stream, "reconfigure"):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    if _COMPLETION_VARIABLE in os.environ:
+    if COMPLETION_VARIABLE in os.environ:
         from .completion import answer_shell
 
-        return answer_shell(program, _COMPLETION_VARIABLE, os.environ[_COMPLETION_VARIABLE])
+        return answer_shell(program, os.environ[COMPLETION_VARIABLE])
     return _run_command(arguments)
 
 
 def _run_command(arguments: Sequence[str]) -> int:
     try:
         return int(program.main(list(arguments), PROGRAM, standalone_mode=False) or 0)
-    except click.NoSuchOption as error:
-        (_refuse_token(error) if error.option_name == "--token" else error).show()
-        return MISUSED
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.option_name == "--token":
+            message = (
+                "--token: a flag's value can be seen by everyone on this machine; "
+                "set MONITOR_TOKEN, or use --token-file"
+            )
+            error = click.UsageError(message, error.ctx)
         error.show()
         return error.exit_code
     except MonitorError as error:
@@ -73,14 +75,6 @@ def _run_command(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo(err=True)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # of stdout, as in `ps | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-
-
-def _refuse_token(error: click.NoSuchOption) -> click.UsageError:
-    return click.UsageError(
-        "--token: a flag's value can be seen by everyone on this machine; "
-        "set MONITOR_TOKEN, or use --token-file",
-        error.ctx,
-    )

@@ -17,17 +17,17 @@ Examples:
 
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
-@click.option("--model", type=ModelName(), metavar="NAME", help="Show this model alone.")
+@click.option("--model", type=ModelName(), metavar="NAME", help="Show this model only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends.")
-@click.option("--node", metavar="NAME", help="Of a cluster, show this node alone.")
+@click.option("--node", metavar="NAME", help="In a cluster, show this node only.")
 @monitor_options
 def ps(
     url: str | None, token_file: str | None, model: str | None, as_json: bool, node: str | None
 ) -> None:
-    """List the backends: how they are, and who holds the memory.
+    """List the backends with their state and memory, the largest first.
 
-    Those that hold most come first. A "!" marks what somebody should look at: an error, or a
-    backend that gives no answer (which can be busy). Below stand those that ended lately, and why.
+    A "!" marks a backend that an operator should check: one with an error, or one that gives no
+    answer (which can mean busy). Below are the backends that ended recently, and why.
     """
     client = make_client(url, token_file)
     if as_json:

@@ -1,4 +1,4 @@
-"""Asks a monitor for its lists, and decodes them with the structs of `api/`."""
+"""Requests the lists of a monitor, and decodes them with the structs of `api/`."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def fetch_backends(
     node: str | None = None,
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> tuple[ClusterBackendsAnswer, Any]:
-    """Ask for `/backends`.
+    """Request `/backends`.
 
     Returns:
-        The decoded answer, which without a cluster has no nodes, and the JSON that it was.
+        The decoded answer, without nodes where there is no cluster; and its JSON.
 
     Raises:
-        RequestFailed: there is no answer, it is an error, or it is not a monitor's.
+        RequestFailed: there is no answer, or an error, or the answer of another kind of server.
     """
     query = {} if model is None else {"model": model}
     if not fresh:
@@ -61,10 +61,9 @@ def fetch_backends(
 def fetch_events(
     client: Client, after: int | None, wait_seconds: float
 ) -> tuple[EventsAnswer, list[EventItem]]:
-    """Ask for the events after one; the monitor waits for the next if it has a thread to spare.
+    """Request the events after number `after`; raises as `fetch_backends`.
 
-    Raises:
-        RequestFailed: as of `fetch_backends`.
+    Without such an event a monitor with a free thread waits for one, up to `wait_seconds`.
     """
     query = {"wait": f"{wait_seconds:g}"}
     if after is not None:
@@ -75,11 +74,7 @@ def fetch_events(
 
 
 def decode(client: Client, answer: Any, kind: type[T]) -> T:
-    """Turn the JSON of an answer into a struct.
-
-    Raises:
-        RequestFailed: it does not fit.
-    """
+    """Convert the JSON of an answer to a struct; raises `RequestFailed` if it does not fit."""
     try:
         return msgspec.convert(answer, kind)
     except msgspec.ValidationError as error:

@@ -18,8 +18,7 @@ from .options import (
     preformatted,
 )
 from .queries import fetch_backends
-from .views.summary import ago, missing_parts, not_loaded
-from .views.text import escape_name, printable
+from .views.text import ago, escape_name, missing_parts, not_loaded, printable
 
 _EXAMPLES = """\
 Examples:
@@ -33,13 +32,12 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends?model=.")
 @monitor_options
 def status(url: str | None, token_file: str | None, model: str, as_json: bool) -> int:
-    """Show all that is known of one model: each replica, its memory by component, its last ends."""
+    """Show one model: each replica, its memory by component, and the last replicas that ended."""
     answer, decoded_json = fetch_backends(make_client(url, token_file), model)
     if as_json:
         click.echo(json.dumps(decoded_json))
     elif answer.backends:
-        from .views.details import details_view  # rich takes long to import
-        from .views.tables import console
+        from .views.tables import console, details_view  # rich takes long to import
 
         output = console()
         output.print(details_view(answer, model, output.width))
@@ -48,7 +46,8 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
         click.echo(f"{PROGRAM}: {printable(error)}", err=True)
     if answer.backends:
         return FINE
-    last = answer.ended[0] if answer.ended else None
-    how = f": its process {last.pid} {printable(last.description)} {ago(last)}" if last else ""
-    click.echo(f"{PROGRAM}: model '{escape_name(model)}' {not_loaded(answer)}{how}", err=True)
+    message = f"{PROGRAM}: model '{escape_name(model)}' {not_loaded(answer)}"
+    for end in answer.ended[:1]:
+        message += f": its process {end.pid} {printable(end.description)} {ago(end)}"
+    click.echo(message, err=True)
     return FAILED if missing else NOT_LOADED

@@ -1,4 +1,4 @@
-"""`monitor-plugin stop`: asks first, stops several models at once, and shows their progress."""
+"""`monitor-plugin stop`: asks first, stops up to four models at a time, shows their progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import click
@@ -29,8 +29,15 @@ from .options import (
     preformatted,
 )
 from .queries import fetch_backends
-from .views.summary import by_memory, missing_parts, not_loaded, summarize
-from .views.text import duration, escape_name, printable
+from .views.text import (
+    by_memory,
+    duration,
+    escape_name,
+    missing_parts,
+    not_loaded,
+    printable,
+    summarize,
+)
 
 _EXAMPLES = """\
 Examples:
@@ -40,7 +47,7 @@ Examples:
 _AT_ONCE = 4
 _PROGRESS_SECONDS = 0.5
 _PROGRESS_TIMEOUT_SECONDS = 5.0
-# The answer comes when the model has stopped. Each part of a shutdown may be set to take a day.
+# The monitor answers when the model has stopped. Each step of a shutdown may be set to take a day.
 _SHUTDOWN_TIMEOUT_SECONDS = 4 * 86400.0
 _RETRY_SECONDS = 1.0
 _PHASES = {
@@ -52,7 +59,7 @@ _PHASES = {
 
 
 class StopResult(NamedTuple):
-    """The result of stopping a model; `error` is None if it has stopped."""
+    """The result of stopping a model; `error` is None if the model has stopped."""
 
     model: str
     seconds: float
@@ -62,9 +69,9 @@ class StopResult(NamedTuple):
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
 @click.argument("models", nargs=-1, type=ModelName(), metavar="MODEL...")
 @click.option("--all", "every", is_flag=True, help="Stop every model that is loaded.")
-@click.option("--force", is_flag=True, help="Do not wait for a busy one to finish its work.")
+@click.option("--force", is_flag=True, help="Do not wait for a busy backend to finish its work.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
-@click.option("--node", metavar="NAME", help="Of a cluster, stop them on this node alone.")
+@click.option("--node", metavar="NAME", help="In a cluster, stop the models on this node only.")
 @monitor_options
 def stop(
     url: str | None,
@@ -75,47 +82,36 @@ def stop(
     yes: bool,
     node: str | None,
 ) -> int:
-    """Stop models, for good: whole process trees, through the host's own books.
+    """Stop models and all their processes, through the host where it can.
 
-    Asks first. Waits until a busy one has done its work, then until all of it is gone. Several
-    are stopped at the same time, up to four. Ctrl-C ends the waiting, not a shutdown that has
-    begun.
+    Asks first. Waits until a busy backend has finished its work, then until all its processes have
+    ended. Up to four models are stopped at the same time. Ctrl-C ends the wait, not a shutdown that
+    has begun.
     """
     if bool(models) == every:
         raise click.UsageError("name the models to stop, or say --all")
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal on which to ask; --yes stops without asking")
     client = make_client(url, token_file)
-    return stop_models(client, dict.fromkeys(models), force=force, yes=yes, node=node)
-
-
-def stop_models(
-    client: Client, models: Iterable[str], *, force: bool, yes: bool, node: str | None
-) -> int:
-    """Stop models; returns the exit code.
-
-    Args:
-        client: asks the monitor.
-        models: their names; none for all models that are loaded.
-        force: do not wait for busy backends.
-        yes: do not ask first.
-        node: the node of a cluster on which to stop them; None for all nodes.
-    """
     progress = _Progress(client)
     answer, _ = fetch_backends(client, fresh=False, node=node)
-    wanted = list(models) or list(dict.fromkeys(item.model for item in answer.backends))
-    # "All" includes the models of a node that does not answer.
-    missing = [] if models else missing_parts(answer)
+    wanted = list(dict.fromkeys(models or [item.model for item in answer.backends]))
+    # --all includes the models of a node that does not answer.
+    missing = missing_parts(answer) if every else []
     for error in missing:
         click.echo(f"{PROGRAM}: {printable(error)}", err=True)
+    code = FAILED if missing else FINE
     if not wanted:
         click.echo(summarize(answer))
-        return FAILED if missing else FINE
+        return code
     if not yes and not _confirm(answer, wanted, force):
         click.echo("Nothing was stopped.", err=True)
         return FAILED
-    stops = _Stops(client, wanted, force, node)
-    code = FAILED if missing else FINE
+    return _report(_Stops(client, wanted, force, node), progress, code)
+
+
+def _report(stops: _Stops, progress: _Progress, code: int) -> int:
+    """Print progress and results until all stops have ended, or Ctrl-C; returns the exit code."""
     try:
         while (result := stops.next(_PROGRESS_SECONDS)) or stops.under_way:
             if result is None:
@@ -126,7 +122,7 @@ def stop_models(
                 click.echo(f"{escape_name(result.model)}: stopped in {result.seconds:.1f} s")
                 continue
             click.echo(f"{PROGRAM}: {explain(result.error)}", err=True)
-            # A model that was not stopped matters more than one that was not loaded.
+            # The code for a model that was not stopped takes precedence over NOT_LOADED.
             if code in (FINE, NOT_LOADED):
                 code = exit_code_of(result.error)
     except KeyboardInterrupt:
@@ -147,7 +143,7 @@ def stop_one(
 ) -> None:
     """Stop a model, or its backend with a PID, on all nodes of a cluster or on one.
 
-    Asks again while the monitor refuses because of too many shutdowns.
+    Tries again after `too_many_shutdowns`.
 
     Raises:
         RequestFailed: the model was not stopped.
@@ -157,12 +153,11 @@ def stop_one(
     while True:
         try:
             client.post("/backend/shutdown", body, timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS)
+            return
         except RequestFailed as error:
             if error.type != "too_many_shutdowns":
                 raise
-            time.sleep(_RETRY_SECONDS)
-        else:
-            return
+        time.sleep(_RETRY_SECONDS)
 
 
 def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) -> bool:
@@ -172,9 +167,8 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     output = console(stderr=True)
     if items:
         output.print(table_of(items, backend_columns(answer), output.width, fold=True))
-    loaded = {item.model for item in items}
     for model in wanted:
-        if model not in loaded:
+        if all(item.model != model for item in items):
             click.echo(f"{escape_name(model)} {not_loaded(answer)}.", err=True)
     one = len(wanted) == 1
     models = f"model '{escape_name(wanted[0])}'" if one else f"these {len(wanted)} models"
@@ -183,7 +177,7 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
 
 
 class _Stops:
-    """Stops models, a few at a time, on daemon threads: the process can end before they do."""
+    """Stops models, up to four at a time, on daemon threads, which Ctrl-C does not wait for."""
 
     def __init__(
         self, client: Client, models: Sequence[str], force: bool, node: str | None
@@ -198,7 +192,7 @@ class _Stops:
             self._start_next()
 
     def next(self, timeout_seconds: float) -> StopResult | None:
-        """Wait for the next result; returns None if there is none in that time."""
+        """Wait for the next result; returns None after the timeout."""
         try:
             result = self._results.get(timeout=timeout_seconds)
         except queue.Empty:
@@ -208,7 +202,7 @@ class _Stops:
         return result
 
     def give_up(self) -> list[str]:
-        """Start no more; returns the models whose shutdown is under way."""
+        """Start no more shutdowns; returns the models whose shutdown is under way."""
         self._waiting.clear()
         return self.under_way
 
@@ -228,7 +222,7 @@ class _Stops:
 
 
 class _Progress:
-    """Shows the phases of shutdowns: a line that is rewritten in a terminal, else each change."""
+    """Shows the phases of shutdowns: in a terminal one line, rewritten; else a line per change."""
 
     def __init__(self, client: Client) -> None:
         from .views.tables import console
@@ -238,15 +232,18 @@ class _Progress:
         self._printed: dict[str, str] = {}
 
     def show(self, models: Sequence[str]) -> None:
-        """Ask the monitor for the phases of these models, and print them."""
+        """Request the shutdown phases of these models, and print them."""
         try:
             answer, _ = fetch_backends(
                 self._client, fresh=False, timeout_seconds=_PROGRESS_TIMEOUT_SECONDS
             )
-        except MonitorError:  # if this lasts, the shutdown itself fails too
+        except MonitorError:  # if this persists, the shutdown itself fails too
             return
-        shutdowns = {item.model: item.shutdown for item in answer.backends if item.shutdown}
-        shutdowns = {model: shutdowns[model] for model in models if model in shutdowns}
+        shutdowns = {
+            item.model: item.shutdown
+            for item in answer.backends
+            if item.shutdown and item.model in models
+        }
         if self._console.is_terminal:
             from rich.cells import set_cell_size
 

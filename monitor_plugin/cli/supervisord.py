@@ -9,8 +9,7 @@ import click
 
 from ..domain.errors import MonitorError
 from ..telemetry.log_lines import configure_logging
-from .options import preformatted
-from .settings_options import SETTINGS_HELP, parse_settings, settings_options
+from .options import SETTINGS_HELP, parse_settings, preformatted, settings_options
 
 
 @click.command(epilog=preformatted(SETTINGS_HELP))
@@ -19,8 +18,8 @@ from .settings_options import SETTINGS_HELP, parse_settings, settings_options
     "backends",
     multiple=True,
     metavar="NAME=MODEL[@ADDRESS]",
-    help="Which programs are backends, besides those with --addr or MONITOR_ADDRESS; * in NAME "
-    "stands for any text, in MODEL and ADDRESS for what the first of NAME stood for.",
+    help="Programs that are backends, besides those with --addr or MONITOR_ADDRESS; * in NAME "
+    "matches any text, and in MODEL and ADDRESS is replaced by what the first * matched.",
 )
 @click.option(
     "--server-url",
@@ -33,10 +32,10 @@ from .settings_options import SETTINGS_HELP, parse_settings, settings_options
 def supervisord(
     backends: tuple[str, ...], server_url: str | None, log_format: str, **flags: Any
 ) -> int:
-    """Monitor the backends of the supervisord that runs this, as its event listener.
+    """Monitor the backends of supervisord, as an event listener that supervisord runs.
 
-    Supervisord is to run this from a section [eventlistener:...] of its configuration; the README
-    has an example.
+    Start this from a section [eventlistener:...] of supervisord's configuration; the README has an
+    example.
     """
     configure_logging(log_format)
     settings = parse_settings(flags)

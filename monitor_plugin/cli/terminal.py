@@ -1,15 +1,16 @@
-"""A terminal in which each key is read at once; its modes are restored at the end."""
+"""Reads single keys from a terminal, and restores the modes of the terminal at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import termios
+import tty
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 _SEQUENCES = {
     "\x1b[A": "up",
@@ -28,14 +29,12 @@ _END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminal:
-    """Waits for keys, signals and other threads at once. `open_terminal` makes it.
+    """Waits for keys, signals and `wake()` at the same time. `open_terminal` makes it.
 
-    Args:
-        descriptor: the terminal's.
-        wake_reader, wake_writer: the ends of a pipe; a byte in it ends a wait.
+    A byte in the pipe from `wake_writer` to `wake_reader` ends a wait.
 
     Attributes:
-        ended_by: the number of the signal that is to end the program; None while there is none.
+        ended_by: the number of the signal that ends the program; None before such a signal.
     """
 
     def __init__(self, descriptor: int, wake_reader: int, wake_writer: int) -> None:
@@ -50,7 +49,7 @@ class Terminal:
             os.write(self._wake_writer, b"\0")
 
     def wait(self, timeout_seconds: float) -> list[str]:
-        """Wait for keys, a signal or `wake()`; returns the keys: characters, `up`, `escape`."""
+        """Wait for keys, a signal or `wake()`; returns the keys: `q`, `up`, `escape`."""
         ready, _, _ = select.select([self._descriptor, self._wake_reader], [], [], timeout_seconds)
         if self._wake_reader in ready:
             os.read(self._wake_reader, 4096)
@@ -69,9 +68,9 @@ class Terminal:
 
 @contextlib.contextmanager
 def open_terminal(descriptor: int) -> Iterator[Terminal]:
-    """Read keys without echo, and receive signals without ending; restores both afterwards.
+    """Switch echo, line editing, Ctrl-S and Ctrl-Z off, and record signals in the terminal.
 
-    Call this from the main thread.
+    Ctrl-C stays a signal. The end restores modes and handlers. For the main thread.
     """
     modes = termios.tcgetattr(descriptor)
     wake_reader, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -82,7 +81,11 @@ def open_terminal(descriptor: int) -> Iterator[Terminal]:
     try:
         for number in numbers:
             signal.signal(number, terminal.on_signal)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, _without_echo(modes))
+        tty.setcbreak(descriptor, termios.TCSADRAIN)
+        changed = termios.tcgetattr(descriptor)
+        changed[tty.IFLAG] &= ~termios.IXON
+        changed[tty.CC][termios.VSUSP] = b"\0"
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, changed)
         yield terminal
     finally:
         with contextlib.suppress(termios.error):  # the terminal is gone
@@ -94,35 +97,8 @@ def open_terminal(descriptor: int) -> Iterator[Terminal]:
         os.close(wake_writer)
 
 
-def _without_echo(modes: list[Any]) -> list[Any]:
-    """Switch echo, line editing, Ctrl-S and Ctrl-Z off; Ctrl-C stays a signal."""
-    input_flags, output_flags, control_flags, local_flags, *speeds, characters = modes
-    characters = list(characters)
-    characters[termios.VMIN], characters[termios.VTIME] = 1, 0
-    characters[termios.VSUSP] = b"\0"
-    return [
-        input_flags & ~termios.IXON,
-        output_flags,
-        control_flags,
-        local_flags & ~(termios.ECHO | termios.ICANON),
-        *speeds,
-        characters,
-    ]
-
-
 def split_keys(text: str) -> list[str]:
     """Split what was typed into keys; unknown escape sequences are left out."""
-    keys = []
-    while text:
-        end = 1
-        if text[0] == "\x1b" and text[1:2] in ("[", "O"):
-            end = 2
-            while end < len(text) and not text[end].isalpha() and text[end] != "~":
-                end += 1
-            end += 1
-        sequence, text = text[:end], text[end:]
-        if not sequence.startswith("\x1b"):
-            keys.append(sequence)
-        elif sequence in _SEQUENCES:
-            keys.append(_SEQUENCES[sequence])
-    return keys
+    sequences = re.findall(r"\x1b[\[O][^A-Za-z~]*[A-Za-z~]?|.", text, re.DOTALL)
+    keys = [_SEQUENCES.get(sequence, sequence) for sequence in sequences]
+    return [key for key in keys if not key.startswith("\x1b")]

@@ -12,7 +12,7 @@ _KEYS = """\
 Keys:
   m c n u    sort by memory, CPU, name, uptime
   up down    move the selection (k and j, Home and End too)
-  s          stop the selected one; asks first: y yes, f yes and by force, n no
+  s          stop the selected backend; asks first: y yes, f yes and by force, n no
   q          quit"""
 
 
@@ -22,7 +22,7 @@ Keys:
     type=click.Choice(["memory", "cpu", "name", "uptime"]),
     default="memory",
     show_default=True,
-    help="What comes first: most memory, most CPU, by name, or youngest.",
+    help="The order: most memory first, most CPU first, by name, or youngest first.",
 )
 @click.option(
     "--interval",
@@ -30,13 +30,13 @@ Keys:
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often to look; what happens is shown at once.",
+    help="Time between two requests for the figures; events are shown immediately.",
 )
 @monitor_options
 def top(url: str | None, token_file: str | None, sort: str, interval: float) -> int:
-    """Watch the backends, live; stop one with two keys.
+    """Watch the backends live; stop the selected one with two keys.
 
-    Of a model with several replicas the selected one alone is stopped.
+    The other replicas of its model go on.
     """
     from .live import run_top  # needs rich
     from .views.tables import console

@@ -1,1 +1,1 @@
-"""The parts of `monitor-plugin demo`: a real gRPC backend, and a small host that spawns it."""
+"""The demos: a real gRPC backend, a small host that spawns it, a real host, and a cluster."""

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
+from functools import partial
 from typing import Any
 
 import grpc
@@ -42,7 +43,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--no-memory", action="store_true", help="report no memory")
     add("--hang-status", action="store_true", help="never answer Status")
     add("--status-seconds", type=float, default=0, help="take so long to answer Status")
-    add("--token", help="want the metadata `authorization: Bearer TOKEN`")
+    add("--token", help="require the metadata `authorization: Bearer TOKEN`")
     add("--ignore-sigterm", action="store_true", help="go on after SIGTERM")
     add("--fork-workers", type=int, default=0, help="fork so many processes")
     add("--crash-after", type=float, help="exit with code 3 after so many seconds")
@@ -51,7 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def allocate(mebibytes: int) -> mmap.mmap | None:
-    """Allocate memory, and write to each page, so that it is resident; None for 0 MiB."""
+    """Allocate memory and write to each page, so that all pages are resident; None for 0 MiB."""
     if not mebibytes:
         return None
     memory = mmap.mmap(-1, mebibytes * _MIB)
@@ -74,11 +75,12 @@ class Service:
         }
 
     def toggle_busy(self) -> None:
-        """Become busy, or return to the state before."""
+        """Start or stop to report BUSY."""
         self._busy = not self._busy
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """Return the methods, for a gRPC server."""
+        """Return the handlers of the calls, for a gRPC server."""
+        methods: dict[str, Callable[[], Any]]
         methods = {"Health": self.health, "Free": self.free, "Status": self.status}
         if self._options.no_status:
             del methods["Status"]
@@ -86,30 +88,27 @@ class Service:
             SERVICE,
             {
                 name: grpc.unary_unary_rpc_method_handler(
-                    self._authenticated(method), response_serializer=lambda m: m.SerializeToString()
+                    partial(self._call, method), response_serializer=lambda m: m.SerializeToString()
                 )
                 for name, method in methods.items()
             },
         )
 
-    def _authenticated(
-        self, method: Callable[[], Any]
-    ) -> Callable[[bytes, grpc.ServicerContext], Any]:
-        def authenticated(request: bytes, context: grpc.ServicerContext) -> Any:
-            token = self._options.token
-            metadata = dict(context.invocation_metadata())
-            if token and metadata.get("authorization") != f"Bearer {token}":
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is wanted")
-            return method()
-
-        return authenticated
+    def _call(
+        self, method: Callable[[], Any], request: bytes, context: grpc.ServicerContext
+    ) -> Any:
+        token = self._options.token
+        metadata = dict(context.invocation_metadata())
+        if token and metadata.get("authorization") != f"Bearer {token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is required")
+        return method()
 
     def health(self) -> Any:
         """Reply that it serves."""
         return self._messages["Reply"](message=b"OK")
 
     def free(self) -> Any:
-        """Free weights and cache."""
+        """Free the weights and the cache."""
         self._memory = dict.fromkeys(self._memory)
         return self._messages["Result"](message="freed", success=True)
 
@@ -131,7 +130,7 @@ class Service:
 
 
 def fork_workers(options: argparse.Namespace) -> None:
-    """Fork processes that do nothing until they are killed; with --end-with-parent, or orphaned."""
+    """Fork idle processes. With --end-with-parent they also end after this process."""
     parent = os.getpid()
     for _ in range(options.fork_workers):
         if os.fork() == 0:
@@ -143,7 +142,7 @@ def fork_workers(options: argparse.Namespace) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Exit when the parent has ended."""
+    """Wait until the parent has ended, then exit with code 1."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -160,15 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ended = True
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which stops its backends
-    signal.signal(
-        signal.SIGTERM,
-        signal.SIG_IGN if options.ignore_sigterm else end,
-    )
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_sigterm else end)
     fork_workers(options)  # before gRPC starts, which does not support fork
     service = Service(options)
     signal.signal(signal.SIGUSR1, lambda number, frame: service.toggle_busy())
-    # Python runs handlers only between two of its own steps. The byte that a signal writes to this
-    # socket also ends a select() which began just before the signal came.
+    # Python runs handlers only between two bytecodes. The byte that each signal writes to this
+    # socket ends a select() that began just after the signal.
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)

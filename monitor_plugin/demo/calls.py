@@ -1,4 +1,4 @@
-"""The calls with which to try the demo. They are shown as curl commands, or made."""
+"""The HTTP calls of the demo, as curl commands or as real requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JSON = "application/json"
 
 
 class Call(NamedTuple):
-    """One call, and the HTTP status that is expected."""
+    """An HTTP call, and its expected status; `shows_post`: curl gets `-X POST`."""
 
     path: str
     body: dict[str, str] | None
@@ -22,7 +22,7 @@ class Call(NamedTuple):
     expected_status: int
 
     def curl(self, url: str, with_token: bool = False) -> str:
-        """Return the curl command of the call, with the token as a variable of the shell."""
+        """Return the call as a curl command, which reads a token from the shell's MONITOR_TOKEN."""
         command = ["curl -X POST" if self.shows_post else "curl"]
         if url.startswith("unix:"):
             command.append(f"--unix-socket {shlex.quote(url.removeprefix('unix:'))}")
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 def calls() -> list[Call]:
-    """Return the two calls of LocalAI's documentation, and some more."""
+    """Return the two calls of LocalAI's documentation, and three more."""
     return [
         Call("/backend/monitor", {"model": "my-model"}, False, 200),
         Call("/v1/backend/monitor?model=org/busy%20model", None, False, 200),
@@ -51,10 +51,10 @@ def calls() -> list[Call]:
 def make_calls(
     url: str, token: str | None, which: Iterable[Call] | None = None
 ) -> Iterator[tuple[str, bool]]:
-    """Make the given calls, or those of `calls()`.
+    """Make the calls `which`, by default those of `calls()`.
 
     Yields:
-        A text with request and response, and whether the status was the expected one.
+        The request and the response as text, and whether the status was the expected status.
     """
     headers = {"Content-Type": JSON}
     if token is not None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ..config.settings import Settings
 from ..monitor import Monitor
 
-# Each model, and the arguments of its backend. The first is the model of the documentation.
+# The arguments of each model's backend. `my-model` is the name in LocalAI's documentation.
 MODELS: dict[str, Sequence[str]] = {
     "my-model": ("--weights-mib", "64", "--kv-cache-mib", "32"),
     "org/busy model": ("--weights-mib", "32", "--kv-cache-mib", "16", "--state", "1"),
@@ -29,13 +29,13 @@ class DemoHost:
         self._waiters: list[threading.Thread] = []
 
     def spawn(self, model: str, arguments: Sequence[str]) -> None:
-        """Start a backend, and register it when it serves."""
+        """Start a backend, and register it once it serves; raises `RuntimeError` if it exits."""
         process = subprocess.Popen(
             [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent", *arguments],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Without the monitor's token, by which a backend could stop others.
+            # Without the monitor's token, with which a backend could stop other backends.
             env={name: value for name, value in os.environ.items() if name != "MONITOR_TOKEN"},
         )
         self._processes.append(process)
@@ -53,7 +53,7 @@ class DemoHost:
         self._monitor.hook.monitor_backend_exited(model=model, pid=process.pid, exit_code=exit_code)
 
     def stop(self) -> None:
-        """End all backends, and wait until they have exited."""
+        """Stop all backends, and wait until the monitor knows that they have exited."""
         for process in self._processes:
             process.terminate()
         for process in self._processes:
@@ -70,7 +70,7 @@ class DemoHost:
 
 @contextmanager
 def demo(settings: Settings) -> Iterator[Monitor]:
-    """Run a monitor and a host with the three backends; stop all of them at the end."""
+    """Run a monitor and a host with three backends; the end stops all of them."""
     with Monitor(settings) as monitor:
         host = DemoHost(monitor)
         try:

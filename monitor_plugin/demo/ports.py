@@ -10,7 +10,7 @@ import socket
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a port on which no process listens, outside the range of ephemeral ports.
 
-    A free port of that range may become the local end of a connection a moment later.
+    Any outgoing connection may take an ephemeral port before the server starts.
     """
     while True:
         port = random.SystemRandom().randint(10_000, 32_000)

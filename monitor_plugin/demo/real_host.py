@@ -2,7 +2,8 @@
 
     python -m monitor_plugin.demo.real_host http://localhost:8080 circusd circus.ini
 
-The monitor of the host must answer at that URL. Ctrl-C ends both, as the terminal sends it to both.
+The monitor of the host must answer at that URL. Ctrl-C ends both processes, as the terminal signals
+both.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..client import Client
+from ..domain.errors import RequestFailed
 from .calls import calls
 from .host import MODELS
 
@@ -25,18 +25,15 @@ _WARNING_SECONDS = 20.0
 
 
 def _has_model(url: str, model: str) -> bool:
-    query = urllib.parse.urlencode({"model": model})
     try:
-        with urllib.request.urlopen(f"{url}/backend/monitor?{query}", timeout=5):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code == 401  # without a token it does not tell which models it has
-    except OSError:
-        return False
+        Client(url).get("/backend/monitor", {"model": model}, timeout_seconds=5)
+    except RequestFailed as error:
+        return error.status == 401  # without a token the monitor names no models
+    return True
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the host, and return its exit code."""
+    """Run the host; returns its exit code."""
     url, *command = arguments
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -53,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         for call in calls():
             print(call.curl(url, with_token="MONITOR_TOKEN" in os.environ))
         print("\nCtrl-C ends all of it.", flush=True)
-    while host.poll() is None:  # one long wait() would miss a SIGTERM that comes just before it
+    while host.poll() is None:  # a SIGTERM just before wait() would not end wait()
         time.sleep(0.2)
     return host.returncode
 

@@ -325,11 +325,23 @@ assert main(["--help"]) == main(["demo", "--help"]) == 0
     assert "--listen" in run.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ps", "--json"], ["ps"], ["stop", "--help"]])
+ZSH = {"_MONITOR_PLUGIN_COMPLETE": "zsh_complete", "COMP_WORDS": "x status ", "COMP_CWORD": "2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--help"], {}),
+        (["ps", "--json"], {}),
+        (["ps"], {}),
+        (["stop", "--help"], {}),
+        ([], ZSH),
+    ],
+)
 def test_commands_that_ask_a_monitor_import_neither_grpc_nor_falcon(
-    arguments: list[str], monitor: Monitor, load: Load
+    arguments: list[str], environment: dict[str, str], monitor: Monitor, load: Load
 ) -> None:
-    """Nor other modules that take long to import; only a table needs rich."""
+    """Nor other slow modules; completion neither. Only a table needs rich."""
     load("m")
     code = """
 import sys
@@ -344,8 +356,9 @@ print(*sorted({"asyncio", "falcon", "grpc", "google.protobuf", "psutil", "rich",
         text=True,
         timeout=60,
         check=True,
-        env={"MONITOR_URL": monitor.url},
+        env={"MONITOR_URL": monitor.url, **environment},
     )
+    assert ("plain\nm\n" in run.stdout) == bool(environment)
     assert run.stderr == ("rich\n" if arguments == ["ps"] else "\n")
 
 

@@ -12,10 +12,9 @@ from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 
 from monitor_plugin.api.schemas import ClusterBackendsAnswer
+from monitor_plugin.cli.live import Screen, draw
 from monitor_plugin.cli.queries import EventItem
-from monitor_plugin.cli.views.details import details_view
-from monitor_plugin.cli.views.tables import backends_view
-from monitor_plugin.cli.views.top import Screen, draw
+from monitor_plugin.cli.views.tables import backends_view, details_view
 
 MIB = 2**20
 

@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from monitor_plugin.cli.live import Top
+from monitor_plugin.cli.live import Top, draw
 from monitor_plugin.cli.queries import fetch_backends
-from monitor_plugin.cli.views.top import draw
 from monitor_plugin.client import Client
 
 from ..support import eventually

@@ -16,7 +16,7 @@ import pytest
 from monitor_plugin import Backend, Monitor, Settings, Status, hookimpl, install
 from monitor_plugin.api.results import HooksAnswer
 from monitor_plugin.cli import main
-from monitor_plugin.cli.views.hooks import hooks_table
+from monitor_plugin.cli.hooks import hooks_table
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
 from ..support import Client, logged

@@ -1,4 +1,4 @@
-"""Tables of backends and of their ends; a narrow terminal gets the most important columns."""
+"""Tables of backends, of their exits, and of one model; they fit any width. Needs rich."""
 
 from __future__ import annotations
 
@@ -6,27 +6,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem
-from .summary import (
+from ...domain.models import ProcessUsage, State, TreeUsage
+from .text import (
     ALARMING,
+    UNKNOWN,
     ago,
+    amount,
     by_memory,
     condition,
     condition_seconds,
     cpu_percent,
     describe_source,
+    duration,
+    escape_name,
     memory_bytes,
     memory_percent,
     missing_parts,
     not_loaded,
+    percent,
+    printable,
+    seconds_since,
     summarize,
 )
-from .text import amount, duration, escape_name, percent, printable
 
 _STYLES = {
     "ready": "green",
@@ -37,16 +44,17 @@ _STYLES = {
     "unreachable": "bold red",
 }
 _CAUSES = {"killed": "red", "oom": "bold red", "exited": "yellow"}
-GAP = 2
+_GAP = 2
 _NARROWEST_NAME = 12
 _ENDS_SHOWN = 10
+_BAR_WIDTH = 20
 
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column; the one with the highest `dispensable` is left out first, one with 0 never."""
+    """A column. A narrow table omits the highest `dispensable` first, and never omits a 0."""
 
     title: str
     cell: Callable[[Row], Text]
@@ -55,7 +63,7 @@ class Column(Generic[Row]):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Make a console that takes no text for markup, and folds no line unless it is a terminal."""
+    """Make a console without markup; outside a terminal lines may be 10,000 columns wide."""
     made = Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=False)
     if not made.is_terminal:
         made.width = 10_000
@@ -63,7 +71,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def backend_columns(answer: ClusterBackendsAnswer) -> list[Column[NodeBackendItem]]:
-    """Return the columns for backends; in a cluster one of them is for nodes."""
+    """Return the columns for backends, in a cluster with a column for the node."""
     node: Column[NodeBackendItem] = Column("NODE", lambda item: Text(printable(item.node)), 1)
     return [
         Column("MODEL", lambda item: Text(escape_name(item.model)), 0),
@@ -92,7 +100,7 @@ def _place(end: NodeEndItem) -> str:
 
 
 def condition_text(item: NodeBackendItem) -> Text:
-    """Show a backend's condition, for how long it lasts, and a `!` if an operator should look."""
+    """Return a backend's condition with its age; `!` marks what an operator should check."""
     name, seconds = condition(item), condition_seconds(item)
     alarm = "! " if name in ALARMING else ""
     since = "" if seconds is None else f" {duration(seconds)}"
@@ -112,10 +120,10 @@ def table_of(
 
     Args:
         rows: a record for each row.
-        columns: those that do not fit are left out.
-        width: in characters.
-        fold: whether a name that is too long takes several lines; otherwise it is cut.
-        selected: the index of the row that is shown in reverse video; -1 for none.
+        columns: the columns; columns that do not fit are omitted.
+        width: in terminal columns.
+        fold: whether long text takes several lines; otherwise text is cut.
+        selected: the index of the row in reverse video; -1 for none.
     """
     cells = [[column.cell(row) for column in columns] for row in rows]
     widths = [
@@ -126,14 +134,14 @@ def table_of(
     widths[0] = min(name_width, _NARROWEST_NAME)
     kept = list(range(len(columns)))
     # Rich before 15 also wants room for a gap after the last column.
-    while sum(widths[at] + GAP for at in kept) > width:
+    while sum(widths[at] + _GAP for at in kept) > width:
         worst = max(kept, key=lambda at: columns[at].dispensable)
         if not columns[worst].dispensable:
             break
         kept.remove(worst)
-    others = sum(widths[at] + GAP for at in kept if at)
-    widths[0] = max(1, min(name_width, width - GAP - others))
-    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+    others = sum(widths[at] + _GAP for at in kept if at)
+    widths[0] = max(1, min(name_width, width - _GAP - others))
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
     for at in kept:
         elastic = fold and at == len(columns) - 1
         table.add_column(
@@ -150,7 +158,7 @@ def table_of(
 
 
 def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) -> RenderableType:
-    """Show all backends or those of a model, the largest first, and the last that ended."""
+    """Return the view of `ps`: all backends or those of a model, then the last that ended."""
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
@@ -166,7 +174,88 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
 
 
 def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
-    """Show the backends that ended last."""
+    """Return a table of the backends that ended last."""
     table = table_of(ended[:_ENDS_SHOWN], _END_COLUMNS, width, fold=True)
     more = len(ended) - _ENDS_SHOWN
     return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
+
+
+def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> RenderableType:
+    """Return the view of `status`: each backend of a model, then its last exits."""
+    count = len(answer.backends)
+    replicas = f"  {count} replicas" if count > 1 else ""
+    parts: list[RenderableType] = [Text(escape_name(model), "bold").append(replicas, "not bold")]
+    for item in answer.backends:
+        table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for name, text in _details(item, answer):
+            table.add_row(name, Text(text) if isinstance(text, str) else text)
+        parts += [table, ""]
+    if answer.ended:
+        parts.append(ends_table(answer.ended, width))
+    else:
+        parts.append(Text("None of its backends has ended lately."))
+    return Group(*parts)
+
+
+def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple[str, str | Text]]:
+    age = "" if item.age_seconds is None else f", read {duration(item.age_seconds)} ago"
+    started = f"{item.created_at:%Y-%m-%d %H:%M:%S} UTC, {duration(item.uptime_seconds)} ago"
+    share = percent(memory_percent(item, answer))
+    sources = {"backend": "the backend's word", "pss": "PSS of its tree", "rss": "RSS of its tree"}
+    source = sources.get(item.memory_source or "", "source unknown")
+    lines: list[tuple[str, str | Text]] = [
+        *([("node", printable(item.node))] if item.node else []),
+        ("PID", str(item.pid)),
+        ("address", printable(item.address)),
+        ("state", condition_text(item).append(_last_state(item), "not bold")),
+        ("source", printable(describe_source(item)) + age),
+        ("started", started),
+        ("memory", f"{amount(memory_bytes(item))}, {share} % of the machine's, {source}"),
+    ]
+    if item.memory:
+        parts = [(escape_name(name), size) for name, size in item.memory.breakdown.items()]
+        parts.sort(key=lambda part: -part[1])
+        largest = max([1, *(size for _, size in parts)])
+        width = max([0, *(cell_len(name) for name, _ in parts)])
+        for name, size in parts:
+            bar = "#" * max(1 if size else 0, round(_BAR_WIDTH * size / largest))
+            lines.append(("", f"{set_cell_size(name, width)}  {amount(size):>10}  {bar}"))
+    if item.process:
+        lines.append(("process", _usage(item.process)))
+        lines.append(("tree", _usage(item.process.tree)))
+    return lines
+
+
+def _last_state(item: NodeBackendItem) -> str:
+    """Return the last known state of a backend that gives no state now."""
+    if item.state is not None or item.last_state is None:
+        return ""
+    names = {int(each): each.name.lower() for each in State}
+    since = duration(seconds_since(item.state_changed_at))
+    return f", {names.get(item.last_state, item.last_state)} before, since {since}"
+
+
+def _usage(usage: ProcessUsage | None) -> str:
+    if usage is None:
+        return UNKNOWN
+    tree = usage if isinstance(usage, TreeUsage) else None
+    counts = [
+        (tree.processes if tree else None, "processes", "process"),
+        (usage.threads, "threads", "thread"),
+        (usage.open_files, "open files", "open file"),
+    ]
+    sizes = [
+        ("rss", usage.rss),
+        ("pss", tree.pss if tree else None),
+        ("vms", usage.vms),
+        ("vram", tree.vram if tree else None),
+    ]
+    parts = [f"{n} {one if n == 1 else several}" for n, several, one in counts if n is not None]
+    parts += [f"{name} {amount(size)}" for name, size in sizes if size is not None]
+    if usage.cpu_percent is not None:
+        parts.append(f"cpu {percent(usage.cpu_percent)} % of one core")
+    if usage.cpu_seconds is not None:
+        parts.append(f"{usage.cpu_seconds:.1f} s of cpu")
+    return ", ".join(parts) or UNKNOWN

@@ -1,17 +1,31 @@
-"""Text for people: names that cannot steer a terminal, and numbers with their units."""
+"""Text and figures for people: escaped names, numbers with units, a backend's condition."""
 
 from __future__ import annotations
 
+from collections import Counter
+from datetime import datetime, timezone
+
+from ...api.schemas import ClusterBackendsAnswer, EndItem, NodeBackendItem
 from ...domain.byte_sizes import format_bytes
 
 UNKNOWN = "?"
+# Names for gRPC's codes.
+_FAILURES = {
+    "DEADLINE_EXCEEDED": "no answer",
+    "UNAVAILABLE": "unreachable",
+    "UNIMPLEMENTED": "no status",
+}
+# Conditions that an operator should check.
+ALARMING = ("error", "no answer", "unreachable")
+# Conditions that are shown with their duration.
+_LASTING = ("busy", "uninitialized", "error")
 
 
 def escape_name(name: str) -> str:
-    r"""Escape a name: all characters that a terminal could act upon, or that are invisible.
+    r"""Escape control characters, invisible characters, and spaces at both ends (`\x20`).
 
-    Letters of every script stay, as do spaces within. A space at an end becomes `\x20`. A backslash
-    is doubled, so that no name looks like the escaped form of another one.
+    Letters of every script and spaces between them stay. A backslash is doubled, so that no name
+    looks like the escaped form of another name.
     """
     core = name.strip(" ")
     before, _, after = name.partition(core) if core else (name, "", "")
@@ -28,17 +42,17 @@ def printable(text: str) -> str:
 
 
 def amount(count: float | None) -> str:
-    """Show bytes: `96.0 MiB`."""
+    """Format bytes: `96.0 MiB`."""
     return UNKNOWN if count is None else format_bytes(count)
 
 
 def percent(share: float | None) -> str:
-    """Show a percentage, without its sign."""
+    """Format a percentage, without `%`."""
     return UNKNOWN if share is None else f"{share:.1f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Show a duration by its two largest units: `45s`, `3m20s`, `5h2m`, `12d3h`."""
+    """Format a duration in its two largest units: `45s`, `3m20s`, `5h2m`, `12d3h`."""
     if seconds is None:
         return UNKNOWN
     whole = max(0, int(seconds))
@@ -51,3 +65,99 @@ def duration(seconds: float | None) -> str:
             rest = whole % size // smaller_size
             return f"{whole // size}{unit}" + (f"{rest}{smaller}" if rest else "")
     return f"{whole}s"
+
+
+def condition(item: NodeBackendItem) -> str:
+    """Return the phase of its shutdown, its state, or why the state is unknown."""
+    if item.shutdown:
+        return item.shutdown.phase
+    if item.state is None:
+        return _FAILURES.get(item.rpc_error or "", "unknown")
+    return f"unknown ({item.state})" if item.state_name == "unknown" else item.state_name
+
+
+def condition_seconds(item: NodeBackendItem) -> float | None:
+    """Return the age of a backend's condition; None if it is unknown or irrelevant."""
+    if item.shutdown:
+        return item.shutdown.seconds
+    return seconds_since(item.state_changed_at) if condition(item) in _LASTING else None
+
+
+def memory_bytes(item: NodeBackendItem) -> int | None:
+    """Return the memory of a backend in bytes; None if it is unknown."""
+    return item.memory.total if item.memory else None
+
+
+def memory_percent(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> float | None:
+    """Return the memory of a backend in percent of its machine's; None if it is unknown."""
+    machines = {each.node: each.machine for each in answer.nodes}
+    machine = machines.get(item.node) or answer.machine
+    if item.memory is None or not machine or not machine.memory_total:
+        return None
+    return 100 * item.memory.total / machine.memory_total
+
+
+def cpu_percent(item: NodeBackendItem) -> float | None:
+    """Return the CPU usage of a backend's process tree in percent of one core."""
+    if item.process is None:
+        return None
+    tree = item.process.tree
+    if tree is None or tree.cpu_percent is None:
+        return item.process.cpu_percent
+    return tree.cpu_percent
+
+
+def describe_source(item: NodeBackendItem) -> str:
+    """Return the source of a reading: `grpc`, `psutil: UNIMPLEMENTED`."""
+    return ": ".join(part for part in (item.source, item.rpc_error) if part) or "not read yet"
+
+
+def by_memory(item: NodeBackendItem) -> tuple[int, str, int]:
+    """Return a sort key: the largest memory first, unknown memory last."""
+    return -item.memory.total if item.memory else 1, item.model, item.pid
+
+
+def missing_parts(answer: ClusterBackendsAnswer) -> list[str]:
+    """Return why an answer is not complete: the errors of nodes, then the cluster's error."""
+    errors = [each.error for each in answer.nodes if each.error]
+    return [*errors, *([answer.cluster_error] if answer.cluster_error else [])]
+
+
+def not_loaded(answer: ClusterBackendsAnswer) -> str:
+    """Return `is not loaded`, limited to the nodes that answered."""
+    return f"is not loaded{_where(answer)}"
+
+
+def summarize(answer: ClusterBackendsAnswer) -> str:
+    """Return a line with the number of backends, their memory, and their conditions."""
+    if not answer.backends:
+        return f"No model is loaded{_where(answer)}."
+    count = len(answer.backends)
+    used = sum(memory_bytes(item) or 0 for item in answer.backends)
+    machines = [each.machine for each in answer.nodes if each.machine]
+    if not machines and answer.machine:
+        machines = [answer.machine]
+    total = sum(machine.memory_total for machine in machines) or None
+    conditions = Counter(map(condition, answer.backends)).most_common()
+    conditions.sort(key=lambda each: each[0] not in ALARMING)  # alarming conditions first
+    return f"{count} backend{'s' * (count > 1)}, {amount(used)} of {amount(total)}; " + ", ".join(
+        f"{number} {name}" for name, number in conditions
+    )
+
+
+def _where(answer: ClusterBackendsAnswer) -> str:
+    return " on any node that answers" if missing_parts(answer) else ""
+
+
+def seconds_since(moment: datetime | None) -> float | None:
+    """Return the seconds since a moment; 0 for a future moment, as the clocks may differ."""
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return max(0.0, (datetime.now(timezone.utc) - moment).total_seconds())
+
+
+def ago(end: EndItem) -> str:
+    """Return how long ago a backend ended: `3m20s ago`."""
+    return f"{duration(seconds_since(end.ended_at))} ago"
