@@ -2,9 +2,9 @@
 
     python benchmarks/cluster.py [--nodes 100] [--models 100] [--rounds 200]
 
-Ten simulated nodes run in a process. They use the package's own links, subscriptions, announcements
-and replies; only their backends do not exist. Two real monitors have a real backend each. One runs
-in this process, and gets all HTTP requests. Prints:
+Each process runs ten simulated nodes. They use the package's own links, subscriptions,
+announcements and replies; only their backends do not exist. Two real monitors have a real backend
+each. One runs in this process, and gets all HTTP requests. Prints:
 
 - the times of a local and of a remote reading, and their ratio;
 - the time of the list of all backends, in one answer and in pages of 1,000;

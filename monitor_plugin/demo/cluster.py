@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     signals = Signals()  # from here on, a signal ends the demo in order
     with contextlib.ExitStack() as stack:
-        places, host = _plain_places(), "127.0.0.1"
+        host = "127.0.0.1"
+        places = dict.fromkeys(NODES, Place((), host))
         if not options.plain and os.geteuid() == 0 and shutil.which("ip"):
             with contextlib.suppress(subprocess.CalledProcessError):
                 host, places = stack.enter_context(network_namespaces(NODES))
@@ -151,10 +152,6 @@ def _environment(name: str, place: Place, host: str, port: int) -> dict[str, str
         # Only this machine can reach the network of the demo.
         "MONITOR_INSECURE": "true" if has_network else "false",
     }
-
-
-def _plain_places() -> dict[str, Place]:
-    return {name: Place((), "127.0.0.1") for name in NODES}
 
 
 @contextlib.contextmanager
