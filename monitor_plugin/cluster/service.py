@@ -196,7 +196,7 @@ class ClusterService:
                 "other nodes wait for an answer already: ask again"
             )
         try:
-            results = self._link.run(self._client.read_holders(model, request))
+            results = self._link.run(self._client.request_holders(model, request))
         finally:
             self._unknown_reads.release()
         if results is None:

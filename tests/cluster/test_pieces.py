@@ -129,7 +129,7 @@ def test_directory_keeps_the_newest_announcement_until_the_node_leaves() -> None
 
 def test_pending_request_limits_the_bytes_of_its_replies() -> None:
     """A request keeps at most 64 MiB of replies; a reply beyond that becomes invalid."""
-    pending = PendingRequest("subject", REQUEST, lambda: None)
+    pending = PendingRequest("subject", REQUEST)
     part = Reply("a", "1", answer=Response(200, b"x" * 2**20), last=False)
 
     async def first() -> Reply | Failure | None:

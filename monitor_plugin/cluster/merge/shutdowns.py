@@ -61,9 +61,9 @@ class ClusterShutdowns:
         """
         model = request.model or ""
         future = self._link.submit(
-            self._on_one(holders[0].name, request)
+            self._stop_on_one(holders[0].name, request)
             if one_peer
-            else self._on_all(model, request, holders, is_local)
+            else self._stop_on_all(model, request, holders, is_local)
         )
         results = []
         if is_local:
@@ -82,20 +82,19 @@ class ClusterShutdowns:
                 results.append(PeerResult(node, error=unknown))
         return self._merge(model, results)
 
-    async def _on_one(self, node: str, request: Request) -> list[PeerResult]:
+    async def _stop_on_one(self, node: str, request: Request) -> list[PeerResult]:
         offer = await self._client.offer(node, replace(request, operation="offer"))
         return [await self._accept(offer, request)]
 
-    async def _on_all(
+    async def _stop_on_all(
         self, model: str, request: Request, holders: Sequence[Peer], is_local: bool
     ) -> list[PeerResult]:
         only_local = is_local and not holders
         first_seconds = _NO_HOLDERS_SECONDS if only_local else math.inf
         for_offers = replace(request, operation="offer")
         offers = await self._client.offers(model, for_offers, holders, first_seconds)
-        if (
-            only_local
-        ):  # no peer is known to have the model, so that a result without name is no error
+        if only_local:
+            # No peer is known to have the model. So a result without a node's name is no failure.
             offers = [each for each in offers if each.node]
         results = list(await asyncio.gather(*(self._accept(each, request) for each in offers)))
         if any(each.reply for each in results):

@@ -20,7 +20,7 @@ from ...domain.errors import (
 from ..peers.directory import Peer, PeerDirectory
 from ..transport.messages import Reply, Request
 from ..transport.nats_link import NatsLink
-from ..transport.pending_requests import Failure, Replies, collect_replies
+from ..transport.pending_requests import Failure, PendingRequest, Replies, collect_replies
 from ..transport.subjects import Subjects
 from .local_node import LocalNode
 
@@ -93,7 +93,11 @@ class PeerClient:
         """
         local = self._local_node.node
         futures = {
-            node: self._link.submit(self._read(node, request, first_seconds, seconds))
+            node: self._link.submit(
+                self._request_node(
+                    self._subjects.read_node(node), node, request, first_seconds, seconds
+                )
+            )
             for node, request in requests.items()
             if node != local
         }
@@ -107,16 +111,10 @@ class PeerClient:
                 results.append(PeerResult(node, error=error))
         return sorted(results, key=lambda each: each.node)
 
-    async def _read(
-        self, node: str, request: Request, first_seconds: float, seconds: float
-    ) -> PeerResult:
-        subject = self._subjects.read_node(node)
-        return await self._request_node(subject, node, request, first_seconds, seconds)
-
-    async def read_holders(
+    async def request_holders(
         self, model: str, request: Request, seconds: float = math.inf
     ) -> list[PeerResult] | None:
-        """Request a model from every node that has it, if no node is known to have it.
+        """Send a request to every node that has a model, also if no node is known to have it.
 
         Returns:
             A result of each node that replied; an error for a node that replied only that it works
@@ -155,7 +153,7 @@ class PeerClient:
     async def still_loaded(self, model: str, request: Request) -> list[Reply]:
         """Return the replies of the nodes that still have a model; none without NATS."""
         try:
-            results = await self.read_holders(model, request, _RECHECK_SECONDS) or []
+            results = await self.request_holders(model, request, _RECHECK_SECONDS) or []
             return [each.reply for each in results if each.reply]
         except ClusterError:
             return []
@@ -217,38 +215,37 @@ class PeerClient:
         If there is no answer, the error is `OutcomeUnknown`; but not if the request certainly did
         not reach the node.
         """
-        node, model = offer.node, request.model or ""
-        subject = self._subjects.shutdown_now(node, offer.run)
-        deadline = time.monotonic() + _MAX_SHUTDOWN_SECONDS
-        silence_seconds = max(self.timeout_seconds, _MIN_STOP_SECONDS)
+        subject = self._subjects.shutdown_now(offer.node, offer.run)
         try:
-            pending = await self._link.requests.send(subject, request)
+            async with self._link.requests.send(subject, request) as pending:
+                return await self._await_stop(pending, offer.node, request.model or "")
         except ClusterError as error:
-            return _not_sent(node, error)
+            return _not_sent(offer.node, error)
+
+    async def _await_stop(self, pending: PendingRequest, node: str, model: str) -> PeerResult:
+        """Wait until a node has stopped a model or reports a failure."""
+        deadline = time.monotonic() + _MAX_SHUTDOWN_SECONDS
+        silence_seconds = min(max(self.timeout_seconds, _MIN_STOP_SECONDS), _MAX_SHUTDOWN_SECONDS)
         is_working = False
-        try:
-            while True:
-                received = await pending.next(min(silence_seconds, deadline - time.monotonic()))
-                if isinstance(received, Reply) and received.kind in ("answer", "working"):
-                    self._directory.record_reply(node)
-                    if received.kind == "answer":
-                        return PeerResult(node, received)
-                    is_working = True
-                    if time.monotonic() <= deadline:
-                        continue
-                    reason = f"is still at it after {_MAX_SHUTDOWN_SECONDS:g} s"
-                elif isinstance(received, Reply):
-                    reason = "gave an answer that cannot be understood"
-                elif received is None:
-                    self._directory.record_silence(node)
-                    reason = f"has said nothing for {silence_seconds:g} s"
-                elif received is Failure.LOST or is_working:
-                    reason = "cannot be heard, as the connection to NATS ended"
-                else:
-                    return self._no_reply(node, received, subject, stopping=True)
-                break
-        finally:
-            pending.close()
+        reason = f"is still at it after {_MAX_SHUTDOWN_SECONDS:g} s"
+        while time.monotonic() <= deadline:
+            received = await pending.next(silence_seconds)
+            if isinstance(received, Reply) and received.kind in ("answer", "working"):
+                self._directory.record_reply(node)
+                if received.kind == "answer":
+                    return PeerResult(node, received)
+                is_working = True
+                continue
+            if isinstance(received, Reply):
+                reason = "gave an answer that cannot be understood"
+            elif received is None:
+                self._directory.record_silence(node)
+                reason = f"has said nothing for {silence_seconds:g} s"
+            elif received is Failure.LOST or is_working:
+                reason = "cannot be heard, as the connection to NATS ended"
+            else:
+                return self._no_reply(node, received, pending.subject, stopping=True)
+            break
         unknown = OutcomeUnknown(
             f"the outcome is unknown: node {node!r} was told to stop model {model!r}, and "
             f"{reason}; it may have stopped it or not: ask {where_to_ask(node, model)}",
@@ -277,7 +274,6 @@ class PeerClient:
         except ClusterError as error:
             return _not_sent(node, error)
         if replies:
-            self._directory.record_reply(node)
             return self._result(replies[0])
         if known is None and failure is Failure.NO_RESPONDERS:
             names = ", ".join(each.name for each in self._directory.peers()) or "none"
@@ -310,19 +306,16 @@ class PeerClient:
         first_seconds = min(first_seconds, seconds)
         if expected and all(each.silent for each in expected):
             first_seconds = min(first_seconds, SILENT_SECONDS)
-        pending = await self._link.requests.send(subject, request)
-        try:
-            names = {each.name for each in expected}
+        names = {each.name for each in expected}
+        async with self._link.requests.send(subject, request) as pending:
             return await collect_replies(
                 pending, names, first_seconds, seconds, accept_others=accept_others
             )
-        finally:
-            pending.close()
 
     def _result(self, reply: Reply) -> PeerResult:
+        self._directory.record_reply(reply.node)
         if reply.kind == "invalid":
             return PeerResult(reply.node, error=invalid_reply(reply.node))
-        self._directory.record_reply(reply.node)
         return PeerResult(reply.node, reply)
 
     def _no_reply(

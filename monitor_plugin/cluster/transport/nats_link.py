@@ -4,7 +4,7 @@ Each connection has a new client of nats-py. The client's own reconnection is no
 reasons that were measured with `pending_size=0` and nats-py 2.6.0 and 2.16.0:
 
 - The client sends messages late. In 10 of 20 restarts of the server, it sent a message that was
-  published before it noticed the disconnection. It also sent all messages that had waited
+  published before the client noticed the disconnection. It also sent all messages that had waited
   because the socket was full.
 - It waits until a closed socket is flushed. While a server hangs with a full socket, the client
   connects to no other server.
@@ -214,7 +214,7 @@ class NatsLink(LoopThread):
 
         Raises:
             ClusterError: there is no connection; nothing was sent.
-            nats.errors.Error, OSError: the message was not sent, or not all of it.
+            nats.errors.Error, OSError, asyncio.TimeoutError: perhaps the message was not sent.
         """
         if self._connection is None or not self._connection.client.is_connected:
             raise self._not_connected()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from typing import NamedTuple
 
 from nats.aio.msg import Msg
@@ -32,18 +33,16 @@ class Failure(enum.Enum):
 
 
 class PendingRequest:
-    """A request that was sent, and its replies. The caller of `PendingRequests.send` closes it.
+    """A request that was sent, and its replies.
 
     Args:
         subject: the subject of the request.
         request: the request.
-        on_close: called by `close`.
     """
 
-    def __init__(self, subject: str, request: Request, on_close: Callable[[], object]) -> None:
+    def __init__(self, subject: str, request: Request) -> None:
         self.subject = subject
         self._request = request
-        self._on_close = on_close
         self._received: asyncio.Queue[Reply | Failure] = asyncio.Queue(_MAX_REPLIES)
         self._parts: dict[tuple[str, str], list[Reply]] = {}
         self._bytes = 0
@@ -78,10 +77,6 @@ class PendingRequest:
         except asyncio.TimeoutError:
             return None
 
-    def close(self) -> None:
-        """End the request: later replies are discarded."""
-        self._on_close()
-
 
 class PendingRequests:
     """The requests that wait for replies. One subscription receives the replies to all of them.
@@ -113,23 +108,26 @@ class PendingRequests:
     def __len__(self) -> int:
         return len(self._pending)
 
-    async def send(self, subject: str, request: Request) -> PendingRequest:
-        """Send a request, to which one or several nodes may reply.
+    @contextlib.asynccontextmanager
+    async def send(self, subject: str, request: Request) -> AsyncIterator[PendingRequest]:
+        """Send a request, and receive replies of any number of nodes until the context ends.
 
         Raises:
             ClusterError: nothing was sent.
         """
         key = secrets.token_hex(8)
-        pending = PendingRequest(subject, request, lambda: self._pending.pop(key, None))
+        pending = PendingRequest(subject, request)
         self._pending[key] = pending
         try:
-            await self._publish(subject, pack(request), f"{self._prefix}.{key}")
-        except (ClusterError, asyncio.CancelledError):
-            pending.close()
-            raise
-        except Exception:  # the server may have received it
-            pending.put(Failure.LOST)
-        return pending
+            try:
+                await self._publish(subject, pack(request), f"{self._prefix}.{key}")
+            except ClusterError:
+                raise
+            except Exception:  # the server may have received the request
+                pending.put(Failure.LOST)
+            yield pending
+        finally:
+            del self._pending[key]
 
     async def on_reply(self, message: Msg) -> None:
         """Add a reply to its request, or call `on_hello`."""
