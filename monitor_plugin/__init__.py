@@ -1,8 +1,8 @@
 """A drop-in monitor for hosts that run one model-serving process per model.
 
-It reads each backend by its gRPC `Status` or by its process, and stops it verifiably, over HTTP and
-from Python. Importing the package starts and opens nothing. gRPC and the HTTP server are imported
-when `Monitor` or `install` is first used.
+The monitor reads each backend by its gRPC `Status` or by its process, and stops backends and
+verifies their end, over HTTP and from Python. Importing the package starts and opens nothing. gRPC
+and the HTTP server are imported when `Monitor` or `install` is first used.
 """
 
 from importlib import import_module
@@ -85,7 +85,7 @@ __path__.append(f"{__path__[0]}/moved")
 
 
 def __getattr__(name: str) -> Any:
-    # They need gRPC and the HTTP server, which take several times as long to import as the rest.
+    # Both need gRPC and the HTTP server, whose import takes several times as long as the rest.
     modules = {"Monitor": ".monitor", "install": ".installation"}
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A client of a running monitor, over HTTP, with the standard library alone."""
+"""An HTTP client of a running monitor, which needs only the standard library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Client:
     Args:
         url: `http://HOST:PORT`, `https://HOST:PORT` (of a proxy with TLS), or `unix:/PATH`.
         token: sent with each request; no error contains it.
-        timeout_seconds: how long the monitor may stay silent.
+        timeout_seconds: the maximum time of each wait for the monitor.
 
     Raises:
         MonitorError: the URL has another form.
@@ -45,13 +45,15 @@ class Client:
                 raise MonitorError(f"{url!r}: a unix socket's path must be absolute: unix:/PATH")
             return
         if "@" in url:  # the error does not quote the URL: it may contain a password
-            raise MonitorError("a URL with a user's name is not taken; tokens go elsewhere")
+            raise MonitorError(
+                "the URL must not contain a user name; pass a token in MONITOR_TOKEN or a file"
+            )
         try:
             parts = urlsplit(self.url)
-            good = bool(parts.hostname) and (parts.port or 1) > 0
+            valid = bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:  # the port is no number, or too large
-            good = False
-        if not good or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
+            valid = False
+        if not valid or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise MonitorError(f"{url!r} is neither http://HOST:PORT nor unix:/PATH")
         self._scheme, self._netloc, self._prefix = parts.scheme, parts.netloc, parts.path
 
@@ -62,10 +64,10 @@ class Client:
         *,
         timeout_seconds: float | None = None,
     ) -> Any:
-        """Send a GET request; returns the answer's JSON, decoded.
+        """Send a GET request, and return the decoded JSON of the answer.
 
         Raises:
-            RequestFailed: there is no answer, it is an error, or it is no JSON.
+            RequestFailed: the monitor did not answer, or answered with an error or without JSON.
         """
         return self._request(
             "GET", path + (f"?{urlencode(query)}" if query else ""), None, timeout_seconds
@@ -74,7 +76,7 @@ class Client:
     def post(
         self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
     ) -> Any:
-        """Send a POST request with a body of JSON; returns and raises as `get`."""
+        """Send a POST request with a JSON body; returns and raises the same as `get`."""
         return self._request("POST", path, json.dumps(body), timeout_seconds)
 
     def _request(
@@ -115,7 +117,7 @@ class Client:
 
 
 def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
-    """Make a connection to a monitor's own URL, `Monitor.url`."""
+    """Return a connection to the URL that `Monitor.url` gives. It connects at the first request."""
     if url.startswith("unix:"):
         return UnixConnection(url.removeprefix("unix:"), timeout_seconds)
     return http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_seconds)
@@ -136,7 +138,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def client_of(environ: Mapping[str, str], url: str | None, token_file: str | None) -> Client:
-    """Make the client of a command.
+    """Make a client from a command's options, and from the environment without them.
 
     Args:
         environ: pass `os.environ`. `MONITOR_URL` is used if `url` is None. `MONITOR_TOKEN`, or else

@@ -1,4 +1,4 @@
-"""The monitor, which creates and connects all parts."""
+"""The monitor: creates, connects, starts and closes all parts."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Monitor:
         self._plugin_manager.log_unknown_disabled()
         self._lock = threading.Lock()
         self._phase = _Phase.NEW
-        self._app = SingleFlight(math.inf, self._make_app)  # made once, after the plugins
+        self._app = SingleFlight(math.inf, self._make_app)  # created once, after the plugins
         self._server: Server | None = None
         self._cluster: ClusterNode | None = None
         if settings.cluster is not None:
@@ -208,8 +208,6 @@ class Monitor:
         return self._app.get()
 
     def _make_app(self) -> falcon.App[Any, Any]:
-        is_ready = lambda: self._phase is _Phase.STARTED  # noqa: E731
-        cluster = self._cluster.service if self._cluster else None
         services = self._services
         app = create_app(
             self._settings,
@@ -222,11 +220,11 @@ class Monitor:
             metrics=MetricsSource(
                 services.sweeper.sweep, services.status_client.counts, services.model_counter.counts
             ),
-            is_ready=is_ready,
+            is_ready=lambda: self._phase is _Phase.STARTED,
             plugins=self.plugins,
-            cluster=cluster,
+            cluster=self._cluster.service if self._cluster else None,
         )
-        self._services.hooks.add_routes(app)
+        services.hooks.add_routes(app)
         return app
 
     def backends(self) -> list[Backend]:
@@ -241,7 +239,7 @@ class Monitor:
         """Read a model, or one of its backends, as `/backend/monitor` does.
 
         Raises:
-            InvalidRequest: this cannot be the name of a model.
+            InvalidRequest: `model` cannot be the name of a model.
             PidNotHeld: the model has no backend with that PID.
             ModelNotLoaded: the model has no backend.
             BackendUnreadable: the status request failed, and the process cannot be read.
@@ -277,7 +275,7 @@ class Monitor:
                 requests the same shutdown without this.
 
         Raises:
-            InvalidRequest: this cannot be the name of a model.
+            InvalidRequest: `model` cannot be the name of a model.
             PidNotHeld: the model has no backend with that PID.
             ModelNotLoaded: the model has no backend.
             ShutdownRefused: a hook refused; nothing was stopped.
@@ -303,12 +301,12 @@ class Monitor:
         closes it.
 
         Raises:
-            ValueError: the address is not local, and no setting protects or allows such calls.
+            ValueError: the address is not local, and no setting protects or allows calls to it.
         """
         return self._services.status_client.open_channel(backend)
 
     def call_metadata(self, backend: Backend) -> Mapping[str, str]:
-        """Return the metadata for calls to a backend: that of hooks, and the token."""
+        """Return the metadata for calls to a backend: the metadata of hooks, and the token."""
         return self._services.status_client.metadata(backend)
 
     def reload_tokens(self) -> None:
@@ -367,7 +365,6 @@ class _Services:
 
     def close(self) -> None:
         """End the background threads, and release every thread and descriptor."""
-        self.sweeper.stop()
         self.exit_recorder.close()
         self.registration.close()
         self.status_client.close()

@@ -7,8 +7,8 @@
         backend(no_status=True).register(monitor, "m")
         assert monitor.read("m").source == "psutil"
 
-It is not an entry point of pytest, so other projects' tests do not load it. Failures are plain
-AssertionErrors; PYTEST_DONT_REWRITE.
+The plugin is not an entry point of pytest, so the tests of other projects do not load it. Failures
+are plain AssertionErrors; PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
     """Call a condition until it returns a true value, and return that value.
 
     Args:
-        condition: called repeatedly.
+        condition: called about every 10 ms.
         seconds: the maximum time; the default allows for a busy machine.
 
     Raises:
-        AssertionError: the condition was not true in time.
+        AssertionError: the condition did not return a true value in time.
     """
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s")
+            raise AssertionError(f"the condition was not true within {seconds} s")
         time.sleep(0.01)
     return value
 
@@ -53,8 +53,8 @@ def eventually(condition: Callable[[], T], seconds: float = 60) -> T:
 def end_group(process: subprocess.Popen[str]) -> None:
     """Kill the process group that a process leads, also if the process itself has ended.
 
-    While members of the group run, the kernel gives the PID of its leader to no new process. So if
-    a process has that PID after the leader was waited for, it belongs to another group.
+    While members of the group run, the kernel does not reuse the PID of their leader. So if the
+    leader was waited for and a process has its PID, the group no longer exists.
     """
     if process.poll() is None or not os.path.exists(f"/proc/{process.pid}"):  # noqa: PTH110
         with contextlib.suppress(ProcessLookupError):
@@ -66,17 +66,17 @@ class RunningBackend:
 
     Attributes:
         process: the process; its standard output is a pipe.
-        pid: its PID; the process leads its own session.
+        pid: the PID of the process, which leads its own session.
         address: the address at which it serves gRPC.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         if process.stdout is None:
-            raise ValueError("its standard output must be a pipe: the address comes from there")
+            raise ValueError("stdout of the process must be a pipe: the address is read from it")
         self._output = process.stdout
         line = self._output.readline()
         if not line.startswith("serving on "):
-            raise AssertionError(f"the backend ended before it served, or said {line!r}")
+            raise AssertionError(f"the backend ended before it served, or printed {line!r}")
         self.process = process
         self.pid = process.pid
         self.address = line.removeprefix("serving on ").strip()
@@ -86,7 +86,7 @@ class RunningBackend:
         monitor.hook.monitor_backend_spawned(model=model, pid=self.pid, address=self.address)
 
     def end(self) -> None:
-        """Kill the process and its children if they still run, and wait for it; repeatable."""
+        """Kill the process and its children if they still run, and wait. May be called again."""
         end_group(self.process)
         self.process.wait()
         self._output.close()

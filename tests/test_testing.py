@@ -63,7 +63,7 @@ def test_backend_that_does_not_start_is_reported(backend: BackendFactory) -> Non
     """An unknown switch, and a condition that never becomes true, fail with a reason."""
     with pytest.raises(AssertionError, match="ended before it served"):
         backend(no_such_switch=True)
-    with pytest.raises(AssertionError, match=r"not within 0\.01 s"):
+    with pytest.raises(AssertionError, match=r"not true within 0\.01 s"):
         eventually(lambda: None, 0.01)
 
 
