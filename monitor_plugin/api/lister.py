@@ -33,7 +33,7 @@ class Lister:
         registry: has the backends that have ended.
         sweeper: reads the backends.
         shutdowns: gives the progress of each shutdown.
-        node: the name of this node, for each item; None where it is in no cluster.
+        node: the name of this node, for each item; None without a cluster.
     """
 
     def __init__(

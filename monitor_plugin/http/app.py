@@ -61,7 +61,7 @@ def create_app(
         metrics: gives the figures of `/metrics`.
         is_ready: whether the monitor is started and not closing.
         plugins: lists the loaded plugins.
-        cluster: the cluster; None where the monitor is in none.
+        cluster: the cluster; None without a cluster.
     """
     guard = Guard(settings, tokens, cluster.node if cluster else None)
     app = falcon.App(middleware=[Audit(), guard, *cors(settings)])

@@ -43,7 +43,7 @@ class OomKillCounter:
             self._counts = (*self._counts[-1:], count)
 
     def has_risen(self) -> bool:
-        """Whether the count is higher now than at the last but one update."""
+        """Whether the count is higher now than at the second-to-last update."""
         count = self._read_count()
         return count is not None and bool(self._counts) and count > self._counts[0]
 

@@ -62,7 +62,7 @@ class UsageReader:
 
 
 class UsageSnapshot:
-    """The usage of all processes at the time of a snapshot; open files are counted when asked.
+    """The usage of all processes at the time of a snapshot; open files are counted at each call.
 
     Args:
         snapshot: the processes.

@@ -1,8 +1,8 @@
 """gRPC channels to backends: their options, TLS, and the token that calls carry.
 
 Calls use TLS, which verifies the backend, if the address begins with `grpcs://`, or if it is not
-local and `grpc_ca_file` is set. Calls to other local addresses are not encrypted. Unencrypted calls
-to other machines need the setting `insecure`.
+local and `grpc_ca_file` is set. All other calls are unencrypted; to other machines they need the
+setting `insecure`.
 """
 
 from __future__ import annotations

@@ -270,13 +270,13 @@ def fail() -> None:
     raise RuntimeError("the guard's database is away")
 
 
-class FailingRepr(Exception):
+class NoMessage(Exception):
     def __repr__(self) -> str:
         raise KeyError
 
 
 def fail_without_words() -> None:
-    raise FailingRepr
+    raise NoMessage
 
 
 def overrun() -> None:
@@ -289,7 +289,7 @@ def overrun() -> None:
         (lambda: "it is prod", "it is prod", False),
         (lambda: "caf\udce9", "caf\\udce9", False),
         (fail, "the guard's database is away", True),
-        (fail_without_words, "its hook failed: FailingRepr", True),
+        (fail_without_words, "its hook failed: NoMessage", True),
         (overrun, "its hook failed: it was not back within 0.5 s", True),
     ],
 )

@@ -15,7 +15,7 @@ class BackendsResource:
 
     Args:
         lister: lists the backends of this machine.
-        cluster: the cluster; None where the monitor is in none.
+        cluster: the cluster; None without a cluster.
     """
 
     def __init__(self, lister: Lister, cluster: ClusterView | None) -> None:

@@ -19,7 +19,7 @@ class MonitorResource:
 
     Args:
         read: reads a model, or its backend with a PID.
-        cluster: the cluster; None where the monitor is in none.
+        cluster: the cluster; None without a cluster.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class ShutdownResource:
     Args:
         shutdown: stops a model, by force or not, or its backend with a PID; raises if it fails.
         limit: maximum number of requests that wait for their shutdown; each occupies a thread.
-        cluster: the cluster; None where the monitor is in none.
+        cluster: the cluster; None without a cluster.
     """
 
     def __init__(
