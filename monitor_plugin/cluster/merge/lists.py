@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, cast
 
@@ -119,63 +119,64 @@ class ClusterLists:
         pages: list[msgspec.Raw] = []
         count = 0
         ended: list[tuple[datetime, msgspec.Raw]] = []
-        last: str | None = None
+        next_after: str | None = None
         machine: Machine | None = None
         nodes: list[NodeItem] = []
-        is_full = has_more = False
-        deadline, seconds = time.monotonic() + self._client.timeout_seconds, math.inf
-        while names and not is_full:
-            requests = dict.fromkeys(names[:_NODES_AT_ONCE], request)
-            names = names[_NODES_AT_ONCE:]
-            if after_node in requests:
-                requests[after_node] = replace(request, after_pid=after_pid)
-            results = self._client.read_nodes(
-                requests, max(SILENT_SECONDS, seconds), max(_MIN_ANSWER_SECONDS, seconds)
-            )
-            # The deadline is that of all nodes together, because many could hang.
-            seconds = deadline - time.monotonic()
-            for result in results:
-                if node is not None and result.error is not None:
-                    raise result.error
-                if node is not None and result.reply and answer_of(result.reply).status != 200:
-                    return answer_of(result.reply)
-                if is_full:
-                    has_more = True
-                    break
-                part = _decode(result)
-                page = part.backends[: None if limit is None else limit - count]
-                count += len(page)
-                if page:
-                    # This copies the items, which are views of the node's whole body. A copy of
-                    # each item takes 20 MiB more for 5,000 backends.
-                    pages.append(msgspec.Raw(b",".join(page)))
-                    last = f"{result.node}/{part.pids[len(page) - 1]}"
-                is_full = count == limit
-                has_more = len(page) < len(part.backends)
-                ended = sorted(ended + part.ended, key=lambda each: each[0], reverse=True)
-                del ended[MAX_EXITS:]
-                if machine is None or result.node == self._node:
-                    machine = part.machine
-                nodes.append(
-                    NodeItem(
-                        node=result.node,
-                        url=urls.get(result.node),
-                        backends=len(page),
-                        machine=part.machine,
-                        error=part.error,
-                    )
+        for number, result in enumerate(self._read(names, request, after_node, after_pid), 1):
+            if node is not None and result.error is not None:
+                raise result.error
+            if node is not None and result.reply and answer_of(result.reply).status != 200:
+                return answer_of(result.reply)
+            part = _decode(result)
+            page = part.backends[: None if limit is None else limit - count]
+            count += len(page)
+            if page:
+                # This copies the items, which are views of the node's whole body. A copy of each
+                # item takes 20 MiB more for 5,000 backends.
+                pages.append(msgspec.Raw(b",".join(page)))
+            ended = sorted(ended + part.ended, key=lambda each: each[0], reverse=True)
+            del ended[MAX_EXITS:]
+            if machine is None or result.node == self._node:
+                machine = part.machine
+            nodes.append(
+                NodeItem(
+                    node=result.node,
+                    url=urls.get(result.node),
+                    backends=len(page),
+                    machine=part.machine,
+                    error=part.error,
                 )
+            )
+            if count == limit:
+                if len(page) < len(part.backends) or number < len(names):
+                    next_after = f"{result.node}/{part.pids[len(page) - 1]}"
+                break
         answer = ClusterBackendsAnswer(
             # msgspec writes a `Raw` unchanged, also if it has several items, separated by commas.
             backends=cast("list[NodeBackendItem]", pages),
             ended=cast("list[NodeEndItem]", [raw for _, raw in ended]),
             machine=machine,
             nodes=nodes,
-            next=last if is_full and (has_more or names) else None,
+            next=next_after,
             cluster_error=self._cluster_error() if node is None else None,
         )
         answered = join_names([each.node for each in nodes if each.error is None])
         return Response(200, encode(answer), {NODE_HEADER: answered} if answered else {})
+
+    def _read(
+        self, names: Sequence[str], request: Request, after_node: str, after_pid: int
+    ) -> Iterator[PeerResult]:
+        """Yield the result of each node in the order of names, some nodes at a time."""
+        deadline, seconds = time.monotonic() + self._client.timeout_seconds, math.inf
+        for start in range(0, len(names), _NODES_AT_ONCE):
+            requests = dict.fromkeys(names[start : start + _NODES_AT_ONCE], request)
+            if after_node in requests:
+                requests[after_node] = replace(request, after_pid=after_pid)
+            yield from self._client.read_nodes(
+                requests, max(SILENT_SECONDS, seconds), max(_MIN_ANSWER_SECONDS, seconds)
+            )
+            # The deadline is that of all nodes together, because many could hang.
+            seconds = deadline - time.monotonic()
 
     def _cluster_error(self) -> str | None:
         if self._link.connected:
