@@ -150,7 +150,15 @@ def test_pages_list_each_backend_once(nats: NatsServer, make_local: MakeLocal) -
         assert len(seen) == 6
         assert seen == sorted(set(seen))
         assert pages == -(-6 // limit)
-    for wrong in ("limit=0", "limit=x", "limit=99999", "after=a", "after=a/x", "node=nobody"):
+    for wrong in (
+        "limit=0",
+        "limit=x",
+        "limit=99999",
+        "limit=00000000199999",
+        "after=a",
+        "after=a/x",
+        "node=nobody",
+    ):
         assert nodes[0].get(f"/backends?{wrong}").status == 400
 
 

@@ -223,7 +223,8 @@ def _parse_page(query: Mapping[str, str]) -> tuple[int | None, str, int]:
     if text is None and not after:
         return None, "", 0
     text = str(_MAX_LIMIT) if text is None else text
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= _MAX_LIMIT):
+    is_number = text.isascii() and text.isdigit() and len(text) < 12
+    if not (is_number and 1 <= int(text) <= _MAX_LIMIT):
         raise InvalidRequest(f"limit={text!r} is no number from 1 to {_MAX_LIMIT}")
     node, _, pid = after.rpartition("/")
     if after and not (node and pid.isascii() and pid.isdigit() and len(pid) < 12):
