@@ -36,13 +36,13 @@ class Client:
     ) -> None:
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._timeout_seconds = timeout_seconds
-        self._socket_path: str | None = None
-        self._scheme, self._netloc, self._prefix = "unix", "", ""
+        self._path_prefix = ""
         self.url = url.rstrip("/")
         if url.startswith("unix:"):
-            self._socket_path = url.removeprefix("unix:").removeprefix("//")
-            if not self._socket_path.startswith("/"):
+            socket_path = url.removeprefix("unix:").removeprefix("//")
+            if not socket_path.startswith("/"):
                 raise MonitorError(f"{url!r}: a unix socket's path must be absolute: unix:/PATH")
+            self._server_url = f"unix:{socket_path}"
             return
         if "@" in url:  # the error does not quote the URL: it may contain a password
             raise MonitorError(
@@ -55,7 +55,7 @@ class Client:
             valid = False
         if not valid or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
             raise MonitorError(f"{url!r} is neither http://HOST:PORT nor unix:/PATH")
-        self._scheme, self._netloc, self._prefix = parts.scheme, parts.netloc, parts.path
+        self._server_url, self._path_prefix = f"{parts.scheme}://{parts.netloc}", parts.path
 
     def get(
         self,
@@ -85,9 +85,10 @@ class Client:
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/json"
-        with closing(self._connection(timeout_seconds or self._timeout_seconds)) as connection:
+        timeout = timeout_seconds or self._timeout_seconds
+        with closing(open_connection(self._server_url, timeout)) as connection:
             try:
-                connection.request(method, self._prefix + path, body, headers)
+                connection.request(method, self._path_prefix + path, body, headers)
                 response = connection.getresponse()
                 text = response.read()
             except (OSError, http.client.HTTPException) as error:
@@ -108,19 +109,18 @@ class Client:
             raise RequestFailed(self.url, message, response.status)
         return answer
 
-    def _connection(self, timeout_seconds: float) -> http.client.HTTPConnection:
-        if self._socket_path:
-            return UnixConnection(self._socket_path, timeout_seconds)
-        if self._scheme == "https":
-            return http.client.HTTPSConnection(self._netloc, timeout=timeout_seconds)
-        return http.client.HTTPConnection(self._netloc, timeout=timeout_seconds)
-
 
 def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
-    """Return a connection to the URL that `Monitor.url` gives. It connects at the first request."""
+    """Return a connection to `unix:/PATH`, or to the host and port of a URL.
+
+    The connection opens its socket at the first request.
+    """
     if url.startswith("unix:"):
         return UnixConnection(url.removeprefix("unix:"), timeout_seconds)
-    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_seconds)
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        return http.client.HTTPSConnection(parts.netloc, timeout=timeout_seconds)
+    return http.client.HTTPConnection(parts.netloc, timeout=timeout_seconds)
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -228,8 +228,8 @@ def _with_newest_state(observation: Observation, record: Record) -> Observation:
     """Set the backend's last state, which may be newer than the last sweep."""
     reading, state, changed_at = observation.reading, record.state, record.state_changed_at
     if state is not None and reading and reading.status and (changed_at or 0) > reading.taken_at:
-        reading = replace(reading, status=replace(reading.status, state=int(state)))
-        reading = replace(reading, taken_at=changed_at)
+        status = replace(reading.status, state=int(state))
+        reading = replace(reading, status=status, taken_at=changed_at)
     return replace(observation, reading=reading, last_state=state, state_changed_at=changed_at)
 
 

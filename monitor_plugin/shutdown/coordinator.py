@@ -131,9 +131,7 @@ class ShutdownCoordinator:
 
     def stopping(self) -> list[Backend]:
         """List the backends that a shutdown is stopping."""
-        with self._lock:
-            shutdowns = list(self._shutdowns.values())
-        return [record.backend for shutdown in shutdowns for record in shutdown.records]
+        return list(self.progress())
 
     def stops_one(self, backend: Backend) -> bool:
         """Whether a shutdown of this backend alone, by its PID, is in progress."""
