@@ -1,13 +1,13 @@
-"""A marker for each hook that third parties implement, which type checkers hold to its signature.
+"""Typed markers: one per hook, so that type checkers find wrong signatures.
 
     from monitor_plugin import hookimpls
 
     @hookimpls.monitor_backend_gone
     def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None: ...
 
-Each marker does what `monitor_plugin.hookimpl` does, for functions of a module and methods of a
-class, which may have any name. `mypy` needs no plugin: each marker has the type of its spec.
-A type checker demands all arguments of the hook; the monitor accepts fewer.
+Each marker does the same as `monitor_plugin.hookimpl`, for functions of a module and methods of a
+class; their names are free. `mypy` needs no plugin, because each marker has the type of its spec. A
+type checker demands all arguments of the hook; the monitor accepts fewer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ R = TypeVar("R")
 
 
 class HookImpl(Generic[P, R]):
-    """Marks implementations of one hook.
-
-    Args:
-        spec: the spec of the hook.
-    """
+    """Marks implementations of the hook with the spec `spec`."""
 
     def __init__(self, spec: Callable[P, R]) -> None:
         self._mark = hookspecs.hookimpl(specname=spec.__name__)
@@ -43,11 +39,11 @@ class HookImpl(Generic[P, R]):
     ) -> Callable[Concatenate[Any, P], R]: ...
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Mark a function, or a method."""
+        """Mark a function or a method."""
         return self._mark(function)
 
 
-# The spec has a Protocol as its argument's type; implementations get the class.
+# In the spec the argument is a Protocol; implementations get the class `Monitor`.
 monitor_started = HookImpl(cast("Callable[[Monitor], None]", hookspecs.monitor_started))
 monitor_closing = HookImpl(hookspecs.monitor_closing)
 monitor_backend_registered = HookImpl(hookspecs.monitor_backend_registered)

@@ -1,9 +1,9 @@
-"""The hook contract: every hook by which a host and third parties work with the monitor.
+"""The specs of all hooks.
 
-Each docstring says when the hook is called, on which thread, what its arguments are, what it may
-return, and what happens if an implementation raises. "A hook's thread" is a thread that only runs
-hooks. It calls all implementations one by one, the last registered first. An implementation that
-takes longer than `hook_timeout_seconds` keeps that thread, and is not called again until it has
+Each docstring says when and on which thread the hook is called, what it gets and may return, and
+what happens on an error. "A hook's thread" is a thread that only runs hooks. It calls all
+implementations one by one, the last registered first. An implementation that takes longer than
+`hook_timeout_seconds` overruns: it keeps that thread, and is not called again until it has
 returned; another thread calls the next implementations. Implementations may call the monitor. They
 may take fewer arguments than the spec has, in any order, by the same names. Wrappers and coroutine
 functions are refused.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = "monitor_plugin"
 
-# The prefix of the names of the modules that hook files become.
+# The module of a hook file has this prefix and the file's stem as its name.
 HOOK_FILE_PREFIX = "monitor_plugin_hooks."
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
@@ -74,7 +74,7 @@ class Monitor(Protocol):
         """Open a gRPC channel to a backend."""
 
     def call_metadata(self, backend: Backend) -> Mapping[str, str]:
-        """Give the metadata of the monitor's own calls to a backend."""
+        """Return the gRPC metadata of the monitor's calls to a backend."""
 
     def reload_tokens(self) -> None:
         """Read the token file again."""
@@ -112,7 +112,7 @@ def monitor_backend_exited(model: str, pid: int, exit_code: int | None) -> None:
 def monitor_started(monitor: Monitor) -> None:
     """The monitor has started: a hook may store it, and start its own threads.
 
-    When: at the end of `Monitor.start()`. Thread: the one that calls it; there is no limit of time.
+    When: at the end of `Monitor.start()`. Thread: the one that calls it; there is no time limit.
     Arguments: `monitor`, the `monitor_plugin.Monitor`. Returns nothing. An error is logged; the
     other implementations run.
     """
@@ -142,10 +142,10 @@ def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | N
     """Request the status of a backend by another protocol than LocalAI's.
 
     When: at each reading, before the gRPC call; or during it, if gRPC gave the last status.
-    Thread: a hook's, several at once. Arguments: `backend`; `timeout_seconds`, the time that the
-    implementation has. Returns a `Status` (memory in bytes), or None to leave it to the other
-    implementations and to gRPC; the first status wins. An implementation that raises, overruns or
-    returns something else is logged, and the next one is called.
+    Thread: a hook's; concurrent calls are possible. Arguments: `backend`; `timeout_seconds`, the
+    time limit of the request. Returns a `Status` (memory in bytes), or None to leave the request to
+    the next implementation and to gRPC; the first status counts. An implementation that raises,
+    overruns or returns another type is logged, and the next one is called.
     """
 
 
@@ -153,25 +153,25 @@ def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | N
 def monitor_call_metadata(backend: Backend) -> Mapping[str, str]:
     """Provide gRPC metadata for the calls to a backend, such as a token.
 
-    When: before each `Status` and `Free` call. Thread: a hook's, several at once. Arguments:
-    `backend`. Returns keys and values that gRPC accepts (ASCII, keys in lower case). The results of
-    all implementations are merged: the implementation that is called first wins a key, and any
-    wins over the `authorization` of the setting `grpc_token_file`. An implementation that raises,
-    overruns or returns something else is logged without its values, and left out.
+    When: before each `Status` and `Free` call. Thread: a hook's; concurrent calls are possible.
+    Arguments: `backend`. Returns keys and values that gRPC accepts (ASCII, keys in lower case). The
+    results of all implementations are merged; the first value of a key counts. Results replace the
+    `authorization` of the setting `grpc_token_file`. An implementation that raises, overruns or
+    returns another type is logged without its values, and ignored.
     """
 
 
 @hookspec
 def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
-    """Report memory of a backend that the hook can read, such as that on a GPU.
+    """Report memory of a backend that the hook can read, such as memory on a GPU.
 
-    When: at each reading that has a status, or during its status call if the last reading had one;
-    at each sweep. Thread: a hook's, several at once. Arguments: `backend`; `pids`, its process and
-    descendants, at most a second old. Returns bytes by component, which are merged into
-    `memory.breakdown` (by convention `vram` or `vram:DEVICE` on a GPU). A component that the
-    backend, or an implementation called before, has named keeps that figure. `memory.total` does
-    not change. An implementation that raises, overruns or returns something else is logged, and
-    left out.
+    When: at each reading that has a status, or during its status call if the last reading had a
+    status; at each sweep. Thread: a hook's; concurrent calls are possible. Arguments: `backend`;
+    `pids`, its process and descendants, at most a second old. Returns bytes by component, which are
+    merged into `memory.breakdown` (by convention `vram` or `vram:DEVICE` on a GPU). A component
+    that the backend or an earlier implementation has reported does not change, nor does
+    `memory.total`. An implementation that raises, overruns or returns another type is logged, and
+    ignored.
     """
 
 
@@ -179,11 +179,11 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
 def monitor_before_shutdown(backend: Backend, force: bool) -> str | None:
     """Decide whether a backend may be stopped.
 
-    When: at a shutdown, for each backend of the model, before anything is done. Thread: a hook's.
+    When: at a shutdown, for each backend of the model, before any other step. Thread: a hook's.
     Arguments: `backend`; `force`, whether the client asked for force. Returns None to agree, or a
     string to refuse: the reason that the client gets (409). An implementation that raises or
-    overruns refuses, too, unless the shutdown is forced. A result of another type is logged, and
-    left out.
+    overruns refuses as well, unless the shutdown is forced. A result of another type is logged, and
+    ignored.
     """
 
 
@@ -192,13 +192,14 @@ def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | Non
     """Stop a backend through its host, so that the host does not start it again.
 
     When: at a shutdown, after its backends are drained and after `Free`. Thread: a hook's, one per
-    backend. Arguments: `backend`; `timeout_seconds`, the time that the stop has. Returns True if
-    the stop is done or under way (the monitor verifies it, and sends no signal); False if it
-    failed; None if the backend is not the implementation's, or if the host no longer manages it and
-    the monitor shall end what still runs. The first True or False wins. If all return None, the
-    monitor stops the process tree itself, and watches for a restart. An implementation that raises
-    `ShutdownFailed` failed, with that reason. One that raises or returns something else is logged,
-    and the next one is called. One that overruns counts as under way.
+    backend. Arguments: `backend`; `timeout_seconds`, the time limit of the stop; an implementation
+    overruns only `hook_timeout_seconds` after that. Returns True if the stop is done or under way
+    (the monitor verifies it, and sends no signal); False if the stop failed; None if the hook does
+    not manage the backend, or if the host no longer manages it and the monitor shall end what still
+    runs. The first True or False counts. If all return None, the monitor stops the process tree
+    itself, and watches for a restart. An implementation that raises `ShutdownFailed` failed, with
+    that reason. If it raises another error or returns another type, the error is logged, and the
+    next implementation is called. If it overruns, the stop counts as under way.
     """
 
 
@@ -227,18 +228,18 @@ def monitor_readings_swept(readings: Sequence[Reading]) -> None:
     """A background sweep took a reading of every backend.
 
     When: after each sweep, every `sweep_interval_seconds`. Thread: a hook's, one sweep at a time;
-    within `hook_timeout_seconds`. Arguments: `readings`, one of each backend, also of each replica.
-    Returns nothing. An error is logged; the other implementations run.
+    the time limit is `hook_timeout_seconds`. Arguments: `readings`, one per backend, also per
+    replica. Returns nothing. An error is logged; the other implementations run.
     """
 
 
 @hookspec
 def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
-    """A backend ended, for whatever reason.
+    """A backend ended, for any reason.
 
     When: once per backend, as soon as the monitor notices the end. Thread: a hook's, one event at a
-    time. Arguments: `backend`, its last record; `exit`, what is known of the end by then. Returns
-    nothing. An error is logged; the other implementations run.
+    time. Arguments: `backend`, its last record; `exit`, the facts known by then. Returns nothing.
+    An error is logged; the other implementations run.
     """
 
 
@@ -247,8 +248,8 @@ def monitor_add_routes(app: falcon.App[Any, Any]) -> None:
     """Add routes to the HTTP application.
 
     When: once, when the application is made: at `Monitor.start()` or at the first use of
-    `Monitor.app`. Thread: that caller's. Arguments: `app`, the Falcon application. Returns nothing.
-    An error is logged; the other implementations run.
+    `Monitor.app`. Thread: that caller's; there is no time limit. Arguments: `app`, the Falcon
+    application. Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -256,9 +257,9 @@ HOOK_NAMES = tuple(name for name in dir(sys.modules[__name__]) if name.startswit
 
 
 def specs_for(project_name: str, names: Iterable[str]) -> types.ModuleType:
-    """Make a module of some specs, with the markers of a host's own Pluggy project.
+    """Make a module of copied specs, marked for a host's own Pluggy project.
 
-    The functions are copied, because a marker sets an attribute with the project's name.
+    A marker sets an attribute of the function, with the project's name.
     """
     marker = pluggy.HookspecMarker(project_name)
     specs = types.ModuleType(f"{PROJECT_NAME} hooks for {project_name}")

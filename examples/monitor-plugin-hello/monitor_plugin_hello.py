@@ -1,4 +1,4 @@
-"""Says hello to each backend, and tells how much of it is swapped out."""
+"""Greets each backend, and reports its swapped-out memory."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _logger = logging.getLogger(__name__)
 
 @hookimpls.monitor_backend_registered
 def monitor_backend_registered(backend: Backend) -> None:
-    """Say hello."""
+    """Log a greeting."""
     _logger.info("hello, %s", backend.model)
 
 
 @hookimpls.monitor_memory_components
 def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
-    """Give what the process tree has in swap, in bytes."""
-    return {"swap": sum(map(swapped, pids))}
+    """Return the swapped-out bytes of the process tree."""
+    return {"swap": sum(map(swapped_bytes, pids))}
 
 
-def swapped(pid: int) -> int:
-    """Give what a process has in swap, in bytes; 0 for one that has ended."""
+def swapped_bytes(pid: int) -> int:
+    """Return the swapped-out bytes of a process; 0 if the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
