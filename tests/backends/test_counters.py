@@ -60,7 +60,7 @@ def test_counts_of_a_new_model_are_zeros(monitor: Monitor, spawner: Spawner) -> 
 def test_counts_are_dropped_with_the_last_exit_of_a_model(
     counter: ModelCounter, registry: ExitsRegistry
 ) -> None:
-    """The counts stay while an exit of the model is remembered, and no longer."""
+    """The counts stay only while the registry has an exit of the model."""
     end(counter, registry, backend("m", 1), "killed")
     for pid in range(2, MAX_EXITS + 1):
         end(counter, registry, backend("other", pid), "exited")
@@ -73,7 +73,7 @@ def test_counts_are_dropped_with_the_last_exit_of_a_model(
 def test_counters_memory_is_bounded_for_any_number_of_models(
     counter: ModelCounter, registry: ExitsRegistry
 ) -> None:
-    """Without any scrape, the counters keep no more models than the registry remembers."""
+    """Without any scrape, the counter has no more models than the registry."""
     for pid in range(1, 300):
         end(counter, registry, backend(f"m{pid}", pid), "unknown" if pid % 2 else "killed")
         counter.count_shutdown(backend(f"m{pid}", pid), "stopped")
@@ -83,7 +83,7 @@ def test_counters_memory_is_bounded_for_any_number_of_models(
 def test_cause_that_is_reported_soon_is_counted_once(
     counter: ModelCounter, registry: ExitsRegistry
 ) -> None:
-    """If a host reaps at once and reports the cause a moment later, no `unknown` is counted."""
+    """If a host reaps immediately and reports the cause soon after, no `unknown` is counted."""
     end(counter, registry, backend("m", 1), "unknown")
     assert set(counter.counts()["m"].exits.values()) == {0}
     registry.set_cause(backend("m", 1), "exited")

@@ -64,7 +64,7 @@ def test_exit_is_noticed_without_a_report(
 def test_reported_exit_code_completes_the_exit(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """The exit code is taken from a host that reaps the process and reports it at once."""
+    """If the host reaps the process first and reports its exit code, that code is used."""
     process = spawner.sleeper()
     register(monitor, process.pid)
     process.kill()
@@ -137,7 +137,7 @@ with Monitor(Settings(listen=None), [Plugin()]) as monitor:
 
 
 def test_exits_are_noticed_if_the_host_uses_all_descriptors(spawner: Spawner) -> None:
-    """Without a free descriptor exits are noticed and nothing false is said; later all works."""
+    """Without a free descriptor exits are noticed, nothing false is reported; later all works."""
     code = """
 import os, resource, subprocess, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

@@ -12,8 +12,8 @@ from monitor_plugin.concurrency.periodic import PeriodicTask
 from ..support import eventually
 
 
-def test_periodic_task_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    """What one tick raises is logged, and later ticks come; closing ends the thread."""
+def test_periodic_task_continues_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception is logged, and later calls are made; closing ends the thread."""
     ticks: list[int] = []
 
     def tick() -> None:

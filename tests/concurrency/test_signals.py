@@ -34,15 +34,15 @@ print(len(reloads))
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_signals_are_handled_whenever_they_arrive(number: str, spawner: Spawner) -> None:
-    """Each SIGHUP is a reload and the other signals end the wait, also during the wait."""
+    """Each SIGHUP reloads, and the other signals end the wait, before or during the wait."""
     environment = {**os.environ, "COVERAGE_PROCESS_START": ""}
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
     process = spawner.python(CODE, number, stderr=subprocess.PIPE, env=environment)
     assert process.communicate(timeout=60) == ("99\n", "")
 
 
-def test_signals_before_the_wait_are_kept(spawner: Spawner) -> None:
-    """Signals that arrive early are kept, and a thread may end the wait."""
+def test_signals_before_the_wait_are_queued(spawner: Spawner) -> None:
+    """Signals that arrive before the wait are queued, and a thread may end the wait."""
     code = (
         "import signal, threading\nfrom monitor_plugin.concurrency.signals import Signals\n"
         "s = Signals()\n"
@@ -55,7 +55,7 @@ def test_signals_before_the_wait_are_kept(spawner: Spawner) -> None:
 
 
 def test_signal_that_another_thread_gets_ends_the_wait(spawner: Spawner) -> None:
-    """Such a signal interrupts no call of the main thread, and ends its wait all the same."""
+    """The signal interrupts no call of the main thread, but ends its wait."""
     code = (
         "import signal, threading, time\nfrom monitor_plugin.concurrency.signals import Signals\n"
         "s = Signals()\n"

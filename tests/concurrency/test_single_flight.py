@@ -38,13 +38,13 @@ class Gate:
                 self.at_once -= 1
 
 
-def test_single_flight_returns_a_young_value_again() -> None:
+def test_single_flight_caches_a_value() -> None:
     """Within the maximum age a value is computed once."""
     single_flight = SingleFlight(3600.0, itertools.count().__next__)
     assert [single_flight.get() for _ in range(5)] == [0] * 5
 
 
-def test_single_flight_computes_an_old_value_anew() -> None:
+def test_single_flight_recomputes_an_old_value() -> None:
     """A value that is too old is not returned."""
     single_flight = SingleFlight(0.0, itertools.count().__next__)
     values = [single_flight.get()]
@@ -78,7 +78,7 @@ def test_callers_during_a_computation_share_it() -> None:
 
 
 def test_single_flight_has_one_computation_at_a_time() -> None:
-    """The computations of many threads never overlap, with values that are too old at once."""
+    """The computations of many threads never overlap, with a maximum age of 0."""
     gate = Gate()
     gate.open.set()
     single_flight = SingleFlight(0.0, gate)
@@ -102,8 +102,8 @@ def test_single_flight_computes_without_its_lock() -> None:
     assert single_flight.get()
 
 
-def test_failed_computation_reaches_all_callers_and_is_not_kept() -> None:
-    """What the computation raises reaches everyone who waited; the next call computes again."""
+def test_failed_computation_reaches_all_callers_and_is_not_cached() -> None:
+    """The exception is raised in all callers that waited; the next call computes again."""
 
     def fail_first(count: int) -> int:
         if count == 1:
@@ -136,7 +136,7 @@ def test_failed_computation_reaches_all_callers_and_is_not_kept() -> None:
 
 
 def test_failed_computation_of_any_kind_leaves_no_caller_waiting() -> None:
-    """Even an exit raised by the computation is passed on, and the next call computes."""
+    """A SystemExit of the computation reaches its callers, and the next call computes again."""
 
     def leave() -> int:
         raise SystemExit(1)

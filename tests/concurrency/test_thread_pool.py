@@ -1,4 +1,4 @@
-"""Every job of a pool runs at once, and idle threads end after a moment."""
+"""Every job of a pool runs immediately, and idle threads end soon."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pool() -> Iterator[ThreadPool]:
 def test_thread_pool_keeps_a_thread_for_the_next_job(
     pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs that follow each other run on one thread."""
+    """Successive jobs run on one thread."""
     monkeypatch.setattr(module, "_IDLE_SECONDS", 60.0)
     ran: list[threading.Thread] = []
     for _ in range(20):
@@ -41,8 +41,8 @@ def test_thread_pool_keeps_a_thread_for_the_next_job(
     assert len(set(ran)) == 1
 
 
-def test_idle_threads_end_after_a_moment(pool: ThreadPool) -> None:
-    """Idle threads end after a moment, and the next job gets a new thread."""
+def test_idle_threads_end_soon(pool: ThreadPool) -> None:
+    """Idle threads end soon, and the next job gets a new thread."""
     go, at_work = threading.Event(), threading.Barrier(9)
     for _ in range(8):
         pool.run(lambda: (at_work.wait(60), go.wait(60)))
@@ -56,7 +56,7 @@ def test_idle_threads_end_after_a_moment(pool: ThreadPool) -> None:
 
 
 class RacingLock:
-    """The lock of a pool; a job arrives just before an idle thread takes the lock to end."""
+    """Replaces a pool's lock; adds a job just before an idle thread acquires the lock to end."""
 
     def __init__(self, pool: ThreadPool, late: module.Job) -> None:
         self._lock = pool._lock
@@ -73,7 +73,7 @@ class RacingLock:
 
 
 def test_job_for_a_thread_that_is_about_to_end_runs(pool: ThreadPool) -> None:
-    """A job runs that comes at the moment when an idle thread gives up waiting."""
+    """A job that arrives when an idle thread stops waiting is run."""
     first, late = threading.Event(), threading.Event()
     racing: Any = RacingLock(pool, late.set)
     pool._lock = racing
@@ -102,7 +102,7 @@ def test_map_calls_a_function_with_each_item(pool: ThreadPool) -> None:
 
 
 def test_map_makes_no_call_for_a_cancelled_future(pool: ThreadPool) -> None:
-    """A future that is cancelled before its turn has no call; the calls after it are made."""
+    """A future that is cancelled before its call has no call; the later calls are made."""
     go = threading.Event()
     called: list[int] = []
 
@@ -117,8 +117,10 @@ def test_map_makes_no_call_for_a_cancelled_future(pool: ThreadPool) -> None:
     assert called == [0, 2]
 
 
-def test_map_goes_on_with_fewer_threads(pool: ThreadPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system starts one thread alone, it makes all calls; without any, map raises."""
+def test_map_continues_with_fewer_threads(
+    pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If only one thread can be started, it makes all calls; if none can, `map` raises."""
     left = [pool.run]
 
     def start(job: module.Job) -> None:

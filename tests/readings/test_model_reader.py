@@ -1,4 +1,4 @@
-"""Readings that readers share, and that no backend leaves behind."""
+"""Readings that are shared by concurrent callers, and freed with their backends."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from monitor_plugin.readings import model_reader
 
 from ..support import Client, Spawner, eventually, register
 
-# Longer than any test, so that a wrongly kept reading would be seen.
-KEPT = {"reading_max_age_seconds": 600.0, "sweep_interval_seconds": 0.0}
+# The maximum age is longer than any test, so that a test sees a wrongly cached reading.
+CACHED = {"reading_max_age_seconds": 600.0, "sweep_interval_seconds": 0.0}
 
 
 class Counting:
@@ -57,7 +57,7 @@ def counting() -> Counting:
 def test_readers_within_the_maximum_age_get_the_same_reading(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """Over HTTP, by model and by PID, a backend is asked once, then anew; from Python each time."""
+    """HTTP requests, by model or PID, share a reading; each call from Python reads again."""
     monitor = make_monitor([counting], reading_max_age_seconds=1.0, sweep_interval_seconds=0.0)
     client, pid = Client(monitor.url), spawner.sleeper().pid
     register(monitor, pid)
@@ -88,7 +88,7 @@ def test_reading_is_encoded_once(
         return reading_response(reading)
 
     monkeypatch.setattr(results, "reading_response", encoding)
-    monitor = make_monitor([counting], **KEPT)
+    monitor = make_monitor([counting], **CACHED)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid)
     first, second = client.monitor("m"), client.monitor("m")
@@ -102,7 +102,7 @@ def test_reading_is_encoded_once(
 def test_changed_state_is_seen_after_the_maximum_age(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """By default a reading that was begun over 20 ms ago is not given again."""
+    """By default a reading that began over 20 ms ago is not returned again."""
     age = Settings().reading_max_age_seconds
     monitor = make_monitor([counting], reading_max_age_seconds=age)
     client = Client(monitor.url)
@@ -113,10 +113,10 @@ def test_changed_state_is_seen_after_the_maximum_age(
         assert client.monitor("m").json["state"] == state
 
 
-def test_reading_is_not_kept_with_a_maximum_age_of_zero(
+def test_reading_is_not_cached_with_a_maximum_age_of_zero(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """With an age of 0 each request, one after the other, is a reading of its own."""
+    """With a maximum age of 0, each of several successive requests reads the backend."""
     monitor = make_monitor([counting], reading_max_age_seconds=0.0, sweep_interval_seconds=0.0)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid)
@@ -129,7 +129,7 @@ def test_readers_join_a_reading_in_progress(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
     """A backend is read by one thread at a time, alone or with all replicas."""
-    monitor = make_monitor([counting], hook_timeout_seconds=60.0, **KEPT)
+    monitor = make_monitor([counting], hook_timeout_seconds=60.0, **CACHED)
     pids = [spawner.sleeper().pid for _ in range(2)]
     for port, pid in enumerate(pids, 1):
         register(monitor, pid, address=f"127.0.0.1:{port}")
@@ -146,8 +146,8 @@ def test_readers_join_a_reading_in_progress(
 def test_no_reading_outlives_its_backend(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting, replicas: int
 ) -> None:
-    """The next request after an exit reports it, whatever was read just before."""
-    monitor = make_monitor([counting], **KEPT)
+    """The next request after an exit reports the exit, although a reading is cached."""
+    monitor = make_monitor([counting], **CACHED)
     client = Client(monitor.url)
     processes = [spawner.sleeper() for _ in range(replicas)]
     for port, process in enumerate(processes, 1):
@@ -167,8 +167,8 @@ def test_no_reading_outlives_its_backend(
 def test_no_reading_outlives_a_shutdown(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """Once a shutdown is answered, its model is not loaded."""
-    monitor = make_monitor([counting], **KEPT)
+    """After the answer to a shutdown, the model is not loaded."""
+    monitor = make_monitor([counting], **CACHED)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid)
     assert client.monitor("m").status == 200
@@ -215,14 +215,14 @@ def test_readings_leave_nothing_of_a_model_whose_backends_have_ended(
 
 
 @pytest.mark.parametrize("ports", [(2,), (2, 1)])
-def test_new_registration_is_read_anew(
+def test_new_registration_is_read_again(
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
     counting: Counting,
     ports: tuple[int, ...],
 ) -> None:
-    """At another address, also one that it had before, a backend is asked again."""
-    monitor = make_monitor([counting], **KEPT)
+    """A backend with a new address, also a former one, is read again."""
+    monitor = make_monitor([counting], **CACHED)
     client = Client(monitor.url)
     pid = spawner.sleeper().pid
     register(monitor, pid)
@@ -233,11 +233,11 @@ def test_new_registration_is_read_anew(
     assert [each.address for each in counting.asked] == ["127.0.0.1:1", f"127.0.0.1:{ports[-1]}"]
 
 
-def test_new_replica_is_read_at_once(
+def test_new_replica_is_read_immediately(
     make_monitor: Callable[..., Monitor], spawner: Spawner, counting: Counting
 ) -> None:
-    """A reading from before a replica was registered is not given for all replicas."""
-    monitor = make_monitor([counting], **KEPT)
+    """A reading from before the registration of a replica is not returned for all replicas."""
+    monitor = make_monitor([counting], **CACHED)
     first = spawner.sleeper().pid
     client = Client(monitor.url)
     register(monitor, first)
@@ -251,16 +251,16 @@ def test_new_replica_is_read_at_once(
 def test_many_replicas_that_hang_share_one_deadline(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The status of all replicas is requested at once, though few of them are read at once."""
+    """The statuses of all replicas are requested at the same time, although few are read so."""
     monkeypatch.setattr(model_reader, "_MAX_CONCURRENT_READS", 1)
     monitor = make_monitor(status_timeout_seconds=300.0, sweep_interval_seconds=0.0)
     with ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         for each in silent:
-            each.settimeout(15)  # gRPC gives a silent one up after 20
+            each.settimeout(15)  # gRPC abandons a silent connection after 20 s
             register(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{each.getsockname()[1]}")
         reading = stack.enter_context(ThreadPoolExecutor(1)).submit(monitor.read, "m")
-        for each in silent:  # while the first of them still is waited for
+        for each in silent:  # while the first of them is still awaited
             stack.enter_context(each.accept()[0])
         monitor.close()
         assert isinstance(reading.exception(60), (type(None), MonitorError))

@@ -1,4 +1,4 @@
-"""Several backends of one model: read together or one by one, stopped together or one by one."""
+"""Several backends of one model: read or stopped together, or one by one."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_sum_with_an_unknown_figure_is_none() -> None:
 
 
 def test_combined_sources_are_those_of_the_statuses() -> None:
-    """With a status, the source is that of the statuses; each code is named once."""
+    """If any reading has a status, only the sources of statuses count; each code is named once."""
     parts = [
         reading(2, source="hook", taken_at=5.0),
         reading(None, rpc_error="UNAVAILABLE"),
@@ -109,10 +109,10 @@ def replicas(spawner: Spawner) -> Callable[..., list[Running]]:
     return start
 
 
-def test_replicas_are_answered_for_together(
+def test_replicas_are_read_together(
     monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
-    """The worst state and the sums, of which one without a status has its tree's memory."""
+    """The worst state, and sums; a replica without a status adds its tree's memory."""
     busy, ready, silent = replicas(monitor, ("--state", "1"), (), ("--no-status",))
     answer = client.monitor("m")
     assert answer.status == 200
@@ -152,10 +152,10 @@ def test_replicas_without_a_status_are_sampled_together(
 @pytest.mark.parametrize(
     "query", ["pid=1", "pid=0", "pid=x", "pid=", "pid=-5", "pid=1.0", "pid=99999999999", "pid=%d9"]
 )
-def test_a_pid_that_the_model_does_not_hold(
+def test_pid_of_another_model_is_refused(
     query: str, monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
-    """It is a 400, in the query and in the body, for a reading and for a shutdown."""
+    """The answer is a 400, with the PID in the query or the body, for a reading and a shutdown."""
     (backend,) = replicas(monitor, ())
     answer = client.request("GET", f"/backend/monitor?model=m&{query}")
     message = assert_error(answer, 400, "invalid_request")
@@ -174,10 +174,10 @@ def test_a_pid_that_the_model_does_not_hold(
     assert_error(answer, 500, "model_not_loaded")
 
 
-def test_a_hung_replica_costs_one_wait(
+def test_hung_replicas_cost_one_wait(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Several hung replicas are asked at the same time, and answered for by the others."""
+    """Hung replicas are requested at the same time, and the other replicas give the reading."""
     monitor = make_monitor(status_timeout_seconds=2.0)
     hung = [spawner.backend("--hang-status") for _ in range(5)]
     backend = spawner.backend("--state", "1")
@@ -192,10 +192,10 @@ def test_a_hung_replica_costs_one_wait(
     assert max(calls) - min(calls) < 2.0  # none was begun after another's deadline
 
 
-def test_a_replica_that_ended_is_left_out(
+def test_ended_replica_is_left_out(
     monitor: Monitor, replicas: Callable[..., list[Running]]
 ) -> None:
-    """Those that run are answered for, and the number says how many."""
+    """The reading combines the replicas that run, and has their number."""
     first, second = replicas(monitor, (), ("--state", "1"))
     second.process.kill()
     second.process.wait()
@@ -204,10 +204,10 @@ def test_a_replica_that_ended_is_left_out(
     assert reading.status == Status(2, Memory(3 * MIB, {"kv_cache": MIB, "weights": 2 * MIB}))
 
 
-def test_one_replica_is_stopped_by_its_pid(
+def test_replica_is_stopped_by_its_pid(
     monitor: Monitor, client: Client, replicas: Callable[..., list[Running]]
 ) -> None:
-    """The others run on, and their running is no respawn."""
+    """The other replicas continue to run, and do not count as a respawn."""
     first, second, third = replicas(monitor, (), (), ())
     answer = client.shutdown("m", pid=second.pid)
     assert (answer.status, answer.json) == (200, {"message": "model stopped"})
@@ -217,41 +217,41 @@ def test_one_replica_is_stopped_by_its_pid(
     assert not any(is_running(each.pid) for each in (first, third))
 
 
-def test_a_partial_stop_lists_what_is_left(
+def test_partial_stop_lists_the_running_processes(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where one replica cannot be stopped it is a 500 with its PID and the reason, also logged."""
+    """If a replica is not stopped, the answer is a 500 with its PID and the reason, also logged."""
 
-    class Books:
+    class StopPlugin:
         stubborn = 0
 
         @hookimpl
         def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
             if backend.pid == self.stubborn:
-                raise ShutdownFailed(backend.model, "the books say no")
+                raise ShutdownFailed(backend.model, "the host says no")
             return None
 
-    books = Books()
-    client = Client((monitor := make_monitor(plugins=[books])).url)
+    plugin = StopPlugin()
+    client = Client((monitor := make_monitor(plugins=[plugin])).url)
     backends = [spawner.sleeper() for _ in range(3)]
     for number, each in enumerate(backends):
         address = f"127.0.0.1:{number + 1}"
         monitor.hook.monitor_backend_spawned(model="m", pid=each.pid, address=address)
-    books.stubborn = backends[1].pid
+    plugin.stubborn = backends[1].pid
     message = assert_error(client.shutdown("m"), 500, "shutdown_failed")
-    assert "the books say no" in message
-    assert f"still running: PID {books.stubborn}" in message
-    assert "the books say no" in caplog.text
+    assert "the host says no" in message
+    assert f"still running: PID {plugin.stubborn}" in message
+    assert "the host says no" in caplog.text
     assert "Traceback" not in caplog.text
-    assert [each.pid for each in monitor.backends()] == [books.stubborn]
-    books.stubborn = 0
+    assert [each.pid for each in monitor.backends()] == [plugin.stubborn]
+    plugin.stubborn = 0
     assert client.shutdown("m").status == 200
 
 
-def test_none_is_stopped_before_all_are_drained(
+def test_no_replica_is_stopped_before_all_are_drained(
     make_monitor: Callable[..., Monitor], replicas: Callable[..., list[Running]]
 ) -> None:
-    """An idle replica serves on while another is busy; both are listed as stopping."""
+    """An idle replica serves while another is busy; both are listed as stopping."""
     monitor = make_monitor(drain_timeout_seconds=100.0)
     idle, busy = replicas(monitor, (), ("--state", "1"))
     with ThreadPoolExecutor(2) as pool:
@@ -268,46 +268,46 @@ def test_none_is_stopped_before_all_are_drained(
     assert not is_running(busy.pid)
 
 
-def test_shutdowns_of_one_and_of_all_share_or_wait(
+def test_shutdowns_of_a_replica_and_of_a_model_join_or_wait(
     make_monitor: Callable[..., Monitor], replicas: Callable[..., list[Running]]
 ) -> None:
-    """One for a PID joins that of all; one of all waits for that of a PID; each is true."""
+    """A shutdown of a PID joins that of its model; one of the model waits for that of a PID."""
     calls: list[int] = []
 
-    class Books:
+    class StopPlugin:
         @hookimpl
         def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
             calls.append(backend.pid)
             return None
 
-    monitor = make_monitor(plugins=[Books()], drain_timeout_seconds=100.0)
+    monitor = make_monitor(plugins=[StopPlugin()], drain_timeout_seconds=100.0)
     busy, other = replicas(monitor, ("--state", "1"), ())
     with ThreadPoolExecutor(4) as pool:
         one = pool.submit(monitor.shutdown, "m", pid=busy.pid)
         eventually(lambda: [each.pid for each in monitor.stopping()] == [busy.pid])
-        whole = pool.submit(monitor.shutdown, "m", force=True)  # which ends the draining of the one
+        all_replicas = pool.submit(monitor.shutdown, "m", force=True)  # ends the drain of `one`
         one.result(60)
-        whole.result(60)
+        all_replicas.result(60)
     assert sorted(calls) == sorted([busy.pid, other.pid])
 
     calls.clear()
     busy, other = replicas(monitor, ("--state", "1"), ())
     with ThreadPoolExecutor(4) as pool:
-        whole = pool.submit(monitor.shutdown, "m")
+        all_replicas = pool.submit(monitor.shutdown, "m")
         eventually(lambda: len(monitor.stopping()) == 2)
         one = pool.submit(monitor.shutdown, "m", pid=other.pid)
         assert not one.done()
         pool.submit(monitor.shutdown, "m", force=True).result(60)
-        whole.result(60)
-        with contextlib.suppress(ModelNotLoaded):  # where its thread came too late to share
+        all_replicas.result(60)
+        with contextlib.suppress(ModelNotLoaded):  # if its thread came too late to join
             one.result(60)
     assert sorted(calls) == sorted([busy.pid, other.pid])
 
 
-def test_what_came_after_is_stopped_by_a_shutdown_of_its_own(
+def test_replica_that_came_later_is_stopped_by_another_shutdown(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """One that is asked for while another still watches for respawns does not share its answer."""
+    """A shutdown of a new replica does not join one that already watches for respawns."""
     monitor = make_monitor(respawn_watch_seconds=100.0)
     first, second = spawner.sleeper(), spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=first.pid, address="127.0.0.1:1")
@@ -319,5 +319,5 @@ def test_what_came_after_is_stopped_by_a_shutdown_of_its_own(
         with pytest.raises(ShutdownFailed, match="the host started it again"):
             one.result(60)
         eventually(lambda: not is_running(second.pid))
-        monitor.close()  # which ends the watch for more
+        monitor.close()  # ends the watch for respawns
         another.result(60)

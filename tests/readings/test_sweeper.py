@@ -1,4 +1,4 @@
-"""Sweeps: all backends at once, by gRPC or through hooks, and in the background."""
+"""Sweeps: concurrent readings of all backends, by gRPC or hooks, and in the background."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_sweep_reads_each_backend(make_monitor: Callable[..., Monitor], spawner:
 def test_hung_backends_cost_one_wait(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A sweep waits for all backends that hang at once, and still has the last state of each."""
+    """A sweep waits for all hung backends at the same time, and has the last state of each."""
     monitor = make_monitor(sweep_interval_seconds=0, status_timeout_seconds=2.0)
     running = [spawner.backend() for _ in range(6)]
     for number, each in enumerate(running):
@@ -131,7 +131,7 @@ def test_sweep_has_exactly_the_registered_backends(
         assert set(by_model(first.result())) <= {"hung", "comes"}
 
 
-def test_the_last_sweep_is_remembered(
+def test_last_sweep_is_returned_without_a_new_one(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """The last sweep is returned without a new one; before the first there are no readings."""
@@ -149,7 +149,7 @@ def test_the_last_sweep_is_remembered(
 def test_last_sweep_has_a_state_that_was_found_since(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A change of state that a hook was called for is in the last sweep's readings."""
+    """After a change of state, the last sweep's readings have the new state."""
     monitor = make_monitor(sweep_interval_seconds=0)
     backend = spawner.backend()
     register(monitor, "m", backend)
@@ -197,17 +197,17 @@ def test_background_sweeps_call_hooks_and_store_figures(
 def test_background_sweeps_are_off_without_an_interval(
     make_monitor: Callable[..., Monitor],
 ) -> None:
-    """There is no thread for it, and closing does not wait for one."""
+    """There is no thread for sweeps, and closing the monitor does not wait for one."""
     before = threading.enumerate()
     monitor = make_monitor(sweep_interval_seconds=0)
     assert "monitor-sweep" not in started_since(before)
     monitor.close()
 
 
-def test_closing_does_not_wait_for_a_hung_backend(
+def test_closing_the_monitor_does_not_wait_for_a_hung_backend(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A sweep that waits for one ends with the monitor, and its thread too."""
+    """A sweep that waits for a backend ends when the monitor is closed, as does its thread."""
     before = threading.enumerate()
     monitor = make_monitor(sweep_interval_seconds=0.01, status_timeout_seconds=1000.0)
     register(monitor, "m", spawner.backend("--hang-status"))
@@ -258,7 +258,7 @@ def test_hooks_add_statuses_and_memory_to_a_sweep(
 def test_sweep_reads_more_backends_than_channels(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If descriptors are few, backends are asked in groups, and each gives its own status."""
+    """If descriptors are few, backends are read in groups, and each gives its own status."""
     monkeypatch.setattr(status_client, "max_channels", lambda: 2)
     monitor = make_monitor(sweep_interval_seconds=0)
     for number in range(5):

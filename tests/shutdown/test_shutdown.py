@@ -153,7 +153,9 @@ while True:  # a handler is not called where its signal comes just before the on
     assert not is_running(late)
 
 
-def test_a_stopped_process_is_ended(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_suspended_backend_is_stopped(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
     """A backend that hangs under SIGSTOP is stopped like any other."""
     monitor = make_monitor(status_timeout_seconds=1.0)
     backend = spawner.backend()
@@ -163,7 +165,7 @@ def test_a_stopped_process_is_ended(make_monitor: Callable[..., Monitor], spawne
     assert not is_running(backend.pid)
 
 
-def test_a_zombie_that_nobody_reaps_counts_as_gone(monitor: Monitor, spawner: Spawner) -> None:
+def test_zombie_counts_as_ended(monitor: Monitor, spawner: Spawner) -> None:
     """A host that reaps late, or never, does not make a shutdown fail."""
     process = spawner.sleeper()
     register(monitor, process.pid)
@@ -173,7 +175,7 @@ def test_a_zombie_that_nobody_reaps_counts_as_gone(monitor: Monitor, spawner: Sp
     assert process.wait() == -signal.SIGTERM
 
 
-def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+def test_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
     """A shutdown waits until a busy backend is ready."""
     monitor = make_monitor()
     started = time.monotonic()
@@ -186,10 +188,10 @@ def test_a_busy_backend_is_drained(make_monitor: Callable[..., Monitor], spawner
     assert not was_busy or time.monotonic() - started > 2
 
 
-def test_draining_ends_with_its_time_or_by_force(
+def test_drain_ends_after_its_timeout_or_by_force(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A backend that stays busy is stopped after the drain timeout, or at once if forced."""
+    """A backend that stays busy is stopped after the drain timeout, or immediately with force."""
     monitor = make_monitor(drain_timeout_seconds=0.3)
     backend = spawner.backend("--state", "1")
     register(monitor, backend.pid, address=backend.address)
@@ -216,7 +218,7 @@ def test_hooks_get_the_remaining_time_of_the_drain(
 def test_simultaneous_shutdowns_share_one_stop(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A second shutdown joins the first; if it is forced, both go on at once."""
+    """A second shutdown joins the first; if the second is forced, both continue immediately."""
     finished = Finished()
     monitor = make_monitor(plugins=[finished], drain_timeout_seconds=3600)
     backend = spawner.backend("--state", "1")
@@ -275,7 +277,7 @@ class NoMessage(Exception):
         raise KeyError
 
 
-def fail_without_words() -> None:
+def fail_with_an_unusable_repr() -> None:
     raise NoMessage
 
 
@@ -289,18 +291,18 @@ def overrun() -> None:
         (lambda: "it is prod", "it is prod", False),
         (lambda: "caf\udce9", "caf\\udce9", False),
         (fail, "the guard's database is away", True),
-        (fail_without_words, "its hook failed: NoMessage", True),
+        (fail_with_an_unusable_repr, "its hook failed: NoMessage", True),
         (overrun, "its hook failed: it was not back within 0.5 s", True),
     ],
 )
-def test_a_hook_refuses(
+def test_hook_refuses_a_shutdown(
     behave: Callable[[], Any],
     reason: str,
     forced: bool,
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
 ) -> None:
-    """A reason, an error and an overrun refuse with 409; force overrules the last two alone."""
+    """A reason, an error and an overrun refuse with 409; force overrules only the last two."""
     finished = Finished()
     monitor = make_monitor([finished], hook_timeout_seconds=0.5)
     monitor.plugin_manager.register(Guard(behave), "guard")
@@ -321,7 +323,7 @@ def test_a_hook_refuses(
             monitor.shutdown("m", force=True)
 
 
-def test_a_guard_of_a_wrong_type_is_left_out(
+def test_wrong_type_from_a_hook_refuses_nothing(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A value that is neither a string nor None is logged, and refuses nothing."""
@@ -369,7 +371,7 @@ def test_host_stops_a_backend_through_its_hook(
 def test_host_that_does_not_stop_a_backend_is_reported(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """True without an end is a 500 with the PIDs, and so is False; nothing is signalled."""
+    """If the hook returns False, or True and the backend runs, the answer is a 500 with PIDs."""
     process = spawner.sleeper()
     for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
         books = StopHook(lambda backend, answer=answer: answer)  # type: ignore[misc]
@@ -421,8 +423,10 @@ def test_hooks_that_do_not_stop_leave_it_to_the_monitor(
     assert process.wait() == -signal.SIGTERM
 
 
-def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
-    """A hook that overruns may still stop it: no signal is sent, and the error names the hook."""
+def test_stop_hook_that_overruns_is_reported(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The hook may still stop the backend: no signal is sent, and the error names the hook."""
     monitor = make_monitor(stop_timeout_seconds=0.2, hook_timeout_seconds=0.2)
     monitor.plugin_manager.register(StopHook(lambda backend: overrun()), "slow")
     process = spawner.sleeper()
@@ -433,8 +437,8 @@ def test_a_stop_hook_that_overruns(make_monitor: Callable[..., Monitor], spawner
     assert is_running(process.pid)
 
 
-def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
-    """A host that starts the model again makes the shutdown a 500 that says which hook helps."""
+def test_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
+    """If the host starts the model again, the answer is a 500 that names the hook to implement."""
     finished = Finished()
     started: list[subprocess.Popen[str]] = []
 
@@ -462,10 +466,10 @@ def test_a_respawn_is_reported(make_monitor: Callable[..., Monitor], spawner: Sp
     assert finished.outcomes == [(first.pid, "respawned")]
 
 
-def test_a_respawn_that_has_crashed_by_now_is_reported(
+def test_respawn_that_has_already_crashed_is_reported(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A respawned process counts, although it ends before the monitor looks."""
+    """A respawned process counts, although it ends before the monitor checks."""
     started: list[int] = []
 
     class CrashLoop:
@@ -488,10 +492,10 @@ def test_a_respawn_that_has_crashed_by_now_is_reported(
     assert raised.value.pids == ()
 
 
-def test_backend_that_crashes_while_hooks_are_asked_leaves_no_child(
+def test_backend_that_crashes_during_the_hooks_leaves_no_child(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """The tree was read before, and "stopped" means all of it."""
+    """The tree was read before the hooks, and all its processes are stopped."""
     process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait", start_new_session=False)
     assert process.stdout
     child = int(process.stdout.readline())
@@ -508,10 +512,10 @@ def test_backend_that_crashes_while_hooks_are_asked_leaves_no_child(
     assert not is_running(child)
 
 
-def test_backend_that_crashes_while_it_drains_leaves_no_child(
+def test_backend_that_crashes_during_the_drain_leaves_no_child(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A child that is started during the drain belongs to the tree too."""
+    """A child that is started during the drain is stopped too."""
     code = "read l; sleep 1000 & echo $!; read l; kill -9 $$"
     process = spawner.process(
         *("sh", "-c", code), stdin=subprocess.PIPE, bufsize=1, start_new_session=False
@@ -534,7 +538,7 @@ def test_backend_that_crashes_while_it_drains_leaves_no_child(
     assert not is_running(child)
 
 
-def test_all_backends_of_a_model_share_the_drains_time(
+def test_backends_of_a_model_share_the_drain_timeout(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All backends share the drain timeout, even if few are drained at once."""
@@ -547,7 +551,7 @@ def test_all_backends_of_a_model_share_the_drains_time(
     assert len({backend.pid for backend in busy.asked}) == 1
 
 
-def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
+def test_error_of_a_subclass_from_a_stop_hook_is_reported(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A subclass of the error without a model and a reason is reported too."""
@@ -566,10 +570,10 @@ def test_a_stop_hooks_error_of_a_kind_of_its_own_is_told(
         monitor.shutdown("m")
 
 
-def test_a_client_that_leaves_does_not_abort_a_stop(
+def test_client_that_disconnects_does_not_abort_a_stop(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A stop goes on to its end after its client has disconnected."""
+    """The stop is completed after the client has disconnected."""
     monitor = make_monitor(stop_timeout_seconds=1)
     backend = spawner.backend("--ignore-sigterm")
     register(monitor, backend.pid, address=backend.address)
@@ -584,10 +588,10 @@ def test_a_client_that_leaves_does_not_abort_a_stop(
     eventually(lambda: not monitor.backends())
 
 
-def test_closing_ends_a_drain_without_a_signal(
+def test_closing_the_monitor_ends_a_drain_without_a_signal(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A monitor that is closed while a shutdown drains reports it, and stops nothing."""
+    """The shutdown fails with an error that says so, and stops nothing."""
     monitor = make_monitor(drain_timeout_seconds=3600)
     backend = spawner.backend("--state", "1")
     register(monitor, backend.pid, address=backend.address)
@@ -601,10 +605,10 @@ def test_closing_ends_a_drain_without_a_signal(
     assert is_running(backend.pid)
 
 
-def test_closing_ends_the_wait_for_an_end(
+def test_closing_the_monitor_ends_the_wait_for_an_exit(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A monitor that is closed between SIGTERM and SIGKILL reports the running processes."""
+    """Closed between SIGTERM and SIGKILL, the monitor reports the running processes."""
     monitor = make_monitor(stop_timeout_seconds=3600)
     code = (
         "import os,signal,time\n"  # `print` may be what a signal interrupts
@@ -626,10 +630,10 @@ def test_closing_ends_the_wait_for_an_end(
 
 
 @pytest.mark.parametrize("during", ["Free", "a hook"])
-def test_closing_while_others_are_asked_signals_nothing(
+def test_closing_the_monitor_during_free_or_a_hook_sends_no_signal(
     during: str, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A monitor that is closed while it frees a backend, or asks the host, sends no signal."""
+    """If the monitor is closed during `Free` or the stop hook, it sends no signal."""
     asked, answer = threading.Event(), threading.Event()
 
     def ask(*_: object) -> None:
@@ -716,7 +720,7 @@ time.sleep(1000)
 """
 
 
-def test_nothing_is_forked_while_a_tree_is_killed(
+def test_tree_forks_nothing_while_it_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Children that would fork and leave the session after their parent's death cannot do so."""
@@ -748,7 +752,7 @@ while True:
 def test_chain_of_short_lived_processes_is_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A chain of processes, each of which lives 2 ms, outlives neither its root nor the stop."""
+    """A chain of processes that each live 2 ms ends with the stop of its root."""
     monitor = make_monitor(stop_timeout_seconds=3)
     process = spawner.python(
         f"import os, time\nif os.fork():\n    time.sleep(1000)\n{FORKS_AND_ENDS}"
@@ -762,10 +766,10 @@ def test_chain_of_short_lived_processes_is_killed(
     assert process.stdout.read() == ""
 
 
-def test_stopped_processes_are_killed_if_the_last_scan_fails(
+def test_suspended_processes_are_killed_if_the_last_scan_fails(
     make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that were stopped to be killed are killed, though no descriptor is free."""
+    """Processes under SIGSTOP are killed, although no descriptor is free for the last scan."""
     monitor = make_monitor(stop_timeout_seconds=0.2)
     process = spawner.python(STUBBORN_WORKERS)
     assert process.stdout
@@ -775,7 +779,7 @@ def test_stopped_processes_are_killed_if_the_last_scan_fails(
     send = process_tree._send
     sent: list[int] = []
 
-    def note_and_send(process: Process, number: int) -> bool:
+    def record_and_send(process: Process, number: int) -> bool:
         sent.append(number)
         return send(process, number)
 
@@ -784,14 +788,14 @@ def test_stopped_processes_are_killed_if_the_last_scan_fails(
             raise OSError(errno.EMFILE, "Too many open files")
         return take_snapshot()
 
-    monkeypatch.setattr(process_tree, "_send", note_and_send)
+    monkeypatch.setattr(process_tree, "_send", record_and_send)
     monkeypatch.setattr(process_tree, "take_snapshot", fail_or_take)
     with pytest.raises(ShutdownFailed, match="Too many open files"):
         monitor.shutdown("m")
     assert psutil.wait_procs(members, timeout=60)[1] == []
 
 
-def test_a_stopped_process_takes_its_sigterm(
+def test_suspended_process_handles_sigterm(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A process under SIGSTOP is continued, so that it can handle SIGTERM."""
