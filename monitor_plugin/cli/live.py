@@ -20,7 +20,7 @@ from .options import FINE, explain
 from .queries import EventItem, fetch_backends, fetch_events
 from .stop import stop_one
 from .terminal import open_terminal
-from .views.tables import backend_columns, console, table_of
+from .views.tables import backends_table, console
 from .views.text import by_memory, cpu_percent, duration, escape_name, printable, summarize
 
 _MAX_EVENTS = 50
@@ -249,9 +249,9 @@ def draw(screen: Screen, width: int, height: int) -> list[RenderableType]:
     events = min(len(screen.events), _EVENT_LINES) + 1 if lines > _LEAST_LINES else 0
     shown_rows = max(1, min(len(screen.rows), lines - 1 - events))
     first = max(0, min(screen.selected - shown_rows // 2, len(screen.rows) - shown_rows))
-    table = table_of(
+    table = backends_table(
         screen.rows[first : first + shown_rows],
-        backend_columns(screen.answer),
+        screen.answer,
         width,
         fold=False,
         selected=screen.selected - first,

@@ -29,7 +29,9 @@ Examples:
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
 @click.argument("model", type=ModelName())
-@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends?model=.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the answer of GET /backends?model=MODEL."
+)
 @monitor_options
 def status(url: str | None, token_file: str | None, model: str, as_json: bool) -> int:
     """Show one model: each replica, its memory by component, and the last replicas that ended."""

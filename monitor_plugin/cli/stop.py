@@ -107,16 +107,36 @@ def stop(
     if not yes and not _confirm(answer, wanted, force):
         click.echo("Nothing was stopped.", err=True)
         return FAILED
-    return _report(_Stops(client, wanted, force, node), progress, code)
+    return _stop_all(client, wanted, force, node, progress, code)
 
 
-def _report(stops: _Stops, progress: _Progress, code: int) -> int:
-    """Print progress and results until all stops have ended, or Ctrl-C; returns the exit code."""
+def _stop_all(
+    client: Client,
+    models: Sequence[str],
+    force: bool,
+    node: str | None,
+    progress: _Progress,
+    code: int,
+) -> int:
+    """Stop models, print progress and results; returns `code` or the exit code of a failure.
+
+    The threads are daemons, so Ctrl-C does not wait for them.
+    """
+    waiting = list(models)
+    under_way: list[str] = []
+    results: queue.SimpleQueue[StopResult] = queue.SimpleQueue()
     try:
-        while (result := stops.next(_PROGRESS_SECONDS)) or stops.under_way:
-            if result is None:
-                progress.show(stops.under_way)
+        while waiting or under_way:
+            while waiting and len(under_way) < _AT_ONCE:
+                under_way.append(waiting.pop(0))
+                arguments = (client, under_way[-1], force, node, results)
+                threading.Thread(target=_stop, args=arguments, daemon=True).start()
+            try:
+                result = results.get(timeout=_PROGRESS_SECONDS)
+            except queue.Empty:
+                progress.show(under_way)
                 continue
+            under_way.remove(result.model)
             progress.clear()
             if result.error is None:
                 click.echo(f"{escape_name(result.model)}: stopped in {result.seconds:.1f} s")
@@ -127,10 +147,25 @@ def _report(stops: _Stops, progress: _Progress, code: int) -> int:
                 code = exit_code_of(result.error)
     except KeyboardInterrupt:
         progress.clear()
-        left = ", ".join(escape_name(model) for model in stops.give_up())
-        click.echo(f"Not waiting any more. The monitor goes on stopping {left}.", err=True)
+        names = ", ".join(escape_name(model) for model in under_way)
+        click.echo(f"Not waiting any more. The monitor goes on stopping {names}.", err=True)
         return INTERRUPTED
     return code
+
+
+def _stop(
+    client: Client,
+    model: str,
+    force: bool,
+    node: str | None,
+    results: queue.SimpleQueue[StopResult],
+) -> None:
+    started, failure = time.monotonic(), None
+    try:
+        stop_one(client, model, force=force, node=node)
+    except MonitorError as error:
+        failure = error
+    results.put(StopResult(model, time.monotonic() - started, failure))
 
 
 def stop_one(
@@ -161,12 +196,12 @@ def stop_one(
 
 
 def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) -> bool:
-    from .views.tables import backend_columns, console, table_of
+    from .views.tables import backends_table, console
 
     items = sorted((item for item in answer.backends if item.model in wanted), key=by_memory)
     output = console(stderr=True)
     if items:
-        output.print(table_of(items, backend_columns(answer), output.width, fold=True))
+        output.print(backends_table(items, answer, output.width))
     for model in wanted:
         if all(item.model != model for item in items):
             click.echo(f"{escape_name(model)} {not_loaded(answer)}.", err=True)
@@ -174,51 +209,6 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     models = f"model '{escape_name(wanted[0])}'" if one else f"these {len(wanted)} models"
     how = " by force, whatever they do" if force else ""
     return click.confirm(f"Stop {models}{how}?", err=True)
-
-
-class _Stops:
-    """Stops models, up to four at a time, on daemon threads, which Ctrl-C does not wait for."""
-
-    def __init__(
-        self, client: Client, models: Sequence[str], force: bool, node: str | None
-    ) -> None:
-        self._client = client
-        self._node = node
-        self._force = force
-        self._waiting = list(reversed(models))
-        self._results: queue.SimpleQueue[StopResult] = queue.SimpleQueue()
-        self.under_way: list[str] = []
-        for _ in models[:_AT_ONCE]:
-            self._start_next()
-
-    def next(self, timeout_seconds: float) -> StopResult | None:
-        """Wait for the next result; returns None after the timeout."""
-        try:
-            result = self._results.get(timeout=timeout_seconds)
-        except queue.Empty:
-            return None
-        self.under_way.remove(result.model)
-        self._start_next()
-        return result
-
-    def give_up(self) -> list[str]:
-        """Start no more shutdowns; returns the models whose shutdown is under way."""
-        self._waiting.clear()
-        return self.under_way
-
-    def _start_next(self) -> None:
-        if self._waiting:
-            model = self._waiting.pop()
-            self.under_way.append(model)
-            threading.Thread(target=self._stop, args=(model,), daemon=True).start()
-
-    def _stop(self, model: str) -> None:
-        started, failure = time.monotonic(), None
-        try:
-            stop_one(self._client, model, force=self._force, node=self._node)
-        except MonitorError as error:
-            failure = error
-        self._results.put(StopResult(model, time.monotonic() - started, failure))
 
 
 class _Progress:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
@@ -49,15 +48,12 @@ _NARROWEST_NAME = 12
 _ENDS_SHOWN = 10
 _BAR_WIDTH = 20
 
-Row = TypeVar("Row")
 
-
-@dataclass(frozen=True)
-class Column(Generic[Row]):
+class Column(NamedTuple):
     """A column. A narrow table omits the highest `dispensable` first, and never omits a 0."""
 
     title: str
-    cell: Callable[[Row], Text]
+    cells: list[Text]
     dispensable: int
     justify: Any = "left"
 
@@ -70,33 +66,47 @@ def console(*, stderr: bool = False) -> Console:
     return made
 
 
-def backend_columns(answer: ClusterBackendsAnswer) -> list[Column[NodeBackendItem]]:
-    """Return the columns for backends, in a cluster with a column for the node."""
-    node: Column[NodeBackendItem] = Column("NODE", lambda item: Text(printable(item.node)), 1)
-    return [
-        Column("MODEL", lambda item: Text(escape_name(item.model)), 0),
-        *([node] if answer.nodes else []),
-        Column("PID", lambda item: Text(str(item.pid)), 4, "right"),
-        Column("STATE", condition_text, 0),
-        Column("MEMORY", lambda item: Text(amount(memory_bytes(item))), 0, "right"),
-        Column("MEM%", lambda item: Text(percent(memory_percent(item, answer))), 5, "right"),
-        Column("CPU%", lambda item: Text(percent(cpu_percent(item))), 2, "right"),
-        Column("UPTIME", lambda item: Text(duration(item.uptime_seconds)), 3, "right"),
-        Column("SOURCE", lambda item: Text(printable(describe_source(item))), 6),
+def backends_table(
+    items: Sequence[NodeBackendItem],
+    answer: ClusterBackendsAnswer,
+    width: int,
+    *,
+    fold: bool = True,
+    selected: int = -1,
+) -> Table:
+    """Return a table of backends, in a cluster with a column for the node; see `_table`."""
+    shares = [percent(memory_percent(item, answer)) for item in items]
+    columns = [
+        Column("MODEL", [Text(escape_name(item.model)) for item in items], 0),
+        Column("NODE", [Text(printable(item.node)) for item in items], 1),
+        Column("PID", [Text(str(item.pid)) for item in items], 4, "right"),
+        Column("STATE", [condition_text(item) for item in items], 0),
+        Column("MEMORY", [Text(amount(memory_bytes(item))) for item in items], 0, "right"),
+        Column("MEM%", [Text(share) for share in shares], 5, "right"),
+        Column("CPU%", [Text(percent(cpu_percent(item))) for item in items], 2, "right"),
+        Column("UPTIME", [Text(duration(item.uptime_seconds)) for item in items], 3, "right"),
+        Column("SOURCE", [Text(printable(describe_source(item))) for item in items], 6),
     ]
+    if not answer.nodes:
+        del columns[1]
+    return _table(columns, width, fold=fold, selected=selected)
 
 
-_END_COLUMNS: list[Column[NodeEndItem]] = [
-    Column("ENDED", lambda end: Text(escape_name(end.model)), 0),
-    Column("PID", lambda end: Text(_place(end)), 2, "right"),
-    Column("CAUSE", lambda end: Text(printable(end.cause), _CAUSES.get(end.cause, "")), 1),
-    Column("WHEN", lambda end: Text(ago(end)), 3, "right"),
-    Column("HOW", lambda end: Text(printable(end.description)), 0),
-]
-
-
-def _place(end: NodeEndItem) -> str:
-    return f"{end.pid} on {printable(end.node)}" if end.node else str(end.pid)
+def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
+    """Return a table of the backends that ended last."""
+    ends = ended[:_ENDS_SHOWN]
+    places = [f"{end.pid} on {printable(end.node)}" if end.node else str(end.pid) for end in ends]
+    causes = [Text(printable(end.cause), _CAUSES.get(end.cause, "")) for end in ends]
+    columns = [
+        Column("ENDED", [Text(escape_name(end.model)) for end in ends], 0),
+        Column("PID", [Text(place) for place in places], 2, "right"),
+        Column("CAUSE", causes, 1),
+        Column("WHEN", [Text(ago(end)) for end in ends], 3, "right"),
+        Column("HOW", [Text(printable(end.description)) for end in ends], 0),
+    ]
+    table = _table(columns, width)
+    more = len(ended) - _ENDS_SHOWN
+    return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
 
 
 def condition_text(item: NodeBackendItem) -> Text:
@@ -108,52 +118,45 @@ def condition_text(item: NodeBackendItem) -> Text:
     return Text(alarm + printable(name) + since, style)
 
 
-def table_of(
-    rows: Sequence[Row],
-    columns: Sequence[Column[Row]],
-    width: int,
-    *,
-    fold: bool,
-    selected: int = -1,
+def _table(
+    columns: Sequence[Column], width: int, *, fold: bool = True, selected: int = -1
 ) -> Table:
-    """Make a table no wider than `width`.
+    """Make a table no wider than `width`; columns that do not fit are omitted.
 
     Args:
-        rows: a record for each row.
-        columns: the columns; columns that do not fit are omitted.
+        columns: the columns; the first has the names, which may take several lines or be cut.
         width: in terminal columns.
         fold: whether long text takes several lines; otherwise text is cut.
         selected: the index of the row in reverse video; -1 for none.
     """
-    cells = [[column.cell(row) for column in columns] for row in rows]
-    widths = [
-        max([cell_len(column.title), *(cell_len(line[at].plain) for line in cells)])
-        for at, column in enumerate(columns)
-    ]
-    name_width = widths[0]
-    widths[0] = min(name_width, _NARROWEST_NAME)
-    kept = list(range(len(columns)))
+    widths = {
+        column.title: max(map(cell_len, [column.title, *(cell.plain for cell in column.cells)]))
+        for column in columns
+    }
+    name = columns[0].title
+    name_width = widths[name]
+    widths[name] = min(name_width, _NARROWEST_NAME)
+    shown = list(columns)
     # Rich before 15 also wants room for a gap after the last column.
-    while sum(widths[at] + _GAP for at in kept) > width:
-        worst = max(kept, key=lambda at: columns[at].dispensable)
-        if not columns[worst].dispensable:
+    while sum(widths[column.title] + _GAP for column in shown) > width:
+        worst = max(shown, key=lambda column: column.dispensable)
+        if not worst.dispensable:
             break
-        kept.remove(worst)
-    others = sum(widths[at] + _GAP for at in kept if at)
-    widths[0] = max(1, min(name_width, width - _GAP - others))
+        shown.remove(worst)
+    others = sum(widths[column.title] + _GAP for column in shown[1:])
+    widths[name] = max(1, min(name_width, width - _GAP - others))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    for at in kept:
-        elastic = fold and at == len(columns) - 1
+    for column in shown:
+        elastic = fold and column is columns[-1]
         table.add_column(
-            columns[at].title,
-            justify=columns[at].justify,
+            column.title,
+            justify=column.justify,
             no_wrap=not fold,
             overflow="fold" if fold else "ellipsis",
-            width=None if elastic else widths[at],
+            width=None if elastic else widths[column.title],
         )
-    for number, line in enumerate(cells):
-        style = "reverse" if number == selected else None
-        table.add_row(*(line[at] for at in kept), style=style)
+    for number, row in enumerate(zip(*(column.cells for column in shown), strict=True)):
+        table.add_row(*row, style="reverse" if number == selected else None)
     return table
 
 
@@ -162,7 +165,7 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
-        parts += [table_of(rows, backend_columns(answer), width, fold=True), ""]
+        parts += [backends_table(rows, answer, width), ""]
     if model is None or answer.backends:
         parts.append(Text(summarize(answer)))
     else:
@@ -171,13 +174,6 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]
     return Group(*parts)
-
-
-def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
-    """Return a table of the backends that ended last."""
-    table = table_of(ended[:_ENDS_SHOWN], _END_COLUMNS, width, fold=True)
-    more = len(ended) - _ENDS_SHOWN
-    return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
 
 
 def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> RenderableType:

@@ -55,16 +55,13 @@ def duration(seconds: float | None) -> str:
     """Format a duration in its two largest units: `45s`, `3m20s`, `5h2m`, `12d3h`."""
     if seconds is None:
         return UNKNOWN
-    whole = max(0, int(seconds))
-    for size, unit, smaller_size, smaller in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller_size
-            return f"{whole // size}{unit}" + (f"{rest}{smaller}" if rest else "")
-    return f"{whole}s"
+    minutes, whole_seconds = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (whole_seconds, "s")]
+    while parts[0][0] == 0 and len(parts) > 1:
+        del parts[0]
+    return "".join(f"{count}{unit}" for count, unit in parts[:2] if count) or "0s"
 
 
 def condition(item: NodeBackendItem) -> str:
