@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from monitor_plugin import Monitor, Settings, hookspecs
-from monitor_plugin.api.results import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
+from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
 from monitor_plugin.cli import main
 from monitor_plugin.cli.options import EXIT_CODES
 from monitor_plugin.cli.program import program

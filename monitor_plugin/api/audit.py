@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from .results import error_kind
+from .errors import error_kind
 
 _logger = logging.getLogger("monitor_plugin.audit")
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..api.cluster_view import NODE_HEADER, Requester
-from ..api.results import Response, error_response
+from ..api.errors import error_response
+from ..api.results import Response
 from ..api.schemas import TargetGroup
 from ..config.cluster import validate_node
 from ..domain.errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUnreachable

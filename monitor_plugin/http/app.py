@@ -9,8 +9,8 @@ from typing import Any
 import falcon
 
 from ..api.cluster_view import ClusterView
+from ..api.errors import encode_error, error_response, http_error_kind
 from ..api.lister import Lister
-from ..api.results import encode_error, error_response, http_error_kind
 from ..config.settings import Settings
 from ..config.tokens import Tokens
 from ..domain.errors import MonitorError

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..api import requests, results, schemas
+from ..api import errors, requests, results, schemas
 from .resources.metrics import OPENMETRICS, TEXT
 from .resources.page import ASSET_TYPES, ASSETS
 
@@ -88,7 +88,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     """
     structs = [schemas.HistoryAnswer, schemas.EventsAnswer, schemas.VersionAnswer]
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
-    structs += [results.HealthAnswer, results.HooksAnswer, results.ErrorAnswer]
+    structs += [results.HealthAnswer, results.HooksAnswer, errors.ErrorAnswer]
     if clustered:
         structs += [schemas.ClusterBackendsAnswer, schemas.TargetGroup]
         structs += [requests.NodeMonitorBody, requests.NodeShutdownBody]
@@ -218,7 +218,7 @@ def _operation(
     `content` and `headers` belong to status 200; `errors` are the codes of errors beside 400.
     """
     success = {"description": description or summary, "content": content}
-    error = _json(results.ErrorAnswer)
+    error = _json(errors.ErrorAnswer)
     return {
         "operationId": operation_id or summary.lower().replace(" ", "_"),
         "summary": summary,

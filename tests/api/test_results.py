@@ -8,31 +8,12 @@ import pytest
 
 from monitor_plugin import (
     Backend,
-    BackendUnreadable,
-    InvalidBackend,
-    InvalidRequest,
-    ListenError,
     Memory,
-    ModelNotLoaded,
-    MonitorError,
-    PluginError,
     Reading,
     Sample,
-    SettingsError,
-    ShutdownFailed,
-    ShutdownRefused,
     Status,
-    TooManyShutdowns,
 )
-from monitor_plugin.api.results import (
-    INTERNAL_ERROR,
-    StoppedAnswer,
-    encode,
-    encode_error,
-    error_kind,
-    http_error_kind,
-    reading_response,
-)
+from monitor_plugin.api.results import StoppedAnswer, encode, reading_response
 
 BACKEND = Backend("m", 7, "127.0.0.1:1", 1.0)
 
@@ -108,48 +89,3 @@ def test_headers_say_where_a_reading_came_from(reading: Reading, headers: dict[s
 def test_a_shutdown_is_answered_to_the_letter() -> None:
     """The answer of a shutdown that is done is the documented one."""
     assert encode(StoppedAnswer()) == b'{"message":"model stopped"}'
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "type"),
-    [
-        (InvalidRequest("no"), 400, "invalid_request"),
-        (ModelNotLoaded("m"), 500, "model_not_loaded"),
-        (BackendUnreadable("m", 7, "no"), 500, "backend_unreadable"),
-        (ShutdownRefused("m", "p", "no"), 409, "shutdown_refused"),
-        (ShutdownFailed("m", "no"), 500, "shutdown_failed"),
-        (TooManyShutdowns(8, 1), 503, "too_many_shutdowns"),
-        (InvalidBackend("no", model=1, pid=2, address=3), 500, "internal_error"),
-        (SettingsError("listen", "no"), 500, "internal_error"),
-        (ListenError("h:1", "no"), 500, "internal_error"),
-        (PluginError(None, "no"), 500, "internal_error"),
-        (MonitorError("no"), 500, "internal_error"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
-def test_each_error_has_its_status_and_type(error: MonitorError, status: int, type: str) -> None:
-    """Each of the package's errors has one status and one type; what no client causes is a 500."""
-    assert error_kind(error) == (status, type)
-
-
-@pytest.mark.parametrize(
-    ("status", "type"),
-    [
-        (400, "invalid_request"),
-        (404, "not_found"),
-        (405, "method_not_allowed"),
-        (413, "payload_too_large"),
-        (415, "unsupported_media_type"),
-        (418, "http_error"),
-    ],
-)
-def test_each_status_of_the_framework_has_its_type(status: int, type: str) -> None:
-    """The framework's errors have a type by their status."""
-    assert http_error_kind(status) == (status, type)
-
-
-def test_the_envelope_repeats_the_status() -> None:
-    """An error is an object with code, message and type, in this order."""
-    assert encode_error(INTERNAL_ERROR, 'a "b" ü') == (
-        '{"error":{"code":500,"message":"a \\"b\\" ü","type":"internal_error"}}'.encode()
-    )

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from monitor_plugin import Monitor
-from monitor_plugin.api.results import Response, error_response
+from monitor_plugin.api.errors import error_response
+from monitor_plugin.api.results import Response
 from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack
 from monitor_plugin.domain.errors import TooManyShutdowns
 from monitor_plugin.domain.models import Backend, Reading, Status

@@ -10,7 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ...api.cluster_view import NODE_HEADER
-from ...api.results import ErrorAnswer, Response, StoppedAnswer, encode, encode_error, error_kind
+from ...api.errors import ErrorAnswer, encode_error, error_kind
+from ...api.results import Response, StoppedAnswer, encode
 from ...domain.errors import (
     ModelNotLoaded,
     MonitorError,

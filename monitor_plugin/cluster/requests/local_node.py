@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from ...api.audit import audited_shutdown
 from ...api.cluster_view import NODE_HEADER
+from ...api.errors import error_response
 from ...api.lister import Lister
-from ...api.results import Response, StoppedAnswer, encode, error_response, shared_response
+from ...api.results import Response, StoppedAnswer, encode, shared_response
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
 from ...readings.model_reader import ModelReader

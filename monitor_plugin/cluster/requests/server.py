@@ -12,7 +12,7 @@ from functools import partial
 
 from nats.aio.msg import Msg
 
-from ...api.results import error_response
+from ...api.errors import error_response
 from ...domain.errors import ModelNotLoaded, NodeUnreachable, TooManyShutdowns
 from ..peers.presence import Presence
 from ..transport.messages import Reply, Request, split_reply, unpack

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import msgspec
 
-from ...api.results import ErrorAnswer, Response
+from ...api.errors import ErrorAnswer
+from ...api.results import Response
 from ...config.cluster import validate_node, validate_node_url
 from ...domain.models import Memory, Reading
 
