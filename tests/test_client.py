@@ -64,7 +64,7 @@ def test_unreachable_monitor_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_answer_of_another_server_is_an_error(answer: bytes, words: str) -> None:
-    """Its answer is an error, whatever it contains."""
+    """The answer of a server that is no monitor is an error, whatever the answer contains."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -111,7 +111,7 @@ def test_invalid_url_is_refused(url: str) -> None:
     ],
 )
 def test_url_with_a_password_is_not_quoted(url: str) -> None:
-    """It is refused and not shown, whatever else is wrong with it."""
+    """The URL is refused, and no error shows it, whatever else is wrong with it."""
     with pytest.raises(MonitorError, match="must not contain a user name") as raised:
         Client(url)
     assert "s3cret" not in str(raised.value)

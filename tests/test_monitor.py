@@ -1,4 +1,4 @@
-"""The monitor as hosts use it: embedded, in their own plugin manager, in their own server."""
+"""The monitor as hosts use it: embedded, with the host's plugin manager, in the host's server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUIET = Settings(listen=None, respawn_watch_seconds=0, hook_timeout_seconds=30.0
 
 
 def test_import_of_the_package_loads_no_heavy_module(spawner: Spawner) -> None:
-    """gRPC and the HTTP server come with `Monitor`, and all names are there before."""
+    """gRPC and the HTTP server are imported with `Monitor`; all names are listed before."""
     code = """
 import sys, monitor_plugin
 heavy = {"grpc", "falcon", "waitress", "google.protobuf", "prometheus_client"}
@@ -75,7 +75,7 @@ def test_closed_monitor_leaves_nothing_behind(spawner: Spawner) -> None:
 
 
 def test_port_in_use_is_a_clear_error(monitor: Monitor) -> None:
-    """A port that is in use is named, with what to do; nothing is left running."""
+    """The error names the port and says what to do; nothing is left running."""
     listen = monitor.url.removeprefix("http://")
     other = Monitor(Settings(listen=listen))
     with pytest.raises(ListenError, match=f"{listen}: Address already in use"):
@@ -87,7 +87,7 @@ def test_port_in_use_is_a_clear_error(monitor: Monitor) -> None:
 
 @pytest.mark.parametrize("listen", ["no-such-host.invalid:80", "192.0.2.1:8080"])
 def test_unusable_listen_address_is_a_clear_error(listen: str) -> None:
-    """A host that is unknown, or is another machine's, cannot be listened on."""
+    """An unknown host, or the address of another machine, is an error."""
     with pytest.raises(ListenError, match="cannot listen on"):
         Monitor(Settings(listen=listen, insecure=True)).start()
 
@@ -216,7 +216,7 @@ def test_failed_install_leaves_nothing_registered(
 
 
 def test_manager_that_cannot_take_the_hooks_is_refused(manager: pluggy.PluginManager) -> None:
-    """Implementations that could not be called as meant, and other specs, are refused."""
+    """Implementations with wrong signatures, and other specifications, are refused."""
 
     class WrongArguments:
         @Host.impl
@@ -256,7 +256,7 @@ def test_manager_that_cannot_take_the_hooks_is_refused(manager: pluggy.PluginMan
 
 
 def test_invalid_plugin_is_refused_until_it_is_removed(manager: pluggy.PluginManager) -> None:
-    """What is refused changes nothing: a second try fails alike, and works once it is put right."""
+    """A refusal changes nothing: the second try fails the same, and works without the plugin."""
 
     class WrongArguments:
         @Host.impl
@@ -274,7 +274,7 @@ def test_invalid_plugin_is_refused_until_it_is_removed(manager: pluggy.PluginMan
 
 
 def test_refused_install_calls_no_hook(manager: pluggy.PluginManager) -> None:
-    """The second monitor on a manager is refused before it tells the host's plugins anything."""
+    """The second monitor on a manager is refused before any hook of the host is called."""
     apps: list[object] = []
 
     class Routes:
@@ -292,9 +292,9 @@ def test_refused_install_calls_no_hook(manager: pluggy.PluginManager) -> None:
 def test_hosts_own_implementation_of_a_host_call_runs_too(
     manager: pluggy.PluginManager, spawner: Spawner
 ) -> None:
-    """A host's own implementation of what it calls runs after the monitor's, and costs it nothing.
+    """A host's own implementation of a host call runs after the monitor's, and cannot break it.
 
-    Nor do its wrappers: they see the monitor's errors pass.
+    The same is true of the host's wrappers, which see the monitor's errors.
     """
     heard: list[int] = []
     errors: list[object] = []
@@ -326,7 +326,7 @@ def test_hosts_own_implementation_of_a_host_call_runs_too(
 def test_monitor_closes_after_the_host_unregistered_it(
     block: bool, manager: pluggy.PluginManager
 ) -> None:
-    """Blocked or unregistered by the host while it lives, the monitor still closes."""
+    """A monitor that the host has blocked or unregistered still closes."""
     monitor = install(manager, QUIET)
     if block:
         manager.set_blocked("monitor_plugin")
@@ -339,7 +339,7 @@ def test_monitor_closes_after_the_host_unregistered_it(
 
 @pytest.mark.parametrize("project", ["my host-1", "monitor_plugin"])
 def test_host_may_use_all_features_of_pluggy(project: str, spawner: Spawner) -> None:
-    """Any project name, options of implementations, checks, traces and subsets work as ever."""
+    """Any project name, options of implementations, checks, traces and subsets work."""
     impl = pluggy.HookimplMarker(project)
     manager = pluggy.PluginManager(project)
     seen: list[str] = []
@@ -379,7 +379,7 @@ def test_host_may_use_all_features_of_pluggy(project: str, spawner: Spawner) -> 
 
 
 def test_monitors_of_one_project_share_nothing(spawner: Spawner) -> None:
-    """Two managers of one project name, in one process, have nothing in common."""
+    """Two managers with one project name, in one process, have nothing in common."""
     first, second = pluggy.PluginManager("somehost"), pluggy.PluginManager("somehost")
     hosts = [Host(), Host()]
     with install(first, QUIET) as one, install(second, QUIET) as two:
@@ -436,7 +436,7 @@ def test_plugin_may_be_unregistered_during_calls(
 
 
 def test_manager_may_have_the_hosts_own_class(spawner: Spawner) -> None:
-    """A subclass that finds implementations its own way is told if it leaves out the monitor's."""
+    """A manager that ignores the monitor's implementations is refused; other subclasses work."""
 
     class Choosy(pluggy.PluginManager):
         def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
@@ -469,7 +469,7 @@ def test_manager_may_have_the_hosts_own_class(spawner: Spawner) -> None:
 def test_started_and_closing_hooks_get_a_serving_monitor(
     make_monitor: Callable[..., Monitor],
 ) -> None:
-    """`monitor_started` hands over a monitor that serves; `monitor_closing` comes while it does."""
+    """`monitor_started` gets a serving monitor; `monitor_closing` is called while it serves."""
     seen: list[str] = []
 
     class Plugin:

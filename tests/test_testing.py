@@ -1,4 +1,4 @@
-"""`monitor_plugin.testing`, as an author of hooks uses it, in a pytest of its own."""
+"""`monitor_plugin.testing`, as an author of hooks uses it, in a separate run of pytest."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_backend_has_the_faults_of_its_switches(
 def test_backend_may_be_ended_by_a_test(
     make_monitor: MonitorFactory, backend: BackendFactory
 ) -> None:
-    """To see what a hook does then; the fixture ends it again, and those that are left."""
+    """A test may end a backend; the fixture accepts that, and ends the remaining backends."""
     monitor, ends, stays = make_monitor(), backend(fork_workers=1), backend()
     ends.register(monitor, "m")
     ends.end()
@@ -69,7 +69,7 @@ def test_backend_that_does_not_start_is_reported(backend: BackendFactory) -> Non
 
 @pytest.mark.once
 def test_plugin_is_loaded_only_where_it_is_named(tmp_path: Path) -> None:
-    """By a test module, without a warning; not by itself, as every test run would pay for it."""
+    """A test module loads the plugin, without a warning; pytest does not load it by itself."""
     (tmp_path / "test_mine.py").write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, "test_mine.py"], cwd=tmp_path, timeout=60, check=False)

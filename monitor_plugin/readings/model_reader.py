@@ -196,8 +196,8 @@ class ModelReader:
                 continue
         if all(each.sample == NO_SAMPLE for each in readings.values()):
             raise failure
+        memories: list[SourcedMemory] = []
         if any(each.status for each in readings.values()):
             # A replica without a status adds the memory of its process tree.
             memories = [self._backend_reader.memory(*each) for each in readings.items()]
-            return combine(list(readings.values()), memories)
-        return combine(list(readings.values()), [])
+        return combine(list(readings.values()), memories)

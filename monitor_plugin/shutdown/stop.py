@@ -126,9 +126,8 @@ class Stopper:
 
     def _is_busy_after_drain(self, stop: Stop, deadline: float, skip: threading.Event) -> bool:
         record, refresh_at = stop.record, 0.0
-        was_requested = (
-            self._settings.drain_timeout_seconds <= 0
-        )  # without a drain no status is due
+        # Without a drain, a status that was not requested does not mean busy.
+        was_requested = self._settings.drain_timeout_seconds <= 0
         while not skip.is_set() and (remaining := deadline - time.monotonic()) > 0:
             if stop.tree and time.monotonic() >= refresh_at:
                 # If the backend crashes, only known children can be stopped: find new ones now.

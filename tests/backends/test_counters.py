@@ -67,7 +67,7 @@ def test_counts_are_dropped_with_the_last_exit_of_a_model(
     assert counter.counts()["m"].exits["killed"] == 1
     end(counter, registry, backend("other", 1000), "exited")
     assert list(counter.counts()) == ["other"]
-    assert list(counter._models) == ["other"]  # nor does it take memory
+    assert list(counter._models) == ["other"]  # the counts are freed, not only hidden
 
 
 def test_counters_memory_is_bounded_for_any_number_of_models(

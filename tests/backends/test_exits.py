@@ -164,7 +164,7 @@ with Monitor(Settings(listen=None, respawn_watch_seconds=0), [Plugin()]) as moni
     for n, each in enumerate(started[:12]):
         register(model=str(n), pid=each.pid, address=f"unix:/{n}")
     for model in ("1", "10"):
-        monitor.read(model)  # gRPC aborts where its first use finds no descriptor
+        monitor.read(model)  # gRPC aborts if no descriptor is free at its first use
     held = []
     def use_up():  # again before each step, as channels that are closed give some back
         try:
@@ -213,7 +213,7 @@ def test_reported_exit_code_does_not_replace_the_observed_one(
         process.stdin.write("\n")
         process.stdin.flush()
         eventually(lambda: not monitor.backends())
-        process.communicate()  # not before: of what is reaped an older kernel tells no exit code
+        process.communicate()  # only now: an older kernel has no exit code of a reaped process
         for said in (0, -15, None):
             monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=said)
         with pytest.raises(ModelNotLoaded, match=f"its process {process.pid} {words}"):
@@ -256,7 +256,7 @@ def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     (record,) = monitor._services.registry.records("m")
     backend.process.kill()
-    eventually(lambda: record.process.pidfd is None)  # it was let go
+    eventually(lambda: record.process.pidfd is None)  # the pidfd was closed
     connections = monitor._services.status_client._connections
     with pytest.raises(ProcessGone):
         monitor._services.backend_reader.status(record)

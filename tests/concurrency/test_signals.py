@@ -9,8 +9,8 @@ import pytest
 
 from ..support import Spawner
 
-# Signals come at each line of Python while it waits, and to their own handlers: SIGHUP until there
-# were a hundred, and then the one that ends it.
+# Sends a signal at each line of Python during the wait, also in the handlers: SIGHUP a hundred
+# times, then the signal that ends the wait.
 CODE = """
 import signal, sys
 from monitor_plugin.concurrency.signals import Signals

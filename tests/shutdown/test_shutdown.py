@@ -67,13 +67,13 @@ class StaysBusy:
     """A plugin that reports every backend as busy, and records its calls."""
 
     def __init__(self) -> None:
-        self.asked: list[Backend] = []
-        self.told_seconds: list[float] = []
+        self.calls: list[Backend] = []
+        self.timeouts: list[float] = []
 
     @hookimpl
     def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
-        self.asked.append(backend)
-        self.told_seconds.append(timeout_seconds)
+        self.calls.append(backend)
+        self.timeouts.append(timeout_seconds)
         return Status(State.BUSY)
 
 
@@ -211,8 +211,8 @@ def test_hooks_get_the_remaining_time_of_the_drain(
     monitor = make_monitor([busy], drain_timeout_seconds=3.0)
     register(monitor, spawner.sleeper().pid)
     monitor.shutdown("m")
-    assert busy.told_seconds
-    assert max(busy.told_seconds) <= 3
+    assert busy.timeouts
+    assert max(busy.timeouts) <= 3
 
 
 def test_simultaneous_shutdowns_share_one_stop(
@@ -227,7 +227,7 @@ def test_simultaneous_shutdowns_share_one_stop(
         patient = [pool.submit(monitor.shutdown, "m") for _ in range(2)]
         under_way = monitor._services.shutdown_coordinator._shutdowns
 
-        def joined() -> bool:  # the one that stops it does not wait for that
+        def joined() -> bool:  # the thread that runs the shutdown does not wait for its result
             return "m" in under_way and bool(waiters(under_way["m"].result))
 
         eventually(joined)
@@ -374,8 +374,8 @@ def test_host_that_does_not_stop_a_backend_is_reported(
     """If the hook returns False, or True and the backend runs, the answer is a 500 with PIDs."""
     process = spawner.sleeper()
     for answer, words in ((True, "nothing was signalled"), (False, "could not stop it")):
-        books = StopHook(lambda backend, answer=answer: answer)  # type: ignore[misc]
-        monitor = make_monitor([books], stop_timeout_seconds=0.3)
+        plugin = StopHook(lambda backend, answer=answer: answer)  # type: ignore[misc]
+        monitor = make_monitor([plugin], stop_timeout_seconds=0.3)
         register(monitor, process.pid)
         reply = Client(monitor.url).shutdown("m")
         assert reply.status == 500
@@ -527,11 +527,11 @@ def test_backend_that_crashes_during_the_drain_leaves_no_child(
     register(monitor, process.pid)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(monitor.shutdown, "m")
-        eventually(lambda: busy.asked)
+        eventually(lambda: busy.calls)
         process.stdin.write("\n")
         child = int(process.stdout.readline())
-        asked = len(busy.asked)
-        eventually(lambda: len(busy.asked) > asked + 10)  # each a tenth of a second apart
+        calls = len(busy.calls)
+        eventually(lambda: len(busy.calls) > calls + 10)  # each a tenth of a second apart
         process.stdin.write("\n")
         process.wait()
         stopping.result(60)
@@ -548,7 +548,7 @@ def test_backends_of_a_model_share_the_drain_timeout(
     for port in (1, 2, 3):
         register(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
     monitor.shutdown("m")
-    assert len({backend.pid for backend in busy.asked}) == 1
+    assert len({backend.pid for backend in busy.calls}) == 1
 
 
 def test_error_of_a_subclass_from_a_stop_hook_is_reported(
@@ -761,7 +761,7 @@ def test_chain_of_short_lived_processes_is_killed(
     assert process.stdout.readline() == "ready\n"
     register(monitor, process.pid)
     monitor.shutdown("m")
-    # Whoever lives holds the pipe open.
+    # Each process that still runs keeps the pipe open.
     assert select.select([process.stdout], [], [], 60)[0]
     assert process.stdout.read() == ""
 
