@@ -186,12 +186,12 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         "content": _json(results.HealthAnswer),
     }
     # For a name that is no asset, the guard requires a token, as for any other path.
-    for path, name, summary, media_types, errors, parameters in (
+    for path, name, summary, media_types, error_codes, parameters in (
         ("/", "page", "The page, for browsers", ["text/html"], (403,), ()),
         ("/assets/{name}", "asset", "An asset of the page", ASSET_TYPES, (401, 403, 404), [_ASSET]),
     ):
         item = _operation(
-            summary, _text(*media_types), errors, parameters, name, "The file", security=[]
+            summary, _text(*media_types), error_codes, parameters, name, "The file", security=[]
         )
         item["responses"]["304"] = _NOT_MODIFIED
         paths[path] = {"get": item}
@@ -205,7 +205,7 @@ def _get(summary: str, answer: type[Any] | dict[str, Any], *rest: Any, **more: A
 def _operation(
     summary: str,
     content: dict[str, Any],
-    errors: Iterable[int],
+    error_codes: Iterable[int],
     parameters: Sequence[dict[str, Any]] = (),
     operation_id: str | None = None,
     description: str | None = None,
@@ -215,7 +215,7 @@ def _operation(
     """Describe a method of a path.
 
     By default the ID is made from the summary, and the summary also describes status 200.
-    `content` and `headers` belong to status 200; `errors` are the codes of errors beside 400.
+    `content` and `headers` belong to status 200; `error_codes` are those of errors beside 400.
     """
     success = {"description": description or summary, "content": content}
     error = _json(errors.ErrorAnswer)
@@ -227,7 +227,7 @@ def _operation(
             "200": {**success, "headers": headers} if headers else success,
             **{
                 str(status): {"description": _ERRORS[status], "content": error}
-                for status in sorted({400, *errors})
+                for status in sorted({400, *error_codes})
             },
         },
         **more,

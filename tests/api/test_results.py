@@ -1,4 +1,4 @@
-"""The answers and errors of the contract, byte by byte."""
+"""Tests of the answers of the HTTP contract, byte by byte."""
 
 from __future__ import annotations
 
