@@ -55,12 +55,7 @@ class Monitor(Protocol):
         """Read all backends at the same time."""
 
     def shutdown(
-        self,
-        model: str,
-        force: bool = False,
-        pid: int | None = None,
-        *,
-        spare_busy: bool = False,
+        self, model: str, force: bool = False, pid: int | None = None, *, spare_busy: bool = False
     ) -> None:
         """Stop a model's backends, or one of them."""
 

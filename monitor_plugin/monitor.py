@@ -38,7 +38,6 @@ from .plugins.executor import HookExecutor
 from .plugins.file_loader import load_hook_files
 from .plugins.hooks import Hooks
 from .plugins.host_manager import HostCalls, HostManager
-from .plugins.inventory import list_plugins
 from .plugins.manager import PluginManager
 from .processes.process_table import ProcessTable
 from .processes.usage import UsageReader
@@ -233,7 +232,7 @@ class Monitor:
 
     def plugins(self) -> list[LoadedPlugin]:
         """List the plugins, their sources and the statistics of their hooks, as `/hooks` does."""
-        return list_plugins(self._services.hook_executor, self._plugin_manager, self._host_manager)
+        return self._plugin_manager.list_plugins(self._services.hook_executor, self._host_manager)
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.

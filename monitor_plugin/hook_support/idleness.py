@@ -76,7 +76,10 @@ class Activity:
             return active
         if observation.state_changed_at != trace.state_changed_at:
             return active
-        if says_busy(observation) or not _is_understood(observation):
+        reading = observation.reading
+        if reading is None or says_busy(observation):
+            return active
+        if reading.status is not None and reading.status.state not in State.__members__.values():
             return active
         grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
         # The tree's CPU time shrinks when one of its processes ends, which counts as activity.
@@ -92,10 +95,3 @@ class _Trace(NamedTuple):
     measured_at: float
     cpu_seconds: float | None
     state_changed_at: float | None
-
-
-def _is_understood(observation: Observation) -> bool:
-    reading = observation.reading
-    if reading is None:
-        return False
-    return reading.status is None or reading.status.state in State.__members__.values()

@@ -47,13 +47,7 @@ class HookSettings:
         return self._prefix + name
 
     def get(
-        self,
-        name: str,
-        parse: Callable[[str], T],
-        wanted: str,
-        default: D,
-        *,
-        hide: bool = False,
+        self, name: str, parse: Callable[[str], T], wanted: str, default: D, *, hide: bool = False
     ) -> T | D:
         """Read a setting. An empty value counts as not set.
 

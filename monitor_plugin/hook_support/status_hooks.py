@@ -127,7 +127,9 @@ class StatusHooks:
         connected = [each for each in list(self._servers.values()) if each.channel]
         connected.sort(key=lambda each: each.answered_at)
         for server in connected[: max(0, len(connected) + 1 - max_channels())]:
-            server.close_idle_channel()
+            if server.lock.acquire(blocking=False):  # else a request uses the channel
+                server.drop_channel()
+                server.lock.release()
 
 
 class _Server:
@@ -139,12 +141,6 @@ class _Server:
         self.channel: grpc.Channel | None = None
         self.answer: Status | None = None
         self.answered_at = self.ask_after = -math.inf
-
-    def close_idle_channel(self) -> None:
-        """Close the channel unless a request uses it. The next request opens a new channel."""
-        if self.lock.acquire(blocking=False):
-            self.drop_channel()
-            self.lock.release()
 
     def drop_channel(self) -> None:
         """Close the channel; the caller must have acquired the lock."""

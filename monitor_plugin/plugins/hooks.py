@@ -190,7 +190,6 @@ class Hooks:
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
         """Call `monitor_before_shutdown`; return the first refusal, or None."""
-        arguments = {"backend": backend, "force": force}
 
         def refuses(outcome: HookOutcome) -> bool:
             # An implementation that raises or overruns might have refused. A result of the wrong
@@ -198,7 +197,7 @@ class Hooks:
             failed = outcome.error is not None and not isinstance(outcome.error, WrongType)
             return _has_value(outcome) or (failed and not force)
 
-        hook = "monitor_before_shutdown"
+        hook, arguments = "monitor_before_shutdown", {"backend": backend, "force": force}
         call = HookCall(hook, self._timeout_seconds, arguments, validate_reason, refuses)
         for name, reason, error in self._executor.call(call):
             if reason is not None:

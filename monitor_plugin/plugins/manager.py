@@ -1,10 +1,10 @@
-"""The plugin manager: checks the plugins that are registered, and loads entry points."""
+"""The plugin manager: validates, registers and lists plugins, and loads entry points."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +12,9 @@ import pluggy
 
 from .. import hookspecs
 from ..domain.errors import PluginError
+from ..domain.models import HookFigures, LoadedPlugin
 from ..hookspecs import HOOK_FILE_PREFIX
+from .executor import HookExecutor
 from .signatures import validate_signature
 
 _logger = logging.getLogger(__name__)
@@ -54,12 +56,15 @@ class PluginManager(pluggy.PluginManager):
         name = name or self.get_canonical_name(plugin)
         if self.is_disabled(name):
             return None
-        for hook, options, function in self._marked(plugin):
-            try:
-                _validate_implementation(hook, options, function)
-            except ValueError as error:
-                message = f"plugin {name!r} was not registered: {error}"
-                raise PluginError(name, message) from None
+        for attribute in dir(plugin):
+            options = self.parse_hookimpl_opts(plugin, attribute)
+            if options is not None:
+                hook = options.get("specname") or attribute
+                try:
+                    _validate_implementation(hook, options, getattr(plugin, attribute))
+                except ValueError as error:
+                    message = f"plugin {name!r} was not registered: {error}"
+                    raise PluginError(name, message) from None
         try:
             registered = super().register(plugin, name)
         except pluggy.PluginValidationError as error:
@@ -79,10 +84,6 @@ class PluginManager(pluggy.PluginManager):
             if self.parse_hookimpl_opts(plugin, hook) is None:
                 message = "plugin %r: %s is not marked with hookimpl, and will not be called"
                 _logger.warning(message, name, hook)
-
-    def source_of(self, name: str) -> str:
-        """Return the source of a registered plugin."""
-        return self._sources[name]
 
     def get_canonical_name(self, plugin: object) -> str:
         """Name an instance after its class; Pluggy would use the number of its `id`."""
@@ -112,13 +113,6 @@ class PluginManager(pluggy.PluginManager):
         """Register the monitor's own implementations of the hooks that hosts call."""
         super().register(plugin, hookspecs.PROJECT_NAME)
 
-    def _marked(self, plugin: object) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
-        for attribute in dir(plugin):
-            options = self.parse_hookimpl_opts(plugin, attribute)
-            if options is not None:
-                name = options.get("specname") or attribute
-                yield name, options, getattr(plugin, attribute)
-
     def load_entry_points(self) -> None:
         """Register the plugins of installed packages; log and skip those that fail."""
         for entry_point in metadata.entry_points(group=ENTRY_POINT_GROUP):
@@ -136,6 +130,30 @@ class PluginManager(pluggy.PluginManager):
                 raise
             except BaseException:  # a third party's import may raise anything, even SystemExit
                 _logger.exception("plugin %r of %s was not loaded", name, source)
+
+    def list_plugins(
+        self, executor: HookExecutor, host: pluggy.PluginManager | None
+    ) -> list[LoadedPlugin]:
+        """List the registered plugins, in order, with the figures of their hooks.
+
+        The plugins of a host's own manager follow, if they implement a hook of the monitor.
+        """
+        figures: dict[int, list[HookFigures]] = {}
+        for hook in hookspecs.HOOK_NAMES:
+            if hook not in hookspecs.HOST_CALLS:
+                for plugin, found in executor.figures(hook):
+                    figures.setdefault(id(plugin), []).append(found)
+        listed = [
+            LoadedPlugin(name, self._sources[name], tuple(figures.get(id(plugin), ())))
+            for name, plugin in self.list_name_plugin()
+            if plugin is not None and name != hookspecs.PROJECT_NAME
+        ]
+        if host is not None:
+            source = f"plugin manager of {host.project_name!r}"
+            for name, plugin in host.list_name_plugin():
+                if hooks := figures.get(id(plugin)):
+                    listed.append(LoadedPlugin(name, source, tuple(hooks)))
+        return listed
 
 
 def _validate_implementation(hook: str, options: Any, function: Callable[..., Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeGuard
 
 from ..domain.models import Memory, Status
 from .executor import WrongType
@@ -21,26 +20,32 @@ _METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
 def validate_status(value: object) -> Status:
     """Validate the result of `monitor_query_status`."""
-    if not _is_status(value):
-        raise WrongType(value, "a Status of integers within 64 bits")
-    memory = value.memory
-    if memory is not None:
-        memory = Memory(int(memory.total), _breakdown(memory.breakdown))
-    return Status(int(value.state), memory)
+    if isinstance(value, Status) and isinstance(value.state, int) and int(value.state) in _STATES:
+        state, memory = int(value.state), value.memory
+        if memory is None:
+            return Status(state, None)
+        if isinstance(memory, Memory) and _is_bytes(memory.total):
+            breakdown = _plain_breakdown(memory.breakdown)
+            if breakdown is not None:
+                return Status(state, Memory(int(memory.total), breakdown))
+    raise WrongType(value, "a Status of integers within 64 bits")
 
 
 def validate_metadata(value: object) -> dict[str, str]:
     """Validate the result of `monitor_call_metadata`."""
-    if not isinstance(value, Mapping) or not _is_metadata(metadata := dict(value)):
-        raise WrongType(value, "a mapping of gRPC metadata: ASCII, and keys in lower case")
-    return metadata
+    if isinstance(value, Mapping):
+        metadata = dict(value)
+        if all(_is_metadata(key, text) for key, text in metadata.items()):
+            return metadata
+    raise WrongType(value, "a mapping of gRPC metadata: ASCII, and keys in lower case")
 
 
 def validate_components(value: object) -> dict[str, int]:
     """Validate the result of `monitor_memory_components`."""
-    if not isinstance(value, Mapping) or not _is_breakdown(components := dict(value)):
+    components = _plain_breakdown(value)
+    if components is None:
         raise WrongType(value, "a mapping of names to bytes")
-    return _breakdown(components)
+    return components
 
 
 def validate_reason(value: object) -> str:
@@ -57,6 +62,22 @@ def validate_under_way(value: object) -> bool:
     return value
 
 
+def _plain_breakdown(value: object) -> dict[str, int] | None:
+    """Copy bytes by component with plain integers, which msgspec needs; None if invalid."""
+    if not isinstance(value, Mapping):
+        return None
+    components = dict(value)
+    if not all(_is_text(name) and _is_bytes(amount) for name, amount in components.items()):
+        return None
+    return {name: int(amount) for name, amount in components.items()}
+
+
+def _is_metadata(key: object, text: object) -> bool:
+    if not isinstance(key, str) or not isinstance(text, str):
+        return False
+    return bool(_METADATA_KEY.fullmatch(key) and _METADATA_VALUE.fullmatch(text))
+
+
 def _is_bytes(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_BYTES
 
@@ -64,38 +85,3 @@ def _is_bytes(value: object) -> bool:
 def _is_text(value: object) -> bool:
     """Whether a value is a string without lone surrogates, which JSON cannot encode."""
     return isinstance(value, str) and value == value.encode(errors="replace").decode()
-
-
-def _breakdown(components: Mapping[str, int]) -> dict[str, int]:
-    """Copy bytes by component as plain integers; msgspec encodes no subclass of int."""
-    return {name: int(amount) for name, amount in components.items()}
-
-
-def _is_breakdown(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_text(name) and _is_bytes(amount) for name, amount in value.items()
-    )
-
-
-def _is_status(value: object) -> TypeGuard[Status]:
-    if not isinstance(value, Status) or not isinstance(value.state, int):
-        return False
-    memory = value.memory
-    return int(value.state) in _STATES and (
-        memory is None
-        or (
-            isinstance(memory, Memory)
-            and _is_bytes(memory.total)
-            and _is_breakdown(memory.breakdown)
-        )
-    )
-
-
-def _is_metadata(value: Mapping[object, object]) -> bool:
-    return all(
-        isinstance(key, str)
-        and isinstance(text, str)
-        and _METADATA_KEY.fullmatch(key)
-        and _METADATA_VALUE.fullmatch(text)
-        for key, text in value.items()
-    )
