@@ -41,8 +41,8 @@ from .plugins.host_manager import HostCalls, HostManager
 from .plugins.manager import PluginManager
 from .processes.process_table import ProcessTable
 from .processes.usage import UsageReader
+from .readings.backend_reader import BackendReader
 from .readings.model_reader import ModelReader
-from .readings.reader import BackendReader
 from .readings.sweeper import Sweeper
 from .rpc.channels import ChannelSecurity
 from .rpc.client import StatusClient

@@ -19,7 +19,7 @@ from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
 from ..domain.models import Backend, Reading
 from ..processes.process import ProcessGone
-from .reader import BackendReader
+from .backend_reader import BackendReader
 from .replicas import NO_SAMPLE, SourcedMemory, combine, sum_memories, unreadable_reading
 
 _MAX_CONCURRENT_READS = 64

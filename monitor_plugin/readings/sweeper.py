@@ -22,7 +22,7 @@ from ..processes.process import ProcessGone
 from ..processes.usage import UsageReader, UsageSnapshot
 from ..rpc.client import StatusClient
 from ..telemetry.time_series import TimeSeries
-from .reader import BackendReader, StatusResult, complete_memory, reports_memory
+from .backend_reader import BackendReader, StatusResult, complete_memory, reports_memory
 from .replicas import NO_SAMPLE, SourcedMemory
 
 _MAX_CONCURRENT_REQUESTS = 64

@@ -20,7 +20,7 @@ from ..domain.models import State
 from ..plugins.hooks import Hooks
 from ..processes.process import Process, ProcessGone
 from ..processes.process_tree import ProcessTree
-from ..readings.reader import BackendReader
+from ..readings.backend_reader import BackendReader
 from ..rpc.client import StatusClient
 
 _logger = logging.getLogger(__name__)
