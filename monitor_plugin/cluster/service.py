@@ -70,29 +70,14 @@ class ClusterService:
     ) -> Response:
         """Stop a model on every node that has it, or on one. An error becomes a response too."""
         request = Request("shutdown", self._caller(requester), model, pid, force=force)
-
-        def shutdown() -> Response:
-            is_local, holders = self._locate(model, pid, node, stopping=True)
-            if is_local and (node is not None or pid is not None):
-                return answer_of(self._local_node.answer(request))
-            one_peer = node is not None or (pid is not None and bool(holders))
-            return self._shutdowns.shutdown(request, is_local, holders, one_peer)
-
-        return self._respond(shutdown)
+        return self._respond(lambda: self._shutdown(model, node, request))
 
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:
         """List the backends of all nodes. `node`, `limit` and `after` of the query select some."""
         request = Request("backends", self._caller(requester), model=model, fresh=fresh)
-        node = query.get("node")
-
-        def backends() -> Response:
-            if node is not None:
-                _validate_node(node)
-            return self._lists.backends(request, node, query, self.urls())
-
-        return self._respond(backends)
+        return self._respond(lambda: self._backends(query, request))
 
     def targets(self) -> Response:
         """List the nodes in the format of Prometheus' service discovery by HTTP."""
@@ -120,8 +105,8 @@ class ClusterService:
     def _respond(self, answer: Callable[[], Response]) -> Response:
         """Return the response, or that of the error.
 
-        `X-Monitor-Node` names this node unless the response has that header. Other headers than the
-        monitor's are removed, because a peer may have set them.
+        `X-Monitor-Node` names this node unless the response has that header. Only `X-Monitor-*` and
+        `Retry-After` in printable ASCII are kept, because a peer may have set other headers.
         """
         try:
             response = answer()
@@ -157,6 +142,20 @@ class ClusterService:
         results = self._client.read_nodes(dict.fromkeys(nodes, request), first_seconds)
         silent = [PeerResult(each, error=NodeUnreachable("", [each])) for each in skipped]
         return merge_readings([*results, *silent])
+
+    def _shutdown(self, model: str, node: str | None, request: Request) -> Response:
+        pid = request.pid
+        is_local, holders = self._locate(model, pid, node, stopping=True)
+        if is_local and (node is not None or pid is not None):
+            return answer_of(self._local_node.answer(request))
+        one_peer = node is not None or (pid is not None and bool(holders))
+        return self._shutdowns.shutdown(request, is_local, holders, one_peer)
+
+    def _backends(self, query: Mapping[str, str], request: Request) -> Response:
+        node = query.get("node")
+        if node is not None:
+            _validate_node(node)
+        return self._lists.backends(request, node, query, self.urls())
 
     def _locate(
         self, model: str, pid: int | None, node: str | None, *, stopping: bool
