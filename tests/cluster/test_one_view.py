@@ -222,7 +222,8 @@ def test_ended_connections_leave_no_task_descriptor_or_subscription(
     monitor.hook.monitor_backend_spawned(model="m", pid=sleeper.pid, address="127.0.0.1:1")
     cluster = cluster_node(monitor)
     link = cluster.link
-    eventually(lambda: link.subscription_count == 7)
+    # The task of the heartbeat starts after the subscriptions are made.
+    eventually(lambda: link.subscription_count == 7 and cluster._presence._has_heartbeat)
 
     def counts() -> tuple[int, int]:
         return len(asyncio.all_tasks(link._loop)), len(os.listdir("/proc/self/fd"))
