@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import os
-import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -134,8 +132,7 @@ def fork_workers(options: argparse.Namespace) -> None:
     parent = os.getpid()
     for _ in range(options.fork_workers):
         if os.fork() == 0:
-            if not options.ignore_sigterm:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             while not options.end_with_parent or os.getppid() == parent:
                 time.sleep(0.5)
             os._exit(1)
@@ -152,22 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM."""
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     parent = os.getppid()
-    ended = False
-
-    def end(number: int, frame: object) -> None:
-        nonlocal ended
-        ended = True
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which stops its backends
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_sigterm else end)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_sigterm else signal.SIG_DFL)
+    awaited = {signal.SIGUSR1} if options.ignore_sigterm else {signal.SIGUSR1, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # in all threads, for sigwait() below
     fork_workers(options)  # before gRPC starts, which does not support fork
     service = Service(options)
-    signal.signal(signal.SIGUSR1, lambda number, frame: service.toggle_busy())
-    # Python runs handlers only between two bytecodes. The byte that each signal writes to this
-    # socket ends a select() that began just after the signal.
-    woken, waker = socket.socketpair()
-    waker.setblocking(False)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((service.handlers(),))
     port = server.add_insecure_port(options.addr)
@@ -177,13 +164,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"serving on {address}", flush=True)
     if options.end_with_parent:
         threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-    crash_at = time.monotonic() + (options.crash_after or 0)
-    while not ended:
-        left = None if options.crash_after is None else max(0.0, crash_at - time.monotonic())
-        if select.select([woken], [], [], left)[0]:
-            woken.recv(64)
-        elif not ended:
-            os._exit(3)
+    crash = threading.Timer(options.crash_after or 0, os._exit, (3,))
+    crash.daemon = True
+    if options.crash_after is not None:
+        crash.start()
+    while signal.sigwait(awaited) != signal.SIGTERM:
+        service.toggle_busy()
+    crash.cancel()
     server.stop(grace=0.2).wait()
     os._exit(0)  # ends also the thread of a Status that hangs
 
