@@ -43,7 +43,7 @@ def load(monitor: Monitor, spawner: Spawner) -> Callable[[str], subprocess.Popen
 Load = Callable[..., "subprocess.Popen[str]"]
 
 
-def test_ps_lists_for_people_and_for_programs(
+def test_ps_prints_a_table_or_json(
     monitor: Monitor,
     spawner: Spawner,
     load: Load,
@@ -80,7 +80,7 @@ def test_ps_lists_for_people_and_for_programs(
 def test_status_shows_one_model(
     monitor: Monitor, spawner: Spawner, load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All replicas with their parts; 4 where the model is not loaded, with how it ended."""
+    """It prints all replicas; without one it exits with 4 and says how the last replica ended."""
     url = ["--url", monitor.url]
     for _ in range(2):
         backend = spawner.backend()
@@ -104,7 +104,7 @@ def test_status_shows_one_model(
 def test_stop_stops_all_named_models(
     monitor: Monitor, load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is reported; 0 means that all have stopped; `--all` succeeds with no model too."""
+    """`stop` reports each model and exits with 0; `--all` also succeeds without a loaded model."""
     stop = ["stop", "--yes", "--url", monitor.url]
     processes = [load(name) for name in ("a", "b c", HOSTILE)]
     assert main([*stop, "a", "b c", "a"]) == 0
@@ -138,7 +138,7 @@ class Guard:
 def test_stop_reports_models_that_were_not_stopped(
     make_monitor: Callable[..., Monitor], load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A refusal is 1, its reason is shown escaped, and the other models are stopped."""
+    """After a refusal the exit code is 1, the reason is escaped, other models are stopped."""
     guard = Guard()
     monitor = make_monitor([guard], http_threads=2)  # one shutdown at a time: the others wait
     guarded = load("guarded", monitor)
@@ -156,19 +156,19 @@ def test_stop_reports_models_that_were_not_stopped(
 def test_stop_shows_its_phase(
     make_monitor: Callable[..., Monitor], spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While a busy backend drains, the command says so."""
+    """`stop` prints the phase `draining` while a busy backend drains."""
     monitor = make_monitor(drain_timeout_seconds=1000.0)
     backend = spawner.backend("--state", "1")
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     threading.Thread(target=backend.process.wait, daemon=True).start()
     with ThreadPoolExecutor(1) as pool:
         stop = pool.submit(main, ["stop", "m", "--yes", "--url", monitor.url])
-        said = ""
+        printed = ""
 
         def draining() -> bool:
-            nonlocal said
-            said += capsys.readouterr().err
-            return "m: draining, until it is not busy\n" in said
+            nonlocal printed
+            printed += capsys.readouterr().err
+            return "m: draining, until it is not busy\n" in printed
 
         eventually(draining)
         monitor.shutdown("m", force=True)
@@ -178,7 +178,7 @@ def test_stop_shows_its_phase(
 def test_stop_needs_a_confirmation(
     monitor: Monitor, load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a terminal or a model, or with a model and --all: 2, and nothing is stopped."""
+    """Without terminal or model, or with a model and --all, it exits with 2 and stops nothing."""
     process = load("m")
     url = ["--url", monitor.url]
     for arguments in (["m"], ["--all"], ["--yes"], ["--yes", "--all", "m"]):
@@ -195,7 +195,7 @@ def test_a_token_is_sent_and_not_shown(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """It comes from the environment or a file, not from a flag; a wrong one is 1, with advice."""
+    """A token comes from the environment or a file; a wrong token is exit code 1, with advice."""
     (tmp_path / "tokens").write_text("read:grafana:r34d")
     monitor = make_monitor(token="s3cret", token_file=str(tmp_path / "tokens"))
     ps = ["ps", "--url", monitor.url]
@@ -219,8 +219,8 @@ def test_a_token_is_sent_and_not_shown(
 
 
 @contextmanager
-def answering(answer: bytes) -> Iterator[str]:
-    """A server that is no monitor: it sends the same bytes to everyone."""
+def serve_bytes(answer: bytes) -> Iterator[str]:
+    """A server that is no monitor: it sends the same bytes to every client."""
 
     def serve() -> None:
         while True:
@@ -252,8 +252,8 @@ def answering(answer: bytes) -> Iterator[str]:
 def test_answers_of_another_server_are_errors(
     answer: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is one line without a traceback, and 3."""
-    with answering(answer) as url:
+    """Each error is one line without a traceback, and the exit code is 3."""
+    with serve_bytes(answer) as url:
         for command in (["ps"], ["status", "m"], ["stop", "--yes", "m"]):
             assert main([*command, "--url", url]) == options.UNREACHABLE == 3
     error = capsys.readouterr().err
@@ -265,7 +265,7 @@ def test_answers_of_another_server_are_errors(
 def test_unreachable_monitor_is_an_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A refused connection and a missing socket are 3, an invalid URL is 2."""
+    """The exit code is 3 for a refused connection or a missing socket, and 2 for an invalid URL."""
     assert main(["ps", "--url", "http://127.0.0.1:1"]) == 3
     assert main(["ps", "--url", f"unix:{tmp_path}/none"]) == 3
     error = capsys.readouterr().err
@@ -307,7 +307,7 @@ def test_help_lists_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
 
 
 def test_missing_rich_is_reported_with_its_extra() -> None:
-    """Commands that draw fail before they do anything; the others do not need rich."""
+    """Commands that draw fail before they do anything; other commands do not need rich."""
     code = """
 import sys
 sys.modules["rich"] = None

@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_
 @settings(max_examples=20)
 @given(st.lists(NAMES | st.text("$`\\\"'!~#*? \u202e;&|(){}[]<>=:@^-", min_size=1), min_size=20))
 def test_names_come_through_bash_unchanged(names: list[str]) -> None:
-    """In each kind of quotes bash reads any name back, and runs nothing of it."""
+    """Bash reads each escaped name unchanged, in each kind of quotes, and runs no part of it."""
     words, expected = [], []
     for name in names:
         for quote in ("", "'", '"'):
@@ -42,10 +42,10 @@ def test_names_come_through_bash_unchanged(names: list[str]) -> None:
     assert printed.decode().split("\0")[:-1] == expected
 
 
-def ask(
+def complete_line(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
-    """Complete a line as bash asks for it; it replaces what follows an open quote, or a `:`."""
+    """Complete a line as bash does, which replaces only the text after a quote or a `:`."""
     word = line.rpartition("'")[2] if "'" in line else re.split(r"(?<!\\)[ :=]", line)[-1]
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_WORD", word)
@@ -66,28 +66,28 @@ def test_commands_flags_and_models_are_completed(
         process = spawner.sleeper()
         register(monitor, process.pid, model, f"unix:/{process.pid}")
 
-    def asked(line: str) -> list[str]:
-        return ask(f"monitor-plugin {line}", monkeypatch, capsys)
+    def complete(line: str) -> list[str]:
+        return complete_line(f"monitor-plugin {line}", monkeypatch, capsys)
 
-    assert sorted(asked("s")) == ["plain,status", "plain,stop", "plain,supervisord"]
-    assert asked("demo --status-t") == ["plain,--status-timeout-seconds"]
-    assert "plain,--once" in asked("demo --")
-    assert not any("--token\n" in f"{line}\n" for line in asked("demo --t"))
-    assert asked("stop --fo") == ["plain,--force"]
-    assert asked("completion z") == ["plain,zsh"]
-    assert asked("top --sort c") == ["plain,cpu"]
-    assert asked("ps --token-file x") == ["file,"]
+    assert sorted(complete("s")) == ["plain,status", "plain,stop", "plain,supervisord"]
+    assert complete("demo --status-t") == ["plain,--status-timeout-seconds"]
+    assert "plain,--once" in complete("demo --")
+    assert not any("--token\n" in f"{line}\n" for line in complete("demo --t"))
+    assert complete("stop --fo") == ["plain,--force"]
+    assert complete("completion z") == ["plain,zsh"]
+    assert complete("top --sort c") == ["plain,cpu"]
+    assert complete("ps --token-file x") == ["file,"]
     monkeypatch.setenv("MONITOR_URL", "http://127.0.0.1:1")
-    assert asked("stop a") == [""]
+    assert complete("stop a") == [""]
     url = f"--url {monitor.url.replace(':', chr(92) + ':')}"
-    assert asked(f"stop {url} a") == [r"plain,a\:\$\(x\)", r"plain,a\:b\ c"]
+    assert complete(f"stop {url} a") == [r"plain,a\:\$\(x\)", r"plain,a\:b\ c"]
     monkeypatch.setenv("MONITOR_URL", monitor.url)
-    assert asked("stop a:") == [r"plain,\$\(x\)", r"plain,b\ c"]
-    assert asked("stop 'a:b") == ["plain,a:b c"]
-    assert asked(r"stop a:b\ c ") == [r"plain,a\:\$\(x\)", "plain,other"]
-    assert asked("ps --model=o") == ["plain,other"]
-    assert asked("status o") == ["plain,other"]
-    assert asked("stop $(") == [""]
+    assert complete("stop a:") == [r"plain,\$\(x\)", r"plain,b\ c"]
+    assert complete("stop 'a:b") == ["plain,a:b c"]
+    assert complete(r"stop a:b\ c ") == [r"plain,a\:\$\(x\)", "plain,other"]
+    assert complete("ps --model=o") == ["plain,other"]
+    assert complete("status o") == ["plain,other"]
+    assert complete("stop $(") == [""]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -112,7 +112,7 @@ def test_zsh_and_fish_get_printable_names_only(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """They would show other names unescaped; a name with a comma is complete."""
+    """These shells do not escape names. A name with a comma is complete."""
     monkeypatch.setattr(options, "_COMPLETION_SECONDS", 60.0)
     for model in ("a, b", "a\u202e"):
         process = spawner.sleeper()

@@ -75,7 +75,7 @@ def test_demo_logs_json(by: str, spawner: Spawner) -> None:
 def test_unknown_log_format_is_a_usage_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the variable gives it."""
+    """An unknown format in MONITOR_LOG_FORMAT is refused as in --log-format."""
     monkeypatch.setenv("MONITOR_LOG_FORMAT", "xml")
     assert main(["demo", "--once"]) == 2
     assert "'xml' is not one of 'text', 'json'" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_demo_once_fails_with_an_unexpected_answer(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
+def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
     """The demo prints commands that work, and Ctrl-C ends it and its backends."""
     process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0", env=PATIENT)
     assert process.stdout
@@ -128,7 +128,7 @@ def test_backends_end_when_their_host_is_killed(spawner: Spawner) -> None:
 def test_taken_port_is_an_error_of_one_line(
     monitor: Monitor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has no traceback, and the exit code is 1."""
+    """The error has no traceback, and the exit code is 1."""
     with restored_signals():
         assert main(["demo", "--listen", monitor.url.removeprefix("http://")]) == 1
     error = capsys.readouterr().err
@@ -150,13 +150,13 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_main_stays_a_function() -> None:
-    """No module of that name replaces the entry point `monitor_plugin.cli:main` when it runs."""
+    """The entry point `monitor_plugin.cli:main` stays callable after a command has run."""
     assert monitor_plugin.cli.main(["--version"]) == monitor_plugin.cli.main(["-h"]) == 0
 
 
 @pytest.mark.parametrize("command", ["demo", "hooks", "ps"])
 @pytest.mark.parametrize("words", [["--token", "s3cret"], ["--token=s3cret"]])
-def test_a_token_is_not_taken_from_a_flag(
+def test_token_flag_is_refused(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--token` does not abbreviate `--token-file`, and its value is not shown."""
@@ -185,7 +185,7 @@ def test_extra_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo_reads_its_token_file(spawner: Spawner, tmp_path: Path) -> None:
-    """Its commands send the shell's token; SIGHUP reads the file again and ends nothing."""
+    """The printed commands send the shell's token; SIGHUP reads the file again."""
     file = tmp_path / "tokens"
     file.write_text("admin:ops:4dmin")
     process = spawner.process(
@@ -202,7 +202,9 @@ def test_demo_reads_its_token_file(spawner: Spawner, tmp_path: Path) -> None:
     assert text.count('-H "Authorization: Bearer $MONITOR_TOKEN"') == 5
     client = Client(text.partition("answers at ")[2].partition(". Try")[0])
     for backend in psutil.Process(process.pid).children():
-        assert "MONITOR_TOKEN" not in backend.environ()  # with which it could stop the others
+        assert (
+            "MONITOR_TOKEN" not in backend.environ()
+        )  # with which a backend could stop other backends
     file.write_text("nonsense")
     process.send_signal(signal.SIGHUP)
     assert any("tokens cannot be used" in line for line in process.stderr)
@@ -229,7 +231,7 @@ def test_demo_once_sends_the_token_of_the_environment(
 
 
 def test_demo_listens_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its commands name the socket, and curl runs them unchanged."""
+    """The printed commands name the socket, and curl runs them unchanged."""
     path = tmp_path / "monitor.sock"
     with restored_signals():
         assert main(["demo", "--once", "--listen", f"unix:{path}", "--socket-mode", "0660"]) == 0

@@ -129,7 +129,7 @@ def test_table_fits_any_width(width: int) -> None:
 
 
 def test_empty_list_is_a_sentence() -> None:
-    """It is about all models, or about the one that was asked for."""
+    """The sentence is about all models, or about the requested model."""
     assert text_of(backends_view(answer(), None, 80), 80) == "No model is loaded.\n"
     assert text_of(backends_view(answer(), "a\\", 80), 80) == "Model 'a\\\\' is not loaded.\n"
 

@@ -85,7 +85,7 @@ def make_top() -> Iterator[MakeTop]:
 
     def end() -> None:
         if ended.is_set() and threading.current_thread() in threads:
-            raise InterruptedError  # otherwise it would ask the next server on that port
+            raise InterruptedError  # the next server on that port must get no requests
 
     def follow(top: Top) -> None:
         with contextlib.suppress(InterruptedError):
@@ -111,7 +111,7 @@ def selected(top: Top) -> str:
 
 
 def test_selection_stays_with_its_backend(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
-    """Sorting does not change it; keys move it within the list; it moves on after an end."""
+    """Sorting keeps the selection; keys move it within the list; it moves on after an exit."""
     processes = {name: load(name) for name in ("a", "b", "c")}
     top = make_top(monitor)
     assert selected(top) == "a"
@@ -168,7 +168,7 @@ def test_silent_monitor_is_reported(monitor: Monitor, load: Load, make_top: Make
 def test_stop_key_stops_one_of_several_replicas(
     monitor: Monitor, load: Load, make_top: MakeTop
 ) -> None:
-    """The question names its PID; the other replicas go on."""
+    """The question names the PID of the replica; the other replicas go on."""
     pids = sorted(load("m").pid for _ in range(2))
     top = make_top(monitor)
     top.press(["end"])
@@ -186,7 +186,7 @@ def start(spawner: Spawner) -> Iterator[Callable[..., Terminal]]:
 
     def start(url: str, *arguments: str, **options: int) -> Terminal:
         command = (sys.executable, "-m", "monitor_plugin.cli", "top", "--url", url, *arguments)
-        # These may belong to another terminal, or to the size before.
+        # COLUMNS and LINES may be those of another terminal, or of an earlier size.
         environment = {"COLUMNS": "7", "LINES": "7"}
         terminal = Terminal(spawner, *command, env=environment, **options)
         terminals.append(terminal)
