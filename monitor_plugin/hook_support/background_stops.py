@@ -68,7 +68,8 @@ class BackgroundStops:
                 return False
             self._under_way.add(backend)
             level = logging.DEBUG if backend in self._retry_at else logging.WARNING
-        self._log(level, backend, "is being stopped: %s", why)
+        text = "model %r (process %d) is being stopped: %s"
+        self._logger.log(level, text, backend.model, backend.pid, why)
         run = partial(self._run, monitor, backend, force, spare_busy)
         threading.Thread(target=run, name="monitor-hook-stop", daemon=True).start()
         return True
@@ -88,11 +89,9 @@ class BackgroundStops:
                 again = backend in self._retry_at or self._closed
                 self._retry_at[backend] = time.monotonic() + self._retry_seconds
             level = logging.DEBUG if again else logging.ERROR
-            text = "was not stopped; the next try is in %g s at the earliest: %s"
-            self._log(level, backend, text, self._retry_seconds, error)
+            text = "model %r (process %d) was not stopped; the next try is in at least %g s: %s"
+            facts = (backend.model, backend.pid, self._retry_seconds, error)
+            self._logger.log(level, text, *facts)
         finally:
             with self._lock:
                 self._under_way.discard(backend)
-
-    def _log(self, level: int, backend: Backend, text: str, *facts: object) -> None:
-        self._logger.log(level, f"model %r (process %d) {text}", backend.model, backend.pid, *facts)

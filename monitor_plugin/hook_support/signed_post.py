@@ -61,6 +61,16 @@ class SignedPost:
         Raises:
             NotSent: the network failed, or the response's status is not 2xx.
         """
+        stamp = str(int(time.time()))
+        signature = self._hmac.copy()
+        signature.update(f"{message.name}.{stamp}.".encode() + message.body)
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "monitor-plugin",
+            "webhook-id": message.name,
+            "webhook-timestamp": stamp,
+            "webhook-signature": f"v1,{base64.b64encode(signature.digest()).decode()}",
+        }
         host, port, timeout = self._host, self._port, self._timeout_seconds
         if self._tls:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -70,7 +80,7 @@ class SignedPost:
             connection = http.client.HTTPConnection(host, port, timeout=timeout)
         try:
             with closing(connection) as self._connection:
-                self._connection.request("POST", self._target, message.body, self._headers(message))
+                self._connection.request("POST", self._target, message.body, headers)
                 with self._connection.getresponse() as answer:
                     status, after = answer.status, answer.headers.get("Retry-After", "")
         except (OSError, http.client.HTTPException) as error:
@@ -89,18 +99,6 @@ class SignedPost:
         if sock:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-
-    def _headers(self, message: Message) -> dict[str, str]:
-        stamp = str(int(time.time()))
-        signature = self._hmac.copy()
-        signature.update(f"{message.name}.{stamp}.".encode() + message.body)
-        return {
-            "Content-Type": "application/json",
-            "User-Agent": "monitor-plugin",
-            "webhook-id": message.name,
-            "webhook-timestamp": stamp,
-            "webhook-signature": f"v1,{base64.b64encode(signature.digest()).decode()}",
-        }
 
 
 def parse_url(text: str) -> SplitResult:

@@ -84,12 +84,6 @@ class Implementation:
         self.seconds_total += seconds
         self.seconds_max = max(self.seconds_max, seconds)
 
-    def count_overrun(self, limit: float) -> None:
-        """Count a call that did not return within `limit` seconds."""
-        self.overdue_calls += 1
-        self.overruns += 1
-        self.count(limit)
-
     def count_late_return(self, seconds: float, limit: float, failed: bool) -> None:
         """Complete the figures of a call that overran its `limit` and took `seconds` in all."""
         self.overdue_calls -= 1
@@ -200,7 +194,9 @@ class HookRun:
             overdue = None
             if self._is_calling:  # else the machine is busy, and the thread has not started yet
                 overdue = self._implementations[self._index]
-                overdue.count_overrun(self._seconds)
+                overdue.overdue_calls += 1
+                overdue.overruns += 1
+                overdue.count(self._seconds)
                 self._index += 1
             self._is_calling = False
             self._began_at = perf_counter()

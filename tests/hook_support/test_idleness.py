@@ -83,7 +83,7 @@ def test_state_change_between_sweeps_is_activity() -> None:
     assert idle_after(*[seen(changed_at=1.0)] * 2, *[seen(changed_at=8.0)] * 3) == 10
 
 
-def test_the_window_is_as_short_as_the_limit() -> None:
+def test_window_is_as_short_as_the_limit() -> None:
     """So that CPU time is looked at within the limit at all."""
     bursts = [seen(each) for each in (0.0, 0.07, 0.07, 0.07)]
     assert idle_after(*bursts) == 15

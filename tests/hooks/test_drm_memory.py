@@ -138,7 +138,7 @@ def write(proc: Path, pid: int, *texts: str) -> None:
         (AMDGPU.replace("44564 KiB", "0"), "vram:amdgpu:0000:04:00.0", "4", 0),
     ],
 )
-def test_what_is_on_the_device_is_read(
+def test_device_memory_is_read(
     text: str, component: str, client: str, amount: int, hook: ModuleType
 ) -> None:
     """Of each driver what is resident on the device, and nothing of the system's memory."""
@@ -146,12 +146,12 @@ def test_what_is_on_the_device_is_read(
 
 
 @pytest.mark.parametrize("text", [I915_WITHOUT_MEMORY_OF_ITS_OWN, NO_DEVICE, "", "drm-driver:xe\n"])
-def test_what_is_on_no_device_is_no_figure(text: str, hook: ModuleType) -> None:
+def test_system_memory_has_no_figure(text: str, hook: ModuleType) -> None:
     """A GPU without memory of its own, and a file that is on none, give nothing, and no 0."""
     assert hook.device_memory(text) is None
 
 
-def test_a_folder_that_is_none_is_refused(hooked: MakeHooked) -> None:
+def test_invalid_folder_is_refused(hooked: MakeHooked) -> None:
     """As the file is loaded, where else there would never be a figure."""
     with pytest.raises(
         PluginError, match="_PROC='/no/proc': the folder does not exist; write a path"
@@ -160,7 +160,7 @@ def test_a_folder_that_is_none_is_refused(hooked: MakeHooked) -> None:
 
 
 @pytest.mark.parametrize("amount", ["some KiB", "4 kB", "1 2 KiB"])
-def test_a_strange_amount_leaves_all_out(
+def test_unknown_unit_omits_all_devices(
     amount: str, hook: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be understood is not counted as 0: it is said once, and nothing else is."""
@@ -171,7 +171,7 @@ def test_a_strange_amount_leaves_all_out(
     assert record.getMessage().startswith("no GPU memory for 'm': ")
 
 
-def test_a_process_that_may_not_be_read_leaves_all_out(
+def test_unreadable_process_omits_all_devices(
     hook: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A sum without one of the tree's processes would be too small; one that has ended is none."""
@@ -222,7 +222,7 @@ def test_a_child_that_nobody_waited_for_costs_nothing(
     assert logged(caplog) == []
 
 
-def test_a_tree_is_read_through_a_monitor(spawner: Spawner, tmp_path: Path) -> None:
+def test_monitor_shows_tree_memory(spawner: Spawner, tmp_path: Path) -> None:
     """Each client counts once, though two files and two processes have it open."""
     parent, child = spawn_tree(spawner)
     proc = tmp_path / "proc"

@@ -74,7 +74,7 @@ def read(monitor: Monitor, server: HealthServer | Backend, model: str = "m") -> 
     return answer
 
 
-def test_a_server_says_whether_it_serves(spawner: Spawner, start: Callable[..., Monitor]) -> None:
+def test_health_becomes_a_state(spawner: Spawner, start: Callable[..., Monitor]) -> None:
     """SERVING is READY, NOT_SERVING is not yet; what says nothing is left to the monitor."""
     server, monitor = HealthServer(spawner), start()
     for status, state in (
@@ -91,7 +91,7 @@ def test_a_server_says_whether_it_serves(spawner: Spawner, start: Callable[..., 
         assert answer.headers["X-Monitor-Source"] == source
 
 
-def test_the_settings_choose_models_and_service(
+def test_settings_choose_models_and_service(
     spawner: Spawner, start: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only models of the pattern are asked, for the service; one that is not known says nothing."""
@@ -105,7 +105,7 @@ def test_the_settings_choose_models_and_service(
     assert read(monitor, server, "m").headers["X-Monitor-Source"] == "psutil"
 
 
-def test_one_that_speaks_neither_is_left_to_status(
+def test_backend_without_either_protocol_uses_status(
     spawner: Spawner, start: Callable[..., Monitor]
 ) -> None:
     """Both hooks together pass a backend by that speaks LocalAI's protocol, and close theirs."""
@@ -119,9 +119,7 @@ def test_one_that_speaks_neither_is_left_to_status(
         assert server.ask_after == math.inf
 
 
-def test_both_protocols_are_found_beside_each_other(
-    spawner: Spawner, start: Callable[..., Monitor]
-) -> None:
+def test_both_status_hooks_work_together(spawner: Spawner, start: Callable[..., Monitor]) -> None:
     """A health server is found, too, where the other hook is asked first; and lost when it ends."""
     server, monitor = HealthServer(spawner), start("grpc_health", "kserve_status")
     server.set("SERVING")

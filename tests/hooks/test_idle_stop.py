@@ -13,7 +13,7 @@ WORKS = ["sh", "-c", "while :; do :; done"]
 
 
 @pytest.mark.slow
-def test_the_idle_are_stopped(
+def test_idle_backends_are_stopped(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And nobody else: who is busy, does not answer, works, or may stay idle; the log says why."""
@@ -40,7 +40,7 @@ def test_the_idle_are_stopped(
     assert told[0].endswith("s, over 1.5 s for '*'")
 
 
-def test_without_a_limit_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> None:
+def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:
     """So that the whole shelf can be loaded."""
     hook = hooked("idle_stop", {}, sweep_interval_seconds=0)
     hook.spawned("m", spawner.backend())
@@ -50,7 +50,7 @@ def test_without_a_limit_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "a=1,b", "a=1h", "*=5,*=6"])
-def test_a_bad_limit_is_refused(text: str, hooked: MakeHooked) -> None:
+def test_invalid_limit_is_refused(text: str, hooked: MakeHooked) -> None:
     """As the file is loaded, with what to write."""
     with pytest.raises(PluginError) as raised:
         hooked("idle_stop", {"SECONDS": text})

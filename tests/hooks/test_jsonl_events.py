@@ -35,9 +35,7 @@ def text(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == name]
 
 
-def test_what_happens_to_backends_is_written(
-    hooked: MakeHooked, spawner: Spawner, tmp_path: Path
-) -> None:
+def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_path: Path) -> None:
     """State changes, deaths and shutdowns, a line each, for the monitor's user alone to read."""
     path = tmp_path / "events.jsonl"
     one, other = spawner.backend(), spawner.backend("--busy-seconds", "1000")
@@ -68,7 +66,7 @@ def test_what_happens_to_backends_is_written(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_the_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
+def test_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
     """By bytes, whole lines only, and so many old ones are kept."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path), "MAX_BYTES": "500", "BACKUPS": "2"})
@@ -89,7 +87,7 @@ def test_the_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
     )
 
 
-def test_a_file_that_was_moved_away_is_made_anew(hooked: MakeHooked, tmp_path: Path) -> None:
+def test_moved_file_is_created_again(hooked: MakeHooked, tmp_path: Path) -> None:
     """As logrotate does it, and no signal is needed."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
@@ -99,7 +97,7 @@ def test_a_file_that_was_moved_away_is_made_anew(hooked: MakeHooked, tmp_path: P
     assert len(lines(path)) == len(lines(tmp_path / "old")) == 1
 
 
-def test_a_folder_that_is_gone_is_told_once(
+def test_missing_folder_is_logged_once(
     hooked: MakeHooked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And once it is back, lines are written again."""
@@ -118,7 +116,7 @@ def test_a_folder_that_is_gone_is_told_once(
     assert "written again; 3 were lost" in text(caplog)[1]
 
 
-def test_a_full_disk_is_told_once(hooked: MakeHooked, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_is_logged_once(hooked: MakeHooked, caplog: pytest.LogCaptureFixture) -> None:
     """/dev/full is one."""
     hook = hooked("jsonl_events", {"PATH": "/dev/full"})
     tell(hook, 3)
@@ -126,7 +124,7 @@ def test_a_full_disk_is_told_once(hooked: MakeHooked, caplog: pytest.LogCaptureF
     assert "/dev/full: events are lost: No space left on device" in text(caplog)[0]
 
 
-def test_a_full_pipe_is_told_once(
+def test_full_pipe_is_logged_once(
     hooked: MakeHooked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that nobody empties; nothing waits for it, and whole lines are in it."""
@@ -144,7 +142,7 @@ def test_a_full_pipe_is_told_once(
         os.close(reader)
 
 
-def test_no_half_line_is_left(hooked: MakeHooked, tmp_path: Path) -> None:
+def test_incomplete_line_is_removed(hooked: MakeHooked, tmp_path: Path) -> None:
     """Where only a part of a line can be written, none of it stays."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
@@ -171,7 +169,7 @@ def test_no_half_line_is_left(hooked: MakeHooked, tmp_path: Path) -> None:
         ({"BACKUPS": "none"}, "_BACKUPS='none': it must be an integer of at least 1; write"),
     ],
 )
-def test_bad_settings_are_refused(
+def test_invalid_settings_are_refused(
     said: dict[str, str], why: str, hooked: MakeHooked, tmp_path: Path
 ) -> None:
     """As the file is loaded, with what to write."""
@@ -180,6 +178,6 @@ def test_bad_settings_are_refused(
     assert f"MONITOR_HOOK_JSONL_EVENTS{why}" in str(raised.value)
 
 
-def test_without_a_path_it_does_nothing(hooked: MakeHooked) -> None:
+def test_hook_does_nothing_without_a_path(hooked: MakeHooked) -> None:
     """So that the whole shelf can be loaded."""
     tell(hooked("jsonl_events", {}))

@@ -91,7 +91,7 @@ def register(monitor: Monitor, server: OipServer, model: str = "m", pid: int | N
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=server.address)
 
 
-def test_a_server_and_its_model_say_whether_they_are_ready(
+def test_readiness_of_server_and_model_becomes_a_state(
     serve: Callable[..., OipServer], start: Callable[..., Monitor]
 ) -> None:
     """READY takes both; a server without the model is none that is ready. Memory is the tree's."""
@@ -107,7 +107,7 @@ def test_a_server_and_its_model_say_whether_they_are_ready(
     assert state(monitor) == State.READY
 
 
-def test_one_that_does_not_speak_it_is_asked_once(
+def test_unimplemented_protocol_gets_one_request(
     serve: Callable[..., OipServer], start: Callable[..., Monitor]
 ) -> None:
     """The monitor goes on with gRPC Status, and says how that went."""
@@ -123,7 +123,7 @@ def test_one_that_does_not_speak_it_is_asked_once(
     eventually(lambda: server.connections() == 0)
 
 
-def test_one_that_hangs_costs_one_call_and_one_wait(
+def test_hanging_backend_costs_one_call_and_one_wait(
     serve: Callable[..., OipServer],
     start: Callable[..., Monitor],
     monkeypatch: pytest.MonkeyPatch,
@@ -141,7 +141,7 @@ def test_one_that_hangs_costs_one_call_and_one_wait(
     assert logged(caplog) == []
 
 
-def test_one_that_hung_is_asked_again(
+def test_backend_that_hung_gets_requests_again(
     serve: Callable[..., OipServer],
     start: Callable[..., Monitor],
     monkeypatch: pytest.MonkeyPatch,
@@ -155,7 +155,7 @@ def test_one_that_hung_is_asked_again(
     eventually(lambda: read(monitor).headers["X-Monitor-Source"] == "hook")
 
 
-def test_one_that_is_not_there_yet_is_found(
+def test_backend_that_serves_later_is_found(
     serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Until it can be reached the monitor falls back; at a new address it is asked there."""
@@ -166,7 +166,7 @@ def test_one_that_is_not_there_yet_is_found(
     assert state(monitor) == State.READY
 
 
-def test_the_settings_choose_models_and_names(
+def test_settings_choose_models_and_names(
     serve: Callable[..., OipServer],
     start: Callable[..., Monitor],
     spawner: Spawner,
@@ -187,7 +187,7 @@ def test_the_settings_choose_models_and_names(
 
 
 @pytest.mark.parametrize("how", ["gone", "closing"])
-def test_its_channel_is_closed(
+def test_channel_is_closed_after_the_exit(
     how: str, serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A backend's connection ends with the backend, and with the monitor."""

@@ -84,7 +84,7 @@ def watched(hooked: MakeHooked, spawner: Spawner) -> MakeWatched:
     return make
 
 
-def test_a_backend_over_its_limit_is_stopped(
+def test_backend_over_its_limit_is_stopped(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That of the first pattern that matches; the log says why, with figures."""
@@ -96,7 +96,7 @@ def test_a_backend_over_its_limit_is_stopped(
     assert "uses 101 MiB, over 100 MiB for 'a*'" in told
 
 
-def test_one_bad_figure_stops_nothing(watched: MakeWatched) -> None:
+def test_single_high_figure_stops_no_backend(watched: MakeWatched) -> None:
     """A limit counts once it is passed in each sweep for a while."""
     host = watched("a", "b", MODELS="a=100MiB", TOTAL="1GiB", FOR_SECONDS="10")
     for a, b in ((5000, 1), (50, 1), (101, 1), (101, 1), (None, 5000), (101, 1), (101, 1)):
@@ -106,7 +106,7 @@ def test_one_bad_figure_stops_nothing(watched: MakeWatched) -> None:
     assert host.running == ["b"]
 
 
-def test_even_the_shortest_while_takes_two_sweeps(watched: MakeWatched) -> None:
+def test_shortest_duration_takes_two_sweeps(watched: MakeWatched) -> None:
     """Whatever is set."""
     host = watched("a", MODELS="100MiB", FOR_SECONDS="0.001")
     host.sweep(a=101)
@@ -118,7 +118,7 @@ def test_even_the_shortest_while_takes_two_sweeps(watched: MakeWatched) -> None:
 @pytest.mark.parametrize(
     ("order", "left"), [("largest", ["old", "new", "busy"]), ("lru", ["big", "new", "busy"])]
 )
-def test_over_the_total_as_many_are_stopped_as_it_takes(
+def test_total_limit_stops_as_few_backends_as_needed(
     order: str, left: list[str], watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The largest first, or the least recently used; never a busy one."""
@@ -134,7 +134,7 @@ def test_over_the_total_as_many_are_stopped_as_it_takes(
     assert "4 backends use 1.221 GiB, over 1000 MiB in total (this backend: " in told
 
 
-def test_who_is_being_stopped_counts_as_gone(watched: MakeWatched) -> None:
+def test_backend_that_is_being_stopped_does_not_count(watched: MakeWatched) -> None:
     """So that no other has to go for it, however long it takes."""
     agree = threading.Event()
 
@@ -150,7 +150,7 @@ def test_who_is_being_stopped_counts_as_gone(watched: MakeWatched) -> None:
     assert host.running == ["b", "c"]
 
 
-def test_one_that_cannot_be_stopped_holds_up_no_others(
+def test_refused_stop_does_not_prevent_other_stops(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are stopped in its place, and the log says once that it could not be."""
@@ -170,7 +170,7 @@ def test_one_that_cannot_be_stopped_holds_up_no_others(
 
 
 @pytest.mark.parametrize("seen", [1, "DEADLINE_EXCEEDED"], ids=["busy", "missed"])
-def test_who_may_be_busy_is_left_alone(
+def test_backend_that_may_be_busy_is_spared(
     seen: int | str, watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Until it is not, which the log says once; unless it is told to stop them."""
@@ -184,21 +184,21 @@ def test_who_may_be_busy_is_left_alone(
     assert host.running == []
 
 
-def test_who_may_be_busy_is_stopped_if_so_told(watched: MakeWatched) -> None:
+def test_stop_busy_stops_backend_that_may_be_busy(watched: MakeWatched) -> None:
     """`STOP_BUSY`."""
     host = watched("a", MODELS="100MiB", STOP_BUSY="yes")
     host.sweep(times=3, a=(101, 1))
     assert host.running == []
 
 
-def test_what_is_not_known_is_over_no_limit(watched: MakeWatched) -> None:
+def test_unknown_memory_exceeds_no_limit(watched: MakeWatched) -> None:
     """Neither alone nor in the sum."""
     host = watched("a", "b", MODELS="a=1MiB", TOTAL="1000MiB")
     host.sweep(times=5, a=None, b=900)
     assert host.running == ["a", "b"]
 
 
-def test_a_component_can_be_limited(watched: MakeWatched) -> None:
+def test_component_can_be_limited(watched: MakeWatched) -> None:
     """In place of the total, which is memory of another kind; who has none of it holds none."""
     host = watched("a", "b", TOTAL="1000MiB", COMPONENT="vram", ORDER="largest")
     host.sweep(times=5, a={"vram:0": 400, "vram:1": 400, "weights": 5000}, b=5000)
@@ -227,7 +227,7 @@ def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None
     assert not is_running(backends["holds"].pid)
 
 
-def test_without_a_limit_it_does_nothing(watched: MakeWatched) -> None:
+def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
     """So that the whole shelf can be loaded."""
     host = watched("a")
     host.sweep(times=5, a=10**9)
@@ -249,7 +249,7 @@ def test_without_a_limit_it_does_nothing(watched: MakeWatched) -> None:
         ({"FOR_SECONDS": "0"}, "_FOR_SECONDS='0': it must be over 0, and finite; write seconds"),
     ],
 )
-def test_bad_settings_are_refused(
+def test_invalid_settings_are_refused(
     said: dict[str, str], why: str | None, hooked: MakeHooked
 ) -> None:
     """As the file is loaded, with what to write."""

@@ -72,7 +72,7 @@ def start(spawner: Spawner, tmp_path: Path) -> Callable[..., Watched]:
 
 
 @pytest.mark.slow
-def test_a_trees_memory_stands_in_the_breakdown_by_device(
+def test_breakdown_has_tree_memory_by_device(
     make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:
     """Each process once per device and MIG instance, others' never, and what is unknown not at all.
@@ -116,7 +116,7 @@ def test_a_trees_memory_stands_in_the_breakdown_by_device(
 
 @pytest.mark.once
 @pytest.mark.parametrize("newest", [1, 2])
-def test_older_drivers_are_asked_by_their_calls(
+def test_older_drivers_get_their_versions_of_calls(
     newest: int, make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:
     """The second version is taken, or the one without, whose structure has no MIG instances."""
@@ -133,7 +133,7 @@ def test_older_drivers_are_asked_by_their_calls(
 
 
 @pytest.mark.once
-def test_a_device_is_asked_once_for_all_backends(
+def test_device_is_read_once_for_all_backends(
     make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:
     """Many readings at once, of many backends, are one question to each device."""
@@ -149,7 +149,7 @@ def test_a_device_is_asked_once_for_all_backends(
 
 @pytest.mark.once
 @pytest.mark.parametrize("missing", ["package", "library", "driver"])
-def test_what_is_missing_is_said_once(
+def test_missing_library_or_driver_is_logged_once(
     missing: str,
     make_driver: MakeDriver,
     start: Callable[..., Watched],
@@ -185,7 +185,7 @@ def test_what_is_missing_is_said_once(
 
 
 @pytest.mark.parametrize("setting", ["SHARE_SECONDS", "RETRY_SECONDS"])
-def test_a_setting_that_is_none_is_named(
+def test_error_names_the_invalid_setting(
     setting: str,
     make_monitor: Callable[..., Monitor],
     tmp_path: Path,

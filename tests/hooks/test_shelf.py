@@ -31,7 +31,7 @@ def settings_of(stem: str) -> set[str]:
     return {each for each in whole if each + "_" != prefix} | {prefix + name for name in short}
 
 
-def test_every_file_is_loaded(
+def test_all_files_load_together(
     make_monitor: Callable[..., Monitor],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -52,13 +52,13 @@ def test_every_file_is_loaded(
     assert logged(caplog) == []
 
 
-def test_the_readme_has_a_row_for_every_file() -> None:
+def test_readme_has_a_row_per_file() -> None:
     """One each, sorted, and none for what is not there."""
     assert [stem for stem, _ in ROWS] == STEMS
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_the_readme_says_what_a_file_reads_and_in_which_unit(stem: str) -> None:
+def test_readme_has_unit_and_default_of_each_setting(stem: str) -> None:
     """The last column has each variable, with its unit and its default in parentheses."""
     settings = dict(ROWS)[stem].rpartition("|")[2]
     described = re.findall(r"`(MONITOR_HOOK_\w+)` \([\w ]+, [^)]+\)", settings)
@@ -67,7 +67,7 @@ def test_the_readme_says_what_a_file_reads_and_in_which_unit(stem: str) -> None:
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_file_says_what_it_is_for(stem: str) -> None:
+def test_docstring_names_settings_and_folder(stem: str) -> None:
     """Its docstring names each setting, and the folder that enables it."""
     docstring = ast.get_docstring(ast.parse((SHELF / f"{stem}.py").read_text())) or ""
     assert "`hooks_dir`" in docstring

@@ -14,7 +14,7 @@ from .conftest import MakeHooked
 
 
 @pytest.mark.slow
-def test_the_stuck_are_stopped(
+def test_stuck_backends_are_stopped(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who is busy for too long, or was and answers no more; by force; and nobody else."""
@@ -58,7 +58,7 @@ class Says:
         return None if self.state is None else Status(self.state)
 
 
-def test_a_break_begins_it_anew(hooked: MakeHooked, spawner: Spawner) -> None:
+def test_break_restarts_the_busy_time(hooked: MakeHooked, spawner: Spawner) -> None:
     """Also one that no background sweep saw, but somebody else; and no answer is no break."""
     hook = hooked(
         "stuck_stop", {"SECONDS": "1000"}, sweep_interval_seconds=0, status_timeout_seconds=1.0
@@ -90,7 +90,7 @@ def test_a_break_begins_it_anew(hooked: MakeHooked, spawner: Spawner) -> None:
     assert busy_since() is None
 
 
-def test_without_a_limit_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> None:
+def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:
     """So that the whole shelf can be loaded."""
     hook = hooked("stuck_stop", {}, sweep_interval_seconds=0)
     hook.spawned("m", spawner.backend("--busy-seconds", "1000"))
@@ -99,7 +99,7 @@ def test_without_a_limit_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -
     assert hook.module._busy_since == {}
 
 
-def test_a_bad_limit_is_refused(hooked: MakeHooked) -> None:
+def test_invalid_limit_is_refused(hooked: MakeHooked) -> None:
     """As the file is loaded, with what to write."""
     with pytest.raises(PluginError) as raised:
         hooked("stuck_stop", {"SECONDS": "15min"})

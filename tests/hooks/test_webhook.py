@@ -24,7 +24,7 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def test_what_happens_to_backends_is_posted(
+def test_backend_events_are_posted(
     hooked: MakeHooked, spawner: Spawner, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """State changes, deaths and shutdowns, each once, signed, and tried again with its id."""
@@ -63,7 +63,7 @@ def test_what_happens_to_backends_is_posted(
     assert receiver.url not in caplog.text
 
 
-def test_a_receiver_that_hangs_holds_nobody_up(
+def test_hanging_receiver_delays_no_reading(
     hooked: MakeHooked, spawner: Spawner, receiver: Receiver
 ) -> None:
     """Readings and shutdowns are done before it answers, and so is the monitor's close."""
@@ -79,7 +79,7 @@ def test_a_receiver_that_hangs_holds_nobody_up(
     eventually(lambda: "monitor-send" not in [each.name for each in threading.enumerate()])
 
 
-def test_without_a_url_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> None:
+def test_hook_does_nothing_without_a_url(hooked: MakeHooked, spawner: Spawner) -> None:
     """So that the whole shelf can be loaded."""
     before = threading.enumerate()
     hook = hooked("webhook", {})
@@ -106,7 +106,7 @@ def test_without_a_url_it_does_nothing(hooked: MakeHooked, spawner: Spawner) -> 
         ({"SECRET": SECRET, "RETRY_SECONDS": "nan"}, "MONITOR_HOOK_WEBHOOK_RETRY_SECONDS='nan'"),
     ],
 )
-def test_bad_settings_are_refused(said: dict[str, str], why: str, hooked: MakeHooked) -> None:
+def test_invalid_settings_are_refused(said: dict[str, str], why: str, hooked: MakeHooked) -> None:
     """As the file is loaded, with what to write, and without a secret."""
     with pytest.raises(PluginError) as raised:
         hooked("webhook", {"URL": "http://127.0.0.1:1", **said})
@@ -115,7 +115,7 @@ def test_bad_settings_are_refused(said: dict[str, str], why: str, hooked: MakeHo
     assert "hunter2" not in str(raised.value)
 
 
-def test_the_secret_comes_from_a_file(
+def test_secret_file_contains_the_secret(
     hooked: MakeHooked, spawner: Spawner, receiver: Receiver, tmp_path: Path
 ) -> None:
     """And a refused shutdown is posted too."""

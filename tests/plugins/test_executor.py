@@ -247,7 +247,7 @@ def test_hook_may_call_hooks(rig: Rig) -> None:
     assert not rig.executor.on_hook_thread()
 
 
-def test_begun_run_goes_on_before_its_outcomes_are_wanted(rig: Rig) -> None:
+def test_run_starts_before_outcomes_are_requested(rig: Rig) -> None:
     """The outcomes are those of a call, whenever they are asked for."""
     (plugin,) = rig.add(give(1))
     (run,) = rig.executor.begin(HookCall(HOOK, 0.05, {}, lambda value: value))

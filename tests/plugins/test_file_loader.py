@@ -135,7 +135,7 @@ def test_module_of_another_monitor_stays(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620, 0o602])
-def test_file_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
+def test_file_that_others_can_write_is_refused(mode: int, folder: Path) -> None:
     """It is named with its mode and the cure, and not run."""
     file = write(folder, "counts.py", "raise SystemExit", mode)
     with pytest.raises(PluginError) as raised:
@@ -145,7 +145,7 @@ def test_file_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
-def test_folder_that_others_may_write_is_refused(mode: int, folder: Path) -> None:
+def test_folder_that_others_can_write_is_refused(mode: int, folder: Path) -> None:
     """Whoever may write it may put a file there, sticky or not."""
     folder.chmod(mode)
     with pytest.raises(SettingsError) as raised:

@@ -100,7 +100,7 @@ BAD_STATUS = [
 
 
 @pytest.mark.parametrize("bad", BAD_STATUS)
-def test_invalid_status_is_left_out(
+def test_invalid_status_is_ignored(
     bad: Callable[[], Any],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
@@ -121,7 +121,7 @@ def test_invalid_status_is_left_out(
 @pytest.mark.parametrize(
     "bad", [*BAD, lambda: {"a": "1"}, lambda: {"\ud800": 1}, lambda: {1: 1}, lambda: {"a": True}]
 )
-def test_invalid_components_are_left_out(
+def test_invalid_components_are_ignored(
     bad: Callable[[], Any],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
@@ -173,7 +173,7 @@ def test_components_of_the_backend_win_over_hooks(
 
 
 @pytest.mark.parametrize("bad", [*BAD, lambda: {"A B": "x"}, lambda: {"a": "\n"}, lambda: {"a": 1}])
-def test_invalid_metadata_is_left_out(
+def test_invalid_metadata_is_ignored(
     bad: Callable[[], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """A good hook's token reaches the backend, whatever the other gives."""
@@ -329,7 +329,7 @@ def test_unusable_plugins_are_refused(plugin: object, words: str) -> None:
     assert not monitor.plugin_manager.hook.monitor_backend_gone.get_hookimpls()
 
 
-def test_the_contract_has_these_hooks() -> None:
+def test_hookspecs_have_these_hooks() -> None:
     """Each hook of the contract exists, and says when, on which thread and what it may return."""
     assert set(HOOK_NAMES) == {
         *("monitor_backend_spawned", "monitor_backend_exited", "monitor_started"),

@@ -91,7 +91,7 @@ def test_plugins_are_listed_with_their_figures(
     assert set(hook) == {"name", "calls", "errors", "overruns", "seconds_total", "seconds_max"}
 
 
-def test_broken_package_is_left_out(
+def test_broken_package_is_skipped(
     make_monitor: MonitorFactory,
     installed: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
@@ -129,7 +129,7 @@ def test_file_with_a_name_that_is_not_unicode_is_listed(
     assert answer.json["disabled"] == ["\\udce9"]
 
 
-def test_disabled_plugins_are_left_out(
+def test_disabled_plugins_are_skipped(
     make_monitor: MonitorFactory,
     installed: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
@@ -167,7 +167,7 @@ def test_plugins_of_the_host_are_listed() -> None:
     monitor.close()
 
 
-def test_hooks_are_for_those_who_may_read(make_monitor: MonitorFactory, tmp_path: Path) -> None:
+def test_hooks_need_the_role_read(make_monitor: MonitorFactory, tmp_path: Path) -> None:
     """Any token's role is enough, and one is needed."""
     tokens = tmp_path / "tokens"
     tokens.write_text("read:grafana:r3ad")
@@ -178,7 +178,7 @@ def test_hooks_are_for_those_who_may_read(make_monitor: MonitorFactory, tmp_path
 
 
 @pytest.mark.parametrize("where", ["flag", "variable", "socket"])
-def test_the_command_asks_a_running_monitor(
+def test_hooks_command_queries_a_running_monitor(
     where: str,
     make_monitor: MonitorFactory,
     tmp_path: Path,
@@ -239,7 +239,7 @@ def test_table_shows_any_plugins() -> None:
     assert len({line.index("s") for line in lines[1:3]} | {lines[0].index("SOURCE")}) <= 2
 
 
-def test_a_flag_of_a_list_may_be_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_flags_may_be_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each adds to it, and commas still part; the last of two others counts."""
     for name in ("a", "b", "c"):
         (folder / f"{name}.py").write_text(f"raise KeyError('{name}')")
@@ -259,7 +259,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_variables_are_lists(folder: Path) -> None:
+def test_environment_variables_are_lists(folder: Path) -> None:
     """Between commas."""
     environment = {"MONITOR_HOOK": f"{folder}/a.py, {folder}/b.py", "MONITOR_DISABLE_HOOK": "a,b"}
     settings = Settings.from_environment(environment)

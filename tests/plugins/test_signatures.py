@@ -144,7 +144,7 @@ def test_old_implementation_works_with_a_new_argument() -> None:
     assert seen == [3, (1, 2)] * 2
 
 
-def test_the_hooks_that_hosts_call_never_change() -> None:
+def test_host_hooks_keep_their_signatures() -> None:
     """An argument more would break every host, and one less too."""
     assert [signature_of(hook) for hook in hookspecs.HOST_CALLS] == [
         "monitor_backend_spawned(model: str, pid: int, address: str) -> None",
