@@ -96,19 +96,19 @@ def test_documented_signatures_are_those_of_the_hookspecs() -> None:
 
 
 def blocks(text: str) -> list[tuple[str, str, str]]:
-    """The tutorial's blocks in order: what the comment before says, the language, the text."""
+    """Return the tutorial's blocks in order: the preceding comment, the language, the text."""
     pattern = r"(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)```"
     return [(a, b, c) for a, b, c in re.findall(pattern, text, re.DOTALL)]
 
 
 def as_pattern(output: str) -> str:
-    """What is shown, as a pattern in which `...` stands for anything."""
+    """Return a pattern that matches the shown output; `...` matches anything."""
     return re.sub(r"(\\\.){3}", ".*?", re.escape(output.rstrip("\n")))
 
 
 @pytest.fixture
 def group_may_write() -> Iterator[None]:
-    """Has this process make files that its group may write, as many a newcomer's shell does."""
+    """Sets a umask that lets the group write, as the shells of many newcomers do."""
     before = os.umask(0o002)
     yield
     os.umask(before)
@@ -117,7 +117,7 @@ def group_may_write() -> Iterator[None]:
 @pytest.mark.once
 @pytest.mark.usefixtures("group_may_write")
 def test_tutorial_works_as_written(spawner: Spawner, tmp_path: Path) -> None:
-    """Its files are written and its commands run; they print the output shown, with other ports."""
+    """Its commands, run on its files, print the shown output, with other ports."""
     port = str(free_port())
     programs = str(Path(sys.executable).parent)
     environment = {

@@ -38,7 +38,7 @@ def register(monitor: Monitor, spawner: Spawner, model: str = "m", port: int = 1
 def test_backend_is_stopped_once_with_a_reason(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The one that is meant, once, and the log says why."""
+    """Only the given backend is stopped, once, and the log has the reason."""
     pid, other = register(monitor, spawner), register(monitor, spawner, port=2)
     backend = monitor.backends()[0]
     assert stops.stop(backend, "it was idle")
@@ -53,7 +53,7 @@ def test_backend_is_stopped_once_with_a_reason(
 def test_stop_under_way_is_not_begun_again(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops
 ) -> None:
-    """Whoever began it."""
+    """Also if a client or another hook began the stop."""
     asked, agree = threading.Event(), threading.Event()
 
     class Thinks:
@@ -79,7 +79,7 @@ def test_stop_under_way_is_not_begun_again(
 
 
 class BecomesBusy:
-    """A backend that is ready until it is to be stopped; `asked` says that it is."""
+    """A backend that becomes BUSY when it is to be stopped; then `asked` is set."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
@@ -96,7 +96,7 @@ class BecomesBusy:
 def test_backend_that_becomes_busy_is_spared(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After the drain it is left alone, where that is wanted, and the log says so."""
+    """With `spare_busy` the backend still runs after the drain, and the log says so."""
     monitor = make_monitor([BecomesBusy()], drain_timeout_seconds=2.0)
     stops = BackgroundStops(_logger, retry_seconds=0)
     stops.monitor = monitor
@@ -116,7 +116,7 @@ def test_backend_that_becomes_busy_is_spared(
 def test_client_that_joins_overrules_spare_busy(
     force: bool, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """What is asked for by a client is stopped, after the drain, or at once where forced."""
+    """A client's shutdown stops the backend: after the drain, or immediately if forced."""
     becomes_busy = BecomesBusy()
     seconds = 60.0 if force else 1.0
     monitor = make_monitor([becomes_busy], drain_timeout_seconds=seconds)
@@ -132,7 +132,7 @@ def test_client_that_joins_overrules_spare_busy(
 def test_refused_stop_is_logged_once_and_retried(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At each next sweep in the log would be noise; it is tried no sooner than after a while."""
+    """Later refusals are logged at DEBUG; the next try comes after `retry_seconds`."""
     caplog.set_level(logging.DEBUG, "a hook")
     asked = []
 
@@ -162,7 +162,7 @@ def test_refused_stop_is_logged_once_and_retried(
 def test_backend_that_ended_by_itself_is_no_failure(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is gone, which is what was wanted."""
+    """The log has no error."""
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
     (backend,) = monitor.backends()
@@ -176,7 +176,7 @@ def test_backend_that_ended_by_itself_is_no_failure(
 def test_close_prevents_new_stops(
     monitor: Monitor, spawner: Spawner, stops: BackgroundStops
 ) -> None:
-    """The monitor is about to close."""
+    """`stop` returns False after `close`."""
     register(monitor, spawner)
     stops.close()
     assert not stops.stop(monitor.backends()[0], "")
@@ -198,7 +198,7 @@ def test_backend_without_a_reading_may_be_busy(
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
 ) -> None:
-    """And is spared where busy ones are, though no drain waits for it."""
+    """With `spare_busy` it is spared, although no drain waits for it."""
     monitor = make_monitor(drain_timeout_seconds=drain_seconds, status_timeout_seconds=1.0)
     backend = spawner.backend(*switches)
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)

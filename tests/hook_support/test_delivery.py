@@ -18,7 +18,7 @@ _logger = logging.getLogger("a hook")
 
 
 class Receiver:
-    """Takes messages; raises what `faults` holds first, and waits while it is not `open`."""
+    """Records messages; first raises each of `faults`, and blocks while it is not `open`."""
 
     def __init__(self) -> None:
         self.tried: list[int] = []
@@ -68,7 +68,7 @@ def test_messages_are_sent_in_order(
     receiver: Receiver,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What was put before the start too, and nothing is logged of it."""
+    """Also messages from before the start; nothing is logged."""
     queue = make_queue()
     queue.put(1)
     queue.start()
@@ -83,7 +83,7 @@ def test_failed_message_is_retried(
     receiver: Receiver,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The next message waits for it; the log says once that it failed, and once that it is over."""
+    """The next message waits; the log reports the failure once, and the recovery once."""
     receiver.faults = [NotSent("busy"), NotSent("busy")]
     queue = make_queue()
     queue.start()
@@ -110,7 +110,7 @@ def test_message_is_given_up_after_its_attempts(
     receiver: Receiver,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After a fault that is final, or as many tries as are allowed; the next one is sent."""
+    """A final failure, or the last try, gives the message up; the next message is sent."""
     receiver.faults = list(faults)
     queue = make_queue()
     queue.start()
@@ -127,7 +127,7 @@ def test_pauses_grow_and_are_as_long_as_the_receiver_wants(
     receiver: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A pause doubles after each try, and is no shorter than it is told."""
+    """The pause doubles after each try, and is at least as long as the receiver demands."""
     queue = make_queue(attempts=5, pause_seconds=1.0)
     pauses: list[float] = []
     monkeypatch.setattr(queue._closed, "wait", pauses.append)
@@ -143,7 +143,7 @@ def test_full_queue_drops_the_oldest_message(
     receiver: Receiver,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nobody waits for room; what is lost is counted, and the log says so at its begin and end."""
+    """`put` does not block; the log reports the first lost message, and later their number."""
     receiver.open.clear()
     queue = make_queue(size=3)
     queue.start()
@@ -161,7 +161,7 @@ def test_full_queue_drops_the_oldest_message(
 def test_lost_messages_are_counted_in_the_log(
     make_queue: Callable[..., SendQueue[int]], receiver: Receiver
 ) -> None:
-    """And not after each message, where they come faster than they go."""
+    """The number is logged once the queue is empty, not after each message."""
     sent_by_then = []
 
     class Notes(logging.Handler):
@@ -185,7 +185,7 @@ def test_lost_messages_are_counted_in_the_log(
 def test_closing_sends_what_waits(
     make_queue: Callable[..., SendQueue[int]], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once each, without a pause in between."""
+    """Each queued message is tried once, without a pause."""
     monkeypatch.setattr(send_queue, "_CLOSE_SECONDS", 30.0)
     receiver.faults = [NotSent("busy")]
     queue = make_queue(pause_seconds=1000)

@@ -1,4 +1,4 @@
-"""Who does nothing, and since when, told by sweeps."""
+"""Idle times and memory, computed from sweeps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def seen(
 
 
 def idle_after(*sweeps: Observation | None, window_seconds: float | None = None) -> float:
-    """For how long it was idle after sweeps five seconds apart; None: it was not seen."""
+    """Return the idle seconds after sweeps 5 s apart; None is a sweep without the backend."""
     activity = Activity(window_seconds)
     for number, sweep in enumerate(sweeps):
         activity.note([sweep] if sweep else [], 1000 + 5 * number)
@@ -37,7 +37,7 @@ def idle_after(*sweeps: Observation | None, window_seconds: float | None = None)
 
 
 def test_idle_is_counted_from_the_first_sweep() -> None:
-    """What was before is not known."""
+    """Activity before the first sweep is unknown."""
     assert idle_after(seen()) == 0
     assert idle_after(*[seen()] * 5) == 20
     assert idle_after(*[seen(state=None, rpc_error="UNIMPLEMENTED")] * 5) == 20
@@ -56,7 +56,7 @@ def test_idle_is_counted_from_the_first_sweep() -> None:
     ids=["busy", "missed", "odd state", "unknown cpu", "not seen", "not read"],
 )
 def test_possible_activity_restarts_the_idle_time(sweep: Observation | None) -> None:
-    """Unknown is not idle."""
+    """An unknown state or usage counts as activity."""
     assert idle_after(seen(), seen(), seen(), sweep) == 0
     after = idle_after(seen(), seen(), seen(), sweep, seen(), seen(), seen())
     assert after <= 15
@@ -73,18 +73,18 @@ def test_possible_activity_restarts_the_idle_time(sweep: Observation | None) -> 
     ],
 )
 def test_cpu_time_is_activity(cpu_seconds: tuple[float, ...], idle: float) -> None:
-    """From 1 % of a core on, over ten seconds."""
+    """At least 1 % of one core over ten seconds counts."""
     assert idle_after(*map(seen, cpu_seconds)) == idle
 
 
 def test_state_change_between_sweeps_is_activity() -> None:
-    """It was busy between two sweeps, and a client's reading found it so."""
+    """Another reading found the backend BUSY between two sweeps."""
     assert idle_after(*[seen(changed_at=1.0)] * 3, seen(changed_at=17.0)) == 0
     assert idle_after(*[seen(changed_at=1.0)] * 2, *[seen(changed_at=8.0)] * 3) == 10
 
 
 def test_window_is_as_short_as_the_limit() -> None:
-    """So that CPU time is looked at within the limit at all."""
+    """CPU time must be measured at least once within the limit."""
     bursts = [seen(each) for each in (0.0, 0.07, 0.07, 0.07)]
     assert idle_after(*bursts) == 15
     assert idle_after(*bursts, window_seconds=5) == 10
@@ -92,7 +92,7 @@ def test_window_is_as_short_as_the_limit() -> None:
 
 
 def test_another_process_is_another_backend() -> None:
-    """Also with the same PID, and who is gone is forgotten."""
+    """Also with the same PID; backends that have ended are forgotten."""
     activity = Activity()
     activity.note([seen()], 0)
     other = Backend("m", 4711, "127.0.0.1:1", 1.0)
@@ -102,7 +102,7 @@ def test_another_process_is_another_backend() -> None:
 
 
 def test_active_backend_without_status_may_be_busy() -> None:
-    """A state is believed; without one, CPU time has to tell."""
+    """Without a status, CPU time decides."""
     activity = Activity()
     silent = seen(state=None, rpc_error="UNIMPLEMENTED")
     activity.note([silent], 0)
@@ -117,7 +117,7 @@ def test_active_backend_without_status_may_be_busy() -> None:
 
 
 def test_component_includes_its_parts() -> None:
-    """In all, or by the name of the component and its parts; what nobody names is not known."""
+    """A component is the sum of its parts; an unreported component is unknown."""
     memory = Memory(100, {"vram:0": 30, "vram:1": 20, "vram_cache": 7, "weights": 10})
     observation = seen(memory=memory)
     assert held_bytes(observation) == 100

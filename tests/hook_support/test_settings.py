@@ -28,7 +28,7 @@ def settings(**said: str) -> HookSettings:
 
 
 def test_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the file's stem; what is not set, or is empty, has its default."""
+    """The variable's name contains the file's stem; unset and empty variables have the default."""
     assert settings(SECONDS=" 5 ").get("SECONDS", seconds, "seconds", 1.0) == 5
     assert settings(SECONDS="").get("SECONDS", seconds, "seconds", 1.0) == 1
     assert settings().get("SECONDS", seconds, "seconds", None) is None
@@ -65,7 +65,7 @@ def test_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_invalid_value_is_refused(parse: Callable[[str], Any], text: str) -> None:
-    """With the variable, the value, and what to write."""
+    """The error has the variable, the value, and the expected value."""
     with pytest.raises(SettingsError) as raised:
         settings(X=text).get("X", parse, "something else", None)
     assert str(raised.value).startswith(f"MONITOR_HOOK_IDLE_STOP_X={text!r}: ")
@@ -73,7 +73,7 @@ def test_invalid_value_is_refused(parse: Callable[[str], Any], text: str) -> Non
 
 
 def test_invalid_value_can_be_hidden() -> None:
-    """Where it may hold a secret."""
+    """The value may contain a secret."""
     with pytest.raises(SettingsError) as raised:
         settings(X="hunter2").get("X", count, "a number", None, hide=True)
     assert str(raised.value) == (
@@ -95,7 +95,7 @@ def test_invalid_value_can_be_hidden() -> None:
     ],
 )
 def test_bytes_have_units(text: str, amount: int | None) -> None:
-    """Those of 1000 and those of 1024."""
+    """Decimal and binary units."""
     if amount is None:
         with pytest.raises(ValueError, match="not a number of bytes"):
             size(text)
@@ -104,13 +104,13 @@ def test_bytes_have_units(text: str, amount: int | None) -> None:
 
 
 def test_bytes_are_shown_with_units() -> None:
-    """Of 1024, in four digits."""
+    """Binary units, four digits."""
     shown = [size_text(each) for each in (0, 1023, 1024, 1.5 * 1024**3, 12.34567 * 1024**4)]
     assert shown == ["0 B", "1023 B", "1 KiB", "1.5 GiB", "12.35 TiB"]
 
 
 def test_first_matching_pattern_gives_the_limit() -> None:
-    """The first pattern that matches counts; a limit alone is that of all."""
+    """A limit without a pattern applies to all models."""
     limits = per_model(size)("a=b=1MB, org/*=2MB ,keep-[12]=none")
     assert limits.of("a=b") == Limit("a=b", 1_000_000)
     assert limits.of("org/x/y") == Limit("org/*", 2_000_000)
@@ -122,7 +122,7 @@ def test_first_matching_pattern_gives_the_limit() -> None:
 
 
 def test_a_secret_comes_from_a_file_or_a_variable(tmp_path: Path) -> None:
-    """The file wins; nothing of it stands in an error."""
+    """The file takes precedence; errors omit the secret."""
     file = tmp_path / "secret"
     file.write_text(" hunter2\n")
     assert settings(SECRET="x").secret("SECRET") == "x"

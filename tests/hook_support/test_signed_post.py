@@ -39,7 +39,7 @@ def post_to(url: str, secret: str = "s3cret", timeout_seconds: float = 20) -> Si
     ],
 )
 def test_post_is_signed(secret: str, key: bytes, receiver: Receiver) -> None:
-    """Over its id, the time of the try, and the exact body."""
+    """The signature covers the id, the time of the try, and the exact body."""
     before = int(time.time())
     post_to(f"{receiver.url}/a/b?c=d%20e", secret).send(MESSAGE)
     (post,) = receiver.posts
@@ -53,7 +53,7 @@ def test_post_is_signed(secret: str, key: bytes, receiver: Receiver) -> None:
 
 
 def test_the_secret_is_not_kept() -> None:
-    """Nothing that is shown of a post can show it."""
+    """No attribute of a post contains the secret."""
     post = post_to("http://host", "hunter2")
     assert "hunter2" not in repr([post, vars(post)])
 
@@ -74,7 +74,7 @@ def test_the_secret_is_not_kept() -> None:
 def test_status_other_than_2xx_is_a_failure(
     status: int, headers: dict[str, str], again: bool, after_seconds: float, receiver: Receiver
 ) -> None:
-    """The receiver's trouble may pass, and it says when; what it refuses, it refuses again."""
+    """Temporary failures are tried again, after `Retry-After`; refusals are final."""
     receiver.answers = [(status, headers)]
     with pytest.raises(NotSent, match=f"the response has status {status}") as raised:
         post_to(receiver.url).send(MESSAGE)
@@ -83,7 +83,7 @@ def test_status_other_than_2xx_is_a_failure(
 
 
 def test_refused_connection_is_a_failure() -> None:
-    """It may pass; neither is a proxy asked that the environment names."""
+    """The failure is temporary; proxies of the environment are not used."""
     nobody = f"http://localhost:{free_port()}"
     with pytest.raises(NotSent, match="ConnectionRefusedError") as raised:
         post_to(nobody).send(MESSAGE)
@@ -91,7 +91,7 @@ def test_refused_connection_is_a_failure() -> None:
 
 
 def test_no_proxy_is_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the environment says: it would learn the models' names."""
+    """A proxy of the environment would learn the models' names."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     post_to(receiver.url).send(MESSAGE)
@@ -99,7 +99,7 @@ def test_no_proxy_is_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_hanging_post_times_out_or_is_interrupted(receiver: Receiver) -> None:
-    """It can be tried again in both cases."""
+    """Both failures are temporary."""
     receiver.open.clear()
     with pytest.raises(NotSent, match="timed out"):
         post_to(receiver.url, timeout_seconds=0.1).send(MESSAGE)
@@ -121,7 +121,7 @@ def test_hanging_post_times_out_or_is_interrupted(receiver: Receiver) -> None:
 
 
 def test_https_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An authority that is not known is refused; SSL_CERT_FILE makes one known."""
+    """An unknown authority is refused; SSL_CERT_FILE adds one."""
     authority, tls = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(tls)
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
@@ -158,14 +158,14 @@ def test_https_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_invalid_url_is_refused(url: str) -> None:
-    """Without its text, which may hold a secret."""
+    """The error omits the URL, which may contain a secret."""
     with pytest.raises(ValueError, match=r"^it (has an invalid host|is not an https)") as raised:
         parse_url(url)
     assert "hunter2" not in str(raised.value)
 
 
 def test_invalid_secret_is_refused() -> None:
-    """What follows whsec_ is base64, and something."""
+    """The text after whsec_ must be base64, and not empty."""
     with pytest.raises(ValueError, match="empty"):
         post_to("http://host", "whsec_")
     with pytest.raises(ValueError, match=r"^(?!.*hunter)"):

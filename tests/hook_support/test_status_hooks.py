@@ -23,7 +23,7 @@ READY = BoolValue(value=True).SerializeToString()
 
 
 class Server:
-    """A gRPC server at several addresses, which answers a call with what it is told."""
+    """A gRPC server at several addresses, with configurable responses."""
 
     def __init__(self, *addresses: str) -> None:
         self.answer: bytes = READY
@@ -47,7 +47,7 @@ class Server:
         return self.answer
 
     def connections(self) -> int:
-        """Count the clients' ends of the connections to it."""
+        """Count the clients' ends of the connections to the server."""
         return sum(
             bool(each.pid == os.getpid() and each.raddr and each.raddr.port in self.ports)
             for each in psutil.net_connections("tcp")
@@ -73,7 +73,7 @@ def ask(backend: Backend, call: Call) -> Status | None:
 def watch(
     server: Server, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> Callable[..., Monitor]:
-    """Starts a monitor that asks by the hooks, and watches backends at the server's ports."""
+    """Starts a monitor with `StatusHooks`, and registers backends at the server's ports."""
 
     def watch(*plugins: object, backends: int = 1, models: str = "*") -> Monitor:
         patient = {"hook_timeout_seconds": 60, "status_timeout_seconds": 60}
@@ -89,7 +89,7 @@ def watch(
 def test_invalid_response_is_no_status(
     server: Server, watch: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is no message falls back to Status, and so does what says nothing."""
+    """After an invalid or empty response the monitor calls `Status`."""
     monitor = watch()
     for answer, source in ((b"\xff\xff", "psutil"), (b"", "psutil"), (READY, "hook")):
         server.answer = answer
@@ -100,7 +100,7 @@ def test_invalid_response_is_no_status(
 def test_concurrent_readings_share_a_response(
     server: Server, watch: Callable[..., Monitor]
 ) -> None:
-    """Who comes while a backend is asked gets that answer; only a late one asks again."""
+    """A reading during a request gets its response; only a later reading makes a new request."""
     asking: list[Backend] = []
 
     class CalledBefore:
@@ -121,7 +121,7 @@ def test_concurrent_readings_share_a_response(
 
 
 def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., Monitor]) -> None:
-    """What hooks give for the monitor's own calls to a backend is sent with these, too."""
+    """The requests carry the results of `monitor_call_metadata`."""
 
     class Token:
         @hookimpl
@@ -133,7 +133,7 @@ def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., 
 
 
 def test_other_models_get_no_requests(watch: Callable[..., Monitor]) -> None:
-    """The pattern is of models' names, as a shell would have it."""
+    """The shell pattern matches the models' names."""
     monitor = watch(backends=3, models="m[02]")
     sources = [monitor.read(f"m{number}").source for number in range(3)]
     assert sources == ["hook", "psutil", "hook"]
@@ -142,7 +142,7 @@ def test_other_models_get_no_requests(watch: Callable[..., Monitor]) -> None:
 def test_unused_channels_are_closed_for_new_ones(
     server: Server, watch: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most so many are open as there are descriptors for; each backend is asked all the same."""
+    """The number of open channels is limited; each backend still gets its requests."""
     monkeypatch.setattr(status_hooks, "max_channels", lambda: 2)
     monitor = watch(backends=3)
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_unused_channels_are_closed_for_new_ones(
 def test_backend_that_starts_late_is_reached(
     watch: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
 ) -> None:
-    """A channel that reached nobody is given up, with the backoff that it is in."""
+    """An unreachable backend gets a new channel, without the old one's backoff."""
     monitor = watch(backends=0)
     register(monitor, spawner.sleeper().pid, "late", f"unix:{tmp_path}/s")
     assert [monitor.read("late").source for _ in range(3)] == ["psutil"] * 3

@@ -1,4 +1,4 @@
-"""A real server of the Open Inference Protocol v2, which takes its answers from a JSON file.
+"""A real server of the Open Inference Protocol v2, with responses from a JSON file.
 
 python -m tests.hooks.oip_server FILE
 
@@ -63,7 +63,7 @@ class Server(Handler):
             file.write(f"{text}\n")
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        """Find what handles a call."""
+        """Return the handler of a call."""
         self._record(details.method)
         service = self._configuration().get("service", "inference.GRPCInferenceService")
         for name, handle in (("ServerReady", self._server), ("ModelReady", self._model)):

@@ -1,4 +1,4 @@
-"""GPU memory from fdinfo files: the kernel's own examples, and a monitor that reads such."""
+"""GPU memory from fdinfo files: examples of the kernel's documentation, and a real monitor."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ NO_DEVICE = "pos:\t0\nflags:\t02\nmnt_id:\t9\ninotify wd:1 ino:2 sdev:3 mask:4\n
 
 @pytest.fixture
 def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The hook, which takes a folder of the test for procfs."""
+    """The hook, with a folder of the test as its procfs."""
     monkeypatch.setenv("MONITOR_HOOK_DRM_MEMORY_PROC", str(tmp_path))
     spec = importlib.util.spec_from_file_location("drm_memory", SHELF / "drm_memory.py")
     assert spec
@@ -117,7 +117,7 @@ def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def write(proc: Path, pid: int, *texts: str) -> None:
-    """Have a process hold files open on a GPU, and one that is on none."""
+    """Write the procfs files of a process that has files open on a GPU, and another file."""
     for folder in ("fd", "fdinfo"):
         (proc / str(pid) / folder).mkdir(parents=True)
     other = XE.replace("drm-client-id:  3", "drm-client-id:  77")
@@ -141,18 +141,18 @@ def write(proc: Path, pid: int, *texts: str) -> None:
 def test_device_memory_is_read(
     text: str, component: str, client: str, amount: int, hook: ModuleType
 ) -> None:
-    """Of each driver what is resident on the device, and nothing of the system's memory."""
+    """The figure is the memory resident on the device, without system memory."""
     assert hook.device_memory(text) == (component, client, amount)
 
 
 @pytest.mark.parametrize("text", [I915_WITHOUT_MEMORY_OF_ITS_OWN, NO_DEVICE, "", "drm-driver:xe\n"])
 def test_system_memory_has_no_figure(text: str, hook: ModuleType) -> None:
-    """A GPU without memory of its own, and a file that is on none, give nothing, and no 0."""
+    """A GPU without its own memory, and a file of no GPU, have no figure rather than 0."""
     assert hook.device_memory(text) is None
 
 
 def test_invalid_folder_is_refused(hooked: MakeHooked) -> None:
-    """As the file is loaded, where else there would never be a figure."""
+    """Loading the file raises an error."""
     with pytest.raises(
         PluginError, match="_PROC='/no/proc': the folder does not exist; write a path"
     ):
@@ -163,7 +163,7 @@ def test_invalid_folder_is_refused(hooked: MakeHooked) -> None:
 def test_unknown_unit_omits_all_devices(
     amount: str, hook: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What cannot be understood is not counted as 0: it is said once, and nothing else is."""
+    """An amount with an unknown unit is not counted as 0; it is logged once."""
     write(tmp_path, 5, XE, AMDGPU.replace("44564 KiB", amount))
     for _ in range(2):
         assert hook.monitor_memory_components(Backend("m", 5, "a:1", 0.0), [5]) == {}
@@ -174,7 +174,7 @@ def test_unknown_unit_omits_all_devices(
 def test_unreadable_process_omits_all_devices(
     hook: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A sum without one of the tree's processes would be too small; one that has ended is none."""
+    """The sum would be too small without an unreadable process; ended processes do not matter."""
     backend = Backend("m", 5, "a:1", 0.0)
     user = os.geteuid()
     if user and Path("/proc/1").stat().st_uid == user:
@@ -197,7 +197,7 @@ def test_unreadable_process_omits_all_devices(
 def test_a_child_that_nobody_waited_for_costs_nothing(
     hook: ModuleType, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It holds nothing, though its folder of open files may not be read but by root."""
+    """A zombie uses no memory, although only root can list its open files."""
     user = os.geteuid()
     process = spawner.python(
         "import os; os.geteuid() or os.setuid(65534);"
@@ -223,7 +223,7 @@ def test_a_child_that_nobody_waited_for_costs_nothing(
 
 
 def test_monitor_shows_tree_memory(spawner: Spawner, tmp_path: Path) -> None:
-    """Each client counts once, though two files and two processes have it open."""
+    """Each client counts once, although two files and two processes have it open."""
     parent, child = spawn_tree(spawner)
     proc = tmp_path / "proc"
     other_client = XE.replace("drm-client-id:  3", "drm-client-id:  4")

@@ -55,7 +55,7 @@ class HealthServer:
 
 @pytest.fixture
 def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[..., Monitor]:
-    """Starts a monitor with hooks of the shelf."""
+    """Starts a monitor with shipped hooks."""
 
     def start(*stems: str) -> Monitor:
         folder = copy_hooks(tmp_path / "hooks", *(stems or ["grpc_health"]))
@@ -66,7 +66,7 @@ def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[...,
 
 
 def read(monitor: Monitor, server: HealthServer | Backend, model: str = "m") -> Answer:
-    """Register a server under that model, and read it."""
+    """Register a server as a backend of a model, and read the model."""
     pid = server.process.pid
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=server.address)
     answer = Client(monitor.url).monitor(model)
@@ -75,7 +75,7 @@ def read(monitor: Monitor, server: HealthServer | Backend, model: str = "m") -> 
 
 
 def test_health_becomes_a_state(spawner: Spawner, start: Callable[..., Monitor]) -> None:
-    """SERVING is READY, NOT_SERVING is not yet; what says nothing is left to the monitor."""
+    """SERVING is READY, NOT_SERVING is UNINITIALIZED; otherwise the monitor calls `Status`."""
     server, monitor = HealthServer(spawner), start()
     for status, state in (
         ("SERVING", State.READY),
@@ -94,7 +94,7 @@ def test_health_becomes_a_state(spawner: Spawner, start: Callable[..., Monitor])
 def test_settings_choose_models_and_service(
     spawner: Spawner, start: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only models of the pattern are asked, for the service; one that is not known says nothing."""
+    """Only matching models get requests, for the service; an unknown service has no status."""
     monkeypatch.setenv("MONITOR_HOOK_GRPC_HEALTH_MODELS", "health/*")
     monkeypatch.setenv("MONITOR_HOOK_GRPC_HEALTH_SERVICE", "llm.Service")
     server, monitor = HealthServer(spawner), start()
@@ -108,7 +108,7 @@ def test_settings_choose_models_and_service(
 def test_backend_without_either_protocol_uses_status(
     spawner: Spawner, start: Callable[..., Monitor]
 ) -> None:
-    """Both hooks together pass a backend by that speaks LocalAI's protocol, and close theirs."""
+    """Both hooks close their channels to a backend that only speaks LocalAI's protocol."""
     backend, monitor = spawner.backend(), start("grpc_health", "kserve_status")
     for _ in range(2):
         answer = read(monitor, backend)
@@ -120,7 +120,7 @@ def test_backend_without_either_protocol_uses_status(
 
 
 def test_both_status_hooks_work_together(spawner: Spawner, start: Callable[..., Monitor]) -> None:
-    """A health server is found, too, where the other hook is asked first; and lost when it ends."""
+    """The health hook works although the other hook is called first, until the server ends."""
     server, monitor = HealthServer(spawner), start("grpc_health", "kserve_status")
     server.set("SERVING")
     assert read(monitor, server).json["state"] == State.READY

@@ -1,4 +1,4 @@
-"""Idle backends are stopped; those at work are not."""
+"""Idle backends are stopped; active ones are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKS = ["sh", "-c", "while :; do :; done"]
 def test_idle_backends_are_stopped(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And nobody else: who is busy, does not answer, works, or may stay idle; the log says why."""
+    """Busy, hanging, active and exempt backends still run; the log has the reason."""
     idle, silent = spawner.backend(), spawner.backend("--no-status")
     kept = {
         "busy": spawner.backend("--busy-seconds", "1000"),
@@ -41,7 +41,7 @@ def test_idle_backends_are_stopped(
 
 
 def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:
-    """So that the whole shelf can be loaded."""
+    """All shipped hooks can be loaded together without settings."""
     hook = hooked("idle_stop", {}, sweep_interval_seconds=0)
     hook.spawned("m", spawner.backend())
     hook.monitor.sweep()
@@ -51,7 +51,7 @@ def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner)
 
 @pytest.mark.parametrize("text", ["soon", "0", "a=1,b", "a=1h", "*=5,*=6"])
 def test_invalid_limit_is_refused(text: str, hooked: MakeHooked) -> None:
-    """As the file is loaded, with what to write."""
+    """Loading the file raises an error with the expected value."""
     with pytest.raises(PluginError) as raised:
         hooked("idle_stop", {"SECONDS": text})
     assert f"MONITOR_HOOK_IDLE_STOP_SECONDS={text!r}: " in str(raised.value)

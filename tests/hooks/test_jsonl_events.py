@@ -1,4 +1,4 @@
-"""Events in a file: what happens to real backends, in a file that rotates and may fail."""
+"""Events of real backends in a file, which rotates, and which may be unwritable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def text(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_path: Path) -> None:
-    """State changes, deaths and shutdowns, a line each, for the monitor's user alone to read."""
+    """State changes, exits and shutdowns, one line each; no other user can read the file."""
     path = tmp_path / "events.jsonl"
     one, other = spawner.backend(), spawner.backend("--busy-seconds", "1000")
     hook = hooked("jsonl_events", {"PATH": str(path)})
@@ -67,7 +67,7 @@ def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_pa
 
 
 def test_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
-    """By bytes, whole lines only, and so many old ones are kept."""
+    """Files contain complete lines up to the maximum size; some old files are kept."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path), "MAX_BYTES": "500", "BACKUPS": "2"})
     tell(hook, 12)
@@ -88,7 +88,7 @@ def test_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
 
 
 def test_moved_file_is_created_again(hooked: MakeHooked, tmp_path: Path) -> None:
-    """As logrotate does it, and no signal is needed."""
+    """logrotate may move the file; no signal is needed."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
     tell(hook)
@@ -100,7 +100,7 @@ def test_moved_file_is_created_again(hooked: MakeHooked, tmp_path: Path) -> None
 def test_missing_folder_is_logged_once(
     hooked: MakeHooked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And once it is back, lines are written again."""
+    """Lines are written again when the folder exists again."""
     folder = tmp_path / "log"
     folder.mkdir()
     hook = hooked("jsonl_events", {"PATH": str(folder / "events.jsonl")})
@@ -117,7 +117,7 @@ def test_missing_folder_is_logged_once(
 
 
 def test_full_disk_is_logged_once(hooked: MakeHooked, caplog: pytest.LogCaptureFixture) -> None:
-    """/dev/full is one."""
+    """/dev/full behaves as a full disk."""
     hook = hooked("jsonl_events", {"PATH": "/dev/full"})
     tell(hook, 3)
     assert len(text(caplog)) == 1
@@ -127,7 +127,7 @@ def test_full_disk_is_logged_once(hooked: MakeHooked, caplog: pytest.LogCaptureF
 def test_full_pipe_is_logged_once(
     hooked: MakeHooked, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that nobody empties; nothing waits for it, and whole lines are in it."""
+    """A full pipe does not block the hook, and contains complete lines."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -143,7 +143,7 @@ def test_full_pipe_is_logged_once(
 
 
 def test_incomplete_line_is_removed(hooked: MakeHooked, tmp_path: Path) -> None:
-    """Where only a part of a line can be written, none of it stays."""
+    """A partly written line is truncated."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
     tell(hook)
@@ -172,12 +172,12 @@ def test_incomplete_line_is_removed(hooked: MakeHooked, tmp_path: Path) -> None:
 def test_invalid_settings_are_refused(
     said: dict[str, str], why: str, hooked: MakeHooked, tmp_path: Path
 ) -> None:
-    """As the file is loaded, with what to write."""
+    """Loading the file raises an error with the expected value."""
     with pytest.raises(PluginError) as raised:
         hooked("jsonl_events", {"PATH": str(tmp_path / "file"), **said})
     assert f"MONITOR_HOOK_JSONL_EVENTS{why}" in str(raised.value)
 
 
 def test_hook_does_nothing_without_a_path(hooked: MakeHooked) -> None:
-    """So that the whole shelf can be loaded."""
+    """All shipped hooks can be loaded together without settings."""
     tell(hooked("jsonl_events", {}))

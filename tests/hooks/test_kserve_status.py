@@ -1,4 +1,4 @@
-"""Servers of the Open Inference Protocol v2: a real one, in a process of its own."""
+"""Servers of the Open Inference Protocol v2: a real server in its own process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ READY = {"ready": True, "models": {"m": True}, "seconds": 0}
 
 
 class OipServer:
-    """The server; what it says may be changed at any time."""
+    """The server, whose responses may be changed at any time."""
 
     def __init__(self, spawner: Spawner, path: Path, **says: Any) -> None:
         self._path = path
@@ -46,7 +46,7 @@ class OipServer:
         return self._calls.read_text().splitlines()
 
     def connections(self) -> int:
-        """Count this process' connections to it."""
+        """Count this process's connections to the server."""
         port = int(self.address.rpartition(":")[2])
         return sum(
             bool(each.pid == os.getpid() and each.raddr and each.raddr.port == port)
@@ -62,7 +62,7 @@ def serve(spawner: Spawner, tmp_path: Path) -> Callable[..., OipServer]:
 
 @pytest.fixture
 def start(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Callable[..., Monitor]:
-    """Starts a monitor with the hook, which is given more time than the server."""
+    """Starts a monitor with the hook and a long time limit."""
 
     def start(stem: str = "kserve_status", **settings: Any) -> Monitor:
         folder = str(copy_hooks(tmp_path / "hooks", stem))
@@ -94,7 +94,7 @@ def register(monitor: Monitor, server: OipServer, model: str = "m", pid: int | N
 def test_readiness_of_server_and_model_becomes_a_state(
     serve: Callable[..., OipServer], start: Callable[..., Monitor]
 ) -> None:
-    """READY takes both; a server without the model is none that is ready. Memory is the tree's."""
+    """READY needs both; an unknown model is not ready. The memory is that of the process tree."""
     server, monitor = serve(), start()
     register(monitor, server)
     assert state(monitor) == State.READY
@@ -110,7 +110,7 @@ def test_readiness_of_server_and_model_becomes_a_state(
 def test_unimplemented_protocol_gets_one_request(
     serve: Callable[..., OipServer], start: Callable[..., Monitor]
 ) -> None:
-    """The monitor goes on with gRPC Status, and says how that went."""
+    """The monitor calls gRPC `Status` instead, and reports its error."""
     server, monitor = serve(service="another.Service"), start()
     register(monitor, server)
     for _ in range(3):
@@ -129,7 +129,7 @@ def test_hanging_backend_costs_one_call_and_one_wait(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is left alone for a while, and readings are back before the monitor gives them up."""
+    """The backend gets no requests for a while, and the hook returns before it overruns."""
     server, monitor = serve(seconds=60), start(status_timeout_seconds=3.0)
     monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 60.0)
     register(monitor, server)
@@ -146,7 +146,7 @@ def test_backend_that_hung_gets_requests_again(
     start: Callable[..., Monitor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After a pause it is asked anew, and its answer taken."""
+    """After a pause the backend gets requests again."""
     server, monitor = serve(seconds=1.5), start(status_timeout_seconds=0.5)
     monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 0.1)
     register(monitor, server)
@@ -158,7 +158,7 @@ def test_backend_that_hung_gets_requests_again(
 def test_backend_that_serves_later_is_found(
     serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Until it can be reached the monitor falls back; at a new address it is asked there."""
+    """Until the server can be reached the monitor calls `Status`; a new address is used."""
     monitor, pid = start(), spawner.sleeper().pid
     monitor.hook.monitor_backend_spawned(model="m", pid=pid, address="127.0.0.1:1")
     assert read(monitor).headers["X-Monitor-Rpc-Error"] == "UNAVAILABLE"
@@ -172,7 +172,7 @@ def test_settings_choose_models_and_names(
     spawner: Spawner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only models of the pattern are asked, for the model and the service that are named."""
+    """Only matching models get requests, with the model and the service of the settings."""
     service = "org.pytorch.serve.grpc.openinference.GRPCInferenceService"
     prefix = "MONITOR_HOOK_KSERVE_STATUS_"
     for name, value in {"MODELS": "oip-*", "ASK_FOR": "resnet", "SERVICE": service}.items():

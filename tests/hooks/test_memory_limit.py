@@ -1,4 +1,4 @@
-"""Backends over a limit of memory are stopped, in the order that is wanted, and no others."""
+"""Backends above a memory limit are stopped, in the configured order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 
 
 class Watched:
-    """Real processes and a real monitor, which sees of them what it is told.
+    """Real processes and a real monitor, with made-up observations.
 
     Args:
         hook: the monitor.
@@ -36,14 +36,14 @@ class Watched:
 
     @property
     def running(self) -> list[str]:
-        """The models that still run, once all stops are done."""
+        """The models whose processes still run after all stops have ended."""
         eventually(lambda: not self.hook.module._limit.stops.under_way())
         return [each.model for each in self.hook.monitor.backends()]
 
     def sweep(self, *, times: int = 1, **seen: Any) -> None:
-        """Sweeps, five seconds apart, that see of each model what it holds, in MiB.
+        """Run sweeps, five seconds apart, that observe the memory of each model, in MiB.
 
-        Instead of a number it may be a number and a state, or a number and a code, or None.
+        A model's value is its memory, or memory and state, or memory and gRPC code, or None.
         """
         for _ in range(times):
             self._now += 5
@@ -75,7 +75,7 @@ MakeWatched = Callable[..., Watched]
 
 @pytest.fixture
 def watched(hooked: MakeHooked, spawner: Spawner) -> MakeWatched:
-    """Makes what is watched: `watched("a", "b", TOTAL="1GiB")`."""
+    """Makes a `Watched`: `watched("a", "b", TOTAL="1GiB")`."""
 
     def make(*models: str, **said: str) -> Watched:
         hook = hooked("memory_limit", said, sweep_interval_seconds=0)
@@ -87,7 +87,7 @@ def watched(hooked: MakeHooked, spawner: Spawner) -> MakeWatched:
 def test_backend_over_its_limit_is_stopped(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That of the first pattern that matches; the log says why, with figures."""
+    """The limit of the first matching pattern counts; the log has the figures."""
     host = watched("a1", "a2", "b", "free", MODELS="free=none,a1=1GiB,a*=100MiB,*=200MiB")
     host.sweep(times=3, a1=900, a2=101, b=200, free=10000)
     assert host.running == ["a1", "b", "free"]
@@ -97,7 +97,7 @@ def test_backend_over_its_limit_is_stopped(
 
 
 def test_single_high_figure_stops_no_backend(watched: MakeWatched) -> None:
-    """A limit counts once it is passed in each sweep for a while."""
+    """The memory must exceed the limit in each sweep for FOR_SECONDS."""
     host = watched("a", "b", MODELS="a=100MiB", TOTAL="1GiB", FOR_SECONDS="10")
     for a, b in ((5000, 1), (50, 1), (101, 1), (101, 1), (None, 5000), (101, 1), (101, 1)):
         host.sweep(a=a, b=b)
@@ -107,7 +107,7 @@ def test_single_high_figure_stops_no_backend(watched: MakeWatched) -> None:
 
 
 def test_shortest_duration_takes_two_sweeps(watched: MakeWatched) -> None:
-    """Whatever is set."""
+    """Also if FOR_SECONDS is shorter than the time between two sweeps."""
     host = watched("a", MODELS="100MiB", FOR_SECONDS="0.001")
     host.sweep(a=101)
     assert host.running == ["a"]
@@ -121,7 +121,7 @@ def test_shortest_duration_takes_two_sweeps(watched: MakeWatched) -> None:
 def test_total_limit_stops_as_few_backends_as_needed(
     order: str, left: list[str], watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The largest first, or the least recently used; never a busy one."""
+    """The largest or the longest idle backend is stopped first; busy ones are spared."""
     host = watched("big", "old", "new", "busy", TOTAL="1000MiB", ORDER=order)
     host.sweep(big=1, old=(1, 1), new=1, busy=(1, 1))
     host.sweep(big=1, old=1, new=(1, 1), busy=(1, 1))
@@ -135,7 +135,7 @@ def test_total_limit_stops_as_few_backends_as_needed(
 
 
 def test_backend_that_is_being_stopped_does_not_count(watched: MakeWatched) -> None:
-    """So that no other has to go for it, however long it takes."""
+    """No other backend is stopped in its place, regardless of the duration of the stop."""
     agree = threading.Event()
 
     class TakesLong:
@@ -153,7 +153,7 @@ def test_backend_that_is_being_stopped_does_not_count(watched: MakeWatched) -> N
 def test_refused_stop_does_not_prevent_other_stops(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are stopped in its place, and the log says once that it could not be."""
+    """Other backends are stopped instead, and the log reports the refusal once."""
 
     class Refuses:
         @hookimpl
@@ -173,7 +173,7 @@ def test_refused_stop_does_not_prevent_other_stops(
 def test_backend_that_may_be_busy_is_spared(
     seen: int | str, watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Until it is not, which the log says once; unless it is told to stop them."""
+    """The log says once that no backend may be stopped; an idle backend is stopped."""
     host = watched("a", MODELS="100MiB", TOTAL="1MiB")
     host.sweep(times=5, a=(101, seen))
     assert host.running == ["a"]
@@ -192,14 +192,14 @@ def test_stop_busy_stops_backend_that_may_be_busy(watched: MakeWatched) -> None:
 
 
 def test_unknown_memory_exceeds_no_limit(watched: MakeWatched) -> None:
-    """Neither alone nor in the sum."""
+    """Unknown memory exceeds neither a model's limit nor the total."""
     host = watched("a", "b", MODELS="a=1MiB", TOTAL="1000MiB")
     host.sweep(times=5, a=None, b=900)
     assert host.running == ["a", "b"]
 
 
 def test_component_can_be_limited(watched: MakeWatched) -> None:
-    """In place of the total, which is memory of another kind; who has none of it holds none."""
+    """The component replaces the total; backends without the component do not count."""
     host = watched("a", "b", TOTAL="1000MiB", COMPONENT="vram", ORDER="largest")
     host.sweep(times=5, a={"vram:0": 400, "vram:1": 400, "weights": 5000}, b=5000)
     assert host.running == ["a", "b"]
@@ -209,7 +209,7 @@ def test_component_can_be_limited(watched: MakeWatched) -> None:
 
 @pytest.mark.slow
 def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None:
-    """By what they say, and by what their processes hold, as background sweeps see it."""
+    """Both the reported memory and the memory of the processes count, in background sweeps."""
     switches = {
         "says": ("--weights-mib", "40"),
         "holds": ("--no-status", "--weights-mib", "150"),
@@ -228,7 +228,7 @@ def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None
 
 
 def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
-    """So that the whole shelf can be loaded."""
+    """All shipped hooks can be loaded together without settings."""
     host = watched("a")
     host.sweep(times=5, a=10**9)
     assert host.running == ["a"]
@@ -252,7 +252,7 @@ def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
 def test_invalid_settings_are_refused(
     said: dict[str, str], why: str | None, hooked: MakeHooked
 ) -> None:
-    """As the file is loaded, with what to write."""
+    """Loading the file raises an error with the expected value."""
     if why is None:
         hooked("memory_limit", said)
         return

@@ -1,4 +1,4 @@
-"""GPU memory by NVML: the real bindings, on a library that stands in for the driver's."""
+"""GPU memory by NVML: the real bindings with a fake driver library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_AVAILABLE = -1
 
 
 class Driver:
-    """The stand-in, compiled into a folder; what it says may be changed at any time."""
+    """The fake library, compiled into a folder; its results may be changed at any time."""
 
     def __init__(self, folder: Path, newest: int) -> None:
         compiler = shutil.which("cc")
@@ -55,13 +55,13 @@ MakeDriver = Callable[..., Driver]
 
 @pytest.fixture
 def make_driver(tmp_path: Path) -> MakeDriver:
-    """Makes the stand-in, of the versions of the calls up to a given one."""
+    """Makes the fake library, with versions of the calls up to `newest`."""
     return lambda newest=3: Driver(tmp_path / "driver", newest)
 
 
 @pytest.fixture
 def start(spawner: Spawner, tmp_path: Path) -> Callable[..., Watched]:
-    """Starts a monitor with the hook; what failed is tried again soon."""
+    """Starts a monitor with the hook, and a short time between retries."""
 
     def start(pids: dict[str, int], *, share_seconds: float = 0.01, **environment: str) -> Watched:
         environment["MONITOR_HOOK_NVIDIA_MEMORY_SHARE_SECONDS"] = str(share_seconds)
@@ -75,9 +75,9 @@ def start(spawner: Spawner, tmp_path: Path) -> Callable[..., Watched]:
 def test_breakdown_has_tree_memory_by_device(
     make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:
-    """Each process once per device and MIG instance, others' never, and what is unknown not at all.
+    """Each process counts once per device and MIG instance; unknown amounts have no figure.
 
-    Then what a driver does that fails: it is said once, left out, and found again.
+    A failing device is logged once, omitted, and found again later.
     """
     parent, child = spawn_tree(spawner)
     driver = make_driver()
@@ -119,7 +119,7 @@ def test_breakdown_has_tree_memory_by_device(
 def test_older_drivers_get_their_versions_of_calls(
     newest: int, make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:
-    """The second version is taken, or the one without, whose structure has no MIG instances."""
+    """The hook uses the second version, or the first, whose structure has no MIG instances."""
     parent, child = spawn_tree(spawner)
     driver = make_driver(newest)
     driver.says(
@@ -136,7 +136,7 @@ def test_older_drivers_get_their_versions_of_calls(
 def test_device_is_read_once_for_all_backends(
     make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:
-    """Many readings at once, of many backends, are one question to each device."""
+    """Concurrent readings of many backends read each device once."""
     pids = {f"m{number}": spawner.sleeper().pid for number in range(12)}
     driver = make_driver()
     driver.says("devices 0 2", *(f"compute 1 {pid} {MIB}" for pid in pids.values()))
@@ -156,7 +156,7 @@ def test_missing_library_or_driver_is_logged_once(
     spawner: Spawner,
     tmp_path: Path,
 ) -> None:
-    """Without the package, the library or the driver readings go on, and the log has one line."""
+    """Readings work without the package, the library or the driver; the log has one line."""
     environment = {}
     if missing == "package":
         (tmp_path / "pynvml.py").write_text("raise ImportError('not here')")
@@ -191,7 +191,7 @@ def test_error_names_the_invalid_setting(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The monitor does not start, and says which variable has which value."""
+    """The monitor does not start; the error has the variable and its value."""
     variable = f"MONITOR_HOOK_NVIDIA_MEMORY_{setting}"
     monkeypatch.setenv(variable, "soon")
     with pytest.raises(MonitorError, match=f"{variable}='soon'.* seconds"):

@@ -1,4 +1,4 @@
-"""The shelf as a whole: every file loads, and its README says what each does and reads."""
+"""All shipped hooks: every file loads, and the README has its effect and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = re.findall(r"^\| \[`(\w+)\.py`\]\(\1\.py\) \| (.*) \|$", README, re.MULTI
 
 
 def settings_of(stem: str) -> set[str]:
-    """Find the environment variables that a file reads: by their names, or by its HookSettings."""
+    """Return the environment variables that a file reads, directly or through HookSettings."""
     text = (SHELF / f"{stem}.py").read_text()
     prefix = f"MONITOR_HOOK_{stem.upper()}_"
     whole = set(re.findall(r"MONITOR_HOOK_\w*[A-Z]", text))
@@ -37,7 +37,7 @@ def test_all_files_load_together(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All of them together, with no setting; each implements the hooks that its row names."""
+    """All files load without settings; each implements the hooks of its row."""
     for variable in [name for stem in STEMS for name in settings_of(stem)]:
         monkeypatch.delenv(variable, raising=False)
     monitor = make_monitor(hooks_dir=str(copy_hooks(tmp_path / "hooks", *STEMS)), listen=None)
@@ -53,7 +53,7 @@ def test_all_files_load_together(
 
 
 def test_readme_has_a_row_per_file() -> None:
-    """One each, sorted, and none for what is not there."""
+    """The rows are sorted, and each belongs to a file."""
     assert [stem for stem, _ in ROWS] == STEMS
 
 

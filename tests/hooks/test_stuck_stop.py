@@ -17,7 +17,7 @@ from .conftest import MakeHooked
 def test_stuck_backends_are_stopped(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who is busy for too long, or was and answers no more; by force; and nobody else."""
+    """Backends that are BUSY too long, or no longer answer after that, are stopped by force."""
     stuck = spawner.backend("--busy-seconds", "1000", "--ignore-sigterm")
     frozen = spawner.backend("--busy-seconds", "1000")
     kept = {
@@ -49,7 +49,7 @@ def test_stuck_backends_are_stopped(
 
 
 class Says:
-    """Says the state of all backends."""
+    """Returns a configurable state for all backends."""
 
     state: State | None = State.BUSY
 
@@ -59,7 +59,7 @@ class Says:
 
 
 def test_break_restarts_the_busy_time(hooked: MakeHooked, spawner: Spawner) -> None:
-    """Also one that no background sweep saw, but somebody else; and no answer is no break."""
+    """A break that only another reading saw counts; a missing response is no break."""
     hook = hooked(
         "stuck_stop", {"SECONDS": "1000"}, sweep_interval_seconds=0, status_timeout_seconds=1.0
     )
@@ -91,7 +91,7 @@ def test_break_restarts_the_busy_time(hooked: MakeHooked, spawner: Spawner) -> N
 
 
 def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:
-    """So that the whole shelf can be loaded."""
+    """All shipped hooks can be loaded together without settings."""
     hook = hooked("stuck_stop", {}, sweep_interval_seconds=0)
     hook.spawned("m", spawner.backend("--busy-seconds", "1000"))
     hook.monitor.sweep()
@@ -100,7 +100,7 @@ def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner)
 
 
 def test_invalid_limit_is_refused(hooked: MakeHooked) -> None:
-    """As the file is loaded, with what to write."""
+    """Loading the file raises an error with the expected value."""
     with pytest.raises(PluginError) as raised:
         hooked("stuck_stop", {"SECONDS": "15min"})
     assert "MONITOR_HOOK_STUCK_STOP_SECONDS='15min': " in str(raised.value)

@@ -1,4 +1,4 @@
-"""Webhooks: what happens to real backends is posted, and nobody waits for it."""
+"""Webhooks: events of real backends are posted in the background."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def receiver() -> Iterator[Receiver]:
 def test_backend_events_are_posted(
     hooked: MakeHooked, spawner: Spawner, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """State changes, deaths and shutdowns, each once, signed, and tried again with its id."""
+    """State changes, exits and shutdowns are signed; retries have the same id."""
     caplog.set_level(logging.DEBUG)
     receiver.answers = [(503, {})]
     one, other = spawner.backend(), spawner.backend("--busy-seconds", "1000")
@@ -66,7 +66,7 @@ def test_backend_events_are_posted(
 def test_hanging_receiver_delays_no_reading(
     hooked: MakeHooked, spawner: Spawner, receiver: Receiver
 ) -> None:
-    """Readings and shutdowns are done before it answers, and so is the monitor's close."""
+    """Readings, shutdowns and the monitor's close do not wait for the response."""
     receiver.open.clear()
     backend = spawner.backend()
     hook = hooked("webhook", {"URL": receiver.url, "SECRET": SECRET, "QUEUE": "2"})
@@ -80,7 +80,7 @@ def test_hanging_receiver_delays_no_reading(
 
 
 def test_hook_does_nothing_without_a_url(hooked: MakeHooked, spawner: Spawner) -> None:
-    """So that the whole shelf can be loaded."""
+    """All shipped hooks can be loaded together without settings."""
     before = threading.enumerate()
     hook = hooked("webhook", {})
     backend = spawner.backend()
@@ -107,7 +107,7 @@ def test_hook_does_nothing_without_a_url(hooked: MakeHooked, spawner: Spawner) -
     ],
 )
 def test_invalid_settings_are_refused(said: dict[str, str], why: str, hooked: MakeHooked) -> None:
-    """As the file is loaded, with what to write, and without a secret."""
+    """Loading the file raises an error with the expected value, and without the secret."""
     with pytest.raises(PluginError) as raised:
         hooked("webhook", {"URL": "http://127.0.0.1:1", **said})
     assert why in str(raised.value)
@@ -118,7 +118,7 @@ def test_invalid_settings_are_refused(said: dict[str, str], why: str, hooked: Ma
 def test_secret_file_contains_the_secret(
     hooked: MakeHooked, spawner: Spawner, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """And a refused shutdown is posted too."""
+    """A refused shutdown is posted as well."""
     file = tmp_path / "secret"
     file.write_text(f"{SECRET}\n")
     hook = hooked("webhook", {"URL": receiver.url, "SECRET_FILE": str(file)})

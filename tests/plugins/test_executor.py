@@ -117,7 +117,7 @@ def test_executor_keeps_a_bounded_number_of_threads(
     "error", [KeyError(), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()]
 )
 def test_any_error_ends_one_implementation_only(rig: Rig, error: BaseException) -> None:
-    """The others have theirs, in their order, and the thread stays."""
+    """The other implementations are called in order, and the thread survives."""
     plugins = rig.add(give(1), fail(error), give(3))
     for _ in range(2):
         assert rig.call() == [("p0", 1), ("p1", type(error)), ("p2", 3)]
@@ -126,7 +126,7 @@ def test_any_error_ends_one_implementation_only(rig: Rig, error: BaseException) 
 
 
 def test_hooks_without_a_time_limit_run_on_the_calling_thread(rig: Rig) -> None:
-    """There a Ctrl-C is the caller's."""
+    """The caller gets a KeyboardInterrupt."""
     plugins = rig.add(give(1), fail(SystemExit()), fail(asyncio.CancelledError()), give(3))
     outcomes = [("p0", 1), ("p1", SystemExit), ("p2", asyncio.CancelledError), ("p3", 3)]
     assert rig.call(None) == outcomes
@@ -137,7 +137,7 @@ def test_hooks_without_a_time_limit_run_on_the_calling_thread(rig: Rig) -> None:
 
 
 def test_overrun_costs_its_time_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """Others have one turn each, whoever is slow; a slow one has its next when it has come back."""
+    """The other implementations are called; a slow one is called again after its return."""
     go = threading.Event()
     wait: Callable[[], object] = lambda: go.wait(60) and None  # noqa: E731
     plugins = rig.add(give(0), wait, give(2), wait, wait, give(5))
@@ -160,7 +160,7 @@ def test_overrun_costs_its_time_once(rig: Rig, caplog: pytest.LogCaptureFixture)
 
 
 def test_late_result_is_dropped(rig: Rig) -> None:
-    """An answer after its time changes nothing, but is counted if it was an error."""
+    """A late result is ignored; a late error is counted."""
     go = threading.Event()
 
     def late() -> None:
@@ -175,7 +175,7 @@ def test_late_result_is_dropped(rig: Rig) -> None:
 
 
 def test_implementations_after_the_last_outcome_are_not_called(rig: Rig) -> None:
-    """Whether a value ends it, or that one is late, or still is."""
+    """A value, an overrun, or an implementation that is still overdue may end the call."""
     go = threading.Event()
     plugins = rig.add(give(None), lambda: go.wait(60) and None, give(2), give(3))
 
@@ -195,7 +195,7 @@ def test_implementations_after_the_last_outcome_are_not_called(rig: Rig) -> None
 
 
 def test_result_is_validated_within_its_time(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """What is wrong is an error, logged by its type; looking at it may take too long as well."""
+    """A wrong result is logged with its type; the validation counts towards the time limit."""
     go = threading.Event()
 
     def validate(value: Any) -> Any:
@@ -221,7 +221,7 @@ def test_result_is_validated_within_its_time(rig: Rig, caplog: pytest.LogCapture
 
 
 def test_plugins_come_and_go_during_calls(rig: Rig) -> None:
-    """One that leaves while it is called, or that brings another, breaks nothing; figures stay."""
+    """A plugin may unregister itself or register another during its call; the figures stay."""
     plugins = rig.add(give(0), lambda: rig.manager.unregister(plugins[1]) and None, give(2))
     assert rig.call() == [("p0", 0), ("p2", 2)]
     assert rig.call() == [("p0", 0), ("p2", 2)]
@@ -233,7 +233,7 @@ def test_plugins_come_and_go_during_calls(rig: Rig) -> None:
 
 
 def test_hook_may_call_hooks(rig: Rig) -> None:
-    """From its own thread, while that one is at work; each knows that it is on a hook's thread."""
+    """Nested calls run on hook threads, and `on_hook_thread` says so."""
     depth = [0]
 
     def again() -> object:
@@ -248,7 +248,7 @@ def test_hook_may_call_hooks(rig: Rig) -> None:
 
 
 def test_run_starts_before_outcomes_are_requested(rig: Rig) -> None:
-    """The outcomes are those of a call, whenever they are asked for."""
+    """`outcomes` may be called at any later time."""
     (plugin,) = rig.add(give(1))
     (run,) = rig.executor.begin(HookCall(HOOK, 0.05, {}, lambda value: value))
     eventually(lambda: plugin.threads)
@@ -257,7 +257,7 @@ def test_run_starts_before_outcomes_are_requested(rig: Rig) -> None:
 
 
 def test_overrun_may_end_the_call(rig: Rig) -> None:
-    """Those after it are not called, where that is the end; nothing it says later counts."""
+    """Later implementations are not called, and the late result is ignored."""
     go = threading.Event()
     plugins = rig.add(lambda: go.wait(60) and None, give(1))
     assert rig.call(0.05, is_last=lambda outcome: outcome.error is not None) == [
@@ -269,7 +269,7 @@ def test_overrun_may_end_the_call(rig: Rig) -> None:
 
 
 def test_each_implementation_has_one_outcome(rig: Rig) -> None:
-    """Whoever is given up at the moment at which it answers has overrun, and nothing else."""
+    """An implementation that returns while it is being skipped has overrun, and nothing else."""
     go = threading.Event()
     rig.add(give(1))
     outcomes = rig.call(0.05, is_last=lambda outcome: outcome.value is not None and go.wait(60))
@@ -278,7 +278,7 @@ def test_each_implementation_has_one_outcome(rig: Rig) -> None:
 
 
 def test_figures_add_up_over_many_calls(rig: Rig) -> None:
-    """Calls at which nothing happened count as the others do, however many there were."""
+    """Calls that return None are counted as well."""
     values = iter([None, 7, None, None] * 50)
     rig.add(give(None), lambda: next(values))
     began = time.perf_counter()

@@ -62,7 +62,7 @@ def loaded() -> list[str]:
 
 
 def test_folder_files_are_loaded(folder: Path) -> None:
-    """In order, under their own names, with nothing but `*.py`, and nothing compiled beside."""
+    """The `*.py` files are loaded in order, under their own names; no compiled file is written."""
     write(folder, "counts.py", COUNTS)
     write(folder, "also-this.py", "")
     for name in ("_skipped.py", ".hidden.py", "notes.txt"):
@@ -77,7 +77,7 @@ def test_folder_files_are_loaded(folder: Path) -> None:
 
 
 def test_two_monitors_load_one_folder(folder: Path) -> None:
-    """Each has its own."""
+    """Each monitor has its own modules."""
     write(folder, "counts.py", COUNTS)
     with monitor_with(folder) as one, monitor_with(folder) as other:
         name = "monitor_plugin_hooks.counts"
@@ -101,7 +101,7 @@ def test_two_monitors_load_one_folder(folder: Path) -> None:
     ],
 )
 def test_invalid_file_is_refused_by_its_path(text: str, why: str, folder: Path) -> None:
-    """What is wrong is said with the file's path, and no file is left among the modules."""
+    """The error names the file's path, and no module stays in `sys.modules`."""
     write(folder, "a_good.py", "")
     bad = write(folder, "bad.py", text)
     with pytest.raises(PluginError) as raised:
@@ -113,7 +113,7 @@ def test_invalid_file_is_refused_by_its_path(text: str, why: str, folder: Path) 
 
 
 def test_unmarked_function_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It has a hook's name, and would never be called: a guard that guards nothing, say."""
+    """A function with a hook's name but without a marker is never called."""
     write(folder, "guard.py", "def monitor_before_shutdown(backend): return 'no'")
     write(folder, "good.py", COUNTS)
     monitor_with(folder).close()
@@ -124,7 +124,7 @@ def test_unmarked_function_is_logged(folder: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_module_of_another_monitor_stays(folder: Path) -> None:
-    """Where loading fails, what an earlier monitor had loaded is still there."""
+    """A failed load leaves the modules of an earlier monitor in place."""
     write(folder, "counts.py", COUNTS)
     with monitor_with(folder):
         module = sys.modules["monitor_plugin_hooks.counts"]
@@ -136,7 +136,7 @@ def test_module_of_another_monitor_stays(folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o666, 0o620, 0o602])
 def test_file_that_others_can_write_is_refused(mode: int, folder: Path) -> None:
-    """It is named with its mode and the cure, and not run."""
+    """The error has the file's mode and the remedy; the file is not run."""
     file = write(folder, "counts.py", "raise SystemExit", mode)
     with pytest.raises(PluginError) as raised:
         monitor_with(folder)
@@ -146,7 +146,7 @@ def test_file_that_others_can_write_is_refused(mode: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
 def test_folder_that_others_can_write_is_refused(mode: int, folder: Path) -> None:
-    """Whoever may write it may put a file there, sticky or not."""
+    """Other users could add files, also to a sticky folder."""
     folder.chmod(mode)
     with pytest.raises(SettingsError) as raised:
         monitor_with(folder)
@@ -157,7 +157,7 @@ def test_folder_that_others_can_write_is_refused(mode: int, folder: Path) -> Non
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_file_of_another_user_is_refused(what: str, folder: Path) -> None:
-    """A file or a folder of neither root nor the monitor's user is named with its owner."""
+    """The error names the owner of a file or folder that belongs to another user."""
     file = write(folder, "counts.py", "raise SystemExit")
     os.chown(file if what == "file" else folder, 12345, -1)
     with pytest.raises(MonitorError, match="belongs to user 12345") as raised:
@@ -184,7 +184,7 @@ def test_link_is_checked_by_its_target(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(30)
 def test_special_file_is_refused(folder: Path) -> None:
-    """A pipe, a folder or a dangling link with a good name is refused, and not waited for."""
+    """A pipe, a folder or a dangling link is refused, without blocking."""
     os.mkfifo(folder / "pipe.py", 0o644)
     with pytest.raises(PluginError, match=r"pipe\.py is not a regular file"):
         monitor_with(folder)
@@ -200,14 +200,14 @@ def test_special_file_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none-there", "a-file"])
 def test_missing_folder_is_refused(name: str, folder: Path) -> None:
-    """A missing folder, and a file in its place, are a clear error."""
+    """A missing folder, or a file in its place, raises a clear error."""
     write(folder, "a-file", "")
     with pytest.raises(SettingsError, match=name):
         monitor_with(folder / name)
 
 
 def test_single_files_are_loaded_after_the_folder(folder: Path, tmp_path: Path) -> None:
-    """In the order in which they are named, whatever their names begin with, each once."""
+    """Each file is loaded once, in the given order, whatever its name begins with."""
     write(folder, "b.py", COUNTS)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o755)
@@ -228,7 +228,7 @@ def test_single_files_are_loaded_after_the_folder(folder: Path, tmp_path: Path) 
 def test_relative_path_is_in_the_working_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And is told of in full."""
+    """The errors show the absolute path."""
     write(folder, "counts.py", COUNTS)
     monkeypatch.chdir(folder)
     (plugin,) = Monitor(Settings(listen=None, hook=("counts.py",))).plugins()
@@ -238,7 +238,7 @@ def test_relative_path_is_in_the_working_directory(
 
 
 def test_single_file_is_checked_like_one_of_a_folder(folder: Path) -> None:
-    """Whoever may write it or its folder may not run it; and it must be a Python file."""
+    """Other users must not be able to write the file or its folder; its name must end in .py."""
     file = write(folder, "counts.py", "raise SystemExit", 0o666)
     with pytest.raises(PluginError, match=r"counts\.py \(mode 0666\) can be written by other"):
         Monitor(Settings(listen=None, hook=(str(file),)))
@@ -255,7 +255,7 @@ def test_single_file_is_checked_like_one_of_a_folder(folder: Path) -> None:
 
 
 def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
-    """They would be one module."""
+    """Both would become the same module."""
     write(folder, "counts.py", COUNTS)
     other = tmp_path / "other"
     other.mkdir(mode=0o755)
@@ -271,7 +271,7 @@ def test_two_files_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None
 def test_disabled_file_is_not_run(
     name: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By its stem or its module's name, of the folder or by itself; the others are loaded."""
+    """The stem or the module's name disables a file; the other files are loaded."""
     bad = write(folder, "bad.py", "raise SystemExit")
     write(folder, "counts.py", COUNTS)
     settings = Settings(

@@ -106,7 +106,7 @@ def test_invalid_status_is_ignored(
     spawner: Spawner,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One that raises, blocks or gives nonsense is logged by name; the next, or gRPC, answers."""
+    """A hook that raises, blocks or returns nonsense is logged; the next hook, or gRPC, answers."""
     monitor = make_monitor([Plugin()], hook_timeout_seconds=0.3)
     monitor.plugin_manager.register(Plugin(status=bad), "the-bad-one")
     register(monitor, spawner)
@@ -127,7 +127,7 @@ def test_invalid_components_are_ignored(
     spawner: Spawner,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What one hook gets wrong does not cost the other's components, or the reading."""
+    """An invalid result affects neither the components of other hooks nor the reading."""
     monitor = make_monitor([Plugin(components=lambda: {"gpu0": 5})], hook_timeout_seconds=0.3)
     monitor.plugin_manager.register(Plugin(components=bad), "the-bad-one")
     register(monitor, spawner, "--weights-mib", "1", "--kv-cache-mib", "0")
@@ -137,7 +137,7 @@ def test_invalid_components_are_ignored(
 
 
 class ByteSize(int):
-    """A number of bytes as some libraries have it."""
+    """A number of bytes as some libraries define it: a subclass of int."""
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ class ByteSize(int):
 def test_components_of_an_int_subclass_are_accepted(
     given: dict[str, Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """They cost neither the reading nor the list, though JSON takes no such class."""
+    """The reading and the list contain them, although msgspec cannot encode the class."""
     monitor = make_monitor([Plugin(**given)])
     register(monitor, spawner)
     client, memory = Client(monitor.url), {"total": 9, "breakdown": {"gpu0": 5}}
@@ -161,7 +161,7 @@ def test_components_of_an_int_subclass_are_accepted(
 def test_components_of_the_backend_win_over_hooks(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A hook adds to the breakdown, and overrules neither the backend nor an earlier hook."""
+    """A hook adds components, but replaces none of the backend or of an earlier hook."""
     late = Plugin(components=lambda: {"weights": 1, "a": 1})
     early = Plugin(components=lambda: {"a": 2})
     monitor = make_monitor([late, early])
@@ -176,7 +176,7 @@ def test_components_of_the_backend_win_over_hooks(
 def test_invalid_metadata_is_ignored(
     bad: Callable[[], Any], make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A good hook's token reaches the backend, whatever the other gives."""
+    """The valid token of another hook reaches the backend."""
     good = Plugin(metadata=lambda: {"authorization": "Bearer s3cret"})
     monitor = make_monitor([good, Plugin(metadata=bad)], hook_timeout_seconds=0.3)
     register(monitor, spawner, "--token", "s3cret")
@@ -186,7 +186,7 @@ def test_invalid_metadata_is_ignored(
 def test_metadata_key_in_upper_case_is_logged(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As HTTP's names are often written so, and gRPC takes none."""
+    """HTTP headers are often written in upper case; gRPC refuses such keys."""
     monitor = make_monitor([Plugin(metadata=lambda: {"Authorization": "Bearer s3cret"})])
     register(monitor, spawner)
     monitor.read("m")
@@ -197,7 +197,7 @@ def test_metadata_key_in_upper_case_is_logged(
 def test_blocking_hook_is_not_called_again(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A hook that is not back costs its time once, and is called again once it has come back."""
+    """An overrun delays one reading; the hook is called again after it has returned."""
     calls: list[int] = []
     go = threading.Event()
 
@@ -215,7 +215,7 @@ def test_blocking_hook_is_not_called_again(
 
 
 def test_state_changes_reach_hooks(make_monitor: Callable[..., Monitor], spawner: Spawner) -> None:
-    """Each change is told once, in order; numbers that State does not know are passed over."""
+    """Each change is reported once, in order; numbers that State does not know are ignored."""
     states = iter([1, 1, 2, 77, 2, -1])
     plugin = Plugin(status=lambda: Status(next(states)))
     monitor = make_monitor([plugin])
@@ -233,7 +233,7 @@ def test_state_changes_reach_hooks(make_monitor: Callable[..., Monitor], spawner
 def test_hooks_may_call_back_and_leave(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """A hook that reads, registers, stops and unregisters itself in flight deadlocks nothing."""
+    """A hook may read, register, stop and unregister itself during a call, without a deadlock."""
     outcomes: list[str] = []
 
     class Recursive:
@@ -321,7 +321,7 @@ class WrongArguments:
     ],
 )
 def test_unusable_plugins_are_refused(plugin: object, words: str) -> None:
-    """A plugin that could not be called as meant is refused at load, by name, and not kept."""
+    """A plugin that cannot be called is refused by name, and is not registered."""
     monitor = Monitor(Settings(listen=None))
     with pytest.raises(PluginError, match=words):
         monitor.plugin_manager.register(plugin, "the-plugin")
@@ -330,7 +330,7 @@ def test_unusable_plugins_are_refused(plugin: object, words: str) -> None:
 
 
 def test_hookspecs_have_these_hooks() -> None:
-    """Each hook of the contract exists, and says when, on which thread and what it may return."""
+    """The docstring of each hook says when, on which thread, and what it may return."""
     assert set(HOOK_NAMES) == {
         *("monitor_backend_spawned", "monitor_backend_exited", "monitor_started"),
         *("monitor_closing", "monitor_backend_registered", "monitor_query_status"),

@@ -64,7 +64,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 def test_plugins_are_listed_with_their_figures(
     make_monitor: MonitorFactory, backend: BackendFactory, installed: Callable[..., None]
 ) -> None:
-    """Each with its name, where it comes from, and for each hook its calls, errors and seconds."""
+    """Each plugin has a name, a source, and the calls, errors and seconds of each hook."""
     installed("third", ENTRY)
     monitor = make_monitor([Books(), Books()])
     monitor.plugin_manager.register(Books(), "late")
@@ -96,7 +96,7 @@ def test_broken_package_is_skipped(
     installed: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is logged, also where it wants to end the program, or its name is taken."""
+    """The failure is logged, also a SystemExit or a name that is taken."""
     installed("third", "raise SystemExit(3)")
     installed("fourth", "import asyncio; raise asyncio.CancelledError")
     installed("fifth", ENTRY, entry="ours")
@@ -114,7 +114,7 @@ def test_broken_package_is_skipped(
 def test_file_with_a_name_that_is_not_unicode_is_listed(
     make_monitor: MonitorFactory, tmp_path: Path
 ) -> None:
-    """With those bytes escaped; and it takes no other plugin off the list."""
+    """The invalid bytes are escaped; the other plugins stay in the list."""
     tmp_path.chmod(0o755)
     path = tmp_path / os.fsdecode(b"caf\xe9.py")
     path.write_text("")
@@ -134,7 +134,7 @@ def test_disabled_plugins_are_skipped(
     installed: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Of `plugins=` and of packages, which are not even imported; the monitor's own part stays."""
+    """Disabled packages are not imported; the monitor's own plugin cannot be disabled."""
     installed("third", "raise SystemExit")
     installed("fourth", ENTRY)
     names = ("Books", "third-entry", "monitor_plugin")
@@ -148,7 +148,7 @@ def test_disabled_plugins_are_skipped(
 
 
 def test_plugins_of_the_host_are_listed() -> None:
-    """Those that implement a hook of the monitor's, with the manager that has them."""
+    """Plugins that implement a hook of the monitor are listed, with their manager as the source."""
     manager = pluggy.PluginManager("myhost")
     marker = pluggy.HookimplMarker("myhost")
 
@@ -168,7 +168,7 @@ def test_plugins_of_the_host_are_listed() -> None:
 
 
 def test_hooks_need_the_role_read(make_monitor: MonitorFactory, tmp_path: Path) -> None:
-    """Any token's role is enough, and one is needed."""
+    """A token of any role is required."""
     tokens = tmp_path / "tokens"
     tokens.write_text("read:grafana:r3ad")
     client = Client(make_monitor(token_file=str(tokens)).url)
@@ -185,7 +185,7 @@ def test_hooks_command_queries_a_running_monitor(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By a flag or a variable, over TCP or a socket, with a token; as a table or as JSON."""
+    """The URL comes from a flag or a variable; the output is a table or JSON."""
     listen = f"unix:{tmp_path}/s" if where == "socket" else "127.0.0.1:0"
     monitor = make_monitor([Books()], listen=listen, token="s3cret", disable_hook=("gone",))
     (tmp_path / "token").write_text("s3cret\n")
@@ -213,7 +213,7 @@ def test_hooks_command_queries_a_running_monitor(
 def test_command_without_a_monitor_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It names the URL."""
+    """The error names the URL."""
     assert main(["hooks", "--url", f"unix:{tmp_path}/none"]) == 1
     assert capsys.readouterr().err.startswith(
         f"monitor-plugin: no monitor answers at unix:{tmp_path}/none: "
@@ -240,7 +240,7 @@ def test_table_shows_any_plugins() -> None:
 
 
 def test_list_flags_may_be_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each adds to it, and commas still part; the last of two others counts."""
+    """List flags add up, and commas separate values; of other flags the last one counts."""
     for name in ("a", "b", "c"):
         (folder / f"{name}.py").write_text(f"raise KeyError('{name}')")
     flags = ["--hook", f"{folder}/a.py,{folder}/b.py", "--hook", f"{folder}/c.py"]
@@ -260,7 +260,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_environment_variables_are_lists(folder: Path) -> None:
-    """Between commas."""
+    """Commas separate the values."""
     environment = {"MONITOR_HOOK": f"{folder}/a.py, {folder}/b.py", "MONITOR_DISABLE_HOOK": "a,b"}
     settings = Settings.from_environment(environment)
     assert settings.hook == (f"{folder}/a.py", f"{folder}/b.py")

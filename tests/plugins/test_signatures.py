@@ -53,7 +53,7 @@ def instance(source: str) -> object:
 def test_wrong_signature_is_refused(
     make: Callable[[str], object], arguments: str, words: str
 ) -> None:
-    """It says what is wrong and what it should be, and nothing of it stays registered."""
+    """The error has the problem and the expected signature; nothing stays registered."""
     manager = PluginManager()
     with pytest.raises(PluginError) as raised:
         manager.register(make(arguments.format("monitor_backend_gone")), "mine")
@@ -64,7 +64,7 @@ def test_wrong_signature_is_refused(
 
 
 def test_class_instead_of_an_instance_is_refused() -> None:
-    """Its methods have no self to be called with."""
+    """The methods of a class cannot be called without an instance."""
     plugin = type(instance("def monitor_closing(self): ..."))
     with pytest.raises(PluginError, match="register an instance"):
         PluginManager().register(plugin)
@@ -84,7 +84,7 @@ def test_class_instead_of_an_instance_is_refused() -> None:
     ],
 )
 def test_signature_that_pluggy_can_call_is_accepted(source: str) -> None:
-    """Fewer arguments, another order, defaults of one's own, and decorated ones."""
+    """Fewer arguments, another order, additional defaults, and decorated functions."""
 
     def wrapped(function: Any) -> Any:
         @functools.wraps(function)
@@ -116,7 +116,7 @@ def test_plugins_of_the_host_are_validated() -> None:
 
 
 def test_old_implementation_works_with_a_new_argument() -> None:
-    """Pluggy passes what an implementation names; so does the monitor."""
+    """Pluggy and the monitor pass only the arguments that an implementation names."""
     specs = types.ModuleType("later")
 
     def monitor_backend_gone(backend: object, exit: object, later: object) -> None: ...
@@ -145,7 +145,7 @@ def test_old_implementation_works_with_a_new_argument() -> None:
 
 
 def test_host_hooks_keep_their_signatures() -> None:
-    """An argument more would break every host, and one less too."""
+    """One argument more or less would break every host."""
     assert [signature_of(hook) for hook in hookspecs.HOST_CALLS] == [
         "monitor_backend_spawned(model: str, pid: int, address: str) -> None",
         "monitor_backend_exited(model: str, pid: int, exit_code: int | None) -> None",
@@ -153,7 +153,7 @@ def test_host_hooks_keep_their_signatures() -> None:
 
 
 def test_hooks_keep_their_arguments() -> None:
-    """They may gain some at the end; those that are there keep their names and their places."""
+    """New arguments come last; existing ones keep their names and positions."""
     kept = {
         "monitor_started": ("monitor",),
         "monitor_closing": (),
