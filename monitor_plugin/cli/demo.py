@@ -45,12 +45,13 @@ def demo(once: bool, log_format: str, **flags: Any) -> int:
             code = FINE
             for text, as_expected in make_calls(monitor.url, settings.token):
                 click.echo(text)
-                code = code if as_expected else FAILED
+                if not as_expected:
+                    code = FAILED
             return code
         click.echo(f"{len(MODELS)} backends run; the monitor answers at {monitor.url}. Try:\n")
+        url = monitor.url.replace("//127.0.0.1:", "//localhost:")
+        with_token = settings.token is not None or settings.token_file is not None
         for call in calls():
-            url = monitor.url.replace("//127.0.0.1:", "//localhost:")
-            with_token = settings.token is not None or settings.token_file is not None
             click.echo(call.curl(url, with_token))
         if monitor.url.startswith("http:"):
             click.echo(f"\nIn a browser: {monitor.url}")

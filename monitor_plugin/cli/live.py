@@ -26,7 +26,7 @@ from .views.text import by_memory, cpu_percent, duration, escape_name, printable
 _MAX_EVENTS = 50
 _STALE_SECONDS = 15.0
 _REDRAW_SECONDS = 1.0
-# A missing answer is shown so long after it is due, before the request times out.
+# An overdue answer is reported after this time, before the request times out.
 _SILENCE_SECONDS = 3.0
 _TIMEOUT_SECONDS = 10.0
 _EVENT_LINES = 5
@@ -184,6 +184,7 @@ class Top:
         )
 
     def _silence(self) -> str | None:
+        """Return a message if the monitor's answer is overdue."""
         seconds = time.monotonic() - self._answered_at
         if seconds < self._interval_seconds + _SILENCE_SECONDS:
             return None

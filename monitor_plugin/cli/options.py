@@ -157,6 +157,6 @@ class ModelName(click.types.StringParamType):
             answer, _ = fetch_backends(client, fresh=False, timeout_seconds=_COMPLETION_SECONDS)
         except MonitorError:
             return []
-        typed = context.params.get(parameter.name or "") or ()
-        models = sorted({item.model for item in answer.backends} - set(typed))
+        typed = context.params.get(parameter.name or "") or ()  # earlier ones of `stop MODEL...`
+        models = sorted({item.model for item in answer.backends}.difference(typed))
         return [CompletionItem(model) for model in models if model.startswith(incomplete)]

@@ -82,7 +82,7 @@ def stop(
     yes: bool,
     node: str | None,
 ) -> int:
-    """Stop models and all their processes, through the host where it can.
+    """Stop models and all their processes, through the host where possible.
 
     Asks first. Waits until a busy backend has finished its work, then until all its processes have
     ended. Up to four models are stopped at the same time. Ctrl-C ends the wait, not a shutdown that
