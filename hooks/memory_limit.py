@@ -62,55 +62,55 @@ class MemoryLimit:
         """Stop backends that exceed a limit, given the observations of a sweep."""
         self._activity.note(observations, now)
         stopping = self.stops.under_way()
-        held: dict[Backend, int] = {}
+        used: dict[Backend, int] = {}
         idle: dict[Backend, float] = {}  # idle seconds of the backends that may be stopped
         for each in observations:
             amount = held_bytes(each, self._component)
             if amount is not None and each.backend not in stopping:
-                held[each.backend] = amount
+                used[each.backend] = amount
                 if self._stop_busy or not self._activity.may_be_busy(each, now):
                     idle[each.backend] = self._activity.idle_seconds(each.backend, now)
-        over = self._over(held)
+        over = self._over(used)
         self._over_since = {key: self._over_since.get(key, now) for key in over}
         self._logged &= over.keys()
-        order = sorted(idle, key=lambda each: (-idle[each], -held[each]))
+        order = sorted(idle, key=lambda each: (-idle[each], -used[each]))
         if self._order == "largest":
-            order.sort(key=lambda each: -held[each])
+            order.sort(key=lambda each: -used[each])
         for key, why in over.items():
             if now - self._over_since[key] >= self._for_seconds:
                 victims = order if key is None else [key] if key in idle else []
-                self._reduce(key, why, held, {each: idle[each] for each in victims})
+                self._reduce(key, why, used, {each: idle[each] for each in victims})
 
     def _reduce(
-        self, key: Backend | None, why: str, held: dict[Backend, int], idle: Mapping[Backend, float]
+        self, key: Backend | None, why: str, used: dict[Backend, int], idle: Mapping[Backend, float]
     ) -> None:
-        """Stop backends in order until the memory is within the limit; remove them from `held`."""
+        """Stop backends in order until the memory is within the limit; remove them from `used`."""
         for backend in idle:
-            if backend in held and self._is_over(key, held):
-                figures = f"{read.size_text(held[backend])}, idle for {idle[backend]:.0f} s"
+            if backend in used and self._is_over(key, used):
+                figures = f"{read.size_text(used[backend])}, idle for {idle[backend]:.0f} s"
                 reason = f"{why} (this backend: {figures})"
                 if self.stops.stop(backend, reason, spare_busy=not self._stop_busy):
-                    del held[backend]
-        if self._is_over(key, held) and key not in self._logged:
+                    del used[backend]
+        if self._is_over(key, used) and key not in self._logged:
             self._logged.add(key)
             whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
             _logger.warning("%s: %s, and no backend may be stopped now", whose, why)
 
-    def _is_over(self, key: Backend | None, held: Mapping[Backend, int]) -> bool:
-        return key in held if key else sum(held.values()) > (self._total or 0)
+    def _is_over(self, key: Backend | None, used: Mapping[Backend, int]) -> bool:
+        return key in used if key else sum(used.values()) > (self._total or 0)
 
-    def _over(self, held: Mapping[Backend, int]) -> dict[Backend | None, str]:
+    def _over(self, used: Mapping[Backend, int]) -> dict[Backend | None, str]:
         """Return the exceeded limits, each with its reason; that of all backends comes last."""
         over: dict[Backend | None, str] = {}
-        for backend, amount in held.items():
+        for backend, amount in used.items():
             limit = self._models.of(backend.model)
             if limit and amount > limit.value:
-                held_text, most = read.size_text(amount), read.size_text(limit.value)
-                over[backend] = f"uses {held_text}, over {most} for {limit.pattern!r}"
-        total = sum(held.values())
+                used_text, most = read.size_text(amount), read.size_text(limit.value)
+                over[backend] = f"uses {used_text}, over {most} for {limit.pattern!r}"
+        total = sum(used.values())
         if self._total and total > self._total:
-            held_text, most = read.size_text(total), read.size_text(self._total)
-            over[None] = f"{len(held)} backends use {held_text}, over {most} in total"
+            used_text, most = read.size_text(total), read.size_text(self._total)
+            over[None] = f"{len(used)} backends use {used_text}, over {most} in total"
         return over
 
 

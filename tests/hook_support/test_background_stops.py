@@ -1,4 +1,4 @@
-"""Stops that a hook asks for: off its thread, once at a time, and told of once."""
+"""Stops for a hook: in the background, one at a time per backend, logged once."""
 
 from __future__ import annotations
 

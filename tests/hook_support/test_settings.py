@@ -22,8 +22,8 @@ from monitor_plugin.hook_support.settings import (
 )
 
 
-def settings(**said: str) -> HookSettings:
-    environ = {f"MONITOR_HOOK_IDLE_STOP_{name}": text for name, text in said.items()}
+def settings(**values: str) -> HookSettings:
+    environ = {f"MONITOR_HOOK_IDLE_STOP_{name}": text for name, text in values.items()}
     return HookSettings("monitor_plugin_hooks.idle-stop", environ)
 
 

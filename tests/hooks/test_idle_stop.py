@@ -24,8 +24,8 @@ def test_idle_backends_are_stopped(
         "keep": spawner.backend(),
     }
     works = spawner.process(*WORKS)
-    said = {"SECONDS": "keep=never, *=1.5"}
-    hook = hooked("idle_stop", said, sweep_interval_seconds=0.3, status_timeout_seconds=0.2)
+    limits = {"SECONDS": "keep=never, *=1.5"}
+    hook = hooked("idle_stop", limits, sweep_interval_seconds=0.3, status_timeout_seconds=0.2)
     for model, backend in {"idle": idle, "silent": silent, **kept}.items():
         hook.spawned(model, backend)
     hook.monitor.hook.monitor_backend_spawned(model="works", pid=works.pid, address="127.0.0.1:1")
@@ -33,11 +33,11 @@ def test_idle_backends_are_stopped(
     assert [each.model for each in hook.monitor.backends()] == [*kept, "works"]
     assert not is_running(idle.pid)
     assert not is_running(silent.pid)
-    told = [each for each in caplog.messages if "is being stopped" in each]
-    assert len(told) == 2
+    lines = [each for each in caplog.messages if "is being stopped" in each]
+    assert len(lines) == 2
     begins = f"model 'idle' (process {idle.pid}) is being stopped: it was idle for "
-    assert any(each.startswith(begins) for each in told)
-    assert told[0].endswith("s, over 1.5 s for '*'")
+    assert any(each.startswith(begins) for each in lines)
+    assert lines[0].endswith("s, over 1.5 s for '*'")
 
 
 def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:

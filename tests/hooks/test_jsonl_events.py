@@ -25,7 +25,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def tell(hook: Hooked, times: int = 1) -> None:
+def report_events(hook: Hooked, times: int = 1) -> None:
     for _ in range(times):
         hook.module.monitor_state_changed(BACKEND, State.UNINITIALIZED, State.READY)
 
@@ -70,7 +70,7 @@ def test_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
     """Files contain complete lines up to the maximum size; some old files are kept."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path), "MAX_BYTES": "500", "BACKUPS": "2"})
-    tell(hook, 12)
+    report_events(hook, 12)
     assert sorted(each.name for each in tmp_path.glob("events*")) == [
         "events.jsonl",
         "events.jsonl.1",
@@ -91,9 +91,9 @@ def test_moved_file_is_created_again(hooked: MakeHooked, tmp_path: Path) -> None
     """logrotate may move the file; no signal is needed."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
-    tell(hook)
+    report_events(hook)
     path.rename(tmp_path / "old")
-    tell(hook)
+    report_events(hook)
     assert len(lines(path)) == len(lines(tmp_path / "old")) == 1
 
 
@@ -104,13 +104,13 @@ def test_missing_folder_is_logged_once(
     folder = tmp_path / "log"
     folder.mkdir()
     hook = hooked("jsonl_events", {"PATH": str(folder / "events.jsonl")})
-    tell(hook)
+    report_events(hook)
     shutil.rmtree(folder)
-    tell(hook, 3)
+    report_events(hook, 3)
     assert len(text(caplog)) == 1
     assert "events are lost: No such file or directory" in text(caplog)[0]
     folder.mkdir()
-    tell(hook, 2)
+    report_events(hook, 2)
     assert len(lines(folder / "events.jsonl")) == 2
     assert len(text(caplog)) == 2
     assert "written again; 3 were lost" in text(caplog)[1]
@@ -119,7 +119,7 @@ def test_missing_folder_is_logged_once(
 def test_full_disk_is_logged_once(hooked: MakeHooked, caplog: pytest.LogCaptureFixture) -> None:
     """/dev/full behaves as a full disk."""
     hook = hooked("jsonl_events", {"PATH": "/dev/full"})
-    tell(hook, 3)
+    report_events(hook, 3)
     assert len(text(caplog)) == 1
     assert "/dev/full: events are lost: No space left on device" in text(caplog)[0]
 
@@ -133,7 +133,7 @@ def test_full_pipe_is_logged_once(
     try:
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
         hook = hooked("jsonl_events", {"PATH": str(tmp_path / "pipe")})
-        tell(hook, 60)
+        report_events(hook, 60)
         (message,) = text(caplog)
         assert message.endswith("/pipe: events are lost: Resource temporarily unavailable")
         for line in os.read(reader, 4096).splitlines():
@@ -146,19 +146,19 @@ def test_incomplete_line_is_removed(hooked: MakeHooked, tmp_path: Path) -> None:
     """A partly written line is truncated."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
-    tell(hook)
+    report_events(hook)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
     try:
-        tell(hook)
+        report_events(hook)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    tell(hook)
+    report_events(hook)
     assert len(lines(path)) == 2
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("hook_settings", "why"),
     [
         ({"PATH": "/no/folder/file"}, "_PATH='/no/folder/file': No such file or directory; write "),
         ({"PATH": "/tmp"}, "_PATH='/tmp': Is a directory; write the path of a file"),
@@ -170,14 +170,14 @@ def test_incomplete_line_is_removed(hooked: MakeHooked, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_settings_are_refused(
-    said: dict[str, str], why: str, hooked: MakeHooked, tmp_path: Path
+    hook_settings: dict[str, str], why: str, hooked: MakeHooked, tmp_path: Path
 ) -> None:
     """Loading the file raises an error with the expected value."""
     with pytest.raises(PluginError) as raised:
-        hooked("jsonl_events", {"PATH": str(tmp_path / "file"), **said})
+        hooked("jsonl_events", {"PATH": str(tmp_path / "file"), **hook_settings})
     assert f"MONITOR_HOOK_JSONL_EVENTS{why}" in str(raised.value)
 
 
 def test_hook_does_nothing_without_a_path(hooked: MakeHooked) -> None:
     """All shipped hooks can be loaded together without settings."""
-    tell(hooked("jsonl_events", {}))
+    report_events(hooked("jsonl_events", {}))

@@ -26,18 +26,18 @@ READY = {"ready": True, "models": {"m": True}, "seconds": 0}
 class OipServer:
     """The server, whose responses may be changed at any time."""
 
-    def __init__(self, spawner: Spawner, path: Path, **says: Any) -> None:
+    def __init__(self, spawner: Spawner, path: Path, **results: Any) -> None:
         self._path = path
         self._calls = Path(f"{path}.calls")
         self._calls.touch()
-        self.says(**says)
+        self.configure(**results)
         arguments = (sys.executable, "-m", "tests.hooks.oip_server", str(path))
         self.process = spawner.process(*arguments, cwd=ROOT)
         assert self.process.stdout
         self.address = self.process.stdout.readline().strip()
         assert self.address
 
-    def says(self, **changed: Any) -> None:
+    def configure(self, **changed: Any) -> None:
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps({**READY, **changed}))
         new.replace(self._path)
@@ -57,7 +57,7 @@ class OipServer:
 @pytest.fixture
 def serve(spawner: Spawner, tmp_path: Path) -> Callable[..., OipServer]:
     """Starts the server."""
-    return lambda **says: OipServer(spawner, tmp_path / "server", **says)
+    return lambda **results: OipServer(spawner, tmp_path / "server", **results)
 
 
 @pytest.fixture
@@ -100,10 +100,10 @@ def test_readiness_of_server_and_model_becomes_a_state(
     assert state(monitor) == State.READY
     assert server.calls() == [*(SERVER_READY, "/inference.GRPCInferenceService/ModelReady", "m")]
     assert read(monitor).json["memory"]["total"] > 1024 * 1024
-    for says in ({"ready": False}, {"models": {"m": False}}, {"models": {"other": True}}):
-        server.says(**says)
+    for results in ({"ready": False}, {"models": {"m": False}}, {"models": {"other": True}}):
+        server.configure(**results)
         assert state(monitor) == State.UNINITIALIZED
-    server.says()
+    server.configure()
     assert state(monitor) == State.READY
 
 
@@ -151,7 +151,7 @@ def test_backend_that_hung_gets_requests_again(
     monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 0.1)
     register(monitor, server)
     assert read(monitor).headers["X-Monitor-Source"] == "psutil"
-    server.says()
+    server.configure()
     eventually(lambda: read(monitor).headers["X-Monitor-Source"] == "hook")
 
 

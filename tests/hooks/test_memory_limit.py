@@ -77,8 +77,8 @@ MakeWatched = Callable[..., Watched]
 def watched(hooked: MakeHooked, spawner: Spawner) -> MakeWatched:
     """Makes a `Watched`: `watched("a", "b", TOTAL="1GiB")`."""
 
-    def make(*models: str, **said: str) -> Watched:
-        hook = hooked("memory_limit", said, sweep_interval_seconds=0)
+    def make(*models: str, **hook_settings: str) -> Watched:
+        hook = hooked("memory_limit", hook_settings, sweep_interval_seconds=0)
         return Watched(hook, spawner, *models)
 
     return make
@@ -91,9 +91,9 @@ def test_backend_over_its_limit_is_stopped(
     host = watched("a1", "a2", "b", "free", MODELS="free=none,a1=1GiB,a*=100MiB,*=200MiB")
     host.sweep(times=3, a1=900, a2=101, b=200, free=10000)
     assert host.running == ["a1", "b", "free"]
-    (told,) = caplog.messages
-    assert "model 'a2' (process" in told
-    assert "uses 101 MiB, over 100 MiB for 'a*'" in told
+    (line,) = caplog.messages
+    assert "model 'a2' (process" in line
+    assert "uses 101 MiB, over 100 MiB for 'a*'" in line
 
 
 def test_single_high_figure_stops_no_backend(watched: MakeWatched) -> None:
@@ -130,8 +130,8 @@ def test_total_limit_stops_as_few_backends_as_needed(
     assert host.running == left
     host.sweep(times=3, **dict.fromkeys(left, 100))
     assert host.running == left
-    (told,) = caplog.messages
-    assert "4 backends use 1.221 GiB, over 1000 MiB in total (this backend: " in told
+    (line,) = caplog.messages
+    assert "4 backends use 1.221 GiB, over 1000 MiB in total (this backend: " in line
 
 
 def test_backend_that_is_being_stopped_does_not_count(watched: MakeWatched) -> None:
@@ -217,8 +217,8 @@ def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None
         "busy": ("--weights-mib", "40", "--busy-seconds", "1000"),
     }
     backends = {model: spawner.backend(*each) for model, each in switches.items()}
-    said = {"MODELS": "holds=140MiB,*=30MiB", "FOR_SECONDS": "0.5"}
-    hook = hooked("memory_limit", said, sweep_interval_seconds=0.2)
+    hook_settings = {"MODELS": "holds=140MiB,*=30MiB", "FOR_SECONDS": "0.5"}
+    hook = hooked("memory_limit", hook_settings, sweep_interval_seconds=0.2)
     for model, backend in backends.items():
         hook.spawned(model, backend)
     eventually(lambda: len(hook.monitor.backends()) == 2)
@@ -235,7 +235,7 @@ def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("hook_settings", "why"),
     [
         ({"MODELS": "a=8"}, None),
         (
@@ -250,13 +250,13 @@ def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
     ],
 )
 def test_invalid_settings_are_refused(
-    said: dict[str, str], why: str | None, hooked: MakeHooked
+    hook_settings: dict[str, str], why: str | None, hooked: MakeHooked
 ) -> None:
     """Loading the file raises an error with the expected value."""
     if why is None:
-        hooked("memory_limit", said)
+        hooked("memory_limit", hook_settings)
         return
     with pytest.raises(PluginError) as raised:
-        hooked("memory_limit", said)
+        hooked("memory_limit", hook_settings)
     assert "MONITOR_HOOK_MEMORY_LIMIT_" in str(raised.value)
     assert why in str(raised.value)

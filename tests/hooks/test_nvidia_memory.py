@@ -35,13 +35,13 @@ class Driver:
         options = ("-shared", "-fPIC", f"-DNEWEST={newest}")
         command = [compiler, *options, "-o", str(library), str(source)]
         subprocess.run(command, check=True, timeout=60)
-        self._file = folder / "says"
-        self._calls = folder / "says.calls"
+        self._file = folder / "results"
+        self._calls = folder / "results.calls"
         self._calls.touch()
         self.environment = {"LD_LIBRARY_PATH": str(folder), "NVML_STAND_IN": str(self._file)}
-        self.says("devices 0 2")
+        self.configure("devices 0 2")
 
-    def says(self, *lines: str) -> None:
+    def configure(self, *lines: str) -> None:
         changed = self._file.with_suffix(".new")
         changed.write_text("".join(f"{line}\n" for line in lines))
         changed.replace(self._file)
@@ -81,32 +81,32 @@ def test_breakdown_has_tree_memory_by_device(
     """
     parent, child = spawn_tree(spawner)
     driver = make_driver()
-    says = [
+    results = [
         "devices 0 2",
         f"compute 0 {parent} {100 * MIB} -1",
         f"compute 0 {child} {7 * MIB} -1",
         f"graphics 0 {child} {NOT_AVAILABLE} -1",  # it does both
         f"compute 0 {os.getpid()} {1000 * MIB} -1",
     ]
-    driver.says(*says, f"compute 1 {parent} {NOT_AVAILABLE}", f"compute 1 {child} {MIB}")
+    driver.configure(*results, f"compute 1 {parent} {NOT_AVAILABLE}", f"compute 1 {child} {MIB}")
     watched = start({"m": parent}, **driver.environment)
     assert watched.breakdown() == {"vram:nvidia0": 107 * MIB}
 
-    says += [f"compute 1 {child} {2 * MIB} 3", f"compute 1 {child} {3 * MIB} 4"]
-    driver.says(*says, f"fails graphics 1 {NOT_SUPPORTED}")
+    results += [f"compute 1 {child} {2 * MIB} 3", f"compute 1 {child} {3 * MIB} 4"]
+    driver.configure(*results, f"fails graphics 1 {NOT_SUPPORTED}")
     both = {"vram:nvidia0": 107 * MIB, "vram:nvidia1": 5 * MIB}
     eventually(lambda: watched.breakdown() == both)
     (listed,) = watched.client.request("GET", "/backends").json["backends"]
     assert listed["process"]["tree"]["vram"] == 112 * MIB
     assert watched.log == ""
 
-    driver.says(*says, f"fails compute 0 {GPU_IS_LOST}")
+    driver.configure(*results, f"fails compute 0 {GPU_IS_LOST}")
     eventually(lambda: watched.breakdown() == {"vram:nvidia1": 5 * MIB})
     calls = driver.calls("compute 0")
     eventually(lambda: watched.breakdown() and driver.calls("compute 0") > calls + 1)
     assert watched.log.count("\n") == 1
     assert "GPU 0: no GPU memory is available: GPU is lost" in watched.log
-    driver.says(*says)
+    driver.configure(*results)
     eventually(lambda: watched.breakdown() == both)
     assert driver.calls("init 0") > 1
 
@@ -122,7 +122,7 @@ def test_older_drivers_get_their_versions_of_calls(
     """The hook uses the second version, or the first, whose structure has no MIG instances."""
     parent, child = spawn_tree(spawner)
     driver = make_driver(newest)
-    driver.says(
+    driver.configure(
         *("devices 0 3", f"compute 0 {parent} {5 * MIB}", f"graphics 0 {child} {2 * MIB}"),
         *(f"compute 1 {parent} {MIB}", f"compute 1 {child} {NOT_AVAILABLE}"),
         f"fails compute 2 {GPU_IS_LOST}",
@@ -139,7 +139,7 @@ def test_device_is_read_once_for_all_backends(
     """Concurrent readings of many backends read each device once."""
     pids = {f"m{number}": spawner.sleeper().pid for number in range(12)}
     driver = make_driver()
-    driver.says("devices 0 2", *(f"compute 1 {pid} {MIB}" for pid in pids.values()))
+    driver.configure("devices 0 2", *(f"compute 1 {pid} {MIB}" for pid in pids.values()))
     watched = start(pids, share_seconds=60, **driver.environment)
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(watched.breakdown, [*pids] * 4))
@@ -168,7 +168,7 @@ def test_missing_library_or_driver_is_logged_once(
         why = "NVML Shared Library Not Found"
     else:
         driver = make_driver()
-        driver.says(f"fails init 0 {DRIVER_NOT_LOADED}")
+        driver.configure(f"fails init 0 {DRIVER_NOT_LOADED}")
         environment = driver.environment
         why = "Driver Not Loaded"
     pid = spawner.sleeper().pid
@@ -176,7 +176,7 @@ def test_missing_library_or_driver_is_logged_once(
     assert watched.breakdown() == {}
     if missing == "driver":  # it was tried again, and is loaded at last
         eventually(lambda: watched.breakdown() == {} and driver.calls("init 0") > 1)
-        driver.says("devices 0 1", f"compute 0 {pid} {MIB}")
+        driver.configure("devices 0 1", f"compute 0 {pid} {MIB}")
         eventually(lambda: watched.breakdown() == {"vram:nvidia0": MIB})
     assert watched.log.splitlines() == [
         f"monitor_plugin_hooks.nvidia_memory: NVML: no GPU memory is available: {why}"

@@ -42,10 +42,10 @@ def test_stuck_backends_are_stopped(
     assert [each.model for each in hook.monitor.backends()] == [*kept]
     assert not is_running(stuck.pid)
     assert not is_running(frozen.pid)
-    told = sorted(each for each in caplog.messages if "is being stopped" in each)
-    assert len(told) == 2
-    assert f"model 'stuck' (process {stuck.pid}) is being stopped: it was busy for" in told[1]
-    assert told[1].endswith("over 4 s for '*'")
+    lines = sorted(each for each in caplog.messages if "is being stopped" in each)
+    assert len(lines) == 2
+    assert f"model 'stuck' (process {stuck.pid}) is being stopped: it was busy for" in lines[1]
+    assert lines[1].endswith("over 4 s for '*'")
 
 
 class Says:

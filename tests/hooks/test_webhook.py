@@ -91,7 +91,7 @@ def test_hook_does_nothing_without_a_url(hooked: MakeHooked, spawner: Spawner) -
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("values", "why"),
     [
         ({}, "MONITOR_HOOK_WEBHOOK_SECRET_FILE: write the path of a file that contains the secret"),
         ({"URL": "hunter2@x"}, "MONITOR_HOOK_WEBHOOK_URL: it is not an https:// or http:// URL"),
@@ -106,10 +106,10 @@ def test_hook_does_nothing_without_a_url(hooked: MakeHooked, spawner: Spawner) -
         ({"SECRET": SECRET, "RETRY_SECONDS": "nan"}, "MONITOR_HOOK_WEBHOOK_RETRY_SECONDS='nan'"),
     ],
 )
-def test_invalid_settings_are_refused(said: dict[str, str], why: str, hooked: MakeHooked) -> None:
+def test_invalid_settings_are_refused(values: dict[str, str], why: str, hooked: MakeHooked) -> None:
     """Loading the file raises an error with the expected value, and without the secret."""
     with pytest.raises(PluginError) as raised:
-        hooked("webhook", {"URL": "http://127.0.0.1:1", **said})
+        hooked("webhook", {"URL": "http://127.0.0.1:1", **values})
     assert why in str(raised.value)
     assert "write " in str(raised.value)
     assert "hunter2" not in str(raised.value)
