@@ -38,9 +38,15 @@ class SingleFlight(Generic[T]):
         now = time.monotonic()
         if max_age_seconds is None:
             max_age_seconds = self._max_age_seconds
+        # The first check is without the lock: with it, 16 clients got 0.81 of the floor's answers
+        # instead of 0.92 (benchmarks/rates.py), because threads that answer wait for one another.
+        cached = self._cached
+        if cached is not None and now - cached[0] <= max_age_seconds:
+            return cached[1]
         with self._lock:
-            if self._cached is not None and now - self._cached[0] <= max_age_seconds:
-                return self._cached[1]
+            cached = self._cached
+            if cached is not None and now - cached[0] <= max_age_seconds:
+                return cached[1]
             running = self._future
             future = running or Future()
             self._future = future
