@@ -93,7 +93,7 @@ def stop(
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal on which to ask; --yes stops without asking")
     client = make_client(url, token_file)
-    progress = _Progress(client)
+    progress = _ProgressLine(client)
     answer, _ = fetch_backends(client, fresh=False, node=node)
     wanted = list(dict.fromkeys(models or [item.model for item in answer.backends]))
     # --all includes the models of a node that does not answer.
@@ -115,7 +115,7 @@ def _stop_all(
     models: Sequence[str],
     force: bool,
     node: str | None,
-    progress: _Progress,
+    progress: _ProgressLine,
     code: int,
 ) -> int:
     """Stop models, print progress and results; returns `code` or the exit code of a failure.
@@ -211,7 +211,7 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     return click.confirm(f"Stop {models}{how}?", err=True)
 
 
-class _Progress:
+class _ProgressLine:
     """Shows the phases of shutdowns: in a terminal one line, rewritten; else a line per change."""
 
     def __init__(self, client: Client) -> None:

@@ -45,7 +45,7 @@ class StatusHooks:
         self._ask = ask
         self._models = models
         self._monitor: Monitor | None = None
-        self._servers: dict[tuple[int, float], _Server] = {}  # by PID and creation time
+        self._servers: dict[tuple[int, float], _BackendServer] = {}  # by PID and creation time
 
     @hookimpl
     def monitor_started(self, monitor: Monitor) -> None:
@@ -58,7 +58,7 @@ class StatusHooks:
         key = backend.pid, backend.created_at
         known = self._servers.get(key)
         if known is None or known.address != backend.address:
-            self._servers[key] = _Server(backend.address)
+            self._servers[key] = _BackendServer(backend.address)
             if known:
                 known.close()
 
@@ -94,7 +94,7 @@ class StatusHooks:
             server.close()
 
     def _request(
-        self, server: _Server, monitor: Monitor, backend: Backend, deadline: float
+        self, server: _BackendServer, monitor: Monitor, backend: Backend, deadline: float
     ) -> Status | None:
         try:
             if server.channel is None:
@@ -132,7 +132,7 @@ class StatusHooks:
                 server.lock.release()
 
 
-class _Server:
+class _BackendServer:
     """The channel to a backend's address, and the last response."""
 
     def __init__(self, address: str) -> None:

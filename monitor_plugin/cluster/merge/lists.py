@@ -43,7 +43,7 @@ class _RawList(msgspec.Struct, frozen=True):
     machine: Machine | None
 
 
-class _Backend(msgspec.Struct, frozen=True):
+class _ListedBackend(msgspec.Struct, frozen=True):
     """The fields of `NodeBackendItem` that this module and the command line need."""
 
     model: str
@@ -197,7 +197,7 @@ def _decode(result: PeerResult) -> _NodeList:
     try:
         answer.body.decode()  # the items' other fields must be UTF-8 too
         found = msgspec.json.decode(answer.body, type=_RawList)
-        backends = [msgspec.json.decode(each, type=_Backend) for each in found.backends]
+        backends = [msgspec.json.decode(each, type=_ListedBackend) for each in found.backends]
         ended = [msgspec.json.decode(each, type=_End) for each in found.ended]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _NodeList(error=str(invalid_reply(result.node)))

@@ -64,7 +64,7 @@ class _TlsClient(Client):
         return super()._connect_command()
 
 
-class _Connection:
+class _NatsConnection:
     """One connection to a server, by a client of its own.
 
     Args:
@@ -172,7 +172,7 @@ class NatsLink(LoopThread):
         self._credentials = _credentials(settings)
         self._node = node
         self._on_connected = on_connected
-        self._connection: _Connection | None = None
+        self._connection: _NatsConnection | None = None
         self._logged: set[tuple[object, ...]] = set()
         self._denied: set[str] = set()
         self.requests = PendingRequests(reply_prefix, self.publish, on_hello)
@@ -253,7 +253,7 @@ class NatsLink(LoopThread):
         demands_tls = server.tls or self._tls is not None
         if demands_tls:
             options["tls"] = self._tls or ssl.create_default_context()
-        connection = _Connection(_TlsClient() if demands_tls else Client(), self._on_error)
+        connection = _NatsConnection(_TlsClient() if demands_tls else Client(), self._on_error)
         try:
             try:
                 await asyncio.wait_for(
