@@ -38,8 +38,8 @@ class SingleFlight(Generic[T]):
         now = time.monotonic()
         if max_age_seconds is None:
             max_age_seconds = self._max_age_seconds
-        # The first check is without the lock: with it, 16 clients got 0.81 of the floor's answers
-        # instead of 0.92 (benchmarks/rates.py), because threads that answer wait for one another.
+        # The first check takes no lock, so that threads with a cached value do not wait for one
+        # another: 16 clients got 0.77 to 1.19 of the floor's answers, and 0.78 to 0.84 with it.
         cached = self._cached
         if cached is not None and now - cached[0] <= max_age_seconds:
             return cached[1]
