@@ -1,4 +1,4 @@
-"""Which answers are right for each model at each time; the answers that are wrong or late."""
+"""Knows the right answers of each model over time, and records answers that are wrong or late."""
 
 from __future__ import annotations
 

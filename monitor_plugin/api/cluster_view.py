@@ -1,4 +1,4 @@
-"""What the HTTP resources need of a cluster."""
+"""The interface to a cluster that the HTTP resources use."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -48,6 +49,8 @@ class NodeShutdownBody(ShutdownBody, frozen=True):
     node: str | None = None
 
 
+# A parameter without such a character is used as it stands: most requests need no decoding.
+_ENCODED = re.compile(r"[^!-~]|[%+]")
 _MAX_PID_DIGITS = 10
 _MAX_ID_DIGITS = 18
 
@@ -84,10 +87,11 @@ def parse_query(query: str) -> dict[str, str]:
         if not pair:
             continue
         name, _, value = pair.partition("=")
-        try:
-            name, value = _decode(name), _decode(value)
-        except UnicodeDecodeError:
-            raise InvalidRequest("the query is not valid UTF-8") from None
+        if _ENCODED.search(pair):
+            try:
+                name, value = _decode(name), _decode(value)
+            except UnicodeDecodeError:
+                raise InvalidRequest("the query is not valid UTF-8") from None
         if name in parameters:
             raise InvalidRequest(f"the query gives {name!r} more than once")
         parameters[name] = value

@@ -15,7 +15,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
 
 class Role(enum.IntEnum):
-    """What a client may do; each role includes those before it."""
+    """The rights of a client. Each role includes the rights of the roles before it."""
 
     READ = 1
     ADMIN = 2

@@ -65,7 +65,7 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What a backend reports about itself.
+    """A backend's report about itself.
 
     Attributes:
         state: a number of `State`, or one that this version of the protocol does not define.
@@ -77,7 +77,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What psutil reports about the registered process. None: the monitor may not read that value.
+    """Figures of psutil for the registered process. None: the monitor may not read that value.
 
     Attributes:
         rss, vms: bytes.
@@ -113,7 +113,7 @@ class BackendExit(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What a client gets: a status or, where that failed, a sample.
+    """The answer to a client: a status or, if the status failed, a sample.
 
     The reading of a model with several replicas has their worst state and the sums of their
     figures. Where sources or codes differ, it names all of them, separated by commas.
@@ -141,7 +141,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What /proc says of one process, or of all processes of a tree added up.
+    """Figures of /proc for one process, or the sums for all processes of a tree.
 
     Attributes:
         rss, vms: bytes; in the sum of a tree, shared pages count once per process.

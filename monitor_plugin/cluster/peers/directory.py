@@ -14,7 +14,7 @@ _MAX_PEERS = 10_000
 
 
 class Peer(NamedTuple):
-    """What this node knows of another node.
+    """Another node, as this node knows it.
 
     Attributes:
         run, revision, url: those of the last announcement.

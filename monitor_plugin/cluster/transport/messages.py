@@ -97,7 +97,7 @@ class Reply(
 
 
 class Announcement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a node publishes about itself after a change and every few seconds.
+    """A node's announcement of itself, published after a change and every few seconds.
 
     Attributes:
         node, run: the node's name and run, as in `Reply`.
