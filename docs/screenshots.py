@@ -1,4 +1,4 @@
-"""Takes the pictures of the page that the README shows: `make screenshots`.
+"""Takes the pictures of the page for the documents: `make screenshots`.
 
 Starts a monitor, demo backends and Debian's Chromium itself. Nobody wants to wait for a quarter of
 an hour: what happens here in a minute is shown as if it had taken that long.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import re
@@ -16,7 +15,7 @@ import click
 import msgspec
 import pytest
 
-from monitor_plugin import Monitor, Settings, hookspecs
+from monitor_plugin import Monitor, Settings
 from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
 from monitor_plugin.cli import main
 from monitor_plugin.cli.options import EXIT_CODES
@@ -29,14 +28,40 @@ from monitor_plugin.demo.host import MODELS, demo
 from .support import Client, Spawner, eventually, free_port
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"<!-- run -->\n```python\n(.*?)```", README, re.DOTALL)
+DOCS = ROOT / "docs"
+# The hook reference and the tutorial of hooks have their own tests, in test_hook_documents.py.
+OF_HOOKS = {DOCS / "reference" / "hooks.md", DOCS / "tutorials" / "your-first-hook.md"}
+DOCUMENTS = [ROOT / "README.md", *sorted({*DOCS.rglob("*.md")} - OF_HOOKS)]
+RUN = re.compile(r"<!-- run -->\n```python\n(.*?)```", re.DOTALL)
+SNIPPETS = [
+    pytest.param(snippet, id=f"{path.stem}-{number}")
+    for path in DOCUMENTS
+    for number, snippet in enumerate(RUN.findall(path.read_text()))
+]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_snippets_of_the_readme_run(snippet: str, spawner: Spawner) -> None:
-    """Each Python snippet of the README runs without an error, with other ports."""
-    assert len(SNIPPETS) == README.count("```python")
+def text_of(name: str) -> str:
+    """Return the text of a page, whose path is relative to docs/."""
+    return (DOCS / f"{name}.md").read_text()
+
+
+def block(marker: str) -> str:
+    """Return the block that follows a marker; where several documents show it, they agree."""
+    pattern = re.compile(rf"<!-- {marker} -->\n```\w+\n(.*?)```", re.DOTALL)
+    (found,) = {each for path in DOCUMENTS for each in pattern.findall(path.read_text())}
+    return str(found)
+
+
+def test_every_python_snippet_is_marked_to_be_run() -> None:
+    """No page has a Python snippet that no test runs."""
+    for path in DOCUMENTS:
+        text = path.read_text()
+        assert len(RUN.findall(text)) == text.count("```python"), path
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_of_the_documents_run(snippet: str, spawner: Spawner) -> None:
+    """Each Python snippet of the README and of docs/ runs without an error, with other ports."""
     snippet = snippet.replace("50051", str(free_port()))
     process = spawner.process(
         *(sys.executable, "-W", "error", "-c", snippet),
@@ -50,7 +75,7 @@ def test_snippets_of_the_readme_run(snippet: str, spawner: Spawner) -> None:
 
 def test_readme_shows_the_output_of_the_demo() -> None:
     """The README shows what the demo prints."""
-    shown = README.partition("<!-- demo -->")[2]
+    shown = block("demo")
     for call in calls():
         assert f"$ {call.curl('http://127.0.0.1:8080')}\nHTTP {call.expected_status}" in shown
 
@@ -62,11 +87,10 @@ def _shape(text: str) -> list[str]:
 
 
 @pytest.mark.once
-def test_commands_of_the_readme_print_what_it_shows(
+def test_documented_commands_print_what_is_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run against the demo, each command prints what the README shows, with other figures."""
-    (block,) = re.findall(r"<!-- commands -->\n```console\n(.*?)```", README, re.DOTALL)
+    """Run against the demo, each command prints what the page shows, with other figures."""
     with demo(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
         for model in MODELS:
             monitor.read(model)
@@ -77,15 +101,15 @@ def test_commands_of_the_readme_print_what_it_shows(
             )
         )
         monkeypatch.setenv("MONITOR_URL", monitor.url)
-        for part in block.split("$ monitor-plugin ")[1:]:
+        for part in block("commands").split("$ monitor-plugin ")[1:]:
             command, _, output = part.partition("\n")
             assert main(shlex.split(command)) == 0
             assert _shape(capsys.readouterr().out) == _shape(output)
 
 
-def test_readme_lists_all_commands_and_flags() -> None:
+def test_command_line_reference_has_all_commands_and_flags() -> None:
     """Each command has a row with its flags, but for settings; exit codes are those of the help."""
-    section = README.partition("## The command line")[2].partition("\n## ")[0]
+    section = text_of("reference/command-line")
     settings = {f"--{name.replace('_', '-')}" for name in Settings.__struct_fields__}
     for name in program.list_commands(click.Context(program)):
         command = program.get_command(click.Context(program), name)
@@ -98,61 +122,56 @@ def test_readme_lists_all_commands_and_flags() -> None:
                     continue
                 text = section if shared else row
                 assert not flag.startswith("-") or f"`{flag}" in text, (name, flag)
-    (codes,) = re.findall(r"<!-- exit codes -->\n```text\n(.*?)```", section, re.DOTALL)
+    codes = block("exit codes")
     assert codes.split() == EXIT_CODES.partition("\n")[2].split()
 
 
-def test_readme_shows_the_circus_lines_of_the_example() -> None:
-    """The four lines of the README are in the example's circus.ini, which a test runs."""
-    (lines,) = re.findall(r"<!-- circus -->\n```ini\n(.*?)```", README, re.DOTALL)
+def test_circus_lines_are_those_of_the_example() -> None:
+    """The four documented lines are in the example's circus.ini, which a test runs."""
+    lines = block("circus")
     assert lines.count("\n") == 4
     assert f"\n{lines}\n" in (ROOT / "examples" / "circus" / "circus.ini").read_text()
 
 
-def test_readme_lists_all_hooks() -> None:
-    """Each hook is in the table, with its exact arguments."""
-    for name in hookspecs.HOOK_NAMES:
-        arguments = ", ".join(inspect.signature(getattr(hookspecs, name)).parameters)
-        assert f"`{name}({arguments})`" in README
-
-
-def test_readme_lists_all_settings() -> None:
-    """Each setting is in the table, with its default."""
+def test_settings_reference_has_all_settings() -> None:
+    """Each setting is in the table once, with its default."""
+    text = text_of("reference/settings")
     for field in msgspec.structs.fields(Settings):
         shown = {None: "unset", (): "none", False: "no"}.get(
             field.default, setting_text(field.name, field.default)
         )
-        assert re.search(rf"\| `{field.name}` \| `?{re.escape(shown)}`? \|", README), field.name
+        row = rf"^\| `{field.name}` \| `?{re.escape(shown)}`? \|"
+        assert len(re.findall(row, text, re.MULTILINE)) == 1, field.name
 
 
-def test_security_document_lists_all_settings_but_timeouts() -> None:
-    """SECURITY.md says of each setting, except for the timeouts, what it allows."""
-    text = (ROOT / "SECURITY.md").read_text().partition("## What each setting opens")[2]
+def test_security_page_has_all_settings_but_timeouts() -> None:
+    """The page on security says of each setting, except for the timeouts, what it allows."""
+    text = text_of("explanation/security").partition("## What each setting opens")[2]
     for field in msgspec.structs.fields(Settings):
         assert field.name.endswith("_seconds") or f"`{field.name}`" in text, field.name
 
 
-def test_token_file_of_the_readme_is_valid() -> None:
-    """The token file in the README can be parsed."""
-    text = re.findall(r"<!-- tokens -->\n```text\n(.*?)```", README, re.DOTALL)[0]
-    assert [(token.role, token.name) for token in parse_tokens(text)] == [
+def test_documented_token_file_is_valid() -> None:
+    """The documented token file can be parsed."""
+    tokens = parse_tokens(block("tokens"))
+    assert [(token.role, token.name) for token in tokens] == [
         (Role.READ, "grafana"),
         (Role.ADMIN, "ops"),
     ]
 
 
-def test_readme_shows_the_supervisord_section_of_the_example() -> None:
-    """The section in the README is exactly that of the example."""
-    (section,) = re.findall(r"<!-- supervisord -->\n```ini\n(.*?)```", README, re.DOTALL)
+def test_supervisord_section_is_that_of_the_example() -> None:
+    """The documented section is exactly that of the example."""
+    section = block("supervisord")
     assert section.count("\n") == 6
     assert section in (ROOT / "examples/supervisord/supervisord.conf").read_text()
 
 
-def test_audit_line_of_the_readme_has_the_real_fields(
+def test_documented_audit_line_has_the_real_fields(
     make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The audit line in the README has the fields of a real shutdown's line."""
-    shown = json.loads(re.findall(r"<!-- audit -->\n```json\n(.*?)```", README, re.DOTALL)[0])
+    """The documented audit line has the fields of a real shutdown's line."""
+    shown = json.loads(block("audit"))
     caplog.set_level(logging.INFO, "monitor_plugin.audit")
     monitor = make_monitor()
     process = spawner.sleeper()
@@ -166,11 +185,12 @@ def test_audit_line_of_the_readme_has_the_real_fields(
     }
 
 
-def test_readme_lists_all_error_types() -> None:
+def test_http_reference_has_all_error_types() -> None:
     """It names each type of error that the application returns."""
+    text = text_of("reference/http")
     types = [kind.type for kind in [*ERROR_KINDS.values(), INTERNAL_ERROR]]
     assert {
-        kind for kind in [*types, *HTTP_ERROR_TYPES.values()] if f"`{kind}`" not in README
+        kind for kind in [*types, *HTTP_ERROR_TYPES.values()] if f"`{kind}`" not in text
     } == set()
 
 

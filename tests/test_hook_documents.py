@@ -1,4 +1,4 @@
-"""docs/: every hook is documented as it is, its example runs, and so does the tutorial."""
+"""The hook reference is complete, its examples run, and so does the tutorial."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from monitor_plugin.testing import BackendFactory, MonitorFactory
 from .support import Spawner, eventually, free_port
 
 DOCS = Path(__file__).parent.parent / "docs"
-TEXT = (DOCS / "hooks.md").read_text()
+TEXT = (DOCS / "reference" / "hooks.md").read_text()
 SECTIONS = {
     part.partition("\n")[0]: part for part in re.split(r"^### ", TEXT, flags=re.MULTILINE)[1:]
 }
-TUTORIAL = (DOCS / "your-first-hook.md").read_text()
+TUTORIAL = (DOCS / "tutorials" / "your-first-hook.md").read_text()
 
 
 def code(section: str, kind: str) -> str:
@@ -41,6 +41,11 @@ def test_hook_document_describes_all_hooks() -> None:
             words.append("**Arguments:**" if name != "monitor_started" else "Monitor")
         assert [word for word in words if word not in section] == [], name
         assert code(section, "script" if name in HOST_CALLS else "hook")
+
+
+def test_table_of_hooks_links_to_all_sections() -> None:
+    """The table at the top of the page has each hook once."""
+    assert sorted(re.findall(r"\[`(\w+)`\]\(#\1\)", TEXT)) == sorted(HOOK_NAMES)
 
 
 def test_examples_for_hosts_run(spawner: Spawner) -> None:

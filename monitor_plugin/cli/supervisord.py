@@ -34,8 +34,8 @@ def supervisord(
 ) -> int:
     """Monitor the backends of supervisord, as an event listener that supervisord runs.
 
-    Start this from a section [eventlistener:...] of supervisord's configuration; the README has an
-    example.
+    Start this from a section [eventlistener:...] of supervisord's configuration;
+    examples/supervisord has one.
     """
     configure_logging(log_format)
     settings = parse_settings(flags)

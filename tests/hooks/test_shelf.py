@@ -1,4 +1,4 @@
-"""All shipped hooks: every file loads, and the README has its effect and settings."""
+"""All shipped hooks: every file loads, and the reference has its effect and settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..support import logged
 from .support import SHELF, copy_hooks
 
 STEMS = sorted(path.stem for path in SHELF.glob("*.py"))
-README = (SHELF / "README.md").read_text()
-ROWS = re.findall(r"^\| \[`(\w+)\.py`\]\(\1\.py\) \| (.*) \|$", README, re.MULTILINE)
+PAGE = (SHELF.parent / "docs" / "reference" / "hook-files.md").read_text()
+ROWS = re.findall(r"^\| \[`(\w+)\.py`\]\(../../hooks/\1\.py\) \| (.*) \|$", PAGE, re.MULTILINE)
 
 
 def settings_of(stem: str) -> set[str]:
@@ -52,13 +52,13 @@ def test_all_files_load_together(
     assert logged(caplog) == []
 
 
-def test_readme_has_a_row_per_file() -> None:
+def test_reference_has_a_row_per_file() -> None:
     """The rows are sorted, and each belongs to a file."""
     assert [stem for stem, _ in ROWS] == STEMS
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_readme_has_unit_and_default_of_each_setting(stem: str) -> None:
+def test_reference_has_unit_and_default_of_each_setting(stem: str) -> None:
     """The last column has each variable, with its unit and its default in parentheses."""
     settings = dict(ROWS)[stem].rpartition("|")[2]
     described = re.findall(r"`(MONITOR_HOOK_\w+)` \([\w ]+, [^)]+\)", settings)

@@ -26,7 +26,7 @@ from .test_app import assert_error
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
 # What Prometheus 2.42 asks for.
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
@@ -304,8 +304,7 @@ def test_every_metric_is_documented() -> None:
         (name,) = [each for each in names if re.fullmatch(f"{each}(_bucket|_count|_sum)?", sample)]
         labels[name] |= {label for label, _ in names_and_values} - {"le"}
     exposed = {(name, type, *sorted(labels[name])) for name, type in zip(names, types, strict=True)}
-    table = README.partition("\n### Prometheus\n")[2].partition("\n#")[0]
-    rows = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (.*?) \|", table, re.M)
+    rows = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (.*?) \|", PAGE, re.M)
     described = {
         (name, type.replace(" ", ""), *sorted(re.findall(r"`(\w+)`", column)))
         for name, type, column in rows

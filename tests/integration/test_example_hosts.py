@@ -267,5 +267,5 @@ def test_monitor_does_not_block_the_loop_of_an_asyncio_host(spawner: Spawner) ->
 
 @pytest.mark.parametrize("name", HOSTS[:2])
 def test_example_host_is_small(name: str) -> None:
-    """It has no more lines than the README says."""
+    """It has no more lines than the documents say."""
     assert len((ROOT / "examples" / name).read_text().splitlines()) < 120
