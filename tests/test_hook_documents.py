@@ -1,29 +1,24 @@
-"""The hook reference is complete, its examples run, and so does the tutorial."""
+"""The hook reference is complete, and its examples run."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from monitor_plugin import ShutdownRefused, hookspecs
 from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
 from monitor_plugin.plugins.signatures import signature_of
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
-from .support import Spawner, eventually, free_port
+from .support import Spawner, eventually
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "reference" / "hooks.md").read_text()
 SECTIONS = {
     part.partition("\n")[0]: part for part in re.split(r"^### ", TEXT, flags=re.MULTILINE)[1:]
 }
-TUTORIAL = (DOCS / "tutorials" / "your-first-hook.md").read_text()
 
 
 def code(section: str, kind: str) -> str:
@@ -98,62 +93,3 @@ def test_documented_signatures_are_those_of_the_hookspecs() -> None:
         scope: dict[str, Callable[..., object]] = {}
         exec(f"from __future__ import annotations\ndef {signature_of(name)}: ...", scope)
         assert scope[name].__annotations__ == getattr(hookspecs, name).__annotations__
-
-
-def blocks(text: str) -> list[tuple[str, str, str]]:
-    """Return the tutorial's blocks in order: the preceding comment, the language, the text."""
-    pattern = r"(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)```"
-    return [(a, b, c) for a, b, c in re.findall(pattern, text, re.DOTALL)]
-
-
-def as_pattern(output: str) -> str:
-    """Return a pattern that matches the shown output; `...` matches anything."""
-    return re.sub(r"(\\\.){3}", ".*?", re.escape(output.rstrip("\n")))
-
-
-@pytest.fixture
-def group_may_write() -> Iterator[None]:
-    """Sets a umask that lets the group write, as the shells of many newcomers do."""
-    before = os.umask(0o002)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.once
-@pytest.mark.usefixtures("group_may_write")
-def test_tutorial_works_as_written(spawner: Spawner, tmp_path: Path) -> None:
-    """Its commands, run on its files, print the shown output, with other ports."""
-    port = str(free_port())
-    programs = str(Path(sys.executable).parent)
-    environment = {
-        **{name: value for name, value in os.environ.items() if "COVERAGE" not in name},
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "MONITOR_LISTEN": f"127.0.0.1:{port}",
-        "MONITOR_URL": f"http://127.0.0.1:{port}",
-    }
-    done = 0
-    for comment, language, text in blocks(TUTORIAL):
-        if comment.startswith("file: "):
-            file = tmp_path / comment.removeprefix("file: ")
-            file.write_text(text)
-            continue
-        assert language == "console"
-        command, _, shown = text.removeprefix("$ ").replace("8080", port).partition("\n")
-        assert "\n$ " not in shown
-        if command.startswith("umask "):  # of the shell in which all of it is typed
-            os.umask(int(command.removeprefix("umask "), 8))
-        process = spawner.process(
-            *("bash", "-c", command), stderr=subprocess.STDOUT, cwd=tmp_path, env=environment
-        )
-        assert process.stdout
-        if comment == "leave running":
-            output = ""
-            while not re.search(as_pattern(shown), output, re.DOTALL):
-                line = process.stdout.readline()
-                assert line, output
-                output += line
-        else:
-            output, _ = process.communicate(timeout=60)
-            assert re.fullmatch(as_pattern(shown), output.rstrip("\n"), re.DOTALL), output
-        done += 1
-    assert done == 8
