@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import re
@@ -193,6 +194,39 @@ def test_http_reference_has_all_error_types() -> None:
     assert {
         kind for kind in [*types, *HTTP_ERROR_TYPES.values()] if f"`{kind}`" not in text
     } == set()
+
+
+def _texts_of_the_code() -> list[str]:
+    """Return each text in the package and in hooks/, with `...` in place of each inserted value."""
+    texts = []
+    for path in [*(ROOT / "monitor_plugin").rglob("*.py"), *(ROOT / "hooks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(map(_piece, node.values)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value.replace("%r", "'...'")
+                texts.append(re.sub(r"%[sdg]", "...", text))
+    return texts
+
+
+def _piece(node: ast.expr) -> str:
+    if isinstance(node, ast.FormattedValue):
+        return "'...'" if node.conversion == ord("r") else "..."
+    assert isinstance(node, ast.Constant)
+    return str(node.value)
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    """Each quoted message occurs in the code; `...` stands for inserted values or for the rest."""
+    page = text_of("how-to/troubleshooting")
+    blocks = re.findall(r"^ *```text\n(.*?)^ *```$", page, re.DOTALL | re.MULTILINE)
+    quoted = [line.strip() for each in blocks for line in each.splitlines()]
+    quoted += re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 80
+    texts = _texts_of_the_code()
+    for message in quoted:
+        pattern = ".*?".join(map(re.escape, message.split("...")))
+        assert any(re.search(pattern, text) for text in texts), message
 
 
 def test_architecture_lists_all_packages() -> None:
