@@ -19,10 +19,11 @@ class PeriodicTask:
         name: the name of the thread.
         seconds: the time from the end of a call to the start of the next; longer if the calls
             would use more than a tenth of a core.
-        tick: the function; an exception is logged, and the later calls are made.
+        tick: the function, whose result is ignored; an exception is logged, and the later calls
+            are made.
     """
 
-    def __init__(self, name: str, seconds: float, tick: Callable[[], None]) -> None:
+    def __init__(self, name: str, seconds: float, tick: Callable[[], object]) -> None:
         self._seconds = seconds
         self._tick = tick
         self._closing = threading.Event()

@@ -65,7 +65,8 @@ class ProcessTree:
             OSError: no file descriptor is free.
         """
         snapshot = take_snapshot()
-        roots = [pid for (pid, _), member in self._members.items() if not member.ended()]
+        # Members that have ended since the snapshot count: it has their children.
+        roots = [pid for pid, row in snapshot.rows.items() if (pid, row.started) in self._members]
         # The session may outlive every known member. Its ID is the root's PID, which the kernel
         # does not reuse while the session has a process. So the session is this tree's unless a
         # later process has the root's PID.
@@ -93,24 +94,33 @@ class ProcessTree:
     ) -> None:
         """Wait until all members have ended, at most `seconds`, or until `interrupted` is set.
 
-        Includes members that are found during the wait; each of them gets `signal_number`.
+        Includes members that are found during the wait. If `signal_number` is given, each of them
+        gets this signal, and at least half of `seconds` to end; the wait then takes at most 1.5
+        times `seconds`.
         """
-        deadline = time.monotonic() + seconds
-        rescan_at = 0.0
+        began = time.monotonic()
+        deadline = began + seconds
+        rescan_at = began
         while True:
-            if time.monotonic() >= rescan_at:
-                self.rescan(signal_number)
-                rescan_at = time.monotonic() + _RESCAN_SECONDS
-            if not self.alive() and not self.rescan(signal_number):
-                return
+            all_ended = not self.alive()
+            if all_ended or time.monotonic() >= min(rescan_at, deadline):
+                found = self.rescan(signal_number)
+                now = time.monotonic()
+                if all_ended and not found:
+                    return
+                if found and signal_number is not None:
+                    deadline = max(deadline, min(now + seconds / 2, began + 1.5 * seconds))
+                rescan_at = now + _RESCAN_SECONDS
             if time.monotonic() >= deadline or interrupted.wait(_POLL_SECONDS):
                 return
 
     def stop(self, seconds: float, interrupted: threading.Event) -> signal.Signals | None:
         """End all members: send SIGTERM, wait up to `seconds`, then send SIGKILL.
 
-        After SIGKILL, wait up to `seconds` again. `alive()` then lists the members that still run:
-        SIGKILL had no effect yet, the monitor may not signal them, or `interrupted` was set.
+        Each member gets SIGTERM once, also a member that is found during the wait: see
+        `wait_ended`. After SIGKILL, wait up to `seconds` again. `alive()` then lists the members
+        that still run: SIGKILL had no effect yet, the monitor may not signal them, or `interrupted`
+        was set.
 
         Returns:
             The last signal that was sent to any member; None if none was sent.

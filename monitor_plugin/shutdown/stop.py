@@ -14,6 +14,7 @@ import grpc
 
 from ..backends.exits import ExitRecorder
 from ..backends.registry import Record, Registry
+from ..concurrency.periodic import PeriodicTask
 from ..config.settings import Settings
 from ..domain.errors import ShutdownFailed
 from ..domain.models import State
@@ -27,6 +28,7 @@ _logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _REFRESH_SECONDS = 0.5
+_RESCAN_SECONDS = 0.1  # while a hook stops the backend
 
 
 @dataclass(eq=False)
@@ -164,7 +166,13 @@ class Stopper:
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
         if not self.closing.is_set():
             tree.rescan_until_stable()
-            answer = self._hooks.stop_backend(backend, seconds)
+            # If the host ends the backend, only known children can be stopped: find new ones now.
+            rescans = PeriodicTask("monitor-rescan", _RESCAN_SECONDS, tree.rescan)
+            rescans.start()
+            try:
+                answer = self._hooks.stop_backend(backend, seconds)
+            finally:
+                rescans.close()
         if answer is None:
             if self.closing.is_set():
                 stop.fail("the monitor was closed while it waited; nothing was signalled", tree)

@@ -94,6 +94,25 @@ if child:
 time.sleep(1000)
 """
 
+# `serve` prints the PID of its process, waits for SIGTERM, calls `at_sigterm`, and ends. `start`
+# forks a process that serves.
+SERVE = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def serve(at_sigterm, at_start):
+    at_start()
+    os.write(1, b"%d\\n" % os.getpid())
+    signal.sigwait({signal.SIGTERM})
+    at_sigterm()
+    os._exit(0)
+def start(at_sigterm=lambda: None, at_start=lambda: None):
+    if os.fork() == 0:
+        serve(at_sigterm, at_start)
+def start_and_wait(**options):
+    start(**options)
+    os.wait()
+"""
+
 NEVER = threading.Event()
 
 
@@ -254,6 +273,119 @@ def test_a_member_that_is_suspended_handles_sigterm(spawner: Spawner, open_tree:
     tree = open_tree(root.pid)
     assert tree.stop(60, NEVER) is signal.SIGTERM
     assert root.wait(60) == 5
+
+
+@pytest.mark.parametrize(
+    ("at_sigterm", "count"),
+    [
+        pytest.param("start", 2, id="child"),
+        pytest.param("lambda: start(at_start=start)", 3, id="child and grandchild"),
+        pytest.param("lambda: start(at_start=os.setpgrp)", 2, id="child in its own group"),
+        pytest.param("lambda: start_and_wait(at_start=os.setsid)", 2, id="child in its own session"),
+        pytest.param("lambda: start(lambda: start(start))", 4, id="chain of forks"),
+        pytest.param("lambda: [start_and_wait() for _ in range(3)]", 4, id="child after child"),
+    ],
+)
+def test_each_member_that_is_forked_during_the_stop_gets_one_sigterm(
+    spawner: Spawner,
+    open_tree: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    at_sigterm: str,
+    count: int,
+) -> None:
+    """SIGTERM ends the members that SIGTERM handlers fork, so no SIGKILL is sent."""
+    root = spawner.python(f"{SERVE}serve({at_sigterm}, lambda: None)")
+    assert int(read_line(root)) == root.pid
+    tree = open_tree(root.pid)
+    send = process_tree._send
+    sent: list[tuple[int, int]] = []
+
+    def record(member: Process, number: int) -> bool:
+        sent.append((member.pid, number))
+        return send(member, number)
+
+    monkeypatch.setattr(process_tree, "_send", record)
+    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert root.stdout
+    served = [root.pid, *map(int, root.stdout.read().split())]
+    assert len(served) == count
+    assert sorted(sent) == sorted((pid, signal.SIGTERM) for pid in served)
+
+
+class SimulatedTime(threading.Event):
+    """A clock that each wait advances. At a given time it calls a function.
+
+    It takes the place of the event that interrupts a stop, and of the module `time`.
+    """
+
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._at, self._call = at, call
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout
+        if self.now < self._at <= self.now + timeout:
+            self._call()
+        self.now += timeout
+        return False
+
+
+@pytest.mark.parametrize("forked_at", [0.5, 1.85, 1.99])
+def test_a_member_that_is_found_late_has_at_least_half_of_the_grace(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch, forked_at: float
+) -> None:
+    """SIGKILL follows its SIGTERM after half of the grace, and the first SIGTERM after the grace.
+
+    This also applies to a member that is forked just before the end of the grace.
+    """
+    root = spawner.python(FORKS_ON_REQUEST, stdin=subprocess.PIPE)
+    assert read_line(root) == "ready"
+    tree = open_tree(root.pid)
+    children: list[int] = []
+
+    def fork() -> None:
+        send_line(root)
+        children.append(int(read_line(root)))
+
+    clock = SimulatedTime(forked_at, fork)
+    monkeypatch.setattr(process_tree, "time", clock)
+    send = process_tree._send
+    sent: dict[tuple[int, int], float] = {}
+
+    def record(member: Process, number: int) -> bool:
+        assert (member.pid, number) not in sent
+        sent[member.pid, number] = clock.now
+        return send(member, number)
+
+    monkeypatch.setattr(process_tree, "_send", record)
+    assert tree.stop(2, clock) is signal.SIGKILL
+    (child,) = children
+    assert forked_at < sent[child, signal.SIGTERM] <= 2.02
+    killed_at = sent[child, signal.SIGKILL]
+    assert killed_at == pytest.approx(max(2, sent[child, signal.SIGTERM] + 1), abs=0.05)
+    assert sent[root.pid, signal.SIGKILL] == killed_at
+
+
+def test_a_child_of_a_member_that_has_just_ended_is_found(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot names the child's parent, also if the parent ends after the snapshot."""
+    # The root leads no session, by which the child could be found as well.
+    root = spawner.python(WITH_SESSION, stdin=subprocess.PIPE, start_new_session=False)
+    child = int(read_line(root))
+
+    def kill_root_after_snapshot() -> ProcessSnapshot:
+        snapshot = take_snapshot()
+        root.kill()
+        root.wait()
+        return snapshot
+
+    monkeypatch.setattr(process_tree, "take_snapshot", kill_root_after_snapshot)
+    assert pids(open_tree(root.pid)) == [child]
 
 
 def test_a_child_that_is_forked_during_the_stop_is_stopped_too(

@@ -368,6 +368,71 @@ def test_host_stops_a_backend_through_its_hook(
     assert process.stdout.read() == ""
 
 
+# At SIGTERM it starts a child in a session of its own, and prints its PID. It ends once
+# standard input is closed.
+FORKS_AT_SIGTERM = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("ready", flush=True)
+signal.sigwait({signal.SIGTERM})
+if os.fork() == 0:
+    os.setsid()
+    os.write(1, b"%d\\n" % os.getpid())
+    signal.sigwait({signal.SIGTERM})
+    os._exit(0)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("answer", [True, None])
+def test_child_that_is_forked_while_the_host_stops_its_parent_is_found(
+    answer: bool | None,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is named if the host stops the backend, and stopped if the host leaves it to the monitor.
+
+    When the hook returns, the child is in another session, and its parent has ended.
+    """
+    process = spawner.python(FORKS_AT_SIGTERM, stdin=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    children: list[int] = []
+    child_found = threading.Event()
+    rescan = process_tree.ProcessTree.rescan
+
+    def record(*arguments: Any) -> list[Process]:
+        new = rescan(*arguments)
+        if any(member.pid != process.pid for member in new):
+            child_found.set()
+        return new
+
+    def stop(backend: Backend) -> bool | None:
+        process.terminate()
+        assert process.stdout
+        children.append(int(process.stdout.readline()))
+        child_found.wait(60)
+        assert process.stdin
+        process.stdin.close()
+        process.wait(60)
+        return answer
+
+    monkeypatch.setattr(process_tree.ProcessTree, "rescan", record)
+    monitor = make_monitor([StopHook(stop)], stop_timeout_seconds=0.5, hook_timeout_seconds=100)
+    register(monitor, process.pid)
+    if answer:
+        with pytest.raises(ShutdownFailed, match="nothing was signalled") as raised:
+            monitor.shutdown("m")
+        assert raised.value.pids == tuple(children)
+    else:
+        monitor.shutdown("m")
+    (child,) = children
+    assert is_running(child) == bool(answer)
+    if answer:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_host_that_does_not_stop_a_backend_is_reported(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
