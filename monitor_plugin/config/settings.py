@@ -50,8 +50,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         reading_max_age_seconds: the maximum age of a reading that further requests get; 0: requests
             share a reading only while it is made.
         drain_timeout_seconds: the maximum time that a shutdown waits for a busy backend.
-        stop_timeout_seconds: the time between SIGTERM and SIGKILL, the time to end after SIGKILL,
-            and the time that a `monitor_stop_backend` hook gets.
+        stop_timeout_seconds: the time between SIGTERM and SIGKILL, of which a process that is found
+            during the stop has at least half; the time to end after SIGKILL; and the time that a
+            `monitor_stop_backend` hook gets.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
         hook_timeout_seconds: the maximum time that a reading or an event waits for one call of a
             hook.

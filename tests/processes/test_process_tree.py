@@ -280,8 +280,8 @@ def test_a_member_that_is_suspended_handles_sigterm(spawner: Spawner, open_tree:
     [
         pytest.param("start", 2, id="child"),
         pytest.param("lambda: start(at_start=start)", 3, id="child and grandchild"),
-        pytest.param("lambda: start(at_start=os.setpgrp)", 2, id="child in its own group"),
-        pytest.param("lambda: start_and_wait(at_start=os.setsid)", 2, id="child in its own session"),
+        pytest.param("lambda: start(at_start=os.setpgrp)", 2, id="child in own group"),
+        pytest.param("lambda: start_and_wait(at_start=os.setsid)", 2, id="child in own session"),
         pytest.param("lambda: start(lambda: start(start))", 4, id="chain of forks"),
         pytest.param("lambda: [start_and_wait() for _ in range(3)]", 4, id="child after child"),
     ],
