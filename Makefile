@@ -7,7 +7,7 @@ SOAK ?=
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo demo-circus demo-cluster demo-supervisord test soak bench bench-quick screenshots proto clean
+.PHONY: demo demo-circus demo-cluster demo-supervisord test docs soak bench bench-quick screenshots proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
@@ -28,6 +28,10 @@ test: $(VENV)/tox
 	@.ci/setup
 	$(VENV)/bin/tox run
 
+docs: $(VENV)/installed-docs
+	$(VENV)/bin/sphinx-build -W --keep-going -q docs docs/_build
+	@echo docs/_build/index.html
+
 soak: $(VENV)/installed
 	@$(VENV)/bin/python benchmarks/soak.py $(SOAK)
 
@@ -44,7 +48,7 @@ proto: $(VENV)/protoc
 	    --descriptor_set_out=monitor_plugin/rpc/backend.binpb backend.proto
 
 clean:
-	rm -rf $(VENV) .tox build dist *.egg-info .coverage*
+	rm -rf $(VENV) .tox docs/_build build dist *.egg-info .coverage*
 
 $(VENV)/created:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +68,10 @@ $(VENV)/installed-cluster: $(VENV)/installed
 
 $(VENV)/installed-supervisord: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --editable '.[supervisord]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed docs/requirements.txt
+	$(VENV)/bin/pip install --quiet -r docs/requirements.txt
 	@touch $@
 
 $(VENV)/installed-screenshots: $(VENV)/installed

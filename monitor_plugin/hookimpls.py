@@ -1,5 +1,7 @@
 """Typed markers: one per hook, so that type checkers find wrong signatures.
 
+For example::
+
     from monitor_plugin import hookimpls
 
     @hookimpls.monitor_backend_gone

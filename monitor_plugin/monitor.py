@@ -193,7 +193,7 @@ class Monitor:
 
     @property
     def hook(self) -> pluggy.HookRelay:
-        """The hooks that the host calls: `hook.monitor_backend_spawned(model=..., ...)`."""
+        """The hooks that the host calls, as `hook.monitor_backend_spawned(model=..., ...)`."""
         return self._plugin_manager.hook
 
     @property

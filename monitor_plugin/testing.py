@@ -1,5 +1,7 @@
 """A pytest plugin for tests of hooks: monitors, real backends with faults, and waiting.
 
+For example::
+
     pytest_plugins = ["monitor_plugin.testing"]  # in a test module, or in conftest.py
 
     def test_mine(make_monitor, backend):

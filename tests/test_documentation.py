@@ -16,6 +16,7 @@ import click
 import msgspec
 import pytest
 
+import monitor_plugin
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
 from monitor_plugin.cli import main
@@ -39,6 +40,16 @@ SNIPPETS = [
     pytest.param(snippet, id=f"{path.stem}-{number}")
     for path in DOCUMENTS
     for number, snippet in enumerate(RUN.findall(path.read_text()))
+]
+
+
+# Each document that people read, but for the changes, which repeat what was said elsewhere.
+PROSE = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "SECURITY.md")),
+    *sorted(DOCS.rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    ROOT / "hooks" / "README.md",
+    ROOT / "benchmarks" / "README.md",
 ]
 
 
@@ -80,6 +91,72 @@ def test_readme_shows_the_output_of_the_demo() -> None:
     shown = block("demo")
     for call in calls():
         assert f"$ {call.curl('http://127.0.0.1:8080')}\nHTTP {call.expected_status}" in shown
+
+
+def without_code(path: Path) -> str:
+    """Return a document's text without its blocks of code and comments."""
+    return re.sub(r"^```.*?^```|<!--.*?-->", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors that GitHub and Sphinx give to the headings of a document."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", without_code(path), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip())
+        found.add(re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-"))
+    return found
+
+
+def test_every_link_between_documents_resolves() -> None:
+    """Each relative link leads to a file of the repository, and each anchor to a heading."""
+    broken = []
+    for path in [*PROSE, ROOT / "CHANGELOG.md"]:
+        text = without_code(path)
+        links = re.findall(r"\]\(([^)\s]+)\)", text)
+        links += re.findall(r'\b(?:src|srcset|href)="([^"]+)"', text)
+        for link in links:
+            name, _, anchor = link.partition("#")
+            if re.match(r"https?:", link):
+                continue
+            target = path.parent / name if name else path
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append((path.name, link))
+    assert broken == []
+
+
+def sentences(path: Path) -> set[str]:
+    """Return the sentences and the cells of tables of a document, without line breaks."""
+    paragraphs = re.split(r"\n\s*\n|^[-#] ?|\|", without_code(path), flags=re.MULTILINE)
+    return {
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.:;]) ", " ".join(paragraph.split()))
+    }
+
+
+def test_no_sentence_is_written_twice() -> None:
+    """No two documents share a sentence of over 60 characters."""
+    seen: dict[str, str] = {}
+    twice = []
+    for path in PROSE:
+        for sentence in sentences(path):
+            if len(sentence) > 60 and sentence in seen:
+                twice.append((seen[sentence], path.name, sentence))
+            seen[sentence] = path.name
+    assert twice == []
+
+
+def test_python_api_page_has_every_public_name() -> None:
+    """The page has each name of the package, and each module that others build on, whole."""
+    page = text_of("reference/python-api")
+    named = re.findall(r"^\.\. (?:auto)?(?:class|data|exception|function):: (\w+)", page, re.M)
+    assert sorted(set(monitor_plugin.__all__) - set(named)) == []
+    package = ROOT / "monitor_plugin"
+    files = [package / f"{name}.py" for name in ("client", "hookimpls", "testing")]
+    files += [path for path in package.glob("hook_support/*.py") if path.stem != "__init__"]
+    for path in files:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert re.search(rf"^\.\. automodule:: {module}$", page, re.MULTILINE), module
 
 
 def _shape(text: str) -> list[str]:

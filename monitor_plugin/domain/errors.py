@@ -1,22 +1,24 @@
 """The exceptions of the package.
 
-MonitorError
-├── SettingsError          a setting has a value that cannot be used
-├── ListenError            the HTTP server cannot listen at the address of its setting
-├── PluginError            a plugin or a plugin manager cannot be used
-├── InvalidBackend         a host registered a backend that cannot be watched
-├── InvalidRequest         a client sent a request that is not valid
-│   └── PidNotHeld         the model has no backend with that PID
-├── ModelNotLoaded         no backend of that model is registered
-├── BackendUnreadable      neither the backend nor its process could be read
-├── ShutdownRefused        a hook refused the shutdown
-├── ShutdownFailed         the processes could not be stopped, or were started again
-├── TooManyShutdowns       too many shutdowns are running already
-├── RequestFailed          a request to a running monitor failed
-└── ClusterError           a request to another node of the cluster failed
-    ├── NodeUnreachable    the node does not answer
-    ├── NodeForbidden      NATS does not permit the request
-    └── OutcomeUnknown     the node was asked to stop a model, and did not report the result
+Their tree::
+
+    MonitorError
+    ├── SettingsError          a setting has a value that cannot be used
+    ├── ListenError            the HTTP server cannot listen at the address of its setting
+    ├── PluginError            a plugin or a plugin manager cannot be used
+    ├── InvalidBackend         a host registered a backend that cannot be watched
+    ├── InvalidRequest         a client sent a request that is not valid
+    │   └── PidNotHeld         the model has no backend with that PID
+    ├── ModelNotLoaded         no backend of that model is registered
+    ├── BackendUnreadable      neither the backend nor its process could be read
+    ├── ShutdownRefused        a hook refused the shutdown
+    ├── ShutdownFailed         the processes could not be stopped, or were started again
+    ├── TooManyShutdowns       too many shutdowns are running already
+    ├── RequestFailed          a request to a running monitor failed
+    └── ClusterError           a request to another node of the cluster failed
+        ├── NodeUnreachable    the node does not answer
+        ├── NodeForbidden      NATS does not permit the request
+        └── OutcomeUnknown     the node was asked to stop a model, and did not report the result
 
 `api/results.py` maps each of them to an HTTP status.
 """

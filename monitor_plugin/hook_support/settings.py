@@ -1,4 +1,6 @@
-"""The settings of a hook file: environment variables MONITOR_HOOK_<STEM>_<SETTING>.
+"""The settings of a hook file: environment variables `MONITOR_HOOK_<STEM>_<SETTING>`.
+
+For example::
 
     settings = HookSettings(__name__)  # in idle_stop.py: MONITOR_HOOK_IDLE_STOP_...
     limits = settings.get("SECONDS", per_model(seconds), "seconds over 0, as 3600", {})

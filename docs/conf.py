@@ -1,0 +1,81 @@
+"""Settings of Sphinx, which builds these pages: `make docs`. The build needs no network."""
+
+from __future__ import annotations
+
+import configparser
+import posixpath
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+_ROOT = Path(__file__).parent.parent
+_SETUP = configparser.ConfigParser(interpolation=None)
+_SETUP.read(_ROOT / "setup.cfg", encoding="utf-8")
+
+project = _SETUP["metadata"]["name"]
+release = version = _SETUP["metadata"]["version"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "requirements.txt"]
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_copy_source = False
+html_show_copyright = False
+
+# Headings get the anchors that GitHub gives them, so that a link works in both places.
+myst_heading_anchors = 4
+
+# Docstrings write code in single backticks.
+default_role = "literal"
+autodoc_member_order = "bysource"
+add_module_names = False
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True}
+napoleon_use_ivar = True
+
+# Each reference to a name of this package must have a target. Those of other packages have none.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!monitor_plugin\.).*"),
+    (r"py:.*", r".*\.[A-Z]"),  # type variables
+    # Only annotations have them: a subclass of pluggy's, and `Monitor` as hooks know it.
+    (r"py:class", r"monitor_plugin\.(plugins\.manager\.PluginManager|hookspecs\.Monitor)"),
+]
+
+_REPOSITORY = "https://github.com/monitor-plugin/monitor-plugin/blob/main"
+_LINK = re.compile(r"\]\((?!https?:|#)([^)\s]+)\)")
+
+
+def _rewrite_links(text: str, folder: str, prefix: str) -> str:
+    """Let relative links lead to pages of the site, or to the repository for other files.
+
+    Args:
+        text: the Markdown.
+        folder: its folder, relative to the repository's root.
+        prefix: replaces `docs/` in links to pages; empty: these links stay as they are.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, match[1]))
+        if not path.startswith("docs/"):
+            return f"]({_REPOSITORY}/{path})"
+        return f"]({prefix}{path.removeprefix('docs/')})" if prefix else match[0]
+
+    return _LINK.sub(link, text)
+
+
+def _page_read(app: Sphinx, name: str, content: list[str]) -> None:
+    content[0] = _rewrite_links(content[0], posixpath.dirname(f"docs/{name}"), "")
+
+
+def _include_read(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
+    content[0] = _rewrite_links(content[0], "", "/")  # only files of the root are included
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the handlers; Sphinx calls this."""
+    app.connect("source-read", _page_read)
+    app.connect("include-read", _include_read)
