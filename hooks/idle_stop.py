@@ -1,18 +1,27 @@
 """Stops backends that have been idle for too long.
 
-The monitor cannot see inference. A backend is idle if, for the duration of the limit, it was not
-BUSY in any sweep, none of its Status calls timed out, and its process tree used less than 1 % of
-one core. A backend without these figures is not idle. The hook stops an idle backend as `POST
-/backend/shutdown` does, unless the backend becomes BUSY and stays BUSY for `drain_timeout_seconds`.
-A stop that fails is logged once, and tried again every minute. The hook acts after each background
-sweep (the monitor's setting `sweep_interval_seconds`). Between two sweeps it notices only CPU time,
-and changes of state that other readings found.
+The monitor cannot see requests. A backend is idle if, for the duration of the limit, its own gRPC
+`Status` said READY in each sweep, and its process tree used less than 1 % of one core. What is not
+known is never idle: a backend without `Status`, or one whose Status call fails, may be serving a
+request. So may one that is READY by a hook, as the protocols of grpc_health.py and kserve_status.py
+do not say whether a server works. The setting NO_STATUS lets the CPU usage alone decide for such
+backends.
+
+The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend becomes BUSY and
+stays BUSY for `drain_timeout_seconds`. A stop that fails is logged once, and tried again every
+minute. The hook acts after each background sweep (the monitor's setting `sweep_interval_seconds`).
+Between two sweeps it notices only CPU time, and changes of state that other readings found.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 the environment variable MONITOR_HOOK_IDLE_STOP_...
 
     SECONDS   the limit, in seconds: `3600`; or by model, `llama-*=600,embed-*=never,*=3600`, where
               the first matching pattern counts; models without one have no limit
+    NO_STATUS `cpu`: a backend without a status, or one that is READY by a hook, is idle if its
+              process tree uses less than 1 % of one core; it is not idle if its Status call timed
+              out, or if the last state that it reported was not READY. This cuts off requests that
+              take little CPU time, such as those that wait for a GPU. `never`: it is not idle
+              (never)
 """
 
 from __future__ import annotations
@@ -23,18 +32,28 @@ import time
 from monitor_plugin import hookimpl
 from monitor_plugin.hook_support.background_stops import BackgroundStops
 from monitor_plugin.hook_support.idleness import Activity
-from monitor_plugin.hook_support.settings import HookSettings, Limits, per_model, seconds
+from monitor_plugin.hook_support.settings import (
+    HookSettings,
+    Limits,
+    one_of,
+    per_model,
+    seconds,
+)
 
 _logger = logging.getLogger(__name__)
 _settings = HookSettings(__name__)
 _limits = _settings.get(
     "SECONDS", per_model(seconds), "seconds over 0, as 3600, or llama-*=600,*=3600", Limits({})
 )
-_activity = Activity(_limits.least())
+_no_status = _settings.get("NO_STATUS", one_of("never", "cpu"), "never or cpu", "never")
+_activity = Activity(_limits.least(), cpu_suffices=_no_status == "cpu")
 _stops = BackgroundStops(_logger)
 
 if not _limits.least():
     _logger.info("the hook does nothing: %s is not set", _settings.variable("SECONDS"))
+elif _no_status == "never":
+    text = "backends without a Status are never idle; with %s=cpu their CPU usage decides"
+    _logger.info(text, _settings.variable("NO_STATUS"))
 
 
 monitor_started = _stops.monitor_started

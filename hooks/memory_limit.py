@@ -4,10 +4,13 @@ The memory of a backend is the total that `GET /backends` shows: the backend's o
 of its process tree. Unknown memory exceeds no limit. The memory must exceed the limit in each sweep
 for FOR_SECONDS, and in at least two sweeps, so that one wrong figure stops no backend. The hook
 stops a backend as `POST /backend/shutdown` does, but no backend that may be busy: one that is BUSY,
-whose Status call timed out, or that has no status while its process tree uses 1 % of one core or an
-unknown amount; nor one that becomes BUSY and stays BUSY for `drain_timeout_seconds`. Backends that
-are being stopped, also by clients, do not count. A stop that fails is tried again every minute. The
-hook acts after each background sweep (the monitor's setting `sweep_interval_seconds`).
+whose Status call timed out, or whose last known state is not READY while it has no status; nor one
+that becomes BUSY and stays BUSY for `drain_timeout_seconds`. A backend that never had a status, or
+that is READY by a hook, may be busy while its process tree uses 1 % of one core or an unknown
+amount. Below that it is stopped, unlike by idle_stop.py: a limit that spared every backend without
+a status would protect few machines. Backends that are being stopped, also by clients, do not count.
+A stop that fails is tried again every minute. The hook acts after each background sweep (the
+monitor's setting `sweep_interval_seconds`).
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_MEMORY_LIMIT_...
@@ -16,7 +19,7 @@ environment variables MONITOR_HOOK_MEMORY_LIMIT_...
                   matching pattern counts; `none`, or no matching pattern, means no limit
     TOTAL         the limit of all backends together, in bytes: `48GiB`
     ORDER         the backend to stop first above TOTAL: `lru`, the one with the longest idle time
-                  (see idle_stop.py), or `largest` (lru)
+                  (see idle_stop.py with NO_STATUS=cpu), or `largest` (lru)
     STOP_BUSY     `yes`: also stop backends that may be busy, after `drain_timeout_seconds` (no)
     FOR_SECONDS   how long the memory must exceed a limit, in seconds (10)
     COMPONENT     limit this component of the memory instead of the total: `vram`, which includes
@@ -50,7 +53,7 @@ class MemoryLimit:
         self._stop_busy = settings.get("STOP_BUSY", read.yes_or_no, "yes or no", False)
         self._for_seconds = settings.get("FOR_SECONDS", read.seconds, "seconds, as 10", 10.0)
         self._component = settings.get("COMPONENT", str, "the name of a component, as vram", None)
-        self._activity = Activity()
+        self._activity = Activity(cpu_suffices=True)
         self._over_since: dict[Backend | None, float] = {}  # None: all backends together
         self._logged: set[Backend | None] = set()
         self.stops = BackgroundStops(_logger)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..domain.models import Backend, Observation, State
+from ..domain.models import Backend, Observation, Reading, State
 
 _WINDOW_SECONDS = 10.0
 _ACTIVE_SHARE = 0.01  # of one core; a process tree that uses as much or more is active
@@ -38,17 +38,22 @@ def held_bytes(observation: Observation, component: str | None = None) -> int | 
 class Activity:
     """Tracks how long each backend has been idle. Not thread-safe.
 
-    A backend counts as active if it reports BUSY or a state that the protocol does not know, if its
-    status call timed out, if its process tree used 1 % of one core or an unknown amount, or if its
-    state changed between two sweeps (it may have been busy then). Idle time begins with the first
-    sweep that contains the backend, and begins again after a sweep without it.
+    A backend is idle while its own `Status` says READY, and its process tree uses less than 1 % of
+    one core. What is not known is never idle: a backend counts as active if its status is missing
+    or another one, if its CPU usage is unknown, or if its state changed between two sweeps (it may
+    have been BUSY then). READY from a hook counts as a missing status, because protocols such as
+    grpc.health.v1 do not say whether the backend works. Idle time begins with the first sweep that
+    contains the backend, and begins again after a sweep without it.
 
     Args:
         window_seconds: the window in which CPU time is measured; at most, and by default, 10 s.
+        cpu_suffices: also count a backend as idle whose status is missing, unless its status call
+            timed out, or the last state that it reported was not READY.
     """
 
-    def __init__(self, window_seconds: float | None = None) -> None:
+    def __init__(self, window_seconds: float | None = None, cpu_suffices: bool = False) -> None:
         self._window_seconds = min(window_seconds or _WINDOW_SECONDS, _WINDOW_SECONDS)
+        self._cpu_suffices = cpu_suffices
         self._traces: dict[Backend, _Trace] = {}
 
     def note(self, observations: Iterable[Observation], now: float) -> None:
@@ -63,11 +68,22 @@ class Activity:
         return now - trace.active_at if trace else 0.0
 
     def may_be_busy(self, observation: Observation, now: float) -> bool:
-        """Whether a backend may be busy: `says_busy`, no reading, or no status and not idle."""
-        reading = observation.reading
-        if reading is None or says_busy(observation):
+        """Whether a backend may be busy: its state does not say otherwise, and it is not idle."""
+        if observation.reading is None or says_busy(observation):
             return True
-        return reading.status is None and not self.idle_seconds(observation.backend, now)
+        state = _known_state(observation.reading)
+        if state is None:
+            return not self.idle_seconds(observation.backend, now)
+        return state not in State.__members__.values()
+
+    def _may_be_idle(self, observation: Observation) -> bool:
+        """Whether a backend is idle if its process tree uses little CPU time."""
+        if observation.reading is None or says_busy(observation):
+            return False
+        state = _known_state(observation.reading)
+        if state is None:
+            return self._cpu_suffices and observation.last_state in (None, State.READY)
+        return state == State.READY
 
     def _trace(self, observation: Observation, trace: _Trace | None, now: float) -> _Trace:
         cpu_seconds = observation.tree.cpu_seconds if observation.tree else None
@@ -76,10 +92,7 @@ class Activity:
             return active
         if observation.state_changed_at != trace.state_changed_at:
             return active
-        reading = observation.reading
-        if reading is None or says_busy(observation):
-            return active
-        if reading.status is not None and reading.status.state not in State.__members__.values():
+        if not self._may_be_idle(observation):
             return active
         grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
         # The tree's CPU time shrinks when one of its processes ends, which counts as activity.
@@ -88,6 +101,17 @@ class Activity:
         if elapsed < self._window_seconds:
             return trace
         return active._replace(active_at=trace.active_at)
+
+
+def _known_state(reading: Reading) -> int | None:
+    """Return a backend's state, or None if there is none, or if it may be serving requests.
+
+    READY from a hook is such a state: grpc.health.v1 and other protocols do not know BUSY.
+    """
+    status = reading.status
+    if status is None or (status.state == State.READY and reading.source == "hook"):
+        return None
+    return status.state
 
 
 class _Trace(NamedTuple):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from monitor_plugin import Backend, Memory, Reading, Status
+from monitor_plugin import Backend, Memory, Reading, State, Status
 from monitor_plugin.domain.models import Observation, TreeUsage
-from monitor_plugin.hook_support.idleness import Activity, held_bytes, says_busy
+from monitor_plugin.hook_support.idleness import Activity, held_bytes
 
 BACKEND = Backend("m", 4711, "127.0.0.1:1", 0.0)
 
@@ -19,18 +21,29 @@ def seen(
     rpc_error: str | None = None,
     memory: Memory | None = None,
     changed_at: float | None = None,
+    source: str = "grpc",
+    last_state: State | None = None,
 ) -> Observation:
     status = None if state is None else Status(state)
-    reading = Reading(BACKEND, status, None, "grpc", rpc_error, time.time())
+    reading = Reading(BACKEND, status, None, source, rpc_error, time.time())
     tree = None if cpu_seconds is None else TreeUsage(processes=1, cpu_seconds=cpu_seconds)
     return Observation(
-        backend=BACKEND, reading=reading, tree=tree, memory=memory, state_changed_at=changed_at
+        backend=BACKEND,
+        reading=reading,
+        tree=tree,
+        memory=memory,
+        last_state=last_state,
+        state_changed_at=changed_at,
     )
 
 
-def idle_after(*sweeps: Observation | None, window_seconds: float | None = None) -> float:
+def failed(rpc_error: str, **facts: Any) -> Observation:
+    return seen(state=None, rpc_error=rpc_error, source="psutil", **facts)
+
+
+def idle_after(*sweeps: Observation | None, **options: Any) -> float:
     """Return the idle seconds after sweeps 5 s apart; None is a sweep without the backend."""
-    activity = Activity(window_seconds)
+    activity = Activity(**options)
     for number, sweep in enumerate(sweeps):
         activity.note([sweep] if sweep else [], 1000 + 5 * number)
     return activity.idle_seconds(BACKEND, 1000 + 5 * (len(sweeps) - 1))
@@ -40,27 +53,52 @@ def test_idle_is_counted_from_the_first_sweep() -> None:
     """Activity before the first sweep is unknown."""
     assert idle_after(seen()) == 0
     assert idle_after(*[seen()] * 5) == 20
-    assert idle_after(*[seen(state=None, rpc_error="UNIMPLEMENTED")] * 5) == 20
 
 
-@pytest.mark.parametrize(
-    "sweep",
-    [
-        seen(state=1),
-        seen(state=None, rpc_error="DEADLINE_EXCEEDED"),
-        seen(state=77),
-        seen(cpu_seconds=None),
-        None,
-        Observation(backend=BACKEND),
-    ],
-    ids=["busy", "missed", "odd state", "unknown cpu", "not seen", "not read"],
-)
-def test_possible_activity_restarts_the_idle_time(sweep: Observation | None) -> None:
-    """An unknown state or usage counts as activity."""
-    assert idle_after(seen(), seen(), seen(), sweep) == 0
-    after = idle_after(seen(), seen(), seen(), sweep, seen(), seen(), seen())
-    assert after <= 15
-    assert idle_after(seen(), sweep, seen(), seen()) < 15
+ACTIVE = {
+    "busy": seen(state=1),
+    "missed": failed("DEADLINE_EXCEEDED"),
+    "uninitialized": seen(state=0),
+    "error": seen(state=-1),
+    "odd state": seen(state=77),
+    "unknown cpu": seen(cpu_seconds=None),
+    "not seen": None,
+    "not read": Observation(backend=BACKEND),
+    "busy by a hook": seen(state=1, source="hook"),
+    "loading by a hook": seen(state=0, source="hook"),
+    "busy before": failed("UNAVAILABLE", last_state=State.BUSY),
+    "loading before": failed("UNAVAILABLE", last_state=State.UNINITIALIZED),
+    "unknown cpu, no status": failed("UNIMPLEMENTED", cpu_seconds=None),
+}
+UNKNOWN = {
+    "no Status": failed("UNIMPLEMENTED"),
+    "unreachable": failed("UNAVAILABLE"),
+    "no token": failed("UNAUTHENTICATED"),
+    "no free channel": failed("RESOURCE_EXHAUSTED"),
+    "ready before": failed("INTERNAL", last_state=State.READY),
+    "ready by a hook": seen(source="hook"),
+}
+
+
+@pytest.mark.parametrize("cpu_suffices", [False, True])
+@pytest.mark.parametrize("what", ACTIVE)
+def test_possible_activity_restarts_the_idle_time(what: str, cpu_suffices: bool) -> None:
+    """A state but READY, a missed status and an unknown usage count as activity."""
+    for sweeps, most in (((3, 0), 0.0), ((3, 3), 15.0), ((1, 2), 10.0)):
+        before, after = ([seen()] * each for each in sweeps)
+        assert idle_after(*before, ACTIVE[what], *after, cpu_suffices=cpu_suffices) <= most
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_unknown_status_is_idle_only_if_cpu_time_suffices(what: str) -> None:
+    """A backend whose `Status` does not say READY may be serving a request at any CPU usage."""
+    sweep = UNKNOWN[what]
+    assert idle_after(*[sweep] * 5) == 0
+    assert idle_after(seen(), seen(), sweep) == 0
+    assert idle_after(seen(), sweep, seen(), seen()) <= 10
+    assert idle_after(*[sweep] * 5, cpu_suffices=True) == 20
+    works = [replace(sweep, tree=seen(float(n)).tree) for n in range(5)]
+    assert idle_after(*works, cpu_suffices=True) == 0
 
 
 @pytest.mark.parametrize(
@@ -101,19 +139,26 @@ def test_another_process_is_another_backend() -> None:
     assert list(activity._traces) == [other]
 
 
-def test_active_backend_without_status_may_be_busy() -> None:
-    """Without a status, CPU time decides."""
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_backend_of_unknown_status_may_be_busy(what: str) -> None:
+    """Nothing but a low use of CPU time denies it, and only if CPU time suffices."""
+    sweep = UNKNOWN[what]
+    for cpu_suffices in (False, True):
+        activity = Activity(cpu_suffices=cpu_suffices)
+        activity.note([sweep], 0)
+        assert activity.may_be_busy(sweep, 0)
+        activity.note([sweep], 5)
+        assert activity.may_be_busy(sweep, 5) is not cpu_suffices
+
+
+def test_known_state_tells_whether_a_backend_may_be_busy() -> None:
+    """A backend's own state other than BUSY means that it is not busy, also while it is active."""
     activity = Activity()
-    silent = seen(state=None, rpc_error="UNIMPLEMENTED")
-    activity.note([silent], 0)
-    assert activity.may_be_busy(silent, 0)
-    assert not activity.may_be_busy(seen(), 0)
+    for sweep in (seen(), seen(state=0), seen(state=-1), seen(state=0, source="hook")):
+        assert not activity.may_be_busy(sweep, 0)
+    for sweep in (seen(state=1), seen(state=77), failed("DEADLINE_EXCEEDED")):
+        assert activity.may_be_busy(sweep, 0)
     assert activity.may_be_busy(Observation(backend=BACKEND), 0)
-    activity.note([silent], 5)
-    assert not activity.may_be_busy(silent, 5)
-    for busy in (seen(state=1), seen(state=None, rpc_error="DEADLINE_EXCEEDED")):
-        assert says_busy(busy)
-        assert activity.may_be_busy(busy, 5)
 
 
 def test_component_includes_its_parts() -> None:

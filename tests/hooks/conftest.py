@@ -22,7 +22,7 @@ def _no_hooks_are_left() -> Iterator[None]:
 
 
 class Hooked(NamedTuple):
-    """A started monitor in this process, and the module of its only hook file."""
+    """A started monitor in this process, and the module of its hook file."""
 
     monitor: Monitor
     module: ModuleType
@@ -41,12 +41,15 @@ MakeHooked = Callable[..., Hooked]
 def hooked(
     make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> MakeHooked:
-    """Makes a monitor with one hook: `hooked("idle_stop", {"SECONDS": "60"}, listen=None)`."""
+    """Makes a monitor with a hook: `hooked("idle_stop", {"SECONDS": "60"}, listen=None)`.
 
-    def make(stem: str, hook_settings: dict[str, str], **settings: Any) -> Hooked:
+    Further names of hook files may follow the settings of the first one.
+    """
+
+    def make(stem: str, hook_settings: dict[str, str], *others: str, **settings: Any) -> Hooked:
         for name, value in hook_settings.items():
             monkeypatch.setenv(f"MONITOR_HOOK_{stem.upper()}_{name}", value)
-        folder = str(copy_hooks(tmp_path / "hooks", stem))
+        folder = str(copy_hooks(tmp_path / "hooks", stem, *others))
         monitor = make_monitor(**{"listen": None, "hooks_dir": folder, **settings})
         return Hooked(monitor, sys.modules[f"monitor_plugin_hooks.{stem}"])
 

@@ -2,42 +2,123 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
-from monitor_plugin import PluginError
+from monitor_plugin import PluginError, hookimpl
 
+from ..support import Backend as RunningBackend
 from ..support import Spawner, eventually, is_running
-from .conftest import MakeHooked
+from .conftest import Hooked, MakeHooked
 
 WORKS = ["sh", "-c", "while :; do :; done"]
 
 
+# Takes a request of the method `Work`, which lasts until the process ends, and uses no CPU time.
+# With an argument it also answers SERVING to grpc.health.v1.
+SERVES_ONE_REQUEST = """
+import sys, threading
+from concurrent import futures
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+def work(request, context):
+    print("working", flush=True)
+    threading.Event().wait()
+
+handler = grpc.unary_unary_rpc_method_handler(work)
+server = grpc.server(futures.ThreadPoolExecutor(4))
+server.add_generic_rpc_handlers(
+    (grpc.method_handlers_generic_handler("backend.Backend", {"Work": handler}),)
+)
+if len(sys.argv) > 1:
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(f"serving on 127.0.0.1:{port}", flush=True)
+server.wait_for_termination()
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("no_status", ["never", "cpu"])
 def test_idle_backends_are_stopped(
-    hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
+    no_status: str, hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Busy, hanging, active and exempt backends still run; the log has the reason."""
-    idle, silent = spawner.backend(), spawner.backend("--no-status")
+    silent = spawner.backend("--no-status")
     kept = {
         "busy": spawner.backend("--busy-seconds", "1000"),
         "hangs": spawner.backend("--hang-status"),
+        "loads": spawner.backend("--state", "0"),
+        "broken": spawner.backend("--state", "-1"),
         "keep": spawner.backend(),
     }
-    works = spawner.process(*WORKS)
-    limits = {"SECONDS": "keep=never, *=1.5"}
+    works, idle = spawner.process(*WORKS), spawner.backend()
+    limits = {"SECONDS": "keep=never, *=1.5", "NO_STATUS": no_status}
     hook = hooked("idle_stop", limits, sweep_interval_seconds=0.3, status_timeout_seconds=0.2)
-    for model, backend in {"idle": idle, "silent": silent, **kept}.items():
+    for model, backend in {"silent": silent, **kept}.items():
         hook.spawned(model, backend)
     hook.monitor.hook.monitor_backend_spawned(model="works", pid=works.pid, address="127.0.0.1:1")
-    eventually(lambda: len(hook.monitor.backends()) == 4)
-    assert [each.model for each in hook.monitor.backends()] == [*kept, "works"]
+    hook.spawned("idle", idle)  # the last one, so each other one was swept as often
+    left = [*(["silent"] if no_status == "never" else []), *kept, "works"]
+    eventually(lambda: len(hook.monitor.backends()) == len(left))
+    sweep_again(hook)
+    assert [each.model for each in hook.monitor.backends()] == left
     assert not is_running(idle.pid)
-    assert not is_running(silent.pid)
+    assert is_running(silent.pid) is (no_status == "never")
     lines = [each for each in caplog.messages if "is being stopped" in each]
-    assert len(lines) == 2
+    assert len(lines) == (2 if no_status == "cpu" else 1)
     begins = f"model 'idle' (process {idle.pid}) is being stopped: it was idle for "
-    assert any(each.startswith(begins) for each in lines)
-    assert lines[0].endswith("s, over 1.5 s for '*'")
+    (line,) = [each for each in lines if each.startswith(begins)]
+    assert line.endswith("s, over 1.5 s for '*'")
+
+
+def sweep_again(hook: Hooked) -> None:
+    """Wait until two more background sweeps have been checked for idle backends."""
+    swept: list[object] = []
+
+    class Counts:
+        @hookimpl(trylast=True)
+        def monitor_readings_swept(self) -> None:
+            swept.append(None)
+
+    hook.monitor.plugin_manager.register(Counts())
+    eventually(lambda: len(swept) > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["health"]], ids=["no status", "grpc.health.v1"])
+def test_request_at_low_cpu_usage_is_not_cut(
+    arguments: list[str], hooked: MakeHooked, spawner: Spawner
+) -> None:
+    """A backend whose status says nothing of its requests is not idle, at any CPU usage."""
+    works = RunningBackend(spawner.python(SERVES_ONE_REQUEST, *arguments))
+    limit = {"SECONDS": "1"}
+    hook = hooked(
+        "idle_stop", limit, *(["grpc_health"] if arguments else []), sweep_interval_seconds=0.2
+    )
+    with grpc.insecure_channel(works.address) as channel:
+        request = channel.unary_unary("/backend.Backend/Work", None, None).future(b"")
+        assert works.process.stdout
+        assert works.process.stdout.readline() == "working\n"
+        hook.spawned("works", works)
+        hook.spawned("idle", spawner.backend())
+        eventually(lambda: len(hook.monitor.backends()) == 1)
+        sweep_again(hook)
+        assert [each.model for each in hook.monitor.backends()] == ["works"]
+        assert not request.done()
+    assert hook.monitor.read("works").source == ("hook" if arguments else "psutil")
+
+
+def test_log_says_that_backends_without_status_are_kept(
+    hooked: MakeHooked, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator whose backends have no `Status` sees why none is stopped."""
+    caplog.set_level("INFO")
+    hooked("idle_stop", {"SECONDS": "60"}, sweep_interval_seconds=0)
+    (line,) = [each for each in caplog.messages if "NO_STATUS" in each]
+    assert "MONITOR_HOOK_IDLE_STOP_NO_STATUS=cpu" in line
 
 
 def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:
@@ -56,3 +137,11 @@ def test_invalid_limit_is_refused(text: str, hooked: MakeHooked) -> None:
         hooked("idle_stop", {"SECONDS": text})
     assert f"MONITOR_HOOK_IDLE_STOP_SECONDS={text!r}: " in str(raised.value)
     assert "write seconds over 0, as 3600, or llama-*=600,*=3600" in str(raised.value)
+
+
+def test_invalid_no_status_is_refused(hooked: MakeHooked) -> None:
+    """Loading the file raises an error with the accepted words."""
+    with pytest.raises(PluginError) as raised:
+        hooked("idle_stop", {"SECONDS": "60", "NO_STATUS": "yes"})
+    assert "MONITOR_HOOK_IDLE_STOP_NO_STATUS='yes': " in str(raised.value)
+    assert "write never or cpu" in str(raised.value)
