@@ -315,3 +315,12 @@ def test_architecture_lists_all_packages() -> None:
     assert set(re.findall(r"^\| `([a-z_./]+)` ", text, re.MULTILINE)) == folders | modules | {
         "moved/"
     }
+
+
+def test_architecture_diagrams_name_classes_of_the_code() -> None:
+    """Each participant of the two sequence diagrams, but the client, is a class of the package."""
+    diagrams = re.findall(r"```text\n(client.*?)\n", (ROOT / "ARCHITECTURE.md").read_text())
+    assert len(diagrams) == 2
+    code = "".join(path.read_text() for path in (ROOT / "monitor_plugin").rglob("*.py"))
+    for participant in {*" ".join(diagrams).split()} - {"client"}:
+        assert re.search(rf"^class {participant}\b", code, re.MULTILINE), participant
