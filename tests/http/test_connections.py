@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,3 +55,39 @@ def test_accepting_pauses_where_descriptors_run_out(caplog: pytest.LogCaptureFix
     ]
     with pytest.raises(OSError, match="Bad file descriptor"):
         server.accept()
+
+
+class AnsweringChannel:
+    """A connection whose request thread begins to write between any two looks of the loop."""
+
+    is_answering = True
+    buffered_bytes = 0
+    closed = 0
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def _answer_begun(self) -> bool:
+        self._looks += 1
+        return self._looks > 1
+
+    @property
+    def quiet_since(self) -> float:
+        return time.monotonic() if self._answer_begun() else 0.0
+
+    @property
+    def has_unread_answer(self) -> bool:
+        return self._answer_begun()
+
+    def handle_close(self) -> None:
+        self.closed += 1
+
+
+def test_an_answer_that_begins_during_a_look_is_not_cut_off() -> None:
+    """An answer that is not yet sent, and the time before it, are never taken together."""
+    channel = AnsweringChannel()
+    server: Any = SimpleNamespace(
+        active_channels={1: channel}, accept=lambda: None, handle_accept=lambda: None
+    )
+    Connections(server, "127.0.0.1:1", idle_seconds=60).evict()
+    assert not channel.closed

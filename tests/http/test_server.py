@@ -282,6 +282,86 @@ def test_an_unread_answer_does_not_keep_its_thread(
         assert len(deaf) == 4
 
 
+class AgingApp:
+    """An application that takes an hour, by the clock of the connections, for each part of a body.
+
+    It makes all connections quiet for an hour instead of taking the time.
+    """
+
+    def __init__(self) -> None:
+        self.channels: Iterable[Channel] = ()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "10")])
+        for part in (b"first", b" last"):
+            for channel in self.channels:
+                channel.quiet_since -= 3600
+            yield part
+
+
+@pytest.mark.parametrize(
+    ("sent", "answers"),
+    [
+        pytest.param(GET, [b"first last"], id="first request"),
+        pytest.param(GET * 3, [b"first last"] * 3, id="pipelined requests"),
+        pytest.param(GET.replace(b"1.1", b"1.0"), [b"first last"], id="closed after the answer"),
+        pytest.param(
+            POST + b"Content-Length: 1\r\nExpect: 100-continue\r\n\r\nx",
+            [b"HTTP/1.1 100 Continue", b"first last"],
+            id="100 Continue",
+        ),
+        pytest.param(b"GET / HTTP/7\r\n\r\n", [b"400 Bad Request"], id="refused request"),
+    ],
+)
+@pytest.mark.parametrize("was_quiet", [False, True])
+def test_an_answer_that_took_long_is_sent(
+    sent: bytes,
+    answers: list[bytes],
+    was_quiet: bool,
+    make_server: MakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The connection is not closed between the moment when a part is ready, and its first byte."""
+    evictions, closed = [], []
+    evict, handle_close = connections.Connections.evict, Channel.handle_close
+
+    def counting_evict(self: connections.Connections) -> float:
+        evictions.append(self)
+        return evict(self)
+
+    def recording_close(channel: Channel) -> None:
+        closed.append(channel)
+        handle_close(channel)
+
+    def sweep(data: bytes) -> None:
+        """Hold the request thread, which is about to send, until the loop has looked twice."""
+        if threading.current_thread().name == "monitor-http":
+            return
+        seen = len(evictions)
+        server._connections._next_sweep = 0.0
+        server._server.pull_trigger()
+        eventually(lambda: closed or len(evictions) > seen + 1)
+
+    app = AgingApp()
+    server = make_server(app)
+    channels = server._connections._channels
+    with connect(server) as connection:
+        (channel,) = eventually(lambda: list(channels.values()))
+        if was_quiet:
+            channel.quiet_since -= 50  # less than `idle_seconds`, and more than a thread is kept
+        app.channels = [channel]
+        monkeypatch.setattr(connections.Connections, "evict", counting_evict)
+        monkeypatch.setattr(Channel, "handle_close", recording_close)
+        monkeypatch.setattr(Channel, "send", recording_send(sweep))
+        connection.sendall(sent)
+        received = b""
+        while sum(map(received.count, set(answers))) < len(answers):
+            data = connection.recv(65536)
+            assert data, f"the connection was closed after {received!r}"
+            received += data
+    assert evictions
+
+
 def test_the_quietest_connections_are_evicted(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,9 +134,10 @@ class Channel(HTTPChannel):
     """A connection that records since when it has been quiet.
 
     Attributes:
-        quiet_since: when a part of an answer was last sent, or else when the connection was
-            accepted, in seconds of `time.monotonic`. Data from the client does not count, so a
-            client that sends byte by byte is as quiet as one that sends nothing.
+        quiet_since: when a part of an answer was last sent, or began to wait to be sent, or else
+            when the connection was accepted, in seconds of `time.monotonic`. Data from the client
+            does not count, so a client that sends byte by byte is as quiet as one that sends
+            nothing.
     """
 
     parser_class = Parser
@@ -166,6 +167,10 @@ class Channel(HTTPChannel):
 
     def write_soon(self, data: Any) -> int:
         """Send as much as possible from the answering thread; the loop sends the rest."""
+        if not self.total_outbufs_len:
+            # The time that the answer took is not the client's. This is set before the data count
+            # as unread.
+            self.quiet_since = time.monotonic()
         self._sending = True
         try:
             return int(super().write_soon(data))

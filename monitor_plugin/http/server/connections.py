@@ -73,7 +73,9 @@ class Connections:
         if now >= self._next_sweep:
             self._next_sweep = now + min(_SWEEP_SECONDS, self._idle_seconds / 4)
             for channel in list(self._channels.values()):
-                if now - channel.quiet_since > self._max_quiet_seconds(channel):
+                # Read first: `quiet_since` is set before an answer counts as unread.
+                seconds = self._max_quiet_seconds(channel)
+                if now - channel.quiet_since > seconds:
                     channel.handle_close()
         self._evict_largest()
         self._evict_quietest(now)
