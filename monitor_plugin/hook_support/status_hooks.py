@@ -110,7 +110,9 @@ class StatusHooks:
                 response: bytes = method(request, timeout=left, metadata=metadata)
                 return response
 
-            return self._ask(backend, call)
+            status = self._ask(backend, call)
+            # After `close`, the status may come from the end of a call, not from the backend.
+            return None if server.ask_after == math.inf else status
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 server.close()

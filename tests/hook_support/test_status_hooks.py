@@ -120,6 +120,29 @@ def test_concurrent_readings_share_a_response(
     assert len(server.tokens) <= 4
 
 
+def test_status_of_a_call_that_was_cut_off_is_dropped(server: Server, monitor: Monitor) -> None:
+    """If the backend leaves during the call, no status is made of the error."""
+
+    def not_ready_on_error(backend: Backend, call: Call) -> Status:
+        try:
+            call("/a.Service/Ready", b"")
+        except grpc.RpcError:
+            return Status(State.UNINITIALIZED)
+        return Status(State.READY)
+
+    hooks = StatusHooks(not_ready_on_error)
+    backend = Backend("m", 1000, f"127.0.0.1:{server.ports[0]}", 1.0)
+    hooks.monitor_started(monitor)
+    hooks.monitor_backend_registered(backend)
+    server.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(hooks.monitor_query_status, backend, 60.0)
+        eventually(lambda: server.tokens)
+        hooks.monitor_closing()
+        assert asked.result() is None
+    server.gate.set()
+
+
 def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., Monitor]) -> None:
     """The requests carry the results of `monitor_call_metadata`."""
 

@@ -3,8 +3,9 @@
 python -m tests.hooks.oip_server FILE
 
 The file has `ready` (whether the server is), `models` (whether each is ready, by name), `seconds`
-(the duration of an answer) and, optionally, `service` (the gRPC service's name). The path of each
-call, and the model that it names, are appended to FILE.calls.
+(the duration of an answer) and, optionally, `service` (the gRPC service's name) and `unknown_model`
+(the gRPC code for a model that is not in `models`). By default this code is UNKNOWN, as MLServer's.
+The path of each call, and the model that it names, are appended to FILE.calls.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ class Server(Handler):
         self._record(f"{request.name} {request.version}".strip())
         ready = self._configuration()["models"].get(request.name)
         if ready is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such model")
+            code = self._configuration().get("unknown_model", "UNKNOWN")
+            details = "Unexpected <class 'mlserver.errors.ModelNotFound'>: Model not found"
+            context.abort(grpc.StatusCode[code], details)
         return self._messages["ModelReadyResponse"](ready=ready)
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -105,6 +106,31 @@ def test_readiness_of_server_and_model_becomes_a_state(
         assert state(monitor) == State.UNINITIALIZED
     server.configure()
     assert state(monitor) == State.READY
+
+
+NO_STATUS = ["UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"]  # the last one ends the requests
+
+
+def test_server_that_refuses_the_model_is_not_ready(
+    serve: Callable[..., OipServer],
+    start: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After `ServerReady`, an error of `ModelReady` is about the model, unless no server gave it.
+
+    MLServer answers UNKNOWN for a model that it does not know, other servers NOT_FOUND.
+    """
+    monkeypatch.setattr(status_hooks, "_PAUSE_SECONDS", 0.0)
+    server, monitor = serve(models={}), start()
+    register(monitor, server)
+    assert state(monitor) == State.UNINITIALIZED
+    codes = [code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+    for code in [each for each in codes if each not in NO_STATUS]:
+        server.configure(models={}, unknown_model=code)
+        assert state(monitor) == State.UNINITIALIZED, code
+    for code in NO_STATUS:
+        server.configure(models={}, unknown_model=code)
+        assert read(monitor).headers["X-Monitor-Source"] == "psutil", code
 
 
 def test_unimplemented_protocol_gets_one_request(
