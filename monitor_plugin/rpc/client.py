@@ -122,7 +122,7 @@ class StatusClient:
     def _connection(self, backend: Backend) -> Connection:
         with self._lock:
             connection = self._connections.pop(backend, None) or Connection(
-                backend.address,
+                backend,
                 partial(self._open_within_limit, backend),
                 self._timeout_seconds,
                 partial(self.metadata, backend),

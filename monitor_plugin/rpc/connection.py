@@ -13,6 +13,7 @@ from typing import NamedTuple
 import grpc
 
 from ..concurrency.blocking import BlockingObserver
+from ..domain.models import Backend
 from .call import StatusCall, StatusCaller, StatusCounter, StatusCounts, StatusOutcome
 from .protocol import FREE_METHOD
 
@@ -64,7 +65,7 @@ class Connection:
     """The connection to one backend, opened at its first use. Safe to call from any thread.
 
     Args:
-        address: the address of the backend, for the log.
+        backend: the backend, for the log.
         open_channel: opens a channel to the backend; may raise ChannelLimitReached.
         timeout_seconds: how long readers wait for a `Status` call; deadline of `Free`.
         call_metadata: returns the gRPC metadata for a call.
@@ -74,14 +75,14 @@ class Connection:
 
     def __init__(
         self,
-        address: str,
+        backend: Backend,
         open_channel: Callable[[], grpc.Channel],
         timeout_seconds: float,
         call_metadata: Callable[[], Mapping[str, str]],
         caller: StatusCaller,
         blocking: BlockingObserver,
     ) -> None:
-        self._address = address
+        self._backend = backend
         self._open_channel = open_channel
         self._timeout_seconds = timeout_seconds
         self._call_seconds = timeout_seconds + _EXTRA_CALL_SECONDS
@@ -95,6 +96,7 @@ class Connection:
         self._call: StatusCall | None = None
         self._hung_code: str | None = None  # readers get this code while the backend hangs
         self._is_unimplemented = False
+        self._is_refusal_logged = False
         self._frees_in_flight = 0
         self._counter = StatusCounter()
         self._closed = False
@@ -186,6 +188,7 @@ class Connection:
             next_call = StatusCall() if reached_deadline and not self._closed else None
             self._call = next_call
         self._close_useless_channel()
+        self._log_refusal("Status", outcome.rpc_error)
         call.done.set()
         if next_call:
             self._start(next_call)
@@ -202,9 +205,11 @@ class Connection:
             method = self._get_channel().unary_unary(FREE_METHOD, None, None)
             method(b"", timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
         except grpc.RpcError as error:
+            code = str(error.code().name)
             with self._lock:
-                self._is_unreachable = error.code() is grpc.StatusCode.UNAVAILABLE
-            return str(error.code().name)
+                self._is_unreachable = code == grpc.StatusCode.UNAVAILABLE.name
+            self._log_refusal("Free", code)
+            return code
         except ChannelLimitReached:
             return grpc.StatusCode.RESOURCE_EXHAUSTED.name
         except Exception as error:
@@ -215,6 +220,20 @@ class Connection:
             self._close_useless_channel()
         return None
 
+    def _log_refusal(self, method: str, code: str | None) -> None:
+        """Log, once for the backend, that it wants a token that the calls do not carry."""
+        if code != grpc.StatusCode.UNAUTHENTICATED.name:
+            return
+        with self._lock:
+            is_known, self._is_refusal_logged = self._is_refusal_logged, True
+        if not is_known:
+            text = (
+                "model %r (process %d) refused the call of %s (UNAUTHENTICATED): the call carries "
+                "no token, or not the backend's; put the backend's token into the file of the "
+                "setting grpc_token_file, or return it from the hook monitor_call_metadata"
+            )
+            _logger.warning(text, self._backend.model, self._backend.pid, method)
+
     def _error_code(self, error: Exception, method: str) -> str:
         """Return the name of the code for an exception that prevented a call; log its type only.
 
@@ -222,7 +241,8 @@ class Connection:
         """
         if self._closed:  # gRPC raises ValueError for a closed channel
             return grpc.StatusCode.CANCELLED.name
-        _logger.warning("calling %s at %s failed: %s", method, self._address, type(error).__name__)
+        address, error_type = self._backend.address, type(error).__name__
+        _logger.warning("calling %s at %s failed: %s", method, address, error_type)
         return grpc.StatusCode.INTERNAL.name
 
     def _get_channel(self) -> grpc.Channel:

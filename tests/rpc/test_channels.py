@@ -32,7 +32,7 @@ from monitor_plugin.rpc.channels import ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
 from monitor_plugin.rpc.protocol import SERVICE
 
-from ..support import Spawner, eventually
+from ..support import Spawner, eventually, logged, register
 
 TOKEN = "s3cret-token"
 
@@ -367,6 +367,60 @@ def test_the_token_is_sent_with_status_and_free(
     assert with_token.free(backend) is None
     assert without.status(backend) == (None, "UNAUTHENTICATED")
     assert without.free(backend) == "UNAUTHENTICATED"
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each for each in logged(caplog) if "grpc_token_file" in each]
+
+
+@pytest.mark.parametrize("sends", ["nothing", "the file's token", "a hook's token"])
+@pytest.mark.parametrize("switches", [(), ("--no-status",)], ids=["Status", "only Free"])
+def test_a_backend_that_wants_another_token_is_logged_once(
+    switches: tuple[str, ...],
+    sends: str,
+    token_file: Path,
+    spawner: Spawner,
+    long_timeout_monitor: Callable[..., Monitor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line for each backend, not for each call, names the setting and shows no token."""
+    caplog.set_level(logging.DEBUG)
+
+    class Hook:
+        @hookimpl
+        def monitor_call_metadata(self, backend: Backend) -> dict[str, str]:
+            return {"authorization": f"Bearer {TOKEN}"} if sends == "a hook's token" else {}
+
+    setting = {"grpc_token_file": str(token_file)} if sends == "the file's token" else {}
+    monitor = long_timeout_monitor(Hook(), **setting)
+    backends = [spawner.backend("--token", "another-s3cret", *switches) for _ in range(2)]
+    for number, backend in enumerate(backends):
+        backend.register(monitor, f"m{number}")
+        with ThreadPoolExecutor(4) as pool:
+            readings = list(pool.map(monitor.read, [f"m{number}"] * 8))
+        assert {each.source for each in readings} == {"psutil"}
+        monitor.shutdown(f"m{number}")  # calls `Free`
+        lines = refusals(caplog)
+        assert len(lines) == number + 1
+        assert f"model 'm{number}' (process {backend.pid})" in lines[-1]
+        assert "UNAUTHENTICATED" in lines[-1]
+    assert "s3cret" not in caplog.text
+
+
+def test_no_other_failure_is_taken_for_a_wrong_token(
+    token_file: Path,
+    spawner: Spawner,
+    long_timeout_monitor: Callable[..., Monitor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A backend that accepts the token, and one that cannot be reached, are not logged."""
+    monitor = long_timeout_monitor(grpc_token_file=str(token_file))
+    spawner.backend("--token", TOKEN).register(monitor, "good")
+    register(monitor, spawner.sleeper().pid, "away")
+    for model in ("good", "away"):
+        monitor.read(model)
+        monitor.shutdown(model)
+    assert refusals(caplog) == []
 
 
 def test_a_changed_token_is_used_immediately(
