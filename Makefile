@@ -29,7 +29,7 @@ test: $(VENV)/tox
 	$(VENV)/bin/tox run
 
 docs: $(VENV)/installed-docs
-	$(VENV)/bin/sphinx-build -W --keep-going -q docs docs/_build
+	$(VENV)/bin/sphinx-build -E -W --keep-going -q docs docs/_build
 	@echo docs/_build/index.html
 
 soak: $(VENV)/installed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import re
@@ -17,8 +16,19 @@ import msgspec
 import pytest
 
 import monitor_plugin
-from monitor_plugin import Monitor, Settings
+from monitor_plugin import HookFigures, LoadedPlugin, Monitor, Settings
 from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
+from monitor_plugin.api.results import HooksAnswer
+from monitor_plugin.api.schemas import (
+    BackendItem,
+    EndItem,
+    EventsAnswer,
+    HistoryAnswer,
+    HistoryItem,
+    Machine,
+    ProcessItem,
+    ShutdownItem,
+)
 from monitor_plugin.cli import main
 from monitor_plugin.cli.options import EXIT_CODES
 from monitor_plugin.cli.program import program
@@ -26,6 +36,8 @@ from monitor_plugin.config.settings import setting_text
 from monitor_plugin.config.tokens import Role, parse_tokens
 from monitor_plugin.demo.calls import calls
 from monitor_plugin.demo.host import MODELS, demo
+from monitor_plugin.domain.models import TreeUsage
+from monitor_plugin.http.openapi import describe_api
 
 from .support import Client, Spawner, eventually, free_port
 
@@ -264,46 +276,43 @@ def test_documented_audit_line_has_the_real_fields(
     }
 
 
-def test_http_reference_has_all_error_types() -> None:
-    """It names each type of error that the application returns."""
-    text = text_of("reference/http")
-    types = [kind.type for kind in [*ERROR_KINDS.values(), INTERNAL_ERROR]]
-    assert {
-        kind for kind in [*types, *HTTP_ERROR_TYPES.values()] if f"`{kind}`" not in text
-    } == set()
+def test_http_reference_has_all_errors() -> None:
+    """The table has the status and the type of each error that the application returns."""
+    kinds = {(kind.status, kind.type) for kind in [*ERROR_KINDS.values(), INTERNAL_ERROR]}
+    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", text_of("reference/http"), re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    assert {(int(status), type) for status, type in rows} == kinds | set(HTTP_ERROR_TYPES.items())
 
 
-def _texts_of_the_code() -> list[str]:
-    """Return each text in the package and in hooks/, with `...` in place of each inserted value."""
-    texts = []
-    for path in [*(ROOT / "monitor_plugin").rglob("*.py"), *(ROOT / "hooks").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                texts.append("".join(map(_piece, node.values)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                text = node.value.replace("%r", "'...'")
-                texts.append(re.sub(r"%[sdg]", "...", text))
-    return texts
+def test_http_reference_has_all_routes() -> None:
+    """The table has each route of `/openapi.json`, with its methods, but for those under /v1."""
+    paths = json.loads(describe_api(token_required=True, clustered=True))["paths"]
+    routes = {
+        f"{method.upper()} {path}"
+        for path, methods in paths.items()
+        for method in methods
+        if not path.startswith("/v1/")
+    }
+    table = text_of("reference/http").partition("| route |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`((?:GET|POST) \S+)`", table)) == routes
+    assert sum(path.startswith("/v1/") for path in paths) == 3
 
 
-def _piece(node: ast.expr) -> str:
-    if isinstance(node, ast.FormattedValue):
-        return "'...'" if node.conversion == ord("r") else "..."
-    assert isinstance(node, ast.Constant)
-    return str(node.value)
-
-
-def test_troubleshooting_quotes_messages_of_the_code() -> None:
-    """Each quoted message occurs in the code; `...` stands for inserted values or for the rest."""
-    page = text_of("how-to/troubleshooting")
-    blocks = re.findall(r"^ *```text\n(.*?)^ *```$", page, re.DOTALL | re.MULTILINE)
-    quoted = [line.strip() for each in blocks for line in each.splitlines()]
-    quoted += re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
-    assert len(quoted) > 80
-    texts = _texts_of_the_code()
-    for message in quoted:
-        pattern = ".*?".join(map(re.escape, message.split("...")))
-        assert any(re.search(pattern, text) for text in texts), message
+@pytest.mark.parametrize(
+    ("heading", "structs"),
+    [
+        ("List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem, Machine]),
+        ("Follow events", [EventsAnswer]),
+        ("CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),
+        ("Plugins", [HooksAnswer, LoadedPlugin, HookFigures]),
+    ],
+)
+def test_http_reference_has_all_fields(heading: str, structs: list[type]) -> None:
+    """The section of a route has each field of its answer."""
+    section = text_of("reference/http").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    for struct in structs:
+        for field in msgspec.structs.fields(struct):
+            assert re.search(rf"[`\".]{field.name}[`\"]", section), field.name
 
 
 def test_architecture_lists_all_packages() -> None:
