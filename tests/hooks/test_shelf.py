@@ -17,7 +17,9 @@ from .support import SHELF, copy_hooks
 
 STEMS = sorted(path.stem for path in SHELF.glob("*.py"))
 PAGE = (SHELF.parent / "docs" / "reference" / "hook-files.md").read_text()
-ROWS = re.findall(r"^\| \[`(\w+)\.py`\]\(../../hooks/\1\.py\) \| (.*) \|$", PAGE, re.MULTILINE)
+SECTIONS = {
+    part.partition(".py\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+}
 
 
 def settings_of(stem: str) -> set[str]:
@@ -37,7 +39,7 @@ def test_all_files_load_together(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All files load without settings; each implements the hooks of its row."""
+    """All files load without settings; each implements the hooks of its section."""
     for variable in [name for stem in STEMS for name in settings_of(stem)]:
         monkeypatch.delenv(variable, raising=False)
     monitor = make_monitor(hooks_dir=str(copy_hooks(tmp_path / "hooks", *STEMS)), listen=None)
@@ -46,24 +48,25 @@ def test_all_files_load_together(
         module = sys.modules[name]
         assert monitor.plugin_manager.get_plugin(name) is module
         callers = monitor.plugin_manager.get_hookcallers(module) or []
-        hooks = dict(ROWS)[stem].partition("|")[0]
+        hooks = SECTIONS[stem].partition("\nHooks: ")[2].partition("\n\n")[0]
         assert set(re.findall(r"`(\w+)`", hooks)) == {caller.name for caller in callers}
     monitor.close()
     assert logged(caplog) == []
 
 
-def test_reference_has_a_row_per_file() -> None:
-    """The rows are sorted, and each belongs to a file."""
-    assert [stem for stem, _ in ROWS] == STEMS
+def test_reference_has_a_section_per_file() -> None:
+    """The sections are sorted, and the table at the top links to each of them."""
+    assert list(SECTIONS) == STEMS
+    assert sorted(re.findall(r"\[`(\w+)\.py`\]\(#\1py\)", PAGE)) == STEMS
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_reference_has_unit_and_default_of_each_setting(stem: str) -> None:
-    """The last column has each variable, with its unit and its default in parentheses."""
-    settings = dict(ROWS)[stem].rpartition("|")[2]
-    described = re.findall(r"`(MONITOR_HOOK_\w+)` \([\w ]+, [^)]+\)", settings)
-    assert set(described) == settings_of(stem)
-    assert all(each.startswith(f"MONITOR_HOOK_{stem.upper()}_") for each in described)
+def test_reference_has_value_and_default_of_each_setting(stem: str) -> None:
+    """The table of a section has each variable once, with its kind of value and its default."""
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", SECTIONS[stem], re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    assert set(rows) == settings_of(stem)
+    assert all(each.startswith(f"MONITOR_HOOK_{stem.upper()}_") for each in rows)
 
 
 @pytest.mark.parametrize("stem", STEMS)
