@@ -26,7 +26,7 @@ demo-supervisord: $(VENV)/installed-supervisord
 
 test: $(VENV)/tox
 	@.ci/setup
-	$(VENV)/bin/tox run
+	$(VENV)/bin/tox run-parallel --parallel auto --parallel-no-spinner
 
 docs: $(VENV)/installed-docs
 	$(VENV)/bin/sphinx-build -E -W --keep-going -q docs docs/_build

@@ -9,13 +9,18 @@ import pytest
 
 from monitor_plugin import Monitor
 
-from .support import Client, Spawner
+from .support import Client, Spawner, own_ports
 
 pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monitor` and `backend`
 
 
 def pytest_configure() -> None:
-    """Disables Hypothesis' checks for slow examples, which fail on a busy machine."""
+    """Reserves ports, and disables Hypothesis' checks for slow examples.
+
+    The checks fail on a busy machine. The ports are reserved before the first test, which would
+    otherwise seem to leave a descriptor open.
+    """
+    own_ports()
     with contextlib.suppress(
         ModuleNotFoundError
     ):  # the environments of some Pythons do not have it
@@ -25,6 +30,12 @@ def pytest_configure() -> None:
             "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
         )
         settings.load_profile("patient")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts the slow tests first, so that none runs alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

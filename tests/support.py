@@ -32,23 +32,33 @@ Backend = RunningBackend
 def free_port() -> int:
     """Return a port on which no process listens, and which no other test gets.
 
-    The ports are outside the range of ephemeral ports, each worker of pytest-xdist has its own, and
-    none is returned again soon. So the port is still free when a server listens later.
+    The ports are outside the range of ephemeral ports, each process that runs tests has its own,
+    and none is returned again soon. So the port is still free when a server listens later.
     """
     while True:
-        port = next(_ports())
+        port = next(own_ports())
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
 
 
 @functools.cache
-def _ports() -> Iterator[int]:
-    """Cycle through the ports of this worker, from a random one on, unlike earlier runs."""
-    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    ports = range(10_000 + share * 2_750, 10_000 + (share + 1) * 2_750)
-    # Hypothesis seeds `random`, which would make the start always the same.
-    start = random.SystemRandom().randrange(len(ports))
-    return itertools.cycle((*ports[start:], *ports[:start]))
+def own_ports() -> Iterator[int]:
+    """Cycle through a range of ports that this process reserves until it ends.
+
+    The reservation is the name of a socket. The socket stays open, so that the kernel frees the
+    name when the process ends.
+    """
+    for first in range(10_000, 32_000, 220):
+        reservation = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            reservation.bind(f"\0monitor-plugin-tests-{first}")
+            reservation.detach()
+            ports = range(first, first + 220)
+            # Hypothesis seeds `random`, which would make the start always the same.
+            start = random.SystemRandom().randrange(len(ports))
+            return itertools.cycle((*ports[start:], *ports[:start]))
+        reservation.close()
+    raise RuntimeError("100 processes run tests, and each has reserved a range of ports: end some")
 
 
 def logged(caplog: pytest.LogCaptureFixture, *others: str) -> list[str]:

@@ -13,6 +13,7 @@ from .support import Spawner, program
 BENCH = Path(__file__).parent.parent / "benchmarks" / "bench.py"
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_benchmark_runs_all_its_parts(spawner: Spawner, tmp_path: Path) -> None:
     """A tiny run writes every contender, and every figure that has a goal, as JSON."""

@@ -82,6 +82,7 @@ def test_each_hook_has_a_marker() -> None:
         assert len(getattr(manager.hook, f"monitor_{hook}").get_hookimpls()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_mypy_finds_a_wrong_signature(tmp_path: Path) -> None:
     """In strict mode and without a plugin, mypy reports wrong signatures and no correct ones."""

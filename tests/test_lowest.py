@@ -1,4 +1,4 @@
-"""The lower ends of the requirements' ranges: the versions that are promised, and those tried."""
+"""The lower ends of the requirements' ranges: the versions that are promised, and their tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "monitor_plugin"
+# The names that are imported, where they are not those of the requirements.
+MODULES = {
+    "grpcio": "grpc",
+    "nats-py": "nats",
+    "nkeys": "nats",  # which imports it
+    "nvidia-ml-py": "pynvml",
+    "protobuf": "google",
+}
 
 
 def pinned() -> dict[str, str]:
@@ -19,14 +28,39 @@ def pinned() -> dict[str, str]:
     return dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
 
 
-def test_lower_bounds_are_the_versions_that_tox_installs() -> None:
-    """The lower bounds in setup.cfg are the versions of tests/lowest.txt."""
+def lower_bounds() -> dict[str, str]:
+    """Read the lower bounds of setup.cfg, by package."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     required = [config["options"]["install_requires"], *config["options.extras_require"].values()]
-    bounds = dict(re.findall(r"([\w-]+)>=([\d.]+)", "\n".join(required)))
+    return dict(re.findall(r"([\w-]+)>=([\d.]+)", "\n".join(required)))
+
+
+def folders_that_test(requirement: str) -> set[str]:
+    """Return the test folder of each sub-package that imports a requirement."""
+    module = MODULES.get(requirement, requirement)
+    imports = re.compile(rf"^\s*(from|import) {module}\b|import_module\(.{module}\b", re.MULTILINE)
+    importing = [path for path in PACKAGE.rglob("*.py") if imports.search(path.read_text())]
+    folders = {f"tests/{path.relative_to(PACKAGE).parts[0]}" for path in importing}
+    return {name for name in folders if (ROOT / name).is_dir()}
+
+
+def test_lower_bounds_are_the_versions_that_tox_installs() -> None:
+    """The lower bounds in setup.cfg are the versions of tests/lowest.txt."""
     of_the_tests_alone = {"grpcio-health-checking", "pytest", "setuptools"}
-    assert bounds == {k: v for k, v in pinned().items() if k not in of_the_tests_alone}
+    assert lower_bounds() == {k: v for k, v in pinned().items() if k not in of_the_tests_alone}
+
+
+@pytest.mark.parametrize("requirement", lower_bounds())
+def test_what_imports_a_requirement_is_tried_with_its_lowest_version(requirement: str) -> None:
+    """Tests of each sub-package that imports it are among those of tox's `lowest`."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    files = config["lowest"]["files"].split()
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    folders = folders_that_test(requirement)
+    assert folders
+    assert [each for each in folders if not any(name.startswith(each) for name in files)] == []
 
 
 @pytest.mark.skipif(

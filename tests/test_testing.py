@@ -67,6 +67,7 @@ def test_backend_that_does_not_start_is_reported(backend: BackendFactory) -> Non
         eventually(lambda: None, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_plugin_is_loaded_only_where_it_is_named(tmp_path: Path) -> None:
     """A test module loads the plugin, without a warning; pytest does not load it by itself."""

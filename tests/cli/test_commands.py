@@ -134,7 +134,6 @@ class Guard:
         return "it is \x1bneeded" if backend.model == "guarded" else None
 
 
-@pytest.mark.slow
 def test_stop_reports_models_that_were_not_stopped(
     make_monitor: Callable[..., Monitor], load: Load, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +151,6 @@ def test_stop_reports_models_that_were_not_stopped(
     assert not any(is_running(each.pid) for each in others)
 
 
-@pytest.mark.slow
 def test_stop_shows_its_phase(
     make_monitor: Callable[..., Monitor], spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:

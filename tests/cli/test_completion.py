@@ -141,7 +141,6 @@ def bash(monitor: Monitor, spawner: Spawner, tmp_path: Path) -> Iterator[Termina
     terminal.close()
 
 
-@pytest.mark.slow
 def test_a_real_bash_completes(
     bash: Terminal, monitor: Monitor, spawner: Spawner, tmp_path: Path
 ) -> None:

@@ -153,7 +153,6 @@ def test_stop_key_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) ->
     assert top.screen().question is None
 
 
-@pytest.mark.slow
 def test_silent_monitor_is_reported(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
     """Silence is shown before the request times out."""
     load("m")
@@ -197,7 +196,6 @@ def start(spawner: Spawner) -> Iterator[Callable[..., Terminal]]:
         terminal.close()
 
 
-@pytest.mark.slow
 def test_top_works_on_a_terminal(
     monitor: Monitor, spawner: Spawner, start: Callable[..., Terminal]
 ) -> None:
@@ -231,7 +229,6 @@ def test_top_works_on_a_terminal(
     assert top.printed.rindex(b"\x1b[?25h") > top.printed.rindex(b"\x1b[?25l")
 
 
-@pytest.mark.slow
 def test_top_outlives_its_monitor(
     make_monitor: Callable[..., Monitor], spawner: Spawner, start: Callable[..., Terminal]
 ) -> None:
@@ -252,7 +249,6 @@ def test_top_outlives_its_monitor(
     assert top.ended() == 130
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_restores_the_terminal(
     number: signal.Signals, monitor: Monitor, start: Callable[..., Terminal]
@@ -265,7 +261,6 @@ def test_signal_restores_the_terminal(
     assert b"\x1b[?1049l" in top.printed
 
 
-@pytest.mark.slow
 def test_error_restores_the_terminal(monitor: Monitor, spawner: Spawner) -> None:
     """An unreachable monitor is reported in a line, before anything is drawn."""
     code = """
@@ -287,7 +282,6 @@ main(["top", "--url", sys.argv[1]])
     terminal.close()
 
 
-@pytest.mark.slow
 def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner) -> None:
     """`n` stops nothing and is 1; Ctrl-C is 130; `y` stops the model."""
     process = load("m")
@@ -307,7 +301,6 @@ def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner)
     assert not is_running(process.pid)
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_the_wait_but_not_the_shutdown(monitor: Monitor, spawner: Spawner) -> None:
     """An interrupted `stop` names the models that the monitor goes on stopping."""
     backend = spawner.backend("--state", "1")

@@ -24,7 +24,7 @@ from ..support import Client, Spawner, eventually, free_port, is_running, load_s
 from .conftest import MakeLocal, MakeRogue, NatsServer
 from .rogue import announce_rogue, cluster_node, reply_with
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 OPS = Requester("ops", "admin", "here")
 OFFER = pack(Reply("rogue", "1", "offer", offer="key"))

@@ -17,7 +17,7 @@ from monitor_plugin.cluster import service
 from ..support import eventually, free_port, started_since, suspend
 from .conftest import MakeLocal, MakeNode, NatsServer
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
 def test_node_that_hangs_is_named_within_the_deadline(

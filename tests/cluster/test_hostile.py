@@ -20,7 +20,7 @@ from ..support import Client, Spawner, eventually, is_running, load_sleeper, reg
 from .conftest import MakeLocal, MakeRogue, NatsServer
 from .rogue import announce_rogue, cluster_node, encode_request, reply_with
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 # Invalid replies to a request.
 INVALID: dict[str, bytes] = {

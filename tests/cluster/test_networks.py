@@ -18,7 +18,7 @@ from monitor_plugin.demo.cluster import Place, network_namespaces
 from ..support import Spawner, eventually, free_port, is_running, program
 from .conftest import ROOT, MakeNode, Node
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 DEMO = (sys.executable, "-m", "monitor_plugin.demo.cluster")
 

@@ -11,7 +11,7 @@ from ..integration.browser import Tabs, chromium
 from ..support import eventually
 from .conftest import MakeLocal, MakeNode, NatsServer
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -40,7 +40,6 @@ server.wait_for_termination()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("no_status", ["never", "cpu"])
 def test_idle_backends_are_stopped(
     no_status: str, hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
@@ -87,7 +86,6 @@ def sweep_again(hook: Hooked) -> None:
     eventually(lambda: len(swept) > 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["health"]], ids=["no status", "grpc.health.v1"])
 def test_request_at_low_cpu_usage_is_not_cut(
     arguments: list[str], hooked: MakeHooked, spawner: Spawner

@@ -207,7 +207,6 @@ def test_component_can_be_limited(watched: MakeWatched) -> None:
     assert host.running == ["b"]
 
 
-@pytest.mark.slow
 def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None:
     """Both the reported memory and the memory of the processes count, in background sweeps."""
     switches = {

@@ -71,7 +71,6 @@ def start(spawner: Spawner, tmp_path: Path) -> Callable[..., Watched]:
     return start
 
 
-@pytest.mark.slow
 def test_breakdown_has_tree_memory_by_device(
     make_driver: MakeDriver, start: Callable[..., Watched], spawner: Spawner
 ) -> None:

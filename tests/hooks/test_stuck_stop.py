@@ -13,7 +13,6 @@ from ..support import Spawner, eventually, is_running
 from .conftest import MakeHooked
 
 
-@pytest.mark.slow
 def test_stuck_backends_are_stopped(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,6 +71,7 @@ def test_every_reference_names_a_schema() -> None:
     assert {"StatusAnswer", "SampleAnswer", "ErrorAnswer", "ShutdownBody"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("token", [None, "s3cret"])
 def test_schemathesis_finds_nothing_undescribed(

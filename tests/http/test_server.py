@@ -235,6 +235,7 @@ def test_quiet_connections_are_closed(make_server: MakeServer) -> None:
         assert time.monotonic() - started >= 0.5
 
 
+@pytest.mark.slow
 def test_a_client_that_asks_in_time_keeps_its_connection(make_server: MakeServer) -> None:
     """Each answer starts the wait anew."""
     server = make_server(idle_seconds=6)
@@ -553,6 +554,7 @@ def test_only_the_loops_thread_closes_connections(
     assert set(closed_by) == {"monitor-http"}
 
 
+@pytest.mark.slow
 def test_closing_ends_threads_that_wait_for_readers() -> None:
     """A client that takes nothing of its answer keeps neither the server nor a thread alive."""
     before = resources()

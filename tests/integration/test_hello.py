@@ -21,6 +21,7 @@ for plugin in Monitor(Settings(listen=None)).plugins():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_installed_hook_package_is_loaded(tmp_path: Path) -> None:
     """Its own tests pass, and a monitor loads it by its entry point."""

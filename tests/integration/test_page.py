@@ -22,7 +22,8 @@ from .browser import Tabs, chromium, skip_without
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = pytest.mark.once
+# They share one browser.
+pytestmark = [pytest.mark.once, pytest.mark.xdist_group("page")]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 Register = Callable[..., Spawned]

@@ -243,6 +243,7 @@ def ups(prometheus: Prometheus, instance: str) -> dict[str, float]:
     return {labels["model"]: value for labels, value in found}
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_real_prometheus_scrapes_the_monitor(
     watching: Monitor, relay: str, prometheus: Prometheus

@@ -108,7 +108,6 @@ class Crowd:
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("limit", [256, 1024])
 def test_slow_clients_do_not_delay_others(
     limit: int, spawner: Spawner, capsys: pytest.CaptureFixture[str]

@@ -251,6 +251,7 @@ class Machine(RuleBasedStateMachine):
         assert all(is_running(pid) for pid in self.live)
 
 
+@pytest.mark.slow
 def test_monitor_agrees_with_a_model(spawner: Spawner) -> None:
     """After any events in any order, the monitor's answers and exits are those of the model."""
     script = str(Path(__file__).with_name("many_backends.py"))

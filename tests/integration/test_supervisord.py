@@ -19,7 +19,7 @@ from monitor_plugin.demo.calls import calls
 from ..support import Answer, Client, Spawner, eventually, free_port, is_running
 from .supervisord_host import BACKEND, SLEEPER, Host, end_session, program, sleeper
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.xdist_group("supervisord")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord" / "supervisord.conf"
 
@@ -322,7 +322,6 @@ def test_example_runs(tmp_path: Path, spawner: Spawner) -> None:
         end_session(process.pid)
 
 
-@pytest.mark.slow
 @pytest.mark.once
 def test_two_hundred_programs_are_found(make_host: Callable[..., Host]) -> None:
     """All are registered soon after their start, and after a restart of the monitor."""

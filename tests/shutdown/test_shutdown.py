@@ -126,6 +126,7 @@ time.sleep(1000)
     assert not is_running(orphan)
 
 
+@pytest.mark.slow
 def test_workers_forked_at_the_end_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
     """A backend that forks on SIGTERM leaves no process behind."""
     code = """
