@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
 from monitor_plugin import Backend, Monitor, MonitorError, hookimpl
 from monitor_plugin.backends import counters
 from monitor_plugin.backends.counters import ModelCounter, ModelCounts
-from monitor_plugin.backends.registry import MAX_EXITS, EndedBackend, Registry
+from monitor_plugin.backends.registry import MAX_EXITS, EndedBackend, Record, Registry
 from monitor_plugin.domain.models import BackendExit
 
 from ..support import Client, Spawner, eventually, register
+from .conftest import make_record
+
+T = TypeVar("T")
 
 
 def backend(model: str, pid: int) -> Backend:
@@ -73,11 +77,54 @@ def test_counts_are_dropped_with_the_last_exit_of_a_model(
 def test_counters_memory_is_bounded_for_any_number_of_models(
     counter: ModelCounter, registry: ExitsRegistry
 ) -> None:
-    """Without any scrape, the counter has no more models than the registry."""
+    """Without any scrape, the counter has at most twice as many models as the registry."""
     for pid in range(1, 300):
         end(counter, registry, backend(f"m{pid}", pid), "unknown" if pid % 2 else "killed")
         counter.count_shutdown(backend(f"m{pid}", pid), "stopped")
-    assert len(counter._models) <= MAX_EXITS + 1
+    assert len(counter._models) <= 2 * MAX_EXITS
+
+
+class CountingRegistry(Registry):
+    """A registry that counts the records, models and exits that it lists."""
+
+    listed = 0
+
+    def _count(self, found: list[T]) -> list[T]:
+        self.listed += len(found)
+        return found
+
+    def records(self, model: str | None = None) -> list[Record]:
+        return self._count(super().records(model))
+
+    def models(self) -> list[str]:
+        return self._count(super().models())
+
+    def last_exits(self) -> list[EndedBackend]:
+        return self._count(super().last_exits())
+
+
+@pytest.mark.parametrize("models", ["one model", "many models"])
+@pytest.mark.parametrize("cause", ["killed", "unknown"])
+def test_cost_of_an_exit_does_not_depend_on_the_number_of_backends(cause: str, models: str) -> None:
+    """Many backends may end at the same time, for example with their host."""
+
+    def listed_per_exit(backends: int) -> float:
+        registry = CountingRegistry()
+        counter = ModelCounter(registry)
+        records = [
+            make_record("m" if models == "one model" else f"m{pid}", pid)
+            for pid in range(1, backends + 1)
+        ]
+        for record in records:
+            registry.add(record, lambda: None)
+        for record in records:
+            exit = BackendExit(cause, None, None, None, time.time())
+            registry.move_to_exits(record, exit, False, lambda: None)
+            counter.count_exit(record.backend, exit)
+            counter.count_shutdown(record.backend, "stopped")
+        return registry.listed / backends
+
+    assert listed_per_exit(4000) < 2 * listed_per_exit(500) + 1
 
 
 def test_cause_that_is_reported_soon_is_counted_once(
