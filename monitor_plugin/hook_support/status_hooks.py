@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import partial
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from ..config.descriptors import max_channels
 from ..domain.models import Backend, BackendExit, Status
 from ..hookspecs import Monitor, hookimpl
+from ..rpc.channel_limit import ChannelLimit
 
 _PAUSE_SECONDS = 2.0
 _PART_OF_TIMEOUT = 0.9  # the hook must return before it overruns
@@ -46,6 +47,7 @@ class StatusHooks:
         self._models = models
         self._monitor: Monitor | None = None
         self._servers: dict[tuple[int, float], _BackendServer] = {}  # by PID and creation time
+        self._channel_limit = ChannelLimit(_BackendServer.close_if_idle)
 
     @hookimpl
     def monitor_started(self, monitor: Monitor) -> None:
@@ -58,7 +60,7 @@ class StatusHooks:
         key = backend.pid, backend.created_at
         known = self._servers.get(key)
         if known is None or known.address != backend.address:
-            self._servers[key] = _BackendServer(backend.address)
+            self._servers[key] = _BackendServer(backend.address, self._channel_limit)
             if known:
                 known.close()
 
@@ -97,12 +99,8 @@ class StatusHooks:
         self, server: _BackendServer, monitor: Monitor, backend: Backend, deadline: float
     ) -> Status | None:
         try:
-            if server.channel is None:
-                self._make_room()
-                server.channel = monitor.open_channel(backend)
-                if server.ask_after == math.inf:  # `close` was called meanwhile
-                    server.channel.close()
-            channel, metadata = server.channel, tuple(monitor.call_metadata(backend).items())
+            channel = server.get_channel(partial(monitor.open_channel, backend))
+            metadata = tuple(monitor.call_metadata(backend).items())
 
             def call(path: str, request: bytes) -> bytes:
                 method = channel.unary_unary(path, None, None)
@@ -124,34 +122,49 @@ class StatusHooks:
             pass
         return None
 
-    def _make_room(self) -> None:
-        """Close the least recently used channels, so that one more may be opened."""
-        connected = [each for each in list(self._servers.values()) if each.channel]
-        connected.sort(key=lambda each: each.answered_at)
-        for server in connected[: max(0, len(connected) + 1 - max_channels())]:
-            if server.lock.acquire(blocking=False):  # else a request uses the channel
-                server.drop_channel()
-                server.lock.release()
-
 
 class _BackendServer:
     """The channel to a backend's address, and the last response."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, channel_limit: ChannelLimit[_BackendServer]) -> None:
         self.address = address
         self.lock = threading.Lock()  # of the thread that makes a request
-        self.channel: grpc.Channel | None = None
         self.answer: Status | None = None
         self.answered_at = self.ask_after = -math.inf
+        self._channel: grpc.Channel | None = None
+        self._channel_limit = channel_limit
+
+    def get_channel(self, open_channel: Callable[[], grpc.Channel]) -> grpc.Channel:
+        """Return the channel; the caller must have acquired the lock. After `close` it is closed.
+
+        If the limit of channels is reached, and all are in use, one more is opened.
+        """
+        if self._channel is None:
+            self._channel_limit.make_room()
+            self._channel = open_channel()
+            self._channel_limit.opened(self)
+            if self.ask_after == math.inf:  # `close` was called meanwhile
+                self.close()
+        else:
+            self._channel_limit.used(self)
+        return self._channel
 
     def drop_channel(self) -> None:
         """Close the channel; the caller must have acquired the lock."""
-        channel, self.channel = self.channel, None
+        channel, self._channel = self._channel, None
+        self._channel_limit.closed(self)
         if channel:
             channel.close()
+
+    def close_if_idle(self) -> None:
+        """Close the channel unless a thread makes a request."""
+        if self.lock.acquire(blocking=False):
+            self.drop_channel()
+            self.lock.release()
 
     def close(self) -> None:
         """Close the channel, even during a request, and make no more requests."""
         self.ask_after = math.inf
-        if channel := self.channel:
+        self._channel_limit.closed(self)
+        if channel := self._channel:
             channel.close()

@@ -13,8 +13,9 @@ from ..concurrency.blocking import BlockingObserver
 from ..config.descriptors import max_channels
 from ..domain.models import Backend
 from .call import StatusCaller, StatusCounts, StatusOutcome
+from .channel_limit import ChannelLimit
 from .channels import ChannelSecurity, open_channel, open_unused_channel
-from .connection import ChannelLimitReached, Connection, StatusRequest
+from .connection import Connection, StatusRequest
 
 
 class StatusClient:
@@ -40,7 +41,8 @@ class StatusClient:
         self._blocking = blocking
         self._caller = StatusCaller()
         self._lock = threading.Lock()
-        self._connections: dict[Backend, Connection] = {}  # least recently used first
+        self._connections: dict[Backend, Connection] = {}
+        self._channel_limit = ChannelLimit(Connection.close_if_idle)
         self._unused_channel: grpc.Channel | None = None
         self._closed = False
 
@@ -121,9 +123,13 @@ class StatusClient:
 
     def _connection(self, backend: Backend) -> Connection:
         with self._lock:
-            connection = self._connections.pop(backend, None) or Connection(
+            connection = self._connections.get(backend)
+            if connection is not None:
+                return connection
+            connection = Connection(
                 backend,
-                partial(self._open_within_limit, backend),
+                partial(self.open_channel, backend),
+                self._channel_limit,
                 self._timeout_seconds,
                 partial(self.metadata, backend),
                 self._caller,
@@ -134,20 +140,3 @@ class StatusClient:
                 return connection
         connection.close()
         return connection
-
-    def _open_within_limit(self, backend: Backend) -> grpc.Channel:
-        """Open a channel. At the limit, first close idle channels, least recently used first.
-
-        Raises:
-            ChannelLimitReached: the limit is reached, and no channel is idle.
-        """
-        with self._lock:
-            open_connections = [each for each in self._connections.values() if each.is_open]
-        surplus = len(open_connections) + 1 - max_channels()
-        for connection in open_connections:
-            if surplus <= 0:
-                break
-            surplus -= connection.close_if_idle()
-        if surplus > 0:
-            raise ChannelLimitReached
-        return self.open_channel(backend)

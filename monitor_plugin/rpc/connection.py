@@ -15,6 +15,7 @@ import grpc
 from ..concurrency.blocking import BlockingObserver
 from ..domain.models import Backend
 from .call import StatusCall, StatusCaller, StatusCounter, StatusCounts, StatusOutcome
+from .channel_limit import ChannelLimit
 from .protocol import FREE_METHOD
 
 _logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class Connection:
 
     Args:
         backend: the backend, for the log.
-        open_channel: opens a channel to the backend; may raise ChannelLimitReached.
+        open_channel: opens a channel to the backend; may raise ValueError.
+        channel_limit: limits the number of channels of all connections.
         timeout_seconds: how long readers wait for a `Status` call; deadline of `Free`.
         call_metadata: returns the gRPC metadata for a call.
         caller: makes the `Status` calls.
@@ -77,6 +79,7 @@ class Connection:
         self,
         backend: Backend,
         open_channel: Callable[[], grpc.Channel],
+        channel_limit: ChannelLimit[Connection],
         timeout_seconds: float,
         call_metadata: Callable[[], Mapping[str, str]],
         caller: StatusCaller,
@@ -84,6 +87,7 @@ class Connection:
     ) -> None:
         self._backend = backend
         self._open_channel = open_channel
+        self._channel_limit = channel_limit
         self._timeout_seconds = timeout_seconds
         self._call_seconds = timeout_seconds + _EXTRA_CALL_SECONDS
         self._call_metadata = call_metadata
@@ -100,11 +104,6 @@ class Connection:
         self._frees_in_flight = 0
         self._counter = StatusCounter()
         self._closed = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a channel, which takes one or two file descriptors."""
-        return self._channel is not None
 
     def counts(self) -> StatusCounts:
         """Return the counts of the `Status` calls that have finished."""
@@ -248,11 +247,15 @@ class Connection:
     def _get_channel(self) -> grpc.Channel:
         channel = self._channel
         if channel is not None:
+            self._channel_limit.used(self)
             return channel
+        if not self._channel_limit.make_room():
+            raise ChannelLimitReached
         opened = self._open_channel()
         with self._lock:
             if self._channel is None and not self._closed:
                 self._channel, self._channel_opened_at = opened, time.monotonic()
+                self._channel_limit.opened(self)
                 self._is_unreachable = False
             channel = self._channel
         if channel is not opened:  # another thread opened one first, or the connection was closed
@@ -261,17 +264,12 @@ class Connection:
             raise ValueError("the connection is closed")
         return channel
 
-    def close_if_idle(self) -> bool:
-        """Close the channel unless a call is in flight; the next call opens a new one.
-
-        Returns:
-            Whether a channel was closed.
-        """
+    def close_if_idle(self) -> None:
+        """Close the channel unless a call is in flight; the next call opens a new one."""
         with self._lock:
             channel = self._take_channel() if self._is_idle() else None
         if channel:
             channel.close()
-        return channel is not None
 
     def _close_useless_channel(self) -> None:
         # A backend that does not implement Status is not called again. An unreachable backend's
@@ -287,7 +285,9 @@ class Connection:
         return self._call is None and not self._frees_in_flight
 
     def _take_channel(self) -> grpc.Channel | None:
+        """Take the channel to close it; the caller must have acquired the lock."""
         channel, self._channel = self._channel, None
+        self._channel_limit.closed(self)
         return channel
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
-from monitor_plugin.hook_support import status_hooks
 from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
+from monitor_plugin.rpc import channel_limit
 
 from ..support import Spawner, eventually, register
 
@@ -166,7 +166,7 @@ def test_unused_channels_are_closed_for_new_ones(
     server: Server, watch: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The number of open channels is limited; each backend still gets its requests."""
-    monkeypatch.setattr(status_hooks, "max_channels", lambda: 2)
+    monkeypatch.setattr(channel_limit, "max_channels", lambda: 2)
     monitor = watch(backends=3)
     for _ in range(2):
         assert [monitor.read(f"m{number}").source for number in range(3)] == ["hook"] * 3

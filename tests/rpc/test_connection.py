@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -160,9 +161,7 @@ def test_status_is_called_once_where_it_is_unimplemented(
     assert server.calls == 2
     assert client.free(backend_at(server.address)) == "UNIMPLEMENTED"
     for pid in (1000, 1001):
-        connection = client._connection(backend_at(server.address, pid))
-        assert connection
-        assert not connection.is_open
+        assert client._connection(backend_at(server.address, pid))._channel is None
 
 
 def test_servers_of_other_protocols_and_none(make_client: Callable[..., StatusClient]) -> None:
@@ -450,7 +449,7 @@ def test_channels_are_limited_by_the_number_of_descriptors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The channel that was idle for longest is closed; if none is idle, RESOURCE_EXHAUSTED."""
-    monkeypatch.setattr("monitor_plugin.rpc.client.max_channels", lambda: 3)
+    monkeypatch.setattr("monitor_plugin.rpc.channel_limit.max_channels", lambda: 3)
     go = threading.Event()
 
     def hang(context: grpc.ServicerContext) -> bytes:
@@ -473,6 +472,41 @@ def test_channels_are_limited_by_the_number_of_descriptors(
         go.set()
         assert [each.result(60).status for each in waiting] == [Status(1, None)] * 3
     assert client.status(backend_at(quick)).status == Status(2, None)
+
+
+def count_calls(function: Callable[[], object]) -> int:
+    """Count the Python functions that a function calls on its own thread."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_the_cost_of_a_channel_over_the_limit_does_not_depend_on_the_number_of_backends(
+    serve: Callable[..., Server],
+    make_client: Callable[..., StatusClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sweep of more backends than channels opens a channel for each of them."""
+    monkeypatch.setattr("monitor_plugin.rpc.channel_limit.max_channels", lambda: 4)
+    address = serve(lambda context: b"\x08\x02").address
+
+    def calls_per_status(count: int) -> float:
+        client = make_client()
+        backends = [backend_at(address, pid) for pid in range(1, count + 1)]
+        for backend in backends:
+            client.status(backend)
+        return count_calls(lambda: [client.status(each) for each in backends]) / count
+
+    assert calls_per_status(400) < 1.5 * calls_per_status(40)
 
 
 def test_closing_the_last_channel_blocks_no_thread(
