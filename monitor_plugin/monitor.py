@@ -341,13 +341,13 @@ class _Services:
         client = self.status_client = StatusClient(
             status_seconds, hooks.call_metadata, security, self.blocking_observer
         )
-        recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter)
+        usage = UsageReader(table)
+        recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter, usage)
         self.registration = Registration(registry, table, client, hooks, recorder, security)
         reader = self.backend_reader = BackendReader(registry, client, table, hooks, status_seconds)
         self.model_reader = ModelReader(
             registry, recorder, reader, pool, settings.reading_max_age_seconds
         )
-        usage = UsageReader(table)
         self.sweeper = Sweeper(
             registry, recorder, reader, pool, client, usage, hooks, series, settings
         )

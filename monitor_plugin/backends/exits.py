@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from ..concurrency.periodic import PeriodicTask
@@ -11,9 +12,12 @@ from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
 from ..processes.process import Process, ProcessGone
 from ..processes.sampler import BASELINE_INTERVAL_SECONDS
+from ..processes.usage import UsageReader
 from ..rpc.client import StatusClient
 from .counters import ModelCounter
 from .registry import NotRegistered, Record, Registry
+
+_logger = logging.getLogger(__name__)
 
 
 class ExitRecorder:
@@ -24,6 +28,7 @@ class ExitRecorder:
         status_client: closes its channel to a backend that has ended.
         hooks: called for each exit.
         model_counter: counts the exits.
+        usage_reader: records the baselines of process trees.
 
     Attributes:
         watcher: notices when a watched process ends.
@@ -35,11 +40,13 @@ class ExitRecorder:
         status_client: StatusClient,
         hooks: Hooks,
         model_counter: ModelCounter,
+        usage_reader: UsageReader,
     ) -> None:
         self._registry = registry
         self._status_client = status_client
         self._hooks = hooks
         self._model_counter = model_counter
+        self._usage_reader = usage_reader
         self.watcher = ExitWatcher(self._on_exit)
         self._baselines = PeriodicTask(
             "monitor-ticker", BASELINE_INTERVAL_SECONDS, self._record_baselines
@@ -122,7 +129,15 @@ class ExitRecorder:
     def _record_baselines(self) -> None:
         for record in self._registry.records():
             try:
-                record.sampler.record_baseline()
-                record.oom.update()
-            except ProcessGone:
-                self._end(record, None)
+                self._record_baseline(record)
+            except Exception:  # the baselines of the other backends must be recorded
+                message = "the CPU baseline of process %d could not be recorded"
+                _logger.exception(message, record.backend.pid)
+        self._usage_reader.record_baseline()
+
+    def _record_baseline(self, record: Record) -> None:
+        try:
+            record.sampler.record_baseline()
+            record.oom.update()
+        except ProcessGone:
+            self._end(record, None)

@@ -14,6 +14,7 @@ from ..concurrency.single_flight import SingleFlight
 _MAX_AGE_SECONDS = 1.0
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MAX_STAT_BYTES = 4096  # 52 fields, of at most 20 digits except for the name (at most 64 bytes)
 
 
 class ProcessRow(NamedTuple):
@@ -27,6 +28,7 @@ class ProcessRow(NamedTuple):
         cpu_seconds: CPU time used so far, without that of its children.
         threads: number of threads.
         rss, vms: bytes; 0 once the process has ended or is about to end.
+        read_at: when the row was read (monotonic seconds).
     """
 
     parent: int
@@ -36,13 +38,15 @@ class ProcessRow(NamedTuple):
     threads: int = 0
     rss: int = 0
     vms: int = 0
+    read_at: float = 0.0
 
 
 class ProcessSnapshot:
     """All processes of the system, as one pass over /proc found them.
 
     Args:
-        taken_at: when the pass began (monotonic seconds).
+        taken_at: when the pass began (monotonic seconds). With thousands of processes it takes
+            tenths of a second, so each row has the time at which it was read.
         rows: the processes by PID.
     """
 
@@ -84,12 +88,18 @@ def read_row(pid: int) -> ProcessRow | None:
         OSError: no file descriptor is free, so it is unknown whether the process exists.
     """
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # proc(5): the name is field 2, in parentheses, and may itself hold parentheses,
-            # spaces and line breaks. `fields` begins with field 3.
-            fields = file.read().rpartition(b")")[2].split()
+        # One system call, after which the clock is read: a file object makes more of them.
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+        try:
+            stat = os.read(descriptor, _MAX_STAT_BYTES)
+            read_at = time.monotonic()
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    # proc(5): the name is field 2, in parentheses, and may itself hold parentheses, spaces and line
+    # breaks. `fields` begins with field 3.
+    fields = stat.rpartition(b")")[2].split()
     if not fields:
         return None
     return ProcessRow(
@@ -100,6 +110,7 @@ def read_row(pid: int) -> ProcessRow | None:
         threads=int(fields[17]),
         rss=int(fields[21]) * _PAGE_BYTES,
         vms=int(fields[20]),
+        read_at=read_at,
     )
 
 

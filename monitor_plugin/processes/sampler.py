@@ -18,7 +18,7 @@ T = TypeVar("T")
 _BASELINE_MIN_AGE_SECONDS = 1.0
 BASELINE_INTERVAL_SECONDS = 2.0
 # Over a shorter interval the resolution of CPU times (10 ms) would dominate the figure.
-_MIN_MEASURED_SECONDS = 0.1
+MIN_MEASURED_SECONDS = 0.1
 # CPU time and clock are read one after the other. If more time passes between the two, they are
 # read again.
 _CPU_READ_SECONDS = 0.02
@@ -96,7 +96,7 @@ class Sampler:
 
     def _wait_for_cpu_percent(self) -> float | None:
         baselines = self._baselines
-        if baselines and (left := baselines[0][0] + _MIN_MEASURED_SECONDS - time.monotonic()) > 0:
+        if baselines and (left := baselines[0][0] + MIN_MEASURED_SECONDS - time.monotonic()) > 0:
             time.sleep(left)
         now, seconds = self._cpu_seconds()
         return self.cpu_percent(seconds, now)
@@ -119,6 +119,6 @@ class Sampler:
             return None
         old_enough = [each for each in baselines if now - each[0] >= _BASELINE_MIN_AGE_SECONDS]
         at, before = old_enough[-1] if old_enough else baselines[0]
-        if now - at < _MIN_MEASURED_SECONDS:
+        if now - at < MIN_MEASURED_SECONDS:
             return None
         return 100 * max(0.0, cpu_seconds - before) / (now - at)

@@ -12,13 +12,17 @@ from msgspec.structs import asdict
 
 from ..domain.models import ProcessUsage, TreeUsage
 from .process_table import ProcessSnapshot, ProcessTable
-from .sampler import Sampler
+from .sampler import MIN_MEASURED_SECONDS, Sampler
 
 # Sweeps that follow each other within this time share a snapshot.
 _SNAPSHOT_MAX_AGE_SECONDS = 0.1
-# The CPU baseline is the newest snapshot whose age lies between these two.
+# The CPU percentage of a tree is measured since the newest baseline whose age lies between these
+# two. With snapshots of the sweeps and of `record_baseline`, it covers 1 to 7 s. The maximum allows
+# for the longer pauses between passes over /proc that take seconds.
 _BASELINE_MIN_AGE_SECONDS = 1.0
-_BASELINE_MAX_AGE_SECONDS = 10.0
+_BASELINE_MAX_AGE_SECONDS = 60.0
+# `record_baseline` takes no snapshot if the last one is younger. So it takes none while sweeps do.
+_BASELINE_SNAPSHOT_MAX_AGE_SECONDS = 5.0
 
 
 class UsageReader:
@@ -35,6 +39,16 @@ class UsageReader:
         # the baseline of a new snapshot.
         self._baselines: tuple[ProcessSnapshot, ...] = ()
 
+    def record_baseline(self) -> None:
+        """Record a baseline of CPU times. Call this every BASELINE_INTERVAL_SECONDS.
+
+        So the CPU percentage of a tree is known also if the last sweep was long ago.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        self._exchange_baseline(self._table.snapshot(_BASELINE_SNAPSHOT_MAX_AGE_SECONDS))
+
     def read(self, pids: Iterable[int]) -> UsageSnapshot:
         """Read the usage of any number of process trees at once.
 
@@ -48,17 +62,19 @@ class UsageReader:
         snapshot = self._table.snapshot(_SNAPSHOT_MAX_AGE_SECONDS)
         if any(pid not in snapshot.rows for pid in pids):
             snapshot = self._table.snapshot(0)
+        return UsageSnapshot(snapshot, self._exchange_baseline(snapshot))
+
+    def _exchange_baseline(self, snapshot: ProcessSnapshot) -> ProcessSnapshot | None:
+        """Return the baseline of a snapshot, and keep the snapshot as a later one's baseline."""
         now = snapshot.taken_at
         with self._lock:
-            baselines = [
-                each for each in self._baselines if now - each.taken_at <= _BASELINE_MAX_AGE_SECONDS
-            ]
+            baselines = self._baselines
             if not baselines or now - baselines[-1].taken_at >= _BASELINE_MIN_AGE_SECONDS:
                 self._baselines = (*baselines[-1:], snapshot)
-        old_enough = [
-            each for each in baselines if now - each.taken_at >= _BASELINE_MIN_AGE_SECONDS
-        ]
-        return UsageSnapshot(snapshot, old_enough[-1] if old_enough else None)
+        for each in reversed(baselines):
+            if _BASELINE_MIN_AGE_SECONDS <= now - each.taken_at <= _BASELINE_MAX_AGE_SECONDS:
+                return each
+        return None
 
 
 class UsageSnapshot:
@@ -94,7 +110,7 @@ class UsageSnapshot:
         row = self._rows.get(pid)
         if row is None or not row.vms:
             return None
-        cpu_percent = sampler.cpu_percent(row.cpu_seconds, self._snapshot.taken_at)
+        cpu_percent = sampler.cpu_percent(row.cpu_seconds, row.read_at)
         return ProcessUsage(**self._sum([pid], cpu_percent))
 
     def tree_usage(
@@ -135,16 +151,21 @@ class UsageSnapshot:
         }
 
     def _cpu_percent(self, pids: Iterable[int]) -> float | None:
+        """Add up the CPU percentages of processes, each over the time between its own two rows."""
         if self._baseline is None:
             return None
-        used = 0.0
+        percent = 0.0
         for pid in pids:
             row, before = self._rows[pid], self._baseline.rows.get(pid)
             if before is None or before.started != row.started:
-                used += row.cpu_seconds  # the process started after the baseline
+                # The process started after the baseline, so all its CPU time counts.
+                used, seconds = row.cpu_seconds, row.read_at - self._baseline.taken_at
             else:
-                used += max(0.0, row.cpu_seconds - before.cpu_seconds)
-        return 100 * used / (self._snapshot.taken_at - self._baseline.taken_at)
+                used, seconds = row.cpu_seconds - before.cpu_seconds, row.read_at - before.read_at
+            if seconds < MIN_MEASURED_SECONDS:  # the passes over /proc took very different times
+                return None
+            percent += 100 * max(0.0, used) / seconds
+        return percent
 
 
 def _open_files(pids: Iterable[int]) -> int | None:

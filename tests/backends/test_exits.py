@@ -14,7 +14,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.processes.process import ProcessGone
 
-from ..support import Spawner, eventually, is_running, register
+from ..support import Spawner, eventually, is_running, logged, register
 from .conftest import Recorder
 
 
@@ -265,3 +265,26 @@ def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -
     assert connections
     monitor._services.exit_recorder.record_exit(record)
     assert connections == {}
+
+
+def test_baselines_are_recorded_also_if_that_of_another_backend_fails(
+    monitor: Monitor,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The error is logged. The CPU percentages of the other backends and of trees need theirs."""
+    for number in range(2):
+        register(monitor, spawner.sleeper().pid, f"m{number}", f"127.0.0.1:{number + 1}")
+    services = monitor._services
+    first, second = services.registry.records()
+
+    def fail() -> None:
+        raise ValueError("no control group")
+
+    monkeypatch.setattr(first.oom, "update", fail)
+    recorded = second.sampler._baselines
+    eventually(lambda: second.sampler._baselines != recorded)
+    eventually(lambda: services.sweeper._usage_reader._baselines)
+    expected = f"the CPU baseline of process {first.backend.pid} could not be recorded"
+    assert expected in logged(caplog)

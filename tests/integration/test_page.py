@@ -487,7 +487,10 @@ def test_charts_show_the_last_minutes(
 
 
 def test_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
-    """Figures have a readable format, and the history grows and forgets."""
+    """Figures have a readable format, and the history grows and forgets.
+
+    It also grows if sweeps are an hour apart.
+    """
     page = tabs.open(monitor.url).page
     assert page.evaluate(
         """async () => {
@@ -514,13 +517,17 @@ def test_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
           history.add([item(1, 9), item(2, 3)], 106);
           const before = structuredClone([history.of(item(1)), history.of(item(2))]);
           history.add([item(1, 10)], 1002);
-          return [...before, history.of(item(1)).memory, history.of(item(2)).times];
+          const forgotten = [history.of(item(1)).memory, history.of(item(2)).times];
+          history.load({ interval_seconds: 3600, times: [100], backends });
+          for (const now of [105, 110, 115, 120]) history.add([item(1, 8)], now);
+          return [...before, ...forgotten, history.of(item(1)).times];
         }"""
     ) == [
         {"times": [100, 105], "cpu": [5, None], "memory": [7, 8]},
         {"times": [105], "cpu": [None], "memory": [None]},
         [8, 10],
         [],
+        [100, 115],
     ]
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 
 from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot, ProcessTable
-from monitor_plugin.processes.sampler import Sampler
+from monitor_plugin.processes.sampler import BASELINE_INTERVAL_SECONDS, Sampler
 from monitor_plugin.processes.usage import UsageReader, UsageSnapshot
 
 from ..support import Spawner, eventually
+
+ROW = ProcessRow(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
 
 WITH_BUSY_CHILD = """
 import os, time
@@ -73,59 +74,137 @@ def test_a_process_that_was_just_started_is_seen(spawner: Spawner) -> None:
 
 
 class SimulatedTable(ProcessTable):
-    """A table with process 7, which uses half a core since 0; the test sets the time."""
+    """A table with process 7, which uses half a core since 0; the test sets the time.
+
+    Attributes:
+        now: the time at which the next pass over /proc begins.
+        pass_seconds: the time from there to the reading of the process.
+        passes: the number of passes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0.0
+        self.now = self.pass_seconds = 0.0
+        self.passes = 0
+        self._last: ProcessSnapshot | None = None
 
     def snapshot(self, max_age_seconds: float = 0) -> ProcessSnapshot:
-        row = ProcessRow(1, 1, 5.0, cpu_seconds=self.now / 2, threads=1, rss=4096, vms=8192)
-        return ProcessSnapshot(self.now, {7: row})
+        if self._last is None or self.now - self._last.taken_at > max_age_seconds:
+            read_at = self.now + self.pass_seconds
+            row = ROW._replace(cpu_seconds=read_at / 2, read_at=read_at)
+            self._last = ProcessSnapshot(self.now, {7: row})
+            self.passes += 1
+        return self._last
 
 
-def test_cpu_is_measured_from_one_to_ten_seconds_before() -> None:
-    """It is known at any time once the first snapshot is a second old, however often it is read."""
+def tree_percent(usage: UsageSnapshot, *pids: int) -> float | None:
+    tree = usage.tree_usage(pids, None, None, None)
+    assert tree
+    return tree.cpu_percent
+
+
+def test_cpu_of_a_tree_is_known_once_the_first_snapshot_is_a_second_old() -> None:
+    """It is known at any time then, however often it is read, unless all baselines are too old."""
     table = SimulatedTable()
     reader = UsageReader(table)
-
-    def percent() -> float | None:
-        tree = reader.read([7]).tree_usage([7], None, None, None)
-        assert tree
-        return tree.cpu_percent
-
-    for start in (0, 60):  # the second time all baselines are too old
+    for start in (0, 200):  # the second time all baselines are too old
         for tenth in range(start * 10, start * 10 + 50):
             table.now = tenth / 10
-            assert percent() == (None if tenth < start * 10 + 10 else pytest.approx(50))
+            percent = tree_percent(reader.read([7]), 7)
+            assert percent == (None if tenth < start * 10 + 10 else pytest.approx(50))
 
 
-def test_all_cpu_time_of_a_process_newer_than_the_baseline_counts(
-    spawner: Spawner,
-) -> None:
-    """Also where it has the PID of a process that has ended."""
-    now = time.monotonic()
-    row = ProcessRow(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
+@pytest.mark.parametrize("interval", [0.001, 0.3, 5, 10, 11, 60, 3600, 86400])
+def test_cpu_of_a_tree_is_known_at_any_interval_of_sweeps(interval: float) -> None:
+    """Between sweeps, a baseline is recorded every 2 s, so the figure covers the last seconds."""
+    table = SimulatedTable()
+    reader = UsageReader(table)
+    ticks = 0
+    for number in range(1, 6):
+        sweep_at = number * interval + 1
+        # The baselines of the last minutes alone matter.
+        ticks = max(ticks, int((sweep_at - 100) / BASELINE_INTERVAL_SECONDS))
+        while ticks * BASELINE_INTERVAL_SECONDS < sweep_at:
+            table.now = ticks * BASELINE_INTERVAL_SECONDS
+            reader.record_baseline()
+            ticks += 1
+        table.now = sweep_at
+        assert tree_percent(reader.read([7]), 7) == pytest.approx(50)
+        (newest, *_) = reversed(reader._baselines)
+        assert sweep_at - newest.taken_at <= 8
+
+
+def test_no_baseline_costs_a_snapshot_while_sweeps_take_some() -> None:
+    """A snapshot of a sweep is at most 5 s old, and serves as the baseline."""
+    table = SimulatedTable()
+    reader = UsageReader(table)
+    for second in range(100):
+        table.now = float(second)
+        if second % 5 == 0:
+            reader.read([7])
+        if second % BASELINE_INTERVAL_SECONDS == 1:
+            reader.record_baseline()
+    assert table.passes == 20
+
+
+def test_cpu_is_measured_between_the_times_at_which_a_process_was_read() -> None:
+    """The duration of a pass over /proc, with many processes, does not change the figure."""
+    table = SimulatedTable()
+    reader = UsageReader(table)
+    for table.now, table.pass_seconds in ((0.0, 0.0), (2.0, 0.5), (4.0, 0.1), (6.0, 1.5)):
+        usage = reader.read([7])
+        sampler = ReadTimes()
+        assert usage.process_usage(7, sampler)
+        assert sampler.times == [table.now + table.pass_seconds]
+        assert tree_percent(usage, 7) == (pytest.approx(50) if table.now else None)
+
+
+class ReadTimes(Sampler):
+    """A sampler that records the times at which the CPU time was read."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def cpu_percent(self, cpu_seconds: float, now: float) -> None:
+        self.times.append(now)
+
+
+@pytest.mark.parametrize(
+    ("used", "seconds", "percent"),
+    [
+        pytest.param(-1.0, 2.0, 0.0, id="CPU time falls"),
+        pytest.param(0.05, 0.05, None, id="hardly any time between the rows"),
+        pytest.param(0.0, -1.0, None, id="time falls"),
+    ],
+)
+def test_cpu_percent_is_never_negative(used: float, seconds: float, percent: float | None) -> None:
+    """It is None if too little time has passed."""
+    before, now = ROW._replace(cpu_seconds=9.0, read_at=9.0), ROW
+    now = now._replace(cpu_seconds=9.0 + used, read_at=9.0 + seconds)
+    usage = UsageSnapshot(ProcessSnapshot(9.5, {7: now}), ProcessSnapshot(8.0, {7: before}))
+    assert tree_percent(usage, 7) == percent
+
+
+def test_cpu_of_members_that_were_born_or_have_ended_since_the_baseline() -> None:
+    """All CPU time of a new process counts, also if it has the PID of a process that has ended.
+
+    The baseline of a new process is the beginning of the pass that has not found it. The CPU time
+    of a member that has ended is unknown.
+    """
+    before = ROW._replace(cpu_seconds=1.0, read_at=10.5)
+    row = ROW._replace(cpu_seconds=3.0, read_at=12.5)
+    baseline = {7: before, 8: before._replace(started=4.0, cpu_seconds=100.0), 9: before}
     usage = UsageSnapshot(
-        ProcessSnapshot(now, {7: row, 8: row}),
-        ProcessSnapshot(
-            now - 2,
-            {
-                7: row._replace(started=4.0, cpu_seconds=100.0),
-                8: row._replace(cpu_seconds=1.0),
-            },
-        ),
+        ProcessSnapshot(12.0, {7: row, 8: row, 10: row}), ProcessSnapshot(10.0, baseline)
     )
-    for pid, used in ((7, 3.0), (8, 2.0)):
-        tree = usage.tree_usage([pid], None, None, None)
-        assert tree
-        assert tree.cpu_percent == pytest.approx(100 * used / 2)
+    assert tree_percent(usage, 7) == pytest.approx(100)
+    assert tree_percent(usage, 8) == tree_percent(usage, 10) == pytest.approx(120)
+    assert tree_percent(usage, 7, 8, 10) == pytest.approx(340)
 
 
 def test_a_process_that_is_exiting_has_no_usage() -> None:
     """It has None, not 0 bytes; the open files of a process that is gone are unknown."""
-    ending = ProcessRow(1, 1, 5.0, cpu_seconds=3.0)
-    gone = ending._replace(rss=4096, vms=8192, threads=1)
+    ending, gone = ROW._replace(rss=0, vms=0), ROW
     usage = UsageSnapshot(ProcessSnapshot(0.0, {2**22 + 1: ending, 2**22 + 2: gone}), None)
     assert usage.process_usage(2**22 + 1, NoBaseline()) is None
     assert usage.tree_usage([2**22 + 1], None, None, None) is None

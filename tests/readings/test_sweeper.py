@@ -82,6 +82,20 @@ def test_sweep_reads_each_backend(make_monitor: Callable[..., Monitor], spawner:
         assert tree.vram is None
 
 
+def test_cpu_of_a_tree_is_known_without_earlier_sweeps(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Baselines are recorded between sweeps, which may be rare, or made on request alone."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    register(monitor, "m", spawner.backend("--fork-workers", "2"))
+    reader = monitor._services.sweeper._usage_reader
+    eventually(lambda: [b for b in reader._baselines if time.monotonic() - b.taken_at > 1])
+    (observation,) = monitor.sweep()
+    assert observation.tree
+    assert observation.tree.processes == 3
+    assert observation.tree.cpu_percent is not None
+
+
 def test_hung_backends_cost_one_wait(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:

@@ -4,6 +4,8 @@
 import { cpuOf, memoryOf } from "./conditions.js";
 
 export const SPAN_SECONDS = 15 * 60;
+// The page reads the backends itself if sweeps are rarer (feed.js), so it has points more often.
+const MAX_INTERVAL_SECONDS = 15;
 
 const keyOf = (item) => `${item.node ?? ""}/${item.pid}/${item.model}`;
 
@@ -13,7 +15,7 @@ export class History {
 
   /** Replace the points by those of an answer of GET /history. */
   load(answer) {
-    this.#interval = answer.interval_seconds || this.#interval;
+    this.#interval = Math.min(answer.interval_seconds || this.#interval, MAX_INTERVAL_SECONDS);
     this.#series.clear();
     for (const each of answer.backends) {
       const from = answer.times.length - each.memory.length;
