@@ -21,7 +21,7 @@ exclude_patterns = ["_build", "requirements.txt"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 

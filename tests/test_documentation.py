@@ -199,22 +199,22 @@ def test_documented_commands_print_what_is_shown(
 
 
 def test_command_line_reference_has_all_commands_and_flags() -> None:
-    """Each command has a row with its flags, but for settings; exit codes are those of the help."""
-    section = text_of("reference/command-line")
+    """Each command has a section with its flags, but for settings; exit codes are the help's."""
+    first, *parts = re.split(r"^## ", text_of("reference/command-line"), flags=re.MULTILINE)
+    sections = {name: text for name, _, text in (part.partition("\n") for part in parts)}
+    shared = sections["The monitor to ask"]
     settings = {f"--{name.replace('_', '-')}" for name in Settings.__struct_fields__}
     for name in program.list_commands(click.Context(program)):
         command = program.get_command(click.Context(program), name)
         assert command
-        (row,) = re.findall(rf"^\| `{name}\b.*", section, re.MULTILINE)
-        for parameter in command.params:
-            for flag in parameter.opts:
-                shared = flag in ("--url", "--token-file")
-                if flag in settings and not shared:
-                    continue
-                text = section if shared else row
-                assert not flag.startswith("-") or f"`{flag}" in text, (name, flag)
-    codes = block("exit codes")
-    assert codes.split() == EXIT_CODES.partition("\n")[2].split()
+        assert f"](#{name})" in first
+        flags = {flag for each in command.params for flag in each.opts if flag.startswith("-")}
+        asks = "--url" in flags
+        assert (f"`{name}`" in shared) == asks
+        flags -= {"--url", "--token-file"} if asks else settings
+        assert set(re.findall(r"^\| `(--[a-z-]+)", sections[name], re.MULTILINE)) == flags, name
+    assert set(re.findall(r"^\| `(--[a-z-]+)", shared, re.MULTILINE)) == {"--url", "--token-file"}
+    assert block("exit codes").split() == EXIT_CODES.partition("\n")[2].split()
 
 
 def test_circus_lines_are_those_of_the_example() -> None:
