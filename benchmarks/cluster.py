@@ -41,6 +41,7 @@ from monitor_plugin.backends.registry import Registry
 from monitor_plugin.cluster.node import ClusterNode
 from monitor_plugin.cluster.requests.local_node import LocalNode
 from monitor_plugin.cluster.transport.messages import Reply, Request
+from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.demo.ports import free_port
 from monitor_plugin.domain.models import Memory, TreeUsage
 
@@ -110,7 +111,8 @@ def simulate(first: int, count: int, models: int, url: str) -> None:
             cluster_url=f"http://10.0.{number // 256}.{number % 256}:8080",
             http_threads=2,
         )
-        ClusterNode(settings, _ModelRegistry(names), _SimulatedNode(node, names)).start(None)
+        simulated = _SimulatedNode(node, names)
+        ClusterNode(settings, _ModelRegistry(names), simulated, BlockingObserver()).start(None)
     print("started", flush=True)
     sys.stdin.read()
     os._exit(0)

@@ -221,6 +221,7 @@ class Monitor:
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
             plugins=self.plugins,
+            blocking=services.blocking_observer,
             cluster=self._cluster.service if self._cluster else None,
         )
         services.hooks.add_routes(app)
@@ -389,7 +390,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.sweeper,
         services.exit_recorder.describe_last_exit,
     )
-    return ClusterNode(settings, services.registry, local_node)
+    return ClusterNode(settings, services.registry, local_node, services.blocking_observer)
 
 
 class _Phase(enum.Enum):

@@ -7,6 +7,7 @@ import logging
 import socket
 
 from ..backends.registry import Registry
+from ..concurrency.blocking import BlockingObserver
 from ..config.cluster import parse_nats_servers, validate_node
 from ..config.origins import is_loopback_name
 from ..config.settings import Settings, parse_listen
@@ -45,6 +46,7 @@ class ClusterNode:
         settings: the settings; `cluster` is not None.
         registry: this node's backends.
         local_node: answers requests about this node's models.
+        blocking: is entered while a thread waits for other nodes.
 
     Attributes:
         directory: the other nodes.
@@ -55,7 +57,13 @@ class ClusterNode:
         SettingsError: a setting cannot be used.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, local_node: LocalNode) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        local_node: LocalNode,
+        blocking: BlockingObserver,
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._local_node = local_node
@@ -82,9 +90,14 @@ class ClusterNode:
             shutdown_threads=max(1, settings.http_threads // 2),
         )
         client = PeerClient(
-            local_node, self.link, subjects, self.directory, settings.cluster_timeout_seconds
+            local_node,
+            self.link,
+            subjects,
+            self.directory,
+            settings.cluster_timeout_seconds,
+            blocking,
         )
-        self.service = ClusterService(local_node, self.link, client, self.directory)
+        self.service = ClusterService(local_node, self.link, client, self.directory, blocking)
 
     def start(self, url: str | None) -> None:
         """Join the cluster in the background, as soon as NATS can be reached.

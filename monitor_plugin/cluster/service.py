@@ -13,6 +13,7 @@ from ..api.cluster_view import NODE_HEADER, Requester
 from ..api.errors import error_response
 from ..api.results import Response
 from ..api.schemas import TargetGroup
+from ..concurrency.blocking import BlockingObserver
 from ..config.cluster import validate_node
 from ..domain.errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUnreachable
 from .merge.lists import ClusterLists
@@ -39,6 +40,7 @@ class ClusterService:
         link: the connection to NATS.
         client: sends requests to nodes.
         directory: the other nodes.
+        blocking: is entered while a thread waits for other nodes.
 
     Attributes:
         node: the name of this node.
@@ -46,7 +48,12 @@ class ClusterService:
     """
 
     def __init__(
-        self, local_node: LocalNode, link: NatsLink, client: PeerClient, directory: PeerDirectory
+        self,
+        local_node: LocalNode,
+        link: NatsLink,
+        client: PeerClient,
+        directory: PeerDirectory,
+        blocking: BlockingObserver,
     ) -> None:
         self.node = local_node.node
         self.url: str | None = None
@@ -54,6 +61,7 @@ class ClusterService:
         self._link = link
         self._client = client
         self._directory = directory
+        self._blocking = blocking
         self._lists = ClusterLists(self.node, link, client)
         self._shutdowns = ClusterShutdowns(local_node, link, client)
         self._unknown_reads = threading.BoundedSemaphore(_MAX_UNKNOWN_READS)
@@ -190,15 +198,16 @@ class ClusterService:
     def _read_unknown(self, model: str, request: Request) -> Response:
         """Read a model that no node is known to have, by a request to all nodes."""
         # While NATS hangs, these requests must not take all threads of the HTTP server.
-        if not self._unknown_reads.acquire(timeout=SILENT_SECONDS):
-            raise NodeUnreachable(
-                f"model {model!r} is not loaded here, and {_MAX_UNKNOWN_READS} questions to "
-                "other nodes wait for an answer already: ask again"
-            )
-        try:
-            results = self._link.run(self._client.request_holders(model, request))
-        finally:
-            self._unknown_reads.release()
+        with self._blocking:
+            if not self._unknown_reads.acquire(timeout=SILENT_SECONDS):
+                raise NodeUnreachable(
+                    f"model {model!r} is not loaded here, and {_MAX_UNKNOWN_READS} questions to "
+                    "other nodes wait for an answer already: ask again"
+                )
+            try:
+                results = self._link.run(self._client.request_holders(model, request))
+            finally:
+                self._unknown_reads.release()
         if results is None:
             ended = self._local_node.describe_last_exit(model)
             raise ModelNotLoaded(model, ended, on_any_node=True)

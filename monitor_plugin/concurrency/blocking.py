@@ -1,4 +1,4 @@
-"""Reports threads that block on another process, so that other threads can take their work."""
+"""Reports threads that wait, so that other threads can take their work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 
 class BlockingObserver:
-    """A context manager that a thread enters while the thread waits for another process."""
+    """A context manager that a thread enters while it waits: for another process, or for an event.
+
+    A wait may contain another one.
+    """
 
     def __init__(self) -> None:
         self._notify: Callable[[int], object] | None = None

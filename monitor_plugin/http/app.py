@@ -11,6 +11,7 @@ import falcon
 from ..api.cluster_view import ClusterView
 from ..api.errors import encode_error, error_response, http_error_kind
 from ..api.lister import Lister
+from ..concurrency.blocking import BlockingObserver
 from ..config.settings import Settings
 from ..config.tokens import Tokens
 from ..domain.errors import MonitorError
@@ -45,6 +46,7 @@ def create_app(
     metrics: MetricsSource,
     is_ready: Callable[[], bool],
     plugins: Callable[[], list[LoadedPlugin]],
+    blocking: BlockingObserver,
     cluster: ClusterView | None = None,
 ) -> falcon.App[Any, Any]:
     """Make the application.
@@ -61,12 +63,13 @@ def create_app(
         metrics: gives the figures of `/metrics`.
         is_ready: whether the monitor is started and not closing.
         plugins: lists the loaded plugins.
+        blocking: is entered while a request waits for a shutdown or an event.
         cluster: the cluster; None without a cluster.
     """
     guard = Guard(settings, tokens, cluster.node if cluster else None)
     app = falcon.App(middleware=[Audit(), guard, *cors(settings)])
     monitor = MonitorResource(read, cluster)
-    stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2), cluster)
+    stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2), blocking, cluster)
     backends = BackendsResource(lister, cluster)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
@@ -75,7 +78,7 @@ def create_app(
     if cluster:
         app.add_route("/cluster/targets", TargetsResource(cluster))
     wait_limit = max(1, settings.http_threads // 4)
-    app.add_route("/events", EventsResource(event_log, wait_limit, cluster))
+    app.add_route("/events", EventsResource(event_log, wait_limit, blocking, cluster))
     app.add_route("/history", HistoryResource(time_series, cluster))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())

@@ -7,9 +7,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
-from monitor_plugin import Monitor
+import falcon
+import pytest
+
+from monitor_plugin import Backend, Monitor, hookimpl
 from monitor_plugin.concurrency.blocking import BlockingObserver
+from monitor_plugin.http.server import dispatcher as dispatchers
 from monitor_plugin.http.server.dispatcher import Dispatcher
 
 from ..support import Client, Spawner, eventually, register
@@ -59,6 +64,8 @@ class SlowRequest:
 
     def service(self) -> None:
         with self.blocking:
+            with self.blocking:  # a wait within a wait, which ends first
+                pass
             self.begun.set()
             self.go.wait(300)
 
@@ -86,8 +93,11 @@ def test_extra_threads_are_limited() -> None:
     assert not dispatcher.resize()
 
 
-def test_at_most_two_threads_are_awake_until_they_are_blocked() -> None:
+def test_at_most_two_threads_are_awake_until_they_are_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The other threads sleep until no request has made progress, and are woken then."""
+    monkeypatch.setattr(dispatchers, "_STALL_SECONDS", 60.0)
     go = threading.Event()
     dispatcher = Dispatcher(4)
     dispatcher.start()
@@ -98,6 +108,7 @@ def test_at_most_two_threads_are_awake_until_they_are_blocked() -> None:
             dispatcher.add_task(each)
         assert all(each.begun.wait(60) for each in slow[:2])
         assert not any(each.begun.is_set() for each in slow[2:])
+        monkeypatch.setattr(dispatchers, "_STALL_SECONDS", 0.0)
         eventually(lambda: not dispatcher.resize())
         assert all(each.begun.wait(60) for each in slow)
         assert http_threads() == 4
@@ -106,8 +117,9 @@ def test_at_most_two_threads_are_awake_until_they_are_blocked() -> None:
         dispatcher.close()
 
 
-def test_threads_that_wait_for_another_process_are_not_awake() -> None:
+def test_threads_that_wait_are_not_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a thread is counted as blocked, another one takes the next request at once."""
+    monkeypatch.setattr(dispatchers, "_STALL_SECONDS", 60.0)
     go, blocking = threading.Event(), BlockingObserver()
     dispatcher = Dispatcher(4)
     blocking.subscribe(dispatcher.count_blocked)
@@ -134,6 +146,98 @@ def test_threads_that_wait_for_another_process_are_not_awake() -> None:
     finally:
         go.set()
         dispatcher.close()
+
+
+def test_threads_that_have_not_waited_for_long_are_not_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a thread waits for may be unknown to the monitor, such as a lock of a hook's route."""
+    monkeypatch.setattr(dispatchers, "_STALL_SECONDS", 0.0)
+    go = threading.Event()
+    dispatcher = Dispatcher(8)
+    dispatcher.start()
+    try:
+        for _ in range(8):
+            request = SlowRequest(go)
+            dispatcher.add_task(request)
+            assert request.begun.wait(60)
+    finally:
+        go.set()
+        dispatcher.close()
+
+
+class SlowPlugin:
+    """Hooks and a route that wait for an event."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> None:
+        if backend.model.startswith("slow"):
+            self.go.wait(60)
+
+    @hookimpl
+    def monitor_before_shutdown(self) -> None:
+        self.go.wait(60)
+
+    @hookimpl
+    def monitor_add_routes(self, app: falcon.App[Any, Any]) -> None:
+        app.add_route("/slow", self)
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        self.go.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        pytest.param("GET", "/events?wait=20&after={last_event}", None, id="events"),
+        pytest.param("POST", "/backend/shutdown", {"model": "slow{n}"}, id="shutdowns"),
+        pytest.param("POST", "/backend/shutdown", {"model": "slow0"}, id="joined shutdown"),
+        pytest.param("GET", "/backend/monitor?model=slow{n}", None, id="hooks"),
+        pytest.param("GET", "/backend/monitor?model=slow0", None, id="shared reading"),
+        pytest.param("GET", "/slow", None, id="route of a hook"),
+    ],
+)
+def test_requests_that_wait_hold_up_no_other_request(
+    method: str,
+    path: str,
+    body: dict[str, str] | None,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread is woken for each reading when it arrives, not when the queue has stalled."""
+    plugin = SlowPlugin()
+    monitor = make_monitor([plugin], http_threads=16, hook_timeout_seconds=60.0)
+    client = Client(monitor.url)
+    backend = spawner.backend()
+    register(monitor, backend.pid, "quick", backend.address)
+    assert client.monitor("quick").status == 200  # its change of state is an event
+    for number in range(4):
+        register(monitor, spawner.sleeper().pid, f"slow{number}", f"unix:/{number}")
+    assert monitor._server is not None
+    dispatcher = monitor._server._dispatcher
+
+    def send(n: int) -> int:
+        values = {"n": n, "last_event": client.request("GET", "/events").json["next"]}
+        sent = body and {"model": body["model"].format_map(values)}
+        return client.request(method, path.format_map(values), sent).status
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(send, n) for n in range(4)]
+        eventually(lambda: len(dispatcher._answering) == 4)
+        eventually(lambda: dispatcher._awake_count() <= 0)
+        monkeypatch.setattr(Dispatcher, "resize", lambda self: None)  # sees a stall
+        for _ in range(3):
+            answer = client.request("GET", "/backend/monitor?model=quick", timeout=20)
+            assert answer.headers["X-Monitor-Source"] == "grpc"
+        assert not any(each.done() for each in waiting)
+        monkeypatch.undo()
+        plugin.go.set()
+        monitor.close()  # ends the waits for events
+        assert all(each.result(60) in (200, 500) for each in waiting)
 
 
 def test_closing_cancels_queued_requests() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from ...concurrency.blocking import BlockingObserver
 from ...domain.errors import (
     ClusterError,
     InvalidRequest,
@@ -61,6 +62,7 @@ class PeerClient:
         directory: the other nodes.
         timeout_seconds: how long a node may take to answer; also how long it may be silent while it
             stops a model, but at least 3 s.
+        blocking: is entered while a thread waits for readings or lists.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class PeerClient:
         subjects: Subjects,
         directory: PeerDirectory,
         timeout_seconds: float,
+        blocking: BlockingObserver,
     ) -> None:
         self._local_node = local_node
         self._link = link
         self._subjects = subjects
         self._directory = directory
         self.timeout_seconds = timeout_seconds
+        self._blocking = blocking
 
     def read_nodes(
         self,
@@ -106,7 +110,8 @@ class PeerClient:
             results.append(PeerResult(local, self._local_node.answer(requests[local])))
         for node, future in futures.items():
             try:
-                results.append(future.result())
+                with self._blocking:
+                    results.append(future.result())
             except MonitorError as error:  # the monitor is closing
                 results.append(PeerResult(node, error=error))
         return sorted(results, key=lambda each: each.node)

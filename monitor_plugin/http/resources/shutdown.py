@@ -10,6 +10,7 @@ import falcon
 from ...api.cluster_view import ClusterView
 from ...api.requests import NodeShutdownBody, ShutdownBody, parse_body, parse_query
 from ...api.results import StoppedAnswer
+from ...concurrency.blocking import BlockingObserver
 from ...domain.errors import TooManyShutdowns
 from ...domain.model_name import validate_model_name
 from ..messages import read_body, requester_of, send_answer, send_response
@@ -23,6 +24,7 @@ class ShutdownResource:
     Args:
         shutdown: stops a model, by force or not, or its backend with a PID; raises if it fails.
         limit: maximum number of requests that wait for their shutdown; each occupies a thread.
+        blocking: is entered during a shutdown, which mostly waits.
         cluster: the cluster; None without a cluster.
     """
 
@@ -30,11 +32,13 @@ class ShutdownResource:
         self,
         shutdown: Callable[[str, bool, int | None], None],
         limit: int,
+        blocking: BlockingObserver,
         cluster: ClusterView | None,
     ) -> None:
         self._shutdown = shutdown
         self._cluster = cluster
         self._limit = limit
+        self._blocking = blocking
         self._slots = threading.Semaphore(limit)
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -55,13 +59,15 @@ class ShutdownResource:
                 node = parse_query(request.query_string).get("node", getattr(body, "node", None))
                 if node is not None:
                     request.context.shutdown["node"] = node
-                result = self._cluster.shutdown(
-                    model, body.force, body.pid, node, requester_of(request)
-                )
+                with self._blocking:
+                    result = self._cluster.shutdown(
+                        model, body.force, body.pid, node, requester_of(request)
+                    )
                 request.context.outcome = result.outcome
                 send_response(response, result)
             else:
-                self._shutdown(model, body.force, body.pid)
+                with self._blocking:
+                    self._shutdown(model, body.force, body.pid)
                 request.context.outcome = "stopped"
                 send_answer(response, StoppedAnswer())
         finally:

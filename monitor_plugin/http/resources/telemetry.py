@@ -10,6 +10,7 @@ import falcon
 from ...api.cluster_view import ClusterView, refuse_other_node
 from ...api.requests import parse_event_id, parse_model, parse_query, parse_seconds
 from ...api.schemas import EventsAnswer, HistoryAnswer, HistoryItem, NodeHistoryItem
+from ...concurrency.blocking import BlockingObserver
 from ...telemetry.event_log import EventLog, event_to_dict
 from ...telemetry.time_series import TimeSeries
 from ..messages import send_answer
@@ -26,11 +27,19 @@ class EventsResource:
     Args:
         event_log: holds the last events.
         wait_limit: maximum number of requests that wait for an event; each occupies a thread.
+        blocking: is entered while a request waits.
         cluster: the cluster, of which other nodes' events are refused; None without a cluster.
     """
 
-    def __init__(self, event_log: EventLog, wait_limit: int, cluster: ClusterView | None) -> None:
+    def __init__(
+        self,
+        event_log: EventLog,
+        wait_limit: int,
+        blocking: BlockingObserver,
+        cluster: ClusterView | None,
+    ) -> None:
         self._event_log = event_log
+        self._blocking = blocking
         self._cluster = cluster
         self._node = cluster.node if cluster else None
         self._slots = threading.Semaphore(wait_limit)
@@ -42,11 +51,14 @@ class EventsResource:
         after = parse_event_id(query, "after")
         seconds = min(_MAX_WAIT_SECONDS, parse_seconds(query, "wait"))
         waits = seconds > 0 and self._slots.acquire(blocking=False)
-        try:
-            batch = self._event_log.after(after, seconds if waits else 0.0)
-        finally:
-            if waits:
+        if waits:
+            try:
+                with self._blocking:
+                    batch = self._event_log.after(after, seconds)
+            finally:
                 self._slots.release()
+        else:
+            batch = self._event_log.after(after)
         answer = EventsAnswer(
             [event_to_dict(each, self._node) for each in batch.events],
             batch.next,

@@ -12,7 +12,9 @@ import waitress.task
 # Threads that run at the same time compete for the interpreter's lock. So at most two threads are
 # awake while requests make progress: with all 16 awake, 16 clients got 15 to 30 % fewer answers.
 _MAX_AWAKE = 2
-# If requests are queued and none was started for this long, all threads are woken.
+# If requests are queued and none was started for this long, all threads are woken. A thread that
+# answers for this long without a reported wait does not count as awake: it probably waits for
+# something that is not reported, such as a slow hook, a lock or a client that reads slowly.
 _STALL_SECONDS = 0.005
 # A request that takes this long is not computing: a hung backend or a slow hook blocks it.
 _BLOCKED_SECONDS = 0.1
@@ -36,8 +38,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         self._resize_lock = threading.Lock()
         self._closed = False
         self._running: set[threading.Thread] = set()
-        self._started_at: dict[Any, float] = {}  # for each request that is being answered
-        self._blocked = 0  # the number of threads that wait for another process
+        self._answering: dict[threading.Thread, _TimedTask] = {}
         # When a request was last started, or was queued while the queue was empty.
         self._progress_at = 0.0
 
@@ -70,29 +71,43 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
             timed: Any = _TimedTask(task, self)
             self.queue.append(timed)
             # Each queued request may already have a thread that was woken for it.
-            if self.active_count - self._blocked + len(self.queue) <= _MAX_AWAKE:
+            if self._awake_count() + len(self.queue) <= _MAX_AWAKE:
                 self.queue_cv.notify()
 
     def count_blocked(self, change: int) -> None:
-        """Count the calling thread as blocked by another process (1), or as running again (-1).
+        """Count the calling thread as blocked once more (1), or once less (-1).
 
         A blocked thread is not awake, so that another thread can take the next request. Threads
         that answer no requests are not counted.
         """
-        if threading.current_thread() not in self._running:
+        timed = self._answering.get(threading.current_thread())
+        if timed is None:
             return
         with self.lock:
-            self._blocked += change
-            if self.queue and self.active_count - self._blocked < _MAX_AWAKE:
+            timed.waits += change
+            timed.computing_since = time.monotonic()
+            if self.queue and self._awake_count() < _MAX_AWAKE:
                 self.queue_cv.notify()
+
+    def _awake_count(self) -> int:
+        """Count the threads that compute, or are about to. Call this while holding the lock."""
+        latest = time.monotonic() - _STALL_SECONDS
+        blocked = [
+            each
+            for each in list(self._answering.values())
+            if each.waits or each.computing_since < latest
+        ]
+        return self.active_count - len(blocked)
 
     def service(self, timed: _TimedTask) -> None:
         """Answer a request in the calling thread, and record when the answer began."""
-        self._progress_at = self._started_at[timed] = time.monotonic()
+        thread = threading.current_thread()
+        self._progress_at = timed.started_at = timed.computing_since = time.monotonic()
+        self._answering[thread] = timed
         try:
             timed.task.service()
         finally:
-            del self._started_at[timed]
+            del self._answering[thread]
 
     def resize(self) -> float | None:
         """Adjust the number of threads to the requests that are blocked and queued.
@@ -107,12 +122,12 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         with self._resize_lock:
             if self._closed:
                 return None
-            queued, started = len(self.queue), list(self._started_at.values())
-            blocked = any(now - each > _BLOCKED_SECONDS for each in started)
+            queued, answering = len(self.queue), list(self._answering.values())
+            blocked = any(now - each.started_at > _BLOCKED_SECONDS for each in answering)
             running = len(self.threads) - self.stop_count
             if queued and blocked:
                 limit = self._base_count + _MAX_EXTRA_THREADS
-                self.set_thread_count(min(limit, max(running, len(started) + queued)))
+                self.set_thread_count(min(limit, max(running, len(answering) + queued)))
             elif not blocked and running > self._base_count:
                 self.set_thread_count(self._base_count)
             if queued:
@@ -131,10 +146,19 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
 
 
 class _TimedTask:
-    """A queued request, which the dispatcher answers to record when the answer began."""
+    """A queued request, which the dispatcher answers to record when the answer began.
+
+    Attributes:
+        task: the request.
+        started_at: when the answer began, by the monotonic clock.
+        computing_since: when its thread began the answer, or began or ended its last wait.
+        waits: the number of reported waits in which its thread is; a wait may contain another one.
+    """
 
     def __init__(self, task: Any, dispatcher: Dispatcher) -> None:
         self.task = task
+        self.started_at = self.computing_since = 0.0
+        self.waits = 0
         self._dispatcher = dispatcher
 
     def service(self) -> None:
