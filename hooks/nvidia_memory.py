@@ -5,7 +5,7 @@ the sum of its MIG instances. Devices that no process of the tree uses are omitt
 which NVML does not know the usage of a process. Each device is read once for all backends. NVML and
 the monitor must see the same PIDs: a monitor in a container needs those of the host (`--pid=host`).
 
-The hook needs NVIDIA's driver, and `pip install monitor-plugin[nvidia]`. A failure of a device or
+The hook needs NVIDIA's driver, and the extra `nvidia` of monitor-plugin. A failure of a device or
 of the library is logged once, and the device or library is tried again later.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import logging
 import re
@@ -34,7 +35,7 @@ from monitor_plugin.cli.options import EXIT_CODES
 from monitor_plugin.cli.program import program
 from monitor_plugin.config.settings import setting_text
 from monitor_plugin.config.tokens import Role, parse_tokens
-from monitor_plugin.demo.calls import calls
+from monitor_plugin.demo.calls import make_calls
 from monitor_plugin.demo.host import MODELS, demo
 from monitor_plugin.domain.models import TreeUsage
 from monitor_plugin.http.openapi import describe_api
@@ -96,13 +97,6 @@ def test_snippets_of_the_documents_run(snippet: str, spawner: Spawner) -> None:
     )
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-
-
-def test_readme_shows_the_output_of_the_demo() -> None:
-    """The README shows what the demo prints."""
-    shown = block("demo")
-    for call in calls():
-        assert f"$ {call.curl('http://127.0.0.1:8080')}\nHTTP {call.expected_status}" in shown
 
 
 def without_code(path: Path) -> str:
@@ -175,6 +169,43 @@ def _shape(text: str) -> list[str]:
     """Lines without their figures, which differ each time, and without their padding."""
     text = re.sub(r"\b(\d+[smhd])+\b", "T", text)
     return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.strip().split("\n")]
+
+
+@pytest.mark.once
+def test_readme_shows_the_output_of_the_demo() -> None:
+    """Each call of the README is one of the demo, with the answer that it gets, in that order."""
+    with demo(Settings(listen="127.0.0.1:0", status_timeout_seconds=30.0)) as monitor:
+        printed = [_shape(text) for text, _ in make_calls(monitor.url, None)]
+    shown = [_shape(text) for text in block("demo").split("\n\n")]
+    assert shown == [each for each in printed if each in shown]
+
+
+def test_readme_is_short_and_lists_all_extras() -> None:
+    """It has under 150 lines, and its table has each extra of setup.cfg."""
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") < 150
+    table = readme.partition("| extra | for |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", "".join(cells))) == sorted(_extras())
+
+
+def test_documents_install_from_a_checkout() -> None:
+    """While no version is published, each `pip install` is one that works in a checkout."""
+    for path in PROSE:
+        for arguments in re.findall(r"pip install ([^`\n]+)", without_messages(path)):
+            assert re.fullmatch(r"\.|'\.\[[a-z,]+\]'", arguments), (path.name, arguments)
+            assert {*re.findall(r"\w+", arguments)} <= {*_extras()}, (path.name, arguments)
+
+
+def without_messages(path: Path) -> str:
+    """Return a document's text without the blocks that quote messages of the program."""
+    return re.sub(r"^ *```text\n.*?^ *```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def _extras() -> list[str]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return list(setup["options.extras_require"])
 
 
 @pytest.mark.once
