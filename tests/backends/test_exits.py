@@ -220,20 +220,6 @@ def test_reported_exit_code_does_not_replace_the_observed_one(
             monitor.read("m")
 
 
-def test_last_hundred_exits_are_remembered(monitor: Monitor, spawner: Spawner) -> None:
-    """Nothing is known of a model that ended before the last hundred exits."""
-    for number in range(101):
-        process = spawner.process("sleep", "1000", stdout=subprocess.DEVNULL)
-        register(monitor, process.pid, str(number))
-        process.kill()
-        process.wait()
-    eventually(lambda: not monitor.backends())
-    with pytest.raises(ModelNotLoaded, match=r"'0' is not loaded$"):
-        monitor.read("0")
-    with pytest.raises(ModelNotLoaded, match=r"'1' is not loaded: its process"):
-        monitor.read("1")
-
-
 def test_exit_is_noticed_by_a_reading(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
