@@ -16,7 +16,7 @@ _SETUP.read(_ROOT / "setup.cfg", encoding="utf-8")
 project = _SETUP["metadata"]["name"]
 release = version = _SETUP["metadata"]["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "requirements.txt"]
+exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -32,6 +32,7 @@ myst_heading_anchors = 4
 default_role = "literal"
 autodoc_member_order = "bysource"
 add_module_names = False
+python_use_unqualified_type_names = True
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 napoleon_use_ivar = True

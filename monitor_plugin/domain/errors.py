@@ -1,4 +1,4 @@
-"""The exceptions of the package.
+"""The exceptions of the package; `api/errors.py` maps each of them to an HTTP status.
 
 Their tree::
 
@@ -19,8 +19,6 @@ Their tree::
         ├── NodeUnreachable    the node does not answer
         ├── NodeForbidden      NATS does not permit the request
         └── OutcomeUnknown     the node was asked to stop a model, and did not report the result
-
-`api/results.py` maps each of them to an HTTP status.
 """
 
 from __future__ import annotations
@@ -72,7 +70,9 @@ class InvalidBackend(MonitorError, ValueError):
     """A host registered a backend that cannot be watched; nothing was changed.
 
     Attributes:
-        model, pid, address: as the host gave them, of any type.
+        model: the model as the host gave it, of any type.
+        pid: the PID as the host gave it, of any type.
+        address: the address as the host gave it, of any type.
     """
 
     def __init__(self, message: str, *, model: object, pid: object, address: object) -> None:
@@ -121,7 +121,8 @@ class BackendUnreadable(MonitorError):
     """The call of `Status` failed, and the process could not be read either.
 
     Attributes:
-        model, pid: of the backend.
+        model: the backend's model.
+        pid: the backend's PID.
     """
 
     def __init__(self, model: str, pid: int, reason: str) -> None:

@@ -80,7 +80,8 @@ class Sample(msgspec.Struct, frozen=True):
     """Figures of psutil for the registered process. None: the monitor may not read that value.
 
     Attributes:
-        rss, vms: bytes.
+        rss: resident memory in bytes.
+        vms: virtual memory in bytes.
         memory_percent: rss in percent of physical memory.
         cpu_percent: percent of one core, over the last one to five seconds.
     """
@@ -144,7 +145,8 @@ class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of /proc for one process, or the sums for all processes of a tree.
 
     Attributes:
-        rss, vms: bytes; in the sum of a tree, shared pages count once per process.
+        rss: resident memory in bytes; in the sum of a tree, shared pages count once per process.
+        vms: virtual memory in bytes.
         memory_percent: rss in percent of physical memory.
         cpu_percent: percent of one core, over the last one to ten seconds.
         cpu_seconds: CPU time used so far by the processes that run now.
@@ -184,7 +186,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         reading: its own reading, as `/backend/monitor` gives it; None before the first sweep.
         memory: its memory, also where it gave no status; None if that is not known.
         memory_source: where the total comes from: `backend`, `pss` or `rss`.
-        process, tree: None if they cannot be read.
+        process: the usage of the registered process; None if it cannot be read.
+        tree: the usage of its process tree; None if it cannot be read.
         last_state: the last state that it reported, kept while readings have no status; None if it
             never reported one.
         state_changed_at: when the monitor first saw that state, in seconds since the epoch.
@@ -208,8 +211,9 @@ class HookFigures(msgspec.Struct, frozen=True):
         calls: the number of calls.
         errors: how many of them raised, or returned a value that the hook does not allow.
         overruns: how many of them exceeded their time.
-        seconds_total, seconds_max: the duration of all calls, and of the longest. A call that has
-            not returned yet counts until it exceeded its time.
+        seconds_total: the duration of all calls. A call that has not returned yet counts until it
+            exceeded its time.
+        seconds_max: the duration of the longest call.
     """
 
     name: str
