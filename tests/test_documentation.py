@@ -27,6 +27,7 @@ from monitor_plugin.api.schemas import (
     HistoryAnswer,
     HistoryItem,
     Machine,
+    NodeItem,
     ProcessItem,
     ShutdownItem,
 )
@@ -119,7 +120,9 @@ def test_every_link_between_documents_resolves() -> None:
     for path in [*PROSE, ROOT / "CHANGELOG.md"]:
         text = without_code(path)
         links = re.findall(r"\]\(([^)\s]+)\)", text)
-        links += re.findall(r'\b(?:src|srcset|href)="([^"]+)"', text)
+        in_html = re.findall(r'\b(?:src|srcset|href)="([^"]+)"', text)
+        assert not (in_html and DOCS in path.parents), f"{path}: Sphinx does not see {in_html}"
+        links += in_html
         for link in links:
             name, _, anchor = link.partition("#")
             if re.match(r"https?:", link):
@@ -354,20 +357,31 @@ def test_http_reference_has_all_routes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "structs"),
+    ("page", "heading", "structs"),
     [
-        ("List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem, Machine]),
-        ("Follow events", [EventsAnswer]),
-        ("CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),
-        ("Plugins", [HooksAnswer, LoadedPlugin, HookFigures]),
+        ("http", "List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem]),
+        ("http", "List backends", [Machine]),
+        ("http", "Follow events", [EventsAnswer]),
+        ("http", "CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),
+        ("http", "Plugins", [HooksAnswer, LoadedPlugin, HookFigures]),
+        ("cluster", "What any node answers", [NodeItem]),
     ],
 )
-def test_http_reference_has_all_fields(heading: str, structs: list[type]) -> None:
-    """The section of a route has each field of its answer."""
-    section = text_of("reference/http").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def test_reference_has_all_fields_of_answers(page: str, heading: str, structs: list[type]) -> None:
+    """The section about a route has each field of its answer."""
+    section = text_of(f"reference/{page}").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     for struct in structs:
         for field in msgspec.structs.fields(struct):
             assert re.search(rf"[`\".]{field.name}[`\"]", section), field.name
+
+
+def test_reference_has_all_headers() -> None:
+    """Each header of the monitor's own is on the page of HTTP or of the cluster."""
+    sources = "".join(path.read_text() for path in (ROOT / "monitor_plugin").rglob("*.py"))
+    headers = set(re.findall(r"X-Monitor-[A-Za-z-]+", sources))
+    assert len(headers) >= 6
+    documents = text_of("reference/http") + text_of("reference/cluster")
+    assert {header for header in headers if f"| `{header}` |" not in documents} == set()
 
 
 def test_architecture_lists_all_packages() -> None:
