@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import pytest
 
-from monitor_plugin import Monitor, ShutdownFailed, State, Status, hookimpl
+from monitor_plugin import Monitor, State, Status, hookimpl
 from monitor_plugin.hook_support.background_stops import BackgroundStops
 
 from ..support import Spawner, eventually, is_running
@@ -180,28 +179,3 @@ def test_close_prevents_new_stops(
     register(monitor, spawner)
     stops.close()
     assert not stops.stop(monitor.backends()[0], "")
-
-
-@pytest.mark.parametrize(
-    ("switches", "drain_seconds", "is_spared"),
-    [
-        (("--hang-status",), 60.0, True),
-        ((), 1e-9, True),  # its time is over before it is asked
-        ((), 0.0, False),  # it is not to be asked
-        (("--no-status",), 60.0, False),
-    ],
-)
-def test_backend_without_a_reading_may_be_busy(
-    switches: tuple[str, ...],
-    drain_seconds: float,
-    is_spared: bool,
-    make_monitor: Callable[..., Monitor],
-    spawner: Spawner,
-) -> None:
-    """With `spare_busy` it is spared, although no drain waits for it."""
-    monitor = make_monitor(drain_timeout_seconds=drain_seconds, status_timeout_seconds=1.0)
-    backend = spawner.backend(*switches)
-    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    with pytest.raises(ShutdownFailed, match="may be busy") if is_spared else nullcontext():
-        monitor.shutdown("m", spare_busy=True)
-    assert is_running(backend.pid) is is_spared

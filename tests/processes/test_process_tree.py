@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -92,6 +94,40 @@ child = os.fork()
 if child:
     print(child, flush=True)
 time.sleep(1000)
+"""
+
+# Ignores SIGTERM, as its 40 children do. Each of them starts a process in another session when its
+# parent has ended, which prints its PID.
+FORKS_WHEN_ORPHANED = """
+import ctypes, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+parent = os.getpid()
+
+def escape(*_):
+    if os.fork() == 0:
+        os.setsid()
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(1000)
+
+for _ in range(40):
+    if os.fork() == 0:
+        signal.signal(signal.SIGUSR1, escape)
+        ctypes.CDLL(None).prctl(1, signal.SIGUSR1)  # PR_SET_PDEATHSIG
+        while True:
+            time.sleep(0.1)
+os.write(1, b"ready\\n")
+time.sleep(1000)
+"""
+
+# Ignores SIGTERM, and starts a child that goes on like this every 2 ms, before it ends.
+FORKS_AND_ENDS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"ready\\n")
+while True:
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.002)
 """
 
 # `serve` prints the PID of its process, waits for SIGTERM, calls `at_sigterm`, and ends. `start`
@@ -423,6 +459,58 @@ def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
     (child,) = children
     assert sent.index((child, signal.SIGSTOP)) < sent.index((child, signal.SIGKILL))
     eventually(lambda: not is_running(child))
+
+
+def test_no_member_forks_while_the_tree_is_killed(spawner: Spawner, open_tree: Open) -> None:
+    """Children that would start a process in another session at their parent's end cannot do so."""
+    root = spawner.python(FORKS_WHEN_ORPHANED)
+    assert read_line(root) == "ready"
+    open_tree(root.pid).stop(3, NEVER)
+    assert root.stdout
+    escaped = []
+    if select.select([root.stdout], [], [], 0)[0]:
+        escaped = os.read(root.stdout.fileno(), 4096).split()
+    for pid in escaped:
+        os.kill(int(pid), signal.SIGKILL)
+    assert escaped == []
+
+
+def test_a_chain_of_short_lived_processes_is_killed(spawner: Spawner, open_tree: Open) -> None:
+    """Each of them lives for 2 ms, so that some end between two rescans."""
+    root = spawner.python(f"import os, time\nif os.fork():\n    time.sleep(1000)\n{FORKS_AND_ENDS}")
+    assert read_line(root) == "ready"
+    open_tree(root.pid).stop(3, NEVER)
+    assert root.stdout
+    # Each process that still runs keeps the pipe open.
+    assert select.select([root.stdout], [], [], 60)[0]
+    assert root.stdout.read() == ""
+
+
+def test_suspended_members_are_killed_if_the_last_rescan_fails(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No member stays under SIGSTOP, although no descriptor is free for the rescan."""
+    ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    root = spawner.python(ignore + NESTED)
+    members = [root.pid, *(int(pid) for pid in read_line(root).split())]
+    tree = open_tree(root.pid)
+    send = process_tree._send
+    sent: list[int] = []
+
+    def record_and_send(member: Process, number: int) -> bool:
+        sent.append(number)
+        return send(member, number)
+
+    def fail_or_take() -> ProcessSnapshot:
+        if signal.SIGSTOP in sent:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return take_snapshot()
+
+    monkeypatch.setattr(process_tree, "_send", record_and_send)
+    monkeypatch.setattr(process_tree, "take_snapshot", fail_or_take)
+    with pytest.raises(OSError, match="Too many open files"):
+        tree.stop(0.2, NEVER)
+    eventually(lambda: not any(map(is_running, members)))
 
 
 def test_an_interrupted_stop_sends_no_sigkill(spawner: Spawner, open_tree: Open) -> None:
