@@ -16,13 +16,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 
 from monitor_plugin import Monitor
 from monitor_plugin.client import open_connection
+from monitor_plugin.demo.backend import Service, parse_arguments
 from monitor_plugin.testing import RunningBackend, backend_command, end_group
 from monitor_plugin.testing import eventually as eventually
 
@@ -119,6 +122,7 @@ class Spawner:
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[str]] = []
+        self._servers: list[grpc.Server] = []
 
     def process(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, **options}
@@ -136,7 +140,24 @@ class Spawner:
         """Start a demo backend, small by default, and wait until it serves."""
         return Backend(self.process(*backend_command(addr=addr), *switches, **options))
 
+    def answering(self, *switches: str) -> Backend:
+        """Start a backend whose calls this process answers, and whose own process only sleeps.
+
+        It takes the switches of a demo backend. Use it where nothing but the answers matters: it
+        starts in milliseconds, and its server does not end with its process.
+        """
+        server = grpc.server(ThreadPoolExecutor(4))
+        service = Service(parse_arguments(["--weights-mib", "2", "--kv-cache-mib", "1", *switches]))
+        server.add_generic_rpc_handlers((service.handlers(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        self._servers.append(server)
+        script = f"echo serving on 127.0.0.1:{port}; exec sleep 1000"
+        return Backend(self.process("sh", "-c", script))
+
     def close(self) -> None:
+        for server in self._servers:
+            server.stop(grace=None)
         for process in self._processes:
             end_group(process)
             with contextlib.suppress(ProcessLookupError):

@@ -62,7 +62,8 @@ class Plugin:
 
 
 def register(monitor: Monitor, spawner: Spawner, *switches: str) -> int:
-    backend = spawner.backend(*switches)
+    start = spawner.backend if "--fork-workers" in switches else spawner.answering
+    backend = start(*switches)
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     return backend.pid
 
