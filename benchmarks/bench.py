@@ -62,7 +62,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     size_index = 0 if options.tiny else 1 if options.quick else 2
     parts: dict[str, Callable[[], list[Figure]]] = {
-        "rates": lambda: rates.measure(*((1, 2, True), (1, 1), (4, 3))[size_index]),
+        "rates": lambda: rates.measure(*((1, 1, True), (1, 1), (4, 3))[size_index]),
         "lists": lambda: lists(([3], [200], [200, 1000])[size_index], (2, 5, 15)[size_index]),
         "costs": lambda: costs.measure(*((10, 4, 0.5), (200, 20, 6), (1000, 100, 30))[size_index]),
         "churn": lambda: churn.measure(*((3, 1, 1), (30, 1, 5), (100, 3, 8))[size_index]),

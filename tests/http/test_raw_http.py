@@ -340,7 +340,7 @@ MUTATIONS = st.lists(
 
 
 @hypothesis.settings(
-    max_examples=1000,
+    max_examples=500,
     derandomize=True,
     suppress_health_check=[
         hypothesis.HealthCheck.function_scoped_fixture,

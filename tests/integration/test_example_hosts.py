@@ -202,11 +202,11 @@ def test_children_can_be_started_during_readings(
     start_host: Callable[..., Host],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """None of 60 is aborted or hangs, forked by the host or by subprocess."""
+    """None of 30 is aborted or hangs, forked by the host or by subprocess."""
     monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
     if fork_support is not None:
         monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", fork_support)
-    marks = [f"1000{i:02}" for i in range(20)]
+    marks = [f"1000{i:02}" for i in range(10)]
     host = start_host(
         name,
         *(f"backend{i}={BACKEND}" for i in range(2)),
@@ -221,7 +221,7 @@ def test_children_can_be_started_during_readings(
             answer = host.client.monitor(model)
             readings[answer.headers["X-Monitor-Source"]] += 1
 
-    readers = [threading.Thread(target=read, args=(f"backend{i}",)) for i in range(2) for _ in "ab"]
+    readers = [threading.Thread(target=read, args=(f"backend{i}",)) for i in range(2)]
     for reader in readers:
         reader.start()
     killed: list[int] = []
@@ -244,10 +244,10 @@ def test_children_can_be_started_during_readings(
             reader.join()
     # gRPC may log too: 1.49.1 says of some children that a descriptor was closed.
     ends = re.findall(r"process (\d+) ended with (-?\d+)", host.errors())
-    assert len(killed) == 60
+    assert len(killed) == 30
     assert Counter(ends) == Counter((str(pid), "-9") for pid in killed)
     assert set(readings) == {"grpc"}
-    assert readings["grpc"] > 60
+    assert readings["grpc"] > 30
 
 
 def test_monitor_does_not_block_the_loop_of_an_asyncio_host(spawner: Spawner) -> None:

@@ -16,7 +16,6 @@ from ..support import Spawner
 SCRIPT = str(Path(__file__).with_name("many_backends.py"))
 _MIB = 1024 * 1024
 
-# Some ten seconds each.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -54,7 +53,7 @@ def nothing_is_left(counts: list[dict[str, int]]) -> bool:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("ports", "limit"), [(400, 512), (1000, 8192)], indirect=["ports"])
+@pytest.mark.parametrize(("ports", "limit"), [(150, 192), (400, 8192)], indirect=["ports"])
 def test_many_backends_at_once_leave_nothing_behind(
     limit: int, ports: str, spawner: Spawner
 ) -> None:
@@ -66,8 +65,8 @@ def test_many_backends_at_once_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("ports", [20], indirect=True)
-def test_ten_thousand_registrations_leave_nothing_behind(ports: str, spawner: Spawner) -> None:
+def test_thousands_of_registrations_leave_nothing_behind(ports: str, spawner: Spawner) -> None:
     """Processes start, are registered again at other addresses, and end."""
-    result = measure(spawner, ports, "turn", 2500)  # in each of four rounds
-    assert result["sources"] == [{"grpc": 500}] * 4
+    result = measure(spawner, ports, "turn", 1000)  # in each of four rounds
+    assert result["sources"] == [{"grpc": 200}] * 4
     assert nothing_is_left(result["counts"]), result["counts"]

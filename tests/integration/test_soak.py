@@ -21,14 +21,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.once]
 def test_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> None:
     """With all faults, no answer is wrong, and nothing leaks."""
     written = tmp_path / "found.json"
-    soak = spawner.process(sys.executable, SOAK, "--seconds", "12", "--json", str(written))
+    soak = spawner.process(sys.executable, SOAK, "--seconds", "6", "--json", str(written))
     output, _ = soak.communicate(timeout=280)
     found = json.loads(written.read_text())
     # Its bounds in time are for a quiet machine, and are not judged here.
     assert found["wrong"] == []
     assert output.endswith("wrong answers: 0; leaks: 0\n")
-    assert found["exits"] > 20
-    assert found["latencies"]["monitor grpc"]["count"] > 100
+    assert found["exits"] > 10
+    assert found["latencies"]["monitor grpc"]["count"] > 50
 
 
 def test_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:

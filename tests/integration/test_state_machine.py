@@ -265,7 +265,7 @@ def test_monitor_agrees_with_a_model(spawner: Spawner) -> None:
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=int(os.environ.get("MONITOR_TEST_EXAMPLES", "100")),
+            max_examples=60,
             stateful_step_count=25,
             database=None,
             suppress_health_check=list(HealthCheck),
