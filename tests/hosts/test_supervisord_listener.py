@@ -101,3 +101,13 @@ def test_invalid_rule_flag_is_reported_in_one_line(spawner: Spawner) -> None:
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, "")
     assert errors == "monitor-plugin: 'x' is not NAME=MODEL@ADDRESS or NAME=MODEL\n"
+
+
+def test_missing_server_is_reported_in_one_line(spawner: Spawner) -> None:
+    """The line has the sections that supervisord needs, without escaped line breaks."""
+    environment = {**os.environ, "SUPERVISOR_SERVER_URL": ""}
+    process = spawner.process(COMMAND, "supervisord", stderr=subprocess.PIPE, env=environment)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.count("\n")) == (1, "", 1)
+    assert "[unix_http_server] with file=/run/supervisor.sock" in errors
+    assert "\\n" not in errors

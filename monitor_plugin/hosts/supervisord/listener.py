@@ -19,15 +19,12 @@ from ..discovery import BackendRule
 from .adapter import Adapter
 from .client import SupervisordClient, SupervisordError
 
-_NO_SERVER = """supervisord has no HTTP server by which it could be asked what runs; its \
-configuration must have
-
-[unix_http_server]
-file=/run/supervisor.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-
-(outside supervisord, --server-url says where its server is)"""
+_NO_SERVER = (
+    "supervisord has no HTTP server by which it could be asked what runs: its configuration must "
+    "have [unix_http_server] with file=/run/supervisor.sock, and [rpcinterface:supervisor] with "
+    "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface (outside "
+    "supervisord, --server-url says where its server is)"
+)
 
 
 class EventProtocol:
