@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
+import re
 import socket
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from .config.tokens import parse_tokens, validate_token
-from .domain.errors import MonitorError, RequestFailed
+from .domain.errors import InvalidRequest, MonitorError, RequestFailed
+from .domain.monitor_url import parse_monitor_url
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 _TIMEOUT_SECONDS = 60.0
+_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_MAX_TOKEN_FILE_BYTES = 1024 * 1024
+# An error quotes at most this much of what a server that is no monitor has sent.
+_MAX_QUOTED = 200
+_PATH = re.compile(r"/[\x21-\x7e]*")
 
 
 class Client:
@@ -28,34 +34,22 @@ class Client:
         timeout_seconds: the maximum time of each wait for the monitor.
 
     Raises:
-        MonitorError: the URL has another form.
+        MonitorError: the URL or the token cannot be used.
     """
 
     def __init__(
         self, url: str, token: str | None = None, timeout_seconds: float = _TIMEOUT_SECONDS
     ) -> None:
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._timeout_seconds = timeout_seconds
-        self._path_prefix = ""
         self.url = url.rstrip("/")
-        if url.startswith("unix:"):
-            socket_path = url.removeprefix("unix:").removeprefix("//")
-            if not socket_path.startswith("/"):
-                raise MonitorError(f"{url!r}: a unix socket's path must be absolute: unix:/PATH")
-            self._server_url = f"unix:{socket_path}"
-            return
-        if "@" in url:  # the error does not quote the URL: it may contain a password
-            raise MonitorError(
-                "the URL must not contain a user name; pass a token in MONITOR_TOKEN or a file"
-            )
-        try:
-            parts = urlsplit(self.url)
-            valid = bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:  # the port is no number, or too large
-            valid = False
-        if not valid or parts.scheme not in ("http", "https") or parts.query or parts.fragment:
-            raise MonitorError(f"{url!r} is neither http://HOST:PORT nor unix:/PATH")
-        self._server_url, self._path_prefix = f"{parts.scheme}://{parts.netloc}", parts.path
+        address = parse_monitor_url(url)
+        self._path_prefix = "" if address.scheme == "unix" else address.path
+        self._headers: dict[str, str] = {}
+        if token is not None:
+            try:
+                self._headers["Authorization"] = f"Bearer {validate_token(token)}"
+            except ValueError as error:
+                raise MonitorError(str(error)) from None
+        self._timeout_seconds = timeout_seconds
 
     def get(
         self,
@@ -67,11 +61,16 @@ class Client:
         """Send a GET request, and return the decoded JSON of the answer.
 
         Raises:
+            InvalidRequest: the path or the query cannot be sent.
             RequestFailed: the monitor did not answer, or answered with an error or without JSON.
         """
-        return self._request(
-            "GET", path + (f"?{urlencode(query)}" if query else ""), None, timeout_seconds
-        )
+        try:
+            path += f"?{urlencode(query)}" if query else ""
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                "the query is not valid Unicode (it holds a lone surrogate)"
+            ) from None
+        return self._request("GET", path, None, timeout_seconds)
 
     def post(
         self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
@@ -82,27 +81,36 @@ class Client:
     def _request(
         self, method: str, path: str, body: str | None, timeout_seconds: float | None
     ) -> Any:
+        if not _PATH.fullmatch(path):
+            raise InvalidRequest(f"{path!r} is no path of a URL: percent-encode it")
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/json"
         timeout = timeout_seconds or self._timeout_seconds
-        with closing(open_connection(self._server_url, timeout)) as connection:
-            try:
+        try:
+            with closing(open_connection(self.url, timeout)) as connection:
                 connection.request(method, self._path_prefix + path, body, headers)
                 response = connection.getresponse()
-                text = response.read()
-            except (OSError, http.client.HTTPException) as error:
-                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                raise RequestFailed(self.url, f"no monitor answers at {self.url}: {why}") from error
+                text = response.read(_MAX_ANSWER_BYTES + 1)
+                if len(text) <= _MAX_ANSWER_BYTES:
+                    text += response.read()  # raises IncompleteRead if the answer was cut off
+        except (OSError, http.client.HTTPException) as error:
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise RequestFailed(
+                self.url, f"no monitor answers at {self.url}: {why[:_MAX_QUOTED]}"
+            ) from error
+        if len(text) > _MAX_ANSWER_BYTES:
+            size = f"more than {_MAX_ANSWER_BYTES} bytes"
+            message = f"{self.url} answered {method} {path} with {size}: is it a monitor?"
+            raise RequestFailed(self.url, message, response.status)
         try:
-            answer = json.loads(text)
-        except ValueError:
+            answer = json.loads(text, parse_int=_parse_int)
+        except (ValueError, RecursionError):  # nested too deeply
             answer = None
         if response.status >= 300:
-            message, error_type = _parse_error(answer)
-            if message is None:
-                message = f"{self.url} answered {method} {path} with {response.status}: "
-                message += response.reason
+            reason = f"{response.status}: {response.reason[:_MAX_QUOTED]}"
+            message = f"{self.url} answered {method} {path} with {reason}"
+            message, error_type = _parse_error(answer) or (message, None)
             raise RequestFailed(self.url, message, response.status, error_type)
         if answer is None:
             message = f"{self.url} answered {method} {path} with no JSON: is it a monitor?"
@@ -111,16 +119,13 @@ class Client:
 
 
 def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:
-    """Return a connection to `unix:/PATH`, or to the host and port of a URL.
-
-    The connection opens its socket at the first request.
-    """
-    if url.startswith("unix:"):
-        return UnixConnection(url.removeprefix("unix:"), timeout_seconds)
-    parts = urlsplit(url)
-    if parts.scheme == "https":
-        return http.client.HTTPSConnection(parts.netloc, timeout=timeout_seconds)
-    return http.client.HTTPConnection(parts.netloc, timeout=timeout_seconds)
+    """Return a connection to the monitor at a URL. It opens its socket at the first request."""
+    address = parse_monitor_url(url)
+    if address.scheme == "unix":
+        return UnixConnection(address.path, timeout_seconds)
+    if address.scheme == "https":
+        return http.client.HTTPSConnection(address.host, address.port, timeout=timeout_seconds)
+    return http.client.HTTPConnection(address.host, address.port, timeout=timeout_seconds)
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -165,10 +170,14 @@ def client_of(environ: Mapping[str, str], url: str | None, token_file: str | Non
 def _read_token(path: str) -> str:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no UTF-8"
-        raise MonitorError(f"token file {os.fspath(path)} cannot be used: {why}") from None
+            text = file.read(_MAX_TOKEN_FILE_BYTES + 1)
+        if len(text) > _MAX_TOKEN_FILE_BYTES:
+            raise ValueError(f"it has more than {_MAX_TOKEN_FILE_BYTES} characters")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, UnicodeDecodeError):
+            why = "it is no UTF-8"
+        raise MonitorError(f"token file {path} cannot be used: {why}") from None
     try:
         tokens = parse_tokens(text)
     except ValueError:
@@ -181,9 +190,17 @@ def _read_token(path: str) -> str:
         raise MonitorError(f"token file {path} cannot be used: {error}") from None
 
 
-def _parse_error(answer: Any) -> tuple[str | None, str | None]:
-    """Return the message and the type of an error; None and None if the answer has none."""
+def _parse_int(text: str) -> int:
+    """Parse an integer of JSON; raises `ValueError` if it takes more than 64 bits."""
+    number = int(text)
+    if abs(number) >= 2**64:
+        raise ValueError(f"{text} takes more than 64 bits")
+    return number
+
+
+def _parse_error(answer: Any) -> tuple[str, str] | None:
+    """Return the message and the type of an error; None if the answer has none."""
     try:
         return str(answer["error"]["message"]), str(answer["error"]["type"])
     except (TypeError, KeyError):
-        return None, None
+        return None

@@ -31,6 +31,10 @@ from monitor_plugin.testing import eventually as eventually
 
 Backend = RunningBackend
 
+# Before a command: it starts with SIGINT ignored, as commands do that a script runs in the
+# background.
+IGNORING = ("bash", "-c", "trap '' INT; exec \"$@\"", "bash")
+
 
 def free_port() -> int:
     """Return a port on which no process listens, and which no other test gets.

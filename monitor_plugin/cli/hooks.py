@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
 from ..api.results import HooksAnswer
-from ..client import client_of
-from ..domain.errors import MonitorError, RequestFailed
-from .options import monitor_options
+from .options import EXIT_CODES, make_client, monitor_options, preformatted
 from .queries import decode
 from .views.text import printable
 
@@ -18,7 +15,7 @@ _HEAD = ("PLUGIN", "HOOK", "CALLS", "ERRORS", "OVERRAN", "TOTAL ms", "LONGEST ms
 _LEFT_JUSTIFIED = (0, 1, 7)
 
 
-@click.command()
+@click.command(epilog=preformatted(EXIT_CODES))
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /hooks.")
 @monitor_options
 def hooks(url: str | None, token_file: str | None, as_json: bool) -> None:
@@ -27,12 +24,9 @@ def hooks(url: str | None, token_file: str | None, as_json: bool) -> None:
     Shows the source of each plugin and the hooks that it implements; for each hook the number of
     calls, of errors and of calls that exceeded the time limit, and the time that the calls took.
     """
-    client = client_of(os.environ, url, token_file)
-    try:
-        answer = client.get("/hooks")
-        table = hooks_table(decode(client, answer, HooksAnswer))
-    except RequestFailed as error:
-        raise MonitorError(str(error)) from None  # the exit code is 1 for each failure
+    client = make_client(url, token_file)
+    answer = client.get("/hooks")
+    table = hooks_table(decode(client, answer, HooksAnswer))
     click.echo(json.dumps(answer, indent=2) if as_json else table)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from ..client import Client, client_of
+from ..config.cluster import validate_node
 from ..config.settings import ENVIRONMENT_PREFIX, Settings, parse_setting, setting_text
 from ..domain.errors import InvalidRequest, MonitorError, RequestFailed
 from ..domain.model_name import validate_model_name
@@ -22,7 +23,6 @@ COMPLETION_VARIABLE = "_MONITOR_PLUGIN_COMPLETE"  # the name that click derives 
 
 # 2 is the exit code of `click.UsageError`.
 FINE, FAILED, _, UNREACHABLE, NOT_LOADED = range(5)
-INTERRUPTED = 130
 EXIT_CODES = """\
 Exit codes:
   0    fine; with stop: all are stopped
@@ -41,6 +41,14 @@ _COMPLETION_SECONDS = 2.0
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class FilePath(click.Path):
+    """A path that shells complete. Whoever reads the file explains why it cannot be read."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the path; `click.Path` would look at the file, and fail at a NUL in its path."""
+        return value
+
+
 def preformatted(*texts: str) -> str:
     r"""Join paragraphs; `\b` makes click print them with their line breaks."""
     return "\n\n".join(f"\b\n{text}" for text in texts)
@@ -50,7 +58,7 @@ def monitor_options(function: Function) -> Function:
     """Add --url and --token-file."""
     function = click.option(
         "--token-file",
-        type=click.Path(dir_okay=False),
+        type=FilePath(),
         help="A file with the token to send: alone, or as in the monitor's own token file. "
         "[default: the token in MONITOR_TOKEN, or the file that MONITOR_TOKEN_FILE names]",
     )(function)
@@ -73,7 +81,7 @@ def settings_options(function: Function) -> Function:
         function = click.option(
             _flag(field.name),
             is_flag=field.type is bool,
-            type=click.Path() if field.name.endswith(("_file", "_dir")) else None,
+            type=FilePath() if field.name.endswith(("_file", "_dir")) else None,
             multiple=several,
             help=f"default: {default}",
         )(function)
@@ -132,6 +140,19 @@ def explain(error: MonitorError) -> str:
     if isinstance(error, RequestFailed) and error.status == 401:
         text += " (MONITOR_TOKEN, or --token-file, gives the token)"
     return text
+
+
+class NodeName(click.types.StringParamType):
+    """The name of a node of a cluster."""
+
+    name = "node"
+
+    def convert(self, value: Any, parameter: Any, context: Any) -> str:
+        """Validate a name; calls `fail` if it is invalid."""
+        try:
+            return validate_node(super().convert(value, parameter, context))
+        except ValueError as error:
+            self.fail(printable(str(error)), parameter, context)
 
 
 class ModelName(click.types.StringParamType):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
+from ..concurrency.signals import Interruptible
 from ..domain.errors import MonitorError
-from .options import COMPLETION_VARIABLE, FAILED, INTERRUPTED, PROGRAM, exit_code_of, explain
+from .options import COMPLETION_VARIABLE, FAILED, PROGRAM, exit_code_of, explain
 
 # The names of modules, and of the command in each.
 _COMMANDS = ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion")
@@ -49,10 +51,13 @@ def run(arguments: Sequence[str]) -> int:
         from .completion import answer_shell
 
         return answer_shell(program, os.environ[COMPLETION_VARIABLE])
-    return _run_command(arguments)
+    with Interruptible() as signals:
+        code = _run_command(arguments)
+        return 128 + (signals.ended_by or signal.SIGINT) if code is None else code
 
 
-def _run_command(arguments: Sequence[str]) -> int:
+def _run_command(arguments: Sequence[str]) -> int | None:
+    """Run a command; returns its exit code, or None if a signal or Ctrl-D has ended it."""
     try:
         return int(program.main(list(arguments), PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -72,9 +77,9 @@ def _run_command(arguments: Sequence[str]) -> int:
             raise
         click.echo(f"{PROGRAM}: {error}: pip install 'monitor-plugin[cli]'", err=True)
         return FAILED
-    except (click.Abort, KeyboardInterrupt):
-        click.echo(err=True)
-        return INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        click.echo(str(error), err=True)
+        return None
     except BrokenPipeError:  # of stdout, as in `ps | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .options import EXIT_CODES, ModelName, make_client, monitor_options, preformatted
+from .options import EXIT_CODES, ModelName, NodeName, make_client, monitor_options, preformatted
 from .queries import fetch_backends
 
 _EXAMPLES = """\
@@ -19,7 +19,7 @@ Examples:
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
 @click.option("--model", type=ModelName(), metavar="NAME", help="Show this model only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends.")
-@click.option("--node", metavar="NAME", help="In a cluster, show this node only.")
+@click.option("--node", type=NodeName(), metavar="NAME", help="In a cluster, show this node only.")
 @monitor_options
 def ps(
     url: str | None, token_file: str | None, model: str | None, as_json: bool, node: str | None

@@ -74,9 +74,12 @@ def fetch_events(
 
 
 def decode(client: Client, answer: Any, kind: type[T]) -> T:
-    """Convert the JSON of an answer to a struct; raises `RequestFailed` if it does not fit."""
+    """Convert the JSON of an answer to a struct; raises `RequestFailed` if it does not fit.
+
+    NaN and infinity become null: views could not print them.
+    """
     try:
-        return msgspec.convert(answer, kind)
-    except msgspec.ValidationError as error:
+        return msgspec.json.decode(msgspec.json.encode(answer), type=kind)
+    except (ValueError, RecursionError) as error:
         message = f"{client.url} does not answer as a monitor does ({error}): is it one?"
         raise RequestFailed(client.url, message) from None

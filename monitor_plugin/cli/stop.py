@@ -18,10 +18,10 @@ from .options import (
     EXIT_CODES,
     FAILED,
     FINE,
-    INTERRUPTED,
     NOT_LOADED,
     PROGRAM,
     ModelName,
+    NodeName,
     exit_code_of,
     explain,
     make_client,
@@ -71,7 +71,12 @@ class StopResult(NamedTuple):
 @click.option("--all", "every", is_flag=True, help="Stop every model that is loaded.")
 @click.option("--force", is_flag=True, help="Do not wait for a busy backend to finish its work.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
-@click.option("--node", metavar="NAME", help="In a cluster, stop the models on this node only.")
+@click.option(
+    "--node",
+    type=NodeName(),
+    metavar="NAME",
+    help="In a cluster, stop the models on this node only.",
+)
 @monitor_options
 def stop(
     url: str | None,
@@ -121,6 +126,9 @@ def _stop_all(
     """Stop models, print progress and results; returns `code` or the exit code of a failure.
 
     The threads are daemons, so Ctrl-C does not wait for them.
+
+    Raises:
+        click.Abort: a signal has ended the wait.
     """
     waiting = list(models)
     under_way: list[str] = []
@@ -148,8 +156,7 @@ def _stop_all(
     except KeyboardInterrupt:
         progress.clear()
         names = ", ".join(escape_name(model) for model in under_way)
-        click.echo(f"Not waiting any more. The monitor goes on stopping {names}.", err=True)
-        return INTERRUPTED
+        raise click.Abort(f"Not waiting any more. The monitor goes on stopping {names}.") from None
     return code
 
 

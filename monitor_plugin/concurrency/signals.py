@@ -1,4 +1,9 @@
-"""The signals of a command: SIGTERM and SIGINT end the command, SIGHUP reloads its tokens."""
+"""The signals of a command: SIGTERM and SIGINT end the command, SIGHUP reloads its tokens.
+
+A shell ignores SIGINT in the commands that a script starts in the background, and a command
+inherits that. The commands of this program end by SIGINT all the same: whoever presses Ctrl-C wants
+to end what the terminal shows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,46 @@ import contextlib
 import queue
 import signal
 import socket
+import threading
 from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interruptible:
+    """While entered, SIGINT and SIGTERM raise `KeyboardInterrupt` in the main thread.
+
+    It restores the handlers at its end, and installs none in another thread than the main one.
+
+    Attributes:
+        ended_by: the number of the last signal; None before the first one.
+    """
+
+    def __init__(self) -> None:
+        self.ended_by: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruptible:
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.ended_by = number
+        raise KeyboardInterrupt
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Restore the handlers."""
+        for number, handler in self._handlers.items():
+            if handler is not None:  # None is a handler that was not installed from Python
+                signal.signal(number, handler)
 
 
 class Signals:

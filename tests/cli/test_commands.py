@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -216,63 +214,6 @@ def test_a_token_is_sent_and_not_shown(
     assert main([*ps, "--token-file", str(tmp_path / "none")]) == 2
 
 
-@contextmanager
-def serve_bytes(answer: bytes) -> Iterator[str]:
-    """A server that is no monitor: it sends the same bytes to every client."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answer)
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 200 OK\r\n\r\n<p>hello",
-        b"HTTP/1.1 200 OK\r\n\r\n{}",
-        b'HTTP/1.1 200 OK\r\n\r\n{"backends": [1], "ended": []}',
-        b"HTTP/1.1 404 Not Found\r\n\r\n",
-        b"\x1b[31mSSH-2.0\r\n",
-        b"",
-    ],
-)
-def test_answers_of_another_server_are_errors(
-    answer: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each error is one line without a traceback, and the exit code is 3."""
-    with serve_bytes(answer) as url:
-        for command in (["ps"], ["status", "m"], ["stop", "--yes", "m"]):
-            assert main([*command, "--url", url]) == options.UNREACHABLE == 3
-    error = capsys.readouterr().err
-    assert error.count("\n") == 3
-    assert error.count(url) == 3
-    assert "\x1b" not in error
-
-
-def test_unreachable_monitor_is_an_error(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The exit code is 3 for a refused connection or a missing socket, and 2 for an invalid URL."""
-    assert main(["ps", "--url", "http://127.0.0.1:1"]) == 3
-    assert main(["ps", "--url", f"unix:{tmp_path}/none"]) == 3
-    error = capsys.readouterr().err
-    assert "Connection refused" in error
-    assert "No such file" in error
-    assert main(["ps", "--url", "nonsense"]) == 2
-    assert "'nonsense' is neither http://HOST:PORT nor unix:/PATH" in capsys.readouterr().err
-
-
 def test_ps_asks_over_a_unix_socket(
     make_monitor: Callable[..., Monitor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,15 +221,6 @@ def test_ps_asks_over_a_unix_socket(
     monitor = make_monitor(listen=f"unix:{tmp_path}/s")
     assert main(["ps", "--url", monitor.url]) == 0
     assert capsys.readouterr().out == "No model is loaded.\n"
-
-
-@pytest.mark.parametrize("model", ["", "a\x1b[31m", "\udcff", "x" * 256])
-def test_invalid_model_name_is_a_usage_error(
-    model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The command line is refused, and no request is sent."""
-    assert main(["status", model]) == 2
-    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_help_lists_commands_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

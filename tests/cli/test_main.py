@@ -21,7 +21,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.cli import main
 from monitor_plugin.demo.host import MODELS
 
-from ..support import Client, Spawner, eventually
+from ..support import IGNORING, Client, Spawner, eventually
 
 COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
 PATIENT = {**os.environ, "MONITOR_STATUS_TIMEOUT_SECONDS": "30"}
@@ -94,8 +94,9 @@ def test_demo_once_fails_with_an_unexpected_answer(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
-    """The demo prints commands that work, and Ctrl-C ends it and its backends."""
-    process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0", env=PATIENT)
+    """The demo prints commands that work; Ctrl-C ends it, also where SIGINT was ignored."""
+    command = (*IGNORING, COMMAND, "demo", "--listen", "127.0.0.1:0")
+    process = spawner.process(*command, env=PATIENT)
     assert process.stdout
     lines = []
     while "Ctrl-C" not in (line := process.stdout.readline()):

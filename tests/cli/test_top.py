@@ -299,17 +299,3 @@ def test_stop_asks_on_a_terminal(monitor: Monitor, load: Load, spawner: Spawner)
         terminal.close()
     assert "m: stopped in" in shown
     assert not is_running(process.pid)
-
-
-def test_ctrl_c_ends_the_wait_but_not_the_shutdown(monitor: Monitor, spawner: Spawner) -> None:
-    """An interrupted `stop` names the models that the monitor goes on stopping."""
-    backend = spawner.backend("--state", "1")
-    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    command = (sys.executable, "-m", "monitor_plugin.cli", "stop", "--all", "--yes")
-    terminal = Terminal(spawner, *command, env={"MONITOR_URL": monitor.url})
-    terminal.wait_for("m: draining, until it is not busy")
-    terminal.press("\x03")
-    assert terminal.ended() == 130
-    terminal.wait_for("The monitor goes on stopping m.")
-    terminal.close()
-    assert monitor.backends()

@@ -210,16 +210,6 @@ def test_hooks_command_queries_a_running_monitor(
     assert "wr0ng" not in error
 
 
-def test_command_without_a_monitor_exits_with_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The error names the URL."""
-    assert main(["hooks", "--url", f"unix:{tmp_path}/none"]) == 1
-    assert capsys.readouterr().err.startswith(
-        f"monitor-plugin: no monitor answers at unix:{tmp_path}/none: "
-    )
-
-
 def test_table_shows_any_plugins() -> None:
     """No plugin at all, one without hooks, and a name that would move the cursor."""
     assert hooks_table(HooksAnswer([], ())) == "no plugin is loaded"
