@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 
 from .process import Process
@@ -13,6 +14,7 @@ from .process import Process
 _logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
+_RETRY_SECONDS = 1.0
 
 
 class ExitWatcher:
@@ -20,7 +22,8 @@ class ExitWatcher:
 
     Args:
         on_exit: called once for each watched process that has ended, on the watcher's thread; it
-            must return quickly.
+            must return quickly. If it raises, it is called again, until it succeeds or the process
+            is no longer watched.
     """
 
     def __init__(self, on_exit: Callable[[Process], None]) -> None:
@@ -28,6 +31,7 @@ class ExitWatcher:
         self._lock = threading.Lock()
         self._by_pidfd: dict[int, Process] = {}
         self._polled: set[Process] = set()
+        self._failing: set[Process] = set()  # their last check has failed, and was logged
         self._closing = False
         self._thread: threading.Thread | None = None
         self._wakeup: tuple[int, int] | None = None  # a pipe
@@ -65,6 +69,7 @@ class ExitWatcher:
         pidfd = process.pidfd
         with self._lock:
             self._polled.discard(process)
+            self._failing.discard(process)
             if pidfd is not None and pidfd in self._by_pidfd:
                 del self._by_pidfd[pidfd]
                 if self._epoll:
@@ -96,24 +101,42 @@ class ExitWatcher:
 
     def _run(self, epoll: select.epoll, wakeup: int) -> None:
         while not self._closing:
-            with self._lock:
-                timeout = _POLL_SECONDS if self._polled else None
-            ready = [descriptor for descriptor, _ in epoll.poll(timeout)]
-            if wakeup in ready:
-                os.read(wakeup, 4096)
-            for process in self._ended(ready):
-                try:
-                    self._on_exit(process)
-                except Exception:  # the thread must go on to watch the other processes
-                    _logger.exception("the exit of process %d could not be handled", process.pid)
+            try:
+                for process in self._wait(epoll, wakeup):
+                    self._check(process)
+            except Exception:  # the thread must go on to watch
+                _logger.exception("the wait for exits failed; waiting again")
+                time.sleep(_RETRY_SECONDS)
 
-    def _ended(self, ready: list[int]) -> list[Process]:
-        """List the ended processes among the polled ones and those whose pidfd is ready."""
+    def _wait(self, epoll: select.epoll, wakeup: int) -> list[Process]:
+        """Wait, and list the processes to check: those with a ready pidfd, and the polled ones."""
+        with self._lock:
+            timeout = _POLL_SECONDS if self._polled else None
+        ready = [descriptor for descriptor, _ in epoll.poll(timeout)]
+        if wakeup in ready:
+            os.read(wakeup, 4096)
         with self._lock:
             processes = [self._by_pidfd[each] for each in ready if each in self._by_pidfd]
-            processes += self._polled
-        # A ready pidfd may have been closed since, and its number reused for another process.
-        ended = [process for process in processes if process.ended()]
-        with self._lock:
-            self._polled.difference_update(ended)
-        return ended
+            return [*processes, *self._polled]
+
+    def _check(self, process: Process) -> None:
+        """Report a process if it has ended. After an error, it is checked again."""
+        try:
+            # A ready pidfd may have been closed since, and its number reused for another process.
+            has_ended = process.ended()
+            if has_ended:
+                self._on_exit(process)
+        except Exception:  # the other processes must be checked
+            with self._lock:
+                if process in self._by_pidfd.values():
+                    self._polled.add(process)  # its pidfd reports the exit only once
+                is_logged = process in self._failing
+                if process in self._polled:  # otherwise it is no longer watched
+                    self._failing.add(process)
+            if not is_logged:
+                _logger.exception("the exit of process %d could not be handled", process.pid)
+        else:
+            with self._lock:
+                self._failing.discard(process)
+                if has_ended:
+                    self._polled.discard(process)

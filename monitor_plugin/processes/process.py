@@ -101,7 +101,8 @@ class Process:
             )
         except psutil.NoSuchProcess:
             return True
-        except OSError:  # no file descriptor is free; assume that the PID was not reused
+        except (psutil.AccessDenied, OSError):
+            # /proc is hidden, or no file descriptor is free: assume that the PID was not reused.
             return not _pid_exists(self.pid)
 
     def exit_code(self) -> int | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import queue
 import select
 import signal
@@ -7,12 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
+from monitor_plugin.processes import exit_watcher
 from monitor_plugin.processes.exit_watcher import ExitWatcher
 from monitor_plugin.processes.process import Process
 
-from ..support import Spawner, descriptors, eventually, started_since
+from ..support import Spawner, descriptors, eventually, logged, started_since
 
 BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
 
@@ -261,17 +264,30 @@ def test_threads_may_watch_and_unwatch_at_the_same_time(
     assert recorder.watcher.pidfd_count() == 1
 
 
+ERRORS = pytest.mark.parametrize(
+    "error", [psutil.AccessDenied(1), OSError("no more descriptors"), ValueError("unexpected")]
+)
+
+
 @BOTH
-def test_an_error_in_on_exit_does_not_hide_later_exits(
-    open_sleeper: OpenSleeper, keep_descriptor: bool, caplog: pytest.LogCaptureFixture
+@ERRORS
+def test_an_error_in_on_exit_hides_no_exit(
+    open_sleeper: OpenSleeper,
+    keep_descriptor: bool,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The error is logged, and the next end is reported."""
+    """The error is logged once; other exits are reported, and that exit is reported again."""
     first, second = open_sleeper(keep_descriptor), open_sleeper(keep_descriptor)
     reported: queue.Queue[Process] = queue.Queue()
+    tries: list[Process] = []
+    may_succeed = threading.Event()
 
     def on_exit(process: Process) -> None:
         if process is first:
-            raise OSError("no more descriptors")
+            tries.append(process)
+            if not may_succeed.is_set():
+                raise error
         reported.put(process)
 
     watcher = ExitWatcher(on_exit)
@@ -280,11 +296,104 @@ def test_an_error_in_on_exit_does_not_hide_later_exits(
         for process in (first, second):
             watcher.watch(process)
         first.send_signal(signal.SIGKILL)
-        eventually(lambda: f"the exit of process {first.pid}" in caplog.text)
+        eventually(lambda: len(tries) > 2)
         second.send_signal(signal.SIGKILL)
         assert reported.get(timeout=60) is second
+        may_succeed.set()
+        assert reported.get(timeout=60) is first
+        assert logged(caplog) == [f"the exit of process {first.pid} could not be handled"]
+        watcher.unwatch(first)
     finally:
         watcher.close()
+    assert reported.empty()
+
+
+@BOTH
+@ERRORS
+def test_an_error_in_a_check_hides_no_exit(
+    recorder: ExitRecorder,
+    open_sleeper: OpenSleeper,
+    keep_descriptor: bool,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is unknown whether the process has ended, so it is checked again until that is known."""
+    first, second = open_sleeper(keep_descriptor), open_sleeper(keep_descriptor)
+    ended, tries = first.ended, []
+    may_succeed = threading.Event()
+
+    def fail_or_check() -> bool:
+        tries.append(first)
+        if not may_succeed.is_set():
+            raise error
+        return ended()
+
+    monkeypatch.setattr(first, "ended", fail_or_check)
+    recorder.watcher.start()
+    for process in (first, second):
+        recorder.watcher.watch(process)
+    os.kill(first.pid, signal.SIGKILL)
+    eventually(lambda: len(tries) > 2)
+    second.send_signal(signal.SIGKILL)
+    assert recorder.next_exit() is second
+    may_succeed.set()
+    assert recorder.next_exit() is first
+    assert logged(caplog) == [f"the exit of process {first.pid} could not be handled"]
+
+
+def test_a_process_that_is_no_longer_watched_is_not_checked_again(
+    open_sleeper: OpenSleeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error after `unwatch`, which the handler of the exit calls, is logged and final."""
+    process, marker = open_sleeper(True), open_sleeper(False)
+    reported: queue.Queue[Process] = queue.Queue()
+
+    def unwatch_and_fail(process: Process) -> None:
+        watcher.unwatch(process)
+        reported.put(process)
+        raise ValueError("unexpected")
+
+    watcher = ExitWatcher(unwatch_and_fail)
+    watcher.start()
+    try:
+        for each in (process, marker):
+            watcher.watch(each)
+            each.send_signal(signal.SIGKILL)
+            assert reported.get(timeout=60) is each
+        expected = [
+            f"the exit of process {each.pid} could not be handled" for each in (process, marker)
+        ]
+        eventually(lambda: logged(caplog) == expected)
+        assert not watcher._failing
+        assert not watcher._polled
+    finally:
+        watcher.close()
+    assert reported.empty()
+
+
+def test_an_error_in_the_wait_is_survived(
+    recorder: ExitRecorder,
+    open_sleeper: OpenSleeper,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The error is logged, and the thread waits again."""
+    monkeypatch.setattr(exit_watcher, "_RETRY_SECONDS", 0.01)
+    wait, errors = ExitWatcher._wait, [OSError("unexpected")]
+
+    def fail_once(self: ExitWatcher, epoll: select.epoll, wakeup: int) -> list[Process]:
+        if errors:
+            raise errors.pop()
+        return wait(self, epoll, wakeup)
+
+    monkeypatch.setattr(ExitWatcher, "_wait", fail_once)
+    recorder.watcher.start()
+    process = open_sleeper(True)
+    recorder.watcher.watch(process)
+    process.send_signal(signal.SIGKILL)
+    assert recorder.next_exit() is process
+    assert logged(caplog) == ["the wait for exits failed; waiting again"]
 
 
 def test_a_reused_pidfd_number_reports_no_false_exit(

@@ -138,6 +138,23 @@ def test_a_killed_process_has_ended_before_it_is_reaped(
         assert process.ended()
 
 
+def test_a_process_that_may_not_be_read_has_ended_when_its_pid_is_free(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a pidfd, psutil is asked first; it may raise AccessDenied if /proc is hidden."""
+    sleeper = spawner.sleeper()
+    with Process(sleeper.pid, keep_descriptor=False) as process:
+
+        def deny() -> bool:
+            raise psutil.AccessDenied(sleeper.pid)
+
+        monkeypatch.setattr(process.psutil_process, "is_running", deny)
+        assert not process.ended()
+        sleeper.kill()
+        sleeper.wait()
+        assert process.ended()
+
+
 @BOTH
 def test_a_stopped_process_has_not_ended(spawner: Spawner, keep_descriptor: bool) -> None:
     """A process under SIGSTOP runs no code, and has not ended."""
