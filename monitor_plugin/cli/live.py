@@ -145,6 +145,9 @@ class Top:
             except MonitorError as error:
                 self._failure = explain(error)
                 seconds = self._interval_seconds
+            except Exception as error:  # the next request may succeed
+                self._failure = f"unexpected error: {printable(repr(error))}"
+                seconds = self._interval_seconds
             self._wake()
             pause.wait(seconds)
 

@@ -82,14 +82,15 @@ class StatusCaller:
         method = channel.unary_unary(STATUS_METHOD, None, None)
 
         def call() -> None:
+            outcome: StatusOutcome | Exception
             try:
                 response = method(b"", timeout=timeout_seconds, metadata=metadata)
+                outcome = self._decode(response)
             except grpc.RpcError as error:
-                on_outcome(StatusOutcome(None, error.code().name))
-            except Exception as error:
-                on_outcome(error)
-            else:
-                on_outcome(self._decode(response))
+                outcome = StatusOutcome(None, error.code().name)
+            except Exception as error:  # the call's readers must get an outcome
+                outcome = error
+            on_outcome(outcome)
 
         self._threads.run(call)
 

@@ -13,12 +13,14 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
 from monitor_plugin import Monitor
+from monitor_plugin.cli import live
 from monitor_plugin.cli.live import Top
-from monitor_plugin.cli.queries import fetch_backends
+from monitor_plugin.cli.queries import fetch_backends, fetch_events
 from monitor_plugin.cli.terminal import open_terminal, split_keys
 from monitor_plugin.client import Client
 
@@ -103,6 +105,25 @@ def make_top() -> Iterator[MakeTop]:
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
+
+
+def test_top_goes_on_after_an_unexpected_error(
+    monitor: Monitor, make_top: MakeTop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The screen shows the error until the monitor answers again."""
+    fails = threading.Event()
+    fails.set()
+
+    def fail_or_fetch(*arguments: Any, **options: Any) -> Any:
+        if fails.is_set():
+            raise ValueError("unexpected")
+        return fetch_events(*arguments, **options)
+
+    monkeypatch.setattr(live, "fetch_events", fail_or_fetch)
+    top = make_top(monitor)
+    eventually(lambda: top.screen().lost == "unexpected error: ValueError('unexpected')")
+    fails.clear()
+    eventually(lambda: top.screen().lost is None)
 
 
 def selected(top: Top) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from monitor_plugin import Settings
 from monitor_plugin.cluster.transport import loop_thread, nats_link
@@ -20,7 +21,7 @@ from monitor_plugin.cluster.transport.loop_thread import LoopThread
 from monitor_plugin.cluster.transport.nats_link import NatsLink
 from monitor_plugin.domain.errors import ClusterError, NodeUnreachable
 
-from ..support import eventually
+from ..support import eventually, logged
 from .conftest import MakeRogue, NatsServer
 
 MakeLink = Callable[..., NatsLink]
@@ -132,6 +133,29 @@ def test_link_survives_an_unexpected_error(
     assert "MemoryError: unexpected" in caplog.text
 
 
+def test_handler_that_fails_gets_the_next_message(
+    nats: NatsServer, make_link: MakeLink, make_rogue: MakeRogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is logged, and the connection stays."""
+    link, received = make_link(nats.url), []
+    eventually(lambda: link.connected)
+    connection = link._connection
+
+    async def fail_once(message: Msg) -> None:
+        received.append(message.data)
+        if len(received) == 1:
+            raise ValueError("unexpected")
+
+    link.run(link.subscribe({"numbers": fail_once}))
+    link.run(link.flush())
+    rogue = make_rogue(nats.url)
+    for number in (b"1", b"2"):
+        rogue.publish("numbers", number)
+    eventually(lambda: received == [b"1", b"2"])
+    assert link._connection is connection
+    assert "a message on numbers could not be handled" in logged(caplog)
+
+
 @pytest.fixture
 def thread() -> Iterator[LoopThread]:
     """A loop thread that runs."""
@@ -181,6 +205,22 @@ def test_loop_thread_ends_every_caller_when_it_closes(
     may_end.set()
     futures.clear()
     gc.collect()  # asyncio logs here, and not at the end of all tests, that a task did not end
+
+
+def test_loop_thread_logs_the_error_of_a_background_task(
+    thread: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing waits for the result of such a task."""
+
+    async def fail() -> None:
+        raise ValueError("unexpected")
+
+    async def spawn() -> None:
+        thread.spawn(fail())
+
+    thread.run(spawn())
+    eventually(lambda: logged(caplog) == ["a task of the cluster failed"])
+    assert "ValueError: unexpected" in caplog.text
 
 
 def test_loop_thread_that_never_started_refuses_coroutines() -> None:

@@ -33,6 +33,8 @@ from monitor_plugin.cluster.transport.pending_requests import Failure, PendingRe
 from monitor_plugin.cluster.transport.subjects import Subjects, encode_token
 from monitor_plugin.domain.models import Backend, Memory, Reading, Sample, Status
 
+from ..support import logged
+
 REQUEST = Request("backends", Caller("b", "ops", "read", "here"))
 
 _NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80)
@@ -194,6 +196,7 @@ class RecordingLink:
     """Stands in for the link to NATS, and records what is published."""
 
     max_payload = 1_048_576
+    connected = True
 
     def __init__(self) -> None:
         self.published: list[tuple[str, Announcement | None]] = []
@@ -224,3 +227,30 @@ def test_announcement_to_one_peer_does_not_replace_that_to_all_nodes() -> None:
         ("ns.nodes.a", None),
         ("ns.nodes.a", ["m"]),
     ]
+
+
+def test_heartbeats_go_on_after_an_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is logged."""
+    monkeypatch.setattr("monitor_plugin.cluster.peers.presence._HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr("monitor_plugin.cluster.peers.presence._SETTLED_SECONDS", 0.0)
+    errors = [ValueError("unexpected")]
+
+    class FailingDirectory(PeerDirectory):
+        def expire(self) -> None:
+            if errors:
+                raise errors.pop()
+
+    link = RecordingLink()
+    presence = Presence("a", "1", cast("NatsLink", link), Subjects("ns"), FailingDirectory())
+
+    async def send_heartbeats() -> None:
+        task = asyncio.create_task(presence._send_heartbeats())
+        while len(link.published) < 2:
+            await asyncio.sleep(0.001)
+            assert not task.done()
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(send_heartbeats(), 60))
+    assert logged(caplog) == ["a heartbeat was not sent"]

@@ -555,6 +555,28 @@ def test_only_the_loops_thread_closes_connections(
 
 
 @pytest.mark.slow
+def test_the_loop_survives_an_unexpected_error(
+    make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is logged once until a round succeeds, and the server goes on to answer."""
+    server = make_server()
+    resize, fails, rounds = Dispatcher.resize, threading.Event(), []
+
+    def fail_or_resize(dispatcher: Dispatcher) -> float | None:
+        if fails.is_set():
+            rounds.append(dispatcher)
+            raise RuntimeError("can't start new thread")
+        return resize(dispatcher)
+
+    monkeypatch.setattr(Dispatcher, "resize", fail_or_resize)
+    fails.set()
+    eventually(lambda: len(rounds) > 2)
+    fails.clear()
+    assert Client(server.url).request("GET", "/").status == 200
+    assert logged(caplog) == ["the HTTP server failed; trying again"]
+    caplog.clear()
+
+
 def test_closing_ends_threads_that_wait_for_readers() -> None:
     """A client that takes nothing of its answer keeps neither the server nor a thread alive."""
     before = resources()

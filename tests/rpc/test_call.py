@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import grpc
+import pytest
 
 from monitor_plugin import Backend, Monitor, Status, hookimpl
+from monitor_plugin.rpc import call
 from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCounter
+from monitor_plugin.rpc.protocol import status_from_wire
 
 from ..support import Spawner
 
@@ -43,6 +47,24 @@ def test_a_counter_takes_under_1_kib() -> None:
             counter.add(5.0, code.name)
     parts = [counter, counter.__dict__, *counter.__dict__.values()]
     assert sum(map(sys.getsizeof, parts)) < 1024
+
+
+def test_a_call_has_an_outcome_also_after_an_unexpected_error(
+    monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error ends one call. Otherwise the readers of all later calls would wait in vain."""
+    decode, errors = status_from_wire, [RuntimeError("unexpected")]
+
+    def fail_once(response: Any) -> Status:
+        if errors:
+            raise errors.pop()
+        return decode(response)
+
+    monkeypatch.setattr(call, "status_from_wire", fail_once)
+    running = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="m", pid=running.pid, address=running.address)
+    assert monitor.read("m").rpc_error == "INTERNAL"
+    assert monitor.read("m").source == "grpc"
 
 
 class StatusHook:

@@ -130,11 +130,14 @@ class Presence:
     async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
-            is_settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
-            # Without a connection no announcement arrives.
-            if is_settled and self._link.connected:
-                self._directory.expire()
-            await self.announce(with_models=False)
+            try:
+                is_settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
+                # Without a connection no announcement arrives.
+                if is_settled and self._link.connected:
+                    self._directory.expire()
+                await self.announce(with_models=False)
+            except Exception:  # the next heartbeat may succeed
+                _logger.exception("a heartbeat was not sent")
 
     async def on_announcement(self, message: Msg) -> None:
         """Record a peer's announcement. If it has a reply subject, announce this node there."""

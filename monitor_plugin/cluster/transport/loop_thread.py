@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 from ...domain.errors import NodeUnreachable
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 # How long cancelled tasks may take to end.
 _CANCEL_SECONDS = 3.0
@@ -71,8 +74,8 @@ class LoopThread:
         return self.submit(coroutine).result()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run a coroutine in the background. Call this on the loop only."""
-        task = self._loop.create_task(coroutine)
+        """Run a coroutine in the background, and log its error. Call this on the loop only."""
+        task = self._loop.create_task(_log_error(coroutine))
         self._tasks.add(task)  # the loop has weak references only
         task.add_done_callback(self._tasks.discard)
 
@@ -86,6 +89,13 @@ class LoopThread:
             for future in list(self._futures):  # of tasks that ignored their cancellation
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(_closed())
+
+
+async def _log_error(coroutine: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await coroutine
+    except Exception:
+        _logger.exception("a task of the cluster failed")
 
 
 async def _until_closed(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -23,6 +23,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from nats.aio.client import Client
@@ -115,7 +116,8 @@ class _NatsConnection:
             for subject in self.subscriptions.keys() - handlers.keys():
                 await self.subscriptions.pop(subject).unsubscribe()
             for subject in handlers.keys() - self.subscriptions.keys():
-                subscription = await self.client.subscribe(subject, cb=handlers[subject])
+                handle = partial(_handle, handlers[subject])
+                subscription = await self.client.subscribe(subject, cb=handle)
                 self.subscriptions[subject] = subscription
 
     async def wait_until_ended(self) -> None:
@@ -139,6 +141,13 @@ class _NatsConnection:
                     await subscription.unsubscribe()
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self.client.close(), _CLOSE_SECONDS)
+
+
+async def _handle(handler: Handler, message: Msg) -> None:
+    try:
+        await handler(message)
+    except Exception:  # the client would report it with the errors of the connection
+        _logger.exception("a message on %s could not be handled", message.subject)
 
 
 class NatsLink(LoopThread):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -23,6 +24,9 @@ _MAX_HEADER_BYTES = 32 * 1024  # including the request line
 # Longer than most scrape intervals, so that a scraper keeps its connection.
 _IDLE_SECONDS = 120.0
 _CLOSE_SECONDS = 5
+_RETRY_SECONDS = 0.1
+
+_logger = logging.getLogger(__name__)
 
 
 class Server:
@@ -92,9 +96,17 @@ class Server:
             self._server.fix_addr = lambda address: (plain_address(address[0]), *address[1:])
 
     def _run(self) -> None:
+        is_failing = False
         while not self._closing or self._has_unread_answers():
-            seconds = min(self._dispatcher.resize() or 1, self._connections.evict())
-            waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
+            try:
+                seconds = min(self._dispatcher.resize() or 1, self._connections.evict())
+                waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
+                is_failing = False
+            except Exception:  # the thread must go on to serve
+                if not is_failing:
+                    _logger.exception("the HTTP server failed; trying again")
+                is_failing = True
+                time.sleep(_RETRY_SECONDS)
 
     def _has_unread_answers(self) -> bool:
         return time.monotonic() < self._flush_until and any(
