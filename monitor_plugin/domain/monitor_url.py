@@ -12,7 +12,6 @@ from urllib.parse import quote, unquote
 from .address import HOST_NAME, MAX_SOCKET_PATH_BYTES
 from .errors import MonitorError
 
-_FORMS = "http://HOST:PORT or unix:/PATH"
 _MAX_QUOTED = 200
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # The scheme, the host, the port, the path, and whatever follows the path.
@@ -67,7 +66,7 @@ def parse_monitor_url(url: str) -> MonitorUrl:
             scheme, _parse_host(host), _parse_port(port, scheme), _validate_path(path)
         )
     except ValueError as error:
-        raise MonitorError(f"{shown}: {error}; use {_FORMS}") from None
+        raise MonitorError(f"{shown}: {error}; use http://HOST:PORT or unix:/PATH") from None
 
 
 def _parse_unix(url: str, shown: str) -> MonitorUrl:
