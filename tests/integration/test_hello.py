@@ -32,7 +32,7 @@ def test_installed_hook_package_is_loaded(tmp_path: Path) -> None:
         build = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
         build += ["--outdir", str(tmp_path), str(copy)]
         subprocess.run(build, check=True, capture_output=True, timeout=280)
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv", with_pip=False)  # the pip of the tests installs into it
     python = str(tmp_path / "venv" / "bin" / "python")
     (hello,) = tmp_path.glob("monitor_plugin_hello*.whl")
     (ours,) = tmp_path.glob("monitor_plugin-*.whl")
@@ -44,7 +44,7 @@ def test_installed_hook_package_is_loaded(tmp_path: Path) -> None:
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            [python, *command],
+            command,
             cwd=tmp_path / "source1" / "tests",
             env=environment,
             stdout=subprocess.PIPE,
@@ -56,7 +56,8 @@ def test_installed_hook_package_is_loaded(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    run("-m", "pip", "install", "--quiet", str(ours), f"{hello}[test]")
-    assert "5 passed" in run("-m", "pytest", "-q", "-W", "error")
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--quiet", "--no-compile", str(ours), f"{hello}[test]")
+    assert "5 passed" in run(python, "-m", "pytest", "-q", "-W", "error")
     hooks = "['monitor_backend_registered', 'monitor_memory_components']"
-    assert run("-c", CHECK) == f"hello monitor-plugin-hello 0.1.0 {hooks}\n"
+    assert run(python, "-c", CHECK) == f"hello monitor-plugin-hello 0.1.0 {hooks}\n"
