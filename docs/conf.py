@@ -47,33 +47,34 @@ nitpick_ignore_regex = [
 ]
 
 _REPOSITORY = "https://github.com/monitor-plugin/monitor-plugin/blob/main"
-_LINK = re.compile(r"\]\((?!https?:|#)([^)\s]+)\)")
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
-def _rewrite_links(text: str, folder: str, prefix: str) -> str:
-    """Let relative links lead to pages of the site, or to the repository for other files.
+def _rewrite_links(text: str, folder: str) -> str:
+    """Let relative links lead to the pages of the site, or to the repository for other files.
 
     Args:
-        text: the Markdown.
-        folder: its folder, relative to the repository's root.
-        prefix: replaces `docs/` in links to pages; empty: these links stay as they are.
+        text: the Markdown of a page, or of a file that a page includes.
+        folder: the folder of the page or file, relative to the root of the repository.
     """
 
     def link(match: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, match[1]))
-        if not path.startswith("docs/"):
-            return f"]({_REPOSITORY}/{path})"
-        return f"]({prefix}{path.removeprefix('docs/')})" if prefix else match[0]
+        if path == "ARCHITECTURE.md":
+            path = "docs/explanation/architecture.md"  # the page that includes it
+        inside = path.startswith("docs/")
+        target = path.removeprefix("docs") if inside else f"{_REPOSITORY}/{path}"
+        return f"]({target}{match[2] or ''})"
 
     return _LINK.sub(link, text)
 
 
 def _page_read(app: Sphinx, name: str, content: list[str]) -> None:
-    content[0] = _rewrite_links(content[0], posixpath.dirname(f"docs/{name}"), "")
+    content[0] = _rewrite_links(content[0], posixpath.dirname(f"docs/{name}"))
 
 
 def _include_read(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
-    content[0] = _rewrite_links(content[0], "", "/")  # only files of the root are included
+    content[0] = _rewrite_links(content[0], "")  # only files of the root are included
 
 
 def setup(app: Sphinx) -> None:
