@@ -13,7 +13,7 @@ import pytest
 from .support import Spawner
 
 # It is the tests' own, and the same with all Pythons.
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 BLOCKED = """
 import signal

@@ -134,6 +134,7 @@ def group_may_write() -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.usefixtures("group_may_write")
 @pytest.mark.parametrize("name", COMMANDS)

@@ -202,7 +202,6 @@ def test_signals_end_each_command(number: signal.Signals, command: str, spawner:
         terminal.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_the_wait_but_not_the_shutdown(
     number: signal.Signals, monitor: Monitor, spawner: Spawner

@@ -21,8 +21,6 @@ from monitor_plugin.http.server.channel import Parser
 
 from ..support import Client, Spawner, logged
 
-pytestmark = pytest.mark.xdist_group("raw http")
-
 HOST = b"Host: {host}\r\n"
 READ = b"GET /backend/monitor?model=m HTTP/1.1\r\n" + HOST
 POST = b"POST /backend/monitor HTTP/1.1\r\n" + HOST

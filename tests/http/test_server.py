@@ -554,7 +554,6 @@ def test_only_the_loops_thread_closes_connections(
     assert set(closed_by) == {"monitor-http"}
 
 
-@pytest.mark.slow
 def test_the_loop_survives_an_unexpected_error(
     make_server: MakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -22,7 +22,7 @@ from monitor_plugin.demo.calls import calls, make_calls
 from ..support import Spawner, eventually, free_port, is_running
 from .circus_host import CircusHost, backend_command
 
-pytestmark = pytest.mark.xdist_group("circus")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 

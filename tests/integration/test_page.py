@@ -22,8 +22,7 @@ from .browser import Tabs, chromium, skip_without
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-# They share one browser.
-pytestmark = [pytest.mark.once, pytest.mark.xdist_group("page")]
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 Register = Callable[..., Spawned]

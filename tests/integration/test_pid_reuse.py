@@ -21,8 +21,6 @@ import pytest
 from ..support import Spawner
 from .reuse_in_namespace import SCENE_SECONDS
 
-pytestmark = pytest.mark.xdist_group("pid reuse")
-
 MIB = 1024 * 1024
 
 HANDLE = pytest.mark.parametrize("handle", ["pidfd", "polled", "no-pidfds"])

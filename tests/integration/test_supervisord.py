@@ -19,7 +19,7 @@ from monitor_plugin.demo.calls import calls
 from ..support import Answer, Client, Spawner, eventually, free_port, is_running
 from .supervisord_host import BACKEND, SLEEPER, Host, end_session, program, sleeper
 
-pytestmark = pytest.mark.xdist_group("supervisord")
+pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "supervisord" / "supervisord.conf"
 

@@ -18,7 +18,7 @@ from monitor_plugin.hosts.supervisord.adapter import Adapter
 from ..support import Spawner, eventually, free_port, is_running
 from .supervisord_host import Host, program, sleeper
 
-pytestmark = pytest.mark.xdist_group("supervisord stops")
+pytestmark = pytest.mark.slow
 
 DEAF = f"{sys.executable} -S -c 'import signal, time; signal.signal(15, 1); time.sleep(100000)'"
 SLEEPING = f"{sys.executable} -S -c 'import time; time.sleep(100000)'"

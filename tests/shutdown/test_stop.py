@@ -40,6 +40,8 @@ from monitor_plugin.shutdown.stop import Stop, Stopper, format_pids
 from ..support import Client, Spawner, eventually, is_running, register, suspend
 from .support import StaysBusy, fail, overrun
 
+pytestmark = pytest.mark.slow
+
 
 def stopper(monitor: Monitor) -> Stopper:
     return monitor._services.shutdown_coordinator._stopper
