@@ -68,22 +68,6 @@ while True:
     time.sleep(0.1)
 """
 
-# At SIGTERM it starts a child that ignores SIGTERM, prints its PID, and ends.
-FORKS_AT_SIGTERM = """
-import os, signal, time
-def fork(*_):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if os.fork() == 0:
-        os.write(1, b"%d\\n" % os.getpid())
-        time.sleep(1000)
-    time.sleep(0.5)
-    os._exit(0)
-signal.signal(signal.SIGTERM, fork)
-print("ready", flush=True)
-while True:
-    time.sleep(0.1)
-"""
-
 # Ignores SIGTERM. For a line on standard input it starts a child and prints its PID.
 FORKS_ON_REQUEST = """
 import os, signal, sys, time
@@ -422,19 +406,6 @@ def test_a_child_of_a_member_that_has_just_ended_is_found(
 
     monkeypatch.setattr(process_tree, "take_snapshot", kill_root_after_snapshot)
     assert pids(open_tree(root.pid)) == [child]
-
-
-def test_a_child_that_is_forked_during_the_stop_is_stopped_too(
-    spawner: Spawner, open_tree: Open
-) -> None:
-    """A child that a SIGTERM handler starts is found, and killed if it ignores SIGTERM."""
-    root = spawner.python(FORKS_AT_SIGTERM)
-    assert read_line(root) == "ready"
-    tree = open_tree(root.pid)
-    assert tree.stop(3, NEVER) is signal.SIGKILL
-    child = int(read_line(root))
-    assert tree.alive() == []
-    assert not is_running(child)
 
 
 def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
