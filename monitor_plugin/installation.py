@@ -22,9 +22,15 @@ def install(plugin_manager: pluggy.PluginManager, settings: Settings | None = No
 
     Raises:
         PluginError: the manager has another running monitor, blocks the name, or does not accept
-            the hooks; nothing stays registered.
+            the hooks.
         ListenError: the HTTP server cannot listen at the address of the setting `listen`.
+        Exception: as `Monitor` and its `start` raise. Whatever is raised, no monitor stays
+            registered or running.
     """
     monitor = Monitor(settings, host_manager=plugin_manager)
-    monitor.start()
+    try:
+        monitor.start()
+    except BaseException:
+        monitor.close()
+        raise
     return monitor

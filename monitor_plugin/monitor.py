@@ -22,6 +22,7 @@ from .backends.exits import ExitRecorder
 from .backends.registration import Registration
 from .backends.registry import Registry
 from .concurrency.blocking import BlockingObserver
+from .concurrency.closing import close_all
 from .concurrency.single_flight import SingleFlight
 from .concurrency.thread_pool import ThreadPool
 from .config.settings import Settings
@@ -112,7 +113,11 @@ class Monitor:
             self._cluster = _join_cluster(settings, self._services)
 
     def __enter__(self) -> Monitor:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -126,10 +131,14 @@ class Monitor:
     def start(self) -> None:
         """Start monitoring and serving. A second call does nothing.
 
+        If an exception is raised, nothing stays bound, registered or running, the registered
+        backends stay, no plugin was called with `monitor_started`, and `start` may be called again.
+
         Raises:
             ListenError: the HTTP server cannot listen at the address of the setting `listen`.
             PluginError: the monitor cannot be registered with the host's plugin manager.
             MonitorError: the monitor was closed, and cannot be started again.
+            OSError, RuntimeError: the system has no file descriptor or no thread left.
         """
         app = self.app
         with self._lock:
@@ -137,46 +146,59 @@ class Monitor:
                 return
             if self._phase is _Phase.CLOSED:
                 raise MonitorError("the monitor was closed; make a new one")
-            if self._host:
-                registration = self._services.registration
-                self._host.register(registration.spawned, registration.exited)
             try:
-                if self._settings.listen is not None:
-                    self._server = Server(
-                        app, self._settings.listen, self._settings, self._services.blocking_observer
-                    )
+                self._start_parts(app)
             except BaseException:
-                if self._host:
-                    self._host.unregister()
+                self._stop_parts()
                 raise
-            self._services.start()
-            if self._cluster:
-                self._cluster.start(self._server.url if self._server else None)
             self._phase = _Phase.STARTED
-        self._services.hooks.started(self)
+        try:
+            self._services.hooks.started(self)
+        except BaseException:  # KeyboardInterrupt: a plugin may have seen the monitor start
+            self.close()
+            raise
+
+    def _start_parts(self, app: falcon.App[Any, Any]) -> None:
+        services, listen = self._services, self._settings.listen
+        if self._host:
+            self._host.register(services.registration.spawned, services.registration.exited)
+        if listen is not None:
+            self._server = Server(app, listen, self._settings, services.blocking_observer)
+        services.start()
+        if self._cluster:  # last, as it cannot be started again after its `close`
+            self._cluster.start(self._server.url if self._server else None)
+
+    def _stop_parts(self) -> None:
+        """Undo a start that failed. The parts can be started again."""
+        server, self._server = self._server, None
+        close_all(
+            self._services.stop,
+            *([server.close] if server else []),
+            *([self._host.unregister] if self._host else []),
+        )
 
     def close(self) -> None:
         """Stop monitoring and serving, and release every thread and descriptor.
 
         Backends keep running. A shutdown in progress ends with an error that lists the processes
-        that still run. A second call does nothing.
+        that still run. If a part cannot be closed, that is logged, and the others are closed. A
+        second call does nothing.
         """
         with self._lock:
             previous, self._phase = self._phase, _Phase.CLOSED
         if previous is _Phase.CLOSED:
             return
-        self._services.sweeper.stop()
-        if previous is _Phase.STARTED:
-            self._services.hooks.closing()
-        self._services.shutdown_coordinator.close()
-        self._services.event_log.close()
-        if self._cluster:
-            self._cluster.close()
-        if self._server:
-            self._server.close()
-        self._services.close()
-        if self._host:
-            self._host.unregister()
+        services = self._services
+        close_all(
+            services.sweeper.stop,
+            *([services.hooks.closing] if previous is _Phase.STARTED else []),
+            services.shutdown_coordinator.close,
+            services.event_log.close,
+            *([self._cluster.close] if self._cluster else []),
+            *([self._server.close] if self._server else []),
+            services.close,
+            *([self._host.unregister] if self._host else []),
+        )
 
     @property
     def url(self) -> str:
@@ -358,20 +380,26 @@ class _Services:
         )
 
     def start(self) -> None:
-        """Start the background threads."""
-        self.event_queue.start()
+        """Start the background threads. Call `stop` if an exception is raised."""
         self.exit_recorder.start()
         self.sweeper.start()
+        self.event_queue.start()
+
+    def stop(self) -> None:
+        """End the background threads; `start` may be called again."""
+        close_all(self.exit_recorder.close, self.sweeper.close, self.event_queue.close)
 
     def close(self) -> None:
         """End the background threads, and release every thread and descriptor."""
-        self.exit_recorder.close()
-        self.registration.close()
-        self.status_client.close()
-        self.sweeper.close()
-        self.event_queue.close()
-        self.hook_executor.close()
-        self.thread_pool.close()
+        close_all(
+            self.exit_recorder.close,
+            self.registration.close,
+            self.status_client.close,
+            self.sweeper.close,
+            self.event_queue.close,
+            self.hook_executor.close,
+            self.thread_pool.close,
+        )
 
 
 def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:

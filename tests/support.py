@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import http.client
 import itertools
@@ -104,6 +105,27 @@ def descriptors() -> set[tuple[str, str]]:
 def started_since(before: Collection[threading.Thread]) -> list[str]:
     """Return the names of new threads. Threads of earlier tests may end at any time."""
     return [each.name for each in threading.enumerate() if each not in before]
+
+
+def refuse_thread(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let no thread of that name start, as where the system has no more threads."""
+    start = threading.Thread.start
+
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    patch.setattr(threading.Thread, "start", start_others)
+
+
+def refuse_descriptors(patch: pytest.MonkeyPatch, target: object, name: str) -> None:
+    """Let a function fail as where the process has no more file descriptors."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    patch.setattr(target, name, refuse)
 
 
 def suspend(pid: int) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import select
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pluggy
 import pytest
+import waitress.server
 
 from monitor_plugin import (
     Backend,
@@ -25,8 +32,35 @@ from monitor_plugin import (
     hookimpl,
     install,
 )
+from monitor_plugin.backends.exits import ExitRecorder
+from monitor_plugin.backends.registration import Registration
+from monitor_plugin.concurrency.thread_pool import ThreadPool
+from monitor_plugin.http.server.connections import Connections
+from monitor_plugin.http.server.dispatcher import Dispatcher
+from monitor_plugin.http.server.listener import Listener
+from monitor_plugin.http.server.server import Server
+from monitor_plugin.plugins.event_queue import EventQueue
+from monitor_plugin.plugins.executor import HookExecutor
+from monitor_plugin.plugins.hooks import Hooks
+from monitor_plugin.plugins.host_manager import HostManager
+from monitor_plugin.processes.exit_watcher import ExitWatcher
+from monitor_plugin.readings.sweeper import Sweeper
+from monitor_plugin.rpc.client import StatusClient
+from monitor_plugin.shutdown.coordinator import ShutdownCoordinator
+from monitor_plugin.telemetry.event_log import EventLog
 
-from .support import Client, Spawner, eventually, started_since
+from .support import (
+    Client,
+    Spawner,
+    descriptors,
+    eventually,
+    free_port,
+    logged,
+    refuse_descriptors,
+    refuse_thread,
+    register,
+    started_since,
+)
 
 QUIET = Settings(listen=None, respawn_watch_seconds=0, hook_timeout_seconds=30.0)
 
@@ -484,3 +518,262 @@ def test_started_and_closing_hooks_get_a_serving_monitor(
 
     make_monitor([Plugin()]).close()
     assert seen == ["started 500", "closing 500"]
+
+
+class Told:
+    """A plugin that records whether the monitor says that it started and is closing."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    @hookimpl
+    def monitor_started(self) -> None:
+        self.seen.append("started")
+
+    @hookimpl
+    def monitor_closing(self) -> None:
+        self.seen.append("closing")
+
+
+def refuse_registration(patch: pytest.MonkeyPatch) -> None:
+    """Let the host's own manager fail after it has registered the monitor."""
+    register = pluggy.PluginManager.register
+
+    def register_and_fail(manager: Any, plugin: object, name: str | None = None) -> None:
+        register(manager, plugin, name)
+        raise OSError("the host's own error")
+
+    patch.setattr(pluggy.PluginManager, "register", register_and_fail)
+
+
+OBSTACLES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "registration": refuse_registration,
+    "first request thread": partial(refuse_thread, name="monitor-http-0"),
+    "last request thread": partial(refuse_thread, name="monitor-http-15"),
+    "server's loop": partial(refuse_thread, name="monitor-http"),
+    "exit watcher": partial(refuse_thread, name="monitor-watcher"),
+    "baselines": partial(refuse_thread, name="monitor-ticker"),
+    "sweeps": partial(refuse_thread, name="monitor-sweep"),
+    "events": partial(refuse_thread, name="monitor-events"),
+    "link to NATS": partial(refuse_thread, name="monitor-cluster"),
+    "epoll": partial(refuse_descriptors, target=select, name="epoll"),
+    "pipe": partial(refuse_descriptors, target=os, name="pipe"),
+    "WSGI server": partial(refuse_descriptors, target=waitress.server, name="create_server"),
+    "loop of the link": partial(refuse_descriptors, target=asyncio, name="new_event_loop"),
+}
+
+
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_start_that_fails_leaves_nothing_and_may_be_tried_again(
+    obstacle: str,
+    unix: bool,
+    manager: pluggy.PluginManager,
+    spawner: Spawner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whichever step fails: nothing is bound, registered or running, and no plugin is told."""
+    settings: dict[str, Any] = {"sweep_interval_seconds": 3600.0}
+    if "link" in obstacle:
+        pytest.importorskip("nats")
+        settings["cluster"] = "nats://127.0.0.1:1"
+    path = tmp_path / "monitor.sock"
+    listen = f"unix:{path}" if unix else f"127.0.0.1:{free_port()}"
+    told = Told()
+    monitor = Monitor(Settings(listen=listen, **settings), [told], host_manager=manager)
+    process = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    others, before = threading.enumerate(), descriptors()
+    with monkeypatch.context() as patch:
+        OBSTACLES[obstacle](patch)
+        with pytest.raises((OSError, RuntimeError)) as caught:
+            monitor.start()
+    errors = ("the host's own error", "can't start new thread", "Too many open files")
+    assert str(caught.value).endswith(errors)
+    eventually(lambda: not started_since(others))
+    assert not descriptors() - before
+    assert not manager.has_plugin("monitor_plugin")
+    assert not path.exists()
+    with pytest.raises(MonitorError, match="no HTTP server"):
+        monitor.url  # noqa: B018 - it raises
+    assert told.seen == []
+    assert logged(caplog) == []
+
+    monitor.start()
+    assert told.seen == ["started"]
+    assert Client(monitor.url).monitor("m").status == 200
+    assert manager.has_plugin("monitor_plugin")
+    os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not monitor.backends())
+    monitor.close()
+    assert told.seen == ["started", "closing"]
+    eventually(lambda: not started_since(others))
+    assert not path.exists()
+
+
+def test_close_after_a_failed_start_is_harmless(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It releases the backends too; no plugin is told, and a start is then an error."""
+    before, told = descriptors(), Told()
+    monitor = Monitor(Settings(listen="127.0.0.1:0"), [told])
+    register(monitor, spawner.sleeper().pid)
+    refuse_descriptors(monkeypatch, select, "epoll")
+    for _ in range(2):
+        with pytest.raises(OSError, match="Too many open files"):
+            monitor.start()
+    monitor.close()
+    monitor.close()
+    with pytest.raises(MonitorError, match="closed"):
+        monitor.start()
+    assert monitor.backends() == []
+    assert {name for _, name in descriptors() - before if "pidfd" in name or "socket" in name} == (
+        set()
+    )
+    assert told.seen == []
+    assert logged(caplog) == []
+
+
+def test_with_statement_that_cannot_start_closes_the_monitor(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else closes it, because the statement's body and its end are not reached."""
+    monitor = Monitor(Settings(listen="127.0.0.1:0"))
+    register(monitor, spawner.sleeper().pid)
+    refuse_descriptors(monkeypatch, select, "epoll")
+    with pytest.raises(OSError, match="Too many open files"), monitor:
+        pass
+    assert monitor.backends() == []
+    with pytest.raises(MonitorError, match="closed"):
+        monitor.start()
+
+
+def test_interrupt_in_a_plugin_during_the_start_closes_the_monitor() -> None:
+    """A plugin may have been told of the start, so all are told of the close."""
+    others, told = threading.enumerate(), Told()
+
+    class Interrupted:
+        @hookimpl(trylast=True)
+        def monitor_started(self) -> None:
+            raise KeyboardInterrupt
+
+    monitor = Monitor(Settings(listen="127.0.0.1:0"), [told, Interrupted()])
+    with pytest.raises(KeyboardInterrupt):
+        monitor.start()
+    assert told.seen == ["started", "closing"]
+    eventually(lambda: not started_since(others))
+    with pytest.raises(MonitorError, match="closed"):
+        monitor.start()
+
+
+STARVED = """
+import os, resource, sys, threading
+from monitor_plugin import Monitor, Settings
+
+def descriptors():
+    return {int(each) for each in os.listdir("/proc/self/fd")}
+
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+for free in range(100):
+    monitor = Monitor(Settings(listen=sys.argv[1]))
+    monitor.app
+    before, threads = descriptors(), threading.active_count()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + free, limits[1]))
+    try:
+        monitor.start()
+        error = None
+    except OSError as caught:
+        error = caught
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    if error is None:
+        monitor.close()
+        break
+    left = descriptors() - before, threading.active_count() - threads, os.path.exists(sys.argv[2])
+    monitor.close()
+    print(type(error).__name__, left == (set(), 0, False), flush=True)
+"""
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_start_leaves_nothing_wherever_descriptors_run_out(
+    unix: bool, spawner: Spawner, tmp_path: Path
+) -> None:
+    """A real limit on the descriptors fails each step that opens one."""
+    path = tmp_path / "monitor.sock"
+    listen = f"unix:{path}" if unix else f"127.0.0.1:{free_port()}"
+    process = spawner.python(STARVED, listen, str(path), stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=60)
+    assert errors == ""
+    lines = output.splitlines()
+    assert set(lines) == {"ListenError True", "OSError True"}
+    assert len(lines) > 5
+
+
+STEPS: list[tuple[type[Any], str]] = [
+    (Sweeper, "stop"),
+    (Hooks, "closing"),
+    (ShutdownCoordinator, "close"),
+    (EventLog, "close"),
+    (Listener, "remove"),
+    (Dispatcher, "close"),
+    (Connections, "close"),
+    (Listener, "close"),
+    (Server, "close"),
+    (ExitWatcher, "close"),
+    (ExitRecorder, "close"),
+    (ExitRecorder, "release"),
+    (Registration, "close"),
+    (StatusClient, "close"),
+    (Sweeper, "close"),
+    (EventQueue, "close"),
+    (HookExecutor, "close"),
+    (ThreadPool, "close"),
+    (HostManager, "unregister"),
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), STEPS, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_close_never_raises_and_closes_the_other_parts(
+    part: type[Any],
+    name: str,
+    manager: pluggy.PluginManager,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A part that raises at its end is logged; all threads and descriptors are released."""
+    others, before, told = threading.enumerate(), descriptors(), Told()
+    backend = spawner.backend()
+    monitor = Monitor(Settings(listen="127.0.0.1:0"), [told], host_manager=manager)
+    monitor.start()
+    register(monitor, backend.pid, "m", backend.address)
+    assert Client(monitor.url).monitor("m").status == 200
+    close = getattr(part, name)
+
+    def close_and_fail(*arguments: Any) -> None:
+        close(*arguments)
+        raise RuntimeError("bad part")
+
+    monkeypatch.setattr(part, name, close_and_fail)
+    monitor.close()
+    monitor.close()
+    assert "RuntimeError: bad part" in caplog.text
+    assert told.seen == ["started", "closing"]
+    assert not manager.has_plugin("monitor_plugin")
+    eventually(lambda: not [each for each in started_since(others) if each.startswith("monitor-")])
+    ours = ("socket:", "anon_inode:[pidfd]", "anon_inode:[eventpoll]", "pipe:")
+    pipes = {f"pipe:[{os.fstat(backend.process.stdout.fileno()).st_ino}]"}  # type: ignore[union-attr]
+    eventually(
+        lambda: (
+            not [
+                target
+                for _, target in descriptors() - before
+                if target.startswith(ours) and target not in pipes
+            ]
+        )
+    )

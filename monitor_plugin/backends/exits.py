@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from ..concurrency.closing import close_all
 from ..concurrency.periodic import PeriodicTask
 from ..domain.exits import describe_exit_and_age, make_exit
 from ..plugins.event_queue import Delivery
@@ -59,8 +60,7 @@ class ExitRecorder:
 
     def close(self) -> None:
         """Stop noticing exits."""
-        self._baselines.close()
-        self.watcher.close()
+        close_all(self._baselines.close, self.watcher.close)
 
     def record_exit(self, record: Record, exit_code: int | None = None) -> None:
         """Record and report the exit of a backend whose process has ended. Later calls do nothing.

@@ -7,6 +7,7 @@ from functools import partial
 
 import psutil
 
+from ..concurrency.closing import close_all
 from ..concurrency.single_flight import SingleFlight
 from ..config.descriptors import max_pidfds
 from ..domain.address import canonical_address
@@ -63,8 +64,8 @@ class Registration:
         self._remove_all()
 
     def _remove_all(self) -> None:
-        for record in self._registry.clear():
-            self._exit_recorder.release(record)
+        release = self._exit_recorder.release
+        close_all(*(partial(release, record) for record in self._registry.clear()))
 
     def spawned(self, model: str, pid: int, address: str) -> None:
         """Register a backend, or update its record: see `monitor_backend_spawned`.

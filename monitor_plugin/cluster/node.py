@@ -8,6 +8,7 @@ import socket
 
 from ..backends.registry import Registry
 from ..concurrency.blocking import BlockingObserver
+from ..concurrency.closing import close_all
 from ..config.cluster import parse_nats_servers, validate_node
 from ..config.origins import is_loopback_name
 from ..config.settings import Settings, parse_listen
@@ -104,6 +105,10 @@ class ClusterNode:
 
         Args:
             url: the URL of this monitor's HTTP server; None if there is none.
+
+        Raises:
+            OSError, RuntimeError: the system has no descriptor or no thread left. Nothing was
+                started, and `start` may be called again.
         """
         self.service.url = self._presence.url = self._reachable_url(url)
         self._registry.on_change = self._on_change
@@ -112,12 +117,12 @@ class ClusterNode:
     def close(self) -> None:
         """Leave the cluster. Threads that wait for another node's reply get `NodeUnreachable`."""
         self._registry.on_change = lambda: None
+        close_all(self._leave, self._server.close, self.link.close, self._server.join)
+
+    def _leave(self) -> None:
         if self.link.connected:
             with contextlib.suppress(Exception):
                 self.link.submit(self._presence.leave()).result(_LEAVE_SECONDS)
-        self._server.close()
-        self.link.close()
-        self._server.join()
 
     def _on_change(self) -> None:
         """Schedule `_update`. Called on any thread when a backend comes or goes."""

@@ -1,1 +1,1 @@
-"""Single flight, thread pool, periodic task, blocking observer and signals."""
+"""Single flight, thread pool, periodic task, blocking observer, closing and signals."""

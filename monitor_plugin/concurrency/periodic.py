@@ -13,7 +13,7 @@ _PAUSE_PER_CPU_SECOND = 9  # so that the calls use at most a tenth of a core
 
 
 class PeriodicTask:
-    """Calls a function at an interval, until it is closed.
+    """Calls a function at an interval, until it is closed. It may be started again then.
 
     Args:
         name: the name of the thread.
@@ -24,14 +24,22 @@ class PeriodicTask:
     """
 
     def __init__(self, name: str, seconds: float, tick: Callable[[], object]) -> None:
+        self._name = name
         self._seconds = seconds
         self._tick = tick
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self._closing.clear()
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread  # only a started thread can be joined
 
     @property
     def stopping(self) -> bool:
@@ -45,8 +53,9 @@ class PeriodicTask:
     def close(self) -> None:
         """End the thread, after the call in progress."""
         self.stop()
-        if self._thread.is_alive():
+        if self._thread:
             self._thread.join()
+            self._thread = None
 
     def _run(self) -> None:
         seconds = self._seconds
@@ -55,5 +64,5 @@ class PeriodicTask:
             try:
                 self._tick()
             except Exception:
-                _logger.exception("%s failed", self._thread.name)
+                _logger.exception("%s failed", self._name)
             seconds = max(self._seconds, _PAUSE_PER_CPU_SECOND * (time.thread_time() - began))

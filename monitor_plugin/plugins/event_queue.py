@@ -42,8 +42,9 @@ class EventQueue:
 
     def start(self) -> None:
         """Start the thread, which first delivers the events that are already queued."""
-        self._thread = threading.Thread(target=self._run, name="monitor-events", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="monitor-events", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def publish(self, hook: str, **arguments: Any) -> Delivery | None:
         """Queue an event without blocking; return None if the hook has no implementation."""
@@ -59,9 +60,10 @@ class EventQueue:
     def close(self) -> None:
         """Deliver the queued events, for at most 5 s, and end the thread."""
         thread, self._thread = self._thread, None
-        self._queue.put(None)
-        if thread and not self._executor.on_hook_thread():
-            thread.join(_CLOSE_SECONDS)
+        if thread:
+            self._queue.put(None)
+            if not self._executor.on_hook_thread():
+                thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
         while delivery := self._queue.get():

@@ -75,7 +75,9 @@ class HostManager:
     def unregister(self) -> None:
         """Unregister the monitor. The specs stay, because Pluggy cannot remove them."""
         calls, self._calls = self._calls, None
-        if self._manager.is_registered(calls):  # False if the host has unregistered it
+        # Pluggy takes None for the plugin of each name that the host has blocked. The host may have
+        # unregistered the monitor itself.
+        if calls is not None and self._manager.is_registered(calls):
             self._manager.unregister(calls)
 
 

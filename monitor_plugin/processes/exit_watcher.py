@@ -38,7 +38,13 @@ class ExitWatcher:
         self._epoll: select.epoll | None = None
 
     def start(self) -> None:
-        """Start the thread. It also watches the processes that were added before."""
+        """Start the thread. It also watches the processes that were added before.
+
+        Raises:
+            OSError, RuntimeError: the system has no descriptor or no thread left. `close` closes
+                the descriptors that were opened, and `start` may be called again after it.
+        """
+        self._closing = False
         with self._lock:
             self._wakeup = os.pipe()
             self._epoll = select.epoll()
@@ -87,6 +93,7 @@ class ExitWatcher:
             self._wake()
         if self._thread:
             self._thread.join()
+            self._thread = None
         with self._lock:
             if self._epoll:
                 self._epoll.close()

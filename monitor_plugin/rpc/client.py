@@ -10,6 +10,7 @@ from functools import partial
 import grpc
 
 from ..concurrency.blocking import BlockingObserver
+from ..concurrency.closing import close_all
 from ..config.descriptors import max_channels
 from ..domain.models import Backend
 from .call import StatusCaller, StatusCounts, StatusOutcome
@@ -115,11 +116,11 @@ class StatusClient:
             connections = list(self._connections.values())
             self._connections.clear()
             unused_channel, self._unused_channel = self._unused_channel, None
-        for connection in connections:
-            connection.close()
-        if unused_channel:
-            unused_channel.close()
-        self._caller.close()
+        close_all(
+            *(connection.close for connection in connections),
+            *([unused_channel.close] if unused_channel else []),
+            self._caller.close,
+        )
 
     def _connection(self, backend: Backend) -> Connection:
         with self._lock:

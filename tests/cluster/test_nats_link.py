@@ -21,7 +21,7 @@ from monitor_plugin.cluster.transport.loop_thread import LoopThread
 from monitor_plugin.cluster.transport.nats_link import NatsLink
 from monitor_plugin.domain.errors import ClusterError, NodeUnreachable
 
-from ..support import eventually, logged
+from ..support import descriptors, eventually, logged, refuse_thread
 from .conftest import MakeRogue, NatsServer
 
 MakeLink = Callable[..., NatsLink]
@@ -221,6 +221,24 @@ def test_loop_thread_logs_the_error_of_a_background_task(
     thread.run(spawn())
     eventually(lambda: logged(caplog) == ["a task of the cluster failed"])
     assert "ValueError: unexpected" in caplog.text
+
+
+def test_loop_thread_that_cannot_start_may_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A failed start leaves no loop open, and nothing waits for the thread."""
+    thread = LoopThread("test", lambda: asyncio.sleep(0))
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        refuse_thread(patch, "test")
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            thread.start()
+    assert not descriptors() - before
+    with pytest.raises(NodeUnreachable):
+        thread.run(asyncio.sleep(0))
+    thread.start()
+    assert thread.run(asyncio.sleep(0, "awake")) == "awake"
+    thread.close()
 
 
 def test_loop_thread_that_never_started_refuses_coroutines() -> None:

@@ -43,3 +43,18 @@ def test_periodic_task_uses_at_most_a_tenth_of_a_core() -> None:
     eventually(lambda: len(began) == 2)
     ticker.close()
     assert began[1] - began[0] > 0.9
+
+
+def test_periodic_task_starts_again_after_its_close() -> None:
+    """It also closes when it was never started, or was closed before."""
+    ticked = threading.Event()
+    ticker = PeriodicTask("the-ticker", 0.001, ticked.set)
+    ticker.close()
+    for _ in range(2):
+        ticker.start()
+        assert ticked.wait(60)
+        before = ticker.stopping
+        ticker.close()
+        ticker.close()
+        assert (before, ticker.stopping) == (False, True)
+        ticked.clear()

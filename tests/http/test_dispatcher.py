@@ -17,7 +17,7 @@ from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.http.server import dispatcher as dispatchers
 from monitor_plugin.http.server.dispatcher import Dispatcher
 
-from ..support import Client, Spawner, eventually, register
+from ..support import Client, Spawner, eventually, refuse_thread, register
 
 
 def http_threads() -> int:
@@ -238,6 +238,43 @@ def test_requests_that_wait_hold_up_no_other_request(
         plugin.go.set()
         monitor.close()  # ends the waits for events
         assert all(each.result(60) in (200, 500) for each in waiting)
+
+
+def test_dispatcher_that_cannot_start_all_threads_ends_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error is that of the thread, and the close waits for no thread that never was."""
+    refuse_thread(monkeypatch, "monitor-http-2")
+    dispatcher = Dispatcher(4)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        dispatcher.start()
+    assert dispatcher.threads == {0, 1}
+    dispatcher.close()
+    assert http_threads() == 0
+
+
+def test_requests_are_answered_where_no_further_thread_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The dispatcher goes on with the threads that it has, and tries again later."""
+    monkeypatch.setattr(dispatchers, "_BLOCKED_SECONDS", 0.0)
+    go = threading.Event()
+    dispatcher = Dispatcher(1)
+    dispatcher.start()
+    try:
+        slow = [SlowRequest(go) for _ in range(2)]
+        for each in slow:
+            dispatcher.add_task(each)
+        assert slow[0].begun.wait(60)
+        with monkeypatch.context() as patch:
+            refuse_thread(patch, "monitor-http-1")
+            assert dispatcher.resize()
+        assert http_threads() == 1
+        eventually(lambda: dispatcher.resize() and slow[1].begun.is_set())
+        assert http_threads() == 2
+    finally:
+        go.set()
+        dispatcher.close()
 
 
 def test_closing_cancels_queued_requests() -> None:

@@ -15,7 +15,14 @@ from monitor_plugin.processes import exit_watcher
 from monitor_plugin.processes.exit_watcher import ExitWatcher
 from monitor_plugin.processes.process import Process
 
-from ..support import Spawner, descriptors, eventually, logged, started_since
+from ..support import (
+    Spawner,
+    descriptors,
+    eventually,
+    logged,
+    refuse_descriptors,
+    started_since,
+)
 
 BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
 
@@ -442,3 +449,28 @@ def test_a_reused_pidfd_number_reports_no_false_exit(
         process.send_signal(9)
         assert recorder.next_exit() is process
         recorder.watcher.unwatch(process)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [(os, "pipe"), (select, "epoll"), (threading.Thread, "start")]
+)
+def test_watcher_starts_again_after_a_start_that_failed(
+    target: object,
+    name: str,
+    recorder: ExitRecorder,
+    open_sleeper: OpenSleeper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After `close` nothing is left of the failed start, and processes are still watched."""
+    process = open_sleeper(True)
+    recorder.watcher.watch(process)
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        refuse_descriptors(patch, target, name)
+        with pytest.raises(OSError, match="Too many open files"):
+            recorder.watcher.start()
+    recorder.watcher.close()
+    assert not descriptors() - before
+    recorder.watcher.start()
+    os.kill(process.pid, signal.SIGKILL)
+    assert recorder.next_exit() is process

@@ -29,8 +29,9 @@ class LoopThread:
     """
 
     def __init__(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._name = name
         self._main = main
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread: threading.Thread
         self._loop: asyncio.AbstractEventLoop
         self._lock = threading.Lock()
         self._is_open = False
@@ -38,10 +39,21 @@ class LoopThread:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread.
+
+        Raises:
+            OSError, RuntimeError: the system has no descriptor or no thread left. `start` may be
+                called again.
+        """
         self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._is_open = True
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._is_open = False
+            self._loop.close()
+            raise
 
     def close(self) -> None:
         """End the thread. The futures of unfinished coroutines raise `NodeUnreachable`."""

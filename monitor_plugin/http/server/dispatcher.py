@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -43,7 +44,11 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         self._progress_at = 0.0
 
     def start(self) -> None:
-        """Start the threads."""
+        """Start the threads.
+
+        Raises:
+            RuntimeError: not all threads can be started. `close` ends the others.
+        """
         self.set_thread_count(self._base_count)
 
     def start_new_thread(self, target: Callable[[int], object], thread_no: int) -> None:
@@ -58,7 +63,12 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
 
         thread = threading.Thread(target=run, name=f"monitor-http-{thread_no}", daemon=True)
         self._running.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            self._running.discard(thread)
+            self.threads.discard(thread_no)  # waitress has added it, and would wait for its end
+            raise
 
     def add_task(self, task: Any) -> None:
         """Queue a request, and wake a thread for it unless enough threads are awake.
@@ -127,7 +137,8 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
             running = len(self.threads) - self.stop_count
             if queued and blocked:
                 limit = self._base_count + _MAX_EXTRA_THREADS
-                self.set_thread_count(min(limit, max(running, len(answering) + queued)))
+                with contextlib.suppress(RuntimeError):  # no thread can be started now
+                    self.set_thread_count(min(limit, max(running, len(answering) + queued)))
             elif not blocked and running > self._base_count:
                 self.set_thread_count(self._base_count)
             if queued:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ import waitress.server
 import waitress.wasyncore
 
 from ...concurrency.blocking import BlockingObserver
+from ...concurrency.closing import close_all
 from ...config.origins import ip_address
 from ...config.settings import Settings
 from .connections import Connections
@@ -25,6 +28,7 @@ _MAX_HEADER_BYTES = 32 * 1024  # including the request line
 _IDLE_SECONDS = 120.0
 _CLOSE_SECONDS = 5
 _RETRY_SECONDS = 0.1
+_DESCRIPTORS = 3  # of waitress's trigger: a pipe, and a copy of its end
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ class Server:
 
     Raises:
         ListenError: the address cannot be bound, or listening there requires a token.
+        OSError, RuntimeError: the system has no descriptor or no thread left. Whatever is raised,
+            nothing is bound, and no thread runs.
     """
 
     def __init__(
@@ -56,11 +62,15 @@ class Server:
         *,
         idle_seconds: float = _IDLE_SECONDS,
     ) -> None:
+        self._dispatcher = Dispatcher(settings.http_threads)
+        self._map: dict[int, Any] = {}
+        self._closing = False
+        self._flush_until = 0.0
+        self._thread = threading.Thread(target=self._run, name="monitor-http", daemon=True)
         self._listener = open_listener(listen, settings)
         self.url = self._listener.url
         try:
-            self._dispatcher = Dispatcher(settings.http_threads)
-            self._map: dict[int, Any] = {}
+            self._check_descriptors()
             self._server: Any = waitress.server.create_server(
                 app,
                 map=self._map,
@@ -80,14 +90,20 @@ class Server:
             self._adapt_to_addresses()
             self._connections = Connections(self._server, listen, idle_seconds)
             self._dispatcher.start()
-            blocking.subscribe(self._dispatcher.count_blocked)
-            self._closing = False
-            self._flush_until = 0.0
-            self._thread = threading.Thread(target=self._run, name="monitor-http", daemon=True)
             self._thread.start()
         except BaseException:
-            self._listener.close()
+            close_all(self._dispatcher.close, self._listener.close, self._close_sockets)
             raise
+        blocking.subscribe(self._dispatcher.count_blocked)
+
+    def _check_descriptors(self) -> None:
+        """Raise OSError unless waitress can open all descriptors of its trigger.
+
+        If it can open only some of them, it leaves these open.
+        """
+        with contextlib.ExitStack() as stack:
+            for _ in range(_DESCRIPTORS):
+                stack.callback(os.close, os.dup(self._listener.socket.fileno()))
 
     def _adapt_to_addresses(self) -> None:
         if self.url.startswith("unix:"):
@@ -116,15 +132,23 @@ class Server:
     def close(self) -> None:
         """Stop accepting, wait a limited time for requests and answers, and end the threads."""
         self._server.accepting = False
-        self._listener.remove()
-        self._dispatcher.close()
+        close_all(
+            self._listener.remove,
+            self._dispatcher.close,
+            self._end_loop,
+            self._thread.join,
+            self._connections.close,
+            self._listener.close,
+            self._close_sockets,
+        )
+
+    def _end_loop(self) -> None:
         self._flush_until = time.monotonic() + _CLOSE_SECONDS
         self._closing = True
         self._server.pull_trigger()
-        self._thread.join()
-        self._connections.close()
-        self._listener.close()
-        waitress.wasyncore.close_all(self._map)
+
+    def _close_sockets(self) -> None:
+        waitress.wasyncore.close_all(self._map, ignore_all=True)
 
 
 def _proxy_options(trusted_proxy: str | None) -> dict[str, Any]:
