@@ -15,6 +15,7 @@ from .config.tokens import parse_tokens, validate_token
 from .domain.errors import InvalidRequest, MonitorError, RequestFailed
 from .domain.monitor_url import parse_monitor_url
 
+#: The URL of a monitor with the default settings.
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 _TIMEOUT_SECONDS = 60.0

@@ -167,6 +167,10 @@ def test_python_api_page_has_every_public_name() -> None:
     for path in files:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         assert re.search(rf"^\.\. automodule:: {module}$", page, re.MULTILINE), module
+        if path.stem != "hookimpls":  # its markers have their hooks' names
+            # Sphinx shows a value only if a comment of this form describes it.
+            undescribed = r"^(?!#:).*\n([A-Za-z]\w*) = (?!TypeVar)"
+            assert re.findall(undescribed, path.read_text(), re.MULTILINE) == [], path
 
 
 def _shape(text: str) -> list[str]:

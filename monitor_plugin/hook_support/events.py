@@ -13,10 +13,11 @@ from ..hookspecs import hookimpl
 from ..telemetry import event_log
 from ..telemetry.event_log import event_to_dict
 
-# An event as in `GET /events`, without its number; JSON can encode all values.
+#: An event as in `GET /events`, without its number; JSON can encode all values.
 EventItem = dict[str, Any]
 
-Event = EventItem  # the former name
+#: The former name of `EventItem`.
+Event = EventItem
 
 
 class EventHooks:

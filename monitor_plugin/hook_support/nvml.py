@@ -15,7 +15,7 @@ from typing import Any
 
 _NOT_AVAILABLE = 2**64 - 1
 
-# Bytes by PID and MIG instance; None if NVML does not know the amount.
+#: Bytes by PID and MIG instance; None if NVML does not know the amount.
 Usage = dict[tuple[int, Any], "int | None"]
 
 

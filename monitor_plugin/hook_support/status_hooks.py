@@ -22,9 +22,10 @@ from ..rpc.channel_limit import ChannelLimit
 _PAUSE_SECONDS = 2.0
 _PART_OF_TIMEOUT = 0.9  # the hook must return before it overruns
 
-# Calls the method with a path, `/package.Service/Method`: encoded request, encoded response. Raises
-# RpcError.
+#: Calls a method by its path, `/package.Service/Method`, with an encoded request. Returns the
+#: encoded response, and raises RpcError.
 Call = Callable[[str, bytes], bytes]
+#: Requests the status of a backend by a `Call`; None if it cannot be read.
 Ask = Callable[[Backend, Call], "Status | None"]
 
 
