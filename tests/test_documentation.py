@@ -258,6 +258,36 @@ def test_command_line_reference_has_all_commands_and_flags() -> None:
     assert block("exit codes").split() == EXIT_CODES.partition("\n")[2].split()
 
 
+def test_shown_commands_have_their_flags() -> None:
+    """Each `monitor-plugin` command of a document has only flags that the command takes."""
+    context = click.Context(program)
+    names = program.list_commands(context)
+    shown = re.compile(rf"monitor-plugin ({'|'.join(names)})\b([^`\n]*)")
+    wrong = []
+    for path in PROSE:
+        for name, rest in shown.findall(path.read_text()):
+            command = program.get_command(context, name)
+            assert command
+            flags = {"--help", *(flag for each in command.params for flag in each.opts)}
+            wrong += [
+                (path.name, name, flag)
+                for flag in re.findall(r" (--[\w-]+)", rest)
+                if flag not in flags
+            ]
+    assert wrong == []
+
+
+def test_shown_variables_are_read_by_the_code() -> None:
+    """Each variable of a document is that of a setting, or occurs in the package."""
+    code = "".join(path.read_text() for path in (ROOT / "monitor_plugin").rglob("*.py"))
+    known = {*re.findall(r"MONITOR_[A-Z_]+", code)}
+    known |= {f"MONITOR_{name.upper()}" for name in Settings.__struct_fields__}
+    for path in PROSE:
+        for variable in re.findall(r"\bMONITOR_[A-Z_]*[A-Z]\b", path.read_text()):
+            of_a_hook = variable.startswith("MONITOR_HOOK_")  # test_shelf.py has those
+            assert of_a_hook or variable in known, (path.name, variable)
+
+
 @pytest.mark.parametrize(
     ("marker", "example"),
     [("nginx", "nginx/monitor.conf"), ("prometheus", "prometheus/prometheus.yml")],
