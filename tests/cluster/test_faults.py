@@ -7,15 +7,17 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
 from monitor_plugin import Monitor
 from monitor_plugin.cluster import service
+from monitor_plugin.http.server.dispatcher import Dispatcher
 
-from ..support import eventually, free_port, started_since, suspend
-from .conftest import MakeLocal, MakeNode, NatsServer
+from ..support import Spawner, eventually, free_port, register, started_since, suspend
+from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
@@ -62,6 +64,37 @@ def test_node_that_hangs_is_named_within_the_deadline(
     eventually(lambda: a.reads("there"))
     # The node did not stop the model late.
     assert b.get("/backend/monitor?model=both&node=b").status == 200
+
+
+@pytest.mark.parametrize("path", ["/backend/monitor?model=there", "/backends?node=b"])
+def test_requests_that_wait_for_a_node_hold_up_no_other_request(
+    path: str,
+    nats: NatsServer,
+    make_node: MakeNode,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They count as waits, so that a thread is woken for each local reading at once."""
+    monitor = make_monitor(node="a", cluster=nats.url, cluster_timeout_seconds=600.0)
+    register(monitor, spawner.sleeper().pid, "here", f"127.0.0.1:{free_port()}")
+    a = NodeClient("a", monitor.url)
+    b = make_node("b", nats.url, "there")
+    eventually(lambda: a.lists("a", "b") and a.reads("there"))
+    suspend(b.process.pid)
+    assert monitor._server is not None
+    dispatcher = monitor._server._dispatcher
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(a.get, path) for _ in range(4)]
+        eventually(lambda: sum(each.waits for each in [*dispatcher._answering.values()]) == 4)
+        monkeypatch.setattr(Dispatcher, "resize", lambda self: None)  # sees a stall
+        for _ in range(3):
+            answer = a.client.request("GET", "/backend/monitor?model=here", timeout=20)
+            assert answer.status == 200
+        assert not any(each.done() for each in waiting)
+        monkeypatch.undo()
+        b.signal(signal.SIGCONT)
+        assert all(each.result(60).status == 200 for each in waiting)
 
 
 def test_shutdown_says_that_its_outcome_is_unknown(
