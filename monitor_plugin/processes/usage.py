@@ -16,11 +16,9 @@ from .sampler import MIN_MEASURED_SECONDS, Sampler
 
 # Sweeps that follow each other within this time share a snapshot.
 _SNAPSHOT_MAX_AGE_SECONDS = 0.1
-# The CPU percentage of a tree is measured since the newest baseline whose age lies between these
-# two. With snapshots of the sweeps and of `record_baseline`, it covers 1 to 7 s. The maximum allows
-# for the longer pauses between passes over /proc that take seconds.
+# The CPU percentage of a tree is measured since the newest baseline of at least this age. As sweeps
+# and `record_baseline` record baselines, it covers 1 to 7 s.
 _BASELINE_MIN_AGE_SECONDS = 1.0
-_BASELINE_MAX_AGE_SECONDS = 60.0
 # `record_baseline` takes no snapshot if the last one is younger. So it takes none while sweeps do.
 _BASELINE_SNAPSHOT_MAX_AGE_SECONDS = 5.0
 
@@ -72,7 +70,7 @@ class UsageReader:
             if not baselines or now - baselines[-1].taken_at >= _BASELINE_MIN_AGE_SECONDS:
                 self._baselines = (*baselines[-1:], snapshot)
         for each in reversed(baselines):
-            if _BASELINE_MIN_AGE_SECONDS <= now - each.taken_at <= _BASELINE_MAX_AGE_SECONDS:
+            if now - each.taken_at >= _BASELINE_MIN_AGE_SECONDS:
                 return each
         return None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 
+import psutil
 import pytest
 
 from monitor_plugin import (
@@ -251,6 +253,35 @@ def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -
     assert connections
     monitor._services.exit_recorder.record_exit(record)
     assert connections == {}
+
+
+def test_exit_is_recorded_although_an_error_came_first(
+    monitor: Monitor,
+    recorder: Recorder,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The error delays neither the exits of other backends, nor that exit for good."""
+    for number in range(2):
+        register(monitor, spawner.sleeper().pid, f"m{number}", f"127.0.0.1:{number + 1}")
+    first, second = monitor._services.registry.records()
+    exit_code, may_succeed = first.process.exit_code, threading.Event()
+
+    def fail_or_read() -> int | None:
+        if not may_succeed.is_set():
+            raise psutil.AccessDenied(first.backend.pid)
+        return exit_code()
+
+    monkeypatch.setattr(first.process, "exit_code", fail_or_read)
+    for record in (first, second):
+        record.process.send_signal(signal.SIGKILL)
+    eventually(lambda: [each.model for each, _ in recorder.gone] == ["m1"])
+    eventually(lambda: logged(caplog))
+    may_succeed.set()
+    eventually(lambda: [each.model for each, _ in recorder.gone] == ["m1", "m0"])
+    assert f"the exit of process {first.backend.pid} could not be handled" in logged(caplog)
+    assert recorder.gone[1][1].signal == signal.SIGKILL
 
 
 def test_baselines_are_recorded_also_if_that_of_another_backend_fails(
