@@ -69,7 +69,7 @@ class Reader:
         self.commands = 0
 
     def follow(self, page: str) -> None:
-        """Save each file, run each command, and press the keys that the page names."""
+        """Save each file, run each command, and press the keys; end what still runs by Ctrl-C."""
         address = f"127.0.0.1:{free_port()}"
         page = page.replace("8080", self._port).replace("127.0.0.1:50051", address)
         for key, marker, language, text in STEP.findall(page):
@@ -79,6 +79,8 @@ class Reader:
                 (self._folder / marker.removeprefix("file: ")).write_text(text)
             elif language == "console" and not marker.startswith("not run: "):
                 self._type(marker, text)
+        if self._running and self._running.poll() is None:
+            self._press("Ctrl-C")
 
     def _press(self, key: str) -> None:
         assert self._running
