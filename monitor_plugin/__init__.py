@@ -31,6 +31,7 @@ from .domain.errors import (
 from .domain.models import (
     Backend,
     BackendExit,
+    EventFigures,
     HookFigures,
     LoadedPlugin,
     Memory,
@@ -50,6 +51,7 @@ __all__ = [
     "BackendExit",
     "BackendUnreadable",
     "ClusterError",
+    "EventFigures",
     "HookFigures",
     "InvalidBackend",
     "InvalidRequest",

@@ -255,7 +255,10 @@ class Monitor:
 
     def plugins(self) -> list[LoadedPlugin]:
         """List the plugins, their sources and the statistics of their hooks, as `/hooks` does."""
-        return self._plugin_manager.list_plugins(self._services.hook_executor, self._host_manager)
+        services = self._services
+        return self._plugin_manager.list_plugins(
+            services.hook_executor, services.event_queue, self._host_manager
+        )
 
     def read(self, model: str, pid: int | None = None) -> Reading:
         """Read a model, or one of its backends, as `/backend/monitor` does.

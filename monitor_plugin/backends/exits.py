@@ -8,7 +8,6 @@ import time
 from ..concurrency.closing import close_all
 from ..concurrency.periodic import PeriodicTask
 from ..domain.exits import describe_exit_and_age, make_exit
-from ..plugins.event_queue import Delivery
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
 from ..processes.process import Process, ProcessGone
@@ -65,13 +64,32 @@ class ExitRecorder:
     def record_exit(self, record: Record, exit_code: int | None = None) -> None:
         """Record and report the exit of a backend whose process has ended. Later calls do nothing.
 
-        Returns when the hooks have returned, or after their timeout.
+        The hooks are called later, on other threads.
 
         Args:
             record: the backend's record.
             exit_code: the exit code that the host reported; None reads the code from the process.
         """
-        self._hooks.wait(self._end(record, exit_code))
+        if exit_code is None:
+            exit_code = record.process.exit_code()
+        oom_kill_seen = record.oom.has_risen() and not any(
+            other is not record and other.oom.path == record.oom.path
+            for other in self._registry.records()
+        )
+        exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
+        try:
+            self._registry.move_to_exits(
+                record,
+                exit,
+                oom_kill_seen,
+                lambda: self._hooks.backend_gone(record.backend, exit),
+            )
+        except NotRegistered:  # another thread recorded the exit
+            # A late call may have connected again.
+            self._status_client.close_connection(record.backend)
+            return
+        self.release(record)
+        self._model_counter.count_exit(record.backend, exit)
 
     def add_exit_code(self, model: str, pid: int, exit_code: int | None) -> None:
         """Add the code that a host reported to the newest exit of a PID, if none is known."""
@@ -101,30 +119,7 @@ class ExitRecorder:
     def _on_exit(self, process: Process) -> None:
         record = self._registry.find(process.pid)
         if record and record.process is process:
-            self._end(record, None)  # without waiting for hooks, as other processes may end
-
-    def _end(self, record: Record, exit_code: int | None) -> Delivery | None:
-        if exit_code is None:
-            exit_code = record.process.exit_code()
-        oom_kill_seen = record.oom.has_risen() and not any(
-            other is not record and other.oom.path == record.oom.path
-            for other in self._registry.records()
-        )
-        exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
-        try:
-            delivery = self._registry.move_to_exits(
-                record,
-                exit,
-                oom_kill_seen,
-                lambda: self._hooks.backend_gone(record.backend, exit),
-            )
-        except NotRegistered:  # another thread recorded the exit
-            # A late call may have connected again.
-            self._status_client.close_connection(record.backend)
-            return None
-        self.release(record)
-        self._model_counter.count_exit(record.backend, exit)
-        return delivery
+            self.record_exit(record)
 
     def _record_baselines(self) -> None:
         for record in self._registry.records():
@@ -140,4 +135,4 @@ class ExitRecorder:
             record.sampler.record_baseline()
             record.oom.update()
         except ProcessGone:
-            self._end(record, None)
+            self.record_exit(record)

@@ -14,8 +14,8 @@ from ..domain.address import canonical_address
 from ..domain.errors import InvalidBackend, InvalidRequest
 from ..domain.model_name import validate_model_name
 from ..domain.models import Backend
-from ..plugins.event_queue import Delivery
 from ..plugins.hooks import Hooks
+from ..plugins.plugin_queue import Delivery
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
 from ..processes.process_table import ProcessTable, read_row
@@ -101,7 +101,8 @@ class Registration:
                 # Otherwise another thread registered the same PID: update that record.
                 continue
             break
-        self._hooks.wait(delivery)
+        if delivery:
+            self._hooks.wait([delivery])
         self._refuse_if_closed(model, pid, address)  # `close` may have run meanwhile
 
     def _refuse_if_closed(self, model: str, pid: int, address: str) -> None:
@@ -131,7 +132,7 @@ class Registration:
         self._status_client.close_connection(previous)
         return delivery
 
-    def _add(self, model: str, pid: int, address: str, canonical: str) -> Delivery | None:
+    def _add(self, model: str, pid: int, address: str, canonical: str) -> Delivery:
         record = self._open_record(model, pid, address, canonical)
         publish = partial(self._hooks.backend_registered, record.backend)
         try:

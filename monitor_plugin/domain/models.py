@@ -224,6 +224,24 @@ class HookFigures(msgspec.Struct, frozen=True):
     seconds_max: float
 
 
+class EventFigures(msgspec.Struct, frozen=True):
+    """How far a plugin is behind with the events that its hooks are called with.
+
+    Attributes:
+        waiting: how many events wait for the plugin.
+        oldest_seconds: how long the oldest of them has waited; 0 if none waits.
+        coalesced: how many changes of state were not reported one by one, because the plugin was
+            behind: it got the newest state.
+        dropped: how many events the plugin will not get, because too many waited, or because its
+            hook did not return.
+    """
+
+    waiting: int = 0
+    oldest_seconds: float = 0.0
+    coalesced: int = 0
+    dropped: int = 0
+
+
 class LoadedPlugin(msgspec.Struct, frozen=True):
     """A plugin whose hooks the monitor calls.
 
@@ -232,8 +250,10 @@ class LoadedPlugin(msgspec.Struct, frozen=True):
         source: the path of a hook file, the name and version of a distribution, `plugins=`, or the
             plugin manager in which a host registered it.
         hooks: the hooks that it implements.
+        events: how far it is behind; None if it implements no hook that reports events.
     """
 
     name: str
     source: str
     hooks: tuple[HookFigures, ...]
+    events: EventFigures | None = None

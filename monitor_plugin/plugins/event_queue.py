@@ -1,31 +1,45 @@
-"""Calls the hooks that report events: one at a time, in order, on one thread."""
+"""Calls the hooks that report events: each plugin on a thread of its own, in order."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import chain
+from typing import Any
 
-from .executor import HookCall, HookExecutor
+from ..domain.models import EventFigures
+from .executor import HookCall, HookExecutor, HookNotCalled, Implementation
+from .plugin_queue import GONE, MAX_EVENTS, STATE_CHANGED, Delivery, PluginQueue, QueuedEvent
+
+_logger = logging.getLogger(__name__)
+
+EVENT_HOOKS = (
+    "monitor_backend_registered",
+    STATE_CHANGED,
+    GONE,
+    "monitor_shutdown_finished",
+)
 
 _CLOSE_SECONDS = 5.0
-
-
-class Delivery(NamedTuple):
-    """A queued call of a hook; `done` is set after all implementations were called."""
-
-    hook: str
-    arguments: Mapping[str, Any]
-    done: threading.Event
+_RETRY_SECONDS = 1.0
+_IDLE_SECONDS = 60.0  # then the thread of a plugin ends
 
 
 class EventQueue:
-    """A queue of events and the thread that delivers them.
+    """The events that wait for each plugin, and the threads that deliver them. Thread-safe.
+
+    A plugin that is slow, or does not return, delays neither the other plugins nor the log.
 
     Args:
+        executor: calls the implementations.
         timeout_seconds: the time limit of each implementation, and of `wait`.
-        log: is called with the hook and the arguments before each delivery.
+        log: is called with the hook and the arguments of each event, on a thread of its own.
     """
 
     def __init__(
@@ -35,38 +49,178 @@ class EventQueue:
         log: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
         self._executor = executor
-        self._log = log
         self._timeout_seconds = timeout_seconds
-        self._queue: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._log = log
+        self._log_lines: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._log_thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._subscribers: dict[int, _Subscriber] = {}  # by the `id` of the plugin
+        self._closing = threading.Event()
+        self._ends_at = math.inf
 
     def start(self) -> None:
-        """Start the thread, which first delivers the events that are already queued."""
-        thread = threading.Thread(target=self._run, name="monitor-events", daemon=True)
+        """Start the threads, which first deliver the events that are already queued.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        thread = threading.Thread(target=self._write_log, name="monitor-events", daemon=True)
         thread.start()
-        self._thread = thread
+        with self._lock:
+            self._log_thread = thread
+            self._closing.clear()
+            self._ends_at = math.inf
+            for subscriber in self._subscribers.values():
+                self._ensure_thread(subscriber)
 
-    def publish(self, hook: str, **arguments: Any) -> Delivery | None:
-        """Queue an event without blocking; return None if the hook has no implementation."""
-        delivery = Delivery(hook, arguments, threading.Event())
-        self._queue.put(delivery)
-        return delivery if self._executor.implementations(hook) else None
+    def publish(self, hook: str, **arguments: Any) -> Delivery:
+        """Queue an event without blocking."""
+        implementations = self._executor.implementations(hook)
+        delivery = Delivery()
+        with self._lock:
+            self._add_log_line(partial(self._log, hook, arguments))
+            for each in implementations:
+                self._put(hook, arguments, each, delivery)
+            delivery.count_down()  # for this method
+        return delivery
 
-    def wait(self, delivery: Delivery | None) -> None:
-        """Wait for a delivery, up to `timeout_seconds`; on a worker thread do not wait."""
-        if delivery and self._thread and not self._executor.on_hook_thread():
-            delivery.done.wait(self._timeout_seconds)
+    def wait(self, deliveries: Iterable[Delivery]) -> None:
+        """Wait for deliveries, up to `timeout_seconds` in all; on a hook's thread do not wait."""
+        if self._log_thread is None or self._executor.on_hook_thread():
+            return
+        deadline = time.monotonic() + self._timeout_seconds
+        for each in deliveries:
+            each.done.wait(max(0.0, deadline - time.monotonic()))
+
+    def figures(self, plugin: object) -> EventFigures:
+        """Return how far a plugin is behind."""
+        with self._lock:
+            subscriber = self._subscribers.get(id(plugin))
+            return subscriber.queue.figures(time.monotonic()) if subscriber else EventFigures()
 
     def close(self) -> None:
-        """Deliver the queued events, for at most 5 s, and end the thread."""
-        thread, self._thread = self._thread, None
-        if thread:
-            self._queue.put(None)
-            if not self._executor.on_hook_thread():
-                thread.join(_CLOSE_SECONDS)
+        """Deliver the queued events, for at most 5 s, and end the threads. May be started again."""
+        with self._lock:
+            log_thread, self._log_thread = self._log_thread, None
+            if log_thread is None:
+                return
+            self._ends_at = time.monotonic() + _CLOSE_SECONDS
+            self._closing.set()
+            threads = [each.thread for each in self._subscribers.values() if each.thread]
+            for subscriber in self._subscribers.values():
+                subscriber.changed.notify()
+        self._log_lines.put(None)
+        if not self._executor.on_hook_thread():
+            for thread in (*threads, log_thread):
+                thread.join(max(0.0, self._ends_at - time.monotonic()))
 
-    def _run(self) -> None:
-        while delivery := self._queue.get():
-            self._log(delivery.hook, delivery.arguments)
-            self._executor.call(HookCall(delivery.hook, self._timeout_seconds, delivery.arguments))
-            delivery.done.set()
+    # The lock protects what follows.
+
+    def _put(
+        self, hook: str, arguments: Mapping[str, Any], each: Implementation, delivery: Delivery
+    ) -> None:
+        plugin = each.record.plugin
+        subscriber = self._subscribers.get(id(plugin))
+        if subscriber is None:
+            subscriber = _Subscriber(plugin, each.plugin_name, threading.Condition(self._lock))
+            self._subscribers[id(plugin)] = subscriber
+        waits = not (each.overdue_calls or subscriber.queue.is_blocked())
+        delivery.expected += waits
+        event = QueuedEvent(hook, arguments, each, time.monotonic(), delivery if waits else None)
+        dropped = subscriber.queue.put(event)
+        for event in dropped:
+            if event.delivery:
+                event.delivery.count_down()
+        if dropped and not subscriber.has_dropped:
+            subscriber.has_dropped = True
+            message = (
+                "plugin %r: %d events wait for its hooks; an event is dropped (further ones are "
+                "only counted, in GET /hooks)"
+            )
+            self._add_log_line(partial(_logger.error, message, subscriber.plugin_name, MAX_EVENTS))
+        subscriber.changed.notify()
+        if self._log_thread:
+            self._ensure_thread(subscriber)
+
+    def _add_log_line(self, write: Callable[[], object]) -> None:
+        if self._log_lines.qsize() < MAX_EVENTS:  # else what writes the log is blocked
+            self._log_lines.put(write)
+
+    def _ensure_thread(self, subscriber: _Subscriber) -> None:
+        if subscriber.thread or not subscriber.queue:
+            return
+        name = f"monitor-events-{subscriber.plugin_name}"
+        thread = threading.Thread(target=self._run, args=(subscriber,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            message = "plugin %r: its events wait, and the next one tries again: %s"
+            self._add_log_line(partial(_logger.error, message, subscriber.plugin_name, error))
+        else:
+            subscriber.thread = thread
+
+    # What follows runs on the threads.
+
+    def _write_log(self) -> None:
+        while write := self._log_lines.get():
+            with contextlib.suppress(Exception):  # a handler that raises must not end the thread
+                write()
+
+    def _run(self, subscriber: _Subscriber) -> None:
+        while event := self._next(subscriber):
+            self._deliver(subscriber, event)
+
+    def _next(self, subscriber: _Subscriber) -> QueuedEvent | None:
+        """Wait for the next event of a plugin; None ends the thread."""
+        with self._lock:
+            while True:
+                closing = self._closing.is_set()
+                event = subscriber.queue.take()
+                if event and not (closing and time.monotonic() > self._ends_at):
+                    return event
+                if closing or not (subscriber.changed.wait(_IDLE_SECONDS) or subscriber.queue):
+                    subscriber.thread = None
+                    self._forget_if_unregistered(subscriber)
+                    return None
+
+    def _deliver(self, subscriber: _Subscriber, event: QueuedEvent) -> None:
+        hook, implementation = event.hook, event.implementation
+        outcomes = []
+        if implementation in self._executor.implementations(hook):  # else it was unregistered
+            wake = partial(self._wake, subscriber)
+            call = HookCall(hook, self._timeout_seconds, event.arguments, on_late_return=wake)
+            outcomes = self._executor.call_one(implementation, call)
+        if any(isinstance(each.error, HookNotCalled) for each in outcomes):
+            if not self._closing.wait(_RETRY_SECONDS):
+                with self._lock:
+                    subscriber.queue.put_back(event)
+        elif event.delivery:
+            with self._lock:
+                event.delivery.count_down()
+
+    def _wake(self, subscriber: _Subscriber) -> None:
+        with self._lock:
+            subscriber.changed.notify()
+
+    def _forget_if_unregistered(self, subscriber: _Subscriber) -> None:
+        implementations = chain.from_iterable(map(self._executor.implementations, EVENT_HOOKS))
+        if all(each.record.plugin is not subscriber.plugin for each in implementations):
+            del self._subscribers[id(subscriber.plugin)]
+
+
+class _Subscriber:
+    """A plugin that implements hooks which report events.
+
+    Attributes:
+        plugin: the plugin, which is kept so that no other object gets its `id`.
+        changed: is notified when an event was queued, or a late call has returned.
+        has_dropped: whether the log says that events are dropped.
+    """
+
+    def __init__(self, plugin: object, plugin_name: str, changed: threading.Condition) -> None:
+        self.plugin = plugin
+        self.plugin_name = plugin_name
+        self.changed = changed
+        self.queue = PluginQueue()
+        self.thread: threading.Thread | None = None
+        self.has_dropped = False

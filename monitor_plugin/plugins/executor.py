@@ -8,7 +8,8 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import perf_counter
+from itertools import pairwise
+from time import monotonic
 from typing import Any, NamedTuple
 
 import pluggy
@@ -25,6 +26,10 @@ class HookOverran(Exception):
     """An implementation did not return within its time limit."""
 
 
+class HookNotCalled(Exception):
+    """An implementation was not called, because no thread could be started."""
+
+
 class WrongType(Exception):
     """A result has the wrong type. The message omits the value, which may be a secret."""
 
@@ -33,7 +38,10 @@ class WrongType(Exception):
 
 
 class HookOutcome(NamedTuple):
-    """The result of one implementation, or its error: its own, `HookOverran` or `WrongType`."""
+    """The result of one implementation, or its error.
+
+    The error is its own, or `HookOverran`, `HookNotCalled` or `WrongType`.
+    """
 
     plugin_name: str
     value: Any
@@ -53,6 +61,9 @@ class HookCall(NamedTuple):
         validate: validates each result that is not None, within the same time limit. Returns the
             valid value, or None to ignore the result; raises `WrongType`.
         is_last: returns True if an outcome ends the call; later implementations are not called.
+        ends_at: when the whole call ends, by the monotonic clock. The implementation that has not
+            returned by then has overrun; later ones are not called.
+        on_late_return: called on a worker thread after an implementation that overran has returned.
     """
 
     hook: str
@@ -60,6 +71,8 @@ class HookCall(NamedTuple):
     arguments: Mapping[str, Any]
     validate: Callable[[Any], Any] = validate_nothing
     is_last: Callable[[HookOutcome], bool] = lambda outcome: False
+    ends_at: float = math.inf
+    on_late_return: Callable[[], object] = lambda: None
 
 
 class Implementation:
@@ -84,11 +97,11 @@ class Implementation:
         self.seconds_total += seconds
         self.seconds_max = max(self.seconds_max, seconds)
 
-    def count_late_return(self, seconds: float, limit: float, failed: bool) -> None:
-        """Complete the figures of a call that overran its `limit` and took `seconds` in all."""
+    def count_late_return(self, seconds: float, counted: float, failed: bool) -> None:
+        """Complete the figures of a call that overran after `counted`, and took `seconds`."""
         self.overdue_calls -= 1
         self.errors += failed
-        self.seconds_total += seconds - limit
+        self.seconds_total += seconds - counted
         self.seconds_max = max(self.seconds_max, seconds)
 
     def figures(self, hook: str) -> HookFigures:
@@ -101,9 +114,14 @@ class Implementation:
 class HookRun:
     """One call of a hook, which calls its implementations in order.
 
-    A worker thread calls the implementations. The thread that waits for the outcomes watches the
-    time limit. An implementation that overruns keeps its worker thread, and another one calls the
-    next implementation. `lock` protects the run; the worker takes it once per implementation.
+    A worker thread calls the implementations, and logs their errors. The thread that waits for the
+    outcomes watches the time limit. An implementation that overruns keeps its worker thread, and
+    another one calls the next implementation. `lock` protects the run; the worker takes it once per
+    implementation.
+
+    Attributes:
+        finished: set when the run has ended.
+        following: the run that the worker thread begins after this one.
     """
 
     def __init__(
@@ -120,99 +138,164 @@ class HookRun:
         self._seconds = math.inf if call.seconds is None else call.seconds
         self._outcomes: list[HookOutcome] = []
         self._thread_number = 0  # of the current worker thread; earlier ones are abandoned
+        self._counted: dict[int, float] = {}  # the seconds that were counted for abandoned ones
         self._index = 0  # of the current or next implementation
         self._is_calling = False  # whether the worker thread has started
-        self._began_at = perf_counter()
+        self._began_at = monotonic()
         self.finished = threading.Event()
+        self.following: HookRun | None = None
         if not implementations:
             self.finished.set()
+
+    def begin(self) -> None:
+        """Begin to call the implementations on a worker thread, if that has not begun."""
+        if not self._is_calling and not self.finished.is_set():
+            self._start_worker()
+
+    def _start_worker(self) -> None:
+        try:
+            self._workers.run(partial(self.work, self._thread_number))
+        except RuntimeError as error:
+            self._fail(error)
+
+    def _fail(self, error: RuntimeError) -> None:
+        """End this run and the following one, as no thread can be started."""
+        with self._lock:
+            self._thread_number += 1
+            rest = self._implementations[self._index :]
+        not_called = HookNotCalled(f"it was not called: {error}")
+        for each in rest:
+            outcome = HookOutcome(each.plugin_name, None, not_called)
+            self._outcomes.append(outcome)
+            self._log_error(outcome)
+        self.finished.set()
+        if self.following:
+            self.following._fail(error)
 
     def work(self, thread_number: int = 0) -> None:
         """Call the remaining implementations. Raises nothing if the time is limited."""
         with self._lock:
-            if thread_number != self._thread_number:
+            is_current = thread_number == self._thread_number
+            if not is_current or self._is_calling or self.finished.is_set():
                 return
             self._is_calling = True
-            self._began_at = began_at = perf_counter()
-            index = self._index
-        is_last = index == len(self._implementations)
-        while not is_last:
-            each = self._implementations[index]
-            is_overdue = each.overdue_calls > 0
-            if is_overdue:
-                error = HookOverran("an earlier call of it is not back yet")
-                outcome: HookOutcome | None = HookOutcome(each.plugin_name, None, error)
-            else:
-                outcome = self._outcome_of(each)
-            index += 1
-            is_last, failed = index == len(self._implementations), False
-            if outcome is not None:
-                is_last = self._call.is_last(outcome) or is_last
-                failed = outcome.error is not None
-            now = perf_counter()
-            with self._lock:
-                if thread_number != self._thread_number:  # overran; another thread took over
-                    each.count_late_return(now - began_at, self._seconds, failed)
-                    return
+            self._began_at = monotonic()
+            remaining = self._implementations[self._index :]
+        for each in remaining:
+            began_at = monotonic()
+            outcome = self._outcome_of(each)
+            if not self._record(each, outcome, began_at, thread_number):
+                break
+        if self._thread_number == thread_number and self.following:
+            self.following.work()
+
+    def _record(
+        self,
+        each: Implementation,
+        outcome: HookOutcome | None,
+        began_at: float,
+        thread_number: int,
+    ) -> bool:
+        """Record what an implementation returned; return whether its thread goes on."""
+        is_last = failed = is_overdue = False
+        if outcome is not None:
+            self._log_error(outcome)
+            is_last = self._call.is_last(outcome)
+            failed = outcome.error is not None
+            is_overdue = isinstance(outcome.error, HookOverran)  # it was not called
+        now = monotonic()
+        with self._lock:
+            is_current = thread_number == self._thread_number
+            if is_current:
                 if not is_overdue:
                     each.count(now - began_at, failed)
                 if outcome is not None:
                     self._outcomes.append(outcome)
-                self._index, self._began_at = index, now
-                if is_last:
+                self._index += 1
+                self._began_at = now
+                if is_last or self._index == len(self._implementations):
                     self.finished.set()
-            began_at = now
+            else:  # it overran; another thread took over
+                each.count_late_return(now - began_at, self._counted[thread_number], failed)
+        if not is_current:
+            self._call.on_late_return()
+        return is_current and not self.finished.is_set()
 
-    def outcomes(self) -> list[HookOutcome]:
-        """Wait for the run to end, and log the errors.
+    def wait(self, until: float = math.inf) -> bool:
+        """Wait for the end of the run, up to a time by the monotonic clock.
 
         Returns:
-            The outcomes of the implementations that returned a value, raised or overran.
+            Whether the run has ended.
         """
-        while not self.finished.wait(self._seconds_left()):
+        while not self.finished.wait(min(self._overruns_at(), until) - monotonic()):
+            if monotonic() >= until:
+                return False
             self._skip_overdue()
-        for name, _, error in self._outcomes:
-            if error is None or isinstance(error, HookOverran):
-                continue
-            if isinstance(error, WrongType):
-                _logger.error("plugin %r: hook %s %s; ignored", name, self._call.hook, error)
-            elif isinstance(error, MonitorError):  # its message is enough; no traceback
-                _logger.error("plugin %r: hook %s raised: %s", name, self._call.hook, error)
-            else:
-                _logger.error("plugin %r: hook %s raised", name, self._call.hook, exc_info=error)
+        return True
+
+    def outcomes(self) -> list[HookOutcome]:
+        """Wait for the end of the run.
+
+        Returns:
+            The outcomes of the implementations that returned a value, raised, overran, or could not
+            be called.
+        """
+        self.wait()
         return self._outcomes
 
-    def _seconds_left(self) -> float:
-        return self._began_at + self._seconds - perf_counter()
+    def _overruns_at(self) -> float:
+        return min(self._began_at + self._seconds, self._call.ends_at)
 
     def _skip_overdue(self) -> None:
         """Skip the current implementation if it is overdue: continue on another thread."""
         with self._lock:
-            if self.finished.is_set() or self._seconds_left() > 0:
+            now = monotonic()
+            if self.finished.is_set() or now < self._overruns_at():
                 return
-            self._thread_number += 1
+            seconds = min(self._seconds, now - self._began_at)
             overdue = None
             if self._is_calling:  # else the machine is busy, and the thread has not started yet
                 overdue = self._implementations[self._index]
                 overdue.overdue_calls += 1
                 overdue.overruns += 1
-                overdue.count(self._seconds)
+                overdue.count(seconds)
+                self._counted[self._thread_number] = seconds
                 self._index += 1
+            self._thread_number += 1
             self._is_calling = False
-            self._began_at = perf_counter()
+            self._began_at = now
+            is_last = self._index == len(self._implementations) or now >= self._call.ends_at
         if overdue is not None:
-            message = "plugin %r: hook %s did not return within %g s; not called until it returns"
-            _logger.error(message, overdue.plugin_name, self._call.hook, self._seconds)
-            error = HookOverran(f"it was not back within {self._seconds:g} s")
+            message = "plugin %r: hook %s did not return within %.3g s; not called until it returns"
+            _logger.error(message, overdue.plugin_name, self._call.hook, seconds)
+            error = HookOverran(f"it was not back within {seconds:.3g} s")
             outcome = HookOutcome(overdue.plugin_name, None, error)
             self._outcomes.append(outcome)
-            if self._index == len(self._implementations) or self._call.is_last(outcome):
-                self.finished.set()
-                return
-        self._workers.run(partial(self.work, self._thread_number))
+            is_last = self._call.is_last(outcome) or is_last
+        if is_last:
+            self.finished.set()
+        else:
+            self._start_worker()
+
+    def _log_error(self, outcome: HookOutcome) -> None:
+        name, _, error = outcome
+        if error is None or isinstance(error, HookOverran):
+            return
+        hook = self._call.hook
+        if isinstance(error, HookNotCalled):
+            _logger.error("plugin %r: hook %s: %s", name, hook, error)
+        elif isinstance(error, WrongType):
+            _logger.error("plugin %r: hook %s %s; ignored", name, hook, error)
+        elif isinstance(error, MonitorError):  # its message is enough; no traceback
+            _logger.error("plugin %r: hook %s raised: %s", name, hook, error)
+        else:
+            _logger.error("plugin %r: hook %s raised", name, hook, exc_info=error)
 
     def _outcome_of(self, each: Implementation) -> HookOutcome | None:
         """Call an implementation, and return its outcome; None if it returned None."""
+        if each.overdue_calls:
+            error = HookOverran("an earlier call of it is not back yet")
+            return HookOutcome(each.plugin_name, None, error)
         value: Any = None
         try:
             arguments = [self._call.arguments[name] for name in each.record.argnames]
@@ -283,8 +366,14 @@ class HookExecutor:
         """
         if call.seconds is not None:
             return self.begin(call)[0].outcomes()
-        run = self._make_run(call)
+        run = self._make_run(call, self.implementations(call.hook))
         run.work()
+        return run.outcomes()
+
+    def call_one(self, implementation: Implementation, call: HookCall) -> list[HookOutcome]:
+        """Call one implementation of a hook, with a time limit; return `HookRun.outcomes`."""
+        run = self._make_run(call, [implementation])
+        run.begin()
         return run.outcomes()
 
     def begin(self, *calls: HookCall) -> list[HookRun]:
@@ -293,15 +382,13 @@ class HookExecutor:
         Waking a second thread takes longer than fifty implementations that return immediately
         (benchmarks/hooks.py).
         """
-        runs = [self._make_run(call) for call in calls]
-        if not all(run.finished.is_set() for run in runs):
-            self._workers.run(partial(_work, runs))
+        runs = [self._make_run(call, self.implementations(call.hook)) for call in calls]
+        begun = [run for run in runs if not run.finished.is_set()]
+        for run, following in pairwise(begun):
+            run.following = following
+        if begun:
+            begun[0].begin()
         return runs
 
-    def _make_run(self, call: HookCall) -> HookRun:
-        return HookRun(call, self.implementations(call.hook), self._lock, self._workers)
-
-
-def _work(runs: Sequence[HookRun]) -> None:
-    for run in runs:
-        run.work()
+    def _make_run(self, call: HookCall, implementations: Sequence[Implementation]) -> HookRun:
+        return HookRun(call, implementations, self._lock, self._workers)

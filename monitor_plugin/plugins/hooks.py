@@ -9,8 +9,17 @@ from ..domain.errors import ShutdownFailed
 from ..domain.models import Backend, BackendExit, Reading, State, Status
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
-from .event_queue import Delivery, EventQueue
-from .executor import HookCall, HookExecutor, HookOutcome, HookOverran, HookRun, WrongType
+from .event_queue import EventQueue
+from .executor import (
+    HookCall,
+    HookExecutor,
+    HookNotCalled,
+    HookOutcome,
+    HookOverran,
+    HookRun,
+    WrongType,
+)
+from .plugin_queue import GONE, STATE_CHANGED, Delivery
 from .results import (
     validate_components,
     validate_metadata,
@@ -103,36 +112,32 @@ class Hooks:
     def _notify(self, hook: str, seconds: float | None, **arguments: Any) -> None:
         self._executor.call(HookCall(hook, seconds, arguments))
 
-    # Hooks that report events, which are queued. A caller may `wait` for the delivery.
+    # Hooks that report events, which are queued. A caller may `wait` for some deliveries.
 
-    def backend_registered(self, backend: Backend) -> Delivery | None:
+    def backend_registered(self, backend: Backend) -> Delivery:
         """Queue `monitor_backend_registered`."""
         self._event_log.add("registered", backend)
         return self._events.publish("monitor_backend_registered", backend=backend)
 
-    def backend_gone(self, backend: Backend, exit: BackendExit) -> Delivery | None:
+    def backend_gone(self, backend: Backend, exit: BackendExit) -> None:
         """Queue `monitor_backend_gone`."""
         self._event_log.add("ended", backend, exit=exit)
-        return self._events.publish("monitor_backend_gone", backend=backend, exit=exit)
+        self._events.publish(GONE, backend=backend, exit=exit)
 
-    def state_changed(
-        self, backend: Backend, previous: State | None, current: State
-    ) -> Delivery | None:
+    def state_changed(self, backend: Backend, previous: State | None, current: State) -> None:
         """Queue `monitor_state_changed`."""
         self._event_log.add("state_changed", backend, previous=previous, current=current)
-        return self._events.publish(
-            "monitor_state_changed", backend=backend, previous=previous, current=current
-        )
+        self._events.publish(STATE_CHANGED, backend=backend, previous=previous, current=current)
 
-    def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
-        """Queue `monitor_shutdown_finished`, and wait for its delivery."""
+    def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> Delivery:
+        """Queue `monitor_shutdown_finished`."""
         self._event_log.add("shutdown_finished", backend, outcome=outcome, seconds=seconds)
         arguments = {"backend": backend, "outcome": outcome, "seconds": seconds}
-        self.wait(self._events.publish("monitor_shutdown_finished", **arguments))
+        return self._events.publish("monitor_shutdown_finished", **arguments)
 
-    def wait(self, delivery: Delivery | None) -> None:
-        """Wait for the delivery of an event, up to `timeout_seconds`."""
-        self._events.wait(delivery)
+    def wait(self, deliveries: Sequence[Delivery]) -> None:
+        """Wait for the deliveries of events, up to `timeout_seconds` in all."""
+        self._events.wait(deliveries)
 
     # Hooks that return values.
 
@@ -215,12 +220,15 @@ class Hooks:
         seconds = timeout_seconds + self._timeout_seconds
 
         def answers(outcome: HookOutcome) -> bool:
-            return _has_value(outcome) or isinstance(outcome.error, (HookOverran, ShutdownFailed))
+            ends = (HookOverran, HookNotCalled, ShutdownFailed)
+            return _has_value(outcome) or isinstance(outcome.error, ends)
 
         call = HookCall("monitor_stop_backend", seconds, arguments, validate_under_way, answers)
         for name, under_way, error in self._executor.call(call):
             if isinstance(error, HookOverran):
                 return StopAnswer(name, True, str(error))
+            if isinstance(error, HookNotCalled):  # it might manage the backend
+                return StopAnswer(name, False, str(error))
             if isinstance(error, ShutdownFailed):
                 return StopAnswer(name, False, getattr(error, "reason", str(error)))
             if under_way is not None:
@@ -229,7 +237,7 @@ class Hooks:
 
 
 def _shown(error: BaseException | None) -> str:
-    if isinstance(error, HookOverran):
+    if isinstance(error, (HookOverran, HookNotCalled)):
         return str(error)
     try:
         return repr(error)

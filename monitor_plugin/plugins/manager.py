@@ -14,6 +14,7 @@ from .. import hookspecs
 from ..domain.errors import PluginError
 from ..domain.models import HookFigures, LoadedPlugin
 from ..hookspecs import HOOK_FILE_PREFIX
+from .event_queue import EVENT_HOOKS, EventQueue
 from .executor import HookExecutor
 from .signatures import validate_signature
 
@@ -132,27 +133,33 @@ class PluginManager(pluggy.PluginManager):
                 _logger.exception("plugin %r of %s was not loaded", name, source)
 
     def list_plugins(
-        self, executor: HookExecutor, host: pluggy.PluginManager | None
+        self, executor: HookExecutor, events: EventQueue, host: pluggy.PluginManager | None
     ) -> list[LoadedPlugin]:
         """List the registered plugins, in order, with the figures of their hooks.
 
         The plugins of a host's own manager follow, if they implement a hook of the monitor.
         """
+
+        def listed_plugin(name: str, source: str, plugin: object) -> LoadedPlugin:
+            hooks = tuple(figures.get(id(plugin), ()))
+            has_events = any(each.name in EVENT_HOOKS for each in hooks)
+            return LoadedPlugin(name, source, hooks, events.figures(plugin) if has_events else None)
+
         figures: dict[int, list[HookFigures]] = {}
         for hook in hookspecs.HOOK_NAMES:
             if hook not in hookspecs.HOST_CALLS:
                 for plugin, found in executor.figures(hook):
                     figures.setdefault(id(plugin), []).append(found)
         listed = [
-            LoadedPlugin(name, self._sources[name], tuple(figures.get(id(plugin), ())))
+            listed_plugin(name, self._sources[name], plugin)
             for name, plugin in self.list_name_plugin()
             if plugin is not None and name != hookspecs.PROJECT_NAME
         ]
         if host is not None:
             source = f"plugin manager of {host.project_name!r}"
             for name, plugin in host.list_name_plugin():
-                if hooks := figures.get(id(plugin)):
-                    listed.append(LoadedPlugin(name, source, tuple(hooks)))
+                if id(plugin) in figures:
+                    listed.append(listed_plugin(name, source, plugin))
         return listed
 
 

@@ -13,7 +13,6 @@ import psutil
 from ..backends.registry import Record, Registry
 from ..domain.errors import BackendUnreadable
 from ..domain.models import Backend, Memory, Reading, State, Status
-from ..plugins.event_queue import Delivery
 from ..plugins.hooks import HookQuery, Hooks
 from ..processes.process import ProcessGone
 from ..processes.process_table import ProcessTable
@@ -129,16 +128,11 @@ class BackendReader:
             outcome = outcome or self._status_client.status(backend, deadline - time.monotonic())
             result = StatusResult(outcome.status, "grpc", outcome.rpc_error)
         record.source = result.source if result.status else None
-        self._hooks.wait(self.record_state(record, backend, result.status))
+        self.record_state(record, backend, result.status)
         return result
 
-    def record_state(
-        self, record: Record, backend: Backend, status: Status | None
-    ) -> Delivery | None:
+    def record_state(self, record: Record, backend: Backend, status: Status | None) -> None:
         """Record the state of a status that was just received; None changes nothing.
-
-        Returns:
-            The event of a change of state, if there is one.
 
         Raises:
             ProcessGone: the registered process has ended, even if the address still answers.
@@ -150,10 +144,10 @@ class BackendReader:
         if ended:
             raise ProcessGone(backend.pid)
         if status is None or status.state not in State.__members__.values():
-            return None
+            return
         current = State(status.state)
         publish = partial(self._hooks.state_changed, backend, current=current)
-        return self._registry.change_state(record, current, publish)
+        self._registry.change_state(record, current, publish)
 
     def _read_sample(self, record: Record, backend: Backend, rpc_error: str | None) -> Reading:
         try:

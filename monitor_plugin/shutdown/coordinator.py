@@ -191,11 +191,13 @@ class ShutdownCoordinator:
             outcome = "refused"
             raise
         finally:
+            deliveries = []
             for stop in stops:
-                backend = stop.record.backend
+                backend, seconds = stop.record.backend, time.monotonic() - started
                 backend_outcome = "failed" if stop.failure else outcome
                 self._model_counter.count_shutdown(backend, backend_outcome)
-                self._hooks.shutdown_finished(backend, backend_outcome, time.monotonic() - started)
+                deliveries.append(self._hooks.shutdown_finished(backend, backend_outcome, seconds))
+            self._hooks.wait(deliveries)
         failures = [stop.failure for stop in stops if stop.failure]
         if failures:
             pids = [pid for failure in failures for pid in failure.pids]

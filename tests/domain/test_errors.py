@@ -17,6 +17,7 @@ def test_package_exports_the_documented_names() -> None:
         "BackendExit",
         "BackendUnreadable",
         "ClusterError",
+        "EventFigures",
         "HookFigures",
         "InvalidBackend",
         "InvalidRequest",

@@ -1,0 +1,167 @@
+"""The events that wait for the hooks of one plugin: bounded, and in order for each backend."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+from ..domain.models import EventFigures
+from .executor import Implementation
+
+STATE_CHANGED = "monitor_state_changed"
+GONE = "monitor_backend_gone"
+
+# Without the changes of state of backends that run, which are bounded by the number of backends.
+# Some thousand exits at once are no reason to drop any.
+MAX_EVENTS = 10_000
+
+# A plugin that is this far behind gets only the newest state of a backend.
+BEHIND_SECONDS = 1.0
+MAX_STATES = 10
+
+
+class Delivery:
+    """The delivery of one event to all plugins. Not thread-safe but for `done`.
+
+    Attributes:
+        expected: the number of plugins that have not returned, and 1 until all plugins are known.
+        done: set when all plugins have returned.
+    """
+
+    def __init__(self) -> None:
+        self.expected = 1
+        self.done = threading.Event()
+
+    def count_down(self) -> None:
+        """Expect one return less."""
+        self.expected -= 1
+        if not self.expected:
+            self.done.set()
+
+
+class QueuedEvent(NamedTuple):
+    """An event that waits for one plugin.
+
+    Attributes:
+        hook: the hook that reports the event.
+        arguments: the arguments of the hook.
+        implementation: the plugin's implementation of the hook.
+        at: when the event was queued; of coalesced changes of state, the first one (monotonic).
+        delivery: counts the plugins that have returned; None if nothing waits for this plugin.
+    """
+
+    hook: str
+    arguments: Mapping[str, Any]
+    implementation: Implementation
+    at: float
+    delivery: Delivery | None = None
+
+    @property
+    def process(self) -> tuple[int, float]:
+        """The PID and the creation time of the backend, which keeps them with a new address."""
+        backend = self.arguments["backend"]
+        return backend.pid, backend.created_at
+
+
+class PluginQueue:
+    """The events that wait for one plugin. Not thread-safe.
+
+    The events of a backend keep their order. Registrations, exits and outcomes of shutdowns come
+    before the changes of state of other backends, so that a slow `monitor_state_changed` does not
+    delay them. If events have waited for BEHIND_SECONDS, or MAX_STATES changes of state of the
+    backend wait, a further change is merged into the last one: it gets the newest state, and its
+    `previous` stays.
+    """
+
+    def __init__(self) -> None:
+        # Registrations, exits and outcomes, and the changes of state that must come before them.
+        self._ordered: deque[QueuedEvent] = deque()
+        self._states: dict[tuple[int, float], deque[QueuedEvent]] = {}
+        self._waiting_since = 0.0  # when the first event was added to the empty queue
+        self._coalesced = self._dropped = 0
+
+    def __bool__(self) -> bool:
+        """Whether an event waits."""
+        return bool(self._ordered or self._states)
+
+    def put(self, event: QueuedEvent) -> list[QueuedEvent]:
+        """Add an event; return the events that were dropped because the queue is full."""
+        if not self:
+            self._waiting_since = event.at
+        if event.hook == STATE_CHANGED:
+            self._put_state(event)
+            return []
+        self._ordered.extend(self._states.pop(event.process, ()))
+        self._ordered.append(event)
+        return [self._drop() for _ in range(len(self._ordered) - MAX_EVENTS)]
+
+    def _put_state(self, event: QueuedEvent) -> None:
+        waiting = self._states.setdefault(event.process, deque())
+        is_behind = event.at - self._waiting_since >= BEHIND_SECONDS or len(waiting) >= MAX_STATES
+        if not waiting or not is_behind:
+            waiting.append(event)
+            return
+        last = waiting.pop()
+        self._coalesced += 1
+        previous = last.arguments["previous"]
+        if event.arguments["current"] != previous:
+            arguments = {**event.arguments, "previous": previous}
+            waiting.append(event._replace(arguments=arguments, at=last.at))
+        else:  # the plugin will have heard of this state by then
+            self._coalesced += 1
+            if not waiting:
+                del self._states[event.process]
+
+    def put_back(self, event: QueuedEvent) -> None:
+        """Add an event that was taken, and not delivered, as the next one."""
+        self._ordered.appendleft(event)
+
+    def take(self) -> QueuedEvent | None:
+        """Remove and return the next event.
+
+        Returns:
+            None if no event waits, or if the next one waits for the late return of its hook.
+        """
+        while self._ordered:
+            event = self._ordered[0]
+            is_late = event.implementation.overdue_calls > 0
+            if is_late and event.hook != STATE_CHANGED:
+                return None
+            self._ordered.popleft()
+            if not is_late:
+                return event
+            self._dropped += 1  # else the exit or the new registration after it would wait
+        for process, waiting in self._states.items():
+            if waiting[0].implementation.overdue_calls:
+                break
+            event = waiting.popleft()
+            del self._states[process]
+            if waiting:  # after those of the other backends
+                self._states[process] = waiting
+            return event
+        return None
+
+    def is_blocked(self) -> bool:
+        """Whether the next event waits for the late return of its hook."""
+        first = self._ordered[0] if self._ordered else None
+        return bool(first and first.hook != STATE_CHANGED and first.implementation.overdue_calls)
+
+    def figures(self, now: float) -> EventFigures:
+        """Return how many events wait and were not delivered, at a monotonic time."""
+        waiting = list(chain(self._ordered, *self._states.values()))
+        oldest = min((event.at for event in waiting), default=now)
+        return EventFigures(len(waiting), now - oldest, self._coalesced, self._dropped)
+
+    def _drop(self) -> QueuedEvent:
+        """Drop the oldest change of state; without one the oldest event; exits last."""
+        self._dropped += 1
+        index, event = min(enumerate(self._ordered), key=lambda pair: _value(pair[1]))
+        del self._ordered[index]
+        return event
+
+
+def _value(event: QueuedEvent) -> int:
+    return {STATE_CHANGED: 0, GONE: 2}.get(event.hook, 1)
