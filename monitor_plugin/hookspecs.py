@@ -7,6 +7,12 @@ implementations one by one, the last registered first. An implementation that ta
 returned; another thread calls the next implementations. Implementations may call the monitor. They
 may take fewer arguments than the spec has, in any order, by the same names. Wrappers and coroutine
 functions are refused.
+
+The hooks that report events (`monitor_backend_registered`, `monitor_state_changed`,
+`monitor_backend_gone`, `monitor_shutdown_finished`) are called for each plugin on its own, one
+event at a time, so that a slow plugin delays no other one. The events of a backend keep their
+order. A plugin that is behind gets registrations, exits and outcomes of shutdowns first, and of
+each backend only the newest state.
 """
 
 from __future__ import annotations
@@ -126,9 +132,9 @@ def monitor_closing() -> None:
 def monitor_backend_registered(backend: Backend) -> None:
     """A backend was registered, or its record was changed.
 
-    When: before `monitor_backend_spawned` returns to the host. Thread: a hook's, one event at a
-    time. Arguments: `backend`, the new record. Returns nothing. An error is logged; the other
-    implementations run.
+    When: before `monitor_backend_spawned` returns to the host, if the hook returns within
+    `hook_timeout_seconds`. Thread: a hook's, one event of the plugin at a time. Arguments:
+    `backend`, the new record. Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -202,9 +208,10 @@ def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | Non
 def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) -> None:
     """A shutdown ended, for one backend.
 
-    When: before the client gets its response. Thread: a hook's, one event at a time. Arguments:
-    `backend`; `outcome`: `stopped`, `refused`, `failed` or `respawned`; `seconds`, its duration.
-    Returns nothing. An error is logged; the other implementations run.
+    When: before the client gets its response, if the hook returns within `hook_timeout_seconds`.
+    Thread: a hook's, one event of the plugin at a time. Arguments: `backend`; `outcome`: `stopped`,
+    `refused`, `failed` or `respawned`; `seconds`, its duration. Returns nothing. An error is
+    logged; the other implementations run.
     """
 
 
@@ -212,9 +219,10 @@ def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) ->
 def monitor_state_changed(backend: Backend, previous: State | None, current: State) -> None:
     """A reading found a backend in another state than the reading before.
 
-    When: after that reading; numbers that `State` does not know are ignored. Thread: a hook's, one
-    event at a time, in order. Arguments: `backend`; `previous`, None at the first reading;
-    `current`. Returns nothing. An error is logged; the other implementations run.
+    When: after that reading, which does not wait for the hook; numbers that `State` does not know
+    are ignored. Thread: a hook's, one event of the plugin at a time. Arguments: `backend`;
+    `previous`, the state that the hook was last called with, None at the first call; `current`.
+    Returns nothing. An error is logged; the other implementations run.
     """
 
 
@@ -232,9 +240,9 @@ def monitor_readings_swept(readings: Sequence[Reading]) -> None:
 def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
     """A backend ended, for any reason.
 
-    When: once per backend, as soon as the monitor notices the end. Thread: a hook's, one event at a
-    time. Arguments: `backend`, its last record; `exit`, the facts known by then. Returns nothing.
-    An error is logged; the other implementations run.
+    When: once per backend, as soon as the monitor notices the end. Thread: a hook's, one event of
+    the plugin at a time. Arguments: `backend`, its last record; `exit`, the facts known by then.
+    Returns nothing. An error is logged; the other implementations run.
     """
 
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 import monitor_plugin
-from monitor_plugin import HookFigures, LoadedPlugin, Monitor, Settings
+from monitor_plugin import EventFigures, HookFigures, LoadedPlugin, Monitor, Settings
 from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
 from monitor_plugin.api.results import HooksAnswer
 from monitor_plugin.api.schemas import (
@@ -397,7 +397,7 @@ def test_http_reference_has_all_routes() -> None:
         ("http", "List backends", [Machine]),
         ("http", "Follow events", [EventsAnswer]),
         ("http", "CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),
-        ("http", "Plugins", [HooksAnswer, LoadedPlugin, HookFigures]),
+        ("http", "Plugins", [HooksAnswer, LoadedPlugin, HookFigures, EventFigures]),
         ("cluster", "What any node answers", [NodeItem]),
     ],
 )

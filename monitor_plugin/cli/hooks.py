@@ -7,6 +7,7 @@ import json
 import click
 
 from ..api.results import HooksAnswer
+from ..domain.models import EventFigures
 from .options import EXIT_CODES, make_client, monitor_options, preformatted
 from .queries import decode
 from .views.text import printable
@@ -23,6 +24,7 @@ def hooks(url: str | None, token_file: str | None, as_json: bool) -> None:
 
     Shows the source of each plugin and the hooks that it implements; for each hook the number of
     calls, of errors and of calls that exceeded the time limit, and the time that the calls took.
+    Below, it names the plugins that are or were behind with their events.
     """
     client = make_client(url, token_file)
     answer = client.get("/hooks")
@@ -31,7 +33,10 @@ def hooks(url: str | None, token_file: str | None, as_json: bool) -> None:
 
 
 def hooks_table(answer: HooksAnswer) -> str:
-    """Return a table with a line per hook of each plugin, and the names of disabled plugins."""
+    """Return a table with a line per hook of each plugin.
+
+    Lines below it name the plugins that are or were behind with their events, and disabled plugins.
+    """
     rows: list[tuple[str, ...]] = [_HEAD]
     for plugin in answer.plugins:
         name, source = printable(plugin.name), printable(plugin.source)
@@ -51,6 +56,16 @@ def hooks_table(answer: HooksAnswer) -> str:
     ]
     if not answer.plugins:
         lines = ["no plugin is loaded"]
+    for plugin in answer.plugins:
+        if plugin.events and plugin.events != EventFigures():
+            lines.append(_lag_line(plugin.name, plugin.events))
     if answer.disabled:
         lines.append(f"left out: {', '.join(map(printable, answer.disabled))}")
     return "\n".join(lines)
+
+
+def _lag_line(name: str, events: EventFigures) -> str:
+    waiting = f"{events.waiting} events wait"
+    if events.waiting:
+        waiting += f", the oldest for {events.oldest_seconds:.1f} s"
+    return f"{printable(name)}: {waiting}; {events.coalesced} coalesced, {events.dropped} dropped"

@@ -235,7 +235,7 @@ def test_exit_is_noticed_by_a_reading(
     assert len(monitor.backends()) == 1
     with pytest.raises(ModelNotLoaded, match="SIGKILL"):
         monitor.read("m")
-    assert [backend.pid for backend, _ in recorder.gone] == [process.pid]
+    eventually(lambda: [backend.pid for backend, _ in recorder.gone] == [process.pid])
 
 
 def test_late_request_leaves_no_connection(monitor: Monitor, spawner: Spawner) -> None:

@@ -155,9 +155,10 @@ def test_hook_that_hangs_takes_bounded_memory_and_no_thread(
     eventually(lambda: "did not return within 0.05 s" in caplog.text)
     figures = rig.queue.figures(plugin)
     assert figures.waiting <= 10
-    assert figures.dropped > 900
+    assert figures.dropped > 0
     assert sum(event[0] == slow for event in plugin.events) == 1
-    eventually(lambda: caplog.text.count("an event is dropped") == 1)
+    if slow != "state":  # other events do not wait for a late `monitor_state_changed`
+        eventually(lambda: caplog.text.count("an event is dropped") == 1)
     assert len(started_since(before)) <= 4
     plugin.go.set()
     eventually(lambda: rig.queue.figures(plugin).waiting == 0)

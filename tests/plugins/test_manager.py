@@ -229,6 +229,21 @@ def test_table_shows_any_plugins() -> None:
     assert len({line.index("s") for line in lines[1:3]} | {lines[0].index("SOURCE")}) <= 2
 
 
+def test_table_names_plugins_that_are_behind() -> None:
+    """A plugin that got every event at once has no line, nor has one without such hooks."""
+    waiting = {"waiting": 3, "oldest_seconds": 2.52, "coalesced": 4, "dropped": 1}
+    lags = {"slow\x1b[2J": waiting, "was": {"coalesced": 4}, "quick": {}, "other": None}
+    plugins = [
+        {"name": name, "source": "s", "hooks": [], "events": lag} for name, lag in lags.items()
+    ]
+    answer = msgspec.convert({"plugins": plugins, "disabled": ["x"]}, HooksAnswer)
+    assert hooks_table(answer).splitlines()[5:] == [
+        "slow\\x1b[2J: 3 events wait, the oldest for 2.5 s; 4 coalesced, 1 dropped",
+        "was: 0 events wait; 4 coalesced, 0 dropped",
+        "left out: x",
+    ]
+
+
 def test_list_flags_may_be_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """List flags add up, and commas separate values; of other flags the last one counts."""
     for name in ("a", "b", "c"):
