@@ -186,19 +186,20 @@ class Registry:
             record.stopping = stopping
 
     def change_state(
-        self, record: Record, state: State, publish: Callable[[State | None], object]
-    ) -> None:
+        self, record: Record, state: State, publish: Callable[[State | None], T]
+    ) -> T | None:
         """Set the state of a backend; if it changes, call `publish` with the previous state."""
         with self._lock:
             previous = record.state
-            if previous is not state:
-                record.state = state
-                record.state_changed_at = time.time()
-                publish(previous)
+            if previous is state:
+                return None
+            record.state = state
+            record.state_changed_at = time.time()
+            return publish(previous)
 
     def move_to_exits(
-        self, record: Record, exit: BackendExit, oom_kill_seen: bool, publish: Callable[[], object]
-    ) -> None:
+        self, record: Record, exit: BackendExit, oom_kill_seen: bool, publish: Callable[[], T]
+    ) -> T:
         """Replace a record by its exit; its PID and its address become free.
 
         Raises:
@@ -209,7 +210,7 @@ class Registry:
                 raise NotRegistered
             self._remove(record)
             self._exits.append(EndedBackend(record.backend, exit, oom_kill_seen))
-            publish()
+            return publish()
 
     def last_exits(self) -> list[EndedBackend]:
         """List the last exits, at most `MAX_EXITS`, oldest first."""
