@@ -130,7 +130,8 @@ class ProcessTree:
         """
         sent = None
         self.rescan_until_stable()
-        if _send_to_all(self.alive(), signal.SIGTERM):
+        members = self.alive() or self.rescan()  # the last member may have forked before it ended
+        if _send_to_all(members, signal.SIGTERM):
             sent = signal.SIGTERM
             self.wait_ended(seconds, interrupted, signal.SIGTERM)
         if interrupted.is_set():

@@ -19,7 +19,7 @@ _SNAPSHOT_MAX_AGE_SECONDS = 0.1
 # The CPU percentage of a tree is measured since the newest baseline of at least this age. As sweeps
 # and `record_baseline` record baselines, it covers 1 to 7 s.
 _BASELINE_MIN_AGE_SECONDS = 1.0
-# `record_baseline` takes no snapshot if the last one is younger. So it takes none while sweeps do.
+# `record_baseline` takes no snapshot if the last one is younger, as it is while sweeps take some.
 _BASELINE_SNAPSHOT_MAX_AGE_SECONDS = 5.0
 
 

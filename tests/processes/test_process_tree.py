@@ -390,6 +390,31 @@ def test_a_member_that_is_found_late_has_at_least_half_of_the_grace(
     assert sent[root.pid, signal.SIGKILL] == killed_at
 
 
+def test_a_child_whose_parent_ends_as_the_stop_begins_gets_sigterm(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last known member may fork and end between the last rescan and SIGTERM."""
+    root = spawner.python(
+        f"{SERVE}import sys\nprint('ready', flush=True)\nsys.stdin.readline()\nstart()",
+        stdin=subprocess.PIPE,
+    )
+    assert read_line(root) == "ready"
+    tree = open_tree(root.pid)
+    children: list[int] = []
+
+    def fork_after_snapshot() -> ProcessSnapshot:
+        snapshot = take_snapshot()
+        if not children:
+            send_line(root)
+            children.append(int(read_line(root)))
+            root.wait(60)
+        return snapshot
+
+    monkeypatch.setattr(process_tree, "take_snapshot", fork_after_snapshot)
+    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert not is_running(children[0])
+
+
 def test_a_child_of_a_member_that_has_just_ended_is_found(
     spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
