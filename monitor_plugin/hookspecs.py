@@ -35,7 +35,11 @@ PROJECT_NAME = "monitor_plugin"
 # The module of a hook file has this prefix and the file's stem as its name.
 HOOK_FILE_PREFIX = "monitor_plugin_hooks."
 
+#: Marks the specification of a hook of Pluggy's project `monitor_plugin`.
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+#: Marks a function or a method as an implementation of the hook of the same name.
+#: `hookimpl(tryfirst=True)` calls it before the others, `hookimpl(trylast=True)` after them, and
+#: `hookimpl(specname="NAME")` names another hook.
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
 
 HOST_CALLS = ("monitor_backend_spawned", "monitor_backend_exited")
