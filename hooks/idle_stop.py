@@ -5,7 +5,7 @@ The monitor cannot see requests. A backend is idle if, for the duration of the l
 known is never idle: a backend without `Status`, or one whose Status call fails, may be serving a
 request. So may one that is READY by a hook, as the protocols of grpc_health.py and kserve_status.py
 do not say whether a server works. The setting NO_STATUS lets the CPU usage alone decide for such
-backends.
+backends. Exempt a backend whose `Status` says READY while it works: `NAME=never`.
 
 The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend becomes BUSY and
 stays BUSY for `drain_timeout_seconds`. A stop that fails is logged once, and tried again every

@@ -140,7 +140,8 @@ class Stopper:
             was_requested = True
             timed_out = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not timed_out):
-                return timed_out  # after a timeout the backend may be busy
+                # A backend may be busy after a timeout, and if it was BUSY and gives no answer now.
+                return timed_out or record.state is State.BUSY
             skip.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         return record.state is State.BUSY or not (was_requested or skip.is_set())
 

@@ -344,6 +344,21 @@ def test_backend_that_may_be_busy_after_the_drain_can_be_spared(
     assert is_running(backend.pid) is is_busy
 
 
+def test_backend_that_was_busy_and_cannot_be_reached_can_be_spared(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """It is not known whether the backend has finished."""
+    busy = StaysBusy()
+    monitor = make_monitor([busy], drain_timeout_seconds=60)
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    assert monitor.read("m").source == "hook"
+    monitor.plugin_manager.unregister(busy)
+    with pytest.raises(ShutdownFailed, match="may be busy"):
+        monitor.shutdown("m", spare_busy=True)
+    assert is_running(process.pid)
+
+
 def test_host_stops_a_backend_through_its_hook(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
