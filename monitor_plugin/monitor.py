@@ -131,8 +131,9 @@ class Monitor:
     def start(self) -> None:
         """Start monitoring and serving. A second call does nothing.
 
-        If an exception is raised, nothing stays bound, registered or running, the registered
-        backends stay, no plugin was called with `monitor_started`, and `start` may be called again.
+        If an exception is raised, nothing stays bound, registered or running. The backends stay, no
+        plugin was called with `monitor_started`, and `start` may be called again. Only Ctrl-C
+        closes the monitor.
 
         Raises:
             ListenError: the HTTP server cannot listen at the address of the setting `listen`.
@@ -141,20 +142,24 @@ class Monitor:
             OSError, RuntimeError: the system has no file descriptor or no thread left.
         """
         app = self.app
-        with self._lock:
-            if self._phase is _Phase.STARTED:
-                return
-            if self._phase is _Phase.CLOSED:
-                raise MonitorError("the monitor was closed; make a new one")
-            try:
-                self._start_parts(app)
-            except BaseException:
-                self._stop_parts()
-                raise
-            self._phase = _Phase.STARTED
         try:
+            with self._lock:
+                if self._phase is _Phase.STARTED:
+                    return
+                if self._phase is _Phase.CLOSED:
+                    raise MonitorError("the monitor was closed; make a new one")
+                try:
+                    self._start_parts(app)
+                except Exception:
+                    self._stop_parts()
+                    raise
+                self._phase = _Phase.STARTED
             self._services.hooks.started(self)
-        except BaseException:  # KeyboardInterrupt: a plugin may have seen the monitor start
+        except Exception:
+            raise
+        except BaseException:
+            # Ctrl-C: a thread may run although its start was interrupted, and a plugin may know
+            # that the monitor has started.
             self.close()
             raise
 
@@ -172,8 +177,8 @@ class Monitor:
         """Undo a start that failed. The parts can be started again."""
         server, self._server = self._server, None
         close_all(
-            self._services.stop,
             *([server.close] if server else []),
+            self._services.stop,
             *([self._host.unregister] if self._host else []),
         )
 

@@ -650,6 +650,35 @@ def test_with_statement_that_cannot_start_closes_the_monitor(
         monitor.start()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["http-0", "http-15", "http", "watcher", "ticker", "sweep", "events", "cluster"],
+)
+def test_interrupt_during_the_start_closes_the_monitor(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come when a thread has just been started."""
+    pytest.importorskip("nats")
+    others, before, start = threading.enumerate(), descriptors(), threading.Thread.start
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == f"monitor-{name}":
+            raise KeyboardInterrupt
+
+    told = Told()
+    monitor = Monitor(Settings(listen="127.0.0.1:0", cluster="nats://127.0.0.1:1"), [told])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            monitor.start()
+    eventually(lambda: not started_since(others))
+    eventually(lambda: not descriptors() - before)
+    assert told.seen == []
+    with pytest.raises(MonitorError, match="closed"):
+        monitor.start()
+
+
 def test_interrupt_in_a_plugin_during_the_start_closes_the_monitor() -> None:
     """A plugin may have been told of the start, so all are told of the close."""
     others, told = threading.enumerate(), Told()

@@ -64,12 +64,17 @@ class EventQueue:
         Raises:
             RuntimeError: no thread can be started.
         """
-        thread = threading.Thread(target=self._write_log, name="monitor-events", daemon=True)
-        thread.start()
+        self._closing.clear()
+        self._ends_at = math.inf
+        self._log_thread = threading.Thread(
+            target=self._write_log, name="monitor-events", daemon=True
+        )
+        try:
+            self._log_thread.start()
+        except RuntimeError:
+            self._log_thread = None  # only a started thread can be joined
+            raise
         with self._lock:
-            self._log_thread = thread
-            self._closing.clear()
-            self._ends_at = math.inf
             for subscriber in self._subscribers.values():
                 self._ensure_thread(subscriber)
 

@@ -52,11 +52,14 @@ class ExitWatcher:
             for pidfd in self._by_pidfd:
                 self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
             arguments = (self._epoll, self._wakeup[0])
-        thread = threading.Thread(
+        self._thread = threading.Thread(
             target=self._run, args=arguments, name="monitor-watcher", daemon=True
         )
-        thread.start()
-        self._thread = thread  # only a started thread can be joined
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None  # only a started thread can be joined
+            raise
 
     def watch(self, process: Process) -> None:
         """Watch a process. No other thread may close the process during this call."""

@@ -50,7 +50,7 @@ class LoopThread:
         self._is_open = True
         try:
             self._thread.start()
-        except BaseException:
+        except RuntimeError:
             self._is_open = False
             self._loop.close()
             raise

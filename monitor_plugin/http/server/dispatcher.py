@@ -65,7 +65,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
         self._running.add(thread)
         try:
             thread.start()
-        except BaseException:
+        except RuntimeError:
             self._running.discard(thread)
             self.threads.discard(thread_no)  # waitress has added it, and would wait for its end
             raise

@@ -92,6 +92,7 @@ class Server:
             self._dispatcher.start()
             self._thread.start()
         except BaseException:
+            self._closing = True  # Ctrl-C may interrupt the start of a thread that runs then
             close_all(self._dispatcher.close, self._listener.close, self._close_sockets)
             raise
         blocking.subscribe(self._dispatcher.count_blocked)
