@@ -127,7 +127,8 @@ def monitor_started(monitor: Monitor) -> None:
 def monitor_closing() -> None:
     """The monitor is about to close: a hook ends what it began in `monitor_started`.
 
-    When: at the start of `Monitor.close()`, while everything still works. Thread: a hook's.
+    When: at the start of `Monitor.close()`, while everything still works. Not called if the monitor
+    was never started. Thread: a hook's.
     Returns nothing. An error is logged; the other implementations run.
     """
 

@@ -132,8 +132,8 @@ class Monitor:
         """Start monitoring and serving. A second call does nothing.
 
         If an exception is raised, nothing stays bound, registered or running. The backends stay, no
-        plugin was called with `monitor_started`, and `start` may be called again. Only Ctrl-C
-        closes the monitor.
+        plugin was called with `monitor_started`, and `start` may be called again. After Ctrl-C the
+        monitor is closed instead.
 
         Raises:
             ListenError: the HTTP server cannot listen at the address of the setting `listen`.
