@@ -32,12 +32,27 @@ class _Commands(click.Group):
         return command
 
 
+def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from ..domain.version import package_version  # `importlib.metadata` takes long to import
+
+        click.echo(f"{PROGRAM} {package_version()}")
+        context.exit()
+
+
 @click.group(
     cls=_Commands,
     no_args_is_help=False,  # an error, in each version of click
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name=PROGRAM, message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def program() -> None:
     """Monitors and stops the backends of a model-serving host."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from operator import itemgetter
+from platform import python_version
 
 import psutil
 from prometheus_client import CollectorRegistry
@@ -22,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 
 from ..backends.counters import ModelCounts
 from ..domain.models import Backend, Observation, State, state_name
+from ..domain.version import package_version
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
 # A backend chooses the names of its components, and each name is another series in Prometheus.
@@ -61,6 +63,13 @@ class Exposition:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families; the registry calls this at each scrape."""
+        build = GaugeMetricFamily(
+            "monitor_build_info",
+            "1, labeled with the versions of the monitor and of Python.",
+            labels=("version", "python_version"),
+        )
+        build.add_metric((package_version(), python_version()), 1)
+        yield build
         memory = GaugeMetricFamily(
             "monitor_machine_memory_bytes", "Physical memory of the machine.", unit="bytes"
         )

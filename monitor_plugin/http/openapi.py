@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from typing import Any
 
 import msgspec
 
 from ..api import errors, requests, results, schemas
+from ..domain.version import package_version
 from .resources.metrics import OPENMETRICS, TEXT
 from .resources.page import ASSET_TYPES, ASSETS
 
@@ -102,7 +102,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
         "openapi": "3.1.0",
         "info": {
             "title": "monitor-plugin",
-            "version": metadata.version("monitor-plugin"),
+            "version": package_version(),
             "description": "Monitors the backends of a model-serving host, and stops them.",
         },
         "paths": _paths((401, 403) if token_required else (403,), clustered),

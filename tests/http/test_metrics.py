@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from monitor_plugin import Backend, Memory, Monitor, Reading, Status, hookimpl
 from monitor_plugin.backends.counters import ModelCounts
 from monitor_plugin.domain.models import Observation, ProcessUsage, State
+from monitor_plugin.domain.version import package_version
 from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
 from monitor_plugin.rpc.call import StatusCounter
@@ -106,6 +108,8 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     assert value(found, failures, **labels, code="UNAVAILABLE") == 1
     assert value(found, "monitor_backend_exits_total", model="m", cause="killed") == 2
     assert value(found, "monitor_backend_shutdowns_total", model="m", outcome="stopped") == 3
+    versions = {"version": package_version(), "python_version": platform.python_version()}
+    assert value(found, "monitor_build_info", **versions) == 1
     assert value(found, "monitor_machine_memory_bytes") == psutil.virtual_memory().total
 
 
@@ -114,7 +118,7 @@ def test_unknown_figures_are_absent() -> None:
     exposition = Exposition(lambda: [observe()], lambda _: None, dict)
     found = series(exposition.render(TEXT)[0].decode())
     names = {name for name, labels in found if labels}
-    assert names == {"monitor_backend_state"}
+    assert names == {"monitor_build_info", "monitor_backend_state"}
     state = {"model": "m", "replica": "127.0.0.1:1", "monitor_backend_state": "unknown"}
     assert value(found, "monitor_backend_state", **state) == 1
     found = series(render(observe(process=ProcessUsage(rss=None, cpu_seconds=None))))

@@ -95,6 +95,7 @@ class Host:
         self.client = Client(f"http://127.0.0.1:{self.port}")
         text = "[supervisord]\nnodaemon=true\nloglevel=debug\nlogfile=/dev/null\n"
         text += f"logfile_maxbytes=0\npidfile={folder}/pid\n"
+        text += f"childlogdir={folder}\n"  # by default the system's temporary folder
         login = "username={}\npassword={}\n".format(*credentials) if credentials else ""
         if server == "unix":
             self.url = f"unix://{folder}/s"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 
 import falcon
 
 from ...api.results import HealthAnswer, hooks_answer
 from ...api.schemas import VersionAnswer
 from ...domain.models import LoadedPlugin
+from ...domain.version import package_version
 from ..messages import send_answer
 
 
@@ -36,7 +36,7 @@ class VersionResource:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer with the name and the version."""
-        answer = VersionAnswer("monitor-plugin", metadata.version("monitor-plugin"))
+        answer = VersionAnswer("monitor-plugin", package_version())
         send_answer(response, answer)
 
 
