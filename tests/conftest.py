@@ -3,6 +3,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
+import shutil
+import signal
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,12 +19,16 @@ pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monit
 
 
 def pytest_configure() -> None:
-    """Reserves ports, and disables Hypothesis' checks for slow examples.
+    """Reserves ports, handles an ignored SIGINT, and disables Hypothesis' checks of slow examples.
 
     The checks fail on a busy machine. The ports are reserved before the first test, which would
     otherwise seem to leave a descriptor open.
     """
     own_ports()
+    # Shells ignore SIGINT in what a script runs in the background. The processes of the tests would
+    # inherit that; they inherit no handler.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: None)
     with contextlib.suppress(
         ModuleNotFoundError
     ):  # the environments of some Pythons do not have it
@@ -37,6 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts files with slow tests first, so that none runs alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gives tests and their processes a folder for temporary files, which they must leave empty."""
+    tmp_path_factory.getbasetemp()  # pytest's own folder stays where it is
+    folder = tempfile.mkdtemp(prefix="tests-")  # a short path, as sockets are in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+    left = os.listdir(folder)
+    shutil.rmtree(folder)
+    assert not left, "the tests have left these files behind"
 
 
 @pytest.fixture(autouse=True)

@@ -201,9 +201,10 @@ def test_readme_is_short_and_lists_all_extras() -> None:
 def test_documents_install_from_a_checkout() -> None:
     """While no version is published, each `pip install` is one that works in a checkout."""
     for path in PROSE:
-        if path.parent.name == "monitor-plugin-hello":  # it has a checkout and extras of its own
-            continue
         for arguments in re.findall(r"pip install ([^`\n]+)", without_messages(path)):
+            if path.parent.name == "monitor-plugin-hello":  # it needs the monitor, and is no extra
+                assert re.fullmatch(r"\.\./\.\. (\.|'\.\[test\]')", arguments), arguments
+                continue
             assert re.fullmatch(r"\.|'\.\[[a-z,]+\]'", arguments), (path.name, arguments)
             assert {*re.findall(r"\w+", arguments)} <= {*_extras()}, (path.name, arguments)
 

@@ -299,7 +299,12 @@ def test_example_runs(tmp_path: Path, spawner: Spawner) -> None:
     process = spawner.process(
         *(sys.executable, "-m", "monitor_plugin.demo.real_host", client.url),
         *("supervisord", "-c", str(tmp_path / EXAMPLE.name)),
-        env={**os.environ, "MONITOR_LISTEN": client.url.removeprefix("http://")},
+        # TMPDIR is where supervisord writes what its programs print.
+        env={
+            **os.environ,
+            "MONITOR_LISTEN": client.url.removeprefix("http://"),
+            "TMPDIR": str(tmp_path),
+        },
         cwd="/",
     )
     try:
