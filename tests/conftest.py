@@ -52,6 +52,7 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Gives tests and their processes a folder for temporary files, which they must leave empty."""
     tmp_path_factory.getbasetemp()  # pytest's own folder stays where it is
     folder = tempfile.mkdtemp(prefix="tests-")  # a short path, as sockets are in it
+    os.chmod(folder, 0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
