@@ -149,16 +149,19 @@ class Registration:
         watcher = self._exit_recorder.watcher
         try:
             process = Process(pid, keep_descriptor=watcher.pidfd_count() < max_pidfds())
-            backend = Backend(model, pid, address, process.created_at)
-            memory = SingleFlight(
-                _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._process_table.tree_memory, pid)
-            )
-            oom = OomKillCounter(pid)
-            record = Record(backend, canonical, process, Sampler(process), memory, oom)
+            try:
+                sampler, oom = Sampler(process), OomKillCounter(pid)
+            except BaseException:
+                process.close()
+                raise
         except (ProcessGone, psutil.Error, OSError) as error:
             raise _refusal(error, model, pid, address) from None
+        backend = Backend(model, pid, address, process.created_at)
+        memory = SingleFlight(
+            _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._process_table.tree_memory, pid)
+        )
         watcher.watch(process)
-        return record
+        return Record(backend, canonical, process, sampler, memory, oom)
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
         """Record the exit that a host reports: see `monitor_backend_exited`.

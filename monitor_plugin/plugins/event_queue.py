@@ -173,7 +173,11 @@ class EventQueue:
 
     def _run(self, subscriber: _Subscriber) -> None:
         while event := self._next(subscriber):
-            self._deliver(subscriber, event)
+            try:
+                self._deliver(subscriber, event)
+            except Exception:  # the plugin must get its next events
+                message = "plugin %r: hook %s could not be called"
+                _logger.exception(message, subscriber.plugin_name, event.hook)
 
     def _next(self, subscriber: _Subscriber) -> QueuedEvent | None:
         """Wait for the next event of a plugin; None ends the thread."""

@@ -22,9 +22,9 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.backends import registration
-from monitor_plugin.processes.process import Process
+from monitor_plugin.processes.process import Process, ProcessGone
 
-from ..support import Client, Spawner, eventually, is_running, register
+from ..support import Client, Spawner, descriptors, eventually, is_running, register
 from .conftest import Recorder
 
 
@@ -379,3 +379,20 @@ def test_reading_during_an_update_leaves_no_connection(
     monitor.read("m")
     assert monitor.backends()[0].address == other.address
     assert monitor._services.status_client._connections == {}
+
+
+def test_process_that_ends_during_its_registration_leaves_no_descriptor(
+    monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backend is refused, and its pidfd is closed."""
+    process = spawner.sleeper()
+
+    def fail(opened: Process) -> None:
+        assert opened.pidfd is not None
+        raise ProcessGone(opened.pid)
+
+    monkeypatch.setattr(registration, "Sampler", fail)
+    before = descriptors()
+    with pytest.raises(InvalidBackend, match=f"process {process.pid} does not run"):
+        register(monitor, process.pid)
+    assert not descriptors() - before

@@ -16,7 +16,7 @@ from monitor_plugin.plugins.event_queue import EventQueue
 from monitor_plugin.plugins.executor import HookExecutor
 from monitor_plugin.plugins.manager import PluginManager
 
-from ..support import Client, Spawner, eventually, load_sleeper, started_since
+from ..support import Client, Spawner, eventually, load_sleeper, logged, started_since
 
 EXIT = BackendExit("exited", 0, None, None, 1.0)
 FLIP = itertools.cycle([State.BUSY, State.READY])
@@ -284,6 +284,26 @@ def test_idle_threads_end_and_forget_unregistered_plugins(
     rig.end(2)
     eventually(lambda: plugin.events == [("gone", 1), ("gone", 2)])
     assert [each.plugin for each in rig.queue._subscribers.values()] == [plugin]
+
+
+def test_plugin_gets_the_next_event_after_an_unexpected_error(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is logged with the plugin and the hook."""
+    plugin, call_one, errors = Recorder(), rig.executor.call_one, [ValueError("unexpected")]
+
+    def fail_once(*arguments: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return call_one(*arguments)
+
+    monkeypatch.setattr(rig.executor, "call_one", fail_once)
+    rig.add(plugin)
+    rig.queue.start()
+    rig.end(1)
+    rig.end(2)
+    eventually(lambda: plugin.events == [("gone", 2)])
+    assert logged(caplog) == ["plugin 'p0': hook monitor_backend_gone could not be called"]
 
 
 def test_thread_that_cannot_start_is_reported_and_tried_again(
