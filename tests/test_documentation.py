@@ -133,6 +133,12 @@ def test_every_link_between_documents_resolves() -> None:
     assert broken == []
 
 
+def test_every_picture_is_shown() -> None:
+    """Each picture that `make screenshots` takes is on a page."""
+    text = "".join(path.read_text() for path in PROSE)
+    assert [each.name for each in DOCS.glob("images/*") if f"images/{each.name})" not in text] == []
+
+
 def sentences(path: Path) -> set[str]:
     """Return the sentences and the cells of tables of a document, without targets of links."""
     text = re.sub(r"\]\([^)]*\)", "]", without_code(path))
