@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,7 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """Gives tests and their processes a folder for temporary files, which they must leave empty."""
     tmp_path_factory.getbasetemp()  # pytest's own folder stays where it is
     folder = tempfile.mkdtemp(prefix="tests-")  # a short path, as sockets are in it
-    os.chmod(folder, 0o755)
+    Path(folder).chmod(0o755)  # tests run processes of other users
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", folder)
