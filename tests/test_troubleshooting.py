@@ -19,7 +19,7 @@ def texts_of_the_code() -> list[str]:
                 texts.append("".join(map(piece_of, node.values)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 text = node.value.replace("%r", "'...'")
-                texts.append(re.sub(r"%[sdg]", "...", text))
+                texts.append(re.sub(r"%[.\d]*[sdfg]", "...", text))
     return texts
 
 
