@@ -12,7 +12,7 @@ from monitor_plugin.cli.live import Top, draw
 from monitor_plugin.cli.queries import fetch_backends
 from monitor_plugin.client import Client
 
-from ..support import eventually
+from ...support import eventually
 from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 
 pytestmark = pytest.mark.once

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..integration.browser import Tabs, chromium
-from ..support import eventually
+from ...support import eventually
+from ..browser import Tabs, chromium
 from .conftest import MakeLocal, MakeNode, NatsServer
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]

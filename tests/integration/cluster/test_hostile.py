@@ -16,7 +16,7 @@ from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack
 from monitor_plugin.domain.errors import TooManyShutdowns
 from monitor_plugin.domain.models import Backend, Reading, Status
 
-from ..support import Client, Spawner, eventually, is_running, load_sleeper, register
+from ...support import Client, Spawner, eventually, is_running, load_sleeper, register
 from .conftest import MakeLocal, MakeRogue, NatsServer
 from .rogue import announce_rogue, cluster_node, encode_request, reply_with
 

@@ -16,7 +16,7 @@ from monitor_plugin import Monitor
 from monitor_plugin.cluster import service
 from monitor_plugin.http.server.dispatcher import Dispatcher
 
-from ..support import Spawner, eventually, free_port, register, started_since, suspend
+from ...support import Spawner, eventually, free_port, register, started_since, suspend
 from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]

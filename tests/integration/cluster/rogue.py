@@ -15,7 +15,7 @@ from monitor_plugin.cluster.node import ClusterNode
 from monitor_plugin.cluster.transport.loop_thread import LoopThread
 from monitor_plugin.cluster.transport.messages import Announcement, Caller, Request, pack
 
-from ..support import eventually
+from ...support import eventually
 
 Handler = Callable[[Msg], "list[tuple[str, bytes]]"]
 

@@ -14,10 +14,11 @@ import pytest
 
 from monitor_plugin import Monitor
 
-from ..support import Answer, Client, Spawner, eventually, free_port, program
+from ...support import Answer, Client, Spawner, eventually, free_port, program
 from .rogue import Rogue
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
+NODE = "tests.integration.cluster.node_process"
 
 
 def is_listening(port: int) -> bool:
@@ -175,7 +176,7 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
         log = tmp_path / f"{name}.log"
         with log.open("a") as errors:
             process = spawner.process(
-                *(*command, sys.executable, "-m", "tests.cluster.node_process", *models),
+                *(*command, sys.executable, "-m", NODE, *models),
                 stdin=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **variables},

@@ -18,7 +18,7 @@ import pytest
 
 from monitor_plugin import Monitor
 
-from ..support import Answer, Client, Spawner, eventually, program, started_since
+from ...support import Answer, Client, Spawner, eventually, program, started_since
 from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 from .rogue import cluster_node
 

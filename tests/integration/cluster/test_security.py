@@ -21,7 +21,7 @@ import trustme
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.domain.errors import SettingsError
 
-from ..support import Client, eventually
+from ...support import Client, eventually
 from .conftest import ROOT, MakeLocal, NatsServer, NodeClient
 from .rogue import Rogue
 

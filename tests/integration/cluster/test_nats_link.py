@@ -21,7 +21,7 @@ from monitor_plugin.cluster.transport.loop_thread import LoopThread
 from monitor_plugin.cluster.transport.nats_link import NatsLink
 from monitor_plugin.domain.errors import ClusterError, NodeUnreachable
 
-from ..support import descriptors, eventually, logged, refuse_thread
+from ...support import descriptors, eventually, logged, refuse_thread
 from .conftest import MakeRogue, NatsServer
 
 MakeLink = Callable[..., NatsLink]

@@ -15,7 +15,7 @@ import pytest
 
 from monitor_plugin.demo.cluster import Place, network_namespaces
 
-from ..support import Spawner, eventually, free_port, is_running, program
+from ...support import Spawner, eventually, free_port, is_running, program
 from .conftest import ROOT, MakeNode, Node
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]

@@ -20,7 +20,7 @@ from monitor_plugin.cluster import service
 from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack, unpack
 from monitor_plugin.domain.models import Backend, Reading, Status
 
-from ..support import Client, Spawner, eventually, free_port, is_running, load_sleeper, suspend
+from ...support import Client, Spawner, eventually, free_port, is_running, load_sleeper, suspend
 from .conftest import MakeLocal, MakeRogue, NatsServer
 from .rogue import announce_rogue, cluster_node, reply_with
 
