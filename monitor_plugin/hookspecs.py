@@ -81,6 +81,9 @@ class Monitor(Protocol):
     def call_metadata(self, backend: Backend) -> Mapping[str, str]:
         """Return the gRPC metadata of the monitor's calls to a backend."""
 
+    def log_refusal(self, backend: Backend, method: str) -> None:
+        """Log, once for the backend, that it wants another token."""
+
     def reload_tokens(self) -> None:
         """Read the token file again."""
 

@@ -339,6 +339,14 @@ class Monitor:
         """Return the metadata for calls to a backend: the metadata of hooks, and the token."""
         return self._services.status_client.metadata(backend)
 
+    def log_refusal(self, backend: Backend, method: str) -> None:
+        """Log that a backend answered a hook's call of a method with UNAUTHENTICATED.
+
+        Each backend is logged once, also if it refuses the monitor's own calls. The log names the
+        setting `grpc_token_file`.
+        """
+        self._services.status_client.log_refusal(backend, method)
+
     def reload_tokens(self) -> None:
         """Read the file of the setting `token_file` now; changes are also noticed automatically.
 

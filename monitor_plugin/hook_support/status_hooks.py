@@ -106,7 +106,12 @@ class StatusHooks:
             def call(path: str, request: bytes) -> bytes:
                 method = channel.unary_unary(path, None, None)
                 left = deadline - time.monotonic()
-                response: bytes = method(request, timeout=left, metadata=metadata)
+                try:
+                    response: bytes = method(request, timeout=left, metadata=metadata)
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                        monitor.log_refusal(backend, path)
+                    raise
                 return response
 
             status = self._ask(backend, call)

@@ -96,6 +96,10 @@ class StatusClient:
         """Return the metadata for calls to a backend: those from hooks, and the token."""
         return self._security.add_token(self._call_metadata(backend))
 
+    def log_refusal(self, backend: Backend, method: str) -> None:
+        """Log, once for the backend, that it answered a call of a hook with UNAUTHENTICATED."""
+        self._connection(backend).log_refusal(method)
+
     def counts(self, backend: Backend) -> StatusCounts | None:
         """Return the counts of the backend's `Status` calls; None if there was none."""
         with self._lock:

@@ -187,7 +187,8 @@ class Connection:
             next_call = StatusCall() if reached_deadline and not self._closed else None
             self._call = next_call
         self._close_useless_channel()
-        self._log_refusal("Status", outcome.rpc_error)
+        if outcome.rpc_error == grpc.StatusCode.UNAUTHENTICATED.name:
+            self.log_refusal("Status")
         call.done.set()
         if next_call:
             self._start(next_call)
@@ -207,7 +208,8 @@ class Connection:
             code = str(error.code().name)
             with self._lock:
                 self._is_unreachable = code == grpc.StatusCode.UNAVAILABLE.name
-            self._log_refusal("Free", code)
+            if code == grpc.StatusCode.UNAUTHENTICATED.name:
+                self.log_refusal("Free")
             return code
         except ChannelLimitReached:
             return grpc.StatusCode.RESOURCE_EXHAUSTED.name
@@ -219,10 +221,8 @@ class Connection:
             self._close_useless_channel()
         return None
 
-    def _log_refusal(self, method: str, code: str | None) -> None:
+    def log_refusal(self, method: str) -> None:
         """Log, once for the backend, that it wants a token that the calls do not carry."""
-        if code != grpc.StatusCode.UNAUTHENTICATED.name:
-            return
         with self._lock:
             is_known, self._is_refusal_logged = self._is_refusal_logged, True
         if not is_known:

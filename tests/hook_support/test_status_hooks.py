@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import psutil
@@ -16,33 +17,47 @@ from google.protobuf.wrappers_pb2 import BoolValue
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
 from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
 from monitor_plugin.rpc import channel_limit
+from monitor_plugin.rpc.protocol import STATUS_METHOD
 
-from ..support import Spawner, eventually, register
+from ..support import Spawner, eventually, logged, register
 
 READY = BoolValue(value=True).SerializeToString()
 
+if TYPE_CHECKING:
+    Handler = grpc.GenericRpcHandler[Any, Any]
+else:
+    Handler = grpc.GenericRpcHandler
 
-class Server:
+
+class Server(Handler):
     """A gRPC server at several addresses, with configurable responses."""
 
     def __init__(self, *addresses: str) -> None:
         self.answer: bytes = READY
+        self.has_status = False
+        self.wanted_token: str | None = None
         self.tokens: list[str] = []  # of the calls
         self.gate = threading.Event()
         self.gate.set()
         self._server = grpc.server(ThreadPoolExecutor(4))
-        handler = grpc.unary_unary_rpc_method_handler(self._ready)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("a.Service", {"Ready": handler}),)
-        )
+        self._server.add_generic_rpc_handlers((self,))
         self.ports = [self._server.add_insecure_port("127.0.0.1:0") for _ in range(3)]
         for address in addresses:
             self._server.add_insecure_port(address)
         self._server.start()
 
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a call."""
+        methods = ["/a.Service/Ready", *([STATUS_METHOD] if self.has_status else [])]
+        if details.method not in methods:
+            return None
+        return grpc.unary_unary_rpc_method_handler(self._ready)
+
     def _ready(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         metadata = {key: str(value) for key, value in context.invocation_metadata()}
         self.tokens.append(metadata.get("authorization", ""))
+        if self.wanted_token and self.tokens[-1] != f"Bearer {self.wanted_token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is required")
         self.gate.wait(60)
         return self.answer
 
@@ -153,6 +168,26 @@ def test_calls_carry_the_monitors_metadata(server: Server, watch: Callable[..., 
 
     assert watch(Token()).read("m0").source == "hook"
     assert server.tokens == ["Bearer of m0"]
+
+
+@pytest.mark.parametrize("has_status", [False, True])
+def test_backend_that_wants_another_token_is_logged_once(
+    has_status: bool,
+    server: Server,
+    watch: Callable[..., Monitor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether it refuses the hook's requests only, or the `Status` calls of the monitor as well."""
+    server.wanted_token = "s3cret"
+    server.has_status = has_status
+    monitor = watch(backends=2)
+    for _ in range(3):
+        for model in ("m0", "m1"):
+            code = "UNAUTHENTICATED" if has_status else "UNIMPLEMENTED"
+            assert monitor.read(model).rpc_error == code
+    lines = [each for each in logged(caplog) if "grpc_token_file" in each]
+    assert [each.partition(" (process")[0] for each in lines] == ["model 'm0'", "model 'm1'"]
+    assert "s3cret" not in caplog.text
 
 
 def test_other_models_get_no_requests(watch: Callable[..., Monitor]) -> None:
