@@ -46,7 +46,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"monitor_plugin\.(plugins\.manager\.PluginManager|hookspecs\.Monitor)"),
 ]
 
-_REPOSITORY = "https://github.com/monitor-plugin/monitor-plugin/blob/main"
+_URLS = dict(line.split(" = ") for line in _SETUP["metadata"]["project_urls"].split("\n") if line)
+_REPOSITORY = f"{_URLS['Source']}/blob/main"
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
