@@ -46,6 +46,22 @@ def test_install_that_fails_leaves_nothing_to_close(
     assert manager.get_plugins() == set()
 
 
+def test_install_that_cannot_load_a_plugin_leaves_nothing(tmp_path: Path) -> None:
+    """The monitor cannot even be made, so that nothing of it is registered or bound."""
+    file = tmp_path / "broken.py"
+    file.write_text("raise RuntimeError('broken')")
+    manager = pluggy.PluginManager("somehost")
+    others, before = threading.enumerate(), descriptors()
+    listen = f"unix:{tmp_path}/monitor.sock"
+    with pytest.raises(PluginError, match="broken"):
+        install(manager, Settings(listen=listen, hook=(str(file),)))
+    assert manager.get_plugins() == set()
+    assert not (tmp_path / "monitor.sock").exists()
+    assert not started_since(others)
+    assert not descriptors() - before
+    install(manager, Settings(listen=listen)).close()
+
+
 def test_install_that_is_refused_leaves_the_plugins_of_the_host() -> None:
     """Also where the host blocks names, which Pluggy keeps as plugins that are None."""
     manager = pluggy.PluginManager("somehost")

@@ -349,7 +349,7 @@ def test_an_answer_that_took_long_is_sent(
     with connect(server) as connection:
         (channel,) = eventually(lambda: list(channels.values()))
         if was_quiet:
-            channel.quiet_since -= 50  # less than `idle_seconds`, and more than a thread is kept
+            channel.quiet_since -= 20  # less than `idle_seconds`, more than a reader may pause
         app.channels = [channel]
         monkeypatch.setattr(connections.Connections, "evict", counting_evict)
         monkeypatch.setattr(Channel, "handle_close", recording_close)
