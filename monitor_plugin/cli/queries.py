@@ -80,6 +80,6 @@ def decode(client: Client, answer: Any, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(msgspec.json.encode(answer), type=kind)
-    except (ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         message = f"{client.url} does not answer as a monitor does ({error}): is it one?"
         raise RequestFailed(client.url, message) from None
