@@ -86,7 +86,7 @@ def supervisord(folder: Path) -> Iterator[int]:
     """Run supervisord with a program `m`, and yield the port of its XML-RPC interface."""
     port = free_port()
     lines = [
-        *("[supervisord]", "nodaemon=true", f"directory={folder}"),
+        *("[supervisord]", "nodaemon=true", f"directory={folder}", f"childlogdir={folder}"),
         *(f"logfile={folder}/supervisord.log", f"pidfile={folder}/supervisord.pid"),
         *("[inet_http_server]", f"port=127.0.0.1:{port}"),
         *("[rpcinterface:supervisor]", "supervisor.rpcinterface_factory="),

@@ -52,10 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Gives tests and their processes a folder for temporary files, which they must leave empty."""
     tmp_path_factory.getbasetemp()  # pytest's own folder stays where it is
+    usual = tempfile.gettempdir()
     folder = tempfile.mkdtemp(prefix="tests-")  # a short path, as sockets are in it
     Path(folder).chmod(0o755)  # tests run processes of other users
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
+        patch.setenv("PYTEST_DEBUG_TEMPROOT", usual)  # of a pytest that a test runs
         patch.setattr(tempfile, "tempdir", folder)
         yield
     left = os.listdir(folder)
