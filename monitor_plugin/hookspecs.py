@@ -150,11 +150,13 @@ def monitor_backend_registered(backend: Backend) -> None:
 def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | None:
     """Request the status of a backend by another protocol than LocalAI's.
 
-    When: at each reading, before the gRPC call; or during it, if gRPC gave the last status.
-    Thread: a hook's; concurrent calls are possible. Arguments: `backend`; `timeout_seconds`, the
-    time limit of the request. Returns a `Status` (memory in bytes), or None to leave the request to
-    the next implementation and to gRPC; the first status counts. An implementation that raises,
-    overruns or returns another type is logged, and the next one is called.
+    When: at each reading, before the gRPC call; or during it, if gRPC gave the last status, or if
+    the hooks take more than half of `status_timeout_seconds`, which all of them and the gRPC call
+    share. Thread: a hook's; concurrent calls are possible. Arguments: `backend`;
+    `timeout_seconds`, the time limit of the request. Returns a `Status` (memory in bytes), or None
+    to leave the request to the next implementation and to gRPC; the first status counts. An
+    implementation that raises, overruns or returns another type is logged, and the next one is
+    called.
     """
 
 
@@ -175,12 +177,12 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
     """Report memory of a backend that the hook can read, such as memory on a GPU.
 
     When: at each reading that has a status, or during its status call if the last reading had a
-    status; at each sweep. Thread: a hook's; concurrent calls are possible. Arguments: `backend`;
-    `pids`, its process and descendants, at most a second old. Returns bytes by component, which are
-    merged into `memory.breakdown` (by convention `vram` or `vram:DEVICE` on a GPU). A component
-    that the backend or an earlier implementation has reported does not change, nor does
-    `memory.total`. An implementation that raises, overruns or returns another type is logged, and
-    ignored.
+    status; at each sweep. It gets what is left of the reading's time. Thread: a hook's; concurrent
+    calls are possible. Arguments: `backend`; `pids`, its process and descendants, at most a second
+    old. Returns bytes by component, which are merged into `memory.breakdown` (by convention `vram`
+    or `vram:DEVICE` on a GPU). A component that the backend or an earlier implementation has
+    reported does not change, nor does `memory.total`. An implementation that raises, overruns or
+    returns another type is logged, and ignored.
     """
 
 

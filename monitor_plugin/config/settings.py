@@ -45,8 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             `https://example.com`.
         trusted_proxy: the IP address of a proxy whose `X-Forwarded-For` is believed; `unix` for
             all clients of the unix socket.
-        status_timeout_seconds: the maximum time that a reading waits for a gRPC `Status` call; also
-            the deadline of `Free`.
+        status_timeout_seconds: the maximum time that a reading waits for its hooks and for a gRPC
+            `Status` call, together; also the deadline of `Free`.
         reading_max_age_seconds: the maximum age of a reading that further requests get; 0: requests
             share a reading only while it is made.
         drain_timeout_seconds: the maximum time that a shutdown waits for a busy backend.
@@ -54,8 +54,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             during the stop has at least half; the time to end after SIGKILL; and the time that a
             `monitor_stop_backend` hook gets.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
-        hook_timeout_seconds: the maximum time that a reading or an event waits for one call of a
-            hook.
+        hook_timeout_seconds: the time limit of one call of a hook; in a reading at most
+            `status_timeout_seconds`.
         sweep_interval_seconds: the time from one sweep of all backends to the next; 0: no sweeps
             and no history.
         http_threads: the number of threads that answer requests; shutdowns use at most half of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +58,19 @@ class HookQuery(NamedTuple):
 
     status_run: HookRun
     components_run: HookRun | None = None
+
+    def wait(self, until: float) -> bool:
+        """Wait for the status, up to a time by the monotonic clock.
+
+        If there is none by then, `monitor_memory_components` is called at the same time.
+
+        Returns:
+            Whether the hooks have answered.
+        """
+        has_answered = self.status_run.wait(until)
+        if not has_answered and self.components_run:
+            self.components_run.begin()
+        return has_answered
 
     def status(self) -> Status | None:
         """Wait for the calls, and return the first status; None if no hook returned one."""
@@ -149,38 +163,47 @@ class Hooks:
     ) -> HookQuery:
         """Begin to call `monitor_query_status`, then `monitor_memory_components`.
 
+        Both end after `timeout_seconds`: the implementation that has not returned by then has
+        overrun, and later ones are not called.
+
         Args:
             backend: the backend to read.
-            timeout_seconds: the timeout of the reading.
+            timeout_seconds: the time that the reading has left.
             pids: lists the backend's process tree; called only if a hook needs the PIDs. None to
                 call `monitor_query_status` alone.
         """
-        seconds = self._timeout_seconds
+        seconds, ends_at = self._timeout_seconds, time.monotonic() + timeout_seconds
         arguments = {"backend": backend, "timeout_seconds": min(timeout_seconds, seconds)}
         hook = "monitor_query_status"
-        calls = [HookCall(hook, seconds, arguments, validate_status, _has_value)]
+        calls = [HookCall(hook, seconds, arguments, validate_status, _has_value, ends_at)]
         if pids is not None:
-            calls += self._components_call(backend, pids)
+            calls += self._components_call(backend, pids, ends_at)
         return HookQuery(*self._executor.begin(*calls))
 
     def memory_components(
-        self, backend: Backend, pids: Callable[[], Sequence[int]]
+        self, backend: Backend, pids: Callable[[], Sequence[int]], deadline: float
     ) -> dict[str, int]:
         """Call `monitor_memory_components`; return bytes by component, the first value counts.
 
-        `pids` lists the backend's process tree; it is called only if a hook needs the PIDs.
+        Args:
+            backend: the backend to read.
+            pids: lists the backend's process tree; called only if a hook needs the PIDs.
+            deadline: when the call ends, by the monotonic clock; after it no hook is called.
         """
-        calls = self._components_call(backend, pids)
-        return _merged(self._executor.call(calls[0])) if calls else {}
+        calls = self._components_call(backend, pids, deadline)
+        if not calls or time.monotonic() >= deadline:
+            return {}
+        return _merged(self._executor.call(calls[0]))
 
     def _components_call(
-        self, backend: Backend, pids: Callable[[], Sequence[int]]
+        self, backend: Backend, pids: Callable[[], Sequence[int]], ends_at: float
     ) -> list[HookCall]:
         hook = "monitor_memory_components"
         if not self._executor.implementations(hook):
             return []
         arguments = {"backend": backend, "pids": tuple(pids())}
-        return [HookCall(hook, self._timeout_seconds, arguments, validate_components)]
+        seconds = self._timeout_seconds
+        return [HookCall(hook, seconds, arguments, validate_components, ends_at=ends_at)]
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
         """Call `monitor_call_metadata`; return the merged metadata, the first value counts."""

@@ -17,7 +17,6 @@ from ..plugins.hooks import HookQuery, Hooks
 from ..processes.process import ProcessGone
 from ..processes.process_table import ProcessTable
 from ..rpc.client import StatusClient
-from ..rpc.connection import StatusRequest
 from .replicas import NO_SAMPLE, SourcedMemory
 
 
@@ -43,7 +42,8 @@ class BackendReader:
         status_client: requests statuses by gRPC.
         process_table: lists process trees.
         hooks: requests statuses before gRPC does, and adds memory components.
-        status_timeout_seconds: the maximum time for a status.
+        status_timeout_seconds: the maximum time of a reading: for the hooks, gRPC and the memory
+            components together.
     """
 
     def __init__(
@@ -67,15 +67,17 @@ class BackendReader:
             ProcessGone: the registered process has ended, even if the address still answers.
             BackendUnreadable: the status request failed, and the process cannot be read.
         """
-        backend = record.backend
-        request = self._request_early(record, backend)
+        backend, deadline = record.backend, self.deadline()
         # If a status is likely, one run of the hooks queries the status and the memory components.
         pids = None if record.source is None else partial(self._process_table.tree, backend.pid)
         query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
-        result = self._status(record, backend, math.inf, request, query)
+        result = self._request_status(record, backend, deadline, query)
+        breakdown = query.memory_components()  # also without a status: the hooks must be watched
+        self.record_state(record, backend, result.status)
         if result.status is None:
             return self._read_sample(record, backend, result.rpc_error)
-        breakdown = query.memory_components() if pids else self._components(backend)
+        if pids is None:
+            breakdown = self._components(backend, deadline)
         memory, memory_source = self._complete_memory(record, result.status, breakdown)
         status = Status(result.status.state, memory)
         return Reading(backend, status, None, result.source, None, time.time(), memory_source)
@@ -86,12 +88,19 @@ class BackendReader:
             for record in records:
                 self._status_client.request_status(record.backend)
 
-    def memory(self, record: Record, reading: Reading) -> SourcedMemory:
-        """Return the memory of a backend that was just read, with or without a status."""
+    def deadline(self) -> float:
+        """Return the deadline of a reading that begins now, by the monotonic clock."""
+        return time.monotonic() + self._status_timeout_seconds
+
+    def memory(self, record: Record, reading: Reading, deadline: float) -> SourcedMemory:
+        """Return the memory of a backend that was just read, with or without a status.
+
+        Hooks are asked for its components up to the deadline.
+        """
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
-            components = self._components(reading.backend)
+            components = self._components(reading.backend, deadline)
             return self._complete_memory(record, None, components)
         except ProcessGone:
             return None, None
@@ -102,33 +111,37 @@ class BackendReader:
         Raises:
             ProcessGone: the registered process has ended, even if the address still answers.
         """
-        backend, deadline = record.backend, time.monotonic() + timeout_seconds
-        request = self._request_early(record, backend)
+        backend = record.backend
         seconds = min(self._status_timeout_seconds, timeout_seconds)
+        deadline = time.monotonic() + seconds
         query = self._hooks.begin_query(backend, seconds)
-        return self._status(record, backend, deadline, request, query)
+        result = self._request_status(record, backend, deadline, query)
+        self.record_state(record, backend, result.status)
+        return result
 
-    def _request_early(self, record: Record, backend: Backend) -> StatusRequest | None:
-        """Start the gRPC request before the hooks run, if the last status came by gRPC."""
-        return self._status_client.request_status(backend) if record.source == "grpc" else None
-
-    def _status(
-        self,
-        record: Record,
-        backend: Backend,
-        deadline: float,
-        request: StatusRequest | None,
-        query: HookQuery,
+    def _request_status(
+        self, record: Record, backend: Backend, deadline: float, query: HookQuery
     ) -> StatusResult:
-        outcome = request.wait(deadline - time.monotonic()) if request else None
+        """Wait for the status of the hooks, and otherwise for that of gRPC.
+
+        The gRPC request starts when the hooks have answered. It starts at once if the last status
+        came by gRPC, and after half of the time if the hooks have not answered by then, so that
+        hooks that hang leave it the other half.
+        """
+        client, request = self._status_client, None
+        if record.source == "grpc":
+            request = client.request_status(backend)
+        half_time = deadline - (deadline - time.monotonic()) / 2
+        if not query.wait(half_time):
+            request = request or client.request_status(backend)
         status = query.status()  # takes precedence over gRPC's
         if status is not None:
             result = StatusResult(status, "hook", None)
         else:
-            outcome = outcome or self._status_client.status(backend, deadline - time.monotonic())
+            request = request or client.request_status(backend)
+            outcome = request.wait(deadline - time.monotonic())
             result = StatusResult(outcome.status, "grpc", outcome.rpc_error)
         record.source = result.source if result.status else None
-        self.record_state(record, backend, result.status)
         return result
 
     def record_state(self, record: Record, backend: Backend, status: Status | None) -> None:
@@ -162,9 +175,9 @@ class BackendReader:
             )
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
 
-    def _components(self, backend: Backend) -> dict[str, int]:
+    def _components(self, backend: Backend, deadline: float) -> dict[str, int]:
         pids = partial(self._process_table.tree, backend.pid)
-        return self._hooks.memory_components(backend, pids)
+        return self._hooks.memory_components(backend, pids, deadline)
 
     def _complete_memory(
         self, record: Record, status: Status | None, components: dict[str, int]

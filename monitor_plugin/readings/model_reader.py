@@ -113,11 +113,11 @@ class ModelReader:
         """Return the memory of all backends of a model that was just read."""
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
-        records = self._registry.records(model)
+        deadline = self._backend_reader.deadline()
         return sum_memories(
             [
-                self._backend_reader.memory(each, replace(reading, backend=each.backend))
-                for each in records
+                self._backend_reader.memory(each, replace(reading, backend=each.backend), deadline)
+                for each in self._registry.records(model)
             ]
         )
 
@@ -175,7 +175,7 @@ class ModelReader:
             ProcessGone: all processes have ended.
             BackendUnreadable: none of the backends that run can be read.
         """
-        records = replicas.records
+        records, deadline = replicas.records, self._backend_reader.deadline()
         if len(records) > _MAX_CONCURRENT_READS:  # so that the deadlines of all replicas overlap
             self._backend_reader.start_requests(records)
         futures = self._thread_pool.map(
@@ -199,5 +199,8 @@ class ModelReader:
         memories: list[SourcedMemory] = []
         if any(each.status for each in readings.values()):
             # A replica without a status adds the memory of its process tree.
-            memories = [self._backend_reader.memory(*each) for each in readings.items()]
+            memories = [
+                self._backend_reader.memory(record, reading, deadline)
+                for record, reading in readings.items()
+            ]
         return combine(list(readings.values()), memories)

@@ -185,9 +185,7 @@ class Sweeper:
         """
         backend = record.backend
         pids = usage.tree(backend.pid) if usage else [backend.pid]
-        components: dict[str, int] = {}
-        if time.monotonic() < hooks_deadline:
-            components = self._hooks.memory_components(backend, lambda: pids)
+        components = self._hooks.memory_components(backend, lambda: pids, hooks_deadline)
         vram = [amount for name, amount in components.items() if name.startswith("vram")]
         (memory, memory_source), pss = self._memory(record, result.status, components)
         process, tree = None, None

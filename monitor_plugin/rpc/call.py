@@ -38,11 +38,13 @@ class StatusCall:
         sent_at: when the call was sent (monotonic seconds); before that, when it was created.
         done: set once there is an outcome.
         outcome: None while the call is in flight.
+        is_counted: whether the call was counted as failed before it had an outcome.
     """
 
     def __init__(self, outcome: StatusOutcome | None = None) -> None:
         self.sent_at = time.monotonic()
         self.outcome = outcome
+        self.is_counted = False
         self.done = threading.Event()
         if outcome is not None:
             self.done.set()
@@ -112,7 +114,8 @@ class StatusCounts(NamedTuple):
         calls: for each of DURATION_BOUNDS, the number of calls that took at most so long; the last
             item is the number of all calls.
         seconds: the sum of the durations of all calls.
-        failures: the number of failed calls, by the name of the gRPC code.
+        failures: the number of failed calls, by the name of the gRPC code; including calls in
+            flight for which a reader has waited the whole timeout.
     """
 
     calls: tuple[int, ...]
@@ -133,7 +136,11 @@ class StatusCounter:
         self._calls[bisect_left(DURATION_BOUNDS, seconds)] += 1
         self._seconds += seconds
         if rpc_error is not None:
-            self._failures[_CODES.index(rpc_error)] += 1
+            self.add_failure(rpc_error)
+
+    def add_failure(self, rpc_error: str) -> None:
+        """Count a call as failed, with the name of the gRPC code."""
+        self._failures[_CODES.index(rpc_error)] += 1
 
     def counts(self) -> StatusCounts:
         """Return the counts so far."""

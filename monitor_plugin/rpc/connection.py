@@ -149,8 +149,12 @@ class Connection:
             if call.outcome is not None:
                 return call.outcome
             code = self._hung_code or grpc.StatusCode.DEADLINE_EXCEEDED.name
-            if time.monotonic() >= call.sent_at + self._timeout_seconds:
+            # A reader's deadline may be a little before that of the call.
+            if time.monotonic() >= call.sent_at + self._timeout_seconds - _HUNG_GRACE_SECONDS:
                 self._hung_code = code
+                if not call.is_counted:
+                    call.is_counted = True
+                    self._counter.add_failure(code)
             return StatusOutcome(None, code)
 
     def _start(self, call: StatusCall) -> None:
@@ -176,7 +180,7 @@ class Connection:
         )
         with self._lock:
             call.outcome = outcome
-            self._counter.add(seconds, outcome.rpc_error)
+            self._counter.add(seconds, None if call.is_counted else outcome.rpc_error)
             if outcome.rpc_error not in _NO_ANSWER:
                 self._hung_code = None
             elif self._hung_code is not None:
