@@ -45,7 +45,7 @@ def server() -> Iterator[Any]:
     [
         (waitress.server.create_server, ["application", "map", "_start", "_sock", "_dispatcher"]),
         (waitress.wasyncore.loop, ["timeout", "use_poll", "map", "count"]),
-        (waitress.wasyncore.close_all, ["map"]),
+        (waitress.wasyncore.close_all, ["map", "ignore_all"]),
         (BaseWSGIServer.accept, ["self"]),
         (BaseWSGIServer.handle_accept, ["self"]),
         (BaseWSGIServer.pull_trigger, ["self"]),
