@@ -39,9 +39,10 @@ def demo(once: bool, log_format: str, **flags: Any) -> int:
     from ..demo.calls import calls, make_calls
     from ..demo.host import MODELS, demo  # imports gRPC and Falcon
 
-    signals = Signals()
+    # `Signals` would keep a signal for `wait`. Without it, a signal ends `--once` at any time.
+    signals = None if once else Signals()
     with demo(settings) as monitor:
-        if once:
+        if signals is None:
             code = FINE
             for text, as_expected in make_calls(monitor.url, settings.token):
                 click.echo(text)

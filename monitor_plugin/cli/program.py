@@ -62,10 +62,10 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    if COMPLETION_VARIABLE in os.environ:
+    if instruction := os.environ.get(COMPLETION_VARIABLE):
         from .completion import answer_shell
 
-        return answer_shell(program, os.environ[COMPLETION_VARIABLE])
+        return answer_shell(program, instruction)
     with Interruptible() as signals:
         code = _run_command(arguments)
         return 128 + (signals.ended_by or signal.SIGINT) if code is None else code

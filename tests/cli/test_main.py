@@ -114,6 +114,20 @@ def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None
     assert f"curl -X POST http://localhost:{client.port}/backend/shutdown \\\n" in text
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_demo_once_at_any_time(number: int, spawner: Spawner) -> None:
+    """A signal during the start ends `demo --once` with all its backends, before its calls."""
+    process = spawner.process(*IGNORING, COMMAND, "demo", "--once", env=PATIENT)
+    children = psutil.Process(process.pid).children
+    eventually(lambda: bool(children()))
+    backends = children()
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert process.stdout
+    assert process.stdout.read() == ""
+    eventually(lambda: not any(backend.is_running() for backend in backends))
+
+
 def test_backends_end_when_their_host_is_killed(spawner: Spawner) -> None:
     """A demo that is killed leaves no backends behind."""
     process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0")
