@@ -59,6 +59,7 @@ def test_demo_once_makes_the_calls(spawner: Spawner) -> None:
     eventually(lambda: not psutil.pid_exists(process.pid))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("by", ["flag", "variable"])
 def test_demo_logs_json(by: str, spawner: Spawner) -> None:
     """Every line is an object, of events and of the audit."""
@@ -81,6 +82,7 @@ def test_unknown_log_format_is_a_usage_error(
     assert "'xml' is not one of 'text', 'json'" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_demo_once_fails_with_an_unexpected_answer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ def test_demo_once_fails_with_an_unexpected_answer(
     assert "HTTP 500" in capsys.readouterr().out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
     """The demo prints commands that work; Ctrl-C ends it, also where SIGINT was ignored."""
@@ -114,6 +117,7 @@ def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None
     assert f"curl -X POST http://localhost:{client.port}/backend/shutdown \\\n" in text
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_demo_once_at_any_time(number: int, spawner: Spawner) -> None:
     """A signal during the start ends `demo --once` with all its backends, before its calls."""
@@ -128,6 +132,7 @@ def test_signals_end_demo_once_at_any_time(number: int, spawner: Spawner) -> Non
     eventually(lambda: not any(backend.is_running() for backend in backends))
 
 
+@pytest.mark.once
 def test_backends_end_when_their_host_is_killed(spawner: Spawner) -> None:
     """A demo that is killed leaves no backends behind."""
     process = spawner.process(COMMAND, "demo", "--listen", "127.0.0.1:0")
@@ -199,6 +204,7 @@ def test_extra_argument_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unexpected extra argument (now)" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_demo_reads_its_token_file(spawner: Spawner, tmp_path: Path) -> None:
     """The printed commands send the shell's token; SIGHUP reads the file again."""
     file = tmp_path / "tokens"
@@ -230,6 +236,7 @@ def test_demo_reads_its_token_file(spawner: Spawner, tmp_path: Path) -> None:
     assert process.wait(60) == 0
 
 
+@pytest.mark.once
 def test_demo_once_sends_the_token_of_the_environment(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -245,6 +252,7 @@ def test_demo_once_sends_the_token_of_the_environment(
     assert "s3cret" not in output.out + output.err
 
 
+@pytest.mark.once
 def test_demo_listens_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The printed commands name the socket, and curl runs them unchanged."""
     path = tmp_path / "monitor.sock"
@@ -260,6 +268,7 @@ def test_demo_listens_on_a_unix_socket(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is not loaded" in answer
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
 def test_demo_needs_a_token_on_other_addresses(
     listen: str, capsys: pytest.CaptureFixture[str]

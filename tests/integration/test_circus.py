@@ -341,6 +341,7 @@ def test_monitor_closes_when_circus_stops_it(make_host: Callable[..., CircusHost
     assert host.pids("m") == [backend]
 
 
+@pytest.mark.once
 def test_shutdown_in_progress_does_not_delay_the_end(make_host: Callable[..., CircusHost]) -> None:
     """A monitor that ends does not wait for a slow command of circus."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
@@ -358,6 +359,7 @@ def test_shutdown_in_progress_does_not_delay_the_end(make_host: Callable[..., Ci
     assert outcomes[0] != 200
 
 
+@pytest.mark.once
 def test_plugin_waits_for_an_address_in_use(make_host: Callable[..., CircusHost]) -> None:
     """Another process, such as the plugin before a reload, may release it a moment later."""
     port = free_port()
@@ -389,6 +391,7 @@ def test_killed_circus_ends_a_shutdown_with_an_error(make_host: Callable[..., Ci
     host.wait_found("m")
 
 
+@pytest.mark.once
 def test_graceful_timeout_above_the_stop_timeout_is_logged(
     make_host: Callable[..., CircusHost],
 ) -> None:
@@ -401,6 +404,7 @@ def test_graceful_timeout_above_the_stop_timeout_is_logged(
     eventually(lambda: told in host.log())
 
 
+@pytest.mark.once
 def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusHost]) -> None:
     """Options take precedence, and no log has the token, which only a variable can set."""
     environment = {"MONITOR_TOKEN": "from-the-environment", "MONITOR_LISTEN": "127.0.0.1:1"}
@@ -417,6 +421,7 @@ def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusH
     assert "from-the-environment" not in host.log()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("option", "value", "error"),
     [
@@ -437,6 +442,7 @@ def test_invalid_option_ends_the_plugin(
     assert "very-secret" not in host.log()
 
 
+@pytest.mark.once
 def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
     """After `reloadconfig` a plugin that ended because of an invalid option runs."""
     host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, http_threads="many")
@@ -447,6 +453,7 @@ def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> No
     host.wait_found("m")
 
 
+@pytest.mark.once
 def test_example_runs(spawner: Spawner, short_folder: Path) -> None:
     """`make demo-circus` runs three models and prints commands; Ctrl-C ends all processes."""
     ini = (ROOT / "examples" / "circus" / "circus.ini").read_text()

@@ -111,6 +111,7 @@ def start_host(spawner: Spawner) -> Iterator[Callable[..., Host]]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HOSTS)
 def test_crashed_backend_is_restarted_but_a_stopped_one_is_not(
     name: str, start_host: Callable[..., Host]
@@ -128,6 +129,7 @@ def test_crashed_backend_is_restarted_but_a_stopped_one_is_not(
     eventually(lambda: host.serves("b"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HOSTS)
 def test_backend_that_crashes_during_a_stop_is_not_restarted(
     name: str, start_host: Callable[..., Host]
@@ -146,6 +148,7 @@ def test_backend_that_crashes_during_a_stop_is_not_restarted(
     eventually(lambda: f"a: process {pid} ended with -9" in host.errors())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HOSTS[:2])
 def test_model_between_two_starts_is_not_loaded(
     name: str, start_host: Callable[..., Host], tmp_path: Path
@@ -161,6 +164,7 @@ def test_model_between_two_starts_is_not_loaded(
     eventually(lambda: len(starts.read_text()) > before)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HOSTS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_host_leaves_nothing_behind(
@@ -265,6 +269,7 @@ def test_monitor_does_not_block_the_loop_of_an_asyncio_host(spawner: Spawner) ->
     pytest.fail("\n".join(said))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HOSTS[:2])
 def test_example_host_is_small(name: str) -> None:
     """It has no more lines than the documents say."""

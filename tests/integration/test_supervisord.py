@@ -185,6 +185,7 @@ def test_killed_backend_is_replaced_by_its_successor(shared: Host) -> None:
     assert shared.known("quick")
 
 
+@pytest.mark.once
 def test_output_of_hooks_does_not_break_the_event_protocol(shared: Host) -> None:
     """Hook files may print to standard output."""
     eventually(lambda: shared.known("quick"))
@@ -242,6 +243,7 @@ def test_unix_and_tcp_servers_are_used(
     assert "s3cret" not in host.monitor_log
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "environment", "said"),
     [
@@ -290,6 +292,7 @@ def test_killed_supervisord_ends_a_shutdown_with_an_error(make_host: Callable[..
     assert "Traceback" not in host.monitor_log
 
 
+@pytest.mark.once
 def test_example_runs(tmp_path: Path, spawner: Spawner) -> None:
     """In any folder its models answer, it prints commands, and Ctrl-C ends all processes."""
     # The ports of replicas end in their numbers.
