@@ -115,7 +115,7 @@ class StatusCounts(NamedTuple):
             item is the number of all calls.
         seconds: the sum of the durations of all calls.
         failures: the number of failed calls, by the name of the gRPC code; including calls in
-            flight for which a reader has waited the whole timeout.
+            flight that a reader has given up.
     """
 
     calls: tuple[int, ...]

@@ -152,9 +152,9 @@ class Connection:
             # A reader's deadline may be a little before that of the call.
             if time.monotonic() >= call.sent_at + self._timeout_seconds - _HUNG_GRACE_SECONDS:
                 self._hung_code = code
-                if not call.is_counted:
-                    call.is_counted = True
-                    self._counter.add_failure(code)
+            if not call.is_counted:
+                call.is_counted = True
+                self._counter.add_failure(code)
             return StatusOutcome(None, code)
 
     def _start(self, call: StatusCall) -> None:

@@ -145,13 +145,12 @@ def test_no_error_of_a_hook_is_hidden_if_the_backend_fails_as_well(
 def test_backend_that_hangs_in_a_hook_counts_as_a_failure(
     make_monitor: MonitorFactory, backend: BackendFactory, plugin: Plugin, replicas: int
 ) -> None:
-    """`monitor_backend_status_failures_total` has it at the first scrape after the readings."""
+    """`monitor_backend_status_failures_total` has it at the first scrape."""
     monitor = make_monitor([plugin], status_timeout_seconds=0.4, hook_timeout_seconds=0.4)
     for _ in range(replicas):
         backend(hang_status=True).register(monitor, "m")
     monitor.read("m")
     plugin.misbehave("hangs", "fine")
-    assert monitor.read("m").rpc_error == "DEADLINE_EXCEEDED"
     text = Client(monitor.url).request("GET", "/metrics").body.decode()
     failures = 'monitor_backend_status_failures_total{code="DEADLINE_EXCEEDED",model="m"'
     lines = [line for line in text.splitlines() if line.startswith(failures)]
