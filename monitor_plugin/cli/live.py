@@ -227,7 +227,10 @@ class Top:
     def _reply(self, target: StopTarget, key: str) -> None:
         if key in ("y", "Y", "f"):
             arguments = (target, key == "f")
-            threading.Thread(target=self._stop, args=arguments, daemon=True).start()
+            try:
+                threading.Thread(target=self._stop, args=arguments, daemon=True).start()
+            except RuntimeError as error:
+                self._message = f"{target} was not stopped: {error}"
         if key in ("y", "Y", "f", "n", "N", "q", "escape"):
             self._to_confirm = None
 

@@ -138,7 +138,11 @@ def _stop_all(
             while waiting and len(under_way) < _AT_ONCE:
                 under_way.append(waiting.pop(0))
                 arguments = (client, under_way[-1], force, node, results)
-                threading.Thread(target=_stop, args=arguments, daemon=True).start()
+                try:
+                    threading.Thread(target=_stop, args=arguments, daemon=True).start()
+                except RuntimeError as error:
+                    failure = MonitorError(f"model {under_way[-1]!r} was not stopped: {error}")
+                    results.put(StopResult(under_way[-1], 0.0, failure))
             try:
                 result = results.get(timeout=_PROGRESS_SECONDS)
             except queue.Empty:

@@ -55,7 +55,8 @@ class BackgroundStops:
         """Begin to stop a backend in the background. See `Monitor.shutdown` for the flags.
 
         The log gets the reason `why`, such as `it was idle for 3605 s`. Returns whether a stop has
-        begun; False if a stop is under way or has failed recently.
+        begun; False if a stop is under way or has failed recently, or if no thread can be started,
+        which is logged.
         """
         monitor = self.monitor
         if monitor is None or backend in self.under_way():
@@ -71,7 +72,14 @@ class BackgroundStops:
         text = "model %r (process %d) is being stopped: %s"
         self._logger.log(level, text, backend.model, backend.pid, why)
         run = partial(self._run, monitor, backend, force, spare_busy)
-        threading.Thread(target=run, name="monitor-hook-stop", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="monitor-hook-stop", daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._under_way.discard(backend)
+            text = "model %r (process %d) was not stopped: %s"
+            self._logger.error(text, backend.model, backend.pid, error)
+            return False
         return True
 
     def close(self) -> None:

@@ -266,9 +266,9 @@ class HookRun:
             self._began_at = now
             is_last = self._index == len(self._implementations) or now >= self._call.ends_at
         if overdue is not None:
-            message = "plugin %r: hook %s did not return within %.3g s; not called until it returns"
+            message = "plugin %r: hook %s did not return within %.2g s; not called until it returns"
             _logger.error(message, overdue.plugin_name, self._call.hook, seconds)
-            error = HookOverran(f"it was not back within {seconds:.3g} s")
+            error = HookOverran(f"it was not back within {seconds:.2g} s")
             outcome = HookOutcome(overdue.plugin_name, None, error)
             self._outcomes.append(outcome)
             is_last = self._call.is_last(outcome) or is_last

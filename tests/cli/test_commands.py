@@ -149,6 +149,27 @@ def test_stop_reports_models_that_were_not_stopped(
     assert not any(is_running(each.pid) for each in others)
 
 
+def test_stop_whose_thread_cannot_start_has_failed(
+    monitor: Monitor,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command names the model, and ends."""
+    process = load_sleeper(monitor, spawner)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert main(["stop", "m", "--yes", "--url", monitor.url]) == 1
+    assert "model 'm' was not stopped: can't start new thread" in capsys.readouterr().err
+    assert is_running(process.pid)
+
+
 def test_stop_shows_its_phase(
     make_monitor: Callable[..., Monitor], spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:

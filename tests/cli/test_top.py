@@ -151,6 +151,25 @@ def test_selection_stays_with_its_backend(monitor: Monitor, load: Load, make_top
     assert top.quitting
 
 
+def test_stop_whose_thread_cannot_start_is_reported(
+    monitor: Monitor, load: Load, make_top: MakeTop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question ends, and the screen goes on."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    process, top = load("a"), make_top(monitor)
+    eventually(lambda: top.screen().rows)
+    top.press(["s"])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        top.press(["y"])
+    assert top.screen().message == "a was not stopped: can't start new thread"
+    assert top.screen().question is None
+    assert is_running(process.pid)
+
+
 def test_stop_key_asks_first(monitor: Monitor, load: Load, make_top: MakeTop) -> None:
     """`n` and keys from before the question stop nothing; `y` stops the named model."""
     first, other = load("a"), load("b")

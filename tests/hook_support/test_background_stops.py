@@ -179,3 +179,29 @@ def test_close_prevents_new_stops(
     register(monitor, spawner)
     stops.close()
     assert not stops.stop(monitor.backends()[0], "")
+
+
+def test_stop_whose_thread_cannot_start_is_not_under_way(
+    monitor: Monitor,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log says so, and the next try stops the backend, without waiting for a retry."""
+    stops = BackgroundStops(_logger, retry_seconds=60)
+    stops.monitor = monitor
+    pid = register(monitor, spawner)
+    (backend,) = monitor.backends()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert not stops.stop(backend, "it was idle")
+    assert not stops.under_way()
+    level, text = records(caplog)[-1]
+    assert level == logging.ERROR
+    assert text == f"model 'm' (process {pid}) was not stopped: can't start new thread"
+    assert stops.stop(backend, "it was idle")
+    eventually(lambda: not is_running(pid))

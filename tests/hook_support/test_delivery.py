@@ -214,3 +214,31 @@ def test_closing_ends_a_send_that_hangs(
     eventually(lambda: not queue._thread.is_alive())
     assert receiver.sent == []
     assert any("the receiver: closed; " in line for line in text(caplog))
+
+
+def test_queue_whose_thread_cannot_start_can_be_closed_or_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was queued meanwhile is sent after the start."""
+    sent: list[str] = []
+    queue = SendQueue(
+        sent.append,
+        "the receiver",
+        logging.getLogger("a sender"),
+        size=10,
+        attempts=1,
+        pause_seconds=0.0,
+        interrupt=lambda: None,
+    )
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            queue.start()
+    queue.put("a")
+    queue.start()
+    eventually(lambda: sent == ["a"])
+    queue.close()

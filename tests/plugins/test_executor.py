@@ -14,7 +14,13 @@ import pytest
 from monitor_plugin import hookimpl
 from monitor_plugin.concurrency import thread_pool as workers
 from monitor_plugin.concurrency.thread_pool import MAX_IDLE
-from monitor_plugin.plugins.executor import HookCall, HookExecutor, HookOverran, WrongType
+from monitor_plugin.plugins.executor import (
+    HookCall,
+    HookExecutor,
+    HookNotCalled,
+    HookOverran,
+    WrongType,
+)
 from monitor_plugin.plugins.manager import PluginManager
 
 from ..support import eventually
@@ -289,3 +295,145 @@ def test_figures_add_up_over_many_calls(rig: Rig) -> None:
     each, other = (figures for _, figures in rig.executor.figures(HOOK))
     assert 0 < each.seconds_max <= each.seconds_total
     assert each.seconds_total + other.seconds_total < seconds
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hook thread can be started."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "monitor-hook":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+@pytest.mark.usefixtures("no_threads")
+def test_implementations_are_not_called_if_no_thread_can_be_started(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has an outcome, which the log has as well; no figure changes; later calls work."""
+    plugins = rig.add(give(1), give(2))
+    assert rig.call() == [("p0", HookNotCalled), ("p1", HookNotCalled)]
+    for name in ("p0", "p1"):
+        words = f"plugin '{name}': hook monitor_closing: it was not called: can't start new thread"
+        assert words in caplog.text
+    assert [rig.figures(place) for place in range(2)] == [(0, 0, 0)] * 2
+    runs = rig.executor.begin(*[HookCall(HOOK, 60.0, {})] * 2)
+    assert [[each.plugin_name for each in run.outcomes()] for run in runs] == [["p0", "p1"]] * 2
+    monkeypatch.undo()
+    assert rig.call() == [("p0", 1), ("p1", 2)]
+    assert len(plugins[0].threads) == 1
+
+
+def test_thread_that_cannot_take_over_ends_the_call(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The implementations after one that overruns are not called, and the call ends."""
+    go, overrun = threading.Event(), HookOverran
+    rig.add(lambda: go.wait(60) and None, give(2))
+    (run,) = rig.executor.begin(HookCall(HOOK, 0.2, {}, lambda value: value))
+
+    def refuse(job: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(rig.executor._workers, "run", refuse)
+    outcomes = [(each.plugin_name, type(each.error)) for each in run.outcomes()]
+    go.set()
+    if outcomes[0][1] is overrun:  # else not even the first thread has started in time
+        assert outcomes == [("p0", overrun), ("p1", HookNotCalled)]
+
+
+def test_call_ends_at_its_deadline(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The implementation that has not returned has overrun; later ones are not called."""
+    go = threading.Event()
+    plugins = rig.add(give(1), lambda: go.wait(60) and None, give(3))
+    validate: Callable[[Any], Any] = lambda value: value  # noqa: E731
+    began = time.monotonic()
+    call = HookCall(HOOK, 60.0, {}, validate, ends_at=began + 0.3)
+    (run,) = rig.executor.begin(call)
+    outcomes = [(each.plugin_name, type(each.error)) for each in run.outcomes()]
+    assert time.monotonic() - began < 30
+    go.set()
+    if len(plugins[1].threads) == 1:  # else the machine was too slow to call it in time
+        assert outcomes == [("p0", type(None)), ("p1", HookOverran)]
+        assert "plugin 'p1': hook monitor_closing did not return within 0." in caplog.text
+        assert rig.figures(1)[2] == 1
+    assert plugins[2].threads == []
+
+
+def test_call_after_its_deadline_leaves_nothing_unwatched(rig: Rig) -> None:
+    """No implementation goes on that has neither returned nor overrun."""
+    go = threading.Event()
+    (plugin,) = rig.add(lambda: go.wait(60) and None)
+    for _ in range(20):
+        rig.executor.call(HookCall(HOOK, 60.0, {}, ends_at=time.monotonic() - 1.0))
+    assert len(plugin.threads) <= 1
+    assert rig.executor.implementations(HOOK)[0].overdue_calls == len(plugin.threads)
+    go.set()
+
+
+def test_wait_ends_at_its_time_and_the_run_goes_on(rig: Rig) -> None:
+    """`wait` returns whether the run has ended; `outcomes` may be called later."""
+    go = threading.Event()
+    rig.add(lambda: go.wait(60) and 1)
+    (run,) = rig.executor.begin(HookCall(HOOK, 60.0, {}, lambda value: value))
+    assert not run.wait(time.monotonic() + 0.05)
+    go.set()
+    assert run.wait()
+    assert [each.value for each in run.outcomes()] == [True]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_following_run_does_not_wait_for_a_hook_that_hangs(rig: Rig, begins: bool) -> None:
+    """It begins when the first run ends, or earlier if it is asked to; once in any case."""
+    go, calls = threading.Event(), []
+
+    class Second:
+        @hookimpl
+        def monitor_add_routes(self) -> None:
+            calls.append(threading.current_thread())
+
+    rig.add(lambda: go.wait(60) and None)
+    rig.manager.register(Second())
+    seconds = 60.0 if begins else 0.1
+    first, second = rig.executor.begin(
+        HookCall(HOOK, seconds, {}), HookCall("monitor_add_routes", 60.0, {})
+    )
+    if begins:
+        assert not first.wait(time.monotonic())
+        second.begin()
+        second.begin()
+    else:
+        assert first.wait()
+        second.begin()
+    assert second.outcomes() == []
+    go.set()
+    assert first.wait()
+    rig.executor.close()
+    assert len(calls) == 1
+
+
+def test_error_is_logged_without_a_caller_that_waits(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reading that gives up early hides no error of a hook."""
+    rig.add(fail(KeyError("boom")))
+    rig.executor.begin(HookCall(HOOK, 60.0, {}))
+    eventually(lambda: "plugin 'p0': hook monitor_closing raised" in caplog.text)
+
+
+def test_late_return_is_reported_to_the_caller(rig: Rig) -> None:
+    """Once, after the implementation may be called again."""
+    go, returned = threading.Event(), threading.Event()
+    rig.add(lambda: go.wait(60) and None)
+    (implementation,) = rig.executor.implementations(HOOK)
+    call = HookCall(HOOK, 0.05, {}, on_late_return=returned.set)
+    while not rig.executor.call_one(implementation, call):
+        pass  # the thread had not started in time
+    assert not returned.is_set()
+    go.set()
+    assert returned.wait(30)
+    assert implementation.overdue_calls == 0
