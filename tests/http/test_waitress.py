@@ -1,7 +1,7 @@
 """The names of waitress that it does not document, and that `http/server/` overrides or uses.
 
 setup.cfg keeps waitress below the next major version for their sake. A new version may raise that
-bound when these tests and `test_server.py`, `test_raw_http.py` pass with it.
+bound when these tests and `test_server.py`, `test_channel.py` pass with it.
 """
 
 from __future__ import annotations

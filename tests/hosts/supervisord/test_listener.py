@@ -13,7 +13,7 @@ import pytest
 
 from monitor_plugin.hosts.supervisord.listener import EventProtocol
 
-from ..support import Spawner
+from ...support import Spawner
 
 COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
 HEADER = "ver:3.0 server:s serial:1 pool:m poolserial:1 eventname:PROCESS_STATE_RUNNING len:"
