@@ -1,17 +1,28 @@
-"""A real backend is registered, read and stopped over HTTP."""
+"""A real backend is registered, read and stopped: by HTTP, by commands, and with a hook file."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from monitor_plugin import Monitor
+from monitor_plugin.cli import main
 
 from ..support import Client, Spawner, eventually, is_running
 
 MIB = 1024 * 1024
+HOOK_FILE = """
+from pathlib import Path
+from monitor_plugin import hookimpl
+
+@hookimpl
+def monitor_backend_gone(backend, exit):
+    Path(__file__).with_name("told").write_text(f"{backend.model}: {exit.cause} {exit.signal}")
+"""
 
 
 def test_backend_is_read_and_stopped(monitor: Monitor, client: Client, spawner: Spawner) -> None:
@@ -100,3 +111,27 @@ def test_backend_without_reported_memory_is_measured(
     assert answer.json["memory"]["breakdown"] == {}
     assert 50 * MIB < answer.json["memory"]["total"] < 150 * MIB
     assert answer.headers["X-Monitor-Memory-Source"] == "pss"
+
+
+def test_crash_is_told_to_a_hook_file_and_a_command(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A hook file is loaded and learns how a backend ended, and `ps` lists what runs and ended."""
+    folder = tmp_path / "hooks"
+    folder.mkdir(mode=0o755)
+    (folder / "exits.py").write_text(HOOK_FILE)
+    (folder / "exits.py").chmod(0o644)
+    monitor = make_monitor(hooks_dir=str(folder))
+    backend = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    assert main(["ps", "--url", monitor.url]) == 0
+    assert f" {backend.pid} " in capsys.readouterr().out
+
+    backend.process.kill()
+    told = folder / "told"
+    eventually(lambda: told.exists() and told.read_text() == "m: killed 9")
+    assert main(["ps", "--url", monitor.url]) == 0
+    assert "was killed by SIGKILL" in capsys.readouterr().out
