@@ -80,12 +80,14 @@ class EventQueue:
 
     def publish(self, hook: str, **arguments: Any) -> Delivery:
         """Queue an event without blocking."""
-        implementations = self._executor.implementations(hook)
+        by_plugin: dict[int, list[Implementation]] = {}
+        for each in self._executor.implementations(hook):
+            by_plugin.setdefault(id(each.record.plugin), []).append(each)
         delivery = Delivery()
         with self._lock:
             self._add_log_line(partial(self._log, hook, arguments))
-            for each in implementations:
-                self._put(hook, arguments, each, delivery)
+            for same_plugin in by_plugin.values():
+                self._put(hook, arguments, same_plugin, delivery)
             delivery.count_down()  # for this method
         return delivery
 
@@ -122,20 +124,26 @@ class EventQueue:
     # The lock protects what follows.
 
     def _put(
-        self, hook: str, arguments: Mapping[str, Any], each: Implementation, delivery: Delivery
+        self,
+        hook: str,
+        arguments: Mapping[str, Any],
+        implementations: list[Implementation],
+        delivery: Delivery,
     ) -> None:
-        plugin = each.record.plugin
+        plugin, plugin_name = implementations[0].record.plugin, implementations[0].plugin_name
         subscriber = self._subscribers.get(id(plugin))
         if subscriber is None:
-            subscriber = _Subscriber(plugin, each.plugin_name, threading.Condition(self._lock))
+            subscriber = _Subscriber(plugin, plugin_name, threading.Condition(self._lock))
             self._subscribers[id(plugin)] = subscriber
-        waits = not (each.overdue_calls or subscriber.queue.is_blocked())
-        delivery.expected += waits
-        event = QueuedEvent(hook, arguments, each, time.monotonic(), delivery if waits else None)
+        event = QueuedEvent(hook, arguments, implementations, time.monotonic(), delivery)
+        if event.is_late() or subscriber.queue.is_blocked():
+            event = event._replace(delivery=None)  # nothing shall wait for a hook that may hang
+        else:
+            delivery.expected += 1
         dropped = subscriber.queue.put(event)
-        for event in dropped:
-            if event.delivery:
-                event.delivery.count_down()
+        for each in dropped:
+            if each.delivery:
+                each.delivery.count_down()
         if dropped and not subscriber.has_dropped:
             subscriber.has_dropped = True
             message = (
@@ -193,12 +201,11 @@ class EventQueue:
                     return None
 
     def _deliver(self, subscriber: _Subscriber, event: QueuedEvent) -> None:
-        hook, implementation = event.hook, event.implementation
-        outcomes = []
-        if implementation in self._executor.implementations(hook):  # else it was unregistered
-            wake = partial(self._wake, subscriber)
-            call = HookCall(hook, self._timeout_seconds, event.arguments, on_late_return=wake)
-            outcomes = self._executor.call_one(implementation, call)
+        registered = self._executor.implementations(event.hook)  # a plugin may have left meanwhile
+        implementations = [each for each in event.implementations if each in registered]
+        wake = partial(self._wake, subscriber)
+        call = HookCall(event.hook, self._timeout_seconds, event.arguments, on_late_return=wake)
+        outcomes = self._executor.call_some(implementations, call)
         if any(isinstance(each.error, HookNotCalled) for each in outcomes):
             if not self._closing.wait(_RETRY_SECONDS):
                 with self._lock:

@@ -370,9 +370,11 @@ class HookExecutor:
         run.work()
         return run.outcomes()
 
-    def call_one(self, implementation: Implementation, call: HookCall) -> list[HookOutcome]:
-        """Call one implementation of a hook, with a time limit; return `HookRun.outcomes`."""
-        run = self._make_run(call, [implementation])
+    def call_some(
+        self, implementations: Sequence[Implementation], call: HookCall
+    ) -> list[HookOutcome]:
+        """Call some implementations of a hook, with a time limit; return `HookRun.outcomes`."""
+        run = self._make_run(call, implementations)
         run.begin()
         return run.outcomes()
 

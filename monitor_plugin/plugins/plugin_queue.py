@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -48,14 +48,14 @@ class QueuedEvent(NamedTuple):
     Attributes:
         hook: the hook that reports the event.
         arguments: the arguments of the hook.
-        implementation: the plugin's implementation of the hook.
+        implementations: the plugin's implementations of the hook, mostly one.
         at: when the event was queued; of coalesced changes of state, the first one (monotonic).
         delivery: counts the plugins that have returned; None if nothing waits for this plugin.
     """
 
     hook: str
     arguments: Mapping[str, Any]
-    implementation: Implementation
+    implementations: Sequence[Implementation]
     at: float
     delivery: Delivery | None = None
 
@@ -64,6 +64,10 @@ class QueuedEvent(NamedTuple):
         """The PID and the creation time of the backend, which keeps them with a new address."""
         backend = self.arguments["backend"]
         return backend.pid, backend.created_at
+
+    def is_late(self) -> bool:
+        """Whether the hook has overrun, and not returned yet."""
+        return any(each.overdue_calls for each in self.implementations)
 
 
 class PluginQueue:
@@ -127,7 +131,7 @@ class PluginQueue:
         """
         while self._ordered:
             event = self._ordered[0]
-            is_late = event.implementation.overdue_calls > 0
+            is_late = event.is_late()
             if is_late and event.hook != STATE_CHANGED:
                 return None
             self._ordered.popleft()
@@ -135,7 +139,7 @@ class PluginQueue:
                 return event
             self._dropped += 1  # else the exit or the new registration after it would wait
         for process, waiting in self._states.items():
-            if waiting[0].implementation.overdue_calls:
+            if waiting[0].is_late():
                 break
             event = waiting.popleft()
             del self._states[process]
@@ -147,7 +151,7 @@ class PluginQueue:
     def is_blocked(self) -> bool:
         """Whether the next event waits for the late return of its hook."""
         first = self._ordered[0] if self._ordered else None
-        return bool(first and first.hook != STATE_CHANGED and first.implementation.overdue_calls)
+        return bool(first and first.hook != STATE_CHANGED and first.is_late())
 
     def figures(self, now: float) -> EventFigures:
         """Return how many events wait and were not delivered, at a monotonic time."""

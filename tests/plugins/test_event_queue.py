@@ -237,6 +237,33 @@ def test_events_before_the_start_are_delivered_after_it(rig: Rig) -> None:
     eventually(lambda: plugin.events == [("gone", 1), ("registered", 2)])
 
 
+def test_two_implementations_of_a_plugin_get_every_change(rig: Rig) -> None:
+    """A plugin may implement a hook twice, by `specname`; changes of state are merged for both."""
+    found: list[tuple[str, State | None, State]] = []
+    go = threading.Event()
+
+    class Twice:
+        @hookimpl(specname="monitor_state_changed")
+        def first(self, previous: State | None, current: State) -> None:
+            go.wait(60)
+            found.append(("first", previous, current))
+
+        @hookimpl(specname="monitor_state_changed")
+        def second(self, previous: State | None, current: State) -> None:
+            found.append(("second", previous, current))
+
+    rig.manager.register(plugin := Twice())
+    rig.queue.start()
+    for _ in range(100):
+        rig.change()
+    go.set()
+    eventually(lambda: rig.queue.figures(plugin).waiting == 0)
+    rig.queue.close()
+    changes = {name: [each[1:] for each in found if each[0] == name] for name, *_ in found}
+    assert changes["first"] == changes["second"]
+    assert len(found) > 2
+
+
 def test_close_delivers_what_is_queued_and_ends_the_threads(rig: Rig) -> None:
     """Also with a plugin that has been unregistered, which gets nothing more."""
     before = set(threading.enumerate())
@@ -290,14 +317,14 @@ def test_plugin_gets_the_next_event_after_an_unexpected_error(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The error is logged with the plugin and the hook."""
-    plugin, call_one, errors = Recorder(), rig.executor.call_one, [ValueError("unexpected")]
+    plugin, call_some, errors = Recorder(), rig.executor.call_some, [ValueError("unexpected")]
 
     def fail_once(*arguments: Any) -> Any:
         if errors:
             raise errors.pop()
-        return call_one(*arguments)
+        return call_some(*arguments)
 
-    monkeypatch.setattr(rig.executor, "call_one", fail_once)
+    monkeypatch.setattr(rig.executor, "call_some", fail_once)
     rig.add(plugin)
     rig.queue.start()
     rig.end(1)

@@ -431,7 +431,7 @@ def test_late_return_is_reported_to_the_caller(rig: Rig) -> None:
     rig.add(lambda: go.wait(60) and None)
     (implementation,) = rig.executor.implementations(HOOK)
     call = HookCall(HOOK, 0.05, {}, on_late_return=returned.set)
-    while not rig.executor.call_one(implementation, call):
+    while not rig.executor.call_some([implementation], call):
         pass  # the thread had not started in time
     assert not returned.is_set()
     go.set()

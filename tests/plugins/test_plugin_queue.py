@@ -36,7 +36,7 @@ class Rig:
 
     def put(self, hook: str, pid: int, at: float = 0.0, **arguments: Any) -> list[tuple[str, int]]:
         backend = Backend(arguments.pop("model", "m"), pid, "a", 1.0)
-        event = QueuedEvent(hook, {"backend": backend, **arguments}, self.hooks[hook], at)
+        event = QueuedEvent(hook, {"backend": backend, **arguments}, [self.hooks[hook]], at)
         return [(each.hook, each.arguments["backend"].pid) for each in self.queue.put(event)]
 
     def change(self, pid: int, *states: State | None, at: float = 0.0, **arguments: Any) -> None:
