@@ -244,7 +244,10 @@ class Monitor:
             event_log=services.event_log,
             time_series=services.time_series,
             metrics=MetricsSource(
-                services.sweeper.sweep, services.status_client.counts, services.model_counter.counts
+                services.sweeper.sweep,
+                services.status_client.counts,
+                services.model_counter.counts,
+                self.plugins,
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
             plugins=self.plugins,

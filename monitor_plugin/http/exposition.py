@@ -21,8 +21,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 
+from ..api.results import escape
 from ..backends.counters import ModelCounts
-from ..domain.models import Backend, Observation, State, state_name
+from ..domain.models import Backend, LoadedPlugin, Observation, State, state_name
 from ..domain.version import package_version
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
@@ -42,6 +43,7 @@ class Exposition:
         sweep: reads all backends; called at each scrape.
         status_counts: returns the counts of a backend's `Status` calls; None before the first call.
         model_counts: returns the counts of exits and shutdowns by model.
+        plugins: lists the plugins.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class Exposition:
         sweep: Callable[[], Sequence[Observation]],
         status_counts: Callable[[Backend], StatusCounts | None],
         model_counts: Callable[[], Mapping[str, ModelCounts]],
+        plugins: Callable[[], Sequence[LoadedPlugin]],
     ) -> None:
         self._sweep = sweep
         self._status_counts = status_counts
         self._model_counts = model_counts
+        self._plugins = plugins
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -81,6 +85,7 @@ class Exposition:
         yield from self._gauges(observations)
         yield from self._calls(observations)
         yield from self._models()
+        yield from self._events()
 
     def _gauges(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
@@ -171,6 +176,37 @@ class Exposition:
             for outcome, count in counts.shutdowns.items():
                 shutdowns.add_metric((model, outcome), count)
         yield from (exits, shutdowns)
+
+    def _events(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily(
+            "monitor_plugin_events_waiting",
+            "Events that wait for the hooks of the plugin.",
+            labels=("plugin",),
+        )
+        oldest = GaugeMetricFamily(
+            "monitor_plugin_events_oldest_seconds",
+            "How long the oldest of these events has waited; 0 if none waits.",
+            labels=("plugin",),
+            unit="seconds",
+        )
+        coalesced = CounterMetricFamily(
+            "monitor_plugin_events_coalesced",
+            "Changes of state that were merged into newer ones, as the plugin was behind.",
+            labels=("plugin",),
+        )
+        dropped = CounterMetricFamily(
+            "monitor_plugin_events_dropped",
+            "Events that the plugin did not get, as it was too far behind.",
+            labels=("plugin",),
+        )
+        # A plugin of the host may have the name of another one.
+        figures = {escape(each.name): each.events for each in self._plugins() if each.events}
+        for name, events in figures.items():
+            waiting.add_metric((name,), events.waiting)
+            oldest.add_metric((name,), events.oldest_seconds)
+            coalesced.add_metric((name,), events.coalesced)
+            dropped.add_metric((name,), events.dropped)
+        yield from (waiting, oldest, coalesced, dropped)
 
 
 def _largest(breakdown: Mapping[str, int]) -> dict[str, int]:

@@ -15,7 +15,16 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from monitor_plugin import Backend, Memory, Monitor, Reading, Status, hookimpl
+from monitor_plugin import (
+    Backend,
+    EventFigures,
+    LoadedPlugin,
+    Memory,
+    Monitor,
+    Reading,
+    Status,
+    hookimpl,
+)
 from monitor_plugin.backends.counters import ModelCounts
 from monitor_plugin.domain.models import Observation, ProcessUsage, State
 from monitor_plugin.domain.version import package_version
@@ -69,7 +78,13 @@ def render(*observations: Observation, media_type: str = TEXT) -> str:
     counter = StatusCounter()
     counter.add(0.02, "UNAVAILABLE")
     models = {"m": ModelCounts({"killed": 2}, {"stopped": 3})}
-    exposition = Exposition(lambda: observations, lambda _: counter.counts(), lambda: models)
+    plugins = [
+        LoadedPlugin("\udce9", "s", (), EventFigures(3, 2.5, 4, 1)),
+        LoadedPlugin("without event hooks", "s", ()),
+    ]
+    exposition = Exposition(
+        lambda: observations, lambda _: counter.counts(), lambda: models, lambda: plugins
+    )
     return exposition.render(media_type)[0].decode()
 
 
@@ -110,12 +125,18 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     assert value(found, "monitor_backend_shutdowns_total", model="m", outcome="stopped") == 3
     versions = {"version": package_version(), "python_version": platform.python_version()}
     assert value(found, "monitor_build_info", **versions) == 1
+    plugin = {"plugin": "\\udce9"}
+    assert value(found, "monitor_plugin_events_waiting", **plugin) == 3
+    assert value(found, "monitor_plugin_events_oldest_seconds", **plugin) == 2.5
+    assert value(found, "monitor_plugin_events_coalesced_total", **plugin) == 4
+    assert value(found, "monitor_plugin_events_dropped_total", **plugin) == 1
+    assert "without event hooks" not in text
     assert value(found, "monitor_machine_memory_bytes") == psutil.virtual_memory().total
 
 
 def test_unknown_figures_are_absent() -> None:
     """Of a backend that was never read there is a state, which is unknown, and no figure."""
-    exposition = Exposition(lambda: [observe()], lambda _: None, dict)
+    exposition = Exposition(lambda: [observe()], lambda _: None, dict, list)
     found = series(exposition.render(TEXT)[0].decode())
     names = {name for name, labels in found if labels}
     assert names == {"monitor_build_info", "monitor_backend_state"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import falcon
 
 from ...backends.counters import ModelCounts
-from ...domain.models import Backend, Observation
+from ...domain.models import Backend, LoadedPlugin, Observation
 from ...rpc.call import StatusCounts
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class MetricsSource(NamedTuple):
     sweep: Callable[[], Sequence[Observation]]
     status_counts: Callable[[Backend], StatusCounts | None]
     model_counts: Callable[[], dict[str, ModelCounts]]
+    plugins: Callable[[], Sequence[LoadedPlugin]]
 
 
 class MetricsResource:
