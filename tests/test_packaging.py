@@ -23,8 +23,6 @@ ROOT = Path(__file__).parent.parent
 IN_GIT = (ROOT / ".git").exists()
 WORKFLOWS = ROOT / ".github" / "workflows"
 
-pytestmark = pytest.mark.xdist_group("packaging")  # they share what is built
-
 
 class Built(NamedTuple):
     """What `python -m build` makes of the repository.
