@@ -15,12 +15,10 @@ def long_description() -> str:
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     metadata = config["metadata"]
     source = dict(re.findall(r"^(\w+) = (.+)$", metadata["project_urls"], re.MULTILINE))["Source"]
-    # `raw` answers with a page's text, but with an image as it is.
-    kinds = {".png": "raw"}
 
     def absolute(match: re.Match[str]) -> str:
-        path = match[1]
-        return f"]({source}/{kinds.get(Path(path).suffix, 'blob')}/v{metadata['version']}/{path})"
+        kind = "raw" if match[1].endswith(".png") else "blob"  # an image itself, not its page
+        return f"]({source}/{kind}/v{metadata['version']}/{match[1]})"
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     return re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", absolute, readme)
