@@ -253,7 +253,12 @@ class ShutdownCoordinator:
 
     def _for_each(self, stops: Sequence[Stop], step: Callable[[Stop], None]) -> None:
         """Call a step with all stops concurrently, and wait for all calls."""
-        futures = self._thread_pool.map(step, stops, _MAX_CONCURRENT_STOPS)
+        try:
+            futures = self._thread_pool.map(step, stops, _MAX_CONCURRENT_STOPS)
+        except RuntimeError:  # no thread is left, and the stops free some
+            for stop in stops:
+                step(stop)
+            return
         wait(futures)
         for future in futures:
             future.result()

@@ -133,8 +133,7 @@ class Stopper:
         while not skip.is_set() and (remaining := deadline - time.monotonic()) > 0:
             if stop.tree and time.monotonic() >= refresh_at:
                 # If the backend crashes, only known children can be stopped: find new ones now.
-                with suppress(OSError):  # no free descriptor: the tree is scanned again at the end
-                    stop.tree.rescan()
+                _try_rescan(stop.tree)
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
             status, _, rpc_error = self._backend_reader.status(record, remaining)
             was_requested = True
@@ -168,8 +167,9 @@ class Stopper:
         if not self.closing.is_set():
             tree.rescan_until_stable()
             # If the host ends the backend, only known children can be stopped: find new ones now.
-            rescans = PeriodicTask("monitor-rescan", _RESCAN_SECONDS, tree.rescan)
-            rescans.start()
+            rescans = PeriodicTask("monitor-rescan", _RESCAN_SECONDS, lambda: _try_rescan(tree))
+            with suppress(RuntimeError):  # no thread is left: the tree is scanned after the hook
+                rescans.start()
             try:
                 answer = self._hooks.stop_backend(backend, seconds)
             finally:
@@ -196,6 +196,11 @@ class Stopper:
         if tree.alive():
             closed = "; the monitor was closed meanwhile" if self.closing.is_set() else ""
             stop.fail(f"it was stopped {why}{closed}", tree)
+
+
+def _try_rescan(tree: ProcessTree) -> None:
+    with suppress(OSError):  # no free descriptor: the tree is scanned again at the end
+        tree.rescan()
 
 
 def format_pids(pids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Plugins of the tests of shutdowns."""
+"""Plugins and faults of the tests of shutdowns."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def fail() -> None:
 
 def overrun() -> None:
     threading.Event().wait(60)
+
+
+def no_thread(thread: threading.Thread) -> None:
+    """Replace `threading.Thread.start` where the system has no thread left."""
+    raise RuntimeError("can't start new thread")

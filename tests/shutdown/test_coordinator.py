@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,7 +23,7 @@ from monitor_plugin import (
 from monitor_plugin.shutdown import coordinator as shutdown
 
 from ..support import Client, Spawner, eventually, is_running, register
-from .support import StaysBusy, fail, overrun
+from .support import StaysBusy, fail, no_thread, overrun
 
 
 class Finished:
@@ -74,6 +75,21 @@ def test_all_replicas_are_stopped(monitor: Monitor, spawner: Spawner) -> None:
     monitor.shutdown("m")
     assert not any(is_running(process.pid) for process in replicas)
     assert [backend.pid for backend in monitor.backends()] == [other.pid]
+
+
+def test_all_replicas_are_stopped_where_no_thread_can_be_started(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ending a model is what frees threads, so it needs none: the backends are stopped in turn."""
+    monitor = make_monitor()
+    replicas = [spawner.sleeper() for _ in range(3)]
+    for port, process in enumerate(replicas, 1):
+        register(monitor, process.pid, address=f"127.0.0.1:{port}")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        monitor.shutdown("m")
+    assert not any(is_running(process.pid) for process in replicas)
+    assert not monitor.backends()
 
 
 def test_shutdown_distinguishes_unusable_names_from_models_not_loaded(monitor: Monitor) -> None:

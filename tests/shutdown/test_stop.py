@@ -38,7 +38,7 @@ from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.shutdown.stop import Stop, Stopper, format_pids
 
 from ..support import Client, Spawner, eventually, is_running, register, suspend
-from .support import StaysBusy, fail, overrun
+from .support import StaysBusy, fail, no_thread, overrun
 
 pytestmark = pytest.mark.slow
 
@@ -446,6 +446,18 @@ def test_child_that_is_forked_while_the_host_stops_its_parent_is_found(
     assert is_running(child) == bool(answer)
     if answer:
         os.kill(child, signal.SIGKILL)
+
+
+def test_backend_is_stopped_where_no_thread_can_be_started(
+    monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that searches for new children while hooks run is not needed for a stop."""
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    stop = stop_backend(monitor, process.pid)
+    assert not stop.failure
+    assert not is_running(process.pid)
 
 
 @pytest.mark.parametrize(
