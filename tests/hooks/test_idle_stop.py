@@ -55,7 +55,7 @@ def test_idle_backends_are_stopped(
     }
     works, idle = spawner.process(*WORKS), spawner.backend()
     limits = {"SECONDS": "keep=never, *=1.5", "NO_STATUS": no_status}
-    hook = hooked("idle_stop", limits, sweep_interval_seconds=0.3, status_timeout_seconds=0.2)
+    hook = hooked("idle_stop", limits, sweep_interval_seconds=0.3, status_timeout_seconds=1.0)
     for model, backend in {"silent": silent, **kept}.items():
         hook.spawned(model, backend)
     hook.monitor.hook.monitor_backend_spawned(model="works", pid=works.pid, address="127.0.0.1:1")
@@ -92,10 +92,8 @@ def test_request_at_low_cpu_usage_is_not_cut(
 ) -> None:
     """A backend whose status says nothing of its requests is not idle, at any CPU usage."""
     works = RunningBackend(spawner.python(SERVES_ONE_REQUEST, *arguments))
-    limit = {"SECONDS": "1"}
-    hook = hooked(
-        "idle_stop", limit, *(["grpc_health"] if arguments else []), sweep_interval_seconds=0.2
-    )
+    others = ["grpc_health"] if arguments else []
+    hook = hooked("idle_stop", {"SECONDS": "1.5"}, *others, sweep_interval_seconds=0.3)
     with grpc.insecure_channel(works.address) as channel:
         request = channel.unary_unary("/backend.Backend/Work", None, None).future(b"")
         assert works.process.stdout
