@@ -106,6 +106,7 @@ class Monitor:
         self._plugin_manager.log_unknown_disabled()
         self._lock = threading.Lock()
         self._phase = _Phase.NEW
+        self._pid: int | None = None  # of the process that called `start`
         self._app = SingleFlight(math.inf, self._make_app)  # created once, after the plugins
         self._server: Server | None = None
         self._cluster: ClusterNode | None = None
@@ -165,6 +166,7 @@ class Monitor:
 
     def _start_parts(self, app: falcon.App[Any, Any]) -> None:
         services, listen = self._services, self._settings.listen
+        self._pid = os.getpid()
         if self._host:
             self._host.register(services.registration.spawned, services.registration.exited)
         if listen is not None:
@@ -187,8 +189,11 @@ class Monitor:
 
         Backends keep running. A shutdown in progress ends with an error that lists the processes
         that still run. If a part cannot be closed, that is logged, and the others are closed. A
-        second call does nothing.
+        second call does nothing, nor does a call in a forked child of the process that started the
+        monitor.
         """
+        if self._pid not in (None, os.getpid()):  # the child shares the parent's sockets and pipes
+            return
         with self._lock:
             previous, self._phase = self._phase, _Phase.CLOSED
         if previous is _Phase.CLOSED:

@@ -726,6 +726,36 @@ for free in range(100):
 """
 
 
+FORKED = """
+import os, sys
+from monitor_plugin import Monitor, Settings
+
+monitor = Monitor(Settings(listen=sys.argv[1]))
+with monitor:
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), monitor.url, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_forked_child_leaves_the_monitor_to_its_parent(
+    unix: bool, spawner: Spawner, tmp_path: Path
+) -> None:
+    """A child that leaves the `with` statement closes nothing: it shares sockets and pipes."""
+    listen = f"unix:{tmp_path / 'monitor.sock'}" if unix else "127.0.0.1:0"
+    process = spawner.python(FORKED, listen, stdin=subprocess.PIPE)
+    assert process.stdout
+    code, url = process.stdout.readline().split()
+    assert code == "0"
+    assert Client(url).request("GET", "/healthz").status == 200
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert not (tmp_path / "monitor.sock").exists()
+
+
 @pytest.mark.parametrize("unix", [False, True])
 def test_start_leaves_nothing_wherever_descriptors_run_out(
     unix: bool, spawner: Spawner, tmp_path: Path
