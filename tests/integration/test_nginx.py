@@ -20,7 +20,9 @@ from monitor_plugin.http.server.server import Server
 
 from ..support import Answer, Client, Spawner, eventually, free_port, is_running, program
 
-CONFIGURATION = Path(__file__).parents[2] / "examples" / "nginx" / "monitor.conf"
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "examples" / "nginx" / "monitor.conf"
+GUIDE = ROOT / "docs" / "how-to" / "nginx.md"
 NAME = "monitor.example.com"
 # Around the example: what a distribution's nginx.conf has.
 MAIN = """
@@ -74,8 +76,8 @@ class Front(Client):
 
 
 @pytest.fixture
-def start_nginx(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[[str], Front]]:
-    """Starts nginx in front of what a URL names."""
+def start_nginx(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[..., Front]]:
+    """Starts nginx in front of what a URL names, with further changes to the example."""
     folder = tmp_path / "nginx"
     folder.mkdir()
     authority = trustme.CA()
@@ -83,13 +85,14 @@ def start_nginx(tmp_path: Path, spawner: Spawner) -> Iterator[Callable[[str], Fr
     certificate.cert_chain_pems[0].write_to_path(folder / "monitor.crt")
     certificate.private_key_pem.write_to_path(folder / "monitor.key")
 
-    def start(url: str) -> Front:
+    def start(url: str, changes: dict[str, str] | None = None) -> Front:
         port = free_port()
         text = CONFIGURATION.read_text()
         for old, new in {
             "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
             "server 127.0.0.1:8080;": f"server {url.removeprefix('http://')};",
             "/etc/nginx/monitor.": f"{folder}/monitor.",
+            **(changes or {}),
         }.items():
             assert old in text
             text = text.replace(old, new)
@@ -119,7 +122,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 def test_model_is_read_and_stopped_over_tls(
     settings: dict[str, Any],
-    start_nginx: Callable[[str], Front],
+    start_nginx: Callable[..., Front],
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
 ) -> None:
@@ -136,8 +139,32 @@ def test_model_is_read_and_stopped_over_tls(
     assert not is_running(backend.pid)
 
 
+def test_documented_path_and_other_port_serve_the_page_and_its_stop(
+    start_nginx: Callable[..., Front], make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """With the changes of the guide, the page works under a path and on another port than 443."""
+    guide = GUIDE.read_text()
+    lines = guide.partition("<!-- nginx path -->\n```nginx\n")[2].partition("```")[0]
+    path = lines.partition("location ")[2].partition("/ {")[0]
+    assert "write `$http_host`" in guide
+    changes = {
+        "    location / {\n        proxy_pass http://monitor_plugin;\n": lines,
+        "Host $host;": "Host $http_host;",
+    }
+    monitor = make_monitor(trusted_proxy="127.0.0.1", allowed_hosts=(NAME,))
+    backend = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
+    front = start_nginx(monitor.url, changes)
+    assert front.request("GET", f"{path}/").headers["Content-Type"].startswith("text/html")
+    assert front.request("GET", f"{path}/backends").json["backends"][0]["model"] == "m"
+    host = f"{NAME}:{front.port}"
+    headers = {"Host": host, "Origin": f"https://{host}", "Sec-Fetch-Site": "same-origin"}
+    stopped = front.request("POST", f"{path}/backend/shutdown", {"model": "m"}, headers)
+    assert stopped.json == {"message": "model stopped"}
+
+
 def test_client_address_and_token_arrive_behind_nginx(
-    settings: dict[str, Any], start_nginx: Callable[[str], Front]
+    settings: dict[str, Any], start_nginx: Callable[..., Front]
 ) -> None:
     """The application gets the client's real address, despite forged headers, and its token."""
 
