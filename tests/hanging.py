@@ -3,7 +3,7 @@
 pytest-timeout raises an exception in the main thread of the test. It has no effect on a test whose
 process is stopped or waits in C code, or that catches the exception and tries again. So, when a
 test takes twice the `timeout`, faulthandler prints the stacks of all threads and ends the process;
-pytest-xdist then names the test and goes on. If that fails too, the process that waits for the
+pytest-xdist then names the test. If that fails too, the process that waits for the
 workers names their tests, and ends after three times the `timeout`. Processes that such a test has
 started are left behind.
 """
