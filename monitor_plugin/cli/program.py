@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,9 +14,18 @@ import click
 from ..concurrency.signals import Interruptible
 from ..domain.errors import MonitorError
 from .options import COMPLETION_VARIABLE, FAILED, PROGRAM, exit_code_of, explain
+from .views.text import printable
 
 # The names of modules, and of the command in each.
 _COMMANDS = ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion")
+
+# What to do where the system has no more of a resource.
+_ADVICE = {
+    errno.EMFILE: ": raise the limit of open files (ulimit -n, minfds of supervisord)",
+    errno.ENFILE: ": raise the machine's limit of open files (sysctl fs.file-max)",
+    errno.EAGAIN: ": raise the limit of threads (ulimit -u, or pids.max of the control group)",
+}
+_NO_THREAD = "can't start new thread"  # the RuntimeError of `threading`
 
 
 class _Commands(click.Group):
@@ -97,4 +107,10 @@ def _run_command(arguments: Sequence[str]) -> int | None:
         return None
     except BrokenPipeError:  # of stdout, as in `ps | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (OSError, RuntimeError) as error:
+        number = errno.EAGAIN if str(error) == _NO_THREAD else getattr(error, "errno", None)
+        if number is None:
+            raise
+        click.echo(f"{PROGRAM}: {printable(str(error))}{_ADVICE.get(number, '')}", err=True)
         return FAILED

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..config.settings import Settings
+from ..domain.errors import MonitorError
 from ..monitor import Monitor
 
 # The arguments of each model's backend. `my-model` is the name in LocalAI's documentation.
@@ -29,7 +30,7 @@ class DemoHost:
         self._waiters: list[threading.Thread] = []
 
     def spawn(self, model: str, arguments: Sequence[str]) -> None:
-        """Start a backend, and register it once it serves; raises `RuntimeError` if it exits."""
+        """Start a backend, and register it once it serves; raises `MonitorError` if it exits."""
         process = subprocess.Popen(
             [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent", *arguments],
             stdout=subprocess.PIPE,
@@ -42,7 +43,7 @@ class DemoHost:
         assert process.stdout is not None
         address = process.stdout.readline().removeprefix("serving on ").strip()
         if not address:
-            raise RuntimeError(f"the backend of {model!r} ended before it served")
+            raise MonitorError(f"the backend of {model!r} ended before it served")
         self._monitor.hook.monitor_backend_spawned(model=model, pid=process.pid, address=address)
         waiter = threading.Thread(target=self._wait, args=(model, process), daemon=True)
         self._waiters.append(waiter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.cli import main
 from monitor_plugin.cli.options import UNREACHABLE
 
-from ..support import IGNORING, Spawner
+from ..support import IGNORING, Spawner, refuse_descriptors, refuse_thread
 from ..terminals import Terminal
 
 PROGRAM = (sys.executable, "-m", "monitor_plugin.cli")
@@ -184,6 +185,42 @@ def test_invalid_node_name_is_a_usage_error(
     """The command line is refused, and no request is sent."""
     assert main([*command.split(), "--node", node]) == 2
     assert "is no node's name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo --once", "supervisord --server-url unix:///none"])
+@pytest.mark.parametrize(
+    ("cause", "advice"), [("thread", "ulimit -u"), ("descriptor", "ulimit -n")]
+)
+def test_exhausted_system_is_an_error_of_one_line(
+    cause: str,
+    advice: str,
+    command: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A monitor that gets no thread or no descriptor at its start: the line says what to raise."""
+    listener = import_module("monitor_plugin.hosts.supervisord.listener")
+    monkeypatch.setattr(listener, "Signals", SimpleNamespace)  # handlers would stay installed
+    monkeypatch.setattr(listener, "EventProtocol", SimpleNamespace(claim=SimpleNamespace))
+    if resource == "thread":
+        refuse_thread(monkeypatch, "monitor-http")
+    else:
+        refuse_descriptors(monkeypatch, select, "epoll")
+    assert main([*command.split(), "--listen", "127.0.0.1:0"]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("monitor-plugin: ")
+    assert {"thread": "ulimit -u", "descriptor": "ulimit -n"}[resource] in last
+
+
+def test_demo_without_backends_is_an_error_of_one_line(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the program of a backend ends at once, which says why on stderr."""
+    monkeypatch.setattr("monitor_plugin.demo.host.MODELS", {"m": ["--no-such-flag"]})
+    assert main(["demo", "--once"]) == 1
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert "monitor-plugin: the backend of 'm' ended before it served" in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
