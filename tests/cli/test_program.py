@@ -188,12 +188,9 @@ def test_invalid_node_name_is_a_usage_error(
 
 
 @pytest.mark.parametrize("command", ["demo --once", "supervisord --server-url unix:///none"])
-@pytest.mark.parametrize(
-    ("cause", "advice"), [("thread", "ulimit -u"), ("descriptor", "ulimit -n")]
-)
+@pytest.mark.parametrize("resource", ["thread", "descriptor"])
 def test_exhausted_system_is_an_error_of_one_line(
-    cause: str,
-    advice: str,
+    resource: str,
     command: str,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
