@@ -141,8 +141,11 @@ class CommandServer:
         return {
             "backends": len(self.monitor.backends()),
             "objects": sum(type(each) in BACKEND_CLASSES for each in gc.get_objects()),
-            # A thread that runs hooks waits for the next call, and is no leak.
-            "threads": sum(each.name != "monitor-hook" for each in threading.enumerate()),
+            # Threads that call hooks wait for the next call or event, and are no leak.
+            "threads": sum(
+                not each.name.startswith(("monitor-hook", "monitor-events"))
+                for each in threading.enumerate()
+            ),
             "descriptors": len(os.listdir("/proc/self/fd")),
             "rss": psutil.Process().memory_info().rss,
         }

@@ -159,7 +159,7 @@ def test_hook_that_hangs_takes_bounded_memory_and_no_thread(
     assert sum(event[0] == slow for event in plugin.events) == 1
     if slow != "state":  # other events do not wait for a late `monitor_state_changed`
         eventually(lambda: caplog.text.count("an event is dropped") == 1)
-    assert len(started_since(before)) <= 4
+    assert len(started_since(before)) < 10  # and not one for each event
     plugin.go.set()
     eventually(lambda: rig.queue.figures(plugin).waiting == 0)
     order = ["registered", "state", "gone", "finished"]
