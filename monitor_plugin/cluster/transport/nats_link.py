@@ -228,7 +228,12 @@ class NatsLink(LoopThread):
         if self._connection is None or not self._connection.client.is_connected:
             raise self._not_connected()
         send = self._connection.client.publish(subject, data, reply=reply)
-        await asyncio.wait_for(send, _TIMEOUT_SECONDS)
+        try:
+            await asyncio.wait_for(send, _TIMEOUT_SECONDS)
+        except AttributeError:  # asyncio's of Python 3.13.0, for a connection that has just ended
+            raise ConnectionResetError(
+                "the connection to NATS ended during a publication"
+            ) from None
 
     async def flush(self) -> None:
         """Wait until the server has received what was sent."""
