@@ -148,7 +148,7 @@ def client_of(environ: Mapping[str, str], url: str | None, token_file: str | Non
 
     Args:
         environ: pass `os.environ`. `MONITOR_URL` is used if `url` is None. `MONITOR_TOKEN`, or else
-            `MONITOR_TOKEN_FILE`, is used if `token_file` is None.
+            `MONITOR_TOKEN_FILE`, is used if `token_file` is None. Empty variables are ignored.
         url: the `url` of `Client`.
         token_file: the path of a file with a token alone, or of a token file such as the monitor's,
             from which a token of the highest role is used.
@@ -156,16 +156,20 @@ def client_of(environ: Mapping[str, str], url: str | None, token_file: str | Non
     Raises:
         MonitorError: the URL, the token or the file cannot be used.
     """
-    token = None if token_file else environ.get("MONITOR_TOKEN") or None
-    token_file = token_file or environ.get("MONITOR_TOKEN_FILE") or None
-    if token is None and token_file:
+    token = None
+    if token_file is None:
+        token = environ.get("MONITOR_TOKEN") or None
+        token_file = environ.get("MONITOR_TOKEN_FILE") or None
+    if token is None and token_file is not None:
         token = _read_token(token_file)
     elif token is not None:
         try:
             validate_token(token)
         except ValueError as error:
             raise MonitorError(f"MONITOR_TOKEN: {error}") from None
-    return Client(url or environ.get("MONITOR_URL") or DEFAULT_URL, token)
+    if url is None:
+        url = environ.get("MONITOR_URL") or DEFAULT_URL
+    return Client(url, token)
 
 
 def _read_token(path: str) -> str:

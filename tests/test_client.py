@@ -113,6 +113,7 @@ def test_command_takes_url_and_token_from_the_environment(tmp_path: Path) -> Non
     assert client_of({}, None, None).url == "http://127.0.0.1:8080"
     assert client_of({"MONITOR_URL": "http://h:1/"}, None, None).url == "http://h:1"
     assert client_of({"MONITOR_URL": "http://h:1"}, "unix:/s", None).url == "unix:/s"
+    assert client_of({"MONITOR_URL": ""}, None, None).url == "http://127.0.0.1:8080"
     assert sent({}) is None
     assert sent({"MONITOR_TOKEN": "a"}) == "Bearer a"
     assert sent({"MONITOR_TOKEN": "a", "MONITOR_TOKEN_FILE": "/none"}) == "Bearer a"
