@@ -82,7 +82,7 @@ class Monitor(Protocol):
         """Return the gRPC metadata of the monitor's calls to a backend."""
 
     def log_refusal(self, backend: Backend, method: str) -> None:
-        """Log, once for the backend, that it wants another token."""
+        """Log that a backend wants another token, unless that is logged."""
 
     def reload_tokens(self) -> None:
         """Read the token file again."""

@@ -350,8 +350,8 @@ class Monitor:
     def log_refusal(self, backend: Backend, method: str) -> None:
         """Log that a backend answered a hook's call of a method with UNAUTHENTICATED.
 
-        Each backend is logged once, also if it refuses the monitor's own calls. The log names the
-        setting `grpc_token_file`.
+        Each backend is logged once, also if it refuses the monitor's own calls, and again if it
+        refuses `Status` after it has answered it. The log names the setting `grpc_token_file`.
         """
         self._services.status_client.log_refusal(backend, method)
 

@@ -97,7 +97,7 @@ class StatusClient:
         return self._security.add_token(self._call_metadata(backend))
 
     def log_refusal(self, backend: Backend, method: str) -> None:
-        """Log, once for the backend, that it answered a call of a hook with UNAUTHENTICATED."""
+        """Log that a backend answered a hook's call with UNAUTHENTICATED, unless that is logged."""
         self._connection(backend).log_refusal(method)
 
     def counts(self, backend: Backend) -> StatusCounts | None:

@@ -100,7 +100,7 @@ class Connection:
         self._call: StatusCall | None = None
         self._hung_code: str | None = None  # readers get this code while the backend hangs
         self._is_unimplemented = False
-        self._is_refusal_logged = False
+        self._refused_method: str | None = None  # whose refusal is in the log
         self._frees_in_flight = 0
         self._counter = StatusCounter()
         self._closed = False
@@ -185,6 +185,8 @@ class Connection:
                 self._hung_code = None
             elif self._hung_code is not None:
                 self._hung_code = outcome.rpc_error
+            if outcome.status is not None and self._refused_method == "Status":
+                self._refused_method = None
             self._is_unreachable = outcome.rpc_error == grpc.StatusCode.UNAVAILABLE.name
             self._is_unimplemented |= outcome.rpc_error == grpc.StatusCode.UNIMPLEMENTED.name
             # A call that reached its deadline is replaced, so that the backend's recovery is seen.
@@ -226,10 +228,15 @@ class Connection:
         return None
 
     def log_refusal(self, method: str) -> None:
-        """Log, once for the backend, that it wants a token that the calls do not carry."""
+        """Log that the backend wants a token that a call does not carry.
+
+        It is logged once for all methods, and again if the backend refuses `Status` after it
+        has answered it.
+        """
         with self._lock:
-            is_known, self._is_refusal_logged = self._is_refusal_logged, True
-        if not is_known:
+            is_logged = self._refused_method is not None
+            self._refused_method = self._refused_method or method
+        if not is_logged:
             text = (
                 "model %r (process %d) refused the call of %s (UNAUTHENTICATED): the call carries "
                 "no token, or not the backend's; put the backend's token into the file of the "

@@ -429,7 +429,10 @@ def test_a_changed_token_is_used_immediately(
     long_timeout_monitor: Callable[..., Monitor],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With a broken file the last token stays in use; no log shows a token."""
+    """With a broken file the last token stays in use; no log shows a token.
+
+    A backend that has accepted a token, and refuses the next one, is logged again.
+    """
     caplog.set_level(logging.DEBUG)
     backend = spawner.backend("--token", "another-s3cret")
     monitor = long_timeout_monitor(grpc_token_file=str(token_file))
@@ -442,6 +445,11 @@ def test_a_changed_token_is_used_immediately(
     assert f"{token_file} cannot be used" in caplog.text
     token_file.unlink()
     assert monitor.read("m").source == "grpc"
+    assert len(refusals(caplog)) == 1
+    token_file.write_text("wrong-s3cret")
+    for _ in range(2):
+        assert monitor.read("m").rpc_error == "UNAUTHENTICATED"
+    assert len(refusals(caplog)) == 2
     assert "s3cret" not in caplog.text
 
 
