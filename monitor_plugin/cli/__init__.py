@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (`options.EXIT_CODES` has the list)."""
-    from .program import run  # late: importing this package imports no click
+    # Late: importing this package imports no click. A signal may arrive during the imports, too.
+    from ..concurrency.signals import Interruptible
 
-    return run(sys.argv[1:] if arguments is None else arguments)
+    code = None
+    with Interruptible() as signals:
+        try:
+            from .program import run
+
+            code = run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt as error:
+            print(error, file=sys.stderr)  # an empty line after the terminal's ^C
+        return 128 + (signals.ended_by or signal.SIGINT) if code is None else code

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
-from ..concurrency.signals import Interruptible
 from ..domain.errors import MonitorError
 from .options import COMPLETION_VARIABLE, FAILED, PROGRAM, exit_code_of, explain
 from .views.text import printable
@@ -67,8 +65,8 @@ def program() -> None:
     """Monitors and stops the backends of a model-serving host."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run a command; returns its exit code."""
+def run(arguments: Sequence[str]) -> int | None:
+    """Run a command; returns its exit code, or None if a signal or Ctrl-D has ended it."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -76,13 +74,10 @@ def run(arguments: Sequence[str]) -> int:
         from .completion import answer_shell
 
         return answer_shell(program, instruction)
-    with Interruptible() as signals:
-        code = _run_command(arguments)
-        return 128 + (signals.ended_by or signal.SIGINT) if code is None else code
+    return _run_command(arguments)
 
 
 def _run_command(arguments: Sequence[str]) -> int | None:
-    """Run a command; returns its exit code, or None if a signal or Ctrl-D has ended it."""
     try:
         return int(program.main(list(arguments), PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -102,7 +97,7 @@ def _run_command(arguments: Sequence[str]) -> int | None:
             raise
         click.echo(f"{PROGRAM}: {error}: pip install 'monitor-plugin[cli]'", err=True)
         return FAILED
-    except (click.Abort, KeyboardInterrupt) as error:
+    except click.Abort as error:  # Ctrl-D, or a signal, which click turns into this
         click.echo(str(error), err=True)
         return None
     except BrokenPipeError:  # of stdout, as in `ps | head -1`

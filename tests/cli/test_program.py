@@ -7,6 +7,7 @@ import json
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -236,6 +237,27 @@ def test_signals_end_each_command(number: signal.Signals, command: str, spawner:
             assert terminal.ended() == 128 + number
         assert "Traceback" not in "\n".join(terminal.screen)
         terminal.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_command_that_is_still_importing(number: signal.Signals) -> None:
+    """Most of the time of a short command is that of its imports."""
+    script = f"""
+import os, sys
+
+class Impatient:
+    def find_spec(self, name, *_):
+        if name == "click":
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Impatient())
+from monitor_plugin.cli import main
+sys.exit(main(["ps", "--url", "http://127.0.0.1:1"]))
+"""
+    run = subprocess.run(
+        [*IGNORING, sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stderr.strip()) == (128 + number, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
