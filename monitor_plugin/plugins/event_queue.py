@@ -106,7 +106,10 @@ class EventQueue:
             return subscriber.queue.figures(time.monotonic()) if subscriber else EventFigures()
 
     def close(self) -> None:
-        """Deliver the queued events, for at most 5 s, and end the threads. May be started again."""
+        """Deliver the queued events, for at most 5 s, and end the threads. May be started again.
+
+        The log says how many events were not delivered, unless `close` is called by a hook.
+        """
         with self._lock:
             log_thread, self._log_thread = self._log_thread, None
             if log_thread is None:
@@ -117,9 +120,16 @@ class EventQueue:
             for subscriber in self._subscribers.values():
                 subscriber.changed.notify()
         self._log_lines.put(None)
-        if not self._executor.on_hook_thread():
-            for thread in (*threads, log_thread):
-                thread.join(max(0.0, self._ends_at - time.monotonic()))
+        if self._executor.on_hook_thread():
+            return
+        for thread in (*threads, log_thread):
+            thread.join(max(0.0, self._ends_at - time.monotonic()))
+        with self._lock:
+            subscribers = list(self._subscribers.values())
+        for each in subscribers:
+            if waiting := self.figures(each.plugin).waiting:
+                message = "plugin %r: events that it did not get before the close: %d"
+                _logger.error(message, each.plugin_name, waiting)
 
     # The lock protects what follows.
 
@@ -192,8 +202,9 @@ class EventQueue:
         with self._lock:
             while True:
                 closing = self._closing.is_set()
-                event = subscriber.queue.take()
-                if event and not (closing and time.monotonic() > self._ends_at):
+                is_over = closing and time.monotonic() > self._ends_at
+                event = None if is_over else subscriber.queue.take()
+                if event:
                     return event
                 if closing or not (subscriber.changed.wait(_IDLE_SECONDS) or subscriber.queue):
                     subscriber.thread = None

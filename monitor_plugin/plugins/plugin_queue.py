@@ -24,7 +24,7 @@ MAX_STATES = 10
 
 
 class Delivery:
-    """The delivery of one event to all plugins. Not thread-safe but for `done`.
+    """The delivery of one event to all plugins. Not thread-safe, except for `done`.
 
     Attributes:
         expected: the number of plugins that have not returned, and 1 until all plugins are known.
@@ -36,7 +36,7 @@ class Delivery:
         self.done = threading.Event()
 
     def count_down(self) -> None:
-        """Expect one return less."""
+        """Expect one plugin less: it has returned, or its event was dropped."""
         self.expected -= 1
         if not self.expected:
             self.done.set()
@@ -75,13 +75,13 @@ class PluginQueue:
 
     The events of a backend keep their order. Registrations, exits and outcomes of shutdowns come
     before the changes of state of other backends, so that a slow `monitor_state_changed` does not
-    delay them. If events have waited for BEHIND_SECONDS, or MAX_STATES changes of state of the
-    backend wait, a further change is merged into the last one: it gets the newest state, and its
-    `previous` stays.
+    delay them. If the queue has not been empty for BEHIND_SECONDS, or MAX_STATES changes of the
+    backend's state wait, a further change is merged into the last one that waits: that one gets the
+    newest state, and its `previous` stays.
     """
 
     def __init__(self) -> None:
-        # Registrations, exits and outcomes, and the changes of state that must come before them.
+        # Registrations, exits and outcomes, and their backends' earlier changes of state.
         self._ordered: deque[QueuedEvent] = deque()
         self._states: dict[tuple[int, float], deque[QueuedEvent]] = {}
         self._waiting_since = 0.0  # when the first event was added to the empty queue

@@ -280,8 +280,10 @@ def test_close_delivers_what_is_queued_and_ends_the_threads(rig: Rig) -> None:
     eventually(lambda: not started_since(before))
 
 
-def test_close_does_not_wait_for_a_hook_that_is_late(impatient_rig: Rig) -> None:
-    """Its other events are lost, which is what a hook that hangs costs."""
+def test_close_does_not_wait_for_a_hook_that_is_late(
+    impatient_rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its other events are lost, which is what a hook that hangs costs, and logged."""
     plugin = Recorder("gone")
     impatient_rig.add(plugin)
     impatient_rig.queue.start()
@@ -294,6 +296,25 @@ def test_close_does_not_wait_for_a_hook_that_is_late(impatient_rig: Rig) -> None
     closing.join(60)
     assert not closing.is_alive()
     assert plugin.events == [("gone", 1)]
+    assert logged(caplog)[-1] == "plugin 'p0': events that it did not get before the close: 1"
+
+
+def test_close_ends_before_a_slow_plugin_has_all_events(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The events that are left are logged, and not delivered later."""
+    monkeypatch.setattr(event_queue, "_CLOSE_SECONDS", 0.0)
+    before, plugin = set(threading.enumerate()), Recorder("gone")
+    rig.add(plugin)
+    rig.queue.start()
+    for pid in range(3):
+        rig.end(pid)
+    eventually(lambda: plugin.events)
+    rig.queue.close()
+    assert logged(caplog) == ["plugin 'p0': events that it did not get before the close: 2"]
+    plugin.go.set()
+    eventually(lambda: not any("events-p" in name for name in started_since(before)))
+    assert plugin.events == [("gone", 0)]
 
 
 def test_idle_threads_end_and_forget_unregistered_plugins(
