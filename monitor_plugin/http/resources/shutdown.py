@@ -55,20 +55,26 @@ class ShutdownResource:
         if not self._slots.acquire(blocking=False):
             raise TooManyShutdowns(self._limit, _RETRY_AFTER_SECONDS)
         try:
-            if self._cluster:
-                node = parse_query(request.query_string).get("node", getattr(body, "node", None))
-                if node is not None:
-                    request.context.shutdown["node"] = node
-                with self._blocking:
-                    result = self._cluster.shutdown(
-                        model, body.force, body.pid, node, requester_of(request)
-                    )
-                request.context.outcome = result.outcome
-                send_response(response, result)
-            else:
-                with self._blocking:
-                    self._shutdown(model, body.force, body.pid)
-                request.context.outcome = "stopped"
-                send_answer(response, StoppedAnswer())
+            with self._blocking:
+                self._stop(model, body, request, response)
         finally:
             self._slots.release()
+
+    def _stop(
+        self,
+        model: str,
+        body: ShutdownBody,
+        request: falcon.Request,
+        response: falcon.Response,
+    ) -> None:
+        if self._cluster is None:
+            self._shutdown(model, body.force, body.pid)
+            request.context.outcome = "stopped"
+            send_answer(response, StoppedAnswer())
+            return
+        node = parse_query(request.query_string).get("node", getattr(body, "node", None))
+        if node is not None:
+            request.context.shutdown["node"] = node
+        result = self._cluster.shutdown(model, body.force, body.pid, node, requester_of(request))
+        request.context.outcome = result.outcome
+        send_response(response, result)
