@@ -212,9 +212,8 @@ class Hooks:
         return _merged(self._executor.call(call))
 
     def may_delay_status(self) -> bool:
-        """Whether a plugin implements a hook that runs before the `Status` call of a reading."""
-        hooks = ("monitor_query_status", "monitor_call_metadata")
-        return any(map(self._executor.implementations, hooks))
+        """Whether a plugin implements a hook that a reading waits for before its `Status` call."""
+        return bool(self._executor.implementations("monitor_query_status"))
 
     def before_shutdown(self, backend: Backend, force: bool) -> Refusal | None:
         """Call `monitor_before_shutdown`; return the first refusal, or None."""

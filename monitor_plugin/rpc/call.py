@@ -65,7 +65,7 @@ class StatusCaller:
         self,
         channel: grpc.Channel,
         timeout_seconds: float,
-        metadata: tuple[tuple[str, str], ...],
+        get_metadata: Callable[[], tuple[tuple[str, str], ...]],
         on_outcome: Callable[[StatusOutcome | Exception], object],
     ) -> None:
         """Start a call.
@@ -73,7 +73,8 @@ class StatusCaller:
         Args:
             channel: the channel to the backend.
             timeout_seconds: the call's deadline.
-            metadata: the call's metadata.
+            get_metadata: returns the call's metadata. It is called on the call's thread, as it may
+                call hooks that take their time.
             on_outcome: called on the call's thread, with the outcome, or with the exception that
                 prevented the call, for example because the metadata are invalid.
 
@@ -86,7 +87,7 @@ class StatusCaller:
         def call() -> None:
             outcome: StatusOutcome | Exception
             try:
-                response = method(b"", timeout=timeout_seconds, metadata=metadata)
+                response = method(b"", timeout=timeout_seconds, metadata=get_metadata())
                 outcome = self._decode(response)
             except grpc.RpcError as error:
                 outcome = StatusOutcome(None, error.code().name)

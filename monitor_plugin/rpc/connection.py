@@ -158,12 +158,14 @@ class Connection:
             return StatusOutcome(None, code)
 
     def _start(self, call: StatusCall) -> None:
-        try:
+        def get_metadata() -> tuple[tuple[str, str], ...]:
             metadata = tuple(self._call_metadata().items())
-            channel = self._get_channel()
             call.sent_at = time.monotonic()
-            on_outcome = partial(self._finish, call)
-            self._caller.start(channel, self._call_seconds, metadata, on_outcome)
+            return metadata
+
+        try:
+            channel, on_outcome = self._get_channel(), partial(self._finish, call)
+            self._caller.start(channel, self._call_seconds, get_metadata, on_outcome)
         except ChannelLimitReached:
             self._finish(call, StatusOutcome(None, grpc.StatusCode.RESOURCE_EXHAUSTED.name))
         except Exception as error:

@@ -161,18 +161,19 @@ def test_hook_that_answers_late_but_in_time_is_preferred(
     make_monitor: MonitorFactory, backend: BackendFactory, plugin: Plugin
 ) -> None:
     """Although gRPC was asked meanwhile, and has answered."""
-    monitor = make_monitor([plugin], status_timeout_seconds=2.0, hook_timeout_seconds=60.0)
+    monitor = make_monitor([plugin], status_timeout_seconds=60.0, hook_timeout_seconds=60.0)
     backend().register(monitor, "m")
+    plugin.status = lambda: None
+    assert monitor.read("m").source == "grpc"  # from now on gRPC is asked at once
 
     def late() -> Status:
         connection = monitor._services.status_client._connection(monitor.backends()[0])
-        eventually(lambda: connection.counts().calls[-1])
+        eventually(lambda: connection.counts().calls[-1] == 2)
         return Status(State.BUSY, Memory(7))
 
     plugin.status = late
     reading = monitor.read("m")
-    if reading.source == "hook":  # else the machine was very slow
-        assert reading.status == Status(State.BUSY, Memory(7))
+    assert (reading.source, reading.status) == ("hook", Status(State.BUSY, Memory(7)))
 
 
 def test_hook_may_not_exceed_the_deadline_of_the_reading(
@@ -198,6 +199,29 @@ def test_hook_may_not_exceed_the_deadline_of_the_reading(
         assert [(each.calls, each.overruns) for each in figures] == [(1, 1), (1, 1)]
     finally:
         other.go.set()
+
+
+def test_hook_for_metadata_that_hangs_costs_one_deadline(
+    make_monitor: MonitorFactory, backend: BackendFactory
+) -> None:
+    """Neither a reading nor a sweep waits for it; the call is made when the hook has returned."""
+    go, returned = threading.Event(), threading.Event()
+
+    class Slow:
+        @hookimpl
+        def monitor_call_metadata(self) -> None:
+            go.wait(60)
+            returned.set()
+
+    monitor = make_monitor([Slow()], status_timeout_seconds=0.5, hook_timeout_seconds=60.0)
+    backend().register(monitor, "m")
+    assert monitor.read("m").rpc_error == "DEADLINE_EXCEEDED"
+    (observation,) = monitor.sweep()
+    assert observation.reading
+    assert observation.reading.rpc_error == "DEADLINE_EXCEEDED"
+    assert not returned.is_set()
+    go.set()
+    eventually(lambda: monitor.read("m").source == "grpc")
 
 
 def test_hung_hook_keeps_one_thread(
