@@ -43,12 +43,14 @@ sys.stdin.readline()
 # Leaves an orphan in its session, and prints its PID; ends after a line on standard input.
 WITH_ORPHAN = """
 import os, sys, time
+reader, writer = os.pipe()
 if os.fork() == 0:
     if os.fork() == 0:
-        os.write(1, b"%d\\n" % os.getpid())
+        os.write(writer, b"%d\\n" % os.getpid())
         time.sleep(1000)
     os._exit(0)
-os.wait()
+os.wait()  # so that the parent of the orphan has ended
+os.write(1, os.read(reader, 100))
 sys.stdin.readline()
 """
 
