@@ -434,7 +434,10 @@ def test_a_child_of_a_member_that_has_just_ended_is_found(
         return snapshot
 
     monkeypatch.setattr(process_tree, "take_snapshot", kill_root_after_snapshot)
-    assert pids(open_tree(root.pid)) == [child]
+    try:
+        assert pids(open_tree(root.pid)) == [child]
+    finally:
+        os.kill(child, signal.SIGKILL)  # it is in no session or group that the spawner ends
 
 
 def test_a_child_that_is_forked_before_its_parent_is_stopped_is_stopped_too(
