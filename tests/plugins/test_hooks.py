@@ -119,6 +119,18 @@ def test_invalid_status_is_ignored(
     assert reading.status == Status(1, Memory(7))
 
 
+def test_hook_for_components_is_not_called_after_the_deadline(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Not even for as long as it takes to see that it has overrun."""
+    called = threading.Event()
+    monitor = make_monitor([Plugin(components=called.set)])
+    register(monitor, spawner)
+    (backend,) = monitor.backends()
+    assert monitor._services.hooks.memory_components(backend, list, time.monotonic()) == {}
+    assert not called.is_set()
+
+
 @pytest.mark.parametrize(
     "bad", [*BAD, lambda: {"a": "1"}, lambda: {"\ud800": 1}, lambda: {1: 1}, lambda: {"a": True}]
 )

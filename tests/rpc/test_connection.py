@@ -588,6 +588,21 @@ def test_failed_calls_are_counted_by_code(
     ]
 
 
+def test_call_that_readers_gave_up_counts_as_one_failure(
+    make_client: Callable[..., StatusClient], spawner: Spawner
+) -> None:
+    """It counts when the first reader gives up, and not again when the call fails in the end."""
+    running, client = spawner.backend(), make_client(0.2)
+    backend = backend_at(running.address)
+    suspend(running.pid)
+    for _ in range(2):
+        assert client.status(backend) == (None, "DEADLINE_EXCEEDED")
+    os.kill(running.pid, signal.SIGKILL)
+    eventually(lambda: (counts := client.counts(backend)) and counts.calls[-1])
+    assert (counts := client.counts(backend))
+    assert counts.failures == {"DEADLINE_EXCEEDED": 1}
+
+
 def test_the_counts_of_a_backend_that_is_gone_are_dropped(
     make_client: Callable[..., StatusClient],
 ) -> None:
