@@ -190,10 +190,10 @@ class Hooks:
             pids: lists the backend's process tree; called only if a hook needs the PIDs.
             deadline: when the call ends, by the monotonic clock; after it no hook is called.
         """
-        calls = self._components_call(backend, pids, deadline)
-        if not calls or time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             return {}
-        return _merged(self._executor.call(calls[0]))
+        calls = self._components_call(backend, pids, deadline)
+        return _merged(self._executor.call(calls[0])) if calls else {}
 
     def _components_call(
         self, backend: Backend, pids: Callable[[], Sequence[int]], ends_at: float
