@@ -13,6 +13,7 @@ from monitor_plugin import ListenError, PluginError, Settings, install
 
 from .support import (
     Client,
+    Spawner,
     descriptors,
     eventually,
     free_port,
@@ -44,6 +45,28 @@ def test_install_that_fails_leaves_nothing_to_close(
     with install(manager, settings) as monitor:
         assert Client(monitor.url).monitor("m").json["error"]["type"] == "model_not_loaded"
     assert manager.get_plugins() == set()
+
+
+def test_install_that_fails_forgets_backends_that_were_reported_meanwhile(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread of the host may report one while the monitor starts."""
+    manager = pluggy.PluginManager("somehost")
+    process = spawner.sleeper()
+    before = descriptors()
+
+    start = threading.Thread.start
+
+    def report_and_fail(thread: threading.Thread) -> None:
+        if thread.name == "monitor-ticker":
+            manager.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", report_and_fail)
+    with pytest.raises(RuntimeError, match="new thread"):
+        install(manager, Settings(listen=None))
+    eventually(lambda: not descriptors() - before)
 
 
 def test_install_that_cannot_load_a_plugin_leaves_nothing(tmp_path: Path) -> None:
