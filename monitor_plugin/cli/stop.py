@@ -159,8 +159,12 @@ def _stop_all(
                 code = exit_code_of(result.error)
     except KeyboardInterrupt:
         progress.clear()
-        names = ", ".join(escape_name(model) for model in under_way)
-        raise click.Abort(f"Not waiting any more. The monitor goes on stopping {names}.") from None
+        text = "Not waiting any more."
+        if under_way:
+            text += f" The monitor goes on stopping {', '.join(map(escape_name, under_way))}."
+        if waiting:
+            text += f" Not stopped: {', '.join(map(escape_name, waiting))}."
+        raise click.Abort(text) from None
     return code
 
 

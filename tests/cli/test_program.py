@@ -264,20 +264,21 @@ sys.exit(main(["ps", "--url", "http://127.0.0.1:1"]))
 def test_signals_end_the_wait_but_not_the_shutdown(
     number: signal.Signals, monitor: Monitor, spawner: Spawner
 ) -> None:
-    """An interrupted `stop` names the models that the monitor goes on stopping."""
-    backend = spawner.backend("--state", "1")
-    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
-    command = (*IGNORING, *PROGRAM, "stop", "--all", "--yes")
+    """An interrupted `stop` names the models that are being stopped, and those that are not."""
+    for model in "abcde":  # one more than are stopped at the same time
+        backend = spawner.answering("--state", "1")
+        monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
+    command = (*IGNORING, *PROGRAM, "stop", "--yes", *"abcde")
     terminal = Terminal(spawner, *command, env={"MONITOR_URL": monitor.url})
-    terminal.wait_for("m: draining, until it is not busy")
+    terminal.wait_for("draining, until it is not busy")
     if number == signal.SIGINT:
         terminal.press("\x03")
     else:
         terminal.process.send_signal(number)
     assert terminal.ended() == 128 + number
-    terminal.wait_for("The monitor goes on stopping m.")
+    terminal.wait_for("The monitor goes on stopping a, b, c, d. Not stopped: e.")
     terminal.close()
-    assert monitor.backends()
+    assert len(monitor.backends()) == 5
 
 
 def test_handlers_are_restored() -> None:
