@@ -20,14 +20,14 @@ pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monit
 
 
 def pytest_configure() -> None:
-    """Reserves ports, handles an ignored SIGINT, and disables Hypothesis' checks of slow examples.
+    """Reserves ports, replaces an ignored SIGINT, and disables Hypothesis' checks of slow examples.
 
-    The checks fail on a busy machine. The ports are reserved before the first test, which would
-    otherwise seem to leave a descriptor open.
+    These checks fail on a busy machine. The ports are reserved before the first test, as the test
+    would otherwise seem to leave a descriptor open.
     """
     own_ports()
-    # Shells ignore SIGINT in what a script runs in the background. The processes of the tests would
-    # inherit that; they inherit no handler.
+    # A shell script starts background commands with SIGINT ignored, which the processes of the
+    # tests would inherit. They do not inherit a handler.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)
     with contextlib.suppress(
@@ -57,7 +57,7 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     Path(folder).chmod(0o755)  # tests run processes of other users
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", folder)
-        patch.setenv("PYTEST_DEBUG_TEMPROOT", usual)  # of a pytest that a test runs
+        patch.setenv("PYTEST_DEBUG_TEMPROOT", usual)  # for each pytest that a test runs
         patch.setattr(tempfile, "tempdir", folder)
         yield
     left = os.listdir(folder)

@@ -32,9 +32,8 @@ from monitor_plugin.testing import eventually as eventually
 
 Backend = RunningBackend
 
-# Before a command: it starts with SIGINT ignored, as commands do that a script runs in the
-# background.
-IGNORING = ("bash", "-c", "trap '' INT; exec \"$@\"", "bash")
+# Put this before a command to start it with SIGINT ignored, as a script starts background commands.
+IGNORING_SIGINT = ("bash", "-c", "trap '' INT; exec \"$@\"", "bash")
 
 
 def free_port() -> int:
@@ -62,7 +61,7 @@ def own_ports() -> Iterator[int]:
             reservation.bind(f"\0monitor-plugin-tests-{first}")
             reservation.detach()
             ports = range(first, first + 220)
-            # Hypothesis seeds `random`, which would make the start always the same.
+            # Hypothesis seeds `random`, so its functions would always give the same start.
             start = random.SystemRandom().randrange(len(ports))
             return itertools.cycle((*ports[start:], *ports[:start]))
         reservation.close()
@@ -108,7 +107,7 @@ def started_since(before: Collection[threading.Thread]) -> list[str]:
 
 
 def refuse_thread(patch: pytest.MonkeyPatch, name: str) -> None:
-    """Let no thread of that name start, as where the system has no more threads."""
+    """Make `start` of threads with this name fail, as if the system had no thread left."""
     start = threading.Thread.start
 
     def start_others(thread: threading.Thread) -> None:
@@ -120,7 +119,7 @@ def refuse_thread(patch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def refuse_descriptors(patch: pytest.MonkeyPatch, target: object, name: str) -> None:
-    """Let a function fail as where the process has no more file descriptors."""
+    """Make a function raise OSError (EMFILE), as if the process had no descriptor left."""
 
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -166,11 +165,11 @@ class Spawner:
         """Start a demo backend, small by default, and wait until it serves."""
         return Backend(self.process(*backend_command(addr=addr), *switches, **options))
 
-    def answering(self, *switches: str) -> Backend:
-        """Start a backend whose calls this process answers, and whose own process only sleeps.
+    def backend_served_here(self, *switches: str) -> Backend:
+        """Start a process that only sleeps, and for its backend a server in this process.
 
-        It takes the switches of a demo backend. Use it where nothing but the answers matters: it
-        starts in milliseconds, and its server does not end with its process.
+        The switches are those of a demo backend. The backend starts in milliseconds. Use it only
+        in tests of its answers: its server does not end with its process.
         """
         server = grpc.server(ThreadPoolExecutor(4))
         service = Service(parse_arguments(["--weights-mib", "2", "--kv-cache-mib", "1", *switches]))

@@ -21,7 +21,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.cli import main
 from monitor_plugin.demo.host import MODELS
 
-from ..support import IGNORING, Client, Spawner, eventually
+from ..support import IGNORING_SIGINT, Client, Spawner, eventually
 
 COMMAND = str(Path(sys.executable).with_name("monitor-plugin"))
 PATIENT = {**os.environ, "MONITOR_STATUS_TIMEOUT_SECONDS": "30"}
@@ -98,7 +98,7 @@ def test_demo_once_fails_with_an_unexpected_answer(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None:
     """The demo prints commands that work; Ctrl-C ends it, also where SIGINT was ignored."""
-    command = (*IGNORING, COMMAND, "demo", "--listen", "127.0.0.1:0")
+    command = (*IGNORING_SIGINT, COMMAND, "demo", "--listen", "127.0.0.1:0")
     process = spawner.process(*command, env=PATIENT)
     assert process.stdout
     lines = []
@@ -121,7 +121,7 @@ def test_demo_ends_with_all_its_processes(number: int, spawner: Spawner) -> None
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_demo_once_at_any_time(number: int, spawner: Spawner) -> None:
     """A signal during the start ends `demo --once` with all its backends, before its calls."""
-    process = spawner.process(*IGNORING, COMMAND, "demo", "--once", env=PATIENT)
+    process = spawner.process(*IGNORING_SIGINT, COMMAND, "demo", "--once", env=PATIENT)
     children = psutil.Process(process.pid).children
     eventually(lambda: bool(children()))
     backends = children()

@@ -21,7 +21,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.cli import main
 from monitor_plugin.cli.options import UNREACHABLE
 
-from ..support import IGNORING, Spawner, refuse_descriptors, refuse_thread
+from ..support import IGNORING_SIGINT, Spawner, refuse_descriptors, refuse_thread
 from ..terminals import Terminal
 
 PROGRAM = (sys.executable, "-m", "monitor_plugin.cli")
@@ -229,7 +229,7 @@ def test_signals_end_each_command(number: signal.Signals, command: str, spawner:
     """Ctrl-C is 130 and SIGTERM 143, also where the parent has ignored SIGINT."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        terminal = Terminal(spawner, *IGNORING, *PROGRAM, *command.split(), "--url", url)
+        terminal = Terminal(spawner, *IGNORING_SIGINT, *PROGRAM, *command.split(), "--url", url)
         silent.settimeout(60)
         with silent.accept()[0] as connection:
             assert connection.recv(3) == b"GET"  # the command waits for the answer
@@ -255,7 +255,7 @@ from monitor_plugin.cli import main
 sys.exit(main(["ps", "--url", "http://127.0.0.1:1"]))
 """
     run = subprocess.run(
-        [*IGNORING, sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+        [*IGNORING_SIGINT, sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert (run.returncode, run.stderr.strip()) == (128 + number, "")
 
@@ -266,9 +266,9 @@ def test_signals_end_the_wait_but_not_the_shutdown(
 ) -> None:
     """An interrupted `stop` names the models that are being stopped, and those that are not."""
     for model in "abcde":  # one more than are stopped at the same time
-        backend = spawner.answering("--state", "1")
+        backend = spawner.backend_served_here("--state", "1")
         monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
-    command = (*IGNORING, *PROGRAM, "stop", "--yes", *"abcde")
+    command = (*IGNORING_SIGINT, *PROGRAM, "stop", "--yes", *"abcde")
     terminal = Terminal(spawner, *command, env={"MONITOR_URL": monitor.url})
     terminal.wait_for("draining, until it is not busy")
     if number == signal.SIGINT:

@@ -63,7 +63,7 @@ def test_backends_and_ends_are_listed(
     prefix: str, monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
     """Each backend with all that is known of it, and how those that ended did."""
-    runs, dies = spawner.answering(), spawner.sleeper()
+    runs, dies = spawner.backend_served_here(), spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="org/a b", pid=runs.pid, address=runs.address)
     monitor.hook.monitor_backend_spawned(model="dies", pid=dies.pid, address="127.0.0.1:1")
     dies.kill()

@@ -19,7 +19,7 @@ def test_history_lists_the_points_of_each_backend(
     """The points of each backend, and when they were taken."""
     monitor = make_monitor(sweep_interval_seconds=0.05)
     client = Client(monitor.url)
-    running = spawner.answering()
+    running = spawner.backend_served_here()
     monitor.hook.monitor_backend_spawned(model="m", pid=running.pid, address=running.address)
 
     def measured() -> Any:

@@ -62,7 +62,7 @@ class Plugin:
 
 
 def register(monitor: Monitor, spawner: Spawner, *switches: str) -> int:
-    start = spawner.backend if "--fork-workers" in switches else spawner.answering
+    start = spawner.backend if "--fork-workers" in switches else spawner.backend_served_here
     backend = start(*switches)
     monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=backend.address)
     return backend.pid

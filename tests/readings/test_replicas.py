@@ -180,7 +180,7 @@ def test_hung_replicas_cost_one_wait(
     """Hung replicas are requested at the same time, and the other replicas give the reading."""
     monitor = make_monitor(status_timeout_seconds=2.0)
     hung = [spawner.backend("--hang-status") for _ in range(5)]
-    backend = spawner.answering("--state", "1")
+    backend = spawner.backend_served_here("--state", "1")
     for each in (*hung, backend):
         monitor.hook.monitor_backend_spawned(model="m", pid=each.pid, address=each.address)
     reading = monitor.read("m")

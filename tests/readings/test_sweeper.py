@@ -150,7 +150,7 @@ def test_last_sweep_is_returned_without_a_new_one(
 ) -> None:
     """The last sweep is returned without a new one; before the first there are no readings."""
     monitor = make_monitor(sweep_interval_seconds=0)
-    running = spawner.answering()
+    running = spawner.backend_served_here()
     register(monitor, "m", running)
     (before,) = monitor.sweep(fresh=False)
     assert before == Observation(backend=monitor.backends()[0])
@@ -276,5 +276,5 @@ def test_sweep_reads_more_backends_than_channels(
     monkeypatch.setattr(status_client, "max_channels", lambda: 2)
     monitor = make_monitor(sweep_interval_seconds=0)
     for number in range(5):
-        register(monitor, f"m{number}", spawner.answering())
+        register(monitor, f"m{number}", spawner.backend_served_here())
     assert [each.reading and each.reading.source for each in monitor.sweep()] == 5 * ["grpc"]
