@@ -1,11 +1,12 @@
 """Stops backends that have been idle for too long.
 
 The monitor cannot see requests. A backend is idle if, for the duration of the limit, its own gRPC
-`Status` said READY in each sweep, and its process tree used less than 1 % of one core. What is not
-known is never idle: a backend without `Status`, or one whose Status call fails, may be serving a
-request. So may one that is READY by a hook, as the protocols of grpc_health.py and kserve_status.py
-do not say whether a server works. The setting NO_STATUS lets the CPU usage alone decide for such
-backends. Exempt a backend whose `Status` says READY while it works: `NAME=never`.
+`Status` said READY in each sweep, and its process tree used less than 1 % of one core. A backend
+without `Status`, or whose Status call fails, is never idle, because it may be serving a request. A
+backend that is READY by a hook is never idle either: the protocols of grpc_health.py and
+kserve_status.py do not say whether a server is serving a request. With NO_STATUS=cpu, the CPU usage
+alone decides for such backends. Exempt a backend whose `Status` says READY while it serves
+requests: `NAME=never`.
 
 The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend becomes BUSY and
 stays BUSY for `drain_timeout_seconds`. A stop that fails is logged once, and tried again every
@@ -19,9 +20,9 @@ the environment variable MONITOR_HOOK_IDLE_STOP_...
               the first matching pattern counts; models without one have no limit
     NO_STATUS `cpu`: a backend without a status, or one that is READY by a hook, is idle if its
               process tree uses less than 1 % of one core; it is not idle if its Status call timed
-              out, or if the last state that it reported was not READY. This cuts off requests that
-              take little CPU time, such as those that wait for a GPU. `never`: it is not idle
-              (never)
+              out, or if the last state that it reported was not READY. `cpu` cuts off requests that
+              take little CPU time, such as those that wait for a GPU. `never`: such a backend is
+              never idle (never)
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The status of servers that speak the Open Inference Protocol v2: Triton, KServe, TorchServe.
 
 Calls `ServerReady` of a backend, then `ModelReady`. The state is READY if both are true, else
-UNINITIALIZED, also if the server is ready and answers an error for the model: for a model that it
-does not know, MLServer's is UNKNOWN and other servers' NOT_FOUND. The protocol has no BUSY; the
-memory is that of the process tree. A backend that does not speak the protocol gets a single
-request; from then on the other hooks and gRPC `Status` read the backend. They also do so whenever
-the backend cannot be reached or does not respond in time.
+UNINITIALIZED. The state is also UNINITIALIZED if the server is ready, and answers `ModelReady` with
+an error: for a model that the server does not know, MLServer answers UNKNOWN, other servers answer
+NOT_FOUND. The protocol has no BUSY; the memory is that of the process tree. A backend that does not
+speak the protocol gets a single request; from then on the other hooks and gRPC `Status` read the
+backend. They also do so whenever the backend cannot be reached or does not respond in time.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
 environment variables: MONITOR_HOOK_KSERVE_STATUS_...
@@ -29,7 +29,7 @@ _settings = HookSettings(__name__)
 MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")
 ASK_FOR = _settings.get("ASK_FOR", str, "a model's name", None)
 SERVICE = _settings.get("SERVICE", str, "a service's name", "inference.GRPCInferenceService")
-# With these codes the server has not said anything about the model.
+# Errors with these codes say nothing about the model.
 NO_ANSWER = (
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.UNAVAILABLE,

@@ -3,14 +3,15 @@
 The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else that
 of its process tree. Unknown memory exceeds no limit. The memory must exceed the limit in each sweep
 for FOR_SECONDS, and in at least two sweeps, so that one wrong figure stops no backend. The hook
-stops a backend as `POST /backend/shutdown` does, but no backend that may be busy: one that is BUSY,
-whose Status call timed out, or whose last known state is not READY while it has no status; nor one
-that becomes BUSY and stays BUSY for `drain_timeout_seconds`. A backend that never had a status, or
-that is READY by a hook, may be busy while its process tree uses 1 % of one core or an unknown
-amount. Below that it is stopped, unlike by idle_stop.py: a limit that spared every backend without
-a status would protect few machines. Backends that are being stopped, also by clients, do not count.
-A stop that fails is tried again every minute. The hook acts after each background sweep (the
-monitor's setting `sweep_interval_seconds`).
+stops a backend as `POST /backend/shutdown` does. It spares backends that may be busy: a backend
+that is BUSY, whose Status call timed out, or that has no status and whose last known state is not
+READY. A backend that never had a status, or that is READY by a hook, may be busy while its process
+tree uses at least 1 % of one core, or an unknown amount. If the tree uses less, this hook stops the
+backend, and idle_stop.py does not: a memory limit that spared every backend without a status would
+protect few machines. The hook also spares a backend that becomes BUSY and stays BUSY for
+`drain_timeout_seconds`. Backends that are being stopped, also by clients, do not count. A stop that
+fails is tried again every minute. The hook acts after each background sweep (the monitor's setting
+`sweep_interval_seconds`).
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_MEMORY_LIMIT_...

@@ -21,7 +21,7 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 _TIMEOUT_SECONDS = 60.0
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_TOKEN_FILE_BYTES = 1024 * 1024
-# An error quotes at most this much of what a server that is no monitor has sent.
+# Maximum number of characters that an error quotes from a server that may be no monitor.
 _MAX_QUOTED = 200
 _PATH = re.compile(r"/[\x21-\x7e]*")
 
@@ -83,7 +83,7 @@ class Client:
         self, method: str, path: str, body: str | None, timeout_seconds: float | None
     ) -> Any:
         if not _PATH.fullmatch(path):
-            raise InvalidRequest(f"{path!r} is no path of a URL: percent-encode it")
+            raise InvalidRequest(f"{path!r} is not a valid path of a URL: percent-encode it")
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -144,7 +144,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def client_of(environ: Mapping[str, str], url: str | None, token_file: str | None) -> Client:
-    """Make a client from a command's options, and from the environment without them.
+    """Make a client from a command's options; the environment replaces options that are None.
 
     Args:
         environ: pass `os.environ`. `MONITOR_URL` is used if `url` is None. `MONITOR_TOKEN`, or else
@@ -181,7 +181,7 @@ def _read_token(path: str) -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnicodeDecodeError):
-            why = "it is no UTF-8"
+            why = "it is not UTF-8 text"
         raise MonitorError(f"token file {path} cannot be used: {why}") from None
     try:
         tokens = parse_tokens(text)

@@ -10,9 +10,9 @@ functions are refused.
 
 The hooks that report events (`monitor_backend_registered`, `monitor_state_changed`,
 `monitor_backend_gone`, `monitor_shutdown_finished`) are called for each plugin on its own, one
-event at a time, so that a slow plugin delays no other one. The events of a backend keep their
-order. A plugin that is behind gets registrations, exits and outcomes of shutdowns first, and of
-each backend only the newest state.
+event at a time, so that a slow plugin does not delay the other plugins. The events of a backend
+keep their order. A plugin that is behind gets registrations, exits and outcomes of shutdowns first,
+and of the changes of a backend's state only the newest state.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Monitor(Protocol):
         """Return the gRPC metadata of the monitor's calls to a backend."""
 
     def log_refusal(self, backend: Backend, method: str) -> None:
-        """Log that a backend wants another token, unless that is logged."""
+        """Log that a backend answered a call with UNAUTHENTICATED, unless that was logged."""
 
     def reload_tokens(self) -> None:
         """Read the token file again."""

@@ -24,8 +24,8 @@ def install(plugin_manager: pluggy.PluginManager, settings: Settings | None = No
         PluginError: the manager has another running monitor, blocks the name, or does not accept
             the hooks.
         ListenError: the HTTP server cannot listen at the address of the setting `listen`.
-        Exception: as `Monitor` and its `start` raise. Whatever is raised, no monitor stays
-            registered or running.
+        Exception: what `Monitor(...)` and `Monitor.start` raise. After any exception, no monitor
+            stays registered or running.
     """
     monitor = Monitor(settings, host_manager=plugin_manager)
     try:

@@ -132,9 +132,10 @@ class Monitor:
     def start(self) -> None:
         """Start monitoring and serving. A second call does nothing.
 
-        If an exception is raised, nothing stays bound, registered or running. The backends stay, no
-        plugin was called with `monitor_started`, and `start` may be called again. After Ctrl-C the
-        monitor is closed instead.
+        After an exception, nothing stays bound or running, and the monitor is not registered with
+        the host's plugin manager. The backends stay registered, no plugin was called with
+        `monitor_started`, and `start` may be called again. After Ctrl-C the monitor is closed
+        instead.
 
         Raises:
             ListenError: the HTTP server cannot listen at the address of the setting `listen`.
@@ -350,8 +351,9 @@ class Monitor:
     def log_refusal(self, backend: Backend, method: str) -> None:
         """Log that a backend answered a hook's call of a method with UNAUTHENTICATED.
 
-        Each backend is logged once, also if it refuses the monitor's own calls, and again if it
-        refuses `Status` after it has answered it. The log names the setting `grpc_token_file`.
+        A backend's refusals of hooks' calls and of the monitor's own calls are logged once. A
+        refusal of `Status` is logged again if the backend has answered `Status` meanwhile. The log
+        names the setting `grpc_token_file`.
         """
         self._services.status_client.log_refusal(backend, method)
 

@@ -28,9 +28,9 @@ class ModelCounts(NamedTuple):
 class ModelCounter:
     """Counts exits and shutdowns by model. Safe to call from any thread.
 
-    The counts of a model are dropped once the registry has no backend and no exit of the model: by
-    `counts`, or when there are about twice as many counts as the registry has models. The cost of
-    counting an exit does not depend on the number of backends.
+    The counts of a model of which the registry has no backend and no exit are dropped by `counts`,
+    or when there are about twice as many counts as the registry has models. The cost of counting an
+    exit does not depend on the number of backends.
 
     Args:
         registry: the registered backends and the last exits.
@@ -68,7 +68,7 @@ class ModelCounter:
             }
 
     def _count_late_causes(self) -> None:
-        """Count the exits whose cause is now known, and those that have waited for it too long."""
+        """Count exits whose cause is now known, and as `unknown` those recorded too long ago."""
         if not self._without_cause:
             return
         for backend, exit, _ in self._registry.last_exits():
@@ -83,13 +83,13 @@ class ModelCounter:
             self._model(backend.model).exits["unknown"] += 1
 
     def _model(self, model: str) -> ModelCounts:
-        """Return the counts of a model; drop those of unknown models if there are many."""
+        """Return the counts of a model; before adding a model, tidy up if there are too many."""
         if model not in self._models and len(self._models) >= self._max_models:
             self._tidy()
         return self._models.setdefault(model, _zero_counts())
 
     def _tidy(self) -> list[str]:
-        """Drop the counts of unknown models.
+        """Drop the counts of each model of which the registry has no backend and no exit.
 
         Returns:
             The models of which the registry has a backend or an exit.

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (`options.EXIT_CODES` has the list)."""
-    # Late: importing this package imports no click. A signal may arrive during the imports, too.
+    # The imports are here because importing this package must import little, and no click.
     from ..concurrency.signals import Interruptible
 
     code = None
     with Interruptible() as signals:
         try:
+            # Inside the `with` statement, because a signal may arrive during this slow import.
             from .program import run
 
             code = run(sys.argv[1:] if arguments is None else arguments)

@@ -24,7 +24,7 @@ def hooks(url: str | None, token_file: str | None, as_json: bool) -> None:
 
     Shows the source of each plugin and the hooks that it implements; for each hook the number of
     calls, of errors and of calls that exceeded the time limit, and the time that the calls took.
-    Below, it names the plugins that are or were behind with their events.
+    The lines below the table name the plugins that are or were behind with their events.
     """
     client = make_client(url, token_file)
     answer = client.get("/hooks")

@@ -42,10 +42,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class FilePath(click.Path):
-    """A path that shells complete. Whoever reads the file explains why it cannot be read."""
+    """A path that shells complete. The code that reads the file reports its errors."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return the path; `click.Path` would look at the file, and fail at a NUL in its path."""
+        """Return the path unchecked; `click.Path` raises ValueError for a path with a NUL."""
         return value
 
 

@@ -17,13 +17,13 @@ from .views.text import printable
 # The names of modules, and of the command in each.
 _COMMANDS = ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion")
 
-# What to do where the system has no more of a resource.
+# What to do if the system has no more of a resource, by the error's number.
 _ADVICE = {
     errno.EMFILE: ": raise the limit of open files (ulimit -n, minfds of supervisord)",
     errno.ENFILE: ": raise the machine's limit of open files (sysctl fs.file-max)",
     errno.EAGAIN: ": raise the limit of threads (ulimit -u, or pids.max of the control group)",
 }
-_NO_THREAD = "can't start new thread"  # the RuntimeError of `threading`
+_NO_THREAD = "can't start new thread"  # the message of `threading`'s RuntimeError
 
 
 class _Commands(click.Group):
@@ -97,7 +97,7 @@ def _run_command(arguments: Sequence[str]) -> int | None:
             raise
         click.echo(f"{PROGRAM}: {error}: pip install 'monitor-plugin[cli]'", err=True)
         return FAILED
-    except click.Abort as error:  # Ctrl-D, or a signal, which click turns into this
+    except click.Abort as error:  # Ctrl-D; or a signal: click turns KeyboardInterrupt into Abort
         click.echo(str(error), err=True)
         return None
     except BrokenPipeError:  # of stdout, as in `ps | head -1`

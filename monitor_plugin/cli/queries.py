@@ -74,9 +74,9 @@ def fetch_events(
 
 
 def decode(client: Client, answer: Any, kind: type[T]) -> T:
-    """Convert the JSON of an answer to a struct; raises `RequestFailed` if it does not fit.
+    """Convert the JSON of an answer to a struct; raises `RequestFailed` if the JSON does not fit.
 
-    NaN and infinity become null: views could not print them.
+    NaN and infinity become null, because views cannot print them.
     """
     try:
         return msgspec.json.decode(msgspec.json.encode(answer), type=kind)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 
 class BlockingObserver:
-    """A context manager that a thread enters while it waits: for another process, or for an event.
+    """A context manager that a thread enters while it waits, for another process or for an event.
 
-    A wait may contain another one.
+    Waits may be nested.
     """
 
     def __init__(self) -> None:

@@ -10,9 +10,9 @@ _logger = logging.getLogger(__name__)
 
 
 def close_all(*closers: Callable[[], object]) -> None:
-    """Call each function, in order. An exception is logged, and the later functions are called.
+    """Call each function, in order. If one raises, log the exception and call the later ones.
 
-    An exception that is no `Exception`, such as KeyboardInterrupt, is raised after all calls.
+    A KeyboardInterrupt, or another exception that is no `Exception`, is raised after all calls.
     """
     with contextlib.ExitStack() as stack:
         for closer in reversed(closers):
@@ -24,4 +24,4 @@ def _close(closer: Callable[[], object]) -> None:
         closer()
     except Exception:
         name = getattr(closer, "__qualname__", repr(closer))
-        _logger.exception("%s failed; everything else is closed all the same", name)
+        _logger.exception("%s failed; the other parts are closed nevertheless", name)

@@ -13,14 +13,14 @@ _PAUSE_PER_CPU_SECOND = 9  # so that the calls use at most a tenth of a core
 
 
 class PeriodicTask:
-    """Calls a function at an interval, until it is closed. It may be started again then.
+    """Calls a function at an interval until the task is closed. A closed task may be restarted.
 
     Args:
         name: the name of the thread.
         seconds: the time from the end of a call to the start of the next; longer if the calls
             would use more than a tenth of a core.
-        tick: the function, whose result is ignored; an exception is logged, and the later calls
-            are made.
+        tick: the function, whose result is ignored. An exception is logged, and does not prevent
+            later calls.
     """
 
     def __init__(self, name: str, seconds: float, tick: Callable[[], object]) -> None:

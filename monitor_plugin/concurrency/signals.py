@@ -1,8 +1,8 @@
 """The signals of a command: SIGTERM and SIGINT end the command, SIGHUP reloads its tokens.
 
-A shell ignores SIGINT in the commands that a script starts in the background, and a command
-inherits that. The commands of this program end by SIGINT all the same: whoever presses Ctrl-C wants
-to end what the terminal shows.
+A shell that runs a script starts background commands with SIGINT ignored. The commands of this
+program end by SIGINT nevertheless: a user who presses Ctrl-C wants to end the commands that the
+terminal shows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 class Interruptible:
     """While entered, SIGINT and SIGTERM raise `KeyboardInterrupt` in the main thread.
 
-    It restores the handlers at its end, and installs none in another thread than the main one.
+    The earlier handlers are restored at the exit. In another thread than the main one, nothing
+    is installed.
 
     Attributes:
         ended_by: the number of the last signal; None before the first one.

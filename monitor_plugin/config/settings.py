@@ -50,9 +50,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         reading_max_age_seconds: the maximum age of a reading that further requests get; 0: requests
             share a reading only while it is made.
         drain_timeout_seconds: the maximum time that a shutdown waits for a busy backend.
-        stop_timeout_seconds: the time between SIGTERM and SIGKILL, of which a process that is found
-            during the stop has at least half; the time to end after SIGKILL; and the time that a
-            `monitor_stop_backend` hook gets.
+        stop_timeout_seconds: how long a stop waits after SIGTERM before it sends SIGKILL (a process
+            that is found during the stop gets at least half of this time after its SIGTERM); how
+            long the stop then waits for the end; and the time that a `monitor_stop_backend` hook
+            gets.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
         hook_timeout_seconds: the time limit of one call of a hook; in a reading at most
             `status_timeout_seconds`.

@@ -211,8 +211,8 @@ class HookFigures(msgspec.Struct, frozen=True):
         calls: the number of calls.
         errors: how many of them raised, or returned a value that the hook does not allow.
         overruns: how many of them exceeded their time.
-        seconds_total: the duration of all calls. A call that has not returned yet counts until it
-            exceeded its time.
+        seconds_total: the duration of all calls. Of a call that exceeded its time and has not
+            returned yet, only the time up to the limit counts.
         seconds_max: the duration of the longest call.
     """
 
@@ -250,7 +250,8 @@ class LoadedPlugin(msgspec.Struct, frozen=True):
         source: the path of a hook file, the name and version of a distribution, `plugins=`, or the
             plugin manager in which a host registered it.
         hooks: the hooks that it implements.
-        events: how far it is behind; None if it implements no hook that reports events.
+        events: how far the plugin is behind with its events; None if it implements no hook that
+            reports events.
     """
 
     name: str

@@ -14,7 +14,7 @@ from .errors import MonitorError
 
 _MAX_QUOTED = 200
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# The scheme, the host, the port, the path, and whatever follows the path.
+# The scheme, the host, the port, the path, and the query and fragment.
 _URL = re.compile(r"(https?)://(\[[^\]]*\]|[^:/?#]*)(?::([^/?#]*))?([^?#]*)(.*)", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 # The characters of a path in a URL (RFC 3986), where `%` begins an escape.
@@ -29,7 +29,7 @@ class MonitorUrl(NamedTuple):
         scheme: `http`, `https` or `unix`.
         host: a name in ASCII, an IPv4 address, or an IPv6 address without brackets.
         port: the port; 0 for a unix socket.
-        path: the path before that of each request, without a slash at its end; or the path of the
+        path: a prefix of the path of each request, without a slash at its end; or the path of the
             unix socket.
     """
 
@@ -61,7 +61,7 @@ def parse_monitor_url(url: str) -> MonitorUrl:
     scheme, host, port, path, rest = match[1].lower(), *match.groups(default="")[1:]
     try:
         if rest:
-            raise ValueError("the monitor's URL has no ? and no #")
+            raise ValueError("the URL of a monitor contains no ? and no #")
         return MonitorUrl(
             scheme, _parse_host(host), _parse_port(port, scheme), _validate_path(path)
         )
@@ -73,12 +73,12 @@ def _parse_unix(url: str, shown: str) -> MonitorUrl:
     path = url.removeprefix("unix:").removeprefix("//").rstrip("/")
     try:
         size = len(os.fsencode(path))
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+    except UnicodeEncodeError:  # a lone surrogate that `os.fsencode` cannot encode
         size = 0
     if not path.startswith("/") or "\0" in path or not 0 < size <= MAX_SOCKET_PATH_BYTES:
         raise MonitorError(
-            f"{shown}: a unix socket's path must be absolute, unix:/PATH, and take at most "
-            f"{MAX_SOCKET_PATH_BYTES} bytes without NUL"
+            f"{shown}: the path of a unix socket must be absolute (unix:/PATH), contain no NUL, "
+            f"and take at most {MAX_SOCKET_PATH_BYTES} bytes"
         )
     return MonitorUrl("unix", "", 0, path)
 

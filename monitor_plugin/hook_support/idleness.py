@@ -39,10 +39,10 @@ class Activity:
     """Tracks how long each backend has been idle. Not thread-safe.
 
     A backend is idle while its own `Status` says READY, and its process tree uses less than 1 % of
-    one core. What is not known is never idle: a backend counts as active if its status is missing
-    or another one, if its CPU usage is unknown, or if its state changed between two sweeps (it may
-    have been BUSY then). READY from a hook counts as a missing status, because protocols such as
-    grpc.health.v1 do not say whether the backend works. Idle time begins with the first sweep that
+    one core. A backend counts as active if its status is missing or not READY, if its CPU usage is
+    unknown, or if its state changed between two sweeps (it may have been BUSY between them). READY
+    from a hook counts as a missing status, because protocols such as grpc.health.v1 do not say
+    whether the backend is serving a request. Idle time begins with the first sweep that
     contains the backend, and begins again after a sweep without it.
 
     Args:
@@ -68,7 +68,11 @@ class Activity:
         return now - trace.active_at if trace else 0.0
 
     def may_be_busy(self, observation: Observation, now: float) -> bool:
-        """Whether a backend may be busy: its state does not say otherwise, and it is not idle."""
+        """Whether a backend may be serving a request, in a sweep that `note` has recorded.
+
+        True if the backend is BUSY, in an unknown state or not read, or if its status call timed
+        out. Without a status, and with READY from a hook, true unless the backend is idle.
+        """
         if observation.reading is None or says_busy(observation):
             return True
         state = _known_state(observation.reading)
@@ -104,9 +108,9 @@ class Activity:
 
 
 def _known_state(reading: Reading) -> int | None:
-    """Return a backend's state, or None if there is none, or if it may be serving requests.
+    """Return the state that a backend reported; None if there is none, or if a hook says READY.
 
-    READY from a hook is such a state: grpc.health.v1 and other protocols do not know BUSY.
+    A hook may say READY while the backend is busy: grpc.health.v1 and others do not know BUSY.
     """
     status = reading.status
     if status is None or (status.state == State.READY and reading.source == "hook"):

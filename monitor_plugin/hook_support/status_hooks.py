@@ -115,7 +115,7 @@ class StatusHooks:
                 return response
 
             status = self._ask(backend, call)
-            # After `close`, the status may come from the end of a call, not from the backend.
+            # If `server.close` was called meanwhile, the status may come from the cancelled call.
             return None if server.ask_after == math.inf else status
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -134,16 +134,16 @@ class _BackendServer:
 
     def __init__(self, address: str, channel_limit: ChannelLimit[_BackendServer]) -> None:
         self.address = address
-        self.lock = threading.Lock()  # of the thread that makes a request
+        self.lock = threading.Lock()  # held by the thread that makes a request
         self.answer: Status | None = None
         self.answered_at = self.ask_after = -math.inf
         self._channel: grpc.Channel | None = None
         self._channel_limit = channel_limit
 
     def get_channel(self, open_channel: Callable[[], grpc.Channel]) -> grpc.Channel:
-        """Return the channel; the caller must have acquired the lock. After `close` it is closed.
+        """Return the channel, which is closed after `close`. The caller must hold the lock.
 
-        If the limit of channels is reached, and all are in use, one more is opened.
+        If the limit of channels is reached, and all are in use, the channel is opened nevertheless.
         """
         if self._channel is None:
             self._channel_limit.make_room()

@@ -185,21 +185,21 @@ class Exposition:
         )
         oldest = GaugeMetricFamily(
             "monitor_plugin_events_oldest_seconds",
-            "How long the oldest of these events has waited; 0 if none waits.",
+            "How long the oldest event that waits for the hooks of the plugin has waited.",
             labels=("plugin",),
             unit="seconds",
         )
         coalesced = CounterMetricFamily(
             "monitor_plugin_events_coalesced",
-            "Changes of state that were merged into newer ones, as the plugin was behind.",
+            "Changes of state that were merged into newer ones, because the plugin was behind.",
             labels=("plugin",),
         )
         dropped = CounterMetricFamily(
             "monitor_plugin_events_dropped",
-            "Events that the plugin did not get, as it was too far behind.",
+            "Events that the plugin did not get: too many waited, or its hook did not return.",
             labels=("plugin",),
         )
-        # A plugin of the host may have the name of another one.
+        # A plugin of the host's manager may have the same name as one of the monitor's.
         figures = {escape(each.name): each.events for each in self._plugins() if each.events}
         for name, events in figures.items():
             waiting.add_metric((name,), events.waiting)

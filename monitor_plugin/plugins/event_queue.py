@@ -28,7 +28,7 @@ EVENT_HOOKS = (
 
 _CLOSE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
-_IDLE_SECONDS = 60.0  # then the thread of a plugin ends
+_IDLE_SECONDS = 60.0  # a plugin's thread ends after this time without an event
 
 
 class EventQueue:
@@ -92,7 +92,7 @@ class EventQueue:
         return delivery
 
     def wait(self, deliveries: Iterable[Delivery]) -> None:
-        """Wait for deliveries, up to `timeout_seconds` in all; on a hook's thread do not wait."""
+        """Wait for deliveries, up to `timeout_seconds` in all. Does not wait on a hook's thread."""
         if self._log_thread is None or self._executor.on_hook_thread():
             return
         deadline = time.monotonic() + self._timeout_seconds
@@ -128,10 +128,10 @@ class EventQueue:
             subscribers = list(self._subscribers.values())
         for each in subscribers:
             if waiting := self.figures(each.plugin).waiting:
-                message = "plugin %r: events that it did not get before the close: %d"
+                message = "plugin %r: events not delivered before the monitor was closed: %d"
                 _logger.error(message, each.plugin_name, waiting)
 
-    # The lock protects what follows.
+    # Methods for callers that hold the lock.
 
     def _put(
         self,
@@ -147,7 +147,7 @@ class EventQueue:
             self._subscribers[id(plugin)] = subscriber
         event = QueuedEvent(hook, arguments, implementations, time.monotonic(), delivery)
         if event.is_late() or subscriber.queue.is_blocked():
-            event = event._replace(delivery=None)  # nothing shall wait for a hook that may hang
+            event = event._replace(delivery=None)  # the hook may hang: do not wait for it
         else:
             delivery.expected += 1
         dropped = subscriber.queue.put(event)
@@ -166,7 +166,7 @@ class EventQueue:
             self._ensure_thread(subscriber)
 
     def _add_log_line(self, write: Callable[[], object]) -> None:
-        if self._log_lines.qsize() < MAX_EVENTS:  # else what writes the log is blocked
+        if self._log_lines.qsize() < MAX_EVENTS:  # more lines wait only if a log handler blocks
             self._log_lines.put(write)
 
     def _ensure_thread(self, subscriber: _Subscriber) -> None:
@@ -177,12 +177,12 @@ class EventQueue:
         try:
             thread.start()
         except RuntimeError as error:
-            message = "plugin %r: its events wait, and the next one tries again: %s"
+            message = "plugin %r: its events wait, because no thread can be started: %s"
             self._add_log_line(partial(_logger.error, message, subscriber.plugin_name, error))
         else:
             subscriber.thread = thread
 
-    # What follows runs on the threads.
+    # Methods that run on the threads.
 
     def _write_log(self) -> None:
         while write := self._log_lines.get():
@@ -239,9 +239,9 @@ class _Subscriber:
     """A plugin that implements hooks which report events.
 
     Attributes:
-        plugin: the plugin, which is kept so that no other object gets its `id`.
+        plugin: the plugin. The reference ensures that no other object gets the same `id`.
         changed: is notified when an event was queued, or a late call has returned.
-        has_dropped: whether the log says that events are dropped.
+        has_dropped: whether an event was dropped, which is logged once.
     """
 
     def __init__(self, plugin: object, plugin_name: str, changed: threading.Condition) -> None:

@@ -40,7 +40,7 @@ class WrongType(Exception):
 class HookOutcome(NamedTuple):
     """The result of one implementation, or its error.
 
-    The error is its own, or `HookOverran`, `HookNotCalled` or `WrongType`.
+    The error is what the implementation raised, or `HookOverran`, `HookNotCalled` or `WrongType`.
     """
 
     plugin_name: str
@@ -97,11 +97,17 @@ class Implementation:
         self.seconds_total += seconds
         self.seconds_max = max(self.seconds_max, seconds)
 
-    def count_late_return(self, seconds: float, counted: float, failed: bool) -> None:
-        """Complete the figures of a call that overran after `counted`, and took `seconds`."""
+    def count_late_return(self, seconds: float, counted_seconds: float, failed: bool) -> None:
+        """Complete the figures of a call that overran.
+
+        Args:
+            seconds: how long the call took.
+            counted_seconds: the part of it that was counted when the call overran.
+            failed: whether the call raised, or returned an invalid value.
+        """
         self.overdue_calls -= 1
         self.errors += failed
-        self.seconds_total += seconds - counted
+        self.seconds_total += seconds - counted_seconds
         self.seconds_max = max(self.seconds_max, seconds)
 
     def figures(self, hook: str) -> HookFigures:
@@ -138,7 +144,7 @@ class HookRun:
         self._seconds = math.inf if call.seconds is None else call.seconds
         self._outcomes: list[HookOutcome] = []
         self._thread_number = 0  # of the current worker thread; earlier ones are abandoned
-        self._counted: dict[int, float] = {}  # the seconds that were counted for abandoned ones
+        self._counted_seconds: dict[int, float] = {}  # by the number of each abandoned thread
         self._index = 0  # of the current or next implementation
         self._is_calling = False  # whether the worker thread has started
         self._began_at = monotonic()
@@ -196,13 +202,13 @@ class HookRun:
         began_at: float,
         thread_number: int,
     ) -> bool:
-        """Record what an implementation returned; return whether its thread goes on."""
+        """Record an outcome; return whether the calling thread calls the next implementation."""
         is_last = failed = is_overdue = False
         if outcome is not None:
             self._log_error(outcome)
             is_last = self._call.is_last(outcome)
             failed = outcome.error is not None
-            is_overdue = isinstance(outcome.error, HookOverran)  # it was not called
+            is_overdue = isinstance(outcome.error, HookOverran)  # an earlier call has not returned
         now = monotonic()
         with self._lock:
             is_current = thread_number == self._thread_number
@@ -215,8 +221,8 @@ class HookRun:
                 self._began_at = now
                 if is_last or self._index == len(self._implementations):
                     self.finished.set()
-            else:  # it overran; another thread took over
-                each.count_late_return(now - began_at, self._counted[thread_number], failed)
+            else:  # the call overran; another thread has called the next implementations
+                each.count_late_return(now - began_at, self._counted_seconds[thread_number], failed)
         if not is_current:
             self._call.on_late_return()
         return is_current and not self.finished.is_set()
@@ -254,12 +260,12 @@ class HookRun:
                 return
             seconds = min(self._seconds, now - self._began_at)
             overdue = None
-            if self._is_calling:  # else the machine is busy, and the thread has not started yet
+            if self._is_calling:  # else the thread has not started yet, as the machine is busy
                 overdue = self._implementations[self._index]
                 overdue.overdue_calls += 1
                 overdue.overruns += 1
                 overdue.count(seconds)
-                self._counted[self._thread_number] = seconds
+                self._counted_seconds[self._thread_number] = seconds
                 self._index += 1
             self._thread_number += 1
             self._is_calling = False

@@ -60,12 +60,12 @@ class HookQuery(NamedTuple):
     components_run: HookRun | None = None
 
     def wait(self, until: float) -> bool:
-        """Wait for the status, up to a time by the monotonic clock.
+        """Wait for the end of `monitor_query_status`, up to a time by the monotonic clock.
 
-        If there is none by then, `monitor_memory_components` is called at the same time.
+        If it has not ended by then, `monitor_memory_components` is begun on another thread.
 
         Returns:
-            Whether the hooks have answered.
+            Whether `monitor_query_status` has ended.
         """
         has_answered = self.status_run.wait(until)
         if not has_answered and self.components_run:
@@ -126,7 +126,7 @@ class Hooks:
     def _notify(self, hook: str, seconds: float | None, **arguments: Any) -> None:
         self._executor.call(HookCall(hook, seconds, arguments))
 
-    # Hooks that report events, which are queued. A caller may `wait` for some deliveries.
+    # Hooks that report events. The events are queued; `wait` waits for their deliveries.
 
     def backend_registered(self, backend: Backend) -> Delivery:
         """Queue `monitor_backend_registered`."""
@@ -249,7 +249,7 @@ class Hooks:
         for name, under_way, error in self._executor.call(call):
             if isinstance(error, HookOverran):
                 return StopAnswer(name, True, str(error))
-            if isinstance(error, HookNotCalled):  # it might manage the backend
+            if isinstance(error, HookNotCalled):  # the plugin might manage the backend
                 return StopAnswer(name, False, str(error))
             if isinstance(error, ShutdownFailed):
                 return StopAnswer(name, False, getattr(error, "reason", str(error)))

@@ -14,11 +14,12 @@ from .executor import Implementation
 STATE_CHANGED = "monitor_state_changed"
 GONE = "monitor_backend_gone"
 
-# Without the changes of state of backends that run, which are bounded by the number of backends.
-# Some thousand exits at once are no reason to drop any.
+# Maximum number of events that wait, enough for thousands of exits at the same time. Changes of
+# state do not count while no other event of the backend follows them: MAX_STATES limits those.
 MAX_EVENTS = 10_000
 
-# A plugin that is this far behind gets only the newest state of a backend.
+# A plugin that is behind by this time, or by this number of changes of a backend's state, gets only
+# the backend's newest state.
 BEHIND_SECONDS = 1.0
 MAX_STATES = 10
 
@@ -27,7 +28,7 @@ class Delivery:
     """The delivery of one event to all plugins. Not thread-safe, except for `done`.
 
     Attributes:
-        expected: the number of plugins that have not returned, and 1 until all plugins are known.
+        expected: the number of plugins that have not returned; plus 1 until all plugins are known.
         done: set when all plugins have returned.
     """
 
@@ -36,7 +37,7 @@ class Delivery:
         self.done = threading.Event()
 
     def count_down(self) -> None:
-        """Expect one plugin less: it has returned, or its event was dropped."""
+        """Expect one plugin less: the plugin has returned, or its event was dropped."""
         self.expected -= 1
         if not self.expected:
             self.done.set()
@@ -48,9 +49,11 @@ class QueuedEvent(NamedTuple):
     Attributes:
         hook: the hook that reports the event.
         arguments: the arguments of the hook.
-        implementations: the plugin's implementations of the hook, mostly one.
-        at: when the event was queued; of coalesced changes of state, the first one (monotonic).
-        delivery: counts the plugins that have returned; None if nothing waits for this plugin.
+        implementations: the plugin's implementations of the hook, usually one.
+        at: when the event was queued (monotonic seconds); of coalesced changes of state, when the
+            first one was.
+        delivery: counts the plugins that have returned; None if the publisher does not wait for
+            this plugin.
     """
 
     hook: str
@@ -61,12 +64,12 @@ class QueuedEvent(NamedTuple):
 
     @property
     def process(self) -> tuple[int, float]:
-        """The PID and the creation time of the backend, which keeps them with a new address."""
+        """The PID and the creation time of the backend, which stay the same at a new address."""
         backend = self.arguments["backend"]
         return backend.pid, backend.created_at
 
     def is_late(self) -> bool:
-        """Whether the hook has overrun, and not returned yet."""
+        """Whether a call of the hook overran and has not returned yet."""
         return any(each.overdue_calls for each in self.implementations)
 
 
@@ -75,13 +78,13 @@ class PluginQueue:
 
     The events of a backend keep their order. Registrations, exits and outcomes of shutdowns come
     before the changes of state of other backends, so that a slow `monitor_state_changed` does not
-    delay them. If the queue has not been empty for BEHIND_SECONDS, or MAX_STATES changes of the
-    backend's state wait, a further change is merged into the last one that waits: that one gets the
-    newest state, and its `previous` stays.
+    delay them. If events have waited without a break for BEHIND_SECONDS, or if MAX_STATES changes
+    of a backend's state wait, a further change is merged into the last one that waits: the merged
+    event has the `previous` of the older change, and the `current` of the newer one.
     """
 
     def __init__(self) -> None:
-        # Registrations, exits and outcomes, and their backends' earlier changes of state.
+        # Registrations, exits and outcomes, each after its backend's earlier changes of state.
         self._ordered: deque[QueuedEvent] = deque()
         self._states: dict[tuple[int, float], deque[QueuedEvent]] = {}
         self._waiting_since = 0.0  # when the first event was added to the empty queue
@@ -114,7 +117,7 @@ class PluginQueue:
         if event.arguments["current"] != previous:
             arguments = {**event.arguments, "previous": previous}
             waiting.append(event._replace(arguments=arguments, at=last.at))
-        else:  # the plugin will have heard of this state by then
+        else:  # the state is back at `previous`, so there is no change to report
             self._coalesced += 1
             if not waiting:
                 del self._states[event.process]
@@ -127,7 +130,7 @@ class PluginQueue:
         """Remove and return the next event.
 
         Returns:
-            None if no event waits, or if the next one waits for the late return of its hook.
+            None if no event waits, or if an earlier call of the next event's hook has not returned.
         """
         while self._ordered:
             event = self._ordered[0]
@@ -137,35 +140,35 @@ class PluginQueue:
             self._ordered.popleft()
             if not is_late:
                 return event
-            self._dropped += 1  # else the exit or the new registration after it would wait
+            self._dropped += 1  # it must not delay the exit or registration that follows
         for process, waiting in self._states.items():
             if waiting[0].is_late():
                 break
             event = waiting.popleft()
             del self._states[process]
-            if waiting:  # after those of the other backends
+            if waiting:  # its next change comes after those of the other backends
                 self._states[process] = waiting
             return event
         return None
 
     def is_blocked(self) -> bool:
-        """Whether the next event waits for the late return of its hook."""
+        """Whether the next event waits because an earlier call of its hook has not returned."""
         first = self._ordered[0] if self._ordered else None
         return bool(first and first.hook != STATE_CHANGED and first.is_late())
 
     def figures(self, now: float) -> EventFigures:
-        """Return how many events wait and were not delivered, at a monotonic time."""
+        """Return how far the plugin is behind at the time `now` (monotonic seconds)."""
         waiting = list(chain(self._ordered, *self._states.values()))
         oldest = min((event.at for event in waiting), default=now)
         return EventFigures(len(waiting), now - oldest, self._coalesced, self._dropped)
 
     def _drop(self) -> QueuedEvent:
-        """Drop the oldest change of state; without one the oldest event; exits last."""
+        """Drop the oldest change of state; else the oldest event but exits; else an exit."""
         self._dropped += 1
-        index, event = min(enumerate(self._ordered), key=lambda pair: _value(pair[1]))
+        index, event = min(enumerate(self._ordered), key=lambda pair: _importance(pair[1]))
         del self._ordered[index]
         return event
 
 
-def _value(event: QueuedEvent) -> int:
+def _importance(event: QueuedEvent) -> int:
     return {STATE_CHANGED: 0, GONE: 2}.get(event.hook, 1)

@@ -31,7 +31,7 @@ class ExitWatcher:
         self._lock = threading.Lock()
         self._by_pidfd: dict[int, Process] = {}
         self._polled: set[Process] = set()
-        self._failing: set[Process] = set()  # their last check has failed, and was logged
+        self._failing: set[Process] = set()  # processes whose last check failed, which was logged
         self._closing = False
         self._thread: threading.Thread | None = None
         self._wakeup: tuple[int, int] | None = None  # a pipe
@@ -114,7 +114,7 @@ class ExitWatcher:
             try:
                 for process in self._wait(epoll, wakeup):
                     self._check(process)
-            except Exception:  # the thread must go on to watch
+            except Exception:  # the thread must go on watching
                 _logger.exception("the wait for exits failed; waiting again")
                 time.sleep(_RETRY_SECONDS)
 
@@ -130,7 +130,7 @@ class ExitWatcher:
             return [*processes, *self._polled]
 
     def _check(self, process: Process) -> None:
-        """Report a process if it has ended. After an error, it is checked again."""
+        """Report a process if it has ended. After an error, the process is checked again later."""
         try:
             # A ready pidfd may have been closed since, and its number reused for another process.
             has_ended = process.ended()

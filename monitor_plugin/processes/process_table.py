@@ -88,7 +88,7 @@ def read_row(pid: int) -> ProcessRow | None:
         OSError: no file descriptor is free, so it is unknown whether the process exists.
     """
     try:
-        # One system call, after which the clock is read: a file object makes more of them.
+        # A single read, so that the clock is read right after it; a file object reads twice.
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
         try:
             stat = os.read(descriptor, _MAX_STAT_BYTES)

@@ -65,7 +65,7 @@ class ProcessTree:
             OSError: no file descriptor is free.
         """
         snapshot = take_snapshot()
-        # Members that have ended since the snapshot count: it has their children.
+        # A member that has ended since the snapshot is a root, too: the snapshot has its children.
         roots = [pid for pid, row in snapshot.rows.items() if (pid, row.started) in self._members]
         # The session may outlive every known member. Its ID is the root's PID, which the kernel
         # does not reuse while the session has a process. So the session is this tree's unless a
@@ -94,9 +94,9 @@ class ProcessTree:
     ) -> None:
         """Wait until all members have ended, at most `seconds`, or until `interrupted` is set.
 
-        Includes members that are found during the wait. If `signal_number` is given, each of them
-        gets this signal, and at least half of `seconds` to end; the wait then takes at most 1.5
-        times `seconds`.
+        Includes members that are found during the wait. If `signal_number` is given, each member
+        that is found gets this signal, and at least half of `seconds` to end; the wait then takes
+        at most 1.5 times `seconds`.
         """
         began = time.monotonic()
         deadline = began + seconds

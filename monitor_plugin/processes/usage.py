@@ -19,7 +19,7 @@ _SNAPSHOT_MAX_AGE_SECONDS = 0.1
 # The CPU percentage of a tree is measured since the newest baseline of at least this age. As sweeps
 # and `record_baseline` record baselines, it covers 1 to 7 s.
 _BASELINE_MIN_AGE_SECONDS = 1.0
-# `record_baseline` takes no snapshot if the last one is younger, as it is while sweeps take some.
+# `record_baseline` takes a snapshot only if the last one, such as a sweep's, is older than this.
 _BASELINE_SNAPSHOT_MAX_AGE_SECONDS = 5.0
 
 
@@ -40,7 +40,7 @@ class UsageReader:
     def record_baseline(self) -> None:
         """Record a baseline of CPU times. Call this every BASELINE_INTERVAL_SECONDS.
 
-        So the CPU percentage of a tree is known also if the last sweep was long ago.
+        The baselines make the CPU percentages of trees known also if the last sweep was long ago.
 
         Raises:
             OSError: no file descriptor is free.
@@ -63,7 +63,7 @@ class UsageReader:
         return UsageSnapshot(snapshot, self._exchange_baseline(snapshot))
 
     def _exchange_baseline(self, snapshot: ProcessSnapshot) -> ProcessSnapshot | None:
-        """Return the baseline of a snapshot, and keep the snapshot as a later one's baseline."""
+        """Return the baseline of a snapshot, and keep the snapshot as a baseline of later ones."""
         now = snapshot.taken_at
         with self._lock:
             baselines = self._baselines
@@ -160,7 +160,7 @@ class UsageSnapshot:
                 used, seconds = row.cpu_seconds, row.read_at - self._baseline.taken_at
             else:
                 used, seconds = row.cpu_seconds - before.cpu_seconds, row.read_at - before.read_at
-            if seconds < MIN_MEASURED_SECONDS:  # the passes over /proc took very different times
+            if seconds < MIN_MEASURED_SECONDS:  # the passes over /proc took different times
                 return None
             percent += 100 * max(0.0, used) / seconds
         return percent

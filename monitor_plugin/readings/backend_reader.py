@@ -95,7 +95,7 @@ class BackendReader:
     def memory(self, record: Record, reading: Reading, deadline: float) -> SourcedMemory:
         """Return the memory of a backend that was just read, with or without a status.
 
-        Hooks are asked for its components up to the deadline.
+        Hooks may add components until the deadline, a time by the monotonic clock.
         """
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
@@ -124,9 +124,9 @@ class BackendReader:
     ) -> StatusResult:
         """Wait for the status of the hooks, and otherwise for that of gRPC.
 
-        The gRPC request starts when the hooks have answered. It starts at once if the last status
-        came by gRPC, and after half of the time if the hooks have not answered by then, so that
-        hooks that hang leave it the other half.
+        The gRPC request starts when the hooks have answered without a status. It starts immediately
+        if the last status came by gRPC. If the hooks have not answered after half of the time, the
+        request starts then, so that half of the time is left for it.
         """
         client, request = self._status_client, None
         if record.source == "grpc":

@@ -38,7 +38,7 @@ class StatusCall:
         sent_at: when the call was sent (monotonic seconds); before that, when it was created.
         done: set once there is an outcome.
         outcome: None while the call is in flight.
-        is_counted: whether the call was counted as failed before it had an outcome.
+        is_counted: whether the call was counted as failed while it was in flight.
     """
 
     def __init__(self, outcome: StatusOutcome | None = None) -> None:
@@ -74,7 +74,7 @@ class StatusCaller:
             channel: the channel to the backend.
             timeout_seconds: the call's deadline.
             get_metadata: returns the call's metadata. It is called on the call's thread, as it may
-                call hooks that take their time.
+                call slow hooks.
             on_outcome: called on the call's thread, with the outcome, or with the exception that
                 prevented the call, for example because the metadata are invalid.
 
@@ -116,7 +116,7 @@ class StatusCounts(NamedTuple):
             item is the number of all calls.
         seconds: the sum of the durations of all calls.
         failures: the number of failed calls, by the name of the gRPC code; including calls in
-            flight that a reader has given up.
+            flight for which a reader has stopped waiting.
     """
 
     calls: tuple[int, ...]

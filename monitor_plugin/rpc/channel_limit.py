@@ -57,7 +57,7 @@ class ChannelLimit(Generic[Owner]):
                 if not self._owners:
                     return False
                 owner = next(iter(self._owners))
-                # If its channel is in use, the next call begins with another owner.
+                # The next call of `make_room` tries other owners first.
                 self._owners.move_to_end(owner)
             self._close_if_idle(owner)
         return False

@@ -97,7 +97,7 @@ class StatusClient:
         return self._security.add_token(self._call_metadata(backend))
 
     def log_refusal(self, backend: Backend, method: str) -> None:
-        """Log that a backend answered a hook's call with UNAUTHENTICATED, unless that is logged."""
+        """Log that a hook's call got UNAUTHENTICATED: see `Connection.log_refusal`."""
         self._connection(backend).log_refusal(method)
 
     def counts(self, backend: Backend) -> StatusCounts | None:

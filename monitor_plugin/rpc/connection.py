@@ -100,7 +100,7 @@ class Connection:
         self._call: StatusCall | None = None
         self._hung_code: str | None = None  # readers get this code while the backend hangs
         self._is_unimplemented = False
-        self._refused_method: str | None = None  # whose refusal is in the log
+        self._refused_method: str | None = None  # the method whose refusal was logged
         self._frees_in_flight = 0
         self._counter = StatusCounter()
         self._closed = False
@@ -230,10 +230,10 @@ class Connection:
         return None
 
     def log_refusal(self, method: str) -> None:
-        """Log that the backend wants a token that a call does not carry.
+        """Log that the backend answered a call with UNAUTHENTICATED.
 
-        It is logged once for all methods, and again if the backend refuses `Status` after it
-        has answered it.
+        The refusal is logged once for all methods. A refusal of `Status` is logged again if the
+        backend has answered `Status` meanwhile.
         """
         with self._lock:
             is_logged = self._refused_method is not None

@@ -255,7 +255,7 @@ class ShutdownCoordinator:
         """Call a step with all stops concurrently, and wait for all calls."""
         try:
             futures = self._thread_pool.map(step, stops, _MAX_CONCURRENT_STOPS)
-        except RuntimeError:  # no thread is left, and the stops free some
+        except RuntimeError:  # no thread can be started: stop one by one
             for stop in stops:
                 step(stop)
             return

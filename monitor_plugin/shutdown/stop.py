@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _REFRESH_SECONDS = 0.5
-_RESCAN_SECONDS = 0.1  # while a hook stops the backend
+_RESCAN_SECONDS = 0.1  # between two scans of the tree while a hook stops the backend
 
 
 @dataclass(eq=False)
@@ -139,7 +139,7 @@ class Stopper:
             was_requested = True
             timed_out = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
             if record.state is not State.BUSY or (status is None and not timed_out):
-                # A backend may be busy after a timeout, and if it was BUSY and gives no answer now.
+                # Assume busy after a timeout, or if a backend that was BUSY does not answer now.
                 return timed_out or record.state is State.BUSY
             skip.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         return record.state is State.BUSY or not (was_requested or skip.is_set())
@@ -199,7 +199,7 @@ class Stopper:
 
 
 def _try_rescan(tree: ProcessTree) -> None:
-    with suppress(OSError):  # no free descriptor: the tree is scanned again at the end
+    with suppress(OSError):  # no free descriptor: the next scan may succeed
         tree.rescan()
 
 

@@ -31,7 +31,7 @@ def test_close_all_closes_every_part_and_logs_errors(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.ERROR):
         close_all(*(part.close for part in parts))
     assert closed == ["a", "b", "c"]
-    assert logged(caplog) == ["Part.close failed; everything else is closed all the same"] * 2
+    assert logged(caplog) == ["Part.close failed; the other parts are closed nevertheless"] * 2
     assert "OSError: first" in caplog.text
     assert "RuntimeError: last" in caplog.text
 

@@ -82,12 +82,12 @@ def test_valid_url_is_parsed(url: str, parts: tuple[str, str, int, str]) -> None
         ("http://h/100%", "must be percent-encoded"),
         ("http://h/\udcff", "write /%FF"),
         ("http://h/\ud800", "surrogates not allowed"),
-        ("http://h/?s3cret", r"'http://h/': the monitor's URL has no \? and no #"),
+        ("http://h/?s3cret", r"'http://h/': the URL of a monitor contains no \? and no #"),
         ("http://h#s3cret", "no #"),
         ("unix:", "must be absolute"),
         ("unix:/", "must be absolute"),
         ("unix:s", "must be absolute"),
-        ("unix:/x\0y", "without NUL"),
+        ("unix:/x\0y", "contain no NUL"),
         ("unix:/\ud800", "must be absolute"),
         ("unix:/" + "x" * 107, "at most 107 bytes"),
         ("unix:/" + "ü" * 54, "at most 107 bytes"),
@@ -99,7 +99,7 @@ def test_valid_url_is_parsed(url: str, parts: tuple[str, str, int, str]) -> None
         ("me:s3cret@h", "must not contain a user name"),
         ("http://me:s3cret\uff20h", "must not contain a user name"),
         ("http://me%3As3cret%40h", "must not contain a user name"),
-        ("unix:me:s3cret@h", "the URL: a unix socket's path must be absolute"),
+        ("unix:me:s3cret@h", "the URL: the path of a unix socket must be absolute"),
     ],
 )
 def test_invalid_url_is_explained(url: str, words: str) -> None:

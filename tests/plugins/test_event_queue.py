@@ -296,7 +296,9 @@ def test_close_does_not_wait_for_a_hook_that_is_late(
     closing.join(60)
     assert not closing.is_alive()
     assert plugin.events == [("gone", 1)]
-    assert logged(caplog)[-1] == "plugin 'p0': events that it did not get before the close: 1"
+    assert (
+        logged(caplog)[-1] == "plugin 'p0': events not delivered before the monitor was closed: 1"
+    )
 
 
 def test_close_ends_before_a_slow_plugin_has_all_events(
@@ -311,7 +313,7 @@ def test_close_ends_before_a_slow_plugin_has_all_events(
         rig.end(pid)
     eventually(lambda: plugin.events)
     rig.queue.close()
-    assert logged(caplog) == ["plugin 'p0': events that it did not get before the close: 2"]
+    assert logged(caplog) == ["plugin 'p0': events not delivered before the monitor was closed: 2"]
     plugin.go.set()
     eventually(lambda: not any("events-p" in name for name in started_since(before)))
     assert plugin.events == [("gone", 0)]

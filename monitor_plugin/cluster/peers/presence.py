@@ -132,7 +132,7 @@ class Presence:
             await asyncio.sleep(_HEARTBEAT_SECONDS * max(1.0, len(self._directory) / _MANY_NODES))
             try:
                 is_settled = time.monotonic() - self._joined_at > _SETTLED_SECONDS
-                # Without a connection no announcement arrives.
+                # Without a connection no announcement arrives, so a silent peer may still run.
                 if is_settled and self._link.connected:
                     self._directory.expire()
                 await self.announce(with_models=False)

@@ -146,7 +146,7 @@ class _NatsConnection:
 async def _handle(handler: Handler, message: Msg) -> None:
     try:
         await handler(message)
-    except Exception:  # the client would report it with the errors of the connection
+    except Exception:  # else the client would report a connection error
         _logger.exception("a message on %s could not be handled", message.subject)
 
 
@@ -230,7 +230,7 @@ class NatsLink(LoopThread):
         send = self._connection.client.publish(subject, data, reply=reply)
         try:
             await asyncio.wait_for(send, _TIMEOUT_SECONDS)
-        except AttributeError:  # asyncio's of Python 3.13.0, for a connection that has just ended
+        except AttributeError:  # asyncio of Python 3.13.0: the connection has just ended
             raise ConnectionResetError(
                 "the connection to NATS ended during a publication"
             ) from None

@@ -168,8 +168,8 @@ class Channel(HTTPChannel):
     def write_soon(self, data: Any) -> int:
         """Send as much as possible from the answering thread; the loop sends the rest."""
         if not self.total_outbufs_len:
-            # The time that the answer took is not the client's. This is set before the data count
-            # as unread.
+            # The time before the answer does not count as quiet. Set this before the data count as
+            # unread: `Connections` reads the two in the opposite order.
             self.quiet_since = time.monotonic()
         self._sending = True
         try:

@@ -67,7 +67,7 @@ class Dispatcher(waitress.task.ThreadedTaskDispatcher):
             thread.start()
         except RuntimeError:
             self._running.discard(thread)
-            self.threads.discard(thread_no)  # waitress has added it, and would wait for its end
+            self.threads.discard(thread_no)  # `close` would wait for this thread's end
             raise
 
     def add_task(self, task: Any) -> None:
@@ -162,8 +162,8 @@ class _TimedTask:
     Attributes:
         task: the request.
         started_at: when the answer began, by the monotonic clock.
-        computing_since: when its thread began the answer, or began or ended its last wait.
-        waits: the number of reported waits in which its thread is; a wait may contain another one.
+        computing_since: when the thread began the answer, or began or ended its last reported wait.
+        waits: the number of reported waits in which the thread is now; waits may be nested.
     """
 
     def __init__(self, task: Any, dispatcher: Dispatcher) -> None:

@@ -28,7 +28,7 @@ _MAX_HEADER_BYTES = 32 * 1024  # including the request line
 _IDLE_SECONDS = 120.0
 _CLOSE_SECONDS = 5
 _RETRY_SECONDS = 0.1
-_DESCRIPTORS = 3  # of waitress's trigger: a pipe, and a copy of its end
+_DESCRIPTORS = 3  # of waitress's trigger: a pipe's two, and a copy of one
 
 _logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Server:
             self._dispatcher.start()
             self._thread.start()
         except BaseException:
-            self._closing = True  # Ctrl-C may interrupt the start of a thread that runs then
+            self._closing = True  # after Ctrl-C in `Thread.start`, the thread may run
             close_all(self._dispatcher.close, self._listener.close, self._close_sockets)
             raise
         blocking.subscribe(self._dispatcher.count_blocked)
@@ -100,7 +100,7 @@ class Server:
     def _check_descriptors(self) -> None:
         """Raise OSError unless waitress can open all descriptors of its trigger.
 
-        If it can open only some of them, it leaves these open.
+        Waitress leaves some descriptors open if it cannot open all of them.
         """
         with contextlib.ExitStack() as stack:
             for _ in range(_DESCRIPTORS):
@@ -119,7 +119,7 @@ class Server:
                 seconds = min(self._dispatcher.resize() or 1, self._connections.evict())
                 waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self._map, count=1)
                 is_failing = False
-            except Exception:  # the thread must go on to serve
+            except Exception:  # the thread must go on serving
                 if not is_failing:
                     _logger.exception("the HTTP server failed; trying again")
                 is_failing = True
