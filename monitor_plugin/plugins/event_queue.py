@@ -202,7 +202,7 @@ class EventQueue:
         with self._lock:
             while True:
                 closing = self._closing.is_set()
-                is_over = closing and time.monotonic() > self._ends_at
+                is_over = closing and (subscriber.is_failing or time.monotonic() > self._ends_at)
                 event = None if is_over else subscriber.queue.take()
                 if event:
                     return event
@@ -217,10 +217,11 @@ class EventQueue:
         wake = partial(self._wake, subscriber)
         call = HookCall(event.hook, self._timeout_seconds, event.arguments, on_late_return=wake)
         outcomes = self._executor.call_some(implementations, call)
-        if any(isinstance(each.error, HookNotCalled) for each in outcomes):
-            if not self._closing.wait(_RETRY_SECONDS):
-                with self._lock:
-                    subscriber.queue.put_back(event)
+        subscriber.is_failing = any(isinstance(each.error, HookNotCalled) for each in outcomes)
+        if subscriber.is_failing:
+            self._closing.wait(_RETRY_SECONDS)
+            with self._lock:
+                subscriber.queue.put_back(event)
         elif event.delivery:
             with self._lock:
                 event.delivery.count_down()
@@ -242,6 +243,7 @@ class _Subscriber:
         plugin: the plugin. The reference ensures that no other object gets the same `id`.
         changed: is notified when an event was queued, or a late call has returned.
         has_dropped: whether an event was dropped, which is logged once.
+        is_failing: whether the hook of the last event could not be called.
     """
 
     def __init__(self, plugin: object, plugin_name: str, changed: threading.Condition) -> None:
@@ -250,4 +252,4 @@ class _Subscriber:
         self.changed = changed
         self.queue = PluginQueue()
         self.thread: threading.Thread | None = None
-        self.has_dropped = False
+        self.has_dropped = self.is_failing = False

@@ -16,7 +16,15 @@ from monitor_plugin.plugins.event_queue import EventQueue
 from monitor_plugin.plugins.executor import HookExecutor
 from monitor_plugin.plugins.manager import PluginManager
 
-from ..support import Client, Spawner, eventually, load_sleeper, logged, started_since
+from ..support import (
+    Client,
+    Spawner,
+    eventually,
+    load_sleeper,
+    logged,
+    refuse_thread,
+    started_since,
+)
 
 EXIT = BackendExit("exited", 0, None, None, 1.0)
 FLIP = itertools.cycle([State.BUSY, State.READY])
@@ -381,6 +389,24 @@ def test_thread_that_cannot_start_is_reported_and_tried_again(
     eventually(lambda: "hook monitor_backend_gone: it was not called: can't start" in caplog.text)
     assert plugin.events == []
     monkeypatch.setattr(threading.Thread, "start", start)
+    eventually(lambda: plugin.events == [("gone", 1), ("gone", 2)])
+
+
+def test_close_keeps_events_whose_hook_could_not_be_called(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log counts them, and a later start delivers them in order."""
+    plugin = Recorder()
+    rig.add(plugin)
+    with monkeypatch.context() as patch:
+        refuse_thread(patch, "monitor-hook")
+        rig.queue.start()
+        rig.end(1)
+        rig.end(2)
+        eventually(lambda: "it was not called: can't start" in caplog.text)
+        rig.queue.close()
+    assert logged(caplog)[-1].endswith("events not delivered before the monitor was closed: 2")
+    rig.queue.start()
     eventually(lambda: plugin.events == [("gone", 1), ("gone", 2)])
 
 
