@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,20 @@ def skip_without(program: str) -> None:
 
 
 @contextlib.contextmanager
+def network_lock(kind: int) -> Iterator[None]:
+    """Let no test change the machine's networks while a browser runs.
+
+    Chromium aborts its requests (ERR_NETWORK_CHANGED) when a network interface comes or goes.
+
+    Args:
+        kind: `fcntl.LOCK_SH` for a browser, `fcntl.LOCK_EX` for a change of the networks.
+    """
+    with open(__file__) as file:
+        fcntl.flock(file, kind)  # until the file is closed
+        yield
+
+
+@contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     """Yield a browser without a window."""
     program = shutil.which("chromium")
@@ -31,7 +46,7 @@ def chromium() -> Iterator[Browser]:
         from playwright.sync_api import sync_playwright
     except ImportError:
         skip_without("playwright")
-    with sync_playwright() as playwright:
+    with network_lock(fcntl.LOCK_SH), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program)
         yield browser
         browser.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -16,11 +17,19 @@ import pytest
 from monitor_plugin.demo.cluster import Place, network_namespaces
 
 from ...support import Spawner, eventually, free_port, is_running, program
+from ..browser import network_lock
 from .conftest import ROOT, MakeNode, Node
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 DEMO = (sys.executable, "-m", "monitor_plugin.demo.cluster")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_browser() -> Iterator[None]:
+    """These tests add and remove network interfaces, which a browser would notice."""
+    with network_lock(fcntl.LOCK_EX):
+        yield
 
 
 @pytest.fixture
