@@ -106,12 +106,17 @@ def started_since(before: Collection[threading.Thread]) -> list[str]:
     return [each.name for each in threading.enumerate() if each not in before]
 
 
-def refuse_thread(patch: pytest.MonkeyPatch, name: str) -> None:
-    """Make `start` of threads with this name fail, as if the system had no thread left."""
+def refuse_thread(patch: pytest.MonkeyPatch, name: str | None = None) -> None:
+    """Make `start` of threads fail, as if the system had no thread left.
+
+    Args:
+        patch: undoes it.
+        name: the name of the threads; None: all threads.
+    """
     start = threading.Thread.start
 
     def start_others(thread: threading.Thread) -> None:
-        if thread.name == name:
+        if name in (None, thread.name):
             raise RuntimeError("can't start new thread")
         start(thread)
 

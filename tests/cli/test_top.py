@@ -24,7 +24,7 @@ from monitor_plugin.cli.queries import fetch_backends, fetch_events
 from monitor_plugin.cli.terminal import open_terminal, split_keys
 from monitor_plugin.client import Client
 
-from ..support import Spawner, eventually, free_port, is_running, load_sleeper
+from ..support import Spawner, eventually, free_port, is_running, load_sleeper, refuse_thread
 from ..terminals import Terminal
 
 
@@ -155,15 +155,11 @@ def test_stop_whose_thread_cannot_start_is_reported(
     monitor: Monitor, load: Load, make_top: MakeTop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question ends, and the screen goes on."""
-
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     process, top = load("a"), make_top(monitor)
     eventually(lambda: top.screen().rows)
     top.press(["s"])
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        refuse_thread(patch)
         top.press(["y"])
     assert top.screen().message == "a was not stopped: can't start new thread"
     assert top.screen().question is None

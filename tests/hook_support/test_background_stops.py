@@ -11,7 +11,7 @@ import pytest
 from monitor_plugin import Monitor, State, Status, hookimpl
 from monitor_plugin.hook_support.background_stops import BackgroundStops
 
-from ..support import Spawner, eventually, is_running
+from ..support import Spawner, eventually, is_running, refuse_thread
 
 _logger = logging.getLogger("a hook")
 
@@ -193,11 +193,8 @@ def test_stop_whose_thread_cannot_start_is_not_under_way(
     pid = register(monitor, spawner)
     (backend,) = monitor.backends()
 
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        refuse_thread(patch)
         assert not stops.stop(backend, "it was idle")
     assert not stops.under_way()
     level, text = records(caplog)[-1]

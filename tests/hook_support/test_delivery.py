@@ -12,7 +12,7 @@ import pytest
 from monitor_plugin.hook_support import delivery as send_queue
 from monitor_plugin.hook_support.delivery import NotSent, SendQueue
 
-from ..support import eventually
+from ..support import eventually, refuse_thread
 
 _logger = logging.getLogger("a hook")
 
@@ -231,11 +231,8 @@ def test_queue_whose_thread_cannot_start_can_be_closed_or_started_again(
         interrupt=lambda: None,
     )
 
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        refuse_thread(patch)
         with pytest.raises(RuntimeError):
             queue.start()
     queue.put("a")

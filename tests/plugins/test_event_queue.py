@@ -372,23 +372,15 @@ def test_thread_that_cannot_start_is_reported_and_tried_again(
     rig.add(plugin)
     rig.queue.start()
     monkeypatch.setattr(event_queue, "_RETRY_SECONDS", 0.01)
-    start = threading.Thread.start
-
-    def fail(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", fail)
-    rig.end(1)
-    eventually(lambda: "plugin 'p0': its events wait" in caplog.text)
-    monkeypatch.setattr(
-        threading.Thread,
-        "start",
-        lambda thread: (start if "events" in thread.name else fail)(thread),
-    )
-    rig.end(2)
-    eventually(lambda: "hook monitor_backend_gone: it was not called: can't start" in caplog.text)
-    assert plugin.events == []
-    monkeypatch.setattr(threading.Thread, "start", start)
+    with monkeypatch.context() as patch:
+        refuse_thread(patch)
+        rig.end(1)
+        eventually(lambda: "plugin 'p0': its events wait" in caplog.text)
+    with monkeypatch.context() as patch:
+        refuse_thread(patch, "monitor-hook")
+        rig.end(2)
+        eventually(lambda: "monitor_backend_gone: it was not called: can't start" in caplog.text)
+        assert plugin.events == []
     eventually(lambda: plugin.events == [("gone", 1), ("gone", 2)])
 
 
@@ -414,14 +406,10 @@ def test_start_that_fails_leaves_nothing_to_close(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later start delivers the events, also after a `close` that undid the start."""
-
-    def fail(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     rig.add(plugin := Recorder())
     rig.end()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", fail)
+        refuse_thread(patch)
         with pytest.raises(RuntimeError):
             rig.queue.start()
     rig.queue.close()

@@ -23,7 +23,7 @@ from monitor_plugin.plugins.executor import (
 )
 from monitor_plugin.plugins.manager import PluginManager
 
-from ..support import eventually
+from ..support import eventually, refuse_thread
 
 HOOK = "monitor_closing"
 
@@ -300,14 +300,7 @@ def test_figures_add_up_over_many_calls(rig: Rig) -> None:
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """No hook thread can be started."""
-    start = threading.Thread.start
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name == "monitor-hook":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refuse_thread(monkeypatch, "monitor-hook")
 
 
 @pytest.mark.usefixtures("no_threads")

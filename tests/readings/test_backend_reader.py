@@ -13,7 +13,7 @@ from monitor_plugin import Backend, Memory, Reading, State, Status, hookimpl
 from monitor_plugin.readings.backend_reader import complete_memory, reports_memory
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
-from ..support import Client, Spawner, eventually, logged, register
+from ..support import Client, Spawner, eventually, logged, refuse_thread, register
 
 # The deadline of a reading, and of a hook. A reading that takes two deadlines exceeds the limit.
 SECONDS, LIMIT = 2.0, 3.9
@@ -276,14 +276,7 @@ def test_hook_thread_that_cannot_start_fails_no_reading(
     backend().register(monitor, "m")
     plugin.misbehave("none", "fine")
     assert monitor.read("m").source == "grpc"
-    start = threading.Thread.start
-
-    def refuse(thread: threading.Thread) -> None:
-        if thread.name == "monitor-hook":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refuse_thread(monkeypatch, "monitor-hook")
     monitor._services.hook_executor.close()  # the idle threads end
     reading = monitor.read("m")
     assert (reading.source, reading.rpc_error) == ("grpc", None)

@@ -27,8 +27,3 @@ def fail() -> None:
 
 def overrun() -> None:
     threading.Event().wait(60)
-
-
-def no_thread(thread: threading.Thread) -> None:
-    """Replace `threading.Thread.start` where the system has no thread left."""
-    raise RuntimeError("can't start new thread")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,8 +21,8 @@ from monitor_plugin import (
 )
 from monitor_plugin.shutdown import coordinator as shutdown
 
-from ..support import Client, Spawner, eventually, is_running, register
-from .support import StaysBusy, fail, no_thread, overrun
+from ..support import Client, Spawner, eventually, is_running, refuse_thread, register
+from .support import StaysBusy, fail, overrun
 
 
 class Finished:
@@ -86,7 +85,7 @@ def test_all_replicas_are_stopped_where_no_thread_can_be_started(
     for port, process in enumerate(replicas, 1):
         register(monitor, process.pid, address=f"127.0.0.1:{port}")
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", no_thread)
+        refuse_thread(patch)
         monitor.shutdown("m")
     assert not any(is_running(process.pid) for process in replicas)
     assert not monitor.backends()

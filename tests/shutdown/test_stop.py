@@ -37,8 +37,8 @@ from monitor_plugin.processes.process_table import ProcessSnapshot
 from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.shutdown.stop import Stop, Stopper, format_pids
 
-from ..support import Client, Spawner, eventually, is_running, register, suspend
-from .support import StaysBusy, fail, no_thread, overrun
+from ..support import Client, Spawner, eventually, is_running, refuse_thread, register, suspend
+from .support import StaysBusy, fail, overrun
 
 pytestmark = pytest.mark.slow
 
@@ -454,7 +454,7 @@ def test_backend_is_stopped_where_no_thread_can_be_started(
     """The thread that searches for new children while hooks run is not needed for a stop."""
     process = spawner.sleeper()
     register(monitor, process.pid)
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    refuse_thread(monkeypatch)
     stop = stop_backend(monitor, process.pid)
     assert not stop.failure
     assert not is_running(process.pid)
