@@ -80,9 +80,7 @@ def _measure_sweeps(count: int, seconds: float) -> list[Figure]:
         for pid, address in running:
             monitor.spawned(f"m{pid}", pid, address)
         _get(monitor.port, "/backends")  # opens the channels
-        children = psutil.Process().children()
-        servers = [each for each in children if "light_server" in " ".join(each.cmdline())]
-        processes = [psutil.Process(monitor.pid), *servers]
+        processes = [psutil.Process(pid) for pid in (monitor.pid, *(pid for pid, _ in running))]
         before = [_cpu_seconds(each) for each in processes]
         time.sleep(seconds)
         used = [_cpu_seconds(each) - was for each, was in zip(processes, before, strict=True)]

@@ -2,10 +2,10 @@
 
     python benchmarks/listing.py [--backends 200,1000] [--rounds 15]
 
-Each backend is a light process. Servers with 50 ports each (`light_server.py`) answer for them.
-Measures three things in turn within one run: the bare fan-out (`.future()` on persistent channels,
-from one thread, with all answers parsed), `Monitor.sweep()`, and `GET /backends` with its answer
-read. Prints medians, and their ratios to the bare fan-out.
+Each backend is a light process (`light_backend.py`). Measures three things in turn within one run:
+the bare fan-out (`.future()` on persistent channels, from one thread, with all answers parsed),
+`Monitor.sweep()`, and `GET /backends` with its answer read. Prints medians, and their ratios to the
+bare fan-out.
 """
 
 from __future__ import annotations
@@ -16,49 +16,31 @@ import itertools
 import resource
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import grpc
+import light_backend
 
 from monitor_plugin import Monitor, Settings
 from monitor_plugin.rpc.protocol import STATUS_METHOD, load_messages
 
-_BACKENDS_PER_SERVER = 50
-_SERVER = Path(__file__).with_name("light_server.py")
-
 
 @contextmanager
-def backends(count: int) -> Iterator[list[tuple[int, str]]]:
-    """Run `count` light processes with a gRPC address each; yield their PIDs and addresses."""
-    with ExitStack() as stack:
-        servers = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, str(_SERVER), str(min(_BACKENDS_PER_SERVER, count - first))],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for first in range(0, count, _BACKENDS_PER_SERVER)
-        ]
-        ports: list[str] = []
-        pids: list[int] = []
-        for server in servers:
-            assert server.stdin
-            assert server.stdout
-            stack.callback(server.stdin.close)
-            ports += server.stdout.readline().split()[:-1]
-        for _ in ports:
-            process = subprocess.Popen(["/bin/sleep", "1000"])
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            pids.append(process.pid)
-        yield [(pid, f"127.0.0.1:{port}") for pid, port in zip(pids, ports, strict=True)]
+def backends(count: int, children: int = 0) -> Iterator[list[tuple[int, str]]]:
+    """Run light backends with idle child processes; yield their PIDs and addresses."""
+    with subprocess.Popen(
+        [*light_backend.COMMAND, "--count", str(count), "--children", str(children)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdin
+        assert running.stdout
+        with running.stdin:
+            lines = [running.stdout.readline().split() for _ in range(count)]
+            yield [(int(pid), address) for pid, address in lines]
 
 
 def timed(work: Callable[[], object]) -> float:

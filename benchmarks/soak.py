@@ -3,10 +3,10 @@
     python benchmarks/soak.py [--seconds 600] [--seed N] [--json FILE]
 
 The monitor runs in its own process. A host spawns, restarts, kills, suspends (SIGSTOP) and shuts
-down backends: demo backends, and light processes for which another process answers, sometimes
-wrongly or slowly. The host also reports wrong and late facts. Meanwhile, clients request readings
-of every model, and others disconnect before their answer. Each answer is compared with those that
-are right at that time (`soak_expectations.py`). The exit code is 1 if a promise is broken:
+down backends: demo backends, and light ones, some of which answer wrongly or not at all. The host
+also reports wrong and late facts. Meanwhile, clients request readings of every model, and others
+disconnect before their answer. Each answer is compared with those that are right at that time
+(`soak_expectations.py`). The exit code is 1 if a promise is broken:
 
 - no answer is wrong, each exit is reported exactly once with its cause, and no process of a stopped
   backend's tree still runs;
@@ -42,7 +42,6 @@ from soak_actors import Actors
 from soak_expectations import Expectations
 from soak_faults import SETTINGS, Host
 
-LIGHT_BACKENDS = 8
 TOLERATED_SHARE = 0.001
 NOTICED_SECONDS = 0.1
 RSS_MIB = 24
@@ -57,11 +56,7 @@ async def soak(monitor: MonitorProcess, seconds: float, seed: int) -> dict[str, 
     lags = asyncio.create_task(expectations.measure_lags())
     warm: list[dict[str, int]] = []
     try:
-        server = await host.start(
-            sys.executable, str(Path(__file__).with_name("light_server.py")), str(LIGHT_BACKENDS)
-        )
-        ports = [int(port) for port in (await host.line(server)).split()]
-        actors = Actors(host, time.monotonic() + seconds, ports)
+        actors = Actors(host, time.monotonic() + seconds)
 
         async def count_when_warm() -> None:
             await asyncio.sleep(seconds / 5)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
 from collections.abc import Coroutine
-from functools import partial
 
 from soak_client import Client, shutdown_request
 from soak_expectations import ExpectedNotLoaded, ExpectedSample, ExpectedStatus
@@ -22,6 +20,9 @@ from soak_faults import (
     Host,
 )
 
+from monitor_plugin.demo.ports import free_port
+
+LIGHT_BACKENDS = 8
 # After SIGSTOP and SIGCONT, both a status and a sample are right for this long.
 _CHANGE_SECONDS = 0.5
 _NOBODY = "nobody's model"
@@ -50,15 +51,14 @@ class Actors:
     Args:
         host: the host.
         until: when the time is over (monotonic).
-        ports: of `light_server.py`; the answers of the last one are too large.
     """
 
-    def __init__(self, host: Host, until: float, ports: list[int]) -> None:
+    def __init__(self, host: Host, until: float) -> None:
         self._host = host
         self._expectations = host.expectations
         self._random = host.random
         self._until = until
-        self._ports = ports
+        self._ports = [free_port() for _ in range(LIGHT_BACKENDS)]
 
     def over(self) -> bool:
         """Whether the time is over."""
@@ -67,22 +67,22 @@ class Actors:
     def all(self) -> list[Coroutine[None, None, None]]:
         """Return a coroutine for each actor."""
         self._expectations.expect(_NOBODY, ExpectedNotLoaded(None))
-        *own, huge = self._ports
-        wrong: list[tuple[str, bytes | int]] = [
-            ("http", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
-            ("garbage", os.urandom(200)),
-            ("ssh", b"SSH-2.0-OpenSSH_9.2\r\n"),
-            ("silent", b""),
-            ("huge", huge),
-            ("closed", 1),
-        ]
+        http = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+        mute = {
+            "http": ("--sends", http.hex()),
+            "garbage": ("--sends", os.urandom(200).hex()),
+            "ssh": ("--sends", b"SSH-2.0-OpenSSH_9.2\r\n".hex()),
+            "silent": ("--sends", ""),
+            "huge": ("--huge",),
+            "closed": (),
+        }
         return [
             *(self._steady(f"steady {number}") for number in range(2)),
-            *(self._churn(f"org/churn {port}", port) for port in own[:-2]),
-            self._replicas("replicas", own[-2:]),
+            *(self._churn(f"org/churn {port}", port) for port in self._ports[:-2]),
+            self._replicas("replicas", self._ports[-2:]),
             self._pauses("pauses"),
             *(self._misbehaves(f"bad {number}") for number in range(2)),
-            *(self._wrong_protocol(name, server) for name, server in wrong),
+            *(self._no_grpc(name, *switches) for name, switches in mute.items()),
             self._rude(),
             self._mistaken(),
             *(self._reads() for _ in range(8)),
@@ -202,22 +202,19 @@ class Actors:
                 ways = [way for way in WAYS if way != "term" or "--ignore-sigterm" not in switches]
                 await self._host.end(backend, self._random.choice(ways))
 
-    async def _wrong_protocol(self, model: str, server: bytes | int) -> None:
-        """Backends whose port sends these bytes, or that have this port, instead of gRPC."""
+    async def _no_grpc(self, model: str, *switches: str) -> None:
+        """Light backends that give no valid answer; without switches, idle processes."""
         self._new(model)
         codes = {"huge": ["RESOURCE_EXHAUSTED"], "silent": ["DEADLINE_EXCEEDED", "UNAVAILABLE"]}
         right = ExpectedSample(codes.get(model, ["UNAVAILABLE"]), LIGHT_MIB)
-        async with contextlib.AsyncExitStack() as stack:
-            if isinstance(server, int):
-                port = server
+        address = f"127.0.0.1:{free_port()}"
+        while not self.over():
+            if switches:
+                backend = await self._host.light(model, address, right, *switches)
             else:
-                started = await asyncio.start_server(partial(_send, server), "127.0.0.1", 0)
-                stack.callback(started.close)
-                port = started.sockets[0].getsockname()[1]
-            while not self.over():
-                backend = await self._host.light(model, f"127.0.0.1:{port}", right)
-                await self._nap(0.5, 5.0)
-                await self._host.end(backend, self._random.choice(WAYS))
+                backend = await self._host.idle(model, right)
+            await self._nap(0.5, 5.0)
+            await self._host.end(backend, self._random.choice(WAYS))
 
     async def _rude(self) -> None:
         """Clients that send half a request, disconnect early, or name an unknown model."""
@@ -258,12 +255,3 @@ class Actors:
                         f"{model}: PID {pid} at {address} was registered"
                     )
         await self._host.end(backend, "shutdown")
-
-
-async def _send(data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send bytes to a client and close; with no bytes, read until the client disconnects."""
-    with contextlib.suppress(OSError, asyncio.CancelledError):
-        writer.write(data)
-        while await reader.read(4096) and not data:
-            pass
-    writer.close()

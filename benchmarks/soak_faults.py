@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import light_backend
 import psutil
 from monitor_process import MonitorProcess
 from soak_client import Answer, Client, shutdown_request
@@ -123,16 +124,23 @@ class Host:
         for process in self._processes:
             await process.wait()
 
-    async def light(self, model: str, address: str, right: Expected) -> Backend:
-        """Start and register an idle process; another process answers at its address."""
+    async def light(self, model: str, address: str, right: Expected, *switches: str) -> Backend:
+        """Start and register a light backend at an address."""
+        process = await self.start(*light_backend.COMMAND, "--addr", address, *switches)
+        await self.line(process)
+        return await self._register_light(model, process, address, right)
+
+    async def idle(self, model: str, right: Expected) -> Backend:
+        """Start and register a process that does not serve."""
         process = await self.start("sleep", "1000")
         while psutil.Process(process.pid).name() != "sleep":  # until it has called exec
             await asyncio.sleep(0.001)
-        dying = (
-            (right, ExpectedSample((), LIGHT_MIB))
-            if isinstance(right, ExpectedSample)
-            else (right,)
-        )
+        return await self._register_light(model, process, "127.0.0.1:1", right)
+
+    async def _register_light(
+        self, model: str, process: asyncio.subprocess.Process, address: str, right: Expected
+    ) -> Backend:
+        dying = (right, ExpectedSample((), LIGHT_MIB))
         by_term = f"was killed by {signal.SIGTERM.name}"
         backend = Backend(model, process, address, (right,), dying, by_term)
         await self.register(backend)

@@ -1,0 +1,174 @@
+"""A backend that starts in some 20 ms and takes some 10 MiB: it speaks gRPC without a gRPC library.
+
+    python -S -E benchmarks/light_backend.py [--addr HOST:PORT] [--huge | --sends HEX]
+    python -S -E benchmarks/light_backend.py --count COUNT [--children N]
+
+Without `--count`, serves in its own process and prints `serving on HOST:PORT`. With it, forks COUNT
+backends, each of which leads a session, prints the PID and the address of each on a line, and kills
+them all when its standard input is closed.
+
+Each call is answered by `StatusResponse`: READY, and the port as the memory, `{"port": PORT}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import struct
+import sys
+from _thread import start_new_thread  # `threading` would double the memory of the imports
+
+COMMAND = [sys.executable, "-S", "-E", __file__]  # -S -E: without site-packages it starts sooner
+
+_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
+_END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
+_PREFACE_BYTES = 24
+# HPACK: `:status: 200` is entry 8 of the static table, and the name `content-type` entry 31.
+_HEAD = b"\x88\x0f\x10\x10application/grpc"
+_TRAILERS = b"\x00\x0bgrpc-status\x010"
+# As many descriptors as a small Python model server has.
+_DESCRIPTORS = 20
+
+
+def varint(number: int) -> bytes:
+    """Encode a number of a protobuf message."""
+    parts = []
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*parts, number))
+
+
+def status_response(port: int) -> bytes:
+    """Encode the `StatusResponse` of a backend at this port: see `proto/backend.proto`."""
+    amount = varint(port)
+    component = b"\x0a\x04port\x10" + amount
+    memory = b"\x08" + amount + b"\x12" + varint(len(component)) + component
+    return b"\x08\x02\x12" + varint(len(memory)) + memory
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Encode an HTTP/2 frame."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def answer(connection: socket.socket, sends: bytes | None, huge: bool) -> None:
+    """Answer each call on a connection until the client closes it.
+
+    Args:
+        connection: closed at the end.
+        sends: bytes to send before the connection is closed, without any answer; none: the
+            connection stays open, and silent. None: calls are answered.
+        huge: announce a message of 5 MiB, which is over gRPC's limit of 4 MiB.
+    """
+    with connection, contextlib.suppress(OSError, EOFError):
+        if sends is not None:
+            connection.sendall(sends)
+            while connection.recv(4096) and not sends:
+                pass
+            return
+        received = connection.makefile("rb")
+
+        def read(count: int) -> bytes:
+            data = received.read(count)
+            if len(data) < count:
+                raise EOFError
+            return data
+
+        message = status_response(connection.getsockname()[1])
+        length = 5 * 1024 * 1024 if huge else len(message)
+        body = struct.pack(">BI", 0, length) + message
+        read(_PREFACE_BYTES)
+        connection.sendall(frame(_SETTINGS, 0, 0))
+        while True:
+            high, low, kind, flags, stream = struct.unpack(">BHBBI", read(9))
+            payload = read(high << 16 | low)
+            if kind in (_SETTINGS, _PING) and not flags & _ACK:
+                connection.sendall(frame(kind, _ACK, 0, payload if kind == _PING else b""))
+            elif kind == _DATA:
+                reply = b""
+                if payload:  # gives the client back what it may send on this connection
+                    reply += frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", len(payload)))
+                if flags & _END_STREAM:
+                    reply += frame(_HEADERS, _END_HEADERS, stream, _HEAD)
+                    reply += frame(_DATA, 0, stream, body)
+                    reply += frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, _TRAILERS)
+                connection.sendall(reply)
+
+
+def fork_idle(children: int) -> None:
+    """Fork child processes that wait for a signal."""
+    for _ in range(children):
+        if not os.fork():
+            while True:
+                signal.pause()
+
+
+def open_listener(address: str) -> socket.socket:
+    """Listen at `HOST:PORT`; port 0 is any free port."""
+    host, _, port = address.rpartition(":")
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, int(port)))
+    listener.listen(128)
+    return listener
+
+
+def serve(listener: socket.socket, sends: bytes | None = None, huge: bool = False) -> None:
+    """Accept connections until a signal ends the process; for the arguments see `answer`."""
+    while True:
+        start_new_thread(answer, (listener.accept()[0], sends, huge))
+
+
+def start_backend(children: int) -> tuple[int, str]:
+    """Fork a backend; return its PID and its address."""
+    received, sent = os.pipe()
+    if pid := os.fork():
+        os.close(sent)
+        with open(received) as file:
+            return pid, file.readline().strip()
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for _ in range(_DESCRIPTORS):
+        os.open(os.devnull, os.O_RDONLY)
+    fork_idle(children)
+    listener = open_listener("127.0.0.1:0")
+    os.write(sent, b"127.0.0.1:%d\n" % listener.getsockname()[1])
+    os.close(sent)
+    serve(listener)
+    raise AssertionError("a server ends by a signal only")
+
+
+def main() -> None:
+    """Serve, or fork backends that do."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--addr", default="127.0.0.1:0")
+    parser.add_argument("--huge", action="store_true", help="answer with too large a message")
+    parser.add_argument("--sends", type=bytes.fromhex, help="send these bytes, and no answer")
+    parser.add_argument("--count", type=int, help="fork so many backends")
+    parser.add_argument("--children", type=int, default=0, help="idle children of each of them")
+    options = parser.parse_args()
+    if options.count is None:
+        listener = open_listener(options.addr)
+        host = options.addr.rpartition(":")[0]
+        print(f"serving on {host}:{listener.getsockname()[1]}", flush=True)
+        serve(listener, options.sends, options.huge)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so the kernel reaps the backends
+    pids = []
+    try:
+        for _ in range(options.count):
+            pid, address = start_backend(options.children)
+            pids.append(pid)
+            print(pid, address, flush=True)
+        sys.stdin.read()
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
