@@ -40,7 +40,7 @@ from .plugins.file_loader import load_hook_files
 from .plugins.hooks import Hooks
 from .plugins.host_manager import HostCalls, HostManager
 from .plugins.manager import PluginManager
-from .processes.process_table import ProcessTable
+from .processes.members import MemberTable
 from .processes.usage import UsageReader
 from .readings.backend_reader import BackendReader
 from .readings.model_reader import ModelReader
@@ -375,7 +375,7 @@ class _Services:
 
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
-        table = ProcessTable()
+        table = MemberTable()
         pool = self.thread_pool = ThreadPool("monitor-worker")
         executor = self.hook_executor = HookExecutor(managers)
         events = self.event_log = EventLog(time.time())
@@ -391,7 +391,7 @@ class _Services:
             status_seconds, hooks.call_metadata, security, self.blocking_observer
         )
         usage = UsageReader(table)
-        recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter, usage)
+        recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter, usage, table)
         self.registration = Registration(registry, table, client, hooks, recorder, security)
         reader = self.backend_reader = BackendReader(registry, client, table, hooks, status_seconds)
         self.model_reader = ModelReader(
@@ -400,7 +400,7 @@ class _Services:
         self.sweeper = Sweeper(
             registry, recorder, reader, pool, client, usage, hooks, series, settings
         )
-        stopper = Stopper(registry, recorder, reader, client, hooks, settings)
+        stopper = Stopper(registry, recorder, reader, client, table, hooks, settings)
         self.shutdown_coordinator = ShutdownCoordinator(
             registry, recorder, stopper, hooks, events, counter, pool, settings
         )

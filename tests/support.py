@@ -27,6 +27,8 @@ import pytest
 from monitor_plugin import Monitor
 from monitor_plugin.client import open_connection
 from monitor_plugin.demo.backend import Service, parse_arguments
+from monitor_plugin.processes.members import Members
+from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.testing import RunningBackend, backend_command, end_group
 from monitor_plugin.testing import eventually as eventually
 
@@ -130,6 +132,12 @@ def refuse_descriptors(patch: pytest.MonkeyPatch, target: object, name: str) -> 
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     patch.setattr(target, name, refuse)
+
+
+def members_of(pid: int) -> Members:
+    """Return the members of a backend whose registered process has this PID."""
+    row = read_row(pid)
+    return Members((pid, row.started if row else 0.0))
 
 
 def suspend(pid: int) -> None:

@@ -10,6 +10,7 @@ from ..concurrency.periodic import PeriodicTask
 from ..domain.exits import describe_exit_and_age, make_exit
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
+from ..processes.members import MemberTable
 from ..processes.process import Process, ProcessGone
 from ..processes.sampler import BASELINE_INTERVAL_SECONDS
 from ..processes.usage import UsageReader
@@ -29,6 +30,7 @@ class ExitRecorder:
         hooks: called for each exit.
         model_counter: counts the exits.
         usage_reader: records the baselines of process trees.
+        member_table: finds the members of backends.
 
     Attributes:
         watcher: notices when a watched process ends.
@@ -41,12 +43,14 @@ class ExitRecorder:
         hooks: Hooks,
         model_counter: ModelCounter,
         usage_reader: UsageReader,
+        member_table: MemberTable,
     ) -> None:
         self._registry = registry
         self._status_client = status_client
         self._hooks = hooks
         self._model_counter = model_counter
         self._usage_reader = usage_reader
+        self._member_table = member_table
         self.watcher = ExitWatcher(self._on_exit)
         self._baselines = PeriodicTask(
             "monitor-ticker", BASELINE_INTERVAL_SECONDS, self._record_baselines
@@ -105,6 +109,7 @@ class ExitRecorder:
     def release(self, record: Record) -> None:
         """Close the channel and the process handle of a backend that is no longer registered."""
         self._status_client.close_connection(record.backend)
+        self._member_table.forget(record.members)
         self.watcher.unwatch(record.process)
         record.process.close()
 

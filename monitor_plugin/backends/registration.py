@@ -16,9 +16,10 @@ from ..domain.model_name import validate_model_name
 from ..domain.models import Backend
 from ..plugins.hooks import Hooks
 from ..plugins.plugin_queue import Delivery
+from ..processes.members import Members, MemberTable
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
-from ..processes.process_table import ProcessTable, read_row
+from ..processes.process_table import read_row
 from ..processes.sampler import Sampler
 from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
@@ -34,7 +35,7 @@ class Registration:
 
     Args:
         registry: the registered backends.
-        process_table: sums the memory of process trees.
+        member_table: finds the members of backends, and sums their memory.
         status_client: closes its channel to the address that a backend had before.
         hooks: called for each registration.
         exit_recorder: records the exits.
@@ -44,14 +45,14 @@ class Registration:
     def __init__(
         self,
         registry: Registry,
-        process_table: ProcessTable,
+        member_table: MemberTable,
         status_client: StatusClient,
         hooks: Hooks,
         exit_recorder: ExitRecorder,
         security: ChannelSecurity,
     ) -> None:
         self._registry = registry
-        self._process_table = process_table
+        self._member_table = member_table
         self._status_client = status_client
         self._hooks = hooks
         self._exit_recorder = exit_recorder
@@ -138,8 +139,7 @@ class Registration:
         try:
             delivery = self._registry.add(record, publish)
         except Conflict:
-            self._exit_recorder.watcher.unwatch(record.process)
-            record.process.close()
+            self._exit_recorder.release(record)
             raise
         if record.process.ended():  # the watcher may have seen the end before the record was added
             self._exit_recorder.record_exit(record)
@@ -150,18 +150,22 @@ class Registration:
         try:
             process = Process(pid, keep_descriptor=watcher.pidfd_count() < max_pidfds())
             try:
-                sampler, oom = Sampler(process), OomKillCounter(pid)
+                sampler, oom, row = Sampler(process), OomKillCounter(pid), read_row(pid)
+                if row is None or process.ended():  # check after reading: see `Process`
+                    raise ProcessGone(pid)
             except BaseException:
                 process.close()
                 raise
         except (ProcessGone, psutil.Error, OSError) as error:
             raise _refusal(error, model, pid, address) from None
         backend = Backend(model, pid, address, process.created_at)
+        members = Members((pid, row.started))
         memory = SingleFlight(
-            _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._process_table.tree_memory, pid)
+            _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._member_table.memory, members)
         )
         watcher.watch(process)
-        return Record(backend, canonical, process, sampler, memory, oom)
+        self._member_table.track(members)
+        return Record(backend, canonical, process, sampler, members, memory, oom)
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
         """Record the exit that a host reports: see `monitor_backend_exited`.

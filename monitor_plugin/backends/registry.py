@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
 from ..domain.models import Backend, BackendExit, Observation, State
+from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process
 from ..processes.sampler import Sampler
@@ -53,8 +54,8 @@ class EndedBackend(NamedTuple):
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `tree_memory` and `oom` never change. `observation`, `source` and
-    `shared_readings` are replaced without the registry's lock. The other attributes change only
+    `process`, `sampler`, `members`, `tree_memory` and `oom` never change. `observation`, `source`
+    and `shared_readings` are replaced without the registry's lock. The other attributes change only
     under that lock.
 
     Attributes:
@@ -62,7 +63,8 @@ class Record:
         canonical_address: the form of the address in which two addresses are compared.
         process: the handle that notices the end of the process.
         sampler: reads samples of the process.
-        tree_memory: the memory of the process tree in bytes, and its source; cached for seconds.
+        members: the processes that belong to the backend.
+        tree_memory: the memory of the members in bytes, and its source; cached for seconds.
         oom: counts the kernel's out-of-memory kills in the backend's control group.
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
@@ -77,6 +79,7 @@ class Record:
     canonical_address: str
     process: Process
     sampler: Sampler
+    members: Members
     tree_memory: SingleFlight[tuple[int, str] | None]
     oom: OomKillCounter
     state: State | None = None

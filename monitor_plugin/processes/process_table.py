@@ -1,18 +1,15 @@
-"""Snapshots of the operating system's process table, and the memory of a process tree."""
+"""Snapshots of the operating system's process table, and the memory of processes."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import psutil
 
-from ..concurrency.single_flight import SingleFlight
-
-_MAX_AGE_SECONDS = 1.0
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MAX_STAT_BYTES = 4096  # 52 fields, of at most 20 digits except for the name (at most 64 bytes)
 
@@ -29,6 +26,9 @@ class ProcessRow(NamedTuple):
         threads: number of threads.
         rss, vms: bytes; 0 once the process has ended or is about to end.
         read_at: when the row was read (monotonic seconds).
+        group: PID of the process that leads, or led, its process group.
+        children_cpu_seconds: CPU time of the descendants that have ended and were waited for.
+        is_zombie: whether the process has ended, and its parent has not waited for it yet.
     """
 
     parent: int
@@ -39,6 +39,13 @@ class ProcessRow(NamedTuple):
     rss: int = 0
     vms: int = 0
     read_at: float = 0.0
+    group: int = 0
+    children_cpu_seconds: float = 0.0
+    is_zombie: bool = False
+
+
+# A process, regardless of who has its PID later: its PID and its start time.
+ProcessIdentity = tuple[int, float]
 
 
 class ProcessSnapshot:
@@ -54,8 +61,22 @@ class ProcessSnapshot:
         self.taken_at = taken_at
         self.rows = rows
         self._children: dict[int, list[int]] = {}
+        self._led: dict[int, list[int]] = {}
         for pid, row in rows.items():
             self._children.setdefault(row.parent, []).append(pid)
+            for leader in {row.session, row.group} - {pid}:
+                self._led.setdefault(leader, []).append(pid)
+
+    def children(self, pid: int) -> Sequence[int]:
+        """List the children of a process."""
+        return self._children.get(pid, ())
+
+    def led_by(self, pid: int) -> Sequence[int]:
+        """List the other processes of the session and of the process group that a process leads.
+
+        The leader may have ended.
+        """
+        return self._led.get(pid, ())
 
     def tree(self, *roots: int) -> list[int]:
         """List the roots that are in the snapshot, then all their descendants.
@@ -65,7 +86,7 @@ class ProcessSnapshot:
         found = {root: None for root in roots if root in self.rows}
         queue = list(found)
         for pid in queue:  # the loop extends `queue`
-            fresh = [child for child in self._children.get(pid, ()) if child not in found]
+            fresh = [child for child in self.children(pid) if child not in found]
             found.update(dict.fromkeys(fresh))
             queue.extend(fresh)
         return queue
@@ -102,64 +123,38 @@ def read_row(pid: int) -> ProcessRow | None:
     fields = stat.rpartition(b")")[2].split()
     if not fields:
         return None
+    threads = int(fields[17])
     return ProcessRow(
         parent=int(fields[1]),
         session=int(fields[3]),
         started=float(fields[19]),
-        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND,
-        threads=int(fields[17]),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND,
+        threads=threads,
         rss=int(fields[21]) * _PAGE_BYTES,
         vms=int(fields[20]),
         read_at=read_at,
+        group=int(fields[2]),
+        children_cpu_seconds=(int(fields[13]) + int(fields[14])) / TICKS_PER_SECOND,
+        # A process whose first thread has exited is shown as a zombie while others run.
+        is_zombie=fields[0] in b"ZX" and threads <= 1,
     )
 
 
-class ProcessTable:
-    """Shares snapshots between callers: by default each snapshot is used for one second.
+def measure_memory(rows: Mapping[int, ProcessRow]) -> tuple[int, str] | None:
+    """Measure the memory of processes with psutil.
 
-    Safe to call from any thread.
+    Args:
+        rows: the processes by PID.
+
+    Returns:
+        Bytes, and how they were measured: `pss` (proportional set size: shared pages count once) if
+        it can be read for every process, else `rss` (resident set size: shared pages count once per
+        process). None if neither can be read.
     """
-
-    def __init__(self) -> None:
-        self._snapshots = SingleFlight(_MAX_AGE_SECONDS, take_snapshot)
-
-    def snapshot(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
-        """Return a snapshot that is at most `max_age_seconds` old.
-
-        Raises:
-            OSError: no file descriptor is free.
-        """
-        return self._snapshots.get(max_age_seconds)
-
-    def tree(self, pid: int) -> list[int]:
-        """List a process and its descendants, from a snapshot at most one second old.
-
-        Lists the process alone if it is not in the snapshot, or if no snapshot can be taken.
-        """
-        try:
-            return self.snapshot().tree(pid) or [pid]
-        except OSError:
-            return [pid]
-
-    def tree_memory(self, pid: int) -> tuple[int, str] | None:
-        """Measure the memory of a process and its descendants with psutil.
-
-        Returns:
-            Bytes, and how they were measured: `pss` (proportional set size: shared pages count
-            once) if it can be read for every process, else `rss` (resident set size: shared pages
-            count once per process). None if neither can be read.
-        """
-        try:
-            snapshot = self.snapshot()
-            rows = {member: snapshot.rows[member] for member in snapshot.tree(pid)}
-            if not rows and (row := read_row(pid)):  # started after the snapshot
-                rows = {pid: row}
-        except OSError:
-            return None
-        for name, read in (("pss", _read_pss), ("rss", _read_rss)):
-            if total := _sum(rows, read):
-                return total, name
-        return None
+    for name, read in (("pss", _read_pss), ("rss", _read_rss)):
+        if total := _sum(rows, read):
+            return total, name
+    return None
 
 
 def _sum(rows: Mapping[int, ProcessRow], read: Callable[[psutil.Process], int]) -> int | None:

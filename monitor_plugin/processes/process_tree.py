@@ -1,4 +1,4 @@
-"""Finds the processes that belong to one root process, and stops them."""
+"""Stops the members of a backend."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterable
 
+from .members import Members, MemberTable
 from .process import Process, ProcessGone
-from .process_table import ProcessRow, read_row, take_snapshot
+from .process_table import ProcessIdentity, read_row
 
 _logger = logging.getLogger(__name__)
 
@@ -19,41 +20,32 @@ _MAX_RESCANS = 20  # a tree may fork without end
 
 
 class ProcessTree:
-    """A root process, its descendants, and the processes of the session that the root leads.
-
-    Every process that was found once stays a member, also after its parent has ended. Not
-    thread-safe.
+    """The members of a backend, held by handles through which they are signalled. Not thread-safe.
 
     Args:
-        root: the process; the tree does not close it.
+        members: the members.
+        table: takes the snapshots.
 
     Raises:
         OSError: no file descriptor is free.
     """
 
-    def __init__(self, root: Process) -> None:
-        self._root = root
-        self._members: dict[tuple[int, float], Process] = {}  # by PID and start time
-        row = read_row(root.pid)
-        if root.ended():  # read first, then check that the PID was not reused
-            row = None
-        self._leads_session = row is not None and row.session == root.pid
-        self._root_started = row.started if row else None
-        if row:
-            self._members[root.pid, row.started] = root
+    def __init__(self, members: Members, table: MemberTable) -> None:
+        self._members = members
+        self._table = table
+        self._handles: dict[ProcessIdentity, Process] = {}
         self.rescan_until_stable()
 
     def __enter__(self) -> ProcessTree:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for member in self._members.values():
-            if member is not self._root:
-                member.close()
+        for handle in self._handles.values():
+            handle.close()
 
     def alive(self) -> list[Process]:
         """List the members that have not ended, the root first."""
-        return [member for member in self._members.values() if not member.ended()]
+        return [handle for handle in self._handles.values() if not handle.ended()]
 
     def rescan(self, signal_number: int | None = None) -> list[Process]:
         """Take a snapshot, add the members found in it, and return those that are new.
@@ -64,21 +56,12 @@ class ProcessTree:
         Raises:
             OSError: no file descriptor is free.
         """
-        snapshot = take_snapshot()
-        # A member that has ended since the snapshot is a root, too: the snapshot has its children.
-        roots = [pid for pid, row in snapshot.rows.items() if (pid, row.started) in self._members]
-        # The session may outlive every known member. Its ID is the root's PID, which the kernel
-        # does not reuse while the session has a process. So the session is this tree's unless a
-        # later process has the root's PID.
-        leader = snapshot.rows.get(self._root.pid)
-        if self._leads_session and (leader is None or leader.started == self._root_started):
-            roots += [pid for pid, row in snapshot.rows.items() if row.session == self._root.pid]
+        self._table.rescan(self._members)
         new = []
-        for pid in snapshot.tree(*roots):
-            row = snapshot.rows[pid]
-            if (pid, row.started) not in self._members and (member := _open(pid, row)):
-                self._members[pid, row.started] = member
-                new.append(member)
+        for identity in self._members.identities():
+            if identity not in self._handles and (handle := _open(identity)):
+                self._handles[identity] = handle
+                new.append(handle)
         if signal_number is not None:
             _send_to_all(new, signal_number)
         return new
@@ -143,21 +126,22 @@ class ProcessTree:
         finally:  # also if a rescan fails: no member may be left stopped by SIGSTOP
             if _send_to_all(self.alive(), signal.SIGKILL):
                 sent = signal.SIGKILL
-            if self._leads_session:  # also kills processes that fork and exit between two rescans
-                self._root.kill_group()
+            if root := self._handles.get(self._members.root):
+                root.kill_group()  # also kills processes that fork and exit between two rescans
         if sent is signal.SIGKILL:
             self.wait_ended(seconds, interrupted, signal.SIGKILL)
         return sent
 
 
-def _open(pid: int, row: ProcessRow) -> Process | None:
+def _open(identity: ProcessIdentity) -> Process | None:
     """Open a process of a snapshot; None if it has ended, also if its PID was reused."""
+    pid, started = identity
     try:
         process = Process(pid)
     except ProcessGone:
         return None
-    now = read_row(pid)
-    if now is None or now.started != row.started or process.ended():
+    row = read_row(pid)
+    if row is None or row.started != started or process.ended():
         process.close()
         return None
     return process

@@ -1,4 +1,4 @@
-"""CPU, memory, threads and open files of process trees, for all trees from one snapshot."""
+"""CPU, memory, threads and open files of backends, for all backends from one snapshot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import psutil
 from msgspec.structs import asdict
 
 from ..domain.models import ProcessUsage, TreeUsage
-from .process_table import ProcessSnapshot, ProcessTable
+from .members import Members, MemberTable
+from .process_table import ProcessSnapshot
 from .sampler import MIN_MEASURED_SECONDS, Sampler
 
 # Sweeps that follow each other within this time share a snapshot.
@@ -24,13 +25,13 @@ _BASELINE_SNAPSHOT_MAX_AGE_SECONDS = 5.0
 
 
 class UsageReader:
-    """Reads the usage of process trees. Safe to call from any thread.
+    """Reads the usage of backends' processes. Safe to call from any thread.
 
     Args:
-        table: gives the snapshots.
+        table: gives the snapshots, in which it finds the members of all backends.
     """
 
-    def __init__(self, table: ProcessTable) -> None:
+    def __init__(self, table: MemberTable) -> None:
         self._table = table
         self._lock = threading.Lock()
         # The last two snapshots that are at least a second apart, so that one of them can serve as
@@ -47,18 +48,18 @@ class UsageReader:
         """
         self._exchange_baseline(self._table.snapshot(_BASELINE_SNAPSHOT_MAX_AGE_SECONDS))
 
-    def read(self, pids: Iterable[int]) -> UsageSnapshot:
-        """Read the usage of any number of process trees at once.
+    def read(self, backends: Iterable[Members]) -> UsageSnapshot:
+        """Read the usage of any number of backends at once.
 
         Args:
-            pids: the roots of the trees. If one of them is not in the shared snapshot, because it
-                has just started, a new snapshot is taken.
+            backends: the members of each backend. If one of them was registered after the shared
+                snapshot was taken, a new snapshot is taken.
 
         Raises:
             OSError: no file descriptor is free.
         """
         snapshot = self._table.snapshot(_SNAPSHOT_MAX_AGE_SECONDS)
-        if any(pid not in snapshot.rows for pid in pids):
+        if any(members.is_new for members in backends):
             snapshot = self._table.snapshot(0)
         return UsageSnapshot(snapshot, self._exchange_baseline(snapshot))
 
@@ -90,9 +91,9 @@ class UsageSnapshot:
         self._baseline = baseline
         self._physical_bytes = psutil.virtual_memory().total
 
-    def tree(self, pid: int) -> list[int]:
-        """List a process and its descendants; empty if the process is not in the snapshot."""
-        return self._snapshot.tree(pid)
+    def pids(self, members: Members) -> list[int]:
+        """List the members of a backend that the snapshot shows, the root first."""
+        return members.pids_in(self._snapshot)
 
     def process_usage(self, pid: int, sampler: Sampler) -> ProcessUsage | None:
         """Return the usage of one process.
@@ -114,10 +115,10 @@ class UsageSnapshot:
     def tree_usage(
         self, pids: Iterable[int], pss: int | None, vram: int | None, root: ProcessUsage | None
     ) -> TreeUsage | None:
-        """Add up the usage of the processes of a tree.
+        """Add up the usage of the members of a backend.
 
         Args:
-            pids: the processes, as `tree` listed them.
+            pids: the members, as `pids` listed them.
             pss: the tree's proportional set size in bytes, if known.
             vram: the tree's GPU memory in bytes, if known.
             root: the usage of the tree's root. If no other process of the tree runs, it is also

@@ -14,8 +14,8 @@ from ..backends.registry import Record, Registry
 from ..domain.errors import BackendUnreadable
 from ..domain.models import Backend, Memory, Reading, State, Status
 from ..plugins.hooks import HookQuery, Hooks
+from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
-from ..processes.process_table import ProcessTable
 from ..rpc.client import StatusClient
 from .replicas import NO_SAMPLE, SourcedMemory
 
@@ -40,7 +40,7 @@ class BackendReader:
     Args:
         registry: stores the backends' states.
         status_client: requests statuses by gRPC.
-        process_table: lists process trees.
+        member_table: lists the members of backends.
         hooks: requests statuses before gRPC does, and adds memory components.
         status_timeout_seconds: the maximum time of a reading: for the hooks, gRPC and the memory
             components together.
@@ -50,13 +50,13 @@ class BackendReader:
         self,
         registry: Registry,
         status_client: StatusClient,
-        process_table: ProcessTable,
+        member_table: MemberTable,
         hooks: Hooks,
         status_timeout_seconds: float,
     ) -> None:
         self._registry = registry
         self._status_client = status_client
-        self._process_table = process_table
+        self._member_table = member_table
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
 
@@ -69,7 +69,7 @@ class BackendReader:
         """
         backend, deadline = record.backend, self.deadline()
         # If a status is likely, one run of the hooks queries the status and the memory components.
-        pids = None if record.source is None else partial(self._process_table.tree, backend.pid)
+        pids = None if record.source is None else partial(self._member_table.pids, record.members)
         query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
         result = self._request_status(record, backend, deadline, query)
         breakdown = query.memory_components()  # also without a status: the hooks must be watched
@@ -77,7 +77,7 @@ class BackendReader:
         if result.status is None:
             return self._read_sample(record, backend, result.rpc_error)
         if pids is None:
-            breakdown = self._components(backend, deadline)
+            breakdown = self._components(record, backend, deadline)
         memory, memory_source = self._complete_memory(record, result.status, breakdown)
         status = Status(result.status.state, memory)
         return Reading(backend, status, None, result.source, None, time.time(), memory_source)
@@ -100,7 +100,7 @@ class BackendReader:
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
-            components = self._components(reading.backend, deadline)
+            components = self._components(record, reading.backend, deadline)
             return self._complete_memory(record, None, components)
         except ProcessGone:
             return None, None
@@ -175,8 +175,8 @@ class BackendReader:
             )
         return Reading(backend, None, sample, "psutil", rpc_error, time.time())
 
-    def _components(self, backend: Backend, deadline: float) -> dict[str, int]:
-        pids = partial(self._process_table.tree, backend.pid)
+    def _components(self, record: Record, backend: Backend, deadline: float) -> dict[str, int]:
+        pids = partial(self._member_table.pids, record.members)
         return self._hooks.memory_components(backend, pids, deadline)
 
     def _complete_memory(

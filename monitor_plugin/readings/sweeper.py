@@ -122,7 +122,7 @@ class Sweeper:
     def _sweep(self, records: Sequence[Record]) -> list[Observation]:
         results = self._request_statuses(records)
         try:
-            usage = self._usage_reader.read([record.backend.pid for record in records])
+            usage = self._usage_reader.read([record.members for record in records])
         except OSError:  # no free file descriptor
             usage = None
         replicas = Counter(record.backend.model for record in self._registry.records())
@@ -184,7 +184,7 @@ class Sweeper:
             ProcessGone: the backend's process has ended.
         """
         backend = record.backend
-        pids = usage.tree(backend.pid) if usage else [backend.pid]
+        pids = usage.pids(record.members) if usage else [backend.pid]
         components = self._hooks.memory_components(backend, lambda: pids, hooks_deadline)
         vram = [amount for name, amount in components.items() if name.startswith("vram")]
         (memory, memory_source), pss = self._memory(record, result.status, components)

@@ -19,7 +19,8 @@ from ..config.settings import Settings
 from ..domain.errors import ShutdownFailed
 from ..domain.models import State
 from ..plugins.hooks import Hooks
-from ..processes.process import Process, ProcessGone
+from ..processes.members import MemberTable
+from ..processes.process import ProcessGone
 from ..processes.process_tree import ProcessTree
 from ..readings.backend_reader import BackendReader
 from ..rpc.client import StatusClient
@@ -72,6 +73,7 @@ class Stopper:
         exit_recorder: records the exit of a backend whose process has ended.
         backend_reader: requests statuses, which say whether a backend is busy.
         status_client: requests that a backend frees its model (`Free`).
+        member_table: finds the members of backends.
         hooks: may stop a backend through the host.
         settings: the timeouts.
 
@@ -85,6 +87,7 @@ class Stopper:
         exit_recorder: ExitRecorder,
         backend_reader: BackendReader,
         status_client: StatusClient,
+        member_table: MemberTable,
         hooks: Hooks,
         settings: Settings,
     ) -> None:
@@ -92,17 +95,19 @@ class Stopper:
         self._exit_recorder = exit_recorder
         self._backend_reader = backend_reader
         self._status_client = status_client
+        self._member_table = member_table
         self._hooks = hooks
         self._settings = settings
         self.closing = threading.Event()
 
     def open(self, stop: Stop) -> None:
-        """Open the backend's process tree."""
+        """Open the members of the backend."""
+        record = stop.record
         with self._recording_failure(stop):
-            root = stop.resources.enter_context(Process(stop.record.backend.pid))
-            if stop.record.process.ended():  # so `root` may be a new process with the same PID
-                raise ProcessGone(root.pid)
-            stop.tree = stop.resources.enter_context(ProcessTree(root))
+            if record.process.ended():
+                raise ProcessGone(record.backend.pid)
+            tree = ProcessTree(record.members, self._member_table)
+            stop.tree = stop.resources.enter_context(tree)
 
     @contextmanager
     def _recording_failure(self, stop: Stop) -> Iterator[None]:

@@ -20,7 +20,9 @@ def make_record(model: str, pid: int, address: str | None = None) -> Record:
     """Make the record of a backend without a process, which the registry never uses."""
     address = address or f"127.0.0.1:{pid}"
     unused: Any = None
-    return Record(Backend(model, pid, address, 1.0), address, unused, unused, unused, unused)
+    return Record(
+        Backend(model, pid, address, 1.0), address, unused, unused, unused, unused, unused
+    )
 
 
 class Recorder:

@@ -30,12 +30,13 @@ import pytest
 from monitor_plugin import Backend, Memory, Monitor, Settings, State, Status, hookimpl
 from monitor_plugin.concurrency.periodic import PeriodicTask
 from monitor_plugin.processes.exit_watcher import ExitWatcher
+from monitor_plugin.processes.members import MemberTable
 from monitor_plugin.processes.process import Process
-from monitor_plugin.processes.process_table import ProcessTable, read_row
+from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.processes.process_tree import ProcessTree
 from monitor_plugin.processes.sampler import Sampler
 
-from ..support import Spawner, eventually
+from ..support import Spawner, eventually, members_of
 
 ADDRESS = "127.0.0.1:1"
 SCENE_SECONDS = 30
@@ -285,8 +286,12 @@ def sampler_during_sample(scene: Scene) -> dict[str, Any]:
     return {"sample": sample, "fates": [each.fate() for each in newcomers]}
 
 
+def _open_tree(root: subprocess.Popen[str]) -> ProcessTree:
+    return ProcessTree(members_of(root.pid), MemberTable())
+
+
 def tree_root(scene: Scene) -> dict[str, Any]:
-    with ProcessTree(scene.open(old := scene.sleeper())) as tree:
+    with _open_tree(old := scene.sleeper()) as tree:
         newcomer = scene.replace(old)
         tree.rescan_until_stable()
         members = [member.pid for member in tree.alive()]
@@ -296,15 +301,16 @@ def tree_root(scene: Scene) -> dict[str, Any]:
 
 def tree_member(scene: Scene) -> dict[str, Any]:
     parent, child = scene.parent(_PARENT)
-    table = ProcessTable()
-    with ProcessTree(scene.open(parent)) as tree:
+    table, known = MemberTable(), members_of(parent.pid)
+    table.track(known)
+    with _open_tree(parent) as tree:
         assert [member.pid for member in tree.alive()] == [parent.pid, child]
-        assert table.tree(parent.pid) == [parent.pid, child]
+        assert table.pids(known) == [parent.pid, child]
         _wait_for_age(child)
         _tell(parent, "reap")
         assert _line(parent) == "reaped"
         newcomer = scene.take(child)
-        memory = table.tree_memory(parent.pid)
+        memory = table.memory(known)
         tree.rescan_until_stable()
         members = [member.pid for member in tree.alive()]
         tree.stop(20, threading.Event())
@@ -317,7 +323,7 @@ def tree_member(scene: Scene) -> dict[str, Any]:
 
 
 def tree_listed(scene: Scene) -> dict[str, Any]:
-    with ProcessTree(scene.open(old := scene.sleeper())) as tree:
+    with _open_tree(old := scene.sleeper()) as tree:
         alive = tree.alive
         newcomers: list[Newcomer] = []
 
@@ -335,8 +341,8 @@ def tree_listed(scene: Scene) -> dict[str, Any]:
 class _GraceHookTree(ProcessTree):
     """A tree that calls a function during the grace period of its stop."""
 
-    def __init__(self, root: Process, in_grace: Callable[[], object]) -> None:
-        super().__init__(root)
+    def __init__(self, root: subprocess.Popen[str], in_grace: Callable[[], object]) -> None:
+        super().__init__(members_of(root.pid), MemberTable())
         self._in_grace: Callable[[], object] | None = in_grace
 
     def wait_ended(
@@ -362,7 +368,7 @@ def tree_grace(scene: Scene) -> dict[str, Any]:
         assert parent.wait(20) == -signal.SIGTERM
         newcomers.append(scene.take(parent.pid))
 
-    with _GraceHookTree(scene.open(parent), reap_and_replace) as tree:
+    with _GraceHookTree(parent, reap_and_replace) as tree:
         assert [member.pid for member in tree.alive()] == [parent.pid, child]
         tree.stop(20, threading.Event())
         return {

@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Protocol
 
 import pytest
 
 from monitor_plugin.processes import process_tree
+from monitor_plugin.processes.members import MemberTable
 from monitor_plugin.processes.process import Process
 from monitor_plugin.processes.process_table import ProcessSnapshot, read_row, take_snapshot
 from monitor_plugin.processes.process_tree import ProcessTree
 
-from ..support import Spawner, eventually, is_running, suspend
+from ..support import Spawner, eventually, is_running, members_of, suspend
 
 # Starts a child, which starts one too, and prints both PIDs.
 NESTED = """
@@ -155,22 +158,20 @@ def pids(tree: ProcessTree) -> list[int]:
 
 
 @pytest.fixture
-def open_tree() -> Iterator[Callable[[int], ProcessTree]]:
+def open_tree() -> Iterator[Open]:
     """Opens trees, and closes them after the test."""
-    opened: list[tuple[Process, ProcessTree]] = []
-
-    def make(pid: int) -> ProcessTree:
-        root = Process(pid)
-        opened.append((root, ProcessTree(root)))
-        return opened[-1][1]
-
-    yield make
-    for root, tree in opened:
-        tree.__exit__()
-        root.close()
+    with ExitStack() as opened:
+        yield lambda pid, take=take_snapshot: opened.enter_context(
+            ProcessTree(members_of(pid), MemberTable(take))
+        )
 
 
-Open = Callable[[int], ProcessTree]
+class Open(Protocol):
+    """Opens the tree of a process, with a function that takes the snapshots."""
+
+    def __call__(
+        self, pid: int, take: Callable[[], ProcessSnapshot] = take_snapshot
+    ) -> ProcessTree: ...
 
 
 def test_descendants_are_members(spawner: Spawner, open_tree: Open) -> None:
@@ -234,16 +235,16 @@ def test_the_tree_of_a_process_that_has_ended_has_no_members(
 ) -> None:
     """Nothing is signalled; no process is left to wait for."""
     process = spawner.sleeper()
-    with Process(process.pid) as root:
-        process.kill()
-        eventually(root.ended)
-        with ProcessTree(root) as tree:
-            assert tree.alive() == []
-            assert tree.stop(60, NEVER) is None
+    members = members_of(process.pid)
+    process.kill()
+    eventually(lambda: not is_running(process.pid))
+    with ProcessTree(members, MemberTable()) as tree:
+        assert tree.alive() == []
+        assert tree.stop(60, NEVER) is None
 
 
 def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
-    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+    spawner: Spawner, open_tree: Open
 ) -> None:
     """Where a later process has a PID of the snapshot, it is not added. See also test_pid_reuse."""
     root = spawner.python(NESTED)
@@ -256,8 +257,7 @@ def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
         rows = {**snapshot.rows, grandchild: row._replace(started=row.started - 1)}
         return ProcessSnapshot(snapshot.taken_at, rows)
 
-    monkeypatch.setattr(process_tree, "take_snapshot", take_older_snapshot)
-    tree = open_tree(root.pid)
+    tree = open_tree(root.pid, take_older_snapshot)
     assert pids(tree) == [root.pid, child]
 
 
@@ -395,7 +395,7 @@ def test_a_member_that_is_found_late_has_at_least_half_of_the_grace(
 
 
 def test_a_child_whose_parent_ends_as_the_stop_begins_gets_sigterm(
-    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+    spawner: Spawner, open_tree: Open
 ) -> None:
     """The last known member may fork and end between the last rescan and SIGTERM."""
     root = spawner.python(
@@ -403,24 +403,25 @@ def test_a_child_whose_parent_ends_as_the_stop_begins_gets_sigterm(
         stdin=subprocess.PIPE,
     )
     assert read_line(root) == "ready"
-    tree = open_tree(root.pid)
     children: list[int] = []
+    stopping = threading.Event()
 
     def fork_after_snapshot() -> ProcessSnapshot:
         snapshot = take_snapshot()
-        if not children:
+        if stopping.is_set() and not children:
             send_line(root)
             children.append(int(read_line(root)))
             root.wait(60)
         return snapshot
 
-    monkeypatch.setattr(process_tree, "take_snapshot", fork_after_snapshot)
+    tree = open_tree(root.pid, fork_after_snapshot)
+    stopping.set()
     assert tree.stop(60, NEVER) is signal.SIGTERM
     assert not is_running(children[0])
 
 
 def test_a_child_of_a_member_that_has_just_ended_is_found(
-    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+    spawner: Spawner, open_tree: Open
 ) -> None:
     """A snapshot names the child's parent, also if the parent ends after the snapshot."""
     # The root leads no session, by which the child could be found as well.
@@ -433,9 +434,8 @@ def test_a_child_of_a_member_that_has_just_ended_is_found(
         root.wait()
         return snapshot
 
-    monkeypatch.setattr(process_tree, "take_snapshot", kill_root_after_snapshot)
     try:
-        assert pids(open_tree(root.pid)) == [child]
+        assert pids(open_tree(root.pid, kill_root_after_snapshot)) == [child]
     finally:
         os.kill(child, signal.SIGKILL)  # it is in no session or group that the spawner ends
 
@@ -496,7 +496,6 @@ def test_suspended_members_are_killed_if_the_last_rescan_fails(
     ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     root = spawner.python(ignore + NESTED)
     members = [root.pid, *(int(pid) for pid in read_line(root).split())]
-    tree = open_tree(root.pid)
     send = process_tree._send
     sent: list[int] = []
 
@@ -510,7 +509,7 @@ def test_suspended_members_are_killed_if_the_last_rescan_fails(
         return take_snapshot()
 
     monkeypatch.setattr(process_tree, "_send", record_and_send)
-    monkeypatch.setattr(process_tree, "take_snapshot", fail_or_take)
+    tree = open_tree(root.pid, fail_or_take)
     with pytest.raises(OSError, match="Too many open files"):
         tree.stop(0.2, NEVER)
     eventually(lambda: not any(map(is_running, members)))
@@ -551,10 +550,12 @@ def test_a_member_that_may_not_be_signalled_is_left_and_logged(spawner: Spawner)
     code = f"""
 import logging, os, sys, threading
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
-from monitor_plugin.processes.process import Process
+from monitor_plugin.processes.members import Members, MemberTable
+from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.processes.process_tree import ProcessTree
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-with Process({other.pid}) as root, ProcessTree(root) as tree:
+members = Members(({other.pid}, read_row({other.pid}).started))
+with ProcessTree(members, MemberTable()) as tree:
     print(tree.stop(0.1, threading.Event()), [member.pid for member in tree.alive()])
 """
     # What psutil and the package load is loaded before the identity changes.

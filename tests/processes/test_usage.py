@@ -6,11 +6,12 @@ import os
 
 import pytest
 
-from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot, ProcessTable
+from monitor_plugin.processes.members import MemberTable
+from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot
 from monitor_plugin.processes.sampler import BASELINE_INTERVAL_SECONDS, Sampler
 from monitor_plugin.processes.usage import UsageReader, UsageSnapshot
 
-from ..support import Spawner, eventually
+from ..support import Spawner, eventually, members_of
 
 ROW = ProcessRow(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
 
@@ -39,12 +40,14 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     process = spawner.python(WITH_BUSY_CHILD)
     assert process.stdout
     child = int(process.stdout.readline())
-    reader = UsageReader(ProcessTable())
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    reader = UsageReader(table)
 
     def percent() -> float | None:
-        usage = reader.read([process.pid])
-        assert usage.tree(process.pid) == [process.pid, child]
-        tree = usage.tree_usage(usage.tree(process.pid), None, None, None)
+        usage = reader.read([members])
+        assert usage.pids(members) == [process.pid, child]
+        tree = usage.tree_usage(usage.pids(members), None, None, None)
         return tree.cpu_percent if tree else None
 
     assert percent() is None  # there is no baseline yet
@@ -56,24 +59,26 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     found = eventually(working)
     assert found is not None
     assert found < 150
-    usage = reader.read([process.pid])
+    usage = reader.read([members])
     alone = usage.process_usage(process.pid, NoBaseline())
     assert alone
     assert alone.cpu_percent is None
-    tree = usage.tree_usage(usage.tree(process.pid), 7, 8, alone)
+    tree = usage.tree_usage(usage.pids(members), 7, 8, alone)
     assert tree
     assert (tree.processes, tree.pss, tree.vram) == (2, 7, 8)
 
 
 def test_a_process_that_was_just_started_is_seen(spawner: Spawner) -> None:
     """An earlier snapshot is not used for it."""
-    reader = UsageReader(ProcessTable())
+    table = MemberTable()
+    reader = UsageReader(table)
     reader.read([])
-    process = spawner.sleeper()
-    assert reader.read([process.pid]).tree(process.pid) == [process.pid]
+    members = members_of(spawner.sleeper().pid)
+    table.track(members)
+    assert reader.read([members]).pids(members) == [members.root[0]]
 
 
-class SimulatedTable(ProcessTable):
+class SimulatedTable(MemberTable):
     """A table with process 7, which uses half a core since 0; the test sets the time.
 
     Attributes:
@@ -109,7 +114,7 @@ def test_cpu_of_a_tree_is_known_once_the_first_snapshot_is_a_second_old() -> Non
     reader = UsageReader(table)
     for tenth in (*range(50), *range(36_000, 36_050)):
         table.now = tenth / 10
-        percent = tree_percent(reader.read([7]), 7)
+        percent = tree_percent(reader.read([]), 7)
         assert percent == (None if tenth < 10 else pytest.approx(50))
 
 
@@ -128,7 +133,7 @@ def test_cpu_of_a_tree_is_known_at_any_interval_of_sweeps(interval: float) -> No
             reader.record_baseline()
             ticks += 1
         table.now = sweep_at
-        usage = reader.read([7])
+        usage = reader.read([])
         assert tree_percent(usage, 7) == pytest.approx(50)
         assert usage._baseline
         assert 1 <= sweep_at - usage._baseline.taken_at <= 7
@@ -141,7 +146,7 @@ def test_no_baseline_costs_a_snapshot_while_sweeps_take_some() -> None:
     for second in range(100):
         table.now = float(second)
         if second % 5 == 0:
-            reader.read([7])
+            reader.read([])
         if second % BASELINE_INTERVAL_SECONDS == 1:
             reader.record_baseline()
     assert table.passes == 20
@@ -152,7 +157,7 @@ def test_cpu_is_measured_between_the_times_at_which_a_process_was_read() -> None
     table = SimulatedTable()
     reader = UsageReader(table)
     for table.now, table.pass_seconds in ((0.0, 0.0), (2.0, 0.5), (4.0, 0.1), (6.0, 1.5)):
-        usage = reader.read([7])
+        usage = reader.read([])
         sampler = ReadTimes()
         assert usage.process_usage(7, sampler)
         assert sampler.times == [table.now + table.pass_seconds]

@@ -32,6 +32,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.backends.registry import EndedBackend
 from monitor_plugin.processes import process_tree
+from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process import Process
 from monitor_plugin.processes.process_table import ProcessSnapshot
 from monitor_plugin.rpc.protocol import SERVICE
@@ -577,10 +578,10 @@ def test_backend_whose_processes_cannot_be_listed_is_not_stopped(
 ) -> None:
     """Without a free descriptor it is not known which processes belong to it."""
 
-    def fail_to_open() -> ProcessSnapshot:
+    def fail_to_open(table: MemberTable, members: Members) -> ProcessSnapshot:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(process_tree, "take_snapshot", fail_to_open)
+    monkeypatch.setattr(MemberTable, "rescan", fail_to_open)
     process = spawner.sleeper()
     register(monitor, process.pid)
     stop = stop_backend(monitor, process.pid)

@@ -1,0 +1,229 @@
+"""Decides which processes belong to a backend: its members.
+
+The registered process is the root. Its members are the root, all descendants of members, the
+processes of each session and process group that a member leads or led, and, while the root runs,
+the processes of its control groups that are the backend's alone. A process that was found once
+stays a member until it ends, regardless of its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..concurrency.single_flight import SingleFlight
+from .control_groups import ControlGroups
+from .process_table import (
+    ProcessIdentity,
+    ProcessRow,
+    ProcessSnapshot,
+    measure_memory,
+    take_snapshot,
+)
+
+_MAX_AGE_SECONDS = 1.0
+
+
+class Members:
+    """The members of one backend, as the newest snapshot shows them.
+
+    Safe to call from any thread.
+
+    Args:
+        root: the registered process.
+        known: other processes that belong to the backend.
+
+    Attributes:
+        root: the registered process.
+    """
+
+    def __init__(self, root: ProcessIdentity, known: Iterable[ProcessIdentity] = ()) -> None:
+        self.root = root
+        self._lock = threading.Lock()
+        # In the order in which they were found, the root first. A process whose parent was found in
+        # the same snapshot comes after its parent.
+        self._running = dict.fromkeys([root, *known])
+        # Members that have ended, while a process of their session or process group runs. The
+        # kernel does not reuse their PIDs until then.
+        self._ended_leaders: list[ProcessIdentity] = []
+        self._updated_at: float | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no snapshot has been searched for members yet."""
+        return self._updated_at is None
+
+    def identities(self) -> list[ProcessIdentity]:
+        """List the members that the newest snapshot shows, the root first if it is one of them."""
+        with self._lock:
+            return list(self._running)
+
+    def pids_in(self, snapshot: ProcessSnapshot) -> list[int]:
+        """List the members that a snapshot shows, the root first if it is one of them."""
+        rows = snapshot.rows
+        return [pid for pid, started in self.identities() if _runs(rows, pid, started)]
+
+    def update(self, snapshot: ProcessSnapshot, in_control_group: Iterable[int] = ()) -> None:
+        """Find the members in a snapshot; ignore a snapshot that is older than the last one.
+
+        Args:
+            snapshot: all processes.
+            in_control_group: the processes of the control groups that are the backend's alone.
+        """
+        rows = snapshot.rows
+        with self._lock:
+            if self._updated_at is not None and snapshot.taken_at < self._updated_at:
+                return
+            self._updated_at = snapshot.taken_at
+            self._ended_leaders = [
+                (pid, started)
+                for pid, started in (*self._ended_leaders, *self._running)
+                if pid not in rows and snapshot.led_by(pid)
+            ]
+            running = [pid for pid, started in self._running if _runs(rows, pid, started)]
+            led = [each for pid, _ in self._ended_leaders for each in snapshot.led_by(pid)]
+            found = dict.fromkeys([*running, *led, *in_control_group])
+            queue = list(found)
+            for pid in queue:  # the loop extends `queue`
+                fresh = [
+                    each
+                    for each in (*snapshot.children(pid), *snapshot.led_by(pid))
+                    if each not in found
+                ]
+                found.update(dict.fromkeys(fresh))
+                queue.extend(fresh)
+            self._running = {(pid, rows[pid].started): None for pid in found}
+
+
+def _runs(rows: Mapping[int, ProcessRow], pid: int, started: float) -> bool:
+    return pid in rows and rows[pid].started == started
+
+
+class MemberTable:
+    """Keeps the members of all backends up to date, from snapshots that callers share.
+
+    Safe to call from any thread.
+
+    Args:
+        take: takes a snapshot.
+    """
+
+    def __init__(self, take: Callable[[], ProcessSnapshot] = take_snapshot) -> None:
+        self._take = take
+        self._control_groups = ControlGroups()
+        self._lock = threading.Lock()
+        self._tracked: dict[Members, None] = {}
+        self._snapshots = SingleFlight(_MAX_AGE_SECONDS, self._take_for_all)
+
+    def track(self, members: Members) -> None:
+        """Update the members of a backend from each shared snapshot."""
+        with self._lock:
+            self._tracked[members] = None
+
+    def forget(self, members: Members) -> None:
+        """Update these members no longer."""
+        with self._lock:
+            self._tracked.pop(members, None)
+
+    def snapshot(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
+        """Return a shared snapshot, in which the members of all tracked backends were found.
+
+        Args:
+            max_age_seconds: maximum age of the snapshot.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        return self._snapshots.get(max_age_seconds)
+
+    def rescan(self, members: Members) -> ProcessSnapshot:
+        """Take a snapshot that begins now, and find the members of one backend in it.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        snapshot = self._take()
+        self._update([members], snapshot)
+        return snapshot
+
+    def pids(self, members: Members) -> list[int]:
+        """List the members of a backend, from a snapshot at most one second old.
+
+        Lists the root alone if no member runs, or if no snapshot can be taken.
+        """
+        try:
+            return list(self._rows(members)) or [members.root[0]]
+        except OSError:
+            return [members.root[0]]
+
+    def memory(self, members: Members) -> tuple[int, str] | None:
+        """Measure the memory of the members of a backend: see `measure_memory`."""
+        try:
+            return measure_memory(self._rows(members))
+        except OSError:
+            return None
+
+    def _rows(self, members: Members) -> dict[int, ProcessRow]:
+        snapshot = self.rescan(members) if members.is_new else self.snapshot()
+        return {pid: snapshot.rows[pid] for pid in members.pids_in(snapshot)}
+
+    def _take_for_all(self) -> ProcessSnapshot:
+        with self._lock:
+            tracked = list(self._tracked)
+        snapshot = self._take()
+        self._update(tracked, snapshot)
+        self._control_groups.forget_ended(snapshot)
+        return snapshot
+
+    def _update(self, tracked: Sequence[Members], snapshot: ProcessSnapshot) -> None:
+        in_groups = self._find_in_control_groups(tracked, snapshot)
+        for members in tracked:
+            members.update(snapshot, in_groups.get(members, ()))
+
+    def _find_in_control_groups(
+        self, tracked: Sequence[Members], snapshot: ProcessSnapshot
+    ) -> dict[Members, list[int]]:
+        """List the processes of each control group that one backend has for itself.
+
+        A control group, with the groups below it, is a backend's alone if no process in it started
+        before the backend's root, except known members, and if neither the monitor, nor an ancestor
+        of the monitor, nor another backend's root is in it. So a group of the host never counts.
+        """
+        rows, groups_of = snapshot.rows, self._control_groups.of
+        with self._lock:
+            roots = {each.root for each in self._tracked}
+        foreign: set[str] = set()
+        for pid in _ancestors(os.getpid(), rows):
+            foreign |= groups_of(pid, rows[pid].started).containing
+        alone: dict[str, Members] = {}
+        for members in tracked:
+            if _runs(rows, *members.root):
+                groups = groups_of(*members.root).own - foreign
+                alone.update(dict.fromkeys(groups, members))
+        if not alone:  # so the control groups of other processes need not be read
+            return {}
+        known = {members: set(members.identities()) for members in alone.values()}
+        found: dict[str, list[int]] = {group: [] for group in alone}
+        for pid, row in rows.items():
+            identity = pid, row.started
+            for group in groups_of(*identity).containing & found.keys():
+                members = alone[group]
+                is_older = row.started < members.root[1] and identity not in known[members]
+                if is_older or (identity in roots and identity != members.root):
+                    del found[group]
+                else:
+                    found[group].append(pid)
+        in_groups: dict[Members, list[int]] = {}
+        for group, pids in found.items():
+            in_groups.setdefault(alone[group], []).extend(pids)
+        return in_groups
+
+
+def _ancestors(pid: int, rows: Mapping[int, ProcessRow]) -> list[int]:
+    """List a process and its ancestors."""
+    found = []
+    while pid in rows:
+        found.append(pid)
+        pid = rows[pid].parent
+    return found

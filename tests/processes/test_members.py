@@ -1,0 +1,405 @@
+"""Which processes belong to a backend, and their memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from monitor_plugin.processes.members import Members, MemberTable
+from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot, read_row
+
+from ..support import Spawner, eventually, is_running, members_of
+
+MIB = 1024 * 1024
+
+# Allocates memory, forks children that share it, and prints all PIDs.
+FORKED = """
+import os, sys, time
+mib, children = int(sys.argv[1]), int(sys.argv[2])
+block = bytearray(os.urandom(4096)) * (mib * 256)
+pids = [os.getpid()]
+for _ in range(children):
+    pid = os.fork()
+    if not pid:
+        time.sleep(1000)
+    pids.append(pid)
+print(*pids, flush=True)
+time.sleep(1000)
+"""
+
+
+def _read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _pids(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in _read_line(process).split()]
+
+
+def measure(pid: int) -> tuple[int, str] | None:
+    return MemberTable().memory(members_of(pid))
+
+
+def snapshot_of(taken_at: float, **rows: tuple[int, int, int]) -> ProcessSnapshot:
+    """Return a snapshot of processes, given as `pN=(parent, session, group)`."""
+    return ProcessSnapshot(
+        taken_at,
+        {
+            int(name[1:]): ProcessRow(parent, session, 1.0, group=group)
+            for name, (parent, session, group) in rows.items()
+        },
+    )
+
+
+def pids(members: Members) -> list[int]:
+    return [pid for pid, _ in members.identities()]
+
+
+def test_members_are_found_by_session_and_process_group() -> None:
+    """Those that any member leads count; those in which a member only is do not."""
+    members = Members((10, 1.0))
+    members.update(
+        snapshot_of(
+            1.0,
+            p1=(0, 1, 1),
+            p2=(1, 2, 2),
+            p10=(2, 2, 10),  # leads a process group in the session of its parent
+            p11=(1, 2, 10),  # an orphan of the group
+            p12=(2, 2, 2),  # a stranger in the session
+            p13=(10, 13, 13),  # a child that leads a session
+            p14=(1, 13, 14),  # an orphan of that session
+            p15=(1, 15, 14),  # impossible: a group spans no sessions
+        )
+    )
+    assert sorted(pids(members)) == [10, 11, 13, 14, 15]
+
+
+def test_members_that_were_seen_stay_members() -> None:
+    """Neither the end of the parent nor that of the leader of the session removes a member."""
+    members = Members((10, 1.0))
+    members.update(snapshot_of(1.0, p10=(1, 10, 10), p11=(10, 11, 11), p12=(11, 12, 12)))
+    members.update(snapshot_of(2.0, p12=(1, 12, 12), p13=(1, 10, 10), p14=(1, 11, 11)))
+    assert sorted(pids(members)) == [12, 13, 14]
+    members.update(snapshot_of(3.0, p14=(1, 11, 11), p15=(1, 12, 12), p16=(1, 10, 10)))
+    assert sorted(pids(members)) == [14, 15, 16]
+
+
+def test_a_pid_that_is_used_again_is_no_member() -> None:
+    """Neither the new process nor what the new process leads or started belongs to the backend."""
+    members = Members((10, 1.0))
+    members.update(snapshot_of(1.0, p10=(1, 10, 10), p11=(10, 11, 11)))
+    later = snapshot_of(2.0, p10=(1, 10, 10), p11=(1, 11, 11), p12=(10, 10, 10), p13=(11, 11, 11))
+    rows = {**later.rows, 10: later.rows[10]._replace(started=2.0)}
+    members.update(ProcessSnapshot(2.0, rows))
+    assert pids(members) == [11, 13]
+    members.update(snapshot_of(3.0, p12=(1, 10, 10)))
+    assert pids(members) == []
+
+
+def test_an_older_snapshot_is_ignored() -> None:
+    """Two threads may finish their snapshots in any order."""
+    members = Members((10, 1.0))
+    members.update(snapshot_of(2.0, p10=(1, 10, 10), p11=(10, 10, 10)))
+    members.update(snapshot_of(1.0, p10=(1, 10, 10)))
+    assert pids(members) == [10, 11]
+
+
+# Leads a process group but no session. Starts a process that starts another, and prints all PIDs.
+WITH_MIDDLE = """
+import os, time
+os.setpgid(0, 0)
+reader, writer = os.pipe()
+middle = os.fork()
+if not middle:
+    last = os.fork()
+    if last:
+        os.write(writer, b"%d" % last)
+    time.sleep(1000)
+print(os.getpid(), middle, int(os.read(reader, 100)), flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_process_of_the_roots_group_is_a_member_after_its_parent_was_killed(
+    spawner: Spawner,
+) -> None:
+    """So under a host that makes process groups and no sessions."""
+    process = spawner.python(WITH_MIDDLE, start_new_session=False)
+    root, middle, last = _pids(process)
+    assert os.getsid(root) != root
+    os.kill(middle, signal.SIGKILL)
+    eventually(lambda: not is_running(middle))
+    assert MemberTable().pids(members_of(root)) == [root, middle, last]
+
+
+@pytest.fixture
+def make_group() -> Iterator[Callable[[], Path]]:
+    """Make control groups; afterwards remove them."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+        for mount in [Path(each[1]) for each in mounts if each[2] in ("cgroup2", "cgroup")]:
+            group = mount / f"monitor-plugin-test-{os.getpid()}-{len(made)}"
+            try:
+                group.mkdir()
+            except OSError:
+                continue
+            made.append(group)
+            return group
+        pytest.skip("no control group can be made here")
+
+    yield make
+    for group in made:
+        for pid in (group / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        eventually(partial(_remove_empty, group))
+
+
+def _remove_empty(group: Path) -> bool:
+    if (group / "cgroup.procs").read_text():
+        return False
+    group.rmdir()
+    return True
+
+
+# Moves itself into a control group, and starts a daemon there, whose PID it prints.
+WITH_DAEMON = """
+import os, sys, time
+with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+    file.write("0")
+reader, writer = os.pipe()
+if not os.fork():
+    os.setsid()
+    if not os.fork():
+        os.write(writer, b"%d" % os.getpid())
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+print(int(os.read(reader, 100)), flush=True)
+time.sleep(1000)
+"""
+
+
+def test_processes_of_the_backends_own_control_group_are_members(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """A daemon is in no session of a member, and is no descendant of one."""
+    process = spawner.python(WITH_DAEMON, str(make_group()))
+    daemon = int(_read_line(process))
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    table.snapshot()
+    assert table.pids(members) == [process.pid, daemon]
+    process.kill()
+    process.wait()
+    table.snapshot(0)
+    assert pids(members) == [daemon]
+
+
+@pytest.mark.parametrize("stranger", ["older process", "another backend"])
+def test_a_control_group_that_others_share_does_not_count(
+    spawner: Spawner, make_group: Callable[[], Path], stranger: str
+) -> None:
+    """Otherwise a stop would end processes that do not belong to the backend."""
+    group = make_group()
+    first = spawner.sleeper()
+    (group / "cgroup.procs").write_text(str(first.pid))
+    row = read_row(first.pid)
+    process = spawner.python(WITH_DAEMON, str(group))
+    daemon = int(_read_line(process))
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    if stranger == "another backend":
+        assert row
+        table.track(Members((first.pid, row.started)))
+    table.snapshot()
+    assert table.pids(members) == [process.pid]
+    os.kill(daemon, signal.SIGKILL)
+
+
+def test_the_monitors_own_control_group_does_not_count(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """The monitor may be in a group below that of the backend, and be younger than it."""
+    group = make_group()
+    process = spawner.python(WITH_DAEMON, str(group))
+    daemon = int(_read_line(process))
+    code = (
+        "import os, sys\n"
+        "from monitor_plugin.processes.members import Members, MemberTable\n"
+        "from monitor_plugin.processes.process_table import read_row\n"
+        "open(sys.argv[2] + '/cgroup.procs', 'w').write('0')\n"
+        "pid = int(sys.argv[1])\n"
+        "table, members = MemberTable(), Members((pid, read_row(pid).started))\n"
+        "print(*table.pids(members))"
+    )
+    (group / "below").mkdir()
+    try:
+        monitor = spawner.python(code, str(process.pid), str(group / "below"))
+        assert _read_line(monitor) == str(process.pid)
+        monitor.wait(60)
+    finally:
+        eventually(lambda: not (group / "below" / "cgroup.procs").read_text())
+        (group / "below").rmdir()
+    os.kill(daemon, signal.SIGKILL)
+
+
+def test_members_are_the_root_and_its_descendants(spawner: Spawner) -> None:
+    """The root comes first, then children and their children; no other process is a member."""
+    code = (
+        "import os, time\n"
+        "if not os.fork():\n"
+        "    if not os.fork(): print('ready', flush=True)\n"
+        "time.sleep(1000)"
+    )
+    stranger, process = spawner.sleeper(), spawner.python(code)
+    assert _read_line(process) == "ready"
+    members = MemberTable().pids(members_of(process.pid))
+    assert members[0] == process.pid
+    assert len(members) == 3
+    assert set(members) == {p.pid for p in psutil.Process(process.pid).children(recursive=True)} | {
+        process.pid
+    }
+    assert stranger.pid not in members
+
+
+def test_a_backend_that_started_after_the_snapshot_has_its_root(spawner: Spawner) -> None:
+    """A new snapshot is taken for it; a root that does not run is listed all the same."""
+    table = MemberTable()
+    table.snapshot()
+    sleeper = spawner.sleeper()
+    assert table.pids(members_of(sleeper.pid)) == [sleeper.pid]
+    assert table.pids(members_of(2**22 + 1)) == [2**22 + 1]
+
+
+def test_a_snapshot_is_used_for_a_second(spawner: Spawner) -> None:
+    """A child that started after a snapshot is in the next one."""
+    table = MemberTable()
+    table.snapshot()
+    members = members_of(os.getpid())
+    table.track(members)
+    table.snapshot(0)
+    sleeper = spawner.sleeper()
+    assert sleeper.pid not in table.pids(members)
+    eventually(lambda: sleeper.pid in table.pids(members))
+
+
+def test_shared_memory_counts_once(spawner: Spawner) -> None:
+    """200 MiB that four processes share by fork are 200 MiB of PSS, not four times as much."""
+    process = spawner.python(FORKED, "200", "3")
+    pids = _pids(process)
+    total, source = measure(process.pid) or (0, "")
+    assert source == "pss"
+    assert 200 * MIB <= total <= 260 * MIB
+    assert sum(psutil.Process(pid).memory_info().rss for pid in pids) > 790 * MIB
+
+
+def test_memory_of_a_process_that_started_after_the_snapshot(spawner: Spawner) -> None:
+    """Its memory is measured at once."""
+    table = MemberTable()
+    table.snapshot()
+    process = spawner.python(FORKED, "50", "0")
+    assert _pids(process) == [process.pid]
+    total, source = table.memory(members_of(process.pid)) or (0, "")
+    assert source == "pss"
+    assert total >= 50 * MIB
+
+
+def test_processes_that_have_ended_count_0(spawner: Spawner) -> None:
+    """A zombie in the tree does not prevent the sum."""
+    process = spawner.python(FORKED, "50", "2")
+    root, *children = _pids(process)
+    psutil.Process(children[0]).kill()
+    eventually(lambda: psutil.Process(children[0]).status() == psutil.STATUS_ZOMBIE)
+    total, source = measure(root) or (0, "")
+    assert source == "pss"
+    assert 50 * MIB <= total <= 110 * MIB
+
+
+def test_a_process_that_has_ended_has_no_memory_figure(spawner: Spawner) -> None:
+    """A zombie, a reaped process, and a number that is no PID have None, not 0."""
+    sleeper = spawner.sleeper()
+    members = members_of(sleeper.pid)
+    sleeper.kill()
+    eventually(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE)
+    table = MemberTable()
+    assert table.memory(members) is None
+    sleeper.wait()
+    assert table.memory(members) is None
+    assert measure(sleeper.pid) is None
+    assert measure(2**22 + 1) is None
+
+
+# Starts two children as root, and becomes another user, who may read this process but not them.
+MIXED = """
+import ctypes, os, subprocess, time
+children = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: readable, as after an exec
+print(os.getpid(), *[child.pid for child in children], flush=True)
+time.sleep(1000)
+"""
+
+# Root's interpreter may lie where no other user can start it, so the identity changes after it.
+READER = """
+import os, sys
+from monitor_plugin.processes.members import Members, MemberTable
+from monitor_plugin.processes.process_table import read_row
+def measure(pid): return MemberTable().memory(Members((pid, read_row(pid).started)))
+measure(os.getpid())  # while what it loads on first use can be read
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+print(*measure(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
+def test_rss_is_summed_if_the_pss_of_one_process_may_not_be_read(spawner: Spawner) -> None:
+    """The source then is `rss`."""
+    root, *children = _pids(spawner.python(MIXED))
+
+    def read() -> tuple[int, str]:
+        total, source = _read_line(spawner.python(READER, str(root))).split()
+        return int(total), source
+
+    total, source = read()
+    assert source == "rss"
+    rss = sum(psutil.Process(pid).memory_info().rss for pid in (root, *children))
+    assert total == pytest.approx(rss, abs=MIB)
+    for child in children:
+        os.kill(child, 9)
+    total, source = read()
+    assert source == "pss"
+    assert 0 < total < rss
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /proc that hides other users' processes")
+def test_memory_is_unknown_if_neither_pss_nor_rss_may_be_read(spawner: Spawner) -> None:
+    """The figure then is None, not 0."""
+    sleeper = spawner.sleeper()
+    code = (
+        "import os, subprocess, sys\n"
+        "from monitor_plugin.processes.members import Members, MemberTable\n"
+        "from monitor_plugin.processes.process_table import read_row\n"
+        "pid = int(sys.argv[1])\n"
+        "table, members = MemberTable(), Members((pid, read_row(pid).started))\n"
+        "table.memory(Members((os.getpid(), read_row(os.getpid()).started)))\n"
+        "assert table.pids(members) == [pid]\n"
+        "subprocess.run(['mount', '-t', 'proc', '-o', 'hidepid=1', 'proc', '/proc'], check=True)\n"
+        "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
+        "print(table.memory(members), MemberTable().memory(members))"
+    )
+    reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
+    output = _read_line(reader)
+    if not output:
+        pytest.skip("mount namespaces are not allowed here")
+    assert output == "None None"
