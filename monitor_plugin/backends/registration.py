@@ -202,10 +202,11 @@ def _validate_pid(value: object) -> int:
             row = read_row(ancestor)
         except OSError as error:
             raise ValueError(f"the monitor cannot read process {ancestor}: {error}") from None
-        # A stop of a session's leader stops all processes of the session.
-        if pid in (ancestor, row.session if row else ancestor):
+        # A stop of a leader stops all processes of its session and of its process group.
+        if pid in ((ancestor, row.session, row.group) if row else (ancestor,)):
             raise ValueError(
-                f"PID {pid} is the monitor's own process, its ancestor, or leads their session"
+                f"PID {pid} is the monitor's own process, its ancestor, or leads their session or "
+                "process group"
             )
         ancestor = row.parent if row else 0
     return pid

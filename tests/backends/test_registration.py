@@ -144,15 +144,18 @@ def test_registration_refuses_the_monitor_and_its_ancestors(monitor: Monitor) ->
                 register(monitor, pid)
 
 
-def test_registration_refuses_the_leader_of_the_monitors_session(spawner: Spawner) -> None:
-    """A stop ends the session that the backend leads, and the monitor is in that session here."""
+@pytest.mark.parametrize("leads", ["session", "process group"])
+def test_registration_refuses_the_leader_of_the_monitors_session_or_group(
+    spawner: Spawner, leads: str
+) -> None:
+    """A stop ends the session or group that the backend leads, and the monitor is in it here."""
     monitor = (
         "import os, sys, monitor_plugin\n"
         "while os.getppid() == int(sys.argv[1]): pass\n"  # until it is nobody's descendant here
         "with monitor_plugin.Monitor(monitor_plugin.Settings(listen=None)) as monitor:\n"
         "    try:\n"
         "        monitor.hook.monitor_backend_spawned("
-        "            model='m', pid=os.getsid(0), address='127.0.0.1:1')\n"
+        "            model='m', pid=os.getpgid(0), address='127.0.0.1:1')\n"
         "    except monitor_plugin.InvalidBackend as error:\n"
         "        print('refused:', error, flush=True)\n"
         "    else:\n"
@@ -160,12 +163,17 @@ def test_registration_refuses_the_leader_of_the_monitors_session(spawner: Spawne
     )
     leader = spawner.python(
         "import os, subprocess, sys, time\n"
+        "if sys.argv[2] == 'process group':\n"
+        "    os.setpgid(0, 0)\n"
+        "assert (os.getsid(0) == os.getpid()) == (sys.argv[2] == 'session')\n"
         "if os.fork() == 0:\n"
         "    subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())])\n"
         "    os._exit(0)\n"
         "os.wait()\n"
         "time.sleep(1000)\n",
         monitor,
+        leads,
+        start_new_session=leads == "session",
     )
     assert leader.stdout is not None
     assert leader.stdout.readline().startswith("refused: ")
