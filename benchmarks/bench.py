@@ -1,6 +1,6 @@
 """Measures every figure that has a goal, in one run.
 
-    python benchmarks/bench.py [--quick | --tiny] [--only rates,lists,costs,churn] [--json FILE]
+    python benchmarks/bench.py [--quick | --tiny] [--only rates,lists,...] [--json FILE]
 
 Prints each median with its spread over the rounds, and whether its goal is met. Writes the same as
 JSON. A missed goal is no error, because a busy machine misses some. A test uses `--tiny` to check
@@ -19,6 +19,7 @@ import churn
 import costs
 import listing
 import rates
+import trees
 from goals import Figure, Goal
 from load import need_wrk
 
@@ -52,9 +53,9 @@ def main() -> None:
     """Measure, print each figure, write JSON and count the missed goals."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="about two minutes")
+    size.add_argument("--quick", action="store_true", help="about three minutes")
     size.add_argument("--tiny", action="store_true", help="a few seconds; no meaningful figures")
-    parser.add_argument("--only", default="rates,lists,costs,churn")
+    parser.add_argument("--only", default="rates,lists,costs,churn,trees")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/bench.json"))
     options = parser.parse_args()
     need_wrk()
@@ -66,6 +67,7 @@ def main() -> None:
         "lists": lambda: lists(([3], [200], [200, 1000])[size_index], (2, 5, 15)[size_index]),
         "costs": lambda: costs.measure(*((10, 4, 0.5), (200, 20, 6), (1000, 100, 30))[size_index]),
         "churn": lambda: churn.measure(*((3, 1, 1), (30, 1, 5), (100, 3, 8))[size_index]),
+        "trees": lambda: trees.measure(*((8, 1, 1), (200, 2, 5), (200, 5, 15))[size_index]),
     }
     figures: list[Figure] = []
     for name in options.only.split(","):

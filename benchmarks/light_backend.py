@@ -1,13 +1,14 @@
 """A backend that starts in some 20 ms and takes some 10 MiB: it speaks gRPC without a gRPC library.
 
     python -S -E benchmarks/light_backend.py [--addr HOST:PORT] [--huge | --sends HEX]
-    python -S -E benchmarks/light_backend.py --count COUNT [--children N]
+    python -S -E benchmarks/light_backend.py --count COUNT [--children N] [--no-status]
 
 Without `--count`, serves in its own process and prints `serving on HOST:PORT`. With it, forks COUNT
 backends, each of which leads a session, prints the PID and the address of each on a line, and kills
 them all when its standard input is closed.
 
-Each call is answered by `StatusResponse`: READY, and the port as the memory, `{"port": PORT}`.
+Each call is answered by `StatusResponse`: READY, and the port as the memory, `{"port": PORT}`; with
+`--no-status` by UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import signal
 import socket
 import struct
 import sys
-from _thread import start_new_thread  # `threading` would double the memory of the imports
+from _thread import start_new_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `threading` take longer to import than all the rest
+    from typing import NoReturn
 
 COMMAND = [sys.executable, "-S", "-E", __file__]  # -S -E: without site-packages it starts sooner
 
@@ -28,7 +33,9 @@ _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _PREFACE_BYTES = 24
 # HPACK: `:status: 200` is entry 8 of the static table, and the name `content-type` entry 31.
 _HEAD = b"\x88\x0f\x10\x10application/grpc"
-_TRAILERS = b"\x00\x0bgrpc-status\x010"
+_OK = b"\x00\x0bgrpc-status\x010"
+_UNIMPLEMENTED = b"\x00\x0bgrpc-status\x0212"
+_HUGE_BYTES = 5 * 1024 * 1024  # gRPC's limit is 4 MiB
 # As many descriptors as a small Python model server has.
 _DESCRIPTORS = 20
 
@@ -55,48 +62,58 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def answer(connection: socket.socket, sends: bytes | None, huge: bool) -> None:
+def answer(connection: socket.socket, options: argparse.Namespace) -> None:
     """Answer each call on a connection until the client closes it.
 
     Args:
         connection: closed at the end.
-        sends: bytes to send before the connection is closed, without any answer; none: the
-            connection stays open, and silent. None: calls are answered.
-        huge: announce a message of 5 MiB, which is over gRPC's limit of 4 MiB.
+        options: those of the command line: what is answered.
     """
     with connection, contextlib.suppress(OSError, EOFError):
-        if sends is not None:
-            connection.sendall(sends)
-            while connection.recv(4096) and not sends:
-                pass
-            return
-        received = connection.makefile("rb")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if options.sends is None:
+            answer_calls(connection, reply(connection.getsockname()[1], options))
+        connection.sendall(options.sends)
+        while connection.recv(4096) and not options.sends:
+            pass
 
-        def read(count: int) -> bytes:
-            data = received.read(count)
-            if len(data) < count:
-                raise EOFError
-            return data
 
-        message = status_response(connection.getsockname()[1])
-        length = 5 * 1024 * 1024 if huge else len(message)
-        body = struct.pack(">BI", 0, length) + message
-        read(_PREFACE_BYTES)
-        connection.sendall(frame(_SETTINGS, 0, 0))
-        while True:
-            high, low, kind, flags, stream = struct.unpack(">BHBBI", read(9))
-            payload = read(high << 16 | low)
-            if kind in (_SETTINGS, _PING) and not flags & _ACK:
-                connection.sendall(frame(kind, _ACK, 0, payload if kind == _PING else b""))
-            elif kind == _DATA:
-                reply = b""
-                if payload:  # gives the client back what it may send on this connection
-                    reply += frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", len(payload)))
-                if flags & _END_STREAM:
-                    reply += frame(_HEADERS, _END_HEADERS, stream, _HEAD)
-                    reply += frame(_DATA, 0, stream, body)
-                    reply += frame(_HEADERS, _END_HEADERS | _END_STREAM, stream, _TRAILERS)
-                connection.sendall(reply)
+def reply(port: int, options: argparse.Namespace) -> list[tuple[int, int, bytes]]:
+    """Return the frames that answer a call: kind, flags and payload of each."""
+    last = _END_HEADERS | _END_STREAM
+    if options.no_status:
+        return [(_HEADERS, last, _HEAD + _UNIMPLEMENTED)]
+    message = status_response(port)
+    length = _HUGE_BYTES if options.huge else len(message)
+    body = struct.pack(">BI", 0, length) + message
+    return [(_HEADERS, _END_HEADERS, _HEAD), (_DATA, 0, body), (_HEADERS, last, _OK)]
+
+
+def answer_calls(connection: socket.socket, frames: list[tuple[int, int, bytes]]) -> NoReturn:
+    """Answer each call with these frames.
+
+    Raises:
+        EOFError: the client closed the connection.
+    """
+    received = connection.makefile("rb")
+
+    def read(count: int) -> bytes:
+        data = received.read(count)
+        if len(data) < count:
+            raise EOFError
+        return data
+
+    read(_PREFACE_BYTES)
+    connection.sendall(frame(_SETTINGS, 0, 0))
+    while True:
+        high, low, kind, flags, stream = struct.unpack(">BHBBI", read(9))
+        payload = read(high << 16 | low)
+        if kind in (_SETTINGS, _PING) and not flags & _ACK:
+            connection.sendall(frame(kind, _ACK, 0, payload if kind == _PING else b""))
+        if kind == _DATA and payload:  # gives the client back what it may send
+            connection.sendall(frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", len(payload))))
+        if kind == _DATA and flags & _END_STREAM:
+            connection.sendall(b"".join(frame(*each[:2], stream, each[2]) for each in frames))
 
 
 def fork_idle(children: int) -> None:
@@ -117,13 +134,13 @@ def open_listener(address: str) -> socket.socket:
     return listener
 
 
-def serve(listener: socket.socket, sends: bytes | None = None, huge: bool = False) -> None:
-    """Accept connections until a signal ends the process; for the arguments see `answer`."""
+def serve(listener: socket.socket, options: argparse.Namespace) -> None:
+    """Accept connections until a signal ends the process."""
     while True:
-        start_new_thread(answer, (listener.accept()[0], sends, huge))
+        start_new_thread(answer, (listener.accept()[0], options))
 
 
-def start_backend(children: int) -> tuple[int, str]:
+def start_backend(options: argparse.Namespace) -> tuple[int, str]:
     """Fork a backend; return its PID and its address."""
     received, sent = os.pipe()
     if pid := os.fork():
@@ -134,11 +151,11 @@ def start_backend(children: int) -> tuple[int, str]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for _ in range(_DESCRIPTORS):
         os.open(os.devnull, os.O_RDONLY)
-    fork_idle(children)
+    fork_idle(options.children)
     listener = open_listener("127.0.0.1:0")
     os.write(sent, b"127.0.0.1:%d\n" % listener.getsockname()[1])
     os.close(sent)
-    serve(listener)
+    serve(listener, options)
     raise AssertionError("a server ends by a signal only")
 
 
@@ -146,6 +163,7 @@ def main() -> None:
     """Serve, or fork backends that do."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--addr", default="127.0.0.1:0")
+    parser.add_argument("--no-status", action="store_true", help="answer with UNIMPLEMENTED")
     parser.add_argument("--huge", action="store_true", help="answer with too large a message")
     parser.add_argument("--sends", type=bytes.fromhex, help="send these bytes, and no answer")
     parser.add_argument("--count", type=int, help="fork so many backends")
@@ -155,12 +173,12 @@ def main() -> None:
         listener = open_listener(options.addr)
         host = options.addr.rpartition(":")[0]
         print(f"serving on {host}:{listener.getsockname()[1]}", flush=True)
-        serve(listener, options.sends, options.huge)
+        serve(listener, options)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so the kernel reaps the backends
     pids = []
     try:
         for _ in range(options.count):
-            pid, address = start_backend(options.children)
+            pid, address = start_backend(options)
             pids.append(pid)
             print(pid, address, flush=True)
         sys.stdin.read()

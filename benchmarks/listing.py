@@ -28,10 +28,10 @@ from monitor_plugin.rpc.protocol import STATUS_METHOD, load_messages
 
 
 @contextmanager
-def backends(count: int, children: int = 0) -> Iterator[list[tuple[int, str]]]:
-    """Run light backends with idle child processes; yield their PIDs and addresses."""
+def backends(count: int, *switches: str) -> Iterator[list[tuple[int, str]]]:
+    """Run light backends with these switches; yield their PIDs and addresses."""
     with subprocess.Popen(
-        [*light_backend.COMMAND, "--count", str(count), "--children", str(children)],
+        [*light_backend.COMMAND, "--count", str(count), *switches],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,6 +27,8 @@ from monitor_plugin.processes.sampler import Sampler
 from monitor_plugin.rpc.connection import Connection
 from monitor_plugin.shutdown.stop import Stop
 
+CHECKOUT = Path(__file__).resolve().parents[1]
+
 # A backend that has ended must leave no object of these classes behind.
 BACKEND_CLASSES = (Record, Process, ProcessTree, Connection, Sampler, OomKillCounter, Stop)
 
@@ -34,22 +37,24 @@ class MonitorProcess:
     """A monitor in its own process. Its methods may be called from any thread.
 
     Args:
+        checkout: the folder of the sources that it runs; by default those of this file.
         settings: fields of `Settings`; the monitor listens on a free port.
 
     Attributes:
         url: the URL of the monitor's HTTP server.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, checkout: Path = CHECKOUT, **settings: Any) -> None:
         self._lock = threading.Lock()
+        script = str(checkout / "benchmarks" / "monitor_process.py")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps({"listen": "127.0.0.1:0", **settings})],
+            [sys.executable, script, json.dumps({"listen": "127.0.0.1:0", **settings})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C ends the benchmark, which then ends this process
             # With several heaps, freed memory stays with the process and looks like a leak.
-            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+            env={**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(checkout)},
         )
         self.url: str = self._read_answer()
 
