@@ -178,7 +178,7 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
 
     When: at each reading that has a status, or during its status call if the last reading had a
     status; at each sweep. It gets what is left of the reading's time. Thread: a hook's; concurrent
-    calls are possible. Arguments: `backend`; `pids`, its process and descendants, at most a second
+    calls are possible. Arguments: `backend`; `pids`, the PIDs of its members, at most a second
     old. Returns bytes by component, which are merged into `memory.breakdown` (by convention `vram`
     or `vram:DEVICE` on a GPU). A component that the backend or an earlier implementation has
     reported does not change, nor does `memory.total`. An implementation that raises, overruns or
