@@ -44,7 +44,7 @@ class MonitorProcess:
         url: the URL of the monitor's HTTP server.
     """
 
-    def __init__(self, checkout: Path = CHECKOUT, **settings: Any) -> None:
+    def __init__(self, checkout: Path = CHECKOUT, /, **settings: Any) -> None:
         self._lock = threading.Lock()
         script = str(checkout / "benchmarks" / "monitor_process.py")
         self._process = subprocess.Popen(
