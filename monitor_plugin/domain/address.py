@@ -1,24 +1,85 @@
-"""Validates gRPC targets. gRPC itself does not: it turns port 99999 into 34463."""
+"""Parses gRPC targets. gRPC itself does not check them: it turns port 99999 into 34463."""
 
 from __future__ import annotations
 
 import ipaddress
-import os.path
+import os
 import re
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 FORMS = (
-    "host:port, [::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or grpcs://host:port "
-    "for TLS"
+    "host:port, [::1]:port, :port or *:port for this machine, ipv4:1.2.3.4:port, ipv6:[::1]:port, "
+    "dns:///host:port, unix:/path, unix-abstract:name, or grpcs://host:port for TLS"
 )
 TLS_SCHEME = "grpcs://"
+
+# A client of `localhost`, or of an address that names no host, dials these one after the other: the
+# server may listen at one of them only, and IPv6 may be off.
+LOOPBACK_HOSTS = ("127.0.0.1", "::1")
 
 # sun_path has 108 bytes. One of them is the final NUL; in an abstract name, the first byte.
 MAX_SOCKET_PATH_BYTES = 107
 HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
+_SCHEMES = (TLS_SCHEME, "dns:///", "dns:", "ipv4:///", "ipv4:", "ipv6:///", "ipv6:")
 # gRPC reads "dns:80" as a target with a scheme, not as host and port.
 _NOT_HOSTS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p")
+# What of a host and a port may be percent-encoded. The scope of an IPv6 address has a `%` as well.
+_ENCODED = {"%5B": "[", "%5D": "]", "%3A": ":", "%2E": "."}
+_PLAIN_IN_PATHS = "/!$&'()*+,;=:@"
+
+
+class Target(NamedTuple):
+    """A parsed address: where a client dials.
+
+    Attributes:
+        path: the path of a unix socket; of an abstract one, a NUL and its name; None for TCP.
+        hosts: the host names or IP addresses to dial, without brackets: LOOPBACK_HOSTS for
+            `localhost` and for an address that names no host, otherwise one.
+        port: the TCP port.
+        names_no_host: whether the address is unspecified: `:50051`, `*:50051`, `0.0.0.0:50051` or
+            `[::]:50051`.
+    """
+
+    path: str | None
+    hosts: tuple[str, ...] = ()
+    port: int = 0
+    names_no_host: bool = False
+
+
+def parse_address(address: object) -> Target:
+    """Parse a gRPC target.
+
+    Args:
+        address: a target as the host gave it, in one of FORMS.
+
+    Raises:
+        ValueError: the address has none of FORMS; the message says what is wrong.
+    """
+    if not isinstance(address, str):
+        raise ValueError(f"the address must be a string, not {type(address).__name__}")
+    if not address.isprintable() or " " in address:
+        raise ValueError(f"address {address!r} holds a space or a control character")
+    if address.startswith("unix-abstract:"):
+        return Target("\0" + _decoded_path(address, address.removeprefix("unix-abstract:")))
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        if path.startswith("//"):
+            path = path[2:]
+        if not path.startswith("/"):
+            raise ValueError(f"address {address!r}: the socket's path must be absolute")
+        # normpath() keeps two leading slashes, which mean the same as one.
+        return Target("/" + os.path.normpath(_decoded_path(address, path)).lstrip("/"))
+    scheme, rest = _split_scheme(address)
+    host, colon, port = rest.rpartition(":")
+    if not colon or "/" in host:
+        raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
+    hosts, names_no_host = _parse_host(address, scheme[:4], host)
+    return Target(None, hosts, int(port), names_no_host)
 
 
 def canonical_address(address: object) -> str:
@@ -29,32 +90,23 @@ def canonical_address(address: object) -> str:
 
     Returns:
         The target without a scheme, except those of unix sockets; with and without TLS it is the
-        same. `localhost` and `0.0.0.0` become 127.0.0.1, which a client that dials them reaches.
+        same. `localhost` and addresses that name no host become 127.0.0.1, which a client that
+        dials them reaches.
 
     Raises:
         ValueError: the address has none of FORMS; the message says what is wrong.
     """
-    if not isinstance(address, str):
-        raise ValueError(f"the address must be a string, not {type(address).__name__}")
-    if not address.isprintable() or " " in address:
-        raise ValueError(f"address {address!r} holds a space or a control character")
-    if address.startswith("unix-abstract:"):
-        return "unix-abstract:" + _checked_path(address, address.removeprefix("unix-abstract:"))
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
-        if path.startswith("//"):
-            path = path[2:]
-        if not path.startswith("/"):
-            raise ValueError(f"address {address!r}: the socket's path must be absolute")
-        # normpath() keeps two leading slashes, which mean the same as one.
-        return "unix:/" + os.path.normpath(_checked_path(address, path)).lstrip("/")
-    scheme = TLS_SCHEME if address.startswith(TLS_SCHEME) else "dns:///"
-    host, colon, port = address.removeprefix(scheme).rpartition(":")
-    if not colon or not host or "/" in host:
-        raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")
-    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
-        raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
-    return f"{_canonical_host(address, host)}:{int(port)}"
+    path, hosts, port, _ = parse_address(address)
+    if path is not None:
+        return grpc_socket_target(path)
+    host = hosts[0]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def grpc_socket_target(path: str) -> str:
+    """Return the gRPC target of a unix socket, with percent-encoding, which gRPC decodes."""
+    scheme, name = ("unix-abstract:", path[1:]) if path.startswith("\0") else ("unix:", path)
+    return scheme + quote(os.fsencode(name), safe=_PLAIN_IN_PATHS)
 
 
 def is_local(canonical: str) -> bool:
@@ -77,34 +129,57 @@ def is_local(canonical: str) -> bool:
     return ip.is_loopback or ip.is_unspecified  # a client of 0.0.0.0 reaches loopback
 
 
-def _checked_path(address: str, path: str) -> str:
-    size = len(os.fsencode(path))
-    if not path or size > MAX_SOCKET_PATH_BYTES:
+def _split_scheme(address: str) -> tuple[str, str]:
+    """Split an address into its scheme, which may be empty, and host and port without encoding."""
+    for scheme in _SCHEMES:
+        rest = address.removeprefix(scheme)
+        if rest != address and (":" in rest or scheme == TLS_SCHEME):
+            break
+    else:
+        scheme, rest = "", address
+    for encoded, letter in _ENCODED.items():
+        rest = rest.replace(encoded, letter).replace(encoded.lower(), letter)
+    return scheme, rest
+
+
+def _decoded_path(address: str, path: str) -> str:
+    """Decode the percent-encoding of a socket's path, as gRPC does, and check its length."""
+    decoded = unquote_to_bytes(path)
+    if not 1 <= len(decoded) <= MAX_SOCKET_PATH_BYTES:
         raise ValueError(
             f"address {address!r}: a socket's path takes 1 to {MAX_SOCKET_PATH_BYTES} bytes, "
-            f"not {size}"
+            f"not {len(decoded)}"
         )
-    return path
+    if b"\0" in decoded:
+        raise ValueError(f"address {address!r}: a socket's path has no NUL (%00)")
+    return os.fsdecode(decoded)
 
 
-def _canonical_host(address: str, host: str) -> str:
-    if host.startswith("[") and host.endswith("]"):
+def _parse_host(address: str, scheme: str, host: str) -> tuple[tuple[str, ...], bool]:
+    """Return the hosts to dial, and whether the address names no host."""
+    if host.startswith("[") and host.endswith("]") and scheme != "ipv4":
         try:
-            ip = ipaddress.IPv6Address(host[1:-1])
+            ip6 = ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise ValueError(f"address {address!r}: {host} is no IPv6 address") from None
-        return f"[{ip}]"
-    if not HOST_NAME.fullmatch(host) or ".." in host:
+        ip = ip6.ipv4_mapped or ip6
+        return (LOOPBACK_HOSTS, True) if ip.is_unspecified else ((str(ip),), False)
+    if scheme == "ipv6":
+        raise ValueError(f"address {address!r}: {host!r} is no IPv6 address in brackets")
+    if host in ("", "*") and scheme != "ipv4":
+        return LOOPBACK_HOSTS, True
+    if scheme != "ipv4" and (not HOST_NAME.fullmatch(host) or ".." in host):
         raise ValueError(
             f"address {address!r}: {host!r} is no host name or IPv4 address "
             "(an IPv6 address stands in brackets)"
         )
-    if re.fullmatch(r"[0-9.]+", host):
+    if scheme == "ipv4" or re.fullmatch(r"[0-9.]+", host):
         try:
-            host = str(ipaddress.IPv4Address(host))
+            ip4 = ipaddress.IPv4Address(host)
         except ValueError:
             raise ValueError(f"address {address!r}: {host} is no IPv4 address") from None
+        return (LOOPBACK_HOSTS, True) if ip4.is_unspecified else ((str(ip4),), False)
     host = host.lower().rstrip(".")
     if host in _NOT_HOSTS:
         raise ValueError(f"address {address!r}: gRPC does not take {host!r} for a host's name")
-    return "127.0.0.1" if host in ("localhost", "0.0.0.0") else host  # noqa: S104 - compared, not bound
+    return (LOOPBACK_HOSTS if host == "localhost" else (host,)), False

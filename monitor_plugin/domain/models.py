@@ -54,6 +54,18 @@ class Backend(msgspec.Struct, frozen=True):
     created_at: float
 
 
+class ProcessName(msgspec.Struct, frozen=True):
+    """A process as people know it.
+
+    Attributes:
+        pid: None if it is not known.
+        name: its name; None if it cannot be read.
+    """
+
+    pid: int | None
+    name: str | None
+
+
 class Memory(msgspec.Struct, frozen=True):
     """The memory of a backend in bytes, in total and by component.
 

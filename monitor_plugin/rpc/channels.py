@@ -14,7 +14,13 @@ import grpc
 from ..config.reloading_file import open_setting_file
 from ..config.settings import Settings
 from ..config.tokens import validate_token
-from ..domain.address import TLS_SCHEME, canonical_address, is_local
+from ..domain.address import (
+    TLS_SCHEME,
+    canonical_address,
+    grpc_socket_target,
+    is_local,
+    parse_address,
+)
 
 _OPTIONS = (
     # Otherwise a proxy in the host's environment would get the calls to loopback addresses.
@@ -39,10 +45,10 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> g
         address: the backend's address, in one of the forms that `domain/address.py` accepts.
         credentials: for TLS; None for an unencrypted channel.
     """
-    target = address.removeprefix(TLS_SCHEME)
+    target, options = _grpc_target(address)
     if credentials is None:
-        return grpc.insecure_channel(target, options=_OPTIONS)
-    return grpc.secure_channel(target, credentials, options=_OPTIONS)
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, credentials, options=options)
 
 
 def open_unused_channel() -> grpc.Channel:
@@ -107,6 +113,21 @@ class ChannelSecurity:
                 "(TLS to all that are not local), or insecure to allow it"
             )
         return self._ca is not None
+
+
+def _grpc_target(address: str) -> tuple[str, tuple[tuple[str, object], ...]]:
+    """Return what gRPC dials for an address, and the options of the channel."""
+    parsed = parse_address(address)
+    if parsed.path is not None:
+        return grpc_socket_target(parsed.path), _OPTIONS
+    if not parsed.names_no_host:
+        return address.removeprefix(TLS_SCHEME), _OPTIONS
+    # gRPC tries one after the other. One target takes IP addresses of one family only, so the first
+    # one is that of IPv4 as IPv6 writes it, which is dialled by IPv4, also where IPv6 is off. Names
+    # are not used, as /etc/hosts may lack `localhost` in one family.
+    port = parsed.port
+    target = f"ipv6:[::ffff:127.0.0.1]:{port},[::1]:{port}"
+    return target, (*_OPTIONS, ("grpc.default_authority", f"localhost:{port}"))
 
 
 def _parse_certificates(text: str) -> bytes:

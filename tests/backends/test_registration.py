@@ -215,7 +215,7 @@ def test_registration_refuses_an_unusable_model_name(
         *("", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536"),
         *("::1:80", "[::1]", "[::g]:80", "http://127.0.0.1:80", "1.2.3.4.5:80", "256.1.1.1:80"),
         *("unix:", "unix:rel", "unix:/" + "x" * 107, "unix-abstract:", "dns:name:80", "a b:80"),
-        *("ipv4:127.0.0.1:80", "127.0.0.1:80\n", "host:8٣", None, 5, "a..b:80", "dns:///x"),
+        *("ipv4:localhost:80", "127.0.0.1:80\n", "host:8٣", None, 5, "a..b:80", "dns:///x"),
     ],
 )
 def test_registration_refuses_an_unusable_address(

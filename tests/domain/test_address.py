@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from ipaddress import IPv6Address
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from monitor_plugin.domain.address import FORMS, canonical_address, is_local
@@ -15,6 +17,25 @@ from monitor_plugin.domain.address import FORMS, canonical_address, is_local
         ("LocalHost.:50051", "127.0.0.1:50051"),
         ("0.0.0.0:50051", "127.0.0.1:50051"),
         ("dns:///localhost:50051", "127.0.0.1:50051"),
+        ("dns:localhost:50051", "127.0.0.1:50051"),
+        (":50051", "127.0.0.1:50051"),
+        ("*:50051", "127.0.0.1:50051"),
+        ("[::]:50051", "127.0.0.1:50051"),
+        ("[0::0]:50051", "127.0.0.1:50051"),
+        ("[::ffff:0.0.0.0]:50051", "127.0.0.1:50051"),
+        ("dns:///[::]:50051", "127.0.0.1:50051"),
+        ("grpcs://:50051", "127.0.0.1:50051"),
+        ("ipv4:0.0.0.0:50051", "127.0.0.1:50051"),
+        ("ipv6:[::]:50051", "127.0.0.1:50051"),
+        ("ipv4:1.2.3.4:50051", "1.2.3.4:50051"),
+        ("ipv4:///1.2.3.4:50051", "1.2.3.4:50051"),
+        ("ipv6:[::1]:50051", "[::1]:50051"),
+        ("ipv6:///%5B::1%5D:50051", "[::1]:50051"),
+        ("ipv6:%5b::1%5d:50051", "[::1]:50051"),
+        ("dns:///%5B::1%5D:50051", "[::1]:50051"),
+        ("127.0.0.1%3A50051", "127.0.0.1:50051"),
+        ("[::ffff:127.0.0.1]:50051", "127.0.0.1:50051"),
+        ("ipv6:[::ffff:1.2.3.4]:50051", "1.2.3.4:50051"),
         ("127.0.0.1:00080", "127.0.0.1:80"),
         ("127.0.0.1:1", "127.0.0.1:1"),
         ("127.0.0.1:65535", "127.0.0.1:65535"),
@@ -32,6 +53,10 @@ from monitor_plugin.domain.address import FORMS, canonical_address, is_local
         ("unix:///run/b.sock", "unix:/run/b.sock"),
         ("unix:/run/./x/../b.sock", "unix:/run/b.sock"),
         ("unix:/run//b.sock", "unix:/run/b.sock"),
+        ("unix:/run/%62.sock", "unix:/run/b.sock"),
+        ("unix:/run%2Fa%20b", "unix:/run/a%20b"),
+        ("unix:/run/a?b#c%d", "unix:/run/a%3Fb%23c%25d"),
+        ("unix-abstract:a%20b", "unix-abstract:a%20b"),
         ("unix:" + "/" + "a" * 106, "unix:/" + "a" * 106),
         ("unix-abstract:backend", "unix-abstract:backend"),
         ("unix-abstract:" + "a" * 107, "unix-abstract:" + "a" * 107),
@@ -56,7 +81,6 @@ def test_leading_slashes_of_a_socket_path_are_one() -> None:
         (b"127.0.0.1:1", "must be a string, not bytes"),
         ("", "is no gRPC target"),
         ("localhost", "is no gRPC target"),
-        (":50051", "is no gRPC target"),
         ("http://localhost:50051", "is no gRPC target"),
         ("dns://8.8.8.8/localhost:1", "is no gRPC target"),
         ("GRPCS://localhost:1", "is no gRPC target"),
@@ -97,7 +121,15 @@ def test_leading_slashes_of_a_socket_path_are_one() -> None:
         ("a" * 254 + ":1", "is no host name or IPv4 address"),
         ("127.1:1", "is no IPv4 address"),
         ("256.0.0.1:1", "is no IPv4 address"),
+        ("ipv4:[::1]:1", "is no IPv4 address"),
+        ("ipv4:localhost:1", "is no IPv4 address"),
+        ("ipv4::1", "is no IPv4 address"),
+        ("ipv4:1.2.3.4:1,1.2.3.5:1", "is no IPv4 address"),
+        ("ipv6:127.0.0.1:1", "is no IPv6 address in brackets"),
+        ("ipv6:::1:1", "is no IPv6 address in brackets"),
+        ("**:1", "is no host name or IPv4 address"),
         ("unix:", "the socket's path must be absolute"),
+        ("unix:/run/%00", "has no NUL"),
         ("unix:run/b.sock", "the socket's path must be absolute"),
         ("unix://run/b.sock", "the socket's path must be absolute"),
         ("unix:/" + "a" * 107, "takes 1 to 107 bytes, not 108"),
@@ -129,7 +161,8 @@ def test_canonical_form_of_any_text_is_a_fixed_point(text: str) -> None:
 
 _PARTS = st.sampled_from(
     [
-        *("grpcs://", "dns:///", "dns:", "unix:", "unix:///", "unix-abstract:", "ipv4:", "http://"),
+        *("grpcs://", "dns:///", "dns:", "unix:", "unix:///", "unix-abstract:", "http://"),
+        *("ipv4:", "ipv4:///", "ipv6:", "ipv6:///", "*", "%5B", "%5D", "%3A", "%20", "%00", "?"),
         *(
             "localhost",
             "a.localhost",
@@ -218,9 +251,10 @@ def test_other_addresses_are_not_local(address: str) -> None:
 
 
 @given(st.ip_addresses(v=6), st.integers(1, 65535))
-def test_ipv6_address_has_one_canonical_form(address: object, port: int) -> None:
+def test_ipv6_address_has_one_canonical_form(address: IPv6Address, port: int) -> None:
     """Its spelling may be long or short, in capitals or not."""
-    short, long = str(address), address.exploded  # type: ignore[attr-defined]
+    assume(not address.ipv4_mapped and not address.is_unspecified)
+    short, long = str(address), address.exploded
     forms = {canonical_address(f"[{each}]:{port}") for each in (short, long, long.upper())}
     assert forms == {f"[{short}]:{port}"}
 

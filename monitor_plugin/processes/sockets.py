@@ -1,0 +1,433 @@
+"""Finds the processes that listen at a local address, and probes whether anything accepts there.
+
+/proc/net shows the listening sockets of the monitor's network namespace, each with the inode number
+that /proc/PID/fd shows for the processes which hold the socket. A process that inherited a socket
+holds it, too, such as a worker of a server, or a service whose socket systemd opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import psutil
+
+from ..concurrency.single_flight import SingleFlight
+from ..domain.address import parse_address
+from ..domain.models import ProcessName
+
+_MAX_AGE_SECONDS = 1.0
+_PROBE_SECONDS = 1.0
+_LISTEN = b"0A"  # TCP_LISTEN of the kernel, in the column `st` of /proc/net/tcp
+_ACCEPTS_CONNECTIONS = b"00010000"  # __SO_ACCEPTCON, in the column `Flags` of /proc/net/unix
+
+_Peer = tuple[int, Any]  # the family and the address of a socket, as the module `socket` takes them
+
+
+class Listeners(NamedTuple):
+    """Which processes of a group hold the sockets that accept at an address.
+
+    Attributes:
+        pid: the first process of the group that holds one of the sockets; None if none is seen to.
+        others: the inodes of the sockets that no process of the group is seen to hold.
+        is_complete: whether the descriptors of all processes of the group could be read. If not,
+            the group may hold the sockets in `others`.
+    """
+
+    pid: int | None
+    others: frozenset[int]
+    is_complete: bool
+
+
+class SocketSnapshot:
+    """The listening sockets of this network namespace, as one pass over /proc/net found them.
+
+    Args:
+        taken_at: when the pass began (monotonic seconds).
+        tcp: by port, the local IP address (4 or 16 bytes) and the inode of each socket.
+        unix: by the last part of the path, the path and the inode of each socket. An abstract name
+            has one part, which begins with a NUL.
+    """
+
+    def __init__(
+        self,
+        taken_at: float,
+        tcp: Mapping[int, Sequence[tuple[bytes, int]]],
+        unix: Mapping[str, Sequence[tuple[str, int]]],
+    ) -> None:
+        self.taken_at = taken_at
+        self.unix = unix
+        self._tcp = tcp
+
+    def inodes(self) -> set[int]:
+        """Return the inodes of all listening sockets."""
+        groups = (*self._tcp.values(), *self.unix.values())
+        return {inode for sockets in groups for _, inode in sockets}
+
+    def tcp_inodes(self, host: str, port: int) -> frozenset[int]:
+        """Return the inodes of the sockets from which the kernel chooses for a connection.
+
+        Several sockets may share an address (SO_REUSEPORT). Their address is, in this order, the
+        one that is dialled, the unspecified one, or that of IPv6 for a connection by IPv4.
+        """
+        sockets = self._tcp.get(port)
+        if not sockets:
+            return frozenset()
+        for local in _local_addresses(ipaddress.ip_address(host)):
+            if found := frozenset(inode for ip, inode in sockets if ip in local):
+                return found
+        return frozenset()
+
+
+class SocketTable:
+    """Tells which processes listen at an address. Safe to call from any thread.
+
+    Addresses have one of the `FORMS` in `domain/address.py`. Snapshots are shared between callers.
+    """
+
+    def __init__(self) -> None:
+        self._snapshots = SingleFlight(_MAX_AGE_SECONDS, self._take_snapshot)
+        # The process and the descriptor with which an inode was found. A lookup that reads this one
+        # link again spares those of all descriptors of a backend's processes.
+        self._holders: dict[int, tuple[int, int]] = {}
+        # For a path with several sockets: what identifies the case, and the sockets that clients
+        # reach.
+        self._reachable: dict[str, tuple[object, frozenset[int]]] = {}
+
+    def inodes(self, address: str, max_age_seconds: float = _MAX_AGE_SECONDS) -> frozenset[int]:
+        """Return the inodes of the sockets that accept connections to an address.
+
+        Args:
+            address: the address.
+            max_age_seconds: the maximum age of the snapshot; 0 takes a new one.
+
+        Returns:
+            Empty if no such socket is seen: nothing listens, or in another network namespace, or on
+            another machine, or /proc/net cannot be read.
+        """
+        target = parse_address(address)
+        try:
+            if target.path is not None:
+                return self._unix_inodes(self._snapshot(max_age_seconds), target.path)
+            if not all(map(_is_own_ip, target.hosts)):
+                return frozenset()
+            snapshot = self._snapshot(max_age_seconds)
+        except OSError:
+            return frozenset()
+        found = (snapshot.tcp_inodes(host, target.port) for host in target.hosts)
+        return frozenset().union(*found)
+
+    def find_listeners(
+        self, address: str, pids: Iterable[int], max_age_seconds: float = _MAX_AGE_SECONDS
+    ) -> Listeners:
+        """Find the processes of a group that hold the sockets which accept at an address.
+
+        Args:
+            address: the address.
+            pids: the processes of the group, parents before their children.
+            max_age_seconds: the maximum age of the snapshot of the sockets; 0 takes a new one. The
+                descriptors are read now.
+        """
+        inodes = self.inodes(address, max_age_seconds)
+        if not inodes:
+            return Listeners(None, frozenset(), True)
+        group = list(pids)
+        holders = {inode: pid for inode in inodes if (pid := self._known_holder(inode)) in group}
+        is_complete = True
+        if others := inodes - holders.keys():
+            found, is_complete = self._find_holders(others, group)
+            holders.update(found)
+            others -= found.keys()
+        return Listeners(min(holders.values(), key=group.index, default=None), others, is_complete)
+
+    def find_listener(self, address: str, pids: Iterable[int]) -> int | None:
+        """Find the first process of a group that listens at an address; None if none is seen to.
+
+        Args:
+            address: the address.
+            pids: the processes of the group, parents before their children.
+        """
+        return self.find_listeners(address, pids).pid
+
+    def find_owner(self, inodes: frozenset[int]) -> ProcessName | None:
+        """Find a process that holds one of the sockets, among all processes of this machine.
+
+        Reads the descriptors of all processes, unless the process was found before: with a thousand
+        processes that takes tens of milliseconds.
+
+        Returns:
+            The process that was found first, PIDs in rising order; PID and name are None if the
+            descriptors of the processes that hold the sockets may not be read. None if there are no
+            sockets.
+        """
+        if not inodes:
+            return None
+        pid = next((pid for each in sorted(inodes) if (pid := self._known_holder(each))), None)
+        if pid is None:
+            for candidate in sorted(psutil.pids()):
+                if self._find_holders(inodes, [candidate])[0]:
+                    pid = candidate
+                    break
+        return ProcessName(pid, None if pid is None else _process_name(pid))
+
+    def owner(self, address: str) -> ProcessName | None:
+        """Find a process that listens at an address now: see `find_owner`."""
+        return self.find_owner(self.inodes(address, 0.0))
+
+    def _snapshot(self, max_age_seconds: float) -> SocketSnapshot:
+        oldest = time.monotonic() - max_age_seconds
+        snapshot = self._snapshots.get(max_age_seconds)
+        if snapshot.taken_at < oldest:  # another thread had begun it before: take the next one
+            snapshot = self._snapshots.get(max_age_seconds)
+        return snapshot
+
+    def _take_snapshot(self) -> SocketSnapshot:
+        snapshot = take_snapshot()
+        listening = snapshot.inodes()
+        for inode in list(self._holders):
+            if inode not in listening:
+                self._holders.pop(inode, None)
+        return snapshot
+
+    def _known_holder(self, inode: int) -> int | None:
+        """Return the process that was found to hold an inode, if it still does."""
+        pid, descriptor = self._holders.get(inode, (0, 0))
+        with contextlib.suppress(OSError):
+            if pid and _socket_inode(pid, descriptor) == inode:
+                return pid
+        return None
+
+    def _find_holders(
+        self, inodes: frozenset[int], pids: Iterable[int]
+    ) -> tuple[dict[int, int], bool]:
+        """Find the first process that holds each inode.
+
+        Returns:
+            The PIDs by inode, and whether all descriptors that were searched could be read.
+        """
+        found: dict[int, int] = {}
+        is_complete = True
+        for pid in pids:
+            try:
+                for descriptor in map(int, os.listdir(f"/proc/{pid}/fd")):
+                    inode = _socket_inode(pid, descriptor)
+                    if inode in inodes and inode not in found:
+                        found[inode] = pid
+                        self._holders[inode] = pid, descriptor
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the process has ended
+            except OSError:  # it may not be read, or no descriptor is free
+                is_complete = False
+            if len(found) == len(inodes):
+                break
+        return found, is_complete
+
+    def _unix_inodes(self, snapshot: SocketSnapshot, path: str) -> frozenset[int]:
+        """Return the inode of the socket that a client of a path reaches."""
+        if path.startswith("\0"):
+            return frozenset(inode for _, inode in snapshot.unix.get(path, ()))
+        real_path = os.path.realpath(path)
+        try:
+            file = os.stat(real_path)
+        except OSError:  # the path was removed: its socket may still listen, but nothing reaches it
+            return frozenset()
+        # A relative path may be that of another folder.
+        paths = {
+            inode: bound
+            for bound, inode in snapshot.unix.get(real_path.rpartition("/")[2], ())
+            if not bound.startswith("/") or os.path.realpath(bound) == real_path
+        }
+        inodes = frozenset(paths)
+        if len(inodes) <= 1 and all(bound.startswith("/") for bound in paths.values()):
+            self._reachable.pop(path, None)
+            return inodes
+        # A server that replaces the socket of another one, which still listens, has the same path.
+        key = (inodes, file.st_dev, file.st_ino)
+        known = self._reachable.get(path)
+        if known is not None and known[0] == key:
+            return known[1]
+        peer = _peer_pid(path)
+        found, _ = self._find_holders(inodes, [] if peer is None else [peer])
+        if found:
+            self._reachable[path] = key, frozenset(found)
+        return frozenset(found)
+
+
+def take_snapshot() -> SocketSnapshot:
+    """Read the listening sockets; /proc/net also lists the connections, which are skipped.
+
+    Raises:
+        OSError: /proc/net cannot be read, or no file descriptor is free.
+    """
+    taken_at = time.monotonic()
+    tcp: dict[int, list[tuple[bytes, int]]] = {}
+    unix: dict[str, list[tuple[str, int]]] = {}
+    for name in ("tcp", "tcp6"):
+        for fields in _read_table(name, 11, 3, _LISTEN):
+            ip, _, port = fields[1].partition(b":")
+            tcp.setdefault(int(port, 16), []).append((_parse_ip(ip), int(fields[9])))
+    for fields in _read_table("unix", 8, 3, _ACCEPTS_CONNECTIONS):
+        path = os.fsdecode(fields[7].rstrip(b"\n"))
+        path = "\0" + path[1:] if path.startswith("@") else path
+        last = path if path.startswith("\0") else path.rpartition("/")[2]
+        unix.setdefault(last, []).append((path, int(fields[6])))
+    return SocketSnapshot(taken_at, tcp, unix)
+
+
+def _read_table(name: str, size: int, column: int, value: bytes) -> Iterator[list[bytes]]:
+    """Yield the fields of the lines of /proc/net/NAME that have a value in a column.
+
+    Args:
+        name: the name of the file; without IPv6 in the kernel, `tcp6` does not exist.
+        size: how many fields to split a line into; shorter lines are skipped.
+        column: the index of the field.
+        value: its value.
+    """
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/net/{name}", "rb") as file:
+        for line in file:
+            fields = line.split(None, size - 1)
+            if len(fields) == size and fields[column] == value:
+                yield fields
+
+
+def _parse_ip(digits: bytes) -> bytes:
+    """Parse an address of /proc/net/tcp: words of 32 bits in the machine's byte order."""
+    starts = range(0, len(digits), 8)
+    return b"".join(struct.pack("=I", int(digits[at : at + 8], 16)) for at in starts)
+
+
+def _local_addresses(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[tuple[bytes, ...]]:
+    """List the addresses of sockets that accept connections to an IP address, the best first."""
+    any_ipv6 = bytes(16)
+    if ip.version == 6:
+        return [(ip.packed,), (any_ipv6,)]
+    mapped = bytes(10) + b"\xff\xff"
+    return [(ip.packed,), (mapped + ip.packed,), (bytes(4),), (mapped + bytes(4), any_ipv6)]
+
+
+def _is_own_ip(host: str) -> bool:
+    """Whether an IP address is this machine's own. Names are not resolved, as DNS may change."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if ip.is_loopback:
+        return True
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))  # the kernel binds no address of another machine
+        return True
+    return False
+
+
+def _socket_inode(pid: int, descriptor: int) -> int | None:
+    """Return the inode of a descriptor that is a socket, else None.
+
+    Raises:
+        OSError: the process has ended, or its descriptors may not be read.
+    """
+    try:
+        link = os.readlink(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH115 - a Path takes longer
+    except FileNotFoundError:  # it was closed meanwhile
+        return None
+    return int(link[8:-1]) if link.startswith("socket:[") else None
+
+
+def _process_name(pid: int) -> str | None:
+    try:
+        return psutil.Process(pid).name()
+    except (psutil.Error, OSError):
+        return None
+
+
+def _peer_pid(path: str) -> int | None:
+    """Return the process that called listen() on the socket of a path; None if it is not known."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        probe.connect(path)
+        peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid: int = struct.unpack("3i", peer)[0]
+        return pid or None  # 0: in another PID namespace
+    return None
+
+
+def accepts_connection(address: str, timeout_seconds: float = _PROBE_SECONDS) -> bool:
+    """Whether anything accepts a connection at an address, on this machine or another one.
+
+    Args:
+        address: the address, in one of the `FORMS` in `domain/address.py`.
+        timeout_seconds: how long to wait, also for the resolution of a name.
+
+    Returns:
+        False if every connection was refused, the path or the name does not exist, or the time has
+        passed.
+    """
+    target = parse_address(address)
+    deadline = time.monotonic() + timeout_seconds
+    if target.path is not None:
+        return _connects([(socket.AF_UNIX, target.path)], deadline)
+    peers = [peer for host in target.hosts for peer in _resolve(host, target.port, deadline)]
+    return _connects(peers, deadline)
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[_Peer]:
+    """Return the families and socket addresses of a host; empty if there are none in time."""
+    resolve = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    with contextlib.suppress(OSError):
+        return [(each[0], each[4]) for each in resolve(flags=socket.AI_NUMERICHOST)]
+    results: SimpleQueue[list[_Peer]] = SimpleQueue()
+
+    def run() -> None:  # DNS may take longer than the caller waits
+        try:
+            results.put([(each[0], each[4]) for each in resolve()])
+        except (OSError, UnicodeError):
+            results.put([])
+
+    threading.Thread(target=run, name="monitor-resolve", daemon=True).start()
+    try:
+        return results.get(timeout=max(0.0, deadline - time.monotonic()))
+    except Empty:
+        return []
+
+
+def _connects(peers: Iterable[_Peer], deadline: float) -> bool:
+    """Whether a connection to one of several socket addresses is accepted before the deadline."""
+    with contextlib.ExitStack() as stack:
+        pending = {}
+        poll = select.poll()
+        for family, peer in peers:
+            with contextlib.suppress(OSError):  # such as IPv6, where it is off
+                probe = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                probe.setblocking(False)
+                try:
+                    probe.connect(peer)
+                except BlockingIOError:
+                    if family == socket.AF_UNIX:  # its queue of connections is full
+                        return True
+                pending[probe.fileno()] = probe
+                poll.register(probe, select.POLLOUT)
+        while pending and (left := deadline - time.monotonic()) > 0:
+            for number, _ in poll.poll(left * 1000):
+                probe = pending.pop(number)
+                poll.unregister(number)
+                if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) and _has_peer(probe):
+                    return True
+    return False
+
+
+def _has_peer(probe: socket.socket) -> bool:
+    """Whether a socket is connected to another one: TCP can connect a socket with itself."""
+    try:
+        return bool(probe.getpeername() != probe.getsockname())
+    except OSError:
+        return False
