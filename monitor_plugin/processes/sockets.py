@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import psutil
 from ..concurrency.single_flight import SingleFlight
 from ..domain.address import parse_address
 from ..domain.models import ProcessName
+from .process_table import read_row
 
 _MAX_AGE_SECONDS = 1.0
 _PROBE_SECONDS = 1.0
@@ -34,12 +35,25 @@ _ACCEPTS_CONNECTIONS = b"00010000"  # __SO_ACCEPTCON, in the column `Flags` of /
 _Peer = tuple[int, Any]  # the family and the address of a socket, as the module `socket` takes them
 
 
+class ListeningSockets(NamedTuple):
+    """The sockets that accept connections to an address.
+
+    Attributes:
+        inodes: their inode numbers. Empty if no such socket is seen: nothing listens, or something
+            in another network namespace or on another machine, or /proc/net cannot be read.
+        seen_at: when the snapshot that shows them was begun (monotonic seconds).
+    """
+
+    inodes: frozenset[int]
+    seen_at: float
+
+
 class Listeners(NamedTuple):
     """Which processes of a group hold the sockets that accept at an address.
 
     Attributes:
         pid: the first process of the group that holds one of the sockets; None if none is seen to.
-        others: the inodes of the sockets that no process of the group is seen to hold.
+        others: the sockets that no process of the group is seen to hold.
         is_complete: whether the descriptors of all processes of the group could be read. If not,
             the group may hold the sockets in `others`.
     """
@@ -57,6 +71,9 @@ class SocketSnapshot:
         tcp: by port, the local IP address (4 or 16 bytes) and the inode of each socket.
         unix: by the last part of the path, the path and the inode of each socket. An abstract name
             has one part, which begins with a NUL.
+
+    Attributes:
+        inodes: those of all sockets.
     """
 
     def __init__(
@@ -68,11 +85,8 @@ class SocketSnapshot:
         self.taken_at = taken_at
         self.unix = unix
         self._tcp = tcp
-
-    def inodes(self) -> set[int]:
-        """Return the inodes of all listening sockets."""
-        groups = (*self._tcp.values(), *self.unix.values())
-        return {inode for sockets in groups for _, inode in sockets}
+        groups = (*tcp.values(), *unix.values())
+        self.inodes = {inode for sockets in groups for _, inode in sockets}
 
     def tcp_inodes(self, host: str, port: int) -> frozenset[int]:
         """Return the inodes of the sockets from which the kernel chooses for a connection.
@@ -97,52 +111,49 @@ class SocketTable:
 
     def __init__(self) -> None:
         self._snapshots = SingleFlight(_MAX_AGE_SECONDS, self._take_snapshot)
-        # The process and the descriptor with which an inode was found. A lookup that reads this one
-        # link again spares those of all descriptors of a backend's processes.
-        self._holders: dict[int, tuple[int, int]] = {}
+        self._searches = SingleFlight(_MAX_AGE_SECONDS, self._search_all_processes)
+        # The process that holds an inode, and its link to it. A lookup that reads this one link
+        # again spares the links of all descriptors of all processes of a backend.
+        self._holders: dict[int, tuple[int, str]] = {}
         # For a path with several sockets: what identifies the case, and the sockets that clients
         # reach.
         self._reachable: dict[str, tuple[object, frozenset[int]]] = {}
 
-    def inodes(self, address: str, max_age_seconds: float = _MAX_AGE_SECONDS) -> frozenset[int]:
-        """Return the inodes of the sockets that accept connections to an address.
+    def find_sockets(
+        self, address: str, max_age_seconds: float = _MAX_AGE_SECONDS
+    ) -> ListeningSockets:
+        """Find the sockets that accept connections to an address.
 
         Args:
             address: the address.
             max_age_seconds: the maximum age of the snapshot; 0 takes a new one.
-
-        Returns:
-            Empty if no such socket is seen: nothing listens, or in another network namespace, or on
-            another machine, or /proc/net cannot be read.
         """
         target = parse_address(address)
+        nothing = ListeningSockets(frozenset(), time.monotonic())
         try:
-            if target.path is not None:
-                return self._unix_inodes(self._snapshot(max_age_seconds), target.path)
-            if not all(map(_is_own_ip, target.hosts)):
-                return frozenset()
+            if target.path is None and not all(map(_is_own_ip, target.hosts)):
+                return nothing
             snapshot = self._snapshot(max_age_seconds)
+            if target.path is not None:
+                inodes = self._unix_inodes(snapshot, target.path)
+            else:
+                found = (snapshot.tcp_inodes(host, target.port) for host in target.hosts)
+                inodes = frozenset().union(*found)
         except OSError:
-            return frozenset()
-        found = (snapshot.tcp_inodes(host, target.port) for host in target.hosts)
-        return frozenset().union(*found)
+            return nothing
+        return ListeningSockets(inodes, snapshot.taken_at)
 
-    def find_listeners(
-        self, address: str, pids: Iterable[int], max_age_seconds: float = _MAX_AGE_SECONDS
-    ) -> Listeners:
-        """Find the processes of a group that hold the sockets which accept at an address.
+    def find_listeners(self, inodes: frozenset[int], pids: Iterable[int]) -> Listeners:
+        """Find the processes of a group that hold listening sockets; reads descriptors now.
 
         Args:
-            address: the address.
+            inodes: the sockets.
             pids: the processes of the group, parents before their children.
-            max_age_seconds: the maximum age of the snapshot of the sockets; 0 takes a new one. The
-                descriptors are read now.
         """
-        inodes = self.inodes(address, max_age_seconds)
         if not inodes:
-            return Listeners(None, frozenset(), True)
+            return Listeners(None, inodes, True)
         group = list(pids)
-        holders = {inode: pid for inode in inodes if (pid := self._known_holder(inode)) in group}
+        holders = self.known_holders(inodes, group)
         is_complete = True
         if others := inodes - holders.keys():
             found, is_complete = self._find_holders(others, group)
@@ -151,38 +162,52 @@ class SocketTable:
         return Listeners(min(holders.values(), key=group.index, default=None), others, is_complete)
 
     def find_listener(self, address: str, pids: Iterable[int]) -> int | None:
-        """Find the first process of a group that listens at an address; None if none is seen to.
+        """Find the process of a group that listens at an address.
 
         Args:
             address: the address.
             pids: the processes of the group, parents before their children.
-        """
-        return self.find_listeners(address, pids).pid
-
-    def find_owner(self, inodes: frozenset[int]) -> ProcessName | None:
-        """Find a process that holds one of the sockets, among all processes of this machine.
-
-        Reads the descriptors of all processes, unless the process was found before: with a thousand
-        processes that takes tens of milliseconds.
 
         Returns:
-            The process that was found first, PIDs in rising order; PID and name are None if the
-            descriptors of the processes that hold the sockets may not be read. None if there are no
-            sockets.
+            The first process of the group that holds one of the sockets which accept there; None if
+            none is seen to.
         """
-        if not inodes:
+        return self.find_listeners(self.find_sockets(address).inodes, pids).pid
+
+    def known_holders(self, inodes: Iterable[int], pids: Iterable[int]) -> dict[int, int]:
+        """Return the sockets that were found before in processes of a group which still hold them.
+
+        Args:
+            inodes: the sockets.
+            pids: the processes of the group.
+
+        Returns:
+            The PIDs by inode. Reads one link for each inode.
+        """
+        group = set(pids)
+        return {inode: pid for inode in inodes if (pid := self._known_holder(inode)) in group}
+
+    def find_owner(self, sockets: ListeningSockets) -> ProcessName | None:
+        """Find a process that holds one of the sockets, among all processes of this machine.
+
+        Reads the descriptors of all processes unless the process was found before, or another call
+        has just read them: with a thousand processes that takes a tenth of a second.
+
+        Returns:
+            None if there are no sockets. PID and name are None if no process is seen to hold them,
+            as the descriptors of other users' processes may not be read.
+        """
+        if not sockets.inodes:
             return None
-        pid = next((pid for each in sorted(inodes) if (pid := self._known_holder(each))), None)
+        pid = self._any_known_holder(sockets.inodes)
         if pid is None:
-            for candidate in sorted(psutil.pids()):
-                if self._find_holders(inodes, [candidate])[0]:
-                    pid = candidate
-                    break
+            self._searches.get(time.monotonic() - sockets.seen_at)
+            pid = self._any_known_holder(sockets.inodes)
         return ProcessName(pid, None if pid is None else _process_name(pid))
 
     def owner(self, address: str) -> ProcessName | None:
         """Find a process that listens at an address now: see `find_owner`."""
-        return self.find_owner(self.inodes(address, 0.0))
+        return self.find_owner(self.find_sockets(address, 0.0))
 
     def _snapshot(self, max_age_seconds: float) -> SocketSnapshot:
         oldest = time.monotonic() - max_age_seconds
@@ -193,23 +218,24 @@ class SocketTable:
 
     def _take_snapshot(self) -> SocketSnapshot:
         snapshot = take_snapshot()
-        listening = snapshot.inodes()
         for inode in list(self._holders):
-            if inode not in listening:
+            if inode not in snapshot.inodes:
                 self._holders.pop(inode, None)
         return snapshot
 
+    def _search_all_processes(self) -> None:
+        """Find the holders of all listening sockets."""
+        self._find_holders(self._snapshot(_MAX_AGE_SECONDS).inodes, sorted(psutil.pids()))
+
+    def _any_known_holder(self, inodes: frozenset[int]) -> int | None:
+        return next((pid for each in sorted(inodes) if (pid := self._known_holder(each))), None)
+
     def _known_holder(self, inode: int) -> int | None:
         """Return the process that was found to hold an inode, if it still does."""
-        pid, descriptor = self._holders.get(inode, (0, 0))
-        with contextlib.suppress(OSError):
-            if pid and _socket_inode(pid, descriptor) == inode:
-                return pid
-        return None
+        pid, link = self._holders.get(inode, (None, ""))
+        return pid if pid is not None and _socket_inode(link) == inode else None
 
-    def _find_holders(
-        self, inodes: frozenset[int], pids: Iterable[int]
-    ) -> tuple[dict[int, int], bool]:
+    def _find_holders(self, inodes: Set[int], pids: Iterable[int]) -> tuple[dict[int, int], bool]:
         """Find the first process that holds each inode.
 
         Returns:
@@ -219,13 +245,11 @@ class SocketTable:
         is_complete = True
         for pid in pids:
             try:
-                for descriptor in map(int, os.listdir(f"/proc/{pid}/fd")):
-                    inode = _socket_inode(pid, descriptor)
-                    if inode in inodes and inode not in found:
+                for link in _descriptors(pid):
+                    inode = _socket_inode(link)
+                    if inode is not None and inode in inodes and inode not in found:
                         found[inode] = pid
-                        self._holders[inode] = pid, descriptor
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # the process has ended
+                        self._holders[inode] = pid, link
             except OSError:  # it may not be read, or no descriptor is free
                 is_complete = False
             if len(found) == len(inodes):
@@ -330,17 +354,49 @@ def _is_own_ip(host: str) -> bool:
     return False
 
 
-def _socket_inode(pid: int, descriptor: int) -> int | None:
-    """Return the inode of a descriptor that is a socket, else None.
+def _descriptors(pid: int) -> list[str]:
+    """List the paths of the links to the descriptors of a process; none if it has ended.
 
     Raises:
-        OSError: the process has ended, or its descriptors may not be read.
+        OSError: they may not be read.
+    """
+    denied: OSError | None = None
+    try:
+        if found := _list_folder(f"/proc/{pid}/fd"):
+            return found
+    except PermissionError as error:
+        denied = error
+    row = read_row(pid)
+    if row is None or row.is_zombie:
+        return []
+    if not row.vms:  # its first thread has exited, while others run
+        for task in _list_folder(f"/proc/{pid}/task"):
+            with contextlib.suppress(PermissionError):
+                if found := _list_folder(f"{task}/fd"):
+                    return found
+    if denied is not None:
+        raise denied
+    return []
+
+
+def _list_folder(path: str) -> list[str]:
+    try:
+        return [f"{path}/{name}" for name in os.listdir(path)]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _socket_inode(link: str) -> int | None:
+    """Return the inode of a descriptor; None if it is no socket or was closed.
+
+    Raises:
+        OSError: the link may not be read.
     """
     try:
-        link = os.readlink(f"/proc/{pid}/fd/{descriptor}")  # noqa: PTH115 - a Path takes longer
-    except FileNotFoundError:  # it was closed meanwhile
+        target = os.readlink(link)  # noqa: PTH115 - a Path takes longer
+    except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(link[8:-1]) if link.startswith("socket:[") else None
+    return int(target[8:-1]) if target.startswith("socket:[") else None
 
 
 def _process_name(pid: int) -> str | None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,13 +18,18 @@ import pytest
 
 from monitor_plugin.domain.models import ProcessName
 from monitor_plugin.processes import sockets
-from monitor_plugin.processes.sockets import Listeners, SocketTable, accepts_connection
+from monitor_plugin.processes.sockets import (
+    Listeners,
+    ListeningSockets,
+    SocketTable,
+    accepts_connection,
+)
 
 from ..support import Spawner, eventually, free_port, is_running, refuse_descriptors
 
 # Listens at each address of its arguments, and tells each client its PID.
 LISTENER = """
-import os, select, socket, sys
+import contextlib, os, select, socket, sys
 listeners = []
 for address in sys.argv[1:]:
     host, _, port = address.rpartition(":")
@@ -40,7 +45,7 @@ for address in sys.argv[1:]:
 print("ready", flush=True)
 while True:
     for ready in select.select(listeners, [], [])[0]:
-        with ready.accept()[0] as client:
+        with ready.accept()[0] as client, contextlib.suppress(OSError):
             client.sendall(str(os.getpid()).encode())
 """
 
@@ -68,6 +73,13 @@ def table() -> SocketTable:
 def listens(pid: int) -> Listeners:
     """What is found if one process holds all sockets."""
     return Listeners(pid, frozenset(), True)
+
+
+def find_listeners(
+    table: SocketTable, address: str, pids: Iterable[int], max_age_seconds: float = 1.0
+) -> Listeners:
+    sockets = table.find_sockets(address, max_age_seconds)
+    return table.find_listeners(sockets.inodes, pids)
 
 
 NONE = Listeners(None, frozenset(), True)
@@ -100,7 +112,7 @@ def test_listener_of_a_tcp_address_is_found(
     port = free_port()
     pid, bystander = listen(f"{bound}:{port}"), listen(f"127.0.0.1:{free_port()}")
     address = dialled.format(port)
-    assert table.find_listeners(address, [bystander, pid]) == listens(pid)
+    assert find_listeners(table, address, [bystander, pid]) == listens(pid)
     assert table.find_listener(address, [bystander]) is None
     owner = table.owner(address)
     assert owner
@@ -126,7 +138,7 @@ def test_socket_that_does_not_accept_at_the_address_is_no_listener(
     port = free_port()
     pid = listen(f"{bound}:{port}")
     address = dialled.format(port)
-    assert table.find_listeners(address, [pid]) == NONE
+    assert find_listeners(table, address, [pid]) == NONE
     assert table.owner(address) is None
     assert not accepts_connection(address)
 
@@ -142,8 +154,8 @@ def test_address_of_an_interface_is_this_machines_own(listen: Listen, table: Soc
     port = free_port()
     pid = listen(f"0.0.0.0:{port}")
     assert table.find_listener(f"{own}:{port}", [pid]) == pid
-    assert table.find_listeners(f"192.0.2.1:{port}", []) == NONE
-    assert table.find_listeners(f"gpu-1.example:{port}", []) == NONE
+    assert find_listeners(table, f"192.0.2.1:{port}", []) == NONE
+    assert find_listeners(table, f"gpu-1.example:{port}", []) == NONE
 
 
 def test_kernels_choice_between_the_addresses_of_a_port_is_followed(
@@ -156,8 +168,8 @@ def test_kernels_choice_between_the_addresses_of_a_port_is_followed(
         with socket.create_connection((host, port)) as client:
             chosen = int(client.recv(100))
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        assert table.find_listeners(address, bound.values()) == listens(chosen)
-        others = table.find_listeners(address, set(bound.values()) - {chosen})
+        assert find_listeners(table, address, bound.values()) == listens(chosen)
+        others = find_listeners(table, address, set(bound.values()) - {chosen})
         assert (others.pid, len(others.others)) == (None, 1)
 
 
@@ -168,10 +180,10 @@ def test_each_socket_that_shares_an_address_is_looked_at(
     port = free_port()
     address = f"127.0.0.1:{port}"
     own, other = listen(address), listen(address)
-    assert table.find_listeners(address, [own, other]) == listens(own)
-    found = table.find_listeners(address, [own])
+    assert find_listeners(table, address, [own, other]) == listens(own)
+    found = find_listeners(table, address, [own])
     assert found.pid == own
-    owner = table.find_owner(found.others)
+    owner = table.find_owner(ListeningSockets(found.others, time.monotonic()))
     assert owner
     assert owner.pid == other
 
@@ -182,11 +194,11 @@ def test_both_families_count_where_an_address_names_no_family(
     """Which one a client of `localhost` dials is not known."""
     port = free_port()
     own, other = listen(f"127.0.0.1:{port}"), listen(f"::1:{port}")
-    assert table.find_listeners(f"127.0.0.1:{port}", [own]) == listens(own)
+    assert find_listeners(table, f"127.0.0.1:{port}", [own]) == listens(own)
     for address in (f"localhost:{port}", f":{port}"):
-        found = table.find_listeners(address, [own])
+        found = find_listeners(table, address, [own])
         assert (found.pid, len(found.others)) == (own, 1)
-        assert table.find_listeners(address, [other, own]) == listens(other)
+        assert find_listeners(table, address, [other, own]) == listens(other)
 
 
 def test_listener_of_a_unix_socket_is_found(
@@ -199,9 +211,9 @@ def test_listener_of_a_unix_socket_is_found(
     pid = listen(*(f"unix:{path}" for path in bound), cwd=tmp_path)
     for written in ("plain.sock", "link/plain.sock", "with%20space", "50%25", "naïve", "relative"):
         address = f"unix:{tmp_path}/{written}"
-        assert table.find_listeners(address, [pid]) == listens(pid), written
+        assert find_listeners(table, address, [pid]) == listens(pid), written
         assert accepts_connection(address)
-    assert table.find_listeners("unix-abstract:abs%20tract", [pid]) == listens(pid)
+    assert find_listeners(table, "unix-abstract:abs%20tract", [pid]) == listens(pid)
     assert accepts_connection("unix-abstract:abs%20tract")
     assert not accepts_connection("unix-abstract:other")
 
@@ -215,15 +227,15 @@ def test_unix_socket_that_was_replaced_is_no_listener(
     old = listen(address)
     assert table.find_listener(address, [old]) == old
     path.unlink()
-    assert table.find_listeners(address, [old], 0.0) == NONE
+    assert find_listeners(table, address, [old], 0.0) == NONE
     assert not accepts_connection(address)
     new = listen(address)
     for _ in range(2):  # the second time without a connection
-        assert table.find_listeners(address, [new], 0.0) == listens(new)
-        assert table.find_listeners(address, [old], 0.0).pid is None
+        assert find_listeners(table, address, [new], 0.0) == listens(new)
+        assert find_listeners(table, address, [old], 0.0).pid is None
     path.unlink()
     newest = listen(address)
-    assert table.find_listeners(address, [newest], 0.0) == listens(newest)
+    assert find_listeners(table, address, [newest], 0.0) == listens(newest)
 
 
 def test_relative_path_of_another_folder_is_no_listener(
@@ -235,8 +247,8 @@ def test_relative_path_of_another_folder_is_no_listener(
     here = listen("unix:b.sock", cwd=tmp_path / "here")
     there = listen("unix:b.sock", cwd=tmp_path / "there")
     everyone = [there, here]
-    assert table.find_listeners(f"unix:{tmp_path}/here/b.sock", everyone) == listens(here)
-    assert table.find_listeners(f"unix:{tmp_path}/there/b.sock", everyone) == listens(there)
+    assert find_listeners(table, f"unix:{tmp_path}/here/b.sock", everyone) == listens(here)
+    assert find_listeners(table, f"unix:{tmp_path}/there/b.sock", everyone) == listens(there)
 
 
 def test_socket_of_a_parent_and_a_child_is_the_parents(
@@ -254,11 +266,11 @@ def test_socket_of_a_parent_and_a_child_is_the_parents(
     assert parent.stdout
     port, child = map(int, parent.stdout.readline().split())
     address = f"127.0.0.1:{port}"
-    assert table.find_listeners(address, [parent.pid, child]) == listens(parent.pid)
-    assert table.find_listeners(address, [child]) == listens(child)
+    assert find_listeners(table, address, [parent.pid, child]) == listens(parent.pid)
+    assert find_listeners(table, address, [child]) == listens(child)
     parent.kill()
     parent.wait()
-    assert table.find_listeners(address, [parent.pid, child]) == listens(child)
+    assert find_listeners(table, address, [parent.pid, child]) == listens(child)
 
 
 def test_lookup_reads_the_descriptors_of_a_group_once(
@@ -271,12 +283,12 @@ def test_lookup_reads_the_descriptors_of_a_group_once(
     assert table.find_listener(address, [pid]) == pid
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", lambda path: pytest.fail(f"listed {path}"))
-        assert table.find_listeners(address, [pid], 0.0) == listens(pid)
+        assert find_listeners(table, address, [pid], 0.0) == listens(pid)
     os.kill(pid, 9)
     eventually(lambda: not is_running(pid))
-    assert table.find_listeners(address, [pid], 0.0) == NONE
+    assert find_listeners(table, address, [pid], 0.0) == NONE
     new = listen(address)
-    assert table.find_listeners(address, [pid, new], 0.0) == listens(new)
+    assert find_listeners(table, address, [pid, new], 0.0) == listens(new)
     assert len(table._holders) == 1
 
 
@@ -289,7 +301,7 @@ def test_descriptors_that_may_not_be_read_are_said(listen: Listen) -> None:
         "from monitor_plugin.processes.sockets import SocketTable\n"
         "os.setresuid(65534, 65534, 65534)\n"
         "table, address = SocketTable(), sys.argv[1]\n"
-        "found = table.find_listeners(address, [int(sys.argv[2])])\n"
+        "found = table.find_listeners(table.find_sockets(address).inodes, [int(sys.argv[2])])\n"
         "print(found.pid, len(found.others), found.is_complete, table.owner(address))\n"
     )
     if os.geteuid() != 0:
@@ -307,7 +319,7 @@ def test_no_free_descriptor_means_that_nothing_is_known(
     pid = listen(address)
     with monkeypatch.context() as patch:
         refuse_descriptors(patch, sockets, "take_snapshot")
-        assert table.find_listeners(address, [pid]) == NONE
+        assert find_listeners(table, address, [pid]) == NONE
     assert table.find_listener(address, [pid]) == pid
 
 
@@ -318,9 +330,9 @@ def test_snapshot_is_shared_for_its_maximum_age(
     take = Mock(side_effect=sockets.take_snapshot)
     monkeypatch.setattr(sockets, "take_snapshot", take)
     for port in range(1, 20):
-        table.inodes(f"127.0.0.1:{port}", 60.0)
+        table.find_sockets(f"127.0.0.1:{port}", 60.0)
     assert take.call_count == 1
-    table.inodes("127.0.0.1:1", 0.0)
+    table.find_sockets("127.0.0.1:1", 0.0)
     assert take.call_count == 2
 
 
@@ -338,11 +350,11 @@ def test_pass_that_had_begun_before_is_not_new(
         return taken[-1]
 
     monkeypatch.setattr(sockets, "take_snapshot", slow)
-    first = threading.Thread(target=table.inodes, args=("127.0.0.1:1", 0.0))
+    first = threading.Thread(target=table.find_sockets, args=("127.0.0.1:1", 0.0))
     first.start()
     began.wait(60)
     asked_at = time.monotonic()
-    second = threading.Thread(target=table.inodes, args=("127.0.0.1:1", 0.0))
+    second = threading.Thread(target=table.find_sockets, args=("127.0.0.1:1", 0.0))
     second.start()
     go.set()
     for thread in (first, second):
@@ -407,3 +419,41 @@ def test_connection_of_a_socket_with_itself_is_no_server() -> None:
         itself.connect(itself.getsockname())
         assert select.select([], [itself], [], 10)[1]
         assert not sockets._has_peer(itself)
+
+
+def test_process_whose_first_thread_has_exited_is_still_a_listener(
+    spawner: Spawner, table: SocketTable
+) -> None:
+    """The kernel shows the descriptors for its other threads only."""
+    script = (
+        "import ctypes, socket, threading, time\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        "print(listener.getsockname()[1], flush=True)\n"
+        "ctypes.CDLL(None).syscall(60, 0)\n"  # exit, of this thread only
+    )
+    process = spawner.python(script)
+    assert process.stdout
+    address = f"127.0.0.1:{int(process.stdout.readline())}"
+    eventually(lambda: os.listdir(f"/proc/{process.pid}/fd") == [])
+    assert find_listeners(table, address, [process.pid]) == listens(process.pid)
+
+
+def test_zombie_holds_no_socket(spawner: Spawner, listen: Listen) -> None:
+    """It may not be read by every user, and yet nothing is unknown."""
+    port = free_port()
+    listen(f"127.0.0.1:{port}")
+    script = (
+        "import os, subprocess, sys\n"
+        "from monitor_plugin.processes.sockets import SocketTable\n"
+        "if os.geteuid() == 0: os.setresuid(65534, 65534, 65534)\n"
+        "zombie = subprocess.Popen(['true'])\n"
+        "os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)\n"
+        "table = SocketTable()\n"
+        "inodes = table.find_sockets(sys.argv[1]).inodes\n"
+        "found = table.find_listeners(inodes, [zombie.pid, os.getpid()])\n"
+        "print(found.pid, len(found.others), found.is_complete)\n"
+    )
+    command = [sys.executable, "-c", script, f"127.0.0.1:{port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "None 1 True"
