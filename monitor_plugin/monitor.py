@@ -40,6 +40,7 @@ from .plugins.file_loader import load_hook_files
 from .plugins.hooks import Hooks
 from .plugins.host_manager import HostCalls, HostManager
 from .plugins.manager import PluginManager
+from .processes.kernel import KernelProbe
 from .processes.members import MemberTable
 from .processes.usage import UsageReader
 from .readings.backend_reader import BackendReader
@@ -376,6 +377,7 @@ class _Services:
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
         table = MemberTable()
+        self.kernel_probe = KernelProbe()
         pool = self.thread_pool = ThreadPool("monitor-worker")
         executor = self.hook_executor = HookExecutor(managers)
         events = self.event_log = EventLog(time.time())
@@ -407,6 +409,7 @@ class _Services:
 
     def start(self) -> None:
         """Start the background threads. Call `stop` if an exception is raised."""
+        self.kernel_probe.run()
         self.exit_recorder.start()
         self.sweeper.start()
         self.event_queue.start()

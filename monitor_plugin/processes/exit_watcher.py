@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -49,8 +50,8 @@ class ExitWatcher:
             self._wakeup = os.pipe()
             self._epoll = select.epoll()
             self._epoll.register(self._wakeup[0], select.EPOLLIN)
-            for pidfd in self._by_pidfd:
-                self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+            for process in self._by_pidfd.values():
+                self._register(process)
             arguments = (self._epoll, self._wakeup[0])
         self._thread = threading.Thread(
             target=self._run, args=arguments, name="monitor-watcher", daemon=True
@@ -70,8 +71,7 @@ class ExitWatcher:
                 self._wake()  # the thread may be waiting without a timeout
             else:
                 self._by_pidfd[pidfd] = process
-                if self._epoll:
-                    self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+                self._register(process)
 
     def unwatch(self, process: Process) -> None:
         """Stop watching a process. Call this before the process is closed."""
@@ -82,7 +82,8 @@ class ExitWatcher:
             if pidfd is not None and pidfd in self._by_pidfd:
                 del self._by_pidfd[pidfd]
                 if self._epoll:
-                    self._epoll.unregister(pidfd)
+                    with contextlib.suppress(OSError):  # it could not be registered
+                        self._epoll.unregister(pidfd)
 
     def pidfd_count(self) -> int:
         """Count the watched processes that have a pidfd."""
@@ -104,6 +105,18 @@ class ExitWatcher:
             for descriptor in self._wakeup or ():
                 os.close(descriptor)
             self._wakeup = None
+
+    def _register(self, process: Process) -> None:
+        """Let epoll report the end of a process; poll the process if the kernel refuses that.
+
+        For example, a user may have only as many registrations as fs.epoll.max_user_watches says.
+        """
+        if self._epoll and process.pidfd is not None:
+            try:
+                self._epoll.register(process.pidfd, select.EPOLLIN | select.EPOLLONESHOT)
+            except OSError:
+                self._polled.add(process)
+                self._wake()
 
     def _wake(self) -> None:
         if self._wakeup:

@@ -2,6 +2,9 @@
 
 A PID alone does not identify a process, because the kernel reuses PIDs. A pidfd always refers to
 the process for which it was opened. Without a pidfd, psutil compares creation times.
+
+A container's seccomp profile, an older kernel or gVisor may refuse any system call that uses
+pidfds. Each of them has a replacement, which `kernel.py` logs at the monitor's start.
 """
 
 from __future__ import annotations
@@ -115,25 +118,34 @@ class Process:
             known for a child of the monitor's own process until the child is reaped, for a zombie
             of the same user (from /proc), and since Linux 6.15 for every process with a pidfd.
         """
+        for read in (self._child_exit_code, self._zombie_exit_code, self._reaped_exit_code):
+            if (code := read()) is not None:
+                return code
+        return None
+
+    def _child_exit_code(self) -> int | None:
+        options = os.WEXITED | os.WNOWAIT | os.WNOHANG
         with self._lock:
             if self._pidfd is not None:
                 try:
-                    ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+                    return _exit_code(os.waitid(os.P_PIDFD, self._pidfd, options))
                 except ChildProcessError:
-                    ended = None
-                if ended is not None:
-                    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        code = self._zombie_exit_code()
-        return self._reaped_exit_code() if code is None else code
+                    return None
+                except OSError:  # refused, or a kernel before Linux 5.4
+                    pass
+        try:
+            code = _exit_code(os.waitid(os.P_PID, self.pid, options))
+            # Read first, then check that the PID was not reused for another child.
+            return code if self.psutil_process.is_running() else None
+        except (OSError, psutil.Error):
+            return None
 
     def _zombie_exit_code(self) -> int | None:
         try:
             # `fields` begins with field 3 of proc(5), the state; the exit code is field 52.
             with open(f"/proc/{self.pid}/stat", encoding="latin-1") as file:
                 fields = file.read().rpartition(")")[2].split()
-            # The kernel shows 0 to users who may not see the exit code.
-            may_be_hidden = os.stat(f"/proc/{self.pid}").st_uid != os.geteuid()
-            if may_be_hidden and fields[49] == "0":
+            if fields[49] == "0" and not _shows_exit_code(self.pid):
                 return None
             if fields[0] == "Z" and self.psutil_process.is_running():
                 return os.waitstatus_to_exitcode(int(fields[49]))
@@ -142,18 +154,13 @@ class Process:
         return None
 
     def _reaped_exit_code(self) -> int | None:
-        """Read the exit code from the pidfd: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT."""
-        info = bytearray(struct.pack("Q", _PIDFD_INFO_EXIT).ljust(_PIDFD_INFO_BYTES, b"\0"))
         with self._lock:
             if self._pidfd is None:
                 return None
             try:
-                fcntl.ioctl(self._pidfd, _PIDFD_GET_INFO, info)
-            except OSError:  # an older kernel
+                return read_exit_info(self._pidfd)
+            except OSError:  # refused, or a kernel before Linux 6.15
                 return None
-        (mask,) = struct.unpack_from("Q", info)
-        (status,) = struct.unpack_from("i", info, _PIDFD_INFO_BYTES - 4)
-        return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
 
     def send_signal(self, number: int) -> bool:
         """Send a signal to this process, never to a later one with the same PID.
@@ -166,14 +173,13 @@ class Process:
         """
         with self._lock:
             if self._pidfd is not None:
-                # The kernel accepts signals to zombies, without effect.
-                return not _is_readable(self._pidfd) and _signal_pidfd(self._pidfd, number)
+                return _send_signal(self._pidfd, self.pid, number)
         pidfd = _open_pidfd(self.pid)
         try:
             if self.ended():  # if it has not, the new pidfd refers to this process
                 return False
             if pidfd is not None:
-                return _signal_pidfd(pidfd, number)
+                return _send_signal(pidfd, self.pid, number)
             self.psutil_process.send_signal(number)  # psutil compares creation times
             return True
         except psutil.NoSuchProcess:
@@ -236,9 +242,63 @@ def _is_readable(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _signal_pidfd(pidfd: int, number: int) -> bool:
+def _send_signal(pidfd: int, pid: int, number: int) -> bool:
+    """Send a signal to the process of a pidfd; return False if the process had already ended.
+
+    Raises:
+        PermissionError: the process belongs to another user.
+    """
+    if _is_readable(pidfd):  # the kernel accepts signals to zombies, without effect
+        return False
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return False
+    except OSError:
+        # Either the kernel refuses this system call, or the process belongs to another user, which
+        # `kill` refuses too. While a process runs, its PID is not reused.
+        if _is_readable(pidfd):
+            return False
+        os.kill(pid, number)
     return True
+
+
+def _exit_code(result: os.waitid_result | None) -> int | None:
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+
+def read_exit_info(pidfd: int) -> int | None:
+    """Read an exit code from a pidfd by ioctl PIDFD_GET_INFO, also after the process was reaped.
+
+    Returns:
+        None if the process has not ended.
+
+    Raises:
+        OSError: the kernel refuses this system call, or is older than Linux 6.15.
+    """
+    info = bytearray(struct.pack("Q", _PIDFD_INFO_EXIT).ljust(_PIDFD_INFO_BYTES, b"\0"))
+    fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    (mask,) = struct.unpack_from("Q", info)
+    (status,) = struct.unpack_from("i", info, _PIDFD_INFO_BYTES - 4)
+    return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+def _shows_exit_code(pid: int) -> bool:
+    """Whether an exit code of 0 in /proc/PID/stat is the true one.
+
+    The kernel shows 0 to users who may not see the exit code.
+    """
+    return os.stat(f"/proc/{pid}").st_uid == os.geteuid() and shows_exit_codes()
+
+
+def shows_exit_codes() -> bool:
+    """Whether /proc/PID/stat has exit codes. gVisor writes 0 for them, and for all addresses.
+
+    Raises:
+        OSError: the own process cannot be read.
+    """
+    with open("/proc/self/stat", encoding="latin-1") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return fields[23] != "0"  # the address of the program's code, field 26 of proc(5)

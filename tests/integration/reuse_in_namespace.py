@@ -9,6 +9,7 @@ processes of the namespace.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import json
 import os
@@ -167,7 +168,8 @@ class Scene:
 
     Args:
         handle: how the package holds processes: `pidfd`; `polled`, without a pidfd of their own;
-            `no-pidfds`, on a system without them.
+            `no-pidfds`, on a system without them; `killed`, with a pidfd by which the kernel
+            accepts no signal.
         stack: ends the processes.
     """
 
@@ -178,6 +180,9 @@ class Scene:
         stack.callback(self._spawner.close)
         if handle == "no-pidfds":
             stack.enter_context(pytest.MonkeyPatch.context()).delattr(os, "pidfd_open")
+        if handle == "killed":
+            refused = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            stack.enter_context(mock.patch.object(signal, "pidfd_send_signal", side_effect=refused))
 
     def sleeper(self) -> subprocess.Popen[str]:
         return self._spawner.sleeper()
@@ -188,8 +193,9 @@ class Scene:
         return parent, int(_line(parent))
 
     def open(self, process: subprocess.Popen[str]) -> Process:
-        opened = Process(process.pid, keep_descriptor=self._handle == "pidfd")
-        assert (opened.pidfd is not None) == (self._handle == "pidfd")
+        keep_descriptor = self._handle in ("pidfd", "killed")
+        opened = Process(process.pid, keep_descriptor=keep_descriptor)
+        assert (opened.pidfd is not None) == keep_descriptor
         return self._stack.enter_context(opened)
 
     def take(self, pid: int) -> Newcomer:

@@ -23,7 +23,7 @@ from .reuse_in_namespace import SCENE_SECONDS
 
 MIB = 1024 * 1024
 
-HANDLE = pytest.mark.parametrize("handle", ["pidfd", "polled", "no-pidfds"])
+HANDLE = pytest.mark.parametrize("handle", ["pidfd", "killed", "polled", "no-pidfds"])
 # Unwatched: no background task notices the exit, so that each operation must notice it itself.
 WATCHING = pytest.mark.parametrize("prefix", ["", "unwatched_"], ids=["watched", "unwatched"])
 

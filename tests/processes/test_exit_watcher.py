@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import select
@@ -16,6 +17,7 @@ from monitor_plugin.processes import exit_watcher
 from monitor_plugin.processes.exit_watcher import ExitWatcher
 from monitor_plugin.processes.process import Process
 
+from ..seccomp import refuse
 from ..support import (
     Spawner,
     descriptors,
@@ -451,6 +453,29 @@ def test_a_reused_pidfd_number_reports_no_false_exit(
         process.send_signal(9)
         assert recorder.next_exit() is process
         recorder.watcher.unwatch(process)
+
+
+def test_exits_are_polled_where_epoll_accepts_no_pidfd(
+    recorder: ExitRecorder, open_sleeper: OpenSleeper
+) -> None:
+    """The thread may wait without a timeout when a process is added. Others go on as before."""
+    accepted, refused, unwatched = open_sleeper(True), open_sleeper(True), open_sleeper(True)
+    recorder.watcher.start()
+    recorder.watcher.watch(accepted)
+
+    def watch_and_unwatch() -> None:
+        refuse({"epoll_ctl": errno.ENOSPC})  # to this thread alone
+        recorder.watcher.watch(refused)
+        recorder.watcher.watch(unwatched)
+        recorder.watcher.unwatch(unwatched)
+
+    thread = threading.Thread(target=watch_and_unwatch)
+    thread.start()
+    thread.join()
+    for process in (accepted, refused, unwatched):
+        process.send_signal(signal.SIGKILL)
+    assert {recorder.next_exit(), recorder.next_exit()} == {accepted, refused}
+    _wait_for_earlier_exits(recorder, open_sleeper)
 
 
 @pytest.mark.parametrize(

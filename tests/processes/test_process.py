@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import select
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 from monitor_plugin.processes.process import Process, ProcessGone
 
 from ..support import Spawner, descriptors, eventually, is_running
+
+ROOT = Path(__file__).parents[2]
 
 BOTH = pytest.mark.parametrize("keep_descriptor", [True, False], ids=["pidfd", "polled"])
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
@@ -40,6 +44,20 @@ os.waitpid(child, 0)
 print("reaped", flush=True)
 sys.stdin.readline()
 """
+
+# What a kernel or a seccomp profile refuses.
+REFUSALS = pytest.mark.parametrize(
+    "refused",
+    [
+        {"pidfd_open": errno.ENOSYS},
+        {"pidfd_open": errno.EPERM},
+        {"pidfd_send_signal": errno.ENOSYS},
+        {"pidfd_send_signal": errno.EPERM},
+        {"waitid(P_PIDFD)": errno.EINVAL},  # as before Linux 5.4
+        {"pidfd_send_signal": errno.EPERM, "waitid(P_PIDFD)": errno.EPERM, "PIDFD_GET_INFO": 1},
+    ],
+    ids=lambda refused: ", ".join(f"{name}: {errno.errorcode[refused[name]]}" for name in refused),
+)
 
 EXITS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 7), (signal.SIGKILL, -9)])
 
@@ -326,6 +344,79 @@ def test_a_signal_to_another_users_process_is_refused(
     )
     assert _read_line(reader) == "refused"
     assert is_running(sleeper.pid)
+
+
+@REFUSALS
+@BOTH
+def test_refused_system_calls_are_replaced(
+    spawner: Spawner, keep_descriptor: bool, refused: dict[str, int]
+) -> None:
+    """Signals arrive, and an exit and its code are known. A zombie gets no signal."""
+    code = f"""
+import subprocess, sys
+from monitor_plugin.processes.process import Process
+from monitor_plugin.testing import eventually
+from tests.seccomp import refuse
+child = subprocess.Popen(["sh", "-c", "trap 'exit 7' TERM; echo; while :; do sleep 0.01; done"],
+                         stdout=subprocess.PIPE)
+child.stdout.readline()
+refuse({refused})
+process = Process(child.pid, keep_descriptor={keep_descriptor})
+print(process.ended(), process.exit_code(), process.send_signal(15))
+eventually(process.ended)
+print(process.exit_code(), process.send_signal(15))
+child.wait()
+print(process.send_signal(15))
+"""
+    child = spawner.python(code, cwd=ROOT)
+    lines = [_read_line(child) for _ in range(3)]
+    assert lines == ["False None True", "7 False", "False"]
+
+
+@NEEDS_ROOT
+@REFUSALS
+@BOTH
+def test_lack_of_permission_is_told_from_a_refused_system_call(
+    spawner: Spawner, keep_descriptor: bool, refused: dict[str, int]
+) -> None:
+    """`send_signal` raises PermissionError for another user's process, whatever is refused."""
+    sleeper = spawner.sleeper()
+    reader = spawner.python(
+        f"from tests.seccomp import refuse\n{AS_NOBODY}refuse({refused})\n"
+        f"process = Process({sleeper.pid}, keep_descriptor={keep_descriptor})\n"
+        "try:\n    process.send_signal(15)\nexcept PermissionError:\n    print('refused')",
+        cwd=ROOT,
+    )
+    assert _read_line(reader) == "refused"
+    assert is_running(sleeper.pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts files over those of /proc")
+def test_exit_code_is_unknown_where_the_kernel_shows_none(spawner: Spawner, tmp_path: Path) -> None:
+    """gVisor writes 0 as the exit code of every process, and also as its addresses."""
+    code = f"""
+import os, pathlib, subprocess, sys
+from monitor_plugin.processes.process import Process
+opened = Process(int(sys.argv[1]), keep_descriptor=False)
+print("opened", flush=True)
+sys.stdin.readline()
+codes = [opened.exit_code()]
+for pid in (opened.pid, os.getpid()):
+    path, shown = pathlib.Path(f"/proc/{{pid}}/stat"), pathlib.Path({str(tmp_path)!r}, str(pid))
+    before, _, after = path.read_text().rpartition(")")
+    shown.write_text(" ".join([before + ")", *after.split()[:23], *["0"] * 27]))
+    subprocess.run(["mount", "--bind", shown, path], check=True)
+print(*codes, opened.ended(), opened.exit_code(), flush=True)
+"""
+    parent = spawner.python(PARENT, stdin=subprocess.PIPE)
+    pid = int(_read_line(parent))
+    command = ("unshare", "--mount", sys.executable, "-c", code, str(pid))
+    reader = spawner.process(*command, stdin=subprocess.PIPE)
+    assert _read_line(reader) == "opened"
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: _state(pid) == "Z")
+    _send_line(reader)
+    assert _read_line(reader) == "-9 True None"
 
 
 @NEEDS_ROOT

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -117,6 +118,29 @@ def test_descendants_are_those_whose_parents_lead_to_a_root(
     while more := {pid for pid, parent in parents.items() if parent in expected} - expected:
         expected |= more
     assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts files over those of /proc")
+def test_rss_is_read_where_there_is_no_smaps_rollup(spawner: Spawner) -> None:
+    """Neither is PSS read from smaps, which the kernel of gVisor and older ones have."""
+    sleeper = spawner.sleeper()
+    code = """
+import pathlib, subprocess, sys
+from monitor_plugin.processes.process_table import measure_memory, read_row
+pid, folder = int(sys.argv[1]), pathlib.Path("/proc", sys.argv[1])
+files = {name: (folder / name).read_text() for name in ("stat", "statm", "status", "smaps")}
+print(*measure_memory({pid: read_row(pid)}))
+subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+for name, text in files.items():
+    (folder / name).write_text(text)
+print(*measure_memory({pid: read_row(pid)}), int(files["statm"].split()[1]) * 4096)
+"""
+    reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
+    pss, source = _read_line(reader).split()
+    assert source == "pss"
+    total, source, rss = _read_line(reader).split()
+    assert (total, source) == (rss, "rss")
+    assert int(rss) > int(pss) > 0
 
 
 def test_reading_a_row_without_a_free_descriptor_is_an_error(spawner: Spawner) -> None:
