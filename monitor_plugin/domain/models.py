@@ -161,7 +161,8 @@ class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
         vms: virtual memory in bytes.
         memory_percent: rss in percent of physical memory.
         cpu_percent: percent of one core, over the last one to ten seconds.
-        cpu_seconds: CPU time used so far by the processes that run now.
+        cpu_seconds: CPU time used so far by the processes that run now; in the sum of a tree, also
+            that of processes that have ended and that a process of the tree has waited for.
         threads: how many.
         open_files: how many file descriptors are open.
     """

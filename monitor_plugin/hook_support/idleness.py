@@ -99,7 +99,8 @@ class Activity:
         if not self._may_be_idle(observation):
             return active
         grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
-        # The tree's CPU time shrinks when one of its processes ends, which counts as activity.
+        # The tree's CPU time shrinks when one of its processes ends and no other one waits for it.
+        # That counts as activity.
         if grown < 0 or grown >= _ACTIVE_SHARE * max(elapsed, self._window_seconds) + _TICK_SECONDS:
             return active
         if elapsed < self._window_seconds:

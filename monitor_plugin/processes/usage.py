@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from ..domain.models import ProcessUsage, TreeUsage
 from .members import Members, MemberTable
-from .process_table import ProcessSnapshot
+from .process_table import ProcessRow, ProcessSnapshot
 from .sampler import MIN_MEASURED_SECONDS, Sampler
 
 # Sweeps that follow each other within this time share a snapshot.
@@ -22,6 +22,7 @@ _SNAPSHOT_MAX_AGE_SECONDS = 0.1
 _BASELINE_MIN_AGE_SECONDS = 1.0
 # `record_baseline` takes a snapshot only if the last one, such as a sweep's, is older than this.
 _BASELINE_SNAPSHOT_MAX_AGE_SECONDS = 5.0
+_CORES = os.cpu_count() or 1
 
 
 class UsageReader:
@@ -113,7 +114,7 @@ class UsageSnapshot:
         return ProcessUsage(**self._sum([pid], cpu_percent))
 
     def tree_usage(
-        self, pids: Iterable[int], pss: int | None, vram: int | None, root: ProcessUsage | None
+        self, pids: Sequence[int], pss: int | None, vram: int | None, root: ProcessUsage | None
     ) -> TreeUsage | None:
         """Add up the usage of the members of a backend.
 
@@ -121,8 +122,9 @@ class UsageSnapshot:
             pids: the members, as `pids` listed them.
             pss: the tree's proportional set size in bytes, if known.
             vram: the tree's GPU memory in bytes, if known.
-            root: the usage of the tree's root. If no other process of the tree runs, it is also
-                the usage of the tree, so that both show the same CPU percentage.
+            root: the usage of the tree's root. If no other process of the tree runs, and none was
+                waited for, it is also the usage of the tree, so that both show the same CPU
+                percentage.
 
         Returns:
             None if every process of the tree has ended or is about to end.
@@ -130,10 +132,13 @@ class UsageSnapshot:
         live = [pid for pid in pids if self._rows[pid].vms]
         if not live:
             return None
-        if root is not None and len(live) == 1:
+        if root is not None and len(pids) == 1 and not self._has_waited(live[0]):
             usage = asdict(root)
         else:
-            usage = self._sum(live, self._cpu_percent(live))
+            usage = self._sum(live, self._cpu_percent(pids))
+        # Zombies count: their CPU time is theirs until their parent waits for them.
+        rows = [self._rows[pid] for pid in pids]
+        usage["cpu_seconds"] = sum(row.cpu_seconds + row.children_cpu_seconds for row in rows)
         return TreeUsage(processes=len(live), pss=pss, vram=vram, **usage)
 
     def _sum(self, pids: Sequence[int], cpu_percent: float | None) -> dict[str, Any]:
@@ -150,21 +155,58 @@ class UsageSnapshot:
         }
 
     def _cpu_percent(self, pids: Iterable[int]) -> float | None:
-        """Add up the CPU percentages of processes, each over the time between its own two rows."""
+        """Add up the CPU percentages of processes, each over the time between its own two rows.
+
+        The CPU time of a process includes that of the descendants that it has waited for since the
+        baseline. If a process ignores SIGCHLD, that time is lost: the kernel counts it nowhere.
+        """
         if self._baseline is None:
             return None
         percent = 0.0
         for pid in pids:
-            row, before = self._rows[pid], self._baseline.rows.get(pid)
-            if before is None or before.started != row.started:
+            row, before = self._rows[pid], self._row_before(pid)
+            if before is None:
                 # The process started after the baseline, so all its CPU time counts.
                 used, seconds = row.cpu_seconds, row.read_at - self._baseline.taken_at
             else:
                 used, seconds = row.cpu_seconds - before.cpu_seconds, row.read_at - before.read_at
             if seconds < MIN_MEASURED_SECONDS:  # the passes over /proc took different times
                 return None
-            percent += 100 * max(0.0, used) / seconds
+            # A process that ends during a pass may be missing in the baseline. Its whole CPU time
+            # would then count, which may be that of hours.
+            waited_for = min(self._waited_for(pid), seconds * _CORES)
+            percent += 100 * (max(0.0, used) + waited_for) / seconds
         return percent
+
+    def _row_before(self, pid: int) -> ProcessRow | None:
+        """Return the row of the same process in the baseline."""
+        before = self._baseline.rows.get(pid) if self._baseline else None
+        return before if before and before.started == self._rows[pid].started else None
+
+    def _has_waited(self, pid: int) -> bool:
+        """Whether a process has waited for descendants that used CPU time since the baseline."""
+        before = self._row_before(pid)
+        was = before.children_cpu_seconds if before else 0.0
+        return self._rows[pid].children_cpu_seconds != was
+
+    def _waited_for(self, pid: int) -> float:
+        """Return the CPU seconds since the baseline of descendants that a process has waited for.
+
+        When a process is waited for, all its CPU time moves to its parent, also the CPU time that
+        the baseline shows as its own.
+        """
+        waited_for, before = self._rows[pid].children_cpu_seconds, self._row_before(pid)
+        if self._baseline is None or before is None:
+            return waited_for
+        waited_for -= before.children_cpu_seconds
+        queue = list(self._baseline.children(pid)) if waited_for else []
+        for child in queue:  # the loop extends `queue`
+            row, now = self._baseline.rows[child], self._rows.get(child)
+            if now is None or now.started != row.started:
+                waited_for -= row.cpu_seconds + row.children_cpu_seconds
+                queue.extend(self._baseline.children(child))
+        # Less than 0 if descendants were not waited for, or by a process that is no member.
+        return max(0.0, waited_for)
 
 
 def _open_files(pids: Iterable[int]) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+
 import grpc
 import pytest
 
@@ -105,6 +108,47 @@ def test_request_at_low_cpu_usage_is_not_cut(
         assert [each.model for each in hook.monitor.backends()] == ["works"]
         assert not request.done()
     assert hook.monitor.read("works").source == ("hook" if arguments else "psutil")
+
+
+# Without `Status`. It serves each line of input by a child that uses 0.2 s of CPU time, ends and is
+# waited for. Then it prints `done`.
+FORKS_PER_REQUEST = """
+import os, sys, time
+for line in sys.stdin:
+    if not os.fork():
+        while time.process_time() < 0.2:
+            pass
+        os._exit(0)
+    os.wait()
+    print("done", flush=True)
+"""
+
+
+def test_backend_that_forks_for_each_request_is_stopped_only_when_it_is_idle(
+    hooked: MakeHooked, spawner: Spawner
+) -> None:
+    """No sweep sees the children, which come and go between two sweeps."""
+    process = spawner.python(FORKS_PER_REQUEST, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    settings = {"SECONDS": "1.5", "NO_STATUS": "cpu"}
+    hook = hooked("idle_stop", settings, sweep_interval_seconds=1000)
+    hook.monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    sweep = hook.monitor._services.sweeper._sweep_in_background
+    ends_at = time.monotonic() + 5
+    while time.monotonic() < ends_at:
+        sweep()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n"
+    sweep()
+    assert [each.model for each in hook.monitor.backends()] == ["m"]
+
+    def stopped() -> bool:
+        sweep()
+        return not hook.monitor.backends()
+
+    eventually(stopped)
 
 
 def test_log_says_that_backends_without_status_are_kept(

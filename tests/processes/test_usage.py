@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 
 import pytest
 
 from monitor_plugin.processes.members import MemberTable
 from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot
-from monitor_plugin.processes.sampler import BASELINE_INTERVAL_SECONDS, Sampler
+from monitor_plugin.processes.sampler import (
+    BASELINE_INTERVAL_SECONDS,
+    MIN_MEASURED_SECONDS,
+    Sampler,
+)
 from monitor_plugin.processes.usage import UsageReader, UsageSnapshot
 
 from ..support import Spawner, eventually, members_of
@@ -23,6 +29,36 @@ while not child:
 print(child, flush=True)
 time.sleep(1000)
 """
+
+
+# For each line of input, a child uses 0.2 s of CPU time and ends. Then it prints `done`. With the
+# argument `ignore` it ignores SIGCHLD, so the kernel reaps its children, and no CPU time is added
+# to its own.
+FORKS_PER_REQUEST = """
+import os, signal, sys, time
+if sys.argv[1] == "ignore":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        while time.process_time() < 0.2:
+            pass
+        os._exit(0)
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        pass
+    print("done", flush=True)
+"""
+
+
+def request(process: subprocess.Popen[str]) -> None:
+    """Let a process that forks per request serve a request."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
 
 
 class NoBaseline(Sampler):
@@ -66,6 +102,88 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     tree = usage.tree_usage(usage.pids(members), 7, 8, alone)
     assert tree
     assert (tree.processes, tree.pss, tree.vram) == (2, 7, 8)
+
+
+def test_cpu_of_children_that_came_and_went_counts(spawner: Spawner) -> None:
+    """It is part of the tree's figures, and not of those of the registered process."""
+    process = spawner.python(FORKS_PER_REQUEST, "wait", stdin=subprocess.PIPE)
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    request(process)
+    before = table.snapshot(0)
+    for _ in range(3):
+        request(process)
+    time.sleep(MIN_MEASURED_SECONDS)
+    usage = UsageSnapshot(table.snapshot(0), before)
+    alone = usage.process_usage(process.pid, NoBaseline())
+    tree = usage.tree_usage(usage.pids(members), None, None, alone)
+    assert alone
+    assert tree
+    assert alone.cpu_seconds is not None
+    assert tree.cpu_seconds is not None
+    assert tree.cpu_percent is not None
+    assert tree.cpu_seconds == pytest.approx(alone.cpu_seconds + 0.8, abs=0.1)
+    seconds = usage._snapshot.taken_at - before.taken_at
+    assert tree.cpu_percent * seconds / 100 == pytest.approx(0.6, abs=0.1)
+
+
+def test_cpu_of_children_is_lost_if_their_parent_ignores_sigchld(spawner: Spawner) -> None:
+    """The kernel adds it to no process; the figure is that of the processes that run."""
+    process = spawner.python(FORKS_PER_REQUEST, "ignore", stdin=subprocess.PIPE)
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    request(process)
+    before = table.snapshot(0)
+    request(process)
+    time.sleep(MIN_MEASURED_SECONDS)
+    usage = UsageSnapshot(table.snapshot(0), before)
+    tree = usage.tree_usage(usage.pids(members), None, None, None)
+    assert tree
+    assert tree.cpu_seconds == usage._rows[process.pid].cpu_seconds
+    assert tree.cpu_percent is not None
+    assert 0 <= tree.cpu_percent < 100
+
+
+def test_cpu_of_a_zombie_counts_once(spawner: Spawner) -> None:
+    """It is the zombie's own until the zombie is waited for, and then its parent's."""
+    code = (
+        "import os, time\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    while time.process_time() < 0.3: pass\n"
+        "    os._exit(0)\n"
+        "os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)\n"
+        "print('zombie', flush=True)\n"
+        "input()\n"
+        "os.wait()\n"
+        "print('reaped', flush=True)\n"
+        "time.sleep(1000)"
+    )
+    process = spawner.python(code, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    snapshots: list[ProcessSnapshot] = []
+    trees = []
+    for line in ("zombie\n", "reaped\n"):
+        assert process.stdout.readline() == line
+        usage = UsageSnapshot(table.snapshot(0), snapshots[0] if snapshots else None)
+        snapshots.append(usage._snapshot)
+        trees.append(usage.tree_usage(usage.pids(members), None, None, None))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        time.sleep(MIN_MEASURED_SECONDS)
+    zombie, reaped = trees
+    assert zombie
+    assert zombie.cpu_seconds is not None
+    assert reaped
+    assert zombie.processes == reaped.processes == 1
+    assert zombie.cpu_seconds == pytest.approx(reaped.cpu_seconds, abs=0.1)
+    assert zombie.cpu_seconds > 0.25
+    assert reaped.cpu_percent is not None
+    seconds = snapshots[1].taken_at - snapshots[0].taken_at
+    assert reaped.cpu_percent * seconds / 100 < 0.2
 
 
 def test_a_process_that_was_just_started_is_seen(spawner: Spawner) -> None:
@@ -205,6 +323,48 @@ def test_cpu_of_members_that_were_born_or_have_ended_since_the_baseline() -> Non
     assert tree_percent(usage, 7) == pytest.approx(100)
     assert tree_percent(usage, 8) == tree_percent(usage, 10) == pytest.approx(120)
     assert tree_percent(usage, 7, 8, 10) == pytest.approx(340)
+
+
+def tree_seconds(
+    before: dict[int, ProcessRow], after: dict[int, ProcessRow], *pids: int
+) -> float | None:
+    """Return the CPU seconds of a tree between two snapshots that are 10 s apart."""
+    late = {pid: row._replace(read_at=10.0) for pid, row in after.items()}
+    usage = UsageSnapshot(ProcessSnapshot(10.0, late), ProcessSnapshot(0.0, before))
+    percent = tree_percent(usage, *pids)
+    return None if percent is None else percent / 10
+
+
+def row_of(parent: int, own: float, children: float = 0.0) -> ProcessRow:
+    return ROW._replace(parent=parent, cpu_seconds=own, children_cpu_seconds=children)
+
+
+def test_cpu_of_a_member_that_was_waited_for_counts_once() -> None:
+    """Its parent gets all its CPU time, of which the part before the baseline has counted."""
+    before = {7: row_of(1, 1.0), 8: row_of(7, 2.0, 0.5), 9: row_of(8, 3.0)}
+    # Process 9 ended, and used 1 s more; then process 8 ended, and used 0.25 s more.
+    assert tree_seconds(before, {7: row_of(1, 1.0, 6.75)}, 7) == pytest.approx(1.25)
+    # Process 8 waited for process 9, and still runs.
+    after = {7: row_of(1, 1.0), 8: row_of(7, 2.0, 4.5)}
+    assert tree_seconds(before, after, 7, 8) == pytest.approx(1.0)
+    # The PID of process 9 was used again.
+    after[9] = row_of(1, 100.0)._replace(started=6.0)
+    assert tree_seconds(before, after, 7, 8) == pytest.approx(1.0)
+
+
+def test_cpu_is_at_least_that_of_the_members_that_run() -> None:
+    """A member whose CPU time went to no member does not lessen the figure."""
+    before = {7: row_of(1, 1.0, 4.0), 8: row_of(7, 100.0), 9: row_of(1, 50.0)}
+    after = {7: row_of(1, 1.5, 4.0)}
+    assert tree_seconds(before, after, 7) == pytest.approx(0.5)
+    after = {7: row_of(1, 1.5, 4.2)}  # process 8 was lost, another child was waited for
+    assert tree_seconds(before, after, 7) == pytest.approx(0.5)
+
+
+def test_children_use_at_most_all_cores() -> None:
+    """A child that ended while a baseline was taken may be in none of its rows."""
+    before, after = {7: row_of(1, 1.0)}, {7: row_of(1, 1.0, 10_000.0)}
+    assert tree_seconds(before, after, 7) == pytest.approx(10 * (os.cpu_count() or 1))
 
 
 def test_a_process_that_is_exiting_has_no_usage() -> None:
