@@ -96,11 +96,15 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
     Arguments: `model`, free text of at most 255 bytes of UTF-8; `pid`, the process, whose children
     belong to the backend; `address`, the gRPC target: host:port, [::1]:port, unix:/path,
     unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS. Another PID of the same
-    model adds a replica; the same PID again updates its record. Returns nothing.
+    model adds a replica; the same PID again updates its record. With the address of a registered
+    process of the same model, a PID of the same backend replaces that process: for example the
+    server that a registered launcher started. This is no exit, and both stay members of the
+    backend. Returns nothing.
     Raises `InvalidBackend` to the host, and changes nothing, for: an invalid name or address; a PID
     that does not run; PID 0, 1, the monitor's own or that of its ancestor; an address that another
-    live backend has; an address on another machine without TLS (`grpcs://`, or the setting
-    `grpc_ca_file`), unless the setting `insecure` allows it.
+    live backend has; a PID that would replace the registered process during a shutdown of the
+    backend; an address on another machine without TLS (`grpcs://`, or the setting `grpc_ca_file`),
+    unless the setting `insecure` allows it.
     """
 
 
@@ -138,7 +142,7 @@ def monitor_closing() -> None:
 
 @hookspec
 def monitor_backend_registered(backend: Backend) -> None:
-    """A backend was registered, or its record was changed.
+    """A backend was registered, or its record was changed, or has another process.
 
     When: before `monitor_backend_spawned` returns to the host, if the hook returns within
     `hook_timeout_seconds`. Thread: a hook's, one event of the plugin at a time. Arguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 
 import psutil
@@ -19,12 +20,12 @@ from ..plugins.plugin_queue import Delivery
 from ..processes.members import Members, MemberTable
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
-from ..processes.process_table import read_row
+from ..processes.process_table import ProcessIdentity, read_row
 from ..processes.sampler import Sampler
 from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
 from .exits import ExitRecorder
-from .registry import Conflict, NotRegistered, Record, Registry
+from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgress
 
 # Reading PSS costs milliseconds per GiB of the backend's memory.
 _TREE_MEMORY_MAX_AGE_SECONDS = 5.0
@@ -89,6 +90,14 @@ class Registration:
                 delivery = self._register(plain_model, plain_pid, plain_address, canonical)
             except NotRegistered:  # the record to be updated was removed meanwhile
                 continue
+            except ShutdownInProgress:
+                reason = (
+                    f"a shutdown of model {model!r} is in progress, so process {pid} cannot take "
+                    "the place of the registered one; register it again after the shutdown"
+                )
+                raise _refusal(reason, model, pid, address) from None
+            except OSError as error:
+                raise _refusal(error, model, pid, address) from None
             except Conflict as conflict:
                 holder = conflict.record
                 if holder.process.ended():
@@ -112,16 +121,21 @@ class Registration:
             raise InvalidBackend("the monitor is closed", model=model, pid=pid, address=address)
 
     def _register(self, model: str, pid: int, address: str, canonical: str) -> Delivery | None:
-        """Add a backend, or update its record; return the event of the registration.
+        """Add a backend, or update or replace its record; return the event of the registration.
 
         Raises:
             Conflict: another record has the PID or the address.
-            NotRegistered: the record to be updated was removed meanwhile.
+            NotRegistered: the record to be updated or replaced was removed meanwhile.
+            ShutdownInProgress: the record to be replaced is that of a backend in a shutdown.
+            OSError: no file descriptor is free.
         """
         record = self._registry.find(pid)
         if record is None or record.process.ended():
             if record:
                 self._exit_recorder.record_exit(record)
+            holder = self._registry.find_by_address(canonical)
+            if holder and holder.backend.model == model and self._is_same_backend(holder, pid):
+                return self._replace(holder, pid, address)
             return self._add(model, pid, address, canonical)
         # Keep the creation time: a new reading of it would move with the system's clock.
         previous = record.backend
@@ -145,7 +159,46 @@ class Registration:
             self._exit_recorder.record_exit(record)
         return delivery
 
-    def _open_record(self, model: str, pid: int, address: str, canonical: str) -> Record:
+    def _is_same_backend(self, record: Record, pid: int) -> bool:
+        """Whether a process is a member of a registered backend, or the backend's root is its own.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        snapshot = self._member_table.rescan(record.members)
+        row = snapshot.rows.get(pid)
+        if row is None or record.process.ended():
+            return False
+        if (pid, row.started) in record.members.identities():
+            return True
+        members = Members((pid, row.started))
+        members.update(snapshot)
+        return record.members.root in members.identities()
+
+    def _replace(self, old: Record, pid: int, address: str) -> Delivery:
+        """Register another process of a backend in the place of the registered one."""
+        new = self._open_record(
+            old.backend.model, pid, address, old.canonical_address, old.members.identities()
+        )
+        publish = partial(self._hooks.backend_registered, new.backend)
+        try:
+            delivery = self._registry.replace(old, new, publish)
+        except (Conflict, NotRegistered, ShutdownInProgress):
+            self._exit_recorder.release(new)
+            raise
+        self._exit_recorder.release(old)
+        if new.process.ended():  # the watcher may have seen the end before the record was added
+            self._exit_recorder.record_exit(new)
+        return delivery
+
+    def _open_record(
+        self,
+        model: str,
+        pid: int,
+        address: str,
+        canonical: str,
+        known_members: Iterable[ProcessIdentity] = (),
+    ) -> Record:
         watcher = self._exit_recorder.watcher
         try:
             process = Process(pid, keep_descriptor=watcher.pidfd_count() < max_pidfds())
@@ -159,7 +212,7 @@ class Registration:
         except (ProcessGone, psutil.Error, OSError) as error:
             raise _refusal(error, model, pid, address) from None
         backend = Backend(model, pid, address, process.created_at)
-        members = Members((pid, row.started))
+        members = Members((pid, row.started), known_members)
         memory = SingleFlight(
             _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._member_table.memory, members)
         )

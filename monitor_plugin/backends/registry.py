@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +35,10 @@ class Conflict(Exception):
 
 class NotRegistered(Exception):
     """The record is not in the registry, or was removed."""
+
+
+class ShutdownInProgress(Exception):
+    """A shutdown of the backend is in progress, so that its record must not be replaced."""
 
 
 class EndedBackend(NamedTuple):
@@ -71,6 +75,8 @@ class Record:
         source: the source of the last status; None if the last request of a status failed.
         observation: the result of the last sweep.
         stopping: whether a shutdown is stopping the backend.
+        is_held: whether a shutdown of the backend is in progress, in any phase.
+        is_replaced: whether another record has taken the place of this one.
         shared_readings: the model reader's readings of the model while this is its oldest backend;
             the registry only drops them, when the record is removed or updated.
     """
@@ -87,6 +93,8 @@ class Record:
     source: str | None = None
     observation: Observation | None = None
     stopping: bool = False
+    is_held: bool = False
+    is_replaced: bool = False
     shared_readings: object = None
 
 
@@ -120,6 +128,11 @@ class Registry:
         """Find the record of a PID."""
         with self._lock:
             return self._records.get(pid)
+
+    def find_by_address(self, canonical_address: str) -> Record | None:
+        """Find the record of an address."""
+        with self._lock:
+            return self._by_address.get(canonical_address)
 
     def add(self, record: Record, publish: Callable[[], T]) -> T:
         """Add a record.
@@ -160,6 +173,53 @@ class Registry:
             record.canonical_address = canonical_address
             self._insert(record)
             return publish()
+
+    def replace(self, old: Record, new: Record, publish: Callable[[], T]) -> T:
+        """Put a new record of the same model and address in the place of another record.
+
+        The new one is the newest registration. The state is that of the old one, as the same server
+        answers at the address.
+
+        Raises:
+            Conflict: another record has the new PID.
+            NotRegistered: the old record was removed, or has another model or address by now.
+            ShutdownInProgress: the old record is held.
+        """
+        with self._lock:
+            holder = self._by_address.get(new.canonical_address)
+            if holder is not old or old.backend.model != new.backend.model:
+                raise NotRegistered
+            if conflicting := self._records.get(new.backend.pid):
+                raise Conflict(conflicting)
+            if old.is_held:
+                raise ShutdownInProgress
+            new.state, new.state_changed_at = old.state, old.state_changed_at
+            new.source = old.source
+            self._remove(old)
+            old.is_replaced = True
+            self._insert(new)
+            return publish()
+
+    def hold(self, model: str, pid: int | None = None) -> list[Record]:
+        """List the records of a model, or the one with a PID; `replace` refuses them from now on.
+
+        Pass them to `unhold` later.
+        """
+        with self._lock:
+            records = [
+                each
+                for each in self._by_model.get(model, {}).values()
+                if pid in (None, each.backend.pid)
+            ]
+            for record in records:
+                record.is_held = True
+            return records
+
+    def unhold(self, records: Iterable[Record]) -> None:
+        """Let `replace` accept these records again."""
+        with self._lock:
+            for record in records:
+                record.is_held = False
 
     def _insert(self, record: Record) -> None:
         backend = record.backend

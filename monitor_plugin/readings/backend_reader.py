@@ -151,7 +151,7 @@ class BackendReader:
             ProcessGone: the registered process has ended, even if the address still answers.
         """
         ended = record.process.ended()
-        if ended or record.backend is not backend:
+        if ended or record.is_replaced or record.backend is not backend:
             # The request may have opened a connection after the backend's connection was closed.
             self._status_client.close_connection(backend)
         if ended:

@@ -100,15 +100,14 @@ class ShutdownCoordinator:
         """
         while True:
             with self._lock:
-                records = [
-                    each
-                    for each in self._registry.records(model)
-                    if pid in (None, each.backend.pid)
-                ]
                 shutdown = self._shutdowns.get(model)
                 leads = shutdown is None
                 if shutdown is None:
+                    records = self._registry.hold(model, pid)
                     shutdown = self._shutdowns[model] = _Shutdown(force, pid, records, spare_busy)
+                else:
+                    records = self._registry.records(model)
+                    records = [each for each in records if pid in (None, each.backend.pid)]
             joins = pid in (None, shutdown.pid)
             shutdown.spare_busy &= spare_busy or not joins
             if (force and joins) or self._stopper.closing.is_set():
@@ -167,6 +166,7 @@ class ShutdownCoordinator:
             try:
                 self._run(model, shutdown)
             finally:
+                self._registry.unhold(shutdown.records)
                 with self._lock:
                     del self._shutdowns[model]
         except (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -19,6 +20,8 @@ from monitor_plugin import (
     InvalidBackend,
     ModelNotLoaded,
     Monitor,
+    ShutdownRefused,
+    State,
     hookimpl,
 )
 from monitor_plugin.backends import registration
@@ -404,3 +407,124 @@ def test_process_that_ends_during_its_registration_leaves_no_descriptor(
     with pytest.raises(InvalidBackend, match=f"process {process.pid} does not run"):
         register(monitor, process.pid)
     assert not descriptors() - before
+
+
+# Prints the PID of its child, and goes on after the child has ended.
+WRAPPER = "sleep 1000 & echo $!; wait; exec sleep 1000"
+
+
+def spawn_wrapper(spawner: Spawner) -> tuple[subprocess.Popen[str], int]:
+    """Start a process that starts another one and waits for it."""
+    wrapper = spawner.process("sh", "-c", WRAPPER)
+    assert wrapper.stdout
+    return wrapper, int(wrapper.stdout.readline())
+
+
+def registered(monitor: Monitor) -> list[tuple[str, int, str]]:
+    return [(each.model, each.pid, each.address) for each in monitor.backends()]
+
+
+@pytest.mark.parametrize("first", ["root", "member"])
+def test_process_of_the_same_backend_takes_the_place_of_the_registered_one(
+    first: str, monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """It is no exit, leaves nothing behind, and both processes stay members."""
+    wrapper, child = spawn_wrapper(spawner)
+    pids = [wrapper.pid, child] if first == "root" else [child, wrapper.pid]
+    services = monitor._services
+    register(monitor, pids[0], address="localhost:1")
+    (old,) = services.registry.records()
+    services.registry.change_state(old, State.READY, lambda previous: None)
+    before = descriptors(), services.exit_recorder.watcher.pidfd_count()
+    register(monitor, pids[1], address="127.0.0.1:1")
+    assert registered(monitor) == [("m", pids[1], "127.0.0.1:1")]
+    assert recorder.events == [("registered", pid) for pid in pids]
+    (new,) = services.registry.records()
+    assert {pid for pid, _ in new.members.identities()} == {wrapper.pid, child}
+    assert new.state is State.READY
+    assert (len(descriptors()), services.exit_recorder.watcher.pidfd_count()) == (
+        len(before[0]),
+        before[1],
+    )
+    assert list(services.exit_recorder._member_table._tracked) == [new.members]
+    os.kill(pids[1], signal.SIGKILL)
+    eventually(lambda: recorder.events[2:] == [("gone", pids[1])])
+    assert registered(monitor) == []
+
+
+def test_replaced_process_may_end_and_be_registered_again(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """The end of the process that was replaced is no exit of the backend."""
+    wrapper, child = spawn_wrapper(spawner)
+    register(monitor, wrapper.pid)
+    register(monitor, child)
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: registered(monitor) == [])
+    register(monitor, wrapper.pid)
+    assert registered(monitor) == [("m", wrapper.pid, "127.0.0.1:1")]
+    other, server = spawn_wrapper(spawner)
+    register(monitor, other.pid, "n", "127.0.0.1:2")
+    register(monitor, server, "n", "127.0.0.1:2")
+    other.kill()
+    other.wait()
+    register(monitor, spawner.sleeper().pid, "later", "127.0.0.1:3")
+    assert ("n", server, "127.0.0.1:2") in registered(monitor)
+    assert [pid for event, pid in recorder.events if event == "gone"] == [child]
+
+
+def test_process_of_another_backend_or_model_does_not_take_an_address(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """Only a process of the same backend does, and only for the same model."""
+    wrapper, child = spawn_wrapper(spawner)
+    register(monitor, wrapper.pid)
+    for pid, model in ((spawner.sleeper().pid, "m"), (child, "other")):
+        with pytest.raises(InvalidBackend, match=f"is held by process {wrapper.pid} of model 'm'"):
+            register(monitor, pid, model)
+    register(monitor, child, address="127.0.0.1:2")
+    with pytest.raises(InvalidBackend, match=f"is held by process {wrapper.pid} of model 'm'"):
+        register(monitor, child)  # it is a backend itself
+    assert [pid for _, pid, _ in registered(monitor)] == [wrapper.pid, child]
+
+
+def test_process_is_not_replaced_during_a_shutdown(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The shutdown stops what was registered when it began; afterwards a process is replaced."""
+    wrapper, child = spawn_wrapper(spawner)
+    errors: list[str] = []
+
+    class Plugin:
+        @hookimpl
+        def monitor_before_shutdown(self, backend: Backend) -> str:
+            with pytest.raises(InvalidBackend) as error:
+                register(monitor, child)
+            errors.append(str(error.value))
+            return "not now"
+
+    monitor = make_monitor([Plugin()])
+    register(monitor, wrapper.pid)
+    with pytest.raises(ShutdownRefused):
+        monitor.shutdown("m")
+    assert errors == [
+        "the backend was not registered: a shutdown of model 'm' is in progress, so process "
+        f"{child} cannot take the place of the registered one; register it again after the "
+        "shutdown"
+    ]
+    assert registered(monitor) == [("m", wrapper.pid, "127.0.0.1:1")]
+    register(monitor, child)
+    assert registered(monitor) == [("m", child, "127.0.0.1:1")]
+
+
+def test_request_in_flight_leaves_no_connection_to_a_replaced_backend(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """A request may open a connection to the replaced backend just after it was closed."""
+    wrapper, child = spawn_wrapper(spawner)
+    register(monitor, wrapper.pid)
+    services = monitor._services
+    (old,) = services.registry.records()
+    register(monitor, child)
+    services.backend_reader.status(old)
+    assert services.status_client.counts(old.backend) is None

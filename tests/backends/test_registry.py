@@ -14,6 +14,7 @@ from monitor_plugin.backends.registry import (
     NotRegistered,
     Record,
     Registry,
+    ShutdownInProgress,
 )
 from monitor_plugin.domain.models import Backend, BackendExit
 
@@ -239,3 +240,38 @@ def test_events_are_published_in_the_order_of_the_changes(registry: Registry) ->
     assert registry.move_to_exits(record, make_exit(), False, publish) == "published"
     assert len(locked) >= 7
     assert all(locked)
+
+
+def test_replaced_record_frees_its_pid_and_gives_its_state(registry: Registry) -> None:
+    """The new record has the address, and is the newest registration."""
+    old, other = add(registry, "m", 1, "a"), add(registry, "m", 2, "b")
+    registry.change_state(old, State.BUSY, lambda previous: None)
+    new = make_record("m", 3, "a")
+    assert registry.replace(old, new, lambda: "published") == "published"
+    assert registry.records("m") == [other, new]
+    assert registry.find(1) is None
+    assert registry.find(3) is registry.find_by_address("a") is new
+    assert (new.state, new.state_changed_at) == (State.BUSY, old.state_changed_at)
+    assert old.is_replaced
+    with pytest.raises(NotRegistered):
+        end(registry, old)
+
+
+def test_held_record_is_not_replaced(registry: Registry) -> None:
+    """Nor one that was removed or changed, nor by a process that has a record."""
+    old, other = add(registry, "m", 1, "a"), add(registry, "m", 2, "b")
+    with pytest.raises(Conflict) as conflict:
+        registry.replace(old, make_record("m", 2, "a"), fail)
+    assert conflict.value.record is other
+    assert registry.hold("m", 1) == [old]
+    assert registry.hold("m", 9) == registry.hold("n") == []
+    with pytest.raises(ShutdownInProgress):
+        registry.replace(old, make_record("m", 3, "a"), fail)
+    registry.unhold([old])
+    move(registry, old, "n", "a")
+    with pytest.raises(NotRegistered):
+        registry.replace(old, make_record("m", 3, "a"), fail)
+    end(registry, old)
+    with pytest.raises(NotRegistered):
+        registry.replace(old, make_record("n", 3, "a"), fail)
+    assert registry.records() == [other]
