@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -204,6 +205,56 @@ class Spawner:
             for pipe in (process.stdout, process.stderr, process.stdin):
                 if pipe:
                     pipe.close()
+
+
+class ForeignServer(socketserver.ThreadingTCPServer):
+    """A TCP server of another protocol than gRPC, which counts its connections."""
+
+    connections = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        self.connections += 1
+        return super().get_request()
+
+
+def sends(
+    data: bytes, *, first: bool = False, closes: bool = True
+) -> type[socketserver.BaseRequestHandler]:
+    """Return a handler for `foreign_server` that sends some bytes.
+
+    Args:
+        data: the bytes.
+        first: whether to send them before the client has sent anything.
+        closes: whether to close the connection then, and not to wait for the client to do so.
+    """
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                if not first:
+                    self.request.recv(65536)
+                self.request.sendall(data)
+                while not closes and self.request.recv(65536):
+                    pass
+
+    return Handler
+
+
+@contextlib.contextmanager
+def foreign_server(handler: type[socketserver.BaseRequestHandler]) -> Iterator[ForeignServer]:
+    """Serve on a free port of loopback until the end of the `with` statement."""
+    with ForeignServer(("127.0.0.1", free_port()), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def register(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:

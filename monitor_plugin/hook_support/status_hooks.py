@@ -17,7 +17,9 @@ from google.protobuf.message import DecodeError
 
 from ..domain.models import Backend, BackendExit, Status
 from ..hookspecs import Monitor, hookimpl
+from ..rpc.call import speaks_grpc
 from ..rpc.channel_limit import ChannelLimit
+from ..rpc.connection import NOT_GRPC_PAUSE_SECONDS
 
 _PAUSE_SECONDS = 2.0
 _PART_OF_TIMEOUT = 0.9  # the hook must return before it overruns
@@ -34,8 +36,8 @@ class StatusHooks:
 
     Concurrent readings share one response. A backend that responds UNIMPLEMENTED gets no more
     requests until its address changes. A backend that does not respond in time gets no requests for
-    2 s. An object of this class is a plugin; a hook file assigns its methods to variables of the
-    same names.
+    2 s, a server that does not speak gRPC gets none for 60 s. An object of this class is a plugin;
+    a hook file assigns its methods to variables of the same names.
 
     Args:
         ask: makes calls to a backend, and returns its status, or None if the status is unknown. May
@@ -121,9 +123,11 @@ class StatusHooks:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 server.close()
             elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                server.ask_after = max(server.ask_after, time.monotonic() + _PAUSE_SECONDS)
+                server.pause(_PAUSE_SECONDS)
             elif error.code() is grpc.StatusCode.UNAVAILABLE:
                 server.drop_channel()  # its backoff would delay the next connection
+                if not speaks_grpc(error):
+                    server.pause(NOT_GRPC_PAUSE_SECONDS)
         except (DecodeError, ValueError):  # ValueError: another thread closed the channel
             pass
         return None
@@ -154,6 +158,10 @@ class _BackendServer:
         else:
             self._channel_limit.used(self)
         return self._channel
+
+    def pause(self, seconds: float) -> None:
+        """Make no requests for a while; a closed server stays closed."""
+        self.ask_after = max(self.ask_after, time.monotonic() + seconds)
 
     def drop_channel(self) -> None:
         """Close the channel; the caller must have acquired the lock."""

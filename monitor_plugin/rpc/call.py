@@ -23,12 +23,41 @@ DURATION_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 
 _CODES = tuple(code.name for code in grpc.StatusCode)
 
+# The codes of a failed call with which the backend has not answered.
+NO_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
+
+# What the details of the error contain, from gRPC 1.49.1 to 1.85.3, if the server sent something
+# else than HTTP/2. The code is then always UNAVAILABLE.
+_NOT_HTTP2 = ("Failed parsing HTTP/2", "Trying to connect an http1.x server")
+
 
 class StatusOutcome(NamedTuple):
-    """The result of a `Status` call: a status, or the name of the gRPC code of its failure."""
+    """The result of a `Status` call: a status, or the name of the gRPC code of its failure.
+
+    Attributes:
+        status: the status; None if the call failed.
+        rpc_error: the name of the code; None if the call did not fail.
+        answered: whether the server has answered, with a status or with an error of its own.
+        speaks_grpc: False if the server has sent something that is not gRPC.
+    """
 
     status: Status | None
     rpc_error: str | None
+    answered: bool = False
+    speaks_grpc: bool = True
+
+
+NOT_GRPC = StatusOutcome(None, grpc.StatusCode.UNAVAILABLE.name, speaks_grpc=False)
+
+
+def speaks_grpc(error: grpc.RpcError) -> bool:
+    """Return False if a call failed because the server sent something that is not gRPC.
+
+    A server that sends nothing may still be starting, so that it counts as one that speaks gRPC.
+    """
+    details = error.details() or ""
+    is_unavailable = error.code() is grpc.StatusCode.UNAVAILABLE
+    return not (is_unavailable and any(each in details for each in _NOT_HTTP2))
 
 
 class StatusCall:
@@ -90,7 +119,8 @@ class StatusCaller:
                 response = method(b"", timeout=timeout_seconds, metadata=get_metadata())
                 outcome = self._decode(response)
             except grpc.RpcError as error:
-                outcome = StatusOutcome(None, error.code().name)
+                code = error.code().name
+                outcome = StatusOutcome(None, code, code not in NO_ANSWER, speaks_grpc(error))
             except Exception as error:  # the call's readers must get an outcome
                 outcome = error
             on_outcome(outcome)
@@ -99,9 +129,10 @@ class StatusCaller:
 
     def _decode(self, response: bytes) -> StatusOutcome:
         try:
-            return StatusOutcome(status_from_wire(self._response_class.FromString(response)), None)
+            status = status_from_wire(self._response_class.FromString(response))
+            return StatusOutcome(status, None, answered=True)
         except (DecodeError, ValueError):  # some versions raise ValueError for invalid UTF-8
-            return StatusOutcome(None, grpc.StatusCode.INTERNAL.name)
+            return StatusOutcome(None, grpc.StatusCode.INTERNAL.name, answered=True)
 
     def close(self) -> None:
         """End the threads, each after its current call."""

@@ -14,7 +14,16 @@ import grpc
 
 from ..concurrency.blocking import BlockingObserver
 from ..domain.models import Backend
-from .call import StatusCall, StatusCaller, StatusCounter, StatusCounts, StatusOutcome
+from .call import (
+    NO_ANSWER,
+    NOT_GRPC,
+    StatusCall,
+    StatusCaller,
+    StatusCounter,
+    StatusCounts,
+    StatusOutcome,
+    speaks_grpc,
+)
 from .channel_limit import ChannelLimit
 from .protocol import FREE_METHOD
 
@@ -24,8 +33,8 @@ _logger = logging.getLogger(__name__)
 # recovery is seen immediately. At its deadline a new call replaces it, in case it was lost.
 _EXTRA_CALL_SECONDS = 30.0
 
-# With these codes the backend has not answered: a hung backend still counts as hung.
-_NO_ANSWER = (grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.UNAVAILABLE.name)
+# A server that does not speak gRPC logs an error for each call, so the next call waits this long.
+NOT_GRPC_PAUSE_SECONDS = 60.0
 
 # A reader that starts a call to a hung backend waits this long, so that the first reading after the
 # backend's recovery shows the recovery. A reader that joins such a call does not wait.
@@ -100,6 +109,8 @@ class Connection:
         self._call: StatusCall | None = None
         self._hung_code: str | None = None  # readers get this code while the backend hangs
         self._is_unimplemented = False
+        self._paused_until = 0.0  # no calls before, as the server does not speak gRPC
+        self._other_protocol_logged = False
         self._refused_method: str | None = None  # the method whose refusal was logged
         self._frees_in_flight = 0
         self._counter = StatusCounter()
@@ -115,9 +126,12 @@ class Connection:
         max_call_age_seconds = self._timeout_seconds
         with self._lock:
             if self._closed:
-                return self._failed_request(grpc.StatusCode.CANCELLED)
+                return self._failed_request(StatusOutcome(None, grpc.StatusCode.CANCELLED.name))
             if self._is_unimplemented:  # a running process gains no methods
-                return self._failed_request(grpc.StatusCode.UNIMPLEMENTED)
+                code = grpc.StatusCode.UNIMPLEMENTED.name
+                return self._failed_request(StatusOutcome(None, code, answered=True))
+            if time.monotonic() < self._paused_until:
+                return self._failed_request(NOT_GRPC)
             call = self._call
             is_new = call is None
             if call is None:
@@ -129,8 +143,8 @@ class Connection:
             self._start(call)
         return StatusRequest(self, call, max_call_age_seconds)
 
-    def _failed_request(self, code: grpc.StatusCode) -> StatusRequest:
-        return StatusRequest(self, StatusCall(StatusOutcome(None, code.name)), 0.0)
+    def _failed_request(self, outcome: StatusOutcome) -> StatusRequest:
+        return StatusRequest(self, StatusCall(outcome), 0.0)
 
     def wait_for(self, request: StatusRequest, timeout_seconds: float) -> StatusOutcome:
         """Wait for the outcome of a request: see `StatusRequest.wait`."""
@@ -183,7 +197,7 @@ class Connection:
         with self._lock:
             call.outcome = outcome
             self._counter.add(seconds, None if call.is_counted else outcome.rpc_error)
-            if outcome.rpc_error not in _NO_ANSWER:
+            if outcome.rpc_error not in NO_ANSWER:
                 self._hung_code = None
             elif self._hung_code is not None:
                 self._hung_code = outcome.rpc_error
@@ -194,7 +208,11 @@ class Connection:
             # A call that reached its deadline is replaced, so that the backend's recovery is seen.
             next_call = StatusCall() if reached_deadline and not self._closed else None
             self._call = next_call
+            if not outcome.speaks_grpc:
+                self._paused_until = time.monotonic() + NOT_GRPC_PAUSE_SECONDS
         self._close_useless_channel()
+        if not outcome.speaks_grpc:
+            self._log_other_protocol()
         if outcome.rpc_error == grpc.StatusCode.UNAUTHENTICATED.name:
             self.log_refusal("Status")
         call.done.set()
@@ -207,6 +225,8 @@ class Connection:
         with self._lock:
             if self._closed:
                 return grpc.StatusCode.CANCELLED.name
+            if time.monotonic() < self._paused_until:
+                return NOT_GRPC.rpc_error
             self._frees_in_flight += 1
         try:
             metadata = tuple(self._call_metadata().items())  # hooks may take some of the time
@@ -216,6 +236,10 @@ class Connection:
             code = str(error.code().name)
             with self._lock:
                 self._is_unreachable = code == grpc.StatusCode.UNAVAILABLE.name
+                if not speaks_grpc(error):
+                    self._paused_until = time.monotonic() + NOT_GRPC_PAUSE_SECONDS
+            if not speaks_grpc(error):
+                self._log_other_protocol()
             if code == grpc.StatusCode.UNAUTHENTICATED.name:
                 self.log_refusal("Free")
             return code
@@ -228,6 +252,19 @@ class Connection:
                 self._frees_in_flight -= 1
             self._close_useless_channel()
         return None
+
+    def _log_other_protocol(self) -> None:
+        """Log, once, that the server does not speak gRPC."""
+        with self._lock:
+            is_logged, self._other_protocol_logged = self._other_protocol_logged, True
+        if not is_logged:
+            text = (
+                "model %r (process %d): the server at %s does not speak gRPC; the monitor reads "
+                "the process instead, and calls the server once in %g s; if the backend serves "
+                "gRPC at another address, register that one"
+            )
+            backend, seconds = self._backend, NOT_GRPC_PAUSE_SECONDS
+            _logger.warning(text, backend.model, backend.pid, backend.address, seconds)
 
     def log_refusal(self, method: str) -> None:
         """Log that the backend answered a call with UNAUTHENTICATED.

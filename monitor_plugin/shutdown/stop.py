@@ -140,10 +140,10 @@ class Stopper:
                 # If the backend crashes, only known children can be stopped: find new ones now.
                 _try_rescan(stop.tree)
                 refresh_at = time.monotonic() + _REFRESH_SECONDS
-            status, _, rpc_error = self._backend_reader.status(record, remaining)
+            result = self._backend_reader.status(record, remaining)
             was_requested = True
-            timed_out = rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
-            if record.state is not State.BUSY or (status is None and not timed_out):
+            timed_out = result.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
+            if record.state is not State.BUSY or (result.status is None and not timed_out):
                 # Assume busy after a timeout, or if a backend that was BUSY does not answer now.
                 return timed_out or record.state is State.BUSY
             skip.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
 from monitor_plugin.rpc import channel_limit
 from monitor_plugin.rpc.protocol import STATUS_METHOD
 
-from ..support import Spawner, eventually, logged, register
+from ..support import Spawner, eventually, foreign_server, logged, register
 
 READY = BoolValue(value=True).SerializeToString()
 
@@ -206,6 +207,24 @@ def test_unused_channels_are_closed_for_new_ones(
     for _ in range(2):
         assert [monitor.read(f"m{number}").source for number in range(3)] == ["hook"] * 3
         eventually(lambda: server.connections() == 2)
+
+
+def test_server_that_does_not_speak_grpc_gets_one_request_a_minute(
+    watch: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Its log says that the request was not valid. A new address gets a request at once."""
+    monitor = watch(backends=0)
+    with (
+        foreign_server(BaseHTTPRequestHandler) as server,
+        foreign_server(BaseHTTPRequestHandler) as other,
+    ):
+        pid = spawner.sleeper().pid
+        register(monitor, pid, "web", server.address)
+        assert [monitor.read("web").source for _ in range(3)] == ["psutil"] * 3
+        assert server.connections == 2  # one of the hook, one of `Status`
+        register(monitor, pid, "web", other.address)
+        assert monitor.read("web").source == "psutil"
+        assert other.connections == 2
 
 
 def test_backend_that_starts_late_is_reached(

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import BaseRequestHandler
 from typing import Any
 
 import grpc
@@ -20,12 +21,12 @@ from monitor_plugin import Settings
 from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.domain.models import Backend, Memory, Status
 from monitor_plugin.rpc import connection
-from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCall
+from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCall, StatusOutcome
 from monitor_plugin.rpc.channels import UNUSED_CHANNEL_TARGET, ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
 from monitor_plugin.rpc.protocol import SERVICE
 
-from ..support import Spawner, eventually, free_port, suspend
+from ..support import Spawner, eventually, foreign_server, free_port, logged, sends, suspend
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner:
     backend = spawner.backend()
     answer = make_client().status(backend_at(backend.address))
     memory = Memory(3 << 20, {"kv_cache": 1 << 20, "weights": 2 << 20})
-    assert answer == (Status(2, memory), None)
+    assert answer == StatusOutcome(Status(2, memory), None, answered=True)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_unusual_responses_are_statuses(
 ) -> None:
     """Unknown states are kept, bytes are unsigned 64 bit, and empty memory is None."""
     server = serve(lambda context: wire)
-    assert make_client().status(backend_at(server.address)) == (expected, None)
+    assert make_client().status(backend_at(server.address)).status == expected
 
 
 def abort(code: grpc.StatusCode) -> Callable[[grpc.ServicerContext], bytes]:
@@ -145,7 +146,7 @@ def test_invalid_responses_and_errors_have_a_code(
     make_client: Callable[..., StatusClient],
 ) -> None:
     """Invalid bytes, too many bytes, and errors: the outcome has the code's name."""
-    assert make_client().status(backend_at(serve(answer).address)) == (None, code)
+    assert make_client().status(backend_at(serve(answer).address)).rpc_error == code
 
 
 def test_status_is_called_once_where_it_is_unimplemented(
@@ -155,30 +156,152 @@ def test_status_is_called_once_where_it_is_unimplemented(
     server = serve(abort(grpc.StatusCode.UNIMPLEMENTED))
     client = make_client()
     for _ in range(3):
-        assert client.status(backend_at(server.address)) == (None, "UNIMPLEMENTED")
+        assert client.status(backend_at(server.address)).rpc_error == "UNIMPLEMENTED"
     assert server.calls == 1
-    assert client.status(backend_at(server.address, pid=1001)) == (None, "UNIMPLEMENTED")
+    assert client.status(backend_at(server.address, pid=1001)).rpc_error == "UNIMPLEMENTED"
     assert server.calls == 2
     assert client.free(backend_at(server.address)) == "UNIMPLEMENTED"
     for pid in (1000, 1001):
         assert client._connection(backend_at(server.address, pid))._channel is None
 
 
-def test_servers_of_other_protocols_and_none(make_client: Callable[..., StatusClient]) -> None:
-    """No server and an HTTP/1.1 server: UNAVAILABLE; a silent one: DEADLINE_EXCEEDED."""
+def test_no_server_and_a_silent_server(make_client: Callable[..., StatusClient]) -> None:
+    """No server: UNAVAILABLE; a silent one: DEADLINE_EXCEEDED."""
     client = make_client(timeout=60)
-    assert client.status(backend_at("127.0.0.1:1")) == (None, "UNAVAILABLE")
-    assert client.status(backend_at("unix:/nowhere/at/all")) == (None, "UNAVAILABLE")
-    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    thread = threading.Thread(target=server.handle_request)
-    thread.start()
-    assert client.status(backend_at(f"127.0.0.1:{server.server_port}")) == (None, "UNAVAILABLE")
-    thread.join()
-    server.server_close()
+    assert client.status(backend_at("127.0.0.1:1")).rpc_error == "UNAVAILABLE"
+    assert client.status(backend_at("unix:/nowhere/at/all")).rpc_error == "UNAVAILABLE"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         quick = make_client(timeout=0.3)
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        assert quick.status(backend_at(address)) == (None, "DEADLINE_EXCEEDED")
+        assert quick.status(backend_at(address)).rpc_error == "DEADLINE_EXCEEDED"
+
+
+def test_an_answer_is_a_status_or_an_error_of_the_server(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """No answer are UNAVAILABLE, DEADLINE_EXCEEDED, and errors that are not from the server."""
+    client = make_client()
+    for code in grpc.StatusCode:
+        if code is not grpc.StatusCode.OK:
+            expected = code.name not in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+            outcome = client.status(backend_at(serve(abort(code)).address))
+            assert outcome == StatusOutcome(None, code.name, answered=expected)
+    garbage = client.status(backend_at(serve(lambda context: b"\xff\xff").address))
+    assert garbage == StatusOutcome(None, "INTERNAL", answered=True)
+    assert not client.status(backend_at("127.0.0.1:1")).answered
+    client.close()
+    assert not client.status(backend_at("127.0.0.1:1")).answered
+
+
+def test_unimplemented_that_no_reader_waited_for_is_an_answer(
+    serve: Callable[..., Server], make_client: Callable[..., StatusClient]
+) -> None:
+    """The next reader gets it without a call, and that the backend has answered."""
+    go = threading.Event()
+
+    def answer(context: grpc.ServicerContext) -> bytes:
+        go.wait(30)
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no")
+        raise AssertionError
+
+    server = serve(answer)
+    client = make_client()
+    request = client.request_status(backend_at(server.address))
+    assert request.wait(0.01) == StatusOutcome(None, "DEADLINE_EXCEEDED")
+    go.set()
+    assert request.call.done.wait(30)
+    late = client.status(backend_at(server.address))
+    assert late == StatusOutcome(None, "UNIMPLEMENTED", answered=True)
+    assert server.calls == 1
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        BaseHTTPRequestHandler,
+        sends(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nInvalid HTTP request"),
+        sends(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", closes=False),
+        sends(b"HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n"),
+        sends(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", first=True, closes=False),
+        sends(b"-ERR unknown command 'PRI'\r\n", closes=False),
+    ],
+    ids=["http.server", "uvicorn", "HTTP/1.1", "HTTP/1.0", "ssh", "redis"],
+)
+def test_a_server_that_does_not_speak_grpc_is_called_once_a_minute(
+    handler: type[BaseRequestHandler],
+    make_client: Callable[..., StatusClient],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gets one connection. The log says so once; a new registration is called at once."""
+    client = make_client()
+    with foreign_server(handler) as server:
+        backend = backend_at(server.address)
+        for _ in range(5):
+            assert client.status(backend) == StatusOutcome(None, "UNAVAILABLE", speaks_grpc=False)
+            assert client.free(backend) == "UNAVAILABLE"
+        assert server.connections == 1
+        (line,) = logged(caplog)
+        assert f"the server at {server.address} does not speak gRPC" in line
+        again = backend_at(server.address, pid=1001)
+        assert client.status(again).rpc_error == "UNAVAILABLE"
+        assert server.connections == 2
+        assert len(logged(caplog)) == 2
+        monkeypatch.setattr(connection, "NOT_GRPC_PAUSE_SECONDS", 0.0)
+        client.close_connection(again)
+        for calls in (3, 4):
+            assert client.status(again).rpc_error == "UNAVAILABLE"
+            assert server.connections == calls
+        assert len(logged(caplog)) == 3  # of the third connection object, once
+
+
+def test_free_finds_out_that_a_server_does_not_speak_grpc(
+    make_client: Callable[..., StatusClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Later calls are not made, whichever was the first."""
+    client = make_client()
+    with foreign_server(BaseHTTPRequestHandler) as server:
+        backend = backend_at(server.address)
+        assert client.free(backend) == "UNAVAILABLE"
+        assert client.status(backend).rpc_error == "UNAVAILABLE"
+        assert server.connections == 1
+    assert len(logged(caplog)) == 1
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [sends(b""), sends(b"", first=True), sends(b"", closes=False), sends(b"hi", closes=False)],
+    ids=["closes after a request", "closes at once", "silent", "too little"],
+)
+def test_a_server_that_may_still_speak_grpc_is_called_each_time(
+    handler: type[BaseRequestHandler],
+    make_client: Callable[..., StatusClient],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server that sends nothing may be starting or hung."""
+    with foreign_server(handler) as server:
+        client = make_client(timeout=0.2)
+        for _ in range(3):
+            outcome = client.status(backend_at(server.address))
+            assert outcome.rpc_error in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+            assert outcome.speaks_grpc
+        calls = client.counts(backend_at(server.address))
+        assert calls
+        assert sum(calls.failures.values()) == (3 if outcome.rpc_error == "UNAVAILABLE" else 1)
+        client.close()
+    assert logged(caplog) == []
+
+
+def test_a_grpc_server_that_takes_the_place_of_another_is_found(
+    make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the pause its status is read as usual."""
+    monkeypatch.setattr(connection, "NOT_GRPC_PAUSE_SECONDS", 0.1)
+    client = make_client()
+    with foreign_server(BaseHTTPRequestHandler) as server:
+        assert not client.status(backend_at(server.address)).speaks_grpc
+    spawner.backend(addr=server.address)
+    eventually(lambda: client.status(backend_at(server.address)).answered)
 
 
 @pytest.mark.parametrize("scheme", ["unix:", "unix://", "unix-abstract:"])
@@ -205,7 +328,7 @@ def test_metadata_goes_with_each_call(
 ) -> None:
     """A backend gets its token. Invalid metadata fail the call, and are not logged."""
     backend = spawner.backend("--token", "s3cret")
-    assert make_client().status(backend_at(backend.address)) == (None, "UNAUTHENTICATED")
+    assert make_client().status(backend_at(backend.address)).rpc_error == "UNAUTHENTICATED"
     good = make_client(metadata={"authorization": "Bearer s3cret"})
     assert good.status(backend_at(backend.address)).rpc_error is None
     assert good.free(backend_at(backend.address)) is None
@@ -231,7 +354,7 @@ def test_many_readers_share_one_call(
         readers = [pool.submit(client.status, backend_at(server.address)) for _ in range(20)]
         eventually(lambda: server.calls)
         go.set()
-        assert {each.result(30) for each in readers} == {(Status(2, None), None)}
+        assert {each.result(30).status for each in readers} == {Status(2, None)}
     assert server.max_concurrent == 1
 
 
@@ -244,11 +367,11 @@ def test_a_hung_backend_costs_one_call_and_one_wait(
     eventually(lambda: client.status(backend_at(backend.address)).rpc_error is None)
     suspend(backend.pid)
     started = time.monotonic()
-    assert client.status(backend_at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+    assert client.status(backend_at(backend.address)).rpc_error == "DEADLINE_EXCEEDED"
     assert time.monotonic() - started >= 2.0
     started = time.monotonic()
     for _ in range(20):
-        assert client.status(backend_at(backend.address)) == (None, "DEADLINE_EXCEEDED")
+        assert client.status(backend_at(backend.address)).rpc_error == "DEADLINE_EXCEEDED"
     assert time.monotonic() - started < 2.0 * 20 / 2  # 20 waits would take 40 s
     os.kill(backend.pid, signal.SIGCONT)
     eventually(lambda: client.status(backend_at(backend.address)).status)
@@ -344,9 +467,9 @@ def test_closing_ends_the_waits_of_readers(
         reader = pool.submit(client.status, backend_at(server.address))
         eventually(lambda: server.calls)
         client.close_connection(backend_at(server.address))
-        assert reader.result(30) == (None, "CANCELLED")
+        assert reader.result(30).rpc_error == "CANCELLED"
     client.close()
-    assert client.status(backend_at(server.address)) == (None, "CANCELLED")
+    assert client.status(backend_at(server.address)).rpc_error == "CANCELLED"
     assert client.free(backend_at(server.address)) == "CANCELLED"
     go.set()
 
@@ -381,7 +504,7 @@ def test_a_call_on_a_closed_channel_is_cancelled(
         call = StatusCall()
         made._finish(call, ValueError("Cannot invoke RPC on closed channel!"))
         assert call.done.is_set()
-        assert call.outcome == (None, code)
+        assert call.outcome == StatusOutcome(None, code)
     assert len(caplog.records) == 1
 
 
@@ -402,7 +525,7 @@ def test_a_name_that_resolves_again_is_used_immediately(
 
     monkeypatch.setattr(grpc, "insecure_channel", open_channel)
     client = make_client()
-    assert client.status(backend_at(backend.address)) == (None, "UNAVAILABLE")
+    assert client.status(backend_at(backend.address)).rpc_error == "UNAVAILABLE"
     for _ in range(2):
         assert client.status(backend_at(backend.address)).status
         assert len(targets) == 2
@@ -467,7 +590,7 @@ def test_channels_are_limited_by_the_number_of_descriptors(
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(client.status, backend_at(slow.address, pid)) for pid in range(3)]
         eventually(lambda: slow.concurrent == 3)
-        assert client.status(backend_at(quick)) == (None, "RESOURCE_EXHAUSTED")
+        assert client.status(backend_at(quick)).rpc_error == "RESOURCE_EXHAUSTED"
         assert client.free(backend_at(quick)) == "RESOURCE_EXHAUSTED"
         go.set()
         assert [each.result(60).status for each in waiting] == [Status(1, None)] * 3
@@ -561,7 +684,7 @@ def test_a_call_is_counted_once_for_all_its_readers(
         assert (counts := client.counts(backend_at(server.address)))
         assert counts.calls[-1] == 0  # it is not over
         release.set()
-        assert {reader.result() for reader in readers} == {(Status(0), None)}
+        assert {reader.result().status for reader in readers} == {Status(0)}
     assert (counts := client.counts(backend_at(server.address)))
     assert counts.calls[-1] == server.calls
     assert counts.seconds >= 0.1
@@ -596,7 +719,7 @@ def test_call_that_readers_gave_up_counts_as_one_failure(
     backend = backend_at(running.address)
     suspend(running.pid)
     for _ in range(2):
-        assert client.status(backend) == (None, "DEADLINE_EXCEEDED")
+        assert client.status(backend).rpc_error == "DEADLINE_EXCEEDED"
     os.kill(running.pid, signal.SIGKILL)
     eventually(lambda: (counts := client.counts(backend)) and counts.calls[-1])
     assert (counts := client.counts(backend))
