@@ -38,6 +38,15 @@ Backend = RunningBackend
 # Put this before a command to start it with SIGINT ignored, as a script starts background commands.
 IGNORING_SIGINT = ("bash", "-c", "trap '' INT; exec \"$@\"", "bash")
 
+_WITH_ZOMBIE = """
+import os, subprocess, time
+children = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+children[0].kill()
+os.waitid(os.P_PID, children[0].pid, os.WEXITED | os.WNOWAIT)
+print("killed", flush=True)
+time.sleep(1000)
+"""
+
 
 def free_port() -> int:
     """Return a port on which no process listens, and which no other test gets.
@@ -174,6 +183,13 @@ class Spawner:
 
     def sleeper(self) -> subprocess.Popen[str]:
         return self.process("sleep", "1000")
+
+    def with_zombie(self) -> subprocess.Popen[str]:
+        """Start a process with two children, of which one was killed and is not waited for."""
+        process = self.python(_WITH_ZOMBIE)
+        assert process.stdout
+        assert process.stdout.readline() == "killed\n"
+        return process
 
     def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> Backend:
         """Start a demo backend, small by default, and wait until it serves."""

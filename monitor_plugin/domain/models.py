@@ -180,13 +180,15 @@ class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
     """The usage of a backend's process tree.
 
     Attributes:
-        processes: how many there are.
+        processes: how many run.
+        zombies: how many have ended, and their parents have not waited for them yet.
         pss: bytes, shared pages counted once (/proc, at most 30 s old).
         vram: bytes of GPU memory: the sum of the components that hooks name `vram` or
             `vram:<device>`.
     """
 
     processes: int
+    zombies: int = 0
     pss: int | None = None
     vram: int | None = None
 

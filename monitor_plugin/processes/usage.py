@@ -139,7 +139,8 @@ class UsageSnapshot:
         # Zombies count: their CPU time is theirs until their parent waits for them.
         rows = [self._rows[pid] for pid in pids]
         usage["cpu_seconds"] = sum(row.cpu_seconds + row.children_cpu_seconds for row in rows)
-        return TreeUsage(processes=len(live), pss=pss, vram=vram, **usage)
+        zombies = sum(row.is_zombie for row in rows)
+        return TreeUsage(processes=len(live), zombies=zombies, pss=pss, vram=vram, **usage)
 
     def _sum(self, pids: Sequence[int], cpu_percent: float | None) -> dict[str, Any]:
         rows = [self._rows[pid] for pid in pids]

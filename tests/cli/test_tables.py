@@ -98,6 +98,18 @@ def test_table_sorts_by_memory_and_marks_trouble() -> None:
     assert "and 2 before" in lines[-1]
 
 
+@pytest.mark.parametrize(("zombies", "text"), [(1, "ready, 1 zombie"), (20, "ready, 20 zombies")])
+def test_zombies_are_shown_beside_the_state(zombies: int, text: str) -> None:
+    """In the table and in the details; a backend without zombies shows none."""
+    process = {"tree": {"processes": 2, "zombies": zombies}}
+    listed = answer(item("m", 1, process=process), item("other", 2))
+    table = text_of(backends_view(listed, None, 200), 200)
+    assert table.count("zombie") == 1
+    assert f" {text} " in table
+    details = text_of(details_view(listed, "m", 200), 200)
+    assert f"{text}\n" in "\n".join(line.rstrip() for line in details.splitlines())
+
+
 def test_answer_of_another_version_is_shown() -> None:
     """Missing fields are unknown, and unknown fields are ignored."""
     common = {"model": "m", "pid": 5, "created_at": "2026-01-02T03:04:05Z", "of_tomorrow": 1}

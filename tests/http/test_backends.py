@@ -15,7 +15,7 @@ import pytest
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
 from monitor_plugin.domain.models import state_name
 
-from ..support import Client, Spawner, eventually, suspend
+from ..support import Client, Spawner, eventually, register, suspend
 
 
 class Hook:
@@ -58,6 +58,14 @@ def age(text: str) -> float:
     return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
+def test_zombies_are_counted(monitor: Monitor, client: Client, spawner: Spawner) -> None:
+    """They are not among the processes that run."""
+    register(monitor, spawner.with_zombie().pid)
+    (item,) = get(client, "/backends")["backends"]
+    tree = item["process"]["tree"]
+    assert (tree["processes"], tree["zombies"]) == (2, 1)
+
+
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 def test_backends_and_ends_are_listed(
     prefix: str, monitor: Monitor, client: Client, spawner: Spawner
@@ -78,7 +86,7 @@ def test_backends_and_ends_are_listed(
         *("rss", "vms", "memory_percent", "cpu_percent", "cpu_seconds", "threads", "open_files")
     }
     assert set(process) == figures
-    assert set(tree) == figures | {"processes", "pss", "vram"}
+    assert set(tree) == figures | {"processes", "zombies", "pss", "vram"}
     assert process["rss"] <= tree["rss"]
     assert age(item.pop("created_at")) == pytest.approx(item.pop("uptime_seconds"), abs=5)
     assert 0 <= age(item.pop("state_changed_at")) < 100

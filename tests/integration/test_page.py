@@ -137,6 +137,16 @@ def test_page_updates_without_a_reload(
     assert page.evaluate("window.same")
 
 
+def test_zombies_are_shown_beside_the_state(
+    make_swept: Callable[..., Monitor], spawner: Spawner, tabs: Tabs
+) -> None:
+    """A process of the backend was killed, and its parent has not waited for it."""
+    monitor = make_swept()
+    process = spawner.with_zombie()
+    monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
+    shows(tabs.open(monitor.url).page, "m", "1 zombie")
+
+
 def test_stop_is_confirmed_and_shown(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:

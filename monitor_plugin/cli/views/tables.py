@@ -32,6 +32,7 @@ from .text import (
     printable,
     seconds_since,
     summarize,
+    zombies,
 )
 
 _STYLES = {
@@ -110,12 +111,15 @@ def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
 
 
 def condition_text(item: NodeBackendItem) -> Text:
-    """Return a backend's condition with its age; `!` marks what an operator should check."""
+    """Return a backend's condition, with its age and zombies; `!` marks what to check."""
     name, seconds = condition(item), condition_seconds(item)
     alarm = "! " if name in ALARMING else ""
     since = "" if seconds is None else f" {duration(seconds)}"
     style = "magenta" if item.shutdown else _STYLES.get(name, "")
-    return Text(alarm + printable(name) + since, style)
+    text = Text(alarm + printable(name) + since, style)
+    if count := zombies(item):
+        text.append(f", {count} zombie{'s' if count > 1 else ''}", "yellow")
+    return text
 
 
 def _table(

@@ -80,6 +80,11 @@ def condition_seconds(item: NodeBackendItem) -> float | None:
     return seconds_since(item.state_changed_at) if condition(item) in _LASTING else None
 
 
+def zombies(item: NodeBackendItem) -> int:
+    """Return the number of zombies among a backend's processes; 0 if it is unknown."""
+    return item.process.tree.zombies if item.process and item.process.tree else 0
+
+
 def memory_bytes(item: NodeBackendItem) -> int | None:
     """Return the memory of a backend in bytes; None if it is unknown."""
     return item.memory.total if item.memory else None

@@ -102,6 +102,8 @@ export class Row {
     else if (item.state_changed_at && (item.state ?? null) !== null) {
       notes.push(`for ${duration(now - Date.parse(item.state_changed_at) / 1000)}`);
     }
+    const zombies = item.process?.tree?.zombies ?? 0;
+    if (zombies > 0) notes.push(`${zombies} zombie${zombies > 1 ? "s" : ""}`);
     if (item.age_seconds > OLD_SECONDS) notes.push(`read ${duration(item.age_seconds)} ago`);
     this.#badge(word, tone, why, notes.join(", "));
   }
