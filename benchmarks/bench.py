@@ -67,7 +67,7 @@ def main() -> None:
         "lists": lambda: lists(([3], [200], [200, 1000])[size_index], (2, 5, 15)[size_index]),
         "costs": lambda: costs.measure(*((10, 4, 0.5), (200, 20, 6), (1000, 100, 30))[size_index]),
         "churn": lambda: churn.measure(*((3, 1, 1), (30, 1, 5), (100, 3, 8))[size_index]),
-        "trees": lambda: trees.measure(*((8, 1, 1), (200, 2, 5), (200, 5, 15))[size_index]),
+        "trees": lambda: trees.measure(*((8, 1, 1), (200, 2, 5.5), (200, 5, 16.5))[size_index]),
     }
     figures: list[Figure] = []
     for name in options.only.split(","):

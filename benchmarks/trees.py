@@ -27,7 +27,9 @@ ALLOWED_RATIO = 1.1
 # Longer than a snapshot of the process table is shared.
 _PAUSE_SECONDS = 1.1
 _REPEATS = 20  # of requests that take a few milliseconds
-_BACKGROUND_SECONDS = 15.0
+_BACKGROUND_SECONDS = 16.5
+# The memory of a tree is shared for 5 s. With sweeps every 5 s, chance would decide whether it is.
+_SWEEP_SECONDS = 5.5
 
 
 class Contender(NamedTuple):
@@ -91,7 +93,7 @@ def measure(count: int, rounds: int, seconds: float, against: Path | None = None
         backends(count - count // 2, *switches, "--no-status") as without_status,
     ):
         targets = [*with_status, *without_status]
-        with contenders(checkouts, targets, 5.0) as running:
+        with contenders(checkouts, targets, _SWEEP_SECONDS) as running:
             before = [each.cpu_ms() for each in running]
             time.sleep(seconds)
             used = [each.cpu_ms() - was for each, was in zip(running, before, strict=True)]
