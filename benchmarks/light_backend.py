@@ -124,14 +124,14 @@ def fork_idle(children: int) -> None:
                 signal.pause()
 
 
-def open_listener(address: str) -> socket.socket:
-    """Listen at `HOST:PORT`; port 0 is any free port."""
+def open_listener(address: str) -> tuple[socket.socket, str]:
+    """Listen at `HOST:PORT`; port 0 is any free port. Return the address with the port."""
     host, _, port = address.rpartition(":")
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, int(port)))
     listener.listen(128)
-    return listener
+    return listener, f"{host}:{listener.getsockname()[1]}"
 
 
 def serve(listener: socket.socket, options: argparse.Namespace) -> None:
@@ -152,8 +152,8 @@ def start_backend(options: argparse.Namespace) -> tuple[int, str]:
     for _ in range(_DESCRIPTORS):
         os.open(os.devnull, os.O_RDONLY)
     fork_idle(options.children)
-    listener = open_listener("127.0.0.1:0")
-    os.write(sent, b"127.0.0.1:%d\n" % listener.getsockname()[1])
+    listener, address = open_listener(options.addr)
+    os.write(sent, f"{address}\n".encode())
     os.close(sent)
     serve(listener, options)
     raise AssertionError("a server ends by a signal only")
@@ -170,9 +170,8 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=0, help="idle children of each of them")
     options = parser.parse_args()
     if options.count is None:
-        listener = open_listener(options.addr)
-        host = options.addr.rpartition(":")[0]
-        print(f"serving on {host}:{listener.getsockname()[1]}", flush=True)
+        listener, address = open_listener(options.addr)
+        print(f"serving on {address}", flush=True)
         serve(listener, options)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so the kernel reaps the backends
     pids = []

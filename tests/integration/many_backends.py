@@ -1,11 +1,8 @@
 """Registers many backends in its own process, and prints the resources that it uses, as JSON.
 
-python many_backends.py serve COUNT       serves gRPC at COUNT ports, and prints them
-python many_backends.py live LIMIT        a backend for each port at the same time, with at most
-                                          LIMIT descriptors
+python many_backends.py live COUNT LIMIT  COUNT backends at the same time, with at most LIMIT
+                                          descriptors
 python many_backends.py turn COUNT        COUNT registrations one after the other
-
-The last two read the ports from standard input.
 """
 
 from __future__ import annotations
@@ -15,36 +12,40 @@ import gc
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
-import grpc
 import psutil
 
 from monitor_plugin import Monitor, Settings
-from monitor_plugin.rpc.protocol import SERVICE
 
+LIGHT_BACKEND = Path(__file__).parents[2] / "benchmarks" / "light_backend.py"
 ROUNDS = 4
 
 
-def serve(count: int) -> None:
-    """Serve `Status` with READY at many ports, and print them."""
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"\x08\x02")
-    server = grpc.server(ThreadPoolExecutor(4))
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, {"Status": handler}),)
-    )
-    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(count)]
-    server.start()
-    print(*ports, flush=True)
-    sys.stdin.read()
-    server.stop(None)
+@contextmanager
+def backends(count: int) -> Iterator[list[tuple[int, int]]]:
+    """Run backends that listen at all local addresses; yield the PID and the port of each."""
+    options = ["--count", str(count), "--addr", "0.0.0.0:0"]
+    with subprocess.Popen(
+        [sys.executable, "-S", "-E", str(LIGHT_BACKEND), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdin
+        assert running.stdout
+        with running.stdin:
+            lines = [running.stdout.readline().split() for _ in range(count)]
+            yield [(int(pid), int(address.rpartition(":")[2])) for pid, address in lines]
 
 
 def wait_gone(monitor: Monitor) -> None:
@@ -54,36 +55,30 @@ def wait_gone(monitor: Monitor) -> None:
         time.sleep(0.01)
 
 
-def live_at_once(monitor: Monitor, ports: Sequence[str]) -> Counter[str]:
+def live_at_once(monitor: Monitor, count: int) -> Counter[str]:
     """Register all backends, read each, and end them; count the sources of the readings."""
-    processes = [subprocess.Popen(["sleep", "1000"]) for _ in ports]
-    try:
-        for port, process in zip(ports, processes, strict=True):
+    with backends(count) as running:
+        for pid, port in running:
             monitor.hook.monitor_backend_spawned(
-                model=port, pid=process.pid, address=f"127.0.0.1:{port}"
+                model=str(pid), pid=pid, address=f"127.0.0.1:{port}"
             )
-        return Counter(monitor.read(port).source for port in ports)
-    finally:
-        for process in processes:
-            process.kill()
-        wait_gone(monitor)
-        for process in processes:
-            process.wait()
+        sources = Counter(monitor.read(str(pid)).source for pid, _ in running)
+    wait_gone(monitor)
+    return sources
 
 
-def in_turn(monitor: Monitor, ports: Sequence[str], count: int) -> Counter[str]:
+def in_turn(monitor: Monitor, count: int) -> Counter[str]:
     """Register `count` times: each process ten times, at other addresses; count the sources."""
     sources: Counter[str] = Counter()
-    for number in range(count // 10):
-        process = subprocess.Popen(["sleep", "1000"])
-        for update in range(10):
-            address = f"127.0.0.1:{ports[(number + update) % len(ports)]}"
-            monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address=address)
-            if update % 5 == 0:
-                sources[monitor.read("m").source] += 1
-        process.kill()
-        wait_gone(monitor)
-        process.wait()
+    with backends(count // 10) as running:
+        for pid, port in running:
+            for number in range(10):
+                address = f"127.0.0.{number + 1}:{port}"
+                monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=address)
+                if number % 5 == 0:
+                    sources[monitor.read("m").source] += 1
+            os.kill(pid, signal.SIGKILL)
+            wait_gone(monitor)
     return sources
 
 
@@ -134,21 +129,13 @@ def measure(work: Callable[[Monitor], Counter[str]], warm_up: Callable[[Monitor]
 
 def main() -> None:
     """Run the command of the command line."""
-    command, number = sys.argv[1], int(sys.argv[2])
+    command, count = sys.argv[1], int(sys.argv[2])
     faulthandler.dump_traceback_later(280, exit=True)  # before the test's own timeout
-    if command == "serve":
-        serve(number)
-        return
-    ports = sys.stdin.readline().split()
     if command == "live":
-        resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
-        work, warm_up = partial(live_at_once, ports=ports), partial(live_at_once, ports=ports[:1])
-    else:
-        work, warm_up = (
-            partial(in_turn, ports=ports, count=number),
-            partial(in_turn, ports=ports, count=10),
-        )
-    measure(work, warm_up)
+        limit = int(sys.argv[3])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    work = live_at_once if command == "live" else in_turn
+    measure(partial(work, count=count), partial(work, count=10))
 
 
 if __name__ == "__main__":
