@@ -89,7 +89,9 @@ def main() -> int:
         print("there is no chromium: apt-get install chromium", file=sys.stderr)
         return 1
     IMAGES.mkdir(exist_ok=True)
-    settings = Settings(listen="127.0.0.1:0", sweep_interval_seconds=SECONDS / 180)
+    settings = Settings(
+        listen="127.0.0.1:0", sweep_interval_seconds=SECONDS / 180, start_grace_seconds=0
+    )
     ended = threading.Event()
     with Monitor(settings) as monitor:
         host = DemoHost(monitor)

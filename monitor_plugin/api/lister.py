@@ -11,7 +11,7 @@ import psutil
 
 from ..backends.registry import EndedBackend, Registry
 from ..domain.exits import exit_to_dict
-from ..domain.models import Observation, state_name, utc_datetime
+from ..domain.models import Observation, utc_datetime
 from ..readings.sweeper import Sweeper
 from ..shutdown.coordinator import Progress, ShutdownCoordinator
 from .schemas import (
@@ -71,13 +71,12 @@ class Lister:
     ) -> BackendItem:
         backend, reading = observation.backend, observation.reading
         changed_at, process = observation.state_changed_at, observation.process
-        state = reading.status.state if reading and reading.status else None
         item: BackendItem = self._backend_type(
             model=backend.model,
             pid=backend.pid,
             address=backend.address,
-            state=state,
-            state_name=state_name(state),
+            state=observation.state,
+            state_name=observation.state_name,
             last_state=observation.last_state,
             state_changed_at=None if changed_at is None else utc_datetime(changed_at),
             source=reading.source if reading else None,

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
@@ -70,6 +70,8 @@ class Record:
         members: the processes that belong to the backend.
         tree_memory: the memory of the members in bytes, and its source; cached for seconds.
         oom: counts the kernel's out-of-memory kills in the backend's control group.
+        registered_at: when this address was registered (monotonic seconds).
+        answered: whether the backend has answered at this address, or a hook gave its status.
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
         source: the source of the last status; None if the last request of a status failed.
@@ -88,6 +90,8 @@ class Record:
     members: Members
     tree_memory: SingleFlight[tuple[int, str] | None]
     oom: OomKillCounter
+    registered_at: float = field(default_factory=time.monotonic)
+    answered: bool = False
     state: State | None = None
     state_changed_at: float | None = None
     source: str | None = None
@@ -96,6 +100,13 @@ class Record:
     is_held: bool = False
     is_replaced: bool = False
     shared_readings: object = None
+
+    def is_starting(self, grace_seconds: float) -> bool:
+        """Whether the backend has not answered yet, and was registered less than a grace ago.
+
+        A backend that accepts connections and does not answer is starting too: it may be loading.
+        """
+        return not self.answered and time.monotonic() - self.registered_at < grace_seconds
 
 
 class Registry:
@@ -158,6 +169,8 @@ class Registry:
     ) -> T:
         """Give a record another model or address, and make it the newest registration.
 
+        At another address the backend has not answered yet.
+
         Raises:
             Conflict: another record has the address.
             NotRegistered: the record was removed.
@@ -170,7 +183,9 @@ class Registry:
                 raise NotRegistered
             self._remove(record)
             record.backend = backend
-            record.canonical_address = canonical_address
+            if record.canonical_address != canonical_address:
+                record.canonical_address = canonical_address
+                record.registered_at, record.answered = time.monotonic(), False
             self._insert(record)
             return publish()
 
@@ -195,6 +210,7 @@ class Registry:
                 raise ShutdownInProgress
             new.state, new.state_changed_at = old.state, old.state_changed_at
             new.source = old.source
+            new.registered_at, new.answered = old.registered_at, old.answered
             self._remove(old)
             old.is_replaced = True
             self._insert(new)
@@ -242,6 +258,12 @@ class Registry:
         """List the models that have a backend."""
         with self._lock:
             return list(self._by_model)
+
+    def set_answered(self, record: Record, backend: Backend) -> None:
+        """Record that a backend has answered; nothing if it was registered again since."""
+        with self._lock:
+            if record.backend is backend:
+                record.answered = True
 
     def set_stopping(self, record: Record, stopping: bool) -> None:
         """Set whether a shutdown is stopping the backend."""

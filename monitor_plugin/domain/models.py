@@ -26,6 +26,10 @@ class State(enum.IntEnum):
     READY = 2
 
 
+# The name of the state of a backend that has not answered yet.
+STARTING = "starting"
+
+
 def state_name(state: int | None) -> str:
     """Return a state's name in lower case; `unknown` for None and for numbers not in `State`."""
     names = {int(each): each.name.lower() for each in State}
@@ -206,6 +210,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         last_state: the last state that it reported, kept while readings have no status; None if it
             never reported one.
         state_changed_at: when the monitor first saw that state, in seconds since the epoch.
+        starting: whether it has not answered yet at its address, while `start_grace_seconds` last.
     """
 
     backend: Backend
@@ -216,6 +221,17 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     tree: TreeUsage | None = None
     last_state: State | None = None
     state_changed_at: float | None = None
+    starting: bool = False
+
+    @property
+    def state(self) -> int | None:
+        """The state that it reports now; None if it reports none."""
+        return self.reading.status.state if self.reading and self.reading.status else None
+
+    @property
+    def state_name(self) -> str:
+        """The name of that state; `starting` or `unknown` if it reports none."""
+        return STARTING if self.starting and self.state is None else state_name(self.state)
 
 
 class HookFigures(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 
 from ..api.results import escape
 from ..backends.counters import ModelCounts
-from ..domain.models import Backend, LoadedPlugin, Observation, State, state_name
+from ..domain.models import STARTING, Backend, LoadedPlugin, Observation, State, state_name
 from ..domain.version import package_version
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
@@ -32,7 +32,7 @@ _MAX_COMPONENTS = 32
 _OTHERS = "(other)"
 
 _LABELS = ("model", "replica")
-_STATES = tuple(dict.fromkeys(map(state_name, (*State, None))))
+_STATES = (*map(state_name, State), STARTING, state_name(None))
 _BUCKETS = (*map(str, DURATION_BOUNDS), "+Inf")
 
 
@@ -90,7 +90,8 @@ class Exposition:
     def _gauges(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "monitor_backend_up",
-            "Whether the backend answered the last Status call, also with UNIMPLEMENTED.",
+            "Whether the backend answered the last Status call, also with UNIMPLEMENTED; "
+            "absent while it is starting.",
             labels=_LABELS,
         )
         state = StateSetMetricFamily(
@@ -122,12 +123,10 @@ class Exposition:
             unit="seconds",
         )
         for key, each in observations.items():
-            status = each.reading.status if each.reading else None
-            if each.reading:
-                answered = status or each.reading.rpc_error == "UNIMPLEMENTED"
+            if each.reading and not each.starting:
+                answered = each.reading.status or each.reading.rpc_error == "UNIMPLEMENTED"
                 up.add_metric(key, 1 if answered else 0)
-            name = state_name(status.state if status else None)
-            state.add_metric(key, {other: other == name for other in _STATES})
+            state.add_metric(key, {other: other == each.state_name for other in _STATES})
             if each.memory:
                 total.add_metric(key, each.memory.total)
                 for component, amount in _largest(each.memory.breakdown).items():

@@ -27,11 +27,13 @@ class StatusResult(NamedTuple):
         status: the status; None if the request failed.
         source: `hook` or `grpc`.
         rpc_error: the name of the gRPC code if the request failed, else None.
+        answered: whether the backend has answered, with a status or with an error of its own.
     """
 
     status: Status | None
     source: str
     rpc_error: str | None
+    answered: bool = False
 
 
 class BackendReader:
@@ -73,7 +75,7 @@ class BackendReader:
         query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
         result = self._request_status(record, backend, deadline, query)
         breakdown = query.memory_components()  # also without a status: the hooks must be watched
-        self.record_state(record, backend, result.status)
+        self.record_state(record, backend, result.status, result.answered)
         if result.status is None:
             return self._read_sample(record, backend, result.rpc_error)
         if pids is None:
@@ -116,7 +118,7 @@ class BackendReader:
         deadline = time.monotonic() + seconds
         query = self._hooks.begin_query(backend, seconds)
         result = self._request_status(record, backend, deadline, query)
-        self.record_state(record, backend, result.status)
+        self.record_state(record, backend, result.status, result.answered)
         return result
 
     def _request_status(
@@ -136,16 +138,24 @@ class BackendReader:
             request = request or client.request_status(backend)
         status = query.status()  # takes precedence over gRPC's
         if status is not None:
-            result = StatusResult(status, "hook", None)
+            result = StatusResult(status, "hook", None, answered=True)
         else:
             request = request or client.request_status(backend)
             outcome = request.wait(deadline - time.monotonic())
-            result = StatusResult(outcome.status, "grpc", outcome.rpc_error)
+            result = StatusResult(outcome.status, "grpc", outcome.rpc_error, outcome.answered)
         record.source = result.source if result.status else None
         return result
 
-    def record_state(self, record: Record, backend: Backend, status: Status | None) -> None:
-        """Record the state of a status that was just received; None changes nothing.
+    def record_state(
+        self, record: Record, backend: Backend, status: Status | None, answered: bool
+    ) -> None:
+        """Record that the backend has answered, and the state of a status that was just received.
+
+        Args:
+            record: the record of the backend.
+            backend: the registration for which the status was requested.
+            status: the status; None does not change the state.
+            answered: whether the backend has answered.
 
         Raises:
             ProcessGone: the registered process has ended, even if the address still answers.
@@ -156,6 +166,8 @@ class BackendReader:
             self._status_client.close_connection(backend)
         if ended:
             raise ProcessGone(backend.pid)
+        if answered and not record.answered:
+            self._registry.set_answered(record, backend)
         if status is None or status.state not in State.__members__.values():
             return
         current = State(status.state)

@@ -46,7 +46,8 @@ class Sweeper:
         usage_reader: reads the usage of process trees.
         hooks: adds memory components; called after each background sweep.
         time_series: stores the figures of background sweeps.
-        settings: the timeouts of statuses and hooks, and the interval of background sweeps.
+        settings: the timeouts of statuses and hooks, the interval of background sweeps, and how
+            long a backend may be starting.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Sweeper:
         self._time_series = time_series
         self._status_seconds = settings.status_timeout_seconds
         self._hook_seconds = settings.hook_timeout_seconds
+        self._start_grace_seconds = settings.start_grace_seconds
         self._all = SingleFlight(_MAX_AGE_SECONDS, lambda: self._sweep(self._registry.records()))
         seconds = settings.sweep_interval_seconds
         self._background = (
@@ -109,7 +111,8 @@ class Sweeper:
         for record in self._registry.records(model):
             observation = record.observation
             if observation is None or observation.backend != record.backend:
-                observation = Observation(backend=record.backend)
+                starting = record.is_starting(self._start_grace_seconds)
+                observation = Observation(backend=record.backend, starting=starting)
             found.append(_with_newest_state(observation, record))
         return found
 
@@ -146,12 +149,12 @@ class Sweeper:
             return self._request_through_hooks(records)
         backends = [record.backend for record in records]
         results: list[StatusResult | None] = []
-        for record, backend, (status, rpc_error) in zip(
+        for record, backend, (status, rpc_error, answered, _) in zip(
             records, backends, self._status_client.statuses(backends), strict=True
         ):
             try:
-                self._backend_reader.record_state(record, backend, status)
-                results.append(StatusResult(status, "grpc", rpc_error))
+                self._backend_reader.record_state(record, backend, status, answered)
+                results.append(StatusResult(status, "grpc", rpc_error, answered))
             except ProcessGone:
                 results.append(None)
         return results
@@ -209,6 +212,7 @@ class Sweeper:
             tree=tree,
             last_state=record.state,
             state_changed_at=record.state_changed_at,
+            starting=record.is_starting(self._start_grace_seconds),
         )
 
     def _memory(

@@ -59,7 +59,7 @@ def test_ps_prints_a_table_or_json(
     assert main(["ps"]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"^real +{backend.pid} +ready +3\.0 MiB .* grpc *$", text, re.M)
-    assert re.search(f"^{re.escape(escape_name(HOSTILE))} .*! unreachable", text, re.M)
+    assert re.search(f"^{re.escape(escape_name(HOSTILE))} .* starting ", text, re.M)
     assert re.search(r"^gone +\d+ +killed +\ds ago +was killed by SIGKILL", text, re.M)
     assert all(character.isprintable() for line in text.splitlines() for character in line)
     assert main(["ps", "--json"]) == 0
@@ -70,7 +70,7 @@ def test_ps_prints_a_table_or_json(
     assert [each["model"] for each in json.loads(printed)["backends"]] == ["real", HOSTILE]
     assert json.loads(printed)["ended"] == answer["ended"]
     assert main(["ps", "--model", "real"]) == 0
-    assert "unreachable" not in capsys.readouterr().out
+    assert "starting" not in capsys.readouterr().out
     assert main(["ps", "--model", "no\\ne"]) == 0
     assert capsys.readouterr().out == "Model 'no\\\\ne' is not loaded.\n"
 

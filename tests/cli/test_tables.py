@@ -70,6 +70,7 @@ SOME = answer(
     item("going", 6, shutdown={"phase": "draining", "seconds": 65.0}),
     item("off", 7, state=None, rpc_error="UNAVAILABLE", source="psutil"),
     item("old", 8, state=None, rpc_error="UNIMPLEMENTED", source="psutil"),
+    item("loads", 7, state=None, rpc_error="UNAVAILABLE", source="psutil", state_name="starting"),
     item("early", 9, state=None, source=None, process=None),
     ended=12,
 )
@@ -80,18 +81,20 @@ def test_table_sorts_by_memory_and_marks_trouble() -> None:
     lines = text_of(backends_view(SOME, None, 200), 200).splitlines()
     assert " ".join(lines[1].split()) == "large 480 ready 480.0 MiB 48.0 150.0 1h1m grpc"
     by_name = {line.split()[0]: line for line in lines if line.strip()}
-    assert lines[9] == by_name["hung"]
+    assert lines[10] == by_name["hung"]
     assert "! no answer" in by_name["hung"]
     assert "?" in by_name["hung"]
     assert "psutil: DEADLINE_EXCEEDED" in by_name["hung"]
     assert r"[red]bad[/red] :smile: \u202e" in by_name["[red]bad[/red]"]
     assert "! error" in by_name["[red]bad[/red]"]
     assert "! unreachable" in by_name["off"]
+    assert " starting " in by_name["loads"]
+    assert "!" not in by_name["loads"]
     assert "draining 1m5s" in by_name["going"]
     assert "unknown (7)" in by_name["new"]
     assert "no status" in by_name["old"]
     assert "not read yet" in by_name["early"]
-    assert "9 backends, 519.0 MiB of 1000.0 MiB; 1 error, 1 no answer, 1 unreachable" in "\n".join(
+    assert "10 backends, 526.0 MiB of 1000.0 MiB; 1 error, 1 no answer, 1 unreachable" in "\n".join(
         lines
     )
     assert by_name[r"gone\x1b"].rstrip().endswith(r"was killed\x1b[2J")
@@ -150,7 +153,7 @@ def test_details_show_all_that_is_known() -> None:
     """Each replica has memory by component, usage of process and tree, and its last state."""
     text = text_of(details_view(SOME, "m", 200), 200)
     for words in (
-        "m  9 replicas",
+        "m  10 replicas",
         "480.0 MiB, 48.0 % of the machine's, the backend's word",
         r"x\x1b",
         "weights     1.0 MiB  ####################",

@@ -273,7 +273,7 @@ def test_top_outlives_its_monitor(
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="unix:/x")
     top = start(monitor.url, "--interval", "0.2")
-    top.wait_for("unreachable")
+    top.wait_for("starting")
     monitor.close()
     top.wait_for("Lost: no monitor answers")
     eventually(lambda: any(line.startswith("m ") for line in top.screen))

@@ -15,7 +15,16 @@ import pytest
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
 from monitor_plugin.domain.models import state_name
 
-from ..support import Client, Spawner, eventually, register, suspend
+from ..support import (
+    Client,
+    Spawner,
+    eventually,
+    foreign_server,
+    free_port,
+    register,
+    sends,
+    suspend,
+)
 
 
 class Hook:
@@ -149,7 +158,7 @@ def test_the_last_readings_are_listed(
     (item,) = get(client, "/backends?fresh=false")["backends"]
     unknown = ("state", "last_state", "source", "age_seconds", "memory", "process")
     assert [item[name] for name in unknown] == 6 * [None]
-    assert item["state_name"] == "unknown"
+    assert item["state_name"] == "starting"
     assert item["uptime_seconds"] >= 0
     eventually(lambda: get(client, "/backends")["backends"][0]["source"] == "grpc")
     suspend(running.pid)
@@ -161,6 +170,85 @@ def test_the_last_readings_are_listed(
     assert (item["state"], item["last_state"]) == (None, 2)
     assert item["rpc_error"] == "DEADLINE_EXCEEDED"
     assert item["memory"]["total"] > 0
+
+
+def conditions(monitor: Monitor) -> list[tuple[int | None, str, str | None]]:
+    """Return the state, its name and the gRPC code of each backend, in a reading of its own."""
+    paths = {f"/backends?model={each.model}" for each in monitor.backends()}
+    listed = [item for path in paths for item in get(Client(monitor.url), path)["backends"]]
+    return [(each["state"], each["state_name"], each["rpc_error"]) for each in listed]
+
+
+def test_a_backend_is_starting_until_its_first_answer(monitor: Monitor, spawner: Spawner) -> None:
+    """Later silence is no start. An answer at an address does not count for another address."""
+    process, port = spawner.sleeper(), free_port()
+    register(monitor, process.pid, address=f"localhost:{port}")
+    assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
+    assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
+    server = spawner.backend(addr=f"127.0.0.1:{port}")
+    assert conditions(monitor) == [(2, "ready", None)]
+    server.process.kill()
+    server.process.wait()
+    assert conditions(monitor) == [(None, "unknown", "UNAVAILABLE")]
+    register(monitor, process.pid, model="other", address=f"127.0.0.1:{port}")
+    assert conditions(monitor) == [(None, "unknown", "UNAVAILABLE")]
+    register(monitor, process.pid, model="other", address=f"127.0.0.1:{free_port()}")
+    assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
+    register(monitor, process.pid, address=f"127.0.0.1:{port}")
+    assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
+
+
+@pytest.mark.parametrize("request_it", ["/backend/monitor?model=m", "/backends", "/metrics"])
+def test_each_way_to_read_a_backend_finds_its_first_answer(
+    request_it: str, monitor: Monitor, client: Client, spawner: Spawner
+) -> None:
+    """An error of the server, such as UNIMPLEMENTED, is an answer as well."""
+    running = spawner.backend("--no-status")
+    register(monitor, running.pid, address=running.address)
+    assert client.request("GET", request_it).status == 200
+    assert monitor._services.registry.records()[0].answered
+    assert conditions(monitor) == [(None, "unknown", "UNIMPLEMENTED")]
+
+
+def test_a_server_that_only_accepts_connections_is_starting(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A server that loads its model may listen already, and answer nobody."""
+    monitor = make_monitor(status_timeout_seconds=0.1)
+    with foreign_server(sends(b"", closes=False)) as server:
+        register(monitor, spawner.sleeper().pid, address=server.address)
+        for _ in range(2):
+            assert conditions(monitor) == [(None, "starting", "DEADLINE_EXCEEDED")]
+        monitor.close()
+
+
+def test_a_status_of_a_hook_is_an_answer(hook: Hook, hooked: Monitor, spawner: Spawner) -> None:
+    """Then the address itself need not answer."""
+    register(hooked, spawner.sleeper().pid)
+    assert conditions(hooked) == [(2, "ready", None)]
+    hooked.plugin_manager.unregister(hook)
+    assert conditions(hooked) == [(None, "unknown", "UNAVAILABLE")]
+
+
+def test_a_backend_is_starting_only_while_the_grace_lasts(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grace begins with the registration; 0 seconds are none."""
+    none = make_monitor(start_grace_seconds=0)
+    monitor = make_monitor(start_grace_seconds=600)
+    pid = spawner.sleeper().pid
+    for each in (none, monitor):
+        register(each, pid)
+    assert conditions(none) == [(None, "unknown", "UNAVAILABLE")]
+    (record,) = monitor._services.registry.records()
+    record.registered_at -= 590
+    assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
+    (last,) = get(Client(monitor.url), "/backends?fresh=false")["backends"]
+    assert last["state_name"] == "starting"
+    record.registered_at -= 10
+    assert conditions(monitor) == [(None, "unknown", "UNAVAILABLE")]
+    register(monitor, pid, address=f"127.0.0.1:{free_port()}")
+    assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
 
 
 def test_a_shutdown_under_way_is_listed(hook: Hook, hooked: Monitor, spawner: Spawner) -> None:

@@ -32,7 +32,7 @@ from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
 from monitor_plugin.rpc.call import StatusCounter
 
-from ..support import Client, Spawner, eventually
+from ..support import Client, Spawner, eventually, free_port, register
 from .test_app import assert_error
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -104,7 +104,7 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     found = series(text, media_type)
     labels = {"model": "m", "replica": "127.0.0.1:1"}
     assert value(found, "monitor_backend_up", **labels) == 1
-    for state in ("uninitialized", "busy", "ready", "error", "unknown"):
+    for state in ("uninitialized", "busy", "ready", "error", "starting", "unknown"):
         one = value(found, "monitor_backend_state", **labels, monitor_backend_state=state)
         assert one == (state == "busy")
     name = "monitor_backend_memory_bytes"
@@ -154,10 +154,12 @@ def test_unknown_figures_are_absent() -> None:
         (failed("UNIMPLEMENTED"), 1),
         (failed("DEADLINE_EXCEEDED"), 0),
         (failed("UNAVAILABLE"), 0),
+        ({**failed("UNAVAILABLE"), "starting": True}, None),
+        ({**failed("DEADLINE_EXCEEDED"), "starting": True}, None),
     ],
 )
-def test_up_means_that_the_backend_answers(facts: dict[str, Any], up: int) -> None:
-    """A backend that has no Status is as much up as one that has; one that is silent is not."""
+def test_up_means_that_the_backend_answers(facts: dict[str, Any], up: int | None) -> None:
+    """A backend that has no Status is up too; a silent one is not, unless it is starting."""
     found = series(render(observe(**facts)))
     assert value(found, "monitor_backend_up", model="m", replica="127.0.0.1:1") == up
 
@@ -170,6 +172,8 @@ def test_up_means_that_the_backend_answers(facts: dict[str, Any], up: int) -> No
         (read(7), "unknown"),
         ({**failed("DEADLINE_EXCEEDED"), "last_state": State.BUSY}, "unknown"),
         (failed("UNIMPLEMENTED"), "unknown"),
+        ({**failed("UNAVAILABLE"), "starting": True}, "starting"),
+        ({"starting": True}, "starting"),
     ],
 )
 def test_exactly_one_state_is_true(facts: dict[str, Any], name: str) -> None:
@@ -180,7 +184,7 @@ def test_exactly_one_state_is_true(facts: dict[str, Any], name: str) -> None:
         for (metric, labels), one in found.items()
         if metric == "monitor_backend_state"
     }
-    assert len(states) == 5
+    assert len(states) == 6
     assert [state for state, one in states.items() if one] == [name]
 
 
@@ -265,7 +269,9 @@ class Components:
 @pytest.fixture
 def loaded(make_monitor: Callable[..., Monitor], spawner: Spawner) -> Monitor:
     """A monitor with a backend that answers, one that hangs, and one that has no Status."""
-    monitor = make_monitor(plugins=[Components()], status_timeout_seconds=0.5)
+    monitor = make_monitor(
+        plugins=[Components()], status_timeout_seconds=0.5, start_grace_seconds=0
+    )
     for model, switches in (("m", ()), ("hung", ("--hang-status",)), ("old", ("--no-status",))):
         backend = spawner.backend(*switches)
         monitor.hook.monitor_backend_spawned(model=model, pid=backend.pid, address=backend.address)
@@ -314,6 +320,28 @@ def test_real_backends_are_scraped(loaded: Monitor, spawner: Spawner) -> None:
     assert value(gone, exits, model="m", cause="killed") == 0
     assert value(gone, shutdowns, model="m", outcome="stopped") == 1
     assert value(gone, exits, model="old", cause="shutdown") == 0
+
+
+def test_up_is_absent_until_the_first_answer_or_the_end_of_the_grace(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """So no alert fires while a model is loaded; the state says `starting` meanwhile."""
+    monitor = make_monitor()
+    port = free_port()
+    register(monitor, spawner.sleeper().pid, "loads", f"127.0.0.1:{port}")
+    register(monitor, spawner.sleeper().pid, "never")
+    loads, never = (labels_of(monitor, model) for model in ("loads", "never"))
+    found = scrape(monitor)
+    for each in (loads, never):
+        assert value(found, "monitor_backend_up", **each) is None
+        state = {**each, "monitor_backend_state": "starting"}
+        assert value(found, "monitor_backend_state", **state) == 1
+    spawner.backend(addr=f"127.0.0.1:{port}")
+    for record in monitor._services.registry.records():
+        record.registered_at -= 300
+    found = scrape(monitor)
+    assert value(found, "monitor_backend_up", **loads) == 1
+    assert value(found, "monitor_backend_up", **never) == 0
 
 
 def test_every_metric_is_documented() -> None:

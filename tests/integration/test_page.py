@@ -361,8 +361,11 @@ def test_page_is_accessible(
         os.kill(register(monitor, model).pid, signal.SIGUSR1)
     register(monitor, "in error", "--state", "-1")
     register(monitor, "no status", "--no-status")
-    silent = spawner.sleeper()
-    monitor.hook.monitor_backend_spawned(model="silent", pid=silent.pid, address="127.0.0.1:1")
+    for number, model in enumerate(("silent", "starts"), 1):
+        pid, address = spawner.sleeper().pid, f"127.0.0.1:{number}"
+        monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
+    (silent,) = monitor._services.registry.records("silent")
+    silent.registered_at -= 300
     os.kill(register(monitor, "crashed").pid, signal.SIGKILL)
     page = tabs.open(
         monitor.url, color_scheme=scheme, viewport={"width": 1280, "height": 900},
@@ -371,6 +374,7 @@ def test_page_is_accessible(
     end_of(page, "crashed")
     badge(page, "silent")("unknown")
     shows(page, "silent", "UNAVAILABLE")
+    badge(page, "starts")("starting")
     page.evaluate(f"{axe}; 0")
 
     def check() -> None:
@@ -435,6 +439,22 @@ def test_page_requests_readings_without_sweeps(
     monitor = make_monitor(sweep_interval_seconds=0)
     register(monitor, "m")
     page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+
+
+def test_page_shows_a_start_without_alarm(
+    make_swept: Callable[..., Monitor], spawner: Spawner, tabs: Tabs
+) -> None:
+    """A backend that has not answered yet needs no attention; after its answer it is ready."""
+    monitor = make_swept()
+    address = f"127.0.0.1:{free_port()}"
+    pid = spawner.sleeper().pid
+    monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=address)
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("starting")
+    shows(page, "m", "it has not answered yet (UNAVAILABLE)")
+    assert page.title() == "Monitor"
+    spawner.backend(addr=address)
     badge(page, "m")("ready")
 
 

@@ -140,7 +140,10 @@ def watching(make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: P
     tokens.write_text("read:prometheus:secret\nadmin:ops:root\n")
     tokens.chmod(0o600)
     monitor = make_monitor(
-        plugins=[Components()], token_file=str(tokens), status_timeout_seconds=0.5
+        plugins=[Components()],
+        token_file=str(tokens),
+        status_timeout_seconds=0.5,
+        start_grace_seconds=0,
     )
     for model, switches in (
         (MODEL, ()),

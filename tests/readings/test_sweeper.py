@@ -153,7 +153,7 @@ def test_last_sweep_is_returned_without_a_new_one(
     running = spawner.backend_served_here()
     register(monitor, "m", running)
     (before,) = monitor.sweep(fresh=False)
-    assert before == Observation(backend=monitor.backends()[0])
+    assert before == Observation(backend=monitor.backends()[0], starting=True)
     (swept,) = monitor.sweep(model="m")
     suspend(running.pid)
     assert monitor.sweep(fresh=False) == [swept] == monitor.sweep("m", fresh=False)

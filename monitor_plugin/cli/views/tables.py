@@ -39,6 +39,7 @@ _STYLES = {
     "ready": "green",
     "busy": "yellow",
     "uninitialized": "cyan",
+    "starting": "cyan",
     "error": "bold red",
     "no answer": "bold red",
     "unreachable": "bold red",

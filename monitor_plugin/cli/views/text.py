@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 
 from ...api.schemas import ClusterBackendsAnswer, EndItem, NodeBackendItem
 from ...domain.byte_sizes import format_bytes
+from ...domain.models import STARTING
 
 UNKNOWN = "?"
 # Names for gRPC's codes.
@@ -68,6 +69,8 @@ def condition(item: NodeBackendItem) -> str:
     """Return the phase of its shutdown, its state, or why the state is unknown."""
     if item.shutdown:
         return item.shutdown.phase
+    if item.state is None and item.state_name == STARTING:
+        return STARTING
     if item.state is None:
         return _FAILURES.get(item.rpc_error or "", "unknown")
     return f"unknown ({item.state})" if item.state_name == "unknown" else item.state_name

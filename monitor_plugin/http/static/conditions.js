@@ -29,6 +29,10 @@ export function condition(item) {
 
 function conditionWithoutState(item) {
   const code = item.rpc_error ?? null;
+  if (item.state_name === "starting") {
+    const why = `it has not answered yet${code ? ` (${code})` : ""}`;
+    return { word: "starting", tone: "waiting", why, trouble: false };
+  }
   if (code === null || code === "UNIMPLEMENTED") {
     const why = code ? "it reports no state" : item.source === null ? "not read yet" : "";
     return { word: "unknown", tone: "quiet", why, trouble: false };
