@@ -219,6 +219,20 @@ def monitor_stop_backend(backend: Backend, timeout_seconds: float) -> bool | Non
 
 
 @hookspec
+def monitor_stop_signal(backend: Backend) -> int | None:
+    """Choose the signal that asks a backend to end.
+
+    When: at a shutdown, if no `monitor_stop_backend` stops the backend, right before the first
+    signal. Thread: a hook's. Arguments: `backend`. Returns a signal, such as `signal.SIGINT` or its
+    number, that the registered process gets in place of SIGTERM; None to leave the choice to the
+    next implementation. The first signal counts. Its other members get SIGTERM in any case, later
+    unless the setting `stop_signal_target` is `all`; SIGKILL follows for those that do not end. An
+    implementation that raises, overruns or returns anything else, also SIGKILL, SIGSTOP or SIGCONT,
+    is logged, and the next one is called; without any signal, SIGTERM is sent.
+    """
+
+
+@hookspec
 def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) -> None:
     """A shutdown ended, for one backend.
 

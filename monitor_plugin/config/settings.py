@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -56,6 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             that is found during the stop gets at least half of this time after its SIGTERM); how
             long the stop then waits for the end; and the time that a `monitor_stop_backend` hook
             gets.
+        stop_signal_target: the processes that get SIGTERM when a stop begins. `root`: the
+            registered process; the other members get SIGTERM when it has ended, or at half of
+            `stop_timeout_seconds`. `all`: all members.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
         hook_timeout_seconds: the time limit of one call of a hook; in a reading at most
             `status_timeout_seconds`.
@@ -104,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     start_grace_seconds: _NotNegative = 300.0
     drain_timeout_seconds: _NotNegative = 30.0
     stop_timeout_seconds: _Positive = 10.0
+    stop_signal_target: Literal["root", "all"] = "root"
     respawn_watch_seconds: _NotNegative = 1.0
     hook_timeout_seconds: _Positive = 1.0
     sweep_interval_seconds: _NotNegative = 5.0

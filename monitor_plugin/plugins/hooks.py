@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,7 @@ from .results import (
     validate_metadata,
     validate_reason,
     validate_status,
+    validate_stop_signal,
     validate_under_way,
 )
 
@@ -256,6 +258,16 @@ class Hooks:
             if under_way is not None:
                 return StopAnswer(name, under_way, None)
         return None
+
+    def stop_signal(self, backend: Backend) -> int:
+        """Call `monitor_stop_signal`; return the first signal, or SIGTERM."""
+        hook, arguments = "monitor_stop_signal", {"backend": backend}
+        seconds = self._timeout_seconds
+        outcomes = self._executor.call(
+            HookCall(hook, seconds, arguments, validate_stop_signal, _has_value)
+        )
+        values = [each.value for each in outcomes if each.value is not None]
+        return values[0] if values else signal.SIGTERM
 
 
 def _shown(error: BaseException | None) -> str:

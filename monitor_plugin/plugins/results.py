@@ -7,6 +7,7 @@ functions run within the implementation's time limit, because a mapping may be t
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 
 from ..domain.models import Memory, Status
@@ -15,6 +16,8 @@ from .executor import WrongType
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
 _METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
+# No process can handle SIGKILL or SIGSTOP, and SIGCONT ends none.
+_STOP_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT}
 _METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
 
@@ -60,6 +63,13 @@ def validate_under_way(value: object) -> bool:
     if not isinstance(value, bool):
         raise WrongType(value, "True, False or None")
     return value
+
+
+def validate_stop_signal(value: object) -> int:
+    """Validate the result of `monitor_stop_signal`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value not in _STOP_SIGNALS:
+        raise WrongType(value, "the number of a signal other than SIGKILL, SIGSTOP and SIGCONT")
+    return int(value)
 
 
 def _plain_breakdown(value: object) -> dict[str, int] | None:

@@ -6,11 +6,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .members import Members, MemberTable
 from .process import Process, ProcessGone
 from .process_table import ProcessIdentity, read_row
+from .resource_trackers import tracker_grace_seconds
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class ProcessTree:
         """Take a snapshot, add the members found in it, and return those that are new.
 
         Args:
-            signal_number: a signal to send to each new member.
+            signal_number: a signal to send to each new member that is no resource tracker.
 
         Raises:
             OSError: no file descriptor is free.
@@ -63,7 +64,7 @@ class ProcessTree:
                 self._handles[identity] = handle
                 new.append(handle)
         if signal_number is not None:
-            _send_to_all(new, signal_number)
+            _send_to_all(_without_trackers(new), signal_number)
         return new
 
     def rescan_until_stable(self, signal_number: int | None = None) -> None:
@@ -72,65 +73,154 @@ class ProcessTree:
             if not self.rescan(signal_number):
                 return
 
-    def wait_ended(
-        self, seconds: float, interrupted: threading.Event, signal_number: int | None = None
-    ) -> None:
+    def wait_ended(self, seconds: float, interrupted: threading.Event) -> None:
         """Wait until all members have ended, at most `seconds`, or until `interrupted` is set.
 
-        Includes members that are found during the wait. If `signal_number` is given, each member
-        that is found gets this signal, and at least half of `seconds` to end; the wait then takes
-        at most 1.5 times `seconds`.
+        Includes members that are found during the wait.
         """
-        began = time.monotonic()
-        deadline = began + seconds
-        rescan_at = began
-        while True:
-            all_ended = not self.alive()
-            if all_ended or time.monotonic() >= min(rescan_at, deadline):
-                found = self.rescan(signal_number)
-                now = time.monotonic()
-                if all_ended and not found:
-                    return
-                if found and signal_number is not None:
-                    deadline = max(deadline, min(now + seconds / 2, began + 1.5 * seconds))
-                rescan_at = now + _RESCAN_SECONDS
-            if time.monotonic() >= deadline or interrupted.wait(_POLL_SECONDS):
-                return
+        self._wait(self._all_ended, time.monotonic() + seconds, interrupted)
 
-    def stop(self, seconds: float, interrupted: threading.Event) -> signal.Signals | None:
-        """End all members: send SIGTERM, wait up to `seconds`, then send SIGKILL.
+    def stop(
+        self,
+        seconds: float,
+        interrupted: threading.Event,
+        root_signal: int = signal.SIGTERM,
+        *,
+        root_first: bool = True,
+    ) -> list[int]:
+        """End all members: ask them to end, wait up to `seconds`, then send SIGKILL.
 
-        Each member gets SIGTERM once, also a member that is found during the wait: see
-        `wait_ended`. After SIGKILL, wait up to `seconds` again. `alive()` then lists the members
-        that still run: SIGKILL had no effect yet, the monitor may not signal them, or `interrupted`
-        was set.
+        The root gets its signal first. The other members get SIGTERM when the root has ended, or at
+        half of `seconds`: a server can finish the requests that its workers handle. If the root had
+        ended before, or may not be signalled, the others get SIGTERM at once.
+
+        Each member gets its signal once, also a member that is found during the wait, and then has
+        at least half of `seconds` to end. SIGKILL follows at most 1.5 times `seconds` after the
+        first signal. After SIGKILL, wait up to `seconds` again. Resource trackers get SIGKILL
+        alone, some seconds after the others have ended: see `tracker_grace_seconds`.
+
+        `alive()` then lists the members that still run: SIGKILL had no effect yet, the monitor may
+        not signal them, or `interrupted` was set.
+
+        Args:
+            seconds: the grace.
+            interrupted: when it is set, waits end, and no further signals are sent.
+            root_signal: the signal that the root gets in place of SIGTERM.
+            root_first: whether the other members get SIGTERM later than the root.
 
         Returns:
-            The last signal that was sent to any member; None if none was sent.
+            The signals that were sent, in this order: `root_signal`, SIGTERM, SIGKILL. Each is
+            listed once, and only if any member got it.
 
         Raises:
             OSError: no file descriptor is free. Members that got SIGSTOP have been killed.
         """
-        sent = None
+        sent = self._request_end(seconds, interrupted, root_signal, root_first)
+        if not interrupted.is_set() and self._kill(seconds, interrupted):
+            sent.append(signal.SIGKILL)
+        return sent
+
+    def _request_end(
+        self, seconds: float, interrupted: threading.Event, root_signal: int, root_first: bool
+    ) -> list[int]:
+        """Send the first signals, and wait for the end of the members; return these signals."""
         self.rescan_until_stable()
-        members = self.alive() or self.rescan()  # the last member may have forked before it ended
-        if _send_to_all(members, signal.SIGTERM):
-            sent = signal.SIGTERM
-            self.wait_ended(seconds, interrupted, signal.SIGTERM)
-        if interrupted.is_set():
-            return sent
+        if not self.alive():
+            self.rescan()  # the last member may have forked before it ended
+        sent = []
+        began = time.monotonic()
+        root = self._handles.get(self._members.root)
+        if root and _send(root, root_signal):
+            sent.append(root_signal)
+            if root_first:
+                self._wait(root.ended, began + seconds / 2, interrupted)
+                if interrupted.is_set():
+                    return sent
+        others = [each for each in _without_trackers(self.alive()) if each is not root]
+        if _send_to_all(others, signal.SIGTERM) and signal.SIGTERM not in sent:
+            sent.append(signal.SIGTERM)
+        if sent:
+            self._wait(
+                self._only_trackers_run,
+                began + seconds,
+                interrupted,
+                signal_number=signal.SIGTERM,
+                least_seconds=seconds / 2,
+            )
+        return sent
+
+    def _kill(self, seconds: float, interrupted: threading.Event) -> bool:
+        """Send SIGKILL, to resource trackers last; return whether any member got it."""
         try:
             # Stopped processes do not fork: the last rescan has found every member.
-            _send_to_all(self.alive(), signal.SIGSTOP)
+            _send_to_all(_without_trackers(self.alive()), signal.SIGSTOP)
             self.rescan_until_stable(signal.SIGSTOP)
         finally:  # also if a rescan fails: no member may be left stopped by SIGSTOP
-            if _send_to_all(self.alive(), signal.SIGKILL):
-                sent = signal.SIGKILL
-            if root := self._handles.get(self._members.root):
-                root.kill_group()  # also kills processes that fork and exit between two rescans
-        if sent is signal.SIGKILL:
-            self.wait_ended(seconds, interrupted, signal.SIGKILL)
-        return sent
+            # Children before their parents: if a process ends whose child is under SIGSTOP, the
+            # kernel may send SIGHUP to the process group, and so to a tracker in it.
+            others = reversed(_without_trackers(self.alive()))
+            killed = _send_to_all(others, signal.SIGKILL)
+            graces = [each for each in map(tracker_grace_seconds, self.alive()) if each]
+            if not graces:
+                self._kill_root_group()
+        if killed:
+            deadline = time.monotonic() + seconds
+            self._wait(self._only_trackers_run, deadline, interrupted, signal.SIGKILL)
+        if graces:
+            deadline = time.monotonic() + max(graces)
+            self._wait(self._all_ended, deadline, interrupted, signal.SIGKILL)
+            if not interrupted.is_set():
+                killed |= _send_to_all(self.alive(), signal.SIGKILL)
+                self._kill_root_group()
+                deadline = time.monotonic() + seconds
+                self._wait(self._all_ended, deadline, interrupted, signal.SIGKILL)
+        return killed
+
+    def _kill_root_group(self) -> None:
+        """Kill the root's process group, also its processes that end between two rescans."""
+        if root := self._handles.get(self._members.root):
+            root.kill_group()
+
+    def _all_ended(self) -> bool:
+        return not self.alive()
+
+    def _only_trackers_run(self) -> bool:
+        """Whether no member runs but resource trackers."""
+        return not any(tracker_grace_seconds(each) is None for each in self.alive())
+
+    def _wait(
+        self,
+        is_over: Callable[[], bool],
+        deadline: float,
+        interrupted: threading.Event,
+        signal_number: int | None = None,
+        least_seconds: float = 0.0,
+    ) -> None:
+        """Wait until `is_over`, and then for as long as rescans find new members.
+
+        Args:
+            is_over: whether the wait may end.
+            deadline: when the wait ends, by the monotonic clock.
+            interrupted: ends the wait when it is set.
+            signal_number: a signal to send to members that are found: see `rescan`.
+            least_seconds: the least time from now, and from the finding of a member, to the end of
+                the wait. It moves the deadline by as much at most.
+        """
+        latest = deadline + least_seconds
+        rescan_at = now = time.monotonic()
+        deadline = max(deadline, min(now + least_seconds, latest))
+        while True:
+            over = is_over()
+            if over or time.monotonic() >= min(rescan_at, deadline):
+                found = self.rescan(signal_number)
+                now = time.monotonic()
+                if over and not found:
+                    return
+                if found:
+                    deadline = max(deadline, min(now + least_seconds, latest))
+                rescan_at = now + _RESCAN_SECONDS
+            if time.monotonic() >= deadline or interrupted.wait(_POLL_SECONDS):
+                return
 
 
 def _open(identity: ProcessIdentity) -> Process | None:
@@ -147,6 +237,10 @@ def _open(identity: ProcessIdentity) -> Process | None:
     return process
 
 
+def _without_trackers(processes: Iterable[Process]) -> list[Process]:
+    return [each for each in processes if tracker_grace_seconds(each) is None]
+
+
 def _send_to_all(processes: Iterable[Process], number: int) -> bool:
     """Send a signal to each process; return whether at least one process got the signal."""
     sent = [_send(process, number) for process in processes]
@@ -156,8 +250,8 @@ def _send_to_all(processes: Iterable[Process], number: int) -> bool:
 def _send(process: Process, number: int) -> bool:
     try:
         sent = process.send_signal(number)
-        if sent and number == signal.SIGTERM:
-            process.send_signal(signal.SIGCONT)  # a stopped process does not act on SIGTERM
+        if sent and number not in (signal.SIGSTOP, signal.SIGKILL):
+            process.send_signal(signal.SIGCONT)  # a stopped process does not act on other signals
     except PermissionError as error:
         _logger.warning("process %d may not be signalled: %s", process.pid, error)
         return False

@@ -17,6 +17,7 @@ from ..backends.registry import Record, Registry
 from ..concurrency.periodic import PeriodicTask
 from ..config.settings import Settings
 from ..domain.errors import ShutdownFailed
+from ..domain.exits import signal_name
 from ..domain.models import State
 from ..plugins.hooks import Hooks
 from ..processes.members import MemberTable
@@ -183,12 +184,13 @@ class Stopper:
             if self.closing.is_set():
                 stop.fail("the monitor was closed while it waited; nothing was signalled", tree)
                 return
-            sent = tree.stop(seconds, self.closing)
-            why = {
-                None: "by nothing: it may not be signalled",
-                signal.SIGTERM: "by SIGTERM",
-                signal.SIGKILL: f"by SIGTERM, and {seconds:g} s later by SIGKILL",
-            }[sent]
+            sent = tree.stop(
+                seconds,
+                self.closing,
+                self._hooks.stop_signal(backend),
+                root_first=self._settings.stop_signal_target == "root",
+            )
+            why = describe_signals(sent, seconds)
         elif answer.under_way:
             stop.by_host = True
             tree.wait_ended(seconds, self.closing)
@@ -206,6 +208,16 @@ class Stopper:
 def _try_rescan(tree: ProcessTree) -> None:
     with suppress(OSError):  # no free descriptor: the next scan may succeed
         tree.rescan()
+
+
+def describe_signals(sent: Sequence[int], grace_seconds: float) -> str:
+    """Return the text for the signals of a stop: `by SIGTERM, and 10 s later by SIGKILL`."""
+    first = " and ".join(signal_name(each) for each in sent if each != signal.SIGKILL)
+    if not sent:
+        return "by nothing: it may not be signalled"
+    if signal.SIGKILL not in sent:
+        return f"by {first}"
+    return f"by {first}, and {grace_seconds:g} s later by SIGKILL" if first else "by SIGKILL"
 
 
 def format_pids(pids: Sequence[int]) -> str:

@@ -351,17 +351,12 @@ class _GraceHookTree(ProcessTree):
         super().__init__(members_of(root.pid), MemberTable())
         self._in_grace: Callable[[], object] | None = in_grace
 
-    def wait_ended(
-        self,
-        seconds: float,
-        interrupted: threading.Event,
-        signal_number: int | None = None,
-    ) -> None:
+    def _wait(self, *arguments: Any, **options: Any) -> None:
         in_grace, self._in_grace = self._in_grace, None
         if in_grace:
             in_grace()
         else:
-            super().wait_ended(seconds, interrupted, signal_number)
+            super()._wait(*arguments, **options)
 
 
 def tree_grace(scene: Scene) -> dict[str, Any]:

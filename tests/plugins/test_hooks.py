@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 import time
@@ -305,6 +306,40 @@ def test_failing_event_hook_does_not_affect_others(
         eventually(lambda words=words: words in caplog.text)  # type: ignore[misc]
 
 
+class StopSignal:
+    """Implements `monitor_stop_signal` by a function that is passed in."""
+
+    def __init__(self, choose: Callable[[], Any]) -> None:
+        self.choose = choose
+
+    @hookimpl
+    def monitor_stop_signal(self, backend: Backend) -> Any:
+        return self.choose()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(fail, leave, cancel, block, coroutine, lambda: "SIGINT", lambda: True),
+        *(lambda: 0, lambda: -2, lambda: 4096, lambda: 2.0),
+        *(lambda: signal.SIGKILL, lambda: signal.SIGSTOP, lambda: signal.SIGCONT),
+    ],
+)
+def test_invalid_stop_signal_is_ignored(
+    bad: Callable[[], Any], make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the next hook chooses the signal; without one it is SIGTERM."""
+    backend = Backend("m", 1, "127.0.0.1:1", 0.0)
+    monitor = make_monitor(hook_timeout_seconds=0.3)
+    monitor.plugin_manager.register(StopSignal(bad), "the-bad-one")
+    assert monitor._services.hooks.stop_signal(backend) == signal.SIGTERM
+    assert "'the-bad-one'" in caplog.text
+    monitor.plugin_manager.register(StopSignal(lambda: signal.SIGQUIT), "second")
+    monitor.plugin_manager.register(StopSignal(lambda: int(signal.SIGINT)), "first")
+    monitor.plugin_manager.register(StopSignal(lambda: None), "without")
+    assert monitor._services.hooks.stop_signal(backend) == signal.SIGINT
+
+
 class Misspelled:
     @hookimpl
     def monitor_backend_goen(self) -> None:
@@ -355,6 +390,7 @@ def test_hookspecs_have_these_hooks() -> None:
         *("monitor_call_metadata", "monitor_memory_components", "monitor_before_shutdown"),
         *("monitor_stop_backend", "monitor_shutdown_finished", "monitor_state_changed"),
         *("monitor_readings_swept", "monitor_backend_gone", "monitor_add_routes"),
+        "monitor_stop_signal",
     }
     for name in HOOK_NAMES:
         text = getattr(hookspecs, name).__doc__

@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -139,7 +141,14 @@ def start_and_wait(**options):
     os.wait()
 """
 
+# Prints the PID of the process, and waits, deaf to SIGTERM.
+LINGER = (
+    'signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b"%d\\n" % os.getpid()); '
+    "time.sleep(1000)"
+)
+
 NEVER = threading.Event()
+KILLS = (signal.SIGSTOP, signal.SIGKILL)
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
@@ -214,7 +223,7 @@ def test_a_member_whose_parent_has_ended_stays_a_member(spawner: Spawner, open_t
     assert row.parent != root.pid
     assert tree.rescan() == []
     assert pids(tree) == [child]
-    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert tree.stop(60, NEVER) == [signal.SIGTERM]
     assert not is_running(child)
 
 
@@ -240,7 +249,7 @@ def test_the_tree_of_a_process_that_has_ended_has_no_members(
     eventually(lambda: not is_running(process.pid))
     with ProcessTree(members, MemberTable()) as tree:
         assert tree.alive() == []
-        assert tree.stop(60, NEVER) is None
+        assert tree.stop(60, NEVER) == []
 
 
 def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
@@ -267,7 +276,7 @@ def test_sigterm_ends_all_members(spawner: Spawner, open_tree: Open) -> None:
     descendants = [int(pid) for pid in read_line(root).split()]
     tree = open_tree(root.pid)
     began = time.monotonic()
-    assert tree.stop(600, NEVER) is signal.SIGTERM
+    assert tree.stop(600, NEVER) == [signal.SIGTERM]
     assert time.monotonic() - began < 300
     assert tree.alive() == []
     assert not any(map(is_running, descendants))
@@ -282,7 +291,7 @@ def test_a_member_that_ignores_sigterm_is_killed_after_the_grace(
     assert read_line(root) == "ready"
     tree = open_tree(root.pid)
     began = time.monotonic()
-    assert tree.stop(0.5, NEVER) is signal.SIGKILL
+    assert tree.stop(0.5, NEVER) == [signal.SIGTERM, signal.SIGKILL]
     assert time.monotonic() - began >= 0.5
     assert tree.alive() == []
     assert root.wait(60) == -signal.SIGKILL
@@ -294,7 +303,7 @@ def test_a_member_that_is_suspended_handles_sigterm(spawner: Spawner, open_tree:
     assert read_line(root) == "ready"
     suspend(root.pid)
     tree = open_tree(root.pid)
-    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert tree.stop(60, NEVER) == [signal.SIGTERM]
     assert root.wait(60) == 5
 
 
@@ -316,23 +325,35 @@ def test_each_member_that_is_forked_during_the_stop_gets_one_sigterm(
     at_sigterm: str,
     count: int,
 ) -> None:
-    """SIGTERM ends the members that SIGTERM handlers fork, so no SIGKILL is sent."""
+    """SIGTERM ends the members that SIGTERM handlers fork, so no SIGKILL is sent.
+
+    All members get it at once, as some of these roots wait for their children.
+    """
     root = spawner.python(f"{SERVE}serve({at_sigterm}, lambda: None)")
     assert int(read_line(root)) == root.pid
     tree = open_tree(root.pid)
-    send = process_tree._send
-    sent: list[tuple[int, int]] = []
-
-    def record(member: Process, number: int) -> bool:
-        sent.append((member.pid, number))
-        return send(member, number)
-
-    monkeypatch.setattr(process_tree, "_send", record)
-    assert tree.stop(60, NEVER) is signal.SIGTERM
+    sent = record_signals(monkeypatch)
+    assert tree.stop(60, NEVER, root_first=False) == [signal.SIGTERM]
     assert root.stdout
     served = [root.pid, *map(int, root.stdout.read().split())]
     assert len(served) == count
     assert sorted(sent) == sorted((pid, signal.SIGTERM) for pid in served)
+
+
+def record_signals(
+    monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float] = time.monotonic
+) -> dict[tuple[int, int], float]:
+    """Return when each signal is sent, by PID and signal; a second one to a process fails."""
+    send = process_tree._send
+    sent: dict[tuple[int, int], float] = {}
+
+    def record(member: Process, number: int) -> bool:
+        assert (member.pid, number) not in sent
+        sent[member.pid, number] = clock()
+        return send(member, number)
+
+    monkeypatch.setattr(process_tree, "_send", record)
+    return sent
 
 
 class SimulatedTime(threading.Event):
@@ -363,6 +384,7 @@ def test_a_member_that_is_found_late_has_at_least_half_of_the_grace(
 ) -> None:
     """SIGKILL follows its SIGTERM after half of the grace, and the first SIGTERM after the grace.
 
+    As the root goes on, its children get no SIGTERM before half of the grace.
     This also applies to a member that is forked just before the end of the grace. If members are
     forked again and again, SIGKILL follows the first SIGTERM after 1.5 times the grace.
     """
@@ -377,21 +399,165 @@ def test_a_member_that_is_found_late_has_at_least_half_of_the_grace(
 
     clock = SimulatedTime(forked_at, fork)
     monkeypatch.setattr(process_tree, "time", clock)
-    send = process_tree._send
-    sent: dict[tuple[int, int], float] = {}
-
-    def record(member: Process, number: int) -> bool:
-        assert (member.pid, number) not in sent
-        sent[member.pid, number] = clock.now
-        return send(member, number)
-
-    monkeypatch.setattr(process_tree, "_send", record)
-    assert tree.stop(2, clock) is signal.SIGKILL
+    sent = record_signals(monkeypatch, clock.monotonic)
+    assert tree.stop(2, clock) == [signal.SIGTERM, signal.SIGKILL]
     found_at = [sent[child, signal.SIGTERM] for child in children]
-    assert found_at == pytest.approx([at + 0.06 for at in forked_at], abs=0.06)
+    assert found_at == pytest.approx([max(1, at) + 0.06 for at in forked_at], abs=0.06)
     expected = min(3, max(2, found_at[-1] + 1))
     killed_at = [sent[pid, signal.SIGKILL] for pid in (root.pid, *children)]
     assert killed_at == pytest.approx([expected] * len(killed_at), abs=0.05)
+
+
+# On SIGTERM it waits until its worker has finished a request: a line on standard input. Then it
+# ends, and leaves the worker behind. SIGTERM ends the worker at once.
+DRAINS_WORKER = """
+import os, signal, sys
+reader, writer = os.pipe()
+if os.fork() == 0:
+    sys.stdin.readline()
+    os.write(1, b"answered\\n")
+    os.write(writer, b"done")
+    signal.pause()
+os.close(writer)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.write(1, b"ready\\n")
+signal.sigwait({signal.SIGTERM})
+os.write(1, b"draining\\n")
+os.read(reader, 10)
+os._exit(3)
+"""
+
+
+def test_a_root_can_let_its_workers_finish(spawner: Spawner, open_tree: Open) -> None:
+    """The workers get SIGTERM when the root has ended, and no signal before."""
+    root = spawner.python(DRAINS_WORKER, stdin=subprocess.PIPE)
+    assert read_line(root) == "ready"
+    tree = open_tree(root.pid)
+    assert len(tree.alive()) == 2
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(tree.stop, 600, NEVER)
+        assert read_line(root) == "draining"
+        send_line(root)
+        assert read_line(root) == "answered"
+        assert stopping.result(60) == [signal.SIGTERM]
+    assert root.wait(60) == 3
+    assert tree.alive() == []
+
+
+@pytest.mark.parametrize(
+    ("root_signal", "root_first", "expected", "at"),
+    [
+        (signal.SIGTERM, True, [signal.SIGTERM, signal.SIGKILL], 1),
+        (signal.SIGTERM, False, [signal.SIGTERM, signal.SIGKILL], 0),
+        (signal.SIGINT, True, [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], 1),
+        (signal.SIGRTMIN, False, [signal.SIGRTMIN, signal.SIGTERM, signal.SIGKILL], 0),
+    ],
+)
+def test_the_root_gets_its_signal_first(
+    spawner: Spawner,
+    open_tree: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    root_signal: int,
+    root_first: bool,
+    expected: list[int],
+    at: float,
+) -> None:
+    """The others get SIGTERM at half of the grace if the root goes on, or with it if so asked."""
+    ignore = f"import signal\nfor each in {[*map(int, expected[:-1])]}: signal.signal(each, 1)\n"
+    root = spawner.python(ignore + NESTED)
+    others = [int(pid) for pid in read_line(root).split()]
+    tree = open_tree(root.pid)
+    clock = SimulatedTime([], lambda: None)
+    monkeypatch.setattr(process_tree, "time", clock)
+    sent = record_signals(monkeypatch, clock.monotonic)
+    assert tree.stop(2, clock, root_signal, root_first=root_first) == expected
+    asked = {each: when for each, when in sent.items() if each[1] not in KILLS}
+    assert asked.pop((root.pid, root_signal)) == 0
+    assert asked.keys() == {(pid, signal.SIGTERM) for pid in others}
+    assert list(asked.values()) == pytest.approx([at] * 2, abs=0.05)
+
+
+def test_a_tree_whose_root_has_ended_gets_sigterm_at_once(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no root to wait for."""
+    root = spawner.python(f"import os, signal, time\nif os.fork() == 0:\n    {LINGER}")
+    child = int(read_line(root))
+    root.wait(60)
+    tree = open_tree(root.pid)
+    clock = SimulatedTime([], lambda: None)
+    monkeypatch.setattr(process_tree, "time", clock)
+    sent = record_signals(monkeypatch, clock.monotonic)
+    assert tree.stop(2, clock, signal.SIGINT) == [signal.SIGTERM, signal.SIGKILL]
+    assert sent[child, signal.SIGTERM] == 0
+    assert not is_running(child)
+
+
+# Creates shared memory, forks a worker that uses it too, prints its name, and ignores SIGTERM.
+SHARES_MEMORY = """
+import os, signal, time
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=1)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    os.write(1, memory.name.encode() + b"\\n")
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("leads", ["session", "group", "nothing"])
+def test_no_shared_memory_stays_after_sigkill(
+    spawner: Spawner, open_tree: Open, leads: str
+) -> None:
+    """Python's resource tracker removes it, also if it is in the root's session or group."""
+    lead = "import os; os.setpgrp()\n" if leads == "group" else ""
+    root = spawner.python(lead + SHARES_MEMORY, start_new_session=leads == "session")
+    segment = Path("/dev/shm") / read_line(root)
+    tree = open_tree(root.pid)
+    assert len(tree.alive()) == 3
+    assert segment.exists()
+    assert tree.stop(0.2, NEVER) == [signal.SIGTERM, signal.SIGKILL]
+    assert tree.alive() == []
+    assert not segment.exists()
+
+
+# The command line of Python's resource tracker. The pipe by which it learns that no process is left
+# is standard input.
+TRACKER = "from multiprocessing.resource_tracker import main; main(0)"
+
+
+@pytest.mark.parametrize("root_ignores", [True, False])
+def test_a_tracker_that_goes_on_is_killed_last(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch, root_ignores: bool
+) -> None:
+    """It gets SIGKILL alone, a second after all others have ended, however they have ended."""
+    handler = "signal.SIG_IGN" if root_ignores else "signal.SIG_DFL"
+    root = spawner.python(
+        "import signal, subprocess, sys, time\n"
+        f"tracker = subprocess.Popen([sys.executable, '-c', {TRACKER!r}])\n"
+        f"signal.signal(signal.SIGTERM, {handler})\n"
+        "print(tracker.pid, flush=True)\ntime.sleep(1000)",
+        stdin=subprocess.PIPE,
+    )
+    tracker = int(read_line(root))
+    tree = open_tree(root.pid)
+    sent = record_signals(monkeypatch)
+    ended: list[float] = []
+    kill_group = Process.kill_group
+
+    def record_and_kill(process: Process) -> None:
+        assert (tracker, signal.SIGKILL) in sent
+        kill_group(process)
+
+    monkeypatch.setattr(Process, "kill_group", record_and_kill)
+    threading.Thread(target=lambda: ended.append(root.wait() and time.monotonic())).start()
+    assert tree.stop(1, NEVER) == [signal.SIGTERM, signal.SIGKILL]
+    assert [number for pid, number in sent if pid == tracker] == [signal.SIGKILL]
+    eventually(lambda: ended)
+    # The thread may learn later of the end than the stop: the wait began with the last signal.
+    last = max(when for (pid, _), when in sent.items() if pid != tracker)
+    assert sent[tracker, signal.SIGKILL] - last >= 1
+    assert not is_running(tracker)
 
 
 def test_a_child_whose_parent_ends_as_the_stop_begins_gets_sigterm(
@@ -416,7 +582,7 @@ def test_a_child_whose_parent_ends_as_the_stop_begins_gets_sigterm(
 
     tree = open_tree(root.pid, fork_after_snapshot)
     stopping.set()
-    assert tree.stop(60, NEVER) is signal.SIGTERM
+    assert tree.stop(60, NEVER) == [signal.SIGTERM]
     assert not is_running(children[0])
 
 
@@ -521,7 +687,7 @@ def test_an_interrupted_stop_sends_no_sigkill(spawner: Spawner, open_tree: Open)
     assert read_line(root) == "ready"
     tree, interrupted = open_tree(root.pid), threading.Event()
     interrupted.set()
-    assert tree.stop(600, interrupted) is signal.SIGTERM
+    assert tree.stop(600, interrupted) == [signal.SIGTERM]
     assert pids(tree) == [root.pid]
     assert is_running(root.pid)
 
@@ -561,7 +727,7 @@ with ProcessTree(members, MemberTable()) as tree:
     # What psutil and the package load is loaded before the identity changes.
     process = spawner.process(sys.executable, "-c", code)
     *warnings, result = process.communicate(timeout=60)[0].splitlines()
-    assert result == f"None [{other.pid}]"
+    assert result == f"[] [{other.pid}]"
     assert warnings
     assert all(each.startswith(f"process {other.pid} may not be signalled: ") for each in warnings)
     assert is_running(other.pid)

@@ -36,7 +36,7 @@ from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process import Process
 from monitor_plugin.processes.process_table import ProcessSnapshot
 from monitor_plugin.rpc.protocol import SERVICE
-from monitor_plugin.shutdown.stop import Stop, Stopper, format_pids
+from monitor_plugin.shutdown.stop import Stop, Stopper, describe_signals, format_pids
 
 from ..support import Client, Spawner, eventually, is_running, refuse_thread, register, suspend
 from .support import StaysBusy, fail, overrun
@@ -688,6 +688,86 @@ def test_exit_after_a_failed_shutdown_is_not_attributed_to_it(
     eventually(lambda: not monitor.backends())
     with pytest.raises(ModelNotLoaded, match="was killed by SIGKILL"):
         monitor.read("m")
+
+
+# Ends with 7 at SIGUSR1, ignores SIGTERM.
+WANTS_SIGUSR1 = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("ready", flush=True)
+signal.sigwait({signal.SIGUSR1})
+os._exit(7)
+"""
+
+
+class SignalHook:
+    """A plugin whose `monitor_stop_signal` returns a given signal."""
+
+    def __init__(self, number: int | None) -> None:
+        self.number = number
+
+    @hookimpl
+    def monitor_stop_signal(self, backend: Backend) -> int | None:
+        return self.number
+
+
+def test_plugin_chooses_the_signal_of_the_root(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A backend that ignores SIGTERM ends in time."""
+    monitor = make_monitor([SignalHook(signal.SIGUSR1), SignalHook(None)], stop_timeout_seconds=600)
+    process = spawner.python(WANTS_SIGUSR1)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    register(monitor, process.pid)
+    assert stop_backend(monitor, process.pid).failure is None
+    assert process.wait(60) == 7
+    assert last_exit(monitor).exit.cause == "shutdown"
+
+
+# Its worker ends on SIGTERM; the root ignores SIGTERM, and ends when the worker has ended.
+WAITS_FOR_WORKER = """
+import os, signal
+worker = os.fork()
+if not worker:
+    signal.pause()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+os.wait()
+os._exit(8)
+"""
+
+
+def test_setting_sends_sigterm_to_all_members_at_once(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """With `stop_signal_target` `all`, workers need not wait for half of the grace."""
+    monitor = make_monitor(stop_signal_target="all", stop_timeout_seconds=600)
+    process = spawner.python(WAITS_FOR_WORKER)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    register(monitor, process.pid)
+    began = time.monotonic()
+    assert stop_backend(monitor, process.pid).failure is None
+    assert time.monotonic() - began < 300
+    assert process.wait(60) == 8
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        ([], "by nothing: it may not be signalled"),
+        ([signal.SIGTERM], "by SIGTERM"),
+        ([signal.SIGTERM, signal.SIGKILL], "by SIGTERM, and 10 s later by SIGKILL"),
+        ([signal.SIGINT, signal.SIGTERM], "by SIGINT and SIGTERM"),
+        ([40, signal.SIGKILL], "by signal 40, and 10 s later by SIGKILL"),
+        ([signal.SIGKILL], "by SIGKILL"),
+    ],
+)
+def test_signals_of_a_stop_are_listed_in_words(sent: list[int], text: str) -> None:
+    """In the order in which they were sent."""
+    assert describe_signals(sent, 10.0) == text
 
 
 def test_pids_are_listed_in_words() -> None:
