@@ -94,12 +94,13 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
 
     When: after the process was started; the backend need not serve yet. Thread: the host's.
     Arguments: `model`, free text of at most 255 bytes of UTF-8; `pid`, the process, whose children
-    belong to the backend; `address`, the gRPC target: host:port, [::1]:port, unix:/path,
-    unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS. Another PID of the same
-    model adds a replica; the same PID again updates its record. With the address of a registered
-    process of the same model, a PID of the same backend replaces that process: for example the
-    server that a registered launcher started. This is no exit, and both stay members of the
-    backend. Returns nothing.
+    belong to the backend; `address`, the gRPC target: host:port, [::1]:port, ipv4:1.2.3.4:port,
+    ipv6:[::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS.
+    :port, *:port, 0.0.0.0:port and [::]:port are the same address as localhost:port: the monitor
+    dials 127.0.0.1, and then ::1. Another PID of the same model adds a replica; the same PID again
+    updates its record. With the address of a registered process of the same model, a PID of the
+    same backend replaces that process: for example the server that a registered launcher started.
+    This is no exit, and both stay members of the backend. Returns nothing.
     Raises `InvalidBackend` to the host, and changes nothing, for: an invalid name or address; a PID
     that does not run; PID 0, 1, the monitor's own or that of its ancestor; an address that another
     live backend has; a PID that would replace the registered process during a shutdown of the

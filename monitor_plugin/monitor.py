@@ -42,7 +42,9 @@ from .plugins.host_manager import HostCalls, HostManager
 from .plugins.manager import PluginManager
 from .processes.kernel import KernelProbe
 from .processes.members import MemberTable
+from .processes.sockets import SocketTable
 from .processes.usage import UsageReader
+from .readings.address_check import AddressCheck
 from .readings.backend_reader import BackendReader
 from .readings.model_reader import ModelReader
 from .readings.sweeper import Sweeper
@@ -395,14 +397,17 @@ class _Services:
         usage = UsageReader(table)
         recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter, usage, table)
         self.registration = Registration(registry, table, client, hooks, recorder, security)
-        reader = self.backend_reader = BackendReader(registry, client, table, hooks, status_seconds)
+        check = self.address_check = AddressCheck(SocketTable(), table, registry, client, hooks)
+        reader = self.backend_reader = BackendReader(
+            registry, client, table, check, hooks, status_seconds
+        )
         self.model_reader = ModelReader(
             registry, recorder, reader, pool, settings.reading_max_age_seconds
         )
         self.sweeper = Sweeper(
-            registry, recorder, reader, pool, client, usage, hooks, series, settings
+            registry, recorder, reader, check, pool, client, usage, hooks, series, settings
         )
-        stopper = Stopper(registry, recorder, reader, client, table, hooks, settings)
+        stopper = Stopper(registry, recorder, reader, check, client, table, hooks, settings)
         self.shutdown_coordinator = ShutdownCoordinator(
             registry, recorder, stopper, hooks, events, counter, pool, settings
         )

@@ -30,6 +30,7 @@ from monitor_plugin.client import open_connection
 from monitor_plugin.demo.backend import Service, parse_arguments
 from monitor_plugin.processes.members import Members
 from monitor_plugin.processes.process_table import read_row
+from monitor_plugin.processes.sockets import SocketTable
 from monitor_plugin.testing import RunningBackend, backend_command, end_group
 from monitor_plugin.testing import eventually as eventually
 
@@ -113,6 +114,14 @@ def descriptors() -> set[tuple[str, str]]:
     return found
 
 
+def listening_descriptors(address: str | None) -> tuple[int, ...]:
+    """Return the descriptors of the sockets with which this process listens at an address."""
+    if address is None:
+        return ()
+    links = {f"socket:[{inode}]" for inode in SocketTable().find_sockets(address, 0.0).inodes}
+    return tuple(int(number) for number, target in descriptors() if target in links)
+
+
 def started_since(before: Collection[threading.Thread]) -> list[str]:
     """Return the names of new threads. Threads of earlier tests may end at any time."""
     return [each.name for each in threading.enumerate() if each not in before]
@@ -165,6 +174,41 @@ def program(name: str) -> str:
     return found
 
 
+class Launcher:
+    """A process that starts a backend as its child when it is told to, and lives on without it.
+
+    Args:
+        process: runs COMMAND, with the command line of the backend.
+
+    Attributes:
+        process: the launcher.
+        pid: the PID of the launcher.
+        server: the PID of the backend; 0 before `launch`.
+    """
+
+    COMMAND = ("bash", "-c", 'read _; "$@" & wait; sleep 1000', "bash")
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.server = 0
+
+    def launch(self) -> None:
+        """Start the backend, and wait until it serves."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline().startswith("serving on ")
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        (self.server,) = map(int, children.split())
+
+    def end_server(self) -> None:
+        """Kill the backend alone."""
+        os.kill(self.server, signal.SIGKILL)
+        eventually(lambda: not is_running(self.server))
+
+
 class Spawner:
     """Starts processes, each in a session of its own, and kills them at the end."""
 
@@ -181,8 +225,14 @@ class Spawner:
     def python(self, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return self.process(sys.executable, "-c", code, *arguments, **options)
 
-    def sleeper(self) -> subprocess.Popen[str]:
-        return self.process("sleep", "1000")
+    def sleeper(self, serves: str | None = None) -> subprocess.Popen[str]:
+        """Start a process that does nothing.
+
+        Args:
+            serves: an address at which this process listens: the new process holds the sockets as
+                well, as if it listened itself.
+        """
+        return self.process("sleep", "1000", pass_fds=listening_descriptors(serves))
 
     def with_zombie(self) -> subprocess.Popen[str]:
         """Start a process with two children, of which one was killed and is not waited for."""
@@ -195,11 +245,17 @@ class Spawner:
         """Start a demo backend, small by default, and wait until it serves."""
         return Backend(self.process(*backend_command(addr=addr), *switches, **options))
 
+    def launcher(self, addr: str, **switches: bool | int | float | str) -> Launcher:
+        """Start a launcher of a demo backend, which does not launch it yet."""
+        command = backend_command(addr=addr, **switches)
+        return Launcher(self.process(*Launcher.COMMAND, *command, stdin=subprocess.PIPE))
+
     def backend_served_here(self, *switches: str) -> Backend:
         """Start a process that only sleeps, and for its backend a server in this process.
 
-        The switches are those of a demo backend. The backend starts in milliseconds. Use it only
-        in tests of its answers: its server does not end with its process.
+        The switches are those of a demo backend. The backend starts in milliseconds. The process
+        holds the server's sockets, as if it listened itself. Use it only in tests of its answers:
+        its server does not end with its process.
         """
         server = grpc.server(ThreadPoolExecutor(4))
         service = Service(parse_arguments(["--weights-mib", "2", "--kv-cache-mib", "1", *switches]))
@@ -208,7 +264,8 @@ class Spawner:
         server.start()
         self._servers.append(server)
         script = f"echo serving on 127.0.0.1:{port}; exec sleep 1000"
-        return Backend(self.process("sh", "-c", script))
+        held = listening_descriptors(f"127.0.0.1:{port}")
+        return Backend(self.process("sh", "-c", script, pass_fds=held))
 
     def close(self) -> None:
         for server in self._servers:

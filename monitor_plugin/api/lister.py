@@ -81,6 +81,8 @@ class Lister:
             state_changed_at=None if changed_at is None else utc_datetime(changed_at),
             source=reading.source if reading else None,
             rpc_error=reading.rpc_error if reading else None,
+            served_by=observation.served_by,
+            address_owner=reading.address_owner if reading else None,
             age_seconds=max(0.0, now - reading.taken_at) if reading else None,
             memory=observation.memory,
             memory_source=observation.memory_source,

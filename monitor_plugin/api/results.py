@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..domain.models import Bytes, LoadedPlugin, Memory, Reading, Sample
+from ..domain.models import (
+    Bytes,
+    LoadedPlugin,
+    Memory,
+    ProcessName,
+    Reading,
+    Sample,
+    describe_process,
+)
 
 if TYPE_CHECKING:
     from ..readings.model_reader import SharedReading  # that module imports gRPC
@@ -106,9 +114,18 @@ def reading_response(reading: Reading) -> Response:
         "X-Monitor-Memory-Source": reading.memory_source,
         "X-Monitor-Rpc-Error": reading.rpc_error,
         "X-Monitor-Replicas": str(reading.replicas),
+        "X-Monitor-Address-Owner": _owner_header(reading.address_owner),
     }
     known = {name: value for name, value in headers.items() if value is not None}
     return Response(200, encode(answer), known)
+
+
+def _owner_header(owner: ProcessName | None) -> str | None:
+    if owner is None:
+        return None
+    # The name of a process may have any letters, a header may not.
+    letters = describe_process(owner)
+    return "".join(each if each.isascii() and each.isprintable() else "?" for each in letters)
 
 
 def shared_response(shared: SharedReading) -> Response:

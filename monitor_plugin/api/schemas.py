@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..domain.models import Bytes, Memory, ProcessUsage, TreeUsage
+from ..domain.models import Bytes, Memory, ProcessName, ProcessUsage, TreeUsage
 
 
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
@@ -42,6 +42,8 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
     state_changed_at: datetime | None = None
     source: str | None = None
     rpc_error: str | None = None
+    served_by: int | None = None
+    address_owner: ProcessName | None = None
     age_seconds: float | None = None
     memory: Memory | None = None
     memory_source: str | None = None

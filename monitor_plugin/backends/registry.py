@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
-from ..domain.models import Backend, BackendExit, Observation, State
+from ..domain.models import Backend, BackendExit, Observation, ProcessName, State
 from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process
@@ -54,13 +54,32 @@ class EndedBackend(NamedTuple):
     oom_kill_seen: bool
 
 
+class Serving(NamedTuple):
+    """Which process serves a backend's address, as a look at the listening sockets showed.
+
+    Attributes:
+        backend: the registration that has the address.
+        seen_at: when the sockets were read (monotonic seconds).
+        served_by: PID of the member that listens at the address; None if none is seen to.
+        owner: the process that listens there and is no member; None if there is none, or if that
+            is not known.
+        is_certain: whether all descriptors that matter could be read.
+    """
+
+    backend: Backend
+    seen_at: float
+    served_by: int | None = None
+    owner: ProcessName | None = None
+    is_certain: bool = True
+
+
 @dataclass(eq=False)
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `members`, `tree_memory` and `oom` never change. `observation`, `source`
-    and `shared_readings` are replaced without the registry's lock. The other attributes change only
-    under that lock.
+    `process`, `sampler`, `members`, `tree_memory` and `oom` never change. `observation`,
+    `serving`, `source` and `shared_readings` are replaced without the registry's lock. The other
+    attributes change only under that lock.
 
     Attributes:
         backend: the immutable description of the backend; a new object for each registration.
@@ -75,6 +94,8 @@ class Record:
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
         source: the source of the last status; None if the last request of a status failed.
+        serving: which process serves the address, as the last look showed; None before the first.
+        address_owner: the process that serves the address and is no member, as last reported.
         observation: the result of the last sweep.
         stopping: whether a shutdown is stopping the backend.
         is_held: whether a shutdown of the backend is in progress, in any phase.
@@ -95,6 +116,8 @@ class Record:
     state: State | None = None
     state_changed_at: float | None = None
     source: str | None = None
+    serving: Serving | None = None
+    address_owner: ProcessName | None = None
     observation: Observation | None = None
     stopping: bool = False
     is_held: bool = False
@@ -281,6 +304,32 @@ class Registry:
             record.state = state
             record.state_changed_at = time.time()
             return publish(previous)
+
+    def change_address_owner(
+        self,
+        record: Record,
+        backend: Backend,
+        owner: ProcessName | None,
+        publish: Callable[[], object],
+    ) -> bool:
+        """Set which other process serves the address of a registration.
+
+        Returns:
+            Whether it is another process than before, or none any more; then `publish` was called.
+        """
+        with self._lock:
+            previous = record.address_owner
+            if record.backend is not backend or self._records.get(backend.pid) is not record:
+                return False
+            record.address_owner = owner
+            # A process may change its name.
+            if (previous and previous.pid, previous is None) == (
+                owner and owner.pid,
+                owner is None,
+            ):
+                return False
+            publish()
+            return True
 
     def move_to_exits(
         self, record: Record, exit: BackendExit, oom_kill_seen: bool, publish: Callable[[], T]

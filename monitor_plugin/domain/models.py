@@ -70,6 +70,12 @@ class ProcessName(msgspec.Struct, frozen=True):
     name: str | None
 
 
+def describe_process(process: ProcessName) -> str:
+    """Return the text for a process: `4711 (python3)`, `4711` or `unknown`."""
+    pid = "unknown" if process.pid is None else str(process.pid)
+    return pid if process.name is None else f"{pid} ({process.name})"
+
+
 class Memory(msgspec.Struct, frozen=True):
     """The memory of a backend in bytes, in total and by component.
 
@@ -145,6 +151,9 @@ class Reading(msgspec.Struct, frozen=True):
         memory_source: where `status.memory.total` comes from: `backend` (its own report), `pss` or
             `rss` (sums over its process tree); None if there is no such figure.
         replicas: how many backends the model has, also where only one of them was read.
+        address_owner: the process that serves the backend's address although it does not belong to
+            the backend, so that its answer is not believed; of several replicas the first one. None
+            if there is none, or if that cannot be seen.
     """
 
     backend: Backend
@@ -155,6 +164,7 @@ class Reading(msgspec.Struct, frozen=True):
     taken_at: float
     memory_source: str | None = None
     replicas: int = 1
+    address_owner: ProcessName | None = None
 
 
 class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +221,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
             never reported one.
         state_changed_at: when the monitor first saw that state, in seconds since the epoch.
         starting: whether it has not answered yet at its address, while `start_grace_seconds` last.
+        served_by: PID of the member of the backend that listens at its address; None if none is
+            seen to.
     """
 
     backend: Backend
@@ -221,6 +233,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     tree: TreeUsage | None = None
     last_state: State | None = None
     state_changed_at: float | None = None
+    served_by: int | None = None
     starting: bool = False
 
     @property

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from ..domain.errors import ShutdownFailed
-from ..domain.models import Backend, BackendExit, Reading, State, Status
+from ..domain.models import Backend, BackendExit, ProcessName, Reading, State, Status
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
 from .event_queue import EventQueue
@@ -144,6 +146,11 @@ class Hooks:
         """Queue `monitor_state_changed`."""
         self._event_log.add("state_changed", backend, previous=previous, current=current)
         self._events.publish(STATE_CHANGED, backend=backend, previous=previous, current=current)
+
+    def address_owner_changed(self, backend: Backend, owner: ProcessName | None) -> None:
+        """Record that another process serves the address, or none any more; no hook reports it."""
+        facts = None if owner is None else msgspec.to_builtins(owner)
+        self._event_log.add("address_owner", backend, address=backend.address, address_owner=facts)
 
     def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> Delivery:
         """Queue `monitor_shutdown_finished`."""

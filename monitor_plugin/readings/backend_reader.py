@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import grpc
 import psutil
 
 from ..backends.registry import Record, Registry
 from ..domain.errors import BackendUnreadable
-from ..domain.models import Backend, Memory, Reading, State, Status
+from ..domain.models import Backend, Memory, ProcessName, Reading, State, Status
 from ..plugins.hooks import HookQuery, Hooks
 from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
 from ..rpc.client import StatusClient
+from .address_check import AddressCheck
 from .replicas import NO_SAMPLE, SourcedMemory
 
 
@@ -28,12 +30,20 @@ class StatusResult(NamedTuple):
         source: `hook` or `grpc`.
         rpc_error: the name of the gRPC code if the request failed, else None.
         answered: whether the backend has answered, with a status or with an error of its own.
+        served_by: PID of the member that listens at the address; None if none is seen to.
+        address_owner: the process that listens there and is no member; None if there is none, or
+            if that is not known.
     """
 
     status: Status | None
     source: str
     rpc_error: str | None
     answered: bool = False
+    served_by: int | None = None
+    address_owner: ProcessName | None = None
+
+
+NOT_ASKED = StatusResult(None, "grpc", grpc.StatusCode.UNAVAILABLE.name)
 
 
 class BackendReader:
@@ -43,6 +53,7 @@ class BackendReader:
         registry: stores the backends' states.
         status_client: requests statuses by gRPC.
         member_table: lists the members of backends.
+        address_check: tells whether a member serves a backend's address.
         hooks: requests statuses before gRPC does, and adds memory components.
         status_timeout_seconds: the maximum time of a reading: for the hooks, gRPC and the memory
             components together.
@@ -53,12 +64,14 @@ class BackendReader:
         registry: Registry,
         status_client: StatusClient,
         member_table: MemberTable,
+        address_check: AddressCheck,
         hooks: Hooks,
         status_timeout_seconds: float,
     ) -> None:
         self._registry = registry
         self._status_client = status_client
         self._member_table = member_table
+        self._address_check = address_check
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
 
@@ -75,9 +88,9 @@ class BackendReader:
         query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
         result = self._request_status(record, backend, deadline, query)
         breakdown = query.memory_components()  # also without a status: the hooks must be watched
-        self.record_state(record, backend, result.status, result.answered)
+        result = self.confirm(record, backend, result)
         if result.status is None:
-            return self._read_sample(record, backend, result.rpc_error)
+            return self._read_sample(record, backend, result)
         if pids is None:
             breakdown = self._components(record, backend, deadline)
         memory, memory_source = self._complete_memory(record, result.status, breakdown)
@@ -88,7 +101,8 @@ class BackendReader:
         """Start the gRPC requests of backends that will be read, so that the deadlines overlap."""
         if not self._hooks.may_delay_status():
             for record in records:
-                self._status_client.request_status(record.backend)
+                if not self._address_check.must_not_be_asked(record):
+                    self._status_client.request_status(record.backend)
 
     def deadline(self) -> float:
         """Return the deadline of a reading that begins now, by the monotonic clock."""
@@ -118,8 +132,7 @@ class BackendReader:
         deadline = time.monotonic() + seconds
         query = self._hooks.begin_query(backend, seconds)
         result = self._request_status(record, backend, deadline, query)
-        self.record_state(record, backend, result.status, result.answered)
-        return result
+        return self.confirm(record, backend, result)
 
     def _request_status(
         self, record: Record, backend: Backend, deadline: float, query: HookQuery
@@ -131,31 +144,29 @@ class BackendReader:
         request starts then, so that half of the time is left for it.
         """
         client, request = self._status_client, None
-        if record.source == "grpc":
+        may_ask = not self._address_check.must_not_be_asked(record)
+        if may_ask and record.source == "grpc":
             request = client.request_status(backend)
         half_time = deadline - (deadline - time.monotonic()) / 2
-        if not query.wait(half_time):
+        if not query.wait(half_time) and may_ask:
             request = request or client.request_status(backend)
         status = query.status()  # takes precedence over gRPC's
         if status is not None:
             result = StatusResult(status, "hook", None, answered=True)
+        elif not may_ask:
+            result = NOT_ASKED
         else:
             request = request or client.request_status(backend)
             outcome = request.wait(deadline - time.monotonic())
             result = StatusResult(outcome.status, "grpc", outcome.rpc_error, outcome.answered)
-        record.source = result.source if result.status else None
         return result
 
-    def record_state(
-        self, record: Record, backend: Backend, status: Status | None, answered: bool
-    ) -> None:
-        """Record that the backend has answered, and the state of a status that was just received.
+    def confirm(self, record: Record, backend: Backend, result: StatusResult) -> StatusResult:
+        """Check which process gave the result that was just received, and record its state.
 
-        Args:
-            record: the record of the backend.
-            backend: the registration for which the status was requested.
-            status: the status; None does not change the state.
-            answered: whether the backend has answered.
+        Returns:
+            The result, with the process that serves the address. If that process is no member, the
+            result is UNAVAILABLE.
 
         Raises:
             ProcessGone: the registered process has ended, even if the address still answers.
@@ -166,15 +177,21 @@ class BackendReader:
             self._status_client.close_connection(backend)
         if ended:
             raise ProcessGone(backend.pid)
-        if answered and not record.answered:
+        serving = self._address_check.check_result(record, backend, result.rpc_error)
+        if serving.owner is not None:
+            result = NOT_ASKED
+        result = result._replace(served_by=serving.served_by, address_owner=serving.owner)
+        status = result.status
+        record.source = result.source if status else None
+        if result.answered and not record.answered:
             self._registry.set_answered(record, backend)
-        if status is None or status.state not in State.__members__.values():
-            return
-        current = State(status.state)
-        publish = partial(self._hooks.state_changed, backend, current=current)
-        self._registry.change_state(record, current, publish)
+        if status is not None and status.state in State.__members__.values():
+            current = State(status.state)
+            publish = partial(self._hooks.state_changed, backend, current=current)
+            self._registry.change_state(record, current, publish)
+        return result
 
-    def _read_sample(self, record: Record, backend: Backend, rpc_error: str | None) -> Reading:
+    def _read_sample(self, record: Record, backend: Backend, result: StatusResult) -> Reading:
         try:
             sample = record.sampler.sample()
         except (psutil.Error, OSError) as error:
@@ -183,9 +200,17 @@ class BackendReader:
             raise BackendUnreadable(
                 backend.model,
                 backend.pid,
-                f"no figure of it may be read, and Status failed: {rpc_error}",
+                f"no figure of it may be read, and Status failed: {result.rpc_error}",
             )
-        return Reading(backend, None, sample, "psutil", rpc_error, time.time())
+        return Reading(
+            backend,
+            None,
+            sample,
+            "psutil",
+            result.rpc_error,
+            time.time(),
+            address_owner=result.address_owner,
+        )
 
     def _components(self, record: Record, backend: Backend, deadline: float) -> dict[str, int]:
         pids = partial(self._member_table.pids, record.members)

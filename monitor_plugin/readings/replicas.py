@@ -59,6 +59,7 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
         taken_at=min(each.taken_at for each in readings),
         memory_source=memory_source,
         replicas=sum(each.replicas for each in readings),
+        address_owner=next((each.address_owner for each in readings if each.address_owner), None),
     )
 
 

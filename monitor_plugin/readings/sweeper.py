@@ -22,7 +22,14 @@ from ..processes.process import ProcessGone
 from ..processes.usage import UsageReader, UsageSnapshot
 from ..rpc.client import StatusClient
 from ..telemetry.time_series import TimeSeries
-from .backend_reader import BackendReader, StatusResult, complete_memory, reports_memory
+from .address_check import AddressCheck
+from .backend_reader import (
+    NOT_ASKED,
+    BackendReader,
+    StatusResult,
+    complete_memory,
+    reports_memory,
+)
 from .replicas import NO_SAMPLE, SourcedMemory
 
 _MAX_CONCURRENT_REQUESTS = 64
@@ -41,6 +48,7 @@ class Sweeper:
         registry: the registered backends.
         exit_recorder: records the exit of a backend whose process has ended.
         backend_reader: requests statuses if hooks take part, and records states.
+        address_check: tells which backends must not be asked.
         thread_pool: runs the requests if hooks take part.
         status_client: requests statuses if no hook takes part.
         usage_reader: reads the usage of process trees.
@@ -55,6 +63,7 @@ class Sweeper:
         registry: Registry,
         exit_recorder: ExitRecorder,
         backend_reader: BackendReader,
+        address_check: AddressCheck,
         thread_pool: ThreadPool,
         status_client: StatusClient,
         usage_reader: UsageReader,
@@ -65,6 +74,7 @@ class Sweeper:
         self._registry = registry
         self._exit_recorder = exit_recorder
         self._backend_reader = backend_reader
+        self._address_check = address_check
         self._thread_pool = thread_pool
         self._status_client = status_client
         self._usage_reader = usage_reader
@@ -148,13 +158,17 @@ class Sweeper:
         if self._hooks.may_delay_status():
             return self._request_through_hooks(records)
         backends = [record.backend for record in records]
+        may_ask = [not self._address_check.must_not_be_asked(record) for record in records]
+        asked = [each for each, may in zip(backends, may_ask, strict=True) if may]
+        outcomes = iter(self._status_client.statuses(asked))
         results: list[StatusResult | None] = []
-        for record, backend, (status, rpc_error, answered, _) in zip(
-            records, backends, self._status_client.statuses(backends), strict=True
-        ):
+        for record, backend, may in zip(records, backends, may_ask, strict=True):
+            result = NOT_ASKED
+            if may:
+                status, rpc_error, answered, _ = next(outcomes)
+                result = StatusResult(status, "grpc", rpc_error, answered)
             try:
-                self._backend_reader.record_state(record, backend, status, answered)
-                results.append(StatusResult(status, "grpc", rpc_error, answered))
+                results.append(self._backend_reader.confirm(record, backend, result))
             except ProcessGone:
                 results.append(None)
         return results
@@ -205,7 +219,7 @@ class Sweeper:
             reading = Reading(backend, status, None, result.source, None, now, memory_source)
         return Observation(
             backend=backend,
-            reading=replace(reading, replicas=replicas),
+            reading=replace(reading, replicas=replicas, address_owner=result.address_owner),
             memory=memory,
             memory_source=memory_source,
             process=process,
@@ -213,6 +227,7 @@ class Sweeper:
             last_state=record.state,
             state_changed_at=record.state_changed_at,
             starting=record.is_starting(self._start_grace_seconds),
+            served_by=result.served_by,
         )
 
     def _memory(

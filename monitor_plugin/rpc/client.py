@@ -106,6 +106,12 @@ class StatusClient:
             connection = self._connections.get(backend)
         return connection.counts() if connection else None
 
+    def connected_at(self, backend: Backend) -> float:
+        """Return when a channel to a backend was last opened (monotonic seconds); 0 if none was."""
+        with self._lock:
+            connection = self._connections.get(backend)
+        return connection.channel_opened_at if connection else 0.0
+
     def close_connection(self, backend: Backend) -> None:
         """Close the connection to a backend, if there is one. Waiting readers get CANCELLED."""
         with self._lock:

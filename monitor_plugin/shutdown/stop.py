@@ -23,6 +23,7 @@ from ..plugins.hooks import Hooks
 from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
 from ..processes.process_tree import ProcessTree
+from ..readings.address_check import AddressCheck
 from ..readings.backend_reader import BackendReader
 from ..rpc.client import StatusClient
 
@@ -73,6 +74,7 @@ class Stopper:
         registry: records which backends are being stopped.
         exit_recorder: records the exit of a backend whose process has ended.
         backend_reader: requests statuses, which say whether a backend is busy.
+        address_check: tells whether a member serves a backend's address.
         status_client: requests that a backend frees its model (`Free`).
         member_table: finds the members of backends.
         hooks: may stop a backend through the host.
@@ -87,6 +89,7 @@ class Stopper:
         registry: Registry,
         exit_recorder: ExitRecorder,
         backend_reader: BackendReader,
+        address_check: AddressCheck,
         status_client: StatusClient,
         member_table: MemberTable,
         hooks: Hooks,
@@ -95,6 +98,7 @@ class Stopper:
         self._registry = registry
         self._exit_recorder = exit_recorder
         self._backend_reader = backend_reader
+        self._address_check = address_check
         self._status_client = status_client
         self._member_table = member_table
         self._hooks = hooks
@@ -168,7 +172,7 @@ class Stopper:
         """Free a backend and end its process tree, through the host or by signals."""
         backend, seconds = stop.record.backend, self._settings.stop_timeout_seconds
         answer = None
-        if not self.closing.is_set() and (error := self._status_client.free(backend)):
+        if not self.closing.is_set() and (error := self._free(stop.record)):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
         if not self.closing.is_set():
             tree.rescan_until_stable()
@@ -203,6 +207,16 @@ class Stopper:
         if tree.alive():
             closed = "; the monitor was closed meanwhile" if self.closing.is_set() else ""
             stop.fail(f"it was stopped {why}{closed}", tree)
+
+    def _free(self, record: Record) -> str | None:
+        """Ask a backend to free its model, unless another process serves its address.
+
+        Returns:
+            None on success, else the name of the gRPC code.
+        """
+        if self._address_check.check_now(record).owner is not None:
+            return grpc.StatusCode.UNAVAILABLE.name
+        return self._status_client.free(record.backend)
 
 
 def _try_rescan(tree: ProcessTree) -> None:

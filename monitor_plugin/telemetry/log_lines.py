@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..domain.exits import describe_exit
-from ..domain.models import Backend, BackendExit, State
+from ..domain.models import Backend, BackendExit, ProcessName, State, describe_process
 
 _LOGGER_NAME = "monitor_plugin.logs"
 _logger = logging.getLogger(_LOGGER_NAME)
@@ -31,6 +31,26 @@ def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
     facts = {"event": hook.removeprefix("monitor_"), **identity, **facts}
     _logger.info(
         "model %r (process %d) %s", backend.model, backend.pid, text, extra={"facts": facts}
+    )
+
+
+def log_address_owner(backend: Backend, owner: ProcessName | None) -> None:
+    """Log that a process which is no member of a backend serves its address, or none any more."""
+    identity = {"model": backend.model, "pid": backend.pid, "address": backend.address}
+    facts = {"event": "address_owner", **identity, "address_owner": None}
+    start = "model %r (process %d): address %s is"
+    if owner is None:
+        text, level = f"{start} no longer served by another process", logging.INFO
+    else:
+        facts["address_owner"] = {"pid": owner.pid, "name": owner.name}
+        text, level = (
+            f"{start} served by %s, which does not belong to the backend: its answers are not "
+            "believed, and readings are samples; end that process, or register its backend",
+            logging.WARNING,
+        )
+    shown = () if owner is None else (f"process {describe_process(owner)}",)
+    _logger.log(
+        level, text, backend.model, backend.pid, backend.address, *shown, extra={"facts": facts}
     )
 
 

@@ -96,10 +96,10 @@ def test_report_about_another_backend_changes_nothing(
 
 def test_ended_backend_is_not_read_at_its_address(monitor: Monitor, spawner: Spawner) -> None:
     """A backend whose process has ended is not loaded, even if another serves its address."""
-    process, stranger = spawner.sleeper(), spawner.backend()
-    register(monitor, process.pid, address=stranger.address)
+    backend = spawner.backend_served_here()
+    backend.register(monitor, "m")
     assert monitor.read("m").source == "grpc"
-    process.kill()
+    backend.process.kill()
     with pytest.raises(ModelNotLoaded):
         eventually(lambda: monitor.read("m") is None)
 

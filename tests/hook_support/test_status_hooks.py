@@ -96,7 +96,8 @@ def watch(
         hooks = [StatusHooks(ask, models), *plugins]
         monitor = make_monitor(hooks, sweep_interval_seconds=0, **patient)
         for number, port in enumerate(server.ports[:backends]):
-            register(monitor, spawner.sleeper().pid, f"m{number}", f"127.0.0.1:{port}")
+            address = f"127.0.0.1:{port}"
+            register(monitor, spawner.sleeper(serves=address).pid, f"m{number}", address)
         return monitor
 
     return watch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,23 @@ from ..support import Answer, Client, Spawner, eventually, logged
 from .support import ROOT, copy_hooks
 
 SERVER_READY = "/inference.GRPCInferenceService/ServerReady"
+# Starts the command that follows it as a child, which lives on when this process is killed.
+LAUNCHER = ("bash", "-c", '"$@" & exec sleep 1000', "bash")
 READY = {"ready": True, "models": {"m": True}, "seconds": 0}
 
 
 class OipServer:
     """The server, whose responses may be changed at any time."""
 
-    def __init__(self, spawner: Spawner, path: Path, **results: Any) -> None:
+    def __init__(
+        self, spawner: Spawner, path: Path, launcher: Sequence[str] = (), **results: Any
+    ) -> None:
         self._path = path
         self._calls = Path(f"{path}.calls")
         self._calls.touch()
         self.configure(**results)
         arguments = (sys.executable, "-m", "tests.hooks.oip_server", str(path))
-        self.process = spawner.process(*arguments, cwd=ROOT)
+        self.process = spawner.process(*launcher, *arguments, cwd=ROOT)
         assert self.process.stdout
         self.address = self.process.stdout.readline().strip()
         assert self.address
@@ -214,16 +218,16 @@ def test_settings_choose_models_and_names(
 
 @pytest.mark.parametrize("how", ["gone", "closing"])
 def test_channel_is_closed_after_the_exit(
-    how: str, serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
+    how: str, serve: Callable[..., OipServer], start: Callable[..., Monitor]
 ) -> None:
     """A backend's connection ends with the backend, and with the monitor."""
-    server, monitor, process = serve(), start(), spawner.sleeper()
-    register(monitor, server, pid=process.pid)
+    server, monitor = serve(launcher=LAUNCHER), start()
+    register(monitor, server)
     assert state(monitor) == State.READY
     assert server.connections() == 1
     if how == "gone":
-        process.kill()
-        process.wait()
+        server.process.kill()
+        server.process.wait()
     else:
         monitor.close()
     eventually(lambda: server.connections() == 0)

@@ -109,6 +109,8 @@ def test_backends_and_ends_are_listed(
         "last_state": 2,
         "source": "grpc",
         "rpc_error": None,
+        "served_by": runs.pid,
+        "address_owner": None,
         "memory": {"total": 3 << 20, "breakdown": {"weights": 2 << 20, "kv_cache": 1 << 20}},
         "memory_source": "backend",
         "shutdown": None,
@@ -181,14 +183,14 @@ def conditions(monitor: Monitor) -> list[tuple[int | None, str, str | None]]:
 
 def test_a_backend_is_starting_until_its_first_answer(monitor: Monitor, spawner: Spawner) -> None:
     """Later silence is no start. An answer at an address does not count for another address."""
-    process, port = spawner.sleeper(), free_port()
+    port = free_port()
+    process = spawner.launcher(f"127.0.0.1:{port}")
     register(monitor, process.pid, address=f"localhost:{port}")
     assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
     assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
-    server = spawner.backend(addr=f"127.0.0.1:{port}")
+    process.launch()
     assert conditions(monitor) == [(2, "ready", None)]
-    server.process.kill()
-    server.process.wait()
+    process.end_server()
     assert conditions(monitor) == [(None, "unknown", "UNAVAILABLE")]
     register(monitor, process.pid, model="other", address=f"127.0.0.1:{port}")
     assert conditions(monitor) == [(None, "unknown", "UNAVAILABLE")]
@@ -216,7 +218,7 @@ def test_a_server_that_only_accepts_connections_is_starting(
     """A server that loads its model may listen already, and answer nobody."""
     monitor = make_monitor(status_timeout_seconds=0.1)
     with foreign_server(sends(b"", closes=False)) as server:
-        register(monitor, spawner.sleeper().pid, address=server.address)
+        register(monitor, spawner.sleeper(serves=server.address).pid, address=server.address)
         for _ in range(2):
             assert conditions(monitor) == [(None, "starting", "DEADLINE_EXCEEDED")]
         monitor.close()

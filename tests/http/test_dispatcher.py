@@ -34,12 +34,9 @@ def test_hung_backends_never_occupy_all_threads(
         hung = []
         for number in range(4):
             silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            hung.append(spawner.sleeper())
-            monitor.hook.monitor_backend_spawned(
-                model=f"hung{number}",
-                pid=hung[-1].pid,
-                address=f"127.0.0.1:{silent.getsockname()[1]}",
-            )
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            hung.append(spawner.sleeper(serves=address))
+            register(monitor, hung[-1].pid, f"hung{number}", address)
         healthy = spawner.backend()
         register(monitor, healthy.pid, "healthy", healthy.address)
         with ThreadPoolExecutor(20) as pool:

@@ -328,7 +328,8 @@ def test_up_is_absent_until_the_first_answer_or_the_end_of_the_grace(
     """So no alert fires while a model is loaded; the state says `starting` meanwhile."""
     monitor = make_monitor()
     port = free_port()
-    register(monitor, spawner.sleeper().pid, "loads", f"127.0.0.1:{port}")
+    launcher = spawner.launcher(f"127.0.0.1:{port}")
+    register(monitor, launcher.pid, "loads", f"127.0.0.1:{port}")
     register(monitor, spawner.sleeper().pid, "never")
     loads, never = (labels_of(monitor, model) for model in ("loads", "never"))
     found = scrape(monitor)
@@ -336,7 +337,7 @@ def test_up_is_absent_until_the_first_answer_or_the_end_of_the_grace(
         assert value(found, "monitor_backend_up", **each) is None
         state = {**each, "monitor_backend_state": "starting"}
         assert value(found, "monitor_backend_state", **state) == 1
-    spawner.backend(addr=f"127.0.0.1:{port}")
+    launcher.launch()
     for record in monitor._services.registry.records():
         record.registered_at -= 300
     found = scrape(monitor)

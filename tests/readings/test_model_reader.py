@@ -258,7 +258,8 @@ def test_many_replicas_that_hang_share_one_deadline(
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         for each in silent:
             each.settimeout(15)  # gRPC abandons a silent connection after 20 s
-            register(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{each.getsockname()[1]}")
+            address = f"127.0.0.1:{each.getsockname()[1]}"
+            register(monitor, spawner.sleeper(serves=address).pid, address=address)
         reading = stack.enter_context(ThreadPoolExecutor(1)).submit(monitor.read, "m")
         for each in silent:  # while the first of them is still awaited
             stack.enter_context(each.accept()[0])

@@ -658,7 +658,7 @@ def test_closing_the_monitor_during_free_or_a_hook_sends_no_signal(
         )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
-    process = spawner.sleeper()
+    process = spawner.sleeper(serves=address)
     monitor = make_monitor([StopHook(stop)], status_timeout_seconds=60)
     register(monitor, process.pid, address=address)
     with ThreadPoolExecutor(2) as pool:

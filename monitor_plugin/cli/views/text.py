@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from ...api.schemas import ClusterBackendsAnswer, EndItem, NodeBackendItem
 from ...domain.byte_sizes import format_bytes
-from ...domain.models import STARTING
+from ...domain.models import STARTING, describe_process
 
 UNKNOWN = "?"
 # Names for gRPC's codes.
@@ -114,7 +114,10 @@ def cpu_percent(item: NodeBackendItem) -> float | None:
 
 def describe_source(item: NodeBackendItem) -> str:
     """Return the source of a reading: `grpc`, `psutil: UNIMPLEMENTED`."""
-    return ": ".join(part for part in (item.source, item.rpc_error) if part) or "not read yet"
+    source = ": ".join(part for part in (item.source, item.rpc_error) if part) or "not read yet"
+    if item.address_owner is None:
+        return source
+    return f"{source}, address served by {describe_process(item.address_owner)}"
 
 
 def by_memory(item: NodeBackendItem) -> tuple[int, str, int]:

@@ -195,6 +195,7 @@ def cors(settings: Settings) -> list[Any]:
             allow_origins=[canonical_origin(each) for each in settings.allowed_origins],
             expose_headers=[
                 "Retry-After",
+                "X-Monitor-Address-Owner",
                 "X-Monitor-Memory-Source",
                 "X-Monitor-Replicas",
                 "X-Monitor-Rpc-Error",

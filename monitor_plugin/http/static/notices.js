@@ -28,6 +28,9 @@ export function sentence(event) {
   switch (event.type) {
     case "registered": return `${event.model} was registered`;
     case "state_changed": return `${event.model} is ${event.current_name ?? "in another state"}`;
+    case "address_owner":
+      if (!event.address_owner) return null;
+      return `${event.model}: its address is served by another process, ${event.address_owner.pid ?? "unknown"}`;
     case "ended": return `${event.model} ${event.description ?? "ended"}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
     case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}`;

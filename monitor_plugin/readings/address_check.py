@@ -1,0 +1,154 @@
+"""Checks which process serves a backend's address: a status is believed only from a member."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+
+import grpc
+
+from ..backends.registry import Record, Registry, Serving
+from ..domain.models import Backend
+from ..plugins.hooks import Hooks
+from ..processes.members import MemberTable
+from ..processes.sockets import ListeningSockets, SocketTable
+from ..rpc.client import StatusClient
+from ..telemetry.log_lines import log_address_owner
+
+_MAX_AGE_SECONDS = 1.0
+# When descriptors may not be read, another look rarely shows more, and needs a process snapshot.
+_UNCERTAIN_MAX_AGE_SECONDS = 10.0
+
+
+class AddressCheck:
+    """Checks which process serves a backend's address. Safe to call from any thread.
+
+    gRPC servers share ports, and the server of a launcher that was killed may live on. So another
+    process than a member of the backend may answer. Addresses on other machines are not checked.
+    Where descriptors may not be read, or no socket is seen, as in another network namespace, it is
+    not known who serves, and an answer is believed.
+
+    Args:
+        socket_table: finds the sockets of an address, and their processes.
+        member_table: lists the members of backends.
+        registry: stores which other process serves an address.
+        status_client: connects to the addresses.
+        hooks: reports a change.
+    """
+
+    def __init__(
+        self,
+        socket_table: SocketTable,
+        member_table: MemberTable,
+        registry: Registry,
+        status_client: StatusClient,
+        hooks: Hooks,
+    ) -> None:
+        self._socket_table = socket_table
+        self._member_table = member_table
+        self._registry = registry
+        self._status_client = status_client
+        self._hooks = hooks
+
+    def must_not_be_asked(self, record: Record) -> bool:
+        """Whether another process serves the address, so that it must get no call, nor a token.
+
+        Looks at the sockets only before the first call, and where another process served last.
+        """
+        last = record.serving
+        if last is None or last.backend is not record.backend or last.owner is not None:
+            return self._look(record, record.backend, 0.0).owner is not None
+        return False
+
+    def check_result(self, record: Record, backend: Backend, rpc_error: str | None) -> Serving:
+        """Find out which process serves the address, after a request of a status.
+
+        After the first answer on a connection the sockets are read anew, later once a second. If
+        another process serves the address, that is reported when it is new, and the connection is
+        closed, so that nothing which that process answered is remembered as the backend's answer.
+
+        Args:
+            record: the backend's record.
+            backend: the registration whose status was requested.
+            rpc_error: the name of the gRPC code if the request failed, else None.
+        """
+        is_connected = rpc_error != grpc.StatusCode.UNAVAILABLE.name
+        since = self._status_client.connected_at(backend) if is_connected else 0.0
+        return self._report(record, self._look(record, backend, since))
+
+    def check_now(self, record: Record) -> Serving:
+        """Find out which process serves the address now, and report a change."""
+        return self._report(record, self._look(record, record.backend, time.monotonic()))
+
+    def _report(self, record: Record, serving: Serving) -> Serving:
+        backend, owner = serving.backend, serving.owner
+        if owner is not None:
+            self._status_client.close_connection(backend)
+        if owner is not record.address_owner:
+            publish = partial(self._hooks.address_owner_changed, backend, owner)
+            if self._registry.change_address_owner(record, backend, owner, publish):
+                log_address_owner(backend, owner)
+        return serving
+
+    def _look(self, record: Record, backend: Backend, since: float) -> Serving:
+        """Look at the sockets, or return what a look at most one second ago showed.
+
+        Args:
+            record: the backend's record.
+            backend: its registration.
+            since: no look before this time is used (monotonic seconds).
+        """
+        now = time.monotonic()
+        last = record.serving
+        if last is not None and last.backend is backend and since <= last.seen_at:
+            seconds = _MAX_AGE_SECONDS if last.is_certain else _UNCERTAIN_MAX_AGE_SECONDS
+            if now - last.seen_at < seconds:
+                return last
+        max_age_seconds = max(0.0, min(_MAX_AGE_SECONDS, now - since))
+        sockets = self._socket_table.find_sockets(backend.address, max_age_seconds)
+        serving = record.serving = self._find_server(record, backend, sockets)
+        return serving
+
+    def _find_server(self, record: Record, backend: Backend, sockets: ListeningSockets) -> Serving:
+        inodes, seen_at = sockets
+        serving = Serving(backend, seen_at)
+        if not inodes:
+            return serving
+        pids = [pid for pid, _ in record.members.identities()]
+        holders = self._socket_table.known_holders(inodes, pids)
+        if len(holders) == len(inodes):  # so no process snapshot is needed
+            return serving._replace(served_by=min(holders.values(), key=pids.index))
+        try:
+            pids = self._members_since(record, seen_at)
+        except OSError:  # no file descriptor is free
+            return serving._replace(is_certain=False)
+        served_by, others, is_complete = self._socket_table.find_listeners(inodes, pids)
+        serving = serving._replace(served_by=served_by, is_certain=is_complete)
+        if not others or not is_complete:
+            return serving
+        owner = self._socket_table.find_owner(ListeningSockets(others, seen_at))
+        if owner is None or owner.pid in pids:
+            return serving
+        if owner.pid is None:
+            # The socket was closed meanwhile, or its process may not be read or is not shown.
+            if not others & self._socket_table.find_sockets(backend.address, 0.0).inodes:
+                return serving
+            if not os.path.exists("/proc/1"):  # noqa: PTH110 - /proc hides processes (hidepid)
+                return serving._replace(is_certain=False)
+        return serving._replace(owner=owner)
+
+    def _members_since(self, record: Record, time_seen: float) -> list[int]:
+        """List the members from a snapshot that was begun after the sockets were seen.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        members = record.members
+        for _ in range(2):  # the first one may have been begun by another thread before
+            snapshot = self._member_table.snapshot(max(0.0, time.monotonic() - time_seen))
+            if snapshot.taken_at >= time_seen:
+                break
+        if members.is_new:
+            snapshot = self._member_table.rescan(members)
+        return members.pids_in(snapshot)
