@@ -48,6 +48,17 @@ print("killed", flush=True)
 time.sleep(1000)
 """
 
+# Python code that overwrites the command line and the environment of its process in /proc, as the
+# package `setproctitle` does. proc(5): fields 48 and 51 of `stat` are `arg_start` and `env_end`.
+OVERWRITE_TITLE = """
+import ctypes
+with open("/proc/self/stat", encoding="latin-1") as file:
+    fields = file.read().rpartition(")")[2].split()
+start, end = int(fields[45]), int(fields[48])
+ctypes.memset(start, 0, end - start)
+ctypes.memmove(start, b"vllm::worker", 12)
+"""
+
 
 def free_port() -> int:
     """Return a port on which no process listens, and which no other test gets.

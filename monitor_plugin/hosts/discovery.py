@@ -1,28 +1,23 @@
-"""Finds the backends among a host's programs, with their models and addresses."""
+"""Finds the backends among a host's programs, with their models, addresses and processes."""
 
 from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import shlex
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from string import Template
 from typing import NamedTuple
 
 import psutil
 
 from ..domain.errors import MonitorError
-from ..processes.process_table import ProcessRow, take_snapshot
+from ..processes.members import Members, MemberTable
+from ..processes.process_table import read_row
+from ..processes.sockets import SocketTable
 
-# Programs that start another one, whose arguments are often a part of their own.
-_WRAPPERS = (
-    frozenset(("ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "mksh", "rbash", "sh"))
-    | frozenset(("dumb-init", "env", "nice", "nohup", "runuser", "setpriv", "setsid", "stdbuf"))
-    | frozenset(("su", "sudo", "tcsh", "time", "timeout", "tini", "zsh"))
-)
 _ADDR = "--addr"
-# A script runs short-lived programs before the one that serves, such as `dirname` and `mkdir`.
-_SHORT_LIVED_SECONDS = 1.5
 
 
 class Program(NamedTuple):
@@ -32,20 +27,33 @@ class Program(NamedTuple):
         name: its full name in the host.
         display_name: its name for people, which is also the default name of its model.
         pid: its process.
+        command: the command line in the host's configuration; empty if it is not known.
     """
 
     name: str
     display_name: str
     pid: int
+    command: Sequence[str] = ()
 
 
 class DiscoveredBackend(NamedTuple):
-    """A backend that was found, with the full name of its program."""
+    """A backend that was found.
+
+    Attributes:
+        program: the full name of its program.
+        model: its model.
+        pid: the program's own process, which the host started.
+        address: its address.
+        members: the processes that belong to the program, its own process first.
+        listener: the first of them that listens at the address; None if none is seen to.
+    """
 
     program: str
     model: str
     pid: int
     address: str
+    members: Sequence[int] = ()
+    listener: int | None = None
 
 
 class BackendRule(NamedTuple):
@@ -91,90 +99,171 @@ def parse_rule(text: str) -> BackendRule:
     return BackendRule(re.compile(pattern, re.DOTALL), model, address or None)
 
 
-def find_backends(
-    programs: Iterable[Program], rules: Sequence[BackendRule]
-) -> list[DiscoveredBackend]:
-    """Find the programs that are backends, except the one that contains the calling process.
+class Discovery:
+    """Finds the backends among the programs that a host runs. Not thread-safe.
 
-    Model and address come, in this order, from:
+    The model and the address of a program come, in this order, from:
     1. the first rule that matches the program's display name or full name;
-    2. the variables MONITOR_MODEL and MONITOR_ADDRESS in the program's environment;
+    2. the variables MONITOR_MODEL and MONITOR_ADDRESS in the environment of the program's process;
     3. the program's display name, and `--addr ADDRESS` or `--addr=ADDRESS` in the command line of
-       the program or of a descendant.
+       the host's configuration, also in the script of `sh -c SCRIPT`;
+    4. the same in the command line of the program's process or of another of its members, parents
+       before their children;
+    5. the same in a script of the configuration that has `$NAME` in it, from the environment of the
+       program's process.
 
-    If the program is a shell or another wrapper, the PID is that of the process which it started:
-    the one with `--addr`, or its only child that is not short-lived. While there is no such process
-    the program is left out; a later call finds it. Reads /proc.
+    A program may overwrite its command line and its environment (`setproctitle`), and its
+    configuration may change while it runs. So what was found is remembered while its process runs.
+
+    Args:
+        rules: the operator's rules.
     """
-    snapshot = take_snapshot()
-    found = []
-    for program in programs:
-        tree = snapshot.tree(program.pid)
-        if os.getpid() in tree:
-            continue
-        server, addr = _find_server(tree)
-        variables = _environment(program.pid)
-        model, address = variables.get("MONITOR_MODEL"), variables.get("MONITOR_ADDRESS")
+
+    def __init__(self, rules: Sequence[BackendRule] = ()) -> None:
+        self._rules = rules
+        self._member_table = MemberTable()
+        self._sockets = SocketTable()
+        self._processes: dict[int, _ProgramProcess] = {}
+
+    def find(self, programs: Iterable[Program]) -> list[DiscoveredBackend]:
+        """Find the programs that are backends, except the one that contains the calling process.
+
+        Reads /proc.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        own = _own_ancestors()
+        programs = [each for each in programs if each.pid not in own]
+        self._follow(programs)
+        snapshot = self._member_table.snapshot(0.0)
+        found = []
+        for program in programs:
+            process = self._processes.get(program.pid)
+            if process is None:
+                continue
+            pids = process.members.pids_in(snapshot)
+            if program.pid not in pids or snapshot.rows[program.pid].is_zombie:
+                continue
+            process.read(program, pids)
+            model, address = self._declaration(program, process)
+            if address:
+                listener = self._sockets.find_listener(address, pids)
+                found.append(
+                    DiscoveredBackend(program.name, model, program.pid, address, pids, listener)
+                )
+        return found
+
+    def _follow(self, programs: Iterable[Program]) -> None:
+        """Follow the members of these programs, and of no others."""
+        previous, self._processes = self._processes, {}
+        for program in programs:
+            row = read_row(program.pid)
+            if row is None:
+                continue
+            process = previous.get(program.pid)
+            if process is None or process.members.root != (program.pid, row.started):
+                process = _ProgramProcess(Members((program.pid, row.started)))
+            self._processes[program.pid] = process
+        for process in previous.values():
+            self._member_table.forget(process.members)
+        for process in self._processes.values():
+            self._member_table.track(process.members)
+
+    def _declaration(self, program: Program, process: _ProgramProcess) -> tuple[str, str | None]:
+        """Return the model of a program, and its address; None if nothing gives an address."""
         names = (program.display_name, program.name)
-        matches = (rule.match(name) for rule in rules for name in names)
-        if match := next((each for each in matches if each), None):
-            model, address = match[0], match[1] or address
-        if address not in (None, addr) and not _is_wrapper(_arguments(program.pid)):
-            server = None  # `addr` is the address of one of its workers
-        address = address or addr
-        if address and (pid := server or _skip_wrappers(program.pid, snapshot.rows)):
-            model = model or program.display_name
-            found.append(DiscoveredBackend(program.name, model, pid, address))
+        matches = (rule.match(name) for rule in self._rules for name in names)
+        model, address = next((each for each in matches if each), (None, None))
+        return (
+            model or process.model or program.display_name,
+            address or process.address or process.configured or process.addr or process.expanded,
+        )
+
+
+class _ProgramProcess:
+    """What is known of a process of a program, for as long as it runs.
+
+    Attributes:
+        members: the processes that belong to it.
+        model, address: the variables of its environment.
+        configured: the address in the host's configuration.
+        addr: the address in a command line of the members.
+        expanded: the address in the host's configuration after the expansion of variables.
+    """
+
+    def __init__(self, members: Members) -> None:
+        self.members = members
+        self.model: str | None = None
+        self.address: str | None = None
+        self.configured: str | None = None
+        self.addr: str | None = None
+        self.expanded: str | None = None
+
+    def read(self, program: Program, pids: Iterable[int]) -> None:
+        """Read the environment of the process, and the command lines of its members."""
+        variables = _environment(program.pid)
+        self.model = variables.get("MONITOR_MODEL") or self.model
+        self.address = variables.get("MONITOR_ADDRESS") or self.address
+        if self.configured is None and (address := configured_address(program.command)):
+            if _is_literal(address):
+                self.configured = address
+            elif _is_literal(address := Template(address).safe_substitute(variables)):
+                self.expanded = address
+        if not (self.address or self.configured):
+            addresses = (address_argument(_arguments(pid)) for pid in pids)
+            self.addr = next((each for each in addresses if each), self.addr)
+
+
+def _own_ancestors() -> set[int]:
+    """Return the PIDs of this process and its ancestors."""
+    found: set[int] = set()
+    pid = os.getpid()
+    while pid > 1 and pid not in found:
+        found.add(pid)
+        row = read_row(pid)
+        pid = row.parent if row else 0
     return found
 
 
-def _find_server(tree: Sequence[int]) -> tuple[int | None, str | None]:
-    """Return the process that has `--addr`, and the address.
-
-    If only wrappers have `--addr`, the process is None.
-    """
-    wrapper_address = None
-    for pid in tree:  # parents before their children
-        arguments = _arguments(pid)
-        address = address_argument(arguments)
-        if address is not None:
-            if not _is_wrapper(arguments):
-                return pid, address
-            wrapper_address = wrapper_address or address
-    return None, wrapper_address
-
-
-def _skip_wrappers(pid: int, rows: Mapping[int, ProcessRow]) -> int | None:
-    """Return the only long-lived child of a wrapper; None if there is none.
-
-    If a wrapper has several such children, it is returned itself. Otherwise it must not be: once it
-    were registered, it would hold the address, and the child could not be registered later.
-    """
-    while arguments := _arguments(pid):
-        if not _is_wrapper(arguments):
-            return pid
-        # A script that waits in a loop always has a short-lived child: `sleep`.
-        children = [
-            child for child, row in rows.items() if row.parent == pid and not _is_short_lived(child)
-        ]
-        if not children:
-            return None
-        if len(children) > 1:
-            return pid
-        (pid,) = children
-    return None
-
-
-def _is_wrapper(arguments: Sequence[str]) -> bool:
-    return bool(arguments) and Path(arguments[0]).name.lstrip("-") in _WRAPPERS
-
-
-def _is_short_lived(pid: int) -> bool:
+def split_command(command: str) -> list[str]:
+    """Split a command line of a configuration; return nothing if its quotes are not closed."""
     try:
-        age = time.time() - psutil.Process(pid).create_time()
-    except (psutil.Error, OSError):
-        return True
-    return 0 <= age < _SHORT_LIVED_SECONDS  # negative if the clock was set back
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def _split_script(script: str) -> list[str]:
+    """Split a shell script. Operators of the shell, such as `;` and `&&`, become arguments too."""
+    lexer = shlex.shlex(script, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    try:
+        return list(lexer)
+    except ValueError:
+        return []
+
+
+def _is_literal(address: str) -> bool:
+    """Whether an address of a configuration has nothing that a shell or a host replaces."""
+    return not any(each in address for each in "$`(")
+
+
+def configured_address(command: Sequence[str]) -> str | None:
+    """Return the address in a command line of a configuration; None if there is none.
+
+    The script of `sh -c SCRIPT` counts too.
+    """
+    address = address_argument(command)
+    if address is None:
+        scripts = (
+            argument
+            for option, argument in pairwise(command)
+            if re.fullmatch("-[a-z]*c", option) and _ADDR in argument
+        )
+        addresses = (configured_address(_split_script(script)) for script in scripts)
+        address = next((each for each in addresses if each), None)
+    return address
 
 
 def address_argument(arguments: Sequence[str]) -> str | None:

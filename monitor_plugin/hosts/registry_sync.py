@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from ..domain.errors import InvalidBackend
+from ..domain.models import Backend
 from ..monitor import Monitor
 from .discovery import DiscoveredBackend
 
@@ -16,10 +18,17 @@ _MAX_ENDED = 1000
 _logger = logging.getLogger(__name__)
 
 
+class _Origin(NamedTuple):
+    """The program of a registered process, and the program's own process."""
+
+    program: str
+    pid: int
+
+
 class RegistrySync:
     """Registers the backends that a host runs. The monitor itself notices when they end.
 
-    `sync()` must be called from one thread only, `program_of()` may be called from any.
+    `sync()` must be called from one thread only, the other methods may be called from any.
 
     Args:
         monitor: the monitor with which to register.
@@ -27,32 +36,69 @@ class RegistrySync:
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-        self._programs: dict[int, str] = {}
-        self._refused: dict[DiscoveredBackend, str] = {}
+        self._origins: dict[int, _Origin] = {}
+        self._refused: dict[int, str] = {}  # the errors by the PID of the program's process
 
     def sync(self, found: Iterable[DiscoveredBackend]) -> None:
-        """Register each backend that is not registered, or has another model or address there.
+        """Register each backend that is not registered, or is so in another way.
 
-        A registration that the monitor refuses is logged once, and tried again at the next call.
+        A program's own process is registered first. Once another of its members listens at the
+        address, that one replaces it; if the listener ends, the program's own process is
+        registered again. A registration that the monitor refuses is logged once, and tried again at
+        the next call. During a shutdown of a model, only processes that are new are registered:
+        they are those that the host has started again.
         """
-        registered = {each.pid: (each.model, each.address) for each in self._monitor.backends()}
-        found, refused = list(found), {}
-        programs = {each.pid: each.program for each in found}
-        self._programs.update(programs)  # first, as hooks may stop a backend once it is registered
+        found, registered = list(found), {each.pid: each for each in self._monitor.backends()}
+        stopping = {each.model for each in self._monitor.stopping()}
+        previous, refused = self._origins, self._refused
+        # Before the registration, as hooks may stop a backend once it is registered.
+        origins = {
+            pid: _Origin(each.program, each.pid)
+            for each in found
+            for pid in (each.pid, each.listener, *registered.keys() & set(each.members))
+            if pid is not None
+        }
+        self._origins = {**previous, **origins}
+        self._refused = {}
         for each in found:
-            if registered.get(each.pid) == (each.model, each.address):
+            if each.model in stopping and each.pid in previous:
                 continue
             try:
-                self._monitor.hook.monitor_backend_spawned(
-                    model=each.model, pid=each.pid, address=each.address
-                )
+                self._register(each, registered)
             except InvalidBackend as error:
-                refused[each] = str(error)
-                if self._refused.get(each) != str(error):
+                self._refused[each.pid] = str(error)
+                if refused.get(each.pid) != str(error):
                     _logger.warning("program %r: %s", each.program, error)
-        ended = [item for item in self._programs.items() if item[0] not in programs]
-        self._programs, self._refused = {**dict(ended[-_MAX_ENDED:]), **programs}, refused
+        ended = [item for item in previous.items() if item[0] not in origins]
+        self._origins = {**dict(ended[-_MAX_ENDED:]), **origins}
+
+    def _register(self, found: DiscoveredBackend, registered: Mapping[int, Backend]) -> None:
+        """Register a backend.
+
+        Raises:
+            InvalidBackend: the monitor refuses it.
+        """
+        current = next((pid for pid in found.members if pid in registered), found.pid)
+        known = registered.get(current)
+        if known is None or (known.model, known.address) != (found.model, found.address):
+            self._spawned(found, current)
+        if found.listener not in (None, current):
+            self._spawned(found, found.listener)
+
+    def _spawned(self, found: DiscoveredBackend, pid: int | None) -> None:
+        self._monitor.hook.monitor_backend_spawned(
+            model=found.model, pid=pid, address=found.address
+        )
 
     def program_of(self, pid: int) -> str | None:
         """Return the full name of the program whose backend has, or last had, that PID."""
-        return self._programs.get(pid)
+        origin = self._origins.get(pid)
+        return origin.program if origin else None
+
+    def own_process_of(self, pid: int) -> int:
+        """Return the PID of the program's own process for the PID of a backend.
+
+        The two are the same if the program serves itself, or if the backend is not a program's.
+        """
+        origin = self._origins.get(pid)
+        return origin.pid if origin else pid

@@ -1,4 +1,4 @@
-"""Discovery of backends by rules, environments, command lines and wrappers, all real."""
+"""Discovery of backends by rules, environments, command lines and sockets, all real."""
 
 from __future__ import annotations
 
@@ -11,33 +11,43 @@ from pathlib import Path
 import pytest
 
 from monitor_plugin import MonitorError
-from monitor_plugin.hosts import discovery
 from monitor_plugin.hosts.discovery import (
     DiscoveredBackend,
+    Discovery,
     Program,
     address_argument,
-    find_backends,
+    configured_address,
     parse_rule,
+    split_command,
 )
 
-from ..support import Spawner, eventually
+from ..support import OVERWRITE_TITLE, Spawner, eventually, free_port
 
 # What a backend is to the discovery: a command line. It needs not serve.
 SLEEPER = (sys.executable, "-S", "-c", "import time; time.sleep(1000)")
 ADDRESS = "127.0.0.1:50051"
+# Overwrite their command line and environment: at once, or after a line of input.
+SILENT = f"{OVERWRITE_TITLE}\nprint('done', flush=True)\nimport time\ntime.sleep(1000)"
+SILENT_LATER = f"input()\n{SILENT}"
+# Listens at `--addr`, the last argument, once the FIFO before it was written to.
+SERVER = """
+import signal, socket, sys
+open(sys.argv[-3]).read()
+host, _, port = sys.argv[-1].rpartition(":")
+listening = socket.create_server((host, int(port)))
+signal.pause()
+"""
 
 
 def found(
     pid: int, *rules: str, name: str = "g:llama", model: str = "llama"
 ) -> list[DiscoveredBackend]:
-    return find_backends([Program(name, model, pid)], [parse_rule(rule) for rule in rules])
+    discovery = Discovery([parse_rule(rule) for rule in rules])
+    return discovery.find([Program(name, model, pid)])
 
 
-def children(pid: int) -> list[int]:
-    """Return the children that have called `exec`, and are no copies of their parent any more."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        found = [int(child) for child in file.read().split()]
-    return [child for child in found if command_line(child) not in (b"", command_line(pid))]
+def addresses(backends: list[DiscoveredBackend]) -> list[str]:
+    return [each.address for each in backends]
 
 
 def command_line(pid: int) -> bytes:
@@ -48,7 +58,7 @@ def command_line(pid: int) -> bytes:
 def test_backend_is_found_by_its_command_line(switches: tuple[str, ...], spawner: Spawner) -> None:
     """`--addr X` or `--addr=X` makes a backend, whose model has the display name of the program."""
     process = spawner.process(*SLEEPER, *switches)
-    expected = [DiscoveredBackend("g:llama", "llama", process.pid, ADDRESS)]
+    expected = [DiscoveredBackend("g:llama", "llama", process.pid, ADDRESS, [process.pid])]
     assert eventually(lambda: found(process.pid)) == expected
 
 
@@ -56,7 +66,7 @@ def test_backend_is_found_by_its_environment(spawner: Spawner) -> None:
     """MONITOR_ADDRESS and MONITOR_MODEL take precedence over the command line."""
     environment = {"MONITOR_MODEL": "org/m", "MONITOR_ADDRESS": ADDRESS}
     process = spawner.process(*SLEEPER, "--addr", "127.0.0.1:1", env=environment)
-    expected = [DiscoveredBackend("g:llama", "org/m", process.pid, ADDRESS)]
+    expected = [DiscoveredBackend("g:llama", "org/m", process.pid, ADDRESS, [process.pid])]
     eventually(lambda: found(process.pid) == expected)
     other = spawner.process(*SLEEPER, env={"MONITOR_MODEL": "org/m"})
     process.kill()
@@ -78,7 +88,7 @@ def test_backend_is_found_by_a_rule(rule: str, model: str, address: str, spawner
     """A rule precedes everything else. If it has no address, the program must give one."""
     process = spawner.process(*SLEEPER, "--addr", ADDRESS, env={"MONITOR_MODEL": "other"})
     eventually(lambda: found(process.pid))
-    expected = [DiscoveredBackend("g:llama", model, process.pid, address)]
+    expected = [DiscoveredBackend("g:llama", model, process.pid, address, [process.pid])]
     assert found(process.pid, "another=x@127.0.0.1:9", rule, "*=late@127.0.0.1:9") == expected
 
 
@@ -96,73 +106,124 @@ def test_programs_without_an_address_are_not_backends(spawner: Spawner) -> None:
     assert found(process.pid, rule) == []
 
 
-def test_child_of_a_shell_is_the_backend(spawner: Spawner) -> None:
-    """If the shell does not `exec`, the descendant with `--addr` is the backend."""
-    command = shlex.join([*SLEEPER, "--addr", ADDRESS])
-    shell = spawner.process("sh", "-c", f"(:; {command}; :); :")
-    expected = eventually(lambda: found(shell.pid))[0]
-    assert expected.address == ADDRESS
-    assert expected.pid not in (shell.pid, *children(shell.pid))
+def test_command_line_of_the_configuration_gives_the_address(spawner: Spawner) -> None:
+    """It precedes that of the process, and is enough if the process overwrites its own."""
+    process = spawner.process(*SLEEPER, "--addr", "127.0.0.1:1")
+    eventually(lambda: found(process.pid))
+    program = Program("g:llama", "llama", process.pid, ["backend", "--addr", ADDRESS])
+    assert addresses(Discovery().find([program])) == [ADDRESS]
+    rule = parse_rule("llama=m@127.0.0.1:7")
+    assert addresses(Discovery([rule]).find([program])) == ["127.0.0.1:7"]
+    silent = spawner.python(SILENT, "--addr", "127.0.0.1:1", env={"MONITOR_ADDRESS": "127.0.0.1:2"})
+    assert silent.stdout
+    silent.stdout.readline()
+    assert found(silent.pid) == []
+    assert addresses(Discovery().find([program._replace(pid=silent.pid)])) == [ADDRESS]
 
 
-@pytest.mark.parametrize("name", ["sh", "fish", "tcsh", "su"])
-def test_script_that_passes_its_arguments_on_is_not_the_backend(
-    name: str, spawner: Spawner, tmp_path: Path
-) -> None:
-    """The shell has `--addr` too, and comes first, but is never the backend."""
-    wrapper = tmp_path / name  # what it is called is what it is known by
-    wrapper.symlink_to("/bin/sh")
-    script = tmp_path / "run.sh"
-    script.write_text(f'read line; {shlex.join(SLEEPER)} "$@"; :')
-    shell = spawner.process(str(wrapper), str(script), "--addr", ADDRESS, stdin=subprocess.PIPE)
-    assert found(shell.pid, "llama=m@127.0.0.1:7") == []
-    assert shell.stdin
-    shell.stdin.write("go\n")
-    shell.stdin.flush()
-    assert eventually(lambda: found(shell.pid))[0].pid in children(shell.pid)
-
-
-def test_short_lived_child_of_a_script_is_not_the_backend(
-    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A child of a wrapper without `--addr` is the backend when it is no longer short-lived."""
-    rule = "llama=m@127.0.0.1:7"
-    shell = spawner.process("sh", "-c", "sleep 1000; :")
-    (child,) = eventually(lambda: children(shell.pid))
-    monkeypatch.setattr(discovery, "_SHORT_LIVED_SECONDS", 1000)
-    assert found(shell.pid, rule) == []
-    monkeypatch.setattr(discovery, "_SHORT_LIVED_SECONDS", 0)
-    assert [each.pid for each in found(shell.pid, rule)] == [child]
-    crowd = spawner.process("sh", "-c", "sleep 1000 & sleep 1000; :")
-    eventually(lambda: len(children(crowd.pid)) == 2)
-    assert [each.pid for each in found(crowd.pid, rule)] == [crowd.pid]
-
-
-def test_worker_with_its_own_address_is_not_the_backend(spawner: Spawner) -> None:
-    """A program that declares its address is the backend, whatever its descendants listen at."""
-    worker = f"import subprocess; subprocess.run({[*SLEEPER, '--addr', '127.0.0.1:1']})"
-    command = (sys.executable, "-S", "-c", worker)
-    process = spawner.process(*command, env={"MONITOR_ADDRESS": ADDRESS})
-    eventually(lambda: children(process.pid))
-    rule = "llama=m@127.0.0.1:7"
-    expected = [DiscoveredBackend("g:llama", "llama", process.pid, ADDRESS)]
-    assert found(process.pid) == expected
-    assert found(process.pid, rule) == [
-        DiscoveredBackend("g:llama", "m", process.pid, "127.0.0.1:7")
+def test_address_is_remembered_while_the_process_runs(spawner: Spawner) -> None:
+    """The process may overwrite its command line and its environment, or lose its configuration."""
+    environment = {"MONITOR_MODEL": "org/m", "MONITOR_ADDRESS": ADDRESS}
+    declared = spawner.python(SILENT_LATER, stdin=subprocess.PIPE, env=environment)
+    plain = spawner.python(SILENT_LATER, "--addr", ADDRESS, stdin=subprocess.PIPE)
+    configured = spawner.sleeper()
+    programs = [
+        Program("a", "a", declared.pid),
+        Program("b", "b", plain.pid),
+        Program("c", "c", configured.pid, ["backend", "--addr", ADDRESS]),
     ]
-    same = spawner.process(*command, env={"MONITOR_ADDRESS": "127.0.0.1:1"})
-    eventually(lambda: [each.pid for each in found(same.pid)] == children(same.pid))
+    discovery = Discovery()
+    before = eventually(lambda: three if len(three := discovery.find(programs)) == 3 else [])
+    assert [each.model for each in before] == ["org/m", "b", "c"]
+    for process in (declared, plain):
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        process.stdout.readline()
+    # As after `supervisorctl reread`: the process has its old address until it is restarted.
+    programs[2] = programs[2]._replace(command=["backend", "--addr", "127.0.0.1:9"])
+    assert discovery.find(programs) == before
+    assert Discovery().find(programs[:2]) == []
+    assert discovery.find(programs[1:]) == before[1:]
+    assert discovery.find(programs) == before[1:]
 
 
-def test_child_of_a_script_with_a_wait_loop_is_the_backend(
-    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("command", "address"),
+    [
+        ("backend --addr 127.0.0.1:1", "127.0.0.1:1"),
+        ("sh -c 'echo a; exec backend --addr=unix:/x/#1;:'", "unix:/x/#1"),
+        ("bash -lc 'su me -c \"backend --addr [::1]:1&&:\"'", "[::1]:1"),
+        ("sh -c '(backend --addr 127.0.0.1:1)|cat'", "127.0.0.1:1"),
+        ("sh -c 'backend --addr 127.0.0.1:1 \"it is'", None),
+        ("sh -c 'exec backend \"$@\"' sh --addr 127.0.0.1:1", "127.0.0.1:1"),
+        ("backend 'it is", None),
+        ("backend --comment 'use --addr X'", None),
+        ("sh -c :", None),
+        ("", None),
+    ],
+)
+def test_address_is_found_in_a_configured_command(command: str, address: str | None) -> None:
+    """Also in a shell script, up to the next operator of the shell."""
+    assert configured_address(split_command(command)) == address
+
+
+@pytest.mark.parametrize(
+    ("command", "address"),
+    [
+        ("sh -c 'backend --addr 127.0.0.1:$PORT'", "127.0.0.1:50051"),
+        ("sh -c 'backend --addr \"127.0.0.1:${PORT}\"'", "127.0.0.1:50051"),
+        ("sh -c 'backend --addr 127.0.0.1:$OTHER'", None),
+        ("sh -c 'backend --addr 127.0.0.1:${PORT:-1}'", None),
+        ("sh -c 'backend --addr $(cat address)'", None),
+        ("sh -c 'backend --addr `cat address`'", None),
+        ("backend --addr 127.0.0.1:$(circus.wid)", None),
+        ("backend --addr 127.0.0.1:((circus.wid))", None),
+    ],
+)
+def test_variables_in_a_configured_command_are_those_of_the_process(
+    command: str, address: str | None, spawner: Spawner
 ) -> None:
-    """The long-lived child is the backend; the newest child, a `sleep`, is always short-lived."""
-    loop = "sleep 1000 & while kill -0 $!; do sleep 999; done"
-    shell = spawner.process("sh", "-c", loop, env={"MONITOR_ADDRESS": ADDRESS})
-    backend, newest = eventually(lambda: two if len(two := children(shell.pid)) == 2 else [])
-    monkeypatch.setattr(discovery, "_is_short_lived", lambda pid: pid == newest)
-    assert [each.pid for each in found(shell.pid)] == [backend]
+    """What a shell would compute is not known; a command line of the process precedes it."""
+    process = spawner.process(*SLEEPER, env={"PORT": "50051"})
+    eventually(lambda: b"import" in command_line(process.pid))
+    program = Program("g:llama", "llama", process.pid, split_command(command))
+    expected = [] if address is None else [address]
+    assert addresses(Discovery().find([program])) == expected
+    other = spawner.process(*SLEEPER, "--addr", "127.0.0.1:9", env={"PORT": "50051"})
+    eventually(lambda: b"import" in command_line(other.pid))
+    assert addresses(Discovery().find([program._replace(pid=other.pid)])) == ["127.0.0.1:9"]
+
+
+@pytest.mark.parametrize("launcher", ["uv", "conda", "sh", "python"])
+def test_process_that_listens_is_found_whatever_started_it(
+    launcher: str, spawner: Spawner, tmp_path: Path
+) -> None:
+    """Until it listens there is none. Launchers need no certain name, and may have children."""
+    script = tmp_path / launcher
+    server = shlex.join([sys.executable, "-c", SERVER])
+    script.write_text(f'#!/bin/sh\nsleep 1000 &\n({server} "$@"; :) & wait')
+    script.chmod(0o755)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    address = f"127.0.0.1:{free_port()}"
+    process = spawner.process(str(script), "run", str(fifo), "--addr", address)
+    discovery = Discovery()
+
+    def find() -> DiscoveredBackend | None:
+        return next(iter(discovery.find([Program("g:llama", "llama", process.pid)])), None)
+
+    early = eventually(lambda: it if (it := find()) and len(it.members) == 4 else None)
+    assert early
+    assert (early.pid, early.address, early.listener) == (process.pid, address, None)
+    fifo.write_text("go")
+    late = eventually(lambda: it if (it := find()) and it.listener else None)
+    assert late
+    assert late.listener
+    assert late.listener in late.members
+    assert command_line(late.listener).startswith(sys.executable.encode())
+    assert late._replace(listener=None) == early
 
 
 @pytest.mark.parametrize("rule", ["", "x", "=m", "x=", "x=@127.0.0.1:7", "x=m@"])

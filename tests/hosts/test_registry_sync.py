@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
-from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin import Backend, Monitor, ShutdownRefused, hookimpl
 from monitor_plugin.hosts.discovery import DiscoveredBackend
 from monitor_plugin.hosts.registry_sync import RegistrySync
 
@@ -73,8 +75,9 @@ def test_refused_registration_is_logged_once_and_repeated(
         registry_sync.sync(found)
     assert logged(caplog) == [
         "program 'g:a': the backend was not registered: address 'nonsense' is no gRPC target; use "
-        + "host:port, [::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or "
-        + "grpcs://host:port for TLS"
+        + "host:port, [::1]:port, :port or *:port for this machine, ipv4:1.2.3.4:port, "
+        + "ipv6:[::1]:port, dns:///host:port, unix:/path, unix-abstract:name, or grpcs://host:port "
+        + "for TLS"
     ]
     assert registered(monitor) == [("m", two.pid, "127.0.0.1:1")]
     taken = [DiscoveredBackend("g:c", "m", one.pid, "127.0.0.1:1")]
@@ -101,3 +104,75 @@ def test_program_is_known_before_its_backend_is_registered(
     pids = [spawner.sleeper().pid for _ in range(2)]
     registry_sync.sync([DiscoveredBackend(f"g:{pid}", "m", pid, f"unix:/{pid}") for pid in pids])
     assert names == [f"g:{pid}" for pid in pids]
+
+
+def found_backend(pid: int, *others: int, listener: int | None = None) -> DiscoveredBackend:
+    """Return a backend of the program `g:a`, with other members besides its own process."""
+    return DiscoveredBackend("g:a", "m", pid, "127.0.0.1:1", [pid, *others], listener)
+
+
+def test_member_that_listens_is_registered(monitor: Monitor, spawner: Spawner) -> None:
+    """Until it does, and after it has ended, the program's own process is registered."""
+    launcher = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait; exec sleep 1000")
+    assert launcher.stdout
+    own, server = launcher.pid, int(launcher.stdout.readline())
+    registry_sync = RegistrySync(monitor)
+    assert registry_sync.own_process_of(own) == own
+    registry_sync.sync([found_backend(own, server)])
+    assert registered(monitor) == [("m", own, "127.0.0.1:1")]
+    for _ in range(2):
+        registry_sync.sync([found_backend(own, server, listener=server)])
+        assert registered(monitor) == [("m", server, "127.0.0.1:1")]
+    registry_sync.sync([found_backend(own, server)])  # it has closed its socket, and still runs
+    assert registered(monitor) == [("m", server, "127.0.0.1:1")]
+    assert registry_sync.program_of(server) == "g:a"
+    assert registry_sync.own_process_of(server) == own
+    changed = found_backend(own, server, listener=server)._replace(address="127.0.0.1:2")
+    registry_sync.sync([changed])
+    assert registered(monitor) == [("m", server, "127.0.0.1:2")]
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: registered(monitor) == [])
+    registry_sync.sync([found_backend(own)])
+    assert registered(monitor) == [("m", own, "127.0.0.1:1")]
+    assert registry_sync.program_of(server) == "g:a"
+
+
+def test_members_of_a_program_stay_members_if_it_is_found_while_it_serves(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """The program's own process is registered first, so that its other children are members."""
+    launcher = spawner.process("sh", "-c", "sleep 1000 & sleep 999 & echo $!; wait")
+    assert launcher.stdout
+    server = int(launcher.stdout.readline())
+    RegistrySync(monitor).sync([found_backend(launcher.pid, server, listener=server)])
+    assert registered(monitor) == [("m", server, "127.0.0.1:1")]
+    (record,) = monitor._services.registry.records()
+    assert len(record.members.identities()) == 3
+
+
+def test_process_is_not_registered_again_during_a_shutdown(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a new process is: the host has started the model again."""
+    launcher = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
+    assert launcher.stdout
+    own, server = launcher.pid, int(launcher.stdout.readline())
+    again = spawner.sleeper().pid
+    found = [found_backend(own, server, listener=server)]
+
+    class Plugin:
+        @hookimpl
+        def monitor_before_shutdown(self) -> str:
+            registry_sync.sync(found)
+            registry_sync.sync([*found, DiscoveredBackend("g:b", "m", again, "127.0.0.1:3")])
+            return "not now"
+
+    monitor = make_monitor([Plugin()])
+    registry_sync = RegistrySync(monitor)
+    registry_sync.sync([found_backend(own, server)])
+    with pytest.raises(ShutdownRefused):
+        monitor.shutdown("m")
+    assert [pid for _, pid, _ in registered(monitor)] == [own, again]
+    registry_sync.sync(found)
+    assert {pid for _, pid, _ in registered(monitor)} == {server, again}
+    assert logged(caplog) == []

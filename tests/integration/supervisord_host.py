@@ -184,6 +184,14 @@ class Host:
         except OSError:
             return False
 
+    def backends(self, model: str) -> list[int]:
+        """Return the PIDs of a model's backends; none while the monitor does not answer."""
+        try:
+            answer = self.client.request("GET", f"/backends?model={model}").json
+        except OSError:
+            return []
+        return [each["pid"] for each in answer["backends"]]
+
     def replicas(self, model: str) -> int:
         """Return the number of backends of a model that the monitor knows."""
         try:

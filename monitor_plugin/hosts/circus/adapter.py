@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from ...domain.errors import ShutdownFailed
 from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
-from ...processes.process_table import read_row, take_snapshot
+from ...shutdown.stop import format_pids
+from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
 from .client import CircusError, Watchers
 
@@ -23,12 +25,25 @@ class Adapter:
         monitor: the monitor of the backends.
         registry_sync: knows the watcher of each backend.
         watchers: stops watchers.
+        poll_soon: asks circus soon what runs.
     """
 
-    def __init__(self, monitor: Monitor, registry_sync: RegistrySync, watchers: Watchers) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        registry_sync: RegistrySync,
+        watchers: Watchers,
+        poll_soon: Callable[[], None],
+    ) -> None:
         self._monitor = monitor
         self._registry_sync = registry_sync
         self._watchers = watchers
+        self._poll_soon = poll_soon
+
+    @hookimpl
+    def monitor_backend_gone(self) -> None:
+        """Ask soon what runs: the watcher's process may go on, and then circus reports no event."""
+        self._poll_soon()
 
     @hookimpl
     def monitor_closing(self) -> None:
@@ -44,7 +59,8 @@ class Adapter:
             circus, or the monitor must stop processes that the backend started and circus left.
 
         Raises:
-            ShutdownFailed: circus did not stop the watcher, or the watcher runs other backends too.
+            ShutdownFailed: circus did not stop the watcher, or the watcher runs other backends too,
+                or unregistered processes of the watcher still run.
         """
         name, deadline = (
             self._registry_sync.program_of(backend.pid),
@@ -52,21 +68,32 @@ class Adapter:
         )
         if name is None:
             return None
-        snapshot = take_snapshot()
-        tree = {pid: snapshot.rows[pid].started for pid in snapshot.tree(backend.pid)}
-        try:
-            self._check_no_other_backends(name, backend)
-            stopped = self._watchers.stop(name, deadline - time.monotonic())
-        except CircusError as failure:
-            raise ShutdownFailed(backend.model, f"watcher {name!r}: {failure}") from failure
-        if not stopped:
-            self._warn_of_timeouts(name, timeout_seconds)
-            return True
-        # circus stops its own child only, not the processes that the child started.
-        is_left = any(
-            (row := read_row(pid)) and row.started == started for pid, started in tree.items()
-        )
-        return None if is_left else True
+        with ProcessTrees() as own, ProcessTrees() as others:
+            try:
+                for pid in (self._registry_sync.own_process_of(backend.pid), backend.pid):
+                    own.add(pid)
+                self._check_no_other_backends(name, backend)
+                for pid in self._unregistered_pids(name):
+                    others.add(pid)
+                stopped = self._watchers.stop(name, deadline - time.monotonic(), others.rescan)
+                if stopped:
+                    others.end(deadline - time.monotonic(), self._watchers.closing)
+                own.rescan()
+            except (CircusError, OSError) as failure:
+                raise ShutdownFailed(backend.model, f"watcher {name!r}: {failure}") from failure
+            if not stopped:
+                self._warn_of_timeouts(name, timeout_seconds)
+            if pids := others.alive():
+                why = f"watcher {name!r}: processes that it started still run"
+                raise ShutdownFailed(backend.model, f"{why}: {format_pids(pids)}", pids)
+            # circus stops its own child only, not the processes that the child started.
+            return None if stopped and own.alive() else True
+
+    def _unregistered_pids(self, name: str) -> list[int]:
+        """List a watcher's processes whose members are those of no backend."""
+        own_process_of = self._registry_sync.own_process_of
+        registered = {own_process_of(each.pid) for each in self._monitor.backends()}
+        return [pid for pid in self._watchers.pids(name) if pid not in registered]
 
     def _check_no_other_backends(self, name: str, backend: Backend) -> None:
         stopping = [each.pid for each in self._monitor.stopping()]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from ..discovery import Program
+from circus.util import replace_gnu_args
+
+from ..discovery import Program, split_command
 
 _POLL_SECONDS = 0.1
 _MIN_COMMAND_SECONDS = 0.2
@@ -15,6 +19,10 @@ _COMMAND_SECONDS = 2.0
 # circus' COMMAND_ERROR and MESSAGE_ERROR. Both have more meanings, which the message tells apart.
 _BUSY = 5
 _NOT_FOUND = 3
+
+
+def _nothing() -> None:
+    pass
 
 
 class CircusError(Exception):
@@ -68,7 +76,9 @@ class Watchers:
         self.closing = threading.Event()
 
     def programs(self) -> list[Program]:
-        """List the processes of all watchers, with the watcher's name as name and display name.
+        """List the processes of the watchers that circus is not stopping.
+
+        The watcher's name is name and display name.
 
         Raises:
             CircusError: circus did not answer.
@@ -77,8 +87,37 @@ class Watchers:
         programs = []
         # Other commands ignore the case of names.
         for name in {name.lower(): name for name in statuses}.values():
-            programs += [Program(name, name, pid) for pid in self.pids(name)]
+            if statuses[name] != "stopping" and (pids := self.pids(name)):
+                command = self._command(name)
+                numbers = self._numbers(name) if "wid" in command.lower() else {}
+                for pid in pids:
+                    variables = {"wid": numbers[pid]} if pid in numbers else {}
+                    arguments = split_command(replace_gnu_args(command, **variables))
+                    programs.append(Program(name, name, pid, arguments))
         return programs
+
+    def _command(self, name: str) -> str:
+        """Return the command line in a watcher's configuration; empty if it is not known."""
+        try:
+            answer = self._call(_COMMAND_SECONDS, "get", name=name, keys=["cmd", "args"])
+        except CircusError as error:
+            if error.silent:
+                raise
+            return ""  # the watcher was removed
+        options = answer["options"]
+        cmd, args = options["cmd"] or "", options["args"] or ""
+        # With `shell` circus quotes all arguments, so that the shell replaces nothing.
+        return f"{cmd} {args if isinstance(args, str) else shlex.join(args)}"
+
+    def _numbers(self, name: str) -> dict[int, int]:
+        """Return the numbers of a watcher's processes by PID, which commands name `circus.wid`."""
+        try:
+            infos = self._call(_COMMAND_SECONDS, "stats", name=name)["info"]
+        except CircusError as error:
+            if error.silent:
+                raise
+            return {}  # the watcher was removed
+        return {int(pid): each["wid"] for pid, each in infos.items() if isinstance(each, dict)}
 
     def pids(self, name: str) -> list[int]:
         """List the processes of a watcher; empty if the watcher does not exist.
@@ -93,12 +132,13 @@ class Watchers:
                 return []
             raise
 
-    def stop(self, name: str, seconds: float) -> bool:
+    def stop(self, name: str, seconds: float, meanwhile: Callable[[], None] = _nothing) -> bool:
         """Stop a watcher for good, and wait until it has stopped.
 
         Args:
             name: the name of the watcher.
             seconds: the maximum time to wait.
+            meanwhile: called before each question to circus, ten times a second.
 
         Returns:
             Whether it has stopped. False: circus is still stopping it, or accepted the stop and
@@ -111,6 +151,7 @@ class Watchers:
         accepted, status = False, ""
         while True:
             error = None
+            meanwhile()
             try:
                 status = str(self._call(_timeout(deadline), "status", name=name)["status"])
                 if accepted and status == "stopped":

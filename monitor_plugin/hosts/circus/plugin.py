@@ -24,7 +24,7 @@ from tornado.ioloop import PeriodicCallback
 
 from ...domain.errors import ListenError, MonitorError
 from ...monitor import Monitor
-from ..discovery import find_backends
+from ..discovery import Discovery
 from ..poller import Poller
 from ..registry_sync import RegistrySync
 from .adapter import Adapter
@@ -73,12 +73,12 @@ class MonitorPlugin(CircusPlugin):  # type: ignore[misc] # circus has no types
         check_arguments(sys.argv)
         settings, rules = parse_options(self._options, _circus_options(), os.environ)
         monitor = Monitor(settings)
-        registry_sync = RegistrySync(monitor)
-        adapter = Adapter(monitor, registry_sync, self._watchers)
-        monitor.plugin_manager.register(adapter, "circus")
+        registry_sync, discovery = RegistrySync(monitor), Discovery(rules)
         self._poller = Poller(
-            "circus", lambda: registry_sync.sync(find_backends(self._watchers.programs(), rules))
+            "circus", lambda: registry_sync.sync(discovery.find(self._watchers.programs()))
         )
+        adapter = Adapter(monitor, registry_sync, self._watchers, self._poller.poll_soon)
+        monitor.plugin_manager.register(adapter, "circus")
         try:
             _start(monitor)
             if settings.listen is not None:

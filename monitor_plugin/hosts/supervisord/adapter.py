@@ -1,7 +1,8 @@
 """The adapter to supervisord: a plugin of the monitor.
 
-It asks supervisord what runs (`getAllProcessInfo`), after each event and at intervals. It has
-supervisord stop backends (`stopProcess`), which then does not start them again.
+It asks supervisord what runs (`getAllProcessInfo`), and with which command lines
+(`getAllConfigInfo`), after each event and at intervals. It has supervisord stop backends
+(`stopProcess`), which then does not start them again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
 from ...processes.process_table import read_row
-from ..discovery import BackendRule, Program, find_backends
+from ...shutdown.stop import format_pids
+from ..discovery import BackendRule, Discovery, Program, split_command
 from ..poller import Poller
+from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
 from .client import SupervisordClient, SupervisordError
 
@@ -48,7 +51,7 @@ class Adapter:
         hook_timeout_seconds: float = 1.0,
     ) -> None:
         self._supervisord = supervisord
-        self._rules = rules
+        self._discovery = Discovery(rules)
         self._kill_seconds = min(_KILL_SECONDS, hook_timeout_seconds / 2)
         self._registry_sync: RegistrySync | None = None
         self._closing = threading.Event()
@@ -65,6 +68,11 @@ class Adapter:
         self._poller.start()
 
     @hookimpl
+    def monitor_backend_gone(self) -> None:
+        """Ask soon what runs: the program may go on, and then supervisord reports no event."""
+        self._poller.poll_soon()
+
+    @hookimpl
     def monitor_closing(self) -> None:
         """Stop registering, and stop waiting for programs that supervisord is stopping."""
         self._closing.set()
@@ -73,7 +81,10 @@ class Adapter:
     def _poll(self) -> None:
         infos = self._supervisord.call("getAllProcessInfo")
         running = [info for info in infos if info["state"] in RUNNING_STATES and info["pid"]]
-        found = find_backends(map(_program, running), self._rules)
+        configuration = self._supervisord.call("getAllConfigInfo") if running else []
+        commands = {(info["group"], info["name"]): info.get("command") for info in configuration}
+        programs = [_program(info, commands.get((info["group"], info["name"]))) for info in running]
+        found = self._discovery.find(programs)
         if self._registry_sync and not self._closing.is_set():
             self._registry_sync.sync(found)
 
@@ -109,11 +120,35 @@ class Adapter:
         return self._registry_sync.program_of(pid) if self._registry_sync else None
 
     def _stop(self, backend: Backend, name: str, seconds: float) -> None:
-        """Stop a program in any state, and wait until supervisord will not start it again."""
+        """Stop a program, and all processes of the program that are no members of the backend."""
+        deadline = time.monotonic() + seconds
+        with ProcessTrees() as others:
+            try:
+                self._stop_program(backend, name, seconds, others)
+                others.end(deadline - time.monotonic(), self._closing)
+            except OSError as error:
+                why = f"processes of program {name!r} cannot be looked at: {error}"
+                raise ShutdownFailed(backend.model, why) from None
+            if pids := others.alive():
+                why = f"program {name!r} is stopped, and processes that it started still run"
+                raise ShutdownFailed(backend.model, f"{why}: {format_pids(pids)}", pids)
+
+    def _stop_program(
+        self, backend: Backend, name: str, seconds: float, others: ProcessTrees
+    ) -> None:
+        """Stop a program in any state, and wait until supervisord will not start it again.
+
+        Its processes that the monitor does not stop with the backend are added to `others`.
+        """
         deadline = time.monotonic() + seconds + self._kill_seconds
+        sync = self._registry_sync
+        own_pid = sync.own_process_of(backend.pid) if sync else backend.pid
         exited_at = None
         while True:
-            state = self._state(name)
+            state, pid = self._state(name)
+            if pid not in (0, own_pid):
+                others.add(pid)
+            others.rescan()
             if state in RUNNING_STATES:
                 self._begin_stop(name)
             elif state in (None, ProcessStates.STOPPED, ProcessStates.FATAL):
@@ -131,13 +166,14 @@ class Adapter:
                 why = f"the monitor was closed while supervisord was stopping program {name!r}"
                 raise ShutdownFailed(backend.model, why)
 
-    def _state(self, name: str) -> int | None:
-        """Return a program's state; None if the program has been removed."""
+    def _state(self, name: str) -> tuple[int | None, int]:
+        """Return a program's state and PID; None and 0 if the program has been removed."""
         try:
-            return int(self._supervisord.call("getProcessInfo", name)["state"])
+            info = self._supervisord.call("getProcessInfo", name)
+            return int(info["state"]), int(info["pid"])
         except SupervisordError as error:
             if error.fault == Faults.BAD_NAME:
-                return None
+                return None, 0
             raise
 
     def _begin_stop(self, name: str) -> None:
@@ -161,7 +197,7 @@ class Adapter:
                 )
 
 
-def _program(info: Mapping[str, Any]) -> Program:
+def _program(info: Mapping[str, Any], command: str | None = None) -> Program:
     name = f"{info['group']}:{info['name']}"
     display_name = info["name"] if info["group"] == info["name"] else name
-    return Program(name, display_name, info["pid"])
+    return Program(name, display_name, info["pid"], split_command(command or ""))

@@ -87,9 +87,46 @@ def test_closing_ends_the_wait_for_a_watcher() -> None:
 
 
 def test_programs_lists_the_processes_of_all_watchers() -> None:
-    """Watchers removed meanwhile are left out; the case of names does not matter."""
-    statuses = {"gone": "active", "A": "active", "a": "active", "stopped": "stopped"}
-    answers: list[dict[str, Any] | None] = [NOT_FOUND, {"pids": [4, 5]}, {"pids": []}]
-    circus = Circus(status=[{"statuses": statuses}], list=answers)
-    assert Watchers(circus).programs() == [Program("a", "a", 4), Program("a", "a", 5)]
-    assert {command for command, _ in circus.asked} == {"status", "list"}
+    """Watchers that were removed or are stopping are left out; names differ not only by case."""
+    statuses = {"gone": "active", "A": "active", "a": "active", "b": "stopping", "c": "stopped"}
+    circus = Circus(
+        status=[{"statuses": statuses}],
+        list=[NOT_FOUND, {"pids": [4, 5]}, {"pids": []}],
+        get=[{"options": {"cmd": "sleep 9", "args": None}}],
+    )
+    command = ["sleep", "9"]
+    assert Watchers(circus).programs() == [
+        Program("a", "a", 4, command),
+        Program("a", "a", 5, command),
+    ]
+    assert [name for name, _ in circus.asked] == ["status", "list", "list", "get", "list"]
+    assert circus.asked[3] == ("get", {"name": "a", "keys": ["cmd", "args"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "commands"),
+    [
+        (("serve --addr :1", None), [["serve", "--addr", ":1"]] * 2),
+        (("serve", "--addr :1"), [["serve", "--addr", ":1"]] * 2),
+        (("serve", ["--addr", "a b"]), [["serve", "--addr", "a b"]] * 2),
+        (
+            ("serve $(circus.wid)", "((CIRCUS.WID))"),
+            [["serve", "1", "1"], ["serve", "$(circus.wid)", "((CIRCUS.WID))"]],
+        ),
+        (("serve $(circus.sockets.web)", None), [["serve", "$(circus.sockets.web)"]] * 2),
+        (("serve 'it", None), [[], []]),
+        (None, [[], []]),
+    ],
+)
+def test_programs_have_the_command_lines_of_the_configuration(
+    options: tuple[str, object] | None, commands: list[list[str]]
+) -> None:
+    """The number of a process is put in, if circus knows it; other variables stay."""
+    named = dict(zip(("cmd", "args"), options, strict=True)) if options else None
+    circus = Circus(
+        status=[{"statuses": {"a": "active"}}],
+        list=[{"pids": [4, 5]}],
+        get=[{"options": named} if named else NOT_FOUND],
+        stats=[{"info": {"4": {"wid": 1}, "5": "No such process (stopped?)"}}],
+    )
+    assert [each.command for each in Watchers(circus).programs()] == commands
