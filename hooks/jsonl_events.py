@@ -1,4 +1,4 @@
-"""Writes exits, state changes and shutdowns into a file, as one line of JSON each.
+"""Writes exits, processes left behind, state changes and shutdowns into a file, as lines of JSON.
 
     {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
 
@@ -110,5 +110,6 @@ def _write(event: EventItem) -> None:
 
 _events = EventHooks(_write)
 monitor_backend_gone = _events.monitor_backend_gone
+monitor_backend_left_behind = _events.monitor_backend_left_behind
 monitor_state_changed = _events.monitor_state_changed
 monitor_shutdown_finished = _events.monitor_shutdown_finished

@@ -9,10 +9,10 @@ may take fewer arguments than the spec has, in any order, by the same names. Wra
 functions are refused.
 
 The hooks that report events (`monitor_backend_registered`, `monitor_state_changed`,
-`monitor_backend_gone`, `monitor_shutdown_finished`) are called for each plugin on its own, one
-event at a time, so that a slow plugin does not delay the other plugins. The events of a backend
-keep their order. A plugin that is behind gets registrations, exits and outcomes of shutdowns first,
-and of the changes of a backend's state only the newest state.
+`monitor_backend_gone`, `monitor_backend_left_behind`, `monitor_shutdown_finished`) are called for
+each plugin on its own, one event at a time, so that a slow plugin does not delay the other plugins.
+The events of a backend keep their order. A plugin that is behind gets the other events before
+changes of state, and of the changes of a backend's state only the newest state.
 """
 
 from __future__ import annotations
@@ -272,6 +272,17 @@ def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
     When: once per backend, as soon as the monitor notices the end. Thread: a hook's, one event of
     the plugin at a time. Arguments: `backend`, its last record; `exit`, the facts known by then.
     Returns nothing. An error is logged; the other implementations run.
+    """
+
+
+@hookspec
+def monitor_backend_left_behind(backend: Backend, pids: Sequence[int]) -> None:
+    """A backend has ended, and members of it still run.
+
+    When: once per backend, after `monitor_backend_gone`, if members run that had a second to end as
+    well; after a shutdown only if that failed. Not for a process that belongs to another registered
+    backend. Thread: a hook's, one event of the plugin at a time. Arguments: `backend`, its last
+    record; `pids`, the members. Returns nothing. An error is logged; the other implementations run.
     """
 
 

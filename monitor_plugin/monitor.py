@@ -19,6 +19,7 @@ from .api.audit import audited_shutdown
 from .api.lister import Lister
 from .backends.counters import ModelCounter
 from .backends.exits import ExitRecorder
+from .backends.left_behind import LeftBehindTracker
 from .backends.registration import Registration
 from .backends.registry import Registry
 from .concurrency.blocking import BlockingObserver
@@ -395,8 +396,13 @@ class _Services:
             status_seconds, hooks.call_metadata, security, self.blocking_observer
         )
         usage = UsageReader(table)
-        recorder = self.exit_recorder = ExitRecorder(registry, client, hooks, counter, usage, table)
-        self.registration = Registration(registry, table, client, hooks, recorder, security)
+        left_behind = self.left_behind = LeftBehindTracker(registry, table, hooks)
+        recorder = self.exit_recorder = ExitRecorder(
+            registry, client, hooks, counter, usage, left_behind
+        )
+        self.registration = Registration(
+            registry, table, client, hooks, recorder, left_behind, security
+        )
         check = self.address_check = AddressCheck(SocketTable(), table, registry, client, hooks)
         reader = self.backend_reader = BackendReader(
             registry, client, table, check, hooks, status_seconds
@@ -416,17 +422,24 @@ class _Services:
         """Start the background threads. Call `stop` if an exception is raised."""
         self.kernel_probe.run()
         self.exit_recorder.start()
+        self.left_behind.start()
         self.sweeper.start()
         self.event_queue.start()
 
     def stop(self) -> None:
         """End the background threads; `start` may be called again."""
-        close_all(self.exit_recorder.close, self.sweeper.close, self.event_queue.close)
+        close_all(
+            self.exit_recorder.close,
+            self.left_behind.close,
+            self.sweeper.close,
+            self.event_queue.close,
+        )
 
     def close(self) -> None:
         """End the background threads, and release every thread and descriptor."""
         close_all(
             self.exit_recorder.close,
+            self.left_behind.close,
             self.registration.close,
             self.status_client.close,
             self.sweeper.close,

@@ -12,7 +12,7 @@ from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
 from monitor_plugin.plugins.signatures import signature_of
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
-from .support import Spawner, eventually
+from .support import Spawner, eventually, register
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "reference" / "hooks.md").read_text()
@@ -53,7 +53,7 @@ def test_examples_for_hosts_run(spawner: Spawner) -> None:
 
 
 def test_each_example_is_a_working_hook_file(
-    make_monitor: MonitorFactory, backend: BackendFactory, tmp_path: Path
+    make_monitor: MonitorFactory, backend: BackendFactory, spawner: Spawner, tmp_path: Path
 ) -> None:
     """One monitor loads all of them; each hook is called, and none raises an error or is late."""
     names = [name for name in HOOK_NAMES if name not in HOST_CALLS]
@@ -82,6 +82,12 @@ def test_each_example_is_a_working_hook_file(
     except ShutdownRefused:  # by the example, on a fast machine
         monitor.shutdown("llama", force=True)
     eventually(lambda: called("monitor_backend_gone"))
+    launcher = spawner.process("sh", "-c", "sleep 1000 & echo; wait")
+    assert launcher.stdout
+    launcher.stdout.readline()
+    register(monitor, launcher.pid)
+    launcher.kill()
+    eventually(lambda: called("monitor_backend_left_behind"))
     assert [name for name in names if name != "monitor_closing" and not called(name)] == []
     monitor.close()
     assert called("monitor_closing")

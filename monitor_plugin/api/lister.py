@@ -103,5 +103,6 @@ class Lister:
             created_at=utc_datetime(backend.created_at),
             ended_at=utc_datetime(exit.ended_at),
             **exit_to_dict(exit),
+            left_behind=None if end.left_behind is None else list(end.left_behind),
         )
         return item

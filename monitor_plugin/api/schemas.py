@@ -11,7 +11,14 @@ from typing import Any
 
 import msgspec
 
-from ..domain.models import Bytes, Memory, ProcessName, ProcessUsage, TreeUsage
+from ..domain.models import (
+    Bytes,
+    LeftBehindProcess,
+    Memory,
+    ProcessName,
+    ProcessUsage,
+    TreeUsage,
+)
 
 
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
@@ -54,7 +61,10 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndItem(msgspec.Struct, frozen=True, kw_only=True):
-    """A backend that has ended, and how it ended."""
+    """A backend that has ended, and how it ended.
+
+    `left_behind` lists its processes that still run; `null` in the first second, or while unknown.
+    """
 
     model: str
     pid: int
@@ -67,6 +77,7 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     signal_name: str | None = None
     oom: bool | None = None
     description: str = ""
+    left_behind: list[LeftBehindProcess] | None = None
 
 
 class NodeBackendItem(BackendItem, frozen=True, kw_only=True):

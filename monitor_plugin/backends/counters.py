@@ -71,7 +71,7 @@ class ModelCounter:
         """Count exits whose cause is now known, and as `unknown` those recorded too long ago."""
         if not self._without_cause:
             return
-        for backend, exit, _ in self._registry.last_exits():
+        for backend, exit, *_ in self._registry.last_exits():
             if exit.cause != "unknown" and self._without_cause.pop(backend, None) is not None:
                 self._model(backend.model).exits[exit.cause] += 1
         now = time.monotonic()

@@ -10,13 +10,13 @@ from ..concurrency.periodic import PeriodicTask
 from ..domain.exits import describe_exit_and_age, make_exit
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
-from ..processes.members import MemberTable
 from ..processes.process import Process, ProcessGone
 from ..processes.sampler import BASELINE_INTERVAL_SECONDS
 from ..processes.usage import UsageReader
 from ..rpc.client import StatusClient
 from .counters import ModelCounter
-from .registry import NotRegistered, Record, Registry
+from .left_behind import LeftBehindTracker
+from .registry import EndedBackend, NotRegistered, Record, Registry
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ExitRecorder:
         hooks: called for each exit.
         model_counter: counts the exits.
         usage_reader: records the baselines of process trees.
-        member_table: finds the members of backends.
+        left_behind: finds the members that still run after an exit.
 
     Attributes:
         watcher: notices when a watched process ends.
@@ -43,14 +43,14 @@ class ExitRecorder:
         hooks: Hooks,
         model_counter: ModelCounter,
         usage_reader: UsageReader,
-        member_table: MemberTable,
+        left_behind: LeftBehindTracker,
     ) -> None:
         self._registry = registry
         self._status_client = status_client
         self._hooks = hooks
         self._model_counter = model_counter
         self._usage_reader = usage_reader
-        self._member_table = member_table
+        self._left_behind = left_behind
         self.watcher = ExitWatcher(self._on_exit)
         self._baselines = PeriodicTask(
             "monitor-ticker", BASELINE_INTERVAL_SECONDS, self._record_baselines
@@ -81,18 +81,18 @@ class ExitRecorder:
             for other in self._registry.records()
         )
         exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
+
+        def publish(ended: EndedBackend) -> None:
+            self._hooks.backend_gone(ended.backend, exit)
+            self._left_behind.add(record, ended)
+
         try:
-            self._registry.move_to_exits(
-                record,
-                exit,
-                oom_kill_seen,
-                lambda: self._hooks.backend_gone(record.backend, exit),
-            )
+            self._registry.move_to_exits(record, exit, oom_kill_seen, publish)
         except NotRegistered:  # another thread recorded the exit
             # A late call may have connected again.
             self._status_client.close_connection(record.backend)
             return
-        self.release(record)
+        self._release_process(record)
         self._model_counter.count_exit(record.backend, exit)
 
     def add_exit_code(self, model: str, pid: int, exit_code: int | None) -> None:
@@ -103,13 +103,16 @@ class ExitRecorder:
                 if exit.exit_code is None and exit.signal is None and exit_code is not None:
                     stopped = exit.cause == "shutdown"
                     completed = make_exit(exit_code, stopped, ended.oom_kill_seen, exit.ended_at)
-                    self._registry.replace_exit(ended, ended._replace(exit=completed))
+                    self._registry.complete_exit(ended.backend, completed)
                 return
 
     def release(self, record: Record) -> None:
-        """Close the channel and the process handle of a backend that is no longer registered."""
+        """Release what a record without an exit holds: its members, its channel and its process."""
+        self._left_behind.forget(record.members)
+        self._release_process(record)
+
+    def _release_process(self, record: Record) -> None:
         self._status_client.close_connection(record.backend)
-        self._member_table.forget(record.members)
         self.watcher.unwatch(record.process)
         record.process.close()
 

@@ -25,6 +25,7 @@ from ..processes.sampler import Sampler
 from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
 from .exits import ExitRecorder
+from .left_behind import LeftBehindTracker
 from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgress
 
 # Reading PSS costs milliseconds per GiB of the backend's memory.
@@ -36,10 +37,11 @@ class Registration:
 
     Args:
         registry: the registered backends.
-        member_table: finds the members of backends, and sums their memory.
+        member_table: sums the memory of members.
         status_client: closes its channel to the address that a backend had before.
         hooks: called for each registration.
         exit_recorder: records the exits.
+        left_behind: tracks the members of backends.
         security: decides which addresses may be called.
     """
 
@@ -50,6 +52,7 @@ class Registration:
         status_client: StatusClient,
         hooks: Hooks,
         exit_recorder: ExitRecorder,
+        left_behind: LeftBehindTracker,
         security: ChannelSecurity,
     ) -> None:
         self._registry = registry
@@ -57,6 +60,7 @@ class Registration:
         self._status_client = status_client
         self._hooks = hooks
         self._exit_recorder = exit_recorder
+        self._left_behind = left_behind
         self._security = security
         self._closed = False
 
@@ -217,7 +221,7 @@ class Registration:
             _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._member_table.memory, members)
         )
         watcher.watch(process)
-        self._member_table.track(members)
+        self._left_behind.track(members)
         return Record(backend, canonical, process, sampler, members, memory, oom)
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from ..concurrency.single_flight import SingleFlight
-from ..domain.models import Backend, BackendExit, Observation, ProcessName, State
+from ..domain.models import (
+    Backend,
+    BackendExit,
+    LeftBehindProcess,
+    Observation,
+    ProcessName,
+    State,
+)
 from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process
@@ -47,11 +54,13 @@ class EndedBackend(NamedTuple):
     Attributes:
         oom_kill_seen: whether, just before the exit, the kernel's out-of-memory killer killed a
             process of the backend's control group; False if another backend is in that group.
+        left_behind: the members that still run; None: nothing has looked for them yet.
     """
 
     backend: Backend
     exit: BackendExit
     oom_kill_seen: bool
+    left_behind: Sequence[LeftBehindProcess] | None = None
 
 
 class Serving(NamedTuple):
@@ -140,7 +149,8 @@ class Registry:
     `publish` must not block; it puts an event into a queue.
 
     Attributes:
-        on_change: called under the lock when a backend was added or removed; it must not block.
+        on_change: called under the lock when a backend was added or removed, or when the first
+            process was left behind or the last one has ended; it must not block.
     """
 
     def __init__(self) -> None:
@@ -149,7 +159,7 @@ class Registry:
         self._records: dict[int, Record] = {}
         self._by_model: dict[str, dict[int, Record]] = {}
         self._by_address: dict[str, Record] = {}
-        self._exits: deque[EndedBackend] = deque(maxlen=MAX_EXITS)
+        self._exits: dict[Backend, EndedBackend] = {}  # oldest first
 
     def records(self, model: str | None = None) -> list[Record]:
         """List the records of one model or of all models, in the order of their registration."""
@@ -278,9 +288,10 @@ class Registry:
         self.on_change()
 
     def models(self) -> list[str]:
-        """List the models that have a backend."""
+        """List the models that have a backend, or processes that a backend has left behind."""
         with self._lock:
-            return list(self._by_model)
+            left = (each.backend.model for each in self._exits.values() if each.left_behind)
+            return list(dict.fromkeys([*self._by_model, *left]))
 
     def set_answered(self, record: Record, backend: Backend) -> None:
         """Record that a backend has answered; nothing if it was registered again since."""
@@ -332,7 +343,11 @@ class Registry:
             return True
 
     def move_to_exits(
-        self, record: Record, exit: BackendExit, oom_kill_seen: bool, publish: Callable[[], T]
+        self,
+        record: Record,
+        exit: BackendExit,
+        oom_kill_seen: bool,
+        publish: Callable[[EndedBackend], T],
     ) -> T:
         """Replace a record by its exit; its PID and its address become free.
 
@@ -343,19 +358,52 @@ class Registry:
             if self._records.get(record.backend.pid) is not record:
                 raise NotRegistered
             self._remove(record)
-            self._exits.append(EndedBackend(record.backend, exit, oom_kill_seen))
-            return publish()
+            ended = EndedBackend(record.backend, exit, oom_kill_seen)
+            self._exits[record.backend] = ended
+            self._trim_exits()
+            return publish(ended)
+
+    def _trim_exits(self) -> None:
+        """Drop the oldest exits, except those that left a process behind which still runs."""
+        surplus = len(self._exits) - MAX_EXITS
+        if surplus > 0:
+            droppable = (each for each, ended in self._exits.items() if not ended.left_behind)
+            for backend in list(islice(droppable, surplus)):
+                del self._exits[backend]
 
     def last_exits(self) -> list[EndedBackend]:
-        """List the last exits, at most `MAX_EXITS`, oldest first."""
-        with self._lock:
-            return list(self._exits)
+        """List the last exits, oldest first.
 
-    def replace_exit(self, known: EndedBackend, completed: EndedBackend) -> None:
-        """Replace an exit, if it is still stored."""
+        These are the last `MAX_EXITS`, and older ones with processes that were left behind.
+        """
         with self._lock:
-            if known in self._exits:
-                self._exits[self._exits.index(known)] = completed
+            return list(self._exits.values())
+
+    def complete_exit(self, backend: Backend, exit: BackendExit) -> None:
+        """Replace the facts of an exit, if it is still stored."""
+        with self._lock:
+            if backend in self._exits:
+                self._exits[backend] = self._exits[backend]._replace(exit=exit)
+
+    def set_left_behind(self, ended: EndedBackend, processes: Sequence[LeftBehindProcess]) -> None:
+        """Set the processes that an ended backend left behind, and that still run.
+
+        Args:
+            ended: the exit, which is stored again if it was dropped meanwhile.
+            processes: the processes.
+        """
+        with self._lock:
+            stored = self._exits.get(ended.backend)
+            if stored is None and not processes:
+                return
+            had_some = bool(stored and stored.left_behind)
+            self._exits[ended.backend] = (stored or ended)._replace(left_behind=processes)
+            if stored is None:
+                by_age = sorted(self._exits.items(), key=lambda each: each[1].exit.ended_at)
+                self._exits = dict(by_age)
+            self._trim_exits()
+            if had_some != bool(processes):
+                self.on_change()
 
     def clear(self) -> list[Record]:
         """Remove and return all records."""

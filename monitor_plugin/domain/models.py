@@ -76,6 +76,20 @@ def describe_process(process: ProcessName) -> str:
     return pid if process.name is None else f"{pid} ({process.name})"
 
 
+class LeftBehindProcess(msgspec.Struct, frozen=True):
+    """A member of a backend that still runs after the backend has ended.
+
+    Attributes:
+        pid: its PID.
+        name: its name; None if it cannot be read.
+        bytes: its resident memory (RSS, which includes shared pages); None if it is about to end.
+    """
+
+    pid: int
+    name: str | None
+    bytes: Bytes | None
+
+
 class Memory(msgspec.Struct, frozen=True):
     """The memory of a backend in bytes, in total and by component.
 

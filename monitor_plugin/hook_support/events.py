@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ Event = EventItem
 
 
 class EventHooks:
-    """Hooks that pass on exits, state changes and shutdowns as `GET /events` shows them.
+    """Hooks that pass on events of backends as `GET /events` shows them.
 
     Each hook calls `tell` with the event, on a hook's thread. A hook file assigns the methods to
     variables of the same names: `monitor_backend_gone = events.monitor_backend_gone`.
@@ -34,6 +34,11 @@ class EventHooks:
     def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
         """Pass on an exit."""
         self._pass_on("ended", backend, exit=exit)
+
+    @hookimpl
+    def monitor_backend_left_behind(self, backend: Backend, pids: Sequence[int]) -> None:
+        """Pass on which processes a backend has left behind."""
+        self._pass_on("left_behind", backend, pids=pids)
 
     @hookimpl
     def monitor_state_changed(

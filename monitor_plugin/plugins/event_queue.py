@@ -15,7 +15,15 @@ from typing import Any
 
 from ..domain.models import EventFigures
 from .executor import HookCall, HookExecutor, HookNotCalled, Implementation
-from .plugin_queue import GONE, MAX_EVENTS, STATE_CHANGED, Delivery, PluginQueue, QueuedEvent
+from .plugin_queue import (
+    GONE,
+    LEFT_BEHIND,
+    MAX_EVENTS,
+    STATE_CHANGED,
+    Delivery,
+    PluginQueue,
+    QueuedEvent,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -23,6 +31,7 @@ EVENT_HOOKS = (
     "monitor_backend_registered",
     STATE_CHANGED,
     GONE,
+    LEFT_BEHIND,
     "monitor_shutdown_finished",
 )
 

@@ -23,7 +23,7 @@ from .executor import (
     HookRun,
     WrongType,
 )
-from .plugin_queue import GONE, STATE_CHANGED, Delivery
+from .plugin_queue import GONE, LEFT_BEHIND, STATE_CHANGED, Delivery
 from .results import (
     validate_components,
     validate_metadata,
@@ -141,6 +141,12 @@ class Hooks:
         """Queue `monitor_backend_gone`."""
         self._event_log.add("ended", backend, exit=exit)
         self._events.publish(GONE, backend=backend, exit=exit)
+
+    def backend_left_behind(self, backend: Backend, pids: Sequence[int]) -> None:
+        """Queue `monitor_backend_left_behind`."""
+        pids = tuple(pids)
+        self._event_log.add("left_behind", backend, pids=pids)
+        self._events.publish(LEFT_BEHIND, backend=backend, pids=pids)
 
     def state_changed(self, backend: Backend, previous: State | None, current: State) -> None:
         """Queue `monitor_state_changed`."""

@@ -13,6 +13,7 @@ from .executor import Implementation
 
 STATE_CHANGED = "monitor_state_changed"
 GONE = "monitor_backend_gone"
+LEFT_BEHIND = "monitor_backend_left_behind"
 
 # Maximum number of events that wait, enough for thousands of exits at the same time. Changes of
 # state do not count while no other event of the backend follows them: MAX_STATES limits those.
@@ -76,7 +77,7 @@ class QueuedEvent(NamedTuple):
 class PluginQueue:
     """The events that wait for one plugin. Not thread-safe.
 
-    The events of a backend keep their order. Registrations, exits and outcomes of shutdowns come
+    The events of a backend keep their order. All events but changes of state come
     before the changes of state of other backends, so that a slow `monitor_state_changed` does not
     delay them. If events have waited without a break for BEHIND_SECONDS, or if MAX_STATES changes
     of a backend's state wait, a further change is merged into the last one that waits: the merged
@@ -84,7 +85,7 @@ class PluginQueue:
     """
 
     def __init__(self) -> None:
-        # Registrations, exits and outcomes, each after its backend's earlier changes of state.
+        # All events but changes of state, each after its backend's earlier changes of state.
         self._ordered: deque[QueuedEvent] = deque()
         self._states: dict[tuple[int, float], deque[QueuedEvent]] = {}
         self._waiting_since = 0.0  # when the first event was added to the empty queue
@@ -163,7 +164,7 @@ class PluginQueue:
         return EventFigures(len(waiting), now - oldest, self._coalesced, self._dropped)
 
     def _drop(self) -> QueuedEvent:
-        """Drop the oldest change of state; else the oldest event but exits; else an exit."""
+        """Drop the oldest change of state, else another event, else an exit or what it left."""
         self._dropped += 1
         index, event = min(enumerate(self._ordered), key=lambda pair: _importance(pair[1]))
         del self._ordered[index]
@@ -171,4 +172,4 @@ class PluginQueue:
 
 
 def _importance(event: QueuedEvent) -> int:
-    return {STATE_CHANGED: 0, GONE: 2}.get(event.hook, 1)
+    return {STATE_CHANGED: 0, GONE: 2, LEFT_BEHIND: 2}.get(event.hook, 1)

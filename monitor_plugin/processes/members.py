@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..concurrency.single_flight import SingleFlight
 from .control_groups import ControlGroups
@@ -64,12 +64,18 @@ class Members:
         rows = snapshot.rows
         return [pid for pid, started in self.identities() if _runs(rows, pid, started)]
 
-    def update(self, snapshot: ProcessSnapshot, in_control_group: Iterable[int] = ()) -> None:
+    def update(
+        self,
+        snapshot: ProcessSnapshot,
+        in_control_group: Iterable[int] = (),
+        excluded: Collection[int] = (),
+    ) -> None:
         """Find the members in a snapshot; ignore a snapshot that is older than the last one.
 
         Args:
             snapshot: all processes.
             in_control_group: the processes of the control groups that are the backend's alone.
+            excluded: processes that are members of another backend instead.
         """
         rows = snapshot.rows
         with self._lock:
@@ -83,13 +89,15 @@ class Members:
             ]
             running = [pid for pid, started in self._running if _runs(rows, pid, started)]
             led = [each for pid, _ in self._ended_leaders for each in snapshot.led_by(pid)]
-            found = dict.fromkeys([*running, *led, *in_control_group])
+            found = {
+                pid: None for pid in (*running, *led, *in_control_group) if pid not in excluded
+            }
             queue = list(found)
             for pid in queue:  # the loop extends `queue`
                 fresh = [
                     each
                     for each in (*snapshot.children(pid), *snapshot.led_by(pid))
-                    if each not in found
+                    if each not in found and each not in excluded
                 ]
                 found.update(dict.fromkeys(fresh))
                 queue.extend(fresh)
@@ -113,18 +121,31 @@ class MemberTable:
         self._take = take
         self._control_groups = ControlGroups()
         self._lock = threading.Lock()
-        self._tracked: dict[Members, None] = {}
+        # The members of registered backends; and of ended ones, in the order of their ends.
+        self._registered: dict[Members, None] = {}
+        self._ended: dict[Members, None] = {}
         self._snapshots = SingleFlight(_MAX_AGE_SECONDS, self._take_for_all)
 
     def track(self, members: Members) -> None:
-        """Update the members of a backend from each shared snapshot."""
+        """Update the members of a registered backend from each shared snapshot."""
         with self._lock:
-            self._tracked[members] = None
+            self._registered[members] = None
+
+    def track_ended(self, members: Members) -> None:
+        """Go on updating the members of a backend whose root has ended.
+
+        From now on, a process that is also a member of a registered backend, or of a backend that
+        ended before, is none of these members.
+        """
+        with self._lock:
+            self._registered.pop(members, None)
+            self._ended[members] = None
 
     def forget(self, members: Members) -> None:
         """Update these members no longer."""
         with self._lock:
-            self._tracked.pop(members, None)
+            self._registered.pop(members, None)
+            self._ended.pop(members, None)
 
     def snapshot(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
         """Return a shared snapshot, in which the members of all tracked backends were found.
@@ -143,8 +164,13 @@ class MemberTable:
         Raises:
             OSError: no file descriptor is free.
         """
+        registered, ended = self._tracked()
+        if members not in ended:
+            registered, ended = [members], []
+        # Otherwise find the members of all backends, as a process that belongs to another one is
+        # excluded.
         snapshot = self._take()
-        self._update([members], snapshot)
+        self._update(registered, ended, snapshot)
         return snapshot
 
     def pids(self, members: Members) -> list[int]:
@@ -169,17 +195,29 @@ class MemberTable:
         return {pid: snapshot.rows[pid] for pid in members.pids_in(snapshot)}
 
     def _take_for_all(self) -> ProcessSnapshot:
-        with self._lock:
-            tracked = list(self._tracked)
+        # List the backends first: a snapshot that began before a registration may lack the root.
+        registered, ended = self._tracked()
         snapshot = self._take()
-        self._update(tracked, snapshot)
+        self._update(registered, ended, snapshot)
         self._control_groups.forget_ended(snapshot)
         return snapshot
 
-    def _update(self, tracked: Sequence[Members], snapshot: ProcessSnapshot) -> None:
-        in_groups = self._find_in_control_groups(tracked, snapshot)
-        for members in tracked:
+    def _tracked(self) -> tuple[Sequence[Members], Sequence[Members]]:
+        with self._lock:
+            return list(self._registered), list(self._ended)
+
+    def _update(
+        self, registered: Sequence[Members], ended: Sequence[Members], snapshot: ProcessSnapshot
+    ) -> None:
+        in_groups = self._find_in_control_groups(registered, snapshot)
+        for members in registered:
             members.update(snapshot, in_groups.get(members, ()))
+        if not ended:
+            return
+        excluded = {pid for members in registered for pid in members.pids_in(snapshot)}
+        for members in ended:
+            members.update(snapshot, excluded=excluded)
+            excluded.update(members.pids_in(snapshot))
 
     def _find_in_control_groups(
         self, tracked: Sequence[Members], snapshot: ProcessSnapshot
@@ -192,7 +230,7 @@ class MemberTable:
         """
         rows, groups_of = snapshot.rows, self._control_groups.of
         with self._lock:
-            roots = {each.root for each in self._tracked}
+            roots = {each.root for each in self._registered}
         foreign: set[str] = set()
         for pid in _ancestors(os.getpid(), rows):
             foreign |= groups_of(pid, rows[pid].started).containing

@@ -210,6 +210,14 @@ class Process:
                 os.close(pidfd)
 
 
+def process_name(pid: int) -> str | None:
+    """Return the name of a process, with bytes that are not UTF-8 escaped; None if unreadable."""
+    try:
+        return psutil.Process(pid).name().encode(errors="backslashreplace").decode()
+    except (psutil.Error, OSError):
+        return None
+
+
 def _thread_count(pid: int) -> int:
     try:
         return len(os.listdir(f"/proc/{pid}/task"))

@@ -25,6 +25,7 @@ import psutil
 from ..concurrency.single_flight import SingleFlight
 from ..domain.address import parse_address
 from ..domain.models import ProcessName
+from .process import process_name
 from .process_table import read_row
 
 _MAX_AGE_SECONDS = 1.0
@@ -203,7 +204,7 @@ class SocketTable:
         if pid is None:
             self._searches.get(time.monotonic() - sockets.seen_at)
             pid = self._any_known_holder(sockets.inodes)
-        return ProcessName(pid, None if pid is None else _process_name(pid))
+        return ProcessName(pid, None if pid is None else process_name(pid))
 
     def owner(self, address: str) -> ProcessName | None:
         """Find a process that listens at an address now: see `find_owner`."""
@@ -397,13 +398,6 @@ def _socket_inode(link: str) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(target[8:-1]) if target.startswith("socket:[") else None
-
-
-def _process_name(pid: int) -> str | None:
-    try:
-        return psutil.Process(pid).name()
-    except (psutil.Error, OSError):
-        return None
 
 
 def _peer_pid(path: str) -> int | None:

@@ -165,8 +165,7 @@ class Stopper:
             finally:
                 if stop.record.process.ended():
                     self._exit_recorder.record_exit(stop.record)
-                else:
-                    self._registry.set_stopping(stop.record, False)
+                self._registry.set_stopping(stop.record, False)
 
     def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
         """Free a backend and end its process tree, through the host or by signals."""

@@ -20,8 +20,8 @@ class Event(NamedTuple):
     Attributes:
         id: greater than the ids of earlier events, also of an earlier monitor.
         at: the time, in seconds since the epoch.
-        type: `registered`, `state_changed`, `ended`, `shutdown_phase`, `shutdown_finished` or
-            `address_owner`.
+        type: `registered`, `state_changed`, `ended`, `left_behind`, `shutdown_phase`,
+            `shutdown_finished` or `address_owner`.
         backend: the backend.
         facts: the other arguments of the hook that reports the event.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -16,7 +16,7 @@ _logger = logging.getLogger(_LOGGER_NAME)
 
 
 def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
-    """Log a change of state, an exit or a shutdown, in one line of level INFO.
+    """Log an event of a backend in one line of level INFO.
 
     Args:
         hook: the hook that reports the event; other hooks are not logged.
@@ -73,6 +73,12 @@ def _exit_line(backend: Backend, exit: BackendExit) -> tuple[str, dict[str, Any]
     return f"{describe_exit(exit)}, after {seconds:.1f} s", facts
 
 
+def _left_behind_line(backend: Backend, pids: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    numbers = ", ".join(map(str, pids))
+    text = f"has ended, and left behind {len(pids)} of its processes, which still run: {numbers}"
+    return text, {"pids": list(pids)}
+
+
 def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:
     facts = {"outcome": outcome, "seconds": round(seconds, 3)}
     return f"shutdown: {outcome}, in {seconds:.1f} s", facts
@@ -81,6 +87,7 @@ def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str,
 _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "monitor_state_changed": _state_line,
     "monitor_backend_gone": _exit_line,
+    "monitor_backend_left_behind": _left_behind_line,
     "monitor_shutdown_finished": _shutdown_line,
 }
 

@@ -29,12 +29,13 @@ class ExitsRegistry(Registry):
 
     def add_exit(self, backend: Backend, cause: str) -> None:
         exit = BackendExit(cause, None, None, None, time.time())
-        self._exits.append(EndedBackend(backend, exit, False))
+        self._exits[backend] = EndedBackend(backend, exit, False)
+        self._trim_exits()
 
     def set_cause(self, backend: Backend, cause: str) -> None:
         (end,) = [each for each in self.last_exits() if each.backend == backend]
         exit = BackendExit(cause, 1, None, None, end.exit.ended_at)
-        self.replace_exit(end, end._replace(exit=exit))
+        self.complete_exit(backend, exit)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_cost_of_an_exit_does_not_depend_on_the_number_of_backends(cause: str, m
             registry.add(record, lambda: None)
         for record in records:
             exit = BackendExit(cause, None, None, None, time.time())
-            registry.move_to_exits(record, exit, False, lambda: None)
+            registry.move_to_exits(record, exit, False, lambda ended: None)
             counter.count_exit(record.backend, exit)
             counter.count_shutdown(record.backend, "stopped")
         return registry.listed / backends

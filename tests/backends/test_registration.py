@@ -442,11 +442,10 @@ def test_process_of_the_same_backend_takes_the_place_of_the_registered_one(
     (new,) = services.registry.records()
     assert {pid for pid, _ in new.members.identities()} == {wrapper.pid, child}
     assert new.state is State.READY
-    assert (len(descriptors()), services.exit_recorder.watcher.pidfd_count()) == (
-        len(before[0]),
-        before[1],
-    )
-    assert list(services.exit_recorder._member_table._tracked) == [new.members]
+    assert services.exit_recorder.watcher.pidfd_count() == before[1]
+    # A thread that takes a snapshot may have a descriptor of its own for a moment.
+    eventually(lambda: len(descriptors()) == len(before[0]))
+    assert list(services.registration._member_table._registered) == [new.members]
     os.kill(pids[1], signal.SIGKILL)
     eventually(lambda: recorder.events[2:] == [("gone", pids[1])])
     assert registered(monitor) == []

@@ -16,7 +16,7 @@ from monitor_plugin.backends.registry import (
     Registry,
     ShutdownInProgress,
 )
-from monitor_plugin.domain.models import Backend, BackendExit
+from monitor_plugin.domain.models import Backend, BackendExit, LeftBehindProcess
 
 from .conftest import make_record
 
@@ -26,11 +26,11 @@ def registry() -> Registry:
     return Registry()
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     pass
 
 
-def fail() -> None:
+def fail(*_: object) -> None:
     raise AssertionError("an event of a refused change was published")
 
 
@@ -134,7 +134,7 @@ def test_exit_frees_the_pid_and_the_address(registry: Registry) -> None:
     record = add(registry, "m", 1, "a")
     move(registry, record, "renamed", "b")
     exit = make_exit("killed")
-    assert registry.move_to_exits(record, exit, True, lambda: "published") == "published"
+    assert registry.move_to_exits(record, exit, True, lambda ended: ended.exit) is exit
     assert (registry.records(), registry.models(), registry.find(1)) == ([], [], None)
     assert registry.last_exits() == [EndedBackend(record.backend, exit, True)]
     assert record.backend.model == "renamed"
@@ -152,13 +152,40 @@ def test_exit_is_replaced_while_it_is_stored(registry: Registry) -> None:
     """An exit that was dropped meanwhile is not stored again."""
     end(registry, add(registry, "m", 1))
     (known,) = registry.last_exits()
-    completed = known._replace(exit=make_exit("oom"))
+    completed = make_exit("oom")
     end(registry, add(registry, "m", 2))
-    registry.replace_exit(known, completed)
-    assert registry.last_exits()[0] is completed
-    registry.replace_exit(known, known)
-    assert registry.last_exits()[0] is completed
-    assert len(registry.last_exits()) == 2
+    registry.complete_exit(known.backend, completed)
+    registry.complete_exit(Backend("m", 3, "a", 1.0), completed)
+    assert [each.exit.cause for each in registry.last_exits()] == ["oom", known.exit.cause]
+
+
+def test_exits_with_processes_left_behind_are_kept(registry: Registry) -> None:
+    """Also an exit that was dropped before its processes were found; until the last has ended."""
+    changes: list[None] = []
+    processes = (LeftBehindProcess(7, "sleep", 4096),)
+    ended = []
+    for pid in (1, 2):
+        end(registry, add(registry, f"m{pid}", pid))
+        ended.append(registry.last_exits()[-1])
+    registry.set_left_behind(ended[1], processes)
+    for pid in range(3, MAX_EXITS + 10):
+        end(registry, add(registry, "other", pid))
+    registry.on_change = lambda: changes.append(None)
+    registry.set_left_behind(ended[0], processes)
+    registry.set_left_behind(ended[1], processes)
+    exits = registry.last_exits()
+    assert [each.backend.model for each in exits[:3]] == ["m1", "m2", "other"]
+    assert [each.left_behind for each in exits[:3]] == [processes, processes, None]
+    assert len(exits) == MAX_EXITS
+    assert registry.models() == ["m1", "m2"]
+    for each in ended:
+        registry.set_left_behind(each, ())
+    assert len(registry.last_exits()) == MAX_EXITS
+    assert registry.models() == []
+    assert len(changes) == 3
+    end(registry, add(registry, "other", 1000))
+    registry.set_left_behind(ended[0], ())
+    assert registry.last_exits()[0].backend.model == "m2"
 
 
 def test_state_changes_are_published_with_the_former_state(registry: Registry) -> None:

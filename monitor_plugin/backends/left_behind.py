@@ -1,0 +1,214 @@
+"""Finds the processes that backends leave behind: members that still run after the exit.
+
+A backend's members get a second to end as well, as workers that notice a closed pipe do. Those that
+still run then are reported once, and listed in the exit until they have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import dataclass, field
+
+from ..domain.models import LeftBehindProcess
+from ..plugins.hooks import Hooks
+from ..processes.members import Members, MemberTable
+from ..processes.process import process_name
+from ..processes.process_table import ProcessSnapshot
+from .registry import EndedBackend, Record, Registry
+
+_logger = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 1.0
+# Backends that are registered, or end, within this time share a snapshot.
+_GATHER_SECONDS = 0.1
+_INTERVAL_SECONDS = 2.0
+_PAUSE_PER_CPU_SECOND = 9  # so that snapshots use at most a tenth of a core
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A backend whose members may still run.
+
+    Attributes:
+        record: its record, which is no longer registered.
+        ended: its exit, as it was recorded.
+        ended_at: when the exit was recorded (monotonic seconds).
+        looked_at: when the newest snapshot that was searched was taken (monotonic seconds).
+        is_reported: whether its members were reported as left behind.
+    """
+
+    record: Record
+    ended: EndedBackend
+    ended_at: float = field(default_factory=time.monotonic)
+    looked_at: float = 0.0
+    is_reported: bool = False
+
+
+class LeftBehindTracker:
+    """Finds and reports the processes that backends leave behind. Safe to call from any thread.
+
+    Its thread sleeps while no backend was registered or has ended lately, and none has left a
+    process behind.
+
+    Args:
+        registry: stores the processes with the exits.
+        member_table: finds the members of backends, also after the exit.
+        hooks: report the processes.
+    """
+
+    def __init__(self, registry: Registry, member_table: MemberTable, hooks: Hooks) -> None:
+        self._registry = registry
+        self._member_table = member_table
+        self._hooks = hooks
+        self._changed = threading.Condition()  # guards the attributes below
+        self._entries: dict[Record, _Entry] = {}
+        self._due_at = math.inf
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        # Held while what a snapshot showed is stored, so that an older one does not replace it.
+        self._storing = threading.Lock()
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self._closing = False
+        thread = threading.Thread(target=self._run, name="monitor-left-behind", daemon=True)
+        thread.start()
+        self._thread = thread  # only a started thread can be joined
+
+    def close(self) -> None:
+        """End the thread; it may be started again."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def track(self, members: Members) -> None:
+        """Track the members of a backend, and find them soon.
+
+        If the root is killed, its children can only be found if they were found before.
+        """
+        self._member_table.track(members)
+        self._look_in(_GATHER_SECONDS)
+
+    def forget(self, members: Members) -> None:
+        """Track the members of a backend no longer."""
+        self._member_table.forget(members)
+
+    def add(self, record: Record, ended: EndedBackend) -> None:
+        """Go on tracking the members of a backend whose exit is being recorded. Does not block."""
+        self._member_table.track_ended(record.members)
+        with self._changed:
+            self._entries[record] = _Entry(record, ended)
+        # A shutdown looks for members by itself.
+        self._look_in(_GRACE_SECONDS if record.stopping else _GATHER_SECONDS)
+
+    def records(self, model: str | None = None) -> list[Record]:
+        """List the records of ended backends whose members may run, of one model or of all."""
+        with self._changed:
+            return [each for each in self._entries if model in (None, each.backend.model)]
+
+    def look(self, record: Record) -> bool:
+        """Look for the members of an ended backend now; return whether any may run.
+
+        If no file descriptor is free, they are assumed to run.
+        """
+        with self._changed:
+            entry = self._entries.get(record)
+        if entry is None:
+            return False
+        try:
+            self._search(entry, self._member_table.rescan(record.members))
+        except OSError:
+            return True
+        with self._changed:
+            return record in self._entries
+
+    def _look_in(self, seconds: float) -> None:
+        with self._changed:
+            self._due_at = min(self._due_at, time.monotonic() + seconds)
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self._wait_until_due():
+            cpu_began = time.thread_time()
+            try:
+                self._look_at_all()
+            except Exception:  # also if no file descriptor is free: look again
+                _logger.exception("the members of backends could not be searched for")
+                self._look_in(_INTERVAL_SECONDS)
+            pause = _PAUSE_PER_CPU_SECOND * (time.thread_time() - cpu_began)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, pause)
+
+    def _wait_until_due(self) -> bool:
+        """Wait until a look is due; False: the thread is to end."""
+        with self._changed:
+            while not self._closing:
+                seconds = self._due_at - time.monotonic()
+                if seconds <= 0:
+                    self._due_at = math.inf
+                    return True
+                self._changed.wait(None if math.isinf(seconds) else seconds)
+            return False
+
+    def _look_at_all(self) -> None:
+        began = time.monotonic()
+        snapshot = self._member_table.snapshot(0.0)
+        if snapshot.taken_at < began:  # another thread had begun it before: take the next one
+            snapshot = self._member_table.snapshot(0.0)
+        with self._changed:
+            entries = list(self._entries.values())
+        for entry in entries:
+            self._search(entry, snapshot)
+        with self._changed:
+            waits = [
+                _INTERVAL_SECONDS if each.is_reported else _GRACE_SECONDS
+                for each in self._entries.values()
+            ]
+        if waits:
+            self._look_in(min(waits))
+
+    def _search(self, entry: _Entry, snapshot: ProcessSnapshot) -> None:
+        """Search a snapshot for the members of an ended backend; report and store those that run.
+
+        They are not reported during a shutdown of the backend, which may still end them.
+        """
+        record = entry.record
+        if snapshot.taken_at < entry.ended_at:
+            return
+        processes = _running(record.members, snapshot)
+        with self._storing:
+            if snapshot.taken_at < entry.looked_at:
+                return
+            entry.looked_at = snapshot.taken_at
+            if not processes:
+                entry.looked_at = math.inf  # a snapshot that was begun before is ignored
+                with self._changed:
+                    self._entries.pop(record, None)
+                self._member_table.forget(record.members)
+            elif not entry.is_reported:
+                age = snapshot.taken_at - entry.ended_at
+                if record.stopping or age < _GRACE_SECONDS:
+                    return
+                entry.is_reported = True
+                self._hooks.backend_left_behind(record.backend, [each.pid for each in processes])
+            self._registry.set_left_behind(entry.ended, processes)
+
+
+def _running(members: Members, snapshot: ProcessSnapshot) -> tuple[LeftBehindProcess, ...]:
+    """Describe the members that run. A zombie does not, nor does a process that is not seen."""
+    rows = snapshot.rows
+    return tuple(
+        LeftBehindProcess(pid, process_name(pid), rows[pid].rss if rows[pid].vms else None)
+        for pid in members.pids_in(snapshot)
+        if not rows[pid].is_zombie
+    )
