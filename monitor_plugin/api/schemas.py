@@ -76,6 +76,7 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     signal_name: str | None = None
     oom: bool | None = None
+    oom_certain: bool | None = None
     description: str = ""
     left_behind: list[LeftBehindProcess] | None = None
 

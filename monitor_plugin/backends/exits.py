@@ -76,18 +76,19 @@ class ExitRecorder:
         """
         if exit_code is None:
             exit_code = record.process.exit_code()
-        oom_kill_seen = record.oom.has_risen() and not any(
-            other is not record and other.oom.path == record.oom.path
-            for other in self._registry.records()
-        )
-        exit = make_exit(exit_code, record.stopping, oom_kill_seen, time.time())
+        since, kills = record.oom.updated_at, record.oom.new_kills()
+        oom_certain = self._has_own_group(record) if kills else None
+        unexplained = self._unexplained(kills, record, since)
+        exit = make_exit(exit_code, record.stopping, oom_certain, time.time())
 
         def publish(ended: EndedBackend) -> None:
+            if unexplained:
+                self._hooks.oom_kill(ended.backend, unexplained, oom_certain is True)
             self._hooks.backend_gone(ended.backend, exit)
             self._left_behind.add(record, ended)
 
         try:
-            self._registry.move_to_exits(record, exit, oom_kill_seen, publish)
+            self._registry.move_to_exits(record, exit, oom_certain, publish)
         except NotRegistered:  # another thread recorded the exit
             # A late call may have connected again.
             self._status_client.close_connection(record.backend)
@@ -102,7 +103,7 @@ class ExitRecorder:
                 exit = ended.exit
                 if exit.exit_code is None and exit.signal is None and exit_code is not None:
                     stopped = exit.cause == "shutdown"
-                    completed = make_exit(exit_code, stopped, ended.oom_kill_seen, exit.ended_at)
+                    completed = make_exit(exit_code, stopped, ended.oom_certain, exit.ended_at)
                     self._registry.complete_exit(ended.backend, completed)
                 return
 
@@ -141,6 +142,38 @@ class ExitRecorder:
     def _record_baseline(self, record: Record) -> None:
         try:
             record.sampler.record_baseline()
-            record.oom.update()
         except ProcessGone:
             self.record_exit(record)
+            return
+        since, kills = record.oom.updated_at, record.oom.update()
+        if unexplained := self._unexplained(kills, record, since):
+            self._hooks.oom_kill(record.backend, unexplained, self._has_own_group(record))
+
+    def _unexplained(self, kills: int, record: Record, since: float) -> int:
+        """Subtract from the kills in a control group those that have ended other backends of it."""
+        if not kills:
+            return 0
+        ended = self._ended_in_group(record, since)
+        return max(0, kills - sum(each.exit.cause == "oom" for each in ended))
+
+    def _ended_in_group(self, record: Record, since: float) -> list[EndedBackend]:
+        """List the other backends that have ended in a backend's control group since a time."""
+        return [
+            each
+            for each in self._registry.last_exits()
+            if each.exit.ended_at >= since and _contains(record.oom.group, each.group)
+        ]
+
+    def _has_own_group(self, record: Record) -> bool:
+        """Whether all processes of a backend's control group belong to the backend."""
+        others = [each.oom.group for each in self._registry.records() if each is not record]
+        return not (
+            any(_contains(record.oom.group, other) for other in others)
+            or self._ended_in_group(record, record.oom.updated_at)
+            or record.oom.is_shared(record.members.root, record.members.identities())
+        )
+
+
+def _contains(group: str | None, other: str | None) -> bool:
+    """Whether a control group is another one, or is above it."""
+    return group is not None and other is not None and f"{other}/".startswith(f"{group}/")

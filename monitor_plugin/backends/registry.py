@@ -52,14 +52,16 @@ class EndedBackend(NamedTuple):
     """A backend that has ended, and its exit.
 
     Attributes:
-        oom_kill_seen: whether, just before the exit, the kernel's out-of-memory killer killed a
-            process of the backend's control group; False if another backend is in that group.
+        oom_certain: None unless the kernel killed a process of the backend's control group just
+            before the exit, because memory ran out; then whether that group was the backend's own.
+        group: the folder of the backend's control group; None if it is not known.
         left_behind: the members that still run; None: nothing has looked for them yet.
     """
 
     backend: Backend
     exit: BackendExit
-    oom_kill_seen: bool
+    oom_certain: bool | None
+    group: str | None = None
     left_behind: Sequence[LeftBehindProcess] | None = None
 
 
@@ -346,7 +348,7 @@ class Registry:
         self,
         record: Record,
         exit: BackendExit,
-        oom_kill_seen: bool,
+        oom_certain: bool | None,
         publish: Callable[[EndedBackend], T],
     ) -> T:
         """Replace a record by its exit; its PID and its address become free.
@@ -358,7 +360,7 @@ class Registry:
             if self._records.get(record.backend.pid) is not record:
                 raise NotRegistered
             self._remove(record)
-            ended = EndedBackend(record.backend, exit, oom_kill_seen)
+            ended = EndedBackend(record.backend, exit, oom_certain, record.oom.group)
             self._exits[record.backend] = ended
             self._trim_exits()
             return publish(ended)

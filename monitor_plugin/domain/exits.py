@@ -12,15 +12,15 @@ CAUSES = ("shutdown", "exited", "killed", "oom", "unknown")
 
 
 def make_exit(
-    exit_code: int | None, stopped: bool, oom_kill_seen: bool, ended_at: float
+    exit_code: int | None, stopped: bool, oom_certain: bool | None, ended_at: float
 ) -> BackendExit:
     """Make the record of an exit.
 
     Args:
         exit_code: as in `subprocess`, where -N means signal N; None if it is not known.
         stopped: whether a shutdown was stopping the process.
-        oom_kill_seen: whether the kernel has just killed a process of the same control group
-            because memory ran out.
+        oom_certain: None unless the kernel has just killed a process of the same control group
+            because memory ran out. True if all processes of that group belong to the backend.
         ended_at: seconds since the epoch.
     """
     killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
@@ -28,8 +28,8 @@ def make_exit(
     oom: bool | None = None
     if stopped:
         cause = "shutdown"
-    elif killed_by == signal.SIGKILL and oom_kill_seen:
-        cause, oom = "oom", True
+    elif killed_by == signal.SIGKILL and oom_certain is not None:
+        return BackendExit("oom", code, killed_by, True, ended_at, oom_certain)
     elif killed_by is not None:
         cause = "killed"
     elif code is not None:
@@ -43,6 +43,8 @@ def describe_exit(exit: BackendExit) -> str:
     """Describe how a process ended: `was killed by SIGKILL`."""
     if exit.cause == "shutdown":
         return "was stopped by a shutdown"
+    if exit.oom and exit.oom_certain is False:
+        return "was killed by SIGKILL, probably by the kernel for want of memory"
     if exit.oom:
         return "was killed by the kernel for want of memory"
     if exit.signal is not None:
@@ -73,5 +75,6 @@ def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
         "signal": exit.signal,
         "signal_name": None if exit.signal is None else signal_name(exit.signal),
         "oom": exit.oom,
+        "oom_certain": exit.oom_certain,
         "description": describe_exit(exit),
     }

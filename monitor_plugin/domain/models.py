@@ -140,6 +140,8 @@ class BackendExit(msgspec.Struct, frozen=True):
         oom: True if the kernel killed it because memory ran out, False if that is ruled out, None
             if it is not known.
         ended_at: when the monitor noticed the exit, in seconds since the epoch.
+        oom_certain: False if other processes are in the backend's control group, of which the
+            kernel may have killed another one; else True. None if the cause is not `oom`.
     """
 
     cause: str
@@ -147,6 +149,7 @@ class BackendExit(msgspec.Struct, frozen=True):
     signal: int | None
     oom: bool | None
     ended_at: float
+    oom_certain: bool | None = None
 
 
 class Reading(msgspec.Struct, frozen=True):

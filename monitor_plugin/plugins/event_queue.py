@@ -48,7 +48,8 @@ class EventQueue:
     Args:
         executor: calls the implementations.
         timeout_seconds: the time limit of each implementation, and of `wait`.
-        log: is called with the hook and the arguments of each event, on a thread of its own.
+        log: is called with the hook, or the name, and the arguments of each event, on a thread of
+            its own.
     """
 
     def __init__(
@@ -99,6 +100,11 @@ class EventQueue:
                 self._put(hook, arguments, same_plugin, delivery)
             delivery.count_down()  # for this method
         return delivery
+
+    def log(self, event: str, **arguments: Any) -> None:
+        """Queue the log line of an event that no hook reports, without blocking."""
+        with self._lock:
+            self._add_log_line(partial(self._log, event, arguments))
 
     def wait(self, deliveries: Iterable[Delivery]) -> None:
         """Wait for deliveries, up to `timeout_seconds` in all. Does not wait on a hook's thread."""

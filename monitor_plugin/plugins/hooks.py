@@ -164,6 +164,12 @@ class Hooks:
         arguments = {"backend": backend, "outcome": outcome, "seconds": seconds}
         return self._events.publish("monitor_shutdown_finished", **arguments)
 
+    def oom_kill(self, backend: Backend, kills: int, oom_certain: bool) -> None:
+        """Record that the kernel killed processes of the control group; no hook reports this."""
+        facts = {"kills": kills, "oom_certain": oom_certain}
+        self._event_log.add("oom_kill", backend, **facts)
+        self._events.log("oom_kill", backend=backend, **facts)
+
     def wait(self, deliveries: Sequence[Delivery]) -> None:
         """Wait for the deliveries of events, up to `timeout_seconds` in all."""
         self._events.wait(deliveries)

@@ -1,20 +1,29 @@
-"""The kernel's count of out-of-memory kills in the control group of a process."""
+"""The processes of a control group that the kernel killed because memory ran out."""
 
 from __future__ import annotations
 
 import os
+import signal
+import time
+from collections.abc import Collection
 from pathlib import Path
+
+from .process_table import ProcessIdentity, read_row
+
+_PF_EXITING = 0x4  # linux/sched.h
 
 
 class OomKillCounter:
-    """Reports whether the kernel killed a process of a control group for lack of memory.
+    """Counts the kernel's out-of-memory kills in the control group of a process.
+
+    In version 2 of control groups, kills in the groups below count as well.
 
     Args:
-        pid: a process of the control group.
+        pid: the process.
         proc, cgroups: mount points of these file systems.
 
     Attributes:
-        path: the file with the count; None if the control group has no such file.
+        updated_at: when the count was last recorded, in seconds since the epoch.
     """
 
     def __init__(
@@ -24,52 +33,121 @@ class OomKillCounter:
         proc: Path = Path("/proc"),
         cgroups: Path = Path("/sys/fs/cgroup"),
     ) -> None:
-        self._membership = f"{proc}/{pid}/cgroup"
+        self._pid = pid
+        self._process = f"{proc}/{pid}"
         self._cgroups = cgroups
-        self.path: str | None = None
-        # The last two counts. The last update may have come after the kill but before the process
-        # had ended, so `has_risen` compares with the update before it.
-        self._counts: tuple[int, ...] = ()
-        self.update()
+        self._membership = self._read_membership()
+        self._path = self._find_path(self._membership)
+        self._count = self._read_count()
+        self.updated_at = time.time()
 
-    def update(self) -> None:
-        """Record the count. Call this regularly while the process runs."""
-        path = self._find_path()
-        if path != self.path:  # the process was moved to another control group
-            self.path = path
-            self._counts = ()
-        count = self._read_count()
+    @property
+    def group(self) -> str | None:
+        """The folder of the control group; None if there is no file with a count."""
+        return None if self._path is None else str(Path(self._path).parent)
+
+    def update(self) -> int:
+        """Record the count. Call this regularly while the process runs, always on one thread.
+
+        Returns:
+            The number of kills since the last call. A kill that ends the process itself is not
+            among them: `new_kills` returns it at the end.
+        """
+        membership, count = self._read_membership(), self._read_count()
+        is_moved = membership != self._membership
+        kills = _difference(count, self._count)
+        # From when a process begins to end, version 1 shows another group as its own.
+        if (is_moved or kills) and self._is_ending():
+            return 0
+        if is_moved or self._path is None:
+            path = self._find_path(membership)
+            if path != self._path:
+                self._path, kills = path, 0
+                count = self._read_count()
+            self._membership = membership
         if count is not None:
-            self._counts = (*self._counts[-1:], count)
+            self._count = count
+        self.updated_at = time.time()
+        return kills
 
-    def has_risen(self) -> bool:
-        """Whether the count is higher now than at the second-to-last update."""
-        count = self._read_count()
-        return count is not None and bool(self._counts) and count > self._counts[0]
+    def new_kills(self) -> int:
+        """Return the number of kills since the last update."""
+        return _difference(self._read_count(), self._count)
 
-    def _find_path(self) -> str | None:
+    def is_shared(self, root: ProcessIdentity, members: Collection[ProcessIdentity]) -> bool:
+        """Whether processes of the control group do not belong to the backend, or may not.
+
+        These are the monitor, and processes that are older than the root without being members.
+
+        Args:
+            root: the registered process.
+            members: the members of the backend.
+        """
+        pids = None if self._path is None else self._read_pids(str(self.group))
+        if pids is None or os.getpid() in pids:
+            return True
         try:
-            lines = _read_lines(self._membership)
+            rows = {pid: row for pid in pids if (row := read_row(pid))}
+        except OSError:  # no file descriptor is free
+            return True
+        return any(
+            row.started < root[1] and (pid, row.started) not in members for pid, row in rows.items()
+        )
+
+    def _is_ending(self) -> bool:
+        """Whether the process has ended, is about to end, or was sent SIGKILL."""
+        try:
+            stat, status = (_read(f"{self._process}/{name}") for name in ("stat", "status"))
         except OSError:
-            return self.path  # the process has ended: use its last known control group
-        for line in lines:
+            return True
+        if int(stat.rpartition(")")[2].split()[6]) & _PF_EXITING:
+            return True
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        pending = int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)
+        return bool(pending >> (signal.SIGKILL - 1) & 1)
+
+    def _read_membership(self) -> str | None:
+        try:
+            return _read(f"{self._process}/cgroup")
+        except OSError:  # the process has ended
+            return None
+
+    def _find_path(self, membership: str | None) -> str | None:
+        for line in (membership or "").splitlines():
             _, controllers, group = line.split(":", 2)
-            relative = group.lstrip("/")
             if controllers == "":  # cgroup version 2
-                path = f"{self._cgroups}/{relative}/memory.events"
+                mount, name = str(self._cgroups), "memory.events"
             elif "memory" in controllers.split(","):  # version 1
-                path = f"{self._cgroups}/memory/{relative}/memory.oom_control"
+                mount, name = f"{self._cgroups}/memory", "memory.oom_control"
             else:
                 continue
-            if os.access(path, os.F_OK):
-                return path
+            parts = [part for part in group.split("/") if part]
+            for first in range(len(parts) + 1):
+                folder = "/".join([mount, *parts[first:]])
+                if os.access(f"{folder}/{name}", os.F_OK) and (first == 0 or self._is_in(folder)):
+                    return f"{folder}/{name}"
         return None
 
+    def _is_in(self, group: str) -> bool:
+        """Whether the process may be in a control group that was found by a part of its path.
+
+        In a container, the mount may begin at the container's own group while the path begins at
+        the machine's. Then the part of the path that is below the mount names the group.
+        """
+        pids = self._read_pids(group)
+        return pids is None or self._pid in pids
+
+    def _read_pids(self, group: str) -> list[int] | None:
+        try:
+            return [int(line) for line in _read(f"{group}/cgroup.procs").splitlines()]
+        except OSError:
+            return None
+
     def _read_count(self) -> int | None:
-        if self.path is None:
+        if self._path is None:
             return None
         try:
-            for line in _read_lines(self.path):
+            for line in _read(self._path).splitlines():
                 name, _, count = line.partition(" ")
                 if name == "oom_kill":
                     return int(count)
@@ -78,6 +156,10 @@ class OomKillCounter:
         return None
 
 
-def _read_lines(path: str) -> list[str]:
+def _difference(count: int | None, before: int | None) -> int:
+    return 0 if count is None or before is None else max(0, count - before)
+
+
+def _read(path: str) -> str:
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().splitlines()
+        return file.read()

@@ -20,10 +20,10 @@ class Event(NamedTuple):
     Attributes:
         id: greater than the ids of earlier events, also of an earlier monitor.
         at: the time, in seconds since the epoch.
-        type: `registered`, `state_changed`, `ended`, `left_behind`, `shutdown_phase`,
-            `shutdown_finished` or `address_owner`.
+        type: `registered`, `state_changed`, `address_owner`, `oom_kill`, `ended`, `left_behind`,
+            `shutdown_phase` or `shutdown_finished`.
         backend: the backend.
-        facts: the other arguments of the hook that reports the event.
+        facts: the other arguments of the hook that reports the event, if any.
     """
 
     id: int

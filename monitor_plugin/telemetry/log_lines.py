@@ -19,8 +19,9 @@ def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
     """Log an event of a backend in one line of level INFO.
 
     Args:
-        hook: the hook that reports the event; other hooks are not logged.
-        arguments: the arguments of the hook.
+        hook: the hook that reports the event, or the name of an event that no hook reports; others
+            are not logged.
+        arguments: the arguments of the hook, or the facts of the event.
     """
     line = _LINES.get(hook)
     if line is None or not _logger.isEnabledFor(logging.INFO):
@@ -79,6 +80,12 @@ def _left_behind_line(backend: Backend, pids: Sequence[int]) -> tuple[str, dict[
     return text, {"pids": list(pids)}
 
 
+def _oom_kill_line(backend: Backend, kills: int, oom_certain: bool) -> tuple[str, dict[str, Any]]:
+    whose = "its processes" if oom_certain else "the processes of its control group"
+    text = f"lost {kills} of {whose}, killed by the kernel for want of memory"
+    return text, {"kills": kills, "oom_certain": oom_certain}
+
+
 def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:
     facts = {"outcome": outcome, "seconds": round(seconds, 3)}
     return f"shutdown: {outcome}, in {seconds:.1f} s", facts
@@ -89,6 +96,7 @@ _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "monitor_backend_gone": _exit_line,
     "monitor_backend_left_behind": _left_behind_line,
     "monitor_shutdown_finished": _shutdown_line,
+    "oom_kill": _oom_kill_line,
 }
 
 

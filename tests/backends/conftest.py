@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,11 @@ from monitor_plugin.backends.registry import Record
 
 
 def make_record(model: str, pid: int, address: str | None = None) -> Record:
-    """Make the record of a backend without a process, which the registry never uses."""
+    """Make the record of a backend without a process; the registry uses its control group alone."""
     address = address or f"127.0.0.1:{pid}"
     unused: Any = None
-    return Record(
-        Backend(model, pid, address, 1.0), address, unused, unused, unused, unused, unused
-    )
+    oom: Any = SimpleNamespace(group=None)
+    return Record(Backend(model, pid, address, 1.0), address, unused, unused, unused, unused, oom)
 
 
 class Recorder:

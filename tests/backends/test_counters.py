@@ -29,7 +29,7 @@ class ExitsRegistry(Registry):
 
     def add_exit(self, backend: Backend, cause: str) -> None:
         exit = BackendExit(cause, None, None, None, time.time())
-        self._exits[backend] = EndedBackend(backend, exit, False)
+        self._exits[backend] = EndedBackend(backend, exit, None)
         self._trim_exits()
 
     def set_cause(self, backend: Backend, cause: str) -> None:
@@ -120,7 +120,7 @@ def test_cost_of_an_exit_does_not_depend_on_the_number_of_backends(cause: str, m
             registry.add(record, lambda: None)
         for record in records:
             exit = BackendExit(cause, None, None, None, time.time())
-            registry.move_to_exits(record, exit, False, lambda ended: None)
+            registry.move_to_exits(record, exit, None, lambda ended: None)
             counter.count_exit(record.backend, exit)
             counter.count_shutdown(record.backend, "stopped")
         return registry.listed / backends

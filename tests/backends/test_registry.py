@@ -51,7 +51,7 @@ def make_exit(cause: str = "exited") -> BackendExit:
 
 
 def end(registry: Registry, record: Record) -> None:
-    registry.move_to_exits(record, make_exit(), False, nothing)
+    registry.move_to_exits(record, make_exit(), None, nothing)
 
 
 def test_records_are_listed_in_the_order_of_registration(registry: Registry) -> None:
@@ -124,7 +124,7 @@ def test_removed_record_is_neither_updated_nor_ended_again(
     with pytest.raises(NotRegistered):
         registry.update(record, Backend("m", 1, "b", 1.0), "b", fail)
     with pytest.raises(NotRegistered):
-        registry.move_to_exits(record, make_exit(), False, fail)
+        registry.move_to_exits(record, make_exit(), None, fail)
     assert registry.records() == later
     assert len(registry.last_exits()) == 1
 
@@ -264,7 +264,7 @@ def test_events_are_published_in_the_order_of_the_changes(registry: Registry) ->
     assert registry.add(record, publish) == "published"
     assert registry.update(record, backend, "b", publish) == "published"
     assert registry.change_state(record, State.READY, publish) == "published"
-    assert registry.move_to_exits(record, make_exit(), False, publish) == "published"
+    assert registry.move_to_exits(record, make_exit(), None, publish) == "published"
     assert len(locked) >= 7
     assert all(locked)
 

@@ -9,41 +9,47 @@ from monitor_plugin.domain.exits import describe_exit_and_age, make_exit
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "stopped", "oom_kill_seen", "expected"),
+    ("exit_code", "stopped", "oom_certain", "expected"),
     [
-        (0, False, False, BackendExit("exited", 0, None, False, 5.0)),
-        (3, False, False, BackendExit("exited", 3, None, False, 5.0)),
+        (0, False, None, BackendExit("exited", 0, None, False, 5.0)),
+        (3, False, None, BackendExit("exited", 3, None, False, 5.0)),
         (3, False, True, BackendExit("exited", 3, None, False, 5.0)),
-        (-15, False, False, BackendExit("killed", None, 15, None, 5.0)),
+        (-15, False, None, BackendExit("killed", None, 15, None, 5.0)),
         (-15, False, True, BackendExit("killed", None, 15, None, 5.0)),
-        (-9, False, False, BackendExit("killed", None, 9, None, 5.0)),
-        (-9, False, True, BackendExit("oom", None, 9, True, 5.0)),
-        (None, False, False, BackendExit("unknown", None, None, None, 5.0)),
+        (-9, False, None, BackendExit("killed", None, 9, None, 5.0)),
+        (-9, False, True, BackendExit("oom", None, 9, True, 5.0, True)),
+        (-9, False, False, BackendExit("oom", None, 9, True, 5.0, False)),
+        (-15, False, False, BackendExit("killed", None, 15, None, 5.0)),
+        (None, False, None, BackendExit("unknown", None, None, None, 5.0)),
         (None, False, True, BackendExit("unknown", None, None, None, 5.0)),
-        (0, True, False, BackendExit("shutdown", 0, None, None, 5.0)),
-        (-15, True, False, BackendExit("shutdown", None, 15, None, 5.0)),
+        (0, True, None, BackendExit("shutdown", 0, None, None, 5.0)),
+        (-15, True, None, BackendExit("shutdown", None, 15, None, 5.0)),
         (-9, True, True, BackendExit("shutdown", None, 9, None, 5.0)),
-        (None, True, False, BackendExit("shutdown", None, None, None, 5.0)),
+        (None, True, None, BackendExit("shutdown", None, None, None, 5.0)),
     ],
 )
 def test_exit_has_one_cause(
-    exit_code: int | None, stopped: bool, oom_kill_seen: bool, expected: BackendExit
+    exit_code: int | None, stopped: bool, oom_certain: bool | None, expected: BackendExit
 ) -> None:
     """A shutdown explains any exit, an OOM kill a SIGKILL; otherwise the exit code counts."""
-    assert make_exit(exit_code, stopped, oom_kill_seen, 5.0) == expected
+    assert make_exit(exit_code, stopped, oom_certain, 5.0) == expected
 
 
 @pytest.mark.parametrize(
     ("exit", "words"),
     [
-        (make_exit(-9, False, False, 100.0), "was killed by SIGKILL 4 s ago"),
-        (make_exit(-signal.SIGSEGV, False, False, 100.0), "was killed by SIGSEGV 4 s ago"),
-        (make_exit(-50, False, False, 100.0), "was killed by signal 50 4 s ago"),
+        (make_exit(-9, False, None, 100.0), "was killed by SIGKILL 4 s ago"),
+        (make_exit(-signal.SIGSEGV, False, None, 100.0), "was killed by SIGSEGV 4 s ago"),
+        (make_exit(-50, False, None, 100.0), "was killed by signal 50 4 s ago"),
         (make_exit(-9, False, True, 100.0), "was killed by the kernel for want of memory 4 s ago"),
-        (make_exit(0, False, False, 100.0), "exited with code 0 4 s ago"),
-        (make_exit(3, False, False, 100.0), "exited with code 3 4 s ago"),
-        (make_exit(-15, True, False, 100.0), "was stopped by a shutdown 4 s ago"),
-        (make_exit(None, False, False, 100.0), "ended 4 s ago"),
+        (
+            make_exit(-9, False, False, 100.0),
+            "was killed by SIGKILL, probably by the kernel for want of memory 4 s ago",
+        ),
+        (make_exit(0, False, None, 100.0), "exited with code 0 4 s ago"),
+        (make_exit(3, False, None, 100.0), "exited with code 3 4 s ago"),
+        (make_exit(-15, True, None, 100.0), "was stopped by a shutdown 4 s ago"),
+        (make_exit(None, False, None, 100.0), "ended 4 s ago"),
     ],
 )
 def test_exit_is_described_in_words(exit: BackendExit, words: str) -> None:
@@ -53,6 +59,6 @@ def test_exit_is_described_in_words(exit: BackendExit, words: str) -> None:
 
 def test_age_of_an_exit_is_never_negative() -> None:
     """If the clock was set back, an exit in the future was 0 s ago."""
-    assert describe_exit_and_age(make_exit(1, False, False, 100.0), now=50.0) == (
+    assert describe_exit_and_age(make_exit(1, False, None, 100.0), now=50.0) == (
         "exited with code 1 0 s ago"
     )

@@ -37,8 +37,11 @@ def test_records_are_frozen(record: msgspec.Struct) -> None:
         (Memory, "total breakdown"),
         (Status, "state memory"),
         (Sample, "rss vms memory_percent cpu_percent"),
-        (BackendExit, "cause exit_code signal oom ended_at"),
-        (Reading, "backend status sample source rpc_error taken_at memory_source replicas"),
+        (BackendExit, "cause exit_code signal oom ended_at oom_certain"),
+        (
+            Reading,
+            "backend status sample source rpc_error taken_at memory_source replicas address_owner",
+        ),
     ],
 )
 def test_records_have_the_fields_of_the_contract(kind: type[msgspec.Struct], fields: str) -> None:

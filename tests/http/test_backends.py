@@ -128,6 +128,7 @@ def test_backends_and_ends_are_listed(
         "signal": 9,
         "signal_name": "SIGKILL",
         "oom": None,
+        "oom_certain": None,
         "description": "was killed by SIGKILL",
     }
     assert listed["machine"] == {

@@ -68,6 +68,7 @@ def test_events_are_listed_in_order(monitor: Monitor, client: Client, spawner: S
         "signal": 9,
         "signal_name": "SIGKILL",
         "oom": None,
+        "oom_certain": None,
         "description": "was killed by SIGKILL",
     }
     again = get(client, f"/events?after={answer['next']}")

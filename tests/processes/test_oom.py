@@ -1,33 +1,165 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
+
 from monitor_plugin.processes.oom import OomKillCounter
+from monitor_plugin.processes.process_table import read_row
+
+PID = 5
 
 
-def test_oom_kills_of_a_control_group_are_noticed(tmp_path: Path) -> None:
-    """The count is read in both versions of control groups; there may be none."""
-    groups, cgroup = tmp_path / "cgroup", tmp_path / "proc" / "5" / "cgroup"
-    (groups / "a").mkdir(parents=True)
-    (groups / "memory" / "b").mkdir(parents=True)
-    cgroup.parent.mkdir(parents=True)
-    for line, count_file in (
-        ("0::/a\n", groups / "a" / "memory.events"),
-        ("4:cpu,memory:/b\n0::/none\n", groups / "memory" / "b" / "memory.oom_control"),
-    ):
-        cgroup.write_text(line)
-        count_file.write_text("oom 3\noom_kill 1\n")
-        kills = OomKillCounter(5, proc=tmp_path / "proc", cgroups=groups)
-        assert kills.path == str(count_file)
-        assert not kills.has_risen()
-        count_file.write_text("oom 4\noom_kill 2\n")
-        assert kills.has_risen()
-        kills.update()
-        assert kills.has_risen()  # one update may fall between the kill and the end
-        kills.update()
-        assert not kills.has_risen()
-    cgroup.write_text("0::/none\n")
-    kills.update()
-    assert kills.path is None
-    assert not kills.has_risen()
-    assert OomKillCounter(6, proc=tmp_path / "proc", cgroups=groups).path is None
+class FakeGroups:
+    """Files as /proc and /sys/fs/cgroup have them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mount, self._proc = folder / "cgroup", folder / "proc"
+        (self._proc / str(PID)).mkdir(parents=True)
+        self.show_process()
+
+    def show_process(self, flags: int = 0, pending: int = 0) -> None:
+        process = self._proc / str(PID)
+        (process / "stat").write_text(f"{PID} (a) S 1 5 5 0 -1 {flags} 0 0\n")
+        (process / "status").write_text(f"Name:\ta\nSigPnd:\t{0:016x}\nShdPnd:\t{pending:016x}\n")
+
+    def show_membership(self, lines: str) -> None:
+        (self._proc / str(PID) / "cgroup").write_text(lines)
+
+    def set_count(self, path: str, count: int) -> None:
+        file = self.mount / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"oom 9\noom_kill {count}\noom_group_kill 0\n")
+
+    def counter(self) -> OomKillCounter:
+        return OomKillCounter(PID, proc=self._proc, cgroups=self.mount)
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> FakeGroups:
+    return FakeGroups(tmp_path)
+
+
+VERSIONS = pytest.mark.parametrize(
+    ("membership", "file"),
+    [
+        ("0::/a\n", "a/memory.events"),
+        ("4:cpu,memory:/a\n0::/none\n", "memory/a/memory.oom_control"),
+    ],
+    ids=["version 2", "version 1"],
+)
+
+
+@VERSIONS
+def test_kills_are_counted_in_both_versions(groups: FakeGroups, membership: str, file: str) -> None:
+    """Each kill is returned by one update; a count that falls is no kill."""
+    groups.show_membership(membership)
+    groups.set_count(file, 3)
+    counter = groups.counter()
+    assert counter.group == str((groups.mount / file).parent)
+    assert counter.update() == counter.new_kills() == 0
+    groups.set_count(file, 5)
+    assert counter.new_kills() == 2
+    assert counter.update() == 2
+    assert counter.update() == counter.new_kills() == 0
+    groups.set_count(file, 0)
+    assert counter.update() == 0
+
+
+def test_kills_of_an_earlier_group_do_not_count(groups: FakeGroups) -> None:
+    """A process may be moved to another group, or to one without a count."""
+    groups.show_membership("0::/a\n")
+    groups.set_count("a/memory.events", 1)
+    groups.set_count("b/memory.events", 7)
+    counter = groups.counter()
+    groups.show_membership("0::/b\n")
+    assert counter.update() == 0
+    groups.set_count("b/memory.events", 8)
+    assert counter.update() == 1
+    groups.show_membership("0::/none\n")
+    assert counter.update() == 0
+    assert (counter.group, counter.new_kills()) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "state", [{"flags": 0x4}, {"pending": 1 << 8}], ids=["ending", "SIGKILL pending"]
+)
+def test_a_kill_of_the_process_itself_stays_new_until_its_end(
+    groups: FakeGroups, state: dict[str, int]
+) -> None:
+    """A large process takes seconds to end, and version 1 then shows it in the root group."""
+    file = "memory/a/memory.oom_control"
+    groups.show_membership("4:memory:/a\n")
+    groups.set_count(file, 0)
+    groups.set_count("memory/memory.oom_control", 0)
+    counter = groups.counter()
+    groups.set_count(file, 1)
+    groups.show_process(**state)
+    assert counter.update() == 0
+    groups.show_membership("4:memory:/\n")
+    for _ in range(3):
+        assert counter.update() == 0
+    assert counter.new_kills() == 1
+
+
+@pytest.mark.parametrize("path", ["/docker/ID", "/docker/ID/a/b", "/a/b"])
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [("0::", "memory.events"), ("4:memory:", "memory/memory.oom_control")],
+    ids=["version 2", "version 1"],
+)
+def test_a_path_of_the_machine_is_found_in_a_container(
+    groups: FakeGroups, line: str, file: str, path: str
+) -> None:
+    """The longest part of the path that exists below the mount is used, at least the mount."""
+    groups.show_membership(f"{line}{path}\n")
+    groups.set_count(file, 2)
+    counter = groups.counter()
+    assert counter.group == str((groups.mount / file).parent)
+    groups.set_count(file, 3)
+    assert counter.update() == 1
+    if path.endswith("/b"):
+        below = (groups.mount / file).parent / "a" / "b" / Path(file).name
+        groups.set_count(str(below.relative_to(groups.mount)), 0)
+        assert groups.counter().group == str(below.parent)
+
+
+def test_a_group_that_does_not_list_the_process_is_not_taken(groups: FakeGroups) -> None:
+    """Else the processes of other containers would seem to be in the monitor's."""
+    groups.show_membership("0::/docker/ID\n")
+    groups.set_count("memory.events", 0)
+    procs = groups.mount / "cgroup.procs"
+    procs.write_text("1\n7\n")
+    assert groups.counter().group is None
+    procs.write_text(f"1\n{PID}\n")
+    assert groups.counter().group == str(groups.mount)
+
+
+def test_process_without_a_control_group_has_no_kills(groups: FakeGroups) -> None:
+    """Neither has a process that has ended, or a group whose count cannot be read."""
+    counter = groups.counter()
+    assert (counter.group, counter.update(), counter.new_kills()) == (None, 0, 0)
+    groups.show_membership("0::/a\n")
+    groups.set_count("a/memory.events", 0)
+    assert counter.update() == 0
+    assert counter.group
+    (groups.mount / "a" / "memory.events").write_text("oom_kill none\n")
+    assert counter.update() == counter.new_kills() == 0
+
+
+def test_group_with_older_processes_or_the_monitor_is_shared(groups: FakeGroups) -> None:
+    """Members may be older; of a group whose processes cannot be read nothing is known."""
+    groups.show_membership("0::/a\n")
+    groups.set_count("a/memory.events", 0)
+    counter, procs = groups.counter(), groups.mount / "a" / "cgroup.procs"
+    parent = read_row(os.getppid())
+    assert parent
+    root, older = (PID, parent.started + 1), (os.getppid(), parent.started)
+    assert counter.is_shared(root, ())
+    procs.write_text(f"{os.getppid()}\n")
+    assert counter.is_shared(root, ())
+    assert not counter.is_shared(root, [older])
+    assert not counter.is_shared((PID, parent.started), ())
+    procs.write_text(f"{os.getpid()}\n")
+    assert counter.is_shared(root, ())
