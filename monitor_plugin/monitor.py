@@ -313,14 +313,14 @@ class Monitor:
             model: the name of the model.
             force: do not wait for busy backends, and overrule hooks that refuse because of an
                 error.
-            pid: the PID of the backend to stop; None stops all.
+            pid: the PID of the backend to stop, which may have ended; None stops all.
             spare_busy: fail if a backend is still busy when the drain ends, unless another caller
                 requests the same shutdown without this.
 
         Raises:
             InvalidRequest: `model` cannot be the name of a model.
             PidNotHeld: the model has no backend with that PID.
-            ModelNotLoaded: the model has no backend.
+            ModelNotLoaded: the model has no backend, and none left a process behind.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
         """
@@ -415,7 +415,7 @@ class _Services:
         )
         stopper = Stopper(registry, recorder, reader, check, client, table, hooks, settings)
         self.shutdown_coordinator = ShutdownCoordinator(
-            registry, recorder, stopper, hooks, events, counter, pool, settings
+            registry, recorder, left_behind, stopper, hooks, events, counter, pool, settings
         )
 
     def start(self) -> None:

@@ -111,10 +111,19 @@ class LeftBehindTracker:
         # A shutdown looks for members by itself.
         self._look_in(_GRACE_SECONDS if record.stopping else _GATHER_SECONDS)
 
-    def records(self, model: str | None = None) -> list[Record]:
-        """List the records of ended backends whose members may run, of one model or of all."""
+    def records(self, model: str, pid: int | None = None) -> list[Record]:
+        """List the records of the ended backends of a model whose members may still run.
+
+        Args:
+            model: the name of the model.
+            pid: the PID that the backend had; None lists all.
+        """
         with self._changed:
-            return [each for each in self._entries if model in (None, each.backend.model)]
+            return [
+                each
+                for each in self._entries
+                if each.backend.model == model and pid in (None, each.backend.pid)
+            ]
 
     def look(self, record: Record) -> bool:
         """Look for the members of an ended backend now; return whether any may run.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..backends.counters import ModelCounter
 from ..backends.exits import ExitRecorder
+from ..backends.left_behind import LeftBehindTracker
 from ..backends.registry import Record, Registry
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
@@ -46,6 +47,7 @@ class ShutdownCoordinator:
     Args:
         registry: the registered backends.
         exit_recorder: records the exit of a backend whose process has ended.
+        left_behind: knows the processes that backends of the model have left behind.
         stopper: stops one backend.
         hooks: may refuse a shutdown, and are called with the outcome.
         event_log: records the phases.
@@ -58,6 +60,7 @@ class ShutdownCoordinator:
         self,
         registry: Registry,
         exit_recorder: ExitRecorder,
+        left_behind: LeftBehindTracker,
         stopper: Stopper,
         hooks: Hooks,
         event_log: EventLog,
@@ -67,6 +70,7 @@ class ShutdownCoordinator:
     ) -> None:
         self._registry = registry
         self._exit_recorder = exit_recorder
+        self._left_behind = left_behind
         self._stopper = stopper
         self._hooks = hooks
         self._event_log = event_log
@@ -82,18 +86,21 @@ class ShutdownCoordinator:
     ) -> None:
         """Stop all backends of a model, or the one with a PID, or join the shutdown in progress.
 
+        Also stops the processes that backends of the model have left behind. No host is asked for
+        them, and a model that the host has started again meanwhile does not count as respawned.
+
         Returns once their process trees are verified to have ended.
 
         Args:
             model: the model's name.
             force: do not wait for busy backends, also in a shutdown that is joined, and overrule
                 hooks that refuse because of an error.
-            pid: the PID of the backend to stop; None stops all.
+            pid: the PID of the backend to stop, which may have ended; None stops all.
             spare_busy: stop no backend that is busy after the drain. A caller that joins the
                 shutdown with False overrules True.
 
         Raises:
-            ModelNotLoaded: the model has no backend.
+            ModelNotLoaded: the model has no backend, and none left a process behind.
             PidNotHeld: the model has no backend with that PID.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: processes are left, or the host started the model again.
@@ -103,11 +110,12 @@ class ShutdownCoordinator:
                 shutdown = self._shutdowns.get(model)
                 leads = shutdown is None
                 if shutdown is None:
-                    records = self._registry.hold(model, pid)
+                    records = self._with_left_behind(self._registry.hold(model, pid), model, pid)
                     shutdown = self._shutdowns[model] = _Shutdown(force, pid, records, spare_busy)
                 else:
                     records = self._registry.records(model)
                     records = [each for each in records if pid in (None, each.backend.pid)]
+                    records = self._with_left_behind(records, model, pid)
             joins = pid in (None, shutdown.pid)
             shutdown.spare_busy &= spare_busy or not joins
             if (force and joins) or self._stopper.closing.is_set():
@@ -127,6 +135,12 @@ class ShutdownCoordinator:
                 if spare_busy or not shutdown.has_spared:
                     raise
                 # This call came too late to overrule `spare_busy`: try again.
+
+    def _with_left_behind(
+        self, registered: Sequence[Record], model: str, pid: int | None
+    ) -> list[Record]:
+        """Add the records of ended backends. Call this after the registered ones were listed."""
+        return list(dict.fromkeys([*registered, *self._left_behind.records(model, pid)]))
 
     def stopping(self) -> list[Backend]:
         """List the backends that a shutdown is stopping."""
@@ -177,14 +191,13 @@ class ShutdownCoordinator:
             shutdown.result.set_result(None)
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
-        records, known = self._running_records(model, shutdown)
-        stops = [Stop(record) for record in records]
+        stops, known = self._make_stops(model, shutdown)
         started = time.monotonic()
         outcome = "failed"
         try:
             self._stop(model, stops, shutdown)
             outcome = "stopped"
-            if not all(stop.by_host or stop.failure for stop in stops):
+            if not all(stop.by_host or stop.failure or stop.is_left_behind for stop in stops):
                 self._set_phase(shutdown, "watching")
                 outcome = self._watch_respawn(model, known)
         except ShutdownRefused:
@@ -195,6 +208,10 @@ class ShutdownCoordinator:
             for stop in stops:
                 backend, seconds = stop.record.backend, time.monotonic() - started
                 backend_outcome = "failed" if stop.failure else outcome
+                if stop.is_left_behind:
+                    self._left_behind.look(stop.record)
+                    if outcome == "respawned":
+                        backend_outcome = "stopped"
                 self._model_counter.count_shutdown(backend, backend_outcome)
                 deliveries.append(self._hooks.shutdown_finished(backend, backend_outcome, seconds))
             self._hooks.wait(deliveries)
@@ -205,25 +222,27 @@ class ShutdownCoordinator:
         if outcome == "respawned":
             raise self._respawn_error(model, known)
 
-    def _running_records(
+    def _make_stops(
         self, model: str, shutdown: _Shutdown
-    ) -> tuple[Sequence[Record], set[ProcessIdentity]]:
-        """List the records to stop, and the processes that do not count as a respawn.
+    ) -> tuple[Sequence[Stop], set[ProcessIdentity]]:
+        """List the stops to make, and the processes that do not count as a respawn.
 
         Raises:
             PidNotHeld: the model no longer has a backend with the PID of the shutdown.
             ModelNotLoaded: the model no longer has a backend.
         """
-        records = []
+        stops = []
         for record in shutdown.records:
-            if record.process.ended():
-                self._exit_recorder.record_exit(record)
-            else:
-                records.append(record)
+            if not record.process.ended():
+                stops.append(Stop(record))
+                continue
+            self._exit_recorder.record_exit(record)
+            if self._left_behind.look(record):
+                stops.append(Stop(record, is_left_behind=True))
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
-        if records:
+        if stops:
             ended = [each.backend for each in self._registry.last_exits()]
-            return records, {_identity(each) for each in (*(r.backend for r in known), *ended)}
+            return stops, {_identity(each) for each in (*(r.backend for r in known), *ended)}
         if shutdown.pid is not None and known:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))

@@ -40,6 +40,7 @@ class Stop:
 
     Attributes:
         record: the backend's record.
+        is_left_behind: whether the backend has ended before, and left processes behind.
         resources: closes the process handles at the end.
         tree: the backend's process tree; None before `Stopper.open`, or if the process had ended.
         is_busy: whether the backend was busy after the drain, or may be, as its status is unknown.
@@ -48,6 +49,7 @@ class Stop:
     """
 
     record: Record
+    is_left_behind: bool = False
     resources: ExitStack = field(default_factory=ExitStack)
     tree: ProcessTree | None = None
     is_busy: bool = False
@@ -109,7 +111,7 @@ class Stopper:
         """Open the members of the backend."""
         record = stop.record
         with self._recording_failure(stop):
-            if record.process.ended():
+            if record.process.ended() and not stop.is_left_behind:
                 raise ProcessGone(record.backend.pid)
             tree = ProcessTree(record.members, self._member_table)
             stop.tree = stop.resources.enter_context(tree)
@@ -133,6 +135,8 @@ class Stopper:
             deadline: when to stop waiting, by the monotonic clock.
             skip: ends the wait when it is set.
         """
+        if stop.is_left_behind:
+            return
         with self._recording_failure(stop):
             stop.is_busy = self._is_busy_after_drain(stop, deadline, skip)
 
@@ -171,9 +175,10 @@ class Stopper:
         """Free a backend and end its process tree, through the host or by signals."""
         backend, seconds = stop.record.backend, self._settings.stop_timeout_seconds
         answer = None
-        if not self.closing.is_set() and (error := self._free(stop.record)):
+        is_registered = not stop.is_left_behind
+        if is_registered and not self.closing.is_set() and (error := self._free(stop.record)):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
-        if not self.closing.is_set():
+        if is_registered and not self.closing.is_set():
             tree.rescan_until_stable()
             # If the host ends the backend, only known children can be stopped: find new ones now.
             rescans = PeriodicTask("monitor-rescan", _RESCAN_SECONDS, lambda: _try_rescan(tree))
@@ -205,7 +210,8 @@ class Stopper:
             return
         if tree.alive():
             closed = "; the monitor was closed meanwhile" if self.closing.is_set() else ""
-            stop.fail(f"it was stopped {why}{closed}", tree)
+            subject = "its processes were" if stop.is_left_behind else "it was"
+            stop.fail(f"{subject} stopped {why}{closed}", tree)
 
     def _free(self, record: Record) -> str | None:
         """Ask a backend to free its model, unless another process serves its address.
