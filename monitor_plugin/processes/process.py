@@ -193,8 +193,8 @@ class Process:
     def kill_group(self) -> None:
         """Send SIGKILL to all processes of the group that the process leads or led, in one call.
 
-        Does nothing without a pidfd or before Linux 6.9, because the ID of a process group may have
-        been reused.
+        Does nothing without a pidfd, before Linux 6.9, or if the kernel refuses the system call,
+        because the ID of a process group may have been reused.
         """
         with self._lock, contextlib.suppress(OSError):  # for example an empty group
             if self._pidfd is not None:
