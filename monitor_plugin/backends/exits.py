@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from ..concurrency.closing import close_all
 from ..concurrency.periodic import PeriodicTask
 from ..domain.exits import describe_exit_and_age, make_exit
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
+from ..processes.member_ends import MemberEndFinder
 from ..processes.process import Process, ProcessGone
 from ..processes.sampler import BASELINE_INTERVAL_SECONDS
 from ..processes.usage import UsageReader
@@ -51,6 +53,7 @@ class ExitRecorder:
         self._model_counter = model_counter
         self._usage_reader = usage_reader
         self._left_behind = left_behind
+        self._member_ends = MemberEndFinder()
         self.watcher = ExitWatcher(self._on_exit)
         self._baselines = PeriodicTask(
             "monitor-ticker", BASELINE_INTERVAL_SECONDS, self._record_baselines
@@ -63,7 +66,8 @@ class ExitRecorder:
 
     def close(self) -> None:
         """Stop noticing exits."""
-        close_all(self._baselines.close, self.watcher.close)
+        forget = partial(self._member_ends.forget_except, frozenset())
+        close_all(self._baselines.close, self.watcher.close, forget)
 
     def record_exit(self, record: Record, exit_code: int | None = None) -> None:
         """Record and report the exit of a backend whose process has ended. Later calls do nothing.
@@ -138,6 +142,15 @@ class ExitRecorder:
                 message = "the CPU baseline of process %d could not be recorded"
                 _logger.exception(message, record.backend.pid)
         self._usage_reader.record_baseline()
+        self._report_member_ends()
+
+    def _report_member_ends(self) -> None:
+        records = self._registry.records()
+        self._member_ends.forget_except({record.members for record in records})
+        for record in records:
+            for end in self._member_ends.look(record.members, record.stopping):
+                if not record.process.ended():  # otherwise the end is part of the exit
+                    self._hooks.member_ended(record.backend, end)
 
     def _record_baseline(self, record: Record) -> None:
         try:

@@ -19,6 +19,11 @@ def max_pidfds() -> int:
     return _share(8)
 
 
+def max_member_pidfds() -> int:
+    """Return the maximum number of pidfds by which the causes of members' ends are known."""
+    return min(64, _share(16))
+
+
 def max_channels() -> int:
     """Return the maximum number of open gRPC channels."""
     return _share(8)

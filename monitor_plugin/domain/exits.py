@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from .models import BackendExit
+from .models import BackendExit, MemberEnd
 
 # The values of `BackendExit.cause`.
 CAUSES = ("shutdown", "exited", "killed", "oom", "unknown")
@@ -77,4 +77,37 @@ def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
         "oom": exit.oom,
         "oom_certain": exit.oom_certain,
         "description": describe_exit(exit),
+    }
+
+
+def make_member_end(pid: int, name: str, exit_code: int | None, *, is_zombie: bool) -> MemberEnd:
+    """Make the record of a member's end; -N as the exit code means signal N, None unknown."""
+    killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
+    return MemberEnd(pid, name, exit_code if killed_by is None else None, killed_by, is_zombie)
+
+
+def describe_member_end(end: MemberEnd) -> str:
+    """Describe how a member ended: `was killed by SIGKILL, and its parent does not wait for it`."""
+    if end.signal is not None:
+        text = f"was killed by {signal_name(end.signal)}"
+    elif end.exit_code is not None:
+        text = f"exited with code {end.exit_code}"
+    else:
+        text = "ended"
+    if end.is_zombie:
+        text += ", and its parent has not waited for it"
+    if end.pauses:
+        text += "; further such ends are not reported until there was none for ten minutes"
+    return text
+
+
+def member_end_to_dict(end: MemberEnd) -> dict[str, Any]:
+    """Return the fields by which events describe the end of a member."""
+    return {
+        "member": {"pid": end.pid, "name": end.name},
+        "exit_code": end.exit_code,
+        "signal": end.signal,
+        "signal_name": None if end.signal is None else signal_name(end.signal),
+        "is_zombie": end.is_zombie,
+        "description": describe_member_end(end),
     }

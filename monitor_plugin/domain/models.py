@@ -152,6 +152,27 @@ class BackendExit(msgspec.Struct, frozen=True):
     oom_certain: bool | None = None
 
 
+class MemberEnd(msgspec.Struct, frozen=True):
+    """How a member of a backend ended while the registered process runs.
+
+    Attributes:
+        pid: its PID.
+        name: the name of its program or first thread, at most 15 bytes, as the process may set it.
+        exit_code: its exit code; None if that is not known, or a signal ended it.
+        signal: the number of the signal that ended it; None if that is not known, or none did.
+        is_zombie: whether its parent has not waited for it yet.
+        pauses: whether the backend's next ends by the same signal, or with the same exit code, are
+            not reported until there was none for ten minutes.
+    """
+
+    pid: int
+    name: str
+    exit_code: int | None
+    signal: int | None
+    is_zombie: bool
+    pauses: bool = False
+
+
 class Reading(msgspec.Struct, frozen=True):
     """The answer to a client: a status or, if the status failed, a sample.
 

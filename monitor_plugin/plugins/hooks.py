@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from ..domain.errors import ShutdownFailed
-from ..domain.models import Backend, BackendExit, ProcessName, Reading, State, Status
+from ..domain.models import (
+    Backend,
+    BackendExit,
+    MemberEnd,
+    ProcessName,
+    Reading,
+    State,
+    Status,
+)
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
 from .event_queue import EventQueue
@@ -157,6 +165,11 @@ class Hooks:
         """Record that another process serves the address, or none any more; no hook reports it."""
         facts = None if owner is None else msgspec.to_builtins(owner)
         self._event_log.add("address_owner", backend, address=backend.address, address_owner=facts)
+
+    def member_ended(self, backend: Backend, end: MemberEnd) -> None:
+        """Record that a member of a backend has ended; no hook reports it."""
+        self._event_log.add("member_ended", backend, end=end)
+        self._events.log("member_ended", backend=backend, end=end)
 
     def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> Delivery:
         """Queue `monitor_shutdown_finished`."""

@@ -11,8 +11,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .process import read_exit_info, shows_exit_codes
-from .process_table import read_pss
+from .process import read_exit_info
+from .process_table import read_pss, shows_exit_codes
 
 _logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..concurrency.single_flight import SingleFlight
@@ -23,6 +24,7 @@ from .process_table import (
 )
 
 _MAX_AGE_SECONDS = 1.0
+_MAX_GONE = 100
 
 
 class Members:
@@ -43,7 +45,9 @@ class Members:
         self._lock = threading.Lock()
         # In the order in which they were found, the root first. A process whose parent was found in
         # the same snapshot comes after its parent.
-        self._running = dict.fromkeys([root, *known])
+        self._running: dict[ProcessIdentity, ProcessRow | None] = dict.fromkeys([root, *known])
+        # The last rows of members that have ended, until `take_changes` is called.
+        self._gone: deque[tuple[ProcessIdentity, ProcessRow]] = deque(maxlen=_MAX_GONE)
         # Members that have ended, while a process of their session or process group runs. The
         # kernel does not reuse their PIDs until then.
         self._ended_leaders: list[ProcessIdentity] = []
@@ -58,6 +62,22 @@ class Members:
         """List the members that the newest snapshot shows, the root first if it is one of them."""
         with self._lock:
             return list(self._running)
+
+    def take_changes(
+        self,
+    ) -> tuple[
+        Mapping[ProcessIdentity, ProcessRow | None], Sequence[tuple[ProcessIdentity, ProcessRow]]
+    ]:
+        """Return the members, and those that are gone since the last call of this method.
+
+        Returns:
+            The members with their newest rows (None: no snapshot has been searched for it yet), and
+            the last rows of at most 100 members that are gone. A zombie is not gone.
+        """
+        with self._lock:
+            gone = list(self._gone)
+            self._gone.clear()
+            return self._running, gone
 
     def pids_in(self, snapshot: ProcessSnapshot) -> list[int]:
         """List the members that a snapshot shows, the root first if it is one of them."""
@@ -101,7 +121,11 @@ class Members:
                 ]
                 found.update(dict.fromkeys(fresh))
                 queue.extend(fresh)
-            self._running = {(pid, rows[pid].started): None for pid in found}
+            before = self._running
+            self._running = {(pid, rows[pid].started): rows[pid] for pid in found}
+            for identity in before.keys() - self._running.keys():
+                if (row := before[identity]) and not _runs(rows, *identity):
+                    self._gone.append((identity, row))
 
 
 def _runs(rows: Mapping[int, ProcessRow], pid: int, started: float) -> bool:

@@ -19,6 +19,8 @@ import threading
 
 import psutil
 
+from .process_table import read_row
+
 # linux/pidfd.h. The first version of struct pidfd_info has two u64, eleven u32, and the exit code
 # as an s32.
 _PIDFD_INFO_BYTES = 64
@@ -142,16 +144,11 @@ class Process:
 
     def _zombie_exit_code(self) -> int | None:
         try:
-            # `fields` begins with field 3 of proc(5), the state; the exit code is field 52.
-            with open(f"/proc/{self.pid}/stat", encoding="latin-1") as file:
-                fields = file.read().rpartition(")")[2].split()
-            if fields[49] == "0" and not _shows_exit_code(self.pid):
-                return None
-            if fields[0] == "Z" and self.psutil_process.is_running():
-                return os.waitstatus_to_exitcode(int(fields[49]))
-        except (OSError, psutil.Error, IndexError, ValueError):
-            pass
-        return None
+            row = read_row(self.pid)
+            # Read first, then check that the PID was not reused.
+            return row.exit_code if row and self.psutil_process.is_running() else None
+        except (OSError, psutil.Error):
+            return None
 
     def _reaped_exit_code(self) -> int | None:
         with self._lock:
@@ -293,20 +290,15 @@ def read_exit_info(pidfd: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if mask & _PIDFD_INFO_EXIT else None
 
 
-def _shows_exit_code(pid: int) -> bool:
-    """Whether an exit code of 0 in /proc/PID/stat is the true one.
-
-    The kernel shows 0 to users who may not see the exit code.
-    """
-    return os.stat(f"/proc/{pid}").st_uid == os.geteuid() and shows_exit_codes()
-
-
-def shows_exit_codes() -> bool:
-    """Whether /proc/PID/stat has exit codes. gVisor writes 0 for them, and for all addresses.
-
-    Raises:
-        OSError: the own process cannot be read.
-    """
-    with open("/proc/self/stat", encoding="latin-1") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return fields[23] != "0"  # the address of the program's code, field 26 of proc(5)
+def keeps_exit_codes() -> bool:
+    """Whether a pidfd tells the exit code of a process after the process was reaped."""
+    pidfd = _open_pidfd(os.getpid())
+    if pidfd is None:
+        return False
+    try:
+        read_exit_info(pidfd)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True

@@ -29,6 +29,10 @@ class ProcessRow(NamedTuple):
         group: PID of the process that leads, or led, its process group.
         children_cpu_seconds: CPU time of the descendants that have ended and were waited for.
         is_zombie: whether the process has ended, and its parent has not waited for it yet.
+        exit_code: of a zombie, as in `subprocess`: -9 means killed by signal 9. None if it may not
+            be read, and while the process runs.
+        name: the name of its program or first thread, at most 15 bytes, as the process may set it;
+            bytes that are not UTF-8 are escaped.
     """
 
     parent: int
@@ -42,6 +46,8 @@ class ProcessRow(NamedTuple):
     group: int = 0
     children_cpu_seconds: float = 0.0
     is_zombie: bool = False
+    exit_code: int | None = None
+    name: str = ""
 
 
 # A process, regardless of who has its PID later: its PID and its start time.
@@ -119,11 +125,14 @@ def read_row(pid: int) -> ProcessRow | None:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # proc(5): the name is field 2, in parentheses, and may itself hold parentheses, spaces and line
-    # breaks. `fields` begins with field 3.
-    fields = stat.rpartition(b")")[2].split()
+    # breaks. `fields` begins with field 3; its last item is the text from field 25 on.
+    beginning, _, rest = stat.rpartition(b")")
+    fields = rest.split(None, 22)
     if not fields:
         return None
     threads = int(fields[17])
+    # A process whose first thread has exited is shown as a zombie while others run.
+    is_zombie = fields[0] in b"ZX" and threads <= 1
     return ProcessRow(
         parent=int(fields[1]),
         session=int(fields[3]),
@@ -135,9 +144,40 @@ def read_row(pid: int) -> ProcessRow | None:
         read_at=read_at,
         group=int(fields[2]),
         children_cpu_seconds=(int(fields[13]) + int(fields[14])) / TICKS_PER_SECOND,
-        # A process whose first thread has exited is shown as a zombie while others run.
-        is_zombie=fields[0] in b"ZX" and threads <= 1,
+        is_zombie=is_zombie,
+        exit_code=_exit_code(pid, fields[-1]) if is_zombie else None,
+        name=beginning.partition(b"(")[2].decode(errors="backslashreplace"),
     )
+
+
+def _exit_code(pid: int, rest: bytes) -> int | None:
+    """Return the exit code of a zombie from field 52 of proc(5); `rest` begins with field 25."""
+    try:
+        status = int(rest.split()[27])
+        if status == 0 and not _shows_exit_code(pid):
+            return None
+        return os.waitstatus_to_exitcode(status)
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _shows_exit_code(pid: int) -> bool:
+    """Whether an exit code of 0 in /proc/PID/stat is the true one.
+
+    The kernel shows 0 to users who may not see the exit code.
+    """
+    return os.stat(f"/proc/{pid}").st_uid == os.geteuid() and shows_exit_codes()
+
+
+def shows_exit_codes() -> bool:
+    """Whether /proc/PID/stat has exit codes. gVisor writes 0 for them, and for all addresses.
+
+    Raises:
+        OSError: the own process cannot be read.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    return fields[23] != b"0"  # the address of the program's code, field 26 of proc(5)
 
 
 def measure_memory(rows: Mapping[int, ProcessRow]) -> tuple[int, str] | None:

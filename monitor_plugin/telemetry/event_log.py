@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..domain.exits import exit_to_dict
+from ..domain.exits import exit_to_dict, member_end_to_dict
 from ..domain.models import Backend, state_name, utc_datetime
 
 MAX_EVENTS = 1000
@@ -20,8 +20,8 @@ class Event(NamedTuple):
     Attributes:
         id: greater than the ids of earlier events, also of an earlier monitor.
         at: the time, in seconds since the epoch.
-        type: `registered`, `state_changed`, `address_owner`, `oom_kill`, `ended`, `left_behind`,
-            `shutdown_phase` or `shutdown_finished`.
+        type: `registered`, `state_changed`, `address_owner`, `member_ended`, `oom_kill`, `ended`,
+            `left_behind`, `shutdown_phase` or `shutdown_finished`.
         backend: the backend.
         facts: the other arguments of the hook that reports the event, if any.
     """
@@ -112,6 +112,8 @@ def event_to_dict(event: Event, node: str | None = None) -> dict[str, Any]:
         return {**item, "address": backend.address}
     if event.type == "ended":
         return {**item, **exit_to_dict(facts["exit"])}
+    if event.type == "member_ended":
+        return {**item, **member_end_to_dict(facts["end"])}
     if event.type == "state_changed":
         names = {f"{name}_name": state_name(state) for name, state in facts.items()}
         return {**item, **facts, **names}

@@ -8,8 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from ..domain.exits import describe_exit
-from ..domain.models import Backend, BackendExit, ProcessName, State, describe_process
+from ..domain.exits import describe_exit, describe_member_end, member_end_to_dict
+from ..domain.models import (
+    Backend,
+    BackendExit,
+    MemberEnd,
+    ProcessName,
+    State,
+    describe_process,
+)
 
 _LOGGER_NAME = "monitor_plugin.logs"
 _logger = logging.getLogger(_LOGGER_NAME)
@@ -86,6 +93,11 @@ def _oom_kill_line(backend: Backend, kills: int, oom_certain: bool) -> tuple[str
     return text, {"kills": kills, "oom_certain": oom_certain}
 
 
+def _member_line(backend: Backend, end: MemberEnd) -> tuple[str, dict[str, Any]]:
+    text = f"has lost process {end.pid} ({end.name!r}), which {describe_member_end(end)}"
+    return text, member_end_to_dict(end)
+
+
 def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:
     facts = {"outcome": outcome, "seconds": round(seconds, 3)}
     return f"shutdown: {outcome}, in {seconds:.1f} s", facts
@@ -97,6 +109,7 @@ _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "monitor_backend_left_behind": _left_behind_line,
     "monitor_shutdown_finished": _shutdown_line,
     "oom_kill": _oom_kill_line,
+    "member_ended": _member_line,
 }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -14,9 +17,13 @@ from monitor_plugin import (
     ModelNotLoaded,
     Monitor,
 )
+from monitor_plugin.backends import exits
+from monitor_plugin.domain.models import MemberEnd
+from monitor_plugin.processes import usage
+from monitor_plugin.processes.members import Members
 from monitor_plugin.processes.process import ProcessGone
 
-from ..support import Spawner, eventually, is_running, logged, register
+from ..support import Client, Spawner, eventually, is_running, logged, register
 from .conftest import Recorder
 
 
@@ -305,3 +312,108 @@ def test_baselines_are_recorded_also_if_that_of_another_backend_fails(
     eventually(lambda: services.sweeper._usage_reader._baselines)
     expected = f"the CPU baseline of process {first.backend.pid} could not be recorded"
     assert expected in logged(caplog)
+
+
+@pytest.fixture
+def quick(make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch) -> Monitor:
+    """Makes a monitor that looks for the ends of members every 0.1 s."""
+    monkeypatch.setattr(exits, "BASELINE_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(usage, "_BASELINE_SNAPSHOT_MAX_AGE_SECONDS", 0.05)
+    return make_monitor(sweep_interval_seconds=0)
+
+
+def events_of(monitor: Monitor, type: str) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = Client(monitor.url).request("GET", "/events").json["events"]
+    return [event for event in events if event["type"] == type]
+
+
+def test_end_of_a_member_is_an_event_and_a_log_line(
+    quick: Monitor, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The registered process lives on; the same end is reported once."""
+    caplog.set_level("INFO", "monitor_plugin.logs")
+    process = spawner.with_zombie()
+    zombie, other = psutil.Process(process.pid).children()
+    register(quick, process.pid)
+    (event,) = eventually(lambda: events_of(quick, "member_ended"))
+    assert (event["model"], event["pid"]) == ("m", process.pid)
+    assert event["member"] == {"pid": zombie.pid, "name": "sleep"}
+    assert (event["signal"], event["signal_name"], event["exit_code"]) == (9, "SIGKILL", None)
+    assert event["is_zombie"]
+    description = "was killed by SIGKILL, and its parent has not waited for it"
+    assert event["description"] == description
+    line = (
+        f"model 'm' (process {process.pid}) has lost process {zombie.pid} ('sleep'), "
+        f"which {description}"
+    )
+    eventually(lambda: line in logged(caplog))
+    other.terminate()
+    eventually(lambda: len(events_of(quick, "member_ended")) > 1)
+    first, second = events_of(quick, "member_ended")
+    assert (first, second["member"]["pid"], second["signal"]) == (event, other.pid, 15)
+
+
+# Starts a child. On SIGTERM it kills the child, and ends a second later.
+ENDS_AFTER_ITS_CHILD = """
+import signal, subprocess, sys, time
+child = subprocess.Popen(["sleep", "1000"])
+def end(*_):
+    child.kill()
+    time.sleep(1)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True:
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("how", ["shutdown", "exit"])
+def test_members_that_end_with_their_backend_are_no_events(
+    how: str, quick: Monitor, spawner: Spawner
+) -> None:
+    """They are part of the shutdown, or of the exit."""
+    process = spawner.python(ENDS_AFTER_ITS_CHILD)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    register(quick, process.pid)
+    observed = quick._services.exit_recorder._member_ends._backends
+    eventually(lambda: [each for each in observed if len(each.identities()) == 2])
+    threading.Thread(target=process.wait, daemon=True).start()
+    if how == "shutdown":
+        quick.shutdown("m")
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    eventually(lambda: events_of(quick, "ended"))
+    eventually(lambda: not observed)  # so no end is reported later
+    assert not events_of(quick, "member_ended")
+
+
+def test_backend_that_forks_for_each_request_reports_no_ends(
+    quick: Monitor, spawner: Spawner
+) -> None:
+    """Nor does a shell that starts one short program after another."""
+    forks = (
+        "import os, time\nwhile True:\n"
+        "    if not os.fork(): os._exit(0)\n"
+        "    os.wait()\n"
+        "    time.sleep(0.01)"
+    )
+    register(quick, spawner.python(forks).pid, "forks", "127.0.0.1:1")
+    script = "while :; do sleep 0.1; done"
+    register(quick, spawner.process("sh", "-c", script).pid, "script", "127.0.0.1:2")
+    zombie = spawner.with_zombie()
+    register(quick, zombie.pid, "m", "127.0.0.1:3")
+    (event,) = eventually(lambda: events_of(quick, "member_ended"))
+    assert event["model"] == "m"
+    looks = []
+    finder = quick._services.exit_recorder._member_ends
+    look = finder.look
+
+    def count(members: Members, is_stopping: bool) -> list[MemberEnd]:
+        looks.append(members)
+        return look(members, is_stopping)
+
+    finder.look = count  # type: ignore[method-assign]
+    eventually(lambda: len(looks) > 30)
+    assert len(events_of(quick, "member_ended")) == 1

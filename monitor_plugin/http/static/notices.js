@@ -33,6 +33,7 @@ export function sentence(event) {
       return `${event.model}: its address is served by another process, ${event.address_owner.pid ?? "unknown"}`;
     case "oom_kill": return `${event.model} lost a process, killed by the kernel for want of memory`;
     case "ended": return `${event.model} ${event.description ?? "ended"}`;
+    case "member_ended": return `${event.model}: process ${event.member?.pid} ${event.description ?? "ended"}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
     case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}`;
     default: return null;

@@ -1,0 +1,240 @@
+"""Members that end while the root of their backend runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from monitor_plugin.domain.exits import make_member_end
+from monitor_plugin.domain.models import MemberEnd
+from monitor_plugin.processes import member_ends
+from monitor_plugin.processes.member_ends import MemberEndFinder
+from monitor_plugin.processes.members import Members, MemberTable
+from monitor_plugin.processes.process import keeps_exit_codes
+from monitor_plugin.processes.process_table import (
+    TICKS_PER_SECOND,
+    ProcessRow,
+    ProcessSnapshot,
+    read_row,
+)
+
+from ..support import Spawner, eventually, members_of
+
+# Starts a child for each line of input, which is the text of a shell script, and prints its PID.
+# The line `reap` waits for all children that have ended.
+PARENT = """
+import os, subprocess, sys
+children = []  # otherwise `Popen` waits for them
+for line in sys.stdin:
+    if line == "reap\\n":
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        print("reaped", flush=True)
+    else:
+        children.append(subprocess.Popen(["sh", "-c", line]))
+        print(children[-1].pid, flush=True)
+"""
+
+
+class Family:
+    """A parent whose children a test starts, ends and reaps, and what is found of their ends."""
+
+    def __init__(self, spawner: Spawner) -> None:
+        self.parent = spawner.python(PARENT, stdin=subprocess.PIPE)
+        self.members = members_of(self.parent.pid)
+        self.finder = MemberEndFinder()
+        self._table = MemberTable()
+
+    def send(self, line: str) -> str:
+        assert self.parent.stdin
+        assert self.parent.stdout
+        self.parent.stdin.write(line + "\n")
+        self.parent.stdin.flush()
+        return self.parent.stdout.readline().strip()
+
+    def start(self, script: str = "exec sleep 1000") -> int:
+        return int(self.send(script))
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        os.kill(pid, number)
+        self.wait_ended(pid)
+
+    def wait_ended(self, pid: int) -> None:
+        eventually(lambda: (row := read_row(pid)) and row.is_zombie)
+
+    def reap(self) -> None:
+        assert self.send("reap") == "reaped"
+
+    def look(self, is_stopping: bool = False) -> list[MemberEnd]:
+        self._table.rescan(self.members)
+        return self.finder.look(self.members, is_stopping)
+
+
+@pytest.fixture
+def family(spawner: Spawner) -> Iterator[Family]:
+    family = Family(spawner)
+    yield family
+    family.finder.forget_except(frozenset())
+
+
+def test_a_killed_member_is_found_once(family: Family) -> None:
+    """While its parent does not wait for it, and also if its parent does so later."""
+    first, second = family.start(), family.start()
+    eventually(lambda: (row := read_row(first)) and row.name == "sleep")
+    assert family.look() == []
+    family.kill(first)
+    assert family.look() == [make_member_end(first, "sleep", -9, is_zombie=True)]
+    assert family.look() == []
+    family.kill(second, signal.SIGSEGV)
+    (end,) = family.look()
+    assert (end.pid, end.signal, end.exit_code) == (second, signal.SIGSEGV, None)
+    family.reap()
+    assert family.look() == []
+
+
+@pytest.mark.skipif(not keeps_exit_codes(), reason="needs Linux 6.15")
+def test_the_cause_is_known_if_the_pidfd_was_held(family: Family) -> None:
+    """Also where the parent has waited for the member; a member that exited with 0 is left out."""
+    killed, failed, done = (
+        family.start(),
+        family.start("sleep 0.2; exit 3"),
+        family.start("sleep 0.2"),
+    )
+    assert family.look() == []
+    family.kill(killed)
+    family.wait_ended(failed)
+    family.wait_ended(done)
+    family.reap()
+    ends = {end.pid: (end.signal, end.exit_code, end.is_zombie) for end in family.look()}
+    assert ends == {killed: (9, None, False), failed: (None, 3, False)}
+    assert family.look() == []
+
+
+def test_a_zombie_with_exit_code_0_is_found_if_it_stays_one(family: Family) -> None:
+    """A zombie that its parent waits for soon is none."""
+    child, other = family.start("exit 0"), family.start("exit 0")
+    family.wait_ended(child)
+    family.wait_ended(other)
+    assert family.look() == []
+    time.sleep(member_ends._ZOMBIE_SECONDS)
+    ends = family.look()
+    assert {end.pid for end in ends} == {child, other}
+    assert {(end.exit_code, end.is_zombie) for end in ends} == {(0, True)}
+    third = family.start("exit 0")
+    family.wait_ended(third)
+    assert family.look() == []
+    family.reap()
+    assert family.look() == []
+    assert family.look() == []
+
+
+def test_members_that_end_during_a_shutdown_are_not_found(family: Family) -> None:
+    """Nor later, if the shutdown fails."""
+    zombie, reaped, late = family.start(), family.start(), family.start()
+    assert family.look() == []
+    family.kill(reaped)
+    family.reap()
+    family.kill(zombie)
+    assert family.look(is_stopping=True) == []
+    family.kill(late)
+    assert family.look() == []
+    family.reap()
+    assert family.look() == []
+    last = family.start()
+    family.kill(last)
+    (end,) = family.look()
+    assert end.pid == last
+
+
+def test_few_pidfds_are_held(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends of other members are found as well; all pidfds are closed at the end."""
+    monkeypatch.setattr(member_ends, "max_member_pidfds", lambda: 2)
+    before = len(os.listdir("/proc/self/fd"))
+    children = [family.start() for _ in range(4)]
+    assert family.look() == []
+    held = 2 if keeps_exit_codes() else 0
+    assert len(os.listdir("/proc/self/fd")) == before + held
+    for child in children:
+        family.kill(child)
+    assert {end.pid for end in family.look()} == set(children)
+    family.reap()
+    assert family.look() == []
+    assert len(os.listdir("/proc/self/fd")) == before
+    family.start()
+    family.look()
+    family.finder.forget_except(frozenset())
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# Above the greatest PID, so that no process has it.
+ROOT = 2**22 + 1
+
+
+class Simulated:
+    """A backend whose members are given by their ages in seconds, and whose causes are unknown."""
+
+    def __init__(self) -> None:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._root = ProcessRow(1, ROOT, started=(now - 5000) * TICKS_PER_SECOND)
+        self.members = Members((ROOT, self._root.started))
+        self.finder = MemberEndFinder()
+
+    def look(self, **ages: float) -> list[int]:
+        now, since_boot = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        rows = {ROOT: self._root}
+        for name, age in ages.items():
+            started = round((since_boot - age) * TICKS_PER_SECOND)
+            row = ProcessRow(ROOT, ROOT, started, read_at=now, name="sh")
+            rows[ROOT + int(name[1:])] = row
+        self.members.update(ProcessSnapshot(now, rows))
+        return [end.pid - ROOT for end in self.finder.look(self.members, is_stopping=False)]
+
+
+def test_a_member_that_is_gone_for_an_unknown_cause_is_found_if_it_was_no_short_task() -> None:
+    """It is listed by the next call, as the root may end as well."""
+    backend = Simulated()
+    assert backend.look(p1=0.5, p2=2.0) == []
+    assert backend.look() == []
+    assert backend.look() == [2]
+    assert backend.look() == []
+
+
+def test_repeated_ends_are_found_only_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that starts a program every minute does not fill the log of events."""
+    backend = Simulated()
+    found = []
+    for number in range(1, 30):
+        found += backend.look(**{f"p{number}": 60.0})
+    found += [*backend.look(), *backend.look()]
+    assert found == [1, 2, 3]
+    monkeypatch.setattr(member_ends, "_QUIET_SECONDS", 0.0)
+    assert [*backend.look(p40=60.0), *backend.look(), *backend.look()] == [40]
+
+
+def test_the_last_end_before_a_pause_says_so(family: Family) -> None:
+    """Another signal is another kind of end."""
+    children = [family.start() for _ in range(12)]
+    assert family.look() == []
+    for child in children:
+        family.kill(child)
+    ends = family.look()
+    assert [end.pauses for end in ends] == [False] * 9 + [True]
+    other = family.start()
+    family.kill(other, signal.SIGTERM)
+    assert [end.signal for end in family.look()] == [signal.SIGTERM]
+
+
+def test_the_end_of_the_root_is_not_found(family: Family) -> None:
+    """It is the exit of the backend."""
+    assert family.look() == []
+    family.parent.kill()
+    os.waitid(os.P_PID, family.parent.pid, os.WEXITED | os.WNOWAIT)
+    assert family.look() == []
