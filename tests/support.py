@@ -17,7 +17,7 @@ import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,10 +125,8 @@ def descriptors() -> set[tuple[str, str]]:
     return found
 
 
-def listening_descriptors(address: str | None) -> tuple[int, ...]:
+def listening_descriptors(address: str) -> tuple[int, ...]:
     """Return the descriptors of the sockets with which this process listens at an address."""
-    if address is None:
-        return ()
     links = {f"socket:[{inode}]" for inode in SocketTable().find_sockets(address, 0.0).inodes}
     return tuple(int(number) for number, target in descriptors() if target in links)
 
@@ -236,14 +234,16 @@ class Spawner:
     def python(self, code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return self.process(sys.executable, "-c", code, *arguments, **options)
 
-    def sleeper(self, serves: str | None = None) -> subprocess.Popen[str]:
+    def sleeper(self, serves: str | Sequence[str] = ()) -> subprocess.Popen[str]:
         """Start a process that does nothing.
 
         Args:
-            serves: an address at which this process listens: the new process holds the sockets as
+            serves: addresses at which this process listens: the new process holds the sockets as
                 well, as if it listened itself.
         """
-        return self.process("sleep", "1000", pass_fds=listening_descriptors(serves))
+        addresses = [serves] if isinstance(serves, str) else serves
+        held = [number for each in addresses for number in listening_descriptors(each)]
+        return self.process("sleep", "1000", pass_fds=held)
 
     def with_zombie(self) -> subprocess.Popen[str]:
         """Start a process with two children, of which one was killed and is not waited for."""

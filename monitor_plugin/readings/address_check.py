@@ -51,15 +51,16 @@ class AddressCheck:
         self._status_client = status_client
         self._hooks = hooks
 
-    def must_not_be_asked(self, record: Record) -> bool:
-        """Whether another process serves the address, so that it must get no call, nor a token.
+    def find_stranger(self, record: Record) -> Serving | None:
+        """Find out whether another process serves the address: it must get no call, nor a token.
 
         Looks at the sockets only before the first call, and where another process served last.
         """
         last = record.serving
         if last is None or last.backend is not record.backend or last.owner is not None:
-            return self._look(record, record.backend, 0.0).owner is not None
-        return False
+            serving = self._report(record, self._look(record, record.backend, 0.0))
+            return None if serving.owner is None else serving
+        return None
 
     def check_result(self, record: Record, backend: Backend, rpc_error: str | None) -> Serving:
         """Find out which process serves the address, after a request of a status.

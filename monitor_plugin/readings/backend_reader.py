@@ -11,7 +11,7 @@ from typing import NamedTuple
 import grpc
 import psutil
 
-from ..backends.registry import Record, Registry
+from ..backends.registry import Record, Registry, Serving
 from ..domain.errors import BackendUnreadable
 from ..domain.models import Backend, Memory, ProcessName, Reading, State, Status
 from ..plugins.hooks import HookQuery, Hooks
@@ -43,7 +43,10 @@ class StatusResult(NamedTuple):
     address_owner: ProcessName | None = None
 
 
-NOT_ASKED = StatusResult(None, "grpc", grpc.StatusCode.UNAVAILABLE.name)
+def result_of_stranger(serving: Serving) -> StatusResult:
+    """Return the result if another process serves the address, whatever that process answers."""
+    code = grpc.StatusCode.UNAVAILABLE.name
+    return StatusResult(None, "grpc", code, False, serving.served_by, serving.owner)
 
 
 class BackendReader:
@@ -101,7 +104,7 @@ class BackendReader:
         """Start the gRPC requests of backends that will be read, so that the deadlines overlap."""
         if not self._hooks.may_delay_status():
             for record in records:
-                if not self._address_check.must_not_be_asked(record):
+                if not self._address_check.find_stranger(record):
                     self._status_client.request_status(record.backend)
 
     def deadline(self) -> float:
@@ -144,22 +147,20 @@ class BackendReader:
         request starts then, so that half of the time is left for it.
         """
         client, request = self._status_client, None
-        may_ask = not self._address_check.must_not_be_asked(record)
-        if may_ask and record.source == "grpc":
+        stranger = self._address_check.find_stranger(record)
+        if record.source == "grpc" and not stranger:
             request = client.request_status(backend)
         half_time = deadline - (deadline - time.monotonic()) / 2
-        if not query.wait(half_time) and may_ask:
+        if not query.wait(half_time) and not stranger:
             request = request or client.request_status(backend)
         status = query.status()  # takes precedence over gRPC's
+        if stranger:
+            return result_of_stranger(stranger)
         if status is not None:
-            result = StatusResult(status, "hook", None, answered=True)
-        elif not may_ask:
-            result = NOT_ASKED
-        else:
-            request = request or client.request_status(backend)
-            outcome = request.wait(deadline - time.monotonic())
-            result = StatusResult(outcome.status, "grpc", outcome.rpc_error, outcome.answered)
-        return result
+            return StatusResult(status, "hook", None, answered=True)
+        request = request or client.request_status(backend)
+        outcome = request.wait(deadline - time.monotonic())
+        return StatusResult(outcome.status, "grpc", outcome.rpc_error, outcome.answered)
 
     def confirm(self, record: Record, backend: Backend, result: StatusResult) -> StatusResult:
         """Check which process gave the result that was just received, and record its state.
@@ -177,10 +178,12 @@ class BackendReader:
             self._status_client.close_connection(backend)
         if ended:
             raise ProcessGone(backend.pid)
-        serving = self._address_check.check_result(record, backend, result.rpc_error)
-        if serving.owner is not None:
-            result = NOT_ASKED
-        result = result._replace(served_by=serving.served_by, address_owner=serving.owner)
+        if result.address_owner is None:
+            serving = self._address_check.check_result(record, backend, result.rpc_error)
+            if serving.owner is not None:
+                result = result_of_stranger(serving)
+            else:
+                result = result._replace(served_by=serving.served_by)
         status = result.status
         record.source = result.source if status else None
         if result.answered and not record.answered:

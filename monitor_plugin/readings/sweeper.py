@@ -24,11 +24,11 @@ from ..rpc.client import StatusClient
 from ..telemetry.time_series import TimeSeries
 from .address_check import AddressCheck
 from .backend_reader import (
-    NOT_ASKED,
     BackendReader,
     StatusResult,
     complete_memory,
     reports_memory,
+    result_of_stranger,
 )
 from .replicas import NO_SAMPLE, SourcedMemory
 
@@ -158,13 +158,14 @@ class Sweeper:
         if self._hooks.may_delay_status():
             return self._request_through_hooks(records)
         backends = [record.backend for record in records]
-        may_ask = [not self._address_check.must_not_be_asked(record) for record in records]
-        asked = [each for each, may in zip(backends, may_ask, strict=True) if may]
+        strangers = [self._address_check.find_stranger(record) for record in records]
+        asked = [each for each, stranger in zip(backends, strangers, strict=True) if not stranger]
         outcomes = iter(self._status_client.statuses(asked))
         results: list[StatusResult | None] = []
-        for record, backend, may in zip(records, backends, may_ask, strict=True):
-            result = NOT_ASKED
-            if may:
+        for record, backend, stranger in zip(records, backends, strangers, strict=True):
+            if stranger:
+                result = result_of_stranger(stranger)
+            else:
                 status, rpc_error, answered, _ = next(outcomes)
                 result = StatusResult(status, "grpc", rpc_error, answered)
             try:

@@ -17,6 +17,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
 from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
+from monitor_plugin.processes.sockets import ListeningSockets, SocketTable
 from monitor_plugin.rpc import channel_limit
 from monitor_plugin.rpc.protocol import STATUS_METHOD
 
@@ -219,7 +220,7 @@ def test_server_that_does_not_speak_grpc_gets_one_request_a_minute(
         foreign_server(BaseHTTPRequestHandler) as server,
         foreign_server(BaseHTTPRequestHandler) as other,
     ):
-        pid = spawner.sleeper().pid
+        pid = spawner.sleeper(serves=(server.address, other.address)).pid
         register(monitor, pid, "web", server.address)
         assert [monitor.read("web").source for _ in range(3)] == ["psutil"] * 3
         assert server.connections == 2  # one of the hook, one of `Status`
@@ -229,10 +230,16 @@ def test_server_that_does_not_speak_grpc_gets_one_request_a_minute(
 
 
 def test_backend_that_starts_late_is_reached(
-    watch: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
+    watch: Callable[..., Monitor],
+    spawner: Spawner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An unreachable backend gets a new channel, without the old one's backoff."""
     monitor = watch(backends=0)
+    # The server is in this process. It is not looked at whose it is.
+    nothing = ListeningSockets(frozenset(), 0.0)
+    monkeypatch.setattr(SocketTable, "find_sockets", lambda *arguments: nothing)
     register(monitor, spawner.sleeper().pid, "late", f"unix:{tmp_path}/s")
     assert [monitor.read("late").source for _ in range(3)] == ["psutil"] * 3
     server = Server(f"unix:{tmp_path}/s")

@@ -236,7 +236,7 @@ def test_another_process_gets_no_call_and_delays_no_stop(
     """Neither `Status`, which carries tokens, nor `Free`; a drain does not wait for it."""
     monitor = make_monitor(drain_timeout_seconds=200.0)
     for busy in (False, True):
-        serves = server.address if busy else None
+        serves = server.address if busy else ()
         process = spawner.sleeper(serves=serves)
         threading.Thread(target=process.wait, daemon=True).start()
         register(monitor, process.pid, address=server.address)

@@ -109,7 +109,7 @@ def read(spawner: Spawner) -> Read:
     """Registers a process as the backend with an address, and reads it."""
 
     def read(monitor: Monitor, address: str, model: str = "m") -> Reading:
-        pid = spawner.sleeper().pid
+        pid = spawner.sleeper(serves=address).pid
         monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
         return monitor.read(model)
 
