@@ -143,7 +143,7 @@ def test_backend_that_forks_for_each_request_is_stopped_only_when_it_is_idle(
     assert process.stdin
     assert process.stdout
     settings = {"SECONDS": "1.5", "NO_STATUS": "cpu"}
-    hook = hooked("idle_stop", settings, sweep_interval_seconds=1000)
+    hook = hooked("idle_stop", settings, sweep_interval_seconds=1000, start_grace_seconds=0)
     hook.monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
     sweep = hook.monitor._services.sweeper._sweep_in_background
     ends_at = time.monotonic() + 5
