@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -148,7 +149,9 @@ class Discovery:
             process.read(program, pids)
             model, address = self._declaration(program, process)
             if address:
-                listener = self._sockets.find_listener(address, pids)
+                listener = None
+                with contextlib.suppress(ValueError):  # the registration says what is wrong
+                    listener = self._sockets.find_listener(address, pids)
                 found.append(
                     DiscoveredBackend(program.name, model, program.pid, address, pids, listener)
                 )

@@ -149,6 +149,16 @@ def test_address_is_remembered_while_the_process_runs(spawner: Spawner) -> None:
     assert discovery.find(programs) == before[1:]
 
 
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "unix:rel", "$ADDRESS"])
+def test_program_with_an_invalid_address_is_found(address: str, spawner: Spawner) -> None:
+    """The others are found too. The monitor refuses the registration, and says why."""
+    invalid = spawner.process(*SLEEPER, env={"MONITOR_ADDRESS": address})
+    valid = spawner.process(*SLEEPER, env={"MONITOR_ADDRESS": ADDRESS})
+    programs = [Program("a", "a", invalid.pid), Program("b", "b", valid.pid)]
+    discovery = Discovery()
+    eventually(lambda: addresses(discovery.find(programs)) == [address, ADDRESS])
+
+
 @pytest.mark.parametrize(
     ("command", "address"),
     [

@@ -128,6 +128,8 @@ def test_launcher_is_registered_while_its_server_is_away(
     assert second
     eventually(lambda: host.backends("m") == [second])
     assert host.pid("m") == launcher
+    (ended,) = host.client.request("GET", "/backends").json["ended"]
+    assert ended["left_behind"] == []  # the launcher is a backend again
     assert host.client.shutdown("m").status == 200
     assert not accepts(address)
 
