@@ -460,6 +460,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
     local_node = LocalNode(
         node_name(settings),
         services.registry,
+        services.left_behind,
         services.model_reader,
         services.shutdown_coordinator,
         services.sweeper,

@@ -125,6 +125,13 @@ class LeftBehindTracker:
                 if each.backend.model == model and pid in (None, each.backend.pid)
             ]
 
+    def has(self, model: str, pid: int | None = None) -> bool:
+        """Whether any member of an ended backend of a model may still run: see `records`."""
+        with self._changed:
+            reported = {each.record for each in self._entries.values() if each.is_reported}
+        records = self.records(model, pid)
+        return not reported.isdisjoint(records) or any(map(self.look, records))
+
     def look(self, record: Record) -> bool:
         """Look for the members of an ended backend now; return whether any may run.
 

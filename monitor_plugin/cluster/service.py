@@ -181,7 +181,7 @@ class ClusterService:
             if node == self.node:
                 return True, []
             return False, [self._directory.get(node) or Peer(node)]
-        is_local = self._local_node.has(model)
+        is_local = self._local_node.has(model, stopping=stopping)
         holders = self._directory.holders(model)
         if pid is None or not holders:
             return is_local, holders

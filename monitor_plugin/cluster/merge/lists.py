@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, cast
+from typing import Annotated, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from ...api.schemas import (
 )
 from ...backends.registry import MAX_EXITS
 from ...domain.errors import InvalidRequest
+from ...domain.models import LeftBehindProcess
 from ..requests.client import SILENT_SECONDS, PeerClient, PeerResult, invalid_reply
 from ..transport.messages import Request
 from ..transport.nats_link import NatsLink
@@ -62,6 +63,21 @@ class _End(msgspec.Struct, frozen=True):
     cause: str
     ended_at: Annotated[datetime, msgspec.Meta(tz=True)]
     node: str
+    left_behind: list[LeftBehindProcess] | None = None
+
+
+class _RawEnd(NamedTuple):
+    """A backend that has ended.
+
+    Attributes:
+        ended_at: when it ended.
+        has_left: whether processes that it left behind still run.
+        item: the encoded item.
+    """
+
+    ended_at: datetime
+    has_left: bool
+    item: msgspec.Raw
 
 
 class _NodeList(msgspec.Struct):
@@ -69,12 +85,12 @@ class _NodeList(msgspec.Struct):
 
     Attributes:
         backends, pids: the encoded backends, and their PIDs.
-        ended: the encoded backends that have ended, and the times at which they did.
+        ended: the backends that have ended.
     """
 
     backends: list[msgspec.Raw] = []
     pids: list[int] = []
-    ended: list[tuple[datetime, msgspec.Raw]] = []
+    ended: list[_RawEnd] = []
     machine: Machine | None = None
     error: str | None = None
 
@@ -118,7 +134,7 @@ class ClusterLists:
             request = replace(request, limit=limit + 1)
         pages: list[msgspec.Raw] = []
         count = 0
-        ended: list[tuple[datetime, msgspec.Raw]] = []
+        ended: list[_RawEnd] = []
         next_after: str | None = None
         machine: Machine | None = None
         nodes: list[NodeItem] = []
@@ -134,8 +150,8 @@ class ClusterLists:
                 # This copies the items, which are views of the node's whole body. A copy of each
                 # item takes 20 MiB more for 5,000 backends.
                 pages.append(msgspec.Raw(b",".join(page)))
-            ended = sorted(ended + part.ended, key=lambda each: each[0], reverse=True)
-            del ended[MAX_EXITS:]
+            ended = sorted(ended + part.ended, key=lambda each: each.ended_at, reverse=True)
+            ended = [*ended[:MAX_EXITS], *(each for each in ended[MAX_EXITS:] if each.has_left)]
             if machine is None or result.node == self._node:
                 machine = part.machine
             nodes.append(
@@ -154,7 +170,7 @@ class ClusterLists:
         answer = ClusterBackendsAnswer(
             # msgspec writes a `Raw` unchanged, also if it has several items, separated by commas.
             backends=cast("list[NodeBackendItem]", pages),
-            ended=cast("list[NodeEndItem]", [raw for _, raw in ended]),
+            ended=cast("list[NodeEndItem]", [each.item for each in ended]),
             machine=machine,
             nodes=nodes,
             next=next_after,
@@ -205,7 +221,10 @@ def _decode(result: PeerResult) -> _NodeList:
         return _NodeList(
             found.backends,
             [each.pid for each in backends],
-            [(each.ended_at, raw.copy()) for each, raw in zip(ended, found.ended, strict=True)],
+            [
+                _RawEnd(each.ended_at, bool(each.left_behind), raw.copy())
+                for each, raw in zip(ended, found.ended, strict=True)
+            ],
             found.machine,
         )
     return _NodeList(error=str(invalid_reply(result.node)))

@@ -14,6 +14,7 @@ from ...api.cluster_view import NODE_HEADER
 from ...api.errors import error_response
 from ...api.lister import Lister
 from ...api.results import Response, StoppedAnswer, encode, shared_response
+from ...backends.left_behind import LeftBehindTracker
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
 from ...readings.model_reader import ModelReader
@@ -30,6 +31,7 @@ class LocalNode:
     Args:
         node: the name of this node.
         registry: this node's backends.
+        left_behind: knows the processes that ended backends have left behind.
         model_reader: reads this node's models.
         coordinator: shuts this node's models down.
         sweeper: reads all backends of this node.
@@ -43,6 +45,7 @@ class LocalNode:
         self,
         node: str,
         registry: Registry,
+        left_behind: LeftBehindTracker,
         model_reader: ModelReader,
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
@@ -52,14 +55,23 @@ class LocalNode:
         self.run = secrets.token_hex(8)
         self.describe_last_exit = describe_last_exit
         self._registry = registry
+        self._left_behind = left_behind
         self._model_reader = model_reader
         self._coordinator = coordinator
         self._lister = Lister(registry, sweeper, coordinator, node)
 
-    def has(self, model: str, pid: int | None = None) -> bool:
-        """Whether this node has a backend of a model, with that PID unless it is None."""
+    def has(self, model: str, pid: int | None = None, *, stopping: bool = False) -> bool:
+        """Whether this node has a backend of a model, with that PID unless it is None.
+
+        Args:
+            model: the name of the model.
+            pid: the PID of the backend; None for any.
+            stopping: whether an ended backend counts that has left processes behind.
+        """
         records = self._registry.records(model)
-        return any(pid in (None, each.backend.pid) for each in records)
+        if any(pid in (None, each.backend.pid) for each in records):
+            return True
+        return stopping and self._left_behind.has(model, pid)
 
     def answer(self, request: Request, *, audit: bool = False) -> Reply:
         """Answer a request of operation `monitor`, `backends` or `shutdown`, also with an error.

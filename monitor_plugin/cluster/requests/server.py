@@ -106,7 +106,7 @@ class PeerServer:
         if request.operation == "loaded":
             return self._reply("loaded")
         if request.operation == "offer":
-            if request.model is None or not self._local_node.has(request.model):
+            if request.model is None or not self._local_node.has(request.model, stopping=True):
                 return self._error(ModelNotLoaded(request.model or ""))
             return self._reply("offer", self._offers.make(request))
         if request.operation == "shutdown":

@@ -18,7 +18,16 @@ import pytest
 
 from monitor_plugin import Monitor
 
-from ...support import Answer, Client, Spawner, eventually, program, started_since
+from ...support import (
+    Answer,
+    Client,
+    Spawner,
+    eventually,
+    is_running,
+    program,
+    register,
+    started_since,
+)
 from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 from .rogue import cluster_node
 
@@ -130,6 +139,35 @@ def test_a_node_announces_at_once_that_it_stopped_a_model(
     monkeypatch.setattr("monitor_plugin.cluster.peers.presence._GATHER_SECONDS", 1000.0)
     assert a.client.shutdown("m").status == 200
     eventually(lambda: not other.directory.holders("m"))
+
+
+def test_any_node_stops_processes_left_behind_on_another(
+    nats: NatsServer,
+    make_local: MakeLocal,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+) -> None:
+    """Also if the model is loaded on a third node; then the model is loaded on no node."""
+    first, second = (make_monitor(cluster=nats.url, node=name) for name in "ab")
+    a, c = NodeClient("a", first.url), make_local("c", nats.url, "m")
+
+    def knows(holders: list[str]) -> bool:
+        return [each.name for each in cluster_node(first).directory.holders("m")] == holders
+
+    for expected in (["b", "c"], ["b"]):
+        root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
+        assert root.stdout
+        child = int(root.stdout.readline())
+        register(second, root.pid)
+        root.kill()
+        eventually(lambda: any(each["left_behind"] for each in a.get("/backends").json["ended"]))
+        eventually(partial(knows, expected))
+        assert a.client.monitor("m").status == (200 if "c" in expected else 500)
+        answer = a.client.shutdown("m")
+        assert (answer.status, answer.json) == (200, {"message": "model stopped"})
+        assert answer.headers["X-Monitor-Node"] == ", ".join(expected)
+        assert not is_running(child)
+        assert c.client.shutdown("m").json["error"]["type"] == "model_not_loaded"
 
 
 @pytest.mark.once
