@@ -20,8 +20,7 @@ the environment variable MONITOR_HOOK_IDLE_STOP_...
               the first matching pattern counts; models without one have no limit
     NO_STATUS `cpu`: a backend without a status, or one that is READY by a hook, is idle if its
               process tree uses less than 1 % of one core; it is not idle if its Status call timed
-              out, if the last state that it reported was not READY, or while it is `starting`, as a
-              model that comes over a network takes little CPU time. `cpu` cuts off requests that
+              out, or if the last state that it reported was not READY. `cpu` cuts off requests that
               take little CPU time, such as those that wait for a GPU. `never`: such a backend is
               never idle (never)
 """
@@ -68,8 +67,7 @@ def monitor_readings_swept() -> None:
     if not _stops.monitor or not _limits.least():
         return
     observations, now = _stops.monitor.sweep(fresh=False), time.monotonic()
-    # The idle time begins with the first sweep that `_activity` gets to know of a backend.
-    _activity.note((each for each in observations if not each.starting), now)
+    _activity.note(observations, now)
     for backend in (each.backend for each in observations):
         idle, limit = _activity.idle_seconds(backend, now), _limits.of(backend.model)
         if limit and idle >= limit.value:

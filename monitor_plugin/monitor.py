@@ -20,6 +20,7 @@ from .api.lister import Lister
 from .backends.counters import ModelCounter
 from .backends.exits import ExitRecorder
 from .backends.left_behind import LeftBehindTracker
+from .backends.refusals import Refusals
 from .backends.registration import Registration
 from .backends.registry import Registry
 from .concurrency.blocking import BlockingObserver
@@ -250,7 +251,12 @@ class Monitor:
             self._tokens,
             read=services.model_reader.read,
             shutdown=services.shutdown_coordinator.shutdown,
-            lister=Lister(services.registry, services.sweeper, services.shutdown_coordinator),
+            lister=Lister(
+                services.registry,
+                services.refusals,
+                services.sweeper,
+                services.shutdown_coordinator,
+            ),
             event_log=services.event_log,
             time_series=services.time_series,
             metrics=MetricsSource(
@@ -400,8 +406,9 @@ class _Services:
         recorder = self.exit_recorder = ExitRecorder(
             registry, client, hooks, counter, usage, left_behind
         )
+        refusals = self.refusals = Refusals()
         self.registration = Registration(
-            registry, table, client, hooks, recorder, left_behind, security
+            registry, table, client, hooks, recorder, left_behind, security, refusals
         )
         check = self.address_check = AddressCheck(SocketTable(), table, registry, client, hooks)
         reader = self.backend_reader = BackendReader(
@@ -461,6 +468,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         node_name(settings),
         services.registry,
         services.left_behind,
+        services.refusals,
         services.model_reader,
         services.shutdown_coordinator,
         services.sweeper,

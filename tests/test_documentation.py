@@ -29,6 +29,7 @@ from monitor_plugin.api.schemas import (
     Machine,
     NodeItem,
     ProcessItem,
+    RefusedItem,
     ShutdownItem,
 )
 from monitor_plugin.cli import main
@@ -402,7 +403,7 @@ def test_http_reference_has_all_routes() -> None:
     ("page", "heading", "structs"),
     [
         ("http", "List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem]),
-        ("http", "List backends", [Machine]),
+        ("http", "List backends", [Machine, RefusedItem]),
         ("http", "Follow events", [EventsAnswer]),
         ("http", "CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),
         ("http", "Plugins", [HooksAnswer, LoadedPlugin, HookFigures, EventFigures]),

@@ -1,4 +1,4 @@
-"""Lists the registered backends, and the backends that ended last."""
+"""Lists the registered backends, those that ended last, and refused registrations."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from ..backends.refusals import Refusals
 from ..backends.registry import EndedBackend, Registry
 from ..domain.exits import exit_to_dict
 from ..domain.models import Observation, utc_datetime
@@ -21,16 +22,19 @@ from .schemas import (
     Machine,
     NodeBackendItem,
     NodeEndItem,
+    NodeRefusedItem,
     ProcessItem,
+    RefusedItem,
     ShutdownItem,
 )
 
 
 class Lister:
-    """Lists the registered backends, and the backends that ended last.
+    """Lists the registered backends, those that ended last, and refused registrations.
 
     Args:
         registry: has the backends that have ended.
+        refusals: the registrations that were refused.
         sweeper: reads the backends.
         shutdowns: gives the progress of each shutdown.
         node: the name of this node, for each item; None without a cluster.
@@ -39,17 +43,22 @@ class Lister:
     def __init__(
         self,
         registry: Registry,
+        refusals: Refusals,
         sweeper: Sweeper,
         shutdowns: ShutdownCoordinator,
         node: str | None = None,
     ) -> None:
         self._registry = registry
+        self._refusals = refusals
         self._sweeper = sweeper
         self._shutdowns = shutdowns
         self._backend_type: Any = (
             BackendItem if node is None else partial(NodeBackendItem, node=node)
         )
         self._end_type: Any = EndItem if node is None else partial(NodeEndItem, node=node)
+        self._refused_type: Any = (
+            RefusedItem if node is None else partial(NodeRefusedItem, node=node)
+        )
 
     def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
         """List the backends of one model or of all, read now or as the last sweep found them."""
@@ -64,6 +73,13 @@ class Lister:
                 if model in (None, each.backend.model)
             ],
             Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1),
+            [
+                self._refused_type(
+                    model=each.model, pid=each.pid, address=each.address, reason=each.reason
+                )
+                for each in self._refusals.running()
+                if model in (None, each.model)
+            ],
         )
 
     def _backend_item(

@@ -81,6 +81,15 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     left_behind: list[LeftBehindProcess] | None = None
 
 
+class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A registration that the monitor has refused, of a process that runs, and why."""
+
+    model: str
+    pid: int
+    address: str = ""
+    reason: str = ""
+
+
 class NodeBackendItem(BackendItem, frozen=True, kw_only=True):
     """A backend of a cluster's list, with its node."""
 
@@ -89,6 +98,12 @@ class NodeBackendItem(BackendItem, frozen=True, kw_only=True):
 
 class NodeEndItem(EndItem, frozen=True, kw_only=True):
     """A backend of a cluster that has ended, with its node."""
+
+    node: str = ""
+
+
+class NodeRefusedItem(RefusedItem, frozen=True, kw_only=True):
+    """A refused registration of a cluster's list, with its node."""
 
     node: str = ""
 
@@ -106,6 +121,7 @@ class BackendsAnswer(msgspec.Struct, frozen=True):
     backends: list[BackendItem]
     ended: list[EndItem]
     machine: Machine
+    refused: list[RefusedItem] = []
 
 
 class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +143,7 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     backends: list[NodeBackendItem]
     ended: list[NodeEndItem]
+    refused: list[NodeRefusedItem] = []
     machine: Machine | None = None
     nodes: list[NodeItem] = []
     next: str | None = None

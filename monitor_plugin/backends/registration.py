@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 
 import psutil
@@ -26,6 +27,7 @@ from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
 from .exits import ExitRecorder
 from .left_behind import LeftBehindTracker
+from .refusals import Refusals
 from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgress
 
 # Reading PSS costs milliseconds per GiB of the backend's memory.
@@ -43,6 +45,7 @@ class Registration:
         exit_recorder: records the exits.
         left_behind: tracks the members of backends.
         security: decides which addresses may be called.
+        refusals: stores the registrations that are refused.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Registration:
         exit_recorder: ExitRecorder,
         left_behind: LeftBehindTracker,
         security: ChannelSecurity,
+        refusals: Refusals,
     ) -> None:
         self._registry = registry
         self._member_table = member_table
@@ -62,6 +66,7 @@ class Registration:
         self._exit_recorder = exit_recorder
         self._left_behind = left_behind
         self._security = security
+        self._refusals = refusals
         self._closed = False
 
     def close(self) -> None:
@@ -86,7 +91,7 @@ class Registration:
             canonical = canonical_address(address)
             self._security.check(address)
         except (InvalidRequest, ValueError) as error:
-            raise _refusal(error, model, pid, address) from None
+            raise self._refuse(error, model, pid, address) from None
         # The JSON encoder accepts no subclasses of str, such as numpy's.
         plain_address = str.__str__(address)
         while True:
@@ -99,9 +104,9 @@ class Registration:
                     f"a shutdown of model {model!r} is in progress, so process {pid} cannot take "
                     "the place of the registered one; register it again after the shutdown"
                 )
-                raise _refusal(reason, model, pid, address) from None
+                raise self._refuse(reason, model, pid, address) from None
             except OSError as error:
-                raise _refusal(error, model, pid, address) from None
+                raise self._refuse(error, model, pid, address) from None
             except Conflict as conflict:
                 holder = conflict.record
                 if holder.process.ended():
@@ -111,13 +116,32 @@ class Registration:
                         f"address {address!r} is held by process {holder.backend.pid} of model "
                         f"{holder.backend.model!r}, which runs"
                     )
-                    raise _refusal(reason, model, pid, address) from None
+                    raise self._refuse(reason, model, pid, address) from None
                 # Otherwise another thread registered the same PID: update that record.
                 continue
             break
+        self._drop_refusals(plain_model, plain_pid, plain_address)
         if delivery:
             self._hooks.wait([delivery])
         self._refuse_if_closed(model, pid, address)  # `close` may have run meanwhile
+
+    def _refuse(self, reason: object, model: str, pid: int, address: str) -> InvalidBackend:
+        """Store a refusal, and return its exception."""
+        self._refusals.add(model, pid, address, reason)
+        message = f"the backend was not registered: {reason}"
+        return InvalidBackend(message, model=model, pid=pid, address=address)
+
+    def _drop_refusals(self, model: str, pid: int, address: str) -> None:
+        """Drop the refusals of a backend that was just registered, also of its other processes.
+
+        A program may have a refused process that started the registered one, and still runs.
+        """
+        self._refusals.remove(pid)
+        for each in self._refusals.find(model, address):
+            record = self._registry.find(pid)
+            with suppress(OSError):  # no file descriptor is free
+                if record and self._is_same_backend(record, each.pid):
+                    self._refusals.remove(each.pid)
 
     def _refuse_if_closed(self, model: str, pid: int, address: str) -> None:
         if self._closed:
@@ -214,7 +238,7 @@ class Registration:
                 process.close()
                 raise
         except (ProcessGone, psutil.Error, OSError) as error:
-            raise _refusal(error, model, pid, address) from None
+            raise self._refuse(error, model, pid, address) from None
         backend = Backend(model, pid, address, process.created_at)
         members = Members((pid, row.started), known_members)
         memory = SingleFlight(
@@ -273,9 +297,3 @@ def _validate_integer(requirement: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return int.__int__(value)  # the plain value of a subclass, such as numpy's
     raise ValueError(f"{requirement}, not {value!r}")
-
-
-def _refusal(reason: object, model: str, pid: int, address: str) -> InvalidBackend:
-    return InvalidBackend(
-        f"the backend was not registered: {reason}", model=model, pid=pid, address=address
-    )

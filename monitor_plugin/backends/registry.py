@@ -139,8 +139,11 @@ class Record:
         """Whether the backend has not answered yet, and was registered less than a grace ago.
 
         A backend that accepts connections and does not answer is starting too: it may be loading.
+        One whose address another process serves is not: an operator should look at that.
         """
-        return not self.answered and time.monotonic() - self.registered_at < grace_seconds
+        if self.answered or self.address_owner is not None:
+            return False
+        return time.monotonic() - self.registered_at < grace_seconds
 
 
 class Registry:

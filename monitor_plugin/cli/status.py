@@ -18,7 +18,7 @@ from .options import (
     preformatted,
 )
 from .queries import fetch_backends
-from .views.text import ago, escape_name, missing_parts, not_loaded, printable
+from .views.text import ago, escape_name, missing_parts, not_loaded, place, printable
 
 _EXAMPLES = """\
 Examples:
@@ -49,7 +49,9 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     if answer.backends:
         return FINE
     message = f"{PROGRAM}: model '{escape_name(model)}' {not_loaded(answer)}"
-    for end in answer.ended[:1]:
+    for each in answer.refused[:1]:
+        message += f": process {place(each)} was refused: {printable(each.reason)}"
+    for end in [] if answer.refused else answer.ended[:1]:
         message += f": its process {end.pid} {printable(end.description)} {ago(end)}"
     click.echo(message, err=True)
     return FAILED if missing else NOT_LOADED

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
 from monitor_plugin.cli import main, options
 from monitor_plugin.cli.views.text import escape_name
 
-from ..support import Client, Spawner, eventually, is_running, load_sleeper
+from ..support import Client, Spawner, eventually, is_running, load_sleeper, register
 
 HOSTILE = "a\\b [red]x :smile: \u202e\u05e9\u05dc 🦙/ü:7b"
 
@@ -97,6 +97,24 @@ def test_status_shows_one_model(
     assert f"'gone' is not loaded: its process {gone.pid} was killed by SIGKILL" in error
     assert main(["status", "gone", "--json", *url]) == 4
     assert json.loads(capsys.readouterr().out)["ended"][0]["cause"] == "killed"
+
+
+def test_refused_registration_is_shown(
+    monitor: Monitor, spawner: Spawner, load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ps` and `status` say why a process is not registered."""
+    pid, url = spawner.sleeper().pid, ["--url", monitor.url]
+    with pytest.raises(InvalidBackend):
+        register(monitor, pid, "m", "127.0.0.1:99999")
+    reason = "address '127.0.0.1:99999': the port must be a number from 1 to 65535"
+    assert main(["ps", *url]) == 0
+    assert re.search(rf"^m +{pid} +127\.0\.0\.1:99999 +{reason}", capsys.readouterr().out, re.M)
+    assert main(["status", "m", *url]) == options.NOT_LOADED
+    error = capsys.readouterr().err
+    assert f"model 'm' is not loaded: process {pid} was refused: {reason}" in error
+    load("m")
+    assert main(["status", "m", *url]) == 0
+    assert reason in capsys.readouterr().out
 
 
 def test_stop_stops_all_named_models(

@@ -113,6 +113,27 @@ def test_zombies_are_shown_beside_the_state(zombies: int, text: str) -> None:
     assert f"{text}\n" in "\n".join(line.rstrip() for line in details.splitlines())
 
 
+def test_refused_registrations_are_shown_below_the_backends() -> None:
+    """With every character that is not printable escaped; ten of them, and how many more."""
+    refused = [
+        {"model": "m\u202e ", "pid": 7, "address": "\x1b[2J", "reason": "no \0 is allowed"},
+        *({"model": f"m{n}", "pid": n, "address": "a", "reason": "no"} for n in range(10)),
+    ]
+    listed = {"backends": [], "ended": [], "machine": None, "refused": refused}
+    text = text_of(backends_view(msgspec.convert(listed, ClusterBackendsAnswer), None, 100), 100)
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[2] == ["REFUSED", "PID", "ADDRESS", "REASON"]
+    assert lines[3] == [r"m\u202e\x20", "7", r"\x1b[2J", "no", r"\x00", "is", "allowed"]
+    assert lines[12] == ["m8", "8", "a", "no"]
+    assert lines[13] == ["and", "1", "more:", "--json", "shows", "them"]
+    refused[0]["node"] = "far"
+    answer = msgspec.convert(listed, ClusterBackendsAnswer)
+    assert " 7 on far " in text_of(backends_view(answer, None, 100), 100)
+    for width in (1, 10, 40):
+        text_of(backends_view(answer, None, width), width)
+        text_of(details_view(answer, "m", width), width)
+
+
 def test_answer_of_another_version_is_shown() -> None:
     """Missing fields are unknown, and unknown fields are ignored."""
     common = {"model": "m", "pid": 5, "created_at": "2026-01-02T03:04:05Z", "of_tomorrow": 1}

@@ -11,7 +11,7 @@ import pytest
 from monitor_plugin import PluginError, hookimpl
 
 from ..support import Backend as RunningBackend
-from ..support import Spawner, eventually, is_running, register
+from ..support import Spawner, eventually, is_running
 from .conftest import Hooked, MakeHooked
 
 WORKS = ["sh", "-c", "while :; do :; done"]
@@ -47,7 +47,7 @@ server.wait_for_termination()
 def test_idle_backends_are_stopped(
     no_status: str, hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Busy, hanging, active, starting and exempt backends still run; the log has the reason."""
+    """Busy, hanging, active and exempt backends still run; the log has the reason."""
     silent = spawner.backend("--no-status")
     kept = {
         "busy": spawner.backend("--busy-seconds", "1000"),
@@ -56,15 +56,14 @@ def test_idle_backends_are_stopped(
         "broken": spawner.backend("--state", "-1"),
         "keep": spawner.backend(),
     }
-    works, starts, idle = spawner.process(*WORKS), spawner.sleeper(), spawner.backend()
+    works, idle = spawner.process(*WORKS), spawner.backend()
     limits = {"SECONDS": "keep=never, *=1.5", "NO_STATUS": no_status}
     hook = hooked("idle_stop", limits, sweep_interval_seconds=0.3, status_timeout_seconds=1.0)
     for model, backend in {"silent": silent, **kept}.items():
         hook.spawned(model, backend)
-    register(hook.monitor, works.pid, "works")
-    register(hook.monitor, starts.pid, "starts", "127.0.0.1:2")
+    hook.monitor.hook.monitor_backend_spawned(model="works", pid=works.pid, address="127.0.0.1:1")
     hook.spawned("idle", idle)  # the last one, so each other one was swept as often
-    left = [*(["silent"] if no_status == "never" else []), *kept, "works", "starts"]
+    left = [*(["silent"] if no_status == "never" else []), *kept, "works"]
     eventually(lambda: len(hook.monitor.backends()) == len(left))
     sweep_again(hook)
     assert [each.model for each in hook.monitor.backends()] == left
@@ -75,16 +74,6 @@ def test_idle_backends_are_stopped(
     begins = f"model 'idle' (process {idle.pid}) is being stopped: it was idle for "
     (line,) = [each for each in lines if each.startswith(begins)]
     assert line.endswith("s, over 1.5 s for '*'")
-
-
-def test_backend_that_never_answers_is_idle_after_its_start(
-    hooked: MakeHooked, spawner: Spawner
-) -> None:
-    """Its CPU usage decides as soon as the grace is over."""
-    settings = {"sweep_interval_seconds": 0.3, "start_grace_seconds": 0.1}
-    hook = hooked("idle_stop", {"SECONDS": "1", "NO_STATUS": "cpu"}, **settings)
-    register(hook.monitor, spawner.sleeper().pid)
-    eventually(lambda: not hook.monitor.backends())
 
 
 def sweep_again(hook: Hooked) -> None:

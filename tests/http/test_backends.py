@@ -202,6 +202,35 @@ def test_a_backend_is_starting_until_its_first_answer(monitor: Monitor, spawner:
     assert conditions(monitor) == [(None, "starting", "UNAVAILABLE")]
 
 
+def test_process_that_takes_the_place_of_another_is_not_starting_anew(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """The same server answers at the address of a launcher and of the child that serves."""
+    address = f"127.0.0.1:{free_port()}"
+    launcher = spawner.launcher(address)
+    register(monitor, launcher.pid, address=address)
+    launcher.launch()
+    assert conditions(monitor) == [(2, "ready", None)]
+    (old,) = monitor._services.registry.records()
+    register(monitor, launcher.server, address=address)
+    (record,) = monitor._services.registry.records()
+    assert record.backend.pid == launcher.server
+    assert record.answered
+    assert record.registered_at == old.registered_at
+
+
+def test_backend_whose_address_another_process_serves_is_not_starting(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """An operator should look at it now, as the other process does not become the backend."""
+    other = spawner.backend()
+    register(monitor, spawner.sleeper().pid, address=other.address)
+    assert conditions(monitor) == [(None, "unknown", "UNAVAILABLE")]
+    other.process.kill()
+    other.process.wait()
+    eventually(lambda: conditions(monitor) == [(None, "starting", "UNAVAILABLE")])
+
+
 @pytest.mark.parametrize("request_it", ["/backend/monitor?model=m", "/backends", "/metrics"])
 def test_each_way_to_read_a_backend_finds_its_first_answer(
     request_it: str, monitor: Monitor, client: Client, spawner: Spawner

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
 
 from ..support import Backend as Spawned
 from ..support import Client, Spawner, eventually, free_port, is_running
@@ -367,6 +367,8 @@ def test_page_is_accessible(
     (silent,) = monitor._services.registry.records("silent")
     silent.registered_at -= 300
     os.kill(register(monitor, "crashed").pid, signal.SIGKILL)
+    with pytest.raises(InvalidBackend):
+        monitor.hook.monitor_backend_spawned(model="r" * 255, pid=pid, address="a" * 9999)
     page = tabs.open(
         monitor.url, color_scheme=scheme, viewport={"width": 1280, "height": 900},
         reduced_motion="reduce",
@@ -448,14 +450,40 @@ def test_page_shows_a_start_without_alarm(
     """A backend that has not answered yet needs no attention; after its answer it is ready."""
     monitor = make_swept()
     address = f"127.0.0.1:{free_port()}"
-    pid = spawner.sleeper().pid
-    monitor.hook.monitor_backend_spawned(model="m", pid=pid, address=address)
+    launcher = spawner.launcher(address)
+    monitor.hook.monitor_backend_spawned(model="m", pid=launcher.pid, address=address)
     page = tabs.open(monitor.url).page
     badge(page, "m")("starting")
     shows(page, "m", "it has not answered yet (UNAVAILABLE)")
     assert page.title() == "Monitor"
-    spawner.backend(addr=address)
+    launcher.launch()
     badge(page, "m")("ready")
+
+
+def test_page_shows_refused_registrations(
+    make_swept: Callable[..., Monitor], register: Register, spawner: Spawner, tabs: Tabs
+) -> None:
+    """A section has them while there are any; their texts are not parsed."""
+    monitor = make_swept()
+    register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+    assert not page.locator("#refused").is_visible()
+    process = spawner.sleeper()
+    with pytest.raises(InvalidBackend):
+        monitor.hook.monitor_backend_spawned(
+            model="<b>\u202eodd", pid=process.pid, address="<i>127.0.0.1:99999"
+        )
+    refusal = page.locator("#refused-table tbody tr")
+    refusal.wait_for()
+    assert refusal.locator("th").inner_text() == "<b>\u202eodd"
+    texts = refusal.locator("td").all_inner_texts()
+    assert "the port must be a number" in texts[0]
+    assert texts[1:] == ["<i>127.0.0.1:99999", str(process.pid)]
+    process.kill()
+    process.wait()
+    refusal.wait_for(state="detached")
+    assert not page.locator("#refused").is_visible()
 
 
 def test_page_shows_null_as_unknown(

@@ -10,7 +10,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem
+from ...api.schemas import (
+    ClusterBackendsAnswer,
+    NodeBackendItem,
+    NodeEndItem,
+    NodeRefusedItem,
+)
 from ...domain.models import ProcessUsage, State, TreeUsage
 from .text import (
     ALARMING,
@@ -29,6 +34,7 @@ from .text import (
     missing_parts,
     not_loaded,
     percent,
+    place,
     printable,
     seconds_since,
     summarize,
@@ -48,6 +54,7 @@ _CAUSES = {"killed": "red", "oom": "bold red", "exited": "yellow"}
 _GAP = 2
 _NARROWEST_NAME = 12
 _ENDS_SHOWN = 10
+_REFUSED_SHOWN = 10
 _BAR_WIDTH = 20
 
 
@@ -97,11 +104,10 @@ def backends_table(
 def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
     """Return a table of the backends that ended last."""
     ends = ended[:_ENDS_SHOWN]
-    places = [f"{end.pid} on {printable(end.node)}" if end.node else str(end.pid) for end in ends]
     causes = [Text(printable(end.cause), _CAUSES.get(end.cause, "")) for end in ends]
     columns = [
         Column("ENDED", [Text(escape_name(end.model)) for end in ends], 0),
-        Column("PID", [Text(place) for place in places], 2, "right"),
+        Column("PID", [Text(place(end)) for end in ends], 2, "right"),
         Column("CAUSE", causes, 1),
         Column("WHEN", [Text(ago(end)) for end in ends], 3, "right"),
         Column("HOW", [Text(printable(end.description)) for end in ends], 0),
@@ -109,6 +115,20 @@ def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
     table = _table(columns, width)
     more = len(ended) - _ENDS_SHOWN
     return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
+
+
+def refused_table(refused: Sequence[NodeRefusedItem], width: int) -> RenderableType:
+    """Return a table of the processes whose registration was refused."""
+    shown = refused[:_REFUSED_SHOWN]
+    columns = [
+        Column("REFUSED", [Text(escape_name(each.model)) for each in shown], 0),
+        Column("PID", [Text(place(each)) for each in shown], 1, "right"),
+        Column("ADDRESS", [Text(printable(each.address)) for each in shown], 2),
+        Column("REASON", [Text(printable(each.reason)) for each in shown], 0),
+    ]
+    table = _table(columns, width)
+    more = len(refused) - _REFUSED_SHOWN
+    return Group(table, Text(f"and {more} more: --json shows them")) if more > 0 else table
 
 
 def condition_text(item: NodeBackendItem) -> Text:
@@ -166,7 +186,7 @@ def _table(
 
 
 def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) -> RenderableType:
-    """Return the view of `ps`: all backends or those of a model, then the last that ended."""
+    """Return the view of `ps`: backends, then what was refused, then the last that ended."""
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
@@ -176,13 +196,15 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
     else:
         parts.append(Text(f"Model '{escape_name(model)}' {not_loaded(answer)}."))
     parts += [Text(printable(each), "bold red") for each in missing_parts(answer)]
+    if answer.refused:
+        parts += ["", refused_table(answer.refused, width)]
     if answer.ended:
         parts += ["", ends_table(answer.ended, width)]
     return Group(*parts)
 
 
 def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> RenderableType:
-    """Return the view of `status`: each backend of a model, then its last exits."""
+    """Return the view of `status`: each backend of a model, what was refused, its last exits."""
     count = len(answer.backends)
     replicas = f"  {count} replicas" if count > 1 else ""
     parts: list[RenderableType] = [Text(escape_name(model), "bold").append(replicas, "not bold")]
@@ -193,6 +215,8 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
         for name, text in _details(item, answer):
             table.add_row(name, Text(text) if isinstance(text, str) else text)
         parts += [table, ""]
+    if answer.refused:
+        parts += [refused_table(answer.refused, width), ""]
     if answer.ended:
         parts.append(ends_table(answer.ended, width))
     else:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timezone
 
-from ...api.schemas import ClusterBackendsAnswer, EndItem, NodeBackendItem
+from ...api.schemas import (
+    ClusterBackendsAnswer,
+    EndItem,
+    NodeBackendItem,
+    NodeEndItem,
+    NodeRefusedItem,
+)
 from ...domain.byte_sizes import format_bytes
 from ...domain.models import STARTING, describe_process
 
@@ -118,6 +124,11 @@ def describe_source(item: NodeBackendItem) -> str:
     if item.address_owner is None:
         return source
     return f"{source}, address served by {describe_process(item.address_owner)}"
+
+
+def place(item: NodeEndItem | NodeRefusedItem) -> str:
+    """Return the PID of an item, with its node in a cluster."""
+    return f"{item.pid} on {printable(item.node)}" if item.node else str(item.pid)
 
 
 def by_memory(item: NodeBackendItem) -> tuple[int, str, int]:

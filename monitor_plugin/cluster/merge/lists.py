@@ -19,7 +19,9 @@ from ...api.schemas import (
     NodeBackendItem,
     NodeEndItem,
     NodeItem,
+    NodeRefusedItem,
 )
+from ...backends.refusals import MAX_REFUSALS
 from ...backends.registry import MAX_EXITS
 from ...domain.errors import InvalidRequest
 from ...domain.models import LeftBehindProcess
@@ -42,6 +44,7 @@ class _RawList(msgspec.Struct, frozen=True):
     backends: list[msgspec.Raw]
     ended: list[msgspec.Raw]
     machine: Machine | None
+    refused: list[msgspec.Raw] = []
 
 
 class _ListedBackend(msgspec.Struct, frozen=True):
@@ -80,17 +83,29 @@ class _RawEnd(NamedTuple):
     item: msgspec.Raw
 
 
+class _Refused(msgspec.Struct, frozen=True):
+    """The fields of `NodeRefusedItem`."""
+
+    model: str
+    pid: int
+    address: str
+    reason: str
+    node: str
+
+
 class _NodeList(msgspec.Struct):
     """A node's list, or the error if there is none.
 
     Attributes:
         backends, pids: the encoded backends, and their PIDs.
         ended: the backends that have ended.
+        refused: the encoded registrations that the node has refused.
     """
 
     backends: list[msgspec.Raw] = []
     pids: list[int] = []
     ended: list[_RawEnd] = []
+    refused: list[msgspec.Raw] = []
     machine: Machine | None = None
     error: str | None = None
 
@@ -135,6 +150,7 @@ class ClusterLists:
         pages: list[msgspec.Raw] = []
         count = 0
         ended: list[_RawEnd] = []
+        refused: list[msgspec.Raw] = []
         next_after: str | None = None
         machine: Machine | None = None
         nodes: list[NodeItem] = []
@@ -152,6 +168,7 @@ class ClusterLists:
                 pages.append(msgspec.Raw(b",".join(page)))
             ended = sorted(ended + part.ended, key=lambda each: each.ended_at, reverse=True)
             ended = [*ended[:MAX_EXITS], *(each for each in ended[MAX_EXITS:] if each.has_left)]
+            refused = (refused + part.refused)[:MAX_REFUSALS]
             if machine is None or result.node == self._node:
                 machine = part.machine
             nodes.append(
@@ -171,6 +188,7 @@ class ClusterLists:
             # msgspec writes a `Raw` unchanged, also if it has several items, separated by commas.
             backends=cast("list[NodeBackendItem]", pages),
             ended=cast("list[NodeEndItem]", [each.item for each in ended]),
+            refused=cast("list[NodeRefusedItem]", refused),
             machine=machine,
             nodes=nodes,
             next=next_after,
@@ -215,9 +233,11 @@ def _decode(result: PeerResult) -> _NodeList:
         found = msgspec.json.decode(answer.body, type=_RawList)
         backends = [msgspec.json.decode(each, type=_ListedBackend) for each in found.backends]
         ended = [msgspec.json.decode(each, type=_End) for each in found.ended]
+        refused = [msgspec.json.decode(each, type=_Refused) for each in found.refused]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _NodeList(error=str(invalid_reply(result.node)))
-    if {each.node for each in backends} | {each.node for each in ended} <= {result.node}:
+    nodes = {each.node for items in (backends, ended, refused) for each in items}
+    if nodes <= {result.node}:
         return _NodeList(
             found.backends,
             [each.pid for each in backends],
@@ -225,6 +245,7 @@ def _decode(result: PeerResult) -> _NodeList:
                 _RawEnd(each.ended_at, bool(each.left_behind), raw.copy())
                 for each, raw in zip(ended, found.ended, strict=True)
             ],
+            [raw.copy() for raw in found.refused],
             found.machine,
         )
     return _NodeList(error=str(invalid_reply(result.node)))

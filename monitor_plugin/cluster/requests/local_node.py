@@ -15,6 +15,7 @@ from ...api.errors import error_response
 from ...api.lister import Lister
 from ...api.results import Response, StoppedAnswer, encode, shared_response
 from ...backends.left_behind import LeftBehindTracker
+from ...backends.refusals import Refusals
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
 from ...readings.model_reader import ModelReader
@@ -32,6 +33,7 @@ class LocalNode:
         node: the name of this node.
         registry: this node's backends.
         left_behind: knows the processes that ended backends have left behind.
+        refusals: the registrations that this node has refused.
         model_reader: reads this node's models.
         coordinator: shuts this node's models down.
         sweeper: reads all backends of this node.
@@ -46,6 +48,7 @@ class LocalNode:
         node: str,
         registry: Registry,
         left_behind: LeftBehindTracker,
+        refusals: Refusals,
         model_reader: ModelReader,
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
@@ -58,7 +61,7 @@ class LocalNode:
         self._left_behind = left_behind
         self._model_reader = model_reader
         self._coordinator = coordinator
-        self._lister = Lister(registry, sweeper, coordinator, node)
+        self._lister = Lister(registry, refusals, sweeper, coordinator, node)
 
     def has(self, model: str, pid: int | None = None, *, stopping: bool = False) -> bool:
         """Whether this node has a backend of a model, with that PID unless it is None.
@@ -113,8 +116,9 @@ class LocalNode:
             after_pid = request.after_pid or 0
             backends = [each for each in listed.backends if each.pid > after_pid]
             backends.sort(key=lambda each: each.pid)
-            ended = listed.ended if request.after_pid is None else []
-            listed = replace(listed, backends=backends[: request.limit], ended=ended)
+            listed = replace(listed, backends=backends[: request.limit])
+            if request.after_pid is not None:  # the first page has all that did not fit a page
+                listed = replace(listed, ended=[], refused=[])
         return self._reply(Response(200, encode(listed)))
 
     def _stop(self, request: Request) -> Reply:

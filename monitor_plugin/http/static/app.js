@@ -8,6 +8,7 @@ import { Feed } from "./feed.js";
 import { History } from "./history.js";
 import { announce, sentence } from "./notices.js";
 import { showOverview } from "./overview.js";
+import { showRefused } from "./refused.js";
 import { Stopping } from "./stopping.js";
 import { askForToken } from "./token.js";
 
@@ -50,6 +51,7 @@ const feed = new Feed({
     const now = monitorTime(answer);
     history.add(answer.backends, now);
     table.update(answer, now);
+    showRefused(answer.refused ?? []);
     ends.update(answer.ended, now);
     const trouble = showOverview(answer);
     document.title = trouble > 0 ? `(${trouble}) Monitor` : "Monitor";

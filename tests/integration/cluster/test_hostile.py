@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from monitor_plugin import Monitor
+from monitor_plugin import InvalidBackend, Monitor
 from monitor_plugin.api.errors import error_response
 from monitor_plugin.api.results import Response
 from monitor_plugin.cluster.transport.messages import Announcement, Reply, pack
@@ -70,22 +70,29 @@ def test_invalid_replies_become_errors_that_name_the_node(
 _ITEM = b'{"model":"m","pid":1,"node":"rogue","created_at":"2026-01-01T00:00:00Z",'
 _END = _ITEM + b'"cause":"exited","ended_at":"2026-01-01T00:00:00%s"}'
 _HERE = _ITEM + b'"uptime_seconds":1.0%s}'
+_REFUSED = b'{"model":"m","pid":1,"node":"%s","address":"a","reason":"no"%s}'
 
 
 @pytest.mark.parametrize(
-    ("backends", "ended", "good"),
+    ("backends", "ended", "refused", "good"),
     [
-        (_HERE % b"", _END % b"Z", True),
-        (_HERE % b"", _END % b"", False),
-        (_HERE % b',"address":"\xff"', b"", False),
-        (_HERE.replace(b'"model":"m",', b"") % b"", b"", False),
-        (_HERE.replace(b"rogue", b"a") % b"", b"", False),
+        (_HERE % b"", _END % b"Z", _REFUSED % (b"rogue", b""), True),
+        (_HERE % b"", _END % b"", b"", False),
+        (_HERE % b',"address":"\xff"', b"", b"", False),
+        (_HERE.replace(b'"model":"m",', b"") % b"", b"", b"", False),
+        (_HERE.replace(b"rogue", b"a") % b"", b"", b"", False),
+        (_HERE % b"", b"", _REFUSED % (b"a", b""), False),
+        (_HERE % b"", b"", _REFUSED % (b"rogue", b',"pid":"1"'), False),
     ],
-    ids=["good", "a time without a zone", "no UTF-8", "without a model", "another's"],
+    ids=[
+        *("good", "a time without a zone", "no UTF-8", "without a model", "another's"),
+        *("another's refusal", "a refusal without a PID"),
+    ],
 )
 def test_invalid_list_of_one_node_hides_no_other(
     backends: bytes,
     ended: bytes,
+    refused: bytes,
     good: bool,
     nats: NatsServer,
     make_monitor: Callable[..., Monitor],
@@ -99,7 +106,10 @@ def test_invalid_list_of_one_node_hides_no_other(
     dies.kill()
     eventually(lambda: len(monitor.backends()) == 1)
     rogue = announce_rogue(make_rogue(nats.url), monitor)
-    body = b'{"backends":[%s],"ended":[%s],"machine":null}' % (backends, ended)
+    with pytest.raises(InvalidBackend):
+        register(monitor, sleeper.pid, "here", "nowhere")
+    lists = (backends, ended, refused)
+    body = b'{"backends":[%s],"ended":[%s],"refused":[%s],"machine":null}' % lists
     reply = pack(Reply("rogue", "1", answer=Response(200, body)))
     rogue.subscribe("monitor.read.node.rogue", reply_with(reply))
     answer = Client(monitor.url).request("GET", "/backends")
@@ -107,6 +117,8 @@ def test_invalid_list_of_one_node_hides_no_other(
     listed = answer.json
     assert [each["pid"] for each in listed["backends"]] == [sleeper.pid, *([1] if good else [])]
     assert sorted(each["pid"] for each in listed["ended"]) == [*([1] if good else []), dies.pid]
+    refusals = [(each["node"], each["pid"]) for each in listed["refused"]]
+    assert refusals == [("a", sleeper.pid), *([("rogue", 1)] if good else [])]
     assert [bool(each["error"]) for each in listed["nodes"]] == [False, not good]
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from monitor_plugin import Monitor
+from monitor_plugin import InvalidBackend, Monitor
 
 from ...support import (
     Answer,
@@ -198,6 +198,31 @@ def test_pages_list_each_backend_once(nats: NatsServer, make_local: MakeLocal) -
         "node=nobody",
     ):
         assert nodes[0].get(f"/backends?{wrong}").status == 400
+
+
+def test_refused_registrations_of_all_nodes_are_listed(
+    nats: NatsServer,
+    make_monitor: Callable[..., Monitor],
+    make_local: MakeLocal,
+    spawner: Spawner,
+) -> None:
+    """Each has its node. Of several pages of a node, the first one has them."""
+    monitor = make_monitor(node="a", cluster=nats.url)
+    b = make_local("b", nats.url, "b0")
+    pids = sorted(spawner.sleeper().pid for _ in range(3))
+    for pid in pids[:2]:
+        register(monitor, pid, address=f"127.0.0.1:{pid}")
+    with pytest.raises(InvalidBackend) as raised:
+        register(monitor, pids[2], "\u202e", ["no text"])
+    reason = str(raised.value).removeprefix("the backend was not registered: ")
+    expected = {"model": "\u202e", "pid": pids[2], "address": "['no text']", "reason": reason}
+    expected["node"] = "a"
+    eventually(lambda: b.lists("a", "b"))
+    assert b.get("/backends").json["refused"] == [expected]
+    assert b.get("/backends?node=a").json["refused"] == [expected]
+    assert b.get("/backends?node=b").json["refused"] == []
+    first, second = (f"/backends?limit=1&after={after}" for after in ("", f"a/{pids[0]}"))
+    assert [b.get(page).json["refused"] for page in (first, second)] == [[expected], []]
 
 
 @pytest.mark.once
