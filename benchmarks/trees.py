@@ -125,6 +125,8 @@ def _work(
         ("GET /metrics", repeat("/metrics"), _REPEATS),
         ("a reading with status", reads(with_status), len(with_status)),
         ("a reading without status", reads(without_status), len(without_status)),
+        ("a reading with status a second after others", reads(with_status[:1]), 1),
+        ("a reading without status a second after others", reads(without_status[:1]), 1),
     ]
 
 
