@@ -1,8 +1,8 @@
 """Finds the processes that listen at a local address, and probes whether anything accepts there.
 
-/proc/net shows the listening sockets of the monitor's network namespace, each with the inode number
-that /proc/PID/fd shows for the processes which hold the socket. A process that inherited a socket
-holds it, too, such as a worker of a server, or a service whose socket systemd opened.
+The kernel shows the listening sockets of the monitor's network namespace, each with the inode
+number that /proc/PID/fd shows for the processes which hold the socket. A process that inherited a
+socket holds it, too, such as a worker of a server, or a service whose socket systemd opened.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..domain.address import parse_address
 from ..domain.models import ProcessName
 from .process import process_name
 from .process_table import read_row
+from .socket_diag import TcpListener, list_tcp_listeners
 
 _MAX_AGE_SECONDS = 1.0
 _PROBE_SECONDS = 1.0
@@ -65,7 +66,7 @@ class Listeners(NamedTuple):
 
 
 class SocketSnapshot:
-    """The listening sockets of this network namespace, as one pass over /proc/net found them.
+    """The listening sockets of this network namespace, as one pass found them.
 
     Args:
         taken_at: when the pass began (monotonic seconds).
@@ -289,7 +290,7 @@ class SocketTable:
 
 
 def take_snapshot() -> SocketSnapshot:
-    """Read the listening sockets; /proc/net also lists the connections, which are skipped.
+    """Read the listening sockets, where the kernel allows it by sock_diag, else from /proc/net.
 
     Raises:
         OSError: /proc/net cannot be read, or no file descriptor is free.
@@ -297,16 +298,28 @@ def take_snapshot() -> SocketSnapshot:
     taken_at = time.monotonic()
     tcp: dict[int, list[tuple[bytes, int]]] = {}
     unix: dict[str, list[tuple[str, int]]] = {}
-    for name in ("tcp", "tcp6"):
-        for fields in _read_table(name, 11, 3, _LISTEN):
-            ip, _, port = fields[1].partition(b":")
-            tcp.setdefault(int(port, 16), []).append((_parse_ip(ip), int(fields[9])))
+    try:
+        listeners = list_tcp_listeners()
+    except OSError:
+        listeners = _read_tcp_listeners()
+    for ip, port, inode in listeners:
+        tcp.setdefault(port, []).append((ip, inode))
     for fields in _read_table("unix", 8, 3, _ACCEPTS_CONNECTIONS):
         path = os.fsdecode(fields[7].rstrip(b"\n"))
         path = "\0" + path[1:] if path.startswith("@") else path
         last = path if path.startswith("\0") else path.rpartition("/")[2]
         unix.setdefault(last, []).append((path, int(fields[6])))
     return SocketSnapshot(taken_at, tcp, unix)
+
+
+def _read_tcp_listeners() -> list[TcpListener]:
+    """Read the listening sockets from /proc/net, which also lists the connections."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        for fields in _read_table(name, 11, 3, _LISTEN):
+            ip, _, port = fields[1].partition(b":")
+            found.append(TcpListener(_parse_ip(ip), int(port, 16), int(fields[9])))
+    return found
 
 
 def _read_table(name: str, size: int, column: int, value: bytes) -> Iterator[list[bytes]]:
