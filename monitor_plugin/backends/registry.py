@@ -230,8 +230,8 @@ class Registry:
     def replace(self, old: Record, new: Record, publish: Callable[[], T]) -> T:
         """Put a new record of the same model and address in the place of another record.
 
-        The new one is the newest registration. The state is that of the old one, as the same server
-        answers at the address.
+        The new one is the newest registration. What is known of the server at the address stays
+        known.
 
         Raises:
             Conflict: another record has the new PID.
@@ -247,7 +247,7 @@ class Registry:
             if old.is_held:
                 raise ShutdownInProgress
             new.state, new.state_changed_at = old.state, old.state_changed_at
-            new.source = old.source
+            new.source, new.address_owner = old.source, old.address_owner
             new.registered_at, new.answered = old.registered_at, old.answered
             self._remove(old)
             old.is_replaced = True

@@ -82,10 +82,10 @@ class RegistrySync:
         known = registered.get(current)
         if known is None or (known.model, known.address) != (found.model, found.address):
             self._spawned(found, current)
-        if found.listener not in (None, current):
+        if found.listener is not None and found.listener != current:
             self._spawned(found, found.listener)
 
-    def _spawned(self, found: DiscoveredBackend, pid: int | None) -> None:
+    def _spawned(self, found: DiscoveredBackend, pid: int) -> None:
         self._monitor.hook.monitor_backend_spawned(
             model=found.model, pid=pid, address=found.address
         )

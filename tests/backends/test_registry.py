@@ -16,7 +16,7 @@ from monitor_plugin.backends.registry import (
     Registry,
     ShutdownInProgress,
 )
-from monitor_plugin.domain.models import Backend, BackendExit, LeftBehindProcess
+from monitor_plugin.domain.models import Backend, BackendExit, LeftBehindProcess, ProcessName
 
 from .conftest import make_record
 
@@ -273,12 +273,16 @@ def test_replaced_record_frees_its_pid_and_gives_its_state(registry: Registry) -
     """The new record has the address, and is the newest registration."""
     old, other = add(registry, "m", 1, "a"), add(registry, "m", 2, "b")
     registry.change_state(old, State.BUSY, lambda previous: None)
+    registry.set_answered(old, old.backend)
+    old.address_owner = ProcessName(9, "docker-proxy")
     new = make_record("m", 3, "a")
     assert registry.replace(old, new, lambda: "published") == "published"
     assert registry.records("m") == [other, new]
     assert registry.find(1) is None
     assert registry.find(3) is registry.find_by_address("a") is new
     assert (new.state, new.state_changed_at) == (State.BUSY, old.state_changed_at)
+    assert new.answered
+    assert new.address_owner is old.address_owner
     assert old.is_replaced
     with pytest.raises(NotRegistered):
         end(registry, old)
