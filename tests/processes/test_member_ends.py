@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ from monitor_plugin.processes.process_table import (
     read_row,
 )
 
-from ..support import Spawner, eventually, members_of
+from ..support import Spawner, descriptors, eventually, members_of
 
 # Starts a child for each line of input, which is the text of a shell script, and prints its PID.
 # The line `reap` waits for all children that have ended.
@@ -60,8 +61,13 @@ class Family:
         self.parent.stdin.flush()
         return self.parent.stdout.readline().strip()
 
-    def start(self, script: str = "exec sleep 1000") -> int:
+    def start(self, script: str) -> int:
         return int(self.send(script))
+
+    def start_sleeper(self) -> int:
+        pid = self.start("exec sleep 1000")
+        eventually(lambda: (row := read_row(pid)) and row.name == "sleep")
+        return pid
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
@@ -87,8 +93,7 @@ def family(spawner: Spawner) -> Iterator[Family]:
 
 def test_a_killed_member_is_found_once(family: Family) -> None:
     """While its parent does not wait for it, and also if its parent does so later."""
-    first, second = family.start(), family.start()
-    eventually(lambda: (row := read_row(first)) and row.name == "sleep")
+    first, second = family.start_sleeper(), family.start_sleeper()
     assert family.look() == []
     family.kill(first)
     assert family.look() == [make_member_end(first, "sleep", -9, is_zombie=True)]
@@ -101,20 +106,21 @@ def test_a_killed_member_is_found_once(family: Family) -> None:
 
 
 @pytest.mark.skipif(not keeps_exit_codes(), reason="needs Linux 6.15")
-def test_the_cause_is_known_if_the_pidfd_was_held(family: Family) -> None:
+def test_the_cause_is_known_if_the_pidfd_was_held(family: Family, tmp_path: Path) -> None:
     """Also where the parent has waited for the member; a member that exited with 0 is left out."""
-    killed, failed, done = (
-        family.start(),
-        family.start("sleep 0.2; exit 3"),
-        family.start("sleep 0.2"),
-    )
+    os.mkfifo(tmp_path / "go")
+    killed = family.start_sleeper()
+    failed = family.start(f"read x < {tmp_path}/go; exit 3")
     assert family.look() == []
-    family.kill(killed)
+    (tmp_path / "go").write_text("\n")
     family.wait_ended(failed)
+    done = family.start(f"read x < {tmp_path}/go; exit 0")
+    assert [end.exit_code for end in family.look()] == [3]
+    (tmp_path / "go").write_text("\n")
     family.wait_ended(done)
+    family.kill(killed)
     family.reap()
-    ends = {end.pid: (end.signal, end.exit_code, end.is_zombie) for end in family.look()}
-    assert ends == {killed: (9, None, False), failed: (None, 3, False)}
+    assert family.look() == [make_member_end(killed, "sleep", -9, is_zombie=False)]
     assert family.look() == []
 
 
@@ -138,7 +144,7 @@ def test_a_zombie_with_exit_code_0_is_found_if_it_stays_one(family: Family) -> N
 
 def test_members_that_end_during_a_shutdown_are_not_found(family: Family) -> None:
     """Nor later, if the shutdown fails."""
-    zombie, reaped, late = family.start(), family.start(), family.start()
+    zombie, reaped, late = family.start_sleeper(), family.start_sleeper(), family.start_sleeper()
     assert family.look() == []
     family.kill(reaped)
     family.reap()
@@ -148,30 +154,34 @@ def test_members_that_end_during_a_shutdown_are_not_found(family: Family) -> Non
     assert family.look() == []
     family.reap()
     assert family.look() == []
-    last = family.start()
+    last = family.start_sleeper()
     family.kill(last)
     (end,) = family.look()
     assert end.pid == last
 
 
+def pidfds() -> int:
+    return sum("pidfd" in target for _, target in descriptors())
+
+
 def test_few_pidfds_are_held(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ends of other members are found as well; all pidfds are closed at the end."""
     monkeypatch.setattr(member_ends, "max_member_pidfds", lambda: 2)
-    before = len(os.listdir("/proc/self/fd"))
-    children = [family.start() for _ in range(4)]
+    before = pidfds()
+    children = [family.start_sleeper() for _ in range(4)]
     assert family.look() == []
     held = 2 if keeps_exit_codes() else 0
-    assert len(os.listdir("/proc/self/fd")) == before + held
+    assert pidfds() == before + held
     for child in children:
         family.kill(child)
     assert {end.pid for end in family.look()} == set(children)
     family.reap()
     assert family.look() == []
-    assert len(os.listdir("/proc/self/fd")) == before
-    family.start()
+    assert pidfds() == before
+    family.start_sleeper()
     family.look()
     family.finder.forget_except(frozenset())
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert pidfds() == before
 
 
 # Above the greatest PID, so that no process has it.
@@ -221,13 +231,13 @@ def test_repeated_ends_are_found_only_at_first(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_last_end_before_a_pause_says_so(family: Family) -> None:
     """Another signal is another kind of end."""
-    children = [family.start() for _ in range(12)]
+    children = [family.start_sleeper() for _ in range(12)]
     assert family.look() == []
     for child in children:
         family.kill(child)
     ends = family.look()
     assert [end.pauses for end in ends] == [False] * 9 + [True]
-    other = family.start()
+    other = family.start_sleeper()
     family.kill(other, signal.SIGTERM)
     assert [end.signal for end in family.look()] == [signal.SIGTERM]
 
