@@ -113,6 +113,8 @@ def test_server_of_a_killed_launcher_is_stopped_with_the_new_one(host: CircusHos
     new_server = eventually(lambda: pid if (pid := listener(host, "killed")) != server else None)
     assert new_server
     eventually(lambda: f"is held by process {server} of model 'killed'" in host.log())
+    refused = host.client.request("GET", "/backends").json["refused"]
+    assert [(each["model"], each["pid"]) for each in refused] == [("killed", new_launcher)]
     assert backends(host, "killed") == [server]
     assert host.client.shutdown("killed").status == 200
     assert not any(map(is_running, (server, new_launcher, new_server)))

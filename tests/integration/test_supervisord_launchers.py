@@ -185,6 +185,8 @@ def test_server_of_a_killed_launcher_is_stopped_with_the_new_one(
     new_server = eventually(lambda: listener(address, new_launcher))
     assert new_server
     eventually(lambda: f"is held by process {server} of model 'm'" in host.monitor_log)
+    refused = host.client.request("GET", "/backends").json["refused"]
+    assert [(each["model"], each["pid"]) for each in refused] == [("m", new_launcher)]
     assert host.backends("m") == [server]
     assert host.client.shutdown("m").status == 200
     assert host.state("m") == "STOPPED"
