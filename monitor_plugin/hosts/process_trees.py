@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import ExitStack
 
 from ..processes.members import Members, MemberTable
 from ..processes.process_table import read_row
 from ..processes.process_tree import ProcessTree
 
-# The share of the remaining time that processes have until SIGKILL: `ProcessTree.stop` takes up to
+# The share of a tree's time that its processes have until SIGKILL: `ProcessTree.stop` takes up to
 # 2.5 times its grace.
 _GRACE_SHARE = 1 / 3
 _MIN_GRACE_SECONDS = 0.2
@@ -61,9 +62,10 @@ class ProcessTrees:
         Raises:
             OSError: no file descriptor is free.
         """
-        grace = max(_MIN_GRACE_SECONDS, seconds * _GRACE_SHARE)
-        for tree in self._trees.values():
-            tree.stop(grace, interrupted)
+        deadline = time.monotonic() + seconds
+        for number, tree in enumerate(self._trees.values()):
+            share = (deadline - time.monotonic()) / (len(self._trees) - number)
+            tree.stop(max(_MIN_GRACE_SECONDS, share * _GRACE_SHARE), interrupted)
 
     def alive(self) -> list[int]:
         """List the members that have not ended."""
