@@ -51,7 +51,8 @@ def test_sockets_are_read_from_proc_where_the_kernel_refuses_to_list_them(
 
     monkeypatch.setattr(sockets, "list_tcp_listeners", refuse)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        inodes = take_snapshot().tcp_inodes("127.0.0.1", listener.getsockname()[1])
+        loopback = [[socket.inet_aton("127.0.0.1")]]
+        inodes = take_snapshot().tcp_inodes(listener.getsockname()[1], loopback)
         assert inodes == {os.fstat(listener.fileno()).st_ino}
 
 
