@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,11 +30,12 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.concurrency.blocking import BlockingObserver
+from monitor_plugin.domain.address import grpc_socket_target
 from monitor_plugin.rpc.channels import ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
 from monitor_plugin.rpc.protocol import SERVICE
 
-from ..support import Spawner, eventually, logged, register
+from ..support import Spawner, eventually, logged, program, register
 
 TOKEN = "s3cret-token"
 
@@ -536,3 +539,91 @@ def test_hooks_get_channels_and_metadata_like_the_monitors_own(
     assert server.tokens == [f"Bearer {TOKEN}"]
     with pytest.raises(ValueError, match="is not on this machine"):
         make_monitor().open_channel(backend_at("gpu1.example:1"))
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "[::1]", "[::]", "0.0.0.0"])
+@pytest.mark.parametrize("dialled", [":{}", "*:{}", "[::]:{}", "0.0.0.0:{}", "ipv6:[::]:{}"])
+def test_address_that_names_no_host_is_dialled_on_loopback(
+    bound: str, dialled: str, serve: Serve, long_timeout_monitor: Callable[..., Monitor], read: Read
+) -> None:
+    """Whether the server listens at the address of one family or of both."""
+    server = serve(None, bound)
+    monitor = long_timeout_monitor()
+    assert read(monitor, dialled.format(server.port)).source == "grpc"
+    assert [each.address for each in monitor.backends()] == [dialled.format(server.port)]
+
+
+def test_address_that_names_no_host_is_verified_as_localhost(
+    ca: trustme.CA,
+    ca_file: str,
+    serve: Serve,
+    long_timeout_monitor: Callable[..., Monitor],
+    read: Read,
+) -> None:
+    """No certificate is issued for an unspecified address."""
+    server = serve(ca.issue_cert("localhost"), "[::]")
+    monitor = long_timeout_monitor(grpc_ca_file=ca_file)
+    assert read(monitor, f"grpcs://:{server.port}").source == "grpc"
+
+
+@pytest.mark.parametrize(
+    "dialled", ["ipv4:127.0.0.1:{}", "ipv4:///127.0.0.1:{}", "dns:localhost:{}", "127.0.0.1%3A{}"]
+)
+def test_targets_of_grpc_are_dialled(
+    dialled: str, serve: Serve, long_timeout_monitor: Callable[..., Monitor], read: Read
+) -> None:
+    """As gRPC takes them, with its percent-encoding."""
+    server = serve()
+    assert read(long_timeout_monitor(), dialled.format(server.port)).source == "grpc"
+
+
+@pytest.mark.parametrize("dialled", ["ipv6:[::1]:{}", "ipv6:%5B::1%5D:{}", "dns:///%5B::1%5D:{}"])
+def test_targets_of_grpc_are_dialled_by_ipv6(
+    dialled: str, serve: Serve, long_timeout_monitor: Callable[..., Monitor], read: Read
+) -> None:
+    """As gRPC takes them, with its percent-encoding."""
+    server = serve(None, "[::1]")
+    assert read(long_timeout_monitor(), dialled.format(server.port)).source == "grpc"
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "a?b#c", "na\u00efve", "a%20b"])
+def test_path_of_a_socket_may_have_any_letters(
+    name: str, spawner: Spawner, tmp_path: Path, long_timeout_monitor: Callable[..., Monitor]
+) -> None:
+    """They are written with percent-encoding, as gRPC reads them."""
+    address = grpc_socket_target(f"{tmp_path}/{name}")
+    backend = spawner.backend(addr=address)
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    monitor = long_timeout_monitor()
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address=address)
+    (observation,) = monitor.sweep()
+    assert observation.reading
+    assert (observation.reading.source, observation.served_by) == ("grpc", backend.pid)
+
+
+WITHOUT_IPV6 = """
+import subprocess, sys
+from pathlib import Path
+from monitor_plugin import Monitor, Settings
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+command = [sys.executable, "-m", "monitor_plugin.demo.backend", "--addr", "127.0.0.1:50051"]
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as backend:
+    backend.stdout.readline()
+    with Monitor(Settings(listen=None, status_timeout_seconds=30.0)) as monitor:
+        for address in ("[::]:50051", ":50051", "0.0.0.0:50051", "localhost:50051"):
+            spawned = monitor.hook.monitor_backend_spawned
+            spawned(model="m", pid=backend.pid, address=address)
+            (observation,) = monitor.sweep()
+            print(observation.reading.source, observation.served_by == backend.pid)
+    backend.kill()
+"""
+
+
+def test_address_that_names_no_host_is_reached_where_ipv6_is_off() -> None:
+    """Then a connection to ::1 fails at once."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a network namespace")
+    command = [program("unshare"), "--net", sys.executable, "-c", WITHOUT_IPV6]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "grpc True\n" * 4, done.stderr
