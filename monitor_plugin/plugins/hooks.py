@@ -267,6 +267,10 @@ class Hooks:
                 return Refusal(name, f"its hook failed: {_shown(error)}")
         return None
 
+    def may_stop_backend(self) -> bool:
+        """Whether a plugin implements the hook that stops a backend through its host."""
+        return bool(self._executor.implementations("monitor_stop_backend"))
+
     def stop_backend(self, backend: Backend, timeout_seconds: float) -> StopAnswer | None:
         """Call `monitor_stop_backend`; return the first answer, or None.
 

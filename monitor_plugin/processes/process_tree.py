@@ -151,6 +151,9 @@ class ProcessTree:
 
     def _kill(self, seconds: float, interrupted: threading.Event) -> bool:
         """Send SIGKILL, to resource trackers last; return whether any member got it."""
+        if not self.alive():  # the last rescan has found no other member
+            self._kill_root_group()
+            return False
         try:
             # Stopped processes do not fork: the last rescan has found every member.
             _send_to_all(_without_trackers(self.alive()), signal.SIGSTOP)
@@ -207,7 +210,8 @@ class ProcessTree:
                 the wait. It moves the deadline by as much at most.
         """
         latest = deadline + least_seconds
-        rescan_at = now = time.monotonic()
+        now = time.monotonic()
+        rescan_at = now + _RESCAN_SECONDS
         deadline = max(deadline, min(now + least_seconds, latest))
         while True:
             over = is_over()

@@ -141,7 +141,7 @@ class Stopper:
             stop.is_busy = self._is_busy_after_drain(stop, deadline, skip)
 
     def _is_busy_after_drain(self, stop: Stop, deadline: float, skip: threading.Event) -> bool:
-        record, refresh_at = stop.record, 0.0
+        record, refresh_at = stop.record, time.monotonic() + _REFRESH_SECONDS
         # Without a drain, a status that was not requested does not mean busy.
         was_requested = self._settings.drain_timeout_seconds <= 0
         while not skip.is_set() and (remaining := deadline - time.monotonic()) > 0:
@@ -178,7 +178,8 @@ class Stopper:
         is_registered = not stop.is_left_behind
         if is_registered and not self.closing.is_set() and (error := self._free(stop.record)):
             _logger.debug("Free of model %r (process %d): %s", backend.model, backend.pid, error)
-        if is_registered and not self.closing.is_set():
+        may_stop = is_registered and self._hooks.may_stop_backend()
+        if may_stop and not self.closing.is_set():
             tree.rescan_until_stable()
             # If the host ends the backend, only known children can be stopped: find new ones now.
             rescans = PeriodicTask("monitor-rescan", _RESCAN_SECONDS, lambda: _try_rescan(tree))
