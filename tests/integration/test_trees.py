@@ -168,6 +168,16 @@ def test_ranks_that_lead_sessions_are_stopped(tree: Tree, case: Case) -> None:
     assert not tree.left()
 
 
+def test_ranks_of_a_killed_launcher_are_stopped(tree: Tree, case: Case) -> None:
+    """They are in no session, and below no process, of the launcher."""
+    tree.start("torchrun", *tree.server)
+    case.register(tree, "grpc", 6)
+    tree.root.kill()
+    eventually(lambda: case.client.monitor("m").status == 500)
+    assert case.shutdown() == STOPPED
+    assert not tree.left()
+
+
 @pytest.mark.parametrize("session", [[], ["--setsid"]], ids=["same session", "setsid"])
 def test_daemons_that_were_seen_are_stopped(session: list[str], tree: Tree, case: Case) -> None:
     """A daemon whose parents have ended serves, and is measured and stopped."""
@@ -191,6 +201,24 @@ def test_process_group_is_stopped_after_a_parent_in_it_was_killed(tree: Tree, ca
     case.register(tree, "psutil", 2)
     assert case.shutdown() == STOPPED
     assert not tree.left()
+
+
+def test_child_of_a_killed_shell_is_stopped(tree: Tree, case: Case) -> None:
+    """Until then, the monitor tells of what the shell has left behind."""
+    tree.run("sh", "-c", "sleep 300 & echo ready; wait")
+    case.register(tree, "psutil", 2)
+    tree.root.kill()
+    (child,) = eventually(lambda: tree.pids() if len(tree.pids()) == 1 else [])
+
+    def left_behind() -> Any:
+        ended = case.client.request("GET", "/backends").json["ended"]
+        return ended and ended[0].get("left_behind")
+
+    (told,) = eventually(left_behind)
+    assert (told["pid"], told["name"]) == (child, "sleep")
+    assert case.shutdown() == STOPPED
+    assert not tree.left()
+    eventually(lambda: left_behind() == [])
 
 
 def test_request_in_a_worker_is_finished_before_the_worker_ends(
