@@ -263,6 +263,7 @@ class Monitor:
                 services.sweeper.sweep,
                 services.status_client.counts,
                 services.model_counter.counts,
+                services.registry.last_exits,
                 self.plugins,
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,

@@ -27,8 +27,8 @@ def ps(
     """List the backends with their state and memory, the largest first.
 
     A "!" marks a backend that an operator should check: one with an error, or one that gives no
-    answer (which can mean busy). Below are the processes that the monitor refused to register, and
-    the backends that ended recently, and why.
+    answer (which can mean busy). Below are the processes that ended backends have left behind, the
+    processes that the monitor refused to register, and the backends that ended recently, and why.
     """
     client = make_client(url, token_file)
     if as_json:

@@ -18,7 +18,15 @@ from .options import (
     preformatted,
 )
 from .queries import fetch_backends
-from .views.text import ago, escape_name, missing_parts, not_loaded, place, printable
+from .views.text import (
+    ago,
+    escape_name,
+    left_behind,
+    missing_parts,
+    not_loaded,
+    place,
+    printable,
+)
 
 _EXAMPLES = """\
 Examples:
@@ -54,4 +62,6 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     for end in [] if answer.refused else answer.ended[:1]:
         message += f": its process {end.pid} {printable(end.description)} {ago(end)}"
     click.echo(message, err=True)
+    for line in left_behind(answer.ended):
+        click.echo(line, err=True)
     return FAILED if missing else NOT_LOADED

@@ -33,6 +33,7 @@ from .views.text import (
     by_memory,
     duration,
     escape_name,
+    left_behind,
     missing_parts,
     not_loaded,
     printable,
@@ -68,7 +69,12 @@ class StopResult(NamedTuple):
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
 @click.argument("models", nargs=-1, type=ModelName(), metavar="MODEL...")
-@click.option("--all", "every", is_flag=True, help="Stop every model that is loaded.")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Stop every model that is loaded, or has left processes behind.",
+)
 @click.option("--force", is_flag=True, help="Do not wait for a busy backend to finish its work.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @click.option(
@@ -100,7 +106,9 @@ def stop(
     client = make_client(url, token_file)
     progress = _ProgressLine(client)
     answer, _ = fetch_backends(client, fresh=False, node=node)
-    wanted = list(dict.fromkeys(models or [item.model for item in answer.backends]))
+    loaded = [item.model for item in answer.backends]
+    ended = [end.model for end in answer.ended if end.left_behind]
+    wanted = list(dict.fromkeys(models or [*loaded, *ended]))
     # --all includes the models of a node that does not answer.
     missing = missing_parts(answer) if every else []
     for error in missing:
@@ -217,8 +225,11 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     output = console(stderr=True)
     if items:
         output.print(backends_table(items, answer, output.width))
+    ended = [end for end in answer.ended if end.model in wanted and end.left_behind]
+    for line in left_behind(ended):
+        click.echo(f"{line}.", err=True)
     for model in wanted:
-        if all(item.model != model for item in items):
+        if model not in {*(item.model for item in items), *(end.model for end in ended)}:
             click.echo(f"{escape_name(model)} {not_loaded(answer)}.", err=True)
     one = len(wanted) == 1
     models = f"model '{escape_name(wanted[0])}'" if one else f"these {len(wanted)} models"

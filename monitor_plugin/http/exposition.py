@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from operator import itemgetter
@@ -23,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 
 from ..api.results import escape
 from ..backends.counters import ModelCounts
+from ..backends.registry import EndedBackend
 from ..domain.models import STARTING, Backend, LoadedPlugin, Observation, State, state_name
 from ..domain.version import package_version
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
@@ -43,6 +45,7 @@ class Exposition:
         sweep: reads all backends; called at each scrape.
         status_counts: returns the counts of a backend's `Status` calls; None before the first call.
         model_counts: returns the counts of exits and shutdowns by model.
+        last_exits: lists the last exits.
         plugins: lists the plugins.
     """
 
@@ -51,11 +54,13 @@ class Exposition:
         sweep: Callable[[], Sequence[Observation]],
         status_counts: Callable[[Backend], StatusCounts | None],
         model_counts: Callable[[], Mapping[str, ModelCounts]],
+        last_exits: Callable[[], Sequence[EndedBackend]],
         plugins: Callable[[], Sequence[LoadedPlugin]],
     ) -> None:
         self._sweep = sweep
         self._status_counts = status_counts
         self._model_counts = model_counts
+        self._last_exits = last_exits
         self._plugins = plugins
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -84,6 +89,7 @@ class Exposition:
         observations = {(each.backend.model, each.backend.address): each for each in self._sweep()}
         yield from self._gauges(observations)
         yield from self._calls(observations)
+        yield self._left_behind()
         yield from self._models()
         yield from self._events()
 
@@ -157,6 +163,21 @@ class Exposition:
                 for code, count in counts.failures.items():
                     failures.add_metric((*key, code), count)
         yield from (durations, failures)
+
+    def _left_behind(self) -> Metric:
+        processes = GaugeMetricFamily(
+            "monitor_backend_left_behind_processes",
+            "Processes that backends at this address left behind when they ended, and that still "
+            "run. There is no sample if there are none.",
+            labels=_LABELS,
+        )
+        counts: Counter[tuple[str, str]] = Counter()
+        for each in self._last_exits():
+            counts[each.backend.model, each.backend.address] += len(each.left_behind or ())
+        for key, count in counts.items():
+            if count:
+                processes.add_metric(key, count)
+        return processes
 
     def _models(self) -> Iterator[Metric]:
         exits = CounterMetricFamily(

@@ -139,6 +139,31 @@ def test_stop_stops_all_named_models(
     assert not is_running(last.pid)
 
 
+def test_processes_left_behind_are_shown_and_stopped(
+    monitor: Monitor, spawner: Spawner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ps` and `status` name them until `stop` has stopped them."""
+    url = ["--url", monitor.url]
+    root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
+    assert root.stdout
+    child = int(root.stdout.readline())
+    register(monitor, root.pid)
+    root.kill()
+    line = f"m (PID {root.pid}) has ended, and left behind: {child} sleep ("
+
+    def is_shown() -> bool:
+        assert main(["ps", *url]) == 0
+        return line in capsys.readouterr().out
+
+    eventually(is_shown)
+    assert main(["status", "m", *url]) == 4
+    assert line in capsys.readouterr().err
+    assert main(["stop", "--all", "--yes", *url]) == 0
+    assert not is_running(child)
+    assert "m: stopped in" in capsys.readouterr().out
+    assert not is_shown()
+
+
 class Guard:
     """Refuses to stop the model `guarded`; `forced` says whether the last stop was by force."""
 

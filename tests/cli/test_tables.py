@@ -101,6 +101,22 @@ def test_table_sorts_by_memory_and_marks_trouble() -> None:
     assert "and 2 before" in lines[-1]
 
 
+def test_processes_left_behind_are_shown() -> None:
+    """Each with its memory, in the list and in the details; names are escaped."""
+    processes = [
+        {"pid": 7, "name": "vllm::\x1b", "bytes": 3 * MIB},
+        {"pid": 8, "name": None, "bytes": None},
+    ]
+    end = {"model": "gone", "pid": 9, "cause": "killed", "created_at": "2026-01-02T03:00:00Z"}
+    end["ended_at"] = "2026-01-02T03:04:05Z"
+    ended = [{**end, "left_behind": each} for each in (processes, [], None)]
+    listed = msgspec.convert({"backends": [], "ended": ended}, ClusterBackendsAnswer)
+    for view in (backends_view(listed, None, 200), details_view(listed, "gone", 200)):
+        text = text_of(view, 200)
+        assert text.count("left behind") == 1
+        assert r"gone (PID 9) has ended, and left behind: 7 vllm::\x1b (3.0 MiB), 8 ? (?)" in text
+
+
 @pytest.mark.parametrize(("zombies", "text"), [(1, "ready, 1 zombie"), (20, "ready, 20 zombies")])
 def test_zombies_are_shown_beside_the_state(zombies: int, text: str) -> None:
     """In the table and in the details; a backend without zombies shows none."""

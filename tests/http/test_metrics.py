@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from monitor_plugin import (
     Backend,
+    BackendExit,
     EventFigures,
     LoadedPlugin,
     Memory,
@@ -26,7 +27,8 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.backends.counters import ModelCounts
-from monitor_plugin.domain.models import Observation, ProcessUsage, State
+from monitor_plugin.backends.registry import EndedBackend
+from monitor_plugin.domain.models import LeftBehindProcess, Observation, ProcessUsage, State
 from monitor_plugin.domain.version import package_version
 from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
@@ -70,6 +72,23 @@ def read(state: int, memory: Memory | None = None) -> dict[str, Any]:
     return {"reading": reading, "memory": memory}
 
 
+# Two backends left processes behind, one left none, and one was not looked at yet.
+EXITS = [
+    EndedBackend(
+        Backend("m", pid, address, 1.0),
+        BackendExit("killed", None, 9, None, 2.0),
+        False,
+        left_behind=None if count is None else (LeftBehindProcess(7, "sleep", 4096),) * count,
+    )
+    for pid, address, count in (
+        (1, "127.0.0.1:1", 1),
+        (2, "127.0.0.1:1", 2),
+        (3, "127.0.0.1:3", 0),
+        (4, "127.0.0.1:4", None),
+    )
+]
+
+
 def failed(code: str) -> dict[str, Any]:
     return {"reading": Reading(Backend("m", 2, "a", 1.0), None, None, "psutil", code, 1.0)}
 
@@ -83,7 +102,11 @@ def render(*observations: Observation, media_type: str = TEXT) -> str:
         LoadedPlugin("without event hooks", "s", ()),
     ]
     exposition = Exposition(
-        lambda: observations, lambda _: counter.counts(), lambda: models, lambda: plugins
+        lambda: observations,
+        lambda _: counter.counts(),
+        lambda: models,
+        lambda: EXITS,
+        lambda: plugins,
     )
     return exposition.render(media_type)[0].decode()
 
@@ -123,6 +146,9 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     assert value(found, failures, **labels, code="UNAVAILABLE") == 1
     assert value(found, "monitor_backend_exits_total", model="m", cause="killed") == 2
     assert value(found, "monitor_backend_shutdowns_total", model="m", outcome="stopped") == 3
+    # Of two backends that ended at the same address.
+    assert value(found, "monitor_backend_left_behind_processes", **labels) == 3
+    assert text.count("monitor_backend_left_behind_processes{") == 1
     versions = {"version": package_version(), "python_version": platform.python_version()}
     assert value(found, "monitor_build_info", **versions) == 1
     plugin = {"plugin": "\\udce9"}
@@ -136,14 +162,14 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
 
 def test_unknown_figures_are_absent() -> None:
     """Of a backend that was never read there is a state, which is unknown, and no figure."""
-    exposition = Exposition(lambda: [observe()], lambda _: None, dict, list)
+    exposition = Exposition(lambda: [observe()], lambda _: None, dict, list, list)
     found = series(exposition.render(TEXT)[0].decode())
     names = {name for name, labels in found if labels}
     assert names == {"monitor_build_info", "monitor_backend_state"}
     state = {"model": "m", "replica": "127.0.0.1:1", "monitor_backend_state": "unknown"}
     assert value(found, "monitor_backend_state", **state) == 1
     found = series(render(observe(process=ProcessUsage(rss=None, cpu_seconds=None))))
-    assert not [name for name, _ in found if "process" in name]
+    assert not [name for name, _ in found if "_process_" in name]
 
 
 @pytest.mark.parametrize(

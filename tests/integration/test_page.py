@@ -237,6 +237,26 @@ def test_crash_appears_with_its_cause(
     eventually(lambda: page.evaluate("document.activeElement.id") == "backends")
 
 
+def test_processes_left_behind_are_shown_until_they_end(
+    make_swept: Callable[..., Monitor], spawner: Spawner, tabs: Tabs
+) -> None:
+    """With their memory, beside the end of their backend."""
+    monitor = make_swept()
+    root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
+    assert root.stdout
+    child = int(root.stdout.readline())
+    monitor.hook.monitor_backend_spawned(model="m", pid=root.pid, address="127.0.0.1:1")
+    page = tabs.open(monitor.url).page
+    row(page, "m").wait_for()
+    root.kill()
+    line = page.locator("#ends-table .left").filter(has_text="Left 1 process behind")
+    line.wait_for()
+    assert f"{child} sleep (" in line.inner_text()
+    page.locator("#counts").get_by_text("1 process left behind").wait_for()
+    monitor.shutdown("m")
+    line.wait_for(state="hidden")
+
+
 class Components:
     @hookimpl
     def monitor_memory_components(self, backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:

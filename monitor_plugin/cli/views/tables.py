@@ -29,6 +29,7 @@ from .text import (
     describe_source,
     duration,
     escape_name,
+    left_behind,
     memory_bytes,
     memory_percent,
     missing_parts,
@@ -196,6 +197,7 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
     else:
         parts.append(Text(f"Model '{escape_name(model)}' {not_loaded(answer)}."))
     parts += [Text(printable(each), "bold red") for each in missing_parts(answer)]
+    parts += [Text(each, "bold red") for each in left_behind(answer.ended)]
     if answer.refused:
         parts += ["", refused_table(answer.refused, width)]
     if answer.ended:
@@ -215,6 +217,7 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
         for name, text in _details(item, answer):
             table.add_row(name, Text(text) if isinstance(text, str) else text)
         parts += [table, ""]
+    parts += [Text(each, "bold red") for each in left_behind(answer.ended)]
     if answer.refused:
         parts += [refused_table(answer.refused, width), ""]
     if answer.ended:

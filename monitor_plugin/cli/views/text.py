@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from ...api.schemas import (
@@ -129,6 +130,20 @@ def describe_source(item: NodeBackendItem) -> str:
 def place(item: NodeEndItem | NodeRefusedItem) -> str:
     """Return the PID of an item, with its node in a cluster."""
     return f"{item.pid} on {printable(item.node)}" if item.node else str(item.pid)
+
+
+def left_behind(ended: Sequence[NodeEndItem]) -> list[str]:
+    """Return a line for each ended backend with processes that it left behind."""
+    return [_describe_left_behind(end) for end in ended if end.left_behind]
+
+
+def _describe_left_behind(end: NodeEndItem) -> str:
+    processes = [
+        f"{each.pid} {printable(each.name or UNKNOWN)} ({amount(each.bytes)})"
+        for each in end.left_behind or ()
+    ]
+    name = f"{escape_name(end.model)} (PID {place(end)})"
+    return f"{name} has ended, and left behind: {', '.join(processes)}"
 
 
 def by_memory(item: NodeBackendItem) -> tuple[int, str, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import falcon
 
 from ...backends.counters import ModelCounts
+from ...backends.registry import EndedBackend
 from ...domain.models import Backend, LoadedPlugin, Observation
 from ...rpc.call import StatusCounts
 
@@ -25,6 +26,7 @@ class MetricsSource(NamedTuple):
     sweep: Callable[[], Sequence[Observation]]
     status_counts: Callable[[Backend], StatusCounts | None]
     model_counts: Callable[[], dict[str, ModelCounts]]
+    last_exits: Callable[[], Sequence[EndedBackend]]
     plugins: Callable[[], Sequence[LoadedPlugin]]
 
 

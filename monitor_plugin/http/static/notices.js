@@ -1,6 +1,7 @@
 // Messages: changes for screen readers, and errors for everybody.
 
 import { byId, element } from "./dom.js";
+import { plural } from "./format.js";
 
 const MAX_AT_ONCE = 4;
 const MAX_LINES = 30;
@@ -33,6 +34,7 @@ export function sentence(event) {
       return `${event.model}: its address is served by another process, ${event.address_owner.pid ?? "unknown"}`;
     case "oom_kill": return `${event.model} lost a process, killed by the kernel for want of memory`;
     case "ended": return `${event.model} ${event.description ?? "ended"}`;
+    case "left_behind": return `${event.model} left ${plural(event.pids.length, "process", "processes")} behind`;
     case "member_ended": return `${event.model}: process ${event.member?.pid} ${event.description ?? "ended"}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
     case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}`;

@@ -9,7 +9,7 @@ const TOP = 6;
 const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
 
 /** Show an answer of GET /backends; returns how many backends need attention. */
-export function showOverview({ backends, machine, nodes, cluster_error: unconnected }) {
+export function showOverview({ backends, ended, machine, nodes, cluster_error: unconnected }) {
   byId("overview").hidden = false;
   const conditions = backends.map(condition);
   const counts = new Map();
@@ -19,6 +19,11 @@ export function showOverview({ backends, machine, nodes, cluster_error: unconnec
     counts.set(shown, { ...known, number: known.number + 1 });
   }
   const sorted = [...counts.values()].sort((one, other) => ORDER.indexOf(one.tone) - ORDER.indexOf(other.tone));
+  const left = ended.reduce((total, end) => total + (end.left_behind?.length ?? 0), 0);
+  if (left > 0) {
+    const shown = `${left === 1 ? "process" : "processes"} left behind`;
+    sorted.unshift({ shown, tone: "bad", number: left });
+  }
   const silent = (nodes ?? []).filter(({ error }) => error).map(({ node }) => node);
   if (silent.length > 0) {
     const shown = `${silent.length === 1 ? "node" : "nodes"} without an answer (${silent.join(", ")})`;
