@@ -53,6 +53,7 @@ class Adapter:
         self._supervisord = supervisord
         self._discovery = Discovery(rules)
         self._kill_seconds = min(_KILL_SECONDS, hook_timeout_seconds / 2)
+        self._commands: dict[tuple[str, str, int], str] = {}  # by group, name and PID
         self._registry_sync: RegistrySync | None = None
         self._closing = threading.Event()
         self._poller = Poller("monitor-supervisord", self._poll)
@@ -81,12 +82,29 @@ class Adapter:
     def _poll(self) -> None:
         infos = self._supervisord.call("getAllProcessInfo")
         running = [info for info in infos if info["state"] in RUNNING_STATES and info["pid"]]
-        configuration = self._supervisord.call("getAllConfigInfo") if running else []
-        commands = {(info["group"], info["name"]): info.get("command") for info in configuration}
-        programs = [_program(info, commands.get((info["group"], info["name"]))) for info in running]
+        commands = self._configured_commands(running)
+        programs = [
+            _program(info, command) for info, command in zip(running, commands, strict=True)
+        ]
         found = self._discovery.find(programs)
         if self._registry_sync and not self._closing.is_set():
             self._registry_sync.sync(found)
+
+    def _configured_commands(self, running: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return the configured command line of each process; empty if it is not known.
+
+        supervisord is asked when there is a new process, as its answer takes half a millisecond of
+        its time for each program. After a `reread` it would give the command lines of the next
+        processes.
+        """
+        processes = [(info["group"], info["name"], info["pid"]) for info in running]
+        if not self._commands.keys() >= set(processes):
+            configuration = self._supervisord.call("getAllConfigInfo")
+            commands = {(info["group"], info["name"]): info["command"] for info in configuration}
+            self._commands = {
+                each: self._commands.get(each) or commands.get(each[:2], "") for each in processes
+            }
+        return [self._commands[each] for each in processes]
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
@@ -197,7 +215,7 @@ class Adapter:
                 )
 
 
-def _program(info: Mapping[str, Any], command: str | None = None) -> Program:
+def _program(info: Mapping[str, Any], command: str = "") -> Program:
     name = f"{info['group']}:{info['name']}"
     display_name = info["name"] if info["group"] == info["name"] else name
-    return Program(name, display_name, info["pid"], split_command(command or ""))
+    return Program(name, display_name, info["pid"], split_command(command))
