@@ -294,15 +294,24 @@ class Spawner:
 class ForeignServer(socketserver.ThreadingTCPServer):
     """A TCP server of another protocol than gRPC, which counts its connections."""
 
-    connections = 0
+    allow_reuse_address = True  # so that another server can take its place at once
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.accepted: list[socket.socket] = []
+
+    @property
+    def connections(self) -> int:
+        return len(self.accepted)
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.server_address[1]}"
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        self.connections += 1
-        return super().get_request()
+        accepted, client = super().get_request()
+        self.accepted.append(accepted)
+        return accepted, client
 
 
 def sends(
@@ -339,6 +348,9 @@ def foreign_server(handler: type[socketserver.BaseRequestHandler]) -> Iterator[F
         finally:
             server.shutdown()
             thread.join()
+            for each in server.accepted:  # so that no handler waits for its client any more
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
 
 def register(monitor: Monitor, pid: Any, model: Any = "m", address: Any = "127.0.0.1:1") -> None:
