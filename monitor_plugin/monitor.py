@@ -386,7 +386,7 @@ class _Services:
 
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
-        table = MemberTable()
+        table = self.member_table = MemberTable()
         self.kernel_probe = KernelProbe()
         pool = self.thread_pool = ThreadPool("monitor-worker")
         executor = self.hook_executor = HookExecutor(managers)
@@ -454,6 +454,7 @@ class _Services:
             self.event_queue.close,
             self.hook_executor.close,
             self.thread_pool.close,
+            self.member_table.close,
         )
 
 

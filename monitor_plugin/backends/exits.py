@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from functools import partial
 
 from ..concurrency.closing import close_all
 from ..concurrency.periodic import PeriodicTask
@@ -66,8 +65,7 @@ class ExitRecorder:
 
     def close(self) -> None:
         """Stop noticing exits."""
-        forget = partial(self._member_ends.forget_except, frozenset())
-        close_all(self._baselines.close, self.watcher.close, forget)
+        close_all(self._baselines.close, self.watcher.close)
 
     def record_exit(self, record: Record, exit_code: int | None = None) -> None:
         """Record and report the exit of a backend whose process has ended. Later calls do nothing.

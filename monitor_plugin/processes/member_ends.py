@@ -1,8 +1,8 @@
 """Finds the members that end while the root of their backend runs, and how they ended.
 
-How a member ended is known if it is a zombie of the monitor's own user, or if the monitor held its
-pidfd (since Linux 6.15). Many backends start and end processes by design, such as a server that
-forks for each request, or a shell script. So these ends are left out:
+How a member ended is known if it is a zombie of the monitor's own user, or if its pidfd was held
+(see `MemberPidfds`). Many backends start and end processes by design, such as a server that forks
+for each request, or a shell script. So these ends are left out:
 
 - the end of a member that is known to have exited with code 0, unless its parent does not wait for
   it (it is then still a zombie a second later);
@@ -14,20 +14,16 @@ forks for each request, or a shell script. So these ends are left out:
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-import psutil
 from msgspec.structs import replace
 
-from ..config.descriptors import max_member_pidfds
 from ..domain.exits import make_member_end
 from ..domain.models import MemberEnd
 from .members import Members
-from .process import Process, ProcessGone, keeps_exit_codes
-from .process_table import TICKS_PER_SECOND, ProcessIdentity, ProcessRow, read_row
+from .process_table import TICKS_PER_SECOND, ProcessIdentity, ProcessRow
 
 _LEAST_AGE_SECONDS = 1.0
 _ZOMBIE_SECONDS = 1.0
@@ -41,7 +37,6 @@ class _Backend:
     """What is known of the members of one backend.
 
     Attributes:
-        handles: members whose pidfds are held.
         zombies: when each zombie whose end is not decided yet was first seen (monotonic seconds).
         decided: the zombies whose end was listed, or is never listed.
         unexplained: ends of an unknown cause that the last call found.
@@ -50,7 +45,6 @@ class _Backend:
         was_stopping: whether a shutdown stopped the backend at the last call.
     """
 
-    handles: dict[ProcessIdentity, Process] = field(default_factory=dict)
     zombies: dict[ProcessIdentity, float] = field(default_factory=dict)
     decided: set[ProcessIdentity] = field(default_factory=set)
     unexplained: list[MemberEnd] = field(default_factory=list)
@@ -59,14 +53,10 @@ class _Backend:
 
 
 class MemberEndFinder:
-    """Finds the members that end while the root of their backend runs. Not thread-safe.
-
-    It holds the pidfds of some members, at most `max_member_pidfds()`.
-    """
+    """Finds the members that end while the root of their backend runs. Not thread-safe."""
 
     def __init__(self) -> None:
         self._backends: dict[Members, _Backend] = {}
-        self._held = 0 if keeps_exit_codes() else math.inf  # the number of pidfds
 
     def look(self, members: Members, is_stopping: bool) -> list[MemberEnd]:
         """List the members of a backend that have ended, each once. Call this every two seconds.
@@ -78,22 +68,18 @@ class MemberEndFinder:
         """
         backend = self._backends.setdefault(members, _Backend())
         is_silent, backend.was_stopping = is_stopping or backend.was_stopping, is_stopping
-        rows, gone = members.take_changes()
+        rows, gone = members.rows(), members.take_gone()
         # The root has not ended since the last call, or this call would not have been made.
         found, backend.unexplained = backend.unexplained, []
         for identity, last_row in gone:
-            if end := self._end_of_gone(backend, identity, last_row):
+            if end := _end_of_gone(backend, identity, last_row):
                 is_explained = end.signal is not None or end.exit_code is not None
                 (found if is_explained else backend.unexplained).append(end)
         for identity, row in rows.items():
-            if row is None or identity == members.root:
+            if row is None or not row.is_zombie or identity == members.root:
                 continue
-            if not row.is_zombie:
-                self._hold(backend, identity)
-            elif end := _end_of_zombie(backend, identity, row):
+            if end := _end_of_zombie(backend, identity, row):
                 found.append(end)
-        for identity in backend.handles.keys() - rows.keys():
-            self._release(backend, identity)
         if is_silent:
             backend.decided |= backend.zombies.keys()
             backend.unexplained.clear()
@@ -103,49 +89,19 @@ class MemberEndFinder:
     def forget_except(self, kept: Set[Members]) -> None:
         """Forget all backends but these."""
         for members in self._backends.keys() - kept:
-            backend = self._backends.pop(members)
-            for identity in list(backend.handles):
-                self._release(backend, identity)
+            del self._backends[members]
 
-    def _hold(self, backend: _Backend, identity: ProcessIdentity) -> None:
-        """Hold the pidfd of a member, if the number of pidfds allows it."""
-        if identity in backend.handles or self._held >= max_member_pidfds():
-            return
-        pid, started = identity
-        try:
-            handle = Process(pid)
-        except (ProcessGone, psutil.Error, OSError):
-            return
-        try:
-            row = read_row(pid)
-        except OSError:
-            row = None
-        if row is None or row.started != started:  # the PID was reused
-            handle.close()
-            return
-        backend.handles[identity] = handle
-        self._held += 1
 
-    def _release(self, backend: _Backend, identity: ProcessIdentity) -> None:
-        backend.handles.pop(identity).close()
-        self._held -= 1
-
-    def _end_of_gone(
-        self, backend: _Backend, identity: ProcessIdentity, row: ProcessRow
-    ) -> MemberEnd | None:
-        """Return the end of a member that is gone; None if it is left out, or was listed before."""
-        code = row.exit_code
-        if identity in backend.handles:
-            if code is None:
-                code = backend.handles[identity].exit_code()
-            self._release(backend, identity)
-        backend.zombies.pop(identity, None)
-        if identity in backend.decided:
-            backend.decided.remove(identity)
-            return None
-        if code == 0 or (code is None and _age(row) < _LEAST_AGE_SECONDS):
-            return None
-        return make_member_end(identity[0], row.name, code, is_zombie=False)
+def _end_of_gone(backend: _Backend, identity: ProcessIdentity, row: ProcessRow) -> MemberEnd | None:
+    """Return the end of a member that is gone; None if it is left out, or was listed before."""
+    backend.zombies.pop(identity, None)
+    if identity in backend.decided:
+        backend.decided.remove(identity)
+        return None
+    code = row.exit_code
+    if code == 0 or (code is None and _age(row) < _LEAST_AGE_SECONDS):
+        return None
+    return make_member_end(identity[0], row.name, code, is_zombie=False)
 
 
 def _end_of_zombie(

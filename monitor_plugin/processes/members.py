@@ -12,9 +12,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from ..concurrency.single_flight import SingleFlight
 from .control_groups import ControlGroups
+from .member_pidfds import MemberPidfds
 from .process_table import (
     ProcessIdentity,
     ProcessRow,
@@ -25,6 +27,18 @@ from .process_table import (
 
 _MAX_AGE_SECONDS = 1.0
 _MAX_GONE = 100
+
+
+class MemberChanges(NamedTuple):
+    """What a snapshot changes in the members of a backend.
+
+    Attributes:
+        found: the members that were found.
+        gone: the members that neither run nor are zombies any more, with their last rows.
+    """
+
+    found: Sequence[ProcessIdentity] = ()
+    gone: Sequence[tuple[ProcessIdentity, ProcessRow]] = ()
 
 
 class Members:
@@ -46,7 +60,7 @@ class Members:
         # In the order in which they were found, the root first. A process whose parent was found in
         # the same snapshot comes after its parent.
         self._running: dict[ProcessIdentity, ProcessRow | None] = dict.fromkeys([root, *known])
-        # The last rows of members that have ended, until `take_changes` is called.
+        # The last rows of members that are gone, until `take_gone` is called.
         self._gone: deque[tuple[ProcessIdentity, ProcessRow]] = deque(maxlen=_MAX_GONE)
         # Members that have ended, while a process of their session or process group runs. The
         # kernel does not reuse their PIDs until then.
@@ -63,21 +77,26 @@ class Members:
         with self._lock:
             return list(self._running)
 
-    def take_changes(
-        self,
-    ) -> tuple[
-        Mapping[ProcessIdentity, ProcessRow | None], Sequence[tuple[ProcessIdentity, ProcessRow]]
-    ]:
-        """Return the members, and those that are gone since the last call of this method.
+    def rows(self) -> Mapping[ProcessIdentity, ProcessRow | None]:
+        """Return the members with their newest rows; None: it was in no snapshot yet."""
+        with self._lock:
+            return self._running
 
-        Returns:
-            The members with their newest rows (None: no snapshot has been searched for it yet), and
-            the last rows of at most 100 members that are gone. A zombie is not gone.
+    def take_gone(self) -> Sequence[tuple[ProcessIdentity, ProcessRow]]:
+        """Return the last rows of the members that are gone since the last call of this method.
+
+        They have the exit code where it is known. At most 100 members are listed, the last ones. A
+        zombie is not gone.
         """
         with self._lock:
             gone = list(self._gone)
             self._gone.clear()
-            return self._running, gone
+            return gone
+
+    def add_gone(self, identity: ProcessIdentity, row: ProcessRow) -> None:
+        """Add a member to those that `take_gone` returns."""
+        with self._lock:
+            self._gone.append((identity, row))
 
     def pids_in(self, snapshot: ProcessSnapshot) -> list[int]:
         """List the members that a snapshot shows, the root first if it is one of them."""
@@ -89,18 +108,21 @@ class Members:
         snapshot: ProcessSnapshot,
         in_control_group: Iterable[int] = (),
         excluded: Collection[int] = (),
-    ) -> None:
+    ) -> MemberChanges:
         """Find the members in a snapshot; ignore a snapshot that is older than the last one.
 
         Args:
             snapshot: all processes.
             in_control_group: the processes of the control groups that are the backend's alone.
             excluded: processes that are members of another backend instead.
+
+        Returns:
+            The members that were found or are gone since the last snapshot.
         """
         rows = snapshot.rows
         with self._lock:
             if self._updated_at is not None and snapshot.taken_at < self._updated_at:
-                return
+                return MemberChanges()
             self._updated_at = snapshot.taken_at
             self._ended_leaders = [
                 (pid, started)
@@ -122,10 +144,17 @@ class Members:
                 found.update(dict.fromkeys(fresh))
                 queue.extend(fresh)
             before = self._running
-            self._running = {(pid, rows[pid].started): rows[pid] for pid in found}
-            for identity in before.keys() - self._running.keys():
-                if (row := before[identity]) and not _runs(rows, *identity):
-                    self._gone.append((identity, row))
+            now = self._running = {(pid, rows[pid].started): rows[pid] for pid in found}
+        if before.keys() == now.keys():
+            return MemberChanges()
+        return MemberChanges(
+            [identity for identity in now if identity not in before],
+            [
+                (identity, row)
+                for identity, row in before.items()
+                if row and not _runs(rows, *identity)
+            ],
+        )
 
 
 def _runs(rows: Mapping[int, ProcessRow], pid: int, started: float) -> bool:
@@ -144,6 +173,7 @@ class MemberTable:
     def __init__(self, take: Callable[[], ProcessSnapshot] = take_snapshot) -> None:
         self._take = take
         self._control_groups = ControlGroups()
+        self._pidfds = MemberPidfds()
         self._lock = threading.Lock()
         # The members of registered backends; and of ended ones, in the order of their ends.
         self._registered: dict[Members, None] = {}
@@ -164,12 +194,33 @@ class MemberTable:
         with self._lock:
             self._registered.pop(members, None)
             self._ended[members] = None
+        self._release_pidfds(members)
 
     def forget(self, members: Members) -> None:
         """Update these members no longer."""
         with self._lock:
             self._registered.pop(members, None)
             self._ended.pop(members, None)
+        self._release_pidfds(members)
+
+    def close(self) -> None:
+        """Close the pidfds of members."""
+        self._pidfds.close()
+
+    def _use_pidfds(self, members: Members, changes: MemberChanges) -> None:
+        """Hold the pidfds of members that were found, and read how others have ended."""
+        for identity, row in changes.gone:
+            code = self._pidfds.release(identity)
+            members.add_gone(identity, row if code is None else row._replace(exit_code=code))
+        with self._lock:
+            is_registered = members in self._registered
+        if is_registered:  # otherwise the ends are not reported
+            for identity in changes.found:
+                self._pidfds.hold(identity)
+
+    def _release_pidfds(self, members: Members) -> None:
+        for identity in members.identities():
+            self._pidfds.release(identity)
 
     def snapshot(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
         """Return a shared snapshot, in which the members of all tracked backends were found.
@@ -224,6 +275,9 @@ class MemberTable:
         snapshot = self._take()
         self._update(registered, ended, snapshot)
         self._control_groups.forget_ended(snapshot)
+        for identity in self._pidfds.held():  # members that were forgotten during the update
+            if not _runs(snapshot.rows, *identity):
+                self._pidfds.release(identity)
         return snapshot
 
     def _tracked(self) -> tuple[Sequence[Members], Sequence[Members]]:
@@ -235,7 +289,9 @@ class MemberTable:
     ) -> None:
         in_groups = self._find_in_control_groups(registered, snapshot)
         for members in registered:
-            members.update(snapshot, in_groups.get(members, ()))
+            changes = members.update(snapshot, in_groups.get(members, ()))
+            if changes.found or changes.gone:
+                self._use_pidfds(members, changes)
         if not ended:
             return
         excluded = {pid for members in registered for pid in members.pids_in(snapshot)}

@@ -24,7 +24,7 @@ from monitor_plugin.processes.process_table import (
     read_row,
 )
 
-from ..support import Spawner, descriptors, eventually, members_of
+from ..support import Spawner, eventually, members_of
 
 # Starts a child for each line of input, which is the text of a shell script, and prints its PID.
 # The line `reap` waits for all children that have ended.
@@ -52,7 +52,8 @@ class Family:
         self.parent = spawner.python(PARENT, stdin=subprocess.PIPE)
         self.members = members_of(self.parent.pid)
         self.finder = MemberEndFinder()
-        self._table = MemberTable()
+        self.table = MemberTable()
+        self.table.track(self.members)
 
     def send(self, line: str) -> str:
         assert self.parent.stdin
@@ -80,7 +81,7 @@ class Family:
         assert self.send("reap") == "reaped"
 
     def look(self, is_stopping: bool = False) -> list[MemberEnd]:
-        self._table.rescan(self.members)
+        self.table.rescan(self.members)
         return self.finder.look(self.members, is_stopping)
 
 
@@ -88,7 +89,7 @@ class Family:
 def family(spawner: Spawner) -> Iterator[Family]:
     family = Family(spawner)
     yield family
-    family.finder.forget_except(frozenset())
+    family.table.close()
 
 
 def test_a_killed_member_is_found_once(family: Family) -> None:
@@ -160,30 +161,6 @@ def test_members_that_end_during_a_shutdown_are_not_found(family: Family) -> Non
     assert end.pid == last
 
 
-def pidfds() -> int:
-    return sum("pidfd" in target for _, target in descriptors())
-
-
-def test_few_pidfds_are_held(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ends of other members are found as well; all pidfds are closed at the end."""
-    monkeypatch.setattr(member_ends, "max_member_pidfds", lambda: 2)
-    before = pidfds()
-    children = [family.start_sleeper() for _ in range(4)]
-    assert family.look() == []
-    held = 2 if keeps_exit_codes() else 0
-    assert pidfds() == before + held
-    for child in children:
-        family.kill(child)
-    assert {end.pid for end in family.look()} == set(children)
-    family.reap()
-    assert family.look() == []
-    assert pidfds() == before
-    family.start_sleeper()
-    family.look()
-    family.finder.forget_except(frozenset())
-    assert pidfds() == before
-
-
 # Above the greatest PID, so that no process has it.
 ROOT = 2**22 + 1
 
@@ -195,17 +172,19 @@ class Simulated:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._root = ProcessRow(1, ROOT, started=(now - 5000) * TICKS_PER_SECOND)
         self.members = Members((ROOT, self._root.started))
-        self.finder = MemberEndFinder()
+        self._rows: dict[int, ProcessRow] = {}
+        self._table = MemberTable(lambda: ProcessSnapshot(time.monotonic(), self._rows))
+        self._finder = MemberEndFinder()
 
     def look(self, **ages: float) -> list[int]:
         now, since_boot = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
-        rows = {ROOT: self._root}
+        self._rows = {ROOT: self._root}
         for name, age in ages.items():
             started = round((since_boot - age) * TICKS_PER_SECOND)
             row = ProcessRow(ROOT, ROOT, started, read_at=now, name="sh")
-            rows[ROOT + int(name[1:])] = row
-        self.members.update(ProcessSnapshot(now, rows))
-        return [end.pid - ROOT for end in self.finder.look(self.members, is_stopping=False)]
+            self._rows[ROOT + int(name[1:])] = row
+        self._table.rescan(self.members)
+        return [end.pid - ROOT for end in self._finder.look(self.members, is_stopping=False)]
 
 
 def test_a_member_that_is_gone_for_an_unknown_cause_is_found_if_it_was_no_short_task() -> None:
