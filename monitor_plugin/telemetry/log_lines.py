@@ -46,17 +46,18 @@ def log_address_owner(backend: Backend, owner: ProcessName | None) -> None:
     """Log that a process which is no member of a backend serves its address, or none any more."""
     identity = {"model": backend.model, "pid": backend.pid, "address": backend.address}
     facts = {"event": "address_owner", **identity, "address_owner": None}
-    start = "model %r (process %d): address %s is"
     if owner is None:
-        text, level = f"{start} no longer served by another process", logging.INFO
+        text = "model %r (process %d): address %s is no longer served by another process"
+        level = logging.INFO
     else:
         facts["address_owner"] = {"pid": owner.pid, "name": owner.name}
         text, level = (
-            f"{start} served by %s, which does not belong to the backend: its answers are not "
-            "believed, and readings are samples; end that process, or register its backend",
+            "model %r (process %d): address %s is served by process %s, which does not belong to "
+            "the backend: its answers are not believed, and readings are samples; end that "
+            "process, or register its backend",
             logging.WARNING,
         )
-    shown = () if owner is None else (f"process {describe_process(owner)}",)
+    shown = () if owner is None else (describe_process(owner),)
     _logger.log(
         level, text, backend.model, backend.pid, backend.address, *shown, extra={"facts": facts}
     )
