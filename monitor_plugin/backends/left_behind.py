@@ -105,7 +105,6 @@ class LeftBehindTracker:
 
     def add(self, record: Record, ended: EndedBackend) -> None:
         """Go on tracking the members of a backend whose exit is being recorded. Does not block."""
-        self._member_table.track_ended(record.members)
         with self._changed:
             self._entries[record] = _Entry(record, ended)
         # A shutdown looks for members by itself.
@@ -139,8 +138,9 @@ class LeftBehindTracker:
         """
         with self._changed:
             entry = self._entries.get(record)
-        if entry is None:
-            return False
+            if entry is None:
+                return False
+            self._member_table.track_ended(record.members)
         try:
             self._search(entry, self._member_table.rescan(record.members))
         except OSError:
@@ -177,6 +177,10 @@ class LeftBehindTracker:
             return False
 
     def _look_at_all(self) -> None:
+        with self._changed:
+            # Not earlier, as this makes the snapshots of a shutdown in progress take longer.
+            for record in self._entries:
+                self._member_table.track_ended(record.members)
         began = time.monotonic()
         snapshot = self._member_table.snapshot(0.0)
         if snapshot.taken_at < began:  # another thread had begun it before: take the next one

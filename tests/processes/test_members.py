@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -111,6 +112,39 @@ def test_an_older_snapshot_is_ignored() -> None:
     members.update(snapshot_of(2.0, p10=(1, 10, 10), p11=(10, 10, 10)))
     members.update(snapshot_of(1.0, p10=(1, 10, 10)))
     assert pids(members) == [10, 11]
+
+
+def test_a_process_of_another_backend_is_no_member_of_an_ended_one() -> None:
+    """That of a registered backend is its own; of two ended ones, that of the first to end."""
+    rows = {
+        "p10": (1, 10, 10),  # the launcher
+        "p11": (10, 10, 10),  # its server
+        "p12": (11, 10, 10),  # a worker of the server
+        "p13": (10, 13, 13),  # a helper, which is a backend, too
+        "p14": (13, 14, 14),
+    }
+    taken_at = itertools.count(1.0)
+    table = MemberTable(lambda: snapshot_of(next(taken_at), **rows))
+    launcher, helper, server = (Members((pid, 1.0)) for pid in (10, 13, 11))
+    table.track(launcher)
+    table.track(helper)
+    table.snapshot(0.0)
+    assert sorted(pids(launcher)) == [10, 11, 12, 13, 14]
+    del rows["p10"], rows["p13"]
+    rows.update(p11=(1, 10, 10), p14=(1, 14, 14))
+    for each in (launcher, helper):
+        table.track_ended(each)
+    table.snapshot(0.0)
+    assert (sorted(pids(launcher)), pids(helper)) == ([11, 12, 14], [])
+    table.track(server)
+    table.snapshot(0.0)
+    assert (pids(launcher), pids(server)) == ([14], [11, 12])
+    rows["p15"] = (12, 10, 10)  # a new worker of the server, in the session of the launcher
+    table.rescan(launcher)
+    assert (pids(launcher), pids(server)) == ([14], [11, 12, 15])
+    table.forget(server)
+    table.rescan(launcher)
+    assert sorted(pids(launcher)) == [11, 12, 14, 15]
 
 
 # Leads a process group but no session. Starts a process that starts another, and prints all PIDs.
