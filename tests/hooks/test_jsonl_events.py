@@ -66,6 +66,15 @@ def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_pa
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_processes_left_behind_are_written(hooked: MakeHooked, tmp_path: Path) -> None:
+    """With their PIDs."""
+    path = tmp_path / "events.jsonl"
+    hook = hooked("jsonl_events", {"PATH": str(path)})
+    hook.module.monitor_backend_left_behind(BACKEND, (7, 8))
+    (line,) = lines(path)
+    assert (line["type"], line["pid"], line["pids"]) == ("left_behind", BACKEND.pid, [7, 8])
+
+
 def test_file_rotates(hooked: MakeHooked, tmp_path: Path) -> None:
     """Files contain complete lines up to the maximum size; some old files are kept."""
     path = tmp_path / "events.jsonl"

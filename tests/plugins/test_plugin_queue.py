@@ -13,10 +13,11 @@ from monitor_plugin.plugins import plugin_queue
 from monitor_plugin.plugins.executor import Implementation
 from monitor_plugin.plugins.plugin_queue import PluginQueue, QueuedEvent
 
-REGISTERED, STATE, GONE, FINISHED = (
+REGISTERED, STATE, GONE, LEFT_BEHIND, FINISHED = (
     "monitor_backend_registered",
     "monitor_state_changed",
     "monitor_backend_gone",
+    "monitor_backend_left_behind",
     "monitor_shutdown_finished",
 )
 BUSY, READY, ERROR = State.BUSY, State.READY, State.ERROR
@@ -31,7 +32,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.queue = PluginQueue()
-        hooks = (REGISTERED, STATE, GONE, FINISHED)
+        hooks = (REGISTERED, STATE, GONE, LEFT_BEHIND, FINISHED)
         self.hooks = {hook: Implementation(Record()) for hook in hooks}
 
     def put(self, hook: str, pid: int, at: float = 0.0, **arguments: Any) -> list[tuple[str, int]]:
@@ -152,7 +153,7 @@ def test_late_state_hook_holds_up_no_other_hook(rig: Rig) -> None:
     assert rig.take() == [(STATE, 2, None, READY)]
 
 
-@pytest.mark.parametrize("late", [REGISTERED, GONE, FINISHED])
+@pytest.mark.parametrize("late", [REGISTERED, GONE, LEFT_BEHIND, FINISHED])
 def test_events_wait_for_the_return_of_a_late_hook(rig: Rig, late: str) -> None:
     """Without a loss: a hook that takes longer than its time hears of everything in the end."""
     rig.hooks[late].overdue_calls = 1
@@ -166,17 +167,17 @@ def test_events_wait_for_the_return_of_a_late_hook(rig: Rig, late: str) -> None:
 
 
 def test_exits_are_the_last_to_be_dropped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First the changes of state, then registrations and outcomes, the oldest of each first."""
+    """Like what they left behind. First the changes of state, then registrations and outcomes."""
     monkeypatch.setattr(plugin_queue, "MAX_EVENTS", 4)
     rig.put(GONE, 9)
     rig.put(REGISTERED, 1)
     rig.change(1, None, BUSY, READY)
     assert rig.put(GONE, 1) == [(STATE, 1)]
     assert rig.put(FINISHED, 1) == [(STATE, 1)]
-    dropped = [rig.put(GONE, pid) for pid in (2, 3, 4)]
+    dropped = [rig.put(*event) for event in ((GONE, 2), (LEFT_BEHIND, 2), (GONE, 4))]
     assert dropped == [[(REGISTERED, 1)], [(FINISHED, 1)], [(GONE, 9)]]
     assert rig.figures() == (4, 0, 5)
-    assert rig.take() == [(GONE, 1), (GONE, 2), (GONE, 3), (GONE, 4)]
+    assert rig.take() == [(GONE, 1), (GONE, 2), (LEFT_BEHIND, 2), (GONE, 4)]
 
 
 def test_figures_say_how_far_a_plugin_is_behind(rig: Rig) -> None:
