@@ -261,6 +261,16 @@ class Spawner:
         command = backend_command(addr=addr, **switches)
         return Launcher(self.process(*Launcher.COMMAND, *command, stdin=subprocess.PIPE))
 
+    def serve_here(self, *switches: str) -> str:
+        """Serve as a demo backend with these switches in this process; return the address."""
+        server = grpc.server(ThreadPoolExecutor(4))
+        service = Service(parse_arguments(["--weights-mib", "2", "--kv-cache-mib", "1", *switches]))
+        server.add_generic_rpc_handlers((service.handlers(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        self._servers.append(server)
+        return f"127.0.0.1:{port}"
+
     def backend_served_here(self, *switches: str) -> Backend:
         """Start a process that only sleeps, and for its backend a server in this process.
 
@@ -268,14 +278,9 @@ class Spawner:
         holds the server's sockets, as if it listened itself. Use it only in tests of its answers:
         its server does not end with its process.
         """
-        server = grpc.server(ThreadPoolExecutor(4))
-        service = Service(parse_arguments(["--weights-mib", "2", "--kv-cache-mib", "1", *switches]))
-        server.add_generic_rpc_handlers((service.handlers(),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        self._servers.append(server)
-        script = f"echo serving on 127.0.0.1:{port}; exec sleep 1000"
-        held = listening_descriptors(f"127.0.0.1:{port}")
+        address = self.serve_here(*switches)
+        script = f"echo serving on {address}; exec sleep 1000"
+        held = listening_descriptors(address)
         return Backend(self.process("sh", "-c", script, pass_fds=held))
 
     def close(self) -> None:

@@ -76,8 +76,8 @@ def test_every_response_gives_a_well_formed_answer(
         )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        process = spawner.sleeper()
         address = f"127.0.0.1:{port}"
+        process = spawner.sleeper(serves=address)
         monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address=address)
 
         @settings(max_examples=200, suppress_health_check=list(HealthCheck))

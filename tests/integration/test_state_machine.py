@@ -6,9 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,10 +30,10 @@ from monitor_plugin import (
     hookimpl,
 )
 
-from ..support import Spawner, eventually, is_running
+from ..support import Spawner, eventually, is_running, listening_descriptors
 
 MODELS = st.sampled_from(["llama", "org/model v2", "模型"])
-# One process serves at the first three addresses; no process at the others.
+# Each process serves at the first three addresses; no process at the others.
 ADDRESSES = st.integers(0, 4)
 # Exits with the code that it reads, or by a signal.
 LIGHT = ["sh", "-c", "read code; exit $code"]
@@ -60,11 +58,12 @@ class Log:
 class Machine(RuleBasedStateMachine):
     """A monitor, a host with light processes, and a model of what the monitor should know."""
 
-    ports: Sequence[str] = ()
+    served: Sequence[str] = ()
 
     def __init__(self) -> None:
         super().__init__()
-        self.addresses = [f"127.0.0.1:{port}" for port in (*self.ports, "1", "2")]
+        self.addresses = [*self.served, "127.0.0.1:1", "127.0.0.1:2"]
+        self.held = [number for each in self.served for number in listening_descriptors(each)]
         self.log = Log()
         quick = Settings(
             listen=None,
@@ -92,7 +91,9 @@ class Machine(RuleBasedStateMachine):
                 process.stdin.close()
 
     def start(self) -> int:
-        process = subprocess.Popen(LIGHT, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            LIGHT, stdin=subprocess.PIPE, text=True, start_new_session=True, pass_fds=self.held
+        )
         self.processes[process.pid] = process
         return process.pid
 
@@ -254,13 +255,10 @@ class Machine(RuleBasedStateMachine):
 @pytest.mark.slow
 def test_monitor_agrees_with_a_model(spawner: Spawner) -> None:
     """After any events in any order, the monitor's answers and exits are those of the model."""
-    script = str(Path(__file__).with_name("many_backends.py"))
-    server = spawner.process(sys.executable, script, "serve", "3", stdin=subprocess.PIPE)
-    assert server.stdout
-    served = server.stdout.readline().split()
+    addresses = [spawner.serve_here() for _ in range(3)]
 
     class Here(Machine):
-        ports = served
+        served = addresses
 
     run_state_machine_as_test(
         Here,
