@@ -312,10 +312,13 @@ class Registry:
     def change_state(
         self, record: Record, state: State, publish: Callable[[State | None], T]
     ) -> T | None:
-        """Set the state of a backend; if it changes, call `publish` with the previous state."""
+        """Set the state of a backend; if it changes, call `publish` with the previous state.
+
+        The state of a record that was replaced does not change: a reading may have begun before.
+        """
         with self._lock:
             previous = record.state
-            if previous is state:
+            if previous is state or record.is_replaced:
                 return None
             record.state = state
             record.state_changed_at = time.time()

@@ -280,10 +280,11 @@ def test_replaced_record_frees_its_pid_and_gives_its_state(registry: Registry) -
     assert registry.records("m") == [other, new]
     assert registry.find(1) is None
     assert registry.find(3) is registry.find_by_address("a") is new
-    assert (new.state, new.state_changed_at) == (State.BUSY, old.state_changed_at)
+    assert new.state_changed_at == old.state_changed_at
     assert new.answered
     assert new.address_owner is old.address_owner
-    assert old.is_replaced
+    assert registry.change_state(old, State.READY, lambda previous: "published") is None
+    assert registry.change_state(new, State.READY, lambda previous: previous) is State.BUSY
     with pytest.raises(NotRegistered):
         end(registry, old)
 
