@@ -190,14 +190,23 @@ class Process:
     def kill_group(self) -> None:
         """Send SIGKILL to all processes of the group that the process leads or led, in one call.
 
-        Does nothing without a pidfd, before Linux 6.9, or if the kernel refuses the system call,
-        because the ID of a process group may have been reused.
+        Without a pidfd, before Linux 6.9, or if the kernel refuses the system call, does nothing
+        once the process was reaped: the ID of its group may have been reused then.
         """
-        with self._lock, contextlib.suppress(OSError):  # for example an empty group
+        with self._lock:
             if self._pidfd is not None:
-                signal.pidfd_send_signal(
-                    self._pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP
-                )
+                try:
+                    signal.pidfd_send_signal(
+                        self._pidfd, signal.SIGKILL, None, _PIDFD_SIGNAL_PROCESS_GROUP
+                    )
+                    return
+                except ProcessLookupError:  # an empty group
+                    return
+                except OSError:  # refused, or an older kernel
+                    pass
+        with contextlib.suppress(OSError, psutil.Error):
+            if self.psutil_process.is_running():  # a zombie is, too, and holds its PID
+                os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Close the pidfd. Later calls of other methods compare creation times."""

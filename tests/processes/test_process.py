@@ -373,6 +373,39 @@ print(process.send_signal(15))
     assert lines == ["False None True", "7 False", "False"]
 
 
+@REFUSALS
+@BOTH
+def test_group_of_a_process_is_killed_whatever_is_refused(
+    spawner: Spawner, keep_descriptor: bool, refused: dict[str, int]
+) -> None:
+    """Also after its leader has ended, while the leader is a zombie."""
+    code = f"""
+import subprocess
+from monitor_plugin.processes.process import Process
+from monitor_plugin.testing import eventually
+from tests.seccomp import refuse
+from tests.support import is_running
+script = "read line; sleep 1000 >&2 & echo $!; read line"
+pipes = {{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}}
+leader = subprocess.Popen(["sh", "-c", script], start_new_session=True, **pipes)
+refuse({refused})
+process = Process(leader.pid, keep_descriptor={keep_descriptor})
+leader.stdin.write(b"\\n")
+leader.stdin.flush()
+child = int(leader.stdout.readline())
+leader.kill()
+eventually(process.ended)
+print(is_running(child))
+process.kill_group()
+eventually(lambda: not is_running(child))
+leader.wait()
+process.kill_group()
+"""
+    child = spawner.python(code, cwd=ROOT)
+    assert child.communicate(timeout=60)[0] == "True\n"
+    assert child.returncode == 0
+
+
 @NEEDS_ROOT
 @REFUSALS
 @BOTH
