@@ -122,11 +122,13 @@ def _grpc_target(address: str) -> tuple[str, tuple[tuple[str, object], ...]]:
         return grpc_socket_target(parsed.path), _OPTIONS
     if not parsed.names_no_host:
         return address.removeprefix(TLS_SCHEME), _OPTIONS
-    # gRPC tries one after the other. One target takes IP addresses of one family only, so the first
+    # gRPC tries one after the other. One target takes IP addresses of one family only, so the last
     # one is that of IPv4 as IPv6 writes it, which is dialled by IPv4, also where IPv6 is off. Names
-    # are not used, as /etc/hosts may lack `localhost` in one family.
+    # are not used, as /etc/hosts may lack `localhost` in one family. An error's details are those
+    # of the last address, and more servers listen by IPv4 alone than by IPv6 alone: see
+    # `speaks_grpc`.
     port = parsed.port
-    target = f"ipv6:[::ffff:127.0.0.1]:{port},[::1]:{port}"
+    target = f"ipv6:[::1]:{port},[::ffff:127.0.0.1]:{port}"
     return target, (*_OPTIONS, ("grpc.default_authority", f"localhost:{port}"))
 
 

@@ -255,6 +255,18 @@ def test_a_server_that_does_not_speak_grpc_is_called_once_a_minute(
         assert len(logged(caplog)) == 3  # of the third connection object, once
 
 
+@pytest.mark.parametrize("address", [":{}", "0.0.0.0:{}", "[::]:{}", "ipv4:127.0.0.1:{}"])
+def test_other_protocol_is_noticed_at_each_form_of_an_address(
+    address: str, make_client: Callable[..., StatusClient]
+) -> None:
+    """Of several addresses that are dialled, gRPC's error describes the last one."""
+    with foreign_server(BaseHTTPRequestHandler) as server:
+        backend = backend_at(address.format(server.server_address[1]))
+        outcomes = [make_client().status(backend) for _ in range(3)]
+        assert not outcomes[0].speaks_grpc
+        assert server.connections == 3  # one of each client
+
+
 def test_free_finds_out_that_a_server_does_not_speak_grpc(
     make_client: Callable[..., StatusClient], caplog: pytest.LogCaptureFixture
 ) -> None:
