@@ -288,6 +288,8 @@ def _event_line(event: EventItem) -> Text:
         what = f"{event.previous_name or 'unknown'} -> {event.current_name or 'unknown'}"
     elif event.type == "ended":
         what = event.description or "ended"
+    elif event.type == "member_ended":
+        what = f"lost a process, which {event.description or 'ended'}"
     elif event.type == "shutdown_finished":
         what = f"shutdown: {event.outcome} after {duration(event.seconds)}"
     elif event.type == "shutdown_phase":

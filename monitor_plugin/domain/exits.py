@@ -87,7 +87,7 @@ def make_member_end(pid: int, name: str, exit_code: int | None, *, is_zombie: bo
 
 
 def describe_member_end(end: MemberEnd) -> str:
-    """Describe how a member ended: `was killed by SIGKILL, and its parent does not wait for it`."""
+    """Describe how a member ended: `exited with code 1, and its parent has not waited for it`."""
     if end.signal is not None:
         text = f"was killed by {signal_name(end.signal)}"
     elif end.exit_code is not None:

@@ -2,14 +2,16 @@
 
 How a member ended is known if it is a zombie of the monitor's own user, or if its pidfd was held
 (see `MemberPidfds`). Many backends start and end processes by design, such as a server that forks
-for each request, or a shell script. So these ends are left out:
+for each request, or a shell script. So the end of a member is left out, unless a signal is known to
+have killed it, or unless it is still a zombie a second after it was found to be one,
 
-- the end of a member that is known to have exited with code 0, unless its parent does not wait for
-  it (it is then still a zombie a second later);
-- the end of a member of which only is known that it is gone, unless it was seen at an age of at
-  least a second, and unless its root ends within two seconds as well;
-- repetitions: ends by the same signal or with the same exit code after the first 10, and ends that
-  are not explained after the first 3, until there was none of this kind for ten minutes.
+- if the member exited with code 0;
+- if it was not seen at an age of a second or more: another exit code, or an unknown cause, then
+  means no more than that a short task has ended;
+- if the cause is unknown, and the root ends within two seconds as well.
+
+Ends of the same kind (by signal or exit code) are left out after the first 10, and ends of an
+unknown cause after the first 3, until there was none of this kind for ten minutes.
 """
 
 from __future__ import annotations
@@ -98,10 +100,10 @@ def _end_of_gone(backend: _Backend, identity: ProcessIdentity, row: ProcessRow) 
     if identity in backend.decided:
         backend.decided.remove(identity)
         return None
-    code = row.exit_code
-    if code == 0 or (code is None and _age(row) < _LEAST_AGE_SECONDS):
+    is_killed = row.exit_code is not None and row.exit_code < 0
+    if not is_killed and (row.exit_code == 0 or _age(row) < _LEAST_AGE_SECONDS):
         return None
-    return make_member_end(identity[0], row.name, code, is_zombie=False)
+    return make_member_end(identity[0], row.name, row.exit_code, is_zombie=False)
 
 
 def _end_of_zombie(
@@ -110,7 +112,7 @@ def _end_of_zombie(
     """Return the end of a zombie; None if it is left out for now, or was listed before."""
     if identity in backend.decided:
         return None
-    if not row.exit_code:
+    if row.exit_code is None or row.exit_code >= 0:
         seen_at = backend.zombies.setdefault(identity, row.read_at)
         if row.read_at - seen_at < _ZOMBIE_SECONDS:
             return None

@@ -211,6 +211,7 @@ def events() -> list[EventItem]:
         EventItem(4, "ended", at, "m", 5, cause="killed", description="was killed by SIGKILL"),
         EventItem(5, "shutdown_finished", at, "m", 5, outcome="failed", seconds=3.0),
         EventItem(6, "of_another_version"),
+        EventItem(7, "member_ended", at, "m", 5, description="was killed by SIGSEGV"),
     ]
 
 
@@ -245,7 +246,13 @@ def test_screen_shows_events_newest_first() -> None:
     """Each event is a line if there is room."""
     screen = Screen("u", answer(), [], -1, "memory", events(), None, None, None)
     text = text_of(Group(*draw(screen, 80, 24)), 80)
-    order = ["of another version", "failed after 3s", "was killed by SIGKILL", "shutdown: draining"]
+    order = [
+        "lost a process, which was killed by SIGSEGV",
+        "of another version",
+        "failed after 3s",
+        "was killed by SIGKILL",
+        "shutdown: draining",
+    ]
     order += ["ready -> busy", r"m\x1b (5)  registered"]
     positions = [text.index(words) for words in order]
     assert positions == sorted(positions)

@@ -311,8 +311,8 @@ def test_cpu_percent_is_never_negative(used: float, seconds: float, percent: flo
 def test_cpu_of_members_that_were_born_or_have_ended_since_the_baseline() -> None:
     """All CPU time of a new process counts, also if it has the PID of a process that has ended.
 
-    The baseline of a new process is the beginning of the pass that has not found it. The CPU time
-    of a member that has ended is unknown.
+    The baseline of a new process is the beginning of the pass that has not found it. A member that
+    has ended counts only if its parent has waited for it.
     """
     before = ROW._replace(cpu_seconds=1.0, read_at=10.5)
     row = ROW._replace(cpu_seconds=3.0, read_at=12.5)
