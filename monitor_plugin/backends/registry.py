@@ -75,6 +75,7 @@ class Serving(NamedTuple):
         owner: the process that listens there and is no member; None if there is none, or if that
             is not known.
         is_certain: whether all descriptors that matter could be read.
+        inodes: the sockets that accept at the address.
     """
 
     backend: Backend
@@ -82,6 +83,7 @@ class Serving(NamedTuple):
     served_by: int | None = None
     owner: ProcessName | None = None
     is_certain: bool = True
+    inodes: frozenset[int] = frozenset()
 
 
 @dataclass(eq=False)

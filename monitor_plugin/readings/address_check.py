@@ -17,6 +17,9 @@ from ..rpc.client import StatusClient
 from ..telemetry.log_lines import log_address_owner
 
 _MAX_AGE_SECONDS = 1.0
+# While members hold all sockets of the address, the connection is to a member. Another process may
+# begin to share the address meanwhile, but it gets new connections alone.
+_HELD_MAX_AGE_SECONDS = 5.0
 # When descriptors may not be read, another look rarely shows more, and needs a process snapshot.
 _UNCERTAIN_MAX_AGE_SECONDS = 10.0
 
@@ -65,9 +68,10 @@ class AddressCheck:
     def check_result(self, record: Record, backend: Backend, rpc_error: str | None) -> Serving:
         """Find out which process serves the address, after a request of a status.
 
-        After the first answer on a connection the sockets are read anew, later once a second. If
-        another process serves the address, that is reported when it is new, and the connection is
-        closed, so that nothing which that process answered is remembered as the backend's answer.
+        After the first answer on a connection the sockets are read anew, later once a second, or
+        every five seconds while members hold them. If another process serves the address, that is
+        reported when it is new, and the connection is closed, so that nothing which that process
+        answered is remembered as the backend's answer.
 
         Args:
             record: the backend's record.
@@ -93,7 +97,7 @@ class AddressCheck:
         return serving
 
     def _look(self, record: Record, backend: Backend, since: float) -> Serving:
-        """Look at the sockets, or return what a look at most one second ago showed.
+        """Look at the sockets, or return what a look showed a short time ago.
 
         Args:
             record: the backend's record.
@@ -104,16 +108,25 @@ class AddressCheck:
         last = record.serving
         if last is not None and last.backend is backend and since <= last.seen_at:
             seconds = _MAX_AGE_SECONDS if last.is_certain else _UNCERTAIN_MAX_AGE_SECONDS
-            if now - last.seen_at < seconds:
+            age = now - last.seen_at
+            if age < seconds or (age < _HELD_MAX_AGE_SECONDS and self._is_held(record, last)):
                 return last
         max_age_seconds = max(0.0, min(_MAX_AGE_SECONDS, now - since))
         sockets = self._socket_table.find_sockets(backend.address, max_age_seconds)
         serving = record.serving = self._find_server(record, backend, sockets)
         return serving
 
+    def _is_held(self, record: Record, serving: Serving) -> bool:
+        """Whether members served the address alone, and still hold the same sockets."""
+        if serving.served_by is None or serving.owner is not None or not serving.is_certain:
+            return False
+        pids = [pid for pid, _ in record.members.identities()]
+        holders = self._socket_table.known_holders(serving.inodes, pids)
+        return len(holders) == len(serving.inodes)
+
     def _find_server(self, record: Record, backend: Backend, sockets: ListeningSockets) -> Serving:
         inodes, seen_at = sockets
-        serving = Serving(backend, seen_at)
+        serving = Serving(backend, seen_at, inodes=inodes)
         if not inodes:
             return serving
         pids = [pid for pid, _ in record.members.identities()]

@@ -57,7 +57,7 @@ def orphan(spawner: Spawner, address: str) -> Iterator[int]:
 
 
 def read_until_owned(monitor: Monitor, owner: int | None) -> Reading:
-    """Read until the reading names the owner; a look at the sockets is valid for a second."""
+    """Read until the reading names the owner; a look at the sockets is valid for some seconds."""
 
     def read() -> Reading | None:
         reading = monitor.read("m")
