@@ -66,8 +66,8 @@ def _find_fallbacks() -> Iterator[Fallback]:
         yield Fallback("/proc/PID/smaps_rollup", reason, instead)
     with contextlib.suppress(OSError):  # no /proc: no process can be read at all
         if not shows_exit_codes():
-            instead = "an exit code of 0 is known of children alone, unless the host reports it"
-            yield Fallback("exit codes in /proc/PID/stat", "it shows 0 for all", instead)
+            instead = "exit codes are known of child processes alone, unless the host reports them"
+            yield Fallback("exit codes in /proc/PID/stat", "all are 0", instead)
 
 
 def _find_pidfd_fallbacks() -> Iterator[Fallback]:

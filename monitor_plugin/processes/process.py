@@ -271,9 +271,15 @@ def _send_signal(pidfd: int, pid: int, number: int) -> bool:
     except OSError:
         # Either the kernel refuses this system call, or the process belongs to another user, which
         # `kill` refuses too. While a process runs, its PID is not reused.
-        if _is_readable(pidfd):
-            return False
+        return not _is_readable(pidfd) and _kill(pid, number)
+    return True
+
+
+def _kill(pid: int, number: int) -> bool:
+    try:
         os.kill(pid, number)
+    except ProcessLookupError:
+        return False
     return True
 
 

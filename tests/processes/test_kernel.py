@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import pytest
 
@@ -73,6 +74,26 @@ def test_all_refusals_are_found(spawner: Spawner) -> None:
     assert len(lines) == len(found.split(", ")) == len(ALL)
     *lines, found = _probe(spawner, dict.fromkeys((*ALL, "pidfd_open"), errno.EPERM))
     assert (len(lines), found) == (1, "pidfd_open")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts files over those of /proc")
+def test_what_gvisor_lacks_is_found(spawner: Spawner) -> None:
+    """It has no pidfds and no smaps_rollup, and writes 0 for addresses and exit codes."""
+    as_gvisor = """
+import os, pathlib, subprocess
+folder = pathlib.Path("/proc", str(os.getpid()))
+before, _, after = (folder / "stat").read_text().rpartition(")")
+subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+(folder / "stat").write_text(" ".join([before + ")", *after.split()[:23], *["0"] * 27]))
+"""
+    code = as_gvisor + PROBE.replace("REFUSED", repr({"pidfd_open": errno.ENOSYS}))
+    child = spawner.process("unshare", "--mount", sys.executable, "-c", code, cwd=ROOT)
+    pidfds, memory, exit_codes, found = child.communicate(timeout=60)[0].splitlines()
+    assert "polling" in pidfds
+    assert "No such file" in memory
+    assert "RSS" in memory
+    assert "child processes alone" in exit_codes
+    assert found == "pidfd_open, /proc/PID/smaps_rollup, exit codes in /proc/PID/stat"
 
 
 def test_an_older_kernel_without_exit_information_is_not_logged(spawner: Spawner) -> None:
