@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -21,7 +21,7 @@ from ..plugins.plugin_queue import Delivery
 from ..processes.members import Members, MemberTable
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
-from ..processes.process_table import ProcessIdentity, read_row
+from ..processes.process_table import ProcessIdentity, find_descendants, read_row
 from ..processes.sampler import Sampler
 from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
@@ -225,7 +225,7 @@ class Registration:
         pid: int,
         address: str,
         canonical: str,
-        known_members: Iterable[ProcessIdentity] = (),
+        known_members: Sequence[ProcessIdentity] = (),
     ) -> Record:
         watcher = self._exit_recorder.watcher
         try:
@@ -240,7 +240,8 @@ class Registration:
         except (ProcessGone, psutil.Error, OSError) as error:
             raise self._refuse(error, model, pid, address) from None
         backend = Backend(model, pid, address, process.created_at)
-        members = Members((pid, row.started), known_members)
+        # If the process is killed before the first snapshot, its children are orphans by then.
+        members = Members((pid, row.started), known_members or find_descendants(pid))
         memory = SingleFlight(
             _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._member_table.memory, members)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +179,29 @@ def shows_exit_codes() -> bool:
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     return fields[23] != b"0"  # the address of the program's code, field 26 of proc(5)
+
+
+def find_descendants(pid: int) -> list[ProcessIdentity]:
+    """List the descendants of a process without a pass over all processes, which takes longer.
+
+    Reads /proc/PID/task/*/children, which takes some microseconds per thread.
+
+    Returns:
+        An empty list where the kernel has no such file (CONFIG_PROC_CHILDREN), or where no file
+        descriptor is free. Descendants that start or end meanwhile may be missing.
+    """
+    found: dict[int, ProcessIdentity] = {}
+    queue = [pid]
+    for parent in queue:  # the loop extends `queue`
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children", "rb") as file:
+                    children = [int(each) for each in file.read().split()]
+                for child in children:
+                    if child not in found and (row := read_row(child)):
+                        found[child] = child, row.started
+                        queue.append(child)
+    return list(found.values())
 
 
 def measure_memory(rows: Mapping[int, ProcessRow]) -> tuple[int, str] | None:

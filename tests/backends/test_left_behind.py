@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Backend, BackendExit, Monitor, hookimpl
+from monitor_plugin.backends import registration
 from monitor_plugin.backends.registry import MAX_EXITS
 
 from ..support import Client, Spawner, eventually, is_running, register
@@ -108,15 +109,23 @@ def test_processes_of_a_killed_backend_are_reported_until_they_end(
     assert len(listener.events) == 2
 
 
-def test_children_that_were_never_in_a_list_are_found(
-    monitor: Monitor, listener: Listener, spawner: Spawner
+@pytest.mark.parametrize("kernel", ["lists children", "lists no children"])
+def test_children_of_a_new_backend_are_found(
+    kernel: str,
+    monitor: Monitor,
+    listener: Listener,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Soon after the registration, without a sweep: the shell leads neither session nor group."""
+    """At the registration, or else soon after it: the shell leads neither session nor group."""
+    if kernel == "lists no children":
+        monkeypatch.setattr(registration, "find_descendants", lambda pid: [])
     root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait", start_new_session=False)
     worker = int(first_line(root))
     try:
         register(monitor, root.pid)
-        wait_until_seen(monitor, root.pid, 2)
+        if kernel == "lists no children":
+            wait_until_seen(monitor, root.pid, 2)
         kill_and_reap(root)
         eventually(lambda: ("left_behind", root.pid, (worker,)) in listener.events)
     finally:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from monitor_plugin.processes.process_table import (
     ProcessRow,
     ProcessSnapshot,
+    find_descendants,
     read_row,
     take_snapshot,
 )
@@ -121,6 +123,32 @@ def test_descendants_are_those_whose_parents_lead_to_a_root(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts files over those of /proc")
+def test_descendants_of_one_process_are_found(spawner: Spawner) -> None:
+    """Also those that were started by a thread, and those of another session."""
+    code = """
+import subprocess, threading
+start = lambda: subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!; wait"], start_new_session=True)
+threading.Thread(target=lambda: start().wait()).start()
+start().wait()
+"""
+    process = spawner.python(code)
+    assert process.stdout
+    for _ in range(2):
+        process.stdout.readline()
+    expected = {each.pid for each in psutil.Process(process.pid).children(recursive=True)}
+    assert len(expected) == 4
+    try:
+        found = find_descendants(process.pid)
+        assert {pid for pid, _ in found} == expected
+        assert all(read_row(pid).started == started for pid, started in found)  # type: ignore[union-attr]
+    finally:
+        for pid in expected:
+            os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert find_descendants(process.pid) == []
+
+
 def test_rss_is_read_where_there_is_no_smaps_rollup(spawner: Spawner) -> None:
     """Neither is PSS read from smaps, which the kernel of gVisor and older ones have."""
     sleeper = spawner.sleeper()
