@@ -10,6 +10,8 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..domain.models import LeftBehindProcess
@@ -126,27 +128,27 @@ class LeftBehindTracker:
 
     def has(self, model: str, pid: int | None = None) -> bool:
         """Whether any member of an ended backend of a model may still run: see `records`."""
-        with self._changed:
-            reported = {each.record for each in self._entries.values() if each.is_reported}
         records = self.records(model, pid)
-        return not reported.isdisjoint(records) or any(map(self.look, records))
+        with self._changed:
+            if any(self._entries[each].is_reported for each in records if each in self._entries):
+                return True
+        return bool(self.look(records))
 
-    def look(self, record: Record) -> bool:
-        """Look for the members of an ended backend now; return whether any may run.
+    def look(self, records: Sequence[Record]) -> list[Record]:
+        """Look for the members of ended backends now; return the records of which any may run.
 
         If no file descriptor is free, they are assumed to run.
         """
+        records = self._known(records)
+        if not records:
+            return []
+        with suppress(OSError):
+            self._search(records)
+        return self._known(records)
+
+    def _known(self, records: Iterable[Record]) -> list[Record]:
         with self._changed:
-            entry = self._entries.get(record)
-            if entry is None:
-                return False
-            self._member_table.track_ended(record.members)
-        try:
-            self._search(entry, self._member_table.rescan(record.members))
-        except OSError:
-            return True
-        with self._changed:
-            return record in self._entries
+            return [each for each in records if each in self._entries]
 
     def _look_in(self, seconds: float) -> None:
         with self._changed:
@@ -178,17 +180,8 @@ class LeftBehindTracker:
 
     def _look_at_all(self) -> None:
         with self._changed:
-            # Not earlier, as this makes the snapshots of a shutdown in progress take longer.
-            for record in self._entries:
-                self._member_table.track_ended(record.members)
-        began = time.monotonic()
-        snapshot = self._member_table.snapshot(0.0)
-        if snapshot.taken_at < began:  # another thread had begun it before: take the next one
-            snapshot = self._member_table.snapshot(0.0)
-        with self._changed:
-            entries = list(self._entries.values())
-        for entry in entries:
-            self._search(entry, snapshot)
+            records = list(self._entries)
+        self._search(records)
         with self._changed:
             waits = [
                 _INTERVAL_SECONDS if each.is_reported else _GRACE_SECONDS
@@ -197,8 +190,26 @@ class LeftBehindTracker:
         if waits:
             self._look_in(min(waits))
 
-    def _search(self, entry: _Entry, snapshot: ProcessSnapshot) -> None:
-        """Search a snapshot for the members of an ended backend; report and store those that run.
+    def _search(self, records: Iterable[Record]) -> None:
+        """Take a snapshot, in which the members of all backends are found; store what still runs.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        with self._changed:
+            entries = [self._entries[each] for each in records if each in self._entries]
+            # Not earlier, as this makes the snapshots of a shutdown in progress take longer.
+            for entry in entries:
+                self._member_table.track_ended(entry.record.members)
+        began = time.monotonic()
+        snapshot = self._member_table.snapshot(0.0)
+        if snapshot.taken_at < began:  # another thread had begun it before: take the next one
+            snapshot = self._member_table.snapshot(0.0)
+        for entry in entries:
+            self._store(entry, snapshot)
+
+    def _store(self, entry: _Entry, snapshot: ProcessSnapshot) -> None:
+        """Store, and report once, which members of an ended backend a snapshot shows.
 
         They are not reported during a shutdown of the backend, which may still end them.
         """

@@ -204,14 +204,13 @@ class ShutdownCoordinator:
             outcome = "refused"
             raise
         finally:
+            self._left_behind.look([stop.record for stop in stops if stop.is_left_behind])
             deliveries = []
             for stop in stops:
                 backend, seconds = stop.record.backend, time.monotonic() - started
                 backend_outcome = "failed" if stop.failure else outcome
-                if stop.is_left_behind:
-                    self._left_behind.look(stop.record)
-                    if outcome == "respawned":
-                        backend_outcome = "stopped"
+                if stop.is_left_behind and backend_outcome == "respawned":
+                    backend_outcome = "stopped"
                 self._model_counter.count_shutdown(backend, backend_outcome)
                 deliveries.append(self._hooks.shutdown_finished(backend, backend_outcome, seconds))
             self._hooks.wait(deliveries)
@@ -231,18 +230,19 @@ class ShutdownCoordinator:
             PidNotHeld: the model no longer has a backend with the PID of the shutdown.
             ModelNotLoaded: the model no longer has a backend.
         """
-        stops = []
+        stops: list[Stop] = []
+        ended: list[Record] = []
         for record in shutdown.records:
             if not record.process.ended():
                 stops.append(Stop(record))
                 continue
             self._exit_recorder.record_exit(record)
-            if self._left_behind.look(record):
-                stops.append(Stop(record, is_left_behind=True))
+            ended.append(record)
+        stops += [Stop(each, is_left_behind=True) for each in self._left_behind.look(ended)]
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
         if stops:
-            ended = [each.backend for each in self._registry.last_exits()]
-            return stops, {_identity(each) for each in (*(r.backend for r in known), *ended)}
+            exits = [each.backend for each in self._registry.last_exits()]
+            return stops, {_identity(each) for each in (*(r.backend for r in known), *exits)}
         if shutdown.pid is not None and known:
             raise PidNotHeld(model, shutdown.pid, [each.backend.pid for each in known])
         raise ModelNotLoaded(model, self._exit_recorder.describe_last_exit(model))
