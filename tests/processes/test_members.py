@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,12 @@ import psutil
 import pytest
 
 from monitor_plugin.processes.members import Members, MemberTable
-from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot, read_row
+from monitor_plugin.processes.process_table import (
+    TICKS_PER_SECOND,
+    ProcessRow,
+    ProcessSnapshot,
+    read_row,
+)
 
 from ..support import Spawner, eventually, is_running, members_of
 
@@ -240,6 +246,11 @@ def test_processes_of_the_backends_own_control_group_are_members(
     assert pids(members) == [daemon]
 
 
+def _wait_for_later_tick(row: ProcessRow) -> None:
+    """Wait until a process that starts has a later start time, which the kernel counts in ticks."""
+    eventually(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_SECOND > row.started + 1)
+
+
 @pytest.mark.parametrize("stranger", ["older process", "another backend"])
 def test_a_control_group_that_others_share_does_not_count(
     spawner: Spawner, make_group: Callable[[], Path], stranger: str
@@ -249,12 +260,13 @@ def test_a_control_group_that_others_share_does_not_count(
     first = spawner.sleeper()
     (group / "cgroup.procs").write_text(str(first.pid))
     row = read_row(first.pid)
+    assert row
+    _wait_for_later_tick(row)
     process = spawner.python(WITH_DAEMON, str(group))
     daemon = int(_read_line(process))
     table, members = MemberTable(), members_of(process.pid)
     table.track(members)
     if stranger == "another backend":
-        assert row
         table.track(Members((first.pid, row.started)))
     table.snapshot()
     assert table.pids(members) == [process.pid]
