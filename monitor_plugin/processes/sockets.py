@@ -221,8 +221,9 @@ class SocketTable:
         if not sockets.inodes:
             return None
         pid = self._any_known_holder(sockets.inodes)
-        if pid is None:
-            self._searches.get(time.monotonic() - sockets.seen_at)
+        began_at = 0.0
+        while pid is None and began_at < sockets.seen_at:  # another thread may have begun before
+            began_at = self._searches.get(max(0.0, time.monotonic() - sockets.seen_at))
             pid = self._any_known_holder(sockets.inodes)
         return ProcessName(pid, None if pid is None else process_name(pid))
 
@@ -244,9 +245,13 @@ class SocketTable:
                 self._holders.pop(inode, None)
         return snapshot
 
-    def _search_all_processes(self) -> None:
-        """Find the holders of all listening sockets."""
-        self._find_holders(self._snapshot(_MAX_AGE_SECONDS).inodes, sorted(psutil.pids()))
+    def _search_all_processes(self) -> float:
+        """Find the holders of all listening sockets; return when the search began."""
+        began_at = time.monotonic()
+        inodes = self._snapshot(_MAX_AGE_SECONDS).inodes
+        unknown = {inode for inode in inodes if self._known_holder(inode) is None}
+        self._find_holders(unknown, sorted(psutil.pids()))
+        return began_at
 
     def _any_known_holder(self, inodes: frozenset[int]) -> int | None:
         return next((pid for each in sorted(inodes) if (pid := self._known_holder(each))), None)
@@ -413,9 +418,9 @@ def _descriptors(pid: int) -> list[str]:
     except PermissionError as error:
         denied = error
     row = read_row(pid)
-    if row is None or row.is_zombie:
+    if row is not None and row.is_zombie:
         return []
-    if not row.vms:  # its first thread has exited, while others run
+    if row is not None and not row.vms:  # its first thread has exited, while others run
         for task in _list_folder(f"/proc/{pid}/task"):
             with contextlib.suppress(PermissionError):
                 if found := _list_folder(f"{task}/fd"):

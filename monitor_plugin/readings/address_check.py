@@ -148,7 +148,7 @@ class AddressCheck:
             # The socket was closed meanwhile, or its process may not be read or is not shown.
             if not others & self._socket_table.find_sockets(backend.address, 0.0).inodes:
                 return serving
-            if not os.path.exists("/proc/1"):  # noqa: PTH110 - /proc hides processes (hidepid)
+            if not os.path.exists("/proc/1/stat"):  # noqa: PTH110 - /proc hides processes (hidepid)
                 return serving._replace(is_certain=False)
         return serving._replace(owner=owner)
 
