@@ -553,6 +553,7 @@ OBSTACLES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "server's loop": partial(refuse_thread, name="monitor-http"),
     "exit watcher": partial(refuse_thread, name="monitor-watcher"),
     "baselines": partial(refuse_thread, name="monitor-ticker"),
+    "left behind": partial(refuse_thread, name="monitor-left-behind"),
     "sweeps": partial(refuse_thread, name="monitor-sweep"),
     "events": partial(refuse_thread, name="monitor-events"),
     "link to NATS": partial(refuse_thread, name="monitor-cluster"),

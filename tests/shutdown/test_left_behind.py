@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,9 +15,11 @@ from monitor_plugin import (
     ModelNotLoaded,
     Monitor,
     PidNotHeld,
+    ShutdownFailed,
     ShutdownRefused,
     hookimpl,
 )
+from monitor_plugin.domain.models import LeftBehindProcess
 
 from ..support import Client, Spawner, eventually, is_running, register
 
@@ -85,7 +87,7 @@ def kill(monitor: Monitor, root: subprocess.Popen[str]) -> None:
     eventually(lambda: monitor._services.registry.find(root.pid) is None)
 
 
-def left_behind(monitor: Monitor, pid: int) -> object:
+def left_behind(monitor: Monitor, pid: int) -> Sequence[LeftBehindProcess] | None:
     exits = monitor._services.registry.last_exits()
     return next(each.left_behind for each in exits if each.backend.pid == pid)
 
@@ -176,6 +178,33 @@ def test_restart_by_the_host_is_no_failure(
     assert not is_running(child)
     assert is_running(restarted.pid)
     assert [each.pid for each in own_monitor.backends()] == [restarted.pid]
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_processes_that_the_host_did_not_stop_are_left_behind(
+    says: bool, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The host ends its own process alone; the next shutdown ends the others."""
+    root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
+    assert root.stdout
+    child = int(root.stdout.readline())
+
+    class Host:
+        @hookimpl
+        def monitor_stop_backend(self, backend: Backend) -> bool:
+            root.kill()
+            root.wait()
+            return says
+
+    monitor = make_monitor(plugins=[Host()], stop_timeout_seconds=0.5)
+    register(monitor, root.pid)
+    with pytest.raises(ShutdownFailed, match=f"still running: PID {child}"):
+        monitor.shutdown("m")
+    processes = eventually(lambda: left_behind(monitor, root.pid))
+    assert [each.pid for each in processes or ()] == [child]
+    monitor.shutdown("m")
+    assert not is_running(child)
+    assert left_behind(monitor, root.pid) == ()
 
 
 def test_hook_may_refuse(monitor: Monitor, hooks: Hooks, spawner: Spawner) -> None:
