@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from ..domain.models import ProcessUsage, TreeUsage
 from .members import Members, MemberTable
-from .process_table import ProcessRow, ProcessSnapshot
+from .process_table import ProcessSnapshot
 from .sampler import MIN_MEASURED_SECONDS, Sampler
 
 # Sweeps that follow each other within this time share a snapshot.
@@ -138,8 +138,8 @@ class UsageSnapshot:
             usage = self._sum(live, self._cpu_percent(pids))
         # Zombies count: their CPU time is theirs until their parent waits for them.
         rows = [self._rows[pid] for pid in pids]
-        usage["cpu_seconds"] = sum(row.cpu_seconds + row.children_cpu_seconds for row in rows)
-        zombies = sum(row.is_zombie for row in rows)
+        usage["cpu_seconds"] = sum([row.cpu_seconds + row.children_cpu_seconds for row in rows])
+        zombies = sum([row.is_zombie for row in rows])
         return TreeUsage(processes=len(live), zombies=zombies, pss=pss, vram=vram, **usage)
 
     def _sum(self, pids: Sequence[int], cpu_percent: float | None) -> dict[str, Any]:
@@ -165,49 +165,46 @@ class UsageSnapshot:
             return None
         percent = 0.0
         for pid in pids:
-            row, before = self._rows[pid], self._row_before(pid)
-            if before is None:
+            row, before = self._rows[pid], self._baseline.rows.get(pid)
+            if before is None or before.started != row.started:
                 # The process started after the baseline, so all its CPU time counts.
-                used, seconds = row.cpu_seconds, row.read_at - self._baseline.taken_at
+                used = row.cpu_seconds + row.children_cpu_seconds
+                seconds = row.read_at - self._baseline.taken_at
             else:
-                used, seconds = row.cpu_seconds - before.cpu_seconds, row.read_at - before.read_at
+                used = max(0.0, row.cpu_seconds - before.cpu_seconds)
+                seconds = row.read_at - before.read_at
+                if row.children_cpu_seconds != before.children_cpu_seconds:
+                    # A process that ended during a pass may be missing in the baseline. Its whole
+                    # CPU time would then count, which may be that of hours.
+                    used += min(self._waited_for(pid, self._baseline), seconds * _CORES)
             if seconds < MIN_MEASURED_SECONDS:  # the passes over /proc took different times
                 return None
-            # A process that ends during a pass may be missing in the baseline. Its whole CPU time
-            # would then count, which may be that of hours.
-            waited_for = min(self._waited_for(pid), seconds * _CORES)
-            percent += 100 * (max(0.0, used) + waited_for) / seconds
+            percent += 100 * used / seconds
         return percent
-
-    def _row_before(self, pid: int) -> ProcessRow | None:
-        """Return the row of the same process in the baseline."""
-        before = self._baseline.rows.get(pid) if self._baseline else None
-        return before if before and before.started == self._rows[pid].started else None
 
     def _has_waited(self, pid: int) -> bool:
         """Whether a process has waited for descendants that used CPU time since the baseline."""
-        before = self._row_before(pid)
-        was = before.children_cpu_seconds if before else 0.0
-        return self._rows[pid].children_cpu_seconds != was
+        row, before = self._rows[pid], self._baseline.rows.get(pid) if self._baseline else None
+        if before is None or before.started != row.started:
+            return row.children_cpu_seconds > 0
+        return row.children_cpu_seconds != before.children_cpu_seconds
 
-    def _waited_for(self, pid: int) -> float:
+    def _waited_for(self, pid: int, baseline: ProcessSnapshot) -> float:
         """Return the CPU seconds since the baseline of descendants that a process has waited for.
 
         When a process is waited for, all its CPU time moves to its parent, also the CPU time that
         the baseline shows as its own.
         """
-        waited_for, before = self._rows[pid].children_cpu_seconds, self._row_before(pid)
-        if self._baseline is None or before is None:
-            return waited_for
-        waited_for -= before.children_cpu_seconds
-        queue = list(self._baseline.children(pid)) if waited_for else []
+        before = baseline.rows[pid]
+        seconds = self._rows[pid].children_cpu_seconds - before.children_cpu_seconds
+        queue = list(baseline.children(pid))
         for child in queue:  # the loop extends `queue`
-            row, now = self._baseline.rows[child], self._rows.get(child)
-            if now is None or now.started != row.started:
-                waited_for -= row.cpu_seconds + row.children_cpu_seconds
-                queue.extend(self._baseline.children(child))
+            was, now = baseline.rows[child], self._rows.get(child)
+            if now is None or now.started != was.started:
+                seconds -= was.cpu_seconds + was.children_cpu_seconds
+                queue.extend(baseline.children(child))
         # Less than 0 if descendants were not waited for, or by a process that is no member.
-        return max(0.0, waited_for)
+        return max(0.0, seconds)
 
 
 def _open_files(pids: Iterable[int]) -> int | None:
