@@ -33,7 +33,7 @@ class MemberChanges(NamedTuple):
     """What a snapshot changes in the members of a backend.
 
     Attributes:
-        found: the members that were found.
+        found: the members, except the root, that no snapshot had shown before.
         gone: the members that neither run nor are zombies any more, with their last rows.
     """
 
@@ -123,7 +123,7 @@ class Members:
         with self._lock:
             if self._updated_at is not None and snapshot.taken_at < self._updated_at:
                 return MemberChanges()
-            self._updated_at = snapshot.taken_at
+            is_first, self._updated_at = self._updated_at is None, snapshot.taken_at
             self._ended_leaders = [
                 (pid, started)
                 for pid, started in (*self._ended_leaders, *self._running)
@@ -145,10 +145,10 @@ class Members:
                 queue.extend(fresh)
             before = self._running
             now = self._running = {(pid, rows[pid].started): rows[pid] for pid in found}
-        if before.keys() == now.keys():
+        if before.keys() == now.keys() and not is_first:
             return MemberChanges()
         return MemberChanges(
-            [identity for identity in now if identity not in before],
+            [each for each in now if each != self.root and before.get(each) is None],
             [
                 (identity, row)
                 for identity, row in before.items()

@@ -21,7 +21,7 @@ from monitor_plugin.backends import exits
 from monitor_plugin.domain.models import MemberEnd
 from monitor_plugin.processes import usage
 from monitor_plugin.processes.members import Members
-from monitor_plugin.processes.process import ProcessGone
+from monitor_plugin.processes.process import ProcessGone, keeps_exit_codes
 
 from ..support import Client, Spawner, eventually, is_running, logged, register
 from .conftest import Recorder
@@ -351,6 +351,20 @@ def test_end_of_a_member_is_an_event_and_a_log_line(
     eventually(lambda: len(events_of(quick, "member_ended")) > 1)
     first, second = events_of(quick, "member_ended")
     assert (first, second["member"]["pid"], second["signal"]) == (event, other.pid, 15)
+
+
+@pytest.mark.skipif(not keeps_exit_codes(), reason="needs Linux 6.15")
+def test_cause_is_known_if_the_parent_of_a_member_has_waited_for_it(
+    quick: Monitor, spawner: Spawner
+) -> None:
+    """Soon after the registration, and at any age of the member."""
+    process = spawner.process("sh", "-c", "sleep 1000; sleep 1000", stderr=subprocess.DEVNULL)
+    (child,) = eventually(psutil.Process(process.pid).children)
+    register(quick, process.pid)
+    eventually(quick._services.member_table._pidfds.held)
+    child.kill()
+    (event,) = eventually(lambda: events_of(quick, "member_ended"))
+    assert (event["member"]["pid"], event["signal"], event["is_zombie"]) == (child.pid, 9, False)
 
 
 # Starts a child. On SIGTERM it kills the child, and ends a second later.

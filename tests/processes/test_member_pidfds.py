@@ -8,7 +8,7 @@ import pytest
 
 from monitor_plugin.processes import member_pidfds
 from monitor_plugin.processes.member_pidfds import MemberPidfds
-from monitor_plugin.processes.members import MemberTable
+from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process import keeps_exit_codes
 from monitor_plugin.processes.process_table import ProcessIdentity, read_row
 
@@ -74,7 +74,7 @@ def test_table_holds_the_pidfds_of_registered_backends_alone(spawner: Spawner) -
     table, members = MemberTable(), members_of(process.pid)
     table.rescan(members)
     assert table._pidfds.held() == []
-    members = members_of(process.pid)
+    members = Members(members.root, [(child, row.started)])  # known before the first snapshot
     for release in (table.forget, table.track_ended):
         table.track(members)
         table.snapshot(0)
