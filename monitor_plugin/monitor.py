@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import math
 import os
 import threading
@@ -46,12 +47,14 @@ from .processes.kernel import KernelProbe
 from .processes.members import MemberTable
 from .processes.sockets import SocketTable
 from .processes.usage import UsageReader
+from .processes.visibility import find_unseen
 from .readings.address_check import AddressCheck
 from .readings.backend_reader import BackendReader
 from .readings.model_reader import ModelReader
 from .readings.sweeper import Sweeper
 from .rpc.channels import ChannelSecurity
 from .rpc.client import StatusClient
+from .shutdown.address_verifier import AddressVerifier
 from .shutdown.coordinator import ShutdownCoordinator
 from .shutdown.stop import Stopper
 from .telemetry.event_log import EventLog
@@ -60,6 +63,8 @@ from .telemetry.time_series import TimeSeries
 
 if TYPE_CHECKING:
     from .cluster.node import ClusterNode
+
+_logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -267,6 +272,7 @@ class Monitor:
                 self.plugins,
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
+            unseen=services.unseen,
             plugins=self.plugins,
             blocking=services.blocking_observer,
             cluster=self._cluster.service if self._cluster else None,
@@ -329,7 +335,8 @@ class Monitor:
             PidNotHeld: the model has no backend with that PID.
             ModelNotLoaded: the model has no backend, and none left a process behind.
             ShutdownRefused: a hook refused; nothing was stopped.
-            ShutdownFailed: processes are left, or the host started the model again.
+            ShutdownFailed: processes are left, an address is still served, or the host started the
+                model again.
         """
         with audited_shutdown(model, force, pid):
             self._services.shutdown_coordinator.shutdown(
@@ -388,6 +395,7 @@ class _Services:
         security = ChannelSecurity(settings)
         table = self.member_table = MemberTable()
         self.kernel_probe = KernelProbe()
+        self.unseen = find_unseen()
         pool = self.thread_pool = ThreadPool("monitor-worker")
         executor = self.hook_executor = HookExecutor(managers)
         events = self.event_log = EventLog(time.time())
@@ -411,7 +419,8 @@ class _Services:
         self.registration = Registration(
             registry, table, client, hooks, recorder, left_behind, security, refusals
         )
-        check = self.address_check = AddressCheck(SocketTable(), table, registry, client, hooks)
+        sockets = SocketTable()
+        check = self.address_check = AddressCheck(sockets, table, registry, client, hooks)
         reader = self.backend_reader = BackendReader(
             registry, client, table, check, hooks, status_seconds
         )
@@ -421,14 +430,28 @@ class _Services:
         self.sweeper = Sweeper(
             registry, recorder, reader, check, pool, client, usage, hooks, series, settings
         )
-        stopper = Stopper(registry, recorder, reader, check, client, table, hooks, settings)
+        verifier = AddressVerifier(registry, table, sockets)
+        stopper = Stopper(
+            registry, recorder, reader, check, client, table, verifier, hooks, settings
+        )
         self.shutdown_coordinator = ShutdownCoordinator(
-            registry, recorder, left_behind, stopper, hooks, events, counter, pool, settings
+            registry,
+            recorder,
+            left_behind,
+            stopper,
+            hooks,
+            events,
+            counter,
+            pool,
+            self.unseen,
+            settings,
         )
 
     def start(self) -> None:
         """Start the background threads. Call `stop` if an exception is raised."""
         self.kernel_probe.run()
+        if self.unseen:
+            _logger.warning("not everything can be seen: %s", self.unseen)
         self.exit_recorder.start()
         self.left_behind.start()
         self.sweeper.start()
@@ -475,6 +498,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.shutdown_coordinator,
         services.sweeper,
         services.exit_recorder.describe_last_exit,
+        services.unseen is not None,
     )
     return ClusterNode(settings, services.registry, local_node, services.blocking_observer)
 

@@ -20,6 +20,9 @@ from ..domain.models import (
 if TYPE_CHECKING:
     from ..readings.model_reader import SharedReading  # that module imports gRPC
 
+# Only in the response of a shutdown that could not be verified completely.
+VERIFIED_HEADER, PARTLY = "X-Monitor-Verified", "partly"
+
 
 class StatusAnswer(msgspec.Struct, frozen=True):
     """The answer if the backend reported its status; memory in bytes."""
@@ -50,9 +53,20 @@ class StoppedAnswer(msgspec.Struct, frozen=True):
 
 
 class HealthAnswer(msgspec.Struct, frozen=True):
-    """The answer of `/healthz` and `/readyz`: `ok`, `ready`, or with a 503 `not ready`."""
+    """The answer of `/healthz`: `ok`."""
 
     status: str
+
+
+class ReadyAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer of `/readyz`: `ready`, or with a 503 `not ready`.
+
+    Attributes:
+        unseen: what the monitor cannot see of other users' processes; left out if it sees all.
+    """
+
+    status: str
+    unseen: str | None = None
 
 
 class HooksAnswer(msgspec.Struct, frozen=True):
@@ -81,6 +95,16 @@ class Response(msgspec.Struct, frozen=True):
 def encode(answer: msgspec.Struct) -> bytes:
     """Encode an answer as JSON, with the fields in the order of the struct."""
     return msgspec.json.encode(answer)
+
+
+def stopped_response(is_partly_verified: bool) -> Response:
+    """Make the response of a shutdown that has succeeded.
+
+    Args:
+        is_partly_verified: whether the monitor cannot see all processes.
+    """
+    headers = {VERIFIED_HEADER: PARTLY} if is_partly_verified else {}
+    return Response(200, encode(StoppedAnswer()), headers, "stopped")
 
 
 def hooks_answer(plugins: Sequence[LoadedPlugin], disabled: Sequence[str]) -> HooksAnswer:

@@ -12,7 +12,8 @@ Their tree::
     ├── ModelNotLoaded         no backend of that model is registered
     ├── BackendUnreadable      neither the backend nor its process could be read
     ├── ShutdownRefused        a hook refused the shutdown
-    ├── ShutdownFailed         the processes could not be stopped, or were started again
+    ├── ShutdownFailed         the processes could not be stopped, or were started again, or the
+    │                          address is still served
     ├── TooManyShutdowns       too many shutdowns are running already
     ├── RequestFailed          a request to a running monitor failed
     └── ClusterError           a request to another node of the cluster failed
@@ -150,11 +151,12 @@ class ShutdownRefused(MonitorError):
 
 
 class ShutdownFailed(MonitorError):
-    """The model's processes could not be stopped, or were started again.
+    """The model's processes could not be stopped, or were started again, or its address is served.
 
     Attributes:
         model: the model's name.
-        pids: the processes that were still running when the monitor gave up.
+        pids: the processes that were still running, or served the address, when the monitor gave
+            up.
     """
 
     def __init__(self, model: str, reason: str, pids: Sequence[int] = ()) -> None:

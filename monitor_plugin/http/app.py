@@ -45,6 +45,7 @@ def create_app(
     time_series: TimeSeries,
     metrics: MetricsSource,
     is_ready: Callable[[], bool],
+    unseen: str | None,
     plugins: Callable[[], list[LoadedPlugin]],
     blocking: BlockingObserver,
     cluster: ClusterView | None = None,
@@ -62,6 +63,7 @@ def create_app(
         time_series: holds the usage of the last minutes.
         metrics: gives the figures of `/metrics`.
         is_ready: whether the monitor is started and not closing.
+        unseen: what the monitor cannot see of other users' processes; None if it sees all.
         plugins: lists the loaded plugins.
         blocking: is entered while a request waits for a shutdown or an event.
         cluster: the cluster; None without a cluster.
@@ -69,7 +71,8 @@ def create_app(
     guard = Guard(settings, tokens, cluster.node if cluster else None)
     app = falcon.App(middleware=[Audit(), guard, *cors(settings)])
     monitor = MonitorResource(read, cluster)
-    stop = ShutdownResource(shutdown, max(1, settings.http_threads // 2), blocking, cluster)
+    stop_limit = max(1, settings.http_threads // 2)
+    stop = ShutdownResource(shutdown, stop_limit, blocking, unseen is not None, cluster)
     backends = BackendsResource(lister, cluster)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
@@ -82,7 +85,7 @@ def create_app(
     app.add_route("/history", HistoryResource(time_series, cluster))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
-    health = HealthResource(is_ready)
+    health = HealthResource(is_ready, unseen)
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))

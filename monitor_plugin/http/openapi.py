@@ -78,6 +78,12 @@ _MONITOR_HEADERS = {
         "X-Monitor-Replicas": "How many backends the model has.",
     }.items()
 }
+_SHUTDOWN_HEADERS = {
+    results.VERIFIED_HEADER: {
+        "description": "`partly` where the monitor cannot see all processes; otherwise absent.",
+        "schema": _TEXT_SCHEMA,
+    }
+}
 
 
 def describe_api(token_required: bool, clustered: bool = False) -> bytes:
@@ -89,7 +95,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     """
     structs = [schemas.HistoryAnswer, schemas.EventsAnswer, schemas.VersionAnswer]
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
-    structs += [results.HealthAnswer, results.HooksAnswer, errors.ErrorAnswer]
+    structs += [results.HealthAnswer, results.ReadyAnswer, results.HooksAnswer, errors.ErrorAnswer]
     if clustered:
         structs += [schemas.ClusterBackendsAnswer, schemas.TargetGroup]
         structs += [requests.NodeMonitorBody, requests.NodeShutdownBody]
@@ -99,6 +105,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     for name, component in components.items():
         if "properties" in component and not hasattr(requests, name):
             _require_all_properties(component)
+    components[results.ReadyAnswer.__name__]["required"] = ["status"]
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -155,7 +162,8 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
             (*refused, 409, 413, 415, 500, 503, *unreachable),
             node,
             operation_id=f"shut_down{suffix}",
-            description="The model's processes are verified to have ended",
+            description="The model's processes have ended, and nothing serves its addresses",
+            headers=_SHUTDOWN_HEADERS,
             requestBody={"required": True, "content": body},
         )
         paths[f"{prefix}/backend/shutdown"] = {"post": stop}
@@ -177,14 +185,14 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
     paths["/version"] = _get("Which program this is", schemas.VersionAnswer, refused)
     paths["/hooks"] = _get("The plugins that are loaded", results.HooksAnswer, refused)
     paths["/openapi.json"] = _get("This description", {"type": "object"}, refused)
-    for path, summary in (
-        ("/healthz", "Whether the monitor answers"),
-        ("/readyz", "Whether the monitor watches"),
+    for path, summary, answer in (
+        ("/healthz", "Whether the monitor answers", results.HealthAnswer),
+        ("/readyz", "Whether the monitor watches", results.ReadyAnswer),
     ):
-        paths[path] = _get(summary, results.HealthAnswer, (403,), security=[])
+        paths[path] = _get(summary, answer, (403,), security=[])
     paths["/readyz"]["get"]["responses"]["503"] = {
         "description": "It is not started yet, or is closing",
-        "content": _json(results.HealthAnswer),
+        "content": _json(results.ReadyAnswer),
     }
     # For a name that is no asset, the guard requires a token, as for any other path.
     for path, name, summary, media_types, error_codes, parameters in (

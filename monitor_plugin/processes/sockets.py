@@ -8,6 +8,7 @@ socket holds it, too, such as a worker of a server, or a service whose socket sy
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import select
@@ -471,6 +472,9 @@ def accepts_connection(address: str, timeout_seconds: float = _PROBE_SECONDS) ->
     Returns:
         False if every connection was refused, the path or the name does not exist, or the time has
         passed.
+
+    Raises:
+        OSError: no file descriptor is free.
     """
     target = parse_address(address)
     deadline = time.monotonic() + timeout_seconds
@@ -506,8 +510,13 @@ def _connects(peers: Iterable[_Peer], deadline: float) -> bool:
         pending = {}
         poll = select.poll()
         for family, peer in peers:
-            with contextlib.suppress(OSError):  # such as IPv6, where it is off
+            try:
                 probe = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
+                continue  # such as IPv6, where it is off
+            with contextlib.suppress(OSError):
                 probe.setblocking(False)
                 try:
                     probe.connect(peer)

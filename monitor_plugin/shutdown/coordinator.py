@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from ..domain.models import Backend
 from ..plugins.hooks import Hooks
 from ..telemetry.event_log import EventLog
 from .stop import Stop, Stopper, format_pids
+
+_logger = logging.getLogger(__name__)
 
 _RESPAWN_POLL_SECONDS = 0.1
 _MAX_CONCURRENT_STOPS = 32
@@ -53,6 +56,7 @@ class ShutdownCoordinator:
         event_log: records the phases.
         model_counter: counts the outcomes.
         thread_pool: stops the backends of a model at the same time.
+        unseen: what the monitor cannot see of other users' processes; None if it sees all.
         settings: how long to drain, and how long to watch whether the host starts a model again.
     """
 
@@ -66,6 +70,7 @@ class ShutdownCoordinator:
         event_log: EventLog,
         model_counter: ModelCounter,
         thread_pool: ThreadPool,
+        unseen: str | None,
         settings: Settings,
     ) -> None:
         self._registry = registry
@@ -76,6 +81,7 @@ class ShutdownCoordinator:
         self._event_log = event_log
         self._model_counter = model_counter
         self._thread_pool = thread_pool
+        self._unseen = unseen
         self._drain_timeout_seconds = settings.drain_timeout_seconds
         self._respawn_watch_seconds = settings.respawn_watch_seconds
         self._lock = threading.Lock()
@@ -89,7 +95,8 @@ class ShutdownCoordinator:
         Also stops the processes that backends of the model have left behind. No host is asked for
         them, and a model that the host has started again meanwhile does not count as respawned.
 
-        Returns once their process trees are verified to have ended.
+        Returns once it is verified that their members have ended and that nothing serves their
+        addresses, unless other registered backends do.
 
         Args:
             model: the model's name.
@@ -103,7 +110,8 @@ class ShutdownCoordinator:
             ModelNotLoaded: the model has no backend, and none left a process behind.
             PidNotHeld: the model has no backend with that PID.
             ShutdownRefused: a hook refused; nothing was stopped.
-            ShutdownFailed: processes are left, or the host started the model again.
+            ShutdownFailed: processes are left, an address is still served, or the host started the
+                model again.
         """
         while True:
             with self._lock:
@@ -200,6 +208,8 @@ class ShutdownCoordinator:
             if not all(stop.by_host or stop.failure or stop.is_left_behind for stop in stops):
                 self._set_phase(shutdown, "watching")
                 outcome = self._watch_respawn(model, known)
+            if outcome == "stopped":
+                self._for_each(stops, self._stopper.verify_address)
         except ShutdownRefused:
             outcome = "refused"
             raise
@@ -220,6 +230,8 @@ class ShutdownCoordinator:
             raise ShutdownFailed(model, "; ".join(failure.reason for failure in failures), pids)
         if outcome == "respawned":
             raise self._respawn_error(model, known)
+        if self._unseen:
+            _logger.warning("the stop of model %r is verified in part: %s", model, self._unseen)
 
     def _make_stops(
         self, model: str, shutdown: _Shutdown

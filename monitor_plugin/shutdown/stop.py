@@ -26,6 +26,7 @@ from ..processes.process_tree import ProcessTree
 from ..readings.address_check import AddressCheck
 from ..readings.backend_reader import BackendReader
 from ..rpc.client import StatusClient
+from .address_verifier import AddressVerifier
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Stop:
         tree: the backend's process tree; None before `Stopper.open`, or if the process had ended.
         is_busy: whether the backend was busy after the drain, or may be, as its status is unknown.
         by_host: whether the host stops the backend, through a hook.
+        grace_ends_at: when the time of the stop is over, by the monotonic clock.
         failure: why the stop failed; None if it has not failed.
     """
 
@@ -54,6 +56,7 @@ class Stop:
     tree: ProcessTree | None = None
     is_busy: bool = False
     by_host: bool = False
+    grace_ends_at: float = 0.0
     failure: ShutdownFailed | None = None
 
     def fail(self, reason: str, tree: ProcessTree) -> None:
@@ -79,6 +82,7 @@ class Stopper:
         address_check: tells whether a member serves a backend's address.
         status_client: requests that a backend frees its model (`Free`).
         member_table: finds the members of backends.
+        address_verifier: verifies that nothing serves the address of a stopped backend.
         hooks: may stop a backend through the host.
         settings: the timeouts.
 
@@ -94,6 +98,7 @@ class Stopper:
         address_check: AddressCheck,
         status_client: StatusClient,
         member_table: MemberTable,
+        address_verifier: AddressVerifier,
         hooks: Hooks,
         settings: Settings,
     ) -> None:
@@ -103,6 +108,7 @@ class Stopper:
         self._address_check = address_check
         self._status_client = status_client
         self._member_table = member_table
+        self._address_verifier = address_verifier
         self._hooks = hooks
         self._settings = settings
         self.closing = threading.Event()
@@ -162,6 +168,7 @@ class Stopper:
         """Free and end the backend; set `stop.by_host` and `stop.failure`."""
         if stop.tree is None or stop.failure:
             return
+        stop.grace_ends_at = time.monotonic() + self._settings.stop_timeout_seconds
         with self._recording_failure(stop):
             self._registry.set_stopping(stop.record, True)
             try:
@@ -170,6 +177,22 @@ class Stopper:
                 if stop.record.process.ended():
                     self._exit_recorder.record_exit(stop.record)
                 self._registry.set_stopping(stop.record, False)
+
+    def verify_address(self, stop: Stop) -> None:
+        """Verify that nothing serves the address of a stopped backend; set `stop.failure`.
+
+        Waits until the end of the grace, and at least one second: see `AddressVerifier.verify`.
+        """
+        if stop.failure:
+            return
+        try:
+            stop.failure = self._address_verifier.verify(
+                stop.record, stop.grace_ends_at, self.closing
+            )
+        except OSError as error:  # for example, no free file descriptor
+            backend = stop.record.backend
+            reason = f"its processes have ended, but {backend.address} cannot be checked: {error}"
+            stop.failure = ShutdownFailed(backend.model, reason)
 
     def _end_tree(self, stop: Stop, tree: ProcessTree) -> None:
         """Free a backend and end its process tree, through the host or by signals."""

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from ...api.cluster_view import NODE_HEADER
 from ...api.errors import ErrorAnswer, encode_error, error_kind
-from ...api.results import Response, StoppedAnswer, encode
+from ...api.results import PARTLY, VERIFIED_HEADER, Response, stopped_response
 from ...domain.errors import (
     ModelNotLoaded,
     MonitorError,
@@ -22,7 +22,7 @@ from ...domain.errors import (
 from ..peers.directory import Peer
 from ..requests.client import PeerClient, PeerResult, where_to_ask
 from ..requests.local_node import LocalNode
-from ..transport.messages import Request
+from ..transport.messages import Request, with_headers
 from ..transport.nats_link import NatsLink
 from .readings import answer_of, join_names
 
@@ -131,7 +131,7 @@ class ClusterShutdowns:
         nodes = join_names([each.node for each in with_model if each.node])
         headers = {NODE_HEADER: nodes} if nodes else {}
         if stopped and not failed:
-            return Response(200, encode(StoppedAnswer()), headers, "stopped")
+            return with_headers(stopped_response(any(map(_is_partly_verified, results))), headers)
         if not failed or len(results) == 1:
             return _only_answer(results[0])
         worst = min(failed, key=_rank)
@@ -160,6 +160,11 @@ def _outcome(result: PeerResult) -> str:
         return error_kind(result.error).type
     answer = result.reply.answer if result.reply else None
     return (answer and answer.outcome) or "shutdown_failed"
+
+
+def _is_partly_verified(result: PeerResult) -> bool:
+    answer = result.reply.answer if result.reply else None
+    return answer is not None and answer.headers.get(VERIFIED_HEADER) == PARTLY
 
 
 def _rank(result: PeerResult) -> int:

@@ -13,7 +13,7 @@ from ...api.audit import audited_shutdown
 from ...api.cluster_view import NODE_HEADER
 from ...api.errors import error_response
 from ...api.lister import Lister
-from ...api.results import Response, StoppedAnswer, encode, shared_response
+from ...api.results import Response, encode, shared_response, stopped_response
 from ...backends.left_behind import LeftBehindTracker
 from ...backends.refusals import Refusals
 from ...backends.registry import Registry
@@ -38,6 +38,7 @@ class LocalNode:
         coordinator: shuts this node's models down.
         sweeper: reads all backends of this node.
         describe_last_exit: describes how the last backend of a model ended; None if none has ended.
+        is_partly_verified: whether the monitor cannot see all processes.
 
     Attributes:
         run: identifies this process among all that ever had the node's name.
@@ -53,10 +54,12 @@ class LocalNode:
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
         describe_last_exit: Callable[[str], str | None],
+        is_partly_verified: bool,
     ) -> None:
         self.node = node
         self.run = secrets.token_hex(8)
         self.describe_last_exit = describe_last_exit
+        self._is_partly_verified = is_partly_verified
         self._registry = registry
         self._left_behind = left_behind
         self._model_reader = model_reader
@@ -123,7 +126,7 @@ class LocalNode:
 
     def _stop(self, request: Request) -> Reply:
         self._coordinator.shutdown(request.model or "", request.force, request.pid)
-        return self._reply(Response(200, encode(StoppedAnswer()), outcome="stopped"))
+        return self._reply(stopped_response(self._is_partly_verified))
 
 
 def _audited(request: Request) -> contextlib.AbstractContextManager[None]:

@@ -200,6 +200,7 @@ def cors(settings: Settings) -> list[Any]:
                 "X-Monitor-Replicas",
                 "X-Monitor-Rpc-Error",
                 "X-Monitor-Source",
+                "X-Monitor-Verified",
             ],
         )
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import falcon
 
-from ...api.results import HealthAnswer, hooks_answer
+from ...api.results import HealthAnswer, ReadyAnswer, hooks_answer
 from ...api.schemas import VersionAnswer
 from ...domain.models import LoadedPlugin
 from ...domain.version import package_version
@@ -14,10 +14,16 @@ from ..messages import send_answer
 
 
 class HealthResource:
-    """`/healthz` and `/readyz`: whether the HTTP server answers, and whether the monitor runs."""
+    """`/healthz` and `/readyz`: whether the HTTP server answers, and whether the monitor runs.
 
-    def __init__(self, is_ready: Callable[[], bool]) -> None:
+    Args:
+        is_ready: whether the monitor is started and not closing.
+        unseen: what the monitor cannot see of other users' processes; None if it sees all.
+    """
+
+    def __init__(self, is_ready: Callable[[], bool], unseen: str | None) -> None:
         self._is_ready = is_ready
+        self._unseen = unseen
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer `ok`."""
@@ -28,7 +34,7 @@ class HealthResource:
         ready = self._is_ready()
         if not ready:
             response.status = falcon.HTTP_503
-        send_answer(response, HealthAnswer("ready" if ready else "not ready"))
+        send_answer(response, ReadyAnswer("ready" if ready else "not ready", self._unseen))
 
 
 class VersionResource:

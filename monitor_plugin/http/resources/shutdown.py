@@ -9,11 +9,11 @@ import falcon
 
 from ...api.cluster_view import ClusterView
 from ...api.requests import NodeShutdownBody, ShutdownBody, parse_body, parse_query
-from ...api.results import StoppedAnswer
+from ...api.results import stopped_response
 from ...concurrency.blocking import BlockingObserver
 from ...domain.errors import TooManyShutdowns
 from ...domain.model_name import validate_model_name
-from ..messages import read_body, requester_of, send_answer, send_response
+from ..messages import read_body, requester_of, send_response
 
 _RETRY_AFTER_SECONDS = 5
 
@@ -25,6 +25,7 @@ class ShutdownResource:
         shutdown: stops a model, by force or not, or its backend with a PID; raises if it fails.
         limit: maximum number of requests that wait for their shutdown; each occupies a thread.
         blocking: is entered during a shutdown, which mostly waits.
+        is_partly_verified: whether the monitor cannot see all processes.
         cluster: the cluster; None without a cluster.
     """
 
@@ -33,12 +34,14 @@ class ShutdownResource:
         shutdown: Callable[[str, bool, int | None], None],
         limit: int,
         blocking: BlockingObserver,
+        is_partly_verified: bool,
         cluster: ClusterView | None,
     ) -> None:
         self._shutdown = shutdown
         self._cluster = cluster
         self._limit = limit
         self._blocking = blocking
+        self._is_partly_verified = is_partly_verified
         self._slots = threading.Semaphore(limit)
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
@@ -69,12 +72,12 @@ class ShutdownResource:
     ) -> None:
         if self._cluster is None:
             self._shutdown(model, body.force, body.pid)
-            request.context.outcome = "stopped"
-            send_answer(response, StoppedAnswer())
-            return
-        node = parse_query(request.query_string).get("node", getattr(body, "node", None))
-        if node is not None:
-            request.context.shutdown["node"] = node
-        result = self._cluster.shutdown(model, body.force, body.pid, node, requester_of(request))
+            result = stopped_response(self._is_partly_verified)
+        else:
+            node = parse_query(request.query_string).get("node", getattr(body, "node", None))
+            if node is not None:
+                request.context.shutdown["node"] = node
+            requester = requester_of(request)
+            result = self._cluster.shutdown(model, body.force, body.pid, node, requester)
         request.context.outcome = result.outcome
         send_response(response, result)
