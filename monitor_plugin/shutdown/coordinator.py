@@ -209,7 +209,7 @@ class ShutdownCoordinator:
                 self._set_phase(shutdown, "watching")
                 outcome = self._watch_respawn(model, known)
             if outcome == "stopped":
-                self._for_each(stops, self._stopper.verify_address)
+                self._for_each(stops, self._stopper.verify)
         except ShutdownRefused:
             outcome = "refused"
             raise

@@ -178,7 +178,7 @@ class Stopper:
                     self._exit_recorder.record_exit(stop.record)
                 self._registry.set_stopping(stop.record, False)
 
-    def verify_address(self, stop: Stop) -> None:
+    def verify(self, stop: Stop) -> None:
         """Verify that nothing serves the address of a stopped backend; set `stop.failure`.
 
         Waits until the end of the grace, and at least one second: see `AddressVerifier.verify`.

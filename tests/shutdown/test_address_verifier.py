@@ -168,10 +168,12 @@ def test_restart_by_the_host_is_reported_before_the_address(
     class Restarts:
         @hookimpl
         def monitor_backend_gone(self, backend: Backend) -> None:
-            register(monitor, spawner.sleeper().pid, address=backend.address)
+            if backend.pid == first.pid:
+                register(monitor, second.pid, address=backend.address)
 
+    first, second = spawner.sleeper(), spawner.sleeper()
     monitor = make_quick([Restarts()], respawn_watch_seconds=600)
-    register(monitor, spawner.sleeper().pid, address=f"127.0.0.1:{port}")
+    register(monitor, first.pid, address=f"127.0.0.1:{port}")
     with pytest.raises(ShutdownFailed, match="the host started it again"):
         monitor.shutdown("m")
 

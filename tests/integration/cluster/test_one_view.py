@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from monitor_plugin import InvalidBackend, Monitor
+from monitor_plugin import monitor as monitor_module
 
 from ...support import (
     Answer,
@@ -388,3 +389,25 @@ def test_every_response_names_its_node(nats: NatsServer, make_local: MakeLocal) 
         assert a.client.request("GET", path, None, sent).headers["X-Monitor-Node"] == "a", path
     assert a.client.request("POST", "/backend/shutdown", {}, sent).headers["X-Monitor-Node"] == "a"
     assert a.get("/backends").headers["X-Monitor-Node"] is None
+
+
+@pytest.mark.parametrize("partly", ["a", "b"])
+def test_shutdown_is_verified_partly_if_it_is_on_any_node(
+    nats: NatsServer,
+    make_local: MakeLocal,
+    monkeypatch: pytest.MonkeyPatch,
+    partly: str,
+) -> None:
+    """The node that is asked may see everything, and another one not."""
+    nodes = {}
+    for name in ("a", "b"):
+        unseen = "the backs of mirrors" if name == partly else None
+        monkeypatch.setattr(monitor_module, "find_unseen", lambda unseen=unseen: unseen)
+        nodes[name] = make_local(name, nats.url, "m", f"only-{name}")
+    a = nodes["a"]
+    eventually(partial(read_from, a, "m", "a, b"))
+    eventually(partial(read_from, a, "only-b", "b"))
+    assert a.client.shutdown("m").headers["X-Monitor-Verified"] == "partly"
+    for name in ("a", "b"):
+        verified = a.client.shutdown(f"only-{name}").headers["X-Monitor-Verified"]
+        assert verified == ("partly" if name == partly else None)
