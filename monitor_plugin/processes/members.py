@@ -189,9 +189,11 @@ class MemberTable:
         """Go on updating the members of a backend whose root has ended.
 
         From now on, a process that is also a member of a registered backend, or of a backend that
-        ended before, is none of these members.
+        ended before, is none of these members. Later calls do nothing.
         """
         with self._lock:
+            if members in self._ended:
+                return
             self._registered.pop(members, None)
             self._ended[members] = None
         self._release_pidfds(members)

@@ -131,7 +131,8 @@ class Stopper:
             self._exit_recorder.record_exit(stop.record)
         except OSError as error:  # for example, no free file descriptor
             reason = f"its processes cannot be looked at: {error}"
-            stop.failure = ShutdownFailed(backend.model, reason, [backend.pid])
+            pids = [] if stop.is_left_behind else [backend.pid]
+            stop.failure = ShutdownFailed(backend.model, reason, pids)
 
     def drain(self, stop: Stop, deadline: float, skip: threading.Event) -> None:
         """Wait while the backend is busy, or was busy and does not answer; set `stop.is_busy`.
