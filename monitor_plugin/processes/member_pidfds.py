@@ -40,11 +40,6 @@ class MemberPidfds:
                 return
         os.close(pidfd)
 
-    def held(self) -> list[ProcessIdentity]:
-        """List the processes whose pidfds are held."""
-        with self._lock:
-            return list(self._pidfds)
-
     def release(self, identity: ProcessIdentity) -> int | None:
         """Close the pidfd of a process, if it is held; return the exit code, None if unknown."""
         with self._lock:

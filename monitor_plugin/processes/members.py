@@ -214,11 +214,16 @@ class MemberTable:
         for identity, row in changes.gone:
             code = self._pidfds.release(identity)
             members.add_gone(identity, row if code is None else row._replace(exit_code=code))
+        if not self._is_registered(members):  # the ends are not reported
+            return
+        for identity in changes.found:
+            self._pidfds.hold(identity)
+        if not self._is_registered(members):  # it was forgotten meanwhile
+            self._release_pidfds(members)
+
+    def _is_registered(self, members: Members) -> bool:
         with self._lock:
-            is_registered = members in self._registered
-        if is_registered:  # otherwise the ends are not reported
-            for identity in changes.found:
-                self._pidfds.hold(identity)
+            return members in self._registered
 
     def _release_pidfds(self, members: Members) -> None:
         for identity in members.identities():
@@ -277,9 +282,6 @@ class MemberTable:
         snapshot = self._take()
         self._update(registered, ended, snapshot)
         self._control_groups.forget_ended(snapshot)
-        for identity in self._pidfds.held():  # members that were forgotten during the update
-            if not _runs(snapshot.rows, *identity):
-                self._pidfds.release(identity)
         return snapshot
 
     def _tracked(self) -> tuple[Sequence[Members], Sequence[Members]]:

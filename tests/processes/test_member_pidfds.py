@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 
+import psutil
 import pytest
 
 from monitor_plugin.processes import member_pidfds
 from monitor_plugin.processes.member_pidfds import MemberPidfds
 from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process import keeps_exit_codes
-from monitor_plugin.processes.process_table import ProcessIdentity, read_row
+from monitor_plugin.processes.process_table import ProcessIdentity, read_row, take_snapshot
 
 from ..support import Spawner, descriptors, eventually, members_of
 
@@ -19,6 +20,10 @@ pytestmark = pytest.mark.skipif(not keeps_exit_codes(), reason="needs Linux 6.15
 
 def count_pidfds() -> int:
     return sum("pidfd" in target for _, target in descriptors())
+
+
+def held(pidfds: MemberPidfds) -> list[ProcessIdentity]:
+    return list(pidfds._pidfds)
 
 
 def sleeper(spawner: Spawner) -> ProcessIdentity:
@@ -32,14 +37,14 @@ def test_few_pidfds_are_held(spawner: Spawner, monkeypatch: pytest.MonkeyPatch) 
     first, second, third = (sleeper(spawner) for _ in range(3))
     for each in (first, second, second, third):
         pidfds.hold(each)
-    assert pidfds.held() == [first, second]
+    assert held(pidfds) == [first, second]
     assert count_pidfds() == before + 2
     assert pidfds.release(first) is None  # it runs
     pidfds.hold(third)
-    assert pidfds.held() == [second, third]
+    assert held(pidfds) == [second, third]
     pidfds.close()
     pidfds.hold(first)
-    assert pidfds.held() == []
+    assert held(pidfds) == []
     assert count_pidfds() == before
 
 
@@ -49,7 +54,7 @@ def test_no_pidfd_of_another_process_is_held(spawner: Spawner) -> None:
     pid, started = sleeper(spawner)
     pidfds.hold((pid, started - 1))
     pidfds.hold((2**22 + 1, 1.0))
-    assert pidfds.held() == []
+    assert held(pidfds) == []
 
 
 def test_exit_code_is_known_after_the_process_was_waited_for(spawner: Spawner) -> None:
@@ -73,18 +78,55 @@ def test_table_holds_the_pidfds_of_registered_backends_alone(spawner: Spawner) -
     assert row
     table, members = MemberTable(), members_of(process.pid)
     table.rescan(members)
-    assert table._pidfds.held() == []
+    assert held(table._pidfds) == []
     members = Members(members.root, [(child, row.started)])  # known before the first snapshot
     for release in (table.forget, table.track_ended):
         table.track(members)
         table.snapshot(0)
-        assert table._pidfds.held() == [(child, row.started)]
+        assert held(table._pidfds) == [(child, row.started)]
         release(members)
-        assert table._pidfds.held() == []
+        assert held(table._pidfds) == []
         members = members_of(process.pid)
-    table._pidfds.hold((child, row.started))  # as an update at the same time as `forget` may do
-    os.kill(child, 9)
-    process.wait()
-    eventually(lambda: read_row(child) is None)
+
+
+def test_no_pidfd_is_held_of_a_backend_that_is_forgotten_during_the_snapshot(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be held until the monitor is closed."""
+    process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
+    assert process.stdout
+    assert process.stdout.readline()
+    table, members = MemberTable(), members_of(process.pid)
+    table.track(members)
+    hold = table._pidfds.hold
+
+    def forget_and_hold(identity: ProcessIdentity) -> None:
+        table.forget(members)
+        hold(identity)
+
+    monkeypatch.setattr(table._pidfds, "hold", forget_and_hold)
     table.snapshot(0)
-    assert table._pidfds.held() == []
+    assert held(table._pidfds) == []
+
+
+def test_an_older_snapshot_releases_no_pidfd(spawner: Spawner) -> None:
+    """It may lack a process that a newer one has shown to another thread."""
+    process = spawner.python(
+        "import os, time; input(); os.fork(); time.sleep(1000)", stdin=subprocess.PIPE
+    )
+    older = take_snapshot()
+    snapshots = [older]
+    table = MemberTable(lambda: snapshots[-1])
+    members = members_of(process.pid)
+    table.track(members)
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+    eventually(lambda: psutil.Process(process.pid).children())
+    snapshots.append(take_snapshot())
+    table.rescan(members)
+    assert len(held(table._pidfds)) == 1
+    snapshots.append(older)
+    table.snapshot(0)
+    assert len(held(table._pidfds)) == 1
+    table.close()
