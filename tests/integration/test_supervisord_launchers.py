@@ -137,7 +137,7 @@ def test_launcher_is_registered_while_its_server_is_away(
 def test_client_of_a_daemon_is_registered_itself(
     address: str, make_host: Callable[..., Host], tmp_path: Path, spawner: Spawner
 ) -> None:
-    """The server belongs to the daemon, which has a session of its own."""
+    """The server belongs to the daemon, and a shutdown says that it still serves."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     spawner.python(DAEMON, str(fifo), *shlex.split(BACKEND))
@@ -145,9 +145,19 @@ def test_client_of_a_daemon_is_registered_itself(
     host = make_host(program("m", f"{path} run --addr {address}"))
     eventually(lambda: accepts(address))
     eventually(lambda: host.known("m"))
-    host.control("signal", "HUP", "monitor")
-    eventually(lambda: host.backends("m") == [host.pid("m")])
-    assert [call["pid"] for call in host.hook_calls("registered")] == [host.pid("m")]
+    client = host.pid("m")
+    assert host.backends("m") == [client]
+    shown = eventually(lambda: it if (it := item(host, "m")).get("address_owner") else None)
+    assert shown
+    answer = host.client.shutdown("m")
+    assert answer.status == 500
+    message = answer.json["error"]["message"]
+    server = shown["address_owner"]["pid"]
+    assert f"{address} is still served by process {server}" in message
+    assert host.state("m") == "STOPPED"
+    assert not is_running(client)
+    assert is_running(server)
+    assert [call["pid"] for call in host.hook_calls("registered")] == [client]
 
 
 @pytest.mark.parametrize("quoted", [False, True])
