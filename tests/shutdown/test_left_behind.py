@@ -20,6 +20,8 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.domain.models import LeftBehindProcess
+from monitor_plugin.processes.sockets import accepts_connection
+from monitor_plugin.testing import RunningBackend, backend_command
 
 from ..support import Client, Spawner, eventually, is_running, register
 
@@ -178,6 +180,25 @@ def test_restart_by_the_host_is_no_failure(
     assert not is_running(child)
     assert is_running(restarted.pid)
     assert [each.pid for each in own_monitor.backends()] == [restarted.pid]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_server_of_a_killed_launcher_is_stopped(
+    is_restarted: bool, monitor: Monitor, client: Client, spawner: Spawner
+) -> None:
+    """Also if the host has started another one beside it, as gRPC servers share ports."""
+    launcher = RunningBackend(
+        spawner.process("sh", "-c", '"$@" & wait', "sh", *backend_command(addr="127.0.0.1:0"))
+    )
+    register(monitor, launcher.pid, address=launcher.address)
+    kill(monitor, launcher.process)
+    if is_restarted:
+        restarted = spawner.backend(addr=launcher.address)
+        threading.Thread(target=restarted.process.wait, daemon=True).start()
+        register(monitor, restarted.pid, address=launcher.address)
+    assert accepts_connection(launcher.address)
+    assert client.shutdown("m").status == 200
+    assert not accepts_connection(launcher.address)
 
 
 @pytest.mark.parametrize("says", [True, False])
