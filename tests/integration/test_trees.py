@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -238,6 +239,33 @@ def test_request_in_a_worker_is_finished_before_the_worker_ends(
     assert not tree.left()
 
 
+def test_address_that_another_process_serves_fails_the_shutdown(
+    tree: Tree, case: Case, spawner: Spawner, tmp_path: Path
+) -> None:
+    """A client of a container engine ends, but what the engine runs for it does not."""
+    engine = Tree(spawner)
+    docker = str(TESTS / "trees" / "docker.py")
+    proxy = tmp_path / "docker-proxy"
+    proxy.symlink_to(sys.executable)
+    path = str(tmp_path / "engine")
+    engine.run(sys.executable, docker, "daemon", path)
+    try:
+        line = tree.run(sys.executable, docker, "run", path, str(proxy), *tree.server[1:])
+        server = int(line.split()[1])
+        register(case.monitor, tree.root.pid, address=tree.address)
+        answer = case.client.monitor("m")
+        assert answer.headers["X-Monitor-Source"] == "psutil"
+        assert answer.headers["X-Monitor-Rpc-Error"] == "UNAVAILABLE"
+        assert case.listed()["address_owner"] == {"pid": server, "name": "docker-proxy"}
+        status, body = case.shutdown()
+        assert (status, body["error"]["type"]) == (500, "shutdown_failed")
+        served = f"{tree.address} is still served by process {server} (docker-proxy)"
+        assert served in body["error"]["message"]
+        assert list(tree.left()) == ["listening"]
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("victim", ["root", "worker"])
 def test_kill_in_the_middle_of_a_stop_leaves_nothing(victim: str, tree: Tree, case: Case) -> None:
     """Whichever process somebody else kills meanwhile, the stop goes on with the others."""
@@ -274,3 +302,19 @@ def test_daemons_of_a_systemd_unit_are_stopped(tree: Tree, case: Case, systemd: 
     case.await_processes("grpc", 2)
     assert case.shutdown() == STOPPED
     assert not tree.left()
+
+
+def test_unit_that_a_client_of_systemd_started_fails_the_shutdown(
+    tree: Tree, case: Case, systemd: Systemd
+) -> None:
+    """The client has ended, and systemd's unit serves on."""
+    unit = shlex.join(start_unit_command("served", *tree.server))
+    tree.run(*systemd.enter("sh", "-c", f"{unit} && echo ready && exec sleep 1000"))
+    eventually(lambda: "listening" in tree.left())
+    register(case.monitor, tree.root.pid, address=tree.address)
+    status, body = case.shutdown()
+    assert (status, body["error"]["type"]) == (500, "shutdown_failed")
+    served = f"{tree.address} is still served by process {systemd.main_pid('served')} (python"
+    assert served in body["error"]["message"]
+    assert list(tree.left()) == ["listening"]
+    systemd.run("systemctl", "stop", "served")
