@@ -97,7 +97,7 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
     belong to the backend; `address`, the gRPC target: host:port, [::1]:port, ipv4:1.2.3.4:port,
     ipv6:[::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS.
     :port, *:port, 0.0.0.0:port and [::]:port are the same address as localhost:port: the monitor
-    dials 127.0.0.1, and then ::1. Another PID of the same model adds a replica; the same PID again
+    dials ::1, and then 127.0.0.1. Another PID of the same model adds a replica; the same PID again
     updates its record. With the address of a registered process of the same model, a PID of the
     same backend replaces that process: for example the server that a registered launcher started.
     This is no exit, and both stay members of the backend. Returns nothing.

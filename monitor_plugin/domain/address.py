@@ -37,16 +37,14 @@ class Target(NamedTuple):
     Attributes:
         path: the path of a unix socket; of an abstract one, a NUL and its name; None for TCP.
         hosts: the host names or IP addresses to dial, without brackets: LOOPBACK_HOSTS for
-            `localhost` and for an address that names no host, otherwise one.
+            `localhost` and for an address that names no host (`:50051`, `*:50051`, `0.0.0.0:50051`
+            or `[::]:50051`), otherwise one.
         port: the TCP port.
-        names_no_host: whether the address is unspecified: `:50051`, `*:50051`, `0.0.0.0:50051` or
-            `[::]:50051`.
     """
 
     path: str | None
     hosts: tuple[str, ...] = ()
     port: int = 0
-    names_no_host: bool = False
 
 
 def parse_address(address: object) -> Target:
@@ -78,8 +76,7 @@ def parse_address(address: object) -> Target:
         raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
-    hosts, names_no_host = _parse_host(address, scheme[:4], host)
-    return Target(None, hosts, int(port), names_no_host)
+    return Target(None, _parse_host(address, scheme[:4], host), int(port))
 
 
 def canonical_address(address: object) -> str:
@@ -96,7 +93,7 @@ def canonical_address(address: object) -> str:
     Raises:
         ValueError: the address has none of FORMS; the message says what is wrong.
     """
-    path, hosts, port, _ = parse_address(address)
+    path, hosts, port = parse_address(address)
     if path is not None:
         return grpc_socket_target(path)
     host = hosts[0]
@@ -155,19 +152,19 @@ def _decoded_path(address: str, path: str) -> str:
     return os.fsdecode(decoded)
 
 
-def _parse_host(address: str, scheme: str, host: str) -> tuple[tuple[str, ...], bool]:
-    """Return the hosts to dial, and whether the address names no host."""
+def _parse_host(address: str, scheme: str, host: str) -> tuple[str, ...]:
+    """Return the hosts to dial: see `Target`."""
     if host.startswith("[") and host.endswith("]") and scheme != "ipv4":
         try:
             ip6 = ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise ValueError(f"address {address!r}: {host} is no IPv6 address") from None
         ip = ip6.ipv4_mapped or ip6
-        return (LOOPBACK_HOSTS, True) if ip.is_unspecified else ((str(ip),), False)
+        return LOOPBACK_HOSTS if ip.is_unspecified else (str(ip),)
     if scheme == "ipv6":
         raise ValueError(f"address {address!r}: {host!r} is no IPv6 address in brackets")
     if host in ("", "*") and scheme != "ipv4":
-        return LOOPBACK_HOSTS, True
+        return LOOPBACK_HOSTS
     if scheme != "ipv4" and (not HOST_NAME.fullmatch(host) or ".." in host):
         raise ValueError(
             f"address {address!r}: {host!r} is no host name or IPv4 address "
@@ -178,8 +175,8 @@ def _parse_host(address: str, scheme: str, host: str) -> tuple[tuple[str, ...], 
             ip4 = ipaddress.IPv4Address(host)
         except ValueError:
             raise ValueError(f"address {address!r}: {host} is no IPv4 address") from None
-        return (LOOPBACK_HOSTS, True) if ip4.is_unspecified else ((str(ip4),), False)
+        return LOOPBACK_HOSTS if ip4.is_unspecified else (str(ip4),)
     host = host.lower().rstrip(".")
     if host in _NOT_HOSTS:
         raise ValueError(f"address {address!r}: gRPC does not take {host!r} for a host's name")
-    return (LOOPBACK_HOSTS if host == "localhost" else (host,)), False
+    return LOOPBACK_HOSTS if host == "localhost" else (host,)

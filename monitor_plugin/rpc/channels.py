@@ -15,6 +15,7 @@ from ..config.reloading_file import open_setting_file
 from ..config.settings import Settings
 from ..config.tokens import validate_token
 from ..domain.address import (
+    LOOPBACK_HOSTS,
     TLS_SCHEME,
     canonical_address,
     grpc_socket_target,
@@ -120,13 +121,13 @@ def _grpc_target(address: str) -> tuple[str, tuple[tuple[str, object], ...]]:
     parsed = parse_address(address)
     if parsed.path is not None:
         return grpc_socket_target(parsed.path), _OPTIONS
-    if not parsed.names_no_host:
+    if parsed.hosts != LOOPBACK_HOSTS:
         return address.removeprefix(TLS_SCHEME), _OPTIONS
     # gRPC tries one after the other. One target takes IP addresses of one family only, so the last
-    # one is that of IPv4 as IPv6 writes it, which is dialled by IPv4, also where IPv6 is off. Names
-    # are not used, as /etc/hosts may lack `localhost` in one family. An error's details are those
-    # of the last address, and more servers listen by IPv4 alone than by IPv6 alone: see
-    # `speaks_grpc`.
+    # one is that of IPv4 as IPv6 writes it, which is dialled by IPv4, also where IPv6 is off. gRPC
+    # itself may resolve `localhost` to one family only: 1.49.1 does, and /etc/hosts may lack one.
+    # An error's details are those of the last address, and more servers listen by IPv4 alone than
+    # by IPv6 alone: see `speaks_grpc`.
     port = parsed.port
     target = f"ipv6:[::1]:{port},[::ffff:127.0.0.1]:{port}"
     return target, (*_OPTIONS, ("grpc.default_authority", f"localhost:{port}"))

@@ -542,8 +542,10 @@ def test_hooks_get_channels_and_metadata_like_the_monitors_own(
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "[::1]", "[::]", "0.0.0.0"])
-@pytest.mark.parametrize("dialled", [":{}", "*:{}", "[::]:{}", "0.0.0.0:{}", "ipv6:[::]:{}"])
-def test_address_that_names_no_host_is_dialled_on_loopback(
+@pytest.mark.parametrize(
+    "dialled", [":{}", "*:{}", "[::]:{}", "0.0.0.0:{}", "ipv6:[::]:{}", "localhost:{}"]
+)
+def test_address_that_names_no_family_is_dialled_on_loopback(
     bound: str, dialled: str, serve: Serve, long_timeout_monitor: Callable[..., Monitor], read: Read
 ) -> None:
     """Whether the server listens at the address of one family or of both."""
