@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
-from monitor_plugin import Backend, Monitor, Reading, Status, hookimpl
+from monitor_plugin import Backend, Monitor, Reading, ShutdownFailed, Status, hookimpl
 from monitor_plugin.api.results import reading_response
 from monitor_plugin.domain.models import ProcessName
 from monitor_plugin.processes import sockets
@@ -243,7 +243,8 @@ def test_another_process_gets_no_call_and_delays_no_stop(
         assert monitor.read("m").source == ("grpc" if busy else "psutil")
         monitor.sweep()
         began = time.monotonic()
-        monitor.shutdown("m", force=busy)
+        with pytest.raises(ShutdownFailed, match="is still served by process"):
+            monitor.shutdown("m", force=busy)
         assert time.monotonic() - began < 100
         assert set(server.calls) == ({"Status", "Free"} if busy else set())
 
