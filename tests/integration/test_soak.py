@@ -28,7 +28,7 @@ def test_short_soak_finds_nothing_wrong(spawner: Spawner, tmp_path: Path) -> Non
     assert found["wrong"] == []
     assert output.endswith("wrong answers: 0; leaks: 0\n")
     assert found["exits"] > 10
-    assert found["latencies"]["monitor grpc"]["count"] > 50
+    assert found["latencies"]["monitor grpc"]["count"] > 10
 
 
 def test_interrupted_soak_leaves_no_process(spawner: Spawner) -> None:
