@@ -44,6 +44,7 @@ from .plugins.hooks import Hooks
 from .plugins.host_manager import HostCalls, HostManager
 from .plugins.manager import PluginManager
 from .processes.kernel import KernelProbe
+from .processes.member_pidfds import MemberPidfds
 from .processes.members import MemberTable
 from .processes.sockets import SocketTable
 from .processes.usage import UsageReader
@@ -393,7 +394,8 @@ class _Services:
 
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
-        table = self.member_table = MemberTable()
+        self.member_pidfds = MemberPidfds()
+        table = MemberTable(pidfds=self.member_pidfds)
         self.kernel_probe = KernelProbe()
         self.unseen = find_unseen()
         pool = self.thread_pool = ThreadPool("monitor-worker")
@@ -477,7 +479,7 @@ class _Services:
             self.event_queue.close,
             self.hook_executor.close,
             self.thread_pool.close,
-            self.member_table.close,
+            self.member_pidfds.close,
         )
 
 

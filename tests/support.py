@@ -125,6 +125,11 @@ def descriptors() -> set[tuple[str, str]]:
     return found
 
 
+def count_pidfds() -> int:
+    """Count the pidfds of this process."""
+    return sum("pidfd" in target for _, target in descriptors())
+
+
 def listening_descriptors(address: str) -> tuple[int, ...]:
     """Return the descriptors of the sockets with which this process listens at an address."""
     links = {f"socket:[{inode}]" for inode in SocketTable().find_sockets(address, 0.0).inodes}

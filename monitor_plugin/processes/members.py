@@ -168,12 +168,18 @@ class MemberTable:
 
     Args:
         take: takes a snapshot.
+        pidfds: holds pidfds of members of registered backends, which show how these have ended;
+            None holds none.
     """
 
-    def __init__(self, take: Callable[[], ProcessSnapshot] = take_snapshot) -> None:
+    def __init__(
+        self,
+        take: Callable[[], ProcessSnapshot] = take_snapshot,
+        pidfds: MemberPidfds | None = None,
+    ) -> None:
         self._take = take
         self._control_groups = ControlGroups()
-        self._pidfds = MemberPidfds()
+        self._pidfds = pidfds
         self._lock = threading.Lock()
         # The members of registered backends; and of ended ones, in the order of their ends.
         self._registered: dict[Members, None] = {}
@@ -205,19 +211,16 @@ class MemberTable:
             self._ended.pop(members, None)
         self._release_pidfds(members)
 
-    def close(self) -> None:
-        """Close the pidfds of members."""
-        self._pidfds.close()
-
-    def _use_pidfds(self, members: Members, changes: MemberChanges) -> None:
-        """Hold the pidfds of members that were found, and read how others have ended."""
+    def _record_changes(self, members: Members, changes: MemberChanges) -> None:
+        """Hold the pidfds of members that were found, and record how others have ended."""
+        pidfds = self._pidfds
         for identity, row in changes.gone:
-            code = self._pidfds.release(identity)
+            code = pidfds.release(identity) if pidfds is not None else None
             members.add_gone(identity, row if code is None else row._replace(exit_code=code))
-        if not self._is_registered(members):  # the ends are not reported
+        if pidfds is None or not self._is_registered(members):  # the ends are not reported
             return
         for identity in changes.found:
-            self._pidfds.hold(identity)
+            pidfds.hold(identity)
         if not self._is_registered(members):  # it was forgotten meanwhile
             self._release_pidfds(members)
 
@@ -226,8 +229,9 @@ class MemberTable:
             return members in self._registered
 
     def _release_pidfds(self, members: Members) -> None:
-        for identity in members.identities():
-            self._pidfds.release(identity)
+        if self._pidfds is not None:
+            for identity in members.identities():
+                self._pidfds.release(identity)
 
     def snapshot(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> ProcessSnapshot:
         """Return a shared snapshot, in which the members of all tracked backends were found.
@@ -295,7 +299,7 @@ class MemberTable:
         for members in registered:
             changes = members.update(snapshot, in_groups.get(members, ()))
             if changes.found or changes.gone:
-                self._use_pidfds(members, changes)
+                self._record_changes(members, changes)
         if not ended:
             return
         excluded = {pid for members in registered for pid in members.pids_in(snapshot)}

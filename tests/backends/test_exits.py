@@ -361,7 +361,7 @@ def test_cause_is_known_if_the_parent_of_a_member_has_waited_for_it(
     process = spawner.process("sh", "-c", "sleep 1000; sleep 1000", stderr=subprocess.DEVNULL)
     (child,) = eventually(psutil.Process(process.pid).children)
     register(quick, process.pid)
-    eventually(lambda: quick._services.member_table._pidfds._pidfds)
+    eventually(lambda: quick._services.member_pidfds._pidfds)
     child.kill()
     (event,) = eventually(lambda: events_of(quick, "member_ended"))
     assert (event["member"]["pid"], event["signal"], event["is_zombie"]) == (child.pid, 9, False)

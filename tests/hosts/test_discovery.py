@@ -21,7 +21,7 @@ from monitor_plugin.hosts.discovery import (
     split_command,
 )
 
-from ..support import OVERWRITE_TITLE, Spawner, eventually, free_port
+from ..support import OVERWRITE_TITLE, Spawner, count_pidfds, eventually, free_port
 
 # What a backend is to the discovery: a command line. It needs not serve.
 SLEEPER = (sys.executable, "-S", "-c", "import time; time.sleep(1000)")
@@ -177,6 +177,17 @@ def test_program_with_an_invalid_address_is_found(address: str, spawner: Spawner
 def test_address_is_found_in_a_configured_command(command: str, address: str | None) -> None:
     """Also in a shell script, up to the next operator of the shell."""
     assert configured_address(split_command(command)) == address
+
+
+def test_discovery_holds_no_pidfds(spawner: Spawner) -> None:
+    """Only the monitor reports how members have ended."""
+    process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait", "sh", "--addr", ADDRESS)
+    assert process.stdout
+    child, before = int(process.stdout.readline()), count_pidfds()
+    discovery = Discovery()
+    (backend,) = discovery.find([Program("g:llama", "llama", process.pid)])
+    assert backend.members == [process.pid, child]
+    assert count_pidfds() == before
 
 
 @pytest.mark.parametrize(

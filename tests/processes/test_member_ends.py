@@ -15,6 +15,7 @@ from monitor_plugin.domain.exits import make_member_end
 from monitor_plugin.domain.models import MemberEnd
 from monitor_plugin.processes import member_ends
 from monitor_plugin.processes.member_ends import MemberEndFinder
+from monitor_plugin.processes.member_pidfds import MemberPidfds
 from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process import keeps_exit_codes
 from monitor_plugin.processes.process_table import (
@@ -52,7 +53,8 @@ class Family:
         self.parent = spawner.python(PARENT, stdin=subprocess.PIPE)
         self.members = members_of(self.parent.pid)
         self.finder = MemberEndFinder()
-        self.table = MemberTable()
+        self.pidfds = MemberPidfds()
+        self.table = MemberTable(pidfds=self.pidfds)
         self.table.track(self.members)
 
     def send(self, line: str) -> str:
@@ -89,7 +91,7 @@ class Family:
 def family(spawner: Spawner) -> Iterator[Family]:
     family = Family(spawner)
     yield family
-    family.table.close()
+    family.pidfds.close()
 
 
 def test_a_killed_member_is_found_once(family: Family) -> None:

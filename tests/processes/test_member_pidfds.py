@@ -13,13 +13,9 @@ from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process import keeps_exit_codes
 from monitor_plugin.processes.process_table import ProcessIdentity, read_row, take_snapshot
 
-from ..support import Spawner, descriptors, eventually, members_of
+from ..support import Spawner, count_pidfds, eventually, members_of
 
 pytestmark = pytest.mark.skipif(not keeps_exit_codes(), reason="needs Linux 6.15")
-
-
-def count_pidfds() -> int:
-    return sum("pidfd" in target for _, target in descriptors())
 
 
 def held(pidfds: MemberPidfds) -> list[ProcessIdentity]:
@@ -76,16 +72,17 @@ def test_table_holds_the_pidfds_of_registered_backends_alone(spawner: Spawner) -
     child = int(process.stdout.readline())
     row = read_row(child)
     assert row
-    table, members = MemberTable(), members_of(process.pid)
+    pidfds = MemberPidfds()
+    table, members = MemberTable(pidfds=pidfds), members_of(process.pid)
     table.rescan(members)
-    assert held(table._pidfds) == []
+    assert held(pidfds) == []
     members = Members(members.root, [(child, row.started)])  # known before the first snapshot
     for release in (table.forget, table.track_ended):
         table.track(members)
         table.snapshot(0)
-        assert held(table._pidfds) == [(child, row.started)]
+        assert held(pidfds) == [(child, row.started)]
         release(members)
-        assert held(table._pidfds) == []
+        assert held(pidfds) == []
         members = members_of(process.pid)
 
 
@@ -96,17 +93,18 @@ def test_no_pidfd_is_held_of_a_backend_that_is_forgotten_during_the_snapshot(
     process = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
     assert process.stdout
     assert process.stdout.readline()
-    table, members = MemberTable(), members_of(process.pid)
+    pidfds = MemberPidfds()
+    table, members = MemberTable(pidfds=pidfds), members_of(process.pid)
     table.track(members)
-    hold = table._pidfds.hold
+    hold = pidfds.hold
 
     def forget_and_hold(identity: ProcessIdentity) -> None:
         table.forget(members)
         hold(identity)
 
-    monkeypatch.setattr(table._pidfds, "hold", forget_and_hold)
+    monkeypatch.setattr(pidfds, "hold", forget_and_hold)
     table.snapshot(0)
-    assert held(table._pidfds) == []
+    assert held(pidfds) == []
 
 
 def test_an_older_snapshot_releases_no_pidfd(spawner: Spawner) -> None:
@@ -116,7 +114,8 @@ def test_an_older_snapshot_releases_no_pidfd(spawner: Spawner) -> None:
     )
     older = take_snapshot()
     snapshots = [older]
-    table = MemberTable(lambda: snapshots[-1])
+    pidfds = MemberPidfds()
+    table = MemberTable(lambda: snapshots[-1], pidfds)
     members = members_of(process.pid)
     table.track(members)
     assert process.stdin
@@ -125,8 +124,8 @@ def test_an_older_snapshot_releases_no_pidfd(spawner: Spawner) -> None:
     eventually(lambda: psutil.Process(process.pid).children())
     snapshots.append(take_snapshot())
     table.rescan(members)
-    assert len(held(table._pidfds)) == 1
+    assert len(held(pidfds)) == 1
     snapshots.append(older)
     table.snapshot(0)
-    assert len(held(table._pidfds)) == 1
-    table.close()
+    assert len(held(pidfds)) == 1
+    pidfds.close()
