@@ -21,7 +21,7 @@ from ..plugins.plugin_queue import Delivery
 from ..processes.members import Members, MemberTable
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
-from ..processes.process_table import ProcessIdentity, find_descendants, read_row
+from ..processes.process_table import ProcessIdentity, find_descendants, read_ancestry, read_row
 from ..processes.sampler import Sampler
 from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
@@ -278,19 +278,17 @@ def _validate_pid(value: object) -> int:
     pid = _validate_integer("the PID must be an integer", value)
     if pid <= 1:
         raise ValueError(f"PID {pid} is no process that may be watched and stopped")
-    ancestor = os.getpid()
-    while ancestor > 1:
-        try:
-            row = read_row(ancestor)
-        except OSError as error:
-            raise ValueError(f"the monitor cannot read process {ancestor}: {error}") from None
+    try:
+        ancestry = list(read_ancestry(os.getpid()))
+    except OSError as error:
+        raise ValueError(f"the monitor cannot read its ancestors: {error}") from None
+    for ancestor, row in ancestry:
         # A stop of a leader stops all processes of its session and of its process group.
         if pid in ((ancestor, row.session, row.group) if row else (ancestor,)):
             raise ValueError(
                 f"PID {pid} is the monitor's own process, its ancestor, or leads their session or "
                 "process group"
             )
-        ancestor = row.parent if row else 0
     return pid
 
 

@@ -15,7 +15,7 @@ import psutil
 
 from ..domain.errors import MonitorError
 from ..processes.members import Members, MemberTable
-from ..processes.process_table import read_row
+from ..processes.process_table import read_ancestry, read_row
 from ..processes.sockets import SocketTable
 
 _ADDR = "--addr"
@@ -134,7 +134,7 @@ class Discovery:
         Raises:
             OSError: no file descriptor is free.
         """
-        own = _own_ancestors()
+        own = {pid for pid, _ in read_ancestry(os.getpid())}
         programs = [each for each in programs if each.pid not in own]
         self._follow(programs)
         snapshot = self._member_table.snapshot(0.0)
@@ -216,17 +216,6 @@ class _ProgramProcess:
         if not (self.address or self.configured):
             addresses = (address_argument(_arguments(pid)) for pid in pids)
             self.addr = next((each for each in addresses if each), self.addr)
-
-
-def _own_ancestors() -> set[int]:
-    """Return the PIDs of this process and its ancestors."""
-    found: set[int] = set()
-    pid = os.getpid()
-    while pid > 1 and pid not in found:
-        found.add(pid)
-        row = read_row(pid)
-        pid = row.parent if row else 0
-    return found
 
 
 def split_command(command: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import psutil
@@ -84,19 +84,6 @@ class ProcessSnapshot:
         The leader may have ended.
         """
         return self._led.get(pid, ())
-
-    def tree(self, *roots: int) -> list[int]:
-        """List the roots that are in the snapshot, then all their descendants.
-
-        Each process is listed once, after its parent.
-        """
-        found = {root: None for root in roots if root in self.rows}
-        queue = list(found)
-        for pid in queue:  # the loop extends `queue`
-            fresh = [child for child in self.children(pid) if child not in found]
-            found.update(dict.fromkeys(fresh))
-            queue.extend(fresh)
-        return queue
 
 
 def take_snapshot() -> ProcessSnapshot:
@@ -179,6 +166,20 @@ def shows_exit_codes() -> bool:
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     return fields[23] != b"0"  # the address of the program's code, field 26 of proc(5)
+
+
+def read_ancestry(pid: int) -> Iterator[tuple[int, ProcessRow | None]]:
+    """Yield the PID and the row of a process, then those of its ancestors, without PID 1.
+
+    Ends at the first process that has no row: it has ended, or is hidden from this user.
+
+    Raises:
+        OSError: no file descriptor is free.
+    """
+    while pid > 1:
+        row = read_row(pid)
+        yield pid, row
+        pid = row.parent if row else 0
 
 
 def find_descendants(pid: int) -> list[ProcessIdentity]:

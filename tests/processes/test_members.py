@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process_table import (
@@ -88,6 +90,20 @@ def test_members_are_found_by_session_and_process_group() -> None:
         )
     )
     assert sorted(pids(members)) == [10, 11, 13, 14, 15]
+
+
+@given(st.dictionaries(st.integers(1, 30), st.integers(0, 30)), st.integers(1, 30))
+def test_descendants_are_those_whose_parents_lead_to_the_root(
+    parents: dict[int, int], root: int
+) -> None:
+    """The search ends and finds each process once, also where parents form a circle."""
+    rows = {pid: ProcessRow(parent, pid, 0.0, group=pid) for pid, parent in parents.items()}
+    snapshot, members = ProcessSnapshot(0.0, rows), Members((root, 0.0))
+    members.update(snapshot)
+    expected = {root} & rows.keys()
+    while more := {pid for pid, parent in parents.items() if parent in expected} - expected:
+        expected |= more
+    assert sorted(members.pids_in(snapshot)) == sorted(expected)
 
 
 def test_members_that_were_seen_stay_members() -> None:

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from monitor_plugin.processes.process_table import (
-    ProcessRow,
-    ProcessSnapshot,
     find_descendants,
+    read_ancestry,
     read_row,
     take_snapshot,
 )
@@ -95,31 +92,14 @@ def test_a_snapshot_holds_every_process(spawner: Spawner) -> None:
         assert rows[pid][:3] == row[:3]
 
 
-def test_descendants_come_after_the_roots() -> None:
-    """Roots come first, in their order and once each; then children, and children's children."""
-    parents = [(6, 5), (5, 2), (2, 1), (3, 1), (1, 0)]
-    snapshot = ProcessSnapshot(0.0, {pid: ProcessRow(parent, 1, 0.0) for pid, parent in parents})
-    assert snapshot.tree(1) == [1, 2, 3, 5, 6]
-    assert snapshot.tree(3, 5, 3) == [3, 5, 6]
-    assert snapshot.tree(6, 2) == [6, 2, 5]
-    assert snapshot.tree(7) == []
-    assert snapshot.tree() == []
-
-
-@given(
-    st.dictionaries(st.integers(1, 30), st.integers(0, 30)),
-    st.lists(st.integers(0, 30), max_size=4),
-)
-def test_descendants_are_those_whose_parents_lead_to_a_root(
-    parents: dict[int, int], roots: list[int]
-) -> None:
-    """The walk ends and finds each process once, also where parents form a circle."""
-    rows = {pid: ProcessRow(parent, 0, 0.0) for pid, parent in parents.items()}
-    found = ProcessSnapshot(0.0, rows).tree(*roots)
-    expected = {root for root in roots if root in rows}
-    while more := {pid for pid, parent in parents.items() if parent in expected} - expected:
-        expected |= more
-    assert sorted(found) == sorted(expected)
+def test_ancestry_begins_with_the_process() -> None:
+    """PID 1 is left out, and a PID without a process has no row."""
+    pids = [pid for pid, _ in read_ancestry(os.getpid())]
+    assert pids == [
+        each.pid for each in (psutil.Process(), *psutil.Process().parents()) if each.pid > 1
+    ]
+    assert list(read_ancestry(2**22 + 1)) == [(2**22 + 1, None)]
+    assert list(read_ancestry(1)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts files over those of /proc")

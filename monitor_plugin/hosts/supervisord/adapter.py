@@ -19,7 +19,7 @@ from ...domain.errors import ShutdownFailed
 from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
-from ...processes.process_table import read_row
+from ...processes.process_table import read_ancestry
 from ...shutdown.stop import format_pids
 from ..discovery import BackendRule, Discovery, Program, split_command
 from ..poller import Poller
@@ -129,12 +129,9 @@ class Adapter:
         """Return the program to which a process belongs or belonged; None if there is none."""
         infos = self._supervisord.call("getAllProcessInfo")
         names = {info["pid"]: _program(info).name for info in infos}
-        ancestor = pid
-        while ancestor > 1:
+        for ancestor, _ in read_ancestry(pid):
             if ancestor in names:
                 return names[ancestor]
-            row = read_row(ancestor)
-            ancestor = row.parent if row else 0
         return self._registry_sync.program_of(pid) if self._registry_sync else None
 
     def _stop(self, backend: Backend, name: str, seconds: float) -> None:
