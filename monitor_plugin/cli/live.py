@@ -16,6 +16,7 @@ from rich.text import Text
 from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem
 from ..client import Client
 from ..domain.errors import MonitorError
+from ..domain.models import describe_process
 from .options import FINE, explain
 from .queries import EventItem, fetch_backends, fetch_events
 from .stop import stop_one
@@ -290,13 +291,24 @@ def _event_line(event: EventItem) -> Text:
         what = event.description or "ended"
     elif event.type == "member_ended":
         what = f"lost a process, which {event.description or 'ended'}"
+    elif event.type == "left_behind":
+        count = f"{len(event.pids)} process{'es' * (len(event.pids) != 1)}"
+        what = f"left {count} behind: {', '.join(map(str, event.pids))}"
+    elif event.type == "address_owner" and event.address_owner:
+        what = f"its address is served by {describe_process(event.address_owner)}"
+    elif event.type == "address_owner":
+        what = "its address is no longer served by another process"
+    elif event.type == "oom_kill":
+        what = "lost a process, killed by the kernel for want of memory"
     elif event.type == "shutdown_finished":
         what = f"shutdown: {event.outcome} after {duration(event.seconds)}"
     elif event.type == "shutdown_phase":
         what = f"shutdown: {event.phase}"
     else:
         what = event.type.replace("_", " ")
-    style = "red" if event.type == "ended" and event.cause != "shutdown" else ""
+    alarming = event.type in ("left_behind", "oom_kill") or event.address_owner is not None
+    alarming = alarming or (event.type == "ended" and event.cause != "shutdown")
+    style = "red" if alarming else ""
     return Text(f"{time}  {escape_name(event.model)} ({event.pid})  {printable(what)}", style)
 
 

@@ -10,6 +10,7 @@ import msgspec
 from ..api.schemas import ClusterBackendsAnswer, EventsAnswer
 from ..client import Client
 from ..domain.errors import RequestFailed
+from ..domain.models import ProcessName
 
 _TIMEOUT_SECONDS = 20.0
 
@@ -28,6 +29,8 @@ class EventItem(msgspec.Struct, frozen=True):
     current_name: str | None = None
     cause: str | None = None
     description: str | None = None
+    address_owner: ProcessName | None = None
+    pids: list[int] = []
     phase: str | None = None
     outcome: str | None = None
     seconds: float | None = None

@@ -22,6 +22,7 @@ from .views.text import (
     ago,
     escape_name,
     left_behind,
+    left_behind_hint,
     missing_parts,
     not_loaded,
     place,
@@ -64,4 +65,6 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     click.echo(message, err=True)
     for line in left_behind(answer.ended):
         click.echo(line, err=True)
+    if hint := left_behind_hint(answer.ended):
+        click.echo(hint, err=True)
     return FAILED if missing else NOT_LOADED

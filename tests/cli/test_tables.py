@@ -15,6 +15,8 @@ from monitor_plugin.api.schemas import ClusterBackendsAnswer
 from monitor_plugin.cli.live import Screen, draw
 from monitor_plugin.cli.queries import EventItem
 from monitor_plugin.cli.views.tables import backends_view, details_view
+from monitor_plugin.cli.views.text import summarize
+from monitor_plugin.domain.models import ProcessName
 
 MIB = 2**20
 
@@ -113,8 +115,28 @@ def test_processes_left_behind_are_shown() -> None:
     listed = msgspec.convert({"backends": [], "ended": ended}, ClusterBackendsAnswer)
     for view in (backends_view(listed, None, 200), details_view(listed, "gone", 200)):
         text = text_of(view, 200)
-        assert text.count("left behind") == 1
+        assert text.count("has ended, and left behind") == 1
         assert r"gone (PID 9) has ended, and left behind: 7 vllm::\x1b (3.0 MiB), 8 ? (?)" in text
+        assert "To end what is left behind: monitor-plugin stop gone\n" in text
+    assert "No model is loaded; 2 processes left behind." in summarize(listed)
+    many = [{"pid": pid, "name": "worker", "bytes": MIB} for pid in range(100)]
+    ended = [{**end, "model": "a b", "left_behind": many}]
+    listed = msgspec.convert({"backends": [], "ended": ended}, ClusterBackendsAnswer)
+    text = text_of(backends_view(listed, None, 1000), 1000)
+    assert "7 worker (1.0 MiB), 92 more\n" in text
+    assert "monitor-plugin stop MODEL\n" in text
+
+
+def test_address_of_another_process_is_a_condition() -> None:
+    """Also where the column SOURCE, which names the process, does not fit."""
+    fields: dict[str, Any] = {"state": None, "rpc_error": "UNAVAILABLE", "source": "psutil"}
+    fields["address_owner"] = {"pid": 4711, "name": "python3"}
+    listed = answer(item("m", 1, **fields))
+    for width in (60, 90, 200):
+        text = text_of(backends_view(listed, None, width), width)
+        assert "! address taken" in text
+        assert "1 backend, 1.0 MiB of 1000.0 MiB; 1 address taken\n" in text
+        assert ("4711" in text) == (width > 60)
 
 
 @pytest.mark.parametrize(("zombies", "text"), [(1, "ready, 1 zombie"), (20, "ready, 20 zombies")])
@@ -145,6 +167,12 @@ def test_refused_registrations_are_shown_below_the_backends() -> None:
     refused[0]["node"] = "far"
     answer = msgspec.convert(listed, ClusterBackendsAnswer)
     assert " 7 on far " in text_of(backends_view(answer, None, 100), 100)
+    refused[0]["reason"] = "the reason is long " * 10
+    answer = msgspec.convert(listed, ClusterBackendsAnswer)
+    text = text_of(backends_view(answer, None, 60), 60)
+    assert "No model is loaded; 11 refused." in text
+    assert "REFUSED" in text
+    assert r"m\u202e\x20" in text
     for width in (1, 10, 40):
         text_of(backends_view(answer, None, width), width)
         text_of(details_view(answer, "m", width), width)
@@ -205,6 +233,10 @@ def test_details_show_all_that_is_known() -> None:
 def events() -> list[EventItem]:
     at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     return [
+        EventItem(8, "left_behind", at, "m", 5, pids=[7, 8]),
+        EventItem(9, "address_owner", at, "m", 5, address_owner=ProcessName(7, "python3")),
+        EventItem(10, "address_owner", at, "m", 5),
+        EventItem(11, "oom_kill", at, "m", 5),
         EventItem(1, "registered", at, "m\x1b", 5),
         EventItem(2, "state_changed", at, "m", 5, previous_name="ready", current_name="busy"),
         EventItem(3, "shutdown_phase", at, "m", 5, phase="draining"),
@@ -254,5 +286,8 @@ def test_screen_shows_events_newest_first() -> None:
         "shutdown: draining",
     ]
     order += ["ready -> busy", r"m\x1b (5)  registered"]
+    order += ["lost a process, killed by the kernel for want of memory"]
+    order += ["its address is no longer served by another process"]
+    order += ["its address is served by 7 (python3)", "left 2 processes behind: 7, 8"]
     positions = [text.index(words) for words in order]
     assert positions == sorted(positions)

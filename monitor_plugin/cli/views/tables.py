@@ -18,6 +18,7 @@ from ...api.schemas import (
 )
 from ...domain.models import ProcessUsage, State, TreeUsage
 from .text import (
+    ADDRESS_TAKEN,
     ALARMING,
     UNKNOWN,
     ago,
@@ -30,6 +31,7 @@ from .text import (
     duration,
     escape_name,
     left_behind,
+    left_behind_hint,
     memory_bytes,
     memory_percent,
     missing_parts,
@@ -50,10 +52,12 @@ _STYLES = {
     "error": "bold red",
     "no answer": "bold red",
     "unreachable": "bold red",
+    ADDRESS_TAKEN: "bold red",
 }
 _CAUSES = {"killed": "red", "oom": "bold red", "exited": "yellow"}
 _GAP = 2
 _NARROWEST_NAME = 12
+_NARROWEST_TEXT = 24  # of a last column that may take several lines
 _ENDS_SHOWN = 10
 _REFUSED_SHOWN = 10
 _BAR_WIDTH = 20
@@ -152,16 +156,19 @@ def _table(
     Args:
         columns: the columns; the first has the names, which may take several lines or be cut.
         width: in terminal columns.
-        fold: whether long text takes several lines; otherwise text is cut.
+        fold: whether long text, also that of the last column, takes several lines; otherwise text
+            is cut.
         selected: the index of the row in reverse video; -1 for none.
     """
     widths = {
         column.title: max(map(cell_len, [column.title, *(cell.plain for cell in column.cells)]))
         for column in columns
     }
-    name = columns[0].title
-    name_width = widths[name]
+    name, last = columns[0].title, columns[-1].title
+    name_width, last_width = widths[name], widths[last]
     widths[name] = min(name_width, _NARROWEST_NAME)
+    if fold:
+        widths[last] = min(last_width, _NARROWEST_TEXT)
     shown = list(columns)
     # Rich before 15 also wants room for a gap after the last column.
     while sum(widths[column.title] + _GAP for column in shown) > width:
@@ -169,17 +176,19 @@ def _table(
         if not worst.dispensable:
             break
         shown.remove(worst)
-    others = sum(widths[column.title] + _GAP for column in shown[1:])
-    widths[name] = max(1, min(name_width, width - _GAP - others))
+    room = width - sum(widths[column.title] + _GAP for column in shown)
+    if fold and shown[-1] is columns[-1]:  # the names get what the last column does not need
+        widths[last] += max(0, min(last_width - widths[last], room))
+        room = width - sum(widths[column.title] + _GAP for column in shown)
+    widths[name] = max(1, min(name_width, widths[name] + room))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
     for column in shown:
-        elastic = fold and column is columns[-1]
         table.add_column(
             column.title,
             justify=column.justify,
             no_wrap=not fold,
             overflow="fold" if fold else "ellipsis",
-            width=None if elastic else widths[column.title],
+            width=widths[column.title],
         )
     for number, row in enumerate(zip(*(column.cells for column in shown), strict=True)):
         table.add_row(*row, style="reverse" if number == selected else None)
@@ -198,6 +207,8 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
         parts.append(Text(f"Model '{escape_name(model)}' {not_loaded(answer)}."))
     parts += [Text(printable(each), "bold red") for each in missing_parts(answer)]
     parts += [Text(each, "bold red") for each in left_behind(answer.ended)]
+    if hint := left_behind_hint(answer.ended):
+        parts.append(Text(hint))
     if answer.refused:
         parts += ["", refused_table(answer.refused, width)]
     if answer.ended:
@@ -218,6 +229,8 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
             table.add_row(name, Text(text) if isinstance(text, str) else text)
         parts += [table, ""]
     parts += [Text(each, "bold red") for each in left_behind(answer.ended)]
+    if hint := left_behind_hint(answer.ended):
+        parts.append(Text(hint))
     if answer.refused:
         parts += [refused_table(answer.refused, width), ""]
     if answer.ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -17,16 +18,21 @@ from ...domain.byte_sizes import format_bytes
 from ...domain.models import STARTING, describe_process
 
 UNKNOWN = "?"
+_PLAIN_NAME = re.compile(r"[\w.:/][\w.:/-]*", re.ASCII)
 # Names for gRPC's codes.
 _FAILURES = {
     "DEADLINE_EXCEEDED": "no answer",
     "UNAVAILABLE": "unreachable",
     "UNIMPLEMENTED": "no status",
 }
+# The condition of a backend whose address another process serves.
+ADDRESS_TAKEN = "address taken"
 # Conditions that an operator should check.
-ALARMING = ("error", "no answer", "unreachable")
+ALARMING = ("error", "no answer", "unreachable", ADDRESS_TAKEN)
 # Conditions that are shown with their duration.
 _LASTING = ("busy", "uninitialized", "error")
+# The number of processes that a line names.
+_PROCESSES_SHOWN = 8
 
 
 def escape_name(name: str) -> str:
@@ -78,6 +84,8 @@ def condition(item: NodeBackendItem) -> str:
         return item.shutdown.phase
     if item.state is None and item.state_name == STARTING:
         return STARTING
+    if item.state is None and item.address_owner is not None:
+        return ADDRESS_TAKEN
     if item.state is None:
         return _FAILURES.get(item.rpc_error or "", "unknown")
     return f"unknown ({item.state})" if item.state_name == "unknown" else item.state_name
@@ -137,11 +145,25 @@ def left_behind(ended: Sequence[NodeEndItem]) -> list[str]:
     return [_describe_left_behind(end) for end in ended if end.left_behind]
 
 
+def left_behind_hint(ended: Sequence[NodeEndItem]) -> str:
+    """Return what ends the processes that were left behind; empty if there are none."""
+    models = {end.model for end in ended if end.left_behind}
+    if not models:
+        return ""
+    # A name that needs quotes in a shell is not written out.
+    plain = next(iter(models)) if len(models) == 1 else ""
+    model = plain if _PLAIN_NAME.fullmatch(plain) else "MODEL"
+    return f"To end what is left behind: monitor-plugin stop {model}"
+
+
 def _describe_left_behind(end: NodeEndItem) -> str:
+    left = end.left_behind or []
     processes = [
         f"{each.pid} {printable(each.name or UNKNOWN)} ({amount(each.bytes)})"
-        for each in end.left_behind or ()
+        for each in left[:_PROCESSES_SHOWN]
     ]
+    if len(left) > _PROCESSES_SHOWN:
+        processes.append(f"{len(left) - _PROCESSES_SHOWN} more")
     name = f"{escape_name(end.model)} (PID {place(end)})"
     return f"{name} has ended, and left behind: {', '.join(processes)}"
 
@@ -163,9 +185,12 @@ def not_loaded(answer: ClusterBackendsAnswer) -> str:
 
 
 def summarize(answer: ClusterBackendsAnswer) -> str:
-    """Return a line with the number of backends, their memory, and their conditions."""
+    """Return a line: the backends, their memory, their conditions, and other processes' number."""
+    left = sum(len(end.left_behind or ()) for end in answer.ended)
+    rest = f"; {left} process{'es' * (left > 1)} left behind" if left else ""
+    rest += f"; {len(answer.refused)} refused" if answer.refused else ""
     if not answer.backends:
-        return f"No model is loaded{_where(answer)}."
+        return f"No model is loaded{_where(answer)}{rest}."
     count = len(answer.backends)
     used = sum(memory_bytes(item) or 0 for item in answer.backends)
     machines = [each.machine for each in answer.nodes if each.machine]
@@ -174,9 +199,8 @@ def summarize(answer: ClusterBackendsAnswer) -> str:
     total = sum(machine.memory_total for machine in machines) or None
     conditions = Counter(map(condition, answer.backends)).most_common()
     conditions.sort(key=lambda each: each[0] not in ALARMING)  # alarming conditions first
-    return f"{count} backend{'s' * (count > 1)}, {amount(used)} of {amount(total)}; " + ", ".join(
-        f"{number} {name}" for name, number in conditions
-    )
+    counts = ", ".join(f"{number} {name}" for name, number in conditions)
+    return f"{count} backend{'s' * (count > 1)}, {amount(used)} of {amount(total)}; {counts}{rest}"
 
 
 def _where(answer: ClusterBackendsAnswer) -> str:
