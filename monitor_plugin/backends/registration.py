@@ -114,7 +114,8 @@ class Registration:
                 elif holder.backend.pid != pid:
                     reason = (
                         f"address {address!r} is held by process {holder.backend.pid} of model "
-                        f"{holder.backend.model!r}, which runs"
+                        f"{holder.backend.model!r}, which runs; stop that model first, or give "
+                        "this process another address"
                     )
                     raise self._refuse(reason, model, pid, address) from None
                 # Otherwise another thread registered the same PID: update that record.

@@ -84,7 +84,10 @@ def _exit_line(backend: Backend, exit: BackendExit) -> tuple[str, dict[str, Any]
 
 def _left_behind_line(backend: Backend, pids: Sequence[int]) -> tuple[str, dict[str, Any]]:
     numbers = ", ".join(map(str, pids))
-    text = f"has ended, and left behind {len(pids)} of its processes, which still run: {numbers}"
+    text = (
+        f"has ended, and left behind {len(pids)} of its processes, which still run: {numbers}; "
+        "a shutdown of the model ends them"
+    )
     return text, {"pids": list(pids)}
 
 
