@@ -3,7 +3,7 @@
 The registered process is the root. Its members are the root, all descendants of members, the
 processes of each session and process group that a member leads or led, and, while the root runs,
 the processes of its control groups that are the backend's alone. A process that was found once
-stays a member until it ends, regardless of its parent.
+stays a member until it ends, regardless of its parent, unless it is registered as another backend.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Members:
         # Members that have ended, while a process of their session or process group runs. The
         # kernel does not reuse their PIDs until then.
         self._ended_leaders: list[ProcessIdentity] = []
+        self._excluded: frozenset[int] = frozenset()
         self._updated_at: float | None = None
 
     @property
@@ -76,6 +77,11 @@ class Members:
         """List the members that the newest snapshot shows, the root first if it is one of them."""
         with self._lock:
             return list(self._running)
+
+    def excluded(self) -> frozenset[int]:
+        """List the processes that the newest snapshot shows as members of another backend."""
+        with self._lock:
+            return self._excluded
 
     def rows(self) -> Mapping[ProcessIdentity, ProcessRow | None]:
         """Return the members with their newest rows; None: it was in no snapshot yet."""
@@ -124,6 +130,7 @@ class Members:
             if self._updated_at is not None and snapshot.taken_at < self._updated_at:
                 return MemberChanges()
             is_first, self._updated_at = self._updated_at is None, snapshot.taken_at
+            self._excluded = frozenset(excluded)
             self._ended_leaders = [
                 (pid, started)
                 for pid, started in (*self._ended_leaders, *self._running)
@@ -184,6 +191,9 @@ class MemberTable:
         # The members of registered backends; and of ended ones, in the order of their ends.
         self._registered: dict[Members, None] = {}
         self._ended: dict[Members, None] = {}
+        # Control groups of registered backends that another backend was in, too. A process that
+        # this one has left there must not be taken for a member.
+        self._shared_groups: set[str] = set()
         self._snapshots = SingleFlight(_MAX_AGE_SECONDS, self._take_for_all)
 
     def track(self, members: Members) -> None:
@@ -286,7 +296,14 @@ class MemberTable:
         snapshot = self._take()
         self._update(registered, ended, snapshot)
         self._control_groups.forget_ended(snapshot)
+        if self._shared_groups:
+            self._forget_shared_groups(registered)
         return snapshot
+
+    def _forget_shared_groups(self, registered: Sequence[Members]) -> None:
+        used = {group for each in registered for group in self._control_groups.of(*each.root).own}
+        with self._lock:
+            self._shared_groups &= used
 
     def _tracked(self) -> tuple[Sequence[Members], Sequence[Members]]:
         with self._lock:
@@ -295,9 +312,12 @@ class MemberTable:
     def _update(
         self, registered: Sequence[Members], ended: Sequence[Members], snapshot: ProcessSnapshot
     ) -> None:
-        in_groups = self._find_in_control_groups(registered, snapshot)
+        with self._lock:
+            roots = {each.root: each for each in self._registered}
+        in_groups = self._find_in_control_groups(registered, roots, snapshot)
         for members in registered:
-            changes = members.update(snapshot, in_groups.get(members, ()))
+            others = _members_of_others(members, roots, snapshot)
+            changes = members.update(snapshot, in_groups.get(members, ()), others)
             if changes.found or changes.gone:
                 self._record_changes(members, changes)
         if not ended:
@@ -308,18 +328,21 @@ class MemberTable:
             excluded.update(members.pids_in(snapshot))
 
     def _find_in_control_groups(
-        self, tracked: Sequence[Members], snapshot: ProcessSnapshot
+        self,
+        tracked: Sequence[Members],
+        roots: Mapping[ProcessIdentity, Members],
+        snapshot: ProcessSnapshot,
     ) -> dict[Members, list[int]]:
         """List the processes of each control group that one backend has for itself.
 
         A control group, with the groups below it, is a backend's alone if no process in it started
         before the backend's root, except known members, and if neither the monitor, nor an ancestor
-        of the monitor, nor another backend's root is in it. So a group of the host never counts.
+        of the monitor is in it, and neither is nor was another backend's root. So a group of the
+        host never counts.
         """
         rows, groups_of = snapshot.rows, self._control_groups.of
         with self._lock:
-            roots = {each.root for each in self._registered}
-        foreign: set[str] = set()
+            foreign = set(self._shared_groups)
         for pid in _ancestors(os.getpid(), rows):
             foreign |= groups_of(pid, rows[pid].started).containing
         alone: dict[str, Members] = {}
@@ -336,7 +359,12 @@ class MemberTable:
             for group in groups_of(*identity).containing & found.keys():
                 members = alone[group]
                 is_older = row.started < members.root[1] and identity not in known[members]
-                if is_older or (identity in roots and identity != members.root):
+                other = roots.get(identity, members)
+                is_shared = other is not members and not _is_same_backend(members, other)
+                if is_shared:
+                    with self._lock:
+                        self._shared_groups.add(group)
+                if is_older or is_shared:
                     del found[group]
                 else:
                     found[group].append(pid)
@@ -344,6 +372,37 @@ class MemberTable:
         for group, pids in found.items():
             in_groups.setdefault(alone[group], []).extend(pids)
         return in_groups
+
+
+def _members_of_others(
+    members: Members, roots: Mapping[ProcessIdentity, Members], snapshot: ProcessSnapshot
+) -> set[int]:
+    """List the members of other registered backends that would be found as members of this one.
+
+    They share its process group or control group, or belonged to it until they were registered.
+    A backend that the root has started belongs to both.
+
+    Args:
+        members: the members of this backend.
+        roots: the registered backends by their roots.
+        snapshot: all processes.
+    """
+    rows, root = snapshot.rows, members.root[0]
+    led = [(pid, rows[pid].started) for pid in snapshot.led_by(root)]
+    found: set[int] = set()
+    for identity in ({*members.identities(), *led} - {members.root}) & roots.keys():
+        other = roots[identity]
+        if root in _ancestors(identity[0], rows) or _is_same_backend(members, other):
+            continue
+        current = Members(other.root, other.identities())
+        current.update(snapshot)
+        found.update(current.pids_in(snapshot))
+    return {pid for pid in found if root not in _ancestors(pid, rows)}
+
+
+def _is_same_backend(members: Members, other: Members) -> bool:
+    """Whether two processes of one backend are registered, as while one replaces the other."""
+    return members.root in other.identities() and other.root in members.identities()
 
 
 def _ancestors(pid: int, rows: Mapping[int, ProcessRow]) -> list[int]:

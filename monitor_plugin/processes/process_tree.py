@@ -46,7 +46,10 @@ class ProcessTree:
 
     def alive(self) -> list[Process]:
         """List the members that have not ended, the root first."""
-        return [handle for handle in self._handles.values() if not handle.ended()]
+        excluded = self._members.excluded()  # they were registered as another backend meanwhile
+        return [
+            each for each in self._handles.values() if each.pid not in excluded and not each.ended()
+        ]
 
     def rescan(self, signal_number: int | None = None) -> list[Process]:
         """Take a snapshot, add the members found in it, and return those that are new.
@@ -57,7 +60,7 @@ class ProcessTree:
         Raises:
             OSError: no file descriptor is free.
         """
-        self._table.rescan(self._members)
+        self._snapshot = self._table.rescan(self._members)
         new = []
         for identity in self._members.identities():
             if identity not in self._handles and (handle := _open(identity)):
@@ -180,8 +183,12 @@ class ProcessTree:
         return killed
 
     def _kill_root_group(self) -> None:
-        """Kill the root's process group, also its processes that end between two rescans."""
-        if root := self._handles.get(self._members.root):
+        """Kill the root's process group, also its processes that end between two rescans.
+
+        Not if another backend is in the group.
+        """
+        root = self._handles.get(self._members.root)
+        if root and self._members.excluded().isdisjoint(self._snapshot.led_by(root.pid)):
             root.kill_group()
 
     def _all_ended(self) -> bool:

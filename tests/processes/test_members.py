@@ -169,6 +169,44 @@ def test_a_process_of_another_backend_is_no_member_of_an_ended_one() -> None:
     assert sorted(pids(launcher)) == [11, 12, 14, 15]
 
 
+def test_another_backend_in_the_roots_process_group_is_no_member() -> None:
+    """Nor are its children. But a backend that the root has started belongs to both."""
+    rows = {
+        "p10": (1, 1, 10),
+        "p11": (1, 1, 10),  # another backend, which the host put into the group
+        "p12": (11, 1, 10),
+        "p13": (10, 1, 10),  # a child, which is registered, too
+    }
+    taken_at = itertools.count(1.0)
+    table = MemberTable(lambda: snapshot_of(next(taken_at), **rows))
+    first, other, child = (Members((pid, 1.0)) for pid in (10, 11, 13))
+    table.track(first)
+    table.snapshot(0.0)
+    assert sorted(pids(first)) == [10, 11, 12, 13]
+    table.track(other)
+    table.track(child)
+    table.snapshot(0.0)
+    assert [sorted(pids(each)) for each in (first, other, child)] == [[10, 13], [11, 12], [13]]
+    table.rescan(first)
+    assert sorted(pids(first)) == [10, 13]
+
+
+def test_a_registration_that_replaces_another_one_keeps_all_members() -> None:
+    """While both are tracked, the two roots belong to one backend."""
+    rows = {"p10": (1, 10, 10), "p11": (10, 10, 10)}  # a launcher and its server
+    taken_at = itertools.count(1.0)
+    table = MemberTable(lambda: snapshot_of(next(taken_at), **rows))
+    launcher = Members((10, 1.0))
+    table.track(launcher)
+    table.snapshot(0.0)
+    server = Members((11, 1.0), launcher.identities())
+    table.track(server)
+    table.snapshot(0.0)
+    table.forget(launcher)
+    table.snapshot(0.0)
+    assert pids(server) == [11, 10]
+
+
 # Leads a process group but no session. Starts a process that starts another, and prints all PIDs.
 WITH_MIDDLE = """
 import os, time
@@ -287,6 +325,46 @@ def test_a_control_group_that_others_share_does_not_count(
     table.snapshot()
     assert table.pids(members) == [process.pid]
     os.kill(daemon, signal.SIGKILL)
+
+
+def test_a_backend_that_is_registered_late_is_no_member_of_another_one(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """Until then, a snapshot shows it in a control group that seems to be the first one's alone.
+
+    The group does not count any more then, also when the late backend has left a process there.
+    """
+    group = make_group()
+    first = spawner.process("sleep", "1000")
+    (group / "cgroup.procs").write_text(str(first.pid))
+    row = read_row(first.pid)
+    assert row
+    _wait_for_later_tick(row)
+    table, members = MemberTable(), members_of(first.pid)
+    table.track(members)
+    late = spawner.python(WITH_DAEMON, str(group))
+    daemon = int(_read_line(late))
+    table.snapshot(0.0)
+    assert late.pid in pids(members)
+    late_members = members_of(late.pid)
+    table.track(late_members)
+    table.snapshot(0.0)
+    assert late.pid not in pids(members)
+    os.kill(daemon, signal.SIGKILL)
+    daemon = _fork_into(spawner, group)
+    table.forget(late_members)
+    late.kill()
+    late.wait()
+    table.snapshot(0.0)
+    assert daemon not in pids(members)
+    os.kill(daemon, signal.SIGKILL)
+
+
+def _fork_into(spawner: Spawner, group: Path) -> int:
+    """Start a process in a control group; return its PID."""
+    process = spawner.sleeper()
+    (group / "cgroup.procs").write_text(str(process.pid))
+    return process.pid
 
 
 def test_the_monitors_own_control_group_does_not_count(

@@ -270,6 +270,38 @@ def test_a_pid_that_is_used_again_is_neither_a_member_nor_signalled(
     assert pids(tree) == [root.pid, child]
 
 
+# Joins a process group, or leads one if it is 0.
+IN_GROUP = """
+import os, sys, time
+os.setpgid(0, int(sys.argv[1]))
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def _start_in_group(spawner: Spawner, leader: int) -> int:
+    process = spawner.python(IN_GROUP, str(leader), start_new_session=False)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process.pid
+
+
+def test_another_backend_in_the_process_group_is_spared(spawner: Spawner) -> None:
+    """Also if it is registered only after the tree was opened."""
+    first = _start_in_group(spawner, 0)
+    late = _start_in_group(spawner, first)
+    table = MemberTable()
+    members = members_of(first)
+    table.track(members)
+    with ProcessTree(members, table) as tree:
+        assert {each.pid for each in tree.alive()} == {first, late}
+        table.track(members_of(late))
+        tree.stop(5, threading.Event())
+        assert tree.alive() == []
+    assert not is_running(first)
+    assert is_running(late)
+
+
 def test_sigterm_ends_all_members(spawner: Spawner, open_tree: Open) -> None:
     """Where SIGTERM is enough, no SIGKILL is sent, and the grace is not waited for."""
     root = spawner.python(NESTED)
