@@ -202,10 +202,11 @@ class ShutdownCoordinator:
         stops, known = self._make_stops(model, shutdown)
         started = time.monotonic()
         outcome = "failed"
+        registered = [stop for stop in stops if not stop.is_left_behind]
         try:
             self._stop(model, stops, shutdown)
             outcome = "stopped"
-            if not all(stop.by_host or stop.failure or stop.is_left_behind for stop in stops):
+            if not all(stop.by_host or stop.failure for stop in registered):
                 self._set_phase(shutdown, "watching")
                 outcome = self._watch_respawn(model, known)
             if outcome == "stopped":

@@ -41,9 +41,9 @@ class Stop:
 
     Attributes:
         record: the backend's record.
-        is_left_behind: whether the backend has ended before, and left processes behind.
+        is_left_behind: whether the backend has ended before, and may have left processes behind.
         resources: closes the process handles at the end.
-        tree: the backend's process tree; None before `Stopper.open`, or if the process had ended.
+        tree: the backend's process tree; None before `Stopper.open`, and if that has failed.
         is_busy: whether the backend was busy after the drain, or may be, as its status is unknown.
         by_host: whether the host stops the backend, through a hook.
         grace_ends_at: when the time of the stop is over, by the monotonic clock.
@@ -117,8 +117,9 @@ class Stopper:
         """Open the members of the backend."""
         record = stop.record
         with self._recording_failure(stop):
-            if record.process.ended() and not stop.is_left_behind:
-                raise ProcessGone(record.backend.pid)
+            if record.process.ended() and not stop.is_left_behind:  # since the shutdown began
+                self._exit_recorder.record_exit(record)
+                stop.is_left_behind = True
             tree = ProcessTree(record.members, self._member_table)
             stop.tree = stop.resources.enter_context(tree)
 

@@ -21,6 +21,7 @@ from monitor_plugin import (
 )
 from monitor_plugin.domain.models import LeftBehindProcess
 from monitor_plugin.processes.sockets import accepts_connection
+from monitor_plugin.shutdown.stop import Stop, Stopper
 from monitor_plugin.testing import RunningBackend, backend_command
 
 from ..support import Client, Spawner, eventually, is_running, register
@@ -112,6 +113,27 @@ def test_processes_left_behind_are_stopped(
     again = client.shutdown("m")
     assert (again.status, json.loads(again.body)["error"]["type"]) == (500, "model_not_loaded")
     assert len(hooks.outcomes) == 1
+
+
+def test_a_backend_that_ends_as_the_shutdown_begins_leaves_nothing_behind(
+    monitor: Monitor, hooks: Hooks, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ran when the shutdown listed the backends, and has ended when its members are opened."""
+    root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
+    assert root.stdout
+    child = int(root.stdout.readline())
+    register(monitor, root.pid)
+    open_members = Stopper.open
+
+    def end_and_open(stopper: Stopper, stop: Stop) -> None:
+        root.kill()
+        root.wait()
+        open_members(stopper, stop)
+
+    monkeypatch.setattr(Stopper, "open", end_and_open)
+    monitor.shutdown("m")
+    assert not is_running(child)
+    assert hooks.stopped_by_host == []
 
 
 def test_processes_that_ignore_sigterm_are_killed(
