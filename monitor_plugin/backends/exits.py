@@ -146,7 +146,7 @@ class ExitRecorder:
         records = self._registry.records()
         self._member_ends.forget_except({record.members for record in records})
         for record in records:
-            for end in self._member_ends.look(record.members, record.stopping):
+            for end in self._member_ends.find(record.members, record.stopping):
                 if not record.process.ended():  # otherwise the end is part of the exit
                     self._hooks.member_ended(record.backend, end)
 

@@ -38,14 +38,14 @@ class _Entry:
         record: its record, which is no longer registered.
         ended: its exit, as it was recorded.
         ended_at: when the exit was recorded (monotonic seconds).
-        looked_at: when the newest snapshot that was searched was taken (monotonic seconds).
+        searched_at: when the newest snapshot that was searched was taken (monotonic seconds).
         is_reported: whether its members were reported as left behind.
     """
 
     record: Record
     ended: EndedBackend
     ended_at: float = field(default_factory=time.monotonic)
-    looked_at: float = 0.0
+    searched_at: float = 0.0
     is_reported: bool = False
 
 
@@ -99,7 +99,7 @@ class LeftBehindTracker:
         If the root is killed, its children can only be found if they were found before.
         """
         self._member_table.track(members)
-        self._look_in(_GATHER_SECONDS)
+        self._search_in(_GATHER_SECONDS)
 
     def forget(self, members: Members) -> None:
         """Track the members of a backend no longer."""
@@ -109,8 +109,8 @@ class LeftBehindTracker:
         """Go on tracking the members of a backend whose exit is being recorded. Does not block."""
         with self._changed:
             self._entries[record] = _Entry(record, ended)
-        # A shutdown looks for members by itself.
-        self._look_in(_GRACE_SECONDS if record.stopping else _GATHER_SECONDS)
+        # A shutdown searches for members by itself.
+        self._search_in(_GRACE_SECONDS if record.stopping else _GATHER_SECONDS)
 
     def records(self, model: str, pid: int | None = None) -> list[Record]:
         """List the records of the ended backends of a model whose members may still run.
@@ -132,10 +132,10 @@ class LeftBehindTracker:
         with self._changed:
             if any(self._entries[each].is_reported for each in records if each in self._entries):
                 return True
-        return bool(self.look(records))
+        return bool(self.select_running(records))
 
-    def look(self, records: Sequence[Record]) -> list[Record]:
-        """Look for the members of ended backends now; return the records of which any may run.
+    def select_running(self, records: Sequence[Record]) -> list[Record]:
+        """Search for the members of ended backends now; return the records of which any may run.
 
         If no file descriptor is free, they are assumed to run.
         """
@@ -150,7 +150,7 @@ class LeftBehindTracker:
         with self._changed:
             return [each for each in records if each in self._entries]
 
-    def _look_in(self, seconds: float) -> None:
+    def _search_in(self, seconds: float) -> None:
         with self._changed:
             self._due_at = min(self._due_at, time.monotonic() + seconds)
             self._changed.notify_all()
@@ -159,16 +159,16 @@ class LeftBehindTracker:
         while self._wait_until_due():
             cpu_began = time.thread_time()
             try:
-                self._look_at_all()
-            except Exception:  # also if no file descriptor is free: look again
+                self._search_all()
+            except Exception:  # also if no file descriptor is free: search again
                 _logger.exception("the members of backends could not be searched for")
-                self._look_in(_INTERVAL_SECONDS)
+                self._search_in(_INTERVAL_SECONDS)
             pause = _PAUSE_PER_CPU_SECOND * (time.thread_time() - cpu_began)
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, pause)
 
     def _wait_until_due(self) -> bool:
-        """Wait until a look is due; False: the thread is to end."""
+        """Wait until a search is due; False: the thread is to end."""
         with self._changed:
             while not self._closing:
                 seconds = self._due_at - time.monotonic()
@@ -178,7 +178,7 @@ class LeftBehindTracker:
                 self._changed.wait(None if math.isinf(seconds) else seconds)
             return False
 
-    def _look_at_all(self) -> None:
+    def _search_all(self) -> None:
         with self._changed:
             records = list(self._entries)
         self._search(records)
@@ -188,7 +188,7 @@ class LeftBehindTracker:
                 for each in self._entries.values()
             ]
         if waits:
-            self._look_in(min(waits))
+            self._search_in(min(waits))
 
     def _search(self, records: Iterable[Record]) -> None:
         """Take a snapshot, in which the members of all backends are found; store what still runs.
@@ -218,11 +218,11 @@ class LeftBehindTracker:
             return
         processes = _running(record.members, snapshot)
         with self._storing:
-            if snapshot.taken_at < entry.looked_at:
+            if snapshot.taken_at < entry.searched_at:
                 return
-            entry.looked_at = snapshot.taken_at
+            entry.searched_at = snapshot.taken_at
             if not processes:
-                entry.looked_at = math.inf  # a snapshot that was begun before is ignored
+                entry.searched_at = math.inf  # a snapshot that was begun before is ignored
                 with self._changed:
                     self._entries.pop(record, None)
                 self._member_table.forget(record.members)

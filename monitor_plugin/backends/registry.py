@@ -55,7 +55,7 @@ class EndedBackend(NamedTuple):
         oom_certain: None unless the kernel killed a process of the backend's control group just
             before the exit, because memory ran out; then whether that group was the backend's own.
         group: the folder of the backend's control group; None if it is not known.
-        left_behind: the members that still run; None: nothing has looked for them yet.
+        left_behind: the members that still run; None: they were not searched for yet.
     """
 
     backend: Backend
@@ -66,14 +66,14 @@ class EndedBackend(NamedTuple):
 
 
 class Serving(NamedTuple):
-    """Which process serves a backend's address, as a look at the listening sockets showed.
+    """Which process serves a backend's address, as the listening sockets showed.
 
     Attributes:
         backend: the registration that has the address.
         seen_at: when the sockets were read (monotonic seconds).
         served_by: PID of the member that listens at the address; None if none is seen to.
-        owner: the process that listens there and is no member; None if there is none, or if that
-            is not known.
+        address_owner: the process that listens there and is no member; None if there is none, or if
+            that is not known.
         is_certain: whether all descriptors that matter could be read.
         inodes: the sockets that accept at the address.
     """
@@ -81,7 +81,7 @@ class Serving(NamedTuple):
     backend: Backend
     seen_at: float
     served_by: int | None = None
-    owner: ProcessName | None = None
+    address_owner: ProcessName | None = None
     is_certain: bool = True
     inodes: frozenset[int] = frozenset()
 
@@ -107,11 +107,11 @@ class Record:
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
         source: the source of the last status; None if the last request of a status failed.
-        serving: which process serves the address, as the last look showed; None before the first.
+        serving: which process serves the address, as last read; None before the first time.
         address_owner: the process that serves the address and is no member, as last reported.
         observation: the result of the last sweep.
         stopping: whether a shutdown is stopping the backend.
-        is_held: whether a shutdown of the backend is in progress, in any phase.
+        in_shutdown: whether a shutdown of the backend is in progress, in any phase.
         is_replaced: whether another record has taken the place of this one.
         shared_readings: the model reader's readings of the model while this is its oldest backend;
             the registry only drops them, when the record is removed or updated.
@@ -133,7 +133,7 @@ class Record:
     address_owner: ProcessName | None = None
     observation: Observation | None = None
     stopping: bool = False
-    is_held: bool = False
+    in_shutdown: bool = False
     is_replaced: bool = False
     shared_readings: object = None
 
@@ -141,7 +141,7 @@ class Record:
         """Whether the backend has not answered yet, and was registered less than a grace ago.
 
         A backend that accepts connections and does not answer is starting too: it may be loading.
-        One whose address another process serves is not: an operator should look at that.
+        One whose address another process serves is not: an operator should be told.
         """
         if self.answered or self.address_owner is not None:
             return False
@@ -238,7 +238,7 @@ class Registry:
         Raises:
             Conflict: another record has the new PID.
             NotRegistered: the old record was removed, or has another model or address by now.
-            ShutdownInProgress: the old record is held.
+            ShutdownInProgress: a shutdown of the old record's backend is in progress.
         """
         with self._lock:
             holder = self._by_address.get(new.canonical_address)
@@ -246,7 +246,7 @@ class Registry:
                 raise NotRegistered
             if conflicting := self._records.get(new.backend.pid):
                 raise Conflict(conflicting)
-            if old.is_held:
+            if old.in_shutdown:
                 raise ShutdownInProgress
             new.state, new.state_changed_at = old.state, old.state_changed_at
             new.source, new.address_owner = old.source, old.address_owner
@@ -256,10 +256,10 @@ class Registry:
             self._insert(new)
             return publish()
 
-    def hold(self, model: str, pid: int | None = None) -> list[Record]:
+    def begin_shutdown(self, model: str, pid: int | None = None) -> list[Record]:
         """List the records of a model, or the one with a PID; `replace` refuses them from now on.
 
-        Pass them to `unhold` later.
+        Pass them to `end_shutdown` later.
         """
         with self._lock:
             records = [
@@ -268,14 +268,14 @@ class Registry:
                 if pid in (None, each.backend.pid)
             ]
             for record in records:
-                record.is_held = True
+                record.in_shutdown = True
             return records
 
-    def unhold(self, records: Iterable[Record]) -> None:
+    def end_shutdown(self, records: Iterable[Record]) -> None:
         """Let `replace` accept these records again."""
         with self._lock:
             for record in records:
-                record.is_held = False
+                record.in_shutdown = False
 
     def _insert(self, record: Record) -> None:
         backend = record.backend

@@ -60,7 +60,7 @@ class MemberEndFinder:
     def __init__(self) -> None:
         self._backends: dict[Members, _Backend] = {}
 
-    def look(self, members: Members, is_stopping: bool) -> list[MemberEnd]:
+    def find(self, members: Members, is_stopping: bool) -> list[MemberEnd]:
         """List the members of a backend that have ended, each once. Call this every two seconds.
 
         Args:

@@ -20,7 +20,7 @@ _MAX_AGE_SECONDS = 1.0
 # While members hold all sockets of the address, the connection is to a member. Another process may
 # begin to share the address meanwhile, but it gets new connections alone.
 _HELD_MAX_AGE_SECONDS = 5.0
-# When descriptors may not be read, another look rarely shows more, and needs a process snapshot.
+# Where descriptors may not be read, reading again rarely shows more, and needs a process snapshot.
 _UNCERTAIN_MAX_AGE_SECONDS = 10.0
 
 
@@ -54,15 +54,16 @@ class AddressCheck:
         self._status_client = status_client
         self._hooks = hooks
 
-    def find_stranger(self, record: Record) -> Serving | None:
-        """Find out whether another process serves the address: it must get no call, nor a token.
+    def find_address_owner(self, record: Record) -> Serving | None:
+        """Return which process serves the address if it is no member: it must not be called.
 
-        Looks at the sockets only before the first call, and where another process served last.
+        Reads the sockets only before the first call, and where another process served last. A call
+        would also give that process the backend's token.
         """
         last = record.serving
-        if last is None or last.backend is not record.backend or last.owner is not None:
-            serving = self._report(record, self._look(record, record.backend, 0.0))
-            return None if serving.owner is None else serving
+        if last is None or last.backend is not record.backend or last.address_owner is not None:
+            serving = self._report(record, self._find_serving(record, record.backend, 0.0))
+            return None if serving.address_owner is None else serving
         return None
 
     def check_result(self, record: Record, backend: Backend, rpc_error: str | None) -> Serving:
@@ -80,14 +81,14 @@ class AddressCheck:
         """
         is_connected = rpc_error != grpc.StatusCode.UNAVAILABLE.name
         since = self._status_client.connected_at(backend) if is_connected else 0.0
-        return self._report(record, self._look(record, backend, since))
+        return self._report(record, self._find_serving(record, backend, since))
 
     def check_now(self, record: Record) -> Serving:
         """Find out which process serves the address now, and report a change."""
-        return self._report(record, self._look(record, record.backend, time.monotonic()))
+        return self._report(record, self._find_serving(record, record.backend, time.monotonic()))
 
     def _report(self, record: Record, serving: Serving) -> Serving:
-        backend, owner = serving.backend, serving.owner
+        backend, owner = serving.backend, serving.address_owner
         if owner is not None:
             self._status_client.close_connection(backend)
         if owner is not record.address_owner:
@@ -96,13 +97,13 @@ class AddressCheck:
                 log_address_owner(backend, owner)
         return serving
 
-    def _look(self, record: Record, backend: Backend, since: float) -> Serving:
-        """Look at the sockets, or return what a look showed a short time ago.
+    def _find_serving(self, record: Record, backend: Backend, since: float) -> Serving:
+        """Return which process serves an address, from the sockets or from a recent result.
 
         Args:
             record: the backend's record.
             backend: its registration.
-            since: no look before this time is used (monotonic seconds).
+            since: an older result is not used (monotonic seconds).
         """
         now = time.monotonic()
         last = record.serving
@@ -113,18 +114,18 @@ class AddressCheck:
                 return last
         max_age_seconds = max(0.0, min(_MAX_AGE_SECONDS, now - since))
         sockets = self._socket_table.find_sockets(backend.address, max_age_seconds)
-        serving = record.serving = self._find_server(record, backend, sockets)
+        serving = record.serving = self._read_serving(record, backend, sockets)
         return serving
 
     def _is_held(self, record: Record, serving: Serving) -> bool:
         """Whether members served the address alone, and still hold the same sockets."""
-        if serving.served_by is None or serving.owner is not None or not serving.is_certain:
+        if serving.served_by is None or serving.address_owner is not None or not serving.is_certain:
             return False
         pids = [pid for pid, _ in record.members.identities()]
         holders = self._socket_table.known_holders(serving.inodes, pids)
         return len(holders) == len(serving.inodes)
 
-    def _find_server(self, record: Record, backend: Backend, sockets: ListeningSockets) -> Serving:
+    def _read_serving(self, record: Record, backend: Backend, sockets: ListeningSockets) -> Serving:
         inodes, seen_at = sockets
         serving = Serving(backend, seen_at, inodes=inodes)
         if not inodes:
@@ -150,7 +151,7 @@ class AddressCheck:
                 return serving
             if not os.path.exists("/proc/1/stat"):  # noqa: PTH110 - /proc hides processes (hidepid)
                 return serving._replace(is_certain=False)
-        return serving._replace(owner=owner)
+        return serving._replace(address_owner=owner)
 
     def _members_since(self, record: Record, time_seen: float) -> list[int]:
         """List the members from a snapshot that was begun after the sockets were seen.

@@ -43,10 +43,10 @@ class StatusResult(NamedTuple):
     address_owner: ProcessName | None = None
 
 
-def result_of_stranger(serving: Serving) -> StatusResult:
+def result_of_address_owner(serving: Serving) -> StatusResult:
     """Return the result if another process serves the address, whatever that process answers."""
     code = grpc.StatusCode.UNAVAILABLE.name
-    return StatusResult(None, "grpc", code, False, serving.served_by, serving.owner)
+    return StatusResult(None, "grpc", code, False, serving.served_by, serving.address_owner)
 
 
 class BackendReader:
@@ -104,7 +104,7 @@ class BackendReader:
         """Start the gRPC requests of backends that will be read, so that the deadlines overlap."""
         if not self._hooks.may_delay_status():
             for record in records:
-                if not self._address_check.find_stranger(record):
+                if not self._address_check.find_address_owner(record):
                     self._status_client.request_status(record.backend)
 
     def deadline(self) -> float:
@@ -147,15 +147,15 @@ class BackendReader:
         request starts then, so that half of the time is left for it.
         """
         client, request = self._status_client, None
-        stranger = self._address_check.find_stranger(record)
-        if record.source == "grpc" and not stranger:
+        serving = self._address_check.find_address_owner(record)
+        if record.source == "grpc" and not serving:
             request = client.request_status(backend)
         half_time = deadline - (deadline - time.monotonic()) / 2
-        if not query.wait(half_time) and not stranger:
+        if not query.wait(half_time) and not serving:
             request = request or client.request_status(backend)
         status = query.status()  # takes precedence over gRPC's
-        if stranger:
-            return result_of_stranger(stranger)
+        if serving:  # another process serves the address
+            return result_of_address_owner(serving)
         if status is not None:
             return StatusResult(status, "hook", None, answered=True)
         request = request or client.request_status(backend)
@@ -180,8 +180,8 @@ class BackendReader:
             raise ProcessGone(backend.pid)
         if result.address_owner is None:
             serving = self._address_check.check_result(record, backend, result.rpc_error)
-            if serving.owner is not None:
-                result = result_of_stranger(serving)
+            if serving.address_owner is not None:
+                result = result_of_address_owner(serving)
             else:
                 result = result._replace(served_by=serving.served_by)
         status = result.status

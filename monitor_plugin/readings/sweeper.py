@@ -28,7 +28,7 @@ from .backend_reader import (
     StatusResult,
     complete_memory,
     reports_memory,
-    result_of_stranger,
+    result_of_address_owner,
 )
 from .replicas import NO_SAMPLE, SourcedMemory
 
@@ -158,13 +158,13 @@ class Sweeper:
         if self._hooks.may_delay_status():
             return self._request_through_hooks(records)
         backends = [record.backend for record in records]
-        strangers = [self._address_check.find_stranger(record) for record in records]
-        asked = [each for each, stranger in zip(backends, strangers, strict=True) if not stranger]
+        servings = [self._address_check.find_address_owner(record) for record in records]
+        asked = [each for each, serving in zip(backends, servings, strict=True) if not serving]
         outcomes = iter(self._status_client.statuses(asked))
         results: list[StatusResult | None] = []
-        for record, backend, stranger in zip(records, backends, strangers, strict=True):
-            if stranger:
-                result = result_of_stranger(stranger)
+        for record, backend, serving in zip(records, backends, servings, strict=True):
+            if serving:
+                result = result_of_address_owner(serving)
             else:
                 status, rpc_error, answered, _ = next(outcomes)
                 result = StatusResult(status, "grpc", rpc_error, answered)

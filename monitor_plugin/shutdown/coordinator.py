@@ -27,8 +27,8 @@ _logger = logging.getLogger(__name__)
 _RESPAWN_POLL_SECONDS = 0.1
 _MAX_CONCURRENT_STOPS = 32
 
-# A process, regardless of its registration: its PID and its creation time.
-ProcessIdentity = tuple[int, float]
+# A registered process: its PID and its creation time.
+_StartedProcess = tuple[int, float]
 
 
 class Progress(NamedTuple):
@@ -118,7 +118,8 @@ class ShutdownCoordinator:
                 shutdown = self._shutdowns.get(model)
                 leads = shutdown is None
                 if shutdown is None:
-                    records = self._with_left_behind(self._registry.hold(model, pid), model, pid)
+                    records = self._registry.begin_shutdown(model, pid)
+                    records = self._with_left_behind(records, model, pid)
                     shutdown = self._shutdowns[model] = _Shutdown(force, pid, records, spare_busy)
                 else:
                     records = self._registry.records(model)
@@ -188,7 +189,7 @@ class ShutdownCoordinator:
             try:
                 self._run(model, shutdown)
             finally:
-                self._registry.unhold(shutdown.records)
+                self._registry.end_shutdown(shutdown.records)
                 with self._lock:
                     del self._shutdowns[model]
         except (
@@ -215,7 +216,7 @@ class ShutdownCoordinator:
             outcome = "refused"
             raise
         finally:
-            self._left_behind.look([stop.record for stop in stops if stop.is_left_behind])
+            self._left_behind.select_running([stop.record for stop in stops if stop.is_left_behind])
             deliveries = []
             for stop in stops:
                 backend, seconds = stop.record.backend, time.monotonic() - started
@@ -236,7 +237,7 @@ class ShutdownCoordinator:
 
     def _make_stops(
         self, model: str, shutdown: _Shutdown
-    ) -> tuple[Sequence[Stop], set[ProcessIdentity]]:
+    ) -> tuple[Sequence[Stop], set[_StartedProcess]]:
         """List the stops to make, and the processes that do not count as a respawn.
 
         Raises:
@@ -251,7 +252,9 @@ class ShutdownCoordinator:
                 continue
             self._exit_recorder.record_exit(record)
             ended.append(record)
-        stops += [Stop(each, is_left_behind=True) for each in self._left_behind.look(ended)]
+        stops += [
+            Stop(each, is_left_behind=True) for each in self._left_behind.select_running(ended)
+        ]
         known = shutdown.records if shutdown.pid is None else self._registry.records(model)
         if stops:
             exits = [each.backend for each in self._registry.last_exits()]
@@ -300,7 +303,7 @@ class ShutdownCoordinator:
             if refusal := self._hooks.before_shutdown(record.backend, force):
                 raise ShutdownRefused(model, refusal.plugin_name, refusal.reason)
 
-    def _watch_respawn(self, model: str, known: set[ProcessIdentity]) -> str:
+    def _watch_respawn(self, model: str, known: set[_StartedProcess]) -> str:
         """Watch whether the host starts the model again; return `respawned` or `stopped`."""
         deadline = time.monotonic() + self._respawn_watch_seconds
         while True:
@@ -310,7 +313,7 @@ class ShutdownCoordinator:
             if remaining <= 0 or self._stopper.closing.wait(min(_RESPAWN_POLL_SECONDS, remaining)):
                 return "stopped"
 
-    def _new_pids(self, model: str, known: set[ProcessIdentity]) -> list[int]:
+    def _new_pids(self, model: str, known: set[_StartedProcess]) -> list[int]:
         """List the PIDs of a model's new processes, also of those that have already ended."""
         ended = [
             each.backend for each in self._registry.last_exits() if each.backend.model == model
@@ -318,7 +321,7 @@ class ShutdownCoordinator:
         found = (*ended, *(each.backend for each in self._registry.records(model)))
         return [each.pid for each in found if _identity(each) not in known]
 
-    def _respawn_error(self, model: str, known: set[ProcessIdentity]) -> ShutdownFailed:
+    def _respawn_error(self, model: str, known: set[_StartedProcess]) -> ShutdownFailed:
         pids = self._new_pids(model, known)
         reason = (
             f"it was, but the host started it again ({format_pids(pids)}); a host that does so "
@@ -329,7 +332,7 @@ class ShutdownCoordinator:
         return ShutdownFailed(model, reason, [pid for pid in pids if pid in running])
 
 
-def _identity(backend: Backend) -> ProcessIdentity:
+def _identity(backend: Backend) -> _StartedProcess:
     return backend.pid, backend.created_at
 
 

@@ -245,7 +245,7 @@ class Stopper:
         Returns:
             None on success, else the name of the gRPC code.
         """
-        if self._address_check.check_now(record).owner is not None:
+        if self._address_check.check_now(record).address_owner is not None:
             return grpc.StatusCode.UNAVAILABLE.name
         return self._status_client.free(record.backend)
 

@@ -422,12 +422,12 @@ def test_backend_that_forks_for_each_request_reports_no_ends(
     assert event["model"] == "m"
     looks = []
     finder = quick._services.exit_recorder._member_ends
-    look = finder.look
+    look = finder.find
 
     def count(members: Members, is_stopping: bool) -> list[MemberEnd]:
         looks.append(members)
         return look(members, is_stopping)
 
-    finder.look = count  # type: ignore[method-assign]
+    finder.find = count  # type: ignore[method-assign]
     eventually(lambda: len(looks) > 30)
     assert len(events_of(quick, "member_ended")) == 1

@@ -295,11 +295,11 @@ def test_held_record_is_not_replaced(registry: Registry) -> None:
     with pytest.raises(Conflict) as conflict:
         registry.replace(old, make_record("m", 2, "a"), fail)
     assert conflict.value.record is other
-    assert registry.hold("m", 1) == [old]
-    assert registry.hold("m", 9) == registry.hold("n") == []
+    assert registry.begin_shutdown("m", 1) == [old]
+    assert registry.begin_shutdown("m", 9) == registry.begin_shutdown("n") == []
     with pytest.raises(ShutdownInProgress):
         registry.replace(old, make_record("m", 3, "a"), fail)
-    registry.unhold([old])
+    registry.end_shutdown([old])
     move(registry, old, "n", "a")
     with pytest.raises(NotRegistered):
         registry.replace(old, make_record("m", 3, "a"), fail)

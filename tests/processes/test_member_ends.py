@@ -82,9 +82,9 @@ class Family:
     def reap(self) -> None:
         assert self.send("reap") == "reaped"
 
-    def look(self, is_stopping: bool = False) -> list[MemberEnd]:
+    def find(self, is_stopping: bool = False) -> list[MemberEnd]:
         self.table.rescan(self.members)
-        return self.finder.look(self.members, is_stopping)
+        return self.finder.find(self.members, is_stopping)
 
 
 @pytest.fixture
@@ -97,15 +97,15 @@ def family(spawner: Spawner) -> Iterator[Family]:
 def test_a_killed_member_is_found_once(family: Family) -> None:
     """While its parent does not wait for it, and also if its parent does so later."""
     first, second = family.start_sleeper(), family.start_sleeper()
-    assert family.look() == []
+    assert family.find() == []
     family.kill(first)
-    assert family.look() == [make_member_end(first, "sleep", -9, is_zombie=True)]
-    assert family.look() == []
+    assert family.find() == [make_member_end(first, "sleep", -9, is_zombie=True)]
+    assert family.find() == []
     family.kill(second, signal.SIGSEGV)
-    (end,) = family.look()
+    (end,) = family.find()
     assert (end.pid, end.signal, end.exit_code) == (second, signal.SIGSEGV, None)
     family.reap()
-    assert family.look() == []
+    assert family.find() == []
 
 
 @pytest.mark.skipif(not keeps_exit_codes(), reason="needs Linux 6.15")
@@ -116,18 +116,18 @@ def test_the_cause_is_known_if_the_pidfd_was_held(family: Family, tmp_path: Path
     scripts = [f"read x < {tmp_path}/go; exit {code}" for code in (3, 0)]
     for script in scripts:
         child = family.start(script)
-        assert family.look() == []
+        assert family.find() == []
         time.sleep(member_ends._LEAST_AGE_SECONDS)
-        assert family.look() == []
+        assert family.find() == []
         (tmp_path / "go").write_text("\n")
         family.wait_ended(child)
         family.reap()
-        ends = [(end.pid, end.exit_code, end.is_zombie) for end in family.look()]
+        ends = [(end.pid, end.exit_code, end.is_zombie) for end in family.find()]
         assert ends == ([(child, 3, False)] if script is scripts[0] else [])
     family.kill(killed)
     family.reap()
-    assert family.look() == [make_member_end(killed, "sleep", -9, is_zombie=False)]
-    assert family.look() == []
+    assert family.find() == [make_member_end(killed, "sleep", -9, is_zombie=False)]
+    assert family.find() == []
 
 
 def test_a_short_task_that_fails_is_left_out(family: Family, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_short_task_that_fails_is_left_out(family: Family, tmp_path: Path) -> 
     (tmp_path / "go").write_text("\n")
     family.wait_ended(child)
     family.reap()
-    ends = family.look()
+    ends = family.find()
     assert bool(ends) == (age >= member_ends._LEAST_AGE_SECONDS)  # the latter on a busy machine
 
 
@@ -150,36 +150,36 @@ def test_a_zombie_is_found_if_it_stays_one(family: Family) -> None:
     child, other = family.start("exit 0"), family.start("exit 4")
     family.wait_ended(child)
     family.wait_ended(other)
-    assert family.look() == []
+    assert family.find() == []
     time.sleep(member_ends._ZOMBIE_SECONDS)
-    ends = family.look()
+    ends = family.find()
     assert {(end.pid, end.exit_code, end.is_zombie) for end in ends} == {
         (child, 0, True),
         (other, 4, True),
     }
     third = family.start("exit 0")
     family.wait_ended(third)
-    assert family.look() == []
+    assert family.find() == []
     family.reap()
-    assert family.look() == []
-    assert family.look() == []
+    assert family.find() == []
+    assert family.find() == []
 
 
 def test_members_that_end_during_a_shutdown_are_not_found(family: Family) -> None:
     """Nor later, if the shutdown fails."""
     zombie, reaped, late = family.start_sleeper(), family.start_sleeper(), family.start_sleeper()
-    assert family.look() == []
+    assert family.find() == []
     family.kill(reaped)
     family.reap()
     family.kill(zombie)
-    assert family.look(is_stopping=True) == []
+    assert family.find(is_stopping=True) == []
     family.kill(late)
-    assert family.look() == []
+    assert family.find() == []
     family.reap()
-    assert family.look() == []
+    assert family.find() == []
     last = family.start_sleeper()
     family.kill(last)
-    (end,) = family.look()
+    (end,) = family.find()
     assert end.pid == last
 
 
@@ -198,7 +198,7 @@ class Simulated:
         self._table = MemberTable(lambda: ProcessSnapshot(time.monotonic(), self._rows))
         self._finder = MemberEndFinder()
 
-    def look(self, **ages: float) -> list[int]:
+    def find(self, **ages: float) -> list[int]:
         now, since_boot = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
         self._rows = {ROOT: self._root}
         for name, age in ages.items():
@@ -206,16 +206,16 @@ class Simulated:
             row = ProcessRow(ROOT, ROOT, started, read_at=now, name="sh")
             self._rows[ROOT + int(name[1:])] = row
         self._table.rescan(self.members)
-        return [end.pid - ROOT for end in self._finder.look(self.members, is_stopping=False)]
+        return [end.pid - ROOT for end in self._finder.find(self.members, is_stopping=False)]
 
 
 def test_a_member_that_is_gone_for_an_unknown_cause_is_found_if_it_was_no_short_task() -> None:
     """It is listed by the next call, as the root may end as well."""
     backend = Simulated()
-    assert backend.look(p1=0.5, p2=2.0) == []
-    assert backend.look() == []
-    assert backend.look() == [2]
-    assert backend.look() == []
+    assert backend.find(p1=0.5, p2=2.0) == []
+    assert backend.find() == []
+    assert backend.find() == [2]
+    assert backend.find() == []
 
 
 def test_repeated_ends_are_found_only_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,29 +223,29 @@ def test_repeated_ends_are_found_only_at_first(monkeypatch: pytest.MonkeyPatch) 
     backend = Simulated()
     found = []
     for number in range(1, 30):
-        found += backend.look(**{f"p{number}": 60.0})
-    found += [*backend.look(), *backend.look()]
+        found += backend.find(**{f"p{number}": 60.0})
+    found += [*backend.find(), *backend.find()]
     assert found == [1, 2, 3]
     monkeypatch.setattr(member_ends, "_QUIET_SECONDS", 0.0)
-    assert [*backend.look(p40=60.0), *backend.look(), *backend.look()] == [40]
+    assert [*backend.find(p40=60.0), *backend.find(), *backend.find()] == [40]
 
 
 def test_the_last_end_before_a_pause_says_so(family: Family) -> None:
     """Another signal is another kind of end."""
     children = [family.start_sleeper() for _ in range(12)]
-    assert family.look() == []
+    assert family.find() == []
     for child in children:
         family.kill(child)
-    ends = family.look()
+    ends = family.find()
     assert [end.pauses for end in ends] == [False] * 9 + [True]
     other = family.start_sleeper()
     family.kill(other, signal.SIGTERM)
-    assert [end.signal for end in family.look()] == [signal.SIGTERM]
+    assert [end.signal for end in family.find()] == [signal.SIGTERM]
 
 
 def test_the_end_of_the_root_is_not_found(family: Family) -> None:
     """It is the exit of the backend."""
-    assert family.look() == []
+    assert family.find() == []
     family.parent.kill()
     os.waitid(os.P_PID, family.parent.pid, os.WEXITED | os.WNOWAIT)
-    assert family.look() == []
+    assert family.find() == []
