@@ -201,6 +201,8 @@ class ShutdownCoordinator:
 
     def _run(self, model: str, shutdown: _Shutdown) -> None:
         stops, known = self._make_stops(model, shutdown)
+        # Without the ended backends that have left nothing behind.
+        shutdown.records = [stop.record for stop in stops]
         started = time.monotonic()
         outcome = "failed"
         registered = [stop for stop in stops if not stop.is_left_behind]

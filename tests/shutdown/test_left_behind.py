@@ -136,6 +136,26 @@ def test_a_backend_that_ends_as_the_shutdown_begins_leaves_nothing_behind(
     assert hooks.stopped_by_host == []
 
 
+def test_a_backend_that_has_left_nothing_behind_is_not_listed_as_stopping(
+    monitor: Monitor, hooks: Hooks, spawner: Spawner
+) -> None:
+    """Also if its members have not been searched for yet when the shutdown begins."""
+    monitor._services.left_behind.close()  # so that only the shutdown searches
+    ended, current = spawner.sleeper(), spawner.sleeper()
+    register(monitor, ended.pid)
+    kill(monitor, ended)
+    register(monitor, current.pid)
+    hooks.may_go_on.clear()
+    with ThreadPoolExecutor() as pool:
+        shutdown = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: hooks.asked)
+        stopping = monitor.stopping()
+        hooks.may_go_on.set()
+        shutdown.result(60)
+    assert [each.pid for each in stopping] == [current.pid]
+    assert hooks.outcomes == [(current.pid, "stopped")]
+
+
 def test_processes_that_ignore_sigterm_are_killed(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
