@@ -240,7 +240,7 @@ def test_crash_appears_with_its_cause(
 def test_processes_left_behind_are_shown_until_they_end(
     make_swept: Callable[..., Monitor], spawner: Spawner, tabs: Tabs
 ) -> None:
-    """With their memory, beside the end of their backend."""
+    """With their memory, beside the end of their backend, and with a button that stops them."""
     monitor = make_swept()
     root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
     assert root.stdout
@@ -253,8 +253,29 @@ def test_processes_left_behind_are_shown_until_they_end(
     line.wait_for()
     assert f"{child} sleep (" in line.inner_text()
     page.locator("#counts").get_by_text("1 process left behind").wait_for()
-    monitor.shutdown("m")
+    button = page.get_by_role("button", name=f"Stop what m, PID {root.pid}, left behind")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("dialog", name="Stop what m left behind?").wait_for()
+    page.keyboard.press("Escape")
+    eventually(lambda: has_focus(button))
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Stop it").click()
     line.wait_for(state="hidden")
+    eventually(lambda: page.evaluate("document.activeElement.id") == "ends")
+    assert not is_running(child)
+
+
+def test_page_names_the_process_that_serves_an_address(
+    make_swept: Callable[..., Monitor], spawner: Spawner, tabs: Tabs
+) -> None:
+    """Beside the state of the backend to which the address belongs."""
+    monitor = make_swept()
+    server = spawner.backend()
+    root = spawner.sleeper()
+    monitor.hook.monitor_backend_spawned(model="m", pid=root.pid, address=server.address)
+    page = tabs.open(monitor.url).page
+    shows(page, "m", f"its address is served by {server.pid} (python")
 
 
 class Components:

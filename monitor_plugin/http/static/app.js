@@ -19,7 +19,7 @@ const stopping = new Stopping({
   onUnauthorized: askForToken,
 });
 const table = new BackendsTable(history, (item, button) => stopping.ask(item, button));
-const ends = new EndsTable();
+const ends = new EndsTable((end, button) => stopping.askLeftBehind(end, button, ends.rowsOf(end)));
 
 function showConnection(tone, text) {
   byId("connection").dataset.tone = tone;

@@ -37,10 +37,17 @@ function conditionWithoutState(item) {
     const why = code ? "it reports no state" : item.source === null ? "not read yet" : "";
     return { word: "unknown", tone: "quiet", why, trouble: false };
   }
-  const why = NO_ANSWER[code] ?? "its status cannot be read";
   const before = LAST[item.last_state];
   const last = before ? `; was ${before}` : "";
-  return { word: "unknown", tone: "warn", why: `${why} (${code})${last}`, trouble: true };
+  const owner = item.address_owner ?? null;
+  const why = owner ? `its address is served by ${processName(owner)}` : `${NO_ANSWER[code] ?? "its status cannot be read"} (${code})`;
+  return { word: "unknown", tone: "warn", why: why + last, trouble: true };
+}
+
+/** A process as `4711 (python3)`, `4711` or `another process`. */
+function processName({ pid, name }) {
+  if ((pid ?? null) === null) return "another process";
+  return name ? `${pid} (${name})` : String(pid);
 }
 
 /** How to show an end: in a quiet tone if it was intended. */

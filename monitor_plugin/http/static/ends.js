@@ -2,7 +2,7 @@
 
 import { ending } from "./conditions.js";
 import { byId, cell, element, fill, named, setText } from "./dom.js";
-import { bytes, duration, moment, plural, secondsBetween } from "./format.js";
+import { bytes, duration, moment, place, plural, secondsBetween } from "./format.js";
 
 const SHORT_LIST = 10;
 const MAX_PROCESSES = 8;
@@ -11,8 +11,11 @@ export class EndsTable {
   #all = false;
   #ended = [];
   #now = 0;
+  #stopping = new Set();
 
-  constructor() {
+  /** `onStop(end, button)` asks whether to stop what an ended backend left behind. */
+  constructor(onStop) {
+    this.onStop = onStop;
     this.table = byId("ends-table");
     this.more = byId("ends-more");
     this.more.addEventListener("click", () => {
@@ -30,23 +33,47 @@ export class EndsTable {
     const shown = ended.filter((end, index) => index < SHORT_LIST || end.left_behind?.length > 0);
     this.more.hidden = ended.length <= shown.length;
     setText(this.more, this.#all ? `Show the newest ${SHORT_LIST} alone` : `Show all ${ended.length}`);
-    fill(this.table.tBodies[0], this.#all ? ended : shown, makeRow, (row, end) => showEnd(row, end, now));
+    fill(
+      this.table.tBodies[0],
+      this.#all ? ended : shown,
+      () => makeRow(this.onStop),
+      (row, end) => showEnd(row, end, now, this.#stopping.has(keyOf(end))),
+    );
+  }
+
+  /** The rows to mark while what an ended backend left behind is being stopped. */
+  rowsOf(end) {
+    const setPending = (word) => {
+      if (word === null) this.#stopping.delete(keyOf(end));
+      else this.#stopping.add(keyOf(end));
+      this.update(this.#ended, this.#now);
+    };
+    return [{ setPending }];
   }
 }
 
-function makeRow() {
-  return element(
+const keyOf = ({ model, pid, node }) => JSON.stringify([model, pid, node ?? ""]);
+
+function makeRow(onStop) {
+  const button = element("button", { type: "button" });
+  const left = element("p", { class: "left" }, element("span"), " ", button);
+  const row = element(
     "tr",
     { role: "row" },
     element("th", { role: "rowheader", scope: "row" }, named("")),
-    cell("Cause", element("span", { class: "badge" }), " ", element("span", { class: "more" }), element("p", { class: "left" })),
+    cell("Cause", element("span", { class: "badge" }), " ", element("span", { class: "more" }), left),
     cell("When", element("time")),
     cell("Had run for"),
     cell("PID"),
   );
+  button.addEventListener("click", () => {
+    if (button.getAttribute("aria-disabled") !== "true") onStop(row.end, button);
+  });
+  return row;
 }
 
-function showEnd(row, end, now) {
+function showEnd(row, end, now, stopping) {
+  row.end = end;
   const [model, cause, when, ran, pid] = row.cells;
   const { word, tone, why } = ending(end);
   setText(model.firstElementChild, end.model);
@@ -54,14 +81,24 @@ function showEnd(row, end, now) {
   cause.firstElementChild.dataset.tone = tone;
   setText(cause.firstElementChild, word);
   setText(cause.children[1], why);
-  cause.lastElementChild.hidden = !(end.left_behind?.length > 0);
-  setText(cause.lastElementChild, leftBehind(end.left_behind ?? []));
+  showLeftBehind(cause.lastElementChild, end, stopping);
   const time = when.firstElementChild;
   time.dateTime = end.ended_at;
   time.title = moment(end.ended_at);
   setText(time, `${duration(now - Date.parse(end.ended_at) / 1000)} ago`);
   setText(ran, duration(secondsBetween(end.created_at, end.ended_at)));
   setText(pid, end.node ? `${end.pid} on ${end.node}` : String(end.pid));
+}
+
+function showLeftBehind(line, end, stopping) {
+  const [text, button] = line.children;
+  const hidden = !(end.left_behind?.length > 0);
+  if (hidden && document.activeElement === button) byId("ends").focus();
+  line.hidden = hidden;
+  setText(text, leftBehind(end.left_behind ?? []));
+  setText(button, stopping ? "Stopping…" : "Stop");
+  button.setAttribute("aria-disabled", String(stopping));
+  button.setAttribute("aria-label", `${button.textContent} what ${end.model}, ${place(end)}, left behind`);
 }
 
 /** The processes that a backend left behind, and that still run, in a line. */

@@ -24,26 +24,39 @@ export class Stopping {
   /** Ask the user whether to stop a backend, and stop it on a yes. */
   async ask(item, button) {
     const replicas = this.rowsOf(item.model, null).length;
-    byId("stop-title").replaceChildren("Stop ", named(item.model), "?");
-    setText(byId("stop-what"), replicas > 1
+    const what = replicas > 1
       ? "It finishes what it is busy with, and then all its processes are ended."
-      : `${place(item)} finishes what it is busy with, and then all its processes are ended.`);
+      : `${place(item)} finishes what it is busy with, and then all its processes are ended.`;
     byId("stop-which").hidden = replicas < 2;
     setText(byId("stop-one"), `this one, ${place(item)}`);
     setText(byId("stop-all"), `all ${replicas}`);
+    if (!(await this.#confirm(["Stop ", named(item.model), "?"], what, button))) return;
+    const one = replicas > 1 && this.dialog.querySelector("[value=one]").checked ? item : null;
+    await this.#stop(item.model, one, byId("stop-force").checked, this.rowsOf(item.model, one));
+  }
+
+  /** Ask the user whether to stop what an ended backend left behind, and stop it on a yes. */
+  async askLeftBehind(end, button, rows) {
+    const title = ["Stop what ", named(end.model), " left behind?"];
+    const what = `The processes that ${place(end)} left behind are ended. Backends of the model that run now are not.`;
+    byId("stop-which").hidden = true;
+    if (!(await this.#confirm(title, what, button))) return;
+    await this.#stop(end.model, end, byId("stop-force").checked, rows);
+  }
+
+  async #confirm(title, what, button) {
+    byId("stop-title").replaceChildren(...title);
+    setText(byId("stop-what"), what);
     this.dialog.querySelector("[value=one]").checked = true;
     byId("stop-force").checked = false;
     this.dialog.returnValue = "no";
     this.dialog.showModal();
     await new Promise((resolve) => this.dialog.addEventListener("close", resolve, { once: true }));
     button.focus();
-    if (this.dialog.returnValue !== "yes") return;
-    const one = replicas > 1 && this.dialog.querySelector("[value=one]").checked;
-    await this.#stop(item.model, one ? item : null, byId("stop-force").checked);
+    return this.dialog.returnValue === "yes";
   }
 
-  async #stop(model, one, force) {
-    const rows = this.rowsOf(model, one);
+  async #stop(model, one, force, rows) {
     for (const row of rows) row.setPending("asking");
     if (this.#running >= MAX_REQUESTS) await new Promise((resolve) => this.#waiting.push(resolve));
     this.#running += 1;
