@@ -462,7 +462,7 @@ def _peer_pid(path: str) -> int | None:
     return None
 
 
-def accepts_connection(address: str, timeout_seconds: float = _PROBE_SECONDS) -> bool:
+def accepts_connection(address: str, timeout_seconds: float = _PROBE_SECONDS) -> bool | None:
     """Whether anything accepts a connection at an address, on this machine or another one.
 
     Args:
@@ -470,8 +470,9 @@ def accepts_connection(address: str, timeout_seconds: float = _PROBE_SECONDS) ->
         timeout_seconds: how long to wait, also for the resolution of a name.
 
     Returns:
-        False if every connection was refused, the path or the name does not exist, or the time has
-        passed.
+        False if every connection was refused, or the path or the name does not exist. None if the
+        time has passed without an answer: the machine may be off, or a TCP listener on this machine
+        may be stuck, so that its queue of connections is full.
 
     Raises:
         OSError: no file descriptor is free.
@@ -504,8 +505,8 @@ def _resolve(host: str, port: int, deadline: float) -> list[_Peer]:
         return []
 
 
-def _connects(peers: Iterable[_Peer], deadline: float) -> bool:
-    """Whether a connection to one of several socket addresses is accepted before the deadline."""
+def _connects(peers: Iterable[_Peer], deadline: float) -> bool | None:
+    """Whether a connection to one of several socket addresses is accepted; None: no answer yet."""
     with contextlib.ExitStack() as stack:
         pending = {}
         poll = select.poll()
@@ -531,7 +532,7 @@ def _connects(peers: Iterable[_Peer], deadline: float) -> bool:
                 poll.unregister(number)
                 if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) and _has_peer(probe):
                     return True
-    return False
+        return None if pending else False
 
 
 def _has_peer(probe: socket.socket) -> bool:

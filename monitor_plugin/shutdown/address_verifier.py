@@ -73,7 +73,11 @@ class AddressVerifier:
         holder = self._registry.find_by_address(record.canonical_address)
         if holder is not None and holder is not record and not holder.process.ended():
             return True
-        return not accepts_connection(record.backend.address)
+        address = record.backend.address
+        accepts = accepts_connection(address)
+        if accepts is None:  # a listener may be stuck
+            return not self._socket_table.find_sockets(address, 0.0).inodes
+        return not accepts
 
     def _is_held_by_other(self, record: Record) -> bool:
         """Whether members of other backends hold all sockets that accept at the address.

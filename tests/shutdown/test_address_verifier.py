@@ -8,12 +8,13 @@ import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
 from monitor_plugin import Backend, Monitor, ShutdownFailed, hookimpl
 from monitor_plugin.domain.models import ProcessName
-from monitor_plugin.processes.sockets import SocketTable
+from monitor_plugin.processes.sockets import SocketTable, accepts_connection
 
 from ..support import Client, Spawner, eventually, refuse_descriptors, register
 
@@ -68,6 +69,24 @@ def served(spawner: Spawner) -> tuple[subprocess.Popen[str], int]:
     process = spawner.python(SERVES, "0.0.0.0", "0", stdin=subprocess.PIPE)
     assert process.stdout
     return process, int(process.stdout.readline())
+
+
+def test_shutdown_fails_while_a_stuck_process_listens_at_the_address(
+    make_quick: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The kernel neither accepts nor refuses a connection once the queue of a listener is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        eventually(lambda: accepts_connection(address, 0.1) is None)
+        monitor = make_quick()
+        register(monitor, spawner.sleeper().pid, address=address)
+        with pytest.raises(ShutdownFailed, match=f"is still served by process {os.getpid()}"):
+            monitor.shutdown("m")
 
 
 @pytest.mark.parametrize("by_host", [False, True])
