@@ -347,7 +347,8 @@ class MemberTable:
             foreign |= groups_of(pid, rows[pid].started).containing
         alone: dict[str, Members] = {}
         for members in tracked:
-            if _runs(rows, *members.root):
+            # Of members that are not registered here, the other backends are not known.
+            if members.root in roots and _runs(rows, *members.root):
                 groups = groups_of(*members.root).own - foreign
                 alone.update(dict.fromkeys(groups, members))
         if not alone:  # so the control groups of other processes need not be read

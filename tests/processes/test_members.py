@@ -106,6 +106,15 @@ def test_descendants_are_those_whose_parents_lead_to_the_root(
     assert sorted(members.pids_in(snapshot)) == sorted(expected)
 
 
+def test_a_pid_that_led_nothing_is_forgotten() -> None:
+    """A later process with the PID of a member may lead a group, and end."""
+    members = Members((10, 1.0))
+    members.update(snapshot_of(1.0, p10=(1, 1, 1), p11=(10, 1, 1)))
+    members.update(snapshot_of(2.0, p10=(1, 1, 1)))
+    members.update(snapshot_of(3.0, p10=(1, 1, 1), p12=(1, 11, 11)))
+    assert pids(members) == [10]
+
+
 def test_members_that_were_seen_stay_members() -> None:
     """Neither the end of the parent nor that of the leader of the session removes a member."""
     members = Members((10, 1.0))
@@ -324,6 +333,16 @@ def test_a_control_group_that_others_share_does_not_count(
         table.track(Members((first.pid, row.started)))
     table.snapshot()
     assert table.pids(members) == [process.pid]
+    os.kill(daemon, signal.SIGKILL)
+
+
+def test_control_groups_do_not_count_where_the_backends_are_not_known(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """So for a process that a host started and that is not registered: see `ProcessTrees`."""
+    process = spawner.python(WITH_DAEMON, str(make_group()))
+    daemon = int(_read_line(process))
+    assert MemberTable().pids(members_of(process.pid)) == [process.pid]
     os.kill(daemon, signal.SIGKILL)
 
 
