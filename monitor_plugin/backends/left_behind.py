@@ -201,10 +201,7 @@ class LeftBehindTracker:
             # Not earlier, as this makes the snapshots of a shutdown in progress take longer.
             for entry in entries:
                 self._member_table.track_ended(entry.record.members)
-        began = time.monotonic()
-        snapshot = self._member_table.snapshot(0.0)
-        if snapshot.taken_at < began:  # another thread had begun it before: take the next one
-            snapshot = self._member_table.snapshot(0.0)
+        snapshot = self._member_table.snapshot_since(time.monotonic())
         for entry in entries:
             self._store(entry, snapshot)
 

@@ -54,6 +54,13 @@ class SingleFlight(Generic[T]):
             self._run(now, future)
         return future.result()
 
+    def get_since(self, oldest: float) -> T:
+        """Return a value whose computation began at `oldest` (monotonic seconds) or later."""
+        while (cached := self._cached) is None or cached[0] < oldest:
+            # This call may join a computation that began before.
+            self.get(max(0.0, time.monotonic() - oldest))
+        return cached[1]
+
     def _run(self, now: float, future: Future[T]) -> None:
         try:
             value = self._compute()

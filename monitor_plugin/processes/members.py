@@ -254,6 +254,14 @@ class MemberTable:
         """
         return self._snapshots.get(max_age_seconds)
 
+    def snapshot_since(self, oldest: float) -> ProcessSnapshot:
+        """Return a shared snapshot that was begun at `oldest` (monotonic seconds) or later.
+
+        Raises:
+            OSError: no file descriptor is free.
+        """
+        return self._snapshots.get_since(oldest)
+
     def rescan(self, members: Members) -> ProcessSnapshot:
         """Take a snapshot that begins now, and find the members of one backend in it.
 

@@ -155,7 +155,7 @@ class SocketTable:
         try:
             if not all(_is_own_ip(host) for host, _ in hosts):
                 return nothing
-            snapshot = self._snapshot(max_age_seconds)
+            snapshot = self._snapshots.get_since(time.monotonic() - max_age_seconds)
             if path is not None:
                 inodes = self._unix_inodes(snapshot, path)
             else:
@@ -232,13 +232,6 @@ class SocketTable:
         """Find a process that listens at an address now: see `find_owner`."""
         return self.find_owner(self.find_sockets(address, 0.0))
 
-    def _snapshot(self, max_age_seconds: float) -> SocketSnapshot:
-        oldest = time.monotonic() - max_age_seconds
-        snapshot = self._snapshots.get(max_age_seconds)
-        if snapshot.taken_at < oldest:  # another thread had begun it before: take the next one
-            snapshot = self._snapshots.get(max_age_seconds)
-        return snapshot
-
     def _take_snapshot(self) -> SocketSnapshot:
         snapshot = take_snapshot()
         for inode in list(self._holders):
@@ -249,7 +242,7 @@ class SocketTable:
     def _search_all_processes(self) -> float:
         """Find the holders of all listening sockets; return when the search began."""
         began_at = time.monotonic()
-        inodes = self._snapshot(_MAX_AGE_SECONDS).inodes
+        inodes = self._snapshots.get().inodes
         unknown = {inode for inode in inodes if self._known_holder(inode) is None}
         self._find_holders(unknown, sorted(psutil.pids()))
         return began_at

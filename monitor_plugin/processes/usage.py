@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ class UsageReader:
         """
         snapshot = self._table.snapshot(_SNAPSHOT_MAX_AGE_SECONDS)
         if any(members.is_new for members in backends):
-            snapshot = self._table.snapshot(0)
+            snapshot = self._table.snapshot_since(time.monotonic())
         return UsageSnapshot(snapshot, self._exchange_baseline(snapshot))
 
     def _exchange_baseline(self, snapshot: ProcessSnapshot) -> ProcessSnapshot | None:

@@ -160,10 +160,7 @@ class AddressCheck:
             OSError: no file descriptor is free.
         """
         members = record.members
-        for _ in range(2):  # the first one may have been begun by another thread before
-            snapshot = self._member_table.snapshot(max(0.0, time.monotonic() - time_seen))
-            if snapshot.taken_at >= time_seen:
-                break
+        snapshot = self._member_table.snapshot_since(time_seen)
         if members.is_new:
             snapshot = self._member_table.rescan(members)
         return members.pids_in(snapshot)

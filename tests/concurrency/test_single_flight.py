@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -100,6 +101,21 @@ def test_single_flight_computes_without_its_lock() -> None:
 
     single_flight = SingleFlight(3600.0, compute)
     assert single_flight.get()
+
+
+def test_value_since_a_time_is_of_no_computation_that_began_before() -> None:
+    """A later computation serves all callers that ask for an earlier time."""
+    gate = Gate()
+    single_flight = SingleFlight(3600.0, gate)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(single_flight.get)
+        eventually(lambda: gate.calls == 1)
+        asked_at = time.monotonic()
+        others = [pool.submit(single_flight.get_since, asked_at) for _ in range(3)]
+        gate.open.set()
+        assert first.result(30) == 1
+        assert [each.result(30) for each in others] == [2, 2, 2]
+    assert single_flight.get_since(asked_at) == 2
 
 
 def test_failed_computation_reaches_all_callers_and_is_not_cached() -> None:
