@@ -192,6 +192,8 @@ class Connection:
         """Record the outcome of a call, and wake its readers."""
         if isinstance(outcome, Exception):
             outcome = StatusOutcome(None, self._error_code(outcome, "Status"))
+        if not outcome.speaks_grpc:
+            self._pause()
         seconds = time.monotonic() - call.sent_at
         reached_deadline = (
             outcome.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
@@ -211,11 +213,7 @@ class Connection:
             # A call that reached its deadline is replaced, so that the backend's recovery is seen.
             next_call = StatusCall() if reached_deadline and not self._closed else None
             self._call = next_call
-            if not outcome.speaks_grpc:
-                self._paused_until = time.monotonic() + NOT_GRPC_PAUSE_SECONDS
         self._close_useless_channel()
-        if not outcome.speaks_grpc:
-            self._log_other_protocol()
         if outcome.rpc_error == grpc.StatusCode.UNAUTHENTICATED.name:
             self.log_refusal("Status")
         call.done.set()
@@ -239,10 +237,8 @@ class Connection:
             code = str(error.code().name)
             with self._lock:
                 self._is_unreachable = code == grpc.StatusCode.UNAVAILABLE.name
-                if not speaks_grpc(error):
-                    self._paused_until = time.monotonic() + NOT_GRPC_PAUSE_SECONDS
             if not speaks_grpc(error):
-                self._log_other_protocol()
+                self._pause()
             if code == grpc.StatusCode.UNAUTHENTICATED.name:
                 self.log_refusal("Free")
             return code
@@ -256,9 +252,10 @@ class Connection:
             self._close_useless_channel()
         return None
 
-    def _log_other_protocol(self) -> None:
-        """Log, once, that the server does not speak gRPC."""
+    def _pause(self) -> None:
+        """Make no calls for a time, as the server does not speak gRPC; log that once."""
         with self._lock:
+            self._paused_until = time.monotonic() + NOT_GRPC_PAUSE_SECONDS
             is_logged, self._other_protocol_logged = self._other_protocol_logged, True
         if not is_logged:
             text = (
