@@ -76,6 +76,16 @@ def fetch_events(
     return events, decode(client, events.events, list[EventItem])
 
 
+def fetch_unseen(client: Client) -> str:
+    """Return what the monitor cannot see, as `/readyz` says; empty if it says nothing."""
+    try:
+        answer = client.get("/readyz")
+    except RequestFailed:
+        return ""
+    unseen = answer.get("unseen") if isinstance(answer, dict) else None
+    return unseen if isinstance(unseen, str) else ""
+
+
 def decode(client: Client, answer: Any, kind: type[T]) -> T:
     """Convert the JSON of an answer to a struct; raises `RequestFailed` if the JSON does not fit.
 

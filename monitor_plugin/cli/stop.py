@@ -28,7 +28,7 @@ from .options import (
     monitor_options,
     preformatted,
 )
-from .queries import fetch_backends
+from .queries import fetch_backends, fetch_unseen
 from .views.text import (
     by_memory,
     duration,
@@ -120,7 +120,10 @@ def stop(
     if not yes and not _confirm(answer, wanted, force):
         click.echo("Nothing was stopped.", err=True)
         return FAILED
-    return _stop_all(client, wanted, force, node, progress, code)
+    code = _stop_all(client, wanted, force, node, progress, code)
+    if code == FINE and (unseen := fetch_unseen(client)):
+        click.echo(f"Stops are verified in part: {printable(unseen)}.", err=True)
+    return code
 
 
 def _stop_all(

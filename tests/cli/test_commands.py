@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+from monitor_plugin import monitor as monitor_module
 from monitor_plugin.cli import main, options
 from monitor_plugin.cli.views.text import escape_name
 
@@ -54,7 +56,14 @@ def test_ps_prints_a_table_or_json(
     monitor.hook.monitor_backend_spawned(model="real", pid=backend.pid, address=backend.address)
     gone = load("gone")
     gone.kill()
-    eventually(lambda: len(monitor.backends()) == 1)
+    # An end is complete when the monitor has looked for what is left behind.
+    client = Client(monitor.url)
+
+    def ended() -> list[dict[str, Any]]:
+        answer: dict[str, Any] = client.request("GET", "/backends").json
+        return list(answer["ended"])
+
+    eventually(lambda: [each["left_behind"] for each in ended()] == [[]])
     load(HOSTILE)
     assert main(["ps"]) == 0
     text = capsys.readouterr().out
@@ -65,7 +74,7 @@ def test_ps_prints_a_table_or_json(
     assert main(["ps", "--json"]) == 0
     printed = capsys.readouterr().out
     assert printed.isascii()
-    answer = Client(monitor.url).request("GET", "/backends").json
+    answer = client.request("GET", "/backends").json
     assert json.loads(printed).keys() == answer.keys()
     assert [each["model"] for each in json.loads(printed)["backends"]] == ["real", HOSTILE]
     assert json.loads(printed)["ended"] == answer["ended"]
@@ -137,6 +146,23 @@ def test_stop_stops_all_named_models(
     assert main([*stop, "gone", "last"]) == 4
     assert "model 'gone' is not loaded" in capsys.readouterr().err
     assert not is_running(last.pid)
+
+
+def test_stop_says_what_the_monitor_cannot_see(
+    make_monitor: Callable[..., Monitor],
+    load: Load,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Below the results, as the header `X-Monitor-Verified` says it to clients of HTTP."""
+    for unseen in (None, "the backs of mirrors"):
+        monkeypatch.setattr(monitor_module, "find_unseen", lambda unseen=unseen: unseen)
+        monitor = make_monitor(respawn_watch_seconds=0)
+        load("m", monitor)
+        assert main(["stop", "--yes", "m", "--url", monitor.url]) == 0
+        assert ("in part: the backs of mirrors.\n" in capsys.readouterr().err) == bool(unseen)
+        assert main(["stop", "--yes", "m", "--url", monitor.url]) == 4
+        assert "in part" not in capsys.readouterr().err
 
 
 def test_processes_left_behind_are_shown_and_stopped(
