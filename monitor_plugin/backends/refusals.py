@@ -19,9 +19,9 @@ class Refusal(NamedTuple):
     """A registration that was refused.
 
     Attributes:
-        model: the model as the host gave it; the `repr` of what is no text.
+        model: the model as the host gave it; of a value that is no text, its `repr`.
         pid: the PID.
-        address: the address as the host gave it; the `repr` of what is no text.
+        address: the address as the host gave it; of a value that is no text, its `repr`.
         reason: why it was refused.
         started: the start time of the process in clock ticks since boot.
     """

@@ -189,7 +189,7 @@ class Registration:
         return delivery
 
     def _is_same_backend(self, record: Record, pid: int) -> bool:
-        """Whether a process is a member of a registered backend, or the backend's root is its own.
+        """Whether a process belongs to a registered backend, or the backend's root to the process.
 
         Raises:
             OSError: no file descriptor is free.

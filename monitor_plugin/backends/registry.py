@@ -141,7 +141,7 @@ class Record:
         """Whether the backend has not answered yet, and was registered less than a grace ago.
 
         A backend that accepts connections and does not answer is starting too: it may be loading.
-        One whose address another process serves is not: an operator should be told.
+        One whose address another process serves is not: an operator should see that.
         """
         if self.answered or self.address_owner is not None:
             return False

@@ -50,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         reading_max_age_seconds: the maximum age of a reading that further requests get; 0: requests
             share a reading only while it is made.
         start_grace_seconds: how long after its registration a backend that has not answered yet is
-            `starting`; later it is unreachable. 0: it is unreachable at once.
+            `starting`; later it is unreachable. 0: it is unreachable immediately.
         drain_timeout_seconds: the maximum time that a shutdown waits for a busy backend.
         stop_timeout_seconds: how long a stop waits after SIGTERM before it sends SIGKILL (a process
             that is found during the stop gets at least half of this time after its SIGTERM); how

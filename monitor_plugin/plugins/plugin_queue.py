@@ -164,7 +164,7 @@ class PluginQueue:
         return EventFigures(len(waiting), now - oldest, self._coalesced, self._dropped)
 
     def _drop(self) -> QueuedEvent:
-        """Drop the oldest change of state, else another event, else an exit or what it left."""
+        """Drop the oldest change of state; without one, another event, and exits last."""
         self._dropped += 1
         index, event = min(enumerate(self._ordered), key=lambda pair: _importance(pair[1]))
         del self._ordered[index]

@@ -26,8 +26,8 @@ class GroupPaths(NamedTuple):
 class ControlGroups:
     """Reads the control groups of processes from /proc/PID/cgroup. Safe to call from any thread.
 
-    A process is usually moved to its control group when it starts. So what was read is used again
-    for as long as the process had run by then, and for at most a minute.
+    A process is usually moved to its control group when it starts. So a result is used for as long
+    as the process had run when its groups were read, and for at most a minute.
     """
 
     def __init__(self) -> None:

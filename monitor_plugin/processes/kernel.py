@@ -21,12 +21,12 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 class Fallback(NamedTuple):
-    """What the monitor does because the kernel refuses something.
+    """A replacement for something that the kernel refuses.
 
     Attributes:
-        refused: what the kernel refuses: `pidfd_open`.
-        reason: why, as the error says it: `Operation not permitted`.
-        instead: what the monitor does instead.
+        refused: the system call or the file, such as `pidfd_open`.
+        reason: the text of the error, such as `Operation not permitted`.
+        instead: the replacement, as a sentence for the log.
     """
 
     refused: str
@@ -38,7 +38,7 @@ class KernelProbe:
     """Tries on the monitor's own process what the monitor needs for other processes.
 
     Attributes:
-        fallbacks: what was found by `run`; empty before it.
+        fallbacks: those that `run` has found; empty before.
     """
 
     def __init__(self) -> None:

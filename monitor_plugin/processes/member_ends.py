@@ -2,16 +2,15 @@
 
 How a member ended is known if it is a zombie of the monitor's own user, or if its pidfd was held
 (see `MemberPidfds`). Many backends start and end processes by design, such as a server that forks
-for each request, or a shell script. So the end of a member is left out, unless a signal is known to
-have killed it, or unless it is still a zombie a second after it was found to be one,
+for each request, or a shell script. The end of a member is always listed if a signal is known to
+have killed the member, or if the member stays a zombie for a second. Another end is left out,
 
 - if the member exited with code 0;
-- if it was not seen at an age of a second or more: another exit code, or an unknown cause, then
-  means no more than that a short task has ended;
+- if the member was not seen at an age of a second or more: then a short task has ended;
 - if the cause is unknown, and the root ends within two seconds as well.
 
-Ends of the same kind (by signal or exit code) are left out after the first 10, and ends of an
-unknown cause after the first 3, until there was none of this kind for ten minutes.
+Of ends with the same signal or exit code, only the first 10 are listed, and of ends with an unknown
+cause the first 3, until there was none of the same kind for ten minutes.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ def _end_of_zombie(
 
 
 def _unless_repeated(backend: _Backend, end: MemberEnd) -> MemberEnd | None:
-    """Return an end, where the last one before a pause is marked; None during the pause."""
+    """Return an end; None during a pause. The last end before a pause has `pauses` set."""
     now, kind = time.monotonic(), end.exit_code if end.signal is None else -end.signal
     count, last_at = backend.kinds.get(kind, (0, now))
     count = 1 if now - last_at >= _QUIET_SECONDS else count + 1

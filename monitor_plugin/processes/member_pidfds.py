@@ -1,4 +1,7 @@
-"""Pidfds of members: since Linux 6.15 they tell how a process ended after it was waited for."""
+"""The pidfds of members, which show how a member ended also after its parent waited for it.
+
+This needs Linux 6.15.
+"""
 
 from __future__ import annotations
 

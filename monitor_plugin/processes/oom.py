@@ -56,7 +56,7 @@ class OomKillCounter:
         membership, count = self._read_membership(), self._read_count()
         is_moved = membership != self._membership
         kills = _difference(count, self._count)
-        # From when a process begins to end, version 1 shows another group as its own.
+        # Once a process begins to end, version 1 shows another group for it.
         if (is_moved or kills) and self._is_ending():
             return 0
         if is_moved or self._path is None:

@@ -51,7 +51,7 @@ class ProcessRow(NamedTuple):
     name: str = ""
 
 
-# A process, regardless of who has its PID later: its PID and its start time.
+# A PID and a start time, which identify a process also after its PID was reused.
 ProcessIdentity = tuple[int, float]
 
 

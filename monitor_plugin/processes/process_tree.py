@@ -95,7 +95,7 @@ class ProcessTree:
 
         The root gets its signal first. The other members get SIGTERM when the root has ended, or at
         half of `seconds`: a server can finish the requests that its workers handle. If the root had
-        ended before, or may not be signalled, the others get SIGTERM at once.
+        ended before, or may not be signalled, the others get SIGTERM immediately.
 
         Each member gets its signal once, also a member that is found during the wait, and then has
         at least half of `seconds` to end. SIGKILL follows at most 1.5 times `seconds` after the

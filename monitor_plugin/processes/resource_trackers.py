@@ -26,7 +26,7 @@ def tracker_grace_seconds(process: Process) -> float | None:
 
     A tracker removes shared memory and semaphores from /dev/shm once these processes have ended. So
     nothing is left there if the tracker is the last process that is killed. Python's trackers
-    ignore SIGTERM; torch's ends at once, and removes nothing then.
+    ignore SIGTERM; torch's ends immediately, and then removes nothing.
 
     Returns:
         None if the process is no resource tracker, or if its command line cannot be read.

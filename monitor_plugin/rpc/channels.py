@@ -117,7 +117,7 @@ class ChannelSecurity:
 
 
 def _grpc_target(address: str) -> tuple[str, tuple[tuple[str, object], ...]]:
-    """Return what gRPC dials for an address, and the options of the channel."""
+    """Return the gRPC target of an address, and the options of its channel."""
     parsed = parse_address(address)
     if parsed.path is not None:
         return grpc_socket_target(parsed.path), _OPTIONS

@@ -289,7 +289,7 @@ def test_replaced_record_frees_its_pid_and_gives_its_state(registry: Registry) -
         end(registry, old)
 
 
-def test_held_record_is_not_replaced(registry: Registry) -> None:
+def test_record_is_not_replaced_during_a_shutdown(registry: Registry) -> None:
     """Nor one that was removed or changed, nor by a process that has a record."""
     old, other = add(registry, "m", 1, "a"), add(registry, "m", 2, "b")
     with pytest.raises(Conflict) as conflict:

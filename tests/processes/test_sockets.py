@@ -173,9 +173,7 @@ def test_kernels_choice_between_the_addresses_of_a_port_is_followed(
         assert (others.pid, len(others.others)) == (None, 1)
 
 
-def test_each_socket_that_shares_an_address_is_looked_at(
-    listen: Listen, table: SocketTable
-) -> None:
+def test_each_socket_that_shares_an_address_is_found(listen: Listen, table: SocketTable) -> None:
     """With SO_REUSEPORT the kernel gives a connection to any of them."""
     port = free_port()
     address = f"127.0.0.1:{port}"
