@@ -227,7 +227,11 @@ def test_details_show_all_that_is_known() -> None:
         "! no answer, busy before, since ?",
     ):
         assert words in text
-    assert "has ended lately" in text_of(details_view(answer(item("m", 1)), "m", 80), 80)
+    assert "served by" not in text
+    one = answer(item("m", 1, served_by=4711))
+    text = text_of(details_view(one, "m", 80), 80)
+    assert "has ended lately" in text
+    assert "127.0.0.1:1, served by its process 4711" in text
 
 
 def events() -> list[EventItem]:

@@ -276,6 +276,12 @@ def test_page_names_the_process_that_serves_an_address(
     monitor.hook.monitor_backend_spawned(model="m", pid=root.pid, address=server.address)
     page = tabs.open(monitor.url).page
     shows(page, "m", f"its address is served by {server.pid} (python")
+    row(page, "m").locator("summary").click()
+    shows(page, "m", f"{server.pid}, which is none of its processes")
+    own = spawner.backend()
+    monitor.hook.monitor_backend_spawned(model="own", pid=own.pid, address=own.address)
+    row(page, "own").locator("summary").click()
+    shows(page, "own", "Served by", f"PID {own.pid}\n")
 
 
 class Components:

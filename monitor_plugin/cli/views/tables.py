@@ -249,7 +249,7 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
     lines: list[tuple[str, str | Text]] = [
         *([("node", printable(item.node))] if item.node else []),
         ("PID", str(item.pid)),
-        ("address", printable(item.address)),
+        ("address", printable(item.address) + _server(item)),
         ("state", condition_text(item).append(_last_state(item), "not bold")),
         ("source", printable(describe_source(item)) + age),
         ("started", started),
@@ -267,6 +267,12 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
         lines.append(("process", _usage(item.process)))
         lines.append(("tree", _usage(item.process.tree)))
     return lines
+
+
+def _server(item: NodeBackendItem) -> str:
+    """Return which member serves the address, where that is not the registered process."""
+    known = item.served_by is not None and item.served_by != item.pid
+    return f", served by its process {item.served_by}" if known else ""
 
 
 def _last_state(item: NodeBackendItem) -> str:

@@ -14,6 +14,12 @@ const MEMORY_SOURCES = {
 const OLD_SECONDS = 20;
 const MAX_PARTS = 5;
 
+/** The process that serves a backend's address. */
+function servedBy({ served_by: pid, address_owner: owner }) {
+  if (owner) return `${owner.pid ?? "another process"}, which is none of its processes`;
+  return (pid ?? null) === null ? "unknown" : `PID ${pid}`;
+}
+
 export class Row {
   gone = false;
   #pending = null;
@@ -113,6 +119,7 @@ export class Row {
     const tree = item.process?.tree;
     const facts = [
       ["Address", item.address],
+      ["Served by", servedBy(item)],
       ["Started", moment(item.created_at)],
       ["Read by", item.source ?? "unknown"],
       ["Processes", count(tree?.processes)],
