@@ -332,25 +332,20 @@ class Registry:
         backend: Backend,
         owner: ProcessName | None,
         publish: Callable[[], object],
-    ) -> bool:
+    ) -> None:
         """Set which other process serves the address of a registration.
 
-        Returns:
-            Whether it is another process than before, or none any more; then `publish` was called.
+        Calls `publish` if it is another process than before, or none any more.
         """
         with self._lock:
             previous = record.address_owner
             if record.backend is not backend or self._records.get(backend.pid) is not record:
-                return False
+                return
             record.address_owner = owner
-            # A process may change its name.
-            if (previous and previous.pid, previous is None) == (
-                owner and owner.pid,
-                owner is None,
-            ):
-                return False
-            publish()
-            return True
+            # A process may change its name: compare PIDs.
+            is_same = previous is not None and owner is not None and previous.pid == owner.pid
+            if not is_same and previous is not owner:
+                publish()
 
     def move_to_exits(
         self,

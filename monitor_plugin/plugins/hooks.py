@@ -165,6 +165,7 @@ class Hooks:
         """Record that another process serves the address, or none any more; no hook reports it."""
         facts = None if owner is None else msgspec.to_builtins(owner)
         self._event_log.add("address_owner", backend, address=backend.address, address_owner=facts)
+        self._events.log("address_owner", backend=backend, address_owner=owner)
 
     def member_ended(self, backend: Backend, end: MemberEnd) -> None:
         """Record that a member of a backend has ended; no hook reports it."""

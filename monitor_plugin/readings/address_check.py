@@ -14,7 +14,6 @@ from ..plugins.hooks import Hooks
 from ..processes.members import MemberTable
 from ..processes.sockets import ListeningSockets, SocketTable
 from ..rpc.client import StatusClient
-from ..telemetry.log_lines import log_address_owner
 
 _MAX_AGE_SECONDS = 1.0
 # While members hold all sockets of the address, the connection is to a member. Another process may
@@ -93,8 +92,7 @@ class AddressCheck:
             self._status_client.close_connection(backend)
         if owner is not record.address_owner:
             publish = partial(self._hooks.address_owner_changed, backend, owner)
-            if self._registry.change_address_owner(record, backend, owner, publish):
-                log_address_owner(backend, owner)
+            self._registry.change_address_owner(record, backend, owner, publish)
         return serving
 
     def _find_serving(self, record: Record, backend: Backend, since: float) -> Serving:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
+
 from ..domain.exits import describe_exit, describe_member_end, member_end_to_dict
 from ..domain.models import (
     Backend,
@@ -23,7 +25,9 @@ _logger = logging.getLogger(_LOGGER_NAME)
 
 
 def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
-    """Log an event of a backend in one line of level INFO.
+    """Log an event of a backend in one line, of level INFO.
+
+    If another process serves the address of a backend, the level is WARNING.
 
     Args:
         hook: the hook that reports the event, or the name of an event that no hook reports; others
@@ -31,36 +35,15 @@ def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
         arguments: the arguments of the hook, or the facts of the event.
     """
     line = _LINES.get(hook)
-    if line is None or not _logger.isEnabledFor(logging.INFO):
+    level = logging.WARNING if arguments.get("address_owner") else logging.INFO
+    if line is None or not _logger.isEnabledFor(level):
         return
     backend: Backend = arguments["backend"]
     text, facts = line(**arguments)
     identity = {"model": backend.model, "pid": backend.pid}
     facts = {"event": hook.removeprefix("monitor_"), **identity, **facts}
-    _logger.info(
-        "model %r (process %d) %s", backend.model, backend.pid, text, extra={"facts": facts}
-    )
-
-
-def log_address_owner(backend: Backend, owner: ProcessName | None) -> None:
-    """Log that a process which is no member of a backend serves its address, or none any more."""
-    identity = {"model": backend.model, "pid": backend.pid, "address": backend.address}
-    facts = {"event": "address_owner", **identity, "address_owner": None}
-    if owner is None:
-        text = "model %r (process %d): address %s is no longer served by another process"
-        level = logging.INFO
-    else:
-        facts["address_owner"] = {"pid": owner.pid, "name": owner.name}
-        text, level = (
-            "model %r (process %d): address %s is served by process %s, which does not belong to "
-            "the backend: its answers are not believed, and readings are samples; end that "
-            "process, or register its backend",
-            logging.WARNING,
-        )
-    shown = () if owner is None else (describe_process(owner),)
-    _logger.log(
-        level, text, backend.model, backend.pid, backend.address, *shown, extra={"facts": facts}
-    )
+    message = "model %r (process %d) %s"
+    _logger.log(level, message, backend.model, backend.pid, text, extra={"facts": facts})
 
 
 def _state_line(
@@ -102,6 +85,21 @@ def _member_line(backend: Backend, end: MemberEnd) -> tuple[str, dict[str, Any]]
     return text, member_end_to_dict(end)
 
 
+def _address_owner_line(
+    backend: Backend, address_owner: ProcessName | None
+) -> tuple[str, dict[str, Any]]:
+    facts = {"address": backend.address, "address_owner": None}
+    if address_owner is None:
+        text = f"at {backend.address}: the address is no longer served by another process"
+        return text, facts
+    text = (
+        f"at {backend.address}: the address is served by process {describe_process(address_owner)}"
+        ", which does not belong to the backend: its answers are not believed, and readings are "
+        "samples; end that process, or register its backend"
+    )
+    return text, {**facts, "address_owner": msgspec.to_builtins(address_owner)}
+
+
 def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:
     facts = {"outcome": outcome, "seconds": round(seconds, 3)}
     return f"shutdown: {outcome}, in {seconds:.1f} s", facts
@@ -114,6 +112,7 @@ _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "monitor_shutdown_finished": _shutdown_line,
     "oom_kill": _oom_kill_line,
     "member_ended": _member_line,
+    "address_owner": _address_owner_line,
 }
 
 

@@ -101,7 +101,7 @@ def test_status_of_an_orphan_is_not_believed(
     os.kill(orphan, signal.SIGKILL)
     assert read_until_owned(monitor, None).rpc_error == "UNAVAILABLE"
     assert owner_events(client) == [{"pid": orphan, "name": name}, None]
-    (line,) = (each for each in logged(caplog) if "address" in each)
+    (line,) = eventually(lambda: [each for each in logged(caplog) if "address" in each])
     assert f"process {process.pid}" in line
     assert f"is served by process {orphan} ({name}), which does not belong to the backend" in line
 
