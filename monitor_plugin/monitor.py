@@ -453,7 +453,11 @@ class _Services:
         """Start the background threads. Call `stop` if an exception is raised."""
         self.kernel_probe.run()
         if self.unseen:
-            _logger.warning("not everything can be seen: %s", self.unseen)
+            _logger.warning(
+                "not everything can be seen: %s; if backends run as another user than the monitor, "
+                "run the monitor as root",
+                self.unseen,
+            )
         self.exit_recorder.start()
         self.left_behind.start()
         self.sweeper.start()

@@ -49,7 +49,8 @@ def test_hidden_processes_are_reported_everywhere(spawner: Spawner, hidepid: int
     started = process.stdout.readline()
     if started.startswith(("unshare:", "mount:")):
         pytest.skip("mount namespaces are not allowed here")
-    reason = started.strip().removeprefix("not everything can be seen: ")
+    reason, _, advice = started.strip().removeprefix("not everything can be seen: ").partition("; ")
+    assert "run the monitor as root" in advice
     assert reason.startswith("the processes of other users are hidden (/proc is mounted with hidep")
     client = Client(process.stdout.readline().strip())
     ready = client.request("GET", "/readyz")
