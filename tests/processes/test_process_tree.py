@@ -553,6 +553,19 @@ def test_no_shared_memory_stays_after_sigkill(
     assert not segment.exists()
 
 
+def test_children_are_killed_before_their_parents(
+    spawner: Spawner, open_tree: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may send SIGHUP to a group whose leader ends while a child is under SIGSTOP."""
+    root = spawner.python(f"import signal\nsignal.signal(15, signal.SIG_IGN)\n{NESTED}")
+    child, grandchild = map(int, read_line(root).split())
+    tree = open_tree(root.pid)
+    sent = record_signals(monkeypatch)
+    tree.stop(0.2, NEVER)
+    killed = [pid for pid, number in sent if number == signal.SIGKILL]
+    assert killed == [grandchild, child, root.pid]
+
+
 # The command line of Python's resource tracker. The pipe by which it learns that no process is left
 # is standard input.
 TRACKER = "from multiprocessing.resource_tracker import main; main(0)"
