@@ -64,6 +64,13 @@ class EndedBackend(NamedTuple):
     group: str | None = None
     left_behind: Sequence[LeftBehindProcess] | None = None
 
+    @property
+    def may_have_left(self) -> bool:
+        """Whether processes are left behind, or may be: a shutdown searches for them itself."""
+        if self.left_behind is None:
+            return self.exit.cause != "shutdown"
+        return bool(self.left_behind)
+
 
 class Serving(NamedTuple):
     """Which process serves a backend's address, as the listening sockets showed.
@@ -156,8 +163,7 @@ class Registry:
     `publish` must not block; it puts an event into a queue.
 
     Attributes:
-        on_change: called under the lock when a backend was added or removed, or when the first
-            process was left behind or the last one has ended; it must not block.
+        on_change: called under the lock when `models` may have changed; it must not block.
     """
 
     def __init__(self) -> None:
@@ -295,9 +301,12 @@ class Registry:
         self.on_change()
 
     def models(self) -> list[str]:
-        """List the models that have a backend, or processes that a backend has left behind."""
+        """List the models that have a backend, or processes that a backend has left behind.
+
+        A backend that has just ended by itself counts until its processes are searched for.
+        """
         with self._lock:
-            left = (each.backend.model for each in self._exits.values() if each.left_behind)
+            left = (each.backend.model for each in self._exits.values() if each.may_have_left)
             return list(dict.fromkeys([*self._by_model, *left]))
 
     def set_answered(self, record: Record, backend: Backend) -> None:
@@ -401,7 +410,7 @@ class Registry:
             stored = self._exits.get(ended.backend)
             if stored is None and not processes:
                 return
-            had_some = bool(stored and stored.left_behind)
+            had_some = stored is not None and stored.may_have_left
             self._exits[ended.backend] = (stored or ended)._replace(left_behind=processes)
             if stored is None:
                 by_age = sorted(self._exits.items(), key=lambda each: each[1].exit.ended_at)

@@ -135,7 +135,7 @@ def test_exit_frees_the_pid_and_the_address(registry: Registry) -> None:
     move(registry, record, "renamed", "b")
     exit = make_exit("killed")
     assert registry.move_to_exits(record, exit, True, lambda ended: ended.exit) is exit
-    assert (registry.records(), registry.models(), registry.find(1)) == ([], [], None)
+    assert (registry.records(), registry.find(1)) == ([], None)
     assert registry.last_exits() == [EndedBackend(record.backend, exit, True)]
     assert record.backend.model == "renamed"
     add(registry, "m", 1, "b")
@@ -159,6 +159,23 @@ def test_exit_is_replaced_while_it_is_stored(registry: Registry) -> None:
     assert [each.exit.cause for each in registry.last_exits()] == ["oom", known.exit.cause]
 
 
+def test_a_model_that_has_ended_is_listed_until_nothing_of_it_is_left(registry: Registry) -> None:
+    """Also while its processes are not searched for yet, unless a shutdown has ended it."""
+    changes: list[None] = []
+    stopped = add(registry, "stopped", 2)
+    registry.move_to_exits(stopped, make_exit("shutdown"), None, lambda ended: None)
+    end(registry, add(registry, "m", 1))
+    registry.on_change = lambda: changes.append(None)
+    ended = registry.last_exits()[-1]
+    assert (ended.left_behind, registry.models()) == (None, ["m"])
+    registry.set_left_behind(ended, (LeftBehindProcess(7, "sleep", 4096),))
+    assert registry.models() == ["m"]
+    registry.set_left_behind(ended, ())
+    assert registry.models() == []
+    registry.set_left_behind(ended, ())
+    assert len(changes) == 1
+
+
 def test_exits_with_processes_left_behind_are_kept(registry: Registry) -> None:
     """Also an exit that was dropped before its processes were found; until the last has ended."""
     changes: list[None] = []
@@ -177,11 +194,9 @@ def test_exits_with_processes_left_behind_are_kept(registry: Registry) -> None:
     assert [each.backend.model for each in exits[:3]] == ["m1", "m2", "other"]
     assert [each.left_behind for each in exits[:3]] == [processes, processes, None]
     assert len(exits) == MAX_EXITS
-    assert registry.models() == ["m1", "m2"]
     for each in ended:
         registry.set_left_behind(each, ())
     assert len(registry.last_exits()) == MAX_EXITS
-    assert registry.models() == []
     assert len(changes) == 3
     end(registry, add(registry, "other", 1000))
     registry.set_left_behind(ended[0], ())
@@ -245,7 +260,7 @@ def test_clear_removes_all_records_and_keeps_the_exits(registry: Registry) -> No
     end(registry, add(registry, "m", 1))
     records = [add(registry, "m", pid) for pid in (1, 2)]
     assert registry.clear() == records
-    assert (registry.records(), registry.models(), len(registry.last_exits())) == ([], [], 1)
+    assert (registry.records(), len(registry.last_exits())) == ([], 1)
     assert registry.clear() == []
     add(registry, "m", 1)
 
