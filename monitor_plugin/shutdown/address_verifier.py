@@ -8,8 +8,9 @@ import time
 from ..backends.registry import Record, Registry
 from ..domain.errors import ShutdownFailed
 from ..domain.models import ProcessName
+from ..processes.address_probe import accepts_connection
 from ..processes.members import MemberTable
-from ..processes.sockets import SocketTable, accepts_connection
+from ..processes.sockets import SocketTable
 
 _POLL_SECONDS = 0.2
 # A socket may be closed a moment after its process was seen to have ended.

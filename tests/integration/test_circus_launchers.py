@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor_plugin.processes.sockets import SocketTable, accepts_connection
+from monitor_plugin.processes.address_probe import accepts_connection
+from monitor_plugin.processes.sockets import SocketTable
 
 from ..support import OVERWRITE_TITLE, Spawner, eventually, is_running
 from .circus_host import CircusHost, backend_command

@@ -14,7 +14,8 @@ import pytest
 
 from monitor_plugin import Backend, Monitor, ShutdownFailed, hookimpl
 from monitor_plugin.domain.models import ProcessName
-from monitor_plugin.processes.sockets import SocketTable, accepts_connection
+from monitor_plugin.processes.address_probe import accepts_connection
+from monitor_plugin.processes.sockets import SocketTable
 
 from ..support import Client, Spawner, eventually, refuse_descriptors, register
 

@@ -20,7 +20,7 @@ from monitor_plugin import (
     hookimpl,
 )
 from monitor_plugin.domain.models import LeftBehindProcess
-from monitor_plugin.processes.sockets import accepts_connection
+from monitor_plugin.processes.address_probe import accepts_connection
 from monitor_plugin.shutdown.stop import Stop, Stopper
 from monitor_plugin.testing import RunningBackend, backend_command
 
