@@ -7,6 +7,7 @@ a table whose size depends on the memory of the machine: with 24 GiB and 1,500 c
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -38,9 +39,12 @@ def list_tcp_listeners() -> list[TcpListener]:
     """List the listening TCP sockets, of IPv4 and IPv6.
 
     Raises:
-        OSError: the kernel has no sock_diag, or refuses it.
+        OSError: the kernel has no sock_diag, refuses it, or does not answer as documented.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        # The kernel has the next part of its answer ready before it returns from the call. A
+        # sandbox that accepts the socket may never answer.
+        netlink.setblocking(False)
         families = (socket.AF_INET, socket.AF_INET6)
         return [each for family in families for each in _list_family(netlink, family)]
 
@@ -52,6 +56,8 @@ def _list_family(netlink: socket.socket, family: int) -> Iterator[TcpListener]:
     netlink.sendall(header + request)
     while True:
         data, at = netlink.recv(_BUFFER_BYTES), 0
+        if len(data) < _HEADER.size:
+            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
         while at < len(data):
             length, kind, *_ = _HEADER.unpack_from(data, at)
             payload = at + _HEADER.size
@@ -60,6 +66,8 @@ def _list_family(netlink: socket.socket, family: int) -> Iterator[TcpListener]:
                 if number:
                     raise OSError(-number, os.strerror(-number))
                 return
+            if length < _HEADER.size + _SOCKET.size:
+                raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
             _, port, ip, inode = _SOCKET.unpack_from(data, payload)
             ip = ip if family == socket.AF_INET6 else ip[:4]
             yield TcpListener(ip, int.from_bytes(port, "big"), inode)

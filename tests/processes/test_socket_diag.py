@@ -61,3 +61,17 @@ def test_refusal_of_the_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket, "IPPROTO_TCP", 255)
     with pytest.raises(OSError, match="No such file or directory"):
         list_tcp_listeners()
+
+
+@pytest.mark.parametrize("answers", [[], [b""], [bytes(8)], [bytes(16)], [b"\x20" + bytes(31)]])
+def test_answer_of_a_sandbox_is_an_error(
+    answers: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox may accept the socket, and answer nothing or anything."""
+    kernel, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for answer in answers:
+        kernel.send(answer)
+    with kernel, monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", lambda *arguments: client)
+        with pytest.raises(OSError, match=r"temporarily unavailable|Protocol error"):
+            list_tcp_listeners()
