@@ -211,8 +211,6 @@ class LeftBehindTracker:
         They are not reported during a shutdown of the backend, which may still end them.
         """
         record = entry.record
-        if snapshot.taken_at < entry.ended_at:
-            return
         processes = _running(record.members, snapshot)
         with self._storing:
             if snapshot.taken_at < entry.searched_at:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -150,16 +151,21 @@ def test_processes_that_end_with_their_backend_are_not_reported(
 
 
 def test_a_stopped_backend_leaves_nothing_behind(
-    monitor: Monitor, client: Client, listener: Listener, spawner: Spawner
+    make_monitor: Callable[..., Monitor], listener: Listener, spawner: Spawner
 ) -> None:
     """Its members may outlive the root by the grace of the stop, which is no reason to report."""
-    worker = "trap 'sleep 3; exit' TERM; echo $$; while :; do sleep 0.1; done"
-    root = spawner.process("sh", "-c", 'sh -c "$1" & exec sleep 1000', "sh", worker)
+    monitor = make_monitor(plugins=[listener], stop_timeout_seconds=4)
+    worker = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print(flush=True)\ntime.sleep(1000)"
+    )
+    script = f'{sys.executable} -c "$1" & exec sleep 1000'
+    root = spawner.process("sh", "-c", script, "sh", worker)
     first_line(root)
     threading.Thread(target=root.wait, daemon=True).start()
     register(monitor, root.pid)
     monitor.shutdown("m")
-    eventually(lambda: left_behind(client, root.pid) == [])
+    eventually(lambda: left_behind(Client(monitor.url), root.pid) == [])
     assert [kind for kind, _, _ in listener.events] == ["gone"]
 
 

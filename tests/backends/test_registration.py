@@ -451,6 +451,20 @@ def test_process_of_the_same_backend_takes_the_place_of_the_registered_one(
     assert registered(monitor) == []
 
 
+def test_a_backend_that_has_ended_is_not_replaced(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit is recorded, also if its server is registered before the watcher has noticed it."""
+    wrapper, child = spawn_wrapper(spawner)
+    register(monitor, wrapper.pid)
+    monkeypatch.setattr(monitor._services.exit_recorder.watcher, "_on_exit", lambda process: None)
+    wrapper.kill()
+    wrapper.wait()
+    register(monitor, child)
+    assert recorder.events[:2] == [("registered", wrapper.pid), ("gone", wrapper.pid)]
+    assert [pid for _, pid, _ in registered(monitor)] == [child]
+
+
 def test_replaced_process_may_end_and_be_registered_again(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
