@@ -115,6 +115,17 @@ def test_processes_left_behind_are_stopped(
     assert len(hooks.outcomes) == 1
 
 
+def test_nothing_is_asked_to_free_the_model_of_an_ended_backend(
+    monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host may have started the model again at its address."""
+    asked: list[Backend] = []
+    monkeypatch.setattr(monitor._services.status_client, "free", asked.append)
+    leave_behind(monitor, spawner)
+    monitor.shutdown("m")
+    assert asked == []
+
+
 def test_a_backend_that_ends_as_the_shutdown_begins_leaves_nothing_behind(
     monitor: Monitor, hooks: Hooks, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
