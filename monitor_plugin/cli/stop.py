@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import click
 
-from ..api.schemas import ClusterBackendsAnswer, ShutdownItem
+from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem, ShutdownItem
 from ..client import Client
 from ..domain.errors import MonitorError, RequestFailed
 from .options import (
@@ -44,6 +44,7 @@ _EXAMPLES = """\
 Examples:
   monitor-plugin stop llama
   monitor-plugin stop --yes --force llama 'org/big model'
+  monitor-plugin stop --pid 4711 llama
   monitor-plugin stop --all"""
 _AT_ONCE = 4
 _PROGRESS_SECONDS = 0.5
@@ -78,6 +79,12 @@ class StopResult(NamedTuple):
 @click.option("--force", is_flag=True, help="Do not wait for a busy backend to finish its work.")
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @click.option(
+    "--pid",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="Stop only this backend of the model, or only what it left behind if it has ended.",
+)
+@click.option(
     "--node",
     type=NodeName(),
     metavar="NAME",
@@ -91,6 +98,7 @@ def stop(
     every: bool,
     force: bool,
     yes: bool,
+    pid: int | None,
     node: str | None,
 ) -> int:
     """Stop models and all their processes, through the host where possible.
@@ -101,6 +109,8 @@ def stop(
     """
     if bool(models) == every:
         raise click.UsageError("name the models to stop, or say --all")
+    if pid is not None and len(set(models)) != 1:
+        raise click.UsageError("--pid is one of the backends of a model: name that model alone")
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal on which to ask; --yes stops without asking")
     client = make_client(url, token_file)
@@ -117,10 +127,10 @@ def stop(
     if not wanted:
         click.echo(summarize(answer))
         return code
-    if not yes and not _confirm(answer, wanted, force):
+    if not yes and not _confirm(answer, wanted, force, pid):
         click.echo("Nothing was stopped.", err=True)
         return FAILED
-    code = _stop_all(client, wanted, force, node, progress, code)
+    code = _stop_all(client, wanted, force, pid, node, progress, code)
     if code == FINE and (unseen := fetch_unseen(client)):
         click.echo(f"Stops are verified in part: {printable(unseen)}.", err=True)
     return code
@@ -130,6 +140,7 @@ def _stop_all(
     client: Client,
     models: Sequence[str],
     force: bool,
+    pid: int | None,
     node: str | None,
     progress: _ProgressLine,
     code: int,
@@ -148,7 +159,7 @@ def _stop_all(
         while waiting or under_way:
             while waiting and len(under_way) < _AT_ONCE:
                 under_way.append(waiting.pop(0))
-                arguments = (client, under_way[-1], force, node, results)
+                arguments = (client, under_way[-1], force, pid, node, results)
                 try:
                     threading.Thread(target=_stop, args=arguments, daemon=True).start()
                 except RuntimeError as error:
@@ -183,12 +194,13 @@ def _stop(
     client: Client,
     model: str,
     force: bool,
+    pid: int | None,
     node: str | None,
     results: queue.SimpleQueue[StopResult],
 ) -> None:
     started, failure = time.monotonic(), None
     try:
-        stop_one(client, model, force=force, node=node)
+        stop_one(client, model, force=force, pid=pid, node=node)
     except MonitorError as error:
         failure = error
     results.put(StopResult(model, time.monotonic() - started, failure))
@@ -221,14 +233,19 @@ def stop_one(
         time.sleep(_RETRY_SECONDS)
 
 
-def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) -> bool:
+def _confirm(
+    answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool, pid: int | None
+) -> bool:
     from .views.tables import backends_table, console
 
-    items = sorted((item for item in answer.backends if item.model in wanted), key=by_memory)
+    def is_wanted(item: NodeBackendItem | NodeEndItem) -> bool:
+        return item.model in wanted and pid in (None, item.pid)
+
+    items = sorted(filter(is_wanted, answer.backends), key=by_memory)
     output = console(stderr=True)
     if items:
         output.print(backends_table(items, answer, output.width))
-    ended = [end for end in answer.ended if end.model in wanted and end.left_behind]
+    ended = [end for end in answer.ended if is_wanted(end) and end.left_behind]
     for line in left_behind(ended):
         click.echo(f"{line}.", err=True)
     for model in wanted:
@@ -237,7 +254,8 @@ def _confirm(answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool) 
     one = len(wanted) == 1
     models = f"model '{escape_name(wanted[0])}'" if one else f"these {len(wanted)} models"
     how = " by force, whatever they do" if force else ""
-    return click.confirm(f"Stop {models}{how}?", err=True)
+    one_backend = "" if pid is None else f", only PID {pid}"
+    return click.confirm(f"Stop {models}{one_backend}{how}?", err=True)
 
 
 class _ProgressLine:

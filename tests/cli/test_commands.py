@@ -168,7 +168,7 @@ def test_stop_says_what_the_monitor_cannot_see(
 def test_processes_left_behind_are_shown_and_stopped(
     monitor: Monitor, spawner: Spawner, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`ps` and `status` name them until `stop` has stopped them."""
+    """`ps` and `status` name them until `stop` has stopped them; others of the model run on."""
     url = ["--url", monitor.url]
     root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
     assert root.stdout
@@ -184,10 +184,37 @@ def test_processes_left_behind_are_shown_and_stopped(
     eventually(is_shown)
     assert main(["status", "m", *url]) == 4
     assert line in capsys.readouterr().err
-    assert main(["stop", "--all", "--yes", *url]) == 0
+    again = spawner.sleeper()
+    register(monitor, again.pid)
+    assert main(["stop", "--yes", "--pid", str(root.pid), "m", *url]) == 0
     assert not is_running(child)
+    assert is_running(again.pid)
     assert "m: stopped in" in capsys.readouterr().out
     assert not is_shown()
+    for arguments in (["--all"], ["m", "other"]):
+        assert main(["stop", "--yes", "--pid", str(again.pid), *arguments, *url]) == 2
+    assert "name that model alone" in capsys.readouterr().err
+    assert is_running(again.pid)
+
+
+def test_stop_of_all_ends_what_is_left_behind(
+    monitor: Monitor, spawner: Spawner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no backend of the model runs."""
+    root = spawner.process("sh", "-c", "sleep 300 & echo $!; wait")
+    assert root.stdout
+    child = int(root.stdout.readline())
+    register(monitor, root.pid)
+    root.kill()
+    eventually(lambda: is_left_behind(monitor, child))
+    assert main(["stop", "--all", "--yes", "--url", monitor.url]) == 0
+    assert not is_running(child)
+    assert "m: stopped in" in capsys.readouterr().out
+
+
+def is_left_behind(monitor: Monitor, pid: int) -> bool:
+    ended = Client(monitor.url).request("GET", "/backends").json["ended"]
+    return any(each["pid"] == pid for end in ended for each in end["left_behind"] or ())
 
 
 class Guard:

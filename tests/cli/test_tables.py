@@ -117,14 +117,16 @@ def test_processes_left_behind_are_shown() -> None:
         text = text_of(view, 200)
         assert text.count("has ended, and left behind") == 1
         assert r"gone (PID 9) has ended, and left behind: 7 vllm::\x1b (3.0 MiB), 8 ? (?)" in text
-        assert "To end what is left behind: monitor-plugin stop gone\n" in text
+        assert "To end what is left behind: monitor-plugin stop --pid 9 gone\n" in text
     assert "No model is loaded; 2 processes left behind." in summarize(listed)
     many = [{"pid": pid, "name": "worker", "bytes": MIB} for pid in range(100)]
     ended = [{**end, "model": "a b", "left_behind": many}]
     listed = msgspec.convert({"backends": [], "ended": ended}, ClusterBackendsAnswer)
     text = text_of(backends_view(listed, None, 1000), 1000)
     assert "7 worker (1.0 MiB), 92 more\n" in text
-    assert "monitor-plugin stop MODEL\n" in text
+    assert "monitor-plugin stop --pid 9 MODEL\n" in text
+    twice = msgspec.convert({"backends": [], "ended": ended * 2}, ClusterBackendsAnswer)
+    assert "stop --pid PID MODEL\n" in text_of(backends_view(twice, None, 1000), 1000)
 
 
 def test_address_of_another_process_is_a_condition() -> None:

@@ -147,13 +147,13 @@ def left_behind(ended: Sequence[NodeEndItem]) -> list[str]:
 
 def left_behind_hint(ended: Sequence[NodeEndItem]) -> str:
     """Return what ends the processes that were left behind; empty if there are none."""
-    models = {end.model for end in ended if end.left_behind}
-    if not models:
+    ends = [end for end in ended if end.left_behind]
+    if not ends:
         return ""
+    pid, model = (str(ends[0].pid), ends[0].model) if len(ends) == 1 else ("PID", "MODEL")
     # A name that needs quotes in a shell is not written out.
-    plain = next(iter(models)) if len(models) == 1 else ""
-    model = plain if _PLAIN_NAME.fullmatch(plain) else "MODEL"
-    return f"To end what is left behind: monitor-plugin stop {model}"
+    model = model if _PLAIN_NAME.fullmatch(model) else "MODEL"
+    return f"To end what is left behind: monitor-plugin stop --pid {pid} {model}"
 
 
 def _describe_left_behind(end: NodeEndItem) -> str:
