@@ -69,7 +69,7 @@ def _left_behind_line(backend: Backend, pids: Sequence[int]) -> tuple[str, dict[
     numbers = ", ".join(map(str, pids))
     text = (
         f"has ended, and left behind {len(pids)} of its processes, which still run: {numbers}; "
-        "a shutdown of the model ends them"
+        f"a shutdown of the model with pid {backend.pid} ends them, and no other backend"
     )
     return text, {"pids": list(pids)}
 
