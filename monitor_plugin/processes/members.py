@@ -397,9 +397,11 @@ def _members_of_others(
         snapshot: all processes.
     """
     rows, root = snapshot.rows, members.root[0]
-    led = {(pid, rows[pid].started) for pid in snapshot.led_by(root)}
+    led = [(pid, rows[pid].started) for pid in snapshot.led_by(root)]
     found: set[int] = set()
-    for identity in (led | members.rows().keys()) & roots.keys() - {members.root}:
+    for identity in roots.keys() & [*members.rows(), *led]:
+        if identity == members.root:
+            continue
         other = roots[identity]
         if root in _ancestors(identity[0], rows) or _is_same_backend(members, other):
             continue
