@@ -555,3 +555,22 @@ def test_a_process_may_be_closed_while_other_threads_use_it(spawner: Spawner) ->
             user.join(30)
         os.close(takes_its_number)
     assert not faults
+
+
+def test_a_signal_that_the_kernel_refuses_is_not_sent_to_a_later_process(
+    spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process has ended before the system call that takes its place."""
+    sleeper = spawner.sleeper()
+    killed: list[int] = []
+
+    def end_and_refuse(pidfd: int, number: int) -> None:
+        sleeper.kill()
+        sleeper.wait()
+        monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+        raise PermissionError
+
+    with Process(sleeper.pid) as process:
+        monkeypatch.setattr(signal, "pidfd_send_signal", end_and_refuse)
+        assert process.send_signal(signal.SIGTERM) is False
+    assert killed == []
