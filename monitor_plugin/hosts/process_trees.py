@@ -26,7 +26,7 @@ class ProcessTrees:
     """
 
     def __init__(self) -> None:
-        self._table = MemberTable()
+        self._member_table = MemberTable()
         self._trees: dict[int, ProcessTree] = {}
         self._resources = ExitStack()
 
@@ -44,7 +44,7 @@ class ProcessTrees:
         """
         row = None if pid in self._trees else read_row(pid)
         if row:
-            tree = ProcessTree(Members((pid, row.started)), self._table)
+            tree = ProcessTree(Members((pid, row.started)), self._member_table)
             self._trees[pid] = self._resources.enter_context(tree)
 
     def rescan(self) -> None:

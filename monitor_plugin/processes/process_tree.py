@@ -25,15 +25,15 @@ class ProcessTree:
 
     Args:
         members: the members.
-        table: takes the snapshots.
+        member_table: takes the snapshots.
 
     Raises:
         OSError: no file descriptor is free.
     """
 
-    def __init__(self, members: Members, table: MemberTable) -> None:
+    def __init__(self, members: Members, member_table: MemberTable) -> None:
         self._members = members
-        self._table = table
+        self._member_table = member_table
         self._handles: dict[ProcessIdentity, Process] = {}
         self.rescan_until_stable()
 
@@ -60,7 +60,7 @@ class ProcessTree:
         Raises:
             OSError: no file descriptor is free.
         """
-        self._snapshot = self._table.rescan(self._members)
+        self._snapshot = self._member_table.rescan(self._members)
         new = []
         for identity in self._members.identities():
             if identity not in self._handles and (handle := _open(identity)):

@@ -30,11 +30,11 @@ class UsageReader:
     """Reads the usage of backends' processes. Safe to call from any thread.
 
     Args:
-        table: gives the snapshots, in which it finds the members of all backends.
+        member_table: gives the snapshots, in which it finds the members of all backends.
     """
 
-    def __init__(self, table: MemberTable) -> None:
-        self._table = table
+    def __init__(self, member_table: MemberTable) -> None:
+        self._member_table = member_table
         self._lock = threading.Lock()
         # The last two snapshots that are at least a second apart, so that one of them can serve as
         # the baseline of a new snapshot.
@@ -48,7 +48,7 @@ class UsageReader:
         Raises:
             OSError: no file descriptor is free.
         """
-        self._exchange_baseline(self._table.snapshot(_BASELINE_SNAPSHOT_MAX_AGE_SECONDS))
+        self._exchange_baseline(self._member_table.snapshot(_BASELINE_SNAPSHOT_MAX_AGE_SECONDS))
 
     def read(self, backends: Iterable[Members]) -> UsageSnapshot:
         """Read the usage of any number of backends at once.
@@ -60,9 +60,9 @@ class UsageReader:
         Raises:
             OSError: no file descriptor is free.
         """
-        snapshot = self._table.snapshot(_SNAPSHOT_MAX_AGE_SECONDS)
+        snapshot = self._member_table.snapshot(_SNAPSHOT_MAX_AGE_SECONDS)
         if any(members.is_new for members in backends):
-            snapshot = self._table.snapshot_since(time.monotonic())
+            snapshot = self._member_table.snapshot_since(time.monotonic())
         return UsageSnapshot(snapshot, self._exchange_baseline(snapshot))
 
     def _exchange_baseline(self, snapshot: ProcessSnapshot) -> ProcessSnapshot | None:

@@ -62,10 +62,8 @@ class Adapter:
             ShutdownFailed: circus did not stop the watcher, or the watcher runs other backends too,
                 or unregistered processes of the watcher still run.
         """
-        name, deadline = (
-            self._registry_sync.program_of(backend.pid),
-            time.monotonic() + timeout_seconds,
-        )
+        deadline = time.monotonic() + timeout_seconds
+        name = self._registry_sync.program_of(backend.pid)
         if name is None:
             return None
         with ProcessTrees() as own, ProcessTrees() as others:
