@@ -21,6 +21,8 @@ _MAX_AGE_SECONDS = 1.0
 _HELD_MAX_AGE_SECONDS = 5.0
 # Where descriptors may not be read, reading again rarely shows more, and needs a process snapshot.
 _UNCERTAIN_MAX_AGE_SECONDS = 10.0
+# Another process serves the address once two looks find the same one. Most need two.
+_MAX_LOOKS = 4
 
 
 class AddressCheck:
@@ -56,11 +58,13 @@ class AddressCheck:
     def find_address_owner(self, record: Record) -> Serving | None:
         """Return which process serves the address if it is no member: it must not be called.
 
-        Reads the sockets only before the first call, and where another process served last. A call
-        would also give that process the backend's token.
+        Neither the monitor nor a hook may call it: a call would give that process the backend's
+        token, and a hook may remember its UNIMPLEMENTED. Reads the sockets unless a member served
+        last.
         """
         last = record.serving
-        if last is None or last.backend is not record.backend or last.address_owner is not None:
+        is_held = last is not None and last.served_by is not None and last.address_owner is None
+        if last is None or last.backend is not record.backend or not is_held:
             serving = self._report(record, self._find_serving(record, record.backend, 0.0))
             return None if serving.address_owner is None else serving
         return None
@@ -132,24 +136,29 @@ class AddressCheck:
         holders = self._socket_table.known_holders(inodes, pids)
         if len(holders) == len(inodes):  # so no process snapshot is needed
             return serving._replace(served_by=min(holders.values(), key=pids.index))
-        try:
-            pids = self._members_since(record, seen_at)
-        except OSError:  # no file descriptor is free
-            return serving._replace(is_certain=False)
-        served_by, others, is_complete = self._socket_table.find_listeners(inodes, pids)
-        serving = serving._replace(served_by=served_by, is_certain=is_complete)
-        if not others or not is_complete:
-            return serving
-        owner = self._socket_table.find_owner(ListeningSockets(others, seen_at))
-        if owner is None or owner.pid in pids:
-            return serving
-        if owner.pid is None:
-            # The socket was closed meanwhile, or its process may not be read or is not shown.
-            if not others & self._socket_table.find_sockets(backend.address, 0.0).inodes:
-                return serving
-            if not os.path.exists("/proc/1/stat"):  # noqa: PTH110 - /proc hides processes (hidepid)
+        last = record.serving
+        found = last.address_owner if last is not None and last.backend is backend else None
+        for _ in range(_MAX_LOOKS):
+            try:
+                pids = self._members_since(record, seen_at)
+            except OSError:  # no file descriptor is free
                 return serving._replace(is_certain=False)
-        return serving._replace(address_owner=owner)
+            served_by, others, is_complete = self._socket_table.find_listeners(inodes, pids)
+            serving = serving._replace(served_by=served_by, is_certain=is_complete)
+            if not others or not is_complete:
+                return serving
+            owner = self._socket_table.find_owner(ListeningSockets(others, seen_at))
+            if owner is None or owner.pid is None:
+                # The socket was closed, or its process may not be read or is not shown.
+                if not others & self._socket_table.find_sockets(backend.address, 0.0).inodes:
+                    return serving
+                if not os.path.exists("/proc/1/stat"):  # noqa: PTH110 - hidden (hidepid)
+                    return serving._replace(is_certain=False)
+            if owner and found and owner.pid == found.pid:
+                return serving._replace(address_owner=owner)
+            # A member may have been forked after the snapshot, and have got the socket since.
+            found, seen_at = owner, time.monotonic()
+        return serving._replace(is_certain=False)  # processes hand the socket on too fast
 
     def _members_since(self, record: Record, time_seen: float) -> list[int]:
         """List the members from a snapshot that was begun after the sockets were seen.

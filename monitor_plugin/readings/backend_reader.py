@@ -86,6 +86,9 @@ class BackendReader:
             BackendUnreadable: the status request failed, and the process cannot be read.
         """
         backend, deadline = record.backend, self.deadline()
+        if serving := self._address_check.find_address_owner(record):
+            result = self.confirm(record, backend, result_of_address_owner(serving))
+            return self._read_sample(record, backend, result)
         # If a status is likely, one run of the hooks queries the status and the memory components.
         pids = None if record.source is None else partial(self._member_table.pids, record.members)
         query = self._hooks.begin_query(backend, self._status_timeout_seconds, pids)
@@ -131,6 +134,8 @@ class BackendReader:
             ProcessGone: the registered process has ended, even if the address still answers.
         """
         backend = record.backend
+        if serving := self._address_check.find_address_owner(record):
+            return self.confirm(record, backend, result_of_address_owner(serving))
         seconds = min(self._status_timeout_seconds, timeout_seconds)
         deadline = time.monotonic() + seconds
         query = self._hooks.begin_query(backend, seconds)
@@ -147,15 +152,12 @@ class BackendReader:
         request starts then, so that half of the time is left for it.
         """
         client, request = self._status_client, None
-        serving = self._address_check.find_address_owner(record)
-        if record.source == "grpc" and not serving:
+        if record.source == "grpc":
             request = client.request_status(backend)
         half_time = deadline - (deadline - time.monotonic()) / 2
-        if not query.wait(half_time) and not serving:
+        if not query.wait(half_time):
             request = request or client.request_status(backend)
         status = query.status()  # takes precedence over gRPC's
-        if serving:  # another process serves the address
-            return result_of_address_owner(serving)
         if status is not None:
             return StatusResult(status, "hook", None, answered=True)
         request = request or client.request_status(backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -43,6 +44,7 @@ class StatusClient:
         self._caller = StatusCaller()
         self._lock = threading.Lock()
         self._connections: dict[Backend, Connection] = {}
+        self._opened_at: dict[Backend, float] = {}
         self._channel_limit = ChannelLimit(Connection.close_if_idle)
         self._unused_channel: grpc.Channel | None = None
         self._closed = False
@@ -90,7 +92,10 @@ class StatusClient:
                     self._unused_channel = opened
             if self._unused_channel is not opened:
                 opened.close()
-        return open_channel(backend.address, self._security.credentials(backend.address))
+        channel = open_channel(backend.address, self._security.credentials(backend.address))
+        with self._lock:
+            self._opened_at[backend] = time.monotonic()
+        return channel
 
     def metadata(self, backend: Backend) -> Mapping[str, str]:
         """Return the metadata for calls to a backend: those from hooks, and the token."""
@@ -107,15 +112,18 @@ class StatusClient:
         return connection.counts() if connection else None
 
     def connected_at(self, backend: Backend) -> float:
-        """Return when a channel to a backend was last opened (monotonic seconds); 0 if none was."""
+        """Return when a channel to a backend was last opened (monotonic seconds); 0 if none was.
+
+        A hook may have opened it.
+        """
         with self._lock:
-            connection = self._connections.get(backend)
-        return connection.channel_opened_at if connection else 0.0
+            return self._opened_at.get(backend, 0.0)
 
     def close_connection(self, backend: Backend) -> None:
         """Close the connection to a backend, if there is one. Waiting readers get CANCELLED."""
         with self._lock:
             connection = self._connections.pop(backend, None)
+            self._opened_at.pop(backend, None)
         if connection:
             connection.close()
 

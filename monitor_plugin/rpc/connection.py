@@ -82,9 +82,6 @@ class Connection:
         call_metadata: returns the gRPC metadata for a call.
         caller: makes the `Status` calls.
         blocking: is entered while a reader waits for a call.
-
-    Attributes:
-        channel_opened_at: when the last channel was opened (monotonic seconds); 0 if none was.
     """
 
     def __init__(
@@ -107,7 +104,7 @@ class Connection:
         self._blocking = blocking
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self.channel_opened_at = 0.0
+        self._channel_opened_at = 0.0
         self._is_unreachable = False
         self._call: StatusCall | None = None
         self._hung_code: str | None = None  # readers get this code while the backend hangs
@@ -304,7 +301,7 @@ class Connection:
         opened = self._open_channel()
         with self._lock:
             if self._channel is None and not self._closed:
-                self._channel, self.channel_opened_at = opened, time.monotonic()
+                self._channel, self._channel_opened_at = opened, time.monotonic()
                 self._channel_limit.opened(self)
                 self._is_unreachable = False
             channel = self._channel
@@ -344,7 +341,7 @@ class Connection:
         """Close the channel; calls in flight and later ones get CANCELLED."""
         with self._lock:
             self._closed = True
-            call, connects_until = self._call, self.channel_opened_at + _CONNECTING_SECONDS
+            call, connects_until = self._call, self._channel_opened_at + _CONNECTING_SECONDS
         if call:
             call.done.wait(max(0.0, connects_until - time.monotonic()))
         with self._lock:

@@ -12,7 +12,7 @@ import pytest
 
 from monitor_plugin import Monitor, State
 
-from ..support import Answer, Backend, Client, Spawner, eventually
+from ..support import Answer, Backend, Client, Spawner, eventually, free_port, register
 from .support import copy_hooks
 
 # Sets what each line of its input says: SERVICE STATUS.
@@ -25,7 +25,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 servicer = health.HealthServicer()
 server = grpc.server(futures.ThreadPoolExecutor(4))
 health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-port = server.add_insecure_port("127.0.0.1:0")
+port = server.add_insecure_port(sys.argv[1])
 server.start()
 print(f"127.0.0.1:{port}", flush=True)
 for line in sys.stdin:
@@ -36,8 +36,8 @@ for line in sys.stdin:
 
 
 class HealthServer:
-    def __init__(self, spawner: Spawner) -> None:
-        self.process = spawner.python(SERVER, stdin=subprocess.PIPE)
+    def __init__(self, spawner: Spawner, address: str = "127.0.0.1:0") -> None:
+        self.process = spawner.python(SERVER, address, stdin=subprocess.PIPE)
         self.address = self._line()
 
     def _line(self) -> str:
@@ -129,3 +129,21 @@ def test_both_status_hooks_work_together(spawner: Spawner, start: Callable[..., 
     server.process.kill()
     server.process.wait()
     eventually(lambda: not hooks._servers)
+
+
+def test_server_of_another_process_is_not_asked(
+    spawner: Spawner, start: Callable[..., Monitor]
+) -> None:
+    """The health of the backend's own server is read once it serves: a single refusal counts."""
+    address, monitor = f"127.0.0.1:{free_port()}", start()
+    stranger = spawner.backend(addr=address)
+    process = spawner.python(f"input()\n{SERVER}", address, stdin=subprocess.PIPE)
+    register(monitor, process.pid, address=address)
+    assert Client(monitor.url).monitor("m").headers["X-Monitor-Source"] == "psutil"
+    stranger.end()
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n SERVING\n")
+    process.stdin.flush()
+    assert process.stdout.readline().strip() == address
+    eventually(lambda: Client(monitor.url).monitor("m").headers["X-Monitor-Source"] == "hook")

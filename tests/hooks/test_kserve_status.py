@@ -91,8 +91,8 @@ def state(monitor: Monitor, model: str = "m") -> int | None:
     return found
 
 
-def register(monitor: Monitor, server: OipServer, model: str = "m", pid: int | None = None) -> None:
-    pid = pid or server.process.pid
+def register(monitor: Monitor, server: OipServer, model: str = "m") -> None:
+    pid = server.process.pid
     monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=server.address)
 
 
@@ -186,13 +186,14 @@ def test_backend_that_hung_gets_requests_again(
 
 
 def test_backend_that_serves_later_is_found(
-    serve: Callable[..., OipServer], start: Callable[..., Monitor], spawner: Spawner
+    serve: Callable[..., OipServer], start: Callable[..., Monitor]
 ) -> None:
     """Until the server can be reached the monitor calls `Status`; a new address is used."""
-    monitor, pid = start(), spawner.sleeper().pid
+    monitor, server = start(), serve()
+    pid = server.process.pid
     monitor.hook.monitor_backend_spawned(model="m", pid=pid, address="127.0.0.1:1")
     assert read(monitor).headers["X-Monitor-Rpc-Error"] == "UNAVAILABLE"
-    register(monitor, serve(), pid=pid)
+    register(monitor, server)
     assert state(monitor) == State.READY
 
 

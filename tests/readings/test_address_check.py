@@ -18,6 +18,7 @@ import pytest
 
 from monitor_plugin import Backend, Monitor, Reading, ShutdownFailed, Status, hookimpl
 from monitor_plugin.api.results import reading_response
+from monitor_plugin.backends.registry import Record
 from monitor_plugin.domain.models import ProcessName
 from monitor_plugin.processes import sockets
 from monitor_plugin.readings.replicas import NO_SAMPLE, combine
@@ -144,6 +145,48 @@ def test_server_that_starts_after_the_last_snapshot_is_a_member(
     assert [each.served_by for each in monitor.sweep()] == [launcher.server]
 
 
+HANDING_ON = """
+import socket, os, time
+listener = socket.create_server(("127.0.0.1", 0))
+print(f"127.0.0.1:{listener.getsockname()[1]}", flush=True)
+input()
+child = os.fork()
+if child:
+    listener.close()
+    print(child, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_process_that_was_forked_after_the_snapshot_is_no_other_process(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may hand its socket to a new worker while the monitor looks who serves."""
+    root = spawner.python(HANDING_ON, stdin=subprocess.PIPE)
+    assert root.stdin
+    assert root.stdout
+    address = root.stdout.readline().strip()
+    monitor = make_monitor(status_timeout_seconds=0.2)
+    check = monitor._services.address_check
+    find_members = check._members_since
+    workers: list[int] = []
+    orders, answers = root.stdin, root.stdout
+
+    def find_members_before_fork(record: Record, time_seen: float) -> list[int]:
+        found = find_members(record, time_seen)
+        if not workers:
+            orders.write("\n")
+            orders.flush()
+            workers.append(int(answers.readline()))
+        return found
+
+    monkeypatch.setattr(check, "_members_since", find_members_before_fork)
+    register(monitor, root.pid, address=address)
+    assert monitor.read("m").address_owner is None
+    assert [each.served_by for each in monitor.sweep()] == workers
+    assert owner_events(Client(monitor.url)) == []
+
+
 def test_unimplemented_of_another_process_is_not_remembered(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
@@ -199,6 +242,42 @@ def test_status_of_a_hook_is_not_believed_either(
     assert observation.reading.address_owner == reading.address_owner
     stranger.end()
     eventually(lambda: monitor.read("m").source == "hook")  # no process is seen to serve
+
+
+class AskingPlugin:
+    """Asks the backend as a hook file does; another process begins to listen just before.
+
+    Args:
+        serve: makes that process listen.
+    """
+
+    def __init__(self, serve: Callable[[], object]) -> None:
+        self._serve = serve
+
+    @hookimpl
+    def monitor_started(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> Status:
+        self._serve()
+        with self._monitor.open_channel(backend) as channel:
+            grpc.channel_ready_future(channel).result(60)
+        return Status(2)
+
+
+def test_answer_of_a_process_that_began_to_listen_is_not_believed_from_a_hook(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The sockets are looked at after the hook has connected, not before."""
+    address = f"127.0.0.1:{free_port()}"
+    stranger = spawner.launcher(address)
+    monitor = make_monitor([AskingPlugin(stranger.launch)])
+    register(monitor, spawner.sleeper().pid, address=address)
+    reading = monitor.read("m")
+    assert reading.source == "psutil"
+    assert reading.address_owner
+    assert reading.address_owner.pid == stranger.server
 
 
 class CountingServer:
