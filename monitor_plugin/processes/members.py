@@ -369,11 +369,10 @@ class MemberTable:
                 members = alone[group]
                 is_older = row.started < members.root[1] and identity not in known[members]
                 other = roots.get(identity, members)
-                is_shared = other is not members and not _is_same_backend(members, other)
-                if is_shared:
+                if other is not members and not _is_related(members, other, rows):
                     with self._lock:
                         self._shared_groups.add(group)
-                if is_older or is_shared:
+                if is_older or other is not members:
                     del found[group]
                 else:
                     found[group].append(pid)
@@ -403,7 +402,7 @@ def _members_of_others(
         if identity == members.root:
             continue
         other = roots[identity]
-        if root in _ancestors(identity[0], rows) or _is_same_backend(members, other):
+        if _is_related(members, other, rows):
             continue
         current = Members(other.root, other.identities())
         current.update(snapshot)
@@ -411,9 +410,16 @@ def _members_of_others(
     return {pid for pid in found if root not in _ancestors(pid, rows)}
 
 
-def _is_same_backend(members: Members, other: Members) -> bool:
-    """Whether two processes of one backend are registered, as while one replaces the other."""
-    return members.root in other.identities() and other.root in members.identities()
+def _is_related(members: Members, other: Members, rows: Mapping[int, ProcessRow]) -> bool:
+    """Whether one of two roots has started the other, or both belong to one backend.
+
+    Two processes of one backend are registered while one replaces the other.
+    """
+    return (
+        members.root[0] in _ancestors(other.root[0], rows)
+        or other.root[0] in _ancestors(members.root[0], rows)
+        or (members.root in other.identities() and other.root in members.identities())
+    )
 
 
 def _ancestors(pid: int, rows: Mapping[int, ProcessRow]) -> list[int]:

@@ -346,6 +346,25 @@ def test_control_groups_do_not_count_where_the_backends_are_not_known(
     os.kill(daemon, signal.SIGKILL)
 
 
+def test_a_control_group_counts_again_once_a_registration_was_replaced(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """A launcher that takes the place of its server is no other backend."""
+    launcher = spawner.python(
+        WITH_DAEMON.replace("print(", "child = os.fork()\nif child: print(child, "),
+        str(make_group()),
+    )
+    server, daemon = map(int, _read_line(launcher).split())
+    table, old, new = MemberTable(), members_of(server), members_of(launcher.pid)
+    table.track(old)
+    table.track(new)
+    table.snapshot(0.0)
+    table.forget(old)
+    table.snapshot(0.0)
+    assert sorted(pids(new)) == sorted([launcher.pid, server, daemon])
+    os.kill(daemon, signal.SIGKILL)
+
+
 def test_a_backend_that_is_registered_late_is_no_member_of_another_one(
     spawner: Spawner, make_group: Callable[[], Path]
 ) -> None:
