@@ -247,6 +247,37 @@ def test_relative_path_of_another_folder_is_no_listener(
     assert find_listeners(table, f"unix:{tmp_path}/there/b.sock", everyone) == listens(there)
 
 
+def test_unix_socket_of_the_same_name_in_another_folder_is_no_listener(
+    table: SocketTable, tmp_path: Path
+) -> None:
+    """The file of a server that has ended stays."""
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    with socket.socket(socket.AF_UNIX) as here, socket.socket(socket.AF_UNIX) as there:
+        here.bind(str(tmp_path / "here/b.sock"))
+        here.listen()
+        there.bind(str(tmp_path / "there/b.sock"))
+        there.listen()
+        there.shutdown(socket.SHUT_RDWR)
+        there.close()
+        assert table.find_sockets(f"unix:{tmp_path}/here/b.sock", 0.0).inodes
+        assert not table.find_sockets(f"unix:{tmp_path}/there/b.sock", 0.0).inodes
+
+
+def test_unix_socket_that_is_put_back_is_a_listener_again(
+    listen: Listen, table: SocketTable, tmp_path: Path
+) -> None:
+    """Both servers listen all the time, at the same path by their own words."""
+    path = tmp_path / "b.sock"
+    address = f"unix:{path}"
+    first = listen(address)
+    path.rename(tmp_path / "kept")
+    second = listen(address)
+    assert find_listeners(table, address, [first, second], 0.0).pid == second
+    (tmp_path / "kept").rename(path)
+    assert find_listeners(table, address, [first, second], 0.0).pid == first
+
+
 def test_socket_of_a_parent_and_a_child_is_the_parents(
     spawner: Spawner, table: SocketTable
 ) -> None:
