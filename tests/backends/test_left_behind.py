@@ -147,7 +147,7 @@ def test_processes_that_end_with_their_backend_are_not_reported(
     root.stdin.close()
     eventually(lambda: left_behind(client, root.pid) == [])
     assert not is_running(worker)
-    assert listener.events == [("gone", root.pid, ())]
+    assert eventually(lambda: listener.events) == [("gone", root.pid, ())]
 
 
 def test_a_stopped_backend_leaves_nothing_behind(
