@@ -21,6 +21,7 @@ from monitor_plugin.api.results import reading_response
 from monitor_plugin.backends.registry import Record
 from monitor_plugin.domain.models import ProcessName
 from monitor_plugin.processes import sockets
+from monitor_plugin.processes.process import process_name
 from monitor_plugin.readings.replicas import NO_SAMPLE, combine
 from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.testing import backend_command
@@ -283,7 +284,7 @@ def test_answer_of_a_process_that_began_to_listen_is_not_believed_from_a_hook(
 class CountingServer:
     """A server in this process, which counts the calls that it gets, and is always BUSY."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1:0") -> None:
         self.calls: list[str] = []
 
         def handler(name: str, answer: bytes) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -298,7 +299,7 @@ class CountingServer:
         self.server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self.server.add_insecure_port(address)}"
         self.server.start()
 
 
@@ -326,6 +327,25 @@ def test_another_process_gets_no_call_and_delays_no_stop(
             monitor.shutdown("m", force=busy)
         assert time.monotonic() - began < 100
         assert set(server.calls) == ({"Status", "Free"} if busy else set())
+
+
+def test_process_that_serves_before_the_backend_does_gets_no_call(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Nothing listened at the first reading; what was seen then is used for a second."""
+    address = f"127.0.0.1:{free_port()}"
+    monitor = make_monitor(sweep_interval_seconds=0)
+    register(monitor, spawner.sleeper().pid, address=address)
+    assert monitor.read("m").rpc_error == "UNAVAILABLE"
+    (record,) = monitor._services.registry.records()
+    serving = record.serving
+    assert serving
+    server = CountingServer(address)
+    eventually(lambda: time.monotonic() - serving.seen_at > 1.1)
+    reading = monitor.read("m")
+    server.server.stop(None).wait()
+    assert reading.address_owner == ProcessName(os.getpid(), process_name(os.getpid()))
+    assert server.calls == []
 
 
 def test_status_is_believed_where_descriptors_may_not_be_read(
