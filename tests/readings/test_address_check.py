@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from monitor_plugin.backends.registry import Record
 from monitor_plugin.domain.models import ProcessName
 from monitor_plugin.processes import sockets
 from monitor_plugin.processes.process import process_name
+from monitor_plugin.processes.sockets import ListeningSockets
 from monitor_plugin.readings.replicas import NO_SAMPLE, combine
 from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.testing import backend_command
@@ -346,6 +348,26 @@ def test_process_that_serves_before_the_backend_does_gets_no_call(
     server.server.stop(None).wait()
     assert reading.address_owner == ProcessName(os.getpid(), process_name(os.getpid()))
     assert server.calls == []
+
+
+def test_socket_that_is_closed_meanwhile_is_no_other_process(
+    make_monitor: Callable[..., Monitor], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may end while the monitor looks for the process that holds its socket."""
+    monitor = make_monitor(sweep_interval_seconds=0)
+    table = monitor._services.address_check._socket_table
+    find_sockets = table.find_sockets
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+
+    def find_sockets_before_close(*arguments: Any) -> ListeningSockets:
+        found = find_sockets(*arguments)
+        listener.close()
+        return found
+
+    monkeypatch.setattr(table, "find_sockets", find_sockets_before_close)
+    register(monitor, spawner.sleeper().pid, address=address)
+    assert monitor.read("m").address_owner is None
 
 
 def test_status_is_believed_where_descriptors_may_not_be_read(
