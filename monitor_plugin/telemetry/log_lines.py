@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-import msgspec
-
 from ..domain.exits import describe_exit, describe_member_end, member_end_to_dict
 from ..domain.models import (
     Backend,
@@ -88,16 +86,16 @@ def _member_line(backend: Backend, end: MemberEnd) -> tuple[str, dict[str, Any]]
 def _address_owner_line(
     backend: Backend, address_owner: ProcessName | None
 ) -> tuple[str, dict[str, Any]]:
-    facts = {"address": backend.address, "address_owner": None}
     if address_owner is None:
         text = f"at {backend.address}: the address is no longer served by another process"
-        return text, facts
+        return text, {"address": backend.address, "address_owner": None}
+    owner = {"pid": address_owner.pid, "name": address_owner.name}
     text = (
         f"at {backend.address}: the address is served by process {describe_process(address_owner)}"
         ", which does not belong to the backend: its answers are not believed, and readings are "
         "samples; end that process, or register its backend"
     )
-    return text, {**facts, "address_owner": msgspec.to_builtins(address_owner)}
+    return text, {"address": backend.address, "address_owner": owner}
 
 
 def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:

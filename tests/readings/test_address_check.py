@@ -380,7 +380,7 @@ def test_status_is_believed_where_descriptors_may_not_be_read(
     script = (
         "import os, sys\n"
         "from monitor_plugin import Monitor, Settings\n"
-        "with Monitor(Settings(listen=None)) as monitor:\n"
+        "with Monitor(Settings(listen=None, status_timeout_seconds=30.0)) as monitor:\n"
         "    spawned = monitor.hook.monitor_backend_spawned\n"
         "    spawned(model='m', pid=int(sys.argv[1]), address=sys.argv[2])\n"
         "    os.setresuid(65534, 65534, 65534)\n"
