@@ -371,7 +371,7 @@ def tree_grace(scene: Scene) -> dict[str, Any]:
 
     with _GraceHookTree(parent, reap_and_replace) as tree:
         assert [member.pid for member in tree.alive()] == [parent.pid, child]
-        tree.stop(20, threading.Event())
+        tree.stop(2, threading.Event())
         return {
             "left": [member.pid for member in tree.alive()],
             "fates": [each.fate() for each in newcomers],

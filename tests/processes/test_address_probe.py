@@ -14,6 +14,8 @@ from monitor_plugin.processes.address_probe import accepts_connection
 
 from ..support import free_port
 
+pytestmark = pytest.mark.once
+
 
 def test_nothing_accepts_where_a_server_does_not_answer(tmp_path: Path) -> None:
     """The probe ends after its time, also if a name is resolved slowly."""

@@ -27,6 +27,8 @@ from monitor_plugin.processes.process_table import (
 
 from ..support import Spawner, eventually, members_of
 
+pytestmark = pytest.mark.once
+
 # Starts a child for each line of input, which is the text of a shell script, and prints its PID.
 # The line `reap` waits for all children that have ended.
 PARENT = """

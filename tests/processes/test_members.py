@@ -27,6 +27,8 @@ from monitor_plugin.processes.process_table import (
 
 from ..support import Spawner, eventually, is_running, members_of
 
+pytestmark = pytest.mark.once
+
 MIB = 1024 * 1024
 
 # Allocates memory, forks children that share it, and prints all PIDs.

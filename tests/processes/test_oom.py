@@ -8,6 +8,8 @@ import pytest
 from monitor_plugin.processes.oom import OomKillCounter
 from monitor_plugin.processes.process_table import read_row
 
+pytestmark = pytest.mark.once
+
 PID = 5
 
 

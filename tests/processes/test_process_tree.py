@@ -24,6 +24,8 @@ from monitor_plugin.processes.process_tree import ProcessTree
 
 from ..support import Spawner, eventually, is_running, members_of, suspend
 
+pytestmark = pytest.mark.once
+
 # Starts a child, which starts one too, and prints both PIDs.
 NESTED = """
 import os, time

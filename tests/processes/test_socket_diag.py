@@ -11,6 +11,8 @@ from monitor_plugin.processes import sockets
 from monitor_plugin.processes.socket_diag import TcpListener, list_tcp_listeners
 from monitor_plugin.processes.sockets import take_snapshot
 
+pytestmark = pytest.mark.once
+
 HOSTS = ["127.0.0.1", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"]
 
 

@@ -25,6 +25,8 @@ from monitor_plugin.processes.sockets import (
 
 from ..support import Spawner, eventually, free_port, is_running, refuse_descriptors
 
+pytestmark = pytest.mark.once
+
 # Listens at each address of its arguments, and tells each client its PID.
 LISTENER = """
 import contextlib, os, select, socket, sys

@@ -316,7 +316,7 @@ def test_another_process_gets_no_call_and_delays_no_stop(
     make_monitor: Callable[..., Monitor], spawner: Spawner, server: CountingServer
 ) -> None:
     """Neither `Status`, which carries tokens, nor `Free`; a drain does not wait for it."""
-    monitor = make_monitor(drain_timeout_seconds=200.0)
+    monitor = make_monitor(drain_timeout_seconds=200.0, stop_timeout_seconds=0.5)
     for busy in (False, True):
         serves = server.address if busy else ()
         process = spawner.sleeper(serves=serves)

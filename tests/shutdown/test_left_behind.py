@@ -26,6 +26,8 @@ from monitor_plugin.testing import RunningBackend, backend_command
 
 from ..support import Client, Spawner, eventually, is_running, register
 
+pytestmark = pytest.mark.once
+
 # The child ignores SIGTERM, and prints a line when it does.
 STUBBORN = """
 import os, signal, time
