@@ -84,6 +84,7 @@ def test_server_of_a_launcher_is_registered(host: CircusHost) -> None:
     eventually(lambda: backends(host, "launched") == [listener(host, "launched")])
 
 
+@pytest.mark.once
 def test_processes_that_overwrite_their_command_lines_are_found(host: CircusHost) -> None:
     """Each has the address of the configuration with its own number, also for a new plugin."""
     eventually(lambda: len(host.pids("titled")) == 2)
@@ -102,6 +103,7 @@ def test_processes_that_overwrite_their_command_lines_are_found(host: CircusHost
     assert not any(map(is_running, pids))
 
 
+@pytest.mark.once
 def test_server_of_a_killed_launcher_is_stopped_with_the_new_one(host: CircusHost) -> None:
     """The new launcher's server is refused, as the old one holds the address; both are ended."""
     address = f"unix:{host.folder}/killed"

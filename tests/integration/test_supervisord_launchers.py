@@ -107,6 +107,7 @@ def test_server_of_any_launcher_is_registered(
     assert host.state("m") == "STOPPED"
 
 
+@pytest.mark.once
 def test_launcher_is_registered_while_its_server_is_away(
     address: str, make_host: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_launcher_is_registered_while_its_server_is_away(
     assert not accepts(address)
 
 
+@pytest.mark.once
 def test_client_of_a_daemon_is_registered_itself(
     address: str, make_host: Callable[..., Host], tmp_path: Path, spawner: Spawner
 ) -> None:
@@ -160,6 +162,7 @@ def test_client_of_a_daemon_is_registered_itself(
     assert [call["pid"] for call in host.hook_calls("registered")] == [client]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("quoted", [False, True])
 def test_program_that_overwrites_its_command_line_is_found(
     quoted: bool, address: str, make_host: Callable[..., Host], tmp_path: Path
@@ -181,6 +184,7 @@ def test_program_that_overwrites_its_command_line_is_found(
     assert not accepts(address)
 
 
+@pytest.mark.once
 def test_server_of_a_killed_launcher_is_stopped_with_the_new_one(
     address: str, make_host: Callable[..., Host]
 ) -> None:
@@ -204,6 +208,7 @@ def test_server_of_a_killed_launcher_is_stopped_with_the_new_one(
     assert not accepts(address)
 
 
+@pytest.mark.once
 def test_process_group_of_a_program_is_stopped(
     address: str, make_host: Callable[..., Host]
 ) -> None:

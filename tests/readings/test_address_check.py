@@ -376,18 +376,22 @@ def test_status_is_believed_where_descriptors_may_not_be_read(
     """The process that serves is then not known."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    stranger, process = spawner.backend(), spawner.sleeper()
+    stranger, process, other = spawner.backend(), spawner.sleeper(), spawner.backend()
     script = (
         "import os, sys\n"
         "from monitor_plugin import Monitor, Settings\n"
         "with Monitor(Settings(listen=None, status_timeout_seconds=30.0)) as monitor:\n"
         "    spawned = monitor.hook.monitor_backend_spawned\n"
+        "    spawned(model='other', pid=int(sys.argv[3]), address=sys.argv[4])\n"
+        "    monitor.sweep()\n"  # loads what gRPC imports at its first call
         "    spawned(model='m', pid=int(sys.argv[1]), address=sys.argv[2])\n"
         "    os.setresuid(65534, 65534, 65534)\n"
-        "    for observation in monitor.sweep():\n"
+        "    for observation in monitor.sweep('m'):\n"
         "        print(observation.reading.source, observation.served_by)\n"
     )
-    command = [sys.executable, "-c", script, str(process.pid), stranger.address]
+    backends = [(process.pid, stranger.address), (other.pid, other.address)]
+    arguments = [str(each) for backend in backends for each in backend]
+    command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "grpc None\n"
 
