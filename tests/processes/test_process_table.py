@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -123,7 +124,8 @@ start().wait()
         assert all(read_row(pid).started == started for pid, started in found)  # type: ignore[union-attr]
     finally:
         for pid in expected:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a shell ends with its child
+                os.kill(pid, signal.SIGKILL)
     process.kill()
     process.wait()
     assert find_descendants(process.pid) == []
