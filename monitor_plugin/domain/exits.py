@@ -23,8 +23,7 @@ def make_exit(
             because memory ran out. True if all processes of that group belong to the backend.
         ended_at: seconds since the epoch.
     """
-    killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
-    code = exit_code if killed_by is None else None
+    code, killed_by = _code_and_signal(exit_code)
     oom: bool | None = None
     if stopped:
         cause = "shutdown"
@@ -47,11 +46,7 @@ def describe_exit(exit: BackendExit) -> str:
         return "was killed by SIGKILL, probably by the kernel for want of memory"
     if exit.oom:
         return "was killed by the kernel for want of memory"
-    if exit.signal is not None:
-        return f"was killed by {signal_name(exit.signal)}"
-    if exit.exit_code is not None:
-        return f"exited with code {exit.exit_code}"
-    return "ended"
+    return _describe_end(exit.exit_code, exit.signal)
 
 
 def describe_exit_and_age(exit: BackendExit, now: float) -> str:
@@ -71,9 +66,7 @@ def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
     """Return the fields by which lists and events describe an exit."""
     return {
         "cause": exit.cause,
-        "exit_code": exit.exit_code,
-        "signal": exit.signal,
-        "signal_name": None if exit.signal is None else signal_name(exit.signal),
+        **_code_and_signal_fields(exit.exit_code, exit.signal),
         "oom": exit.oom,
         "oom_certain": exit.oom_certain,
         "description": describe_exit(exit),
@@ -82,18 +75,12 @@ def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
 
 def make_member_end(pid: int, name: str, exit_code: int | None, *, is_zombie: bool) -> MemberEnd:
     """Make the record of a member's end; -N as the exit code means signal N, None unknown."""
-    killed_by = -exit_code if exit_code is not None and exit_code < 0 else None
-    return MemberEnd(pid, name, exit_code if killed_by is None else None, killed_by, is_zombie)
+    return MemberEnd(pid, name, *_code_and_signal(exit_code), is_zombie)
 
 
 def describe_member_end(end: MemberEnd) -> str:
     """Describe how a member ended: `exited with code 1, and its parent has not waited for it`."""
-    if end.signal is not None:
-        text = f"was killed by {signal_name(end.signal)}"
-    elif end.exit_code is not None:
-        text = f"exited with code {end.exit_code}"
-    else:
-        text = "ended"
+    text = _describe_end(end.exit_code, end.signal)
     if end.is_zombie:
         text += ", and its parent has not waited for it"
     if end.pauses:
@@ -105,9 +92,25 @@ def member_end_to_dict(end: MemberEnd) -> dict[str, Any]:
     """Return the fields by which events describe the end of a member."""
     return {
         "member": {"pid": end.pid, "name": end.name},
-        "exit_code": end.exit_code,
-        "signal": end.signal,
-        "signal_name": None if end.signal is None else signal_name(end.signal),
+        **_code_and_signal_fields(end.exit_code, end.signal),
         "is_zombie": end.is_zombie,
         "description": describe_member_end(end),
     }
+
+
+def _code_and_signal(exit_code: int | None) -> tuple[int | None, int | None]:
+    """Split an exit code as in `subprocess`: the code of an exit, or the number of a signal."""
+    if exit_code is not None and exit_code < 0:
+        return None, -exit_code
+    return exit_code, None
+
+
+def _describe_end(exit_code: int | None, killed_by: int | None) -> str:
+    if killed_by is not None:
+        return f"was killed by {signal_name(killed_by)}"
+    return "ended" if exit_code is None else f"exited with code {exit_code}"
+
+
+def _code_and_signal_fields(exit_code: int | None, killed_by: int | None) -> dict[str, Any]:
+    name = None if killed_by is None else signal_name(killed_by)
+    return {"exit_code": exit_code, "signal": killed_by, "signal_name": name}
