@@ -86,16 +86,24 @@ def kill_and_reap(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("kind", ["child", "session", "orphan"])
-def test_processes_of_a_killed_backend_are_reported_until_they_end(
-    kind: str, monitor: Monitor, client: Client, listener: Listener, spawner: Spawner
-) -> None:
-    """Once by event, hook and log line; in the list with name and memory, until they have ended."""
+def kill_launcher(
+    monitor: Monitor, spawner: Spawner, kind: str
+) -> tuple[subprocess.Popen[str], int]:
+    """Register a launcher, and kill it once its worker was seen; return it and the worker's PID."""
     root = spawner.python(LAUNCHER, kind)
     worker = int(first_line(root))
     register(monitor, root.pid)
     wait_until_seen(monitor, root.pid, 2)
     kill_and_reap(root)
+    return root, worker
+
+
+@pytest.mark.parametrize("kind", ["child", "session", "orphan"])
+def test_processes_of_a_killed_backend_are_reported_until_they_end(
+    kind: str, monitor: Monitor, client: Client, listener: Listener, spawner: Spawner
+) -> None:
+    """Once by event, hook and log line; in the list with name and memory, until they have ended."""
+    root, worker = kill_launcher(monitor, spawner, kind)
     eventually(lambda: len(listener.events) == 2)
     assert listener.events == [("gone", root.pid, ()), ("left_behind", root.pid, (worker,))]
     (process,) = left_behind(client, root.pid)
@@ -173,11 +181,7 @@ def test_a_process_that_is_registered_itself_is_not_left_behind(
     monitor: Monitor, client: Client, listener: Listener, spawner: Spawner
 ) -> None:
     """The host that registers the server of a killed launcher has taken the server over."""
-    root = spawner.python(LAUNCHER, "child")
-    server = int(first_line(root))
-    register(monitor, root.pid)
-    wait_until_seen(monitor, root.pid, 2)
-    kill_and_reap(root)
+    root, server = kill_launcher(monitor, spawner, "child")
     eventually(lambda: left_behind(client, root.pid))
     register(monitor, server, address="127.0.0.1:2")
     eventually(lambda: left_behind(client, root.pid) == [])
@@ -188,11 +192,7 @@ def test_exits_with_processes_are_kept_in_the_list(
     monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
     """Also when a hundred other backends have ended since; then they leave the list."""
-    root = spawner.python(LAUNCHER, "child")
-    worker = int(first_line(root))
-    register(monitor, root.pid)
-    wait_until_seen(monitor, root.pid, 2)
-    kill_and_reap(root)
+    root, worker = kill_launcher(monitor, spawner, "child")
     eventually(lambda: left_behind(client, root.pid))
     for number in range(MAX_EXITS):
         process = spawner.sleeper()
@@ -210,11 +210,7 @@ def test_thread_ends_with_the_monitor(
 ) -> None:
     """Also while processes are left behind."""
     monitor = make_monitor()
-    root = spawner.python(LAUNCHER, "child")
-    first_line(root)
-    register(monitor, root.pid)
-    wait_until_seen(monitor, root.pid, 2)
-    kill_and_reap(root)
+    kill_launcher(monitor, spawner, "child")
     eventually(lambda: monitor._services.left_behind.records("m"))
     monitor.close()
     assert "monitor-left-behind" not in [each.name for each in threading.enumerate()]

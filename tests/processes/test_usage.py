@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from monitor_plugin.processes.members import MemberTable
+from monitor_plugin.processes.members import Members, MemberTable
 from monitor_plugin.processes.process_table import ProcessRow, ProcessSnapshot
 from monitor_plugin.processes.sampler import (
     BASELINE_INTERVAL_SECONDS,
@@ -104,17 +104,24 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     assert (tree.processes, tree.pss, tree.vram) == (2, 7, 8)
 
 
-def test_cpu_of_children_that_came_and_went_counts(spawner: Spawner) -> None:
-    """It is part of the tree's figures, and not of those of the registered process."""
-    process = spawner.python(FORKS_PER_REQUEST, "wait", stdin=subprocess.PIPE)
+def measure_requests(
+    process: subprocess.Popen[str], count: int
+) -> tuple[UsageSnapshot, Members, ProcessSnapshot]:
+    """Send requests after a first one; return the usage, the members and the baseline."""
     table, members = MemberTable(), members_of(process.pid)
     table.track(members)
     request(process)
     before = table.snapshot(0)
-    for _ in range(3):
+    for _ in range(count):
         request(process)
     time.sleep(MIN_MEASURED_SECONDS)
-    usage = UsageSnapshot(table.snapshot(0), before)
+    return UsageSnapshot(table.snapshot(0), before), members, before
+
+
+def test_cpu_of_children_that_came_and_went_counts(spawner: Spawner) -> None:
+    """It is part of the tree's figures, and not of those of the registered process."""
+    process = spawner.python(FORKS_PER_REQUEST, "wait", stdin=subprocess.PIPE)
+    usage, members, before = measure_requests(process, 3)
     alone = usage.process_usage(process.pid, NoBaseline())
     tree = usage.tree_usage(usage.pids(members), None, None, alone)
     assert alone
@@ -130,13 +137,7 @@ def test_cpu_of_children_that_came_and_went_counts(spawner: Spawner) -> None:
 def test_cpu_of_children_is_lost_if_their_parent_ignores_sigchld(spawner: Spawner) -> None:
     """The kernel adds it to no process; the figure is that of the processes that run."""
     process = spawner.python(FORKS_PER_REQUEST, "ignore", stdin=subprocess.PIPE)
-    table, members = MemberTable(), members_of(process.pid)
-    table.track(members)
-    request(process)
-    before = table.snapshot(0)
-    request(process)
-    time.sleep(MIN_MEASURED_SECONDS)
-    usage = UsageSnapshot(table.snapshot(0), before)
+    usage, members, _ = measure_requests(process, 1)
     tree = usage.tree_usage(usage.pids(members), None, None, None)
     assert tree
     assert tree.cpu_seconds == usage._rows[process.pid].cpu_seconds
