@@ -28,6 +28,7 @@ from .domain.errors import (
     ShutdownRefused,
     TooManyShutdowns,
 )
+from .domain.gpus import Gpu, GpuUse
 from .domain.models import (
     Backend,
     BackendExit,
@@ -52,6 +53,8 @@ __all__ = [
     "BackendUnreadable",
     "ClusterError",
     "EventFigures",
+    "Gpu",
+    "GpuUse",
     "HookFigures",
     "InvalidBackend",
     "InvalidRequest",

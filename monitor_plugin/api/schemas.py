@@ -14,6 +14,7 @@ import msgspec
 from ..domain.models import (
     Bytes,
     LeftBehindProcess,
+    Limits,
     Memory,
     ProcessName,
     ProcessUsage,
@@ -38,6 +39,7 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
     """A backend. Memory in bytes, durations in seconds, times in RFC 3339; `null` means unknown.
 
     `state` is what the backend reports now; `last_state` is the last state that it reported.
+    `limits` is `null` if the limits are those of the monitor, which `machine` has.
     """
 
     model: str
@@ -55,6 +57,7 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     memory_source: str | None = None
     process: ProcessItem | None = None
+    limits: Limits | None = None
     created_at: datetime
     uptime_seconds: float
     shutdown: ShutdownItem | None = None
@@ -77,6 +80,7 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     signal_name: str | None = None
     oom: bool | None = None
     oom_certain: bool | None = None
+    peak_rss: Bytes | None = None
     description: str = ""
     left_behind: list[LeftBehindProcess] | None = None
 
@@ -109,10 +113,81 @@ class NodeRefusedItem(RefusedItem, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """The machine: bytes of physical memory, and the number of logical CPU cores."""
+    """The machine, and the limits of the monitor's control groups; `null` means unknown.
+
+    `memory_total` is the physical memory in bytes, `cpus` the number of logical CPU cores. The
+    other fields are those of `Limits`.
+    """
 
     memory_total: Bytes
     cpus: int
+    memory_limit: Bytes | None = None
+    memory_available: Bytes | None = None
+    cpu_limit: float | None = None
+    memory_pressure: float | None = None
+    cpu_pressure: float | None = None
+
+
+class GpuModelItem(msgspec.Struct, frozen=True):
+    """A backend that uses a GPU: bytes on the device, and bytes of system memory through it."""
+
+    model: str
+    pid: int
+    memory: Bytes | None = None
+    gtt: Bytes | None = None
+
+
+class GpuProcessItem(msgspec.Struct, frozen=True):
+    """Another process that uses a GPU; `null` for a name or user that cannot be read."""
+
+    pid: int
+    name: str | None = None
+    user: str | None = None
+    memory: Bytes | None = None
+    gtt: Bytes | None = None
+
+
+class GpuItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU, and which processes use its memory. Sizes in bytes; `null` means unknown.
+
+    `used` is the sum of `ours` (backends), `others` (other processes) and `unexplained`; if one of
+    the three is `null`, `note` says why. `component` is the GPU's name in `memory.breakdown`, and
+    `parent` the UUID of the GPU that a MIG instance is a part of.
+    """
+
+    index: int | None = None
+    uuid: str | None = None
+    name: str | None = None
+    vendor: str = ""
+    component: str = ""
+    parent: str | None = None
+    total: Bytes | None = None
+    used: Bytes | None = None
+    free: Bytes | None = None
+    ours: Bytes | None = None
+    others: Bytes | None = None
+    unexplained: Bytes | None = None
+    gtt_total: Bytes | None = None
+    gtt_used: Bytes | None = None
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    models: list[GpuModelItem] = []
+    processes: list[GpuProcessItem] = []
+    note: str | None = None
+    age_seconds: float | None = None
+
+
+class NodeGpuItem(GpuItem, frozen=True, kw_only=True):
+    """A GPU of a cluster's list, with its node."""
+
+    node: str = ""
+
+
+class GpusAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/gpus`."""
+
+    gpus: list[GpuItem]
 
 
 class BackendsAnswer(msgspec.Struct, frozen=True):
@@ -122,6 +197,7 @@ class BackendsAnswer(msgspec.Struct, frozen=True):
     ended: list[EndItem]
     machine: Machine
     refused: list[RefusedItem] = []
+    gpus: list[GpuItem] = []
 
 
 class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +220,7 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     backends: list[NodeBackendItem]
     ended: list[NodeEndItem]
     refused: list[NodeRefusedItem] = []
+    gpus: list[NodeGpuItem] = []
     machine: Machine | None = None
     nodes: list[NodeItem] = []
     next: str | None = None

@@ -59,11 +59,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         stop_signal_target: the processes that get SIGTERM when a stop begins. `root`: the
             registered process; the other members get SIGTERM when it has ended, or at half of
             `stop_timeout_seconds`. `all`: all members.
+        memory_release_seconds: the maximum time that a shutdown waits, after the end of the
+            processes, until the driver has freed their GPU memory.
         respawn_watch_seconds: how long a shutdown watches whether the host starts the model again.
         hook_timeout_seconds: the time limit of one call of a hook; in a reading at most
             `status_timeout_seconds`.
         sweep_interval_seconds: the time from one sweep of all backends to the next; 0: no sweeps
             and no history.
+        gpu: the drivers whose GPUs are read. `auto`: all that the machine has; `nvidia`: NVIDIA's,
+            through nvidia-ml-py (extra `nvidia`); `drm`: AMD's and Intel's, through the kernel;
+            `off`: none. Hooks (`monitor_list_gpus`) are called in any case.
+        state_file: a SQLite file that keeps the peaks of each model; None: they are kept until the
+            monitor ends.
         http_threads: the number of threads that answer requests; shutdowns use at most half of
             them.
         hooks_dir: a folder of hook files to load, whose code is run. The folder and the files must
@@ -108,9 +115,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_seconds: _NotNegative = 30.0
     stop_timeout_seconds: _Positive = 10.0
     stop_signal_target: Literal["root", "all"] = "root"
+    memory_release_seconds: _NotNegative = 5.0
     respawn_watch_seconds: _NotNegative = 1.0
     hook_timeout_seconds: _Positive = 1.0
     sweep_interval_seconds: _NotNegative = 5.0
+    gpu: Literal["auto", "off", "nvidia", "drm"] = "auto"
+    state_file: str | None = None
     http_threads: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 16
     hooks_dir: str | None = None
     hook: tuple[str, ...] = ()

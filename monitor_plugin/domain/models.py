@@ -118,7 +118,8 @@ class Sample(msgspec.Struct, frozen=True):
     Attributes:
         rss: resident memory in bytes.
         vms: virtual memory in bytes.
-        memory_percent: rss in percent of physical memory.
+        memory_percent: rss in percent of the memory that the registered process may use: the lowest
+            limit of its control groups, or else the physical memory.
         cpu_percent: percent of one core, over the last one to five seconds.
     """
 
@@ -142,6 +143,7 @@ class BackendExit(msgspec.Struct, frozen=True):
         ended_at: when the monitor noticed the exit, in seconds since the epoch.
         oom_certain: False if other processes are in the backend's control group, of which the
             kernel may have killed another one; else True. None if the cause is not `oom`.
+        peak_rss: the `peak_rss` of its process tree when that was last read, in bytes.
     """
 
     cause: str
@@ -150,6 +152,7 @@ class BackendExit(msgspec.Struct, frozen=True):
     oom: bool | None
     ended_at: float
     oom_certain: bool | None = None
+    peak_rss: Bytes | None = None
 
 
 class MemberEnd(msgspec.Struct, frozen=True):
@@ -211,12 +214,16 @@ class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rss: resident memory in bytes; in the sum of a tree, shared pages count once per process.
         vms: virtual memory in bytes.
-        memory_percent: rss in percent of physical memory.
+        memory_percent: rss in percent of the memory that the registered process may use: the lowest
+            limit of its control groups, or else the physical memory.
         cpu_percent: percent of one core, over the last one to ten seconds.
         cpu_seconds: CPU time used so far by the processes that run now; in the sum of a tree, also
             that of processes that have ended and that a process of the tree has waited for.
         threads: how many.
         open_files: how many file descriptors are open.
+        peak_rss: the most resident memory that a process ever had, in bytes (`VmHWM` of
+            /proc/PID/status, or a higher rss that was seen since); in the sum of a tree, the sum of
+            the peaks of its processes, which they may have reached at different times.
     """
 
     rss: int | None = None
@@ -226,6 +233,7 @@ class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float | None = None
     threads: int | None = None
     open_files: int | None = None
+    peak_rss: int | None = None
 
 
 class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
@@ -234,15 +242,67 @@ class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
     Attributes:
         processes: how many run.
         zombies: how many have ended, and their parents have not waited for them yet.
-        pss: bytes, shared pages counted once (/proc, at most 30 s old).
-        vram: bytes of GPU memory: the sum of the components that hooks name `vram` or
-            `vram:<device>`.
+        pss: bytes, shared pages counted once (/proc/PID/smaps_rollup). It is the sum of the next
+            three. None until the tree was read, and if a process may not be read.
+        anonymous: the part of pss that belongs to no file.
+        file: the part of pss that is mapped from files, which the kernel can drop.
+        shared: the part of pss in shared memory and tmpfs.
+        swap: bytes in swap, shared pages counted once.
+        memory_age_seconds: how long ago these five figures were read.
+        vram: bytes on GPUs: the sum of the components that are named `vram` or `vram:<device>`.
+        gtt: bytes of system memory that the tree uses through GPUs: the sum of the components that
+            are named `gtt:<device>`. They are not part of pss.
     """
 
     processes: int
     zombies: int = 0
     pss: int | None = None
+    anonymous: int | None = None
+    file: int | None = None
+    shared: int | None = None
+    swap: int | None = None
+    memory_age_seconds: float | None = None
     vram: int | None = None
+    gtt: int | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process may use: the lowest limits of its control groups, on all levels.
+
+    Attributes:
+        memory_limit: bytes (version 2 of control groups: `memory.max` and `memory.high`; version 1:
+            `memory.limit_in_bytes`); None if no limit is below the physical memory.
+        memory_available: bytes that can be used before a limit, or the physical memory, is reached.
+            File pages that the kernel can drop count as available.
+        cpu_limit: CPU cores: the quota (`cpu.max`, `cpu.cfs_quota_us`) or the number of cores that
+            the process may run on (affinity, cpuset), whichever is lower.
+        memory_pressure, cpu_pressure: the time in which some process waited for memory, or for a
+            core, in percent of the last 10 s (PSI); None where the kernel does not report it. Of
+            the machine as a whole in `machine`, of its control group (version 2) for a backend.
+    """
+
+    memory_limit: Bytes | None = None
+    memory_available: Bytes | None = None
+    cpu_limit: float | None = None
+    memory_pressure: float | None = None
+    cpu_pressure: float | None = None
+
+
+class Freed(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory that a shutdown has given back.
+
+    Attributes:
+        memory: bytes that the members held before the stop (PSS, or RSS where PSS is not known).
+        gpu: bytes on GPUs that the members held before the stop and no longer hold; None if that is
+            not known.
+        gpu_left: bytes on GPUs that the members still hold at the end of `memory_release_seconds`.
+        seconds: the time from the end of the last member until all of it was free.
+    """
+
+    memory: Bytes | None = None
+    gpu: Bytes | None = None
+    gpu_left: Bytes | None = None
+    seconds: float = 0.0
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,6 +321,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         starting: whether it has not answered yet at its address, while `start_grace_seconds` last.
         served_by: PID of the member of the backend that listens at its address; None if none is
             seen to.
+        limits: the limits of its registered process, if they are others than those of the monitor;
+            else None.
     """
 
     backend: Backend
@@ -273,6 +335,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     state_changed_at: float | None = None
     served_by: int | None = None
     starting: bool = False
+    limits: Limits | None = None
 
     @property
     def state(self) -> int | None:

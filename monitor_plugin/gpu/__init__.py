@@ -1,0 +1,1 @@
+"""GPUs of the machine, from one provider per family of drivers."""
