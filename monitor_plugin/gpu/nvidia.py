@@ -1,0 +1,291 @@
+"""NVIDIA's GPUs and their MIG instances, through NVML and nvidia-ml-py (extra `[nvidia]`).
+
+The names and meanings of NVML's functions are those of NVIDIA's NVML API Reference Guide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..domain.gpus import Gpu, GpuUse
+from .pid_namespace import DriverPids
+
+_logger = logging.getLogger(__name__)
+
+# NVML's error codes for a figure that a driver, a device or a user does not get: INVALID_ARGUMENT,
+# NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, FUNCTION_NOT_FOUND, NO_DATA, ARGUMENT_VERSION_MISMATCH,
+# DEPRECATED and NOT_READY. Numbers, because older bindings do not have all of these names.
+_NOT_REPORTED = frozenset({2, 3, 4, 6, 13, 21, 25, 26, 27})
+_FUNCTION_NOT_FOUND = 13
+_LIBRARY_NOT_FOUND = 12
+_NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
+_TEMPERATURE_OF_GPU = 0  # NVML_TEMPERATURE_GPU
+# Tried where NVML does not tell how many instances a GPU can have. NVIDIA's GPUs have up to 7.
+_MAX_MIG_INSTANCES = 8
+
+
+class NvidiaProvider:
+    """Reads NVIDIA's GPUs. Implements `GpuProvider`.
+
+    A device or library that fails is logged once, left out, and tried again after `retry_seconds`.
+    A figure that the driver does not report is None, without a line in the log. Where the driver
+    lists PIDs of another PID namespace, `uses` of all devices is None (`DriverPids`).
+
+    Args:
+        is_required: whether the operator asked for NVIDIA's GPUs. If not, a missing library or
+            package is logged only where device files of NVIDIA exist.
+        retry_seconds: the time between a failure and the next try.
+        device_folder: where the device files are.
+    """
+
+    def __init__(
+        self, *, is_required: bool, retry_seconds: float = 60.0, device_folder: str = "/dev"
+    ) -> None:
+        self._is_required = is_required
+        self._retry_seconds = retry_seconds
+        self._device_folder = Path(device_folder)
+        self._pynvml: Any = None
+        self._faults: dict[str, str] = {}
+        self._retry_at = -math.inf
+        self._driver_pids = DriverPids()
+        self._has_warned_of_pids = False
+
+    def read(self) -> Sequence[Gpu]:
+        """Read all devices: GPUs, and instead of a GPU with MIG instances those instances."""
+        if self._faults and time.monotonic() >= self._retry_at:
+            self.close()  # the driver may have been reloaded
+        self._pynvml = self._pynvml or self._try("NVIDIA's GPUs", _load)
+        if self._pynvml is None:
+            return []
+        count = self._try("NVIDIA's GPUs", self._pynvml.nvmlDeviceGetCount)
+        gpus: list[Gpu] = []
+        for index in range(count or 0):
+            gpus += self._try(f"NVIDIA GPU {index}", partial(self._read_gpu, index)) or ()
+        objection = self._driver_pids.objection({use.pid for gpu in gpus for use in gpu.uses or ()})
+        if not objection:
+            return gpus
+        if not self._has_warned_of_pids:
+            self._has_warned_of_pids = True
+            _logger.warning("%s (logged once)", objection)
+        return [msgspec.structs.replace(gpu, uses=None, note=objection) for gpu in gpus]
+
+    def close(self) -> None:
+        """Release the driver."""
+        pynvml, self._pynvml = self._pynvml, None
+        if pynvml:
+            with contextlib.suppress(Exception):  # the driver may be gone
+                pynvml.nvmlShutdown()
+
+    def _read_gpu(self, index: int) -> list[Gpu]:
+        """Read one GPU, or its MIG instances."""
+        nvml = self._pynvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        component = f"vram:nvidia{index}"
+        has_mig, instances = _find_mig_instances(nvml, handle)
+        if not instances:
+            note = "MIG is enabled, and there is no MIG instance to use." if has_mig else None
+            identity = Gpu(component=component, vendor="nvidia", index=index, note=note)
+            return [_read_device(nvml, handle, identity)]
+        parent = _figure(nvml, "nvmlDeviceGetUUID", handle)
+        gpus = []
+        for number, instance in instances.items():
+            identity = Gpu(
+                component=f"{component}:mig{number}", vendor="nvidia", index=number, parent=parent
+            )
+            what = f"MIG instance {number} of NVIDIA GPU {index}"
+            if gpu := self._try(what, partial(_read_device, nvml, instance, identity)):
+                gpus.append(gpu)
+        return gpus
+
+    def _try(self, what: str, call: Callable[[], Any]) -> Any:
+        """Return the result of `call`; None if it fails, or failed less than a retry time ago."""
+        if what in self._faults and time.monotonic() < self._retry_at:
+            return None
+        try:
+            value = call()
+        except Exception as error:  # the driver's bindings may raise anything
+            if self._faults.get(what) != str(error) and self._is_worth_a_warning(error):
+                seconds = self._retry_seconds
+                _logger.warning(
+                    "%s cannot be read, tried again every %g s: %s", what, seconds, error
+                )
+            self._faults[what] = str(error)
+            self._retry_at = time.monotonic() + self._retry_seconds
+            return None
+        self._faults.pop(what, None)
+        return value
+
+    def _is_worth_a_warning(self, error: Exception) -> bool:
+        """Whether it is no machine without NVIDIA's GPUs, for which the operator did not ask."""
+        is_missing = isinstance(error, ImportError) or _code(error) == _LIBRARY_NOT_FOUND
+        return not is_missing or self._is_required or any(self._device_folder.glob("nvidia*"))
+
+
+def _load() -> Any:
+    try:
+        pynvml = importlib.import_module("pynvml")
+    except ImportError:
+        message = "nvidia-ml-py is not installed: pip install 'monitor-plugin[nvidia]'"
+        raise ImportError(message) from None
+    pynvml.nvmlInit()
+    return pynvml
+
+
+def _code(error: Exception) -> int | None:
+    """Return NVML's error code. A function that the bindings do not have is not found."""
+    return (
+        _FUNCTION_NOT_FOUND if isinstance(error, AttributeError) else getattr(error, "value", None)
+    )
+
+
+def _figure(nvml: Any, function: str, *arguments: Any) -> Any:
+    """Return a figure without which a device can be shown; None if NVML does not tell it."""
+    try:
+        return getattr(nvml, function)(*arguments)
+    except Exception:  # the driver's bindings may raise anything
+        return None
+
+
+def _find_mig_instances(nvml: Any, handle: Any) -> tuple[bool, dict[int, Any]]:
+    """Return whether MIG is known to be enabled, and the handles of the GPU's instances by index.
+
+    In a container the driver may refuse any question on the GPU (NO_PERMISSION), but not its
+    instances. An index that has no instance is not found.
+    """
+    mode = _figure(nvml, "nvmlDeviceGetMigMode", handle)  # now, and after the next reset
+    if mode and not mode[0]:
+        return False, {}
+    count = _figure(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle)
+    instances = {
+        number: instance
+        for number in range(_MAX_MIG_INSTANCES if count is None else count)
+        if (instance := _figure(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number))
+    }
+    return bool(mode), instances
+
+
+def _read_device(nvml: Any, handle: Any, identity: Gpu) -> Gpu:
+    """Read a GPU or a MIG instance; `identity` has what does not come from this handle."""
+    total, used, free = _read_memory(nvml, handle)
+    uses, note = _read_uses(nvml, handle)
+    utilization = _figure(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    power = _figure(nvml, "nvmlDeviceGetPowerUsage", handle)  # milliwatts
+    return msgspec.structs.replace(
+        identity,
+        uuid=_figure(nvml, "nvmlDeviceGetUUID", handle),
+        name=_figure(nvml, "nvmlDeviceGetName", handle),
+        total=total,
+        used=used,
+        free=free,
+        utilization_percent=None if utilization is None else float(utilization.gpu),
+        temperature_celsius=_read_temperature(nvml, handle),
+        power_watts=None if power is None else power / 1000,
+        uses=uses,
+        note=identity.note or note,
+    )
+
+
+def _read_memory(nvml: Any, handle: Any) -> tuple[int | None, int | None, int | None]:
+    """Read the total, used and free bytes.
+
+    The difference between the total and the sum of the two others is what the driver and the
+    firmware reserve, which no process can be charged with. Drivers before 510 do not tell that
+    apart: it is part of the used bytes there. (NVML's guide for 525 says that the used bytes
+    include the reserved ones; newer ones do not say so, and nvidia-smi adds the three up.)
+    """
+    info = None
+    with contextlib.suppress(Exception):  # under WSL2 it fails with an unknown error
+        info = nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
+    try:
+        info = info or nvml.nvmlDeviceGetMemoryInfo(handle)
+    except Exception as error:
+        if _code(error) in _NOT_REPORTED:  # such as a GPU that shares the machine's memory
+            return None, None, None
+        raise
+    if not info.total or _NOT_AVAILABLE in (info.total, info.used, info.free):
+        return None, None, None
+    reserved = getattr(info, "reserved", 0)
+    return info.total, max(0, min(info.used, info.total - info.free - reserved)), info.free
+
+
+def _read_temperature(nvml: Any, handle: Any) -> float | None:
+    """Read the temperature by the function that all drivers have, else by its successor."""
+    for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"):
+        celsius = _figure(nvml, name, handle, _TEMPERATURE_OF_GPU)
+        if celsius is not None:
+            return float(celsius)
+    return None
+
+
+def _read_uses(nvml: Any, handle: Any) -> tuple[Sequence[GpuUse] | None, str | None]:
+    """Read who uses a device, each process once, and say why that is not known.
+
+    A process that is in several lists counts once, and one that uses several MIG instances of the
+    device counts with their sum.
+    """
+    try:
+        found = list(_list_processes(nvml, "nvmlDeviceGetComputeRunningProcesses", handle))
+    except Exception as error:
+        if _code(error) in _NOT_REPORTED:
+            return None, f"The driver does not list the processes that use this device: {error}."
+        raise
+    for name in (
+        "nvmlDeviceGetGraphicsRunningProcesses",
+        "nvmlDeviceGetMPSComputeRunningProcesses",
+    ):
+        try:
+            found += _list_processes(nvml, name, handle)
+        except Exception as error:  # a device without graphics, or a driver without MPS
+            if _code(error) not in _NOT_REPORTED:
+                raise
+    amounts: dict[int, dict[int | None, int | None]] = {}
+    for process in found:
+        by_instance = amounts.setdefault(process.pid, {})
+        instance = getattr(process, "gpuInstanceId", None)
+        if by_instance.get(instance) is None:
+            amount = process.usedGpuMemory
+            by_instance[instance] = None if amount == _NOT_AVAILABLE else amount
+    return [GpuUse(pid, _sum(each.values())) for pid, each in amounts.items()], None
+
+
+def _sum(amounts: Iterable[int | None]) -> int | None:
+    """Add amounts up; None if any of them is not known."""
+    total = 0
+    for amount in amounts:
+        if amount is None:
+            return None
+        total += amount
+    return total
+
+
+def _list_processes(nvml: Any, name: str, handle: Any) -> Iterable[Any]:
+    """List processes with the newest version of a function that the driver supports."""
+    for version in ("_v3", "_v2"):
+        try:
+            found: Iterable[Any] = getattr(nvml, name + version)(handle)
+        except Exception as error:
+            if _code(error) != _FUNCTION_NOT_FOUND:
+                raise
+        else:
+            return found
+    processes, count = (_OldProcess * 1024)(), ctypes.c_uint(1024)
+    if code := getattr(nvml.nvmlLib, name)(handle, ctypes.byref(count), processes):
+        raise nvml.NVMLError(code)
+    return processes[: count.value]
+
+
+class _OldProcess(ctypes.Structure):
+    """A process in the format of drivers before 450, which the bindings no longer define."""
+
+    _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))
