@@ -42,6 +42,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
         temperature_celsius: the temperature of the device.
         power_watts: the power that the device draws.
         uses: the processes that use its memory, each once; None if they are not known.
+        unread: PIDs of processes that could not be read, so that it is not known whether and how
+            much they use the device: what a backend with such a member uses is not known.
         note: what is not known of the device, why, and what to do; None if all is known.
     """
 
@@ -60,4 +62,5 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     temperature_celsius: float | None = None
     power_watts: float | None = None
     uses: Sequence[GpuUse] | None = None
+    unread: frozenset[int] = frozenset()
     note: str | None = None

@@ -1,0 +1,218 @@
+"""GPUs of AMD and Intel, from the kernel's sysfs and procfs."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..domain.gpus import Gpu
+from .drm_clients import DrmClientReader, DrmUsage
+
+_VENDORS = {"amdgpu": "amd", "i915": "intel", "xe": "intel"}
+
+
+class _Card(NamedTuple):
+    """A device of /sys/class/drm: N of cardN, its folder, its driver and its PCI address."""
+
+    number: int
+    folder: str
+    driver: str
+    address: str
+
+
+class DrmProvider:
+    """Reads the GPUs of the drivers amdgpu, i915 and xe, and the processes that use them.
+
+    A figure whose file is missing or cannot be read is None. While the device is suspended, the
+    files that would wake it are not read. `index` is N of /dev/dri/cardN. `uuid` is amdgpu's
+    `unique_id` (which ROCm's tools show with "GPU-" in front), else the PCI address.
+
+    amdgpu reports all figures of the device. The memory of an APU is the part of the system memory
+    that the firmware reserves (`vram`), and the system memory that the GPU may use (`gtt`). i915
+    and xe report neither the memory in use nor the utilization. Their total is known only of a
+    discrete GPU, with drivers that have `lmem_total_bytes` or `physical_vram_size_bytes`, or a
+    kernel that has the control group file `dmem.capacity` (6.14 or newer). Integrated GPUs of Intel
+    have system memory alone, which counts as `gtt`.
+
+    The temperature is that of the edge (amdgpu; where there is no such sensor, of the junction) or
+    of the package (i915, xe). The power of i915 and xe is the average since the last reading, as
+    they count energy.
+
+    Sources: Documentation/gpu/amdgpu/ and Documentation/ABI/testing/sysfs-driver-intel-*-hwmon of
+    the kernel. The provider was tested with recorded files, not on a device.
+
+    Args:
+        proc, sysfs: mount points of these file systems.
+    """
+
+    def __init__(self, *, proc: Path = Path("/proc"), sysfs: Path = Path("/sys")) -> None:
+        self._sysfs = sysfs
+        self._clients = DrmClientReader(proc)
+        self._energy: dict[str, tuple[int, float]] = {}
+
+    def read(self) -> Sequence[Gpu]:
+        """Read all devices. Procfs is read only if there is a device."""
+        cards = list(self._find_cards())
+        if not cards:
+            return []
+        try:
+            usage = self._clients.read()
+        except OSError:
+            usage = None
+        return [self._read_card(card, usage) for card in cards]
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""
+
+    def _find_cards(self) -> Iterator[_Card]:
+        root = f"{self._sysfs}/class/drm"
+        matches = (re.fullmatch(r"card(\d+)", name) for name in _list(root))  # not connectors
+        for number in sorted(int(match[1]) for match in matches if match):
+            folder = f"{root}/card{number}"
+            fields = dict(
+                line.split("=", 1)
+                for line in (_read(f"{folder}/device/uevent") or "").splitlines()
+                if "=" in line
+            )
+            driver = _link_name(f"{folder}/device/driver") or fields.get("DRIVER")
+            address = fields.get("PCI_SLOT_NAME") or _link_name(f"{folder}/device")
+            if driver in _VENDORS and address:
+                yield _Card(number, folder, driver, address)
+
+    def _read_card(self, card: _Card, usage: DrmUsage | None) -> Gpu:
+        device = f"{card.folder}/device"
+        memory = {
+            name: _read_number(f"{device}/mem_info_{name}")
+            for name in ("vram_total", "vram_used", "gtt_total", "gtt_used")
+        }
+        total, used = memory["vram_total"], memory["vram_used"]
+        if card.driver != "amdgpu":
+            total = self._read_intel_total(card)
+        is_asleep = _read(f"{device}/power/runtime_status") == "suspended"
+        hwmon = None if is_asleep else _find_hwmon(card)
+        temperature = _first_number(hwmon, "temp1_input", "temp2_input")
+        return Gpu(
+            component=f"vram:{card.driver}:{card.address}",
+            vendor=_VENDORS[card.driver],
+            uuid=_read_unique_id(device) or card.address,
+            index=card.number,
+            name=_read(f"{device}/product_name"),
+            total=total,
+            used=used,
+            free=None if total is None or used is None else total - used,
+            gtt_total=memory["gtt_total"],
+            gtt_used=memory["gtt_used"],
+            utilization_percent=None if is_asleep else _read_number(f"{device}/gpu_busy_percent"),
+            temperature_celsius=None if temperature is None else temperature / 1000,
+            power_watts=self._read_power(card, hwmon),
+            uses=None if usage is None else usage.uses.get(card.address, ()),
+            unread=frozenset() if usage is None else usage.unread,
+            note=_describe_unknown(card, used, usage),
+        )
+
+    def _read_intel_total(self, card: _Card) -> int | None:
+        """Return the bytes on all tiles of a discrete GPU."""
+        if (total := _read_number(f"{card.folder}/lmem_total_bytes")) is not None:
+            return total
+        device = f"{card.folder}/device"
+        sizes = [
+            _read_number(f"{device}/{name}/physical_vram_size_bytes")
+            for name in _list(device)
+            if name.startswith("tile")
+        ]
+        known = [size for size in sizes if size is not None]
+        if known and len(known) == len(sizes):
+            return sum(known)
+        # Such as `drm/0000:03:00.0/vram0 8514437120`: Documentation/admin-guide/cgroup-v2.rst.
+        regions = re.findall(
+            rf"^drm/{re.escape(card.address)}/vram\d* (\d+)$",
+            _read(f"{self._sysfs}/fs/cgroup/dmem.capacity") or "",
+            re.MULTILINE,
+        )
+        return sum(map(int, regions)) if regions else None
+
+    def _read_power(self, card: _Card, hwmon: str | None) -> float | None:
+        if card.driver == "amdgpu":
+            microwatts = _first_number(hwmon, "power1_average", "power1_input")
+            return None if microwatts is None else microwatts / 1e6
+        microjoules = _first_number(hwmon, "energy1_input", "energy2_input")  # card, else package
+        if microjoules is None:
+            return None
+        now = time.monotonic()
+        before, read_at = self._energy.get(card.address, (microjoules, now))
+        self._energy[card.address] = (microjoules, now)
+        if now <= read_at or microjoules < before:
+            return None
+        return (microjoules - before) / 1e6 / (now - read_at)
+
+
+def _describe_unknown(card: _Card, used: int | None, usage: DrmUsage | None) -> str | None:
+    notes = []
+    if used is None:
+        notes.append(f"The driver {card.driver} does not report the memory in use.")
+    if usage is None:
+        notes.append("Processes cannot be listed, so it is not known which use the GPU.")
+    elif usage.error:
+        notes.append(
+            f"Some processes cannot be read ({usage.error}), so their use of the GPU is not known. "
+            "Run the monitor as root, in a container with the capability SYS_PTRACE."
+        )
+    if usage and any(
+        use.memory is None and use.gtt is None for use in usage.uses.get(card.address, ())
+    ):
+        notes.append(f"The driver {card.driver} does not report the memory of some processes.")
+    return " ".join(notes) or None
+
+
+def _find_hwmon(card: _Card) -> str | None:
+    """Return the folder of the device's sensors, not that of a part of the device (i915)."""
+    root = f"{card.folder}/device/hwmon"
+    folders = (f"{root}/{name}" for name in sorted(_list(root)))
+    return next((each for each in folders if _read(f"{each}/name") in {card.driver, None}), None)
+
+
+def _read_unique_id(device: str) -> str | None:
+    text = _read(f"{device}/unique_id")
+    return text if text and text.strip("0") else None
+
+
+def _first_number(folder: str | None, *names: str) -> int | None:
+    """Read the first of some files of a folder that has a number."""
+    if folder is None:
+        return None
+    numbers = (_read_number(f"{folder}/{name}") for name in names)
+    return next((number for number in numbers if number is not None), None)
+
+
+def _read_number(path: str) -> int | None:
+    try:
+        return int(_read(path) or "")
+    except ValueError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    """Read a file of sysfs; None if it is empty, missing, or the driver refuses to read it."""
+    try:
+        return Path(path).read_text(errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def _list(folder: str) -> list[str]:
+    """List a folder; empty if it is missing or cannot be read."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _link_name(path: str) -> str | None:
+    try:
+        return Path(path).readlink().name
+    except OSError:
+        return None
