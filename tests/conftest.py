@@ -14,6 +14,7 @@ import pytest
 
 from monitor_plugin import Monitor
 
+from .gpu.nvml import Driver, MakeDriver
 from .support import Client, Spawner, own_ports
 
 pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monitor` and `backend`
@@ -79,6 +80,12 @@ def spawner() -> Iterator[Spawner]:
     spawner = Spawner()
     yield spawner
     spawner.close()
+
+
+@pytest.fixture
+def make_driver(tmp_path: Path) -> MakeDriver:
+    """Makes the stand-in for NVIDIA's driver, with versions of the calls up to `newest`."""
+    return lambda newest=3: Driver(tmp_path / "driver", newest)
 
 
 @pytest.fixture

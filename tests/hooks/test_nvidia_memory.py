@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,50 +11,11 @@ import pytest
 
 from monitor_plugin import Monitor, MonitorError
 
+from ..gpu.nvml import DRIVER_NOT_LOADED, GPU_IS_LOST, NOT_AVAILABLE, NOT_SUPPORTED, MakeDriver
 from ..support import Spawner, eventually
 from .support import Watched, copy_hooks, spawn_tree, watch
 
 MIB = 1024 * 1024
-GPU_IS_LOST, DRIVER_NOT_LOADED, NOT_SUPPORTED = 15, 9, 3
-NOT_AVAILABLE = -1
-
-
-class Driver:
-    """The fake library, compiled into a folder; its results may be changed at any time."""
-
-    def __init__(self, folder: Path, newest: int) -> None:
-        compiler = shutil.which("cc")
-        if compiler is None:
-            assert not os.environ.get("CI"), "there is no C compiler; .ci/setup installs it"
-            pytest.skip("there is no C compiler here")
-        folder.mkdir()
-        library = folder / "libnvidia-ml.so.1"
-        source = Path(__file__).with_name("nvml.c")
-        options = ("-shared", "-fPIC", f"-DNEWEST={newest}")
-        command = [compiler, *options, "-o", str(library), str(source)]
-        subprocess.run(command, check=True, timeout=60)
-        self._file = folder / "results"
-        self._calls = folder / "results.calls"
-        self._calls.touch()
-        self.environment = {"LD_LIBRARY_PATH": str(folder), "NVML_STAND_IN": str(self._file)}
-        self.configure("devices 0 2")
-
-    def configure(self, *lines: str) -> None:
-        changed = self._file.with_suffix(".new")
-        changed.write_text("".join(f"{line}\n" for line in lines))
-        changed.replace(self._file)
-
-    def calls(self, call: str) -> int:
-        return self._calls.read_text().splitlines().count(call)
-
-
-MakeDriver = Callable[..., Driver]
-
-
-@pytest.fixture
-def make_driver(tmp_path: Path) -> MakeDriver:
-    """Makes the fake library, with versions of the calls up to `newest`."""
-    return lambda newest=3: Driver(tmp_path / "driver", newest)
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+"""A stand-in for NVIDIA's driver library, for tests of all that reads NVIDIA's GPUs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, GPU_IS_LOST = 3, 4, 9, 15
+NOT_AVAILABLE = -1  # an amount of memory
+
+MakeDriver = Callable[..., "Driver"]
+
+
+class Driver:
+    """The stand-in, compiled from nvml.c into a new folder. Its results may change at any time.
+
+    Args:
+        folder: a folder that does not exist yet.
+        newest: the newest version of NVML's calls that it has: 1, 2 or 3.
+
+    Attributes:
+        environment: variables of a process that shall find the stand-in.
+    """
+
+    def __init__(self, folder: Path, newest: int = 3) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            assert not os.environ.get("CI"), "there is no C compiler; .ci/setup installs it"
+            pytest.skip("there is no C compiler here")
+        folder.mkdir()
+        library = folder / "libnvidia-ml.so.1"
+        source = Path(__file__).with_name("nvml.c")
+        options = ("-Wall", "-Werror", "-shared", "-fPIC", f"-DNEWEST={newest}")
+        command = [compiler, *options, "-o", str(library), str(source)]
+        subprocess.run(command, check=True, timeout=60)
+        self._file = folder / "results"
+        self._calls = folder / "results.calls"
+        self._calls.touch()
+        self.environment = {"LD_LIBRARY_PATH": str(folder), "NVML_STAND_IN": str(self._file)}
+        self.configure("devices 0 2")
+
+    def configure(self, *lines: str) -> None:
+        """Replace all results; nvml.c describes the lines."""
+        changed = self._file.with_suffix(".new")
+        changed.write_text("".join(f"{line}\n" for line in lines))
+        changed.replace(self._file)
+
+    def calls(self, call: str) -> int:
+        """Count the calls so far, such as `compute 0`: call and device."""
+        return self._calls.read_text().splitlines().count(call)
