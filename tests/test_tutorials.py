@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from .support import Spawner, eventually, free_port
+from .test_documentation import without_machine
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -37,7 +38,11 @@ def as_pattern(output: str) -> str:
 
 
 def without_figures(output: str) -> str:
-    """Replace durations and figures, which differ each time, and the padding of columns."""
+    """Replace durations and figures, which differ each time, and the padding of columns.
+
+    Also removes what is said of the machine alone.
+    """
+    output = without_machine(output)
     output = re.sub(r"\b(\d+[smhd])+\b", "T", output)
     output = re.sub(r"\d+(\.\d+(e-\d+)?)?", "N", output)
     return "\n".join(" ".join(line.split()) for line in output.strip().split("\n"))
@@ -61,6 +66,7 @@ class Reader:
         self._environment = {
             **{name: value for name, value in os.environ.items() if "COVERAGE" not in name},
             "HOME": str(folder),
+            "MONITOR_GPU": "off",  # the pages show a machine without a GPU
             "PATH": f"{programs}:{os.environ['PATH']}",
             "MONITOR_LISTEN": f"127.0.0.1:{port}",
             "MONITOR_URL": f"http://127.0.0.1:{port}",

@@ -22,7 +22,15 @@ from .queries import EventItem, fetch_backends, fetch_events
 from .stop import stop_one
 from .terminal import open_terminal
 from .views.tables import backends_table, console
-from .views.text import by_memory, cpu_percent, duration, escape_name, printable, summarize
+from .views.text import (
+    by_memory,
+    cpu_percent,
+    duration,
+    escape_name,
+    pressure_lines,
+    printable,
+    summarize,
+)
 
 _MAX_EVENTS = 50
 _STALE_SECONDS = 15.0
@@ -278,6 +286,7 @@ def _header(screen: Screen, width: int) -> Text:
     silent = ", ".join(escape_name(each.node) for each in screen.answer.nodes if each.error)
     missing = f"  no answer of {silent}" if silent else ""
     text = f"{summarize(screen.answer)}{missing}  by {screen.sort}"
+    text = "  ".join([text, *pressure_lines(screen.answer)])
     url = escape_name(screen.url)
     room = width - cell_len(text) - cell_len(url)
     return Text(text + (" " * room + url if room > 1 else ""), "bold")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..api.schemas import ClusterBackendsAnswer, EventsAnswer
+from ..api.schemas import ClusterBackendsAnswer, EventsAnswer, NodeGpuItem
 from ..client import Client
 from ..domain.errors import RequestFailed
 from ..domain.models import ProcessName
@@ -36,6 +36,12 @@ class EventItem(msgspec.Struct, frozen=True):
     seconds: float | None = None
 
 
+class _Gpus(msgspec.Struct, frozen=True):
+    """The answer of `/gpus`, with or without nodes."""
+
+    gpus: list[NodeGpuItem]
+
+
 def fetch_backends(
     client: Client,
     model: str | None = None,
@@ -59,6 +65,18 @@ def fetch_backends(
         query["node"] = node
     answer = client.get("/backends", query, timeout_seconds=timeout_seconds)
     return decode(client, answer, ClusterBackendsAnswer), answer
+
+
+def fetch_gpus(client: Client) -> tuple[list[NodeGpuItem], Any]:
+    """Request `/gpus`; returns the GPUs and the JSON of the answer; raises as `fetch_backends`."""
+    try:
+        answer = client.get("/gpus", timeout_seconds=_TIMEOUT_SECONDS)
+    except RequestFailed as error:
+        if error.type != "not_found":
+            raise
+        message = f"the monitor at {client.url} is older than this command and does not list GPUs: "
+        raise RequestFailed(client.url, f"{message}update it", error.status, error.type) from error
+    return decode(client, answer, _Gpus).gpus, answer
 
 
 def fetch_events(

@@ -344,7 +344,17 @@ def test_help_lists_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
     """The program's help has all commands; the help of a command has examples and exit codes."""
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("demo", "supervisord", "hooks", "ps", "top", "status", "stop", "completion"):
+    for command in (
+        "demo",
+        "supervisord",
+        "hooks",
+        "gpus",
+        "ps",
+        "top",
+        "status",
+        "stop",
+        "completion",
+    ):
         assert re.search(rf"^ +{command} ", text, re.M)
     for command in ("ps", "top", "status", "stop"):
         assert main([command, "--help"]) == 0
@@ -359,7 +369,7 @@ def test_missing_rich_is_reported_with_its_extra() -> None:
 import sys
 sys.modules["rich"] = None
 from monitor_plugin.cli import main
-for command in ("ps", "top", "stop --yes m"):
+for command in ("ps", "gpus", "top", "stop --yes m"):
     assert main([*command.split(), "--url", "http://127.0.0.1:1"]) == 1
 assert main(["ps", "--json", "--url", "http://127.0.0.1:1"]) == 3
 assert main(["--help"]) == main(["demo", "--help"]) == 0
@@ -367,8 +377,8 @@ assert main(["--help"]) == main(["demo", "--help"]) == 0
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert run.stderr.count("pip install 'monitor-plugin[cli]'\n") == 3
-    assert run.stderr.count("\n") == 4
+    assert run.stderr.count("pip install 'monitor-plugin[cli]'\n") == 4
+    assert run.stderr.count("\n") == 5
     assert "--listen" in run.stdout
 
 

@@ -26,7 +26,17 @@ from ..terminals import Terminal
 
 PROGRAM = (sys.executable, "-m", "monitor_plugin.cli")
 # Every command that asks a monitor.
-ASKING = ("ps", "ps --json", "status m", "stop --yes m", "stop --all --yes", "hooks", "top")
+ASKING = (
+    "ps",
+    "ps --json",
+    "status m",
+    "stop --yes m",
+    "stop --all --yes",
+    "hooks",
+    "gpus",
+    "gpus --json",
+    "top",
+)
 
 
 @pytest.fixture(autouse=True)

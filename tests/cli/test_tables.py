@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
 import pytest
-from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Group
 
-from monitor_plugin.api.schemas import ClusterBackendsAnswer
+from monitor_plugin.api.schemas import ClusterBackendsAnswer, NodeGpuItem
 from monitor_plugin.cli.live import Screen, draw
 from monitor_plugin.cli.queries import EventItem
 from monitor_plugin.cli.views.tables import backends_view, details_view
 from monitor_plugin.cli.views.text import summarize
 from monitor_plugin.domain.models import ProcessName
 
+from .support import text_of
+
 MIB = 2**20
 
 
 def item(model: str, pid: int, **fields: Any) -> dict[str, Any]:
-    tree = {"rss": 7, "cpu_percent": 150.0, "processes": 3, "vram": 5 * MIB}
+    tree = {"rss": 7, "cpu_percent": 150.0, "processes": 3}
     return {
         "model": model,
         "pid": pid,
@@ -50,16 +50,6 @@ def answer(*items: dict[str, Any], ended: int = 0) -> ClusterBackendsAnswer:
         },
         ClusterBackendsAnswer,
     )
-
-
-def text_of(view: RenderableType, width: int) -> str:
-    output = Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
-    output.print(view)
-    assert isinstance(output.file, io.StringIO)
-    text = output.file.getvalue()
-    assert all(cell_len(line) <= width for line in text.splitlines())
-    assert "\x1b" not in text
-    return text
 
 
 SOME = answer(
@@ -224,7 +214,7 @@ def test_details_show_all_that_is_known() -> None:
         "480.0 MiB, 48.0 % of the machine's, the backend's word",
         r"x\x1b",
         "weights     1.0 MiB  ####################",
-        "3 processes, rss 7 B, vram 5.0 MiB, cpu 150.0 % of one core",
+        "3 processes, rss 7 B, cpu 150.0 % of one core",
         "2026-01-02 03:04:05 UTC, 1h1m ago",
         "! no answer, busy before, since ?",
     ):
@@ -234,6 +224,134 @@ def test_details_show_all_that_is_known() -> None:
     text = text_of(details_view(one, "m", 80), 80)
     assert "has ended lately" in text
     assert "127.0.0.1:1, served by its process 4711" in text
+
+
+@pytest.mark.parametrize(
+    ("process", "gpus", "cells"),
+    [
+        ({"tree": {"processes": 1, "vram": 5 * MIB}}, [], ["5.0 MiB", "?"]),
+        ({"tree": {"processes": 1}}, [{"uuid": "a"}], ["?", "?"]),
+    ],
+)
+def test_gpu_memory_is_a_column(
+    process: dict[str, Any], gpus: list[dict[str, Any]], cells: list[str]
+) -> None:
+    """Where any backend has some, or where there is a GPU; what is not known is `?`."""
+    listed = answer(item("m", 2, process=process), item("other", 1))
+    listed = msgspec.structs.replace(listed, gpus=msgspec.convert(gpus, list[NodeGpuItem]))
+    lines = [
+        line.split("  ") for line in text_of(backends_view(listed, None, 200), 200).split("\n")
+    ]
+    table = [[cell.strip() for cell in line if cell] for line in lines[:3]]
+    place = table[0].index("VRAM")
+    assert [line[place] for line in table[1:]] == cells
+    assert "VRAM" not in text_of(backends_view(SOME, None, 200), 200)
+
+
+def with_machines(*machines: dict[str, Any], **fields: Any) -> ClusterBackendsAnswer:
+    """An answer of one machine, or of the nodes n0, n1 and so on; its only backend is on n0."""
+    backend = item("m", 4096, **fields)
+    nodes = []
+    if len(machines) > 1:
+        backend["node"] = "n0"
+        nodes = [{"node": f"n{at}", "machine": each} for at, each in enumerate(machines)]
+    listed = {"backends": [backend], "ended": [], "machine": machines[0], "nodes": nodes}
+    return msgspec.convert(listed, ClusterBackendsAnswer)
+
+
+WHOLE = {"memory_total": 47 * 2**29, "cpus": 4}
+LIMITED = {**WHOLE, "memory_limit": 8 * 2**30}
+OWN = {"memory_limit": 5 * 2**30, "memory_available": 2**30, "cpu_limit": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("listed", "summary", "base"),
+    [
+        (with_machines(WHOLE), "4.0 GiB of 23.5 GiB;", "% of the machine's,"),
+        (
+            with_machines(LIMITED),
+            "4.0 GiB of 8.0 GiB (limit; the machine has 23.5 GiB);",
+            "% of 8.0 GiB (limit; the machine has 23.5 GiB),",
+        ),
+        (
+            with_machines(LIMITED, limits=OWN),
+            "4.0 GiB of 8.0 GiB (limit; the machine has 23.5 GiB);",
+            "% of 5.0 GiB (limit; the machine has 23.5 GiB),",
+        ),
+        (with_machines(LIMITED, limits={"cpu_limit": 2}), "of 8.0 GiB (", "% of the machine's,"),
+        (with_machines(WHOLE, limits=OWN), "4.0 GiB of 23.5 GiB;", "% of 5.0 GiB (limit;"),
+        (
+            with_machines(WHOLE, LIMITED),
+            "4.0 GiB of 31.5 GiB (limits; the machines have 47.0 GiB);",
+            "% of the machine's,",
+        ),
+        (with_machines(LIMITED, WHOLE), "4.0 GiB of 31.5 GiB (limits;", "% of 8.0 GiB (limit;"),
+    ],
+)
+def test_limit_of_memory_is_said(listed: ClusterBackendsAnswer, summary: str, base: str) -> None:
+    """Of the monitor's machine, of the backend where it has its own, of all nodes together."""
+    assert summary in text_of(backends_view(listed, None, 200), 200)
+    assert base in text_of(details_view(listed, "m", 200), 200)
+
+
+def test_limits_of_a_backend_are_details() -> None:
+    """What is not known of them is left out, and a missing limit is said."""
+    text = text_of(details_view(with_machines(WHOLE, limits=OWN), "m", 200), 200)
+    assert "limits   memory 5.0 GiB (1.0 GiB available), 1.5 CPU cores  " in f"{text}  "
+    own = {"memory_available": 2**30, "memory_pressure": 12.04, "cpu_pressure": 0.0}
+    text = text_of(details_view(with_machines(WHOLE, limits=own), "m", 200), 200)
+    assert "no limit of memory (1.0 GiB available), memory pressure 12.0 % of the last 10 s" in text
+    assert "limits" not in text_of(details_view(with_machines(WHOLE), "m", 200), 200)
+
+
+def test_pressure_is_shown_where_it_is_known_and_not_zero() -> None:
+    """In a line below the table, and in the first line of `top`; in a cluster with the node."""
+    tight = {**WHOLE, "memory_pressure": 12.34, "cpu_pressure": 0.5}
+    words = "memory pressure 12.3 % of the last 10 s, CPU pressure 0.5 % of the last 10 s"
+    listed = with_machines(tight)
+    assert f"\n{words}" in text_of(backends_view(listed, None, 200), 200)
+    screen = Screen("u", listed, listed.backends, 0, "memory", [], None, None, None)
+    assert f"by memory  {words}" in text_of(draw(screen, 200, 24)[0], 200)
+    at_rest = {**WHOLE, "memory_pressure": 0.04, "cpu_pressure": 0.0}
+    for machine in (WHOLE, at_rest):
+        assert "pressure" not in text_of(backends_view(with_machines(machine), None, 200), 200)
+    text = text_of(backends_view(with_machines(at_rest, tight), None, 200), 200)
+    assert f"\nn1: {words}" in text
+    assert "n0: " not in text
+
+
+def test_kinds_of_memory_are_details() -> None:
+    """With their age; what is not known is `?`, and never 0."""
+    tree: dict[str, Any] = {
+        "processes": 1,
+        "pss": 500 * MIB,
+        "anonymous": 25 * MIB,
+        "file": 475 * MIB,
+    }
+    tree |= {"shared": 0, "peak_rss": 600 * MIB, "memory_age_seconds": 12.0}
+    tree["gtt"] = 3 * MIB
+    text = text_of(details_view(answer(item("m", 1, process={"tree": tree})), "m", 200), 200)
+    kinds = "anonymous 25.0 MiB, file 475.0 MiB (the kernel can drop it), shared 0 B, swap ?"
+    assert f"kinds    {kinds}, read 12s ago" in text
+    assert "peak rss 600.0 MiB, pss 500.0 MiB, gtt 3.0 MiB" in text
+    text = text_of(details_view(answer(item("m", 1)), "m", 200), 200)
+    assert "kinds" not in text
+    assert "peak" not in text
+
+
+def test_peak_of_an_ended_backend_is_a_column() -> None:
+    """Where it is known of any of them."""
+    listed = answer(ended=2)
+    assert "PEAK" not in text_of(backends_view(listed, None, 200), 200)
+    ended = [msgspec.structs.replace(listed.ended[0], peak_rss=7 * MIB), listed.ended[1]]
+    listed = msgspec.structs.replace(listed, ended=ended)
+    for view in (backends_view(listed, None, 200), details_view(listed, "gone", 200)):
+        lines = text_of(view, 200).splitlines()
+        (head,) = (line for line in lines if line.startswith("ENDED"))
+        assert "PEAK RSS" in head
+        after = lines[lines.index(head) + 1 :]
+        assert "  7.0 MiB  " in after[0]
+        assert "  ?  " in after[1]
 
 
 def events() -> list[EventItem]:

@@ -27,6 +27,7 @@ from .text import (
     condition,
     condition_seconds,
     cpu_percent,
+    describe_limits,
     describe_source,
     duration,
     escape_name,
@@ -34,13 +35,16 @@ from .text import (
     left_behind_hint,
     memory_bytes,
     memory_percent,
+    memory_share,
     missing_parts,
     not_loaded,
     percent,
     place,
+    pressure_lines,
     printable,
     seconds_since,
     summarize,
+    vram,
     zombies,
 )
 
@@ -88,22 +92,25 @@ def backends_table(
     fold: bool = True,
     selected: int = -1,
 ) -> Table:
-    """Return a table of backends, in a cluster with a column for the node; see `_table`."""
+    """Return a table of backends, in a cluster with a column for the node; see `fitted_table`."""
     shares = [percent(memory_percent(item, answer)) for item in items]
     columns = [
         Column("MODEL", [Text(escape_name(item.model)) for item in items], 0),
         Column("NODE", [Text(printable(item.node)) for item in items], 1),
-        Column("PID", [Text(str(item.pid)) for item in items], 4, "right"),
+        Column("PID", [Text(str(item.pid)) for item in items], 5, "right"),
         Column("STATE", [condition_text(item) for item in items], 0),
         Column("MEMORY", [Text(amount(memory_bytes(item))) for item in items], 0, "right"),
-        Column("MEM%", [Text(share) for share in shares], 5, "right"),
-        Column("CPU%", [Text(percent(cpu_percent(item))) for item in items], 2, "right"),
-        Column("UPTIME", [Text(duration(item.uptime_seconds)) for item in items], 3, "right"),
-        Column("SOURCE", [Text(printable(describe_source(item))) for item in items], 6),
+        Column("MEM%", [Text(share) for share in shares], 6, "right"),
+        Column("VRAM", [Text(amount(vram(item))) for item in items], 2, "right"),
+        Column("CPU%", [Text(percent(cpu_percent(item))) for item in items], 3, "right"),
+        Column("UPTIME", [Text(duration(item.uptime_seconds)) for item in items], 4, "right"),
+        Column("SOURCE", [Text(printable(describe_source(item))) for item in items], 7),
     ]
-    if not answer.nodes:
-        del columns[1]
-    return _table(columns, width, fold=fold, selected=selected)
+    absent = set() if answer.nodes else {"NODE"}
+    if not answer.gpus and all(vram(item) is None for item in answer.backends):
+        absent.add("VRAM")
+    columns = [column for column in columns if column.title not in absent]
+    return fitted_table(columns, width, fold=fold, selected=selected)
 
 
 def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
@@ -115,9 +122,12 @@ def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
         Column("PID", [Text(place(end)) for end in ends], 2, "right"),
         Column("CAUSE", causes, 1),
         Column("WHEN", [Text(ago(end)) for end in ends], 3, "right"),
+        Column("PEAK RSS", [Text(amount(end.peak_rss)) for end in ends], 4, "right"),
         Column("HOW", [Text(printable(end.description)) for end in ends], 0),
     ]
-    table = _table(columns, width)
+    if all(end.peak_rss is None for end in ends):
+        columns = [column for column in columns if column.title != "PEAK RSS"]
+    table = fitted_table(columns, width)
     more = len(ended) - _ENDS_SHOWN
     return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
 
@@ -131,7 +141,7 @@ def refused_table(refused: Sequence[NodeRefusedItem], width: int) -> RenderableT
         Column("ADDRESS", [Text(printable(each.address)) for each in shown], 2),
         Column("REASON", [Text(printable(each.reason)) for each in shown], 0),
     ]
-    table = _table(columns, width)
+    table = fitted_table(columns, width)
     more = len(refused) - _REFUSED_SHOWN
     return Group(table, Text(f"and {more} more: --json shows them")) if more > 0 else table
 
@@ -148,7 +158,7 @@ def condition_text(item: NodeBackendItem) -> Text:
     return text
 
 
-def _table(
+def fitted_table(
     columns: Sequence[Column], width: int, *, fold: bool = True, selected: int = -1
 ) -> Table:
     """Make a table no wider than `width`; columns that do not fit are omitted.
@@ -205,6 +215,7 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
         parts.append(Text(summarize(answer)))
     else:
         parts.append(Text(f"Model '{escape_name(model)}' {not_loaded(answer)}."))
+    parts += [Text(each) for each in pressure_lines(answer)]
     parts += [Text(printable(each), "bold red") for each in missing_parts(answer)]
     parts += [Text(each, "bold red") for each in left_behind(answer.ended)]
     if hint := left_behind_hint(answer.ended):
@@ -243,7 +254,7 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
 def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple[str, str | Text]]:
     age = "" if item.age_seconds is None else f", read {duration(item.age_seconds)} ago"
     started = f"{item.created_at:%Y-%m-%d %H:%M:%S} UTC, {duration(item.uptime_seconds)} ago"
-    share = percent(memory_percent(item, answer))
+    share = memory_share(item, answer)
     sources = {"backend": "the backend's word", "pss": "PSS of its tree", "rss": "RSS of its tree"}
     source = sources.get(item.memory_source or "", "source unknown")
     lines: list[tuple[str, str | Text]] = [
@@ -253,7 +264,7 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
         ("state", condition_text(item).append(_last_state(item), "not bold")),
         ("source", printable(describe_source(item)) + age),
         ("started", started),
-        ("memory", f"{amount(memory_bytes(item))}, {share} % of the machine's, {source}"),
+        ("memory", f"{amount(memory_bytes(item))}, {share}, {source}"),
     ]
     if item.memory:
         parts = [(escape_name(name), size) for name, size in item.memory.breakdown.items()]
@@ -266,6 +277,10 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
     if item.process:
         lines.append(("process", _usage(item.process)))
         lines.append(("tree", _usage(item.process.tree)))
+        if kinds := _kinds(item.process.tree):
+            lines.append(("kinds", kinds))
+    if item.limits:
+        lines.append(("limits", describe_limits(item.limits)))
     return lines
 
 
@@ -284,6 +299,24 @@ def _last_state(item: NodeBackendItem) -> str:
     return f", {names.get(item.last_state, item.last_state)} before, since {since}"
 
 
+def _kinds(tree: TreeUsage | None) -> str:
+    """Return the kinds of memory that make up the PSS of a tree, its swap, and their age.
+
+    Empty if none of them is known.
+    """
+    if tree is None:
+        return ""
+    age = tree.memory_age_seconds
+    sizes = {"anonymous": tree.anonymous, "file": tree.file}
+    sizes |= {"shared": tree.shared, "swap": tree.swap}
+    if all(size is None for size in sizes.values()):
+        return ""
+    parts = [f"{name} {amount(size)}" for name, size in sizes.items()]
+    if tree.file:
+        parts[1] += " (the kernel can drop it)"
+    return ", ".join(parts) + ("" if age is None else f", read {duration(age)} ago")
+
+
 def _usage(usage: ProcessUsage | None) -> str:
     if usage is None:
         return UNKNOWN
@@ -295,9 +328,11 @@ def _usage(usage: ProcessUsage | None) -> str:
     ]
     sizes = [
         ("rss", usage.rss),
+        ("peak rss", usage.peak_rss),
         ("pss", tree.pss if tree else None),
         ("vms", usage.vms),
         ("vram", tree.vram if tree else None),
+        ("gtt", tree.gtt if tree else None),
     ]
     parts = [f"{n} {one if n == 1 else several}" for n, several, one in counts if n is not None]
     parts += [f"{name} {amount(size)}" for name, size in sizes if size is not None]

@@ -10,12 +10,13 @@ from datetime import datetime, timezone
 from ...api.schemas import (
     ClusterBackendsAnswer,
     EndItem,
+    Machine,
     NodeBackendItem,
     NodeEndItem,
     NodeRefusedItem,
 )
 from ...domain.byte_sizes import format_bytes
-from ...domain.models import STARTING, describe_process
+from ...domain.models import STARTING, Limits, describe_process
 
 UNKNOWN = "?"
 _PLAIN_NAME = re.compile(r"[\w.:/][\w.:/-]*", re.ASCII)
@@ -117,6 +118,59 @@ def memory_percent(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> floa
     return 100 * item.memory.total / machine.memory_total
 
 
+def memory_share(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> str:
+    """Return the memory of a backend in percent, and of what."""
+    machines = {each.node: each.machine for each in answer.nodes}
+    machine = machines.get(item.node) or answer.machine
+    own = item.limits or machine
+    limit = own.memory_limit if own else None
+    if limit is None:
+        base = "the machine's"
+    else:
+        base = _limited(limit, machine.memory_total if machine else None)
+    return f"{percent(memory_percent(item, answer))} % of {base}"
+
+
+def _limited(limit: int, total: int | None) -> str:
+    return f"{amount(limit)} (limit; the machine has {amount(total)})"
+
+
+def vram(item: NodeBackendItem) -> int | None:
+    """Return the memory of a backend on GPUs in bytes; None if it is unknown."""
+    return item.process.tree.vram if item.process and item.process.tree else None
+
+
+def describe_limits(limits: Limits) -> str:
+    """Return the limits of a backend that are others than those of the monitor."""
+    memory = "no limit of memory"
+    if limits.memory_limit is not None:
+        memory = f"memory {amount(limits.memory_limit)}"
+    if limits.memory_available is not None:
+        memory += f" ({amount(limits.memory_available)} available)"
+    cores = [] if limits.cpu_limit is None else [f"{limits.cpu_limit:g} CPU cores"]
+    return ", ".join([memory, *cores, *_pressures(limits)])
+
+
+def pressure_lines(answer: ClusterBackendsAnswer) -> list[str]:
+    """Return a line for each machine on which processes wait for memory or for a core."""
+    machines = [(f"{printable(each.node)}: ", each.machine) for each in answer.nodes]
+    lines = [
+        (prefix, ", ".join(_pressures(machine)))
+        for prefix, machine in machines or [("", answer.machine)]
+        if machine
+    ]
+    return [prefix + text for prefix, text in lines if text]
+
+
+def _pressures(limits: Limits | Machine) -> list[str]:
+    shares = [("memory", limits.memory_pressure), ("CPU", limits.cpu_pressure)]
+    return [
+        f"{name} pressure {percent(share)} % of the last 10 s"
+        for name, share in shares
+        if share and share >= 0.05  # less is shown as 0.0
+    ]
+
+
 def cpu_percent(item: NodeBackendItem) -> float | None:
     """Return the CPU usage of a backend's process tree in percent of one core."""
     if item.process is None:
@@ -196,11 +250,26 @@ def summarize(answer: ClusterBackendsAnswer) -> str:
     machines = [each.machine for each in answer.nodes if each.machine]
     if not machines and answer.machine:
         machines = [answer.machine]
-    total = sum(machine.memory_total for machine in machines) or None
     conditions = Counter(map(condition, answer.backends)).most_common()
     conditions.sort(key=lambda each: each[0] not in ALARMING)  # alarming conditions first
     counts = ", ".join(f"{number} {name}" for name, number in conditions)
-    return f"{count} backend{'s' * (count > 1)}, {amount(used)} of {amount(total)}; {counts}{rest}"
+    held = f"{count} backend{'s' * (count > 1)}, {amount(used)} of {_capacity(machines)}"
+    return f"{held}; {counts}{rest}"
+
+
+def _capacity(machines: Sequence[Machine]) -> str:
+    """Return the memory that backends of these machines may use, and why it is not all."""
+    total = sum(machine.memory_total for machine in machines) or None
+    limits = [machine.memory_limit for machine in machines]
+    if len(machines) == 1 and limits[0] is not None:
+        return _limited(limits[0], total)
+    if not any(limit is not None for limit in limits):
+        return amount(total)
+    usable = sum(
+        machine.memory_total if machine.memory_limit is None else machine.memory_limit
+        for machine in machines
+    )
+    return f"{amount(usable)} (limits; the machines have {amount(total)})"
 
 
 def _where(answer: ClusterBackendsAnswer) -> str:

@@ -1,0 +1,37 @@
+"""`monitor-plugin gpus`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .options import EXIT_CODES, make_client, monitor_options, preformatted
+from .queries import fetch_gpus
+
+_EXAMPLES = """\
+Examples:
+  monitor-plugin gpus
+  monitor-plugin gpus --json | jq '.gpus[] | {uuid, free}'"""
+
+
+@click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /gpus.")
+@monitor_options
+def gpus(url: str | None, token_file: str | None, as_json: bool) -> None:
+    """List the GPUs: their memory, who holds it, and how much they work.
+
+    Memory in use is that of the backends (OURS), of other processes (OTHERS), or of no process that
+    the monitor knows (UNEXPLAINED). "?" means that a figure is not known; a line below the tables
+    says why.
+    """
+    client = make_client(url, token_file)
+    if as_json:
+        click.echo(json.dumps(fetch_gpus(client)[1]))
+        return
+    from .views.gpus import gpus_view  # rich takes long to import
+    from .views.tables import console
+
+    listed, _ = fetch_gpus(client)
+    output = console()
+    output.print(gpus_view(listed, output.width))

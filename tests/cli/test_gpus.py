@@ -1,0 +1,182 @@
+"""`gpus`: the tables of devices and of what holds their memory, and the command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import msgspec
+import pytest
+
+from monitor_plugin.api.schemas import NodeGpuItem
+from monitor_plugin.cli import main
+from monitor_plugin.cli.views.gpus import gpus_view
+
+from .support import rows, text_of
+
+GIB = 2**30
+WHOLE = {
+    "index": 0,
+    "uuid": "GPU-a",
+    "name": "A100\x1b[2J",
+    "vendor": "nvidia",
+    "component": "vram:nvidia0",
+    "total": 80 * GIB,
+    "used": 12 * GIB,
+    "free": 68 * GIB,
+    "ours": 8 * GIB,
+    "others": 3 * GIB,
+    "unexplained": GIB,
+    "utilization_percent": 37.4,
+    "temperature_celsius": 61,
+    "power_watts": 251.3,
+    "models": [{"model": "org/a \u202e", "pid": 4711, "memory": 8 * GIB}],
+    "processes": [
+        {"pid": 99, "name": "python3\x1b", "user": "alice", "memory": 3 * GIB},
+        {"pid": 98},
+    ],
+}
+INSTANCE = {
+    "uuid": "MIG-b",
+    "component": "vram:nvidia0:mig1",
+    "parent": "GPU-a",
+    "total": 10 * GIB,
+}
+APU = {
+    "component": "vram:amdgpu:0000:03:00.0",
+    "vendor": "amd",
+    "total": 16 * GIB,
+    "gtt_total": 60 * GIB,
+    "gtt_used": 20 * GIB,
+    "models": [{"model": "llama", "pid": 5, "memory": GIB, "gtt": 20 * GIB}],
+    "note": "not all processes may be read:\x1b run as root",
+    "age_seconds": 33.0,
+}
+
+
+def view(*gpus: dict[str, Any], width: int = 250) -> str:
+    return text_of(gpus_view(msgspec.convert(gpus, list[NodeGpuItem]), width), width)
+
+
+def test_devices_are_listed_with_their_figures() -> None:
+    """A MIG instance follows its GPU; what is not known is `?`; a note and an old age are said."""
+    lines = rows(view(INSTANCE, APU, WHOLE))
+    assert lines[0] == [
+        *("GPU", "USED", "TOTAL", "FREE", "OURS", "OTHERS", "UNEXPLAINED", "GTT", "UTIL", "TEMP"),
+        *("POWER", "NAME", "UUID"),
+    ]
+    assert lines[1][:7] == [
+        *("amdgpu:0000:03:00.0", "?", "16.0 GiB", "?", "?", "?", "?"),
+    ]
+    assert lines[1][7] == "20.0 GiB of 60.0 GiB"
+    assert lines[2] == [
+        *("nvidia0", "12.0 GiB", "80.0 GiB", "68.0 GiB", "8.0 GiB", "3.0 GiB", "1.0 GiB", "-"),
+        *("37 %", "61 °C", "251 W", r"A100\x1b[2J", "GPU-a"),
+    ]
+    assert lines[3][:3] == ["nvidia0:mig1", "?", "10.0 GiB"]
+    assert [r"amdgpu:0000:03:00.0: not all processes may be read:\x1b run as root"] in lines
+    assert ["amdgpu:0000:03:00.0: read 33s ago"] in lines
+
+
+def test_holders_of_memory_are_named() -> None:
+    """Models by name, other processes by PID, name and user; the largest of a GPU first."""
+    lines = rows(view(WHOLE))
+    start = lines.index(["MODEL", "PID", "PROCESS", "USER", "MEMORY", "ON GPU"])
+    assert lines[start + 1 : start + 4] == [
+        [r"org/a \u202e", "4711", "-", "-", "8.0 GiB", "nvidia0"],
+        ["-", "99", r"python3\x1b", "alice", "3.0 GiB", "nvidia0"],
+        ["-", "98", "?", "?", "?", "nvidia0"],
+    ]
+    assert ["llama", "5", "-", "-", "1.0 GiB", "20.0 GiB", "amdgpu:0000:03:00.0"] in rows(view(APU))
+
+
+def test_nodes_of_a_cluster_are_columns() -> None:
+    """Devices of two nodes may have the same names."""
+    text = view({**WHOLE, "node": "a"}, {**INSTANCE, "node": "b"}, {**APU, "node": "b"})
+    lines = rows(text)
+    assert lines[1][:2] == ["nvidia0", "a"]
+    assert lines[2][:2] == ["nvidia0:mig1", "b"]
+    assert [line[-2:] for line in lines if line[:2] == ["llama", "5"]] == [
+        ["b", "amdgpu:0000:03:00.0"]
+    ]
+    assert "amdgpu:0000:03:00.0 on b: not all" in text
+
+
+@pytest.mark.parametrize("width", [1, 10, 40, 60, 80, 120])
+def test_tables_of_gpus_fit_any_width(width: int) -> None:
+    """A narrow terminal still shows what is used, and by which model."""
+    text = view(WHOLE, INSTANCE, APU, {}, {"parent": "x", "uuid": "x"}, width=width)
+    if width >= 40:
+        for words in ("nvidia0", "12.0 GiB", "80.0 GiB", "4711"):
+            assert words in text
+
+
+def test_no_gpu_is_a_sentence() -> None:
+    """An empty list is no error."""
+    assert view() == "The monitor sees no GPU.\n"
+
+
+class Answers:
+    """What a server says to each GET, in place of a monitor."""
+
+    def __init__(self) -> None:
+        self.status, self.body = 200, b""
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.paths.append(self.path)
+                self.send_response(outer.status)
+                self.end_headers()
+                self.wfile.write(outer.body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def answers() -> Iterator[Answers]:
+    answers = Answers()
+    yield answers
+    answers.server.shutdown()
+    answers.server.server_close()
+
+
+def test_gpus_prints_tables_or_json(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` is the answer of /gpus, also with fields of a newer monitor."""
+    listed = {"gpus": [{**WHOLE, "of_tomorrow": 1}]}
+    answers.body = json.dumps(listed).encode()
+    assert main(["gpus", "--url", answers.url]) == 0
+    text = capsys.readouterr().out
+    assert "nvidia0" in text
+    assert r"org/a \u202e" in text
+    assert main(["gpus", "--json", "--url", answers.url]) == 0
+    assert json.loads(capsys.readouterr().out) == listed
+    assert answers.paths == ["/gpus", "/gpus"]
+
+
+def test_monitor_without_the_route_is_an_error(
+    answers: Answers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older monitor has no /gpus: the message says so; another server is no monitor."""
+    answers.status = 404
+    error = {"code": 404, "message": "there is nothing at /gpus", "type": "not_found"}
+    answers.body = json.dumps({"error": error}).encode()
+    assert main(["gpus", "--url", answers.url]) == 1
+    message = capsys.readouterr().err
+    assert f"the monitor at {answers.url} is older than this command" in message
+    assert "update it" in message
+    answers.body = b"<html>nothing</html>"
+    assert main(["gpus", "--url", answers.url]) == 3
+    answers.status = 200
+    answers.body = b'{"gpus": 5}'
+    assert main(["gpus", "--url", answers.url]) == 3
+    assert "is it one?" in capsys.readouterr().err
