@@ -109,7 +109,7 @@ class DrmProvider:
             utilization_percent=None if is_asleep else _read_number(f"{device}/gpu_busy_percent"),
             temperature_celsius=None if temperature is None else temperature / 1000,
             power_watts=self._read_power(card, hwmon),
-            uses=None if usage is None else usage.uses.get(card.address, ()),
+            uses=None if usage is None else usage.uses.get(card.address, []),
             unread=frozenset() if usage is None else usage.unread,
             note=_describe_unknown(card, used, usage),
         )

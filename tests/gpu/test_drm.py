@@ -1,0 +1,295 @@
+"""GPUs of AMD and Intel, from recorded files of sysfs and procfs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from monitor_plugin import Gpu, GpuUse
+from monitor_plugin.gpu.drm import DrmProvider
+
+from .drm_trees import (
+    AMDGPU,
+    APU,
+    GIB,
+    I915,
+    I915_INTEGRATED,
+    KIB,
+    MIB,
+    OLD_I915,
+    XE,
+    XE_INTEGRATED,
+    write_amd,
+    write_apu,
+    write_card,
+    write_i915,
+    write_integrated,
+    write_process,
+    write_xe,
+)
+
+# Reading this file fails with EIO, as reading the file of a device that was removed.
+FAILING = Path("/proc/self/mem")
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    return tmp_path / "sys"
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "proc").mkdir()
+    return tmp_path / "proc"
+
+
+@pytest.fixture
+def provider(proc: Path, sysfs: Path) -> DrmProvider:
+    return DrmProvider(proc=proc, sysfs=sysfs)
+
+
+def read_one(provider: DrmProvider) -> Gpu:
+    """Read the only device."""
+    (gpu,) = provider.read()
+    return gpu
+
+
+def test_discrete_amd_gpu_has_all_figures(provider: DrmProvider, proc: Path, sysfs: Path) -> None:
+    """Each figure comes in the units of `Gpu`."""
+    write_amd(sysfs)
+    write_process(proc, 5, AMDGPU)
+    assert read_one(provider) == Gpu(
+        component="vram:amdgpu:0000:04:00.0",
+        vendor="amd",
+        uuid="1f9de0957d137942",
+        index=0,
+        name="Instinct MI210",
+        total=16 * GIB,
+        used=3 * GIB,
+        free=13 * GIB,
+        gtt_total=8 * GIB,
+        gtt_used=64 * MIB,
+        utilization_percent=37,
+        temperature_celsius=51,
+        power_watts=88.5,
+        uses=[GpuUse(5, 44564 * KIB, 2392 * KIB)],
+    )
+
+
+def test_amd_apu_holds_models_in_gtt(provider: DrmProvider, proc: Path, sysfs: Path) -> None:
+    """`vram` and `gtt` are apart, for the device and for each process."""
+    write_apu(sysfs, number=1)
+    write_process(proc, 5, APU)
+    gpu = read_one(provider)
+    assert gpu.uses == [GpuUse(5, 5348 * KIB, 25258000 * KIB)]
+    assert (gpu.total, gpu.used, gpu.free) == (512 * MIB, 400 * MIB, 112 * MIB)
+    assert (gpu.gtt_total, gpu.gtt_used) == (48 * GIB, 25 * GIB)
+    assert (gpu.index, gpu.name, gpu.uuid) == (1, None, "0000:c4:00.0")
+    assert (gpu.temperature_celsius, gpu.power_watts) == (45.5, 28)
+
+
+def test_xe_gpu_adds_its_tiles(provider: DrmProvider, proc: Path, sysfs: Path) -> None:
+    """The memory is that of all tiles. What the driver does not report is None."""
+    write_xe(sysfs)
+    write_process(proc, 5, XE)
+    assert read_one(provider) == Gpu(
+        component="vram:xe:0000:03:00.0",
+        vendor="intel",
+        uuid="0000:03:00.0",
+        index=0,
+        total=16 * GIB,
+        temperature_celsius=48,
+        uses=[GpuUse(5, 23992 * KIB + MIB, 192 * KIB)],
+        note="The driver xe does not report the memory in use.",
+    )
+
+
+def test_total_of_a_gpu_of_intel_is_known_from_control_groups(
+    provider: DrmProvider, sysfs: Path
+) -> None:
+    """`dmem.capacity` of the root group has the regions of all devices."""
+    device = write_xe(sysfs)
+    shutil.rmtree(device / "tile1")
+    (device / "tile0/physical_vram_size_bytes").unlink()
+    assert read_one(provider).total is None
+    group = sysfs / "fs/cgroup"
+    group.mkdir(parents=True)
+    lines = ["03:00.0/vram0 8514437120", "03:00.0/vram1 1000", "03:00.0/stolen 5", "04:00.0/vram 7"]
+    (group / "dmem.capacity").write_text("".join(f"drm/0000:{line}\n" for line in lines))
+    assert read_one(provider).total == 8514438120
+
+
+def test_i915_gpu_has_the_figures_of_the_whole_device(
+    provider: DrmProvider, proc: Path, sysfs: Path
+) -> None:
+    """The sensors of a part of the device do not count; the total is that of Intel's own driver."""
+    device = write_i915(sysfs)
+    write_process(proc, 5, I915)
+    gpu = read_one(provider)
+    assert gpu.uses == [GpuUse(5, 520 * MIB, 2 * MIB)]
+    assert (gpu.component, gpu.total, gpu.temperature_celsius) == (
+        "vram:i915:0000:05:00.0",
+        None,
+        47,
+    )
+    (device / "drm/card0/lmem_total_bytes").write_text("17179869184\n")
+    assert read_one(provider).total == 16 * GIB
+
+
+@pytest.mark.parametrize(
+    ("driver", "text", "gtt"),
+    [("i915", I915_INTEGRATED, 6044 * KIB), ("xe", XE_INTEGRATED, 3 * MIB)],
+)
+def test_integrated_gpu_of_intel_has_system_memory_alone(
+    driver: str, text: str, gtt: int, provider: DrmProvider, proc: Path, sysfs: Path
+) -> None:
+    """The system memory that it uses counts as `gtt`; on the device nothing is known."""
+    write_integrated(sysfs, driver)
+    write_process(proc, 5, text)
+    gpu = read_one(provider)
+    assert gpu.uses == [GpuUse(5, None, gtt)]
+    assert (gpu.total, gpu.used, gpu.free, gpu.gtt_total) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("write", [write_i915, write_xe])
+def test_power_is_the_average_since_the_last_reading(
+    write: Callable[[Path], Path], provider: DrmProvider, sysfs: Path
+) -> None:
+    """i915 and xe count energy. The first reading has no power, nor has one after a reset."""
+    device = write(sysfs)
+    energy = max(device.glob("hwmon/*/energy1_input"), key=lambda each: int(each.read_text()))
+    before = time.monotonic()
+    assert read_one(provider).power_watts is None
+    begun = time.monotonic()
+    energy.write_text(f"{int(energy.read_text()) + 5_000_000}\n")
+    ended = time.monotonic()
+    power = read_one(provider).power_watts
+    assert power is not None
+    assert 5 / (time.monotonic() - before) <= power <= 5 / (ended - begun)
+    energy.write_text("12\n")
+    assert read_one(provider).power_watts is None
+
+
+@pytest.mark.parametrize(
+    ("file", "figures"),
+    [
+        ("mem_info_vram_total", {"total": None, "free": None}),
+        ("mem_info_gtt_total", {"gtt_total": None}),
+        ("mem_info_gtt_used", {"gtt_used": None}),
+        ("gpu_busy_percent", {"utilization_percent": None}),
+        ("hwmon/hwmon5/temp1_input", {"temperature_celsius": 63}),
+        ("hwmon/hwmon5/power1_average", {"power_watts": None}),
+        ("power/runtime_status", {}),
+        ("uevent", {}),
+        (
+            "mem_info_vram_used",
+            {
+                "used": None,
+                "free": None,
+                "note": "The driver amdgpu does not report the memory in use.",
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("fault", ["missing", "failing", "text"])
+def test_a_figure_that_cannot_be_read_is_unknown_alone(
+    file: str, figures: dict[str, object], fault: str, provider: DrmProvider, sysfs: Path
+) -> None:
+    """All others are as before."""
+    device = write_amd(sysfs)
+    gpu = read_one(provider)
+    (device / file).unlink()
+    if fault == "failing":
+        (device / file).symlink_to(FAILING)
+    elif fault == "text":
+        (device / file).write_text("N/A\n")
+    assert read_one(provider) == msgspec.structs.replace(gpu, **figures)
+
+
+@pytest.mark.parametrize(
+    ("file", "figures"),
+    [
+        ("unique_id", {"uuid": "0000:04:00.0"}),
+        ("product_name", {"name": None}),
+        ("hwmon/hwmon5/name", {}),
+        ("driver", {}),
+    ],
+)
+def test_missing_name_is_unknown_alone(
+    file: str, figures: dict[str, object], provider: DrmProvider, sysfs: Path
+) -> None:
+    """All other fields are as before; the driver's name is also in `uevent`."""
+    device = write_amd(sysfs)
+    gpu = read_one(provider)
+    (device / file).unlink()
+    assert read_one(provider) == msgspec.structs.replace(gpu, **figures)
+
+
+def test_device_that_disappears_hides_no_other_device(
+    provider: DrmProvider, proc: Path, sysfs: Path
+) -> None:
+    """A device without a folder is not listed, and one whose files fail has no figures."""
+    write_amd(sysfs, 0, "0000:04:00.0")
+    failing = write_amd(sysfs, 1, "0000:05:00.0")
+    gone = write_amd(sysfs, 10, "0000:06:00.0")
+    write_card(sysfs, 2, "nvidia", "0000:07:00.0", {})
+    (sysfs / "class/drm/version").write_text("drm 1.1.0 20060810\n")
+    write_process(proc, 5, AMDGPU)
+    assert [gpu.index for gpu in provider.read()] == [0, 1, 10]
+    for path in failing.glob("mem_info_*"):
+        path.unlink()
+        path.symlink_to(FAILING)
+    shutil.rmtree(gone)
+    first, second = provider.read()
+    assert (first.used, second.used, second.index) == (3 * GIB, None, 1)
+
+
+def test_sleeping_device_is_not_woken(provider: DrmProvider, sysfs: Path) -> None:
+    """The driver would wake it to read the sensors; the memory can be read while it sleeps."""
+    device = write_amd(sysfs)
+    (device / "power/runtime_status").write_text("suspended\n")
+    gpu = read_one(provider)
+    assert gpu.utilization_percent is gpu.temperature_celsius is gpu.power_watts is None
+    assert gpu.used == 3 * GIB
+
+
+def test_machine_without_such_gpus_has_none(tmp_path: Path) -> None:
+    """Without a device no process is looked at."""
+    provider = DrmProvider(proc=tmp_path / "missing", sysfs=tmp_path)
+    assert list(provider.read()) == []
+    write_card(tmp_path, 0, "nvidia", "0000:07:00.0", {})
+    assert list(provider.read()) == []
+    provider.close()
+
+
+def test_unlisted_processes_are_unknown(sysfs: Path, tmp_path: Path) -> None:
+    """Without procfs it is not known who uses the device, and the note says so."""
+    write_amd(sysfs)
+    gpu = read_one(DrmProvider(proc=tmp_path / "missing", sysfs=sysfs))
+    assert gpu.uses is None
+    assert gpu.note == "Processes cannot be listed, so it is not known which use the GPU."
+
+
+def test_device_without_users_has_none(provider: DrmProvider, sysfs: Path) -> None:
+    """It is known that no process uses it."""
+    write_amd(sysfs)
+    assert read_one(provider).uses == []
+
+
+def test_process_of_unreported_memory_is_a_user(
+    provider: DrmProvider, proc: Path, sysfs: Path
+) -> None:
+    """Older kernels do not report the memory of processes on Intel's GPUs."""
+    write_i915(sysfs)
+    write_process(proc, 5, OLD_I915)
+    gpu = read_one(provider)
+    assert gpu.uses == [GpuUse(5, None)]
+    assert gpu.note == (
+        "The driver i915 does not report the memory in use. "
+        "The driver i915 does not report the memory of some processes."
+    )
