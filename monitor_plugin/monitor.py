@@ -43,7 +43,9 @@ from .plugins.file_loader import load_hook_files
 from .plugins.hooks import Hooks
 from .plugins.host_manager import HostCalls, HostManager
 from .plugins.manager import PluginManager
+from .processes.control_groups import ControlGroups
 from .processes.kernel import KernelProbe
+from .processes.limits import LimitsReader
 from .processes.member_pidfds import MemberPidfds
 from .processes.members import MemberTable
 from .processes.sockets import SocketTable
@@ -262,6 +264,7 @@ class Monitor:
                 services.refusals,
                 services.sweeper,
                 services.shutdown_coordinator,
+                services.limits_reader,
             ),
             event_log=services.event_log,
             time_series=services.time_series,
@@ -271,6 +274,7 @@ class Monitor:
                 services.model_counter.counts,
                 services.registry.last_exits,
                 self.plugins,
+                services.limits_reader.own,
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
             unseen=services.unseen,
@@ -395,7 +399,9 @@ class _Services:
     def __init__(self, settings: Settings, managers: Sequence[pluggy.PluginManager]) -> None:
         security = ChannelSecurity(settings)
         self.member_pidfds = MemberPidfds()
-        table = MemberTable(pidfds=self.member_pidfds)
+        groups = ControlGroups()
+        table = MemberTable(pidfds=self.member_pidfds, control_groups=groups)
+        limits = self.limits_reader = LimitsReader(groups)
         self.kernel_probe = KernelProbe()
         self.unseen = find_unseen()
         pool = self.thread_pool = ThreadPool("monitor-worker")
@@ -424,13 +430,13 @@ class _Services:
         sockets = SocketTable()
         check = self.address_check = AddressCheck(sockets, table, registry, client, hooks)
         reader = self.backend_reader = BackendReader(
-            registry, client, table, check, hooks, status_seconds
+            registry, client, table, limits, check, hooks, status_seconds
         )
         self.model_reader = ModelReader(
             registry, recorder, reader, pool, settings.reading_max_age_seconds
         )
         self.sweeper = Sweeper(
-            registry, recorder, reader, check, pool, client, usage, hooks, series, settings
+            registry, recorder, reader, check, pool, client, usage, limits, hooks, series, settings
         )
         verifier = AddressVerifier(registry, table, sockets)
         stopper = Stopper(
@@ -503,6 +509,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.model_reader,
         services.shutdown_coordinator,
         services.sweeper,
+        services.limits_reader,
         services.exit_recorder.describe_last_exit,
         services.unseen is not None,
     )

@@ -13,6 +13,7 @@ from ..backends.refusals import Refusals
 from ..backends.registry import EndedBackend, Registry
 from ..domain.exits import exit_to_dict
 from ..domain.models import Observation, utc_datetime
+from ..processes.limits import LimitsReader
 from ..readings.sweeper import Sweeper
 from ..shutdown.coordinator import Progress, ShutdownCoordinator
 from .schemas import (
@@ -37,6 +38,7 @@ class Lister:
         refusals: the registrations that were refused.
         sweeper: reads the backends.
         shutdowns: gives the progress of each shutdown.
+        limits_reader: reads the monitor's own limits.
         node: the name of this node, for each item; None without a cluster.
     """
 
@@ -46,12 +48,14 @@ class Lister:
         refusals: Refusals,
         sweeper: Sweeper,
         shutdowns: ShutdownCoordinator,
+        limits_reader: LimitsReader,
         node: str | None = None,
     ) -> None:
         self._registry = registry
         self._refusals = refusals
         self._sweeper = sweeper
         self._shutdowns = shutdowns
+        self._limits_reader = limits_reader
         self._backend_type: Any = (
             BackendItem if node is None else partial(NodeBackendItem, node=node)
         )
@@ -72,7 +76,7 @@ class Lister:
                 for each in reversed(self._registry.last_exits())
                 if model in (None, each.backend.model)
             ],
-            Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1),
+            self._machine(),
             [
                 self._refused_type(
                     model=each.model, pid=each.pid, address=each.address, reason=each.reason
@@ -81,6 +85,10 @@ class Lister:
                 if model in (None, each.model)
             ],
         )
+
+    def _machine(self) -> Machine:
+        limits = msgspec.structs.asdict(self._limits_reader.own())
+        return Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1, **limits)
 
     def _backend_item(
         self, observation: Observation, progress: Progress | None, now: float
@@ -104,6 +112,7 @@ class Lister:
             memory_source=observation.memory_source,
             process=process
             and ProcessItem(**msgspec.structs.asdict(process), tree=observation.tree),
+            limits=observation.limits,
             created_at=utc_datetime(backend.created_at),
             uptime_seconds=max(0.0, now - backend.created_at),
             shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,

@@ -39,7 +39,10 @@ class MemoryInfo(msgspec.Struct, frozen=True):
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
-    """The answer if the backend reported no status; percent of physical memory and of one core."""
+    """The answer if the backend reported no status.
+
+    `memory_percent` is percent of the memory that the process may use, `cpu_percent` of one core.
+    """
 
     memory_info: MemoryInfo
     memory_percent: float | None

@@ -25,7 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from ..api.results import escape
 from ..backends.counters import ModelCounts
 from ..backends.registry import EndedBackend
-from ..domain.models import STARTING, Backend, LoadedPlugin, Observation, State, state_name
+from ..domain.models import STARTING, Backend, Limits, LoadedPlugin, Observation, State, state_name
 from ..domain.version import package_version
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
@@ -47,6 +47,7 @@ class Exposition:
         model_counts: returns the counts of exits and shutdowns by model.
         last_exits: lists the last exits.
         plugins: lists the plugins.
+        own_limits: reads the limits of the monitor.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Exposition:
         model_counts: Callable[[], Mapping[str, ModelCounts]],
         last_exits: Callable[[], Sequence[EndedBackend]],
         plugins: Callable[[], Sequence[LoadedPlugin]],
+        own_limits: Callable[[], Limits],
     ) -> None:
         self._sweep = sweep
         self._status_counts = status_counts
         self._model_counts = model_counts
         self._last_exits = last_exits
         self._plugins = plugins
+        self._own_limits = own_limits
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -79,21 +82,20 @@ class Exposition:
         )
         build.add_metric((package_version(), python_version()), 1)
         yield build
-        memory = GaugeMetricFamily(
-            "monitor_machine_memory_bytes", "Physical memory of the machine.", unit="bytes"
-        )
-        memory.add_metric([], psutil.virtual_memory().total)
-        yield memory
+        own_limits = self._own_limits()
+        yield from _machine(own_limits)
         # A backend that was registered again during the sweep may be observed twice. Each pair of
         # labels may occur only once, so the later observation is used.
         observations = {(each.backend.model, each.backend.address): each for each in self._sweep()}
-        yield from self._gauges(observations)
+        yield from self._gauges(observations, own_limits)
         yield from self._calls(observations)
         yield self._left_behind()
         yield from self._models()
         yield from self._events()
 
-    def _gauges(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
+    def _gauges(
+        self, observations: Mapping[tuple[str, str], Observation], own_limits: Limits
+    ) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "monitor_backend_up",
             "Whether the backend answered the last Status call, also with UNIMPLEMENTED; "
@@ -113,6 +115,13 @@ class Exposition:
         total = GaugeMetricFamily(
             "monitor_backend_memory_total_bytes",
             "Memory of the backend: as it reports, or else the memory of its process tree.",
+            labels=_LABELS,
+            unit="bytes",
+        )
+        limit = GaugeMetricFamily(
+            "monitor_backend_memory_limit_bytes",
+            "Lowest memory limit of the control groups of the registered process. There is no "
+            "sample if no limit is below the physical memory.",
             labels=_LABELS,
             unit="bytes",
         )
@@ -137,11 +146,14 @@ class Exposition:
                 total.add_metric(key, each.memory.total)
                 for component, amount in _largest(each.memory.breakdown).items():
                     components.add_metric((*key, component), amount)
+            limits = each.limits or own_limits
+            if limits.memory_limit is not None:
+                limit.add_metric(key, limits.memory_limit)
             if each.process and each.process.rss is not None:
                 resident.add_metric(key, each.process.rss)
             if each.process and each.process.cpu_seconds is not None:
                 cpu.add_metric(key, each.process.cpu_seconds)
-        yield from (up, state, components, total, resident, cpu)
+        yield from (up, state, components, total, limit, resident, cpu)
 
     def _calls(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
         durations = HistogramMetricFamily(
@@ -227,6 +239,44 @@ class Exposition:
             coalesced.add_metric((name,), events.coalesced)
             dropped.add_metric((name,), events.dropped)
         yield from (waiting, oldest, coalesced, dropped)
+
+
+def _machine(limits: Limits) -> Iterator[Metric]:
+    """Yield the figures of the machine, and of the limits of the monitor, that are known."""
+    pressures = [
+        None if percent is None else percent / 100
+        for percent in (limits.memory_pressure, limits.cpu_pressure)
+    ]
+    waited = "Share of the last 10 s in which some process of the machine waited for"
+    for name, text, unit, amount in (
+        ("memory", "Physical memory of the machine.", "bytes", psutil.virtual_memory().total),
+        (
+            "memory_limit",
+            "Lowest memory limit of the monitor's control groups. There is no sample if no limit "
+            "is below the physical memory.",
+            "bytes",
+            limits.memory_limit,
+        ),
+        (
+            "memory_available",
+            "Memory that the monitor could use before a limit, or the physical memory, is reached.",
+            "bytes",
+            limits.memory_available,
+        ),
+        (
+            "cpu_limit",
+            "CPU cores that the monitor may use: the lowest quota of its control groups, or the "
+            "cores that it may run on.",
+            "cores",
+            limits.cpu_limit,
+        ),
+        ("memory_pressure", f"{waited} memory.", "ratio", pressures[0]),
+        ("cpu_pressure", f"{waited} a CPU core.", "ratio", pressures[1]),
+    ):
+        family = GaugeMetricFamily(f"monitor_machine_{name}_{unit}", text, unit=unit)
+        if amount is not None:
+            family.add_metric([], amount)
+        yield family
 
 
 def _largest(breakdown: Mapping[str, int]) -> dict[str, int]:

@@ -2,60 +2,72 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 from typing import NamedTuple
 
+from .control_group_files import Group, parse_groups, read_text
 from .process_table import TICKS_PER_SECOND, ProcessIdentity, ProcessSnapshot
 
 _MAX_AGE_SECONDS = 60.0
 
 
 class GroupPaths(NamedTuple):
-    """The control groups of a process, as `CONTROLLERS:PATH`.
+    """The control groups of a process.
 
     Attributes:
         own: the group that the process is in, for each hierarchy.
         containing: these groups, and all groups above them.
     """
 
-    own: frozenset[str]
-    containing: frozenset[str]
+    own: frozenset[Group]
+    containing: frozenset[Group]
 
 
 class ControlGroups:
     """Reads the control groups of processes from /proc/PID/cgroup. Safe to call from any thread.
 
     A process is usually moved to its control group when it starts. So a result is used for as long
-    as the process had run when its groups were read, and for at most a minute.
+    as the process had run when its groups were read, and for at most `max_age_seconds`.
+
+    Args:
+        proc: the mount point of /proc.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, proc: Path | str = "/proc") -> None:
+        self._proc = proc
         self._lock = threading.Lock()
-        # When the groups are to be read again (seconds since boot), and the groups.
+        # When the groups were read (seconds since boot), and the groups.
         self._known: dict[ProcessIdentity, tuple[float, GroupPaths]] = {}
         self._parsed: dict[str, GroupPaths] = {}  # by the text of the file, which many share
 
-    def of(self, pid: int, started: float) -> GroupPaths:
+    def of(self, pid: int, started: float, max_age_seconds: float = _MAX_AGE_SECONDS) -> GroupPaths:
         """Return the control groups of a process; empty sets if they cannot be read.
 
         Args:
             pid: its PID.
             started: its start time in clock ticks since boot.
+            max_age_seconds: the maximum age of the result.
         """
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
         with self._lock:
             known = self._known.get((pid, started))
-        if known and now < known[0]:
-            return known[1]
-        text = _read(pid)
-        age = now - started / TICKS_PER_SECOND
+        if known:
+            read_at, paths = known
+            if now - read_at < min(read_at - started / TICKS_PER_SECOND, max_age_seconds):
+                return paths
+        try:
+            text = read_text(f"{self._proc}/{pid}/cgroup")
+        except OSError:
+            text = ""
         with self._lock:
-            paths = self._parsed.get(text)
-            if paths is None:
-                paths = self._parsed[text] = _parse(text)
-            self._known[pid, started] = now + min(age, _MAX_AGE_SECONDS), paths
-        return paths
+            found = self._parsed.get(text)
+            if found is None:
+                found = self._parsed[text] = _group_paths(text)
+            self._known[pid, started] = now, found
+        return found
 
     def forget_ended(self, snapshot: ProcessSnapshot) -> None:
         """Drop what is known of processes that are not in the snapshot."""
@@ -70,24 +82,11 @@ class ControlGroups:
             }
 
 
-def _read(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def _parse(text: str) -> GroupPaths:
-    # Each line is HIERARCHY:CONTROLLERS:PATH. Version 2 has one line, without controllers.
-    own = frozenset(line.partition(":")[2] for line in text.splitlines())
+def _group_paths(text: str) -> GroupPaths:
+    own = parse_groups(text)
     containing = {
-        group[:end] for group in own for end in (*_slashes(group), len(group)) if group[:end]
+        Group(controllers, path[:end] or "/")
+        for controllers, path in own
+        for end in (0, *(match.start() for match in re.finditer("/", path)), len(path))
     }
-    return GroupPaths(own, frozenset(containing))
-
-
-def _slashes(group: str) -> list[int]:
-    """Return where the names of the groups above a group end."""
-    start = group.index("/") if "/" in group else len(group)
-    return [start + 1, *(i for i in range(start + 1, len(group)) if group[i] == "/")]
+    return GroupPaths(frozenset(own), frozenset(containing))

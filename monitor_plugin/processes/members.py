@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..concurrency.single_flight import SingleFlight
+from .control_group_files import Group
 from .control_groups import ControlGroups
 from .member_pidfds import MemberPidfds
 from .process_table import (
@@ -177,15 +178,17 @@ class MemberTable:
         take: takes a snapshot.
         pidfds: holds pidfds of members of registered backends, which show how these have ended;
             None holds none.
+        control_groups: reads the control groups of processes; None makes a reader of its own.
     """
 
     def __init__(
         self,
         take: Callable[[], ProcessSnapshot] = take_snapshot,
         pidfds: MemberPidfds | None = None,
+        control_groups: ControlGroups | None = None,
     ) -> None:
         self._take = take
-        self._control_groups = ControlGroups()
+        self._control_groups = control_groups or ControlGroups()
         self._pidfds = pidfds
         self._lock = threading.Lock()
         # The members of registered backends; and of ended ones, in the order of their ends.
@@ -193,7 +196,7 @@ class MemberTable:
         self._ended: dict[Members, None] = {}
         # Control groups of registered backends that another backend was in, too. A process that
         # this one has left there must not be taken for a member.
-        self._shared_groups: set[str] = set()
+        self._shared_groups: set[Group] = set()
         self._snapshots = SingleFlight(_MAX_AGE_SECONDS, self._take_for_all)
 
     def track(self, members: Members) -> None:
@@ -353,7 +356,7 @@ class MemberTable:
             foreign = set(self._shared_groups)
         for pid in _ancestors(os.getpid(), rows):
             foreign |= groups_of(pid, rows[pid].started).containing
-        alone: dict[str, Members] = {}
+        alone: dict[Group, Members] = {}
         for members in tracked:
             # Of members that are not registered here, the other backends are not known.
             if members.root in roots and _runs(rows, *members.root):
@@ -362,7 +365,7 @@ class MemberTable:
         if not alone:  # so the control groups of other processes need not be read
             return {}
         known = {members: set(members.identities()) for members in alone.values()}
-        found: dict[str, list[int]] = {group: [] for group in alone}
+        found: dict[Group, list[int]] = {group: [] for group in alone}
         for pid, row in rows.items():
             identity = pid, row.started
             for group in groups_of(*identity).containing & found.keys():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from .control_group_files import find_folders, parse_groups, read_mounts, read_text
 from .process_table import ProcessIdentity, read_row
 
 _PF_EXITING = 0x4  # linux/sched.h
@@ -20,22 +21,15 @@ class OomKillCounter:
 
     Args:
         pid: the process.
-        proc, cgroups: mount points of these file systems.
+        proc: the mount point of /proc.
 
     Attributes:
         updated_at: when the count was last recorded, in seconds since the epoch.
     """
 
-    def __init__(
-        self,
-        pid: int,
-        *,
-        proc: Path = Path("/proc"),
-        cgroups: Path = Path("/sys/fs/cgroup"),
-    ) -> None:
-        self._pid = pid
+    def __init__(self, pid: int, *, proc: Path | str = "/proc") -> None:
+        self._proc = proc
         self._process = f"{proc}/{pid}"
-        self._cgroups = cgroups
         self._membership = self._read_membership()
         self._path = self._find_path(self._membership)
         self._count = self._read_count()
@@ -97,7 +91,7 @@ class OomKillCounter:
     def _is_ending(self) -> bool:
         """Whether the process has ended, is about to end, or was sent SIGKILL."""
         try:
-            stat, status = (_read(f"{self._process}/{name}") for name in ("stat", "status"))
+            stat, status = (read_text(f"{self._process}/{name}") for name in ("stat", "status"))
         except OSError:
             return True
         if int(stat.rpartition(")")[2].split()[6]) & _PF_EXITING:
@@ -108,38 +102,27 @@ class OomKillCounter:
 
     def _read_membership(self) -> str | None:
         try:
-            return _read(f"{self._process}/cgroup")
+            return read_text(f"{self._process}/cgroup")
         except OSError:  # the process has ended
             return None
 
     def _find_path(self, membership: str | None) -> str | None:
-        for line in (membership or "").splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers == "":  # cgroup version 2
-                mount, name = str(self._cgroups), "memory.events"
-            elif "memory" in controllers.split(","):  # version 1
-                mount, name = f"{self._cgroups}/memory", "memory.oom_control"
+        mounts = read_mounts(self._proc)
+        for group in parse_groups(membership or ""):
+            if not group.controllers:  # version 2
+                name = "memory.events"
+            elif group.has("memory"):
+                name = "memory.oom_control"
             else:
                 continue
-            parts = [part for part in group.split("/") if part]
-            for first in range(len(parts) + 1):
-                folder = "/".join([mount, *parts[first:]])
-                if os.access(f"{folder}/{name}", os.F_OK) and (first == 0 or self._is_in(folder)):
+            for folder in find_folders(group, mounts)[:1]:
+                if os.access(f"{folder}/{name}", os.F_OK):
                     return f"{folder}/{name}"
         return None
 
-    def _is_in(self, group: str) -> bool:
-        """Whether the process may be in a control group that was found by a part of its path.
-
-        In a container, the mount may begin at the container's own group while the path begins at
-        the machine's. Then the part of the path that is below the mount names the group.
-        """
-        pids = self._read_pids(group)
-        return pids is None or self._pid in pids
-
     def _read_pids(self, group: str) -> list[int] | None:
         try:
-            return [int(line) for line in _read(f"{group}/cgroup.procs").splitlines()]
+            return [int(line) for line in read_text(f"{group}/cgroup.procs").splitlines()]
         except OSError:
             return None
 
@@ -147,7 +130,7 @@ class OomKillCounter:
         if self._path is None:
             return None
         try:
-            for line in _read(self._path).splitlines():
+            for line in read_text(self._path).splitlines():
                 name, _, count = line.partition(" ")
                 if name == "oom_kill":
                     return int(count)
@@ -158,8 +141,3 @@ class OomKillCounter:
 
 def _difference(count: int | None, before: int | None) -> int:
     return 0 if count is None or before is None else max(0, count - before)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()

@@ -25,6 +25,11 @@ _CPU_READ_SECONDS = 0.02
 _CPU_READ_ATTEMPTS = 5
 
 
+def percent_of(amount: int, whole: int) -> float | None:
+    """Return an amount in percent of the whole; None if the whole is 0."""
+    return 100 * amount / whole if whole else None
+
+
 class Sampler:
     """Samples one process. Safe to call from any thread.
 
@@ -51,28 +56,29 @@ class Sampler:
         if (baseline := self._read(self._cpu_seconds)) is not None:
             self._baselines = (*self._baselines[-1:], baseline)
 
-    def sample(self) -> Sample:
+    def sample(self, usable_bytes: int) -> Sample:
         """Sample the process; blocks until 0.1 s have passed since this object was created.
 
         Figures that may not be read are None.
+
+        Args:
+            usable_bytes: the memory that the process may use, of which it is told how much it uses.
 
         Raises:
             ProcessGone: the process has ended; another process may have its PID.
         """
         cpu_percent = self._read(self._wait_for_cpu_percent)
-        with self._process.psutil_process.oneshot():
-            percent = self._read(self._process.psutil_process.memory_percent)
-            memory = self._read(self._process.psutil_process.memory_info)
+        memory = self._read(self._process.psutil_process.memory_info)
         if memory and not memory.vms:
             # /proc shows 0 bytes from the time when the process begins to exit, or when its first
             # thread exits before other threads.
-            memory = percent = None
+            memory = None
         if self._process.ended():  # read first, then check that the PID was not reused
             raise ProcessGone(self._process.pid)
         return Sample(
             rss=memory.rss if memory else None,
             vms=memory.vms if memory else None,
-            memory_percent=percent,
+            memory_percent=percent_of(memory.rss, usable_bytes) if memory else None,
             cpu_percent=cpu_percent,
         )
 

@@ -8,13 +8,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import psutil
 from msgspec.structs import asdict
 
 from ..domain.models import ProcessUsage, TreeUsage
 from .members import Members, MemberTable
 from .process_table import ProcessSnapshot
-from .sampler import MIN_MEASURED_SECONDS, Sampler
+from .sampler import MIN_MEASURED_SECONDS, Sampler, percent_of
 
 # Sweeps that follow each other within this time share a snapshot.
 _SNAPSHOT_MAX_AGE_SECONDS = 0.1
@@ -91,18 +90,18 @@ class UsageSnapshot:
         self._snapshot = snapshot
         self._rows = snapshot.rows
         self._baseline = baseline
-        self._physical_bytes = psutil.virtual_memory().total
 
     def pids(self, members: Members) -> list[int]:
         """List the members of a backend that the snapshot shows, the root first."""
         return members.pids_in(self._snapshot)
 
-    def process_usage(self, pid: int, sampler: Sampler) -> ProcessUsage | None:
+    def process_usage(self, pid: int, sampler: Sampler, usable_bytes: int) -> ProcessUsage | None:
         """Return the usage of one process.
 
         Args:
             pid: its PID.
             sampler: the sampler of this process, which has its CPU baselines.
+            usable_bytes: the memory that the process may use.
 
         Returns:
             None if the process has ended or is about to end. The kernel reports 0 bytes for such a
@@ -112,10 +111,15 @@ class UsageSnapshot:
         if row is None or not row.vms:
             return None
         cpu_percent = sampler.cpu_percent(row.cpu_seconds, row.read_at)
-        return ProcessUsage(**self._sum([pid], cpu_percent))
+        return ProcessUsage(**self._sum([pid], cpu_percent, usable_bytes))
 
     def tree_usage(
-        self, pids: Sequence[int], pss: int | None, vram: int | None, root: ProcessUsage | None
+        self,
+        pids: Sequence[int],
+        pss: int | None,
+        vram: int | None,
+        root: ProcessUsage | None,
+        usable_bytes: int,
     ) -> TreeUsage | None:
         """Add up the usage of the members of a backend.
 
@@ -126,6 +130,7 @@ class UsageSnapshot:
             root: the usage of the tree's root. If no other process of the tree runs, and none was
                 waited for, it is also the usage of the tree, so that both show the same CPU
                 percentage.
+            usable_bytes: the memory that the root may use.
 
         Returns:
             None if every process of the tree has ended or is about to end.
@@ -136,20 +141,22 @@ class UsageSnapshot:
         if root is not None and len(pids) == 1 and not self._has_waited(live[0]):
             usage = asdict(root)
         else:
-            usage = self._sum(live, self._cpu_percent(pids))
+            usage = self._sum(live, self._cpu_percent(pids), usable_bytes)
         # Zombies count: their CPU time is theirs until their parent waits for them.
         rows = [self._rows[pid] for pid in pids]
         usage["cpu_seconds"] = sum([row.cpu_seconds + row.children_cpu_seconds for row in rows])
         zombies = sum([row.is_zombie for row in rows])
         return TreeUsage(processes=len(live), zombies=zombies, pss=pss, vram=vram, **usage)
 
-    def _sum(self, pids: Sequence[int], cpu_percent: float | None) -> dict[str, Any]:
+    def _sum(
+        self, pids: Sequence[int], cpu_percent: float | None, usable_bytes: int
+    ) -> dict[str, Any]:
         rows = [self._rows[pid] for pid in pids]
         rss = sum(row.rss for row in rows)
         return {
             "rss": rss,
             "vms": sum(row.vms for row in rows),
-            "memory_percent": 100 * rss / self._physical_bytes,
+            "memory_percent": percent_of(rss, usable_bytes),
             "cpu_percent": cpu_percent,
             "cpu_seconds": sum(row.cpu_seconds for row in rows),
             "threads": sum(row.threads for row in rows),

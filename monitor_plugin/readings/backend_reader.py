@@ -15,6 +15,7 @@ from ..backends.registry import Record, Registry, Serving
 from ..domain.errors import BackendUnreadable
 from ..domain.models import Backend, Memory, ProcessName, Reading, State, Status
 from ..plugins.hooks import HookQuery, Hooks
+from ..processes.limits import LimitsReader
 from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
 from ..rpc.client import StatusClient
@@ -56,6 +57,7 @@ class BackendReader:
         registry: stores the backends' states.
         status_client: requests statuses by gRPC.
         member_table: lists the members of backends.
+        limits_reader: reads the limits of the registered processes.
         address_check: tells whether a member serves a backend's address.
         hooks: requests statuses before gRPC does, and adds memory components.
         status_timeout_seconds: the maximum time of a reading: for the hooks, gRPC and the memory
@@ -67,6 +69,7 @@ class BackendReader:
         registry: Registry,
         status_client: StatusClient,
         member_table: MemberTable,
+        limits_reader: LimitsReader,
         address_check: AddressCheck,
         hooks: Hooks,
         status_timeout_seconds: float,
@@ -74,6 +77,7 @@ class BackendReader:
         self._registry = registry
         self._status_client = status_client
         self._member_table = member_table
+        self._limits_reader = limits_reader
         self._address_check = address_check
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
@@ -197,8 +201,9 @@ class BackendReader:
         return result
 
     def _read_sample(self, record: Record, backend: Backend, result: StatusResult) -> Reading:
+        limits = self._limits_reader.read(*record.members.root)
         try:
-            sample = record.sampler.sample()
+            sample = record.sampler.sample(self._limits_reader.usable_bytes(limits))
         except (psutil.Error, OSError) as error:
             raise BackendUnreadable(backend.model, backend.pid, str(error)) from error
         if sample == NO_SAMPLE:

@@ -16,8 +16,9 @@ from ..concurrency.periodic import PeriodicTask
 from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
-from ..domain.models import Observation, ProcessUsage, Reading, Sample, Status
+from ..domain.models import Limits, Observation, ProcessUsage, Reading, Sample, Status
 from ..plugins.hooks import Hooks
+from ..processes.limits import LimitsReader, has_same_limits
 from ..processes.process import ProcessGone
 from ..processes.usage import UsageReader, UsageSnapshot
 from ..rpc.client import StatusClient
@@ -52,6 +53,7 @@ class Sweeper:
         thread_pool: runs the requests if hooks take part.
         status_client: requests statuses if no hook takes part.
         usage_reader: reads the usage of process trees.
+        limits_reader: reads the limits of the registered processes.
         hooks: adds memory components; called after each background sweep.
         time_series: stores the figures of background sweeps.
         settings: the timeouts of statuses and hooks, the interval of background sweeps, and how
@@ -67,6 +69,7 @@ class Sweeper:
         thread_pool: ThreadPool,
         status_client: StatusClient,
         usage_reader: UsageReader,
+        limits_reader: LimitsReader,
         hooks: Hooks,
         time_series: TimeSeries,
         settings: Settings,
@@ -78,6 +81,7 @@ class Sweeper:
         self._thread_pool = thread_pool
         self._status_client = status_client
         self._usage_reader = usage_reader
+        self._limits_reader = limits_reader
         self._hooks = hooks
         self._time_series = time_series
         self._status_seconds = settings.status_timeout_seconds
@@ -139,6 +143,7 @@ class Sweeper:
         except OSError:  # no free file descriptor
             usage = None
         replicas = Counter(record.backend.model for record in self._registry.records())
+        own_limits = self._limits_reader.own()
         hooks_deadline = time.monotonic() + self._hook_seconds
         found = []
         for record, result in zip(records, results, strict=True):
@@ -146,7 +151,9 @@ class Sweeper:
                 if result is None:
                     raise ProcessGone(record.backend.pid)
                 count = replicas[record.backend.model]
-                record.observation = self._observe(record, result, usage, count, hooks_deadline)
+                record.observation = self._observe(
+                    record, result, usage, count, own_limits, hooks_deadline
+                )
             except ProcessGone:
                 self._exit_recorder.record_exit(record)
                 continue
@@ -194,6 +201,7 @@ class Sweeper:
         result: StatusResult,
         usage: UsageSnapshot | None,
         replicas: int,
+        own_limits: Limits,
         hooks_deadline: float,
     ) -> Observation:
         """Combine a backend's status, usage and memory.
@@ -207,9 +215,11 @@ class Sweeper:
         vram = [amount for name, amount in components.items() if name.startswith("vram")]
         (memory, memory_source), pss = self._memory(record, result.status, components)
         process, tree = None, None
+        limits = self._limits_reader.read(*record.members.root)
         if usage:
-            process = usage.process_usage(backend.pid, record.sampler)
-            tree = usage.tree_usage(pids, pss, sum(vram) if vram else None, process)
+            usable = self._limits_reader.usable_bytes(limits)
+            process = usage.process_usage(backend.pid, record.sampler, usable)
+            tree = usage.tree_usage(pids, pss, sum(vram) if vram else None, process, usable)
         if record.process.ended():  # check after reading: the PID may have a new process
             raise ProcessGone(backend.pid)
         now = time.time()
@@ -229,6 +239,7 @@ class Sweeper:
             state_changed_at=record.state_changed_at,
             starting=record.is_starting(self._start_grace_seconds),
             served_by=result.served_by,
+            limits=None if has_same_limits(limits, own_limits) else limits,
         )
 
     def _memory(

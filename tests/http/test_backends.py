@@ -9,11 +9,13 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from monitor_plugin import Backend, Monitor, State, Status, hookimpl
-from monitor_plugin.domain.models import state_name
+from monitor_plugin.api.schemas import Machine
+from monitor_plugin.domain.models import ProcessUsage, TreeUsage, state_name
 
 from ..support import (
     Client,
@@ -75,6 +77,10 @@ def test_zombies_are_counted(monitor: Monitor, client: Client, spawner: Spawner)
     assert (tree["processes"], tree["zombies"]) == (2, 1)
 
 
+def names_of(struct: type[msgspec.Struct]) -> set[str]:
+    return {field.name for field in msgspec.structs.fields(struct)}
+
+
 @pytest.mark.parametrize("prefix", ["", "/v1"])
 def test_backends_and_ends_are_listed(
     prefix: str, monitor: Monitor, client: Client, spawner: Spawner
@@ -91,11 +97,8 @@ def test_backends_and_ends_are_listed(
     (item,) = listed["backends"]
     process, tree = item.pop("process"), None
     tree = process.pop("tree")
-    figures = {
-        *("rss", "vms", "memory_percent", "cpu_percent", "cpu_seconds", "threads", "open_files")
-    }
-    assert set(process) == figures
-    assert set(tree) == figures | {"processes", "zombies", "pss", "vram"}
+    assert set(process) == names_of(ProcessUsage)
+    assert set(tree) == names_of(TreeUsage)
     assert process["rss"] <= tree["rss"]
     assert age(item.pop("created_at")) == pytest.approx(item.pop("uptime_seconds"), abs=5)
     assert 0 <= age(item.pop("state_changed_at")) < 100
@@ -113,6 +116,7 @@ def test_backends_and_ends_are_listed(
         "address_owner": None,
         "memory": {"total": 3 << 20, "breakdown": {"weights": 2 << 20, "kv_cache": 1 << 20}},
         "memory_source": "backend",
+        "limits": None,
         "shutdown": None,
     }
 
@@ -129,12 +133,15 @@ def test_backends_and_ends_are_listed(
         "signal_name": "SIGKILL",
         "oom": None,
         "oom_certain": None,
+        "peak_rss": end["peak_rss"],
         "description": "was killed by SIGKILL",
     }
-    assert listed["machine"] == {
-        "memory_total": psutil.virtual_memory().total,
-        "cpus": psutil.cpu_count(),
-    }
+    machine = listed["machine"]
+    assert set(machine) == names_of(Machine)
+    assert machine["memory_total"] == psutil.virtual_memory().total
+    assert machine["cpus"] == psutil.cpu_count()
+    assert 0 < machine["memory_available"] < (machine["memory_limit"] or machine["memory_total"])
+    assert 0 < machine["cpu_limit"] <= machine["cpus"]
 
 
 def test_one_models_backends_are_listed(monitor: Monitor, client: Client, spawner: Spawner) -> None:

@@ -28,7 +28,13 @@ from monitor_plugin import (
 )
 from monitor_plugin.backends.counters import ModelCounts
 from monitor_plugin.backends.registry import EndedBackend
-from monitor_plugin.domain.models import LeftBehindProcess, Observation, ProcessUsage, State
+from monitor_plugin.domain.models import (
+    LeftBehindProcess,
+    Limits,
+    Observation,
+    ProcessUsage,
+    State,
+)
 from monitor_plugin.domain.version import package_version
 from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
@@ -40,6 +46,14 @@ from .test_app import assert_error
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
+BACKEND = {"model": "m", "replica": "127.0.0.1:1"}
+LIMITS = Limits(
+    memory_limit=8000,
+    memory_available=5000,
+    cpu_limit=1.5,
+    memory_pressure=2.5,
+    cpu_pressure=40.0,
+)
 # What Prometheus 2.42 asks for.
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
@@ -93,7 +107,7 @@ def failed(code: str) -> dict[str, Any]:
     return {"reading": Reading(Backend("m", 2, "a", 1.0), None, None, "psutil", code, 1.0)}
 
 
-def render(*observations: Observation, media_type: str = TEXT) -> str:
+def render(*observations: Observation, media_type: str = TEXT, own_limits: Limits = LIMITS) -> str:
     counter = StatusCounter()
     counter.add(0.02, "UNAVAILABLE")
     models = {"m": ModelCounts({"killed": 2}, {"stopped": 3})}
@@ -107,6 +121,7 @@ def render(*observations: Observation, media_type: str = TEXT) -> str:
         lambda: models,
         lambda: EXITS,
         lambda: plugins,
+        lambda: own_limits,
     )
     return exposition.render(media_type)[0].decode()
 
@@ -158,12 +173,32 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     assert value(found, "monitor_plugin_events_dropped_total", **plugin) == 1
     assert "without event hooks" not in text
     assert value(found, "monitor_machine_memory_bytes") == psutil.virtual_memory().total
+    assert value(found, "monitor_machine_memory_limit_bytes") == 8000
+    assert value(found, "monitor_machine_memory_available_bytes") == 5000
+    assert value(found, "monitor_machine_cpu_limit_cores") == 1.5
+    assert value(found, "monitor_machine_memory_pressure_ratio") == 0.025
+    assert value(found, "monitor_machine_cpu_pressure_ratio") == 0.4
+
+
+@pytest.mark.parametrize(
+    ("limits", "amount"),
+    [(None, 8000), (Limits(memory_limit=500), 500), (Limits(cpu_limit=1.0), None)],
+    ids=["as the monitor", "its own", "none"],
+)
+def test_memory_limit_of_a_backend_is_the_one_in_force(
+    limits: Limits | None, amount: int | None
+) -> None:
+    """A backend has the limit of the monitor unless it has limits of its own."""
+    found = series(render(observe(limits=limits)))
+    name = ("monitor_backend_memory_limit_bytes", frozenset(BACKEND.items()))
+    assert found.get(name) == amount
 
 
 def test_unknown_figures_are_absent() -> None:
     """Of a backend that was never read there is a state, which is unknown, and no figure."""
-    exposition = Exposition(lambda: [observe()], lambda _: None, dict, list, list)
+    exposition = Exposition(lambda: [observe()], lambda _: None, dict, list, list, Limits)
     found = series(exposition.render(TEXT)[0].decode())
+    assert {name for name, labels in found if not labels} == {"monitor_machine_memory_bytes"}
     names = {name for name, labels in found if labels}
     assert names == {"monitor_build_info", "monitor_backend_state"}
     state = {"model": "m", "replica": "127.0.0.1:1", "monitor_backend_state": "unknown"}

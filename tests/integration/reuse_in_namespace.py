@@ -275,20 +275,20 @@ def process(scene: Scene) -> dict[str, Any]:
 def sampler(scene: Scene) -> dict[str, Any]:
     sampler = Sampler(scene.open(old := scene.sleeper()))
     newcomer = scene.replace(old)
-    return {"sample": _outcome(sampler.sample), "fate": newcomer.fate()}
+    return {"sample": _outcome(lambda: sampler.sample(1)), "fate": newcomer.fate()}
 
 
 def sampler_during_sample(scene: Scene) -> dict[str, Any]:
     opened = scene.open(old := scene.sleeper())
     sampler, newcomers = Sampler(opened), []
-    oneshot = opened.psutil_process.oneshot
+    memory_info = opened.psutil_process.memory_info
 
-    def replace_before_memory_is_read() -> contextlib.AbstractContextManager[None]:
+    def replace_before_memory_is_read() -> Any:
         newcomers.append(scene.replace(old))
-        return oneshot()
+        return memory_info()
 
-    with mock.patch.object(opened.psutil_process, "oneshot", replace_before_memory_is_read):
-        sample = _outcome(sampler.sample)
+    with mock.patch.object(opened.psutil_process, "memory_info", replace_before_memory_is_read):
+        sample = _outcome(lambda: sampler.sample(1))
     return {"sample": sample, "fates": [each.fate() for each in newcomers]}
 
 

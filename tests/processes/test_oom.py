@@ -14,11 +14,21 @@ PID = 5
 
 
 class FakeGroups:
-    """Files as /proc and /sys/fs/cgroup have them."""
+    """Files as /proc and /sys/fs/cgroup have them.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the folder for these files.
+        root: the group that the mounts begin with.
+    """
+
+    def __init__(self, folder: Path, root: str = "/") -> None:
         self.mount, self._proc = folder / "cgroup", folder / "proc"
         (self._proc / str(PID)).mkdir(parents=True)
+        (self._proc / "self").mkdir()
+        (self._proc / "self" / "mountinfo").write_text(
+            f"30 20 0:26 {root} {self.mount} rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
+            f"31 30 0:27 {root} {self.mount}/memory rw - cgroup cgroup rw,cpu,memory\n"
+        )
         self.show_process()
 
     def show_process(self, flags: int = 0, pending: int = 0) -> None:
@@ -35,7 +45,7 @@ class FakeGroups:
         file.write_text(f"oom 9\noom_kill {count}\noom_group_kill 0\n")
 
     def counter(self) -> OomKillCounter:
-        return OomKillCounter(PID, proc=self._proc, cgroups=self.mount)
+        return OomKillCounter(PID, proc=self._proc)
 
 
 @pytest.fixture
@@ -105,37 +115,24 @@ def test_a_kill_of_the_process_itself_stays_new_until_its_end(
     assert counter.new_kills() == 1
 
 
-@pytest.mark.parametrize("path", ["/docker/ID", "/docker/ID/a/b", "/a/b"])
 @pytest.mark.parametrize(
     ("line", "file"),
     [("0::", "memory.events"), ("4:memory:", "memory/memory.oom_control")],
     ids=["version 2", "version 1"],
 )
-def test_a_path_of_the_machine_is_found_in_a_container(
-    groups: FakeGroups, line: str, file: str, path: str
+def test_a_group_is_found_where_the_mount_begins_at_the_containers(
+    tmp_path: Path, line: str, file: str
 ) -> None:
-    """The longest part of the path that exists below the mount is used, at least the mount."""
-    groups.show_membership(f"{line}{path}\n")
+    """A group of another container is not: else its processes would seem to be in this one."""
+    groups = FakeGroups(tmp_path, root="/docker/ID")
     groups.set_count(file, 2)
+    groups.show_membership(f"{line}/docker/ID\n")
     counter = groups.counter()
     assert counter.group == str((groups.mount / file).parent)
     groups.set_count(file, 3)
     assert counter.update() == 1
-    if path.endswith("/b"):
-        below = (groups.mount / file).parent / "a" / "b" / Path(file).name
-        groups.set_count(str(below.relative_to(groups.mount)), 0)
-        assert groups.counter().group == str(below.parent)
-
-
-def test_a_group_that_does_not_list_the_process_is_not_taken(groups: FakeGroups) -> None:
-    """Else the processes of other containers would seem to be in the monitor's."""
-    groups.show_membership("0::/docker/ID\n")
-    groups.set_count("memory.events", 0)
-    procs = groups.mount / "cgroup.procs"
-    procs.write_text("1\n7\n")
+    groups.show_membership(f"{line}/docker/OTHER\n")
     assert groups.counter().group is None
-    procs.write_text(f"1\n{PID}\n")
-    assert groups.counter().group == str(groups.mount)
 
 
 def test_process_without_a_control_group_has_no_kills(groups: FakeGroups) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from monitor_plugin.processes.process import Process, ProcessGone
 from monitor_plugin.processes.sampler import Sampler
 
 from ..support import Spawner, eventually
+
+USABLE_BYTES = 1 << 30
 
 BURNER = """
 import hashlib, sys, threading, time
@@ -94,12 +95,15 @@ def test_a_process_that_has_ended_has_no_sample(spawner: Spawner) -> None:
         sampler = Sampler(process)
         # The process may still be loading its libraries.
         rss = psutil.Process(child.pid).memory_info
-        eventually(lambda: sampler.sample().rss == rss().rss)
-        assert sampler.sample().memory_percent
+        eventually(lambda: sampler.sample(USABLE_BYTES).rss == rss().rss)
+        sample = sampler.sample(USABLE_BYTES)
+        assert sample.rss
+        assert sample.memory_percent == 100 * sample.rss / USABLE_BYTES
+        assert sampler.sample(0).memory_percent is None
         child.kill()
         eventually(process.ended)
         with pytest.raises(ProcessGone):
-            sampler.sample()
+            sampler.sample(USABLE_BYTES)
 
 
 class Denied:
@@ -108,9 +112,6 @@ class Denied:
     def __init__(self, process: psutil.Process, *denied: str) -> None:
         self._process = process
         self._denied = denied
-
-    def oneshot(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def __getattr__(self, name: str) -> Any:
         def deny() -> None:
@@ -126,9 +127,8 @@ def test_a_figure_that_may_not_be_read_is_none(spawner: Spawner) -> None:
         process.psutil_process = Denied(process.psutil_process, "memory_info")  # type: ignore[assignment]
         with pytest.raises(psutil.AccessDenied):
             process.psutil_process.memory_info()
-        sample = Sampler(process).sample()
-        assert (sample.rss, sample.vms) == (None, None)
-        assert sample.memory_percent is not None
+        sample = Sampler(process).sample(USABLE_BYTES)
+        assert (sample.rss, sample.vms, sample.memory_percent) == (None, None, None)
         assert sample.cpu_percent is not None
 
 
@@ -164,7 +164,7 @@ def test_memory_that_the_kernel_hides_is_none_and_not_0(spawner: Spawner) -> Non
     eventually(lambda: by_psutil.status() == psutil.STATUS_ZOMBIE)
     assert by_psutil.memory_info().vms == 0
     with Process(process.pid) as opened:
-        sample = Sampler(opened).sample()
+        sample = Sampler(opened).sample(USABLE_BYTES)
     assert (sample.rss, sample.vms, sample.memory_percent) == (None, None, None)
     assert sample.cpu_percent is not None
 
@@ -178,7 +178,7 @@ def test_a_backend_without_any_figure_is_unreadable(
     monitor.hook.monitor_backend_spawned(model="m", pid=child.pid, address="127.0.0.1:1")
     (record,) = monitor._services.registry.records()
     record.process.psutil_process = Denied(  # type: ignore[assignment]
-        record.process.psutil_process, "memory_info", "memory_percent", "cpu_times"
+        record.process.psutil_process, "memory_info", "cpu_times"
     )
     with pytest.raises(BackendUnreadable, match=f"process {child.pid} cannot be read"):
         monitor.read("m")

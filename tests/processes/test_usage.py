@@ -19,6 +19,7 @@ from monitor_plugin.processes.usage import UsageReader, UsageSnapshot
 
 from ..support import Spawner, eventually, members_of
 
+USABLE_BYTES = 8192
 ROW = ProcessRow(1, 1, 5.0, cpu_seconds=3.0, threads=1, rss=4096, vms=8192)
 
 WITH_BUSY_CHILD = """
@@ -83,7 +84,7 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     def percent() -> float | None:
         usage = reader.read([members])
         assert usage.pids(members) == [process.pid, child]
-        tree = usage.tree_usage(usage.pids(members), None, None, None)
+        tree = usage.tree_usage(usage.pids(members), None, None, None, USABLE_BYTES)
         return tree.cpu_percent if tree else None
 
     assert percent() is None  # there is no baseline yet
@@ -96,10 +97,10 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     assert found is not None
     assert found < 150
     usage = reader.read([members])
-    alone = usage.process_usage(process.pid, NoBaseline())
+    alone = usage.process_usage(process.pid, NoBaseline(), USABLE_BYTES)
     assert alone
     assert alone.cpu_percent is None
-    tree = usage.tree_usage(usage.pids(members), 7, 8, alone)
+    tree = usage.tree_usage(usage.pids(members), 7, 8, alone, USABLE_BYTES)
     assert tree
     assert (tree.processes, tree.pss, tree.vram) == (2, 7, 8)
 
@@ -122,8 +123,8 @@ def test_cpu_of_children_that_came_and_went_counts(spawner: Spawner) -> None:
     """It is part of the tree's figures, and not of those of the registered process."""
     process = spawner.python(FORKS_PER_REQUEST, "wait", stdin=subprocess.PIPE)
     usage, members, before = measure_requests(process, 3)
-    alone = usage.process_usage(process.pid, NoBaseline())
-    tree = usage.tree_usage(usage.pids(members), None, None, alone)
+    alone = usage.process_usage(process.pid, NoBaseline(), USABLE_BYTES)
+    tree = usage.tree_usage(usage.pids(members), None, None, alone, USABLE_BYTES)
     assert alone
     assert tree
     assert alone.cpu_seconds is not None
@@ -138,7 +139,7 @@ def test_cpu_of_children_is_lost_if_their_parent_ignores_sigchld(spawner: Spawne
     """The kernel adds it to no process; the figure is that of the processes that run."""
     process = spawner.python(FORKS_PER_REQUEST, "ignore", stdin=subprocess.PIPE)
     usage, members, _ = measure_requests(process, 1)
-    tree = usage.tree_usage(usage.pids(members), None, None, None)
+    tree = usage.tree_usage(usage.pids(members), None, None, None, USABLE_BYTES)
     assert tree
     assert tree.cpu_seconds == usage._rows[process.pid].cpu_seconds
     assert tree.cpu_percent is not None
@@ -171,7 +172,7 @@ def test_cpu_of_a_zombie_counts_once(spawner: Spawner) -> None:
         assert process.stdout.readline() == line
         usage = UsageSnapshot(table.snapshot(0), snapshots[0] if snapshots else None)
         snapshots.append(usage._snapshot)
-        trees.append(usage.tree_usage(usage.pids(members), None, None, None))
+        trees.append(usage.tree_usage(usage.pids(members), None, None, None, USABLE_BYTES))
         process.stdin.write("\n")
         process.stdin.flush()
         time.sleep(MIN_MEASURED_SECONDS)
@@ -222,7 +223,7 @@ class SimulatedTable(MemberTable):
 
 
 def tree_percent(usage: UsageSnapshot, *pids: int) -> float | None:
-    tree = usage.tree_usage(pids, None, None, None)
+    tree = usage.tree_usage(pids, None, None, None, USABLE_BYTES)
     assert tree
     return tree.cpu_percent
 
@@ -278,7 +279,7 @@ def test_cpu_is_measured_between_the_times_at_which_a_process_was_read() -> None
     for table.now, table.pass_seconds in ((0.0, 0.0), (2.0, 0.5), (4.0, 0.1), (6.0, 1.5)):
         usage = reader.read([])
         sampler = ReadTimes()
-        assert usage.process_usage(7, sampler)
+        assert usage.process_usage(7, sampler, USABLE_BYTES)
         assert sampler.times == [table.now + table.pass_seconds]
         assert tree_percent(usage, 7) == (pytest.approx(50) if table.now else None)
 
@@ -372,9 +373,9 @@ def test_a_process_that_is_exiting_has_no_usage() -> None:
     """It has None, not 0 bytes; the open files of a process that is gone are unknown."""
     ending, gone = ROW._replace(rss=0, vms=0), ROW
     usage = UsageSnapshot(ProcessSnapshot(0.0, {2**22 + 1: ending, 2**22 + 2: gone}), None)
-    assert usage.process_usage(2**22 + 1, NoBaseline()) is None
-    assert usage.tree_usage([2**22 + 1], None, None, None) is None
-    figures = usage.process_usage(2**22 + 2, NoBaseline())
+    assert usage.process_usage(2**22 + 1, NoBaseline(), USABLE_BYTES) is None
+    assert usage.tree_usage([2**22 + 1], None, None, None, USABLE_BYTES) is None
+    figures = usage.process_usage(2**22 + 2, NoBaseline(), USABLE_BYTES)
     assert figures
-    assert (figures.rss, figures.open_files) == (4096, None)
-    assert usage.process_usage(os.getpid(), NoBaseline()) is None
+    assert (figures.rss, figures.memory_percent, figures.open_files) == (4096, 50, None)
+    assert usage.process_usage(os.getpid(), NoBaseline(), USABLE_BYTES) is None

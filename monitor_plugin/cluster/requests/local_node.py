@@ -18,6 +18,7 @@ from ...backends.left_behind import LeftBehindTracker
 from ...backends.refusals import Refusals
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
+from ...processes.limits import LimitsReader
 from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
 from ...shutdown.coordinator import ShutdownCoordinator
@@ -37,6 +38,7 @@ class LocalNode:
         model_reader: reads this node's models.
         coordinator: shuts this node's models down.
         sweeper: reads all backends of this node.
+        limits_reader: reads the limits of this node's monitor.
         describe_last_exit: describes how the last backend of a model ended; None if none has ended.
         is_partly_verified: whether the monitor cannot see all processes.
 
@@ -53,6 +55,7 @@ class LocalNode:
         model_reader: ModelReader,
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
+        limits_reader: LimitsReader,
         describe_last_exit: Callable[[str], str | None],
         is_partly_verified: bool,
     ) -> None:
@@ -64,7 +67,7 @@ class LocalNode:
         self._left_behind = left_behind
         self._model_reader = model_reader
         self._coordinator = coordinator
-        self._lister = Lister(registry, refusals, sweeper, coordinator, node)
+        self._lister = Lister(registry, refusals, sweeper, coordinator, limits_reader, node)
 
     def has(self, model: str, pid: int | None = None, *, stopping: bool = False) -> bool:
         """Whether this node has a backend of a model, with that PID unless it is None.

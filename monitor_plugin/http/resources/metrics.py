@@ -9,7 +9,7 @@ import falcon
 
 from ...backends.counters import ModelCounts
 from ...backends.registry import EndedBackend
-from ...domain.models import Backend, LoadedPlugin, Observation
+from ...domain.models import Backend, Limits, LoadedPlugin, Observation
 from ...rpc.call import StatusCounts
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class MetricsSource(NamedTuple):
     model_counts: Callable[[], dict[str, ModelCounts]]
     last_exits: Callable[[], Sequence[EndedBackend]]
     plugins: Callable[[], Sequence[LoadedPlugin]]
+    own_limits: Callable[[], Limits]
 
 
 class MetricsResource:

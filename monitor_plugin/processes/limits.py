@@ -1,0 +1,300 @@
+"""What processes may use: the limits of their control groups, of both versions, and their cores."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import psutil
+from msgspec.structs import replace
+
+from ..concurrency.single_flight import SingleFlight
+from ..domain.models import Limits
+from .control_group_files import Group, Mount, find_folders, read_mounts, read_text
+from .control_groups import ControlGroups
+from .process_table import read_row
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+_FIGURES_MAX_AGE_SECONDS = 1.0
+# A process is usually moved to its control group when it starts: see `ControlGroups`.
+_GROUPS_MAX_AGE_SECONDS = 5.0
+# Mounts are read again as seldom, and what was known of control groups is dropped.
+_FOLDERS_MAX_AGE_SECONDS = 60.0
+# Version 1 writes "no limit" as the largest number of whole pages in 63 bits.
+_NO_LIMIT = 2**62
+
+
+class _Memory(NamedTuple):
+    """The memory limit of one control group, and how much may be used before it is reached.
+
+    Both in bytes; None if there is no limit, or if it cannot be read.
+    """
+
+    limit: int | None = None
+    available: int | None = None
+
+
+class _Pressure(NamedTuple):
+    """The pressure on memory and on CPU cores, in percent; None if it cannot be read."""
+
+    memory: float | None = None
+    cpu: float | None = None
+
+
+class _Figures(NamedTuple):
+    """Readers of the figures of a process's control groups.
+
+    Attributes:
+        memory: the memory of the process's group, and of the groups above it.
+        quotas: their CPU quotas, in cores.
+        pressure: of the process's group; empty without version 2.
+    """
+
+    memory: Sequence[SingleFlight[_Memory]]
+    quotas: Sequence[SingleFlight[float | None]]
+    pressure: Sequence[SingleFlight[_Pressure]]
+
+
+class LimitsReader:
+    """Reads the limits of processes. Safe to call from any thread.
+
+    The figures of a control group are at most 1 s old, and shared by all its processes. A process
+    that moves to another group is seen there after at most 5 s.
+
+    Args:
+        control_groups: reads the control groups of processes.
+        proc: the mount point of /proc.
+    """
+
+    def __init__(self, control_groups: ControlGroups, proc: Path | str = "/proc") -> None:
+        self._control_groups = control_groups
+        self._folders = SingleFlight(_FOLDERS_MAX_AGE_SECONDS, lambda: _Folders(read_mounts(proc)))
+        self._physical_bytes = psutil.virtual_memory().total
+        self._machine = SingleFlight(_FIGURES_MAX_AGE_SECONDS, self._read_machine)
+        self._pressure = SingleFlight(
+            _FIGURES_MAX_AGE_SECONDS, partial(_read_machine_pressure, f"{proc}/pressure")
+        )
+
+    def own(self) -> Limits:
+        """Read the limits of the monitor itself, and the pressure on the machine."""
+        pid = os.getpid()
+        try:
+            row = read_row(pid)
+        except OSError:  # no file descriptor is free
+            row = None
+        limits = self.read(pid, row.started if row else 0.0)
+        pressure = self._pressure.get()
+        return replace(limits, memory_pressure=pressure.memory, cpu_pressure=pressure.cpu)
+
+    def read(self, pid: int, started: float) -> Limits:
+        """Read the limits of a process, and the pressure on its control group.
+
+        Args:
+            pid: its PID.
+            started: its start time in clock ticks since boot.
+        """
+        groups = self._control_groups.of(pid, started, _GROUPS_MAX_AGE_SECONDS).own
+        figures = self._folders.get().figures(groups)
+        available = self._machine.get()
+        memory = [
+            each
+            for each in (reader.get() for reader in figures.memory)
+            if each.limit is not None and each.limit < self._physical_bytes
+        ]
+        quotas = [reader.get() for reader in figures.quotas]
+        pressure = figures.pressure[0].get() if figures.pressure else _Pressure()
+        return Limits(
+            memory_limit=_least(each.limit for each in memory),
+            memory_available=_least([available, *(each.available for each in memory)]),
+            cpu_limit=_least([_count_cores(pid), *quotas]),
+            memory_pressure=pressure.memory,
+            cpu_pressure=pressure.cpu,
+        )
+
+    def usable_bytes(self, limits: Limits) -> int:
+        """Return the memory that a process with these limits may use: its limit, or all."""
+        return self._physical_bytes if limits.memory_limit is None else limits.memory_limit
+
+    def _read_machine(self) -> int | None:
+        """Read the memory that is available on the machine, in bytes."""
+        try:
+            memory = psutil.virtual_memory()
+        except OSError:  # no file descriptor is free
+            return None
+        self._physical_bytes = memory.total
+        return int(memory.available)
+
+
+def has_same_limits(first: Limits, second: Limits) -> bool:
+    """Whether two processes may use as much memory and as many cores as each other."""
+    return (first.memory_limit, first.cpu_limit) == (second.memory_limit, second.cpu_limit)
+
+
+class _Folders:
+    """The folders of control groups, with their figures.
+
+    Args:
+        mounts: the mounts of control groups.
+    """
+
+    def __init__(self, mounts: Sequence[Mount]) -> None:
+        self._mounts = mounts
+        self._figures: dict[frozenset[Group], _Figures] = {}
+        self._readers: dict[tuple[Callable[[str], object], str], SingleFlight[Any]] = {}
+
+    def figures(self, groups: frozenset[Group]) -> _Figures:
+        """Return the figures of a process that is in these groups."""
+        found = self._figures.get(groups)
+        if found is None:
+            found = self._figures[groups] = self._find(groups)
+        return found
+
+    def _find(self, groups: frozenset[Group]) -> _Figures:
+        def find(controller: str) -> list[str]:
+            return [
+                folder
+                for group in groups
+                if group.has(controller)
+                for folder in find_folders(group, self._mounts)
+            ]
+
+        # Where version 1 has a controller, version 2 has none of its files.
+        unified, memory, cpu = find(""), find("memory"), find("cpu")
+        return _Figures(
+            [
+                *self._readers_of(_read_memory_1, memory[:-1]),
+                *self._readers_of(_read_top_memory_1, memory[-1:]),
+                *self._readers_of(_read_memory_2, [] if memory else unified),
+            ],
+            [
+                *self._readers_of(_read_quota_1, cpu),
+                *self._readers_of(_read_quota_2, [] if cpu else unified),
+            ],
+            self._readers_of(_read_group_pressure, unified[:1]),
+        )
+
+    def _readers_of(
+        self, read: Callable[[str], T], folders: Sequence[str]
+    ) -> list[SingleFlight[T]]:
+        """Return the readers of a figure of these folders."""
+        return [
+            self._readers.setdefault(
+                (read, folder), SingleFlight(_FIGURES_MAX_AGE_SECONDS, partial(read, folder))
+            )
+            for folder in folders
+        ]
+
+
+def _read_memory_1(folder: str) -> _Memory:
+    return _memory_1(folder, [_read_number(f"{folder}/memory.limit_in_bytes")])
+
+
+def _read_top_memory_1(folder: str) -> _Memory:
+    """Read the memory of the topmost group that is visible, with the limits of those above."""
+    limits = [_read_number(f"{folder}/memory.limit_in_bytes")]
+    if not os.access(f"{folder}/release_agent", os.F_OK):  # only the root of version 1 has it
+        limits.append(_read_lines(f"{folder}/memory.stat").get("hierarchical_memory_limit"))
+    return _memory_1(folder, limits)
+
+
+def _memory_1(folder: str, limits: Sequence[int | None]) -> _Memory:
+    # Of the group and the groups below it, as in `memory.usage_in_bytes`.
+    droppable = ("total_active_file", "total_inactive_file")
+    return _memory(folder, limits, "memory.usage_in_bytes", droppable)
+
+
+def _read_memory_2(folder: str) -> _Memory:
+    limits = [_read_number(f"{folder}/{name}") for name in ("memory.max", "memory.high")]
+    droppable = ("active_file", "inactive_file", "slab_reclaimable")
+    return _memory(folder, limits, "memory.current", droppable)
+
+
+def _memory(
+    folder: str, limits: Sequence[int | None], usage_name: str, droppable: Sequence[str]
+) -> _Memory:
+    """Return the memory of a control group.
+
+    Args:
+        folder: its folder.
+        limits: its limits in bytes; None where there is none.
+        usage_name: the file with the usage in bytes.
+        droppable: the lines of memory.stat with the memory that the kernel can drop, as in
+            MemAvailable of /proc/meminfo.
+    """
+    limit = _least(limits)
+    if limit is None or limit >= _NO_LIMIT:
+        return _Memory()
+    usage = _read_number(f"{folder}/{usage_name}")
+    if usage is None:
+        return _Memory(limit)
+    stat = _read_lines(f"{folder}/memory.stat")
+    used = usage - sum(stat.get(name, 0) for name in droppable)
+    return _Memory(limit, min(limit, max(0, limit - used)))
+
+
+def _read_quota_1(folder: str) -> float | None:
+    quota = _read_number(f"{folder}/cpu.cfs_quota_us")  # -1: no limit
+    period = _read_number(f"{folder}/cpu.cfs_period_us") if quota and quota > 0 else None
+    return quota / period if quota and period else None
+
+
+def _read_quota_2(folder: str) -> float | None:
+    """Read `cpu.max`: quota and period in microseconds, `max 100000` without a limit."""
+    quota, _, period = _read(f"{folder}/cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() and int(period or 0) else None
+
+
+def _read_group_pressure(folder: str) -> _Pressure:
+    if not os.access(f"{folder}/cgroup.type", os.F_OK):
+        return _Pressure()  # the root group, whose pressure is that of the machine
+    return _Pressure(*(_read_average(f"{folder}/{name}.pressure") for name in ("memory", "cpu")))
+
+
+def _read_machine_pressure(folder: str) -> _Pressure:
+    return _Pressure(*(_read_average(f"{folder}/{name}") for name in ("memory", "cpu")))
+
+
+def _read_average(path: str) -> float | None:
+    """Read the average over 10 s: `some avg10=0.12 avg60=0.08 avg300=0.02 total=123456`."""
+    match = re.match(r"some avg10=([\d.]+) ", _read(path))
+    return float(match[1]) if match else None
+
+
+def _read_number(path: str) -> int | None:
+    """Read a number; None for `max`, and if it cannot be read."""
+    try:
+        return int(_read(path))
+    except ValueError:
+        return None
+
+
+def _read_lines(path: str) -> dict[str, int]:
+    """Read a file with a name and a number in each line."""
+    fields = _read(path).split()
+    return dict(zip(fields[::2], map(int, fields[1::2]), strict=True))
+
+
+def _read(path: str) -> str:
+    """Read a file of a control group; empty if it cannot be read, such as of a removed group."""
+    try:
+        return read_text(path)
+    except OSError:
+        return ""
+
+
+def _count_cores(pid: int) -> float | None:
+    """Count the cores that a process may run on, also by its cpuset; None if it has ended."""
+    try:
+        return float(len(os.sched_getaffinity(pid)))
+    except OSError:
+        return None
+
+
+def _least(amounts: Iterable[N | None]) -> N | None:
+    return min((each for each in amounts if each is not None), default=None)
