@@ -9,11 +9,11 @@
  *     lingers DEVICE SECONDS               processes that have ended are listed for so long
  *     fails CALL DEVICE CODE               that call fails
  *     hangs CALL DEVICE SECONDS            that call hangs for so long, or until this line is gone
- * CALL is init, count, handle, one of the words above, migcount, or mighandle; `all` stands for all
- * of a device but handle and mighandle. What no line tells is not supported. An ended PID is listed
- * for as long as its line is there. Calls are noted in $NVML_STAND_IN.calls, as `CALL DEVICE`.
- * NEWEST is the newest version of the calls that list processes, 1, 2 or 3: before 2 there is no
- * MIG, and before 3 no memory call with reserved bytes. */
+ * CALL is init, count, handle, one of the words above, memory2 (which tells the reserved bytes),
+ * migcount or mighandle; `all` stands for all of a device but handle and mighandle. What no line
+ * tells is not supported. An ended PID is listed for as long as its line is there. Calls are noted
+ * in $NVML_STAND_IN.calls, as `CALL DEVICE`. NEWEST is the newest version of the calls that list
+ * processes, 1, 2 or 3: before 2 there is no MIG, and before 3 no memory2. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,7 +62,8 @@ static int find(const char *what, long long device, Line *line) {
 /* Returns the number of a `fails` or `hangs` line for a call: 0 if there is none. */
 static int fault(const char *what, const char *call, long long device) {
     Line line;
-    int number = 0, is_figure = strcmp(call, "handle") && strcmp(call, "mighandle");
+    int number = 0, is_of_library = !strcmp(call, "init") || !strcmp(call, "count");
+    int is_figure = !is_of_library && strcmp(call, "handle") && strcmp(call, "mighandle");
     FILE *file = opened("", "r");
     while (next(file, &line))
         if (!strcmp(line.what, what) && line.device == device &&
@@ -129,10 +130,10 @@ static int list(const char *call, void *handle, unsigned *room, void *out, int o
     return code;
 }
 
-static int measure(void *handle, Memory2 *out) {
+static int measure(const char *call, void *handle, Memory2 *out) {
     long long device = number_of(handle);
     Line line, process;
-    int code = begin("memory", device);
+    int code = begin(call, device);
     if (code) return code;
     if (!find("memory", device, &line)) return NOT_SUPPORTED;
     if (line.b == -1) {
@@ -168,7 +169,10 @@ static int figure(const char *call, void *handle, unsigned *out) {
 }
 
 int nvmlInitWithFlags(unsigned flags) { return begin("init", flags); }
-int nvmlShutdown(void) { return begin("shutdown", 0); }
+int nvmlShutdown(void) {
+    begin("shutdown", 0);
+    return SUCCESS;
+}
 const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : "an error"; }
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
@@ -192,7 +196,7 @@ int nvmlDeviceGetName(void *handle, char *out, unsigned room) {
 
 int nvmlDeviceGetMemoryInfo(void *handle, Memory *out) {
     Memory2 all;
-    int code = measure(handle, &all);
+    int code = measure("memory", handle, &all);
     if (code) return code;
     out->total = all.total, out->free = all.free, out->used = all.used + all.reserved;
     return SUCCESS;
@@ -255,5 +259,7 @@ LIST(nvmlDeviceGetComputeRunningProcesses_v3, "compute", 0)
 LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics", 0)
 LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps", 0)
 
-int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *out) { return measure(handle, out); }
+int nvmlDeviceGetMemoryInfo_v2(void *handle, Memory2 *out) {
+    return measure("memory2", handle, out);
+}
 #endif
