@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
+from .domain.gpus import Gpu
 from .domain.models import Backend, BackendExit, LoadedPlugin, Observation, Reading, State, Status
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Monitor(Protocol):
 
     def sweep(self, model: str | None = None, fresh: bool = True) -> list[Observation]:
         """Read all backends at the same time."""
+
+    def gpus(self) -> list[Gpu]:
+        """List the GPUs, read at most a second ago."""
 
     def shutdown(
         self, model: str, force: bool = False, pid: int | None = None, *, spare_busy: bool = False
@@ -188,6 +192,20 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
     or `vram:DEVICE` on a GPU). A component that the backend or an earlier implementation has
     reported does not change, nor does `memory.total`. An implementation that raises, overruns or
     returns another type is logged, and ignored.
+    """
+
+
+@hookspec
+def monitor_list_gpus() -> Sequence[Gpu]:
+    """List GPUs, or other devices with memory of their own, that the monitor cannot read itself.
+
+    When: about every 5 s, and when a list, a reading or a scrape needs figures that are more than
+    a second old. Thread: a hook's, one call at a time. Returns each device as a `Gpu` (sizes in
+    bytes), with the processes that use it: the monitor attributes these to backends, and adds the
+    device's `component` to `memory.breakdown`. Of devices of the same component, the first one
+    counts; a hook's replaces the monitor's own. An implementation that raises, overruns or returns
+    another type is logged, and its last devices are kept, with their age; after 30 s without a
+    newer list, readings and metrics leave them out.
     """
 
 

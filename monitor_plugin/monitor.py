@@ -17,6 +17,7 @@ import grpc
 import pluggy
 
 from .api.audit import audited_shutdown
+from .api.gpus import GpuLister
 from .api.lister import Lister
 from .backends.counters import ModelCounter
 from .backends.exits import ExitRecorder
@@ -31,8 +32,11 @@ from .concurrency.thread_pool import ThreadPool
 from .config.settings import Settings
 from .config.tokens import Tokens
 from .domain.errors import MonitorError, SettingsError
+from .domain.gpus import Gpu
 from .domain.model_name import validate_model_name
 from .domain.models import Backend, LoadedPlugin, Observation, Reading
+from .gpu.providers import make_providers
+from .gpu.reader import GpuReader
 from .hookspecs import PROJECT_NAME
 from .http.app import create_app
 from .http.resources.metrics import MetricsSource
@@ -254,6 +258,7 @@ class Monitor:
 
     def _make_app(self) -> falcon.App[Any, Any]:
         services = self._services
+        gpu_lister = GpuLister(services.registry)
         app = create_app(
             self._settings,
             self._tokens,
@@ -265,7 +270,9 @@ class Monitor:
                 services.sweeper,
                 services.shutdown_coordinator,
                 services.limits_reader,
+                gpu_lister,
             ),
+            read_gpus=lambda: gpu_lister.list(services.gpu_reader.read()),
             event_log=services.event_log,
             time_series=services.time_series,
             metrics=MetricsSource(
@@ -316,6 +323,14 @@ class Monitor:
         """
         sweeper = self._services.sweeper
         return sweeper.sweep(model) if fresh else sweeper.last_sweep(model)
+
+    def gpus(self) -> list[Gpu]:
+        """List the GPUs, with the processes that use them, read at most a second ago.
+
+        If a driver has not answered within a second, its last answer is used. `GET /gpus` also
+        tells which backends use each GPU, and the age of the figures.
+        """
+        return list(self._services.gpu_reader.read().gpus)
 
     def shutdown(
         self,
@@ -413,6 +428,9 @@ class _Services:
         hook_seconds = settings.hook_timeout_seconds
         self.event_queue = EventQueue(executor, hook_seconds, log_event)
         hooks = self.hooks = Hooks(executor, self.event_queue, events, hook_seconds)
+        gpus = self.gpu_reader = GpuReader(
+            make_providers(settings.gpu), hooks.list_gpus, hooks.may_list_gpus
+        )
         self.blocking_observer = BlockingObserver()
         status_seconds = settings.status_timeout_seconds
         client = self.status_client = StatusClient(
@@ -430,13 +448,24 @@ class _Services:
         sockets = SocketTable()
         check = self.address_check = AddressCheck(sockets, table, registry, client, hooks)
         reader = self.backend_reader = BackendReader(
-            registry, client, table, limits, check, hooks, status_seconds
+            registry, client, table, limits, check, gpus, hooks, status_seconds
         )
         self.model_reader = ModelReader(
             registry, recorder, reader, pool, settings.reading_max_age_seconds
         )
         self.sweeper = Sweeper(
-            registry, recorder, reader, check, pool, client, usage, limits, hooks, series, settings
+            registry,
+            recorder,
+            reader,
+            check,
+            pool,
+            client,
+            usage,
+            limits,
+            gpus,
+            hooks,
+            series,
+            settings,
         )
         verifier = AddressVerifier(registry, table, sockets)
         stopper = Stopper(
@@ -466,6 +495,7 @@ class _Services:
             )
         self.exit_recorder.start()
         self.left_behind.start()
+        self.gpu_reader.start()
         self.sweeper.start()
         self.event_queue.start()
 
@@ -475,6 +505,7 @@ class _Services:
             self.exit_recorder.close,
             self.left_behind.close,
             self.sweeper.close,
+            self.gpu_reader.close,
             self.event_queue.close,
         )
 
@@ -486,6 +517,7 @@ class _Services:
             self.registration.close,
             self.status_client.close,
             self.sweeper.close,
+            self.gpu_reader.close,
             self.event_queue.close,
             self.hook_executor.close,
             self.thread_pool.close,
@@ -510,6 +542,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.shutdown_coordinator,
         services.sweeper,
         services.limits_reader,
+        services.gpu_reader,
         services.exit_recorder.describe_last_exit,
         services.unseen is not None,
     )

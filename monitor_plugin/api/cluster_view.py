@@ -45,6 +45,9 @@ class ClusterView(Protocol):
     ) -> Response:
         """List backends. The query may have `node`, `limit` and `after`."""
 
+    def gpus(self, query: Mapping[str, str], requester: Requester) -> Response:
+        """List GPUs. The query may have `node`."""
+
     def targets(self) -> Response:
         """List the nodes, for Prometheus."""
 

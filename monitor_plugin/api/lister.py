@@ -16,6 +16,7 @@ from ..domain.models import Observation, utc_datetime
 from ..processes.limits import LimitsReader
 from ..readings.sweeper import Sweeper
 from ..shutdown.coordinator import Progress, ShutdownCoordinator
+from .gpus import GpuLister
 from .schemas import (
     BackendItem,
     BackendsAnswer,
@@ -39,6 +40,7 @@ class Lister:
         sweeper: reads the backends.
         shutdowns: gives the progress of each shutdown.
         limits_reader: reads the monitor's own limits.
+        gpus: lists the GPUs of a reading.
         node: the name of this node, for each item; None without a cluster.
     """
 
@@ -49,6 +51,7 @@ class Lister:
         sweeper: Sweeper,
         shutdowns: ShutdownCoordinator,
         limits_reader: LimitsReader,
+        gpus: GpuLister,
         node: str | None = None,
     ) -> None:
         self._registry = registry
@@ -56,6 +59,7 @@ class Lister:
         self._sweeper = sweeper
         self._shutdowns = shutdowns
         self._limits_reader = limits_reader
+        self._gpus = gpus
         self._backend_type: Any = (
             BackendItem if node is None else partial(NodeBackendItem, node=node)
         )
@@ -66,7 +70,9 @@ class Lister:
 
     def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
         """List the backends of one model or of all, read now or as the last sweep found them."""
-        observations = self._sweeper.sweep(model) if fresh else self._sweeper.last_sweep(model)
+        sweeper = self._sweeper
+        sweep = sweeper.sweep_with_gpus if fresh else sweeper.last_sweep_with_gpus
+        observations, gpus = sweep(model)
         progress = self._shutdowns.progress()
         now = time.time()
         return BackendsAnswer(
@@ -84,6 +90,7 @@ class Lister:
                 for each in self._refusals.running()
                 if model in (None, each.model)
             ],
+            self._gpus.list(gpus),
         )
 
     def _machine(self) -> Machine:

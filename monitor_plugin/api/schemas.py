@@ -227,6 +227,22 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     cluster_error: str | None = None
 
 
+class GpuNodeItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of a cluster's list of GPUs; `error` says why its GPUs are missing."""
+
+    node: str
+    url: str | None = None
+    error: str | None = None
+
+
+class ClusterGpusAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `/gpus` in a cluster; `cluster_error` is as in `ClusterBackendsAnswer`."""
+
+    gpus: list[NodeGpuItem]
+    nodes: list[GpuNodeItem] = []
+    cluster_error: str | None = None
+
+
 class TargetGroup(msgspec.Struct, frozen=True):
     """A node in the format of Prometheus' service discovery by HTTP."""
 

@@ -87,6 +87,19 @@ class ClusterService:
         request = Request("backends", self._caller(requester), model=model, fresh=fresh)
         return self._respond(lambda: self._backends(query, request))
 
+    def gpus(self, query: Mapping[str, str], requester: Requester) -> Response:
+        """List the GPUs of all nodes, or of the `node` of the query."""
+        # A node of an older version answers with an empty page of its backends.
+        request = Request(
+            "backends",
+            self._caller(requester),
+            fresh=False,
+            after_pid=0,
+            limit=0,
+            gpus_only=True,
+        )
+        return self._respond(lambda: self._gpus(query, request))
+
     def targets(self) -> Response:
         """List the nodes in the format of Prometheus' service discovery by HTTP."""
         groups = []
@@ -164,6 +177,12 @@ class ClusterService:
         if node is not None:
             _validate_node(node)
         return self._lists.backends(request, node, query, self.urls())
+
+    def _gpus(self, query: Mapping[str, str], request: Request) -> Response:
+        node = query.get("node")
+        if node is not None:
+            _validate_node(node)
+        return self._lists.gpus(request, node, self.urls())
 
     def _locate(
         self, model: str, pid: int | None, node: str | None, *, stopping: bool

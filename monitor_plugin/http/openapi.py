@@ -97,10 +97,11 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
     structs += [results.HealthAnswer, results.ReadyAnswer, results.HooksAnswer, errors.ErrorAnswer]
     if clustered:
-        structs += [schemas.ClusterBackendsAnswer, schemas.TargetGroup]
+        structs += [schemas.ClusterBackendsAnswer, schemas.ClusterGpusAnswer, schemas.TargetGroup]
         structs += [requests.NodeMonitorBody, requests.NodeShutdownBody]
     else:
-        structs += [schemas.BackendsAnswer, requests.MonitorBody, requests.ShutdownBody]
+        structs += [schemas.BackendsAnswer, schemas.GpusAnswer]
+        structs += [requests.MonitorBody, requests.ShutdownBody]
     _, components = msgspec.json.schema_components(structs, ref_template=_REF_TEMPLATE)
     for name, component in components.items():
         if "properties" in component and not hasattr(requests, name):
@@ -173,6 +174,13 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
             (*refused, *unreachable),
             [_MODEL_FILTER, _FRESH, *((_NODE, _LIMIT, _AFTER_BACKEND) if clustered else ())],
         )
+    paths["/gpus"] = _get(
+        "Every GPU, and which processes use its memory",
+        schemas.ClusterGpusAnswer if clustered else schemas.GpusAnswer,
+        (*refused, *unreachable),
+        node,
+        operation_id="list_gpus",
+    )
     if clustered:
         nodes = {"type": "array", "items": _ref(schemas.TargetGroup)}
         paths["/cluster/targets"] = _get("All nodes, for Prometheus", nodes, refused)

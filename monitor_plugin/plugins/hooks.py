@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from ..domain.errors import ShutdownFailed
+from ..domain.gpus import Gpu
 from ..domain.models import (
     Backend,
     BackendExit,
@@ -34,6 +35,7 @@ from .executor import (
 from .plugin_queue import GONE, LEFT_BEHIND, STATE_CHANGED, Delivery
 from .results import (
     validate_components,
+    validate_gpus,
     validate_metadata,
     validate_reason,
     validate_status,
@@ -239,6 +241,18 @@ class Hooks:
         arguments = {"backend": backend, "pids": tuple(pids())}
         seconds = self._timeout_seconds
         return [HookCall(hook, seconds, arguments, validate_components, ends_at=ends_at)]
+
+    def may_list_gpus(self) -> bool:
+        """Whether a plugin implements the hook that lists GPUs."""
+        return bool(self._executor.implementations("monitor_list_gpus"))
+
+    def list_gpus(self) -> Mapping[str, Sequence[Gpu] | None]:
+        """Call `monitor_list_gpus`; return the GPUs by plugin, None for a plugin that failed."""
+        call = HookCall("monitor_list_gpus", self._timeout_seconds, {}, validate_gpus)
+        found: dict[str, Sequence[Gpu] | None] = {}
+        for name, gpus, error in self._executor.call(call):
+            found[name] = None if error else [*(found.get(name) or ()), *gpus]
+        return found
 
     def call_metadata(self, backend: Backend) -> dict[str, str]:
         """Call `monitor_call_metadata`; return the merged metadata, the first value counts."""

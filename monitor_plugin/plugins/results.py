@@ -6,12 +6,21 @@ functions run within the implementation's time limit, because a mapping may be t
 
 from __future__ import annotations
 
+import math
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TypeVar
 
+import msgspec
+from msgspec.structs import replace
+
+from ..domain.gpus import Gpu
 from ..domain.models import Memory, Status
 from .executor import WrongType
+
+T = TypeVar("T")
 
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
@@ -51,6 +60,21 @@ def validate_components(value: object) -> dict[str, int]:
     return components
 
 
+def validate_gpus(value: object) -> tuple[Gpu, ...]:
+    """Validate the result of `monitor_list_gpus`; of GPUs of one component the first counts."""
+    wanted = (
+        "a sequence of Gpu, each with a component, bytes and other numbers within 64 bits, and "
+        "text that can be encoded"
+    )
+    if not isinstance(value, Sequence) or not all(isinstance(each, Gpu) for each in value):
+        raise WrongType(value, wanted)
+    try:
+        gpus = [_plain_gpu(each) for each in value]
+    except (TypeError, ValueError, OverflowError, RecursionError):  # also msgspec's errors
+        raise WrongType(value, wanted) from None
+    return _first_of_each(gpus, lambda each: each.component)
+
+
 def validate_reason(value: object) -> str:
     """Validate the result of `monitor_before_shutdown`."""
     if not isinstance(value, str):
@@ -80,6 +104,33 @@ def _plain_breakdown(value: object) -> dict[str, int] | None:
     if not all(_is_text(name) and _is_bytes(amount) for name, amount in components.items()):
         return None
     return {name: int(amount) for name, amount in components.items()}
+
+
+def _plain_gpu(gpu: Gpu) -> Gpu:
+    """Copy a GPU with plain types; raises TypeError or ValueError if a field is not valid."""
+    fields = msgspec.to_builtins(gpu)
+    plain = msgspec.convert(fields, Gpu)
+    uses = fields.pop("uses") or ()
+    for name, field in chain(fields.items(), *(each.items() for each in uses)):
+        if isinstance(field, str) and not _is_text(field):
+            raise ValueError(name)
+        if isinstance(field, float) and not math.isfinite(field):
+            raise ValueError(name)
+        if isinstance(field, int) and not _is_bytes(field):
+            raise ValueError(name)
+    if not plain.component:
+        raise ValueError("component")
+    if plain.uses is None:
+        return plain
+    return replace(plain, uses=_first_of_each(plain.uses, lambda each: each.pid))
+
+
+def _first_of_each(items: Iterable[T], key: Callable[[T], Hashable]) -> tuple[T, ...]:
+    """Keep the first item of each key."""
+    kept: dict[Hashable, T] = {}
+    for each in items:
+        kept.setdefault(key(each), each)
+    return tuple(kept.values())
 
 
 def _is_metadata(key: object, text: object) -> bool:

@@ -120,6 +120,7 @@ class UsageSnapshot:
         vram: int | None,
         root: ProcessUsage | None,
         usable_bytes: int,
+        gtt: int | None = None,
     ) -> TreeUsage | None:
         """Add up the usage of the members of a backend.
 
@@ -131,6 +132,7 @@ class UsageSnapshot:
                 waited for, it is also the usage of the tree, so that both show the same CPU
                 percentage.
             usable_bytes: the memory that the root may use.
+            gtt: the system memory that the tree uses through GPUs in bytes, if known.
 
         Returns:
             None if every process of the tree has ended or is about to end.
@@ -146,7 +148,7 @@ class UsageSnapshot:
         rows = [self._rows[pid] for pid in pids]
         usage["cpu_seconds"] = sum([row.cpu_seconds + row.children_cpu_seconds for row in rows])
         zombies = sum([row.is_zombie for row in rows])
-        return TreeUsage(processes=len(live), zombies=zombies, pss=pss, vram=vram, **usage)
+        return TreeUsage(processes=len(live), zombies=zombies, pss=pss, vram=vram, gtt=gtt, **usage)
 
     def _sum(
         self, pids: Sequence[int], cpu_percent: float | None, usable_bytes: int

@@ -14,6 +14,7 @@ import psutil
 from ..backends.registry import Record, Registry, Serving
 from ..domain.errors import BackendUnreadable
 from ..domain.models import Backend, Memory, ProcessName, Reading, State, Status
+from ..gpu.reader import GpuReader
 from ..plugins.hooks import HookQuery, Hooks
 from ..processes.limits import LimitsReader
 from ..processes.members import MemberTable
@@ -59,6 +60,7 @@ class BackendReader:
         member_table: lists the members of backends.
         limits_reader: reads the limits of the registered processes.
         address_check: tells whether a member serves a backend's address.
+        gpu_reader: reads the GPUs that the members use.
         hooks: requests statuses before gRPC does, and adds memory components.
         status_timeout_seconds: the maximum time of a reading: for the hooks, gRPC and the memory
             components together.
@@ -71,6 +73,7 @@ class BackendReader:
         member_table: MemberTable,
         limits_reader: LimitsReader,
         address_check: AddressCheck,
+        gpu_reader: GpuReader,
         hooks: Hooks,
         status_timeout_seconds: float,
     ) -> None:
@@ -79,6 +82,7 @@ class BackendReader:
         self._member_table = member_table
         self._limits_reader = limits_reader
         self._address_check = address_check
+        self._gpu_reader = gpu_reader
         self._hooks = hooks
         self._status_timeout_seconds = status_timeout_seconds
 
@@ -102,7 +106,8 @@ class BackendReader:
         if result.status is None:
             return self._read_sample(record, backend, result)
         if pids is None:
-            breakdown = self._components(record, backend, deadline)
+            breakdown = self._hook_components(record, backend, deadline)
+        breakdown = self._with_gpus(record, breakdown, deadline)
         memory, memory_source = self._complete_memory(record, result.status, breakdown)
         status = Status(result.status.state, memory)
         return Reading(backend, status, None, result.source, None, time.time(), memory_source)
@@ -126,7 +131,8 @@ class BackendReader:
         if reading.status is not None:
             return reading.status.memory, reading.memory_source
         try:
-            components = self._components(record, reading.backend, deadline)
+            components = self._hook_components(record, reading.backend, deadline)
+            components = self._with_gpus(record, components, deadline)
             return self._complete_memory(record, None, components)
         except ProcessGone:
             return None, None
@@ -222,9 +228,17 @@ class BackendReader:
             address_owner=result.address_owner,
         )
 
-    def _components(self, record: Record, backend: Backend, deadline: float) -> dict[str, int]:
+    def _hook_components(self, record: Record, backend: Backend, deadline: float) -> dict[str, int]:
         pids = partial(self._member_table.pids, record.members)
         return self._hooks.memory_components(backend, pids, deadline)
+
+    def _with_gpus(
+        self, record: Record, components: dict[str, int], deadline: float
+    ) -> dict[str, int]:
+        """Add the memory on GPUs to the components of hooks, which replace those of equal names."""
+        seconds = max(0.0, min(1.0, deadline - time.monotonic()))
+        held = self._gpu_reader.read(wait_seconds=seconds).held_by(record.members.identities())
+        return {**held.components, **components}
 
     def _complete_memory(
         self, record: Record, status: Status | None, components: dict[str, int]
@@ -250,7 +264,7 @@ def complete_memory(
 
     Args:
         status: the backend's status; its components replace hooks' components of the same name.
-        components: the components that hooks reported, in bytes.
+        components: the components of GPUs and hooks, in bytes.
         tree_memory: the memory of the process tree in bytes, and its source; None if not read.
     """
     reported = status.memory if status and status.memory else Memory(0)

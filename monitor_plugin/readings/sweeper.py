@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import wait
+from typing import NamedTuple
 
 import grpc
 from msgspec.structs import replace
@@ -17,6 +18,8 @@ from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
 from ..domain.models import Limits, Observation, ProcessUsage, Reading, Sample, Status
+from ..gpu.reader import GpuReader
+from ..gpu.reading import GpuReading
 from ..plugins.hooks import Hooks
 from ..processes.limits import LimitsReader, has_same_limits
 from ..processes.process import ProcessGone
@@ -42,6 +45,13 @@ _PSS_MAX_AGE_SECONDS = 30.0
 _TIMED_OUT = StatusResult(None, "grpc", grpc.StatusCode.DEADLINE_EXCEEDED.name)
 
 
+class Sweep(NamedTuple):
+    """The observations of a sweep, and the reading of the GPUs that they are made from."""
+
+    observations: list[Observation]
+    gpus: GpuReading
+
+
 class Sweeper:
     """Reads all backends at the same time. Safe to call from any thread.
 
@@ -54,6 +64,7 @@ class Sweeper:
         status_client: requests statuses if no hook takes part.
         usage_reader: reads the usage of process trees.
         limits_reader: reads the limits of the registered processes.
+        gpu_reader: reads the GPUs that the members use.
         hooks: adds memory components; called after each background sweep.
         time_series: stores the figures of background sweeps.
         settings: the timeouts of statuses and hooks, the interval of background sweeps, and how
@@ -70,6 +81,7 @@ class Sweeper:
         status_client: StatusClient,
         usage_reader: UsageReader,
         limits_reader: LimitsReader,
+        gpu_reader: GpuReader,
         hooks: Hooks,
         time_series: TimeSeries,
         settings: Settings,
@@ -82,12 +94,14 @@ class Sweeper:
         self._status_client = status_client
         self._usage_reader = usage_reader
         self._limits_reader = limits_reader
+        self._gpu_reader = gpu_reader
         self._hooks = hooks
         self._time_series = time_series
         self._status_seconds = settings.status_timeout_seconds
         self._hook_seconds = settings.hook_timeout_seconds
         self._start_grace_seconds = settings.start_grace_seconds
-        self._all = SingleFlight(_MAX_AGE_SECONDS, lambda: self._sweep(self._registry.records()))
+        self._all = SingleFlight(_MAX_AGE_SECONDS, self._sweep_all)
+        self._last_gpus = GpuReading()  # of the last sweep of all backends
         seconds = settings.sweep_interval_seconds
         self._background = (
             PeriodicTask("monitor-sweep", seconds, self._sweep_in_background) if seconds else None
@@ -110,14 +124,24 @@ class Sweeper:
 
     def sweep(self, model: str | None = None) -> list[Observation]:
         """Read all backends now, or those of a model; leave out those that have ended."""
+        return self.sweep_with_gpus(model).observations
+
+    def sweep_with_gpus(self, model: str | None = None) -> Sweep:
+        """Read all backends now, as `sweep` does, and the GPUs."""
         if model is not None:
-            return self._sweep(self._registry.records(model))
-        found = {each.backend: each for each in self._all.get()}
+            gpus = self._gpu_reader.read()
+            return Sweep(self._sweep(self._registry.records(model), gpus), gpus)
+        observations, gpus = self._all.get()
+        found = {each.backend: each for each in observations}
         # The shared sweep may have begun before the newest backends were registered.
         records = self._registry.records()
         if missing := [each for each in records if each.backend not in found]:
-            found.update((each.backend, each) for each in self._sweep(missing))
-        return [found[each.backend] for each in records if each.backend in found]
+            found.update((each.backend, each) for each in self._sweep(missing, gpus))
+        return Sweep([found[each.backend] for each in records if each.backend in found], gpus)
+
+    def last_sweep_with_gpus(self, model: str | None = None) -> Sweep:
+        """Return what `last_sweep` returns, and the GPUs as the last sweep found them."""
+        return Sweep(self.last_sweep(model), self._last_gpus)
 
     def last_sweep(self, model: str | None = None) -> list[Observation]:
         """Return each backend's observation of the last sweep, without reading any backend."""
@@ -131,12 +155,19 @@ class Sweeper:
         return found
 
     def _sweep_in_background(self) -> None:
-        observations = self.sweep()
+        # The GPUs are read in the background already, at a pace of their own.
+        observations = self._sweep_all(self._gpu_reader.last()).observations
         self._time_series.add(time.time(), observations)
         if self._background and not self._background.stopping:
             self._hooks.readings_swept([each.reading for each in observations if each.reading])
 
-    def _sweep(self, records: Sequence[Record]) -> list[Observation]:
+    def _sweep_all(self, gpus: GpuReading | None = None) -> Sweep:
+        gpus = self._gpu_reader.read() if gpus is None else gpus
+        observations = self._sweep(self._registry.records(), gpus)
+        self._last_gpus = gpus
+        return Sweep(observations, gpus)
+
+    def _sweep(self, records: Sequence[Record], gpus: GpuReading) -> list[Observation]:
         results = self._request_statuses(records)
         try:
             usage = self._usage_reader.read([record.members for record in records])
@@ -152,7 +183,7 @@ class Sweeper:
                     raise ProcessGone(record.backend.pid)
                 count = replicas[record.backend.model]
                 record.observation = self._observe(
-                    record, result, usage, count, own_limits, hooks_deadline
+                    record, result, usage, gpus, count, own_limits, hooks_deadline
                 )
             except ProcessGone:
                 self._exit_recorder.record_exit(record)
@@ -200,6 +231,7 @@ class Sweeper:
         record: Record,
         result: StatusResult,
         usage: UsageSnapshot | None,
+        gpus: GpuReading,
         replicas: int,
         own_limits: Limits,
         hooks_deadline: float,
@@ -211,15 +243,17 @@ class Sweeper:
         """
         backend = record.backend
         pids = usage.pids(record.members) if usage else [backend.pid]
-        components = self._hooks.memory_components(backend, lambda: pids, hooks_deadline)
-        vram = [amount for name, amount in components.items() if name.startswith("vram")]
+        of_hooks = self._hooks.memory_components(backend, lambda: pids, hooks_deadline)
+        held = gpus.held_by(record.members.identities())
+        components = {**held.components, **of_hooks}
         (memory, memory_source), pss = self._memory(record, result.status, components)
         process, tree = None, None
         limits = self._limits_reader.read(*record.members.root)
         if usage:
             usable = self._limits_reader.usable_bytes(limits)
             process = usage.process_usage(backend.pid, record.sampler, usable)
-            tree = usage.tree_usage(pids, pss, sum(vram) if vram else None, process, usable)
+            vram, gtt = held.total("vram", of_hooks), held.total("gtt", of_hooks)
+            tree = usage.tree_usage(pids, pss, vram, process, usable, gtt)
         if record.process.ended():  # check after reading: the PID may have a new process
             raise ProcessGone(backend.pid)
         now = time.time()

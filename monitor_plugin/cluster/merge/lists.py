@@ -15,9 +15,12 @@ from ...api.cluster_view import NODE_HEADER
 from ...api.results import Response, encode
 from ...api.schemas import (
     ClusterBackendsAnswer,
+    ClusterGpusAnswer,
+    GpuNodeItem,
     Machine,
     NodeBackendItem,
     NodeEndItem,
+    NodeGpuItem,
     NodeItem,
     NodeRefusedItem,
 )
@@ -45,6 +48,13 @@ class _RawList(msgspec.Struct, frozen=True):
     ended: list[msgspec.Raw]
     machine: Machine | None
     refused: list[msgspec.Raw] = []
+    gpus: list[msgspec.Raw] = []
+
+
+class _RawGpus(msgspec.Struct, frozen=True):
+    """The GPUs of a node; None: it runs an older version, which does not list them."""
+
+    gpus: list[msgspec.Raw] | None = None
 
 
 class _ListedBackend(msgspec.Struct, frozen=True):
@@ -93,6 +103,12 @@ class _Refused(msgspec.Struct, frozen=True):
     node: str
 
 
+class _ListedGpu(msgspec.Struct, frozen=True):
+    """The field of `NodeGpuItem` that this module needs."""
+
+    node: str
+
+
 class _NodeList(msgspec.Struct):
     """A node's list, or the error if there is none.
 
@@ -100,12 +116,14 @@ class _NodeList(msgspec.Struct):
         backends, pids: the encoded backends, and their PIDs.
         ended: the backends that have ended.
         refused: the encoded registrations that the node has refused.
+        gpus: the encoded GPUs.
     """
 
     backends: list[msgspec.Raw] = []
     pids: list[int] = []
     ended: list[_RawEnd] = []
     refused: list[msgspec.Raw] = []
+    gpus: list[msgspec.Raw] = []
     machine: Machine | None = None
     error: str | None = None
 
@@ -151,6 +169,7 @@ class ClusterLists:
         count = 0
         ended: list[_RawEnd] = []
         refused: list[msgspec.Raw] = []
+        gpus: list[msgspec.Raw] = []
         next_after: str | None = None
         machine: Machine | None = None
         nodes: list[NodeItem] = []
@@ -169,6 +188,7 @@ class ClusterLists:
             ended = sorted(ended + part.ended, key=lambda each: each.ended_at, reverse=True)
             ended = [*ended[:MAX_EXITS], *(each for each in ended[MAX_EXITS:] if each.has_left)]
             refused = (refused + part.refused)[:MAX_REFUSALS]
+            gpus += part.gpus
             if machine is None or result.node == self._node:
                 machine = part.machine
             nodes.append(
@@ -189,6 +209,7 @@ class ClusterLists:
             backends=cast("list[NodeBackendItem]", pages),
             ended=cast("list[NodeEndItem]", [each.item for each in ended]),
             refused=cast("list[NodeRefusedItem]", refused),
+            gpus=cast("list[NodeGpuItem]", gpus),
             machine=machine,
             nodes=nodes,
             next=next_after,
@@ -197,8 +218,33 @@ class ClusterLists:
         answered = join_names([each.node for each in nodes if each.error is None])
         return Response(200, encode(answer), {NODE_HEADER: answered} if answered else {})
 
+    def gpus(self, request: Request, node: str | None, urls: Mapping[str, str | None]) -> Response:
+        """List the GPUs of all nodes, or of one; the arguments and errors are those of `backends`.
+
+        Raises:
+            ClusterError: `node` did not answer.
+            InvalidRequest: there is no node `node`.
+        """
+        gpus: list[msgspec.Raw] = []
+        nodes: list[GpuNodeItem] = []
+        for result in self._read(sorted(urls if node is None else [node]), request):
+            if node is not None and result.error is not None:
+                raise result.error
+            if node is not None and result.reply and answer_of(result.reply).status != 200:
+                return answer_of(result.reply)
+            found, error = _decode_gpus(result)
+            gpus += found
+            nodes.append(GpuNodeItem(node=result.node, url=urls.get(result.node), error=error))
+        answer = ClusterGpusAnswer(
+            gpus=cast("list[NodeGpuItem]", gpus),
+            nodes=nodes,
+            cluster_error=self._cluster_error() if node is None else None,
+        )
+        answered = join_names([each.node for each in nodes if each.error is None])
+        return Response(200, encode(answer), {NODE_HEADER: answered} if answered else {})
+
     def _read(
-        self, names: Sequence[str], request: Request, after_node: str, after_pid: int
+        self, names: Sequence[str], request: Request, after_node: str = "", after_pid: int = 0
     ) -> Iterator[PeerResult]:
         """Yield the result of each node in the order of names, some nodes at a time."""
         deadline, seconds = time.monotonic() + self._client.timeout_seconds, math.inf
@@ -234,9 +280,10 @@ def _decode(result: PeerResult) -> _NodeList:
         backends = [msgspec.json.decode(each, type=_ListedBackend) for each in found.backends]
         ended = [msgspec.json.decode(each, type=_End) for each in found.ended]
         refused = [msgspec.json.decode(each, type=_Refused) for each in found.refused]
+        gpus = [msgspec.json.decode(each, type=_ListedGpu) for each in found.gpus]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _NodeList(error=str(invalid_reply(result.node)))
-    nodes = {each.node for items in (backends, ended, refused) for each in items}
+    nodes = {each.node for items in (backends, ended, refused, gpus) for each in items}
     if nodes <= {result.node}:
         return _NodeList(
             found.backends,
@@ -246,9 +293,30 @@ def _decode(result: PeerResult) -> _NodeList:
                 for each, raw in zip(ended, found.ended, strict=True)
             ],
             [raw.copy() for raw in found.refused],
+            [raw.copy() for raw in found.gpus],
             found.machine,
         )
     return _NodeList(error=str(invalid_reply(result.node)))
+
+
+def _decode_gpus(result: PeerResult) -> tuple[Sequence[msgspec.Raw], str | None]:
+    """Decode a node's GPUs, and check that they are of that node; return them and the error."""
+    answer = result.reply.answer if result.reply else None
+    if answer is None:
+        return [], str(result.error)
+    if answer.status != 200:
+        return [], "it answered with an error; its log says more"
+    try:
+        answer.body.decode()
+        gpus = msgspec.json.decode(answer.body, type=_RawGpus).gpus
+        nodes = {msgspec.json.decode(each, type=_ListedGpu).node for each in gpus or ()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [], str(invalid_reply(result.node))
+    if gpus is None:
+        return [], "it runs an older version of monitor-plugin, which does not list GPUs"
+    if nodes <= {result.node}:
+        return [each.copy() for each in gpus], None
+    return [], str(invalid_reply(result.node))
 
 
 def _parse_page(query: Mapping[str, str]) -> tuple[int | None, str, int]:

@@ -12,12 +12,15 @@ from msgspec.structs import replace
 from ...api.audit import audited_shutdown
 from ...api.cluster_view import NODE_HEADER
 from ...api.errors import error_response
+from ...api.gpus import GpuLister
 from ...api.lister import Lister
 from ...api.results import Response, encode, shared_response, stopped_response
+from ...api.schemas import GpusAnswer
 from ...backends.left_behind import LeftBehindTracker
 from ...backends.refusals import Refusals
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
+from ...gpu.reader import GpuReader
 from ...processes.limits import LimitsReader
 from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
@@ -39,6 +42,7 @@ class LocalNode:
         coordinator: shuts this node's models down.
         sweeper: reads all backends of this node.
         limits_reader: reads the limits of this node's monitor.
+        gpu_reader: reads the GPUs of this node.
         describe_last_exit: describes how the last backend of a model ended; None if none has ended.
         is_partly_verified: whether the monitor cannot see all processes.
 
@@ -56,6 +60,7 @@ class LocalNode:
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
         limits_reader: LimitsReader,
+        gpu_reader: GpuReader,
         describe_last_exit: Callable[[str], str | None],
         is_partly_verified: bool,
     ) -> None:
@@ -67,7 +72,11 @@ class LocalNode:
         self._left_behind = left_behind
         self._model_reader = model_reader
         self._coordinator = coordinator
-        self._lister = Lister(registry, refusals, sweeper, coordinator, limits_reader, node)
+        self._gpu_reader = gpu_reader
+        self._gpu_lister = GpuLister(registry, node)
+        self._lister = Lister(
+            registry, refusals, sweeper, coordinator, limits_reader, self._gpu_lister, node
+        )
 
     def has(self, model: str, pid: int | None = None, *, stopping: bool = False) -> bool:
         """Whether this node has a backend of a model, with that PID unless it is None.
@@ -116,7 +125,10 @@ class LocalNode:
         return replace(reply, memory=memory, memory_source=source)
 
     def _list(self, request: Request) -> Reply:
-        """List backends. A page is sorted by PID."""
+        """List backends, or only GPUs. A page is sorted by PID."""
+        if request.gpus_only:
+            gpus = self._gpu_lister.list(self._gpu_reader.read())
+            return self._reply(Response(200, encode(GpusAnswer(gpus))))
         listed = self._lister.list(request.model, request.fresh)
         if request.limit is not None:
             after_pid = request.after_pid or 0
@@ -124,7 +136,7 @@ class LocalNode:
             backends.sort(key=lambda each: each.pid)
             listed = replace(listed, backends=backends[: request.limit])
             if request.after_pid is not None:  # the first page has all that did not fit a page
-                listed = replace(listed, ended=[], refused=[])
+                listed = replace(listed, ended=[], refused=[], gpus=[])
         return self._reply(Response(200, encode(listed)))
 
     def _stop(self, request: Request) -> Reply:

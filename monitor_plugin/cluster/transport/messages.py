@@ -50,6 +50,8 @@ class Request(
             reading has no status.
         after_pid: for a list: only backends with a greater PID.
         limit: for a list: maximum number of backends.
+        gpus_only: for a list: list only GPUs. A node of an older version, which does not know this
+            field, lists backends.
         offer: the key of the offer that a shutdown accepts.
     """
 
@@ -61,6 +63,7 @@ class Request(
     fresh: bool = True
     after_pid: int | None = None
     limit: int | None = None
+    gpus_only: bool = False
     force: bool = False
     offer: str | None = None
 

@@ -1,0 +1,308 @@
+"""Reads the GPUs on threads of its own, as a call of a driver may never return."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pwd
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from ..domain.gpus import Gpu
+from ..processes.process_table import TICKS_PER_SECOND, read_row
+from .provider import GpuProvider
+from .reading import DeviceReading, GpuProcess, GpuReading, held_by
+
+__all__ = ["GpuReader", "GpuReading", "held_by"]
+
+_logger = logging.getLogger(__name__)
+
+# The time between two reads in the background, if nobody reads meanwhile. It is longer if the reads
+# would use more than 2 % of a core.
+_INTERVAL_SECONDS = 5.0
+_PAUSE_PER_CPU_SECOND = 49
+# Maximum wait for a driver when the monitor closes. A thread that hangs is left to the interpreter.
+_CLOSE_SECONDS = 1.0
+
+# The devices by plugin; None: the plugin's hook failed, and its devices are not known.
+DeviceLists = Mapping[str, Sequence[Gpu] | None]
+
+
+class GpuReader:
+    """Reads the GPUs of all providers and hooks. Safe to call from any thread.
+
+    Each provider has a thread of its own, and the hooks have one together, so that a driver that
+    hangs or fails does not hide the devices of another driver. Where a driver hangs, callers get
+    its last reading, and no second read is begun. Without a provider and a hook there is no thread.
+
+    Args:
+        providers: read the devices of the machine.
+        list_by_hooks: lists the devices of the hooks `monitor_list_gpus`, by plugin.
+        has_hooks: whether a plugin implements that hook.
+    """
+
+    def __init__(
+        self,
+        providers: Sequence[GpuProvider] = (),
+        list_by_hooks: Callable[[], DeviceLists] = dict,
+        has_hooks: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._has_hooks = has_hooks
+        self._hooks = _Source("hook monitor_list_gpus", list_by_hooks, None, self._merge)
+        self._providers = [
+            _Source(type(each).__name__, _lists_of(each), each.close, self._merge)
+            for each in providers
+        ]
+        self._started = False
+        self._duplicates: set[str] = set()
+        self._reading = GpuReading()
+
+    def start(self) -> None:
+        """Begin to read in the background. May be called again after `close`.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self._started = True
+        for each in self._sources():
+            each.start()
+
+    def close(self) -> None:
+        """End the threads, and release the drivers; waits at most 1 s for a driver that hangs."""
+        self._started = False
+        sources = [self._hooks, *self._providers]
+        for each in sources:
+            each.stop()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        for each in sources:
+            each.join(deadline)
+
+    def last(self) -> GpuReading:
+        """Return the last reading without waiting."""
+        return self._reading if self._sources() else GpuReading(taken_at=time.monotonic())
+
+    def read(self, max_age_seconds: float = 1.0, wait_seconds: float = 1.0) -> GpuReading:
+        """Return a reading of at most some age; the last one where a driver does not answer.
+
+        Args:
+            max_age_seconds: maximum age of the reading. An older one is replaced.
+            wait_seconds: maximum time that a driver has to answer. A driver that has taken longer
+                already is not waited for.
+        """
+        if not self._started:
+            return self.last()
+        now = time.monotonic()
+        oldest, deadline = now - max_age_seconds, now + wait_seconds
+        late = [each for each in self._sources() if not each.has_read_since(oldest)]
+        for each in late:
+            each.start()
+            each.request()
+        for each in late:
+            each.wait(oldest, wait_seconds, deadline)
+        return self.last()
+
+    def _sources(self) -> list[_Source]:
+        """List the sources; the devices of the first one count."""
+        return [*([self._hooks] if self._has_hooks() else []), *self._providers]
+
+    def _merge(self) -> None:
+        """Make the reading of what all sources have read."""
+        sources = self._sources()
+        with self._lock:
+            gpus: dict[str, Gpu] = {}
+            devices: dict[str, DeviceReading] = {}
+            duplicates = set()
+            for listed in chain.from_iterable(source.lists.values() for source in sources):
+                for gpu in listed.gpus:
+                    if gpu.component in gpus:
+                        duplicates.add(gpu.component)
+                    else:
+                        gpus[gpu.component] = gpu
+                        devices[gpu.component] = listed.device
+            taken_at = min((source.taken_at for source in sources), default=time.monotonic())
+            self._reading = GpuReading(tuple(gpus.values()), taken_at, devices)
+            unlogged = duplicates - self._duplicates
+            self._duplicates |= duplicates
+        for component in sorted(unlogged):
+            _logger.warning(
+                "GPU %r is listed more than once; the device of the first hook counts, or else "
+                "that of the first provider",
+                component,
+            )
+
+
+class _List(NamedTuple):
+    gpus: Sequence[Gpu]
+    device: DeviceReading
+
+
+class _Source:
+    """Reads one provider, or all hooks, on a thread of its own.
+
+    Args:
+        name: for the log.
+        read: lists the devices; may hang.
+        close: releases the driver; may hang. None if there is nothing to release.
+        on_change: called on the thread after each read.
+
+    Attributes:
+        lists: the last list of each plugin; a provider has one, of the name "".
+        taken_at: when the oldest list was read (monotonic seconds); minus infinity before the
+            first one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], DeviceLists],
+        close: Callable[[], None] | None,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._read = read
+        self._close = close
+        self._on_change = on_change
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._requested = False
+        self._began_at: float | None = None  # of the read in progress
+        self._read_at = -math.inf  # the beginning of the last read that has ended
+        self._failed = False
+        self.lists: dict[str, _List] = {}
+        self.taken_at = -math.inf
+
+    def start(self) -> None:
+        """Start the thread, which reads at once.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        with self._changed:
+            self._stopping = False
+            if self._thread is not None:  # it may hang
+                return
+            self._requested = True
+            thread = threading.Thread(target=self._run, name="monitor-gpus", daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def stop(self) -> None:
+        """Let the thread end after the read in progress."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def join(self, deadline: float) -> None:
+        """Wait for the end of the thread, up to a time by the monotonic clock."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def has_read_since(self, oldest: float) -> bool:
+        """Whether a read that began at `oldest` or later has ended."""
+        return self._read_at >= oldest
+
+    def request(self) -> None:
+        """Let the thread read as soon as it can."""
+        with self._changed:
+            self._requested = True
+            self._changed.notify_all()
+
+    def wait(self, oldest: float, seconds: float, deadline: float) -> None:
+        """Wait for the end of a read that began at `oldest` or later.
+
+        Args:
+            oldest: monotonic seconds.
+            seconds: the time that the driver has for a read, also for one in progress.
+            deadline: when to wait no longer (monotonic seconds).
+        """
+        with self._changed:
+            if self._began_at is not None:
+                deadline = min(deadline, self._began_at + seconds)
+            self._changed.wait_for(
+                lambda: self._stopping or self._read_at >= oldest,
+                max(0.0, deadline - time.monotonic()),
+            )
+
+    def _run(self) -> None:
+        pause = 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._requested, pause)
+                if self._stopping:
+                    break
+                self._requested = False
+                began_at = self._began_at = time.monotonic()
+            cpu_seconds = -time.thread_time()
+            self._read_once(began_at)
+            cpu_seconds += time.thread_time()
+            pause = max(_INTERVAL_SECONDS, _PAUSE_PER_CPU_SECOND * cpu_seconds)
+            with self._changed:
+                self._began_at, self._read_at = None, began_at
+                self._changed.notify_all()
+        if self._close is not None:
+            try:
+                self._close()
+            except Exception:
+                _logger.exception("%s: the driver could not be released", self._name)
+        with self._changed:
+            self._thread = None
+
+    def _read_once(self, began_at: float) -> None:
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            found = self._read()
+            lists = {
+                name: _List(gpus, DeviceReading(began_at, _find_processes(gpus, since_boot)))
+                for name, gpus in found.items()
+                if gpus is not None
+            }
+        except Exception:  # a provider calls third-party code
+            if not self._failed:
+                message = "%s: the GPUs could not be read; this is logged once until they can"
+                _logger.exception(message, self._name)
+            self._failed = True
+            return
+        self._failed = False
+        kept = {name: each for name, each in self.lists.items() if name in found}
+        self.lists = {**kept, **lists}
+        times = [each.device.taken_at for each in self.lists.values()]
+        self.taken_at = min(times, default=began_at)
+        self._on_change()
+
+
+def _lists_of(provider: GpuProvider) -> Callable[[], DeviceLists]:
+    return lambda: {"": provider.read()}
+
+
+def _find_processes(gpus: Sequence[Gpu], since_boot: float) -> dict[int, GpuProcess]:
+    """Find the processes that devices name by their PIDs.
+
+    Args:
+        gpus: the devices.
+        since_boot: when the read began, in seconds since boot. A process that started later has the
+            PID of another one that has ended.
+    """
+    found: dict[int, GpuProcess] = {}
+    for pid in {use.pid for gpu in gpus for use in gpu.uses or ()}:
+        row = read_row(pid)
+        if row is not None and row.started <= since_boot * TICKS_PER_SECOND:
+            found[pid] = GpuProcess(row.started, row.name, _user_of(pid))
+    return found
+
+
+def _user_of(pid: int) -> str | None:
+    try:
+        number = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
