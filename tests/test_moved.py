@@ -17,7 +17,6 @@ OLD_NAMES = {
     "hook_events": ["Event", "EventHooks"],
     "hook_settings": ["HookSettings", "Limits", "count", "per_model", "seconds", "size"],
     "models": ["Backend", "Reading", "State"],
-    "nvml": ["Nvml"],
     "observation": ["Observation"],
     "send_queue": ["NotSent", "SendQueue"],
     "settings": ["Settings"],

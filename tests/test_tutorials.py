@@ -22,7 +22,6 @@ COMMANDS = {
     "tutorials/first-steps": 10,
     "tutorials/your-first-hook": 8,
     "how-to/automatic-stops": 2,
-    "how-to/gpu-memory": 3,
 }
 # A step: what to press where the last program runs, or a block with its marker.
 STEP = re.compile(

@@ -16,7 +16,7 @@ from ..support import logged
 from .support import SHELF, copy_hooks
 
 # These files only say that they can be removed.
-REPLACED = ["drm_memory"]
+REPLACED = ["drm_memory", "nvidia_memory"]
 STEMS = sorted(path.stem for path in SHELF.glob("*.py"))
 PAGE = (SHELF.parent / "docs" / "reference" / "hook-files.md").read_text()
 SECTIONS = {

@@ -1,3 +1,0 @@
-"""Moved to `monitor_plugin.hook_support.nvml`."""
-
-from monitor_plugin.hook_support.nvml import *  # noqa: F403
