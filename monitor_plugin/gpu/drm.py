@@ -39,8 +39,8 @@ class DrmProvider:
     have system memory alone, which counts as `gtt`.
 
     The temperature is that of the edge (amdgpu; where there is no such sensor, of the junction) or
-    of the package (i915, xe). The power of i915 and xe is the average since the last reading, as
-    they count energy.
+    of the package (i915, xe). The power of an APU includes that of its CPU. The power of i915 and xe
+    is the average since the last reading, as they count energy.
 
     Sources: Documentation/gpu/amdgpu/ and Documentation/ABI/testing/sysfs-driver-intel-*-hwmon of
     the kernel. The provider was tested with recorded files, not on a device.
