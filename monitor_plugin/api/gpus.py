@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..backends.registry import Record, Registry
 from ..domain.gpus import Gpu, GpuUse
-from ..gpu.reading import GpuReading
+from ..gpu.reading import GpuReading, reports_gtt, reports_memory
 from ..processes.process_table import ProcessIdentity
 from .schemas import GpuItem, GpuModelItem, GpuProcessItem, NodeGpuItem
 
@@ -41,6 +41,12 @@ class GpuLister:
     def _item(
         self, gpu: Gpu, reading: GpuReading, owners: Mapping[ProcessIdentity, Sequence[Record]]
     ) -> GpuItem:
+        unread = {
+            record
+            for (pid, _), records in (owners.items() if gpu.unread else ())
+            if pid in gpu.unread
+            for record in records
+        }
         used_by: dict[Record, list[GpuUse]] = {}
         ours: list[GpuUse] = []
         others: list[GpuUse] = []
@@ -54,7 +60,7 @@ class GpuLister:
             if not records:
                 name, user = (process.name, process.user) if process else (None, None)
                 processes.append(GpuProcessItem(use.pid, name, user, use.memory, use.gtt))
-        sums, notes = _account(gpu, ours, others)
+        sums, notes = _account(gpu, ours, others, {each.backend.model for each in unread})
         age_seconds = reading.age_seconds(gpu)
         if reading.is_stale(gpu):
             notes.insert(0, f"the driver has not answered for {age_seconds:.0f} s")
@@ -65,8 +71,8 @@ class GpuLister:
                 GpuModelItem(
                     record.backend.model,
                     record.backend.pid,
-                    _sum(each.memory for each in uses),
-                    _sum(each.gtt for each in uses),
+                    None if record in unread else _sum(each.memory for each in uses),
+                    None if record in unread else _sum(each.gtt for each in uses),
                 )
                 for record, uses in used_by.items()
             ],
@@ -77,7 +83,10 @@ class GpuLister:
 
 
 def _account(
-    gpu: Gpu, our_uses: Sequence[GpuUse], other_uses: Sequence[GpuUse]
+    gpu: Gpu,
+    our_uses: Sequence[GpuUse],
+    other_uses: Sequence[GpuUse],
+    unread_models: Collection[str],
 ) -> tuple[dict[str, int | None], list[str]]:
     """Divide the used memory into `ours`, `others` and `unexplained`.
 
@@ -92,16 +101,20 @@ def _account(
     ours, others = (_sum((e.memory for e in uses), 0) for uses in (our_uses, other_uses))
     unknown = [str(each.pid) for each in (*our_uses, *other_uses) if each.memory is None]
     unexplained = None
+    if unread_models:
+        ours = None
+        models = ", ".join(sorted(unread_models))
+        notes.append(f"ours and unexplained are not known: processes of {models} cannot be read")
     if unknown:
         parts = [name for name, amount in (("ours", ours), ("others", others)) if amount is None]
-        notes.append(
-            f"{' and '.join(parts)} and unexplained are not known: the driver does not report the "
-            f"memory of PID {', '.join(unknown)}"
-        )
+        reason = f"the driver does not report the memory of PID {', '.join(unknown)}"
+        if reports_gtt(gpu) and not reports_memory(gpu):
+            reason = "the driver reports system memory (gtt) alone"
+        notes.append(f"{' and '.join(parts)} and unexplained are not known: {reason}")
     elif gpu.used is None:
         notes.append("unexplained is not known: the driver does not report the used memory")
-    else:
-        unexplained = gpu.used - (ours or 0) - (others or 0)
+    elif ours is not None and others is not None:
+        unexplained = gpu.used - ours - others
         if unexplained < 0:
             notes.append(
                 f"unexplained is not known: the processes use {-unexplained} bytes more than the "

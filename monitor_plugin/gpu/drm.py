@@ -39,8 +39,8 @@ class DrmProvider:
     have system memory alone, which counts as `gtt`.
 
     The temperature is that of the edge (amdgpu; where there is no such sensor, of the junction) or
-    of the package (i915, xe). The power of an APU includes that of its CPU. The power of i915 and xe
-    is the average since the last reading, as they count energy.
+    of the package (i915, xe). The power of an APU includes that of its CPU. i915 and xe count
+    energy, so their power is the average since the last reading.
 
     Sources: Documentation/gpu/amdgpu/ and Documentation/ABI/testing/sysfs-driver-intel-*-hwmon of
     the kernel. The provider was tested with recorded files, not on a device.
@@ -111,7 +111,7 @@ class DrmProvider:
             power_watts=self._read_power(card, hwmon),
             uses=None if usage is None else usage.uses.get(card.address, []),
             unread=frozenset() if usage is None else usage.unread,
-            note=_describe_unknown(card, used, usage),
+            note=_describe_unread(usage),
         )
 
     def _read_intel_total(self, card: _Card) -> int | None:
@@ -150,22 +150,15 @@ class DrmProvider:
         return (microjoules - before) / 1e6 / (now - read_at)
 
 
-def _describe_unknown(card: _Card, used: int | None, usage: DrmUsage | None) -> str | None:
-    notes = []
-    if used is None:
-        notes.append(f"The driver {card.driver} does not report the memory in use.")
+def _describe_unread(usage: DrmUsage | None) -> str | None:
     if usage is None:
-        notes.append("Processes cannot be listed, so it is not known which use the GPU.")
-    elif usage.error:
-        notes.append(
-            f"Some processes cannot be read ({usage.error}), so their use of the GPU is not known. "
-            "Run the monitor as root, in a container with the capability SYS_PTRACE."
-        )
-    if usage and any(
-        use.memory is None and use.gtt is None for use in usage.uses.get(card.address, ())
-    ):
-        notes.append(f"The driver {card.driver} does not report the memory of some processes.")
-    return " ".join(notes) or None
+        return "Processes cannot be listed, so it is not known which use the GPU."
+    if usage.error is None:
+        return None
+    return (
+        f"Some processes cannot be read ({usage.error}), so their use of the GPU is not known. "
+        "Run the monitor as root, in a container with the capability SYS_PTRACE."
+    )
 
 
 def _find_hwmon(card: _Card) -> str | None:

@@ -122,9 +122,11 @@ class GpuReading:
         by_process: Mapping[ProcessIdentity, Sequence[tuple[Gpu, GpuUse]]]
         by_process = self._by_process  # type: ignore[attr-defined]
         uses: dict[str, list[GpuUse]] = {each.component: [] for each in self.gpus}
-        for identity in processes:
+        identities = list(processes)
+        for identity in identities:
             for gpu, use in by_process.get(identity, ()):
                 uses[gpu.component].append(use)
+        pids = {pid for pid, _ in identities}
         parents = {each.parent for each in self.gpus} - {None}
         components: dict[str, int] = {}
         unknown: set[str] = set()
@@ -133,7 +135,7 @@ class GpuReading:
             if self.is_stale(gpu) or (gpu.uses is None and gpu.uuid not in parents):
                 unknown |= {gpu.component, _gtt_component(gpu)}
             else:
-                known, not_known = _sum_uses(gpu, uses[gpu.component])
+                known, not_known = _sum_uses(gpu, uses[gpu.component], pids)
                 components.update(known)
                 unknown |= not_known
         return Held(components, frozenset(unknown))
@@ -147,28 +149,52 @@ def held_by(gpus: Iterable[Gpu], pids: Collection[int]) -> dict[str, int]:
     """
     components: dict[str, int] = {}
     for gpu in gpus:
-        components.update(_sum_uses(gpu, [each for each in gpu.uses or () if each.pid in pids])[0])
+        uses = [each for each in gpu.uses or () if each.pid in pids]
+        components.update(_sum_uses(gpu, uses, pids)[0])
     return components
 
 
-def _sum_uses(gpu: Gpu, uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str]]:
-    """Return bytes by component, and the components that are not known."""
-    if not uses:
+def reports_memory(gpu: Gpu) -> bool:
+    """Whether a driver reports any amount of memory on a device. A GPU may have none of its own."""
+    return _is_any_known(gpu.total, gpu.used, *(each.memory for each in gpu.uses or ()))
+
+
+def reports_gtt(gpu: Gpu) -> bool:
+    """Whether a driver reports any amount of system memory that is used through a device."""
+    return _is_any_known(gpu.gtt_total, gpu.gtt_used, *(each.gtt for each in gpu.uses or ()))
+
+
+def _sum_uses(
+    gpu: Gpu, uses: Sequence[GpuUse], pids: Collection[int]
+) -> tuple[dict[str, int], set[str]]:
+    """Return bytes by component, and the components that are not known.
+
+    Args:
+        gpu: the device.
+        uses: those of the processes.
+        pids: all of the processes.
+    """
+    is_unread = not gpu.unread.isdisjoint(pids)
+    if not uses and not is_unread:
         return {}, set()
     components: dict[str, int] = {}
     unknown: set[str] = set()
-    has_gtt = gpu.gtt_total is not None or gpu.gtt_used is not None
-    has_gtt = has_gtt or any(each.gtt is not None for each in uses)
+    has_gtt = reports_gtt(gpu)
+    has_memory = reports_memory(gpu) or bool(uses and not has_gtt)
     for name, amounts in (
-        (gpu.component, [each.memory for each in uses]),
+        (gpu.component if has_memory else "", [each.memory for each in uses]),
         (_gtt_component(gpu) if has_gtt else "", [each.gtt for each in uses]),
     ):
         known = [each for each in amounts if each is not None]
-        if name and len(known) == len(amounts):
+        if name and len(known) == len(amounts) and not is_unread:
             components[name] = sum(known)
         elif name:
             unknown.add(name)
     return components, unknown
+
+
+def _is_any_known(*amounts: int | None) -> bool:
+    return any(each is not None for each in amounts)
 
 
 def _gtt_component(gpu: Gpu) -> str:
