@@ -267,18 +267,22 @@ OWN = {"memory_limit": 5 * 2**30, "memory_available": 2**30, "cpu_limit": 1.5}
 @pytest.mark.parametrize(
     ("listed", "summary", "base"),
     [
-        (with_machines(WHOLE), "4.0 GiB of 23.5 GiB;", "% of the machine's,"),
+        (with_machines(WHOLE), "4.0 GiB of 23.5 GiB;", " 17.0 % of the machine's,"),
         (
             with_machines(LIMITED),
             "4.0 GiB of 8.0 GiB (limit; the machine has 23.5 GiB);",
-            "% of 8.0 GiB (limit; the machine has 23.5 GiB),",
+            " 50.0 % of 8.0 GiB (limit; the machine has 23.5 GiB),",
         ),
         (
             with_machines(LIMITED, limits=OWN),
             "4.0 GiB of 8.0 GiB (limit; the machine has 23.5 GiB);",
-            "% of 5.0 GiB (limit; the machine has 23.5 GiB),",
+            " 80.0 % of 5.0 GiB (limit; the machine has 23.5 GiB),",
         ),
-        (with_machines(LIMITED, limits={"cpu_limit": 2}), "of 8.0 GiB (", "% of the machine's,"),
+        (
+            with_machines(LIMITED, limits={"cpu_limit": 2}),
+            "of 8.0 GiB (",
+            " 17.0 % of the machine's,",
+        ),
         (with_machines(WHOLE, limits=OWN), "4.0 GiB of 23.5 GiB;", "% of 5.0 GiB (limit;"),
         (
             with_machines(WHOLE, LIMITED),
@@ -307,12 +311,12 @@ def test_limits_of_a_backend_are_details() -> None:
 def test_pressure_is_shown_where_it_is_known_and_not_zero() -> None:
     """In a line below the table, and in the first line of `top`; in a cluster with the node."""
     tight = {**WHOLE, "memory_pressure": 12.34, "cpu_pressure": 0.5}
-    words = "memory pressure 12.3 % of the last 10 s, CPU pressure 0.5 % of the last 10 s"
+    words = "memory pressure 12.3 % of the last 10 s"
     listed = with_machines(tight)
     assert f"\n{words}" in text_of(backends_view(listed, None, 200), 200)
     screen = Screen("u", listed, listed.backends, 0, "memory", [], None, None, None)
     assert f"by memory  {words}" in text_of(draw(screen, 200, 24)[0], 200)
-    at_rest = {**WHOLE, "memory_pressure": 0.04, "cpu_pressure": 0.0}
+    at_rest = {**WHOLE, "memory_pressure": 0.04, "cpu_pressure": 50.0}
     for machine in (WHOLE, at_rest):
         assert "pressure" not in text_of(backends_view(with_machines(machine), None, 200), 200)
     text = text_of(backends_view(with_machines(at_rest, tight), None, 200), 200)

@@ -284,6 +284,186 @@ def test_page_names_the_process_that_serves_an_address(
     shows(page, "own", "Served by", f"PID {own.pid}\n")
 
 
+def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change each answer of GET /backends before the page gets it, until `page.unroute_all`."""
+
+    def edited(route: Any) -> None:
+        body = route.fetch().json()
+        edit(body)
+        route.fulfill(json=body)
+
+    page.route(re.compile(r"/backends\b(?!\.js)"), edited)
+    page.reload()
+
+
+def test_page_says_what_limits_are_in_force(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Memory is that of the limit, of the monitor or the backend's own; pressure is said."""
+    monitor = make_swept()
+    for model in ("own", "shared"):
+        register(monitor, model)
+    page = tabs.open(monitor.url).page
+    machine: dict[str, Any] = {"memory_total": 47 * 2**29, "cpus": 4}
+    limited = {"memory_limit": 2**33, "memory_available": 2**32, "cpu_limit": 1.5}
+
+    def edit(body: dict[str, Any]) -> None:
+        for item in body["backends"]:
+            item["memory"] = {"total": 2**30, "breakdown": {}}
+            if item["model"] == "own":
+                item["limits"] = {"memory_limit": 2**31, "cpu_limit": 2.0, "cpu_pressure": 0.0}
+        body["machine"] = machine
+
+    edit_answers(page, edit)
+    held, more = page.locator("#held"), page.locator("#machines li")
+    whole = r"hold 2 GiB of the machine.s 23\.5 GiB, 8\.5 %"
+    eventually(lambda: re.search(whole, held.inner_text()))
+    assert more.all_inner_texts() == ["4 CPU cores"]
+    machine |= {**limited, "memory_pressure": 12.3, "cpu_pressure": 0.0}
+    eventually(lambda: "of 8 GiB (limit; the machine has 23.5 GiB), 25 %" in held.inner_text())
+    assert more.all_inner_texts() == [
+        "4 GiB of memory available, 1.5 of 4 CPU cores (limit), "
+        "memory pressure 12 % of the last 10 s"
+    ]
+    shows(page, "shared", "13 % of 8 GiB (limit; the machine has 23.5 GiB)")
+    shows(page, "own", "50 % of 2 GiB (limit; the machine has 23.5 GiB)")
+    for model, words in (("own", "2 CPU cores (limit)"), ("shared", "those of the monitor")):
+        row(page, model).locator("summary").click()
+        shows(page, model, words)
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_page_shows_the_kinds_of_memory(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Memory of files is lighter on the bar, and named; a peak is shown, also of an ended one."""
+    monitor = make_swept()
+    register(monitor, "mapped", "--no-status")
+    os.kill(register(monitor, "ended").pid, signal.SIGKILL)
+    tab = tabs.open(monitor.url)
+    page = tab.page
+    end_of(page, "ended")
+    tree: dict[str, Any] = {
+        "pss": 500 * 2**20,
+        "anonymous": 25 * 2**20,
+        "file": 475 * 2**20,
+        "shared": 0,
+    }
+    tree |= {"swap": 3 * 2**20, "memory_age_seconds": 12.0}
+    tree["peak_rss"] = 700 * 2**20
+
+    def edit(body: dict[str, Any]) -> None:
+        for item in body["backends"]:
+            item["memory"] = {"total": tree["pss"], "breakdown": {"vram:nvidia0": 2**30}}
+            item["memory_source"] = "pss"
+            item["process"]["tree"] |= tree
+        for end in body["ended"]:
+            end["peak_rss"] = 300 * 2**20
+
+    edit_answers(page, edit)
+    shows(page, "mapped", "anonymous 25 MiB", "files (can be dropped) 475 MiB")
+    shows(page, "mapped", "vram:nvidia0 (GPU) 1 GiB")
+    colours = (
+        row(page, "mapped")
+        .locator(".bar span")
+        .evaluate_all(
+            "spans => spans.map(s => [s.dataset.colour, getComputedStyle(s).backgroundImage])"
+        )
+    )
+    assert [(colour, "gradient" in image) for colour, image in colours] == [
+        ("anonymous", False),
+        ("file", True),
+    ]
+    row(page, "mapped").locator("summary").click()
+    shows(page, "mapped", "Anonymous\n25 MiB", "File\n475 MiB (the kernel can drop it)")
+    shows(page, "mapped", "Shared\n0 B", "Swap\n3 MiB", "Memory read\n12 s ago")
+    shows(page, "mapped", "Peak RSS\n700 MiB")
+    assert "300 MiB" in end_of(page, "ended")
+    page.unroute_all(behavior="ignoreErrors")
+
+
+GPU: dict[str, Any] = {
+    "index": 0, "uuid": "GPU-a", "name": HOSTILE, "vendor": "nvidia", "parent": None,
+    "component": "vram:nvidia0", "total": 80 * 2**30, "used": 30 * 2**30, "free": 49 * 2**30,
+    "ours": 22 * 2**30, "others": 6 * 2**30, "unexplained": 2 * 2**30, "gtt_total": None,
+    "gtt_used": None, "utilization_percent": 37.0, "temperature_celsius": 61.0,
+    "power_watts": 251.3, "note": None, "age_seconds": 0.3,
+    "models": [{"model": HOSTILE, "pid": 4711, "memory": 22 * 2**30, "gtt": None}],
+    "processes": [
+        {"pid": 99, "name": HOSTILE, "user": "alice", "memory": 6 * 2**30, "gtt": None},
+        {"pid": 98, "name": None, "user": None, "memory": None, "gtt": None},
+    ],
+}  # fmt: skip
+UNKNOWN_GPU: dict[str, Any] = {
+    **dict.fromkeys(GPU), "vendor": "nvidia", "component": "vram:nvidia0:mig1", "uuid": "MIG-b",
+    "parent": "GPU-a", "used": 2**30, "models": [], "processes": [], "note": f"run it {HOSTILE}",
+    "age_seconds": 40.0,
+}  # fmt: skip
+APU: dict[str, Any] = {
+    **dict.fromkeys(GPU), "vendor": "amd", "component": "vram:amdgpu:0000:c4:00.0",
+    "total": 2**29, "used": 2**28, "free": 2**28, "ours": 2**28, "others": 0, "unexplained": 0,
+    "gtt_total": 60 * 2**30, "gtt_used": 24 * 2**30,
+    "models": [{"model": f"m{n}", "pid": n, "memory": n, "gtt": 2**30} for n in range(10, 20)],
+    "processes": [],
+}  # fmt: skip
+EIGHT = [{**GPU, "uuid": f"{n}" * 200, "component": f"vram:nvidia{n}"} for n in range(1, 9)]
+
+
+def test_panel_shows_each_gpu_and_who_holds_it(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """It is hidden without a GPU; what is not known is unknown, and no text is parsed."""
+    monitor = make_swept()
+    register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    badge(page, "m")("ready")
+    listed: list[dict[str, Any]] = []
+    edit_answers(page, lambda body: body.update(gpus=listed))
+    badge(page, "m")("ready")
+    assert not page.locator("#gpus").is_visible()
+    listed += [UNKNOWN_GPU, APU, GPU]
+    rows = page.locator("#gpus-table tbody tr")
+    eventually(lambda: rows.count() == 3)
+    assert page.locator("#gpus-sum").inner_text() == "2 devices, 30.3 GiB of 80.5 GiB used"
+    apu, whole, part = (text.replace("\xa0", " ") for text in rows.all_inner_texts())
+    for words in (
+        f"{HOSTILE}\nindex 0, vram:nvidia0\nGPU-a", "30 GiB of 80 GiB (38 %)",
+        "our models 22 GiB", "other processes 6 GiB", "unexplained 2 GiB", "free 49 GiB",
+        f"{HOSTILE} 22 GiB PID 4711", f"{HOSTILE} 6 GiB another process, PID 99, user alice",
+        "unknown unknown another process, PID 98, user unknown", "37 % utilisation\n61 °C\n251 W",
+    ):  # fmt: skip
+        assert words in whole
+    for words in (
+        "instance (MIG) of GPU-a", "1 GiB of unknown", "our models unknown", "unexplained unknown",
+        "of unknown owners 1 GiB", "free unknown", f"run it {HOSTILE}", "read 40 s ago",
+    ):  # fmt: skip
+        assert words in part
+    assert not re.search(r"\b0 ", part)
+    for words in ("GTT (system memory) 24 GiB of 60 GiB", "m19 19 B and GTT 1 GiB", "5 more 60 B"):
+        assert words in apu
+    assert [rows.nth(at).get_attribute("class") or "" for at in range(3)] == ["", "", "instance"]
+    widths = (
+        rows.nth(1)
+        .locator(".bar span")
+        .evaluate_all("spans => spans.map(span => [span.dataset.colour, span.style.width])")
+    )
+    assert widths == [["ours", "27.5%"], ["others", "7.5%"], ["unexplained", "2.5%"]]
+    for each in listed:
+        each["node"] = "node-a"
+    listed.append({**UNKNOWN_GPU, "node": "node-b"})
+    eventually(lambda: rows.count() == 4)
+    assert "vram:nvidia0:mig1 on node-b" in rows.nth(3).inner_text()
+    assert not rows.nth(3).get_attribute("class")  # its GPU is not that of node-a
+    summary = page.locator("#gpus-details > summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    page.locator("#gpus-table").wait_for(state="hidden")
+    listed.clear()
+    page.locator("#gpus").wait_for(state="hidden")
+    assert page.locator("img").count() == 0
+    page.unroute_all(behavior="ignoreErrors")
+
+
 class Components:
     @hookimpl
     def monitor_memory_components(self, backend: Backend, pids: Sequence[int]) -> Mapping[str, int]:
@@ -420,7 +600,9 @@ def test_page_is_accessible(
         monitor.url, color_scheme=scheme, viewport={"width": 1280, "height": 900},
         reduced_motion="reduce",
     ).page  # fmt: skip
+    edit_answers(page, lambda body: body.update(gpus=[GPU, UNKNOWN_GPU, APU, *EIGHT]))
     end_of(page, "crashed")
+    page.locator("#gpus-details > summary").click()
     badge(page, "silent")("unknown")
     shows(page, "silent", "UNAVAILABLE")
     badge(page, "starts")("starting")
@@ -440,6 +622,7 @@ def test_page_is_accessible(
     stop_button(page, "in error").click()
     page.get_by_role("dialog", name="Stop in error?").wait_for()
     check()
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_unreachable_monitor_is_asked_again(

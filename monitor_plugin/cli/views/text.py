@@ -110,25 +110,30 @@ def memory_bytes(item: NodeBackendItem) -> int | None:
 
 
 def memory_percent(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> float | None:
-    """Return the memory of a backend in percent of its machine's; None if it is unknown."""
-    machines = {each.node: each.machine for each in answer.nodes}
-    machine = machines.get(item.node) or answer.machine
-    if item.memory is None or not machine or not machine.memory_total:
-        return None
-    return 100 * item.memory.total / machine.memory_total
+    """Return the memory of a backend in percent of what it may use; None if it is unknown.
+
+    It may use the lowest limit in force, or else the memory of its machine.
+    """
+    limit, total = _memory_limit(item, answer)
+    usable = total if limit is None else limit
+    return 100 * item.memory.total / usable if item.memory and usable else None
 
 
 def memory_share(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> str:
     """Return the memory of a backend in percent, and of what."""
+    limit, total = _memory_limit(item, answer)
+    base = "the machine's" if limit is None else _limited(limit, total)
+    return f"{percent(memory_percent(item, answer))} % of {base}"
+
+
+def _memory_limit(
+    item: NodeBackendItem, answer: ClusterBackendsAnswer
+) -> tuple[int | None, int | None]:
+    """Return the limit of memory for a backend, None for no limit, and its machine's memory."""
     machines = {each.node: each.machine for each in answer.nodes}
     machine = machines.get(item.node) or answer.machine
-    own = item.limits or machine
-    limit = own.memory_limit if own else None
-    if limit is None:
-        base = "the machine's"
-    else:
-        base = _limited(limit, machine.memory_total if machine else None)
-    return f"{percent(memory_percent(item, answer))} % of {base}"
+    limits = item.limits or machine
+    return (limits.memory_limit if limits else None), (machine.memory_total if machine else None)
 
 
 def _limited(limit: int, total: int | None) -> str:
@@ -148,27 +153,27 @@ def describe_limits(limits: Limits) -> str:
     if limits.memory_available is not None:
         memory += f" ({amount(limits.memory_available)} available)"
     cores = [] if limits.cpu_limit is None else [f"{limits.cpu_limit:g} CPU cores"]
-    return ", ".join([memory, *cores, *_pressures(limits)])
+    pressures = _pressure("memory", limits.memory_pressure)
+    pressures += _pressure("CPU", limits.cpu_pressure)
+    return ", ".join([memory, *cores, *pressures])
 
 
 def pressure_lines(answer: ClusterBackendsAnswer) -> list[str]:
-    """Return a line for each machine on which processes wait for memory or for a core."""
+    """Return a line for each machine with backends on which processes wait for memory."""
     machines = [(f"{printable(each.node)}: ", each.machine) for each in answer.nodes]
-    lines = [
-        (prefix, ", ".join(_pressures(machine)))
-        for prefix, machine in machines or [("", answer.machine)]
-        if machine
-    ]
-    return [prefix + text for prefix, text in lines if text]
-
-
-def _pressures(limits: Limits | Machine) -> list[str]:
-    shares = [("memory", limits.memory_pressure), ("CPU", limits.cpu_pressure)]
     return [
-        f"{name} pressure {percent(share)} % of the last 10 s"
-        for name, share in shares
-        if share and share >= 0.05  # less is shown as 0.0
+        prefix + line
+        for prefix, machine in machines or [("", answer.machine)]
+        if machine and answer.backends
+        for line in _pressure("memory", machine.memory_pressure)
     ]
+
+
+def _pressure(name: str, share: float | None) -> list[str]:
+    """Return how much of the time some process waited; nothing if it is unknown or about 0."""
+    return (
+        [f"{name} pressure {percent(share)} % of the last 10 s"] if share and share >= 0.05 else []
+    )
 
 
 def cpu_percent(item: NodeBackendItem) -> float | None:

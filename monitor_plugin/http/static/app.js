@@ -5,6 +5,7 @@ import { BackendsTable } from "./backends.js";
 import { byId, setText } from "./dom.js";
 import { EndsTable } from "./ends.js";
 import { Feed } from "./feed.js";
+import { showGpus } from "./gpus.js";
 import { History } from "./history.js";
 import { announce, sentence } from "./notices.js";
 import { showOverview } from "./overview.js";
@@ -51,6 +52,7 @@ const feed = new Feed({
     const now = monitorTime(answer);
     history.add(answer.backends, now);
     table.update(answer, now);
+    showGpus(answer.gpus ?? []);
     showRefused(answer.refused ?? []);
     ends.update(answer.ended, now);
     const trouble = showOverview(answer);

@@ -11,6 +11,7 @@ export class Palette {
 
   of(part) {
     if (part.rest) return "rest";
+    if (part.kind) return part.kind;
     if (!this.#colours.has(part.name)) this.#colours.set(part.name, this.#colours.size % COLOURS);
     return String(this.#colours.get(part.name));
   }

@@ -62,10 +62,21 @@ export const cpuOf = (item) => item.process?.tree?.cpu_percent ?? item.process?.
 
 export const memoryOf = (item) => item.memory?.total ?? null;
 
-const onGpu = (name) => /^vram(:|$)/.test(name);
+const onGpu = (name) => /^(vram|gtt)(:|$)/.test(name);
 
-/** The parts of a backend's memory, the largest first. Components on a GPU (`vram`, `vram:0`) are
- *  not part of the machine's memory. The rest of the total, beyond all components, is `other`. */
+// The kinds of memory that make up the PSS of a process tree, and their names on the page.
+const KINDS = { anonymous: "anonymous", shared: "shared memory", file: "files (can be dropped)" };
+
+/** The kinds of a backend's memory, where its total is the PSS of its tree; else none. */
+function kindsOf({ memory_source: source, process }) {
+  const kinds = Object.entries(KINDS).map(([kind, name]) => ({ kind, name, size: process?.tree?.[kind] ?? null }));
+  const known = source === "pss" && kinds.every(({ size }) => size !== null);
+  return known ? kinds.filter(({ size }) => size > 0) : [];
+}
+
+/** The parts of a backend's memory: its components, the largest first, or else its kinds.
+ *  Components on a GPU (`vram`, `vram:0`) are not part of the machine's memory. The rest of the
+ *  total, beyond all components, is `other`. */
 export function partsOf(item) {
   const components = Object.entries(item.memory?.breakdown ?? {})
     .map(([name, size]) => ({ name, size, gpu: onGpu(name) }))
@@ -75,6 +86,8 @@ export function partsOf(item) {
     .reduce((sum, part) => sum + part.size, 0);
   const rest = (memoryOf(item) ?? 0) - explained;
   const main = components.filter((part) => !part.gpu);
+  const kinds = main.length === 0 ? kindsOf(item) : [];
+  if (kinds.length > 0) return { main: kinds, gpu: components };
   return {
     main: rest > 0 && components.length > 0 ? [...main, { name: "other", size: rest, rest: true }] : main,
     gpu: components.filter((part) => part.gpu),

@@ -64,6 +64,7 @@ function makeRow(onStop) {
     cell("Cause", element("span", { class: "badge" }), " ", element("span", { class: "more" }), left),
     cell("When", element("time")),
     cell("Had run for"),
+    cell("Peak RSS"),
     cell("PID"),
   );
   button.addEventListener("click", () => {
@@ -74,7 +75,7 @@ function makeRow(onStop) {
 
 function showEnd(row, end, now, stopping) {
   row.end = end;
-  const [model, cause, when, ran, pid] = row.cells;
+  const [model, cause, when, ran, peak, pid] = row.cells;
   const { word, tone, why } = ending(end);
   setText(model.firstElementChild, end.model);
   row.dataset.tone = tone;
@@ -87,6 +88,7 @@ function showEnd(row, end, now, stopping) {
   time.title = moment(end.ended_at);
   setText(time, `${duration(now - Date.parse(end.ended_at) / 1000)} ago`);
   setText(ran, duration(secondsBetween(end.created_at, end.ended_at)));
+  setText(peak, bytes(end.peak_rss));
   setText(pid, end.node ? `${end.pid} on ${end.node}` : String(end.pid));
 }
 

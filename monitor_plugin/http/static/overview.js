@@ -4,6 +4,7 @@ import { drawBar, listParts } from "./bars.js";
 import { condition, memoryOf } from "./conditions.js";
 import { byId, element, fill, setText } from "./dom.js";
 import { bytes, percent, plural } from "./format.js";
+import { memoryLimit, resources, sumOfLimits } from "./limits.js";
 
 const TOP = 6;
 const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
@@ -34,13 +35,20 @@ export function showOverview({ backends, ended, machine, nodes, cluster_error: u
     line.dataset.tone = tone;
     setText(line, `${number} ${shown}`);
   });
-  const machines = nodes ? nodes.map((node) => node.machine) : [machine];
-  const sizes = machines.map((each) => each?.memory_total ?? 0);
-  showMemory(backends, sizes.reduce((total, size) => total + size, 0) || null, machines.length > 1);
+  showMemory(backends, sumOfLimits(nodes ? nodes.map((node) => node.machine) : [machine]));
+  showMachines(machine, nodes);
   return conditions.filter(({ trouble }) => trouble).length;
 }
 
-function showMemory(backends, available, several) {
+/** Say what each machine has beside the memory that backends hold. */
+function showMachines(machine, nodes) {
+  const lines = nodes
+    ? nodes.filter((node) => node.machine).map((node) => [`${node.node}: ${memoryLimit(node.machine).text}`, ...resources(node.machine)])
+    : [resources(machine ?? {})];
+  fill(byId("machines"), lines.filter((texts) => texts.length > 0), () => element("li"), (line, texts) => setText(line, texts.join(", ")));
+}
+
+function showMemory(backends, { size: available, text: whole }) {
   const models = new Map();
   let unknown = 0;
   for (const item of backends) {
@@ -57,7 +65,7 @@ function showMemory(backends, available, several) {
     parts.push({ name: `${others.length} more`, size, colour: "rest" });
   }
   const sum = sorted.reduce((total, part) => total + part.size, 0);
-  const share = available ? ` of the ${several ? "machines’" : "machine’s"} ${bytes(available)} (${percent((100 * sum) / available)})` : "";
+  const share = available ? ` of ${whole}, ${percent((100 * sum) / available)}` : "";
   const gap = unknown > 0 ? `; what ${plural(unknown, "backend holds", "backends hold")} is unknown` : "";
   const least = unknown > 0 ? "at least " : "";
   const summary = sorted.length > 0 ? `hold ${least}${bytes(sum)}${share}${gap}` : "hold an unknown amount of memory";

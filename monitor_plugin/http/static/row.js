@@ -5,6 +5,7 @@ import { Chart } from "./charts.js";
 import { condition, cpuOf, memoryOf, partsOf } from "./conditions.js";
 import { cell, element, named, setText } from "./dom.js";
 import { bytes, count, duration, moment, percent, place } from "./format.js";
+import { describeLimits, memoryLimit } from "./limits.js";
 
 const MEMORY_SOURCES = {
   backend: "as it reports",
@@ -18,6 +19,18 @@ const MAX_PARTS = 5;
 function servedBy({ served_by: pid, address_owner: owner }) {
   if (owner) return `${owner.pid ?? "another process"}, which is none of its processes`;
   return (pid ?? null) === null ? "unknown" : `PID ${pid}`;
+}
+
+/** Why a file's memory differs from other memory, where there is some. */
+const droppable = (size) => (size > 0 ? " (the kernel can drop it)" : "");
+
+function ago(seconds) {
+  return (seconds ?? null) === null ? "unknown" : `${duration(seconds)} ago`;
+}
+
+function gpuMemory(tree) {
+  const { vram, gtt } = tree ?? {};
+  return (gtt ?? null) === null ? bytes(vram) : `${bytes(vram)}, GTT ${bytes(gtt)}`;
 }
 
 export class Row {
@@ -61,7 +74,7 @@ export class Row {
     this.item = item;
     this.#last = [item, machine, series, now];
     this.#state(item, now);
-    this.#facts(item);
+    this.#facts(item, machine);
     this.#memory(item, machine);
     this.cpu.update(percent(cpuOf(item)), series.times, series.cpu, now);
     this.trend.update("", series.times, series.memory, now);
@@ -114,7 +127,7 @@ export class Row {
     this.#badge(word, tone, why, notes.join(", "));
   }
 
-  #facts(item) {
+  #facts(item, machine) {
     setText(this.under, `${place(item)}, up ${duration(item.uptime_seconds)}`);
     const tree = item.process?.tree;
     const facts = [
@@ -124,7 +137,14 @@ export class Row {
       ["Read by", item.source ?? "unknown"],
       ["Processes", count(tree?.processes)],
       ["RSS, PSS", `${bytes(tree?.rss)}, ${bytes(tree?.pss)}`],
-      ["GPU memory", bytes(tree?.vram)],
+      ["Peak RSS", bytes(tree?.peak_rss)],
+      ["Anonymous", bytes(tree?.anonymous)],
+      ["File", `${bytes(tree?.file)}${droppable(tree?.file)}`],
+      ["Shared", bytes(tree?.shared)],
+      ["Swap", bytes(tree?.swap)],
+      ["Memory read", ago(tree?.memory_age_seconds)],
+      ["GPU memory", gpuMemory(tree)],
+      ["Limits", describeLimits(machine, item.limits)],
       ["Threads", count(tree?.threads)],
       ["Open files", count(tree?.open_files)],
     ];
@@ -139,8 +159,8 @@ export class Row {
   #memory(item, machine) {
     const total = memoryOf(item);
     setText(this.total, bytes(total));
-    const available = machine?.memory_total ?? null;
-    const share = total !== null && available ? `${percent((100 * total) / available)} of ${bytes(available)}` : "";
+    const { size: available, text: whole } = memoryLimit(machine, item.limits);
+    const share = total !== null && available ? `${percent((100 * total) / available)} of ${whole}` : "";
     setText(this.share, share);
     this.share.title = MEMORY_SOURCES[item.memory_source] ?? "";
     const { main, gpu } = partsOf(item);

@@ -1,0 +1,49 @@
+// What a machine, or a backend, may use: limits of memory and CPU, and how scarce they are.
+
+import { bytes, percent } from "./format.js";
+
+const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
+
+/** The memory that a backend may use, `{ size, text }`: the lowest limit in force, or else that of
+ *  its machine. `limits` are those of the backend, or null if they are those of the monitor. */
+export function memoryLimit(machine, limits = null) {
+  const limit = (limits ?? machine)?.memory_limit ?? null;
+  const total = machine?.memory_total ?? null;
+  if (limit === null) return { size: total, text: bytes(total) };
+  return { size: limit, text: `${bytes(limit)} (limit; the machine has ${bytes(total)})` };
+}
+
+/** The memory that backends on these machines may use together. */
+export function sumOfLimits(machines) {
+  if (machines.length === 1) {
+    const { size, text } = memoryLimit(machines[0]);
+    const limited = (machines[0]?.memory_limit ?? null) !== null;
+    return { size, text: limited ? text : `the machine’s ${text}` };
+  }
+  const total = sum(machines.map((machine) => machine?.memory_total ?? 0));
+  const size = sum(machines.map((machine) => memoryLimit(machine).size ?? 0));
+  const limited = machines.some((machine) => (machine?.memory_limit ?? null) !== null);
+  if (!limited) return { size: size || null, text: `the machines’ ${bytes(size)}` };
+  return { size, text: `${bytes(size)} (limits; the machines have ${bytes(total)})` };
+}
+
+/** What else is known of a machine, or of the limits of a backend, as a list of texts. */
+export function resources({ memory_available: available, cpu_limit: limit, cpus, memory_pressure, cpu_pressure }) {
+  const texts = [];
+  if ((available ?? null) !== null) texts.push(`${bytes(available)} of memory available`);
+  const limited = (limit ?? null) !== null && !(limit >= cpus);
+  if (limited) texts.push(`${Number(limit.toFixed(2))}${cpus ? ` of ${cpus}` : ""} CPU cores (limit)`);
+  else if (cpus) texts.push(`${cpus} CPU cores`);
+  for (const [name, share] of [["memory", memory_pressure], ["CPU", cpu_pressure]]) {
+    if (share > 0) texts.push(`${name} pressure ${percent(share)} of the last 10 s`);
+  }
+  return texts;
+}
+
+/** The limits of a backend as a text. */
+export function describeLimits(machine, limits) {
+  if ((limits ?? null) === null) return "those of the monitor";
+  const memory = limits.memory_limit ?? null;
+  const own = memory === null ? "no limit of memory" : memoryLimit(machine, limits).text;
+  return [own, ...resources(limits)].join(", ");
+}
