@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ..hooks.support import Watched, watch
 from ..support import Spawner, eventually
 from .namespaces import in_namespace, spawn_with_pid
 from .nvml import (
@@ -491,3 +492,124 @@ def test_monitor_in_a_pid_namespace_charges_no_process(
     assert first["note"] == second["note"]
     assert "--pid=host" in first["note"]
     assert reader.log == f"monitor_plugin.gpu.nvidia: {first['note']} (logged once)\n"
+
+
+def gpus_of(watched: Watched) -> list[dict[str, Any]]:
+    """Return the devices of `GET /gpus`."""
+    found: list[dict[str, Any]] = watched.client.request("GET", "/gpus").json["gpus"]
+    return found
+
+
+def test_monitor_charges_models_on_mig_instances_of_a_refused_gpu(
+    make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
+) -> None:
+    """The sums agree: what the instance uses is ours, of others, and what no process holds."""
+    pids = [spawner.sleeper().pid for _ in range(2)]
+    driver = make_driver()
+    driver.configure(
+        *("devices 0 1", *MIG_INSTANCES, f"fails all 0 {NO_PERMISSION}"),
+        *(f"compute 100 {pids[0]} {600 * MIB}", f"compute 100 {pids[1]} {400 * MIB}"),
+    )
+    watched = watch(spawner, tmp_path, None, {"m": pids[0]}, **driver.environment)
+    assert watched.breakdown() == {"vram:nvidia0:mig1": 600 * MIB}
+    first, second = gpus_of(watched)
+    assert (first["uuid"], second["uuid"]) == ("MIG-c1", "MIG-c2")
+    assert first["models"] == [{"model": "m", "pid": pids[0], "memory": 600 * MIB, "gtt": None}]
+    sums = [first[name] for name in ("used", "ours", "others", "unexplained")]
+    assert sums == [GIB, 600 * MIB, 400 * MIB, 24 * MIB]
+    assert (second["ours"], second["unexplained"], first["note"]) == (0, MIB, None)
+    watched.close()
+    assert watched.log == ""
+
+
+def test_monitor_charges_no_model_with_pids_of_another_namespace(
+    make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
+) -> None:
+    """A PID that does not exist here shows that the backend's PID may be that of another process.
+
+    Attribution comes back when the driver lists that PID no more.
+    """
+    ended = spawner.sleeper()
+    ended.kill()
+    ended.wait()
+    pid = spawner.sleeper().pid
+    driver = make_driver()
+    lines = ("devices 0 2", *COMPLETE, f"compute 0 {pid} {GIB}")
+    driver.configure(*lines, f"compute 1 {ended.pid} {MIB}")
+    watched = watch(spawner, tmp_path, None, {"m": pid}, **driver.environment)
+    assert watched.breakdown() == {}
+    for gpu in gpus_of(watched):
+        assert (gpu["models"], gpu["processes"], gpu["ours"]) == ([], [], None)
+        assert "--pid=host" in gpu["note"]
+    driver.configure(*lines)
+    eventually(lambda: watched.breakdown() == {"vram:nvidia0": GIB})
+    assert gpus_of(watched)[0]["note"] is None
+    watched.close()
+    assert watched.log.count("\n") == 1
+
+
+def test_monitor_frees_a_model_of_what_the_driver_still_lists(
+    make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
+) -> None:
+    """An ended process that is listed stays with its PID, and hides no other model's memory."""
+    process, other = spawner.sleeper(), spawner.sleeper()
+    driver = make_driver()
+    of_other = f"compute 0 {other.pid} {MIB}"
+    driver.configure("devices 0 1", *COMPLETE, of_other, f"compute 0 {process.pid} {GIB}")
+    pids = {"m": other.pid, "ended": process.pid}
+    watched = watch(spawner, tmp_path, None, pids, **driver.environment)
+    assert watched.breakdown("ended") == {"vram:nvidia0": GIB}
+    process.kill()
+    process.wait()
+    of_ended = {"pid": process.pid, "name": None, "user": None, "memory": GIB, "gtt": None}
+    eventually(lambda: gpus_of(watched)[0]["processes"] == [of_ended])
+    (gpu,) = gpus_of(watched)
+    assert (gpu["ours"], gpu["others"], gpu["note"]) == (MIB, GIB, None)
+    driver.configure("devices 0 1", *COMPLETE, of_other)
+    eventually(lambda: gpus_of(watched)[0]["others"] == 0)
+    watched.close()
+    assert "PID" not in watched.log
+
+
+# Registers a process of its own PID namespace, in which the driver lists its PID for another one.
+IN_NAMESPACE = """
+import json, subprocess
+import monitor_plugin
+
+class Ready:
+    @monitor_plugin.hookimpl
+    def monitor_query_status(self, backend):
+        return monitor_plugin.Status(monitor_plugin.State.READY)
+
+backend = subprocess.Popen(["sleep", "1000"])
+settings = monitor_plugin.Settings(listen=None, sweep_interval_seconds=0)
+with monitor_plugin.Monitor(settings, [Ready()]) as monitor:
+    monitor.hook.monitor_backend_spawned(model="m", pid=backend.pid, address="127.0.0.1:1")
+    print(backend.pid, flush=True)
+    input()
+    gpus = [[gpu.uses, gpu.note] for gpu in monitor.gpus()]
+    print(json.dumps([monitor.read("m").status.memory.breakdown, gpus]), flush=True)
+    backend.kill()
+    backend.wait()
+"""
+
+
+def test_monitor_in_a_container_charges_no_model_with_the_pids_of_the_machine(
+    make_driver: MakeDriver, spawner: Spawner
+) -> None:
+    driver = make_driver()
+    driver.configure("devices 0 1", *COMPLETE)
+    process = spawner.process(
+        *(*in_namespace(), "--mount-proc", sys.executable, "-c", IN_NAMESPACE),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **driver.environment},
+    )
+    assert process.stdout
+    pid = int(process.stdout.readline())
+    driver.configure("devices 0 1", *COMPLETE, f"compute 0 {pid} {GIB}")
+    output, log = process.communicate("\n", timeout=60)
+    breakdown, ((uses, note),) = json.loads(output)
+    assert (breakdown, uses) == ({}, None)
+    assert "--pid=host" in note
+    assert log.count("--pid=host") == 1

@@ -78,10 +78,10 @@ def copy_hooks(folder: Path, *stems: str) -> Path:
 
 
 def watch(
-    spawner: Spawner, tmp_path: Path, stem: str, pids: Mapping[str, int], **environment: str
+    spawner: Spawner, tmp_path: Path, stem: str | None, pids: Mapping[str, int], **environment: str
 ) -> Watched:
-    """Start a monitor with one shipped hook, and a process for each model as its backend."""
-    folder = copy_hooks(tmp_path / "hooks", stem)
+    """Start a monitor, with one shipped hook or none, and register a process for each model."""
+    folder = copy_hooks(tmp_path / "hooks", *([stem] if stem else []))
     log_path = tmp_path / "log"
     with log_path.open("w") as log:
         options: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": log, "cwd": ROOT}
