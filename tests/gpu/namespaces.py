@@ -1,4 +1,4 @@
-"""Processes in another PID namespace, and with a PID of one's choice."""
+"""Processes in other namespaces, and with a PID of one's choice."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def spawn_with_pid(spawner: Spawner, pid: int) -> None:
         pytest.skip(f"no process can have a PID of one's choice here: {made}")
 
 
-def in_namespace() -> list[str]:
-    """Return the beginning of a command that runs in a PID namespace of its own."""
+def in_namespace(*flags: str) -> list[str]:
+    """Return the beginning of a command that runs in new namespaces: flags of unshare."""
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    command = ["unshare", *as_root, "--pid", "--fork", "--kill-child"]
+    command = ["unshare", *as_root, *flags]
     if not shutil.which("unshare"):
         pytest.skip("needs the program unshare (util-linux)")
     tried = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=60)
     if tried.returncode:
-        pytest.skip(f"no PID namespace can be made here: {tried.stderr.strip()}")
+        pytest.skip(f"no such namespaces can be made here: {tried.stderr.strip()}")
     return command

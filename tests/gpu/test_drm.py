@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from monitor_plugin import Gpu, GpuUse
 from monitor_plugin.gpu.drm import DrmProvider
 
+from ..support import Client, Spawner
 from .drm_trees import (
     AMDGPU,
     APU,
@@ -32,6 +36,7 @@ from .drm_trees import (
     write_process,
     write_xe,
 )
+from .namespaces import in_namespace
 
 # Reading this file fails with EIO, as reading the file of a device that was removed.
 FAILING = Path("/proc/self/mem")
@@ -281,3 +286,68 @@ def test_process_of_unreported_memory_is_a_user(
     write_process(proc, 5, OLD_I915)
     gpu = read_one(provider)
     assert gpu.uses == [GpuUse(5, None)]
+
+
+# Registers a process with the recorded GPUs, and ends when its standard input is closed.
+MONITOR = """
+import sys
+import monitor_plugin
+
+settings = monitor_plugin.Settings(listen="127.0.0.1:0", gpu="drm", sweep_interval_seconds=0)
+with monitor_plugin.Monitor(settings) as monitor:
+    pid = int(sys.argv[1])
+    monitor.hook.monitor_backend_spawned(model="m", pid=pid, address="127.0.0.1:1")
+    print(monitor.url, flush=True)
+    sys.stdin.read()
+"""
+# Opens the device as descriptor 3, which its child inherits.
+USER = 'exec 3<"$1"; sleep 1000 & echo $!; wait'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, and read the processes then")
+def test_monitor_shows_who_uses_the_memory(spawner: Spawner, sysfs: Path, tmp_path: Path) -> None:
+    """Model, other process and what nobody owns add up to the used memory.
+
+    The processes are real. In the monitor's own mount namespace, the recorded files are mounted
+    over /sys and over the `fdinfo` of the processes.
+    """
+    device = tmp_path / "dri" / "renderD128"
+    device.parent.mkdir()
+    device.write_text("")
+    users = [spawner.process("sh", "-c", USER, "sh", str(device)) for _ in range(2)]
+    commands = [
+        "mount --make-rprivate /",
+        'mount --rbind /sys/fs "$1/fs"',
+        'mount --rbind "$1" /sys',
+    ]
+    (sysfs / "fs").mkdir(parents=True)
+    write_apu(sysfs)
+    for text, user in zip([APU, APU.replace("id:\t27", "id:\t28")], users, strict=True):
+        fdinfo = tmp_path / f"fdinfo{user.pid}"
+        fdinfo.mkdir()
+        (fdinfo / "3").write_text(text)
+        assert user.stdout
+        for pid in (user.pid, int(user.stdout.readline())):
+            commands.append(f"mount --bind {fdinfo} /proc/{pid}/fdinfo")
+    model, other = (user.pid for user in users)
+    commands.append('shift; exec "$@"')
+    namespace = in_namespace("--mount", "--propagation", "private")
+    mounter = [*namespace, "sh", "-c", " && ".join(commands), "sh", str(sysfs)]
+    monitor = spawner.process(
+        *mounter, sys.executable, "-c", MONITOR, str(model), stdin=subprocess.PIPE
+    )
+    assert monitor.stdout
+    client = Client(monitor.stdout.readline().strip())
+    backends = client.request("GET", "/backends").json
+    vram, gtt = 5348 * KIB, 25258000 * KIB
+    assert backends["backends"][0]["memory"]["breakdown"] == {
+        "vram:amdgpu:0000:c4:00.0": vram,
+        "gtt:amdgpu:0000:c4:00.0": gtt,
+    }
+    (gpu,) = client.request("GET", "/gpus").json["gpus"]
+    assert gpu["models"] == [{"model": "m", "pid": model, "memory": vram, "gtt": gtt}]
+    (process,) = gpu["processes"]
+    assert process == process | {"pid": other, "name": "sh", "memory": vram, "gtt": gtt}
+    assert (gpu["ours"], gpu["others"]) == (vram, vram)
+    assert gpu["unexplained"] == gpu["used"] - 2 * vram
+    assert (gpu["gtt_used"], gpu["index"]) == (25 * GIB, 0)

@@ -486,7 +486,7 @@ def test_monitor_in_a_pid_namespace_charges_no_process(
     """So too where procfs is that of the machine. PID 1 exists in both namespaces."""
     driver = make_driver()
     driver.configure("devices 0 2", *COMPLETE, f"compute 0 1 {GIB}")
-    reader = start(driver, by=(*in_namespace(), proc))
+    reader = start(driver, by=(*in_namespace("--pid", "--fork", "--kill-child"), proc))
     first, second = reader.read()
     assert (first["used"], first["uses"], second["uses"]) == (2 * GIB, None, None)
     assert first["note"] == second["note"]
