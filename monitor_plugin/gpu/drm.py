@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 from ..domain.gpus import Gpu
 from .drm_clients import DrmClientReader, DrmUsage
+
+_logger = logging.getLogger(__name__)
 
 _VENDORS = {"amdgpu": "amd", "i915": "intel", "xe": "intel"}
 
@@ -46,10 +49,19 @@ class DrmProvider:
     the kernel. The provider was tested with recorded files, not on a device.
 
     Args:
+        is_required: whether the operator asked for these GPUs. Then it is logged once if there is
+            none.
         proc, sysfs: mount points of these file systems.
     """
 
-    def __init__(self, *, proc: Path = Path("/proc"), sysfs: Path = Path("/sys")) -> None:
+    def __init__(
+        self,
+        *,
+        is_required: bool = False,
+        proc: Path = Path("/proc"),
+        sysfs: Path = Path("/sys"),
+    ) -> None:
+        self._may_warn = is_required
         self._sysfs = sysfs
         self._clients = DrmClientReader(proc)
         self._energy: dict[str, tuple[int, float]] = {}
@@ -58,6 +70,13 @@ class DrmProvider:
         """Read all devices. Procfs is read only if there is a device."""
         cards = list(self._find_cards())
         if not cards:
+            if self._may_warn:
+                self._may_warn = False
+                _logger.warning(
+                    "%s/class/drm has no GPU of the drivers %s (logged once)",
+                    self._sysfs,
+                    ", ".join(_VENDORS),
+                )
             return []
         try:
             usage = self._clients.read()

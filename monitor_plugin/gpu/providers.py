@@ -16,5 +16,5 @@ def make_providers(setting: str) -> list[GpuProvider]:
     if setting in ("auto", "nvidia"):
         providers.append(NvidiaProvider(is_required=setting == "nvidia"))
     if setting in ("auto", "drm"):
-        providers.append(DrmProvider())
+        providers.append(DrmProvider(is_required=setting == "drm"))
     return providers

@@ -16,7 +16,7 @@ import pytest
 from monitor_plugin import Gpu, GpuUse
 from monitor_plugin.gpu.drm import DrmProvider
 
-from ..support import Client, Spawner
+from ..support import Client, Spawner, logged
 from .drm_trees import (
     AMDGPU,
     APU,
@@ -255,13 +255,28 @@ def test_sleeping_device_is_not_woken(provider: DrmProvider, sysfs: Path) -> Non
     assert gpu.used == 3 * GIB
 
 
-def test_machine_without_such_gpus_has_none(tmp_path: Path) -> None:
-    """Without a device no process is looked at."""
+def test_machine_without_such_gpus_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a device no process is looked at, and nothing is logged."""
     provider = DrmProvider(proc=tmp_path / "missing", sysfs=tmp_path)
     assert list(provider.read()) == []
     write_card(tmp_path, 0, "nvidia", "0000:07:00.0", {})
     assert list(provider.read()) == []
     provider.close()
+    assert logged(caplog) == []
+
+
+def test_missing_gpu_is_logged_if_the_operator_asked_for_it(
+    sysfs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `gpu` = `drm`; once."""
+    provider = DrmProvider(sysfs=sysfs, is_required=True)
+    for _ in range(2):
+        assert list(provider.read()) == []
+    assert logged(caplog) == [
+        f"{sysfs}/class/drm has no GPU of the drivers amdgpu, i915, xe (logged once)"
+    ]
 
 
 def test_unlisted_processes_are_unknown(sysfs: Path, tmp_path: Path) -> None:
