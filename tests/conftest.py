@@ -84,8 +84,8 @@ def spawner() -> Iterator[Spawner]:
 
 @pytest.fixture
 def make_driver(tmp_path: Path) -> MakeDriver:
-    """Makes the stand-in for NVIDIA's driver, with versions of the calls up to `newest`."""
-    return lambda newest=3: Driver(tmp_path / "driver", newest)
+    """Makes a stand-in for NVIDIA's driver; the arguments are those of `Driver`."""
+    return functools.partial(Driver, tmp_path / "driver")
 
 
 @pytest.fixture

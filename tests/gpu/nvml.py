@@ -22,22 +22,26 @@ class Driver:
     Args:
         folder: a folder that does not exist yet.
         newest: the newest version of NVML's calls that it has: 1, 2 or 3.
+        has_cuda: whether there is a stand-in for CUDA too, from cuda.c.
 
     Attributes:
         environment: variables of a process that shall find the stand-in.
     """
 
-    def __init__(self, folder: Path, newest: int = 3) -> None:
+    def __init__(self, folder: Path, newest: int = 3, *, has_cuda: bool = False) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
             assert not os.environ.get("CI"), "there is no C compiler; .ci/setup installs it"
             pytest.skip("there is no C compiler here")
         folder.mkdir()
-        library = folder / "libnvidia-ml.so.1"
-        source = Path(__file__).with_name("nvml.c")
-        options = ("-Wall", "-Werror", "-shared", "-fPIC", f"-DNEWEST={newest}")
-        command = [compiler, *options, "-o", str(library), str(source)]
-        subprocess.run(command, check=True, timeout=60)
+        sources = {"libnvidia-ml.so.1": "nvml.c"}
+        if has_cuda:
+            sources["libcuda.so.1"] = "cuda.c"
+        for library, source in sources.items():
+            options = ("-Wall", "-Werror", "-shared", "-fPIC", f"-DNEWEST={newest}")
+            path = str(Path(__file__).with_name(source))
+            command = [compiler, *options, "-o", str(folder / library), path]
+            subprocess.run(command, check=True, timeout=60)
         self._file = folder / "results"
         self._calls = folder / "results.calls"
         self._calls.touch()
