@@ -6,7 +6,7 @@ import json
 
 import click
 
-from .options import EXIT_CODES, make_client, monitor_options, preformatted
+from .options import EXIT_CODES, NodeName, make_client, monitor_options, preformatted
 from .queries import fetch_gpus
 
 _EXAMPLES = """\
@@ -17,8 +17,9 @@ Examples:
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /gpus.")
+@click.option("--node", type=NodeName(), metavar="NAME", help="In a cluster, show this node only.")
 @monitor_options
-def gpus(url: str | None, token_file: str | None, as_json: bool) -> None:
+def gpus(url: str | None, token_file: str | None, as_json: bool, node: str | None) -> None:
     """List the GPUs: their memory, who holds it, and how much they work.
 
     Memory in use is that of the backends (OURS), of other processes (OTHERS), or of no process that
@@ -27,11 +28,11 @@ def gpus(url: str | None, token_file: str | None, as_json: bool) -> None:
     """
     client = make_client(url, token_file)
     if as_json:
-        click.echo(json.dumps(fetch_gpus(client)[1]))
+        click.echo(json.dumps(fetch_gpus(client, node)[1]))
         return
     from .views.gpus import gpus_view  # rich takes long to import
     from .views.tables import console
 
-    listed, _ = fetch_gpus(client)
+    answer, _ = fetch_gpus(client, node)
     output = console()
-    output.print(gpus_view(listed, output.width))
+    output.print(gpus_view(answer, output.width))

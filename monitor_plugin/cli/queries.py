@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..api.schemas import ClusterBackendsAnswer, EventsAnswer, NodeGpuItem
+from ..api.schemas import ClusterBackendsAnswer, ClusterGpusAnswer, EventsAnswer
 from ..client import Client
 from ..domain.errors import RequestFailed
 from ..domain.models import ProcessName
@@ -36,12 +36,6 @@ class EventItem(msgspec.Struct, frozen=True):
     seconds: float | None = None
 
 
-class _Gpus(msgspec.Struct, frozen=True):
-    """The answer of `/gpus`, with or without nodes."""
-
-    gpus: list[NodeGpuItem]
-
-
 def fetch_backends(
     client: Client,
     model: str | None = None,
@@ -67,16 +61,19 @@ def fetch_backends(
     return decode(client, answer, ClusterBackendsAnswer), answer
 
 
-def fetch_gpus(client: Client) -> tuple[list[NodeGpuItem], Any]:
-    """Request `/gpus`; returns the GPUs and the JSON of the answer; raises as `fetch_backends`."""
+def fetch_gpus(client: Client, node: str | None = None) -> tuple[ClusterGpusAnswer, Any]:
+    """Request `/gpus`; returns and raises as `fetch_backends`."""
+    query = {} if node is None else {"node": node}
     try:
-        answer = client.get("/gpus", timeout_seconds=_TIMEOUT_SECONDS)
+        answer = client.get("/gpus", query, timeout_seconds=_TIMEOUT_SECONDS)
     except RequestFailed as error:
         if error.type != "not_found":
             raise
-        message = f"the monitor at {client.url} is older than this command and does not list GPUs: "
-        raise RequestFailed(client.url, f"{message}update it", error.status, error.type) from error
-    return decode(client, answer, _Gpus).gpus, answer
+        message = f"the monitor at {client.url} is older than this command and lists no GPUs"
+        raise RequestFailed(
+            client.url, f"{message}: update it", error.status, error.type
+        ) from error
+    return decode(client, answer, ClusterGpusAnswer), answer
 
 
 def fetch_events(

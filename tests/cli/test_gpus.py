@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from monitor_plugin.api.schemas import NodeGpuItem
+from monitor_plugin import Monitor
+from monitor_plugin.api.schemas import ClusterGpusAnswer, GpuNodeItem, NodeGpuItem
 from monitor_plugin.cli import main
 from monitor_plugin.cli.views.gpus import gpus_view
 
+from ..gpus import GpuFile, make_gpu
+from ..support import Spawner, eventually, load_sleeper
 from .support import rows, text_of
 
 GIB = 2**30
@@ -58,7 +64,8 @@ APU = {
 
 
 def view(*gpus: dict[str, Any], width: int = 250) -> str:
-    return text_of(gpus_view(msgspec.convert(gpus, list[NodeGpuItem]), width), width)
+    answer = ClusterGpusAnswer(gpus=msgspec.convert(gpus, list[NodeGpuItem]))
+    return text_of(gpus_view(answer, width), width)
 
 
 def test_devices_are_listed_with_their_figures() -> None:
@@ -66,7 +73,7 @@ def test_devices_are_listed_with_their_figures() -> None:
     lines = rows(view(INSTANCE, APU, WHOLE))
     assert lines[0] == [
         *("GPU", "USED", "TOTAL", "FREE", "OURS", "OTHERS", "UNEXPLAINED", "GTT", "UTIL", "TEMP"),
-        *("POWER", "NAME", "UUID"),
+        *("POWER", "NAME", "PART OF", "UUID"),
     ]
     assert lines[1][:7] == [
         *("amdgpu:0000:03:00.0", "?", "16.0 GiB", "?", "?", "?", "?"),
@@ -74,9 +81,11 @@ def test_devices_are_listed_with_their_figures() -> None:
     assert lines[1][7] == "20.0 GiB of 60.0 GiB"
     assert lines[2] == [
         *("nvidia0", "12.0 GiB", "80.0 GiB", "68.0 GiB", "8.0 GiB", "3.0 GiB", "1.0 GiB", "-"),
-        *("37 %", "61 °C", "251 W", r"A100\x1b[2J", "GPU-a"),
+        *("37 %", "61 °C", "251 W", r"A100\x1b[2J", "-", "GPU-a"),
     ]
     assert lines[3][:3] == ["nvidia0:mig1", "?", "10.0 GiB"]
+    assert lines[3][-2:] == ["GPU-a", "MIG-b"]
+    assert "PART OF" not in view(WHOLE)
     assert [r"amdgpu:0000:03:00.0: not all processes may be read:\x1b run as root"] in lines
     assert ["amdgpu:0000:03:00.0: read 33s ago"] in lines
 
@@ -117,66 +126,72 @@ def test_tables_of_gpus_fit_any_width(width: int) -> None:
 def test_no_gpu_is_a_sentence() -> None:
     """An empty list is no error."""
     assert view() == "The monitor sees no GPU.\n"
+    nodes = [GpuNodeItem(node="b", error="node 'b' is\x1b silent"), GpuNodeItem(node="a")]
+    text = text_of(gpus_view(ClusterGpusAnswer(gpus=[], nodes=nodes), 80), 80)
+    assert text == "The monitor sees no GPU on any node that answers.\nnode 'b' is\\x1b silent\n"
 
 
-class Answers:
-    """What a server says to each GET, in place of a monitor."""
-
-    def __init__(self) -> None:
-        self.status, self.body = 200, b""
-        self.paths: list[str] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.paths.append(self.path)
-                self.send_response(outer.status)
-                self.end_headers()
-                self.wfile.write(outer.body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.server.serve_forever).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@pytest.fixture
-def answers() -> Iterator[Answers]:
-    answers = Answers()
-    yield answers
-    answers.server.shutdown()
-    answers.server.server_close()
-
-
-def test_gpus_prints_tables_or_json(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--json` is the answer of /gpus, also with fields of a newer monitor."""
-    listed = {"gpus": [{**WHOLE, "of_tomorrow": 1}]}
-    answers.body = json.dumps(listed).encode()
-    assert main(["gpus", "--url", answers.url]) == 0
-    text = capsys.readouterr().out
-    assert "nvidia0" in text
-    assert r"org/a \u202e" in text
-    assert main(["gpus", "--json", "--url", answers.url]) == 0
-    assert json.loads(capsys.readouterr().out) == listed
-    assert answers.paths == ["/gpus", "/gpus"]
-
-
-def test_monitor_without_the_route_is_an_error(
-    answers: Answers, capsys: pytest.CaptureFixture[str]
+def test_gpus_prints_tables_or_json(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """`--json` is the answer of /gpus; `ps` and `status` have the memory of the model on GPUs."""
+    devices = GpuFile(tmp_path / "gpus.json")
+    monitor = make_monitor([devices])
+    url = ["--url", monitor.url]
+    assert main(["gpus", *url]) == 0
+    assert capsys.readouterr().out == "The monitor sees no GPU.\n"
+    model, other = load_sleeper(monitor, spawner, "m"), spawner.sleeper()
+    devices.write(make_gpu({model.pid: 300 * 2**20, other.pid: 2**20}, used=600 * 2**20))
+
+    def printed(*arguments: str) -> str:
+        assert main([*arguments, *url]) == 0
+        return capsys.readouterr().out
+
+    eventually(lambda: "test0" in printed("gpus"))
+    lines = rows(printed("gpus"))
+    assert lines[1][:2] == ["test0", "600.0 MiB"]
+    assert ["m", str(model.pid), "-", "-", "300.0 MiB", "test0"] in lines
+    user = getpass.getuser()
+    assert ["-", str(other.pid), "sleep", user, "1.0 MiB", "test0"] in lines
+    listed = json.loads(printed("gpus", "--json"))["gpus"]
+    assert [each["unexplained"] for each in listed] == [299 * 2**20]
+    eventually(lambda: "300.0 MiB" in printed("ps"))
+    assert "VRAM" in printed("ps")
+    assert "vram 300.0 MiB" in printed("status", "m")
+
+
+@contextlib.contextmanager
+def serve(status: int, body: bytes) -> Iterator[str]:
+    """A server that gives one answer to each GET, in place of a monitor."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_monitor_without_the_route_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     """An older monitor has no /gpus: the message says so; another server is no monitor."""
-    answers.status = 404
     error = {"code": 404, "message": "there is nothing at /gpus", "type": "not_found"}
-    answers.body = json.dumps({"error": error}).encode()
-    assert main(["gpus", "--url", answers.url]) == 1
-    message = capsys.readouterr().err
-    assert f"the monitor at {answers.url} is older than this command" in message
-    assert "update it" in message
-    answers.body = b"<html>nothing</html>"
-    assert main(["gpus", "--url", answers.url]) == 3
-    answers.status = 200
-    answers.body = b'{"gpus": 5}'
-    assert main(["gpus", "--url", answers.url]) == 3
+    for flags in ([], ["--json"]):
+        with serve(404, json.dumps({"error": error}).encode()) as url:
+            assert main(["gpus", *flags, "--url", url]) == 1
+        message = capsys.readouterr().err
+        assert f"the monitor at {url} is older than this command and lists no GPUs" in message
+        assert "update it" in message
+    for status, body in ((404, b"<html>nothing</html>"), (200, b'{"gpus": 5}')):
+        with serve(status, body) as url:
+            assert main(["gpus", "--url", url]) == 3
     assert "is it one?" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 
 from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
 
+from ..gpus import GpuFile, make_gpu
 from ..support import Backend as Spawned
 from ..support import Client, Spawner, eventually, free_port, is_running
 from .browser import Tabs, chromium, skip_without
@@ -462,6 +463,25 @@ def test_panel_shows_each_gpu_and_who_holds_it(
     page.locator("#gpus").wait_for(state="hidden")
     assert page.locator("img").count() == 0
     page.unroute_all(behavior="ignoreErrors")
+
+
+def test_panel_follows_the_devices(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs, tmp_path: Path
+) -> None:
+    """A device that a hook lists appears with its models, and goes again."""
+    devices = GpuFile(tmp_path / "gpus.json")
+    monitor = make_swept(plugins=[devices])
+    backend = register(monitor, "on the GPU")
+    devices.write(make_gpu({backend.pid: 300}, total=900))
+    page = tabs.open(monitor.url).page
+    device = page.locator("#gpus-table tbody tr")
+    device.wait_for()
+    text = device.inner_text().replace("\xa0", " ")
+    for words in ("Test GPU", "600 B of 900 B", f"on the GPU 300 B PID {backend.pid}"):
+        assert words in text
+    shows(page, "on the GPU", "vram:test0 (GPU) 300 B")
+    devices.write()
+    page.locator("#gpus").wait_for(state="hidden")
 
 
 class Components:

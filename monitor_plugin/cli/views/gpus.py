@@ -8,9 +8,9 @@ from typing import NamedTuple
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ...api.schemas import NodeGpuItem
+from ...api.schemas import ClusterGpusAnswer, NodeGpuItem
 from .tables import Column, fitted_table
-from .text import UNKNOWN, amount, duration, escape_name, printable
+from .text import UNKNOWN, amount, duration, escape_name, missing_parts, printable, where
 
 # An older reading is shown with its age.
 _OLD_SECONDS = 20.0
@@ -28,17 +28,17 @@ class _Holder(NamedTuple):
     gtt: int | None
 
 
-def gpus_view(gpus: Sequence[NodeGpuItem], width: int) -> RenderableType:
+def gpus_view(answer: ClusterGpusAnswer, width: int) -> RenderableType:
     """Return the view of `gpus`: the devices, who holds their memory, and what is not known."""
-    if not gpus:
-        return Text("The monitor sees no GPU.")
-    devices = _sorted(gpus)
-    parts: list[RenderableType] = [_devices_table(devices, width)]
-    if holders := [holder for gpu in devices for holder in _holders(gpu)]:
-        parts += ["", _holders_table(holders, width)]
-    if notes := [line for gpu in devices for line in _notes(gpu)]:
-        parts += ["", *map(Text, notes)]
-    return Group(*parts)
+    parts: list[RenderableType] = [Text(f"The monitor sees no GPU{where(answer)}.")]
+    if answer.gpus:
+        devices = _sorted(answer.gpus)
+        parts = [_devices_table(devices, width)]
+        if holders := [holder for gpu in devices for holder in _holders(gpu)]:
+            parts += ["", _holders_table(holders, width)]
+        if notes := [line for gpu in devices for line in _notes(gpu)]:
+            parts += ["", *map(Text, notes)]
+    return Group(*parts, *(Text(printable(each), "bold red") for each in missing_parts(answer)))
 
 
 def _sorted(gpus: Sequence[NodeGpuItem]) -> list[NodeGpuItem]:
@@ -67,14 +67,13 @@ def _figure(number: float | None, unit: str) -> Text:
 
 
 def _devices_table(gpus: Sequence[NodeGpuItem], width: int) -> RenderableType:
-    names = [Text(("  " if gpu.parent else "") + _name(gpu)) for gpu in gpus]
     with_gtt = [gpu.gtt_used is not None or gpu.gtt_total is not None for gpu in gpus]
     gtt = [
         Text(f"{amount(gpu.gtt_used)} of {amount(gpu.gtt_total)}" if has else "-")
         for gpu, has in zip(gpus, with_gtt, strict=True)
     ]
     columns = [
-        Column("GPU", names, 0),
+        Column("GPU", [Text(_name(gpu)) for gpu in gpus], 0),
         Column("NODE", [Text(printable(gpu.node)) for gpu in gpus], 1),
         Column("USED", [Text(amount(gpu.used)) for gpu in gpus], 0, "right"),
         Column("TOTAL", [Text(amount(gpu.total)) for gpu in gpus], 0, "right"),
@@ -87,6 +86,7 @@ def _devices_table(gpus: Sequence[NodeGpuItem], width: int) -> RenderableType:
         Column("TEMP", [_figure(gpu.temperature_celsius, "°C") for gpu in gpus], 7, "right"),
         Column("POWER", [_figure(gpu.power_watts, "W") for gpu in gpus], 8, "right"),
         Column("NAME", [Text(printable(gpu.name or UNKNOWN)) for gpu in gpus], 9),
+        Column("PART OF", [Text(printable(gpu.parent or "-")) for gpu in gpus], 11),
         Column("UUID", [Text(printable(gpu.uuid or UNKNOWN)) for gpu in gpus], 10),
     ]
     absent = set()
@@ -94,6 +94,8 @@ def _devices_table(gpus: Sequence[NodeGpuItem], width: int) -> RenderableType:
         absent.add("NODE")
     if not any(with_gtt):
         absent.add("GTT")
+    if not any(gpu.parent for gpu in gpus):
+        absent.add("PART OF")
     return fitted_table([each for each in columns if each.title not in absent], width)
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 
 from ...api.schemas import (
     ClusterBackendsAnswer,
+    ClusterGpusAnswer,
     EndItem,
     Machine,
     NodeBackendItem,
@@ -232,7 +233,7 @@ def by_memory(item: NodeBackendItem) -> tuple[int, str, int]:
     return -item.memory.total if item.memory else 1, item.model, item.pid
 
 
-def missing_parts(answer: ClusterBackendsAnswer) -> list[str]:
+def missing_parts(answer: ClusterBackendsAnswer | ClusterGpusAnswer) -> list[str]:
     """Return why an answer is not complete: the errors of nodes, then the cluster's error."""
     errors = [each.error for each in answer.nodes if each.error]
     return [*errors, *([answer.cluster_error] if answer.cluster_error else [])]
@@ -240,7 +241,7 @@ def missing_parts(answer: ClusterBackendsAnswer) -> list[str]:
 
 def not_loaded(answer: ClusterBackendsAnswer) -> str:
     """Return `is not loaded`, limited to the nodes that answered."""
-    return f"is not loaded{_where(answer)}"
+    return f"is not loaded{where(answer)}"
 
 
 def summarize(answer: ClusterBackendsAnswer) -> str:
@@ -249,7 +250,7 @@ def summarize(answer: ClusterBackendsAnswer) -> str:
     rest = f"; {left} process{'es' * (left > 1)} left behind" if left else ""
     rest += f"; {len(answer.refused)} refused" if answer.refused else ""
     if not answer.backends:
-        return f"No model is loaded{_where(answer)}{rest}."
+        return f"No model is loaded{where(answer)}{rest}."
     count = len(answer.backends)
     used = sum(memory_bytes(item) or 0 for item in answer.backends)
     machines = [each.machine for each in answer.nodes if each.machine]
@@ -277,7 +278,8 @@ def _capacity(machines: Sequence[Machine]) -> str:
     return f"{amount(usable)} (limits; the machines have {amount(total)})"
 
 
-def _where(answer: ClusterBackendsAnswer) -> str:
+def where(answer: ClusterBackendsAnswer | ClusterGpusAnswer) -> str:
+    """Return ` on any node that answers` if the answer is not complete."""
     return " on any node that answers" if missing_parts(answer) else ""
 
 
