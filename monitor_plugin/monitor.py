@@ -57,6 +57,7 @@ from .processes.usage import UsageReader
 from .processes.visibility import find_unseen
 from .readings.address_check import AddressCheck
 from .readings.backend_reader import BackendReader
+from .readings.memory_reader import MemoryReader
 from .readings.model_reader import ModelReader
 from .readings.sweeper import Sweeper
 from .rpc.channels import ChannelSecurity
@@ -442,8 +443,17 @@ class _Services:
             registry, client, hooks, counter, usage, left_behind
         )
         refusals = self.refusals = Refusals()
+        memory_reader = self.memory_reader = MemoryReader(registry)
         self.registration = Registration(
-            registry, table, client, hooks, recorder, left_behind, security, refusals
+            registry,
+            table,
+            client,
+            hooks,
+            recorder,
+            left_behind,
+            security,
+            refusals,
+            on_added=memory_reader.wake,
         )
         sockets = SocketTable()
         check = self.address_check = AddressCheck(sockets, table, registry, client, hooks)
@@ -496,6 +506,7 @@ class _Services:
         self.exit_recorder.start()
         self.left_behind.start()
         self.gpu_reader.start()
+        self.memory_reader.start()
         self.sweeper.start()
         self.event_queue.start()
 
@@ -504,6 +515,7 @@ class _Services:
         close_all(
             self.exit_recorder.close,
             self.left_behind.close,
+            self.memory_reader.close,
             self.sweeper.close,
             self.gpu_reader.close,
             self.event_queue.close,
@@ -514,6 +526,7 @@ class _Services:
         close_all(
             self.exit_recorder.close,
             self.left_behind.close,
+            self.memory_reader.close,
             self.registration.close,
             self.status_client.close,
             self.sweeper.close,

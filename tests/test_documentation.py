@@ -243,10 +243,14 @@ def test_documented_commands_print_what_is_shown(
     with demo(settings) as monitor:
         for model in MODELS:
             monitor.read(model)
-        # In a list, a backend that was there for a moment alone has no figure for the CPU yet.
+        # A backend that was there for a moment alone has no figure for the CPU, and no PSS yet.
         eventually(
             lambda: all(
-                each.process and each.process.cpu_percent is not None for each in monitor.sweep()
+                each.process
+                and each.process.cpu_percent is not None
+                and each.tree
+                and each.tree.pss
+                for each in monitor.sweep()
             )
         )
         monkeypatch.setenv("MONITOR_URL", monitor.url)

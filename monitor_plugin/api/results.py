@@ -139,12 +139,17 @@ def reading_response(reading: Reading) -> Response:
     headers = {
         "X-Monitor-Source": reading.source,
         "X-Monitor-Memory-Source": reading.memory_source,
+        "X-Monitor-Memory-Age": _seconds_header(reading.memory_age_seconds),
         "X-Monitor-Rpc-Error": reading.rpc_error,
         "X-Monitor-Replicas": str(reading.replicas),
         "X-Monitor-Address-Owner": _owner_header(reading.address_owner),
     }
     known = {name: value for name, value in headers.items() if value is not None}
     return Response(200, encode(answer), known)
+
+
+def _seconds_header(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds:.3f}"
 
 
 def _owner_header(owner: ProcessName | None) -> str | None:

@@ -81,7 +81,7 @@ class ExitRecorder:
         since, kills = record.oom.updated_at, record.oom.new_kills()
         oom_certain = self._has_own_group(record) if kills else None
         unexplained = self._unexplained(kills, record, since)
-        exit = make_exit(exit_code, record.stopping, oom_certain, time.time())
+        exit = make_exit(exit_code, record.stopping, oom_certain, time.time(), record.peak_rss())
 
         def publish(ended: EndedBackend) -> None:
             if unexplained:
@@ -105,7 +105,9 @@ class ExitRecorder:
                 exit = ended.exit
                 if exit.exit_code is None and exit.signal is None and exit_code is not None:
                     stopped = exit.cause == "shutdown"
-                    completed = make_exit(exit_code, stopped, ended.oom_certain, exit.ended_at)
+                    completed = make_exit(
+                        exit_code, stopped, ended.oom_certain, exit.ended_at, exit.peak_rss
+                    )
                     self._registry.complete_exit(ended.backend, completed)
                 return
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 import psutil
 
 from ..concurrency.closing import close_all
-from ..concurrency.single_flight import SingleFlight
 from ..config.descriptors import max_pidfds
 from ..domain.address import canonical_address
 from ..domain.errors import InvalidBackend, InvalidRequest
@@ -30,22 +29,20 @@ from .left_behind import LeftBehindTracker
 from .refusals import Refusals
 from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgress
 
-# Reading PSS costs milliseconds per GiB of the backend's memory.
-_TREE_MEMORY_MAX_AGE_SECONDS = 5.0
-
 
 class Registration:
     """Registers the backends that hosts report. Safe to call from any thread.
 
     Args:
         registry: the registered backends.
-        member_table: sums the memory of members.
+        member_table: finds the members of backends.
         status_client: closes its channel to the address that a backend had before.
         hooks: called for each registration.
         exit_recorder: records the exits.
         left_behind: tracks the members of backends.
         security: decides which addresses may be called.
         refusals: stores the registrations that are refused.
+        on_added: called after a backend was added; it must not block.
     """
 
     def __init__(
@@ -58,6 +55,7 @@ class Registration:
         left_behind: LeftBehindTracker,
         security: ChannelSecurity,
         refusals: Refusals,
+        on_added: Callable[[], object],
     ) -> None:
         self._registry = registry
         self._member_table = member_table
@@ -67,6 +65,7 @@ class Registration:
         self._left_behind = left_behind
         self._security = security
         self._refusals = refusals
+        self._on_added = on_added
         self._closed = False
 
     def close(self) -> None:
@@ -184,6 +183,7 @@ class Registration:
         except Conflict:
             self._exit_recorder.release(record)
             raise
+        self._on_added()
         if record.process.ended():  # the watcher may have seen the end before the record was added
             self._exit_recorder.record_exit(record)
         return delivery
@@ -215,6 +215,7 @@ class Registration:
         except (Conflict, NotRegistered, ShutdownInProgress):
             self._exit_recorder.release(new)
             raise
+        self._on_added()
         self._exit_recorder.release(old)
         if new.process.ended():  # the watcher may have seen the end before the record was added
             self._exit_recorder.record_exit(new)
@@ -243,12 +244,9 @@ class Registration:
         backend = Backend(model, pid, address, process.created_at)
         # If the process is killed before the first snapshot, its children are orphans by then.
         members = Members((pid, row.started), known_members or find_descendants(pid))
-        memory = SingleFlight(
-            _TREE_MEMORY_MAX_AGE_SECONDS, partial(self._member_table.memory, members)
-        )
         watcher.watch(process)
         self._left_behind.track(members)
-        return Record(backend, canonical, process, sampler, members, memory, oom)
+        return Record(backend, canonical, process, sampler, members, oom)
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
         """Record the exit that a host reports: see `monitor_backend_exited`.

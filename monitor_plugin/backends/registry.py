@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from ..concurrency.single_flight import SingleFlight
 from ..domain.models import (
     Backend,
     BackendExit,
@@ -22,6 +22,7 @@ from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process
 from ..processes.sampler import Sampler
+from ..processes.tree_memory import TreeMemory
 
 T = TypeVar("T")
 
@@ -97,9 +98,9 @@ class Serving(NamedTuple):
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `members`, `tree_memory` and `oom` never change. `observation`,
-    `serving`, `source` and `shared_readings` are replaced without the registry's lock. The other
-    attributes change only under that lock.
+    `process`, `sampler`, `members` and `oom` never change. `tree_memory`, `tree_read_at`,
+    `observation`, `serving`, `source` and `shared_readings` are replaced without the registry's
+    lock. The other attributes change only under that lock.
 
     Attributes:
         backend: the immutable description of the backend; a new object for each registration.
@@ -107,7 +108,6 @@ class Record:
         process: the handle that notices the end of the process.
         sampler: reads samples of the process.
         members: the processes that belong to the backend.
-        tree_memory: the memory of the members in bytes, and its source; cached for seconds.
         oom: counts the kernel's out-of-memory kills in the backend's control group.
         registered_at: when this address was registered (monotonic seconds).
         answered: whether the backend has answered at this address, or a hook gave its status.
@@ -117,6 +117,8 @@ class Record:
         serving: which process serves the address, as last read; None before the first time.
         address_owner: the process that serves the address and is no member, as last reported.
         observation: the result of the last sweep.
+        tree_memory: the memory of the members, as last read; None before the first time.
+        tree_read_at: when that was tried last (monotonic seconds), also if no member ran.
         stopping: whether a shutdown is stopping the backend.
         in_shutdown: whether a shutdown of the backend is in progress, in any phase.
         is_replaced: whether another record has taken the place of this one.
@@ -129,7 +131,6 @@ class Record:
     process: Process
     sampler: Sampler
     members: Members
-    tree_memory: SingleFlight[tuple[int, str] | None]
     oom: OomKillCounter
     registered_at: float = field(default_factory=time.monotonic)
     answered: bool = False
@@ -139,6 +140,8 @@ class Record:
     serving: Serving | None = None
     address_owner: ProcessName | None = None
     observation: Observation | None = None
+    tree_memory: TreeMemory | None = None
+    tree_read_at: float = -math.inf
     stopping: bool = False
     in_shutdown: bool = False
     is_replaced: bool = False
@@ -153,6 +156,16 @@ class Record:
         if self.answered or self.address_owner is not None:
             return False
         return time.monotonic() - self.registered_at < grace_seconds
+
+    def peak_rss(self) -> int | None:
+        """Return the most memory that the members are known to have had, in bytes.
+
+        See `TreeUsage.peak_rss`. None before the memory was read.
+        """
+        if self.tree_memory is None or self.tree_memory.peak_rss is None:
+            return None
+        tree = self.observation.tree if self.observation else None
+        return max(self.tree_memory.peak_rss, (tree.peak_rss if tree else None) or 0)
 
 
 class Registry:

@@ -12,7 +12,11 @@ CAUSES = ("shutdown", "exited", "killed", "oom", "unknown")
 
 
 def make_exit(
-    exit_code: int | None, stopped: bool, oom_certain: bool | None, ended_at: float
+    exit_code: int | None,
+    stopped: bool,
+    oom_certain: bool | None,
+    ended_at: float,
+    peak_rss: int | None = None,
 ) -> BackendExit:
     """Make the record of an exit.
 
@@ -22,20 +26,22 @@ def make_exit(
         oom_certain: None unless the kernel has just killed a process of the same control group
             because memory ran out. True if all processes of that group belong to the backend.
         ended_at: seconds since the epoch.
+        peak_rss: the most memory of its process tree, in bytes; None if it was never read.
     """
     code, killed_by = _code_and_signal(exit_code)
     oom: bool | None = None
     if stopped:
         cause = "shutdown"
     elif killed_by == signal.SIGKILL and oom_certain is not None:
-        return BackendExit("oom", code, killed_by, True, ended_at, oom_certain)
+        cause, oom = "oom", True
     elif killed_by is not None:
         cause = "killed"
     elif code is not None:
         cause, oom = "exited", False
     else:
         cause = "unknown"
-    return BackendExit(cause, code, killed_by, oom, ended_at)
+    certain = oom_certain if cause == "oom" else None
+    return BackendExit(cause, code, killed_by, oom, ended_at, certain, peak_rss)
 
 
 def describe_exit(exit: BackendExit) -> str:
@@ -69,6 +75,7 @@ def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
         **_code_and_signal_fields(exit.exit_code, exit.signal),
         "oom": exit.oom,
         "oom_certain": exit.oom_certain,
+        "peak_rss": exit.peak_rss,
         "description": describe_exit(exit),
     }
 

@@ -195,6 +195,8 @@ class Reading(msgspec.Struct, frozen=True):
         address_owner: the process that serves the backend's address although it does not belong to
             the backend, so that its answer is not believed; of several replicas the first one. None
             if there is none, or if that cannot be seen.
+        memory_age_seconds: how long before the reading PSS was read, of several replicas the
+            longest time; None if PSS is no part of `status.memory.total`.
     """
 
     backend: Backend
@@ -206,6 +208,7 @@ class Reading(msgspec.Struct, frozen=True):
     memory_source: str | None = None
     replicas: int = 1
     address_owner: ProcessName | None = None
+    memory_age_seconds: float | None = None
 
 
 class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):

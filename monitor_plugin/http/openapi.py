@@ -73,6 +73,7 @@ _MONITOR_HEADERS = {
     for name, description in {
         "X-Monitor-Source": "Where the reading came from: `grpc`, `hook` or `psutil`.",
         "X-Monitor-Memory-Source": "Where `memory.total` came from: `backend`, `pss` or `rss`.",
+        "X-Monitor-Memory-Age": "How many seconds ago that was read, where it is `pss`.",
         "X-Monitor-Rpc-Error": "The gRPC code's name, where a backend gave no status.",
         "X-Monitor-Address-Owner": "The process that serves the address and is no member.",
         "X-Monitor-Replicas": "How many backends the model has.",

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .process import read_exit_info
-from .process_table import read_pss, shows_exit_codes
+from .process_table import shows_exit_codes
+from .tree_memory import read_rollup
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class KernelProbe:
 
 def _find_fallbacks() -> Iterator[Fallback]:
     yield from _find_pidfd_fallbacks()
-    if reason := _refusal(lambda: read_pss(os.getpid())):
+    if reason := _refusal(lambda: read_rollup(os.getpid())):
         instead = "memory is the sum of RSS, in which shared pages count once per process"
         yield Fallback("/proc/PID/smaps_rollup", reason, instead)
     with contextlib.suppress(OSError):  # no /proc: no process can be read at all

@@ -22,11 +22,12 @@ from .process_table import (
     ProcessIdentity,
     ProcessRow,
     ProcessSnapshot,
-    measure_memory,
     take_snapshot,
 )
 
 _MAX_AGE_SECONDS = 1.0
+# A reading that needs no newer figures takes no snapshot if there was one for a sweep.
+_RSS_MAX_AGE_SECONDS = 5.0
 _MAX_GONE = 100
 
 
@@ -88,6 +89,17 @@ class Members:
         """Return the members with their newest rows; None: it was in no snapshot yet."""
         with self._lock:
             return self._running
+
+    def rss(self) -> tuple[int, float] | None:
+        """Return the RSS of the members in the newest snapshot.
+
+        Returns:
+            Bytes, and when they were read (monotonic seconds); None if the snapshot shows no
+            member, or none with memory.
+        """
+        rows = [row for row in self.rows().values() if row]
+        rss = sum([row.rss for row in rows])
+        return (rss, max([row.read_at for row in rows])) if rss else None
 
     def take_gone(self) -> Sequence[tuple[ProcessIdentity, ProcessRow]]:
         """Return the last rows of the members that are gone since the last call of this method.
@@ -286,20 +298,27 @@ class MemberTable:
         Lists the root alone if no member runs, or if no snapshot can be taken.
         """
         try:
-            return list(self._rows(members)) or [members.root[0]]
+            snapshot = self._refresh(members, _MAX_AGE_SECONDS)
+            return members.pids_in(snapshot) or [members.root[0]]
         except OSError:
             return [members.root[0]]
 
-    def memory(self, members: Members) -> tuple[int, str] | None:
-        """Measure the memory of the members of a backend: see `measure_memory`."""
+    def rss(self, members: Members) -> tuple[int, float] | None:
+        """Return the RSS of the members of a backend, from a snapshot at most five seconds old.
+
+        Returns:
+            Bytes, and when they were read (monotonic seconds); None if no member runs, or if no
+            snapshot can be taken.
+        """
         try:
-            return measure_memory(self._rows(members))
+            self._refresh(members, _RSS_MAX_AGE_SECONDS)
         except OSError:
             return None
+        return members.rss()
 
-    def _rows(self, members: Members) -> dict[int, ProcessRow]:
-        snapshot = self.rescan(members) if members.is_new else self.snapshot()
-        return {pid: snapshot.rows[pid] for pid in members.pids_in(snapshot)}
+    def _refresh(self, members: Members, max_age_seconds: float) -> ProcessSnapshot:
+        """Return a snapshot in which these members were found."""
+        return self.rescan(members) if members.is_new else self.snapshot(max_age_seconds)
 
     def _take_for_all(self) -> ProcessSnapshot:
         # List the backends first: a snapshot that began before a registration may lack the root.

@@ -1,11 +1,11 @@
-"""Snapshots of the operating system's process table, and the memory of processes."""
+"""Snapshots of the operating system's process table."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import psutil
@@ -203,62 +203,3 @@ def find_descendants(pid: int) -> list[ProcessIdentity]:
                         found[child] = child, row.started
                         queue.append(child)
     return list(found.values())
-
-
-def measure_memory(rows: Mapping[int, ProcessRow]) -> tuple[int, str] | None:
-    """Measure the memory of processes.
-
-    Args:
-        rows: the processes by PID.
-
-    Returns:
-        Bytes, and how they were measured: `pss` (proportional set size: shared pages count once) if
-        it can be read for every process, else `rss` (resident set size: shared pages count once per
-        process). None if neither can be read.
-    """
-    for name, read in (("pss", read_pss), ("rss", _read_rss)):
-        if total := _sum(rows, read):
-            return total, name
-    return None
-
-
-def _sum(rows: Mapping[int, ProcessRow], read: Callable[[int], int]) -> int | None:
-    """Add up one figure over processes; a process that has ended counts as 0.
-
-    Returns:
-        None if the figure of any process may not be read.
-    """
-    total = 0
-    for pid, row in rows.items():
-        try:
-            amount = read(pid)
-            after = read_row(pid)  # read first, then check that the PID was not reused
-        except (psutil.NoSuchProcess, ProcessLookupError):
-            continue
-        except (psutil.AccessDenied, OSError):
-            if os.access(f"/proc/{pid}", os.F_OK):
-                return None
-            continue
-        if after and after.started == row.started:
-            total += amount
-    return total
-
-
-def read_pss(pid: int) -> int:
-    """Read a process's proportional set size in bytes from /proc/PID/smaps_rollup.
-
-    psutil reads /proc/PID/smaps where that file is missing (before Linux 4.14, in gVisor). This
-    function does not: smaps lists each of the thousands of mappings that a model server may have.
-
-    Raises:
-        OSError: the file is missing or may not be read. ProcessLookupError: the process has ended.
-    """
-    with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-        for line in file:
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _read_rss(pid: int) -> int:
-    return int(psutil.Process(pid).memory_info().rss)

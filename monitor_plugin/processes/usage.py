@@ -14,6 +14,7 @@ from ..domain.models import ProcessUsage, TreeUsage
 from .members import Members, MemberTable
 from .process_table import ProcessSnapshot
 from .sampler import MIN_MEASURED_SECONDS, Sampler, percent_of
+from .tree_memory import TreeMemory, TreeTotal, tree_total
 
 # Sweeps that follow each other within this time share a snapshot.
 _SNAPSHOT_MAX_AGE_SECONDS = 0.1
@@ -95,13 +96,25 @@ class UsageSnapshot:
         """List the members of a backend that the snapshot shows, the root first."""
         return members.pids_in(self._snapshot)
 
-    def process_usage(self, pid: int, sampler: Sampler, usable_bytes: int) -> ProcessUsage | None:
+    def memory_total(self, pids: Sequence[int], memory: TreeMemory | None) -> TreeTotal | None:
+        """Return the memory of the members of a backend: see `tree_total`.
+
+        Args:
+            pids: the members, as `pids` listed them.
+            memory: the last reading of their memory; None before the first one.
+        """
+        return tree_total(memory, self._rss(pids), self._snapshot.taken_at)
+
+    def process_usage(
+        self, pid: int, sampler: Sampler, usable_bytes: int, peak_rss: int | None = None
+    ) -> ProcessUsage | None:
         """Return the usage of one process.
 
         Args:
             pid: its PID.
             sampler: the sampler of this process, which has its CPU baselines.
             usable_bytes: the memory that the process may use.
+            peak_rss: its highest RSS so far; None if it is not known.
 
         Returns:
             None if the process has ended or is about to end. The kernel reports 0 bytes for such a
@@ -111,28 +124,31 @@ class UsageSnapshot:
         if row is None or not row.vms:
             return None
         cpu_percent = sampler.cpu_percent(row.cpu_seconds, row.read_at)
-        return ProcessUsage(**self._sum([pid], cpu_percent, usable_bytes))
+        usage = self._sum([pid], cpu_percent, usable_bytes)
+        return ProcessUsage(peak_rss=_highest(peak_rss, row.rss), **usage)
 
     def tree_usage(
         self,
         pids: Sequence[int],
-        pss: int | None,
+        memory: TreeMemory | None,
         vram: int | None,
         root: ProcessUsage | None,
         usable_bytes: int,
         gtt: int | None = None,
+        peak_rss: int | None = None,
     ) -> TreeUsage | None:
         """Add up the usage of the members of a backend.
 
         Args:
             pids: the members, as `pids` listed them.
-            pss: the tree's proportional set size in bytes, if known.
+            memory: the last reading of the tree's memory; None before the first one.
             vram: the tree's GPU memory in bytes, if known.
             root: the usage of the tree's root. If no other process of the tree runs, and none was
                 waited for, it is also the usage of the tree, so that both show the same CPU
                 percentage.
             usable_bytes: the memory that the root may use.
             gtt: the system memory that the tree uses through GPUs in bytes, if known.
+            peak_rss: the tree's highest RSS so far; None if it is not known.
 
         Returns:
             None if every process of the tree has ended or is about to end.
@@ -148,13 +164,26 @@ class UsageSnapshot:
         rows = [self._rows[pid] for pid in pids]
         usage["cpu_seconds"] = sum([row.cpu_seconds + row.children_cpu_seconds for row in rows])
         zombies = sum([row.is_zombie for row in rows])
-        return TreeUsage(processes=len(live), zombies=zombies, pss=pss, vram=vram, gtt=gtt, **usage)
+        usage["peak_rss"] = _highest(peak_rss, self._rss(live))
+        if memory is not None and memory.pss is not None:
+            usage |= {
+                "pss": memory.pss,
+                "anonymous": memory.anonymous,
+                "file": memory.file,
+                "shared": memory.shared,
+                "swap": memory.swap,
+                "memory_age_seconds": memory.age_seconds(),
+            }
+        return TreeUsage(processes=len(live), zombies=zombies, vram=vram, gtt=gtt, **usage)
+
+    def _rss(self, pids: Iterable[int]) -> int:
+        return sum([self._rows[pid].rss for pid in pids])
 
     def _sum(
         self, pids: Sequence[int], cpu_percent: float | None, usable_bytes: int
     ) -> dict[str, Any]:
         rows = [self._rows[pid] for pid in pids]
-        rss = sum(row.rss for row in rows)
+        rss = self._rss(pids)
         return {
             "rss": rss,
             "vms": sum(row.vms for row in rows),
@@ -215,6 +244,11 @@ class UsageSnapshot:
                 queue.extend(baseline.children(child))
         # Less than 0 if descendants were not waited for, or by a process that is no member.
         return max(0.0, seconds)
+
+
+def _highest(peak_rss: int | None, rss: int) -> int | None:
+    """Return the highest RSS so far, which may be the one of now; None if it is not known."""
+    return None if peak_rss is None else max(peak_rss, rss)
 
 
 def _open_files(pids: Iterable[int]) -> int | None:

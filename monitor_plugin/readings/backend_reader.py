@@ -19,9 +19,10 @@ from ..plugins.hooks import HookQuery, Hooks
 from ..processes.limits import LimitsReader
 from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
+from ..processes.tree_memory import TreeTotal, tree_total
 from ..rpc.client import StatusClient
 from .address_check import AddressCheck
-from .replicas import NO_SAMPLE, SourcedMemory
+from .replicas import NO_MEMORY, NO_SAMPLE, SourcedMemory, sourced_memory
 
 
 class StatusResult(NamedTuple):
@@ -108,9 +109,17 @@ class BackendReader:
         if pids is None:
             breakdown = self._hook_components(record, backend, deadline)
         breakdown = self._with_gpus(record, breakdown, deadline)
-        memory, memory_source = self._complete_memory(record, result.status, breakdown)
-        status = Status(result.status.state, memory)
-        return Reading(backend, status, None, result.source, None, time.time(), memory_source)
+        completed = self._complete_memory(record, result.status, breakdown)
+        return Reading(
+            backend,
+            Status(result.status.state, completed.memory),
+            None,
+            result.source,
+            None,
+            time.time(),
+            completed.source,
+            memory_age_seconds=completed.age_seconds,
+        )
 
     def start_requests(self, records: Sequence[Record]) -> None:
         """Start the gRPC requests of backends that will be read, so that the deadlines overlap."""
@@ -129,13 +138,13 @@ class BackendReader:
         Hooks may add components until the deadline, a time by the monotonic clock.
         """
         if reading.status is not None:
-            return reading.status.memory, reading.memory_source
+            return sourced_memory(reading)
         try:
             components = self._hook_components(record, reading.backend, deadline)
             components = self._with_gpus(record, components, deadline)
             return self._complete_memory(record, None, components)
         except ProcessGone:
-            return None, None
+            return NO_MEMORY
 
     def status(self, record: Record, timeout_seconds: float = math.inf) -> StatusResult:
         """Request the status of one backend from hooks, and otherwise by gRPC.
@@ -244,12 +253,13 @@ class BackendReader:
         self, record: Record, status: Status | None, components: dict[str, int]
     ) -> SourcedMemory:
         """Complete the reported memory by the process tree's memory and the hooks' components."""
-        tree_memory = None
+        total = None
         if not reports_memory(status):
-            tree_memory = record.tree_memory.get()
+            rss, read_at = self._member_table.rss(record.members) or (None, 0.0)
+            total = tree_total(record.tree_memory, rss, read_at)
             if record.process.ended():  # check after reading: the PID may have a new process
                 raise ProcessGone(record.backend.pid)
-        return complete_memory(status, components, tree_memory)
+        return complete_memory(status, components, total)
 
 
 def reports_memory(status: Status | None) -> bool:
@@ -258,19 +268,19 @@ def reports_memory(status: Status | None) -> bool:
 
 
 def complete_memory(
-    status: Status | None, components: Mapping[str, int], tree_memory: tuple[int, str] | None
+    status: Status | None, components: Mapping[str, int], total: TreeTotal | None
 ) -> SourcedMemory:
-    """Combine the known figures of a backend's memory; (None, None) if no total is known.
+    """Combine the known figures of a backend's memory; `NO_MEMORY` if no total is known.
 
     Args:
         status: the backend's status; its components replace hooks' components of the same name.
         components: the components of GPUs and hooks, in bytes.
-        tree_memory: the memory of the process tree in bytes, and its source; None if not read.
+        total: the memory of the process tree; None if it is not known.
     """
     reported = status.memory if status and status.memory else Memory(0)
     breakdown = {**components, **reported.breakdown}
     if reported.total:
-        return Memory(reported.total, breakdown), "backend"
-    if tree_memory is None:
-        return None, None
-    return Memory(tree_memory[0], breakdown), tree_memory[1]
+        return SourcedMemory(Memory(reported.total, breakdown), "backend")
+    if total is None:
+        return NO_MEMORY
+    return SourcedMemory(Memory(total.amount, breakdown), total.source, total.age_seconds)

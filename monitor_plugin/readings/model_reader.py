@@ -20,7 +20,14 @@ from ..domain.errors import BackendUnreadable, ModelNotLoaded, PidNotHeld
 from ..domain.models import Backend, Reading
 from ..processes.process import ProcessGone
 from .backend_reader import BackendReader
-from .replicas import NO_SAMPLE, SourcedMemory, combine, sum_memories, unreadable_reading
+from .replicas import (
+    NO_SAMPLE,
+    SourcedMemory,
+    combine,
+    sourced_memory,
+    sum_memories,
+    unreadable_reading,
+)
 
 _MAX_CONCURRENT_READS = 64
 
@@ -112,7 +119,7 @@ class ModelReader:
     def memory(self, model: str, reading: Reading) -> SourcedMemory:
         """Return the memory of all backends of a model that was just read."""
         if reading.status is not None:
-            return reading.status.memory, reading.memory_source
+            return sourced_memory(reading)
         deadline = self._backend_reader.deadline()
         return sum_memories(
             [

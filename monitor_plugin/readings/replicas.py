@@ -5,15 +5,29 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..domain.models import Backend, Memory, Reading, Sample, State, Status
 
 Number = TypeVar("Number", int, float)
-# The memory of a backend, and the source of its total; (None, None) if the total is unknown.
-SourcedMemory = tuple[Memory | None, str | None]
+
+
+class SourcedMemory(NamedTuple):
+    """The memory of one or more backends.
+
+    Attributes:
+        memory: None if the total is not known.
+        source: where the total comes from: see `Reading.memory_source`.
+        age_seconds: how long ago PSS was read, if it is part of the total.
+    """
+
+    memory: Memory | None
+    source: str | None
+    age_seconds: float | None = None
+
 
 NO_SAMPLE = Sample(None, None, None, None)
+NO_MEMORY = SourcedMemory(None, None)
 
 _MAX_BYTES = 2**64 - 1
 # From the worst to the best. None stands for the numbers that the protocol does not define.
@@ -23,6 +37,12 @@ _RANKS = (State.ERROR, State.UNINITIALIZED, State.BUSY, None, State.READY)
 def unreadable_reading(backend: Backend) -> Reading:
     """Return the reading of a replica that cannot be read, for `combine`."""
     return Reading(backend, None, NO_SAMPLE, "psutil", None, time.time())
+
+
+def sourced_memory(reading: Reading) -> SourcedMemory:
+    """Return the memory in a reading that has a status."""
+    memory = reading.status.memory if reading.status else None
+    return SourcedMemory(memory, reading.memory_source, reading.memory_age_seconds)
 
 
 def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> Reading:
@@ -37,10 +57,11 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
     if len(readings) == 1:
         return readings[0]
     states = [each.status.state for each in readings if each.status is not None]
-    status = sample = memory_source = None
+    status = sample = None
+    total = NO_MEMORY
     if states:
-        memory, memory_source = sum_memories(memories)
-        status = Status(min(states, key=_rank), memory)
+        total = sum_memories(memories)
+        status = Status(min(states, key=_rank), total.memory)
     else:
         samples = [each.sample for each in readings if each.sample is not None]
         sample = Sample(
@@ -57,9 +78,10 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
         source=_join_words(sources) or "",
         rpc_error=_join_words(each.rpc_error for each in readings),
         taken_at=min(each.taken_at for each in readings),
-        memory_source=memory_source,
+        memory_source=total.source,
         replicas=sum(each.replicas for each in readings),
         address_owner=next((each.address_owner for each in readings if each.address_owner), None),
+        memory_age_seconds=total.age_seconds,
     )
 
 
@@ -69,10 +91,13 @@ def _rank(state: int) -> int:
 
 
 def sum_memories(memories: Sequence[SourcedMemory]) -> SourcedMemory:
-    """Add up the memory of several backends; (None, None) if the memory of any is unknown."""
-    known = [memory for memory, _ in memories if memory is not None]
+    """Add up the memory of several backends; `NO_MEMORY` if the memory of any is unknown.
+
+    The age is that of the oldest figure.
+    """
+    known = [each.memory for each in memories if each.memory is not None]
     if len(known) < len(memories):
-        return None, None
+        return NO_MEMORY
     breakdown: Counter[str] = Counter()
     for memory in known:
         breakdown.update(memory.breakdown)
@@ -80,7 +105,10 @@ def sum_memories(memories: Sequence[SourcedMemory]) -> SourcedMemory:
         min(_MAX_BYTES, sum(memory.total for memory in known)),
         {name: min(_MAX_BYTES, amount) for name, amount in sorted(breakdown.items())},
     )
-    return total, _join_words(source for _, source in memories)
+    ages = [each.age_seconds for each in memories if each.age_seconds is not None]
+    return SourcedMemory(
+        total, _join_words(each.source for each in memories), max(ages, default=None)
+    )
 
 
 def _sum(figures: Iterable[Number | None]) -> Number | None:

@@ -23,6 +23,7 @@ from ..gpu.reading import GpuReading
 from ..plugins.hooks import Hooks
 from ..processes.limits import LimitsReader, has_same_limits
 from ..processes.process import ProcessGone
+from ..processes.tree_memory import tree_total
 from ..processes.usage import UsageReader, UsageSnapshot
 from ..rpc.client import StatusClient
 from ..telemetry.time_series import TimeSeries
@@ -31,16 +32,13 @@ from .backend_reader import (
     BackendReader,
     StatusResult,
     complete_memory,
-    reports_memory,
     result_of_address_owner,
 )
-from .replicas import NO_SAMPLE, SourcedMemory
+from .replicas import NO_SAMPLE
 
 _MAX_CONCURRENT_REQUESTS = 64
 # Lists that are requested within this time share one sweep.
 _MAX_AGE_SECONDS = 0.02
-# Reading PSS costs milliseconds per GiB. A backend that reports its memory rarely needs its PSS.
-_PSS_MAX_AGE_SECONDS = 30.0
 
 _TIMED_OUT = StatusResult(None, "grpc", grpc.StatusCode.DEADLINE_EXCEEDED.name)
 
@@ -246,14 +244,17 @@ class Sweeper:
         of_hooks = self._hooks.memory_components(backend, lambda: pids, hooks_deadline)
         held = gpus.held_by(record.members.identities())
         components = {**held.components, **of_hooks}
-        (memory, memory_source), pss = self._memory(record, result.status, components)
+        read, peak_rss = record.tree_memory, record.peak_rss()
+        total = usage.memory_total(pids, read) if usage else tree_total(read, None, 0.0)
+        memory, memory_source, memory_age = complete_memory(result.status, components, total)
         process, tree = None, None
         limits = self._limits_reader.read(*record.members.root)
         if usage:
             usable = self._limits_reader.usable_bytes(limits)
-            process = usage.process_usage(backend.pid, record.sampler, usable)
+            root_peak_rss = read.root_peak_rss if read else None
+            process = usage.process_usage(backend.pid, record.sampler, usable, root_peak_rss)
             vram, gtt = held.total("vram", of_hooks), held.total("gtt", of_hooks)
-            tree = usage.tree_usage(pids, pss, vram, process, usable, gtt)
+            tree = usage.tree_usage(pids, read, vram, process, usable, gtt, peak_rss)
         if record.process.ended():  # check after reading: the PID may have a new process
             raise ProcessGone(backend.pid)
         now = time.time()
@@ -261,7 +262,16 @@ class Sweeper:
             reading = Reading(backend, None, _sample(process), "psutil", result.rpc_error, now)
         else:
             status = Status(result.status.state, memory)
-            reading = Reading(backend, status, None, result.source, None, now, memory_source)
+            reading = Reading(
+                backend,
+                status,
+                None,
+                result.source,
+                None,
+                now,
+                memory_source,
+                memory_age_seconds=memory_age,
+            )
         return Observation(
             backend=backend,
             reading=replace(reading, replicas=replicas, address_owner=result.address_owner),
@@ -275,16 +285,6 @@ class Sweeper:
             served_by=result.served_by,
             limits=None if has_same_limits(limits, own_limits) else limits,
         )
-
-    def _memory(
-        self, record: Record, status: Status | None, components: dict[str, int]
-    ) -> tuple[SourcedMemory, int | None]:
-        """Return a backend's memory, and the PSS of its process tree; None if unknown."""
-        tree_memory = record.tree_memory.get(
-            _PSS_MAX_AGE_SECONDS if reports_memory(status) else None
-        )
-        pss = tree_memory[0] if tree_memory and tree_memory[1] == "pss" else None
-        return complete_memory(status, components, tree_memory), pss
 
 
 def _with_newest_state(observation: Observation, record: Record) -> Observation:

@@ -22,7 +22,7 @@ def make_record(model: str, pid: int, address: str | None = None) -> Record:
     address = address or f"127.0.0.1:{pid}"
     unused: Any = None
     oom: Any = SimpleNamespace(group=None)
-    return Record(Backend(model, pid, address, 1.0), address, unused, unused, unused, unused, oom)
+    return Record(Backend(model, pid, address, 1.0), address, unused, unused, unused, oom)
 
 
 class Recorder:

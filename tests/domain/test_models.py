@@ -37,10 +37,11 @@ def test_records_are_frozen(record: msgspec.Struct) -> None:
         (Memory, "total breakdown"),
         (Status, "state memory"),
         (Sample, "rss vms memory_percent cpu_percent"),
-        (BackendExit, "cause exit_code signal oom ended_at oom_certain"),
+        (BackendExit, "cause exit_code signal oom ended_at oom_certain peak_rss"),
         (
             Reading,
-            "backend status sample source rpc_error taken_at memory_source replicas address_owner",
+            "backend status sample source rpc_error taken_at memory_source replicas "
+            "address_owner memory_age_seconds",
         ),
     ],
 )

@@ -36,6 +36,7 @@ from monitor_plugin.processes.process import Process
 from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.processes.process_tree import ProcessTree
 from monitor_plugin.processes.sampler import Sampler
+from monitor_plugin.processes.tree_memory import read_tree_memory
 
 from ..support import Spawner, eventually, members_of
 
@@ -316,12 +317,12 @@ def tree_member(scene: Scene) -> dict[str, Any]:
         _tell(parent, "reap")
         assert _line(parent) == "reaped"
         newcomer = scene.take(child)
-        memory = table.memory(known)
+        memory = read_tree_memory(known.identities(), known.root)
         tree.rescan_until_stable()
         members = [member.pid for member in tree.alive()]
         tree.stop(20, threading.Event())
         return {
-            "memory": memory and memory[0],
+            "memory": memory and memory.pss,
             "members_are_the_root": members == [parent.pid],
             "root": parent.wait(20),
             "fate": newcomer.fate(),

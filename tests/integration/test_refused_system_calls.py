@@ -39,7 +39,9 @@ settings = Settings(listen=None, stop_timeout_seconds=0.5, respawn_watch_seconds
 with Monitor(settings, [Plugin()]) as monitor:
     for number, (model, process) in enumerate({"stubborn": stubborn, "brief": brief}.items(), 1):
         register(monitor, process.pid, model, f"127.0.0.1:{number}")
-    observed = monitor.sweep("stubborn")[0]
+    observed = eventually(
+        lambda: next((each for each in monitor.sweep("stubborn") if each.memory_source == "pss"), 0)
+    )
     brief.stdin.close()
     eventually(lambda: "brief" in exits)
     monitor.shutdown("stubborn")

@@ -1,4 +1,4 @@
-"""Which processes belong to a backend, and their memory."""
+"""Which processes belong to a backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -54,10 +53,6 @@ def _read_line(process: subprocess.Popen[str]) -> str:
 
 def _pids(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in _read_line(process).split()]
-
-
-def measure(pid: int) -> tuple[int, str] | None:
-    return MemberTable().memory(members_of(pid))
 
 
 def snapshot_of(taken_at: float, **rows: tuple[int, int, int]) -> ProcessSnapshot:
@@ -474,112 +469,20 @@ def test_a_snapshot_is_used_for_a_second(spawner: Spawner) -> None:
     eventually(lambda: sleeper.pid in table.pids(members))
 
 
-def test_shared_memory_counts_once(spawner: Spawner) -> None:
-    """200 MiB that four processes share by fork are 200 MiB of PSS, not four times as much."""
-    process = spawner.python(FORKED, "200", "3")
-    pids = _pids(process)
-    total, source = measure(process.pid) or (0, "")
-    assert source == "pss"
-    assert 200 * MIB <= total <= 260 * MIB
-    assert sum(psutil.Process(pid).memory_info().rss for pid in pids) > 790 * MIB
-
-
-def test_memory_of_a_process_that_started_after_the_snapshot(spawner: Spawner) -> None:
-    """Its memory is measured at once."""
+def test_rss_of_a_process_that_started_after_the_snapshot(spawner: Spawner) -> None:
+    """It is read at once, and is unknown, not 0, when no member runs any more."""
     table = MemberTable()
     table.snapshot()
-    process = spawner.python(FORKED, "50", "0")
-    assert _pids(process) == [process.pid]
-    total, source = table.memory(members_of(process.pid)) or (0, "")
-    assert source == "pss"
-    assert total >= 50 * MIB
-
-
-def test_processes_that_have_ended_count_0(spawner: Spawner) -> None:
-    """A zombie in the tree does not prevent the sum."""
-    process = spawner.python(FORKED, "50", "2")
-    root, *children = _pids(process)
-    psutil.Process(children[0]).kill()
-    eventually(lambda: psutil.Process(children[0]).status() == psutil.STATUS_ZOMBIE)
-    total, source = measure(root) or (0, "")
-    assert source == "pss"
-    assert 50 * MIB <= total <= 110 * MIB
-
-
-def test_a_process_that_has_ended_has_no_memory_figure(spawner: Spawner) -> None:
-    """A zombie, a reaped process, and a number that is no PID have None, not 0."""
-    sleeper = spawner.sleeper()
-    members = members_of(sleeper.pid)
-    sleeper.kill()
-    eventually(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_ZOMBIE)
-    table = MemberTable()
-    assert table.memory(members) is None
-    sleeper.wait()
-    assert table.memory(members) is None
-    assert measure(sleeper.pid) is None
-    assert measure(2**22 + 1) is None
-
-
-# Starts two children as root, and becomes another user, who may read this process but not them.
-MIXED = """
-import ctypes, os, subprocess, time
-children = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: readable, as after an exec
-print(os.getpid(), *[child.pid for child in children], flush=True)
-time.sleep(1000)
-"""
-
-# Root's interpreter may lie where no other user can start it, so the identity changes after it.
-READER = """
-import os, sys
-from monitor_plugin.processes.members import Members, MemberTable
-from monitor_plugin.processes.process_table import read_row
-def measure(pid): return MemberTable().memory(Members((pid, read_row(pid).started)))
-measure(os.getpid())  # while what it loads on first use can be read
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-print(*measure(int(sys.argv[1])))
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
-def test_rss_is_summed_if_the_pss_of_one_process_may_not_be_read(spawner: Spawner) -> None:
-    """The source then is `rss`."""
-    root, *children = _pids(spawner.python(MIXED))
-
-    def read() -> tuple[int, str]:
-        total, source = _read_line(spawner.python(READER, str(root))).split()
-        return int(total), source
-
-    total, source = read()
-    assert source == "rss"
-    rss = sum(psutil.Process(pid).memory_info().rss for pid in (root, *children))
-    assert total == pytest.approx(rss, abs=MIB)
-    for child in children:
-        os.kill(child, 9)
-    total, source = read()
-    assert source == "pss"
-    assert 0 < total < rss
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /proc that hides other users' processes")
-def test_memory_is_unknown_if_neither_pss_nor_rss_may_be_read(spawner: Spawner) -> None:
-    """The figure then is None, not 0."""
-    sleeper = spawner.sleeper()
-    code = (
-        "import os, subprocess, sys\n"
-        "from monitor_plugin.processes.members import Members, MemberTable\n"
-        "from monitor_plugin.processes.process_table import read_row\n"
-        "pid = int(sys.argv[1])\n"
-        "table, members = MemberTable(), Members((pid, read_row(pid).started))\n"
-        "table.memory(Members((os.getpid(), read_row(os.getpid()).started)))\n"
-        "assert table.pids(members) == [pid]\n"
-        "subprocess.run(['mount', '-t', 'proc', '-o', 'hidepid=1', 'proc', '/proc'], check=True)\n"
-        "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
-        "print(table.memory(members), MemberTable().memory(members))"
-    )
-    reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    output = _read_line(reader)
-    if not output:
-        pytest.skip("mount namespaces are not allowed here")
-    assert output == "None None"
+    process = spawner.python(FORKED, "50", "1")
+    assert len(_pids(process)) == 2
+    members = members_of(process.pid)
+    began = time.monotonic()
+    rss, read_at = table.rss(members) or (0, 0.0)
+    assert rss >= 100 * MIB
+    assert read_at >= began
+    assert members.rss() == (rss, read_at)
+    process.kill()
+    process.wait()
+    table.rescan(members)
+    assert table.rss(members) is not None  # the child
+    assert table.rss(Members((2**22 + 1, 1.0))) is None

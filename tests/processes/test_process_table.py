@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -131,31 +130,6 @@ start().wait()
     assert find_descendants(process.pid) == []
 
 
-def test_rss_is_read_where_there_is_no_smaps_rollup(spawner: Spawner) -> None:
-    """Neither is PSS read from smaps, which the kernel of gVisor and older ones have."""
-    sleeper = spawner.sleeper()
-    code = """
-import pathlib, subprocess, sys
-from monitor_plugin.processes.process_table import measure_memory, read_row
-pid, folder = int(sys.argv[1]), pathlib.Path("/proc", sys.argv[1])
-files = {name: (folder / name).read_text() for name in ("stat", "statm", "status", "smaps")}
-print(*measure_memory({pid: read_row(pid)}))
-subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
-for name, text in files.items():
-    (folder / name).write_text(text)
-print(*measure_memory({pid: read_row(pid)}), int(files["statm"].split()[1]) * 4096)
-"""
-    reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    output = _read_line(reader)
-    if not output:
-        pytest.skip("mount namespaces are not allowed here")
-    pss, source = output.split()
-    assert source == "pss"
-    total, source, rss = _read_line(reader).split()
-    assert (total, source) == (rss, "rss")
-    assert int(rss) > int(pss) > 0
-
-
 def test_reading_a_row_without_a_free_descriptor_is_an_error(spawner: Spawner) -> None:
     """Without a free descriptor it is unknown whether the process exists."""
     code = """
@@ -169,7 +143,7 @@ try:
     print(read_row(os.getpid()))
 except OSError as error:
     print(error.strerror)
-print(MemberTable().memory(members), MemberTable().pids(members) == [os.getpid()])
+print(MemberTable().rss(members), MemberTable().pids(members) == [os.getpid()])
 """
     process = spawner.python(code)
     assert process.stdout

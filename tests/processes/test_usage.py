@@ -15,6 +15,7 @@ from monitor_plugin.processes.sampler import (
     MIN_MEASURED_SECONDS,
     Sampler,
 )
+from monitor_plugin.processes.tree_memory import TreeMemory
 from monitor_plugin.processes.usage import UsageReader, UsageSnapshot
 
 from ..support import Spawner, eventually, members_of
@@ -100,9 +101,20 @@ def test_the_cpu_of_a_tree_is_that_of_all_its_members(spawner: Spawner) -> None:
     alone = usage.process_usage(process.pid, NoBaseline(), USABLE_BYTES)
     assert alone
     assert alone.cpu_percent is None
-    tree = usage.tree_usage(usage.pids(members), 7, 8, alone, USABLE_BYTES)
+    memory = TreeMemory(time.monotonic() - 3, 9, 7, 1, 2, 4, 0, peak_rss=2**50)
+    tree = usage.tree_usage(
+        usage.pids(members), memory, 8, alone, USABLE_BYTES, peak_rss=memory.peak_rss
+    )
     assert tree
-    assert (tree.processes, tree.pss, tree.vram) == (2, 7, 8)
+    assert (tree.processes, tree.pss, tree.vram, tree.peak_rss) == (2, 7, 8, 2**50)
+    assert (tree.anonymous, tree.file, tree.shared, tree.swap) == (1, 2, 4, 0)
+    assert tree.memory_age_seconds is not None
+    assert tree.memory_age_seconds >= 3
+    memory = memory._replace(pss=None)
+    unread = usage.tree_usage(usage.pids(members), memory, 8, alone, USABLE_BYTES, peak_rss=1)
+    assert unread
+    assert (unread.pss, unread.memory_age_seconds) == (None, None)
+    assert unread.peak_rss == unread.rss  # a higher RSS that was seen raises the peak
 
 
 def measure_requests(

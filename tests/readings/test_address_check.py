@@ -24,7 +24,7 @@ from monitor_plugin.domain.models import ProcessName
 from monitor_plugin.processes import sockets
 from monitor_plugin.processes.process import process_name
 from monitor_plugin.processes.sockets import ListeningSockets
-from monitor_plugin.readings.replicas import NO_SAMPLE, combine
+from monitor_plugin.readings.replicas import NO_MEMORY, NO_SAMPLE, combine
 from monitor_plugin.rpc.protocol import SERVICE
 from monitor_plugin.testing import backend_command
 
@@ -452,7 +452,7 @@ def test_reading_of_replicas_names_the_first_other_process() -> None:
     owned = Reading(
         backend, None, NO_SAMPLE, "psutil", "UNAVAILABLE", 1.0, address_owner=ProcessName(7, "x")
     )
-    combined = combine([fine, owned], [(None, None), (None, None)])
+    combined = combine([fine, owned], [NO_MEMORY, NO_MEMORY])
     assert combined.address_owner == ProcessName(7, "x")
     headers = reading_response(combined).headers
     assert headers["X-Monitor-Address-Owner"] == "7 (x)"

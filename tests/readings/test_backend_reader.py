@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from monitor_plugin import Backend, Memory, Reading, State, Status, hookimpl
+from monitor_plugin.processes.tree_memory import TreeTotal
 from monitor_plugin.readings.backend_reader import complete_memory, reports_memory
+from monitor_plugin.readings.replicas import NO_MEMORY
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
 from ..support import Client, Spawner, eventually, logged, refuse_thread, register
@@ -295,19 +297,22 @@ def test_report_of_no_memory_counts_as_no_report() -> None:
     assert reports_memory(Status(2, Memory(1)))
 
 
+PSS = TreeTotal(50, "pss", 2.0)
+
+
 @pytest.mark.parametrize(
     ("status", "tree", "expected"),
     [
-        (Status(2, Memory(9, {"a": 1})), (50, "pss"), (Memory(9, {"vram": 5, "a": 1}), "backend")),
-        (Status(2, Memory(9, {"vram": 1})), None, (Memory(9, {"vram": 1}), "backend")),
-        (Status(2, Memory(0, {"a": 1})), (50, "pss"), (Memory(50, {"vram": 5, "a": 1}), "pss")),
-        (Status(2), (50, "rss"), (Memory(50, {"vram": 5}), "rss")),
-        (None, (50, "pss"), (Memory(50, {"vram": 5}), "pss")),
-        (None, None, (None, None)),
+        (Status(2, Memory(9, {"a": 1})), PSS, (Memory(9, {"vram": 5, "a": 1}), "backend", None)),
+        (Status(2, Memory(9, {"vram": 1})), None, (Memory(9, {"vram": 1}), "backend", None)),
+        (Status(2, Memory(0, {"a": 1})), PSS, (Memory(50, {"vram": 5, "a": 1}), "pss", 2.0)),
+        (Status(2), TreeTotal(50, "rss"), (Memory(50, {"vram": 5}), "rss", None)),
+        (None, PSS, (Memory(50, {"vram": 5}), "pss", 2.0)),
+        (None, None, NO_MEMORY),
     ],
 )
 def test_memory_is_completed_from_what_is_known(
-    status: Status | None, tree: tuple[int, str] | None, expected: tuple[Memory | None, str | None]
+    status: Status | None, tree: TreeTotal | None, expected: tuple[object, ...]
 ) -> None:
     """The backend's own figures win; without a total there is no memory."""
-    assert complete_memory(status, {"vram": 5}, tree) == expected
+    assert tuple(complete_memory(status, {"vram": 5}, tree)) == expected

@@ -21,7 +21,7 @@ from monitor_plugin import (
     Status,
     hookimpl,
 )
-from monitor_plugin.readings.replicas import combine
+from monitor_plugin.readings.replicas import NO_MEMORY, SourcedMemory, combine
 
 from ..http.test_app import assert_error
 from ..support import Backend as Running
@@ -52,7 +52,7 @@ def reading(state: int | None, sample: Sample | None = None, **fields: Any) -> R
 def test_combined_state_is_the_worst(states: list[int | None], worst: int) -> None:
     """The order is error, uninitialized, busy, unknown numbers, ready; samples do not count."""
     readings = [reading(state, Sample(1, 2, 3.0, 4.0)) for state in states]
-    combined = combine(readings, [(Memory(1), "backend")] * len(states))
+    combined = combine(readings, [SourcedMemory(Memory(1), "backend")] * len(states))
     assert combined.status == Status(worst, Memory(len(states)))
     assert combined.sample is None
 
@@ -60,21 +60,22 @@ def test_combined_state_is_the_worst(states: list[int | None], worst: int) -> No
 def test_memory_is_summed_by_component() -> None:
     """Totals and components add up, whatever their source, and never exceed 64 bits."""
     memories = [
-        (Memory(10, {"weights": 7, "kv": 3}), "backend"),
-        (Memory(5, {"weights": 1}), "pss"),
-        (Memory(2**64 - 1, {"kv": 2**64 - 1}), "backend"),
+        SourcedMemory(Memory(10, {"weights": 7, "kv": 3}), "backend"),
+        SourcedMemory(Memory(5, {"weights": 1}), "pss", 3.5),
+        SourcedMemory(Memory(2**64 - 1, {"kv": 2**64 - 1}), "pss", 1.5),
     ]
     combined = combine([reading(2)] * 3, memories)
     top = 2**64 - 1
     assert combined.status == Status(2, Memory(top, {"kv": top, "weights": 8}))
     assert combined.memory_source == "backend, pss"
+    assert combined.memory_age_seconds == 3.5
 
 
 def test_sum_with_an_unknown_figure_is_none() -> None:
     """If one replica's figure is unknown, so is its sum; the other sums are not affected."""
-    combined = combine([reading(2), reading(2)], [(Memory(1), "pss"), (None, None)])
+    combined = combine([reading(2), reading(2)], [SourcedMemory(Memory(1), "pss", 1.0), NO_MEMORY])
     assert combined.status == Status(2, None)
-    assert combined.memory_source is None
+    assert (combined.memory_source, combined.memory_age_seconds) == (None, None)
     samples = [Sample(1, 2, 1.5, 50.0), Sample(10, None, 2.5, 75.0)]
     combined = combine([reading(None, each, rpc_error="UNAVAILABLE") for each in samples], [])
     assert combined.sample == Sample(11, None, 4.0, 125.0)
@@ -90,7 +91,7 @@ def test_combined_sources_are_those_of_the_statuses() -> None:
         reading(None, rpc_error="UNIMPLEMENTED"),
         reading(None, rpc_error="UNAVAILABLE"),
     ]
-    combined = combine(parts, [(Memory(1), "rss")] * 5)
+    combined = combine(parts, [SourcedMemory(Memory(1), "rss")] * 5)
     assert combined.source == "hook, grpc"
     assert combined.rpc_error == "UNAVAILABLE, UNIMPLEMENTED"
     assert combined.taken_at == 1.0
@@ -114,6 +115,7 @@ def test_replicas_are_read_together(
 ) -> None:
     """The worst state, and sums; a replica without a status adds its tree's memory."""
     busy, ready, silent = replicas(monitor, ("--state", "1"), (), ("--no-status",))
+    eventually(lambda: "X-Monitor-Memory-Age" in client.monitor("m").headers)
     answer = client.monitor("m")
     assert answer.status == 200
     assert answer.json["state"] == 1

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 from ...api.cluster_view import NODE_HEADER
 from ...api.results import Response, reading_response
-from ...domain.models import Memory
-from ...readings.replicas import combine, unreadable_reading
+from ...readings.replicas import (
+    NO_MEMORY,
+    SourcedMemory,
+    combine,
+    sourced_memory,
+    unreadable_reading,
+)
 from ..requests.client import PeerResult
 from ..transport.messages import Reply, with_headers
 
@@ -33,15 +38,15 @@ def merge_readings(results: Sequence[PeerResult]) -> Response:
     if len(read) == 1 and not unreadable:
         return with_headers(answer_of(read[0][0]), headers)
     readings = [reading for _, reading in read]
-    memories: list[tuple[Memory | None, str | None]] = [
-        (reading.status.memory, reading.memory_source)
+    memories = [
+        sourced_memory(reading)
         if reading.status
-        else (reply.memory, reply.memory_source)
+        else SourcedMemory(reply.memory, reply.memory_source, reply.memory_age_seconds)
         for reply, reading in read
     ]
     # An unreadable backend makes every sum unknown.
     readings += [unreadable_reading(readings[0].backend)] * len(unreadable)
-    memories += [(None, None)] * len(unreadable)
+    memories += [NO_MEMORY] * len(unreadable)
     nodes = [each.node for each in [*(reply for reply, _ in read), *unreadable]]
     headers[NODE_HEADER] = join_names(sorted(nodes))
     return with_headers(reading_response(combine(readings, memories)), headers)

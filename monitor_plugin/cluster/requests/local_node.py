@@ -121,8 +121,8 @@ class LocalNode:
         reply = replace(self._reply(shared_response(shared)), reading=shared.reading)
         if not request.with_memory:
             return reply
-        memory, source = self._model_reader.memory(model, shared.reading)
-        return replace(reply, memory=memory, memory_source=source)
+        memory, source, age_seconds = self._model_reader.memory(model, shared.reading)
+        return replace(reply, memory=memory, memory_source=source, memory_age_seconds=age_seconds)
 
     def _list(self, request: Request) -> Reply:
         """List backends, or only GPUs. A page is sorted by PID."""

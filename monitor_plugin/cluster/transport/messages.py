@@ -72,7 +72,11 @@ class Reply(
     msgspec.Struct,
     frozen=True,
     omit_defaults=True,
-    rename={"memory": "held", "memory_source": "held_source"},
+    rename={
+        "memory": "held",
+        "memory_source": "held_source",
+        "memory_age_seconds": "held_age_seconds",
+    },
 ):
     """A node's reply to a request, or a part of it.
 
@@ -83,7 +87,8 @@ class Reply(
             model), `working` (the answer follows) or `invalid` (see `checked_reply`).
         answer: the HTTP response, or a part of its body.
         reading: the reading in `answer`, to be combined with the readings of other nodes.
-        memory, memory_source: the memory of the model's backends, if the request asked for it.
+        memory, memory_source, memory_age_seconds: the memory of the model's backends, if the
+            request asked for it.
         offer: the key with which a shutdown accepts the offer.
         last: whether no further part follows.
     """
@@ -95,6 +100,7 @@ class Reply(
     reading: Reading | None = None
     memory: Memory | None = None
     memory_source: str | None = None
+    memory_age_seconds: float | None = None
     offer: str | None = None
     last: bool = True
 

@@ -1,0 +1,186 @@
+"""The memory of a backend's members: by kind, proportionally, and at its peak.
+
+The kernel counts a process's pages one by one when /proc/PID/smaps_rollup is read. That takes some
+17 ms per GiB of 4 KiB pages, so that `readings/memory_reader.py` does it in the background.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from .process_table import ProcessIdentity, read_row
+
+# PSS is outdated when RSS has changed by more than an eighth since.
+_OUTDATED_PART = 8
+_MAX_BYTES = 65536  # /proc/PID/status may list many groups
+_LINES = (b"Pss:", b"Pss_File:", b"Pss_Shmem:", b"SwapPss:")
+
+
+class TreeMemory(NamedTuple):
+    """The memory of the members of a backend, in bytes, as it was read once. None: not known.
+
+    Attributes:
+        taken_at: when the reading began (monotonic seconds).
+        rss: resident memory, in which shared pages count once per process.
+        pss: proportional set size, in which shared pages count once; None if a member may not be
+            read. It is the sum of the next three.
+        anonymous: the part of pss that belongs to no file.
+        file: the part of pss that is mapped from files, which the kernel can drop.
+        shared: the part of pss in shared memory and tmpfs.
+        swap: memory in swap, in which shared pages count once.
+        peak_rss: the sum of the most resident memory that each member ever had, or that sum at an
+            earlier reading, whichever is higher.
+        root_peak_rss: the most resident memory that the registered process ever had.
+    """
+
+    taken_at: float
+    rss: int
+    pss: int | None = None
+    anonymous: int | None = None
+    file: int | None = None
+    shared: int | None = None
+    swap: int | None = None
+    peak_rss: int | None = None
+    root_peak_rss: int | None = None
+
+    def age_seconds(self) -> float:
+        """Return how long ago the memory was read."""
+        return max(0.0, time.monotonic() - self.taken_at)
+
+    def is_outdated_by(self, rss: int) -> bool:
+        """Whether a later RSS of the members differs by more than an eighth from that of here."""
+        return abs(rss - self.rss) * _OUTDATED_PART > self.rss
+
+    def with_earlier_peak(self, earlier: TreeMemory | None) -> TreeMemory:
+        """Return this reading with the tree's peak of an earlier one, if that was higher.
+
+        The members of the peak may have ended since.
+        """
+        if earlier is None or earlier.peak_rss is None:
+            return self
+        return self._replace(peak_rss=max(self.peak_rss or 0, earlier.peak_rss))
+
+
+class TreeTotal(NamedTuple):
+    """The memory of a process tree as one figure.
+
+    Attributes:
+        amount: bytes.
+        source: `pss` or `rss`.
+        age_seconds: how long ago PSS was read; None for RSS.
+    """
+
+    amount: int
+    source: str
+    age_seconds: float | None = None
+
+
+def tree_total(memory: TreeMemory | None, rss: int | None, read_at: float) -> TreeTotal | None:
+    """Return PSS if it is known and not outdated, and RSS otherwise; None if neither is known.
+
+    Args:
+        memory: the last reading; None before the first one.
+        rss: the RSS of the members now; None if it is not known.
+        read_at: when the RSS was read (monotonic seconds).
+    """
+    if memory is not None and memory.pss is not None:
+        is_newer = rss is not None and read_at > memory.taken_at
+        if not (is_newer and memory.is_outdated_by(rss or 0)):
+            return TreeTotal(memory.pss, "pss", memory.age_seconds())
+    return TreeTotal(rss, "rss") if rss else None
+
+
+def read_tree_memory(
+    members: Iterable[ProcessIdentity], root: ProcessIdentity
+) -> TreeMemory | None:
+    """Read the memory of the members of a backend, which takes long if they have much memory.
+
+    Args:
+        members: the processes; those that have ended are left out.
+        root: the registered process.
+
+    Returns:
+        None if no member runs.
+
+    Raises:
+        OSError: no file descriptor is free.
+    """
+    taken_at = time.monotonic()
+    rollups: list[Mapping[bytes, int]] = []
+    peaks: dict[ProcessIdentity, int | None] = {}
+    rss = 0
+    for identity in members:
+        pid, started = identity
+        # If one member may not be read, no sum is known, and the others need not be read.
+        rollup = {} if {} in rollups else _read_if_allowed(read_rollup, pid)
+        status = _read_if_allowed(_read_status, pid)
+        row = read_row(pid)  # read first, then check that the PID was not reused
+        # A process that is about to end shows 0 bytes, also while its memory is not freed yet.
+        if row is None or row.started != started or not row.vms:
+            continue
+        rollups.append(rollup)
+        peak = status.get(b"VmHWM:")
+        peaks[identity] = None if peak is None else max(peak, row.rss)
+        rss += row.rss
+    if not rollups:
+        return None
+    pss, file, shared, swap = (_sum([each.get(name) for each in rollups]) for name in _LINES)
+    # The kernel rounds each figure down to KiB. So the parts add up to the whole.
+    anonymous = None
+    if pss is not None and file is not None and shared is not None:
+        anonymous = pss - file - shared
+    peak_rss = _sum(peaks.values())
+    return TreeMemory(taken_at, rss, pss, anonymous, file, shared, swap, peak_rss, peaks.get(root))
+
+
+def read_rollup(pid: int) -> Mapping[bytes, int]:
+    """Read the lines of /proc/PID/smaps_rollup, in bytes: `{b"Pss:": 4096}`.
+
+    psutil reads /proc/PID/smaps where that file is missing (before Linux 4.14, in gVisor). This
+    function does not: smaps lists each of the thousands of mappings that a model server may have.
+
+    Raises:
+        OSError: the file is missing or may not be read. ProcessLookupError: the process has ended.
+    """
+    return _read_sizes(f"/proc/{pid}/smaps_rollup")
+
+
+def _read_status(pid: int) -> Mapping[bytes, int]:
+    return _read_sizes(f"/proc/{pid}/status")
+
+
+def _read_sizes(path: str) -> Mapping[bytes, int]:
+    """Read the lines `name: number kB` of a file, in bytes."""
+    # A single read, as the kernel makes up the whole file at the first one.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        lines = os.read(descriptor, _MAX_BYTES).splitlines()
+    finally:
+        os.close(descriptor)
+    fields = [line.split() for line in lines if line.endswith(b" kB")]
+    return {each[0]: int(each[1]) * 1024 for each in fields if len(each) == 3}
+
+
+def _read_if_allowed(read: Callable[[int], Mapping[bytes, int]], pid: int) -> Mapping[bytes, int]:
+    """Read sizes; none if the process has ended, or if its file is missing or may not be read.
+
+    Raises:
+        OSError: no file descriptor is free.
+    """
+    try:
+        return read(pid)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return {}
+
+
+def _sum(figures: Iterable[int | None]) -> int | None:
+    """Add up figures; None if one of them is not known."""
+    total = 0
+    for figure in figures:
+        if figure is None:
+            return None
+        total += figure
+    return total
