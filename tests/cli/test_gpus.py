@@ -163,6 +163,42 @@ def test_gpus_prints_tables_or_json(
     assert "vram 300.0 MiB" in printed("status", "m")
 
 
+def test_documented_tables_are_printed_so() -> None:
+    """The page about GPU memory shows what the command prints of three devices."""
+    mebibyte = 2**20
+    a100 = {"name": "NVIDIA A100-SXM4-40GB", "vendor": "nvidia", "total": 40960 * mebibyte}
+    whole = a100 | {
+        "component": "vram:nvidia0",
+        "index": 0,
+        "uuid": "GPU-5a1e8f0c",
+        "used": 31130 * mebibyte,
+        "free": 9214 * mebibyte,
+        "ours": 24576 * mebibyte,
+        "others": 5939 * mebibyte,
+        "unexplained": 615 * mebibyte,
+        "utilization_percent": 87.0,
+        "temperature_celsius": 61.0,
+        "power_watts": 251.0,
+        "models": [{"model": "llama", "pid": 4711, "memory": 24576 * mebibyte}],
+        "processes": [{"pid": 977, "name": "python3", "user": "alice", "memory": 5939 * mebibyte}],
+    }
+    unknown = a100 | {
+        "component": "vram:nvidia1",
+        "index": 1,
+        "uuid": "GPU-c90d3b77",
+        "used": 8192 * mebibyte,
+        "free": 32152 * mebibyte,
+        "utilization_percent": 0.0,
+        "temperature_celsius": 34.0,
+        "power_watts": 52.0,
+        "note": "The driver does not list the processes that use this device: Not Supported.",
+    }
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "gpu-memory.md"
+    shown = page.read_text().partition("$ monitor-plugin gpus\n")[2].partition("```")[0]
+    printed = view(whole, unknown, width=10_000)
+    assert shown == "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
+
+
 @contextlib.contextmanager
 def serve(status: int, body: bytes) -> Iterator[str]:
     """A server that gives one answer to each GET, in place of a monitor."""
