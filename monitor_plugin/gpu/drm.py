@@ -122,7 +122,7 @@ class DrmProvider:
             name=_read(f"{device}/product_name"),
             total=total,
             used=used,
-            free=None if total is None or used is None else total - used,
+            free=None if total is None or used is None else max(0, total - used),
             gtt_total=memory["gtt_total"],
             gtt_used=memory["gtt_used"],
             utilization_percent=None if is_asleep else _read_number(f"{device}/gpu_busy_percent"),
