@@ -15,6 +15,7 @@ import pytest
 
 from monitor_plugin import Gpu, GpuUse
 from monitor_plugin.gpu.drm import DrmProvider
+from monitor_plugin.gpu.reading import DeviceReading, GpuProcess, GpuReading, Held, held_by
 
 from ..support import Client, Spawner, logged
 from .drm_trees import (
@@ -301,6 +302,43 @@ def test_process_of_unreported_memory_is_a_user(
     write_process(proc, 5, OLD_I915)
     gpu = read_one(provider)
     assert gpu.uses == [GpuUse(5, None)]
+
+
+def test_backend_with_an_unread_process_has_no_figure(
+    provider: DrmProvider, proc: Path, sysfs: Path
+) -> None:
+    """The sum would be too small. A device of which nothing at all is known does not matter."""
+    write_amd(sysfs)
+    write_integrated(sysfs, "i915", 1)
+    write_process(proc, 5, AMDGPU)
+    write_process(proc, 6, AMDGPU.replace("id:\t4", "id:\t5"))
+    (proc / "7/fd").mkdir(parents=True)
+    (proc / "7/fd/3").write_text("")  # is no link, so it cannot be read
+    gpus = provider.read()
+    processes = {pid: GpuProcess(1.0, "p", None) for pid in (5, 6)}
+    now = time.monotonic()
+    reading = GpuReading(gpus, now, {gpu.component: DeviceReading(now, processes) for gpu in gpus})
+    components = {
+        "vram:amdgpu:0000:04:00.0": 2 * 44564 * KIB,
+        "gtt:amdgpu:0000:04:00.0": 2 * 2392 * KIB,
+    }
+    assert held_by(gpus, [5, 6]) == components
+    assert reading.held_by([(5, 1.0), (6, 1.0)]) == Held(components, frozenset())
+    assert held_by(gpus, [5, 6, 7]) == {}
+    assert reading.held_by([(5, 1.0), (7, 1.0)]) == Held({}, frozenset(components))
+    assert [gpu.note for gpu in gpus] == 2 * [
+        "Some processes cannot be read (Invalid argument), so their use of the GPU is not known. "
+        "Run the monitor as root, in a container with the capability SYS_PTRACE."
+    ]
+
+
+def test_integrated_gpu_has_a_component_of_system_memory_alone(
+    provider: DrmProvider, proc: Path, sysfs: Path
+) -> None:
+    """Its processes hold nothing on the device, which is not unknown."""
+    write_integrated(sysfs, "i915")
+    write_process(proc, 5, I915_INTEGRATED)
+    assert held_by(provider.read(), [5]) == {"gtt:i915:0000:00:02.0": 6044 * KIB}
 
 
 # Registers a process with the recorded GPUs, and ends when its standard input is closed.
