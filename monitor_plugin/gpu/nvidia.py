@@ -68,7 +68,7 @@ class NvidiaProvider:
         self._pynvml = self._pynvml or self._try("NVIDIA's GPUs", _load)
         if self._pynvml is None:
             return []
-        count = self._try("NVIDIA's GPUs", self._pynvml.nvmlDeviceGetCount)
+        count = self._try("NVIDIA's GPUs", self._count)
         gpus: list[Gpu] = []
         for index in range(count or 0):
             gpus += self._try(f"NVIDIA GPU {index}", partial(self._read_gpu, index)) or ()
@@ -86,6 +86,12 @@ class NvidiaProvider:
         if pynvml:
             with contextlib.suppress(Exception):  # the driver may be gone
                 pynvml.nvmlShutdown()
+
+    def _count(self) -> int:
+        count: int = self._pynvml.nvmlDeviceGetCount()
+        if self._is_required and not count:
+            raise RuntimeError("the driver lists none")
+        return count
 
     def _read_gpu(self, index: int) -> list[Gpu]:
         """Read one GPU, or its MIG instances."""

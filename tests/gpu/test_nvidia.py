@@ -27,6 +27,7 @@ from .nvml import (
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+PID_NAMESPACE = ("--pid", "--fork", "--kill-child")
 
 # Reads the devices for each line of the standard input, and prints them as JSON.
 READER = """
@@ -397,6 +398,17 @@ def test_machine_without_gpu_or_library_is_logged_only_if_one_is_expected(
     assert reader.log.splitlines() == ([line] if is_required or device_file else [])
 
 
+@pytest.mark.parametrize("is_required", [False, True])
+def test_driver_without_a_gpu_is_logged_only_if_one_is_required(
+    is_required: bool, make_driver: MakeDriver, start: StartReader
+) -> None:
+    driver = make_driver()
+    driver.configure("devices 0 0")
+    reader = start(driver, is_required=is_required, retry_seconds=60)
+    assert [reader.read() for _ in range(3)] == [[], [], []]
+    assert reader.log.count("the driver lists none\n") == is_required
+
+
 def test_driver_that_is_loaded_later_is_found(
     make_driver: MakeDriver, start: StartReader, tmp_path: Path
 ) -> None:
@@ -486,7 +498,7 @@ def test_monitor_in_a_pid_namespace_charges_no_process(
     """So too where procfs is that of the machine. PID 1 exists in both namespaces."""
     driver = make_driver()
     driver.configure("devices 0 2", *COMPLETE, f"compute 0 1 {GIB}")
-    reader = start(driver, by=(*in_namespace("--pid", "--fork", "--kill-child"), proc))
+    reader = start(driver, by=(*in_namespace(*PID_NAMESPACE), proc))
     first, second = reader.read()
     assert (first["used"], first["uses"], second["uses"]) == (2 * GIB, None, None)
     assert first["note"] == second["note"]
@@ -600,7 +612,7 @@ def test_monitor_in_a_container_charges_no_model_with_the_pids_of_the_machine(
     driver = make_driver()
     driver.configure("devices 0 1", *COMPLETE)
     process = spawner.process(
-        *(*in_namespace(), "--mount-proc", sys.executable, "-c", IN_NAMESPACE),
+        *(*in_namespace(*PID_NAMESPACE, "--mount-proc"), sys.executable, "-c", IN_NAMESPACE),
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **driver.environment},
