@@ -277,7 +277,8 @@ class Monitor:
             event_log=services.event_log,
             time_series=services.time_series,
             metrics=MetricsSource(
-                services.sweeper.sweep,
+                services.sweeper.sweep_with_gpus,
+                gpu_lister.list,
                 services.status_client.counts,
                 services.model_counter.counts,
                 services.registry.last_exits,

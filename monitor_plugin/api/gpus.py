@@ -12,8 +12,9 @@ from ..gpu.reading import GpuReading, reports_gtt, reports_memory
 from ..processes.process_table import ProcessIdentity
 from .schemas import GpuItem, GpuModelItem, GpuProcessItem, NodeGpuItem
 
+_MAX_PIDS = 5  # in a note
 # The fields that an item has in common with its `Gpu`.
-_SAME = tuple(name for name in Gpu.__struct_fields__ if name in GpuItem.__struct_fields__)
+_SAME = tuple({*Gpu.__struct_fields__} & {*GpuItem.__struct_fields__} - {"note"})
 
 
 class GpuLister:
@@ -60,13 +61,14 @@ class GpuLister:
             if not records:
                 name, user = (process.name, process.user) if process else (None, None)
                 processes.append(GpuProcessItem(use.pid, name, user, use.memory, use.gtt))
-        sums, notes = _account(gpu, ours, others, {each.backend.model for each in unread})
+        sums, note = _account(gpu, ours, others, {each.backend.model for each in unread})
         age_seconds = reading.age_seconds(gpu)
+        notes = [gpu.note, note]
         if reading.is_stale(gpu):
-            notes.insert(0, f"the driver has not answered for {age_seconds:.0f} s")
-        note = "; ".join([*([gpu.note] if gpu.note else []), *notes]) or None
+            notes.append(f"The driver has not answered for {age_seconds:.0f} s.")
         item: GpuItem = self._type(
-            **{**{name: getattr(gpu, name) for name in _SAME}, **sums, "note": note},
+            **{name: getattr(gpu, name) for name in _SAME},
+            **sums,
             models=[
                 GpuModelItem(
                     record.backend.model,
@@ -77,6 +79,7 @@ class GpuLister:
                 for record, uses in used_by.items()
             ],
             processes=processes,
+            note=" ".join(filter(None, notes)) or None,
             age_seconds=age_seconds,
         )
         return item
@@ -87,41 +90,53 @@ def _account(
     our_uses: Sequence[GpuUse],
     other_uses: Sequence[GpuUse],
     unread_models: Collection[str],
-) -> tuple[dict[str, int | None], list[str]]:
+) -> tuple[dict[str, int | None], str | None]:
     """Divide the used memory into `ours`, `others` and `unexplained`.
 
+    Args:
+        gpu: the device.
+        our_uses: what backends use.
+        other_uses: what other processes use.
+        unread_models: the models with a process that could not be read.
+
     Returns:
-        The three sums, and notes that say why one of them is not known.
+        The three sums, and a note that says why one of them is not known.
     """
     if gpu.uses is None:
-        sums = dict.fromkeys(("ours", "others", "unexplained"))
-        note = "ours, others and unexplained are not known: the driver does not tell which"
-        return sums, [] if gpu.note else [f"{note} processes use the memory"]
+        reason = "It is not known which processes use the memory: the driver does not list them."
+        return dict.fromkeys(("ours", "others", "unexplained")), None if gpu.note else reason
+    ours = None if unread_models else _sum((each.memory for each in our_uses), 0)
+    others = _sum((each.memory for each in other_uses), 0)
+    unexplained: int | None = None
     notes = []
-    ours, others = (_sum((e.memory for e in uses), 0) for uses in (our_uses, other_uses))
-    unknown = [str(each.pid) for each in (*our_uses, *other_uses) if each.memory is None]
-    unexplained = None
     if unread_models:
-        ours = None
-        models = ", ".join(sorted(unread_models))
-        notes.append(f"ours and unexplained are not known: processes of {models} cannot be read")
-    if unknown:
-        parts = [name for name, amount in (("ours", ours), ("others", others)) if amount is None]
-        reason = f"the driver does not report the memory of PID {', '.join(unknown)}"
-        if reports_gtt(gpu) and not reports_memory(gpu):
-            reason = "the driver reports system memory (gtt) alone"
-        notes.append(f"{' and '.join(parts)} and unexplained are not known: {reason}")
-    elif gpu.used is None:
-        notes.append("unexplained is not known: the driver does not report the used memory")
+        notes.append(f"Processes of {', '.join(sorted(unread_models))} cannot be read.")
+    unknown = [each.pid for each in (*our_uses, *other_uses) if each.memory is None]
+    if unknown and reports_gtt(gpu) and not reports_memory(gpu):
+        notes.append("The driver reports system memory (gtt) alone.")
+    elif unknown:
+        pids = ", ".join(map(str, unknown[:_MAX_PIDS]))
+        more = f" and {len(unknown) - _MAX_PIDS} others" if len(unknown) > _MAX_PIDS else ""
+        notes.append(f"The driver does not report the memory of PID {pids}{more}.")
+    if gpu.used is None:
+        notes.append("The driver does not report the memory in use.")
     elif ours is not None and others is not None:
         unexplained = gpu.used - ours - others
         if unexplained < 0:
             notes.append(
-                f"unexplained is not known: the processes use {-unexplained} bytes more than the "
-                "driver reports as used, as it counts them at another moment or in another way"
+                f"The processes use {-unexplained} bytes more than the driver reports as in use: "
+                "it counts them at another moment or in another way."
             )
             unexplained = None
-    return {"ours": ours, "others": others, "unexplained": unexplained}, notes
+    unknown_sums = [
+        name
+        for name, amount in (("ours", ours), ("others", others), ("unexplained", unexplained))
+        if amount is None
+    ]
+    if unknown_sums:
+        notes.append(f"Not known therefore: {', '.join(unknown_sums)}.")
+    sums = {"ours": ours, "others": others, "unexplained": unexplained}
+    return sums, " ".join(notes) or None
 
 
 def _sum(amounts: Iterable[int | None], start: int | None = None) -> int | None:

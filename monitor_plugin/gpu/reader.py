@@ -25,6 +25,8 @@ _logger = logging.getLogger(__name__)
 # would use more than 2 % of a core.
 _INTERVAL_SECONDS = 5.0
 _PAUSE_PER_CPU_SECOND = 49
+# The time until a provider that has listed no device is asked again.
+_EMPTY_SECONDS = 60.0
 # Maximum wait for a driver when the monitor closes. A thread that hangs is left to the interpreter.
 _CLOSE_SECONDS = 1.0
 
@@ -99,10 +101,7 @@ class GpuReader:
         now = time.monotonic()
         oldest, deadline = now - max_age_seconds, now + wait_seconds
         late = [each for each in self._sources() if not each.has_read_since(oldest)]
-        for each in late:
-            each.start()
-            each.request()
-        for each in late:
+        for each in [each for each in late if each.request()]:
             each.wait(oldest, wait_seconds, deadline)
         return self.last()
 
@@ -124,7 +123,8 @@ class GpuReader:
                     else:
                         gpus[gpu.component] = gpu
                         devices[gpu.component] = listed.device
-            taken_at = min((source.taken_at for source in sources), default=time.monotonic())
+            times = [source.taken_at for source in sources if not source.is_empty]
+            taken_at = min(times, default=time.monotonic())
             self._reading = GpuReading(tuple(gpus.values()), taken_at, devices)
             unlogged = duplicates - self._duplicates
             self._duplicates |= duplicates
@@ -147,7 +147,8 @@ class _Source:
     Args:
         name: for the log.
         read: lists the devices; may hang.
-        close: releases the driver; may hang. None if there is nothing to release.
+        close: releases the driver; may hang. None for hooks. The thread of a provider that lists no
+            device ends, and is started again after a minute: the driver may have been loaded.
         on_change: called on the thread after each read.
 
     Attributes:
@@ -167,29 +168,41 @@ class _Source:
         self._read = read
         self._close = close
         self._on_change = on_change
+        self._driver = threading.Lock()  # the driver is called by one thread at a time
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # the last one
+        self._runs = False
         self._stopping = False
         self._requested = False
         self._began_at: float | None = None  # of the read in progress
         self._read_at = -math.inf  # the beginning of the last read that has ended
+        self._empty_until = -math.inf
         self._failed = False
         self.lists: dict[str, _List] = {}
         self.taken_at = -math.inf
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the last read has found no device."""
+        return self.taken_at > -math.inf and not any(each.gpus for each in self.lists.values())
+
     def start(self) -> None:
-        """Start the thread, which reads at once.
+        """Start the thread, which reads at once, unless it runs.
 
         Raises:
             RuntimeError: no thread can be started.
         """
         with self._changed:
             self._stopping = False
-            if self._thread is not None:  # it may hang
+            if self._runs:  # it may hang
                 return
-            self._requested = True
+            self._requested = self._runs = True
             thread = threading.Thread(target=self._run, name="monitor-gpus", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                self._runs = False
+                raise
             self._thread = thread
 
     def stop(self) -> None:
@@ -200,19 +213,24 @@ class _Source:
 
     def join(self, deadline: float) -> None:
         """Wait for the end of the thread, up to a time by the monotonic clock."""
-        thread = self._thread
-        if thread is not None:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def has_read_since(self, oldest: float) -> bool:
-        """Whether a read that began at `oldest` or later has ended."""
-        return self._read_at >= oldest
+        """Whether a read that began at `oldest` or later has ended, or there is no device."""
+        return self._read_at >= oldest or time.monotonic() < self._empty_until
 
-    def request(self) -> None:
-        """Let the thread read as soon as it can."""
+    def request(self) -> bool:
+        """Let the thread read as soon as it can; return False if there is no thread to do it."""
         with self._changed:
             self._requested = True
             self._changed.notify_all()
+        try:
+            self.start()
+        except RuntimeError as error:
+            _logger.error("%s: the GPUs cannot be read: %s", self._name, error)
+            return False
+        return True
 
     def wait(self, oldest: float, seconds: float, deadline: float) -> None:
         """Wait for the end of a read that began at `oldest` or later.
@@ -230,29 +248,50 @@ class _Source:
                 max(0.0, deadline - time.monotonic()),
             )
 
+    # Methods that run on the thread.
+
     def _run(self) -> None:
         pause = 0.0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._requested, pause)
-                if self._stopping:
-                    break
-                self._requested = False
-                began_at = self._began_at = time.monotonic()
+        while (began_at := self._begin(pause)) is not None:
             cpu_seconds = -time.thread_time()
-            self._read_once(began_at)
+            with self._driver:
+                self._read_once(began_at)
             cpu_seconds += time.thread_time()
             pause = max(_INTERVAL_SECONDS, _PAUSE_PER_CPU_SECOND * cpu_seconds)
-            with self._changed:
-                self._began_at, self._read_at = None, began_at
-                self._changed.notify_all()
+            if not self._end(began_at):
+                break
         if self._close is not None:
             try:
-                self._close()
+                with self._driver:
+                    self._close()
             except Exception:
                 _logger.exception("%s: the driver could not be released", self._name)
+
+    def _begin(self, pause: float) -> float | None:
+        """Wait for a request, or for the end of the pause; return when the read begins.
+
+        Returns:
+            None if the thread must end.
+        """
         with self._changed:
-            self._thread = None
+            self._changed.wait_for(lambda: self._stopping or self._requested, pause)
+            if self._stopping:
+                self._runs = False
+                return None
+            self._requested = False
+            self._began_at = time.monotonic()
+            return self._began_at
+
+    def _end(self, began_at: float) -> bool:
+        """Let waiting threads go on; return whether the thread reads again."""
+        with self._changed:
+            self._began_at, self._read_at = None, began_at
+            self._changed.notify_all()
+            if self._close is None or not self.is_empty or self._failed or self._requested:
+                return True
+            self._runs = False
+            self._empty_until = time.monotonic() + _EMPTY_SECONDS
+            return False
 
     def _read_once(self, began_at: float) -> None:
         since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..domain.gpus import Gpu, GpuUse
@@ -15,6 +14,7 @@ from ..processes.process_table import ProcessIdentity
 # longer part of a backend's memory, nor of the metrics.
 STALE_SECONDS = 30.0
 
+_MAX_BYTES = 2**64 - 1
 _VRAM, _GTT = "vram:", "gtt:"
 
 
@@ -70,74 +70,79 @@ class Held(NamedTuple):
         if any(each.startswith(f"{kind}:") for each in self.unknown - known.keys()):
             return None
         amounts = [amount for name, amount in known.items() if name.startswith(f"{kind}:")]
-        return sum(amounts) if amounts else None
+        return min(_MAX_BYTES, sum(amounts)) if amounts else None
 
 
 NOTHING_HELD = Held({}, frozenset())
 
 
-@dataclass(frozen=True)
 class GpuReading:
-    """All devices, and when they were read.
+    """All devices, and when they were read. Immutable.
 
-    Attributes:
+    Args:
         gpus: the devices.
         taken_at: when the oldest of their figures were read (monotonic seconds); minus infinity if
             a driver has never answered.
         devices: more about the reading of each device, by its component.
     """
 
-    gpus: Sequence[Gpu] = ()
-    taken_at: float = -math.inf
-    devices: Mapping[str, DeviceReading] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        by_process: dict[ProcessIdentity, list[tuple[Gpu, GpuUse]]] = {}
-        for gpu in self.gpus:
+    def __init__(
+        self,
+        gpus: Sequence[Gpu] = (),
+        taken_at: float = -math.inf,
+        devices: Mapping[str, DeviceReading] | None = None,
+    ) -> None:
+        self.gpus = gpus
+        self.taken_at = taken_at
+        self._devices = devices or {}
+        self._uses: dict[ProcessIdentity, list[tuple[Gpu, GpuUse]]] = {}
+        # The memory of a device that is divided into instances is that of the instances.
+        parents = {gpu.parent for gpu in gpus if gpu.parent}
+        self._unknown = {
+            name
+            for gpu in gpus
+            if gpu.uses is None and gpu.uuid not in parents
+            for name in _components_of(gpu)
+        }
+        for gpu in gpus:
             for use in gpu.uses or ():
-                process = self.process(gpu, use.pid)
-                if process:
-                    identity = use.pid, process.started
-                    by_process.setdefault(identity, []).append((gpu, use))
-        object.__setattr__(self, "_by_process", by_process)
+                if process := self.process(gpu, use.pid):
+                    self._uses.setdefault((use.pid, process.started), []).append((gpu, use))
 
     def process(self, gpu: Gpu, pid: int) -> GpuProcess | None:
         """Return the process that had a PID of `gpu.uses`; None if there was none."""
-        device = self.devices.get(gpu.component)
+        device = self._devices.get(gpu.component)
         return device.processes.get(pid) if device else None
 
     def age_seconds(self, gpu: Gpu) -> float:
         """Return how long ago the figures of a device were read."""
-        device = self.devices.get(gpu.component)
+        device = self._devices.get(gpu.component)
         return max(0.0, time.monotonic() - (device.taken_at if device else self.taken_at))
 
     def is_stale(self, gpu: Gpu) -> bool:
         """Whether the figures of a device are too old to tell its present state."""
         return self.age_seconds(gpu) > STALE_SECONDS
 
-    def held_by(self, processes: Iterable[ProcessIdentity]) -> Held:
+    def held_by(self, processes: Sequence[ProcessIdentity]) -> Held:
         """Add up what processes use, by component. A PID that was reused is another process."""
         if not self.gpus:
             return NOTHING_HELD
-        by_process: Mapping[ProcessIdentity, Sequence[tuple[Gpu, GpuUse]]]
-        by_process = self._by_process  # type: ignore[attr-defined]
-        uses: dict[str, list[GpuUse]] = {each.component: [] for each in self.gpus}
-        identities = list(processes)
-        for identity in identities:
-            for gpu, use in by_process.get(identity, ()):
-                uses[gpu.component].append(use)
-        pids = {pid for pid, _ in identities}
-        parents = {each.parent for each in self.gpus} - {None}
+        uses: dict[str, tuple[Gpu, list[GpuUse]]] = {}
+        for identity in processes:
+            for gpu, use in self._uses.get(identity, ()):
+                uses.setdefault(gpu.component, (gpu, []))[1].append(use)
         components: dict[str, int] = {}
-        unknown: set[str] = set()
+        unknown = set(self._unknown)
+        for gpu, used in uses.values():
+            known, not_known = _sum_uses(gpu, used)
+            components.update(known)
+            unknown |= not_known
+        pids = [pid for pid, _ in processes]
         for gpu in self.gpus:
-            # The memory of a device that is divided into instances is that of the instances.
-            if self.is_stale(gpu) or (gpu.uses is None and gpu.uuid not in parents):
-                unknown |= {gpu.component, _gtt_component(gpu)}
-            else:
-                known, not_known = _sum_uses(gpu, uses[gpu.component], pids)
-                components.update(known)
-                unknown |= not_known
+            if not gpu.unread.isdisjoint(pids) or self.is_stale(gpu):
+                unknown.update(_components_of(gpu))
+        for name in unknown & components.keys():
+            del components[name]
         return Held(components, frozenset(unknown))
 
 
@@ -149,8 +154,9 @@ def held_by(gpus: Iterable[Gpu], pids: Collection[int]) -> dict[str, int]:
     """
     components: dict[str, int] = {}
     for gpu in gpus:
-        uses = [each for each in gpu.uses or () if each.pid in pids]
-        components.update(_sum_uses(gpu, uses, pids)[0])
+        if gpu.unread.isdisjoint(pids):
+            uses = [each for each in gpu.uses or () if each.pid in pids]
+            components.update(_sum_uses(gpu, uses)[0])
     return components
 
 
@@ -164,40 +170,32 @@ def reports_gtt(gpu: Gpu) -> bool:
     return _is_any_known(gpu.gtt_total, gpu.gtt_used, *(each.gtt for each in gpu.uses or ()))
 
 
-def _sum_uses(
-    gpu: Gpu, uses: Sequence[GpuUse], pids: Collection[int]
-) -> tuple[dict[str, int], set[str]]:
-    """Return bytes by component, and the components that are not known.
-
-    Args:
-        gpu: the device.
-        uses: those of the processes.
-        pids: all of the processes.
-    """
-    is_unread = not gpu.unread.isdisjoint(pids)
-    if not uses and not is_unread:
-        return {}, set()
-    components: dict[str, int] = {}
-    unknown: set[str] = set()
-    has_gtt = reports_gtt(gpu)
-    has_memory = reports_memory(gpu) or bool(uses and not has_gtt)
-    for name, amounts in (
-        (gpu.component if has_memory else "", [each.memory for each in uses]),
-        (_gtt_component(gpu) if has_gtt else "", [each.gtt for each in uses]),
-    ):
-        known = [each for each in amounts if each is not None]
-        if name and len(known) == len(amounts) and not is_unread:
-            components[name] = sum(known)
-        elif name:
-            unknown.add(name)
-    return components, unknown
-
-
 def _is_any_known(*amounts: int | None) -> bool:
     return any(each is not None for each in amounts)
 
 
-def _gtt_component(gpu: Gpu) -> str:
-    """Return the component of the system's memory; empty if the device's has another prefix."""
-    is_vram = gpu.component.startswith(_VRAM)
-    return _GTT + gpu.component.removeprefix(_VRAM) if is_vram else ""
+def _sum_uses(gpu: Gpu, uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str]]:
+    """Return bytes by component, and the components that are not known."""
+    components: dict[str, int] = {}
+    unknown: set[str] = set()
+    if uses:
+        for name in _components_of(gpu):
+            is_gtt = name.startswith(_GTT)
+            amounts = [each.gtt if is_gtt else each.memory for each in uses]
+            known = [each for each in amounts if each is not None]
+            if len(known) == len(amounts):
+                components[name] = sum(known)
+            else:
+                unknown.add(name)
+    return components, unknown
+
+
+def _components_of(gpu: Gpu) -> Sequence[str]:
+    """Return the component of the device, and that of system memory that is used through it.
+
+    The driver of a GPU without memory of its own reports the latter alone.
+    """
+    if not gpu.component.startswith(_VRAM) or not reports_gtt(gpu):
+        return [gpu.component]
+    gtt = _GTT + gpu.component.removeprefix(_VRAM)
+    return [gpu.component, gtt] if reports_memory(gpu) else [gtt]

@@ -23,10 +23,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 
 from ..api.results import escape
+from ..api.schemas import GpuItem
 from ..backends.counters import ModelCounts
 from ..backends.registry import EndedBackend
 from ..domain.models import STARTING, Backend, Limits, LoadedPlugin, Observation, State, state_name
 from ..domain.version import package_version
+from ..gpu.reading import STALE_SECONDS, GpuReading
+from ..readings.sweeper import Sweep
 from ..rpc.call import DURATION_BOUNDS, StatusCounts
 
 # A backend chooses the names of its components, and each name is another series in Prometheus.
@@ -35,6 +38,7 @@ _OTHERS = "(other)"
 
 _LABELS = ("model", "replica")
 _STATES = (*map(state_name, State), STARTING, state_name(None))
+_GPU_LABELS = ("component", "uuid", "index", "name")
 _BUCKETS = (*map(str, DURATION_BOUNDS), "+Inf")
 
 
@@ -43,6 +47,7 @@ class Exposition:
 
     Args:
         sweep: reads all backends; called at each scrape.
+        list_gpus: lists the GPUs of the sweep.
         status_counts: returns the counts of a backend's `Status` calls; None before the first call.
         model_counts: returns the counts of exits and shutdowns by model.
         last_exits: lists the last exits.
@@ -52,7 +57,8 @@ class Exposition:
 
     def __init__(
         self,
-        sweep: Callable[[], Sequence[Observation]],
+        sweep: Callable[[], Sweep],
+        list_gpus: Callable[[GpuReading], Sequence[GpuItem]],
         status_counts: Callable[[Backend], StatusCounts | None],
         model_counts: Callable[[], Mapping[str, ModelCounts]],
         last_exits: Callable[[], Sequence[EndedBackend]],
@@ -60,6 +66,7 @@ class Exposition:
         own_limits: Callable[[], Limits],
     ) -> None:
         self._sweep = sweep
+        self._list_gpus = list_gpus
         self._status_counts = status_counts
         self._model_counts = model_counts
         self._last_exits = last_exits
@@ -86,12 +93,16 @@ class Exposition:
         yield from _machine(own_limits)
         # A backend that was registered again during the sweep may be observed twice. Each pair of
         # labels may occur only once, so the later observation is used.
-        observations = {(each.backend.model, each.backend.address): each for each in self._sweep()}
+        sweep = self._sweep()
+        observations = {
+            (each.backend.model, each.backend.address): each for each in sweep.observations
+        }
         yield from self._gauges(observations, own_limits)
         yield from self._calls(observations)
         yield self._left_behind()
         yield from self._models()
         yield from self._events()
+        yield from _gpus(self._list_gpus(sweep.gpus))
 
     def _gauges(
         self, observations: Mapping[tuple[str, str], Observation], own_limits: Limits
@@ -277,6 +288,52 @@ def _machine(limits: Limits) -> Iterator[Metric]:
         if amount is not None:
             family.add_metric([], amount)
         yield family
+
+
+def _gpus(gpus: Sequence[GpuItem]) -> Iterator[Metric]:
+    """Yield the metrics of GPUs; only their age if they were read too long ago."""
+    if not gpus:
+        return
+    families = {
+        field: GaugeMetricFamily(f"monitor_gpu_{name}", text, labels=_GPU_LABELS, unit=unit)
+        for field, name, unit, text in (
+            ("age_seconds", "age_seconds", "seconds", "How long ago the GPU was read."),
+            ("total", "memory_total_bytes", "bytes", "Memory on the GPU."),
+            ("used", "memory_used_bytes", "bytes", "Memory on the GPU that is in use."),
+            ("free", "memory_free_bytes", "bytes", "Memory on the GPU that is free."),
+            ("gtt_total", "gtt_total_bytes", "bytes", "System memory that the GPU may use."),
+            ("gtt_used", "gtt_used_bytes", "bytes", "System memory that the GPU uses."),
+            (
+                "utilization_percent",
+                "utilization_ratio",
+                "ratio",
+                "Part of the driver's last sample period in which the GPU worked.",
+            ),
+            ("temperature_celsius", "temperature_celsius", "celsius", "Temperature of the GPU."),
+            ("power_watts", "power_watts", "watts", "Power that the GPU draws."),
+        )
+    }
+    held = GaugeMetricFamily(
+        "monitor_gpu_memory_held_bytes",
+        "Memory on the GPU that is in use, by holder: `ours` (backends), `others` (other "
+        "processes) and `unexplained`. A sum that is not known is absent.",
+        labels=(*_GPU_LABELS, "holder"),
+        unit="bytes",
+    )
+    for each in gpus:
+        index = "" if each.index is None else str(each.index)
+        labels = (each.component, each.uuid or "", index, each.name or "")
+        is_stale = each.age_seconds is None or each.age_seconds > STALE_SECONDS
+        for field, family in families.items():
+            value = getattr(each, field)
+            if value is None or (is_stale and field != "age_seconds"):
+                continue
+            family.add_metric(labels, value / 100 if field == "utilization_percent" else value)
+        for holder in ("ours", "others", "unexplained"):
+            value = getattr(each, holder)
+            if value is not None and not is_stale:
+                held.add_metric((*labels, holder), value)
+    yield from (*families.values(), held)
 
 
 def _largest(breakdown: Mapping[str, int]) -> dict[str, int]:

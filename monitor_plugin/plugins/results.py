@@ -108,10 +108,9 @@ def _plain_breakdown(value: object) -> dict[str, int] | None:
 
 def _plain_gpu(gpu: Gpu) -> Gpu:
     """Copy a GPU with plain types; raises TypeError or ValueError if a field is not valid."""
-    fields = msgspec.to_builtins(gpu)
-    plain = msgspec.convert(fields, Gpu)
-    uses = fields.pop("uses") or ()
-    for name, field in chain(fields.items(), *(each.items() for each in uses)):
+    plain = msgspec.convert(msgspec.to_builtins(gpu), Gpu)
+    fields = msgspec.to_builtins(plain)
+    for name, field in chain(fields.items(), *(each.items() for each in fields["uses"] or ())):
         if isinstance(field, str) and not _is_text(field):
             raise ValueError(name)
         if isinstance(field, float) and not math.isfinite(field):
@@ -122,7 +121,11 @@ def _plain_gpu(gpu: Gpu) -> Gpu:
         raise ValueError("component")
     if plain.uses is None:
         return plain
-    return replace(plain, uses=_first_of_each(plain.uses, lambda each: each.pid))
+    uses = _first_of_each(plain.uses, lambda each: each.pid)
+    for amounts in ([each.memory for each in uses], [each.gtt for each in uses]):
+        if not _is_bytes(sum(amount or 0 for amount in amounts)):
+            raise ValueError("uses")
+    return replace(plain, uses=uses)
 
 
 def _first_of_each(items: Iterable[T], key: Callable[[T], Hashable]) -> tuple[T, ...]:

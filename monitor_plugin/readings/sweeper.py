@@ -40,6 +40,9 @@ _MAX_CONCURRENT_REQUESTS = 64
 # Lists that are requested within this time share one sweep.
 _MAX_AGE_SECONDS = 0.02
 
+# Background sweeps use what the reader of the GPUs has read in the background, at its own pace.
+_BACKGROUND_GPU_MAX_AGE_SECONDS = 60.0
+
 _TIMED_OUT = StatusResult(None, "grpc", grpc.StatusCode.DEADLINE_EXCEEDED.name)
 
 
@@ -153,8 +156,8 @@ class Sweeper:
         return found
 
     def _sweep_in_background(self) -> None:
-        # The GPUs are read in the background already, at a pace of their own.
-        observations = self._sweep_all(self._gpu_reader.last()).observations
+        gpus = self._gpu_reader.read(_BACKGROUND_GPU_MAX_AGE_SECONDS)
+        observations = self._sweep_all(gpus).observations
         self._time_series.add(time.time(), observations)
         if self._background and not self._background.stopping:
             self._hooks.readings_swept([each.reading for each in observations if each.reading])

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from monitor_plugin import (
     Status,
     hookimpl,
 )
+from monitor_plugin.api.schemas import GpuItem
 from monitor_plugin.backends.counters import ModelCounts
 from monitor_plugin.backends.registry import EndedBackend
 from monitor_plugin.domain.models import (
@@ -36,8 +37,10 @@ from monitor_plugin.domain.models import (
     State,
 )
 from monitor_plugin.domain.version import package_version
+from monitor_plugin.gpu.reading import GpuReading
 from monitor_plugin.http.exposition import Exposition
 from monitor_plugin.http.resources.metrics import INSTALL, OPENMETRICS, TEXT
+from monitor_plugin.readings.sweeper import Sweep
 from monitor_plugin.rpc.call import StatusCounter
 
 from ..support import Client, Spawner, eventually, free_port, register
@@ -107,7 +110,12 @@ def failed(code: str) -> dict[str, Any]:
     return {"reading": Reading(Backend("m", 2, "a", 1.0), None, None, "psutil", code, 1.0)}
 
 
-def render(*observations: Observation, media_type: str = TEXT, own_limits: Limits = LIMITS) -> str:
+def render(
+    *observations: Observation,
+    media_type: str = TEXT,
+    own_limits: Limits = LIMITS,
+    gpus: Sequence[GpuItem] = (),
+) -> str:
     counter = StatusCounter()
     counter.add(0.02, "UNAVAILABLE")
     models = {"m": ModelCounts({"killed": 2}, {"stopped": 3})}
@@ -116,7 +124,8 @@ def render(*observations: Observation, media_type: str = TEXT, own_limits: Limit
         LoadedPlugin("without event hooks", "s", ()),
     ]
     exposition = Exposition(
-        lambda: observations,
+        lambda: Sweep(list(observations), GpuReading()),
+        lambda reading: gpus,
         lambda _: counter.counts(),
         lambda: models,
         lambda: EXITS,
@@ -196,7 +205,15 @@ def test_memory_limit_of_a_backend_is_the_one_in_force(
 
 def test_unknown_figures_are_absent() -> None:
     """Of a backend that was never read there is a state, which is unknown, and no figure."""
-    exposition = Exposition(lambda: [observe()], lambda _: None, dict, list, list, Limits)
+    exposition = Exposition(
+        lambda: Sweep([observe()], GpuReading()),
+        lambda _: [],
+        lambda _: None,
+        dict,
+        list,
+        list,
+        Limits,
+    )
     found = series(exposition.render(TEXT)[0].decode())
     assert {name for name, labels in found if not labels} == {"monitor_machine_memory_bytes"}
     names = {name for name, labels in found if labels}

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import falcon
 
+from ...api.schemas import GpuItem
 from ...backends.counters import ModelCounts
 from ...backends.registry import EndedBackend
-from ...domain.models import Backend, Limits, LoadedPlugin, Observation
+from ...domain.models import Backend, Limits, LoadedPlugin
+from ...gpu.reading import GpuReading
+from ...readings.sweeper import Sweep
 from ...rpc.call import StatusCounts
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ INSTALL = "pip install 'monitor-plugin[metrics]'"
 class MetricsSource(NamedTuple):
     """The arguments of `Exposition`, which can be imported only with the extra `[metrics]`."""
 
-    sweep: Callable[[], Sequence[Observation]]
+    sweep: Callable[[], Sweep]
+    list_gpus: Callable[[GpuReading], Sequence[GpuItem]]
     status_counts: Callable[[Backend], StatusCounts | None]
     model_counts: Callable[[], dict[str, ModelCounts]]
     last_exits: Callable[[], Sequence[EndedBackend]]
