@@ -13,7 +13,7 @@ from ..processes.process_table import read_row
 
 # The inode of the machine's own PID namespace: PROC_PID_INIT_INO of the kernel's proc_ns.h.
 _INITIAL_NAMESPACE = 0xEFFFFFFC
-_UNREADABLE = -1.0  # the start of a process that exists, but whose row is hidden
+_HIDDEN = -1.0  # the start of a process that exists, and that /proc hides
 
 _ADVICE = "In a container, start the monitor with the machine's PIDs (--pid=host)."
 _OTHER_NAMESPACE = (
@@ -69,7 +69,7 @@ class DriverPids:
             if pid in self._starts:
                 starts[pid] = self._starts[pid]
                 row = read_row(pid)
-                if row and starts[pid] not in (None, _UNREADABLE, row.started):
+                if row and starts[pid] not in (None, _HIDDEN, row.started):
                     objection = _LATER_PROCESS.format(pid=pid)
             else:
                 starts[pid] = _start(pid)
@@ -95,7 +95,17 @@ def _start(pid: int) -> float | None:
 
     The ID of a thread is not that of a process.
     """
-    if pid >= 2**31 or not psutil.pid_exists(pid):
-        return None
-    row = read_row(pid)
-    return row.started if row else _UNREADABLE
+    if row := read_row(pid):
+        return row.started if psutil.pid_exists(pid) else None
+    return _HIDDEN if _is_hidden(pid) else None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process of another user exists, which /proc hides (hidepid)."""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        pass
+    return False

@@ -3,7 +3,8 @@
  *     mig GPU INDEX DEVICE                 a MIG instance of a GPU; other lines have its DEVICE
  *     migmode GPU 0|1                      whether MIG is enabled; without it, as `mig` lines say
  *     uuid|name DEVICE TEXT
- *     memory DEVICE TOTAL USED RESERVED    bytes; USED -1: what the listed processes use
+ *     memory DEVICE TOTAL USED RESERVED    bytes; USED -1: what the listed processes use. A fourth
+ *                                          number: the free bytes, else what is left of the total
  *     utilization|temperature|power DEVICE PERCENT|CELSIUS|MILLIWATTS
  *     compute|graphics|mps DEVICE PID BYTES MIG_INSTANCE     a process (BYTES -1: not available)
  *     lingers DEVICE SECONDS               processes that have ended are listed for so long
@@ -25,7 +26,7 @@ typedef struct { unsigned pid; unsigned long long used; unsigned gpu, compute; }
 typedef struct { unsigned pid; unsigned long long used; } OldProcess;
 typedef struct { unsigned long long total, free, used; } Memory;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } Memory2;
-typedef struct { char what[16], call[16], text[128]; long long device, a, b, c; } Line;
+typedef struct { char what[16], call[16], text[128]; long long device, a, b, c, d; } Line;
 
 static FILE *opened(const char *suffix, const char *mode) {
     char path[4096];
@@ -44,7 +45,8 @@ static int next(FILE *file, Line *line) {
         sscanf(text + at, "%15s %n", line->call, &length);
         at += length;
     }
-    sscanf(text + at, "%lld %n%lld %lld %lld", &line->device, &text_at, &line->a, &line->b, &line->c);
+    sscanf(text + at, "%lld %n%lld %lld %lld %lld", &line->device, &text_at, &line->a, &line->b,
+           &line->c, &line->d);
     snprintf(line->text, sizeof line->text, "%s", text + at + text_at);
     line->text[strcspn(line->text, "\n")] = 0;
     return 1;
@@ -146,7 +148,7 @@ static int measure(const char *call, void *handle, Memory2 *out) {
         fclose(file);
     }
     out->total = line.a, out->used = line.b, out->reserved = line.c;
-    out->free = line.a - line.b - line.c;
+    out->free = line.d ? line.d : line.a - line.b - line.c;
     return SUCCESS;
 }
 

@@ -252,6 +252,14 @@ def test_memory_is_known_where_its_newest_call_fails(
     assert reader.log == ""
 
 
+def test_reserved_memory_is_not_used_memory(make_driver: MakeDriver, start: StartReader) -> None:
+    """Also of a driver whose used bytes include the reserved ones, as a guide of NVIDIA says."""
+    driver = make_driver()
+    driver.configure("devices 0 1", f"memory 0 {24 * GIB} {3 * GIB} {GIB} {21 * GIB}")
+    gpu = start(driver).read_one()
+    assert (gpu["total"], gpu["used"], gpu["free"]) == (24 * GIB, 2 * GIB, 21 * GIB)
+
+
 def test_memory_of_nothing_is_not_known(make_driver: MakeDriver, start: StartReader) -> None:
     """Some GPUs that share the machine's memory tell zeros, which are no figures."""
     driver = make_driver()
