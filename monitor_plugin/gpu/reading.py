@@ -139,7 +139,7 @@ class GpuReading:
             unknown |= not_known
         pids = [pid for pid, _ in processes]
         for gpu in self.gpus:
-            if not gpu.unread.isdisjoint(pids) or self.is_stale(gpu):
+            if _has_unread_use(gpu, pids) or self.is_stale(gpu):
                 unknown.update(_components_of(gpu))
         for name in unknown & components.keys():
             del components[name]
@@ -154,7 +154,7 @@ def held_by(gpus: Iterable[Gpu], pids: Collection[int]) -> dict[str, int]:
     """
     components: dict[str, int] = {}
     for gpu in gpus:
-        if gpu.unread.isdisjoint(pids):
+        if not _has_unread_use(gpu, pids):
             uses = [each for each in gpu.uses or () if each.pid in pids]
             components.update(_sum_uses(gpu, uses)[0])
     return components
@@ -172,6 +172,16 @@ def reports_gtt(gpu: Gpu) -> bool:
 
 def _is_any_known(*amounts: int | None) -> bool:
     return any(each is not None for each in amounts)
+
+
+def _has_unread_use(gpu: Gpu, pids: Iterable[int]) -> bool:
+    """Whether processes may use an amount of a device that could not be read.
+
+    A device of which no amount at all is known does not count, such as an integrated GPU of Intel
+    that no process uses. It would make the sum over all devices unknown wherever the monitor may
+    not read all processes.
+    """
+    return not gpu.unread.isdisjoint(pids) and (reports_memory(gpu) or reports_gtt(gpu))
 
 
 def _sum_uses(gpu: Gpu, uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str]]:
