@@ -190,6 +190,7 @@ def without_machine(text: str) -> str:
 def _shape(text: str) -> list[str]:
     """Lines without their figures, which differ each time, and without their padding."""
     text = without_machine(text)
+    text = re.sub(r"\b\d+(\.\d+)? ([KMGT]i)?B\b", "SIZE", text)  # the unit may differ, too
     text = re.sub(r"\b(\d+[smhd])+\b", "T", text)
     return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.strip().split("\n")]
 
