@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..backends.registry import Record, Registry
-from ..domain.gpus import Gpu, GpuUse
+from ..domain.gpus import Gpu, GpuUse, sum_known
 from ..gpu.reading import GpuReading, reports_gtt, reports_memory
 from ..processes.process_table import ProcessIdentity
 from .schemas import GpuItem, GpuModelItem, GpuProcessItem, NodeGpuItem
@@ -73,8 +73,8 @@ class GpuLister:
                 GpuModelItem(
                     record.backend.model,
                     record.backend.pid,
-                    None if record in unread else _sum(each.memory for each in uses),
-                    None if record in unread else _sum(each.gtt for each in uses),
+                    None if record in unread else sum_known(each.memory for each in uses),
+                    None if record in unread else sum_known(each.gtt for each in uses),
                 )
                 for record, uses in used_by.items()
             ],
@@ -105,8 +105,8 @@ def _account(
     if gpu.uses is None:
         reason = "It is not known which processes use the memory: the driver does not list them."
         return dict.fromkeys(("ours", "others", "unexplained")), None if gpu.note else reason
-    ours = None if unread_models else _sum((each.memory for each in our_uses), 0)
-    others = _sum((each.memory for each in other_uses), 0)
+    ours = None if unread_models else sum_known(each.memory for each in our_uses)
+    others = sum_known(each.memory for each in other_uses)
     unexplained: int | None = None
     notes = []
     if unread_models:
@@ -137,13 +137,3 @@ def _account(
         notes.append(f"Not known therefore: {', '.join(unknown_sums)}.")
     sums = {"ours": ours, "others": others, "unexplained": unexplained}
     return sums, " ".join(notes) or None
-
-
-def _sum(amounts: Iterable[int | None], start: int | None = None) -> int | None:
-    """Add up amounts; None if one of them is None, and `start` if there are none."""
-    total = start
-    for amount in amounts:
-        if amount is None:
-            return None
-        total = amount if total is None else total + amount
-    return total

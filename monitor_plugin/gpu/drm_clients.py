@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..domain.gpus import GpuUse
+from ..domain.gpus import GpuUse, sum_known
 
 _logger = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ _ON_DEVICE = r"vram\d*|(?:stolen-)?local\d+"
 _IN_SYSTEM_MEMORY = r"gtt|system\d+"
 _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
 _MAX_CPU_SHARE = 0.02  # of one core, for the search of all processes
-
-_Amounts = tuple[int | None, int | None]  # bytes on the device, and of system memory
 
 
 class DrmUsage(NamedTuple):
@@ -89,27 +87,26 @@ class DrmClientReader:
         self._without_files &= pids
         self._unread = {pid: error for pid, error in self._unread.items() if pid in pids}
         counted: set[tuple[str, str]] = set()
-        uses: dict[str, dict[int, _Amounts]] = {}
+        clients: dict[str, dict[int, list[GpuUse]]] = {}
         for pid in sorted(pids - self._without_files - self._unread.keys()):
-            for device, client, amounts in self._read_clients(pid):
+            for device, client, use in self._read_clients(pid):
                 if (device, client) not in counted:
                     counted.add((device, client))
-                    by_pid = uses.setdefault(device, {})
-                    by_pid[pid] = _add(by_pid[pid], amounts) if pid in by_pid else amounts
+                    clients.setdefault(device, {}).setdefault(pid, []).append(use)
         if is_search:
             duration = time.thread_time() - begun
             self._search_at = time.monotonic() + duration / _MAX_CPU_SHARE
         return DrmUsage(
             {
-                device: [GpuUse(pid, *amounts) for pid, amounts in by_pid.items()]
-                for device, by_pid in uses.items()
+                device: [_add_up(uses) for uses in by_pid.values()]
+                for device, by_pid in clients.items()
             },
             frozenset(self._unread),
             next(iter(self._unread.values()), None),
         )
 
-    def _read_clients(self, pid: int) -> Iterator[tuple[str, str, _Amounts]]:
-        """Read the PCI address, the ID and the amounts of each client that a process has open."""
+    def _read_clients(self, pid: int) -> Iterator[tuple[str, str, GpuUse]]:
+        """Read the PCI address, the ID and the memory of each client that a process has open."""
         try:
             texts = list(_read_fdinfo(f"{self._proc}/{pid}"))
         except (FileNotFoundError, ProcessLookupError):  # the process has ended
@@ -126,10 +123,8 @@ class DrmClientReader:
                 fields[key.strip()] = value.strip()
             device, client = fields.get("drm-pdev"), fields.get("drm-client-id")
             if device is not None and client is not None:
-                on_device, in_system_memory = (
-                    self._sum(fields, regions) for regions in (_ON_DEVICE, _IN_SYSTEM_MEMORY)
-                )
-                yield device, client, (on_device, in_system_memory)
+                memory, gtt = (self._sum(fields, each) for each in (_ON_DEVICE, _IN_SYSTEM_MEMORY))
+                yield device, client, GpuUse(pid, memory, gtt)
 
     def _sum(self, fields: Mapping[str, str], regions: str) -> int | None:
         """Add the bytes of some regions; None if there is no such region, or an invalid amount."""
@@ -185,9 +180,8 @@ def _parse_bytes(amount: str) -> int:
     return int(number) * _UNITS[unit.strip()]
 
 
-def _add(amounts: _Amounts, more: _Amounts) -> _Amounts:
-    on_device, in_system_memory = (
-        None if first is None or second is None else first + second
-        for first, second in zip(amounts, more, strict=True)
+def _add_up(uses: Sequence[GpuUse]) -> GpuUse:
+    """Add up what the clients of one process use."""
+    return GpuUse(
+        uses[0].pid, sum_known(each.memory for each in uses), sum_known(each.gtt for each in uses)
     )
-    return on_device, in_system_memory

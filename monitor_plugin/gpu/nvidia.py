@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ..domain.gpus import Gpu, GpuUse
+from ..domain.gpus import Gpu, GpuUse, sum_known
 from .pid_namespace import DriverPids
 
 _logger = logging.getLogger(__name__)
@@ -262,17 +262,7 @@ def _read_uses(nvml: Any, handle: Any) -> tuple[Sequence[GpuUse] | None, str | N
         if by_instance.get(instance) is None:
             amount = process.usedGpuMemory
             by_instance[instance] = None if amount == _NOT_AVAILABLE else amount
-    return [GpuUse(pid, _sum(each.values())) for pid, each in amounts.items()], None
-
-
-def _sum(amounts: Iterable[int | None]) -> int | None:
-    """Add amounts up; None if any of them is not known."""
-    total = 0
-    for amount in amounts:
-        if amount is None:
-            return None
-        total += amount
-    return total
+    return [GpuUse(pid, sum_known(each.values())) for pid, each in amounts.items()], None
 
 
 def _list_processes(nvml: Any, name: str, handle: Any) -> Iterable[Any]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..domain.gpus import Gpu, GpuUse
+from ..domain.gpus import Gpu, GpuUse, sum_known
 from ..processes.process_table import ProcessIdentity
 
 # After this time without a newer figure of a device, nothing is known of it: its figures are no
@@ -191,12 +191,11 @@ def _sum_uses(gpu: Gpu, uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str
     if uses:
         for name in _components_of(gpu):
             is_gtt = name.startswith(_GTT)
-            amounts = [each.gtt if is_gtt else each.memory for each in uses]
-            known = [each for each in amounts if each is not None]
-            if len(known) == len(amounts):
-                components[name] = sum(known)
-            else:
+            amount = sum_known(each.gtt if is_gtt else each.memory for each in uses)
+            if amount is None:
                 unknown.add(name)
+            else:
+                components[name] = amount
     return components, unknown
 
 
