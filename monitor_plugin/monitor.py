@@ -32,9 +32,11 @@ from .concurrency.thread_pool import ThreadPool
 from .config.settings import Settings
 from .config.tokens import Tokens
 from .domain.errors import MonitorError, SettingsError
+from .domain.fits import Fit
 from .domain.gpus import Gpu
 from .domain.model_name import validate_model_name
 from .domain.models import Backend, LoadedPlugin, Observation, Reading
+from .domain.peaks import ModelPeaks
 from .gpu.providers import make_providers
 from .gpu.reader import GpuReader
 from .hookspecs import PROJECT_NAME
@@ -57,6 +59,7 @@ from .processes.usage import UsageReader
 from .processes.visibility import find_unseen
 from .readings.address_check import AddressCheck
 from .readings.backend_reader import BackendReader
+from .readings.fit_checker import FitChecker
 from .readings.memory_reader import MemoryReader
 from .readings.model_reader import ModelReader
 from .readings.sweeper import Sweeper
@@ -67,6 +70,7 @@ from .shutdown.coordinator import ShutdownCoordinator
 from .shutdown.stop import Stopper
 from .telemetry.event_log import EventLog
 from .telemetry.log_lines import log_event
+from .telemetry.peaks import PeakStore
 from .telemetry.time_series import TimeSeries
 
 if TYPE_CHECKING:
@@ -276,6 +280,8 @@ class Monitor:
             read_gpus=lambda: gpu_lister.list(services.gpu_reader.read()),
             event_log=services.event_log,
             time_series=services.time_series,
+            peaks=services.peaks,
+            check_fit=services.fit_checker.check,
             metrics=MetricsSource(
                 services.sweeper.sweep_with_gpus,
                 gpu_lister.list,
@@ -333,6 +339,18 @@ class Monitor:
         tells which backends use each GPU, and the age of the figures.
         """
         return list(self._services.gpu_reader.read().gpus)
+
+    def peaks(self, model: str | None = None) -> list[ModelPeaks]:
+        """Return the peaks of one model, or of all, as `GET /models/peaks` does."""
+        return self._services.peaks.read(model)
+
+    def fits(self, model: str) -> Fit:
+        """Tell whether one more backend of a model fits into what is free, as `GET /fits` does.
+
+        Raises:
+            InvalidRequest: `model` cannot be the name of a model.
+        """
+        return self._services.fit_checker.check(validate_model_name(model))
 
     def shutdown(
         self,
@@ -425,6 +443,7 @@ class _Services:
         executor = self.hook_executor = HookExecutor(managers)
         events = self.event_log = EventLog(time.time())
         series = self.time_series = TimeSeries(settings.sweep_interval_seconds)
+        peaks = self.peaks = PeakStore(settings.state_file)
         registry = self.registry = Registry()
         counter = self.model_counter = ModelCounter(registry)
         hook_seconds = settings.hook_timeout_seconds
@@ -476,8 +495,10 @@ class _Services:
             gpus,
             hooks,
             series,
+            peaks,
             settings,
         )
+        self.fit_checker = FitChecker(registry, self.sweeper, peaks, limits, gpus)
         verifier = AddressVerifier(registry, table, sockets)
         stopper = Stopper(
             registry, recorder, reader, check, client, table, verifier, hooks, settings
@@ -508,6 +529,7 @@ class _Services:
         self.left_behind.start()
         self.gpu_reader.start()
         self.memory_reader.start()
+        self.peaks.start()
         self.sweeper.start()
         self.event_queue.start()
 
@@ -519,6 +541,7 @@ class _Services:
             self.memory_reader.close,
             self.sweeper.close,
             self.gpu_reader.close,
+            self.peaks.close,
             self.event_queue.close,
         )
 
@@ -532,6 +555,7 @@ class _Services:
             self.status_client.close,
             self.sweeper.close,
             self.gpu_reader.close,
+            self.peaks.close,
             self.event_queue.close,
             self.hook_executor.close,
             self.thread_pool.close,

@@ -286,6 +286,82 @@ class EventsAnswer(msgspec.Struct, frozen=True):
     poll_after_seconds: float = 0.0
 
 
+class GpuPeakItem(msgspec.Struct, frozen=True, kw_only=True):
+    """The most memory of one GPU that one backend of a model held; sizes in bytes.
+
+    `together` is what it held here when it held the most on all GPUs together.
+    """
+
+    component: str
+    uuid: str | None = None
+    memory: Bytes
+    memory_at: datetime
+    together: Bytes = 0
+
+
+class PeaksItem(msgspec.Struct, frozen=True, kw_only=True):
+    """The most that one backend of a model ever held, and how long it took to be READY.
+
+    Sizes in bytes, durations in seconds, times in RFC 3339; `null` means never known.
+    """
+
+    model: str
+    memory: Bytes | None = None
+    memory_at: datetime | None = None
+    tree_memory: Bytes | None = None
+    tree_memory_at: datetime | None = None
+    gpus: list[GpuPeakItem] = []
+    ready_seconds: float | None = None
+    ready_at: datetime | None = None
+    longest_ready_seconds: float | None = None
+    since: datetime
+    last_seen_at: datetime
+
+
+class PeaksAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/models/peaks`, by name."""
+
+    models: list[PeaksItem]
+
+
+class MemoryNeedItem(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model needs of the machine's memory, in bytes; `null` means unknown."""
+
+    needed: Bytes | None = None
+    free: Bytes | None = None
+    missing: Bytes | None = None
+
+
+class GpuNeedItem(MemoryNeedItem, frozen=True, kw_only=True):
+    """What a model needs of one GPU; `others` are GPUs of the same vendor with as much free."""
+
+    component: str
+    uuid: str | None = None
+    others: list[str] = []
+
+
+class IdleModelItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A model whose backends are all idle, and the bytes that its shutdown would free."""
+
+    model: str
+    idle_seconds: float
+    memory: Bytes = 0
+    gpus: dict[str, Bytes] = {}
+
+
+class FitsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `/fits`: whether one more backend of a model fits; `null` means unknown."""
+
+    model: str
+    fits: bool | None = None
+    reason: str | None = None
+    loaded: int = 0
+    peaks: PeaksItem | None = None
+    memory: MemoryNeedItem
+    gpus: list[GpuNeedItem] = []
+    unload: list[IdleModelItem] | None = None
+
+
 class VersionAnswer(msgspec.Struct, frozen=True):
     """The answer of `/version`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +21,13 @@ from ..plugins.plugin_queue import Delivery
 from ..processes.members import Members, MemberTable
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process, ProcessGone
-from ..processes.process_table import ProcessIdentity, find_descendants, read_ancestry, read_row
+from ..processes.process_table import (
+    TICKS_PER_SECOND,
+    ProcessIdentity,
+    find_descendants,
+    read_ancestry,
+    read_row,
+)
 from ..processes.sampler import Sampler
 from ..rpc.channels import ChannelSecurity
 from ..rpc.client import StatusClient
@@ -28,6 +35,10 @@ from .exits import ExitRecorder
 from .left_behind import LeftBehindTracker
 from .refusals import Refusals
 from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgress
+
+# If a process is registered within this time of its creation, its time to READY is measured even if
+# its first answer is READY. Hosts register their backends late, or wait until they listen.
+_START_SEEN_SECONDS = 10.0
 
 
 class Registration:
@@ -246,7 +257,10 @@ class Registration:
         members = Members((pid, row.started), known_members or find_descendants(pid))
         watcher.watch(process)
         self._left_behind.track(members)
-        return Record(backend, canonical, process, sampler, members, oom)
+        spawned_at = row.started / TICKS_PER_SECOND
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - spawned_at
+        saw_start = age <= _START_SEEN_SECONDS
+        return Record(backend, canonical, process, sampler, members, oom, spawned_at, saw_start)
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
         """Record the exit that a host reports: see `monitor_backend_exited`.

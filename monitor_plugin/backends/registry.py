@@ -99,8 +99,8 @@ class Record:
     """A registered backend, and the objects that live as long as its process.
 
     `process`, `sampler`, `members` and `oom` never change. `tree_memory`, `tree_read_at`,
-    `observation`, `serving`, `source` and `shared_readings` are replaced without the registry's
-    lock. The other attributes change only under that lock.
+    `observation`, `serving`, `source`, `saw_start` and `shared_readings` are replaced without the
+    registry's lock. The other attributes change only under that lock.
 
     Attributes:
         backend: the immutable description of the backend; a new object for each registration.
@@ -109,6 +109,12 @@ class Record:
         sampler: reads samples of the process.
         members: the processes that belong to the backend.
         oom: counts the kernel's out-of-memory kills in the backend's control group.
+        spawned_at: when the process was created (seconds since boot); of a process that took the
+            place of another one, when that one was created.
+        saw_start: whether the monitor knew the backend before it was READY.
+        ready_seconds: the time from `spawned_at` to the first READY; None before it, and without
+            `saw_start`.
+        ready_at: when that READY was seen, in seconds since the epoch.
         registered_at: when this address was registered (monotonic seconds).
         answered: whether the backend has answered at this address, or a hook gave its status.
         state: the last known state.
@@ -132,6 +138,10 @@ class Record:
     sampler: Sampler
     members: Members
     oom: OomKillCounter
+    spawned_at: float = 0.0
+    saw_start: bool = False
+    ready_seconds: float | None = None
+    ready_at: float | None = None
     registered_at: float = field(default_factory=time.monotonic)
     answered: bool = False
     state: State | None = None
@@ -241,6 +251,8 @@ class Registry:
             if self._records.get(backend.pid) is not record:
                 raise NotRegistered
             self._remove(record)
+            if record.backend.model != backend.model:  # the time to READY was that of the other one
+                record.saw_start, record.ready_seconds, record.ready_at = False, None, None
             record.backend = backend
             if record.canonical_address != canonical_address:
                 record.canonical_address = canonical_address
@@ -270,6 +282,8 @@ class Registry:
             new.state, new.state_changed_at = old.state, old.state_changed_at
             new.source, new.address_owner = old.source, old.address_owner
             new.registered_at, new.answered = old.registered_at, old.answered
+            new.spawned_at, new.saw_start = old.spawned_at, old.saw_start
+            new.ready_seconds, new.ready_at = old.ready_seconds, old.ready_at
             self._remove(old)
             old.is_replaced = True
             self._insert(new)
@@ -346,6 +360,11 @@ class Registry:
                 return None
             record.state = state
             record.state_changed_at = time.time()
+            if state is State.READY and record.ready_at is None:
+                record.ready_at = record.state_changed_at
+                if record.saw_start:
+                    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+                    record.ready_seconds = max(0.0, now - record.spawned_at)
             return publish(previous)
 
     def change_address_owner(

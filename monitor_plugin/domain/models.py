@@ -326,6 +326,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
             seen to.
         limits: the limits of its registered process, if they are others than those of the monitor;
             else None.
+        ready_seconds: the time from the creation of its process to the first READY that was seen;
+            None before that, and if the monitor did not know the backend before it was READY.
+        ready_at: when that READY was seen, in seconds since the epoch; None before that.
     """
 
     backend: Backend
@@ -339,6 +342,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     served_by: int | None = None
     starting: bool = False
     limits: Limits | None = None
+    ready_seconds: float | None = None
+    ready_at: float | None = None
 
     @property
     def state(self) -> int | None:

@@ -170,6 +170,11 @@ def reports_gtt(gpu: Gpu) -> bool:
     return _is_any_known(gpu.gtt_total, gpu.gtt_used, *(each.gtt for each in gpu.uses or ()))
 
 
+def gtt_component(gpu: Gpu) -> str:
+    """Return the component of system memory that is used through a device, if it has any."""
+    return _GTT + gpu.component.removeprefix(_VRAM)
+
+
 def _is_any_known(*amounts: int | None) -> bool:
     return any(each is not None for each in amounts)
 
@@ -206,5 +211,5 @@ def _components_of(gpu: Gpu) -> Sequence[str]:
     """
     if not gpu.component.startswith(_VRAM) or not reports_gtt(gpu):
         return [gpu.component]
-    gtt = _GTT + gpu.component.removeprefix(_VRAM)
+    gtt = gtt_component(gpu)
     return [gpu.component, gtt] if reports_memory(gpu) else [gtt]

@@ -16,9 +16,11 @@ from ..concurrency.blocking import BlockingObserver
 from ..config.settings import Settings
 from ..config.tokens import Tokens
 from ..domain.errors import MonitorError
+from ..domain.fits import Fit
 from ..domain.models import LoadedPlugin
 from ..readings.model_reader import SharedReading
 from ..telemetry.event_log import EventLog
+from ..telemetry.peaks import PeakStore
 from ..telemetry.time_series import TimeSeries
 from .messages import send_response
 from .middleware.audit import Audit
@@ -29,6 +31,7 @@ from .resources.gpus import GpusResource
 from .resources.metrics import MetricsResource, MetricsSource
 from .resources.monitor import MonitorResource
 from .resources.page import add_page
+from .resources.peaks import FitsResource, PeaksResource
 from .resources.service import HealthResource, HooksResource, OpenApiResource, VersionResource
 from .resources.shutdown import ShutdownResource
 from .resources.telemetry import EventsResource, HistoryResource
@@ -46,6 +49,8 @@ def create_app(
     read_gpus: Callable[[], list[GpuItem]],
     event_log: EventLog,
     time_series: TimeSeries,
+    peaks: PeakStore,
+    check_fit: Callable[[str], Fit],
     metrics: MetricsSource,
     is_ready: Callable[[], bool],
     unseen: str | None,
@@ -65,6 +70,8 @@ def create_app(
         read_gpus: lists the GPUs.
         event_log: holds the last events.
         time_series: holds the usage of the last minutes.
+        peaks: holds the peaks of models.
+        check_fit: tells whether a model fits; may wait for a driver.
         metrics: gives the figures of `/metrics`.
         is_ready: whether the monitor is started and not closing.
         unseen: what the monitor cannot see of other users' processes; None if it sees all.
@@ -88,6 +95,8 @@ def create_app(
     wait_limit = max(1, settings.http_threads // 4)
     app.add_route("/events", EventsResource(event_log, wait_limit, blocking, cluster))
     app.add_route("/history", HistoryResource(time_series, cluster))
+    app.add_route("/models/peaks", PeaksResource(peaks, cluster))
+    app.add_route("/fits", FitsResource(check_fit, blocking, cluster))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
     health = HealthResource(is_ready, unseen)

@@ -38,6 +38,11 @@ def _query_parameter(name: str, description: str, schema: dict[str, Any]) -> dic
 _MODEL_NAME = {"type": "string", **requests.MODEL_NAME_SCHEMA}
 _MODEL = _query_parameter("model", "The model; it overrides the one in the body.", _MODEL_NAME)
 _MODEL_FILTER = _query_parameter("model", "Only the backends of this model.", _MODEL_NAME)
+_MODEL_PEAKS = _query_parameter("model", "Only this model.", _MODEL_NAME)
+_MODEL_TO_FIT = {
+    **_query_parameter("model", "The model; it need not be loaded.", _MODEL_NAME),
+    "required": True,
+}
 _PID = _query_parameter(
     "pid",
     "The PID of one of the model's backends; without it, all are read together.",
@@ -95,6 +100,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
         clustered: whether the monitor also answers for other nodes.
     """
     structs = [schemas.HistoryAnswer, schemas.EventsAnswer, schemas.VersionAnswer]
+    structs += [schemas.PeaksAnswer, schemas.FitsAnswer]
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
     structs += [results.HealthAnswer, results.ReadyAnswer, results.HooksAnswer, errors.ErrorAnswer]
     if clustered:
@@ -188,6 +194,12 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
     paths["/events"] = _get("What happened", schemas.EventsAnswer, refused, [_AFTER_EVENT, _WAIT])
     paths["/history"] = _get(
         "The last minutes of each backend", schemas.HistoryAnswer, refused, [_MODEL_FILTER]
+    )
+    paths["/models/peaks"] = _get(
+        "The most that each model ever held", schemas.PeaksAnswer, refused, [_MODEL_PEAKS]
+    )
+    paths["/fits"] = _get(
+        "Whether one more backend of a model fits", schemas.FitsAnswer, refused, [_MODEL_TO_FIT]
     )
     metrics = _text(TEXT, OPENMETRICS)
     paths["/metrics"] = {"get": _operation("Figures for Prometheus", metrics, (*refused, 501))}

@@ -206,6 +206,8 @@ class BackendReader:
             else:
                 result = result._replace(served_by=serving.served_by)
         status = result.status
+        if record.state is None and not record.answered and _is_not_ready_yet(result):
+            record.saw_start = True
         record.source = result.source if status else None
         if result.answered and not record.answered:
             self._registry.set_answered(record, backend)
@@ -260,6 +262,14 @@ class BackendReader:
             if record.process.ended():  # check after reading: the PID may have a new process
                 raise ProcessGone(record.backend.pid)
         return complete_memory(status, components, total)
+
+
+def _is_not_ready_yet(result: StatusResult) -> bool:
+    """Whether a first result shows that the backend has not loaded its model yet."""
+    if result.status is not None:
+        return result.status.state == State.UNINITIALIZED
+    is_unavailable = result.rpc_error == grpc.StatusCode.UNAVAILABLE.name
+    return is_unavailable and result.address_owner is None
 
 
 def reports_memory(status: Status | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
 from typing import NamedTuple
 
@@ -17,15 +17,17 @@ from ..concurrency.periodic import PeriodicTask
 from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
-from ..domain.models import Limits, Observation, ProcessUsage, Reading, Sample, Status
+from ..domain.models import Backend, Limits, Observation, ProcessUsage, Reading, Sample, Status
 from ..gpu.reader import GpuReader
 from ..gpu.reading import GpuReading
+from ..hook_support.idleness import Activity
 from ..plugins.hooks import Hooks
 from ..processes.limits import LimitsReader, has_same_limits
 from ..processes.process import ProcessGone
 from ..processes.tree_memory import tree_total
 from ..processes.usage import UsageReader, UsageSnapshot
 from ..rpc.client import StatusClient
+from ..telemetry.peaks import PeakStore
 from ..telemetry.time_series import TimeSeries
 from .address_check import AddressCheck
 from .backend_reader import (
@@ -56,6 +58,10 @@ class Sweep(NamedTuple):
 class Sweeper:
     """Reads all backends at the same time. Safe to call from any thread.
 
+    Attributes:
+        idle_seconds: how long each backend that is known to be idle was idle at the last background
+            sweep; empty without background sweeps.
+
     Args:
         registry: the registered backends.
         exit_recorder: records the exit of a backend whose process has ended.
@@ -68,6 +74,7 @@ class Sweeper:
         gpu_reader: reads the GPUs that the members use.
         hooks: adds memory components; called after each background sweep.
         time_series: stores the figures of background sweeps.
+        peaks: stores the peaks of all sweeps.
         settings: the timeouts of statuses and hooks, the interval of background sweeps, and how
             long a backend may be starting.
     """
@@ -85,6 +92,7 @@ class Sweeper:
         gpu_reader: GpuReader,
         hooks: Hooks,
         time_series: TimeSeries,
+        peaks: PeakStore,
         settings: Settings,
     ) -> None:
         self._registry = registry
@@ -98,6 +106,9 @@ class Sweeper:
         self._gpu_reader = gpu_reader
         self._hooks = hooks
         self._time_series = time_series
+        self._peaks = peaks
+        self._activity = Activity()  # used by the thread of the background sweeps alone
+        self.idle_seconds: Mapping[Backend, float] = {}
         self._status_seconds = settings.status_timeout_seconds
         self._hook_seconds = settings.hook_timeout_seconds
         self._start_grace_seconds = settings.start_grace_seconds
@@ -159,6 +170,7 @@ class Sweeper:
         gpus = self._gpu_reader.read(_BACKGROUND_GPU_MAX_AGE_SECONDS)
         observations = self._sweep_all(gpus).observations
         self._time_series.add(time.time(), observations)
+        self._note_idle(observations)
         if self._background and not self._background.stopping:
             self._hooks.readings_swept([each.reading for each in observations if each.reading])
 
@@ -167,6 +179,14 @@ class Sweeper:
         observations = self._sweep(self._registry.records(), gpus)
         self._last_gpus = gpus
         return Sweep(observations, gpus)
+
+    def _note_idle(self, observations: Sequence[Observation]) -> None:
+        now = time.monotonic()
+        self._activity.note(observations, now)
+        idle = {
+            each.backend: self._activity.idle_seconds(each.backend, now) for each in observations
+        }
+        self.idle_seconds = {backend: seconds for backend, seconds in idle.items() if seconds}
 
     def _sweep(self, records: Sequence[Record], gpus: GpuReading) -> list[Observation]:
         results = self._request_statuses(records)
@@ -190,6 +210,9 @@ class Sweeper:
                 self._exit_recorder.record_exit(record)
                 continue
             found.append(record.observation)
+        read = [(record.backend, record.tree_memory) for record in records]
+        unreadable = {backend for backend, memory in read if memory and memory.pss is None}
+        self._peaks.note(found, gpus.gpus, unreadable)
         return found
 
     def _request_statuses(self, records: Sequence[Record]) -> list[StatusResult | None]:
@@ -287,6 +310,8 @@ class Sweeper:
             starting=record.is_starting(self._start_grace_seconds),
             served_by=result.served_by,
             limits=None if has_same_limits(limits, own_limits) else limits,
+            ready_seconds=record.ready_seconds,
+            ready_at=record.ready_at,
         )
 
 
