@@ -37,6 +37,8 @@ _MAX_COMPONENTS = 32
 _OTHERS = "(other)"
 
 _LABELS = ("model", "replica")
+# Fields of `TreeUsage`.
+_KINDS = ("anonymous", "file", "shared", "swap")
 _STATES = (*map(state_name, State), STARTING, state_name(None))
 _GPU_LABELS = ("component", "uuid", "index", "name")
 _BUCKETS = (*map(str, DURATION_BOUNDS), "+Inf")
@@ -98,6 +100,7 @@ class Exposition:
             (each.backend.model, each.backend.address): each for each in sweep.observations
         }
         yield from self._gauges(observations, own_limits)
+        yield from self._processes(observations)
         yield from self._calls(observations)
         yield self._left_behind()
         yield from self._models()
@@ -136,18 +139,6 @@ class Exposition:
             labels=_LABELS,
             unit="bytes",
         )
-        resident = GaugeMetricFamily(
-            "monitor_backend_process_resident_bytes",
-            "Resident memory of the registered process.",
-            labels=_LABELS,
-            unit="bytes",
-        )
-        cpu = CounterMetricFamily(
-            "monitor_backend_process_cpu_seconds",
-            "CPU time that the registered process has used.",
-            labels=_LABELS,
-            unit="seconds",
-        )
         for key, each in observations.items():
             if each.reading and not each.starting:
                 answered = each.reading.status or each.reading.rpc_error == "UNIMPLEMENTED"
@@ -160,11 +151,45 @@ class Exposition:
             limits = each.limits or own_limits
             if limits.memory_limit is not None:
                 limit.add_metric(key, limits.memory_limit)
+        yield from (up, state, components, total, limit)
+
+    def _processes(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
+        resident = GaugeMetricFamily(
+            "monitor_backend_process_resident_bytes",
+            "Resident memory of the registered process.",
+            labels=_LABELS,
+            unit="bytes",
+        )
+        cpu = CounterMetricFamily(
+            "monitor_backend_process_cpu_seconds",
+            "CPU time that the registered process has used.",
+            labels=_LABELS,
+            unit="seconds",
+        )
+        kinds = GaugeMetricFamily(
+            "monitor_backend_process_memory_bytes",
+            "Memory of the backend's process tree by kind, with shared pages counted once. "
+            "PSS is the sum of anonymous, file and shared.",
+            labels=(*_LABELS, "kind"),
+            unit="bytes",
+        )
+        age = GaugeMetricFamily(
+            "monitor_backend_process_memory_age_seconds",
+            "How long ago the memory of the backend's process tree was read by kind.",
+            labels=_LABELS,
+            unit="seconds",
+        )
+        for key, each in observations.items():
             if each.process and each.process.rss is not None:
                 resident.add_metric(key, each.process.rss)
             if each.process and each.process.cpu_seconds is not None:
                 cpu.add_metric(key, each.process.cpu_seconds)
-        yield from (up, state, components, total, limit, resident, cpu)
+            if each.tree and each.tree.memory_age_seconds is not None:
+                age.add_metric(key, each.tree.memory_age_seconds)
+                for kind in _KINDS:
+                    if (amount := getattr(each.tree, kind)) is not None:
+                        kinds.add_metric((*key, kind), amount)
+        yield from (resident, cpu, kinds, age)
 
     def _calls(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
         durations = HistogramMetricFamily(

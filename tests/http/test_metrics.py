@@ -35,6 +35,7 @@ from monitor_plugin.domain.models import (
     Observation,
     ProcessUsage,
     State,
+    TreeUsage,
 )
 from monitor_plugin.domain.version import package_version
 from monitor_plugin.gpu.reading import GpuReading
@@ -88,6 +89,10 @@ def read(state: int, memory: Memory | None = None) -> dict[str, Any]:
     reading = Reading(Backend("m", 2, "a", 1.0), Status(state), None, "grpc", None, 1.0)
     return {"reading": reading, "memory": memory}
 
+
+TREE = TreeUsage(
+    processes=1, pss=60, anonymous=10, file=20, shared=30, swap=40, memory_age_seconds=2.5
+)
 
 # Two backends left processes behind, one left none, and one was not looked at yet.
 EXITS = [
@@ -147,7 +152,7 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     """Every figure of a backend that gives all stands there, with its labels."""
     memory = Memory(300, {"weights": 200, "kv_cache": 2**64 - 1})
     figures = ProcessUsage(rss=5000, cpu_seconds=1.25)
-    text = render(observe(**read(1, memory), process=figures), media_type=media_type)
+    text = render(observe(**read(1, memory), process=figures, tree=TREE), media_type=media_type)
     found = series(text, media_type)
     labels = {"model": "m", "replica": "127.0.0.1:1"}
     assert value(found, "monitor_backend_up", **labels) == 1
@@ -160,6 +165,10 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     assert value(found, "monitor_backend_memory_total_bytes", **labels) == 300
     assert value(found, "monitor_backend_process_resident_bytes", **labels) == 5000
     assert value(found, "monitor_backend_process_cpu_seconds_total", **labels) == 1.25
+    name = "monitor_backend_process_memory_bytes"
+    kinds = {"anonymous": 10, "file": 20, "shared": 30, "swap": 40, "pss": None}
+    assert {kind: value(found, name, **labels, kind=kind) for kind in kinds} == kinds
+    assert value(found, "monitor_backend_process_memory_age_seconds", **labels) == 2.5
     name = "monitor_backend_status_duration_seconds"
     assert value(found, f"{name}_bucket", **labels, le="0.01") == 0
     assert value(found, f"{name}_bucket", **labels, le="0.05") == 1
@@ -220,7 +229,8 @@ def test_unknown_figures_are_absent() -> None:
     assert names == {"monitor_build_info", "monitor_backend_state"}
     state = {"model": "m", "replica": "127.0.0.1:1", "monitor_backend_state": "unknown"}
     assert value(found, "monitor_backend_state", **state) == 1
-    found = series(render(observe(process=ProcessUsage(rss=None, cpu_seconds=None))))
+    process, tree = ProcessUsage(rss=None, cpu_seconds=None), TreeUsage(processes=1)
+    found = series(render(observe(process=process, tree=tree)))
     assert not [name for name, _ in found if "_process_" in name]
 
 
@@ -426,7 +436,9 @@ def test_up_is_absent_until_the_first_answer_or_the_end_of_the_grace(
 def test_every_metric_is_documented() -> None:
     """The table names each metric that is exposed, its type and its labels, and no other."""
     observation = observe(
-        **read(2, Memory(2, {"weights": 1})), process=ProcessUsage(rss=1, cpu_seconds=1.0)
+        **read(2, Memory(2, {"weights": 1})),
+        process=ProcessUsage(rss=1, cpu_seconds=1.0),
+        tree=TREE,
     )
     text, openmetrics = (render(observation, media_type=each) for each in (TEXT, OPENMETRICS))
     names = re.findall(r"^# TYPE (\S+)", text, re.M)
