@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import psutil
 from msgspec.structs import replace
@@ -47,6 +47,32 @@ class _Pressure(NamedTuple):
     cpu: float | None = None
 
 
+class _Figure(Generic[T]):
+    """A figure of a folder, which is read again when it is a second old.
+
+    Two threads may read it at the same time, which takes microseconds. A lock and a future, as
+    `SingleFlight` has, would take as long again.
+
+    Args:
+        read: reads the figure.
+        folder: the argument of `read`.
+    """
+
+    __slots__ = ("_folder", "_read", "_value")
+
+    def __init__(self, read: Callable[[str], T], folder: str) -> None:
+        self._read = read
+        self._folder = folder
+        self._value: tuple[float, T] | None = None  # when it was read, and the figure
+
+    def get(self) -> T:
+        now = time.monotonic()
+        value = self._value
+        if value is None or now - value[0] > _FIGURES_MAX_AGE_SECONDS:
+            value = self._value = now, self._read(self._folder)
+        return value[1]
+
+
 class _Figures(NamedTuple):
     """Readers of the figures of a process's control groups.
 
@@ -56,9 +82,9 @@ class _Figures(NamedTuple):
         pressure: of the process's group; empty without version 2.
     """
 
-    memory: Sequence[SingleFlight[_Memory]]
-    quotas: Sequence[SingleFlight[float | None]]
-    pressure: Sequence[SingleFlight[_Pressure]]
+    memory: Sequence[_Figure[_Memory]]
+    quotas: Sequence[_Figure[float | None]]
+    pressure: Sequence[_Figure[_Pressure]]
 
 
 class LimitsReader:
@@ -76,10 +102,8 @@ class LimitsReader:
         self._control_groups = control_groups
         self._folders = SingleFlight(_FOLDERS_MAX_AGE_SECONDS, lambda: _Folders(read_mounts(proc)))
         self._physical_bytes = psutil.virtual_memory().total
-        self._machine = SingleFlight(_FIGURES_MAX_AGE_SECONDS, self._read_machine)
-        self._pressure = SingleFlight(
-            _FIGURES_MAX_AGE_SECONDS, partial(_read_machine_pressure, f"{proc}/pressure")
-        )
+        self._available = _Figure(self._read_available, f"{proc}/meminfo")
+        self._pressure = _Figure(_read_machine_pressure, f"{proc}/pressure")
 
     def own(self) -> Limits:
         """Read the limits of the monitor itself, and the pressure on the machine."""
@@ -101,7 +125,7 @@ class LimitsReader:
         """
         groups = self._control_groups.of(pid, started, _GROUPS_MAX_AGE_SECONDS).own
         figures = self._folders.get().figures(groups)
-        available = self._machine.get()
+        available = self._available.get()
         memory = [
             each
             for each in (reader.get() for reader in figures.memory)
@@ -121,7 +145,7 @@ class LimitsReader:
         """Return the memory that a process with these limits may use: its limit, or all."""
         return self._physical_bytes if limits.memory_limit is None else limits.memory_limit
 
-    def _read_machine(self) -> int | None:
+    def _read_available(self, _: str) -> int | None:
         """Read the memory that is available on the machine, in bytes."""
         try:
             memory = psutil.virtual_memory()
@@ -146,7 +170,7 @@ class _Folders:
     def __init__(self, mounts: Sequence[Mount]) -> None:
         self._mounts = mounts
         self._figures: dict[frozenset[Group], _Figures] = {}
-        self._readers: dict[tuple[Callable[[str], object], str], SingleFlight[Any]] = {}
+        self._readers: dict[tuple[Callable[[str], object], str], _Figure[Any]] = {}
 
     def figures(self, groups: frozenset[Group]) -> _Figures:
         """Return the figures of a process that is in these groups."""
@@ -179,15 +203,10 @@ class _Folders:
             self._readers_of(_read_group_pressure, unified[:1]),
         )
 
-    def _readers_of(
-        self, read: Callable[[str], T], folders: Sequence[str]
-    ) -> list[SingleFlight[T]]:
+    def _readers_of(self, read: Callable[[str], T], folders: Sequence[str]) -> list[_Figure[T]]:
         """Return the readers of a figure of these folders."""
         return [
-            self._readers.setdefault(
-                (read, folder), SingleFlight(_FIGURES_MAX_AGE_SECONDS, partial(read, folder))
-            )
-            for folder in folders
+            self._readers.setdefault((read, folder), _Figure(read, folder)) for folder in folders
         ]
 
 
