@@ -18,8 +18,10 @@ from ..domain.gpus import GpuUse, sum_known
 _logger = logging.getLogger(__name__)
 
 _KINDS = ("resident", "memory", "total")  # the first kind that the kernel reports counts
-_ON_DEVICE = r"vram\d*|(?:stolen-)?local\d+"
-_IN_SYSTEM_MEMORY = r"gtt|system\d+"
+_ON_DEVICE, _IN_SYSTEM_MEMORY = (
+    re.compile(rf"drm-(?:{'|'.join(_KINDS)})-({regions})")
+    for regions in (r"vram\d*|(?:stolen-)?local\d+", r"gtt|system\d+")
+)
 _UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
 _MAX_CPU_SHARE = 0.02  # of one core, for the search of all processes
 
@@ -126,13 +128,12 @@ class DrmClientReader:
                 memory, gtt = (self._sum(fields, each) for each in (_ON_DEVICE, _IN_SYSTEM_MEMORY))
                 yield device, client, GpuUse(pid, memory, gtt)
 
-    def _sum(self, fields: Mapping[str, str], regions: str) -> int | None:
+    def _sum(self, fields: Mapping[str, str], pattern: re.Pattern[str]) -> int | None:
         """Add the bytes of some regions; None if there is no such region, or an invalid amount."""
-        pattern = re.compile(rf"drm-(?:{'|'.join(_KINDS)})-({regions})")
-        found = {match[1] for key in fields if (match := pattern.fullmatch(key))}
+        regions = {match[1] for key in fields if (match := pattern.fullmatch(key))}
         keys = [
             next(key for kind in _KINDS if (key := f"drm-{kind}-{region}") in fields)
-            for region in found
+            for region in regions
         ]
         try:
             return sum(_parse_bytes(fields[key]) for key in keys) if keys else None
