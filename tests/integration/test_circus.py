@@ -140,6 +140,7 @@ def test_programs_with_an_address_become_backends(
     eventually(answers)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["other", "plugin:monitor"])
 def test_programs_without_an_address_are_no_backends(host: CircusHost, name: str) -> None:
     """Nor is the plugin itself one."""
@@ -161,6 +162,7 @@ def test_stopped_model_is_not_restarted(host: CircusHost) -> None:
     host.wait_found("Org.Model-7B")
 
 
+@pytest.mark.once
 def test_watcher_name_is_not_used_as_a_pattern(host: CircusHost) -> None:
     """A watcher whose name circus could take for a pattern is stopped without other watchers."""
     host.wait_found("glob-*")
@@ -174,6 +176,7 @@ def test_watcher_name_is_not_used_as_a_pattern(host: CircusHost) -> None:
     host.repeat_call("rm", name="glob-other")
 
 
+@pytest.mark.once
 def test_children_of_a_shell_are_stopped_too(host: CircusHost) -> None:
     """Circus ends only the shell; the monitor ends the backend behind it, and its children."""
     host.wait_found("Wrapped")
@@ -209,6 +212,7 @@ def test_processes_of_a_watcher_are_replicas(host: CircusHost) -> None:
     assert stays_down(host, "replicas")
 
 
+@pytest.mark.once
 def test_process_with_a_taken_address_is_not_stopped(host: CircusHost) -> None:
     """The second process with an address is refused, and is not stopped together with the first."""
     host.wait_found("one-address")
@@ -235,6 +239,7 @@ def test_busy_arbiter_is_asked_again(host: CircusHost) -> None:
     assert stays_down(host, "by-equals")
 
 
+@pytest.mark.once
 def test_killed_backend_is_replaced_by_its_successor(host: CircusHost) -> None:
     """Circus starts it again, and the monitor answers for the new process."""
     host.wait_found("killed")
@@ -247,6 +252,7 @@ def test_killed_backend_is_replaced_by_its_successor(host: CircusHost) -> None:
     assert not is_running(after)
 
 
+@pytest.mark.once
 def test_killed_plugin_finds_all_backends_again(host: CircusHost) -> None:
     """Circus restarts the plugin, also during a shutdown, and it registers the running backends."""
     host.wait_found("last")
@@ -266,6 +272,7 @@ def test_killed_plugin_finds_all_backends_again(host: CircusHost) -> None:
     assert stays_down(host, "last")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("command", ["reload", "restart"])
 def test_reloaded_plugin_waits_for_its_address(host: CircusHost, command: str) -> None:
     """After a reload the new plugin waits until the old one has released the address."""
@@ -298,6 +305,7 @@ def test_added_and_removed_watchers_are_followed(host: CircusHost) -> None:
         assert host.client.monitor("Added").json["error"]["type"] == "model_not_loaded"
 
 
+@pytest.mark.once
 def test_audit_lines_are_in_the_log_of_circus(host: CircusHost) -> None:
     """The line of a shutdown is logged, although this circus logs only warnings and worse."""
     host.wait_found("by-addr")
@@ -310,6 +318,7 @@ def test_audit_lines_are_in_the_log_of_circus(host: CircusHost) -> None:
     eventually(lambda: "nothing" in models())
 
 
+@pytest.mark.once
 def test_monitor_survives_reload_and_restart_of_circus(
     make_host: Callable[..., CircusHost],
 ) -> None:
@@ -369,6 +378,7 @@ def test_plugin_waits_for_an_address_in_use(make_host: Callable[..., CircusHost]
     host.wait_found("m")
 
 
+@pytest.mark.once
 def test_killed_circus_ends_a_shutdown_with_an_error(make_host: Callable[..., CircusHost]) -> None:
     """The client gets an error, the plugin ends, backends are left alone; a new circus works."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")

@@ -103,6 +103,7 @@ def test_programs_with_an_address_become_backends(model: str, shared: Host) -> N
     assert shared.client.request("POST", "/backend/monitor", {"model": model}).status == 200
 
 
+@pytest.mark.once
 def test_programs_without_an_address_are_no_backends(shared: Host) -> None:
     """Nor is the monitor itself one."""
     eventually(lambda: shared.known("replicas"))
@@ -111,12 +112,14 @@ def test_programs_without_an_address_are_no_backends(shared: Host) -> None:
     assert shared.client.monitor("other").status == 500
 
 
+@pytest.mark.once
 def test_model_has_the_name_of_its_program(shared: Host) -> None:
     """It is `group:name` if the two differ."""
     eventually(lambda: shared.known("plain", "pair:left", "pair:right"))
     assert shared.client.monitor("left").status == 500
 
 
+@pytest.mark.once
 def test_process_behind_a_shell_is_the_backend(shared: Host) -> None:
     """The registered process is the one that serves, and it is stopped with its shell."""
     shell = shared.pid("wrapped")
@@ -162,6 +165,7 @@ def test_programs_of_one_model_are_replicas(model: str, number: int, shared: Hos
     eventually(lambda: shared.replicas(model) == number)
 
 
+@pytest.mark.once
 def test_killed_backend_is_replaced_by_its_successor(shared: Host) -> None:
     """The restarted process is registered, and the exit of the old one is reported."""
     eventually(lambda: shared.known("quick"))
@@ -190,6 +194,7 @@ def test_output_of_hooks_does_not_break_the_event_protocol(shared: Host) -> None
     assert "UNKNOWN" not in shared.log
 
 
+@pytest.mark.once
 def test_killed_listener_finds_all_backends_again(shared: Host) -> None:
     """supervisord restarts it, also during a shutdown, and it registers the running backends."""
     models = ["plain", "equals", "org/named", "by/rule", "replicas", "crowd", "quick", "pair:right"]
@@ -262,6 +267,7 @@ def test_missing_server_or_credentials_are_explained(
     eventually(lambda: "gave up: monitor entered FATAL state" in host.log)
 
 
+@pytest.mark.once
 def test_killed_supervisord_ends_a_shutdown_with_an_error(make_host: Callable[..., Host]) -> None:
     """The client is answered, the monitor ends by itself, and backends are left alone."""
     host = make_host(
