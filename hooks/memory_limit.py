@@ -1,17 +1,24 @@
 """Stops backends whose memory exceeds a limit, per backend or for all backends together.
 
 The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else that
-of its process tree. Unknown memory exceeds no limit. The memory must exceed the limit in each sweep
-for FOR_SECONDS, and in at least two sweeps, so that one wrong figure stops no backend. The hook
-stops a backend as `POST /backend/shutdown` does. It spares backends that may be busy: a backend
-that is BUSY, whose Status call timed out, or that has no status and whose last known state is not
-READY. A backend that never had a status, or that is READY by a hook, may be busy while its process
-tree uses at least 1 % of one core, or an unknown amount. If the tree uses less, this hook stops the
-backend, and idle_stop.py does not: a memory limit that spared every backend without a status would
-protect few machines. The hook also spares a backend that becomes BUSY and stays BUSY for
-`drain_timeout_seconds`. Backends that are being stopped, also by clients, do not count. A stop that
-fails is tried again every minute. The hook acts after each background sweep (the monitor's setting
-`sweep_interval_seconds`).
+of its process tree. With COUNT=unreclaimable it is the part of that which the kernel cannot drop,
+so a model file that a backend maps into its memory does not count. Where the monitor does not know
+how much of the total that is, all of it counts: for a figure of the backend's own, for processes
+that it may not read, and until it has read a new backend. Pages of a file that a backend has locked
+(mlock) do not count, although the kernel cannot drop them.
+
+Unknown memory exceeds no limit. If the memory of COMPONENT cannot be known, the log has an error at
+the start, or after the first sweeps with a backend that is ready. The memory must exceed the limit
+in each sweep for FOR_SECONDS, and in at least two sweeps, so that one wrong figure stops no
+backend. The hook stops a backend as `POST /backend/shutdown` does. It spares backends that may be
+busy: a backend that is BUSY, whose Status call timed out, or that has no status and whose last
+known state is not READY. A backend that never had a status, or that is READY by a hook, may be busy
+while its process tree uses at least 1 % of one core, or an unknown amount. If the tree uses less,
+this hook stops the backend, and idle_stop.py does not: a memory limit that spared every backend
+without a status would protect few machines. The hook also spares a backend that becomes BUSY and
+stays BUSY for `drain_timeout_seconds`. Backends that are being stopped, also by clients, do not
+count. A stop that fails is tried again every minute. The hook acts after each background sweep (the
+monitor's setting `sweep_interval_seconds`).
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_MEMORY_LIMIT_...
@@ -25,6 +32,8 @@ environment variables MONITOR_HOOK_MEMORY_LIMIT_...
     FOR_SECONDS   how long the memory must exceed a limit, in seconds (10)
     COMPONENT     limit this component of the memory instead of the total: `vram`, which includes
                   all `vram:...`, or a single one: `vram:nvidia0`
+    COUNT         `all`, or `unreclaimable`: without the pages of files, which the kernel can drop;
+                  not together with COMPONENT (all)
 """
 
 from __future__ import annotations
@@ -33,13 +42,16 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from monitor_plugin import Backend, hookimpl
+from monitor_plugin import Backend, Gpu, State, hookimpl
 from monitor_plugin.domain.models import Observation
 from monitor_plugin.hook_support import settings as read
 from monitor_plugin.hook_support.background_stops import BackgroundStops
-from monitor_plugin.hook_support.idleness import Activity, held_bytes
+from monitor_plugin.hook_support.idleness import Activity, held_bytes, unreclaimable_bytes
+from monitor_plugin.hookspecs import Monitor
 
 _logger = logging.getLogger(__name__)
+
+_SWEEPS_WITHOUT_COMPONENT = 12
 
 
 class MemoryLimit:
@@ -54,22 +66,86 @@ class MemoryLimit:
         self._stop_busy = settings.get("STOP_BUSY", read.yes_or_no, "yes or no", False)
         self._for_seconds = settings.get("FOR_SECONDS", read.seconds, "seconds, as 10", 10.0)
         self._component = settings.get("COMPONENT", str, "the name of a component, as vram", None)
+        counts = read.one_of("all", "unreclaimable")
+        count = settings.get("COUNT", counts, "all or unreclaimable", "all")
+        if self._component and count == "unreclaimable":
+            raise settings.error(
+                "COUNT",
+                "the kernel drops pages of the total, not of a component; unset COUNT or COMPONENT",
+                count,
+            )
+        self._only_unreclaimable = count == "unreclaimable"
+        self._variable = settings.variable("COMPONENT")
+        has_limit = self._models.least() is not None or self._total is not None
+        self._watches_component = has_limit and self._component is not None
+        self._sweeps_without_component = 0
         self._activity = Activity(cpu_suffices=True)
         self._over_since: dict[Backend | None, float] = {}  # None: all backends together
         self._logged: set[Backend | None] = set()
         self.stops = BackgroundStops(_logger)
-        if not self._models.least() and not self._total:
+        if not has_limit:
             models = settings.variable("MODELS")
             _logger.info("the hook does nothing: neither %s nor TOTAL is set", models)
+
+    def check_component(self, monitor: Monitor) -> None:
+        """Log an error if the component is one of GPUs, and nothing reports it."""
+        component = self._component
+        if not self._watches_component or component is None:
+            return
+        if component.partition(":")[0] not in ("vram", "gtt"):
+            return
+        gpus = monitor.gpus()
+        names = [name for gpu in gpus for name in _known_components(gpu)]
+        if any(f"{name}:".startswith(f"{component}:") for name in names):
+            self._watches_component = False
+            return
+        hooks = {figures.name for plugin in monitor.plugins() for figures in plugin.hooks}
+        if "monitor_memory_components" in hooks:
+            return
+        self._watches_component = False
+        _logger.error(
+            "%s=%r limits nothing, unless backends report this component themselves: there is no "
+            "such GPU whose processes are known, and no plugin reports memory components; GPUs: "
+            "%s (monitor-plugin gpus says what is known of them)",
+            self._variable,
+            component,
+            ", ".join(gpu.component for gpu in gpus) or "none",
+        )
+
+    def _watch_component(self, observations: Sequence[Observation]) -> None:
+        """Log an error, once, if no backend has the component although some are ready."""
+        if any(held_bytes(each, self._component) is not None for each in observations):
+            self._watches_component = False
+        elif any(map(_is_ready, observations)):
+            self._sweeps_without_component += 1
+            if self._sweeps_without_component == _SWEEPS_WITHOUT_COMPONENT:
+                self._watches_component = False
+                breakdowns = [each.memory.breakdown for each in observations if each.memory]
+                names = sorted({name for breakdown in breakdowns for name in breakdown})
+                _logger.error(
+                    "%s=%r limits nothing: no backend had this component in %d sweeps; they have: "
+                    "%s",
+                    self._variable,
+                    self._component,
+                    _SWEEPS_WITHOUT_COMPONENT,
+                    ", ".join(names) or "no component",
+                )
+
+    def _held_bytes(self, observation: Observation) -> int | None:
+        if self._only_unreclaimable:
+            return unreclaimable_bytes(observation)
+        return held_bytes(observation, self._component)
 
     def check(self, observations: Sequence[Observation], now: float) -> None:
         """Stop backends that exceed a limit, given the observations of a sweep."""
         self._activity.note(observations, now)
+        if self._watches_component:
+            self._watch_component(observations)
         stopping = self.stops.under_way()
         used: dict[Backend, int] = {}
         idle: dict[Backend, float] = {}  # idle seconds of the backends that may be stopped
         for each in observations:
-            amount = held_bytes(each, self._component)
+            amount = self._held_bytes(each)
             if amount is not None and each.backend not in stopping:
                 used[each.backend] = amount
                 if self._stop_busy or not self._activity.may_be_busy(each, now):
@@ -118,11 +194,35 @@ class MemoryLimit:
         return over
 
 
+def _is_ready(observation: Observation) -> bool:
+    """Whether a backend reports READY, or serves without a Status that could say so."""
+    code = observation.reading.rpc_error if observation.reading else None
+    return observation.state == State.READY or code == "UNIMPLEMENTED"
+
+
+def _known_components(gpu: Gpu) -> list[str]:
+    """List the components that the monitor reports, or will report, of a GPU's processes."""
+    if gpu.uses is None:
+        return []
+    names = []
+    if not gpu.uses or any(use.memory is not None for use in gpu.uses):
+        names.append(gpu.component)
+    if gpu.vendor != "nvidia":
+        names.append(gpu.component.replace("vram:", "gtt:", 1))
+    return names
+
+
 _limit = MemoryLimit(read.HookSettings(__name__))
 
 
-monitor_started = _limit.stops.monitor_started
 monitor_closing = _limit.stops.monitor_closing
+
+
+@hookimpl
+def monitor_started(monitor: Monitor) -> None:
+    """Store the monitor, and check the component."""
+    _limit.stops.monitor_started(monitor)
+    _limit.check_component(monitor)
 
 
 @hookimpl

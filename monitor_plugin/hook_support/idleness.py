@@ -35,6 +35,19 @@ def held_bytes(observation: Observation, component: str | None = None) -> int | 
     return sum(memory.breakdown[each] for each in names) if names else None
 
 
+def unreclaimable_bytes(observation: Observation) -> int | None:
+    """Return the memory of a backend that the kernel cannot drop, in bytes; None if unknown.
+
+    That is the total without the pages of files, such as a model that llama.cpp maps. A total
+    counts in full if the backend reported it, as nobody knows whether files are part of it, and
+    while the kinds of memory are not known.
+    """
+    memory, tree = observation.memory, observation.tree
+    if memory is None or observation.memory_source == "backend" or tree is None:
+        return memory.total if memory else None
+    return max(0, memory.total - (tree.file or 0))
+
+
 class Activity:
     """Tracks how long each backend has been idle. Not thread-safe.
 

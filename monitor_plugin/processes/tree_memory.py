@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from ..domain.gpus import sum_known
 from .process_table import ProcessIdentity, read_row
 
 # PSS is outdated when RSS has changed by more than an eighth since.
@@ -127,12 +128,12 @@ def read_tree_memory(
         rss += row.rss
     if not rollups:
         return None
-    pss, file, shared, swap = (_sum([each.get(name) for each in rollups]) for name in _LINES)
+    pss, file, shared, swap = (sum_known(each.get(name) for each in rollups) for name in _LINES)
     # The kernel rounds each figure down to KiB. So the parts add up to the whole.
     anonymous = None
     if pss is not None and file is not None and shared is not None:
         anonymous = pss - file - shared
-    peak_rss = _sum(peaks.values())
+    peak_rss = sum_known(peaks.values())
     return TreeMemory(taken_at, rss, pss, anonymous, file, shared, swap, peak_rss, peaks.get(root))
 
 
@@ -174,13 +175,3 @@ def _read_if_allowed(read: Callable[[int], Mapping[bytes, int]], pid: int) -> Ma
         return read(pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return {}
-
-
-def _sum(figures: Iterable[int | None]) -> int | None:
-    """Add up figures; None if one of them is not known."""
-    total = 0
-    for figure in figures:
-        if figure is None:
-            return None
-        total += figure
-    return total

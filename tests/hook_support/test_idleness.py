@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from monitor_plugin import Backend, Memory, Reading, State, Status
 from monitor_plugin.domain.models import Observation, TreeUsage
-from monitor_plugin.hook_support.idleness import Activity, held_bytes
+from monitor_plugin.hook_support.idleness import Activity, held_bytes, unreclaimable_bytes
 
 BACKEND = Backend("m", 4711, "127.0.0.1:1", 0.0)
 
@@ -172,3 +172,26 @@ def test_component_includes_its_parts() -> None:
     assert held_bytes(observation, "weights") == 10
     assert held_bytes(observation, "kv") is None
     assert held_bytes(seen(), "vram") is held_bytes(seen()) is None
+
+
+@pytest.mark.parametrize(
+    ("total", "source", "file", "expected"),
+    [
+        (520, "pss", 500, 20),
+        (900, "rss", 500, 400),
+        (100, "rss", 500, 0),
+        (520, "pss", None, 520),
+        (520, "backend", 500, 520),
+        (None, None, 500, None),
+    ],
+)
+def test_pages_of_files_can_be_dropped(
+    total: int | None, source: str | None, file: int | None, expected: int | None
+) -> None:
+    """What is not known counts in full, and so does what the backend reports of itself."""
+    memory = None if total is None else Memory(total)
+    tree = TreeUsage(processes=1, file=file)
+    observation = Observation(backend=BACKEND, memory=memory, memory_source=source, tree=tree)
+    assert unreclaimable_bytes(observation) == expected
+    alone = Observation(backend=BACKEND, memory=memory, memory_source=source)
+    assert unreclaimable_bytes(alone) == total

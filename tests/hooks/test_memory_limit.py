@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from monitor_plugin import Backend, Memory, PluginError, Reading, Status, hookimpl
+from monitor_plugin import Backend, Gpu, GpuUse, Memory, PluginError, Reading, Status, hookimpl
 from monitor_plugin.domain.models import Observation, TreeUsage
 
 from ..support import Spawner, eventually, is_running
@@ -226,6 +230,135 @@ def test_real_backends_are_stopped(hooked: MakeHooked, spawner: Spawner) -> None
     assert not is_running(backends["holds"].pid)
 
 
+# Maps a file and reads it, as llama.cpp does with a model, and has other memory of so many MiB.
+MAPS = """
+import mmap, sys, time
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+total = sum(mapped[at] for at in range(0, len(mapped), 4096))
+block = bytearray(b"x") * (int(sys.argv[2]) * 1024 * 1024)
+print("mapped", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(("count", "left"), [("all", []), ("unreclaimable", ["maps"])])
+def test_pages_of_a_mapped_model_count_as_configured(
+    hooked: MakeHooked, spawner: Spawner, tmp_path: Path, count: str, left: list[str]
+) -> None:
+    """The kernel can drop them. Other memory counts in any case."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(os.urandom(MIB) * 150)
+    if subprocess.check_output(["stat", "-f", "-c", "%T", path]) == b"tmpfs\n":
+        pytest.skip("files of a tmpfs are shared memory")
+    running = {
+        "maps": spawner.python(MAPS, str(path), "1"),
+        "holds": spawner.python(MAPS, __file__, "150"),
+    }
+    hook_settings = {"MODELS": "100MiB", "COUNT": count, "FOR_SECONDS": "1"}
+    hook = hooked("memory_limit", hook_settings, sweep_interval_seconds=0.2)
+    for number, (model, process) in enumerate(running.items(), 1):
+        assert process.stdout
+        assert process.stdout.readline() == "mapped\n"
+        hook.monitor.hook.monitor_backend_spawned(
+            model=model, pid=process.pid, address=f"127.0.0.1:{number}"
+        )
+    eventually(lambda: [each.model for each in hook.monitor.backends()] == left)
+    if left:
+        (observation,) = hook.monitor.sweep()
+        assert observation.memory
+        assert observation.tree
+        assert observation.tree.file is not None
+        assert observation.memory.total > 150 * MIB
+        assert 150 * MIB <= observation.tree.file < 180 * MIB
+
+
+class Devices:
+    """A plugin with GPUs."""
+
+    def __init__(self, *gpus: Gpu) -> None:
+        self.gpus = gpus
+
+    @hookimpl
+    def monitor_list_gpus(self) -> Sequence[Gpu]:
+        return self.gpus
+
+
+class Components:
+    """A plugin that may report components."""
+
+    @hookimpl
+    def monitor_memory_components(self) -> Mapping[str, int]:
+        return {}
+
+
+KNOWN = Gpu(component="vram:acme0", vendor="acme", uses=())
+USELESS = Gpu(component="vram:acme1", vendor="acme", uses=None)
+UNREPORTED = Gpu(component="vram:acme2", vendor="nvidia", uses=(GpuUse(1, None),))
+
+
+@pytest.mark.parametrize(
+    ("component", "plugin", "is_error"),
+    [
+        ("vram", None, True),
+        ("vram:acme0", Devices(KNOWN, USELESS), False),
+        ("vram", Devices(USELESS, KNOWN), False),
+        ("gtt", Devices(KNOWN), False),
+        ("vram:acme1", Devices(KNOWN, USELESS), True),
+        ("vram:acme2", Devices(UNREPORTED), True),
+        ("gtt", Devices(UNREPORTED), True),
+        ("vram:acme", Devices(KNOWN), True),
+        ("vram", Components(), False),
+        ("weights", None, False),
+    ],
+)
+def test_limit_on_a_component_that_nothing_reports_is_an_error(
+    hooked: MakeHooked,
+    caplog: pytest.LogCaptureFixture,
+    component: str,
+    plugin: object | None,
+    is_error: bool,
+) -> None:
+    """The log says so at the start, and names the devices."""
+    hook_settings = {"TOTAL": "1GiB", "COMPONENT": component}
+    plugins = [plugin] if plugin else []
+    hooked("memory_limit", hook_settings, plugins=plugins, gpu="off", sweep_interval_seconds=0)
+    errors = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert len(errors) == is_error
+    if is_error:
+        text = errors[0].getMessage()
+        assert f"MONITOR_HOOK_MEMORY_LIMIT_COMPONENT={component!r} limits nothing" in text
+        names = [gpu.component for gpu in plugin.gpus] if isinstance(plugin, Devices) else ["none"]
+        assert f"GPUs: {', '.join(names)} (" in text
+
+
+def test_component_that_no_backend_has_is_an_error_after_some_sweeps(
+    watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and only while a backend is ready: one that loads has no memory yet."""
+    host = watched("a", "b", TOTAL="1GiB", COMPONENT="wieghts")
+    host.sweep(times=20, a=({"weights": 1}, 1), b=({"kv": 1}, 0))
+    host.sweep(times=11, a=({"weights": 1}, 2), b=({"kv": 1}, 0))
+    assert caplog.messages == []
+    host.sweep(times=30, a=({"weights": 1}, 2), b=({"kv": 1}, "UNIMPLEMENTED"))
+    (line,) = caplog.messages
+    assert "COMPONENT='wieghts' limits nothing: no backend had this component" in line
+    assert line.endswith("they have: kv, weights")
+
+
+def test_component_that_was_seen_once_is_no_error(
+    watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backend without it may be a CPU's."""
+    host = watched("a", TOTAL="1GiB", COMPONENT="vram")
+    caplog.clear()
+    host.hook.module._limit._watches_component = True  # as with a plugin that reports components
+    host.sweep(times=5, a={"weights": 1})
+    host.sweep(a={"vram:0": 1})
+    host.sweep(times=30, a={"weights": 1})
+    assert caplog.messages == []
+
+
 def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
     """All shipped hooks can be loaded together without settings."""
     host = watched("a")
@@ -245,6 +378,12 @@ def test_hook_does_nothing_without_a_limit(watched: MakeWatched) -> None:
         ({"TOTAL": "80%"}, "_TOTAL='80%': it is not a number of bytes; write bytes, as 48GiB"),
         ({"ORDER": "oldest"}, "_ORDER='oldest': it is none of lru, largest; write lru or largest"),
         ({"STOP_BUSY": "1"}, "_STOP_BUSY='1': it is neither yes nor no; write yes or no"),
+        ({"COUNT": "some"}, "_COUNT='some': it is none of all, unreclaimable; write all or"),
+        (
+            {"COUNT": "unreclaimable", "COMPONENT": "vram"},
+            "_COUNT='unreclaimable': the kernel drops pages of the total, not of a component; "
+            "unset COUNT or COMPONENT",
+        ),
         ({"FOR_SECONDS": "0"}, "_FOR_SECONDS='0': it must be over 0, and finite; write seconds"),
     ],
 )
