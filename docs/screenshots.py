@@ -21,11 +21,12 @@ from urllib.parse import quote
 
 from playwright.sync_api import Browser, sync_playwright
 
-from monitor_plugin import Monitor, Settings
+from monitor_plugin import Gpu, GpuUse, Monitor, Settings, hookimpl
 from monitor_plugin.demo.host import DemoHost
 from monitor_plugin.domain.errors import MonitorError
 
 IMAGES = Path(__file__).parent / "images"
+GIB = 2**30
 SECONDS = 60.0
 STRETCHED = 900 / SECONDS
 MODELS: dict[str, Sequence[str]] = {
@@ -40,6 +41,34 @@ ENDS: dict[str, tuple[str, ...]] = {
     "sdxl-turbo": ("--crash-after", "2"),
     "translate": (),
 }
+
+
+class ExampleGpus:
+    """Lists a GPU that the machine of the pictures does not have."""
+
+    pids: Sequence[int] = ()
+
+    @hookimpl
+    def monitor_list_gpus(self) -> Sequence[Gpu]:
+        """List the GPU, which two backends and another process use."""
+        sizes = (11 * GIB, 5 * GIB, 2 * GIB)
+        uses = [GpuUse(pid, size) for pid, size in zip(self.pids, sizes, strict=False)]
+        return [
+            Gpu(
+                component="vram:example0",
+                vendor="example",
+                uuid="GPU-0f6c2a1b",
+                index=0,
+                name="Example GPU",
+                total=32 * GIB,
+                used=19 * GIB,
+                free=13 * GIB,
+                utilization_percent=64.0,
+                temperature_celsius=58.0,
+                power_watts=212.0,
+                uses=uses,
+            )
+        ]
 
 
 def work(url: str, models: Sequence[str], ended: threading.Event) -> None:
@@ -68,7 +97,9 @@ def take(browser: Browser, url: str, name: str, **options: Any) -> None:
     page.goto(url)
     page.locator("#ends-table tr").nth(len(ENDS)).wait_for()
     page.locator(".badge", has_text="draining").wait_for()
-    page.locator("canvas").nth(1).wait_for()
+    page.locator("#gpus-table li", has_text="PID").first.wait_for()
+    if options["viewport"]["width"] > 400:  # on a phone the charts are below the screen
+        page.locator("canvas").nth(1).wait_for()
     page.screenshot(path=IMAGES / name)
     page.unroute_all(behavior="ignoreErrors")
     page.context.close()
@@ -90,15 +121,20 @@ def main() -> int:
         return 1
     IMAGES.mkdir(exist_ok=True)
     settings = Settings(
-        listen="127.0.0.1:0", sweep_interval_seconds=SECONDS / 180, start_grace_seconds=0
+        listen="127.0.0.1:0",
+        sweep_interval_seconds=SECONDS / 180,
+        start_grace_seconds=0,
+        gpu="off",
     )
     ended = threading.Event()
-    with Monitor(settings) as monitor:
+    gpus = ExampleGpus()
+    with Monitor(settings, plugins=[gpus]) as monitor:
         host = DemoHost(monitor)
         try:
             for model, switches in {**MODELS, **ENDS}.items():
                 host.spawn(model, switches)
             pids = {backend.model: backend.pid for backend in monitor.backends()}
+            gpus.pids = (pids["llama-3.2-1b-instruct"], pids["qwen-2.5-coder"], os.getpid())
             served = [model for model in MODELS if model not in ("qwen-2.5-coder", "piper-tts")]
             arguments = (monitor.url, served, ended)
             threads = [threading.Thread(target=work, args=arguments, daemon=True)]
@@ -113,7 +149,7 @@ def main() -> int:
             threads[1].start()
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=program)
-                wide = {"width": 1120, "height": 1000}
+                wide = {"width": 1120, "height": 1600}
                 take(browser, monitor.url, "page-light.png", viewport=wide, color_scheme="light")
                 take(browser, monitor.url, "page-dark.png", viewport=wide, color_scheme="dark")
                 narrow = {"width": 360, "height": 780}
