@@ -56,18 +56,17 @@ class NvidiaProvider:
         self._retry_seconds = retry_seconds
         self._device_folder = Path(device_folder)
         self._pynvml: Any = None
-        self._faults: dict[str, str] = {}
-        self._retry_at = -math.inf
+        self._failed: set[str] = set()  # these are not tried before the time of the retry
+        self._retry_at = math.inf
+        self._logged: dict[str, str] = {}  # the last error of what has failed since it was read
         self._driver_pids = DriverPids()
         self._has_warned_of_pids = False
 
     def read(self) -> Sequence[Gpu]:
         """Read all devices: GPUs, and instead of a GPU with MIG instances those instances."""
-        if self._faults and time.monotonic() >= self._retry_at:
+        if self._failed and time.monotonic() >= self._retry_at:
+            self._failed.clear()
             self.close()  # the driver may have been reloaded
-        self._pynvml = self._pynvml or self._try("NVIDIA's GPUs", _load)
-        if self._pynvml is None:
-            return []
         count = self._try("NVIDIA's GPUs", self._count)
         gpus: list[Gpu] = []
         for index in range(count or 0):
@@ -88,6 +87,8 @@ class NvidiaProvider:
                 pynvml.nvmlShutdown()
 
     def _count(self) -> int:
+        """Load and initialize the library, unless that is done, and count the GPUs."""
+        self._pynvml = self._pynvml or _load()
         count: int = self._pynvml.nvmlDeviceGetCount()
         if self._is_required and not count:
             raise RuntimeError("the driver lists none")
@@ -116,24 +117,25 @@ class NvidiaProvider:
 
     def _try(self, what: str, call: Callable[[], Any]) -> Any:
         """Return the result of `call`; None if it fails, or failed less than a retry time ago."""
-        if what in self._faults and time.monotonic() < self._retry_at:
+        if what in self._failed:
             return None
         try:
             value = call()
         except Exception as error:  # the driver's bindings may raise anything
-            if self._faults.get(what) != str(error) and self._is_worth_a_warning(error):
-                seconds = self._retry_seconds
+            seconds = self._retry_seconds
+            if self._logged.get(what) != str(error) and self._is_worth_a_warning(error):
+                self._logged[what] = str(error)
                 _logger.warning(
                     "%s cannot be read, tried again every %g s: %s", what, seconds, error
                 )
-            self._faults[what] = str(error)
-            self._retry_at = time.monotonic() + self._retry_seconds
+            self._failed.add(what)
+            self._retry_at = time.monotonic() + seconds
             return None
-        self._faults.pop(what, None)
+        self._logged.pop(what, None)
         return value
 
     def _is_worth_a_warning(self, error: Exception) -> bool:
-        """Whether it is no machine without NVIDIA's GPUs, for which the operator did not ask."""
+        """Whether a failure is more than that the machine has no GPU that the operator expects."""
         is_missing = isinstance(error, ImportError) or _code(error) == _LIBRARY_NOT_FOUND
         return not is_missing or self._is_required or any(self._device_folder.glob("nvidia*"))
 
@@ -156,7 +158,7 @@ def _code(error: Exception) -> int | None:
 
 
 def _figure(nvml: Any, function: str, *arguments: Any) -> Any:
-    """Return a figure without which a device can be shown; None if NVML does not tell it."""
+    """Return what a function of NVML tells; None if it fails, which is no failure of the device."""
     try:
         return getattr(nvml, function)(*arguments)
     except Exception:  # the driver's bindings may raise anything

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,34 @@ def test_failed_device_is_logged_once_and_found_again(
     assert driver.calls("shutdown 0") == driver.calls("init 0")
 
 
+def test_device_that_failed_and_is_gone_is_not_tried_again(
+    make_driver: MakeDriver, start: StartReader
+) -> None:
+    """Such as a MIG instance that was destroyed: NVML is not initialized anew for it."""
+    driver = make_driver()
+    driver.configure("devices 0 1", *MIG_INSTANCES, f"fails compute 100 {GPU_IS_LOST}")
+    reader = start(driver, retry_seconds=0.01)
+    reader.read()
+    driver.configure("devices 0 1", *MIG_INSTANCES[1:])
+    eventually(lambda: reader.read() and driver.calls("init 0") == 2)
+    for _ in range(5):
+        time.sleep(0.02)
+        reader.read()
+    assert driver.calls("init 0") == 2
+
+
+def test_gpu_that_appears_later_is_logged(start: StartReader, tmp_path: Path) -> None:
+    """A driver was installed while the monitor runs, and its library is not found."""
+    (tmp_path / "libnvidia-ml.so.1").write_text("no library")
+    environment = {"LD_LIBRARY_PATH": str(tmp_path)}
+    options = {"is_required": False, "retry_seconds": 0.01, "device_folder": str(tmp_path)}
+    reader = start(None, environment=environment, **options)
+    assert (reader.read(), reader.log) == ([], "")
+    (tmp_path / "nvidiactl").touch()
+    eventually(lambda: reader.read() == [] and reader.log != "")
+    assert NO_LIBRARY in reader.log
+
+
 NOT_INSTALLED = "nvidia-ml-py is not installed: pip install 'monitor-plugin[nvidia]'"
 NO_LIBRARY = "NVML Shared Library Not Found"
 
@@ -412,8 +441,9 @@ def test_driver_without_a_gpu_is_logged_only_if_one_is_required(
 ) -> None:
     driver = make_driver()
     driver.configure("devices 0 0")
-    reader = start(driver, is_required=is_required, retry_seconds=60)
-    assert [reader.read() for _ in range(3)] == [[], [], []]
+    reader = start(driver, is_required=is_required, retry_seconds=0.01)
+    inits = 3 if is_required else 1
+    eventually(lambda: reader.read() == [] and driver.calls("init 0") == inits)
     assert reader.log.count("the driver lists none\n") == is_required
 
 
