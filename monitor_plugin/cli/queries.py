@@ -7,7 +7,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..api.schemas import ClusterBackendsAnswer, ClusterGpusAnswer, EventsAnswer
+from ..api.schemas import (
+    ClusterBackendsAnswer,
+    ClusterGpusAnswer,
+    EventsAnswer,
+    PeaksAnswer,
+    PeaksItem,
+)
 from ..client import Client
 from ..domain.errors import RequestFailed
 from ..domain.models import ProcessName
@@ -74,6 +80,21 @@ def fetch_gpus(client: Client, node: str | None = None) -> tuple[ClusterGpusAnsw
             client.url, f"{message}: update it", error.status, error.type
         ) from error
     return decode(client, answer, ClusterGpusAnswer), answer
+
+
+def fetch_peaks(client: Client, model: str) -> PeaksItem | None:
+    """Request the peaks of a model; None if the monitor has none, or is an older one without them.
+
+    Raises:
+        RequestFailed: as `fetch_backends`.
+    """
+    try:
+        answer = client.get("/models/peaks", {"model": model}, timeout_seconds=_TIMEOUT_SECONDS)
+    except RequestFailed as error:
+        if error.type != "not_found":
+            raise
+        return None
+    return next(iter(decode(client, answer, PeaksAnswer).models), None)
 
 
 def fetch_events(

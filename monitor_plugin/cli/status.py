@@ -6,6 +6,7 @@ import json
 
 import click
 
+from ..api.schemas import ClusterBackendsAnswer, PeaksItem
 from .options import (
     EXIT_CODES,
     FAILED,
@@ -17,7 +18,7 @@ from .options import (
     monitor_options,
     preformatted,
 )
-from .queries import fetch_backends
+from .queries import fetch_backends, fetch_peaks
 from .views.text import (
     ago,
     escape_name,
@@ -25,6 +26,7 @@ from .views.text import (
     left_behind_hint,
     missing_parts,
     not_loaded,
+    peaks_lines,
     place,
     printable,
 )
@@ -43,15 +45,13 @@ Examples:
 )
 @monitor_options
 def status(url: str | None, token_file: str | None, model: str, as_json: bool) -> int:
-    """Show one model: each replica, its memory by component, and the last replicas that ended."""
-    answer, decoded_json = fetch_backends(make_client(url, token_file), model)
+    """Show one model: each replica, its memory, the last replicas that ended, and its peaks."""
+    client = make_client(url, token_file)
+    answer, decoded_json = fetch_backends(client, model)
     if as_json:
         click.echo(json.dumps(decoded_json))
-    elif answer.backends:
-        from .views.tables import console, details_view  # rich takes long to import
-
-        output = console()
-        output.print(details_view(answer, model, output.width))
+    else:
+        _print(answer, model, fetch_peaks(client, model))
     missing = missing_parts(answer)
     for error in missing:
         click.echo(f"{PROGRAM}: {printable(error)}", err=True)
@@ -68,3 +68,13 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     if hint := left_behind_hint(answer.ended):
         click.echo(hint, err=True)
     return FAILED if missing else NOT_LOADED
+
+
+def _print(answer: ClusterBackendsAnswer, model: str, peaks: PeaksItem | None) -> None:
+    if answer.backends:
+        from .views.tables import console, details_view  # rich takes long to import
+
+        output = console()
+        output.print(details_view(answer, model, output.width))
+    for line in peaks_lines(peaks) if peaks else ():
+        click.echo(line)

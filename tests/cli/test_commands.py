@@ -96,13 +96,17 @@ def test_status_shows_one_model(
     text = capsys.readouterr().out
     for words in ("m  2 replicas", f"PID      {backend.pid}", backend.address, "kv_cache"):
         assert words in text
+    assert "\nMost that one backend held: memory 3.0 MiB (" in text
+    assert "\nREADY " in text
     assert main(["status", "m", "--json", *url]) == 0
     assert len(json.loads(capsys.readouterr().out)["backends"]) == 2
     gone = load("gone")
+    eventually(lambda: monitor.sweep("gone")[0].memory)
     gone.kill()
     eventually(lambda: len(monitor.backends()) == 2)
     assert main(["status", "gone", *url]) == options.NOT_LOADED == 4
-    error = capsys.readouterr().err
+    text, error = capsys.readouterr()
+    assert text.startswith("Most that one backend held: memory ")
     assert f"'gone' is not loaded: its process {gone.pid} was killed by SIGKILL" in error
     assert main(["status", "gone", "--json", *url]) == 4
     assert json.loads(capsys.readouterr().out)["ended"][0]["cause"] == "killed"

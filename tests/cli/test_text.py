@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from monitor_plugin.cli.views.text import amount, duration, escape_name, percent, printable
+from monitor_plugin.api.schemas import GpuPeakItem, PeaksItem
+from monitor_plugin.cli.views.text import (
+    amount,
+    duration,
+    escape_name,
+    peaks_lines,
+    percent,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +69,19 @@ def test_durations_have_their_two_largest_units() -> None:
     seconds = [None, -1, 59.9, 60, 3599, 3600 * 5 + 130, 86400 * 12 + 3600 * 3]
     shown = " ".join(duration(each) for each in seconds)
     assert shown == "? 0s 59s 1m 59m59s 5h2m 12d3h"
+
+
+def test_peaks_are_listed_as_far_as_they_are_known() -> None:
+    """With the time of each; of the times to READY the longest only if it is another one."""
+    now = datetime.now(timezone.utc)
+    peaks = PeaksItem(model="m", since=now, last_seen_at=now)
+    assert peaks_lines(peaks) == []
+    gpu = GpuPeakItem(component="vram:\u202e", memory=3 << 30, memory_at=now)
+    peaks = replace(peaks, tree_memory=5 << 20, tree_memory_at=now, gpus=[gpu])
+    assert peaks_lines(peaks) == [
+        "Most that one backend held: process tree 5.0 MiB (0s ago), vram:\\u202e 3.0 GiB (0s ago)"
+    ]
+    peaks = PeaksItem(model="m", since=now, last_seen_at=now, ready_seconds=2.04)
+    assert peaks_lines(peaks) == ["READY 2.0 s after its last start"]
+    peaks = replace(peaks, longest_ready_seconds=31.0)
+    assert peaks_lines(peaks) == ["READY 2.0 s after its last start, 31.0 s at most"]

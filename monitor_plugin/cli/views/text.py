@@ -15,6 +15,7 @@ from ...api.schemas import (
     NodeBackendItem,
     NodeEndItem,
     NodeRefusedItem,
+    PeaksItem,
 )
 from ...domain.byte_sizes import format_bytes
 from ...domain.models import STARTING, Limits, describe_process
@@ -290,6 +291,26 @@ def seconds_since(moment: datetime | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return max(0.0, (datetime.now(timezone.utc) - moment).total_seconds())
+
+
+def peaks_lines(peaks: PeaksItem) -> list[str]:
+    """Return lines for the most that a model held, and for its time to READY, as far as known."""
+    figures = [
+        ("memory", peaks.memory, peaks.memory_at),
+        ("process tree", peaks.tree_memory, peaks.tree_memory_at),
+        *((printable(each.component), each.memory, each.memory_at) for each in peaks.gpus),
+    ]
+    held = [
+        f"{name} {amount(size)} ({duration(seconds_since(at))} ago)"
+        for name, size, at in figures
+        if size is not None
+    ]
+    lines = [f"Most that one backend held: {', '.join(held)}"] if held else []
+    if peaks.ready_seconds is not None:
+        longest = max(peaks.longest_ready_seconds or 0.0, peaks.ready_seconds)
+        more = f", {longest:.1f} s at most" if longest > peaks.ready_seconds else ""
+        lines.append(f"READY {peaks.ready_seconds:.1f} s after its last start{more}")
+    return lines
 
 
 def ago(end: EndItem) -> str:
