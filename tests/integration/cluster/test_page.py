@@ -28,7 +28,7 @@ def test_the_page_lists_all_nodes_and_stops_one_replica(
 ) -> None:
     """A row names its node, and its button stops the replica there alone.
 
-    A node that does not answer is named.
+    Each node has a line with its machine. A node that does not answer is named.
     """
     settings = {"sweep_interval_seconds": 0.2}
     a = make_local("node-a", nats.url, "shared", **settings)
@@ -41,6 +41,9 @@ def test_the_page_lists_all_nodes_and_stops_one_replica(
         "node-a,",
         "node-b,",
     ]
+    machines = page.locator("#machines li").all_inner_texts()
+    assert [text.partition(":")[0] for text in machines] == ["node-a", "node-b"]
+    assert all("GiB" in text and "CPU cores" in text for text in machines)
     rows.filter(has_text="node-b").locator("button.stop").click()
     dialog = page.locator("#stop")
     assert "on node-b" in dialog.inner_text()
