@@ -35,11 +35,12 @@ _LATER_PROCESS = (
 class DriverPids:
     """Checks the PIDs that a driver lists. Not thread-safe.
 
-    A driver that knows no PID namespaces lists the PIDs of the machine. In a container these are
-    PIDs of other processes, or of none. Some newer drivers of NVIDIA list the PIDs of the container
-    there, but with 0 bytes each (pull request 614 of NVIDIA/open-gpu-kernel-modules), so that a PID
-    namespace of its own leaves nothing to be known in any case. A process that has ended, and that the driver goes on
-    listing for some seconds, is no reason for an objection if an earlier check has seen it run.
+    NVIDIA's driver lists the PIDs of the machine. In a container these are PIDs of other processes,
+    or of none. Some newer drivers list the PIDs of the container there, but with 0 bytes each (pull
+    request 614 of NVIDIA/open-gpu-kernel-modules): their figures are not known either.
+
+    A process that has ended, and that the driver goes on listing for some seconds, is no reason for
+    an objection if an earlier check has seen it run.
 
     Args:
         proc: the path at which procfs is mounted.
