@@ -126,16 +126,17 @@ class LimitsReader:
         groups = self._control_groups.of(pid, started, _GROUPS_MAX_AGE_SECONDS).own
         figures = self._folders.get().figures(groups)
         available = self._available.get()
-        memory = [
+        limited = [
             each
             for each in (reader.get() for reader in figures.memory)
             if each.limit is not None and each.limit < self._physical_bytes
         ]
+        amounts = [available, *(each.available for each in limited)]
         quotas = [reader.get() for reader in figures.quotas]
         pressure = figures.pressure[0].get() if figures.pressure else _Pressure()
         return Limits(
-            memory_limit=_least(each.limit for each in memory),
-            memory_available=_least([available, *(each.available for each in memory)]),
+            memory_limit=_least(each.limit for each in limited),
+            memory_available=None if None in amounts else _least(amounts),
             cpu_limit=_least([_count_cores(pid), *quotas]),
             memory_pressure=pressure.memory,
             cpu_pressure=pressure.cpu,
