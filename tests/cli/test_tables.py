@@ -303,8 +303,10 @@ def test_limits_of_a_backend_are_details() -> None:
     text = text_of(details_view(with_machines(WHOLE, limits=OWN), "m", 200), 200)
     assert "limits   memory 5.0 GiB (1.0 GiB available), 1.5 CPU cores  " in f"{text}  "
     own = {"memory_available": 2**30, "memory_pressure": 12.04, "cpu_pressure": 0.0}
+    own |= {"cpu_limit": 1.0}
     text = text_of(details_view(with_machines(WHOLE, limits=own), "m", 200), 200)
-    assert "no limit of memory (1.0 GiB available), memory pressure 12.0 % of the last 10 s" in text
+    limits = "no limit of memory (1.0 GiB available), 1 CPU core"
+    assert f"{limits}, memory pressure 12.0 % of the last 10 s" in text
     assert "limits" not in text_of(details_view(with_machines(WHOLE), "m", 200), 200)
 
 

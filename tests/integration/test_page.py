@@ -328,7 +328,10 @@ def test_page_says_what_limits_are_in_force(
     ]
     shows(page, "shared", "13 % of 8 GiB (limit; the machine has 23.5 GiB)")
     shows(page, "own", "50 % of 2 GiB (limit; the machine has 23.5 GiB)")
-    for model, words in (("own", "2 CPU cores (limit)"), ("shared", "those of the monitor")):
+    for model, words in (
+        ("own", "2 GiB (limit; the machine has 23.5 GiB), 2 CPU cores\n"),
+        ("shared", "those of the monitor"),
+    ):
         row(page, model).locator("summary").click()
         shows(page, model, words)
     page.unroute_all(behavior="ignoreErrors")

@@ -154,7 +154,9 @@ def describe_limits(limits: Limits) -> str:
         memory = f"memory {amount(limits.memory_limit)}"
     if limits.memory_available is not None:
         memory += f" ({amount(limits.memory_available)} available)"
-    cores = [] if limits.cpu_limit is None else [f"{limits.cpu_limit:g} CPU cores"]
+    cores = []
+    if limits.cpu_limit is not None:
+        cores = [f"{round(limits.cpu_limit, 2):g} CPU core{'s' * (limits.cpu_limit != 1)}"]
     pressures = _pressure("memory", limits.memory_pressure)
     pressures += _pressure("CPU", limits.cpu_pressure)
     return ", ".join([memory, *cores, *pressures])

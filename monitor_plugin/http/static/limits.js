@@ -1,6 +1,6 @@
 // What a machine, or a backend, may use: limits of memory and CPU, and how scarce they are.
 
-import { bytes, percent } from "./format.js";
+import { bytes, percent, plural } from "./format.js";
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
@@ -32,8 +32,9 @@ export function resources({ memory_available: available, cpu_limit: limit, cpus,
   const texts = [];
   if ((available ?? null) !== null) texts.push(`${bytes(available)} of memory available`);
   const limited = (limit ?? null) !== null && !(limit >= cpus);
-  if (limited) texts.push(`${Number(limit.toFixed(2))}${cpus ? ` of ${cpus}` : ""} CPU cores (limit)`);
-  else if (cpus) texts.push(`${cpus} CPU cores`);
+  if (limited && cpus) texts.push(`${Number(limit.toFixed(2))} of ${plural(cpus, "CPU core")} (limit)`);
+  else if (limited) texts.push(plural(Number(limit.toFixed(2)), "CPU core"));
+  else if (cpus) texts.push(plural(cpus, "CPU core"));
   for (const [name, share] of [["memory", memory_pressure], ["CPU", cpu_pressure]]) {
     if (share > 0) texts.push(`${name} pressure ${percent(share)} of the last 10 s`);
   }
