@@ -1,1 +1,1 @@
-"""The event log, time series and log lines."""
+"""The event log, time series, peaks of models and log lines."""

@@ -58,11 +58,13 @@ class PeakStore:
         """
         if self._file is None:
             return
-        self._closing.clear()
-        thread = threading.Thread(target=self._run, args=[self._file], daemon=True)
-        thread.name = "monitor-peaks"
+        # Its own event: a thread that a disk has blocked since `close` must not go on.
+        closing = threading.Event()
+        thread = threading.Thread(
+            target=self._run, args=(self._file, closing), name="monitor-peaks", daemon=True
+        )
         thread.start()
-        self._thread = thread  # only a started thread can be joined
+        self._closing, self._thread = closing, thread  # only a started thread can be joined
 
     def close(self) -> None:
         """Write what is not written yet, and end the thread. Waits for a slow disk for 5 s."""
@@ -123,15 +125,15 @@ class PeakStore:
             del self._peaks[each.model]
         self._unwritten &= self._peaks.keys()
 
-    def _run(self, file: PeakFile) -> None:
+    def _run(self, file: PeakFile, closing: threading.Event) -> None:
         while True:
             self._wake.wait()
             self._wake.clear()
-            is_closing = self._closing.is_set()
+            is_closing = closing.is_set()
             is_written = self._write(file)
             if is_closing:
                 return
-            self._closing.wait(_WRITE_SECONDS if is_written else _RETRY_SECONDS)
+            closing.wait(_WRITE_SECONDS if is_written else _RETRY_SECONDS)
             if not is_written:
                 self._wake.set()
 
@@ -145,7 +147,7 @@ class PeakStore:
                 peaks = {model: self._peaks[model] for model in models}
                 self._unwritten.clear()
             merged = file.merge(peaks) if peaks else []
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the thread must go on, whatever was wrong
             with self._lock:
                 self._unwritten |= peaks.keys() & self._peaks.keys()
             self._log_failure(reason_of(error))

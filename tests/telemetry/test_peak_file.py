@@ -155,6 +155,19 @@ def test_locked_file_delays_nothing_but_its_own_thread(
     eventually(lambda: written(path) == {"m": 7, "a": 8})
 
 
+def test_thread_outlives_any_error(
+    path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody has thought of is a failure like others."""
+    monkeypatch.setattr(peaks, "_RETRY_SECONDS", 0.05)
+    store = open_store(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(peak_file.PeakFile, "merge", None)
+        note(store, 5)
+        eventually(lambda: store._failure)
+    eventually(lambda: written(path) == {"m": 5})
+
+
 def test_removed_file_is_written_anew(path: Path, open_store: OpenStore) -> None:
     """With all peaks, not only with those that change afterwards."""
     store = open_store(path)

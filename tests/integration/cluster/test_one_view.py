@@ -332,19 +332,19 @@ def test_the_audit_of_the_stopping_node_names_the_client(
 
 
 @pytest.mark.once
-def test_events_and_history_of_another_node_name_where_to_ask(
+def test_what_one_node_alone_answers_names_where_to_ask(
     nats: NatsServer, make_local: MakeLocal
 ) -> None:
-    """`/events` and `/history` are those of the node that is asked."""
+    """Events, history, peaks, and what fits, are those of the node that is asked."""
     a = make_local("a", nats.url)
     b = make_local("b", nats.url)
     eventually(lambda: a.lists("a", "b"))
-    for path in ("/events", "/history"):
-        assert a.get(f"{path}?node=a").status == 200
-        refused = a.get(f"{path}?node=b")
+    for path in ("/events?", "/history?", "/models/peaks?", "/fits?model=m&"):
+        assert a.get(f"{path}node=a").status == 200
+        refused = a.get(f"{path}node=b")
         assert (refused.status, refused.json["error"]["type"]) == (400, "invalid_request")
         assert f"ask node 'b', at {b.client.url}" in refused.json["error"]["message"]
-        assert "no node 'c' is known" in a.get(f"{path}?node=c").json["error"]["message"]
+        assert "no node 'c' is known" in a.get(f"{path}node=c").json["error"]["message"]
 
 
 def test_a_monitor_without_a_cluster_shows_nothing_of_one(
