@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from monitor_plugin.cli.live import Top, draw
 from monitor_plugin.cli.queries import fetch_backends
 from monitor_plugin.client import Client
 
+from ...gpus import GpuFile, make_gpu
 from ...support import eventually
 from .conftest import MakeLocal, MakeNode, NatsServer, NodeClient
 
@@ -46,6 +48,32 @@ def test_ps_and_stop_cover_all_nodes(nats: NatsServer, make_local: MakeLocal) ->
     assert not a.reads("shared")
     assert not a.reads("other")
     assert command(a, "status", "other").returncode == 4
+
+
+def test_gpus_lists_those_of_all_nodes(
+    nats: NatsServer, make_local: MakeLocal, make_node: MakeNode, tmp_path: Path
+) -> None:
+    """With their nodes; `--node` lists those of one, and a node that does not answer is named."""
+    devices = {name: GpuFile(tmp_path / name) for name in ("node-a", "node-b")}
+    nodes = {
+        name: make_local(name, nats.url, f"of {name}", plugins=[each])
+        for name, each in devices.items()
+    }
+    a = nodes["node-a"]
+    for each in devices.values():
+        each.write(make_gpu({}, used=600 * 2**20))
+
+    def lists(*names: str) -> bool:
+        shown = command(a, "gpus").stdout
+        return all(f"test0  {name}  600.0 MiB" in shown for name in names)
+
+    eventually(lambda: lists("node-a", "node-b"))
+    assert "node-a" not in command(a, "gpus", "--node", "node-b").stdout
+    c = make_node("node-c", nats.url)
+    eventually(lambda: a.lists("node-a", "node-b", "node-c"))
+    c.signal(signal.SIGKILL)
+    eventually(lambda: "node 'node-c'" in command(a, "gpus").stdout)
+    assert lists("node-a", "node-b")
 
 
 def test_models_of_an_unreachable_node_are_not_reported_as_ended(
