@@ -6,6 +6,7 @@ monitor does not know how the host chooses a GPU.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -64,6 +65,8 @@ class FitChecker:
         if memory.missing:
             missing[_MEMORY] = memory.missing
         unknown = _unknown(model, peaks, memory, gpu_needs, gpus)
+        if peaks and math.isinf(reading.taken_at):
+            unknown.append("a driver has not told its GPUs yet")
         fits = False if missing else None if unknown else True
         reasons = [_lack(_MEMORY, memory)] if memory.missing else []
         reasons += [_lack(each.component, each) for each in gpu_needs if each.missing]

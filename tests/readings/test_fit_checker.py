@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -148,6 +149,14 @@ def test_unknown_figures_are_named() -> None:
     machine = Machine(5, make_gpu({}, free=9), gpu_age=STALE_SECONDS + 1)
     machine.had("m", 4, test0=1)
     assert machine.check("m").reason == "the free memory of vram:test0 is not known"
+
+
+def test_driver_that_never_answered_makes_the_needs_unknown() -> None:
+    """Its GPUs may be those that the model needs."""
+    machine = Machine(5, gpu_age=math.inf)
+    machine.had("m", 4)
+    fit = machine.check("m")
+    assert (fit.fits, fit.reason) == (None, "a driver has not told its GPUs yet")
 
 
 def test_certain_lack_outweighs_what_is_not_known() -> None:
