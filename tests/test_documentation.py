@@ -189,7 +189,8 @@ def test_python_api_page_has_every_public_name() -> None:
 
 
 def without_machine(text: str) -> str:
-    """Remove what `ps` says of the machine alone: its limit of memory, and its pressure."""
+    """Remove what `ps` and `status` say of limits of memory, and of its pressure."""
+    text = re.sub(r"% of [^,]+ \(limit; the machine has [^)]*\)", "% of the machine's", text)
     text = re.sub(r" \(limit; the machine has [^)]*\)", "", text)
     return re.sub(r"^memory pressure .*\n", "", text, flags=re.MULTILINE)
 
