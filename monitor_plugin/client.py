@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from .config.tokens import parse_tokens, validate_token
@@ -24,6 +24,13 @@ _MAX_TOKEN_FILE_BYTES = 1024 * 1024
 # Maximum number of characters that an error quotes from a server that may be no monitor.
 _MAX_QUOTED = 200
 _PATH = re.compile(r"/[\x21-\x7e]*")
+
+
+class ClientAnswer(NamedTuple):
+    """The decoded JSON and the headers of an answer. Names of headers may be of any case."""
+
+    json: Any
+    headers: http.client.HTTPMessage
 
 
 class Client:
@@ -71,17 +78,23 @@ class Client:
             raise InvalidRequest(
                 "the query is not valid Unicode (it holds a lone surrogate)"
             ) from None
-        return self._request("GET", path, None, timeout_seconds)
+        return self._request("GET", path, None, timeout_seconds).json
 
     def post(
         self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
     ) -> Any:
         """Send a POST request with a JSON body; returns and raises the same as `get`."""
+        return self.post_for_answer(path, body, timeout_seconds=timeout_seconds).json
+
+    def post_for_answer(
+        self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
+    ) -> ClientAnswer:
+        """Send a POST request with a JSON body; returns also the headers of the answer."""
         return self._request("POST", path, json.dumps(body), timeout_seconds)
 
     def _request(
         self, method: str, path: str, body: str | None, timeout_seconds: float | None
-    ) -> Any:
+    ) -> ClientAnswer:
         if not _PATH.fullmatch(path):
             raise InvalidRequest(f"{path!r} is not a valid path of a URL: percent-encode it")
         headers = dict(self._headers)
@@ -116,7 +129,7 @@ class Client:
         if answer is None:
             message = f"{self.url} answered {method} {path} with no JSON: is it a monitor?"
             raise RequestFailed(self.url, message, response.status)
-        return answer
+        return ClientAnswer(answer, response.headers)
 
 
 def open_connection(url: str, timeout_seconds: float) -> http.client.HTTPConnection:

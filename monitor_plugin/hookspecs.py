@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 from .domain.gpus import Gpu
-from .domain.models import Backend, BackendExit, LoadedPlugin, Observation, Reading, State, Status
+from .domain.models import (
+    Backend,
+    BackendExit,
+    Freed,
+    LoadedPlugin,
+    Observation,
+    Reading,
+    State,
+    Status,
+)
 
 if TYPE_CHECKING:
     import falcon
@@ -252,13 +261,16 @@ def monitor_stop_signal(backend: Backend) -> int | None:
 
 
 @hookspec
-def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) -> None:
+def monitor_shutdown_finished(
+    backend: Backend, outcome: str, seconds: float, freed: Freed | None
+) -> None:
     """A shutdown ended, for one backend.
 
     When: before the client gets its response, if the hook returns within `hook_timeout_seconds`.
     Thread: a hook's, one event of the plugin at a time. Arguments: `backend`; `outcome`: `stopped`,
-    `refused`, `failed` or `respawned`; `seconds`, its duration. Returns nothing. An error is
-    logged; the other implementations run.
+    `refused`, `failed` or `respawned`; `seconds`, its duration; `freed`, the memory that the
+    backend has given back, None unless the shutdown has ended all its members. Returns nothing. An
+    error is logged; the other implementations run.
     """
 
 

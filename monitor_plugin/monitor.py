@@ -67,6 +67,7 @@ from .rpc.channels import ChannelSecurity
 from .rpc.client import StatusClient
 from .shutdown.address_verifier import AddressVerifier
 from .shutdown.coordinator import ShutdownCoordinator
+from .shutdown.memory_release import MemoryRelease
 from .shutdown.stop import Stopper
 from .telemetry.event_log import EventLog
 from .telemetry.log_lines import log_event
@@ -378,8 +379,8 @@ class Monitor:
             ShutdownFailed: processes are left, an address is still served, or the host started the
                 model again.
         """
-        with audited_shutdown(model, force, pid):
-            self._services.shutdown_coordinator.shutdown(
+        with audited_shutdown(model, force, pid) as audit:
+            audit.freed = self._services.shutdown_coordinator.shutdown(
                 validate_model_name(model), force, pid, spare_busy
             )
 
@@ -500,8 +501,9 @@ class _Services:
         )
         self.fit_checker = FitChecker(registry, self.sweeper, peaks, limits, gpus)
         verifier = AddressVerifier(registry, table, sockets)
+        release = MemoryRelease(gpus, settings.memory_release_seconds)
         stopper = Stopper(
-            registry, recorder, reader, check, client, table, verifier, hooks, settings
+            registry, recorder, reader, check, client, table, verifier, release, hooks, settings
         )
         self.shutdown_coordinator = ShutdownCoordinator(
             registry,

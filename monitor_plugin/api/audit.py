@@ -7,10 +7,20 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from ..domain.freed import describe_freed
+from ..domain.models import Freed
 from .errors import error_kind
 
 _logger = logging.getLogger("monitor_plugin.audit")
+
+
+@dataclass
+class ShutdownAudit:
+    """The result of an audited shutdown: the memory that it has given back; None if unknown."""
+
+    freed: Freed | None = None
 
 
 @contextmanager
@@ -22,12 +32,15 @@ def audited_shutdown(
     caller: str = "host",
     client: str = "python",
     action: str = "Monitor.shutdown",
-) -> Iterator[None]:
-    """Write an audit line for a shutdown not requested over HTTP, by default by the host."""
+) -> Iterator[ShutdownAudit]:
+    """Write an audit line for a shutdown not requested over HTTP, by default by the host.
+
+    The caller sets the `freed` of the yielded object.
+    """
     began = time.monotonic()
-    outcome = "stopped"
+    outcome, audit = "stopped", ShutdownAudit()
     try:
-        yield
+        yield audit
     except BaseException as error:
         outcome = error_kind(error).type
         raise
@@ -39,6 +52,7 @@ def audited_shutdown(
             shutdown={"model": model, "force": force, "pid": pid},
             outcome=outcome,
             seconds=time.monotonic() - began,
+            freed=audit.freed,
         )
 
 
@@ -51,6 +65,7 @@ def write_audit_line(
     outcome: str,
     status: int | None = None,
     seconds: float,
+    freed: Freed | None = None,
 ) -> None:
     """Write an audit line.
 
@@ -62,6 +77,7 @@ def write_audit_line(
         outcome: `stopped`, or the type of the error.
         status: the HTTP status; None if the request was not made over HTTP.
         seconds: how long the request took.
+        freed: the memory that a shutdown has given back; None for other requests, or if unknown.
     """
     line: dict[str, object] = {"who": caller, "from": client, "what": action}
     for name, value in shutdown.items():
@@ -71,6 +87,8 @@ def write_audit_line(
     if status is not None:
         line["status"] = status
     line["seconds"] = round(seconds, 3)
+    if freed is not None and (text := describe_freed(freed)):
+        line["freed"] = text
     # The JSON is ASCII, and control characters are escaped, so that no name can forge a line.
     facts = {**line, "message": f"{action}: {outcome}"}
     _logger.info("%s", json.dumps(line), extra={"facts": facts})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import msgspec
 
 from ..domain.models import (
     Bytes,
+    Freed,
     LoadedPlugin,
     Memory,
     ProcessName,
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # Only in the response of a shutdown that could not be verified completely.
 VERIFIED_HEADER, PARTLY = "X-Monitor-Verified", "partly"
+# In the response of a shutdown that has succeeded: the memory that it has given back.
+FREED_HEADER = "X-Monitor-Freed"
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -100,14 +104,52 @@ def encode(answer: msgspec.Struct) -> bytes:
     return msgspec.json.encode(answer)
 
 
-def stopped_response(is_partly_verified: bool) -> Response:
+def stopped_response(is_partly_verified: bool, freed: Freed | None) -> Response:
     """Make the response of a shutdown that has succeeded.
 
     Args:
         is_partly_verified: whether the monitor cannot see all processes.
+        freed: the memory that was given back; None if that is not known.
     """
     headers = {VERIFIED_HEADER: PARTLY} if is_partly_verified else {}
+    if freed is not None:
+        headers[FREED_HEADER] = format_freed(freed)
     return Response(200, encode(StoppedAnswer()), headers, "stopped")
+
+
+def format_freed(freed: Freed) -> str:
+    """Format the header `X-Monitor-Freed`: a dictionary of RFC 8941, without what is not known.
+
+    For example `memory=268435456, gpu=1073741824, seconds=0.52`. `gpu_left` is there only if GPU
+    memory was not given back.
+    """
+    fields = {"memory": freed.memory, "gpu": freed.gpu, "gpu_left": freed.gpu_left or None}
+    known = [f"{name}={value}" for name, value in fields.items() if value is not None]
+    return ", ".join([*known, f"seconds={round(freed.seconds, 3)}"])
+
+
+def parse_freed(header: str | None) -> Freed | None:
+    """Parse the header `X-Monitor-Freed`; None if it is missing or malformed."""
+    fields = [each.partition("=") for each in (header or "").split(",")]
+    values = {name.strip(): value for name, _, value in fields}
+    try:
+        freed = Freed(
+            memory=_parse_count(values.get("memory")),
+            gpu=_parse_count(values.get("gpu")),
+            gpu_left=_parse_count(values.get("gpu_left", "0" if "gpu" in values else None)),
+            seconds=float(values["seconds"]),
+        )
+    except (KeyError, ValueError):
+        return None
+    return freed if 0 <= freed.seconds < math.inf else None
+
+
+def _parse_count(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text!r} is no number of bytes")
+    return int(text)
 
 
 def hooks_answer(plugins: Sequence[LoadedPlugin], disabled: Sequence[str]) -> HooksAnswer:

@@ -19,7 +19,7 @@ from ..domain.errors import MonitorError
 from ..domain.models import describe_process
 from .options import FINE, explain
 from .queries import EventItem, fetch_backends, fetch_events
-from .stop import stop_one
+from .stop import describe_given_back, stop_one
 from .terminal import open_terminal
 from .views.tables import backends_table, console
 from .views.text import (
@@ -310,7 +310,8 @@ def _event_line(event: EventItem) -> Text:
     elif event.type == "oom_kill":
         what = "lost a process, killed by the kernel for want of memory"
     elif event.type == "shutdown_finished":
-        what = f"shutdown: {event.outcome} after {duration(event.seconds)}"
+        given_back = describe_given_back(event.freed)
+        what = f"shutdown: {event.outcome} after {duration(event.seconds)}{given_back}"
     elif event.type == "shutdown_phase":
         what = f"shutdown: {event.phase}"
     else:

@@ -16,7 +16,7 @@ from ..api.schemas import (
 )
 from ..client import Client
 from ..domain.errors import RequestFailed
-from ..domain.models import ProcessName
+from ..domain.models import Freed, ProcessName
 
 _TIMEOUT_SECONDS = 20.0
 
@@ -40,6 +40,7 @@ class EventItem(msgspec.Struct, frozen=True):
     phase: str | None = None
     outcome: str | None = None
     seconds: float | None = None
+    freed: Freed | None = None
 
 
 def fetch_backends(

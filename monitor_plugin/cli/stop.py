@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 import click
 
+from ..api.results import FREED_HEADER, parse_freed
 from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem, ShutdownItem
 from ..client import Client
 from ..domain.errors import MonitorError, RequestFailed
+from ..domain.freed import describe_freed
+from ..domain.models import Freed
 from .options import (
     EXIT_CODES,
     FAILED,
@@ -61,11 +64,19 @@ _PHASES = {
 
 
 class StopResult(NamedTuple):
-    """The result of stopping a model; `error` is None if the model has stopped."""
+    """The result of stopping a model.
+
+    Attributes:
+        model: the model.
+        seconds: how long it took.
+        error: None if the model has stopped.
+        freed: the memory that was given back; None if that is not known.
+    """
 
     model: str
     seconds: float
     error: MonitorError | None
+    freed: Freed | None = None
 
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
@@ -173,7 +184,8 @@ def _stop_all(
             under_way.remove(result.model)
             progress.clear()
             if result.error is None:
-                click.echo(f"{escape_name(result.model)}: stopped in {result.seconds:.1f} s")
+                name, given_back = escape_name(result.model), describe_given_back(result.freed)
+                click.echo(f"{name}: stopped in {result.seconds:.1f} s{given_back}")
                 continue
             click.echo(f"{PROGRAM}: {explain(result.error)}", err=True)
             # The code for a model that was not stopped takes precedence over NOT_LOADED.
@@ -198,12 +210,12 @@ def _stop(
     node: str | None,
     results: queue.SimpleQueue[StopResult],
 ) -> None:
-    started, failure = time.monotonic(), None
+    started, failure, freed = time.monotonic(), None, None
     try:
-        stop_one(client, model, force=force, pid=pid, node=node)
+        freed = stop_one(client, model, force=force, pid=pid, node=node)
     except MonitorError as error:
         failure = error
-    results.put(StopResult(model, time.monotonic() - started, failure))
+    results.put(StopResult(model, time.monotonic() - started, failure, freed))
 
 
 def stop_one(
@@ -213,10 +225,11 @@ def stop_one(
     force: bool,
     pid: int | None = None,
     node: str | None = None,
-) -> None:
+) -> Freed | None:
     """Stop a model, or its backend with a PID, on all nodes of a cluster or on one.
 
-    Tries again after `too_many_shutdowns`.
+    Tries again after `too_many_shutdowns`. Returns the memory that was given back; None if the
+    monitor does not report it.
 
     Raises:
         RequestFailed: the model was not stopped.
@@ -225,12 +238,20 @@ def stop_one(
     body = {name: value for name, value in body.items() if value is not None}
     while True:
         try:
-            client.post("/backend/shutdown", body, timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS)
-            return
+            answer = client.post_for_answer(
+                "/backend/shutdown", body, timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS
+            )
+            return parse_freed(answer.headers.get(FREED_HEADER))
         except RequestFailed as error:
             if error.type != "too_many_shutdowns":
                 raise
         time.sleep(_RETRY_SECONDS)
+
+
+def describe_given_back(freed: Freed | None) -> str:
+    """Return the text `; gave back 256 MiB` to add to a result; "" if nothing is known of it."""
+    text = describe_freed(freed) if freed else ""
+    return f"; {text}" if text else ""
 
 
 def _confirm(

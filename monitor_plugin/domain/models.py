@@ -292,14 +292,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Freed(msgspec.Struct, frozen=True, kw_only=True):
-    """The memory that a shutdown has given back.
+    """The memory that a stopped backend has given back. All its members have ended.
 
     Attributes:
         memory: bytes that the members held before the stop (PSS, or RSS where PSS is not known).
-        gpu: bytes on GPUs that the members held before the stop and no longer hold; None if that is
-            not known.
-        gpu_left: bytes on GPUs that the members still hold at the end of `memory_release_seconds`.
-        seconds: the time from the end of the last member until all of it was free.
+        gpu: bytes that the members held before the stop through GPUs, on devices and of system
+            memory (GTT), and hold no longer; None if that is not known. Not known: there is no GPU,
+            a device does not report who uses it, or the GPUs were not waited for.
+        gpu_left: such bytes that drivers still report for the members; None if that is not known.
+        seconds: the time from the end of the last member until the GPU memory was free, or until
+            the wait for it ended; 0 without a wait.
     """
 
     memory: Bytes | None = None

@@ -114,6 +114,11 @@ class GpuReading:
         device = self._devices.get(gpu.component)
         return device.processes.get(pid) if device else None
 
+    def was_read_since(self, gpu: Gpu, oldest: float) -> bool:
+        """Whether a device was read at `oldest` (monotonic seconds) or later."""
+        device = self._devices.get(gpu.component)
+        return (device.taken_at if device else self.taken_at) >= oldest
+
     def age_seconds(self, gpu: Gpu) -> float:
         """Return how long ago the figures of a device were read."""
         device = self._devices.get(gpu.component)
@@ -139,7 +144,7 @@ class GpuReading:
             unknown |= not_known
         pids = [pid for pid, _ in processes]
         for gpu in self.gpus:
-            if _has_unread_use(gpu, pids) or self.is_stale(gpu):
+            if has_unread_use(gpu, pids) or self.is_stale(gpu):
                 unknown.update(_components_of(gpu))
         for name in unknown & components.keys():
             del components[name]
@@ -154,10 +159,16 @@ def held_by(gpus: Iterable[Gpu], pids: Collection[int]) -> dict[str, int]:
     """
     components: dict[str, int] = {}
     for gpu in gpus:
-        if not _has_unread_use(gpu, pids):
+        if not has_unread_use(gpu, pids):
             uses = [each for each in gpu.uses or () if each.pid in pids]
             components.update(_sum_uses(gpu, uses)[0])
     return components
+
+
+def total_of(gpu: Gpu, use: GpuUse) -> int | None:
+    """Return the bytes that a process uses on a device and through it; None if not known."""
+    components, unknown = _sum_uses(gpu, [use])
+    return None if unknown else sum(components.values())
 
 
 def reports_memory(gpu: Gpu) -> bool:
@@ -179,7 +190,7 @@ def _is_any_known(*amounts: int | None) -> bool:
     return any(each is not None for each in amounts)
 
 
-def _has_unread_use(gpu: Gpu, pids: Iterable[int]) -> bool:
+def has_unread_use(gpu: Gpu, pids: Iterable[int]) -> bool:
     """Whether processes may use an amount of a device that could not be read.
 
     A device of which no amount at all is known does not count, such as an integrated GPU of Intel

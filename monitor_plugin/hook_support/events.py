@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..domain.models import Backend, BackendExit, State
+from ..domain.models import Backend, BackendExit, Freed, State
 from ..hookspecs import hookimpl
 from ..telemetry import event_log
 from ..telemetry.event_log import event_to_dict
@@ -48,9 +48,12 @@ class EventHooks:
         self._pass_on("state_changed", backend, previous=previous, current=current)
 
     @hookimpl
-    def monitor_shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> None:
+    def monitor_shutdown_finished(
+        self, backend: Backend, outcome: str, seconds: float, freed: Freed | None
+    ) -> None:
         """Pass on the outcome of a shutdown."""
-        self._pass_on("shutdown_finished", backend, outcome=outcome, seconds=round(seconds, 3))
+        facts = {"outcome": outcome, "seconds": round(seconds, 3), "freed": freed}
+        self._pass_on("shutdown_finished", backend, **facts)
 
     def _pass_on(self, type: str, backend: Backend, **facts: Any) -> None:
         event = event_to_dict(event_log.Event(0, time.time(), type, backend, facts))

@@ -17,7 +17,7 @@ from ..config.settings import Settings
 from ..config.tokens import Tokens
 from ..domain.errors import MonitorError
 from ..domain.fits import Fit
-from ..domain.models import LoadedPlugin
+from ..domain.models import Freed, LoadedPlugin
 from ..readings.model_reader import SharedReading
 from ..telemetry.event_log import EventLog
 from ..telemetry.peaks import PeakStore
@@ -44,7 +44,7 @@ def create_app(
     tokens: Tokens,
     *,
     read: Callable[[str, int | None], SharedReading],
-    shutdown: Callable[[str, bool, int | None], None],
+    shutdown: Callable[[str, bool, int | None], Freed],
     lister: Lister,
     read_gpus: Callable[[], list[GpuItem]],
     event_log: EventLog,

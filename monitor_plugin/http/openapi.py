@@ -88,7 +88,11 @@ _SHUTDOWN_HEADERS = {
     results.VERIFIED_HEADER: {
         "description": "`partly` where the monitor cannot see all processes; otherwise absent.",
         "schema": _TEXT_SCHEMA,
-    }
+    },
+    results.FREED_HEADER: {
+        "description": "What came back: `memory=BYTES, gpu=BYTES, gpu_left=BYTES, seconds=S`.",
+        "schema": _TEXT_SCHEMA,
+    },
 }
 
 

@@ -14,6 +14,7 @@ from ..domain.gpus import Gpu
 from ..domain.models import (
     Backend,
     BackendExit,
+    Freed,
     MemberEnd,
     ProcessName,
     Reading,
@@ -174,11 +175,13 @@ class Hooks:
         self._event_log.add("member_ended", backend, end=end)
         self._events.log("member_ended", backend=backend, end=end)
 
-    def shutdown_finished(self, backend: Backend, outcome: str, seconds: float) -> Delivery:
+    def shutdown_finished(
+        self, backend: Backend, outcome: str, seconds: float, freed: Freed | None
+    ) -> Delivery:
         """Queue `monitor_shutdown_finished`."""
-        self._event_log.add("shutdown_finished", backend, outcome=outcome, seconds=seconds)
-        arguments = {"backend": backend, "outcome": outcome, "seconds": seconds}
-        return self._events.publish("monitor_shutdown_finished", **arguments)
+        facts = {"outcome": outcome, "seconds": seconds, "freed": freed}
+        self._event_log.add("shutdown_finished", backend, **facts)
+        return self._events.publish("monitor_shutdown_finished", backend=backend, **facts)
 
     def oom_kill(self, backend: Backend, kills: int, oom_certain: bool) -> None:
         """Record that the kernel killed processes of the control group; no hook reports this."""

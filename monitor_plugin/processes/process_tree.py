@@ -44,6 +44,10 @@ class ProcessTree:
         for handle in self._handles.values():
             handle.close()
 
+    def identities(self) -> list[ProcessIdentity]:
+        """List the members that were found since the start, also those that have ended."""
+        return list(self._handles)
+
     def alive(self) -> list[Process]:
         """List the members that have not ended, the root first."""
         excluded = self._members.excluded()  # they were registered as another backend meanwhile

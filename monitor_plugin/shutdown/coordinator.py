@@ -17,7 +17,8 @@ from ..backends.registry import Record, Registry
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
 from ..domain.errors import ModelNotLoaded, PidNotHeld, ShutdownFailed, ShutdownRefused
-from ..domain.models import Backend
+from ..domain.freed import add_freed
+from ..domain.models import Backend, Freed
 from ..plugins.hooks import Hooks
 from ..telemetry.event_log import EventLog
 from .stop import Stop, Stopper, format_pids
@@ -89,14 +90,15 @@ class ShutdownCoordinator:
 
     def shutdown(
         self, model: str, force: bool = False, pid: int | None = None, spare_busy: bool = False
-    ) -> None:
+    ) -> Freed:
         """Stop all backends of a model, or the one with a PID, or join the shutdown in progress.
 
         Also stops the processes that backends of the model have left behind. No host is asked for
         them, and a model that the host has started again meanwhile does not count as respawned.
 
-        Returns once it is verified that their members have ended and that nothing serves their
-        addresses, unless other registered backends do.
+        Returns once it is verified that their members have ended, that nothing serves their
+        addresses, unless other registered backends do, and that their GPU memory is free: see
+        `MemoryRelease`.
 
         Args:
             model: the model's name.
@@ -105,6 +107,9 @@ class ShutdownCoordinator:
             pid: the PID of the backend to stop, which may have ended; None stops all.
             spare_busy: stop no backend that is busy after the drain. A caller that joins the
                 shutdown with False overrules True.
+
+        Returns:
+            The memory that was given back, as the sum of the backends.
 
         Raises:
             ModelNotLoaded: the model has no backend, and none left a process behind.
@@ -187,7 +192,7 @@ class ShutdownCoordinator:
     def _run_to_result(self, model: str, shutdown: _Shutdown) -> None:
         try:
             try:
-                self._run(model, shutdown)
+                freed = self._run(model, shutdown)
             finally:
                 self._registry.end_shutdown(shutdown.records)
                 with self._lock:
@@ -197,9 +202,9 @@ class ShutdownCoordinator:
         ) as error:  # of any kind, as the callers that joined wait for the result
             shutdown.result.set_exception(error)
         else:
-            shutdown.result.set_result(None)
+            shutdown.result.set_result(freed)
 
-    def _run(self, model: str, shutdown: _Shutdown) -> None:
+    def _run(self, model: str, shutdown: _Shutdown) -> Freed:
         stops, known = self._make_stops(model, shutdown)
         # Without the ended backends that have left nothing behind.
         shutdown.records = [stop.record for stop in stops]
@@ -226,7 +231,10 @@ class ShutdownCoordinator:
                 if stop.is_left_behind and backend_outcome == "respawned":
                     backend_outcome = "stopped"
                 self._model_counter.count_shutdown(backend, backend_outcome)
-                deliveries.append(self._hooks.shutdown_finished(backend, backend_outcome, seconds))
+                delivery = self._hooks.shutdown_finished(
+                    backend, backend_outcome, seconds, stop.freed
+                )
+                deliveries.append(delivery)
             self._hooks.wait(deliveries)
         failures = [stop.failure for stop in stops if stop.failure]
         if failures:
@@ -236,6 +244,7 @@ class ShutdownCoordinator:
             raise self._respawn_error(model, known)
         if self._unseen:
             _logger.warning("the stop of model %r is verified in part: %s", model, self._unseen)
+        return add_freed([stop.freed or Freed() for stop in stops])
 
     def _make_stops(
         self, model: str, shutdown: _Shutdown
@@ -351,7 +360,7 @@ class _Shutdown:
         skip_drain: ends the drain when it is set.
         phase: see `Progress`.
         started_at: the start, by the monotonic clock.
-        result: done when the shutdown has ended; its exception is the error of the shutdown.
+        result: the memory that was given back, or the error of the shutdown.
     """
 
     force: bool
@@ -362,7 +371,7 @@ class _Shutdown:
     skip_drain: threading.Event = field(default_factory=threading.Event)
     phase: str = "asking"
     started_at: float = field(default_factory=time.monotonic)
-    result: Future[None] = field(default_factory=Future)
+    result: Future[Freed] = field(default_factory=Future)
 
     def covers(self, pid: int | None, records: Sequence[Record]) -> bool:
         """Whether this shutdown stops all that another caller wants to stop.

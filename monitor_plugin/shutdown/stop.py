@@ -18,7 +18,7 @@ from ..concurrency.periodic import PeriodicTask
 from ..config.settings import Settings
 from ..domain.errors import ShutdownFailed
 from ..domain.exits import signal_name
-from ..domain.models import State
+from ..domain.models import Freed, State
 from ..plugins.hooks import Hooks
 from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
@@ -27,6 +27,7 @@ from ..readings.address_check import AddressCheck
 from ..readings.backend_reader import BackendReader
 from ..rpc.client import StatusClient
 from .address_verifier import AddressVerifier
+from .memory_release import MemoryRelease
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Stop:
         by_host: whether the host stops the backend, through a hook.
         grace_ends_at: when the time of the stop is over, by the monotonic clock.
         failure: why the stop failed; None if it has not failed.
+        freed: the memory that was given back; None unless all members have ended.
     """
 
     record: Record
@@ -58,6 +60,7 @@ class Stop:
     by_host: bool = False
     grace_ends_at: float = 0.0
     failure: ShutdownFailed | None = None
+    freed: Freed | None = None
 
     def fail(self, reason: str, tree: ProcessTree) -> None:
         """Set the failure: the reason, and the processes that still run."""
@@ -83,6 +86,7 @@ class Stopper:
         status_client: requests that a backend frees its model (`Free`).
         member_table: finds the members of backends.
         address_verifier: verifies that nothing serves the address of a stopped backend.
+        memory_release: measures the memory of a backend, and waits until it is free.
         hooks: may stop a backend through the host.
         settings: the timeouts.
 
@@ -99,6 +103,7 @@ class Stopper:
         status_client: StatusClient,
         member_table: MemberTable,
         address_verifier: AddressVerifier,
+        memory_release: MemoryRelease,
         hooks: Hooks,
         settings: Settings,
     ) -> None:
@@ -109,6 +114,7 @@ class Stopper:
         self._status_client = status_client
         self._member_table = member_table
         self._address_verifier = address_verifier
+        self._memory_release = memory_release
         self._hooks = hooks
         self._settings = settings
         self.closing = threading.Event()
@@ -167,9 +173,13 @@ class Stopper:
         return record.state is State.BUSY or not (was_requested or skip.is_set())
 
     def stop(self, stop: Stop) -> None:
-        """Free and end the backend; set `stop.by_host` and `stop.failure`."""
+        """Free and end the backend, and wait until its memory is free.
+
+        Sets `stop.by_host`, `stop.failure` and `stop.freed`.
+        """
         if stop.tree is None or stop.failure:
             return
+        held = self._memory_release.measure(stop.record.members, stop.record.tree_memory)
         stop.grace_ends_at = time.monotonic() + self._settings.stop_timeout_seconds
         with self._recording_failure(stop):
             self._registry.set_stopping(stop.record, True)
@@ -179,6 +189,10 @@ class Stopper:
                 if stop.record.process.ended():
                     self._exit_recorder.record_exit(stop.record)
                 self._registry.set_stopping(stop.record, False)
+        if not stop.failure:
+            stop.freed = self._memory_release.wait(
+                stop.record.backend, held, stop.tree.identities(), self.closing
+            )
 
     def verify(self, stop: Stop) -> None:
         """Verify that nothing serves the address of a stopped backend; set `stop.failure`.

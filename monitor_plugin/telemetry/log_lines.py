@@ -8,10 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
+
 from ..domain.exits import describe_exit, describe_member_end, member_end_to_dict
+from ..domain.freed import describe_freed
 from ..domain.models import (
     Backend,
     BackendExit,
+    Freed,
     MemberEnd,
     ProcessName,
     State,
@@ -98,9 +102,13 @@ def _address_owner_line(
     return text, {"address": backend.address, "address_owner": owner}
 
 
-def _shutdown_line(backend: Backend, outcome: str, seconds: float) -> tuple[str, dict[str, Any]]:
-    facts = {"outcome": outcome, "seconds": round(seconds, 3)}
-    return f"shutdown: {outcome}, in {seconds:.1f} s", facts
+def _shutdown_line(
+    backend: Backend, outcome: str, seconds: float, freed: Freed | None
+) -> tuple[str, dict[str, Any]]:
+    facts = {"outcome": outcome, "seconds": round(seconds, 3), "freed": msgspec.to_builtins(freed)}
+    text = f"shutdown: {outcome}, in {seconds:.1f} s"
+    given_back = describe_freed(freed) if freed else ""
+    return f"{text}; {given_back}" if given_back else text, facts
 
 
 _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {

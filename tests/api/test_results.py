@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from monitor_plugin import (
     Backend,
@@ -13,7 +14,14 @@ from monitor_plugin import (
     Sample,
     Status,
 )
-from monitor_plugin.api.results import StoppedAnswer, encode, reading_response
+from monitor_plugin.api.results import (
+    StoppedAnswer,
+    encode,
+    format_freed,
+    parse_freed,
+    reading_response,
+)
+from monitor_plugin.domain.models import Freed
 
 BACKEND = Backend("m", 7, "127.0.0.1:1", 1.0)
 
@@ -89,3 +97,42 @@ def test_headers_say_where_a_reading_came_from(reading: Reading, headers: dict[s
 def test_a_shutdown_is_answered_to_the_letter() -> None:
     """The answer of a shutdown that is done is the documented one."""
     assert encode(StoppedAnswer()) == b'{"message":"model stopped"}'
+
+
+@pytest.mark.parametrize(
+    ("freed", "header"),
+    [
+        (
+            Freed(memory=268435456, gpu=1073741824, gpu_left=0, seconds=0.52),
+            "memory=268435456, gpu=1073741824, seconds=0.52",
+        ),
+        (
+            Freed(memory=0, gpu=0, gpu_left=5, seconds=5.0),
+            "memory=0, gpu=0, gpu_left=5, seconds=5.0",
+        ),
+        (Freed(memory=1), "memory=1, seconds=0.0"),
+        (Freed(seconds=0.0004), "seconds=0.0"),
+    ],
+)
+def test_header_of_freed_memory_has_what_is_known(freed: Freed, header: str) -> None:
+    """It can be parsed again, to add it up in a cluster and to print it."""
+    assert format_freed(freed) == header
+    assert parse_freed(header) == structs.replace(freed, seconds=round(freed.seconds, 3))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(None, "", "memory=1", "memory=-1, seconds=0.0", "memory=, seconds=1"),
+        *("memory=\u0661, seconds=1", "memory=1, seconds=x", "memory=1, seconds=nan"),
+        *("memory=1, seconds=-1", "memory=1, seconds=inf"),
+    ],
+)
+def test_malformed_header_of_freed_memory_is_ignored(header: str | None) -> None:
+    """A peer or a proxy may send anything."""
+    assert parse_freed(header) is None
+
+
+def test_header_of_a_later_version_is_parsed() -> None:
+    """It may have more figures, and other spaces."""
+    assert parse_freed("memory=1,  disk=7,seconds=1") == Freed(memory=1, seconds=1.0)

@@ -164,7 +164,7 @@ def test_hooks_keep_their_arguments() -> None:
         "monitor_before_shutdown": ("backend", "force"),
         "monitor_stop_backend": ("backend", "timeout_seconds"),
         "monitor_stop_signal": ("backend",),
-        "monitor_shutdown_finished": ("backend", "outcome", "seconds"),
+        "monitor_shutdown_finished": ("backend", "outcome", "seconds", "freed"),
         "monitor_state_changed": ("backend", "previous", "current"),
         "monitor_readings_swept": ("readings",),
         "monitor_backend_gone": ("backend", "exit"),

@@ -11,7 +11,14 @@ from msgspec.structs import replace
 
 from ...api.cluster_view import NODE_HEADER
 from ...api.errors import ErrorAnswer, encode_error, error_kind
-from ...api.results import PARTLY, VERIFIED_HEADER, Response, stopped_response
+from ...api.results import (
+    FREED_HEADER,
+    PARTLY,
+    VERIFIED_HEADER,
+    Response,
+    parse_freed,
+    stopped_response,
+)
 from ...domain.errors import (
     ModelNotLoaded,
     MonitorError,
@@ -19,6 +26,8 @@ from ...domain.errors import (
     OutcomeUnknown,
     ShutdownFailed,
 )
+from ...domain.freed import add_freed
+from ...domain.models import Freed
 from ..peers.directory import Peer
 from ..requests.client import PeerClient, PeerResult, where_to_ask
 from ..requests.local_node import LocalNode
@@ -131,7 +140,8 @@ class ClusterShutdowns:
         nodes = join_names([each.node for each in with_model if each.node])
         headers = {NODE_HEADER: nodes} if nodes else {}
         if stopped and not failed:
-            return with_headers(stopped_response(any(map(_is_partly_verified, results))), headers)
+            is_partly_verified = any(map(_is_partly_verified, results))
+            return with_headers(stopped_response(is_partly_verified, _freed(results)), headers)
         if not failed or len(results) == 1:
             return _only_answer(results[0])
         worst = min(failed, key=_rank)
@@ -165,6 +175,17 @@ def _outcome(result: PeerResult) -> str:
 def _is_partly_verified(result: PeerResult) -> bool:
     answer = result.reply.answer if result.reply else None
     return answer is not None and answer.headers.get(VERIFIED_HEADER) == PARTLY
+
+
+def _freed(results: Sequence[PeerResult]) -> Freed | None:
+    """Add up what the nodes that stopped the model have given back.
+
+    None if it is not known of one of them, such as an older monitor.
+    """
+    answers = [each.reply.answer for each in results if each.reply and each.reply.answer]
+    headers = [each.headers.get(FREED_HEADER) for each in answers if each.outcome == "stopped"]
+    parts = [freed for freed in map(parse_freed, headers) if freed is not None]
+    return add_freed(parts) if len(parts) == len(headers) else None
 
 
 def _rank(result: PeerResult) -> int:

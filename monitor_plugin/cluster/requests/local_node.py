@@ -9,12 +9,19 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from ...api.audit import audited_shutdown
+from ...api.audit import ShutdownAudit, audited_shutdown
 from ...api.cluster_view import NODE_HEADER
 from ...api.errors import error_response
 from ...api.gpus import GpuLister
 from ...api.lister import Lister
-from ...api.results import Response, encode, shared_response, stopped_response
+from ...api.results import (
+    FREED_HEADER,
+    Response,
+    encode,
+    parse_freed,
+    shared_response,
+    stopped_response,
+)
 from ...api.schemas import GpusAnswer
 from ...backends.left_behind import LeftBehindTracker
 from ...backends.refusals import Refusals
@@ -100,8 +107,10 @@ class LocalNode:
         """
         operations = {"monitor": self._read, "backends": self._list, "shutdown": self._stop}
         try:
-            with _audited(request) if audit else contextlib.nullcontext():
+            with _audited(request) if audit else contextlib.nullcontext(ShutdownAudit()) as line:
                 reply = operations[request.operation](request)
+                assert reply.answer is not None
+                line.freed = parse_freed(reply.answer.headers.get(FREED_HEADER))
         except MonitorError as error:
             pids = error.pids if isinstance(error, ShutdownFailed) else ()
             message = f"{error} (node {self.node})" if pids else None  # a PID is that of one node
@@ -140,11 +149,11 @@ class LocalNode:
         return self._reply(Response(200, encode(listed)))
 
     def _stop(self, request: Request) -> Reply:
-        self._coordinator.shutdown(request.model or "", request.force, request.pid)
-        return self._reply(stopped_response(self._is_partly_verified))
+        freed = self._coordinator.shutdown(request.model or "", request.force, request.pid)
+        return self._reply(stopped_response(self._is_partly_verified, freed))
 
 
-def _audited(request: Request) -> contextlib.AbstractContextManager[None]:
+def _audited(request: Request) -> contextlib.AbstractContextManager[ShutdownAudit]:
     caller = request.caller
     return audited_shutdown(
         request.model,

@@ -7,6 +7,7 @@ import time
 import falcon
 
 from ...api.audit import write_audit_line
+from ...api.results import FREED_HEADER, parse_freed
 
 _REFUSED = (401, 403)
 
@@ -42,4 +43,5 @@ class Audit:
             outcome=context.outcome or "refused",
             status=status,
             seconds=time.monotonic() - context.began,
+            freed=parse_freed(response.get_header(FREED_HEADER)),
         )

@@ -196,6 +196,7 @@ def cors(settings: Settings) -> list[Any]:
             expose_headers=[
                 "Retry-After",
                 "X-Monitor-Address-Owner",
+                "X-Monitor-Freed",
                 "X-Monitor-Memory-Source",
                 "X-Monitor-Replicas",
                 "X-Monitor-Rpc-Error",

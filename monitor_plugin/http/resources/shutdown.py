@@ -13,6 +13,7 @@ from ...api.results import stopped_response
 from ...concurrency.blocking import BlockingObserver
 from ...domain.errors import TooManyShutdowns
 from ...domain.model_name import validate_model_name
+from ...domain.models import Freed
 from ..messages import read_body, requester_of, send_response
 
 _RETRY_AFTER_SECONDS = 5
@@ -31,7 +32,7 @@ class ShutdownResource:
 
     def __init__(
         self,
-        shutdown: Callable[[str, bool, int | None], None],
+        shutdown: Callable[[str, bool, int | None], Freed],
         limit: int,
         blocking: BlockingObserver,
         is_partly_verified: bool,
@@ -45,7 +46,7 @@ class ShutdownResource:
         self._slots = threading.Semaphore(limit)
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Stop the model, and answer when its processes have ended."""
+        """Stop the model, and answer when it has ended and its memory is free."""
         request.context.shutdown = {"model": None, "force": False}  # for the audit
         media_type = (request.content_type or "").partition(";")[0].strip().lower()
         if media_type != falcon.MEDIA_JSON:
@@ -71,8 +72,8 @@ class ShutdownResource:
         response: falcon.Response,
     ) -> None:
         if self._cluster is None:
-            self._shutdown(model, body.force, body.pid)
-            result = stopped_response(self._is_partly_verified)
+            freed = self._shutdown(model, body.force, body.pid)
+            result = stopped_response(self._is_partly_verified, freed)
         else:
             node = parse_query(request.query_string).get("node", getattr(body, "node", None))
             if node is not None:

@@ -1,7 +1,7 @@
 // Messages: changes for screen readers, and errors for everybody.
 
 import { byId, element } from "./dom.js";
-import { plural } from "./format.js";
+import { bytes, plural } from "./format.js";
 
 const MAX_AT_ONCE = 4;
 const MAX_LINES = 30;
@@ -37,7 +37,17 @@ export function sentence(event) {
     case "left_behind": return `${event.model} left ${plural(event.pids.length, "process", "processes")} behind`;
     case "member_ended": return `${event.model}: process ${event.member?.pid} ${event.description ?? "ended"}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
-    case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}`;
+    case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}${givenBack(event.freed)}`;
     default: return null;
   }
+}
+
+/** The memory that a shutdown gave back, as an addition to a sentence. */
+function givenBack(freed) {
+  const amounts = [];
+  if (freed?.memory) amounts.push(bytes(freed.memory));
+  if (freed?.gpu) amounts.push(`${bytes(freed.gpu)} of GPU memory`);
+  const parts = amounts.length ? [`gave back ${amounts.join(" and ")}`] : [];
+  if (freed?.gpu_left) parts.push(`${bytes(freed.gpu_left)} of GPU memory is not free`);
+  return parts.map((part) => `, ${part}`).join("");
 }

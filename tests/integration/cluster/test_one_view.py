@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,6 +20,7 @@ import pytest
 from monitor_plugin import InvalidBackend, Monitor
 from monitor_plugin import monitor as monitor_module
 
+from ...gpus import HOOK, VARIABLE, GpuFile, make_gpu
 from ...support import (
     Answer,
     Client,
@@ -411,3 +413,21 @@ def test_shutdown_is_verified_partly_if_it_is_on_any_node(
     for name in ("a", "b"):
         verified = a.client.shutdown(f"only-{name}").headers["X-Monitor-Verified"]
         assert verified == ("partly" if name == partly else None)
+
+
+def test_shutdown_reports_the_freed_memory_of_all_nodes(
+    nats: NatsServer, make_local: MakeLocal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a sum; also for a model of another node alone."""
+    driver = GpuFile(tmp_path / "gpus.json")
+    monkeypatch.setenv(VARIABLE, str(driver.path))
+    a = make_local("a", nats.url, "m", hook=(HOOK,), memory_release_seconds=0.3)
+    make_local("b", nats.url, "m", "there", hook=(HOOK,), memory_release_seconds=0.3)
+    eventually(partial(read_from, a, "m", "a, b"))
+    eventually(partial(read_from, a, "there", "b"))
+    listed = a.get("/backends").json["backends"]
+    driver.write(make_gpu({each["pid"]: 100 for each in listed}))
+    freed = a.client.shutdown("there").headers["X-Monitor-Freed"]
+    assert re.fullmatch(r"memory=\d+, gpu=0, gpu_left=100, seconds=0\.\d+", freed)
+    freed = a.client.shutdown("m").headers["X-Monitor-Freed"]
+    assert re.fullmatch(r"memory=\d+, gpu=0, gpu_left=200, seconds=0\.\d+", freed)

@@ -1,0 +1,212 @@
+"""Waits until the memory of a stopped backend is free, and tells how much came back.
+
+The kernel frees a process's memory before the process is gone. A GPU's driver may do so seconds
+later, and lists the process until then.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from ..domain.byte_sizes import format_bytes
+from ..domain.gpus import sum_known
+from ..domain.models import Backend, Freed
+from ..gpu.reader import GpuReader
+from ..gpu.reading import STALE_SECONDS, GpuReading, has_unread_use, total_of
+from ..processes.members import Members
+from ..processes.process_table import ProcessIdentity, read_row
+from ..processes.tree_memory import TreeMemory, tree_total
+
+_logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_MEASURE_SECONDS = 1.0  # maximum wait for a driver before a stop
+
+# A device, by its component, and a PID.
+_DeviceAndPid = tuple[str, int]
+
+
+class _GpuMemory(NamedTuple):
+    """The GPU memory that members use.
+
+    Attributes:
+        uses: bytes by device and PID, without 0; None: the driver does not report them.
+        unknown: the devices of which it is not known which processes use them.
+    """
+
+    uses: dict[_DeviceAndPid, int | None]
+    unknown: frozenset[str]
+
+    def total(self) -> int | None:
+        """Return the sum in bytes; None if a part of it is not known."""
+        return None if self.unknown else sum_known(self.uses.values())
+
+    def freed_until(self, later: _GpuMemory) -> int | None:
+        """Return the bytes that are no longer used later; None if a part of it is not known."""
+        if self.total() is None or later.total() is None:
+            return None
+        return sum(
+            max(0, (amount or 0) - (later.uses.get(key) or 0)) for key, amount in self.uses.items()
+        )
+
+
+class HeldMemory(NamedTuple):
+    """What the members of a backend held before its stop.
+
+    Attributes:
+        members: the members.
+        memory: bytes of memory; None if they are not known.
+        gpus: their GPU memory; None if no GPU is known, or if no GPU was read.
+        waited_seconds: how long the GPUs were waited for.
+    """
+
+    members: Collection[ProcessIdentity]
+    memory: int | None
+    gpus: _GpuMemory | None = None
+    waited_seconds: float = 0.0
+
+
+class MemoryRelease:
+    """Measures what a backend holds, and waits until it is free. Safe to call from any thread.
+
+    Args:
+        gpu_reader: reads the GPUs.
+        seconds: the maximum time of both for one backend, also if a driver hangs; 0 does not wait,
+            and reads no GPU.
+    """
+
+    def __init__(self, gpu_reader: GpuReader, seconds: float) -> None:
+        self._gpu_reader = gpu_reader
+        self._seconds = seconds
+
+    def measure(self, members: Members, last: TreeMemory | None) -> HeldMemory:
+        """Measure what the members of a backend hold; waits at most one second for a driver.
+
+        Args:
+            members: the members.
+            last: their memory as it was last read; None if it was not read yet.
+        """
+        identities = {members.root, *members.identities()}
+        rss = _sum_rss(identities)
+        total = tree_total(last, rss, time.monotonic()) if rss else None
+        memory = total.amount if total else None
+        if self._seconds <= 0:
+            return HeldMemory(identities, memory)
+        began_at = time.monotonic()
+        reading = self._read(0.0, min(_MEASURE_SECONDS, self._seconds))
+        now = time.monotonic()
+        gpus = _find_uses(reading, identities, now - STALE_SECONDS) if reading.gpus else None
+        return HeldMemory(identities, memory, gpus, now - began_at)
+
+    def wait(
+        self,
+        backend: Backend,
+        held: HeldMemory,
+        members: Collection[ProcessIdentity],
+        interrupted: threading.Event,
+    ) -> Freed:
+        """Wait until no member of a backend uses GPU memory; log a warning if one still does.
+
+        Does not wait if the members used none, or if it is not known which processes use it.
+
+        Args:
+            backend: the backend, whose members have just ended.
+            held: what they held before the stop.
+            members: the members that were found during the stop.
+            interrupted: ends the wait when it is set.
+        """
+        before = held.gpus
+        if before is None or not before.uses:
+            total = before.total() if before else None
+            return Freed(memory=held.memory, gpu=total, gpu_left=total)
+        members = {*held.members, *members}
+        devices = {component for component, _ in before.uses}
+        ended_at = time.monotonic()
+        deadline = ended_at + self._seconds - held.waited_seconds
+        while True:
+            max_age_seconds = min(time.monotonic() - ended_at, _POLL_SECONDS)
+            reading = self._read(max_age_seconds, _POLL_SECONDS)
+            left = _find_uses(reading, members, ended_at, devices)
+            now = time.monotonic()
+            if not (left.uses or left.unknown & devices):
+                break
+            if now >= deadline:
+                self._warn(backend, left.uses, left.unknown & devices)
+                break
+            if interrupted.wait(min(_POLL_SECONDS, deadline - now)):
+                break
+        return Freed(
+            memory=held.memory,
+            gpu=before.freed_until(left),
+            gpu_left=left.total(),
+            seconds=round(now - ended_at, 3),
+        )
+
+    def _read(self, max_age_seconds: float, wait_seconds: float) -> GpuReading:
+        try:
+            return self._gpu_reader.read(max_age_seconds, wait_seconds)
+        except RuntimeError:  # no thread can be started
+            return self._gpu_reader.last()
+
+    def _warn(
+        self, backend: Backend, left: Mapping[_DeviceAndPid, int | None], unknown: Iterable[str]
+    ) -> None:
+        reasons = [
+            f"{component} still lists process {pid}"
+            + ("" if amount is None else f", {format_bytes(amount)}")
+            for (component, pid), amount in left.items()
+        ]
+        reasons += [f"{component} could not be read" for component in sorted(unknown)]
+        _logger.warning(
+            "model %r (process %d): all its processes have ended, and its GPU memory is not known "
+            "to be free after memory_release_seconds (%g): %s; the next model may not fit",
+            backend.model,
+            backend.pid,
+            self._seconds,
+            "; ".join(reasons),
+        )
+
+
+def _find_uses(
+    reading: GpuReading,
+    members: Collection[ProcessIdentity],
+    oldest: float,
+    devices: Collection[str] = (),
+) -> _GpuMemory:
+    """Find the GPU memory that members use.
+
+    Args:
+        reading: the reading.
+        members: the members, also those that have ended: a driver may list a PID that no process
+            has. A later process with the PID of a member is not meant.
+        oldest: a device that was last read earlier is unknown (monotonic seconds).
+        devices: devices that are unknown if the reading does not have them.
+    """
+    uses: dict[_DeviceAndPid, int | None] = {}
+    unknown = {*devices} - {each.component for each in reading.gpus}
+    parents = {each.parent for each in reading.gpus} - {None}
+    pids = {pid for pid, _ in members}
+    for gpu in reading.gpus:
+        if not reading.was_read_since(gpu, oldest):
+            unknown.add(gpu.component)
+            continue
+        has_no_list = gpu.uses is None and gpu.uuid not in parents
+        if has_no_list or has_unread_use(gpu, pids):
+            unknown.add(gpu.component)
+        for use in gpu.uses or ():  # those of a divided GPU are those of its instances
+            process = reading.process(gpu, use.pid)
+            is_member = process is None or (use.pid, process.started) in members
+            if use.pid in pids and is_member and (amount := total_of(gpu, use)) != 0:
+                uses[gpu.component, use.pid] = amount
+    return _GpuMemory(uses, frozenset(unknown))
+
+
+def _sum_rss(members: Collection[ProcessIdentity]) -> int | None:
+    """Add up the RSS of the members that run; None if it is not known."""
+    rows = [(read_row(pid), started) for pid, started in members]
+    live = [row.rss for row, started in rows if row and row.started == started and row.vms]
+    return sum(live) or None  # the kernel reports 0 for a process that is about to run
