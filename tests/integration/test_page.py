@@ -408,7 +408,7 @@ APU: dict[str, Any] = {
     "total": 2**29, "used": 2**28, "free": 2**28, "ours": 2**28, "others": 0, "unexplained": 0,
     "gtt_total": 60 * 2**30, "gtt_used": 24 * 2**30,
     "models": [{"model": f"m{n}", "pid": n, "memory": n, "gtt": 2**30} for n in range(10, 20)],
-    "processes": [],
+    "processes": [{"pid": 9, "name": "big", "user": "bob", "memory": 99, "gtt": None}],
 }  # fmt: skip
 EIGHT = [{**GPU, "uuid": f"{n}" * 200, "component": f"vram:nvidia{n}"} for n in range(1, 9)]
 
@@ -443,8 +443,9 @@ def test_panel_shows_each_gpu_and_who_holds_it(
     ):  # fmt: skip
         assert words in part
     assert not re.search(r"\b0 ", part)
-    for words in ("GTT (system memory) 24 GiB of 60 GiB", "m19 19 B and GTT 1 GiB", "5 more 60 B"):
+    for words in ("GTT (system memory) 24 GiB of 60 GiB", "m19 19 B and GTT 1 GiB", "4 more 46 B"):
         assert words in apu
+    assert apu.index("big 99 B") < apu.index("m19 19 B")
     assert [rows.nth(at).get_attribute("class") or "" for at in range(3)] == ["", "", "instance"]
     widths = (
         rows.nth(1)

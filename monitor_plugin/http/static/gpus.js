@@ -2,10 +2,10 @@
 
 import { drawBar, listParts } from "./bars.js";
 import { byId, cell, element, fill, named, setText } from "./dom.js";
-import { bytes, duration, percent, place, plural } from "./format.js";
+import { bytes, duration, percent, plural } from "./format.js";
 
 const OLD_SECONDS = 20;
-const MAX_HOLDERS = 6;
+const MAX_HOLDERS = 8;
 const MAX_PARTS = 5;
 // With more devices the panel is closed at first, as the backends are below it.
 const MAX_OPEN = 8;
@@ -105,19 +105,16 @@ function showMemory(memory, gpu) {
   setOptional(gtt, known ? `GTT (system memory) ${bytes(gpu.gtt_used)} of ${bytes(gpu.gtt_total)}` : "");
 }
 
-/** The processes that use a GPU: our models first, then others, the largest first. */
+/** The processes that use a GPU, the largest first. */
 function holdersOf({ models, processes }) {
-  const bySize = (one, other) => (other.memory ?? 0) - (one.memory ?? 0);
-  const ours = [...(models ?? [])].sort(bySize).map((use) => ({
-    ...use, name: use.model, colour: "ours", what: place({ pid: use.pid }),
-  }));
-  const others = [...(processes ?? [])].sort(bySize).map((use) => ({
+  const ours = (models ?? []).map((use) => ({ ...use, name: use.model, colour: "ours", what: `PID ${use.pid}` }));
+  const others = (processes ?? []).map((use) => ({
     ...use,
     name: use.name ?? "unknown",
     colour: "others",
     what: `another process, PID ${use.pid}, user ${use.user ?? "unknown"}`,
   }));
-  const all = [...ours, ...others];
+  const all = [...ours, ...others].sort((one, other) => (other.memory ?? 0) - (one.memory ?? 0));
   if (all.length <= MAX_HOLDERS) return all;
   const rest = all.slice(MAX_HOLDERS - 1);
   const line = { name: `${rest.length} more`, colour: "rest", what: "", memory: sumOrNull(rest) };
