@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -136,30 +136,25 @@ def _unreclaimable(observation: Observation) -> int:
     return tree.pss or 0
 
 
-def _choose(idle: Sequence[IdleModel], missing: Mapping[str, int]) -> Sequence[IdleModel] | None:
+def _choose(idle: Iterable[IdleModel], missing: Mapping[str, int]) -> Sequence[IdleModel] | None:
     """Choose the models that have been idle for longest, and none that is not needed."""
+    short = dict(missing)  # what is missing without the chosen models; negative if there is more
     chosen: list[IdleModel] = []
     for candidate in idle:
-        if not _lacks(chosen, missing):
-            break
-        if any(_freed(candidate, name) for name in _lacks(chosen, missing)):
+        if any(short[name] > 0 and _freed(candidate, name) for name in short):
             chosen.append(candidate)
-    if _lacks(chosen, missing):
+            for name in short:
+                short[name] -= _freed(candidate, name)
+    if any(amount > 0 for amount in short.values()):
         return None
-    for candidate in reversed(list(chosen)):
-        others = [each for each in chosen if each is not candidate]
-        if not _lacks(others, missing):
-            chosen = others
-    return chosen
-
-
-def _lacks(chosen: Sequence[IdleModel], missing: Mapping[str, int]) -> list[str]:
-    """List the memories that still lack something when the chosen models are gone."""
-    return [
-        name
-        for name, amount in missing.items()
-        if sum(_freed(each, name) for each in chosen) < amount
-    ]
+    needed = []
+    for candidate in reversed(chosen):
+        without = {name: amount + _freed(candidate, name) for name, amount in short.items()}
+        if any(amount > 0 for amount in without.values()):
+            needed.append(candidate)
+        else:
+            short = without
+    return needed[::-1]
 
 
 def _freed(idle: IdleModel, name: str) -> int:
