@@ -200,8 +200,7 @@ class UsageSnapshot:
     def _count_open_files(self, pids: Iterable[int]) -> int | None:
         """Count open descriptors; None if a process has ended or may not be read.
 
-        The root is counted once for itself and its tree: listing descriptors takes a tenth of a
-        sweep of backends with five processes each.
+        The root is counted once for itself and its tree.
         """
         total = 0
         for pid in pids:
@@ -271,7 +270,10 @@ def _highest(peak_rss: int | None, rss: int) -> int | None:
 
 
 def _open_files(pid: int) -> int | None:
+    folder = f"/proc/{pid}/fd"
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        # Since Linux 6.2 the size is their number; before, it is 0. With 20 descriptors, a list of
+        # them takes 85 us instead of 3, which is half of a sweep of 200 backends of five processes.
+        return os.stat(folder).st_size or len(os.listdir(folder))
     except OSError:
         return None
