@@ -276,12 +276,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         memory_limit: bytes (version 2 of control groups: `memory.max` and `memory.high`; version 1:
             `memory.limit_in_bytes`); None if no limit is below the physical memory.
         memory_available: bytes that can be used before a limit, or the physical memory, is reached.
-            File pages that the kernel can drop count as available.
+            File pages that the kernel can drop count as available. None if it cannot be read.
         cpu_limit: CPU cores: the quota (`cpu.max`, `cpu.cfs_quota_us`) or the number of cores that
             the process may run on (affinity, cpuset), whichever is lower.
         memory_pressure, cpu_pressure: the time in which some process waited for memory, or for a
-            core, in percent of the last 10 s (PSI); None where the kernel does not report it. Of
-            the machine as a whole in `machine`, of its control group (version 2) for a backend.
+            core, in percent of the last 10 s (PSI). In `machine` they are those of the whole
+            machine, for a backend those of its own control group of version 2. None where the
+            kernel does not report them, and for a backend in the root group.
     """
 
     memory_limit: Bytes | None = None

@@ -143,6 +143,7 @@ def make_group() -> Iterator[MakeGroup]:
             try:
                 _make(group.folder)
             except OSError as error:
+                group.remove()
                 pytest.skip(f"no control group for {controller} can be made here: {error}")
             made.append(group)
             return group
