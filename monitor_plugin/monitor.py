@@ -264,7 +264,7 @@ class Monitor:
 
     def _make_app(self) -> falcon.App[Any, Any]:
         services = self._services
-        gpu_lister = GpuLister(services.registry)
+        gpu_lister = GpuLister(services.registry, services.member_table, services.gpu_reader)
         app = create_app(
             self._settings,
             self._tokens,
@@ -278,7 +278,7 @@ class Monitor:
                 services.limits_reader,
                 gpu_lister,
             ),
-            read_gpus=lambda: gpu_lister.list(services.gpu_reader.read()),
+            read_gpus=gpu_lister.read,
             event_log=services.event_log,
             time_series=services.time_series,
             peaks=services.peaks,
@@ -436,7 +436,7 @@ class _Services:
         security = ChannelSecurity(settings)
         self.member_pidfds = MemberPidfds()
         groups = ControlGroups()
-        table = MemberTable(pidfds=self.member_pidfds, control_groups=groups)
+        table = self.member_table = MemberTable(pidfds=self.member_pidfds, control_groups=groups)
         limits = self.limits_reader = LimitsReader(groups)
         self.kernel_probe = KernelProbe()
         self.unseen = find_unseen()
@@ -573,8 +573,9 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         raise SettingsError(
             "cluster", f"setting cluster: {error}: pip install 'monitor-plugin[cluster]'"
         ) from None
+    node = node_name(settings)
     local_node = LocalNode(
-        node_name(settings),
+        node,
         services.registry,
         services.left_behind,
         services.refusals,
@@ -582,7 +583,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.shutdown_coordinator,
         services.sweeper,
         services.limits_reader,
-        services.gpu_reader,
+        GpuLister(services.registry, services.member_table, services.gpu_reader, node),
         services.exit_recorder.describe_last_exit,
         services.unseen is not None,
     )

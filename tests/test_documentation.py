@@ -25,8 +25,12 @@ from monitor_plugin.api.schemas import (
     EndItem,
     EventsAnswer,
     FitsAnswer,
+    GpuItem,
+    GpuModelItem,
     GpuNeedItem,
+    GpuNodeItem,
     GpuPeakItem,
+    GpuProcessItem,
     HistoryAnswer,
     HistoryItem,
     IdleModelItem,
@@ -425,12 +429,13 @@ def test_http_reference_has_all_routes() -> None:
     [
         ("http", "List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem]),
         ("http", "List backends", [Machine, RefusedItem]),
+        ("http", "List GPUs", [GpuItem, GpuModelItem, GpuProcessItem]),
         ("http", "Follow events", [EventsAnswer]),
         ("http", "CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),
         ("http", "Peaks of models", [PeaksAnswer, PeaksItem, GpuPeakItem]),
         ("http", "Does it fit?", [FitsAnswer, MemoryNeedItem, GpuNeedItem, IdleModelItem]),
         ("http", "Plugins", [HooksAnswer, LoadedPlugin, HookFigures, EventFigures]),
-        ("cluster", "What any node answers", [NodeItem]),
+        ("cluster", "What any node answers", [NodeItem, GpuNodeItem]),
     ],
 )
 def test_reference_has_all_fields_of_answers(page: str, heading: str, structs: list[type]) -> None:

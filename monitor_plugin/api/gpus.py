@@ -8,7 +8,9 @@ from typing import Any
 
 from ..backends.registry import Record, Registry
 from ..domain.gpus import Gpu, GpuUse, sum_known
+from ..gpu.reader import GpuReader
 from ..gpu.reading import GpuReading, reports_gtt, reports_memory
+from ..processes.members import MemberTable
 from ..processes.process_table import ProcessIdentity
 from .schemas import GpuItem, GpuModelItem, GpuProcessItem, NodeGpuItem
 
@@ -18,25 +20,38 @@ _SAME = tuple({*Gpu.__struct_fields__} & {*GpuItem.__struct_fields__} - {"note"}
 
 
 class GpuLister:
-    """Lists the GPUs of a reading, with the backends that use them.
+    """Lists the GPUs, with the backends that use them.
 
     Args:
         registry: has the backends.
+        member_table: lists the members of backends.
+        gpu_reader: reads the GPUs.
         node: the name of this node, for each item; None without a cluster.
     """
 
-    def __init__(self, registry: Registry, node: str | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        member_table: MemberTable,
+        gpu_reader: GpuReader,
+        node: str | None = None,
+    ) -> None:
         self._registry = registry
+        self._member_table = member_table
+        self._gpu_reader = gpu_reader
         self._type: Any = GpuItem if node is None else partial(NodeGpuItem, node=node)
 
+    def read(self) -> list[GpuItem]:
+        """Read and list the GPUs."""
+        return self.list(self._gpu_reader.read())
+
     def list(self, reading: GpuReading) -> list[GpuItem]:
-        """List the GPUs. All figures are those of the reading."""
-        if not reading.gpus:
-            return []
+        """List the GPUs of a reading, from which all figures are."""
         owners: dict[ProcessIdentity, list[Record]] = {}
-        for record in self._registry.records():
-            for identity in record.members.identities():
-                owners.setdefault(identity, []).append(record)
+        if any(gpu.uses or gpu.unread for gpu in reading.gpus):
+            for record in self._registry.records():
+                for identity in self._member_table.identities(record.members):
+                    owners.setdefault(identity, []).append(record)
         return [self._item(gpu, reading, owners) for gpu in reading.gpus]
 
     def _item(

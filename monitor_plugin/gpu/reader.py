@@ -101,7 +101,7 @@ class GpuReader:
         now = time.monotonic()
         oldest, deadline = now - max_age_seconds, now + wait_seconds
         late = [each for each in self._sources() if not each.has_read_since(oldest)]
-        for each in [each for each in late if each.request()]:
+        for each in [each for each in late if each.request(oldest)]:
             each.wait(oldest, wait_seconds, deadline)
         return self.last()
 
@@ -220,11 +220,16 @@ class _Source:
         """Whether a read that began at `oldest` or later has ended, or there is no device."""
         return self._read_at >= oldest or time.monotonic() < self._empty_until
 
-    def request(self) -> bool:
-        """Let the thread read as soon as it can; return False if there is no thread to do it."""
+    def request(self, oldest: float) -> bool:
+        """Request a read that begins at `oldest` or later, unless one is in progress.
+
+        Returns:
+            False if no thread can be started.
+        """
         with self._changed:
-            self._requested = True
-            self._changed.notify_all()
+            if self._began_at is None or self._began_at < oldest:
+                self._requested = True
+                self._changed.notify_all()
         try:
             self.start()
         except RuntimeError as error:

@@ -109,6 +109,11 @@ class GpuReading:
                 if process := self.process(gpu, use.pid):
                     self._uses.setdefault((use.pid, process.started), []).append((gpu, use))
 
+    @property
+    def has_uses(self) -> bool:
+        """Whether a process that runs uses a device, as far as is known."""
+        return bool(self._uses)
+
     def process(self, gpu: Gpu, pid: int) -> GpuProcess | None:
         """Return the process that had a PID of `gpu.uses`; None if there was none."""
         device = self._devices.get(gpu.component)

@@ -11,6 +11,7 @@ import re
 import signal
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain
+from operator import index
 from typing import TypeVar
 
 import msgspec
@@ -108,7 +109,7 @@ def _plain_breakdown(value: object) -> dict[str, int] | None:
 
 def _plain_gpu(gpu: Gpu) -> Gpu:
     """Copy a GPU with plain types; raises TypeError or ValueError if a field is not valid."""
-    plain = msgspec.convert(msgspec.to_builtins(gpu), Gpu)
+    plain = msgspec.convert(msgspec.to_builtins(gpu, enc_hook=_plain_number), Gpu)
     fields = msgspec.to_builtins(plain)
     for name, field in chain(fields.items(), *(each.items() for each in fields["uses"] or ())):
         if isinstance(field, str) and not _is_text(field):
@@ -126,6 +127,11 @@ def _plain_gpu(gpu: Gpu) -> Gpu:
         if not _is_bytes(sum(amount or 0 for amount in amounts)):
             raise ValueError("uses")
     return replace(plain, uses=uses)
+
+
+def _plain_number(value: object) -> int | float:
+    """Convert a number of a third party's type; raises TypeError if it is none."""
+    return float(value) if isinstance(value, float) else index(value)  # type: ignore[arg-type]
 
 
 def _first_of_each(items: Iterable[T], key: Callable[[T], Hashable]) -> tuple[T, ...]:

@@ -8,6 +8,7 @@ stays a member until it ends, regardless of its parent, unless it is registered 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -302,6 +303,15 @@ class MemberTable:
             return members.pids_in(snapshot) or [members.root[0]]
         except OSError:
             return [members.root[0]]
+
+    def identities(self, members: Members) -> list[ProcessIdentity]:
+        """List the members of a backend, as the newest snapshot shows them.
+
+        The snapshot is at most one second old, unless none can be taken.
+        """
+        with contextlib.suppress(OSError):
+            self._refresh(members, _MAX_AGE_SECONDS)
+        return members.identities()
 
     def rss(self, members: Members) -> tuple[int, float] | None:
         """Return the RSS of the members of a backend, from a snapshot at most five seconds old.

@@ -248,7 +248,10 @@ class BackendReader:
     ) -> dict[str, int]:
         """Add the memory on GPUs to the components of hooks, which replace those of equal names."""
         seconds = max(0.0, min(1.0, deadline - time.monotonic()))
-        held = self._gpu_reader.read(wait_seconds=seconds).held_by(record.members.identities())
+        gpus = self._gpu_reader.read(wait_seconds=seconds)
+        if not gpus.has_uses:
+            return components
+        held = gpus.held_by(self._member_table.identities(record.members))
         return {**held.components, **components}
 
     def _complete_memory(

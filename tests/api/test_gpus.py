@@ -1,82 +1,132 @@
-"""Who uses the memory of GPUs, with devices that a file describes and real processes."""
+"""The list of GPUs: who uses the memory of each, with sums that agree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from monitor_plugin import Gpu, GpuUse, Monitor
+from monitor_plugin import Backend, Gpu, GpuUse
+from monitor_plugin.api.gpus import GpuLister
+from monitor_plugin.api.schemas import GpuItem, GpuModelItem, GpuProcessItem, NodeGpuItem
+from monitor_plugin.gpu.reader import GpuReader
+from monitor_plugin.gpu.reading import STALE_SECONDS, DeviceReading, GpuProcess, GpuReading
+from monitor_plugin.processes.members import Members
 
-from ..gpus import GpuFile, make_gpu
-from ..support import Client, Spawner, eventually, register
+from ..gpus import make_gpu
 
-TREE = "sleep 1000 & echo $!; wait"
-
-
-class Listed:
-    """A monitor with the devices of a file, a backend of two processes, and another process."""
-
-    def __init__(self, monitor: Monitor, file: GpuFile, spawner: Spawner) -> None:
-        backend = spawner.process("sh", "-c", TREE)
-        assert backend.stdout
-        self.pid, self.child = backend.pid, int(backend.stdout.readline())
-        self.other = spawner.sleeper().pid
-        self.file = file
-        self._client = Client(monitor.url or "")
-        register(monitor, backend.pid)
-
-    def read_one(self, gpu: Gpu) -> Any:
-        """List one device, once its figures have been read."""
-        self.file.write(gpu)
-        found: list[Any] = []
-
-        def is_listed() -> bool:
-            self._client.request("GET", "/backends")  # finds the members
-            found[:] = self._client.request("GET", "/gpus").json["gpus"]
-            return [each["uuid"] for each in found] == [gpu.uuid]
-
-        eventually(is_listed)
-        return found[0]
+# The members of three backends, as PIDs of processes with the start time 1. Two share a member.
+MEMBERS = {"a": [10, 11], "b": [20, 11], "idle": [30]}
 
 
-@pytest.fixture
-def listed(make_monitor: Callable[..., Monitor], tmp_path: Path, spawner: Spawner) -> Listed:
-    file = GpuFile(tmp_path / "gpus.json")
-    return Listed(make_monitor([file], gpu="off", listen="127.0.0.1:0"), file, spawner)
+class FakeRecord:
+    def __init__(self, model: str, pids: list[int]) -> None:
+        self.backend = Backend(model, pids[0], "", 1.0)
+        self.members = Members((pids[0], 1.0), [(pid, 1.0) for pid in pids[1:]])
 
 
-def test_used_memory_is_that_of_backends_of_others_and_unexplained(listed: Listed) -> None:
-    """The sums agree, and there is no note."""
-    gpu = listed.read_one(make_gpu({listed.pid: 100, listed.child: 50, listed.other: 30}))
-    assert gpu["models"] == [{"model": "m", "pid": listed.pid, "memory": 150, "gtt": None}]
-    (process,) = gpu["processes"]
-    assert (process["pid"], process["memory"]) == (listed.other, 30)
-    assert process["name"]
-    assert process["user"]
-    assert (gpu["ours"], gpu["others"], gpu["unexplained"]) == (150, 30, 420)
-    assert gpu["note"] is None
+RECORDS = [FakeRecord(model, pids) for model, pids in MEMBERS.items()]
 
 
-def test_backend_with_an_unread_process_has_unknown_memory(listed: Listed) -> None:
+def list_gpus(*gpus: Gpu, age: float = 0.0, node: str | None = None) -> list[GpuItem]:
+    """List GPUs of a reading in which PIDs below 1000 run, with the start time 1."""
+    taken_at = time.monotonic() - age
+    processes = {
+        use.pid: GpuProcess(1.0, f"name{use.pid}", "alice")
+        for gpu in gpus
+        for use in gpu.uses or ()
+        if use.pid < 1000
+    }
+    device = DeviceReading(taken_at, processes)
+    registry: Any = SimpleNamespace(records=lambda: RECORDS)
+    reading = GpuReading(gpus, taken_at, {gpu.component: device for gpu in gpus})
+    table: Any = SimpleNamespace(identities=lambda members: members.identities())
+    return GpuLister(registry, table, GpuReader(), node).list(reading)
+
+
+def sums(item: GpuItem) -> tuple[int | None, int | None, int | None]:
+    return item.ours, item.others, item.unexplained
+
+
+def test_used_memory_is_divided_by_holder() -> None:
+    """A process of two backends counts for each of them, and once in the sum."""
+    (item,) = list_gpus(make_gpu({10: 100, 11: 50, 20: 200, 40: 7, 1001: 3}))
+    assert item.models == [GpuModelItem("a", 10, 150), GpuModelItem("b", 20, 250)]
+    assert item.processes == [
+        GpuProcessItem(40, "name40", "alice", 7),
+        GpuProcessItem(1001, None, None, 3),  # it has ended, and the driver still lists it
+    ]
+    assert sums(item) == (350, 10, 240)
+    assert sum(each or 0 for each in sums(item)) == item.used == 600
+    assert (item.free, item.total, item.note) == (400, 1000, None)
+
+
+def test_device_that_nobody_uses_is_unexplained() -> None:
+    """The driver itself uses some memory."""
+    (item,) = list_gpus(make_gpu({}))
+    assert sums(item) == (0, 0, 600)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected", "words"),
+    [
+        (make_gpu(None), (None, None, None), "the driver does not list them"),
+        (make_gpu(None, note="Use --pid=host."), (None, None, None), "Use --pid=host."),
+        (make_gpu({10: None, 40: 5}), (None, 5, None), "PID 10. Not known therefore: ours, unexpl"),
+        (make_gpu({10: 5, 40: None}), (5, None, None), "others, unexplained"),
+        (make_gpu(dict.fromkeys(range(40, 50))), (0, None, None), "44 and 5 others"),
+        (make_gpu({10: 5, 40: 6}, used=None), (5, 6, None), "the memory in use. Not known"),
+        (make_gpu({10: 500, 40: 101}), (500, 101, None), "1 bytes more"),
+        (
+            make_gpu({10: 5, 40: 6}, unread=frozenset({11})),
+            (None, 6, None),
+            "Processes of a, b",
+        ),
+        (make_gpu({10: 5, 40: 6}, unread=frozenset({41})), (5, 6, 589), None),
+    ],
+)
+def test_note_says_which_part_is_not_known(
+    gpu: Gpu, expected: tuple[int | None, ...], words: str | None
+) -> None:
+    """No part is negative, or a guess."""
+    (item,) = list_gpus(gpu)
+    assert sums(item) == expected
+    assert item.note is None if words is None else words in (item.note or "")
+
+
+def test_memory_of_a_model_is_unknown_if_that_of_a_member_is() -> None:
+    (item,) = list_gpus(make_gpu({10: 5, 11: None, 20: 7}))
+    assert item.models == [GpuModelItem("a", 10, None), GpuModelItem("b", 20, None)]
+
+
+def test_memory_of_a_model_with_an_unread_process_is_unknown() -> None:
     """What its other processes use would be too small a figure."""
-    uses = {listed.pid: 100, listed.other: 30}
-    gpu = listed.read_one(make_gpu(uses, uuid="a", unread=frozenset({listed.child})))
-    assert gpu["models"] == [{"model": "m", "pid": listed.pid, "memory": None, "gtt": None}]
-    assert (gpu["ours"], gpu["others"], gpu["unexplained"]) == (None, 30, None)
-    assert gpu["note"] == "Processes of m cannot be read. Not known therefore: ours, unexplained."
-    gpu = listed.read_one(make_gpu(uses, uuid="b", unread=frozenset({1})))
-    assert (gpu["ours"], gpu["others"], gpu["unexplained"]) == (100, 30, 470)
+    (item,) = list_gpus(make_gpu({20: 5, 10: 7}, unread=frozenset({21, 30, 10})))
+    assert item.models == [GpuModelItem("b", 20, 5), GpuModelItem("a", 10, None)]
 
 
-def test_note_says_that_a_device_has_system_memory_alone(listed: Listed) -> None:
-    """As an integrated GPU of Intel."""
-    uses = [GpuUse(listed.pid, None, 70)]
-    gpu = listed.read_one(Gpu(component="vram:i915:1", vendor="intel", uuid="a", uses=uses))
-    assert gpu["models"] == [{"model": "m", "pid": listed.pid, "memory": None, "gtt": 70}]
-    assert gpu["note"] == (
-        "The driver reports system memory (gtt) alone. The driver does not report the memory in "
-        "use. Not known therefore: ours, unexplained."
-    )
+def test_device_without_memory_of_its_own_has_system_memory() -> None:
+    """The figures of the memory on the device are unknown, and the note says why."""
+    uses = [GpuUse(10, None, 50), GpuUse(40, None, 7)]
+    gpu = Gpu(component="vram:i915:0", vendor="intel", gtt_total=1000, uses=uses)
+    (item,) = list_gpus(gpu)
+    assert item.models == [GpuModelItem("a", 10, None, 50)]
+    assert [each.gtt for each in item.processes] == [7]
+    assert sums(item) == (None, None, None)
+    assert "system memory (gtt) alone" in (item.note or "")
+
+
+def test_age_is_that_of_the_device() -> None:
+    (item,) = list_gpus(make_gpu({}), age=3)
+    assert item.age_seconds == pytest.approx(3, abs=2)
+    assert item.note is None
+    (item,) = list_gpus(make_gpu({}), age=STALE_SECONDS + 1)
+    assert "has not answered for 3" in (item.note or "")
+
+
+def test_items_of_a_node_have_its_name() -> None:
+    (item,) = list_gpus(make_gpu({}), node="n")
+    assert isinstance(item, NodeGpuItem)
+    assert item.node == "n"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -58,6 +59,25 @@ LIMITS = Limits(
     memory_pressure=2.5,
     cpu_pressure=40.0,
 )
+GPU = GpuItem(
+    component="vram:nvidia0",
+    uuid="GPU-1",
+    index=0,
+    name="A100",
+    total=1000,
+    used=600,
+    free=300,
+    ours=400,
+    others=150,
+    unexplained=50,
+    gtt_total=90,
+    gtt_used=80,
+    utilization_percent=75.0,
+    temperature_celsius=61.5,
+    power_watts=250.5,
+    age_seconds=0.5,
+)
+GPU_LABELS = {"component": "vram:nvidia0", "uuid": "GPU-1", "index": "0", "name": "A100"}
 # What Prometheus 2.42 asks for.
 PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
@@ -433,6 +453,46 @@ def test_up_is_absent_until_the_first_answer_or_the_end_of_the_grace(
     assert value(found, "monitor_backend_up", **never) == 0
 
 
+@pytest.mark.parametrize("media_type", [TEXT, OPENMETRICS])
+def test_gpus_have_metrics(media_type: str) -> None:
+    found = series(render(media_type=media_type, gpus=[GPU]), media_type)
+    figures = {
+        name.removeprefix("monitor_gpu_"): amount
+        for (name, labels), amount in found.items()
+        if labels == frozenset(GPU_LABELS.items())
+    }
+    assert figures == {
+        "memory_total_bytes": 1000,
+        "memory_used_bytes": 600,
+        "memory_free_bytes": 300,
+        "gtt_total_bytes": 90,
+        "gtt_used_bytes": 80,
+        "utilization_ratio": 0.75,
+        "temperature_celsius": 61.5,
+        "power_watts": 250.5,
+        "age_seconds": 0.5,
+    }
+    held = {
+        dict(labels)["holder"]: amount
+        for (name, labels), amount in found.items()
+        if name == "monitor_gpu_memory_held_bytes"
+    }
+    assert held == {"ours": 400, "others": 150, "unexplained": 50}
+
+
+def test_unknown_and_old_figures_of_gpus_are_absent() -> None:
+    """Devices without a UUID and a name differ by their component."""
+    unknown = GpuItem(component="vram:a", age_seconds=1.0)
+    old = msgspec.structs.replace(GPU, component="vram:b", age_seconds=31.0)
+    found = series(render(gpus=[unknown, old]))
+    samples = [(name, dict(labels)["component"]) for name, labels in found if "_gpu_" in name]
+    assert sorted(samples) == [
+        ("monitor_gpu_age_seconds", "vram:a"),
+        ("monitor_gpu_age_seconds", "vram:b"),
+    ]
+    assert "monitor_gpu_" not in render()
+
+
 def test_every_metric_is_documented() -> None:
     """The table names each metric that is exposed, its type and its labels, and no other."""
     observation = observe(
@@ -440,7 +500,9 @@ def test_every_metric_is_documented() -> None:
         process=ProcessUsage(rss=1, cpu_seconds=1.0),
         tree=TREE,
     )
-    text, openmetrics = (render(observation, media_type=each) for each in (TEXT, OPENMETRICS))
+    text, openmetrics = (
+        render(observation, media_type=each, gpus=[GPU]) for each in (TEXT, OPENMETRICS)
+    )
     names = re.findall(r"^# TYPE (\S+)", text, re.M)
     types = re.findall(r"^# TYPE \S+ (\S+)", openmetrics, re.M)
     labels: dict[str, set[str]] = {name: set() for name in names}

@@ -161,6 +161,7 @@ def test_hooks_keep_their_arguments() -> None:
         "monitor_query_status": ("backend", "timeout_seconds"),
         "monitor_call_metadata": ("backend",),
         "monitor_memory_components": ("backend", "pids"),
+        "monitor_list_gpus": (),
         "monitor_before_shutdown": ("backend", "force"),
         "monitor_stop_backend": ("backend", "timeout_seconds"),
         "monitor_stop_signal": ("backend",),

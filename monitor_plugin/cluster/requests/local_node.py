@@ -27,7 +27,6 @@ from ...backends.left_behind import LeftBehindTracker
 from ...backends.refusals import Refusals
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
-from ...gpu.reader import GpuReader
 from ...processes.limits import LimitsReader
 from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
@@ -49,7 +48,7 @@ class LocalNode:
         coordinator: shuts this node's models down.
         sweeper: reads all backends of this node.
         limits_reader: reads the limits of this node's monitor.
-        gpu_reader: reads the GPUs of this node.
+        gpu_lister: lists the GPUs of this node.
         describe_last_exit: describes how the last backend of a model ended; None if none has ended.
         is_partly_verified: whether the monitor cannot see all processes.
 
@@ -67,7 +66,7 @@ class LocalNode:
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
         limits_reader: LimitsReader,
-        gpu_reader: GpuReader,
+        gpu_lister: GpuLister,
         describe_last_exit: Callable[[str], str | None],
         is_partly_verified: bool,
     ) -> None:
@@ -79,10 +78,9 @@ class LocalNode:
         self._left_behind = left_behind
         self._model_reader = model_reader
         self._coordinator = coordinator
-        self._gpu_reader = gpu_reader
-        self._gpu_lister = GpuLister(registry, node)
+        self._gpu_lister = gpu_lister
         self._lister = Lister(
-            registry, refusals, sweeper, coordinator, limits_reader, self._gpu_lister, node
+            registry, refusals, sweeper, coordinator, limits_reader, gpu_lister, node
         )
 
     def has(self, model: str, pid: int | None = None, *, stopping: bool = False) -> bool:
@@ -136,8 +134,7 @@ class LocalNode:
     def _list(self, request: Request) -> Reply:
         """List backends, or only GPUs. A page is sorted by PID."""
         if request.gpus_only:
-            gpus = self._gpu_lister.list(self._gpu_reader.read())
-            return self._reply(Response(200, encode(GpusAnswer(gpus))))
+            return self._reply(Response(200, encode(GpusAnswer(self._gpu_lister.read()))))
         listed = self._lister.list(request.model, request.fresh)
         if request.limit is not None:
             after_pid = request.after_pid or 0
