@@ -252,7 +252,8 @@ class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
         shared: the part of pss in shared memory and tmpfs.
         swap: bytes in swap, shared pages counted once.
         memory_age_seconds: how long ago these five figures were read.
-        vram: bytes on GPUs: the sum of the components that are named `vram` or `vram:<device>`.
+        vram: bytes on GPUs: the component `vram` if a hook reports it, else the sum of those that
+            are named `vram:<device>`. None if there is none, or if one is not known.
         gtt: bytes of system memory that the tree uses through GPUs: the sum of the components that
             are named `gtt:<device>`. They are not part of pss.
     """

@@ -121,6 +121,8 @@ class NvidiaProvider:
             return None
         try:
             value = call()
+        except OSError:  # no file descriptor is free, so nothing is known of the device
+            raise
         except Exception as error:  # the driver's bindings may raise anything
             seconds = self._retry_seconds
             if self._logged.get(what) != str(error) and self._is_worth_a_warning(error):

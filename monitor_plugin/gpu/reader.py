@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -25,6 +26,7 @@ _logger = logging.getLogger(__name__)
 # would use more than 2 % of a core.
 _INTERVAL_SECONDS = 5.0
 _PAUSE_PER_CPU_SECOND = 49
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 # The time until a provider that has listed no device is asked again.
 _EMPTY_SECONDS = 60.0
 # Maximum wait for a driver when the monitor closes. A thread that hangs is left to the interpreter.
@@ -307,11 +309,12 @@ class _Source:
                 for name, gpus in found.items()
                 if gpus is not None
             }
-        except Exception:  # a provider calls third-party code
-            if not self._failed:
+        except Exception as error:  # a provider calls third-party code
+            has_descriptor = getattr(error, "errno", None) not in _NO_DESCRIPTOR
+            if not self._failed and has_descriptor:  # otherwise the next read tells
                 message = "%s: the GPUs could not be read; this is logged once until they can"
                 _logger.exception(message, self._name)
-            self._failed = True
+            self._failed = has_descriptor
             return
         self._failed = False
         kept = {name: each for name, each in self.lists.items() if name in found}

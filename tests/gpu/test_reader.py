@@ -202,13 +202,17 @@ def test_thread_of_a_driver_without_devices_ends(
     file: GpuFile, make_reader: Callable[..., GpuReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Readings find that out a minute later, if the driver was loaded meanwhile."""
-    monkeypatch.setattr(module, "_EMPTY_SECONDS", 0.2)
     file.write()
     reader = make_reader([file])
     assert list(reader.read(wait_seconds=60).gpus) == []
     eventually(lambda: threads() == 0)
     assert file.closes == 1
     file.write(make_gpu({}))
+    for _ in range(3):
+        assert list(reader.read(max_age_seconds=0).gpus) == []
+    assert (file.reads, threads()) == (1, 0)
+    (source,) = reader._providers
+    monkeypatch.setattr(source, "_empty_until", 0.0)
     eventually(lambda: used(reader.read()) == [600])
     assert threads() == 1
 
