@@ -216,7 +216,8 @@ class ShutdownCoordinator:
             outcome = "stopped"
             if not all(stop.by_host or stop.failure for stop in registered):
                 self._set_phase(shutdown, "watching")
-                outcome = self._watch_respawn(model, known)
+                ended_at = max(stop.ended_at for stop in registered)
+                outcome = self._watch_respawn(model, known, ended_at)
             if outcome == "stopped":
                 self._for_each(stops, self._stopper.verify)
         except ShutdownRefused:
@@ -314,9 +315,16 @@ class ShutdownCoordinator:
             if refusal := self._hooks.before_shutdown(record.backend, force):
                 raise ShutdownRefused(model, refusal.plugin_name, refusal.reason)
 
-    def _watch_respawn(self, model: str, known: set[_StartedProcess]) -> str:
-        """Watch whether the host starts the model again; return `respawned` or `stopped`."""
-        deadline = time.monotonic() + self._respawn_watch_seconds
+    def _watch_respawn(self, model: str, known: set[_StartedProcess], ended_at: float) -> str:
+        """Watch whether the host starts the model again; return `respawned` or `stopped`.
+
+        Args:
+            model: the model.
+            known: the processes that do not count as a respawn.
+            ended_at: when the last backend ended (monotonic seconds). The time of the watch runs
+                since then, also during the wait for memory.
+        """
+        deadline = ended_at + self._respawn_watch_seconds
         while True:
             if self._new_pids(model, known):
                 return "respawned"

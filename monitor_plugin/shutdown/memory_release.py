@@ -107,6 +107,7 @@ class MemoryRelease:
         backend: Backend,
         held: HeldMemory,
         members: Collection[ProcessIdentity],
+        ended_at: float,
         interrupted: threading.Event,
     ) -> Freed:
         """Wait until no member of a backend uses GPU memory; log a warning if one still does.
@@ -114,9 +115,10 @@ class MemoryRelease:
         Does not wait if the members used none, or if it is not known which processes use it.
 
         Args:
-            backend: the backend, whose members have just ended.
+            backend: the backend.
             held: what they held before the stop.
             members: the members that were found during the stop.
+            ended_at: when all of them had ended (monotonic seconds).
             interrupted: ends the wait when it is set.
         """
         before = held.gpus
@@ -125,7 +127,6 @@ class MemoryRelease:
             return Freed(memory=held.memory, gpu=total, gpu_left=total)
         members = {*held.members, *members}
         devices = {component for component, _ in before.uses}
-        ended_at = time.monotonic()
         deadline = ended_at + self._seconds - held.waited_seconds
         while True:
             max_age_seconds = min(time.monotonic() - ended_at, _POLL_SECONDS)
@@ -162,8 +163,8 @@ class MemoryRelease:
         ]
         reasons += [f"{component} could not be read" for component in sorted(unknown)]
         _logger.warning(
-            "model %r (process %d): all its processes have ended, and its GPU memory is not known "
-            "to be free after memory_release_seconds (%g): %s; the next model may not fit",
+            "model %r (process %d): all its processes have ended, but its GPU memory was not seen "
+            "to be free within memory_release_seconds (%g): %s; the next model may not fit",
             backend.model,
             backend.pid,
             self._seconds,

@@ -48,6 +48,7 @@ class Stop:
         is_busy: whether the backend was busy after the drain, or may be, as its status is unknown.
         by_host: whether the host stops the backend, through a hook.
         grace_ends_at: when the time of the stop is over, by the monotonic clock.
+        ended_at: when the members had ended, by the monotonic clock.
         failure: why the stop failed; None if it has not failed.
         freed: the memory that was given back; None unless all members have ended.
     """
@@ -59,6 +60,7 @@ class Stop:
     is_busy: bool = False
     by_host: bool = False
     grace_ends_at: float = 0.0
+    ended_at: float = 0.0
     failure: ShutdownFailed | None = None
     freed: Freed | None = None
 
@@ -175,7 +177,7 @@ class Stopper:
     def stop(self, stop: Stop) -> None:
         """Free and end the backend, and wait until its memory is free.
 
-        Sets `stop.by_host`, `stop.failure` and `stop.freed`.
+        Sets `stop.by_host`, `stop.ended_at`, `stop.failure` and `stop.freed`.
         """
         if stop.tree is None or stop.failure:
             return
@@ -189,9 +191,10 @@ class Stopper:
                 if stop.record.process.ended():
                     self._exit_recorder.record_exit(stop.record)
                 self._registry.set_stopping(stop.record, False)
+        stop.ended_at = time.monotonic()
         if not stop.failure:
             stop.freed = self._memory_release.wait(
-                stop.record.backend, held, stop.tree.identities(), self.closing
+                stop.record.backend, held, stop.tree.identities(), stop.ended_at, self.closing
             )
 
     def verify(self, stop: Stop) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -619,6 +621,29 @@ def test_monitor_frees_a_model_of_what_the_driver_still_lists(
     eventually(lambda: gpus_of(watched)[0]["others"] == 0)
     watched.close()
     assert "PID" not in watched.log
+
+
+def test_shutdown_answers_when_the_driver_lists_the_ended_process_no_longer(
+    make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
+) -> None:
+    """A model that is loaded then finds the memory free. Others keep theirs."""
+    process, other = spawner.sleeper(), spawner.sleeper()
+    driver = make_driver()
+    of_other = f"compute 0 {other.pid} {MIB}"
+    driver.configure("devices 0 1", *COMPLETE, of_other, f"compute 0 {process.pid} {GIB}")
+    pids = {"m": process.pid, "other": other.pid}
+    watched = watch(spawner, tmp_path, None, pids, **driver.environment)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(watched.client.shutdown, "m")
+        process.wait(60)
+        calls = driver.calls("compute 0")
+        eventually(lambda: driver.calls("compute 0") >= calls + 2)
+        assert not answer.done()
+        driver.configure("devices 0 1", *COMPLETE, of_other)
+        freed = answer.result(60).headers["X-Monitor-Freed"]
+    assert re.fullmatch(rf"memory=\d+, gpu={GIB}, seconds=\d+\.\d+", freed)
+    watched.close()
+    assert watched.log == ""
 
 
 # Registers a process of its own PID namespace, in which the driver lists its PID for another one.

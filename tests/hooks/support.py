@@ -30,6 +30,7 @@ settings = monitor_plugin.Settings(
     listen="127.0.0.1:0",
     hooks_dir=folder,
     hook_timeout_seconds=30,
+    memory_release_seconds=600,
     reading_max_age_seconds=0,
     sweep_interval_seconds=0,
 )

@@ -80,7 +80,7 @@ class Rig:
         self, release: MemoryRelease, held: HeldMemory, found: Sequence[tuple[int, float]] = ()
     ) -> Freed:
         backend = Backend("m", self.pid, "127.0.0.1:1", 0.0)
-        return release.wait(backend, held, found, self.closing)
+        return release.wait(backend, held, found, time.monotonic(), self.closing)
 
     def begin_to_wait(
         self, release: MemoryRelease, held: HeldMemory, found: Sequence[tuple[int, float]] = ()
@@ -239,7 +239,8 @@ def test_driver_that_has_never_answered_is_not_waited_for(spawner: Spawner, tmp_
     release = MemoryRelease(reader, 0.2)
     process = spawner.sleeper()
     held = release.measure(members_of(process.pid), None)
-    freed = release.wait(Backend("m", process.pid, "", 0.0), held, (), threading.Event())
+    backend = Backend("m", process.pid, "", 0.0)
+    freed = release.wait(backend, held, (), time.monotonic(), threading.Event())
     driver.write()
     reader.close()
     assert (freed.gpu, freed.gpu_left, freed.seconds) == (None, None, 0.0)
@@ -587,3 +588,27 @@ def test_closing_monitor_ends_the_wait_of_a_shutdown(
     assert outcome == "stopped"
     assert freed
     assert freed.gpu in (0, None)
+
+
+def test_respawn_during_the_wait_is_noticed(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    driver: GpuFile,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """The time of the watch runs from the end of the backend, whose memory came back all the same."""
+    hooks = Hooks()
+    monitor = make_monitor([driver, hooks], memory_release_seconds=600, respawn_watch_seconds=0)
+    process, again = spawner.sleeper(), spawner.sleeper()
+    register(monitor, process.pid)
+    driver.write(gpu({process.pid: GIB}))
+    answer = pool.submit(Client(monitor.url).shutdown, "m")
+    eventually(lambda: not is_running(process.pid) and reads_again(driver))
+    register(monitor, again.pid, address="127.0.0.1:2")
+    driver.write(gpu({again.pid: GIB}))
+    assert answer.result(60).status == 500
+    assert "X-Monitor-Freed" not in answer.result().headers
+    outcome, freed = hooks.freed[process.pid]
+    assert outcome == "respawned"
+    assert freed
+    assert freed.gpu == GIB
