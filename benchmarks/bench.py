@@ -18,6 +18,7 @@ from pathlib import Path
 import churn
 import costs
 import listing
+import memory
 import rates
 import trees
 from goals import Figure, Goal
@@ -55,7 +56,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="about three minutes")
     size.add_argument("--tiny", action="store_true", help="a few seconds; no meaningful figures")
-    parser.add_argument("--only", default="rates,lists,costs,churn,trees")
+    parser.add_argument("--only", default="rates,lists,costs,churn,trees,memory")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/bench.json"))
     options = parser.parse_args()
     need_wrk()
@@ -68,6 +69,9 @@ def main() -> None:
         "costs": lambda: costs.measure(*((10, 4, 0.5), (200, 20, 6), (1000, 100, 30))[size_index]),
         "churn": lambda: churn.measure(*((3, 1, 1), (30, 1, 5), (100, 3, 8))[size_index]),
         "trees": lambda: trees.measure(*((8, 1, 1), (200, 2, 5.5), (200, 5, 16.5))[size_index]),
+        "memory": lambda: memory.measure(
+            *((2, 30, 1, 1), (4, 256, 1, 11), (8, 1024, 2, 22))[size_index]
+        ),
     }
     figures: list[Figure] = []
     for name in options.only.split(","):

@@ -1,7 +1,8 @@
 """A backend that starts in some 20 ms and takes some 10 MiB: it speaks gRPC without a gRPC library.
 
     python -S -E benchmarks/light_backend.py [--addr HOST:PORT] [--huge | --sends HEX]
-    python -S -E benchmarks/light_backend.py --count COUNT [--children N] [--no-status]
+    python -S -E benchmarks/light_backend.py --count COUNT [--children N] [--holds MIB]
+                                             [--no-status]
 
 Without `--count`, serves in its own process and prints `serving on HOST:PORT`. With it, forks COUNT
 backends, each of which leads a session, prints the PID and the address of each on a line, and kills
@@ -151,12 +152,13 @@ def start_backend(options: argparse.Namespace) -> tuple[int, str]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for _ in range(_DESCRIPTORS):
         os.open(os.devnull, os.O_RDONLY)
+    held = bytearray(b"x") * (options.holds * 1024 * 1024)
     fork_idle(options.children)
     listener, address = open_listener(options.addr)
     os.write(sent, f"{address}\n".encode())
     os.close(sent)
     serve(listener, options)
-    raise AssertionError("a server ends by a signal only")
+    raise AssertionError(f"a server with {len(held)} bytes ends by a signal only")
 
 
 def main() -> None:
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--sends", type=bytes.fromhex, help="send these bytes, and no answer")
     parser.add_argument("--count", type=int, help="fork so many backends")
     parser.add_argument("--children", type=int, default=0, help="idle children of each of them")
+    parser.add_argument("--holds", type=int, default=0, help="MiB of memory of each of them")
     options = parser.parse_args()
     if options.count is None:
         listener, address = open_listener(options.addr)

@@ -28,8 +28,9 @@ ALLOWED_RATIO = 1.1
 _PAUSE_SECONDS = 1.1
 _REPEATS = 20  # of requests that take a few milliseconds
 _BACKGROUND_SECONDS = 16.5
-# The memory of a tree is shared for 5 s. With sweeps every 5 s, chance would decide whether it is.
-_SWEEP_SECONDS = 5.5
+# Earlier versions share the memory of a tree for 5 s. With sweeps every 5 s, chance would decide
+# whether they do.
+SWEEP_SECONDS = 5.5
 
 
 class Contender(NamedTuple):
@@ -86,14 +87,14 @@ def measure(count: int, rounds: int, seconds: float, against: Path | None = None
 
     def add(name: str, number: int, used: Sequence[float]) -> None:
         if number >= 0:
-            results.setdefault(name, []).append([*used])
+            results.setdefault(f"CPU of {name}", []).append([*used])
 
     with (
         backends(count // 2, *switches) as with_status,
         backends(count - count // 2, *switches, "--no-status") as without_status,
     ):
         targets = [*with_status, *without_status]
-        with contenders(checkouts, targets, _SWEEP_SECONDS) as running:
+        with contenders(checkouts, targets, SWEEP_SECONDS) as running:
             before = [each.cpu_ms() for each in running]
             time.sleep(seconds)
             used = [each.cpu_ms() - was for each, was in zip(running, before, strict=True)]
@@ -102,9 +103,9 @@ def measure(count: int, rounds: int, seconds: float, against: Path | None = None
             for number in range(-1, rounds):  # the first round fills caches
                 for name, work, repeats in _work(with_status, without_status):
                     time.sleep(_PAUSE_SECONDS)
-                    add(name, number, _measure_in_turn(running, work, repeats, number % 2 == 1))
+                    add(name, number, measure_in_turn(running, work, repeats, number % 2 == 1))
                 add("a stop", number, _measure_stops(running, [with_status, without_status]))
-    return _figures(results)
+    return make_figures(results)
 
 
 def _work(
@@ -130,18 +131,19 @@ def _work(
     ]
 
 
-def _measure_in_turn(
+def measure_in_turn(
     running: Sequence[Contender],
     work: Callable[[Contender], object],
     repeats: int,
     last_first: bool,
+    clock: Callable[[Contender], float] = Contender.cpu_ms,
 ) -> list[float]:
-    """Return the CPU time of each contender for one request, in milliseconds."""
+    """Return the time of each contender for one request in milliseconds, by default CPU time."""
     used = {}
     for index in reversed(range(len(running))) if last_first else range(len(running)):
-        before = running[index].cpu_ms()
+        before = clock(running[index])
         work(running[index])
-        used[index] = (running[index].cpu_ms() - before) / repeats
+        used[index] = (clock(running[index]) - before) / repeats
     return [used[index] for index in range(len(running))]
 
 
@@ -160,16 +162,21 @@ def _measure_stops(
     return used
 
 
-def _figures(results: dict[str, list[list[float]]]) -> list[Figure]:
+def make_figures(results: dict[str, list[list[float]]]) -> list[Figure]:
+    """Make the figures of measurements: those of this checkout, and their ratios to another's.
+
+    Args:
+        results: by name, for each round the milliseconds of each contender.
+    """
     figures = []
     for name, rows in results.items():
         ours, *others = zip(*rows, strict=True)
-        figures.append(Figure(f"CPU of {name}", "ms", ours))
+        figures.append(Figure(name, "ms", ours))
         for other in others:
             ratios = [one / two for one, two in zip(ours, other, strict=True)]
-            figures.append(Figure(f"CPU of {name}: before", "ms", other))
+            figures.append(Figure(f"{name}: before", "ms", other))
             goal = Goal(at_most=ALLOWED_RATIO)
-            figures.append(Figure(f"CPU of {name}: now of before", "x", ratios, goal))
+            figures.append(Figure(f"{name}: now of before", "x", ratios, goal))
     return figures
 
 

@@ -84,6 +84,89 @@ def test_reported_exit_code_completes_the_exit(
     eventually(lambda: len(recorder.gone) == 1)
 
 
+# Takes 60 MiB, gives it back, and ends after a line.
+HAD_MEMORY = """
+import os, sys
+block = bytearray(os.urandom(4096)) * (60 * 256)
+del block
+print("had", flush=True)
+sys.stdin.readline()
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("noticed_by", ["watcher", "reading", "host"])
+def test_exit_has_the_last_known_peak(
+    noticed_by: str, monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Whichever thread notices the end; a code that the host reports later does not change it."""
+    process = spawner.python(HAD_MEMORY, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    assert process.stdout.readline() == "had\n"
+    register(monitor, process.pid)
+    (record,) = monitor._services.registry.records()
+    eventually(lambda: record.tree_memory)
+    if noticed_by != "watcher":
+        monitor._services.exit_recorder.watcher.unwatch(record.process)
+    process.stdin.close()
+    process.wait()
+    if noticed_by == "reading":
+        with pytest.raises(ModelNotLoaded):
+            monitor.read("m")
+    if noticed_by == "host":
+        monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=7)
+    eventually(lambda: recorder.gone)
+    ((_, exit),) = recorder.gone
+    assert exit.peak_rss is not None
+    assert 60 * 1024**2 < exit.peak_rss < 120 * 1024**2
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=7)
+    client = Client(monitor.url)
+    (ended,) = client.request("GET", "/backends").json["ended"]
+    assert (ended["exit_code"], ended["peak_rss"]) == (7, exit.peak_rss)
+    events = client.request("GET", "/events?after=0").json["events"]
+    assert [each["peak_rss"] for each in events if each["type"] == "ended"] == [exit.peak_rss]
+
+
+def test_exit_of_a_backend_that_was_never_read_has_no_peak(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """What is not known is None, not 0."""
+    monitor._services.memory_reader.close()
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    (observation,) = monitor.sweep()
+    assert observation.tree
+    assert (observation.tree.peak_rss, observation.tree.pss) == (None, None)
+    assert observation.process
+    assert observation.process.peak_rss is None
+    process.kill()
+    eventually(lambda: recorder.gone)
+    assert recorder.gone[0][1].peak_rss is None
+
+
+def test_peak_that_a_sweep_saw_is_that_of_the_exit(
+    monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """A sweep may see more memory than the last reading of the tree did."""
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    (record,) = monitor._services.registry.records()
+    memory = eventually(lambda: record.tree_memory)
+    monitor._services.memory_reader.close()
+    assert memory
+    record.tree_memory = memory._replace(peak_rss=1, root_peak_rss=1)
+    (observation,) = monitor.sweep()
+    assert observation.tree
+    assert observation.process
+    rss = observation.tree.rss
+    assert rss
+    assert (observation.tree.peak_rss, observation.process.peak_rss) == (rss, rss)
+    process.kill()
+    eventually(lambda: recorder.gone)
+    assert (recorder.gone[0][1].peak_rss or 0) >= rss
+
+
 def test_report_about_another_backend_changes_nothing(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:

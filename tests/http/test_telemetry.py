@@ -69,6 +69,7 @@ def test_events_are_listed_in_order(monitor: Monitor, client: Client, spawner: S
         "signal_name": "SIGKILL",
         "oom": None,
         "oom_certain": None,
+        "peak_rss": ended["peak_rss"],
         "description": "was killed by SIGKILL",
     }
     again = get(client, f"/events?after={answer['next']}")
