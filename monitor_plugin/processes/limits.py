@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -28,6 +29,8 @@ _GROUPS_MAX_AGE_SECONDS = 5.0
 _FOLDERS_MAX_AGE_SECONDS = 60.0
 # Version 1 writes "no limit" as the largest number of whole pages in 63 bits.
 _NO_LIMIT = 2**62
+_CORES = os.cpu_count() or 1
+_LINE = re.compile(r"^(\w+) (\d+)$", re.MULTILINE)
 
 
 class _Memory(NamedTuple):
@@ -266,8 +269,8 @@ def _read_quota_1(folder: str) -> float | None:
 
 def _read_quota_2(folder: str) -> float | None:
     """Read `cpu.max`: quota and period in microseconds, `max 100000` without a limit."""
-    quota, _, period = _read(f"{folder}/cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdecimal() and int(period or 0) else None
+    match = re.match(r"(\d+) ([1-9]\d*)$", _read(f"{folder}/cpu.max"))
+    return int(match[1]) / int(match[2]) if match else None
 
 
 def _read_group_pressure(folder: str) -> _Pressure:
@@ -295,9 +298,8 @@ def _read_number(path: str) -> int | None:
 
 
 def _read_lines(path: str) -> dict[str, int]:
-    """Read a file with a name and a number in each line."""
-    fields = _read(path).split()
-    return dict(zip(fields[::2], map(int, fields[1::2]), strict=True))
+    """Read a file with a name and a number in each line, such as `active_file 4096`."""
+    return {name: int(number) for name, number in _LINE.findall(_read(path))}
 
 
 def _read(path: str) -> str:
@@ -311,9 +313,15 @@ def _read(path: str) -> str:
 def _count_cores(pid: int) -> float | None:
     """Count the cores that a process may run on, also by its cpuset; None if it has ended."""
     try:
-        return float(len(os.sched_getaffinity(pid)))
+        cores = os.sched_getaffinity(pid)
+        if len(cores) < _CORES:
+            # Programs pin their first thread to a core, and others to other cores (OMP_PROC_BIND).
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(ProcessLookupError):
+                    cores |= os.sched_getaffinity(int(thread))
     except OSError:
         return None
+    return float(len(cores))
 
 
 def _least(amounts: Iterable[N | None]) -> N | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from monitor_plugin.processes import limits as module
 from monitor_plugin.processes.control_group_files import read_text
 from monitor_plugin.processes.control_groups import ControlGroups
 from monitor_plugin.processes.limits import LimitsReader, has_same_limits
+
+from ..support import Spawner, eventually
 
 pytestmark = pytest.mark.once
 
@@ -238,6 +241,25 @@ def test_cpu_limit_of_version_1(
     assert recorded.limits().cpu_limit == (CORES if quota is None else quota)
 
 
+def test_cores_are_those_of_all_threads(spawner: Spawner) -> None:
+    """Programs pin their threads to one core each."""
+    code = """
+import os, threading
+cores = sorted(os.sched_getaffinity(0))
+def work():
+    os.sched_setaffinity(0, cores[1:])
+    print(flush=True)
+    input()
+threading.Thread(target=work).start()
+os.sched_setaffinity(0, cores[:1])
+"""
+    process = spawner.python(code, stdin=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    eventually(lambda: len(os.sched_getaffinity(process.pid)) == 1)
+    assert LimitsReader(ControlGroups()).read(process.pid, 0.0).cpu_limit == CORES
+
+
 def test_cores_of_a_process_that_has_ended_are_not_known(recorded: Recorded) -> None:
     assert recorded.reader().read(2**22 + 1, 0.0).cpu_limit is None
 
@@ -249,7 +271,8 @@ def test_unreadable_files_are_no_limits(recorded: Recorded, lines: str) -> None:
     """Nor are files with other content, and groups that are deleted."""
     recorded.mount("cgroup2", "", "rw")
     recorded.join(lines)
-    recorded.write("odd", {"memory.max": "much", "cpu.max": "", "memory.pressure": "none"})
+    recorded.write("odd", {"memory.max": "much", "cpu.max": "1 0", "cgroup.type": "domain"})
+    recorded.write("odd", {"memory.pressure": "none", "cpu.pressure": "full avg10=1.00 "})
     (recorded.mounts / "a" / "memory.max").mkdir(parents=True)  # cannot be read, not even by root
     found = recorded.limits()
     assert (found.memory_limit, found.cpu_limit, found.memory_pressure) == (None, CORES, None)
@@ -261,6 +284,13 @@ def test_the_limit_of_the_group_above_a_deleted_one_counts(recorded: Recorded) -
     recorded.join("0::/a/gone (deleted)\n")
     recorded.write("a", v2(memory_max=64 * MIB))
     assert recorded.limits().memory_limit == 64 * MIB
+
+
+def test_lines_without_a_number_are_ignored(recorded: Recorded) -> None:
+    recorded.mount("cgroup2", "", "rw")
+    recorded.join("0::/a\n")
+    recorded.write("a", v2(memory_max=256 * MIB, memory_stat=f"a\nb c d\n{STAT_2}\nactive_file x"))
+    assert recorded.limits().memory_available == 201 * MIB
 
 
 def test_a_limit_without_a_readable_usage_has_no_amount_available(recorded: Recorded) -> None:
