@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -226,6 +227,27 @@ def test_refused_registrations_of_all_nodes_are_listed(
     assert b.get("/backends?node=b").json["refused"] == []
     first, second = (f"/backends?limit=1&after={after}" for after in ("", f"a/{pids[0]}"))
     assert [b.get(page).json["refused"] for page in (first, second)] == [[expected], []]
+
+
+@pytest.mark.once
+def test_limits_of_each_node_are_listed(
+    nats: NatsServer, make_local: MakeLocal, make_node: MakeNode
+) -> None:
+    """A node that may run on one core says so, whichever node is asked."""
+    a, b = make_local("a", nats.url, "one"), make_node("b", nats.url, "two")
+    eventually(lambda: a.lists("a", "b"))
+
+    def cores() -> dict[str, float]:
+        for thread in os.listdir(
+            f"/proc/{b.process.pid}/task"
+        ):  # each time, as threads come and go
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
+        nodes = a.get("/backends").json["nodes"]
+        assert all(each["machine"]["memory_available"] for each in nodes)
+        return {each["node"]: each["machine"]["cpu_limit"] for each in nodes}
+
+    eventually(lambda: cores() == {"a": float(len(os.sched_getaffinity(0))), "b": 1.0})
 
 
 @pytest.mark.once
