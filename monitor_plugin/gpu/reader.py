@@ -337,19 +337,23 @@ def _find_processes(gpus: Sequence[Gpu], since_boot: float) -> dict[int, GpuProc
             PID of another one that has ended.
     """
     found: dict[int, GpuProcess] = {}
+    users: dict[int, str] = {}
     for pid in {use.pid for gpu in gpus for use in gpu.uses or ()}:
         row = read_row(pid)
         if row is not None and row.started <= since_boot * TICKS_PER_SECOND:
-            found[pid] = GpuProcess(row.started, row.name, _user_of(pid))
+            found[pid] = GpuProcess(row.started, row.name, _user_of(pid, users))
     return found
 
 
-def _user_of(pid: int) -> str | None:
+def _user_of(pid: int, names: dict[int, str]) -> str | None:
+    """Return the name of a process's user; `names` caches the names of users by their numbers."""
     try:
         number = os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
+    if number not in names:
+        try:
+            names[number] = pwd.getpwuid(number).pw_name
+        except KeyError:
+            names[number] = str(number)
+    return names[number]

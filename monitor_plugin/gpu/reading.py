@@ -96,13 +96,15 @@ class GpuReading:
         self.taken_at = taken_at
         self._devices = devices or {}
         self._uses: dict[ProcessIdentity, list[tuple[Gpu, GpuUse]]] = {}
+        self._components = {gpu.component: _components_of(gpu) for gpu in gpus}
+        self._unread = [gpu for gpu in gpus if gpu.unread]
         # The memory of a device that is divided into instances is that of the instances.
         parents = {gpu.parent for gpu in gpus if gpu.parent}
         self._unknown = {
             name
             for gpu in gpus
             if gpu.uses is None and gpu.uuid not in parents
-            for name in _components_of(gpu)
+            for name in self._components[gpu.component]
         }
         for gpu in gpus:
             for use in gpu.uses or ():
@@ -144,13 +146,16 @@ class GpuReading:
         components: dict[str, int] = {}
         unknown = set(self._unknown)
         for gpu, used in uses.values():
-            known, not_known = _sum_uses(gpu, used)
+            known, not_known = _sum_uses(self._components[gpu.component], used)
             components.update(known)
             unknown |= not_known
         pids = [pid for pid, _ in processes]
-        for gpu in self.gpus:
-            if has_unread_use(gpu, pids) or self.is_stale(gpu):
-                unknown.update(_components_of(gpu))
+        for gpu in self._unread:
+            if has_unread_use(gpu, pids):
+                unknown.update(self._components[gpu.component])
+        if time.monotonic() - self.taken_at > STALE_SECONDS:
+            for gpu in filter(self.is_stale, self.gpus):
+                unknown.update(self._components[gpu.component])
         for name in unknown & components.keys():
             del components[name]
         return Held(components, frozenset(unknown))
@@ -166,13 +171,13 @@ def held_by(gpus: Iterable[Gpu], pids: Collection[int]) -> dict[str, int]:
     for gpu in gpus:
         if not has_unread_use(gpu, pids):
             uses = [each for each in gpu.uses or () if each.pid in pids]
-            components.update(_sum_uses(gpu, uses)[0])
+            components.update(_sum_uses(_components_of(gpu), uses)[0])
     return components
 
 
 def total_of(gpu: Gpu, use: GpuUse) -> int | None:
     """Return the bytes that a process uses on a device and through it; None if not known."""
-    components, unknown = _sum_uses(gpu, [use])
+    components, unknown = _sum_uses(_components_of(gpu), [use])
     return None if unknown else sum(components.values())
 
 
@@ -205,12 +210,12 @@ def has_unread_use(gpu: Gpu, pids: Iterable[int]) -> bool:
     return not gpu.unread.isdisjoint(pids) and (reports_memory(gpu) or reports_gtt(gpu))
 
 
-def _sum_uses(gpu: Gpu, uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str]]:
-    """Return bytes by component, and the components that are not known."""
+def _sum_uses(names: Iterable[str], uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str]]:
+    """Return bytes by component of a device, and the components that are not known."""
     components: dict[str, int] = {}
     unknown: set[str] = set()
     if uses:
-        for name in _components_of(gpu):
+        for name in names:
             is_gtt = name.startswith(_GTT)
             amount = sum_known(each.gtt if is_gtt else each.memory for each in uses)
             if amount is None:
