@@ -63,6 +63,8 @@ def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_pa
     (shutdown,) = [each for each in rest if each["type"] == "shutdown_finished"]
     assert shutdown["outcome"] == "stopped"
     assert shutdown["seconds"] >= 0
+    assert shutdown["freed"].pop("memory") > 0
+    assert shutdown["freed"] == {"gpu": None, "gpu_left": None, "seconds": 0.0}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -59,6 +59,7 @@ def test_backend_events_are_posted(
     assert ends == {"org/bert ✓": ("killed", "SIGKILL"), "llama": ("shutdown", None)}
     (shutdown,) = receiver.named("shutdown_finished")
     assert (shutdown["model"], shutdown["outcome"]) == ("llama", "stopped")
+    assert shutdown["freed"]["memory"] > 0
     assert SECRET not in caplog.text
     assert receiver.url not in caplog.text
 

@@ -173,6 +173,8 @@ def test_stop_is_confirmed_and_shown(
     ]
     assert not is_running(backend.pid)
     assert "shutdown" in end_of(page, "m")
+    freed = re.compile(r"the shutdown of m: stopped, gave back [\d.]+ MiB$")
+    page.locator("#changes p", has_text=freed).wait_for(state="attached")
     row(page, "m").wait_for(state="detached")
     eventually(lambda: has_focus(stop_button(page, "other")))
 

@@ -596,7 +596,7 @@ def test_respawn_during_the_wait_is_noticed(
     driver: GpuFile,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """The time of the watch runs from the end of the backend, whose memory came back all the same."""
+    """The time of the watch runs from the end of the backend. Its memory came back all the same."""
     hooks = Hooks()
     monitor = make_monitor([driver, hooks], memory_release_seconds=600, respawn_watch_seconds=0)
     process, again = spawner.sleeper(), spawner.sleeper()

@@ -75,6 +75,8 @@ def test_each_event_is_logged_in_one_line(
         f"model 'm\u00e9' (process {running.pid}) shutdown: stopped, in "
     )
     assert (shutdown["event"], shutdown["outcome"]) == ("shutdown_finished", "stopped")
+    assert shutdown["freed"]["memory"] > 0
+    assert "; gave back " in shutdown["message"]
     assert audited["logger"] == "monitor_plugin.audit"
     assert audited["message"] == "POST /backend/shutdown: stopped"
     assert (audited["model"], audited["who"]) == ("m\u00e9", "anonymous")
