@@ -238,9 +238,7 @@ def test_limits_of_each_node_are_listed(
     eventually(lambda: a.lists("a", "b"))
 
     def cores() -> dict[str, float]:
-        for thread in os.listdir(
-            f"/proc/{b.process.pid}/task"
-        ):  # threads come and go
+        for thread in os.listdir(f"/proc/{b.process.pid}/task"):  # threads come and go
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
         nodes = a.get("/backends").json["nodes"]
