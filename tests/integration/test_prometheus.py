@@ -9,15 +9,16 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from monitor_plugin import Backend, Monitor, hookimpl
+from monitor_plugin import Backend, Gpu, Monitor, hookimpl
 
+from ..gpus import make_gpu
 from ..support import Client, Spawner, eventually, free_port, program
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "prometheus"
@@ -80,8 +81,18 @@ def exposed(monitor: Monitor) -> set[str]:
     return {name + each for name, kind in types for each in suffixes.get(kind, ("",))}
 
 
-def test_examples_use_existing_metrics(monitor: Monitor) -> None:
+class Devices:
+    """Lists a GPU."""
+
+    @hookimpl
+    def monitor_list_gpus(self) -> Sequence[Gpu]:
+        figures = {"utilization_percent": 5.0, "temperature_celsius": 61.0, "power_watts": 90.0}
+        return [make_gpu({}, name=COMPONENT, gtt_total=2, gtt_used=1, **figures)]
+
+
+def test_examples_use_existing_metrics(make_monitor: Callable[..., Monitor]) -> None:
     """Each name in the dashboard and the rules is a metric of `/metrics`; all figures are used."""
+    monitor = make_monitor([Devices()])
     used = set().union(*map(names_in, [*expressions(), *variables()]))
     assert used - FOREIGN - exposed(monitor) == set()
     histogram = "monitor_backend_status_duration_seconds"
@@ -140,7 +151,7 @@ def watching(make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: P
     tokens.write_text("read:prometheus:secret\nadmin:ops:root\n")
     tokens.chmod(0o600)
     monitor = make_monitor(
-        plugins=[Components()],
+        plugins=[Components(), Devices()],
         token_file=str(tokens),
         status_timeout_seconds=0.5,
         start_grace_seconds=0,
