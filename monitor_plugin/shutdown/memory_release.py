@@ -97,7 +97,7 @@ class MemoryRelease:
         if self._seconds <= 0:
             return HeldMemory(identities, memory)
         began_at = time.monotonic()
-        reading = self._read(0.0, min(_MEASURE_SECONDS, self._seconds))
+        reading = self._gpu_reader.read(0.0, min(_MEASURE_SECONDS, self._seconds))
         now = time.monotonic()
         gpus = _find_uses(reading, identities, now - STALE_SECONDS) if reading.gpus else None
         return HeldMemory(identities, memory, gpus, now - began_at)
@@ -130,7 +130,7 @@ class MemoryRelease:
         deadline = ended_at + self._seconds - held.waited_seconds
         while True:
             max_age_seconds = min(time.monotonic() - ended_at, _POLL_SECONDS)
-            reading = self._read(max_age_seconds, _POLL_SECONDS)
+            reading = self._gpu_reader.read(max_age_seconds, _POLL_SECONDS)
             left = _find_uses(reading, members, ended_at, devices)
             now = time.monotonic()
             if not (left.uses or left.unknown & devices):
@@ -146,12 +146,6 @@ class MemoryRelease:
             gpu_left=left.total(),
             seconds=round(now - ended_at, 3),
         )
-
-    def _read(self, max_age_seconds: float, wait_seconds: float) -> GpuReading:
-        try:
-            return self._gpu_reader.read(max_age_seconds, wait_seconds)
-        except RuntimeError:  # no thread can be started
-            return self._gpu_reader.last()
 
     def _warn(
         self, backend: Backend, left: Mapping[_DeviceAndPid, int | None], unknown: Iterable[str]
@@ -208,6 +202,9 @@ def _find_uses(
 
 def _sum_rss(members: Collection[ProcessIdentity]) -> int | None:
     """Add up the RSS of the members that run; None if it is not known."""
-    rows = [(read_row(pid), started) for pid, started in members]
+    try:
+        rows = [(read_row(pid), started) for pid, started in members]
+    except OSError:  # no file descriptor is free
+        return None
     live = [row.rss for row, started in rows if row and row.started == started and row.vms]
     return sum(live) or None  # the kernel reports 0 for a process that is about to run

@@ -18,6 +18,7 @@ from monitor_plugin.domain.models import Freed
 from monitor_plugin.gpu.reader import GpuReader
 from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.processes.tree_memory import TreeMemory
+from monitor_plugin.shutdown import memory_release
 from monitor_plugin.shutdown.memory_release import HeldMemory, MemoryRelease
 
 from ..gpus import GpuFile, make_gpu
@@ -29,6 +30,7 @@ from ..support import (
     is_running,
     logged,
     members_of,
+    refuse_descriptors,
     register,
 )
 from .support import StaysBusy
@@ -314,14 +316,12 @@ def test_system_memory_that_is_used_through_a_gpu_counts(rig: Rig) -> None:
     assert rig.wait(release, held).gpu == 25 * GIB
 
 
-def test_reader_without_a_thread_fails_no_stop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop is what frees threads."""
-
-    def refuse(*arguments: float) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(rig.reader, "read", refuse)
-    assert rig.stop(0.5).memory
+def test_stop_without_a_free_descriptor_reports_no_memory(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop is what frees descriptors, so this is no failure."""
+    refuse_descriptors(monkeypatch, memory_release, "read_row")
+    assert rig.measure()[1].memory is None
 
 
 def test_memory_is_pss_where_it_was_read_and_has_not_changed_much(rig: Rig) -> None:
