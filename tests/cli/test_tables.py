@@ -230,13 +230,19 @@ def test_details_show_all_that_is_known() -> None:
     ("process", "gpus", "cells"),
     [
         ({"tree": {"processes": 1, "vram": 5 * MIB}}, [], ["5.0 MiB", "?"]),
-        ({"tree": {"processes": 1}}, [{"uuid": "a"}], ["?", "?"]),
+        ({"tree": {"processes": 1}}, [{"uuid": "a"}, {"ours": 7}], ["?", "?"]),
+        ({"tree": {"processes": 1, "vram": MIB}}, [{"ours": MIB}], ["1.0 MiB", "-"]),
+        (None, [{"ours": 0}], ["?", "-"]),
+        (None, [{"ours": 0, "node": "far"}], ["?", "?"]),
     ],
 )
 def test_gpu_memory_is_a_column(
-    process: dict[str, Any], gpus: list[dict[str, Any]], cells: list[str]
+    process: dict[str, Any] | None, gpus: list[dict[str, Any]], cells: list[str]
 ) -> None:
-    """Where any backend has some, or where there is a GPU; what is not known is `?`."""
+    """Where any backend has some, or where there is a GPU.
+
+    A backend that uses none has `-`, if it is known which processes use the GPUs; else `?`.
+    """
     listed = answer(item("m", 2, process=process), item("other", 1))
     listed = msgspec.structs.replace(listed, gpus=msgspec.convert(gpus, list[NodeGpuItem]))
     lines = [

@@ -45,6 +45,7 @@ from .text import (
     seconds_since,
     summarize,
     vram,
+    vram_texts,
     zombies,
 )
 
@@ -101,7 +102,7 @@ def backends_table(
         Column("STATE", [condition_text(item) for item in items], 0),
         Column("MEMORY", [Text(amount(memory_bytes(item))) for item in items], 0, "right"),
         Column("MEM%", [Text(share) for share in shares], 6, "right"),
-        Column("VRAM", [Text(amount(vram(item))) for item in items], 2, "right"),
+        Column("VRAM", [Text(each) for each in vram_texts(items, answer)], 2, "right"),
         Column("CPU%", [Text(percent(cpu_percent(item))) for item in items], 3, "right"),
         Column("UPTIME", [Text(duration(item.uptime_seconds)) for item in items], 4, "right"),
         Column("SOURCE", [Text(printable(describe_source(item))) for item in items], 7),

@@ -143,8 +143,18 @@ def _limited(limit: int, total: int | None) -> str:
 
 
 def vram(item: NodeBackendItem) -> int | None:
-    """Return the memory of a backend on GPUs in bytes; None if it is unknown."""
+    """Return the memory of a backend on GPUs in bytes; None if it uses none or it is unknown."""
     return item.process.tree.vram if item.process and item.process.tree else None
+
+
+def vram_texts(items: Sequence[NodeBackendItem], answer: ClusterBackendsAnswer) -> list[str]:
+    """Return the memory of each backend on GPUs; `-` for a backend that is known to use none."""
+    nodes = {gpu.node for gpu in answer.gpus}
+    known = nodes - {gpu.node for gpu in answer.gpus if gpu.ours is None}
+    return [
+        "-" if item.process and vram(item) is None and item.node in known else amount(vram(item))
+        for item in items
+    ]
 
 
 def describe_limits(limits: Limits) -> str:
