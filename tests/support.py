@@ -173,6 +173,11 @@ def members_of(pid: int) -> Members:
     return Members((pid, row.started if row else 0.0))
 
 
+def await_memory(pid: int) -> None:
+    """Wait until the kernel reports memory of a new process, which may show 0 bytes at first."""
+    eventually(lambda: (row := read_row(pid)) is not None and row.rss > 0)
+
+
 def suspend(pid: int) -> None:
     """Send SIGSTOP to a child, and wait until all its threads have stopped."""
     os.kill(pid, signal.SIGSTOP)

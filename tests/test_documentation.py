@@ -53,7 +53,7 @@ from monitor_plugin.demo.host import MODELS, demo
 from monitor_plugin.domain.models import TreeUsage
 from monitor_plugin.http.openapi import describe_api
 
-from .support import Client, Spawner, eventually, free_port
+from .support import Client, Spawner, await_memory, eventually, free_port
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -392,6 +392,7 @@ def test_documented_audit_line_has_the_real_fields(
     caplog.set_level(logging.INFO, "monitor_plugin.audit")
     monitor = make_monitor()
     process = spawner.sleeper()
+    await_memory(process.pid)
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
     assert Client(monitor.url).shutdown("m").status == 200
     audit = "monitor_plugin.audit"

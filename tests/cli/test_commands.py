@@ -19,7 +19,15 @@ from monitor_plugin import monitor as monitor_module
 from monitor_plugin.cli import main, options
 from monitor_plugin.cli.views.text import escape_name
 
-from ..support import Client, Spawner, eventually, is_running, load_sleeper, register
+from ..support import (
+    Client,
+    Spawner,
+    await_memory,
+    eventually,
+    is_running,
+    load_sleeper,
+    register,
+)
 
 HOSTILE = "a\\b [red]x :smile: \u202e\u05e9\u05dc 🦙/ü:7b"
 
@@ -136,6 +144,8 @@ def test_stop_stops_all_named_models(
     """`stop` reports each model and exits with 0; `--all` also succeeds without a loaded model."""
     stop = ["stop", "--yes", "--url", monitor.url]
     processes = [load(name) for name in ("a", "b c", HOSTILE)]
+    for process in processes:
+        await_memory(process.pid)
     assert main([*stop, "a", "b c", "a"]) == 0
     line = r"^(.*): stopped in [\d.]+ s; gave back [\d.]+ [KM]iB$"
     assert sorted(re.findall(line, capsys.readouterr().out, re.M)) == ["a", "b c"]

@@ -15,7 +15,7 @@ from falcon import testing
 from monitor_plugin import Backend, InvalidRequest, ModelNotLoaded, Monitor, Settings, hookimpl
 from monitor_plugin.api.audit import audited_shutdown
 
-from ..support import Client, Spawner, eventually
+from ..support import Client, Spawner, await_memory, eventually
 
 NAME = "a 'name'\u2028with {\"quotes\"} <img> 模型"
 
@@ -171,6 +171,7 @@ def test_a_hosts_own_shutdown_has_a_line(
 ) -> None:
     """`Monitor.shutdown` is audited as well."""
     process = spawner.sleeper()
+    await_memory(process.pid)
     monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address="127.0.0.1:1")
     monitor.shutdown("m", force=True)
     with pytest.raises(ModelNotLoaded):
@@ -180,5 +181,6 @@ def test_a_hosts_own_shutdown_has_a_line(
     fields = ("who", "from", "model", "force", "outcome")
     first, second, third = ([line[field] for field in fields] for line in lines())
     assert first == ["host", "python", "m", True, "stopped"]
+    assert [line.get("freed", "")[:10] for line in lines()] == ["gave back ", "", ""]
     assert second == ["host", "python", "m", False, "model_not_loaded"]
     assert third[4] == "invalid_request"

@@ -26,6 +26,7 @@ from ..support import (
     Answer,
     Client,
     Spawner,
+    await_memory,
     eventually,
     is_running,
     logged,
@@ -61,7 +62,7 @@ class Rig:
     def __init__(self, spawner: Spawner, path: Path) -> None:
         self.process = spawner.sleeper()
         self.pid = pid = self.process.pid
-        eventually(lambda: (row := read_row(pid)) is not None and row.rss > 0)
+        await_memory(pid)
         self.members = members_of(pid)
         self.driver = GpuFile(path)
         self.driver.write(gpu({pid: GIB}))
@@ -501,7 +502,7 @@ def test_setting_0_does_not_wait(
     """Nor does it report what it has not read."""
     monitor = make_monitor([driver, Hooks(by_host)], memory_release_seconds=0)
     process = spawner.sleeper()
-    eventually(lambda: (row := read_row(process.pid)) is not None and row.rss > 0)
+    await_memory(process.pid)
     register(monitor, process.pid)
     driver.write(gpu({process.pid: GIB}))
     figures = parse(Client(monitor.url).shutdown("m").headers["X-Monitor-Freed"])

@@ -350,6 +350,7 @@ def test_the_audit_of_the_stopping_node_names_the_client(
     assert line["who"] == "token"
     assert line["from"] == "node edge (127.0.0.1)"
     assert (line["model"], line["outcome"]) == ("m", "stopped")
+    assert line["freed"].startswith("gave back ")
     assert "the-edge-token" not in caplog.text
 
 
