@@ -19,7 +19,7 @@ from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
 from ..domain.models import Backend, Limits, Observation, ProcessUsage, Reading, Sample, Status
 from ..gpu.reader import GpuReader
-from ..gpu.reading import GpuReading
+from ..gpu.reading import STALE_SECONDS, GpuReading
 from ..hook_support.idleness import Activity
 from ..plugins.hooks import Hooks
 from ..processes.limits import LimitsReader, has_same_limits
@@ -152,8 +152,14 @@ class Sweeper:
         return Sweep([found[each.backend] for each in records if each.backend in found], gpus)
 
     def last_sweep_with_gpus(self, model: str | None = None) -> Sweep:
-        """Return what `last_sweep` returns, and the GPUs as the last sweep found them."""
-        return Sweep(self.last_sweep(model), self._last_gpus)
+        """Return what `last_sweep` returns, and the GPUs as the last sweep found them.
+
+        If that was long ago, as there are no background sweeps, they are those last read.
+        """
+        gpus = self._last_gpus
+        if time.monotonic() - gpus.taken_at > STALE_SECONDS:
+            gpus = self._gpu_reader.last()
+        return Sweep(self.last_sweep(model), gpus)
 
     def last_sweep(self, model: str | None = None) -> list[Observation]:
         """Return each backend's observation of the last sweep, without reading any backend."""

@@ -18,6 +18,7 @@ import pytest
 from monitor_plugin import Backend, Gpu, GpuUse, Monitor, Status, hookimpl
 from monitor_plugin.domain.models import Memory
 from monitor_plugin.processes.usage import UsageReader
+from monitor_plugin.readings import sweeper
 
 from .. import gpus as hook_file
 from ..gpus import GpuFile, make_gpu
@@ -175,6 +176,32 @@ def test_components_of_backends_and_hooks_replace_those_of_gpus(
     ready.components = {}
     ready.memory = Memory(7, {"vram:test0": 5})
     eventually(lambda: vram()[0] == {"vram:test0": 5, "vram:test1": 10})
+
+
+def test_list_without_a_sweep_has_the_last_gpus(
+    file: GpuFile,
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the last sweep, or newer ones if that was long ago."""
+    monitor = make_monitor([file, Ready()], gpu="off")
+    pid = spawner.sleeper().pid
+    register(monitor, pid)
+
+    def last() -> list[tuple[int, str | None]]:
+        answer = get(monitor, "/backends?fresh=false")
+        return [(gpu["ours"], gpu["note"]) for gpu in answer["gpus"]]
+
+    file.write(make_gpu({pid: 100}))
+    listed(monitor, ours=100)
+    assert last() == [(100, None)]  # there was no sweep yet
+    monitor.sweep()
+    file.write(make_gpu({pid: 200}))
+    listed(monitor, ours=200)
+    assert last() == [(100, None)]
+    monkeypatch.setattr(sweeper, "STALE_SECONDS", 0.0)
+    assert last() == [(200, None)]
 
 
 def test_unknown_amount_is_in_no_reading(
