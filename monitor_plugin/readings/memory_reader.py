@@ -20,9 +20,11 @@ _logger = logging.getLogger(__name__)
 # A reading takes milliseconds per GiB, and seconds with hundreds of GiB: 85 s follow one of 1.7 s.
 _SHARE_OF_A_CORE = 0.02
 _MAX_CREDIT_SECONDS = 0.1
-# A tree is read again after this time; sooner if its RSS has changed by more than an eighth.
-_INTERVAL_SECONDS = 5.0
+# A tree is read again after this time: sooner if its RSS has changed by more than an eighth, and
+# later if its total is the backend's own report.
+_INTERVAL_SECONDS = 10.0
 _CHANGED_INTERVAL_SECONDS = 1.0
+_REPORTED_INTERVAL_SECONDS = 30.0
 # While there is too little CPU time for all, a tree that has changed counts as so much older.
 _CHANGED_WEIGHT = 10
 _CLOSE_SECONDS = 1.0
@@ -130,7 +132,7 @@ class MemoryReader:
                 continue
             if math.isfinite(age) and _has_changed(record):
                 priorities[record] = _CHANGED_WEIGHT * age
-            elif age >= _INTERVAL_SECONDS:
+            elif age >= _interval_seconds(record):
                 priorities[record] = age
         return sorted(priorities, key=lambda each: -priorities[each])
 
@@ -140,6 +142,12 @@ class MemoryReader:
         with suppress(OSError):  # no file descriptor is free: the last reading stays
             if memory := self._read(members.identities(), members.root):
                 record.tree_memory = memory.with_earlier_peak(record.tree_memory)
+
+
+def _interval_seconds(record: Record) -> float:
+    """Return how long a reading is good enough while the RSS of the tree does not change."""
+    is_reported = record.observation and record.observation.memory_source == "backend"
+    return _REPORTED_INTERVAL_SECONDS if is_reported else _INTERVAL_SECONDS
 
 
 def _has_changed(record: Record) -> bool:
