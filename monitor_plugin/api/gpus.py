@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from ..backends.registry import Record, Registry
-from ..domain.gpus import Gpu, GpuUse, sum_known
+from ..domain.figures import sum_known
+from ..domain.gpus import Gpu, GpuUse
 from ..gpu.reader import GpuReader
 from ..gpu.reading import GpuReading, reports_gtt, reports_memory
 from ..processes.members import MemberTable

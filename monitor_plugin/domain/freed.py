@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .byte_sizes import format_bytes
-from .gpus import sum_known
+from .figures import sum_known
 from .models import Freed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -64,13 +64,3 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     uses: Sequence[GpuUse] | None = None
     unread: frozenset[int] = frozenset()
     note: str | None = None
-
-
-def sum_known(amounts: Iterable[int | None]) -> int | None:
-    """Add amounts up; None if any of them is not known."""
-    total = 0
-    for amount in amounts:
-        if amount is None:
-            return None
-        total += amount
-    return total

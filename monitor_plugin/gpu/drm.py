@@ -19,7 +19,7 @@ _VENDORS = {"amdgpu": "amd", "i915": "intel", "xe": "intel"}
 
 
 class _Card(NamedTuple):
-    """A device of /sys/class/drm: N of cardN, its folder, its driver and its PCI address."""
+    """A GPU: N of /sys/class/drm/cardN, the path of that folder, the driver, the PCI address."""
 
     number: int
     folder: str
@@ -30,27 +30,26 @@ class _Card(NamedTuple):
 class DrmProvider:
     """Reads the GPUs of the drivers amdgpu, i915 and xe, and the processes that use them.
 
-    A figure whose file is missing or cannot be read is None. While the device is suspended, the
+    A figure is None if its file is missing or cannot be read. While a device is suspended, the
     files that would wake it are not read. `index` is N of /dev/dri/cardN. `uuid` is amdgpu's
     `unique_id` (which ROCm's tools show with "GPU-" in front), else the PCI address.
 
-    amdgpu reports all figures of the device. The memory of an APU is the part of the system memory
-    that the firmware reserves (`vram`), and the system memory that the GPU may use (`gtt`). i915
-    and xe report neither the memory in use nor the utilization. Their total is known only of a
-    discrete GPU, with drivers that have `lmem_total_bytes` or `physical_vram_size_bytes`, or a
-    kernel that has the control group file `dmem.capacity` (6.14 or newer). Integrated GPUs of Intel
-    have system memory alone, which counts as `gtt`.
+    amdgpu reports all figures. An APU has two kinds of memory: the system memory that the firmware
+    reserves for it (`vram`), and the other system memory that it may use (`gtt`). i915 and xe
+    report neither the memory in use nor the utilization. They report the total of a discrete GPU
+    only where the driver has `lmem_total_bytes` or `physical_vram_size_bytes`, or the kernel has
+    the control group file `dmem.capacity` (6.14 or newer). Integrated GPUs of Intel have only
+    system memory, which counts as `gtt`.
 
-    The temperature is that of the edge (amdgpu; where there is no such sensor, of the junction) or
-    of the package (i915, xe). The power of an APU includes that of its CPU. i915 and xe count
-    energy, so their power is the average since the last reading.
+    The temperature is from the sensor of the edge, or else of the junction (amdgpu), or from the
+    sensor of the package (i915, xe). The power of an APU includes the power of its CPU. i915 and xe
+    count energy, so their power is the average since the last reading.
 
     Sources: Documentation/gpu/amdgpu/ and Documentation/ABI/testing/sysfs-driver-intel-*-hwmon of
     the kernel. The provider was tested with recorded files, not on a device.
 
     Args:
-        is_required: whether the operator asked for these GPUs. Then it is logged once if there is
-            none.
+        is_required: whether the operator asked for these GPUs. If so, their absence is logged once.
         proc, sysfs: mount points of these file systems.
     """
 
@@ -89,7 +88,8 @@ class DrmProvider:
 
     def _find_cards(self) -> Iterator[_Card]:
         root = f"{self._sysfs}/class/drm"
-        matches = (re.fullmatch(r"card(\d+)", name) for name in _list(root))  # not connectors
+        # The connectors of a card, such as card0-DP-1, have folders there as well.
+        matches = (re.fullmatch(r"card(\d+)", name) for name in _list(root))
         for number in sorted(int(match[1]) for match in matches if match):
             folder = f"{root}/card{number}"
             fields = dict(
@@ -134,7 +134,7 @@ class DrmProvider:
         )
 
     def _read_intel_total(self, card: _Card) -> int | None:
-        """Return the bytes on all tiles of a discrete GPU."""
+        """Return the bytes of memory on all tiles of a discrete GPU; None if not known."""
         if (total := _read_number(f"{card.folder}/lmem_total_bytes")) is not None:
             return total
         device = f"{card.folder}/device"
@@ -158,7 +158,8 @@ class DrmProvider:
         if card.driver == "amdgpu":
             microwatts = _first_number(hwmon, "power1_average", "power1_input")
             return None if microwatts is None else microwatts / 1e6
-        microjoules = _first_number(hwmon, "energy1_input", "energy2_input")  # card, else package
+        # The energy of the card, or else of the package.
+        microjoules = _first_number(hwmon, "energy1_input", "energy2_input")
         if microjoules is None:
             return None
         now = time.monotonic()
@@ -181,7 +182,7 @@ def _describe_unread(usage: DrmUsage | None) -> str | None:
 
 
 def _find_hwmon(card: _Card) -> str | None:
-    """Return the folder of the device's sensors, not that of a part of the device (i915)."""
+    """Return the folder of the device's sensors; i915 has more folders, for parts of the device."""
     root = f"{card.folder}/device/hwmon"
     folders = (f"{root}/{name}" for name in sorted(_list(root)))
     return next((each for each in folders if _read(f"{each}/name") in {card.driver, None}), None)
@@ -193,7 +194,7 @@ def _read_unique_id(device: str) -> str | None:
 
 
 def _first_number(folder: str | None, *names: str) -> int | None:
-    """Read the first of some files of a folder that has a number."""
+    """Read files of a folder in this order, until a file has a number; None if none has."""
     if folder is None:
         return None
     numbers = (_read_number(f"{folder}/{name}") for name in names)

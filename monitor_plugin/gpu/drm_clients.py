@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..domain.gpus import GpuUse, sum_known
+from ..domain.figures import sum_known
+from ..domain.gpus import GpuUse
 
 _logger = logging.getLogger(__name__)
 
-_KINDS = ("resident", "memory", "total")  # the first kind that the kernel reports counts
+# What the kernel may report of a region of memory. The first of these that it reports is used.
+_KINDS = ("resident", "memory", "total")
 _ON_DEVICE, _IN_SYSTEM_MEMORY = (
     re.compile(rf"drm-(?:{'|'.join(_KINDS)})-({regions})")
     for regions in (r"vram\d*|(?:stolen-)?local\d+", r"gtt|system\d+")
@@ -30,9 +32,9 @@ class DrmUsage(NamedTuple):
     """The processes that use GPUs.
 
     Attributes:
-        uses: by the PCI address of the device, each process once.
+        uses: by the PCI address of the device; each process is listed once per device.
         unread: PIDs of processes that could not be read.
-        error: why one of these could not be read; None if all were read.
+        error: why one of these processes could not be read; None if all were read.
     """
 
     uses: Mapping[str, Sequence[GpuUse]]
@@ -43,26 +45,27 @@ class DrmUsage(NamedTuple):
 class DrmClientReader:
     """Reads which processes have clients of DRM drivers, and how much memory each client uses.
 
-    A client is one opening of a device's file, such as /dev/dri/renderD128. Several processes have
-    it if the file descriptor was inherited or sent. The client counts once, for the process with
-    the smallest PID: most often the process that opened the file, so that no backend is charged
-    for what it merely inherited.
+    A client is created each time a device file, such as /dev/dri/renderD128, is opened. Several
+    processes have the same client if the file descriptor was inherited or sent. The client counts
+    once, for the process with the smallest PID. This is most often the process that opened the
+    file, so no backend is charged for a client that it inherited.
 
-    Bytes on the device are those of the regions `vram` (amdgpu), `vram0`... (xe), `local0`... and
-    `stolen-local0`... (i915). Bytes of system memory are those of `gtt` (amdgpu, xe) and
-    `system0`... (i915), through which the GPU uses the memory. Other regions count nowhere: `cpu`
-    (amdgpu) and `system` (xe) hold what the GPU cannot use until it is moved back, and the firmware
-    reserved `stolen` (xe) and `stolen-system0` (i915). A region's figure is `drm-resident-`, in
-    older kernels `drm-memory-`, or `drm-total-` if there is neither. What several clients share,
-    each of them reports.
+    Memory on the device is in the regions `vram` (amdgpu), `vram0`... (xe), `local0`... and
+    `stolen-local0`... (i915). System memory that the GPU uses is in the regions `gtt` (amdgpu, xe)
+    and `system0`... (i915). Other regions do not count: the GPU cannot use the memory in `cpu`
+    (amdgpu) and `system` (xe) until it is moved back, and the firmware has reserved `stolen` (xe)
+    and `stolen-system0` (i915). The size of a region is `drm-resident-`, in older kernels
+    `drm-memory-`, or `drm-total-` if the kernel reports neither. Each client reports the memory
+    that it shares with other clients.
 
-    Compute processes of ROCm (/dev/kfd) allocate in the address space of a /dev/dri/renderD* file
-    that they have open as well, whose fdinfo therefore includes their memory. This follows from the
-    source of the kernel, and was not tried on a device.
+    Compute processes of ROCm (/dev/kfd) also have a /dev/dri/renderD* file open, and allocate in
+    the address space of that file. Its fdinfo therefore includes their memory. This follows from
+    the source of the kernel, and was not tried on a device.
 
-    To search the descriptors of all processes takes 50 to 80 ms of CPU time for 580 processes with
-    13,000 descriptors. So processes that have no such file are searched again only after 50 times
-    the CPU time of the search. New processes are searched by each reading, which takes 2 ms then.
+    A search of the descriptors of all processes takes 50 to 80 ms of CPU time for 580 processes
+    with 13,000 descriptors. Processes that had no device file open are therefore searched again
+    only after 50 times the CPU time of the search. Each reading searches the new processes and
+    those that had such a file open, which takes 2 ms there.
 
     Args:
         proc: mount point of procfs.
@@ -129,7 +132,7 @@ class DrmClientReader:
                 yield device, client, GpuUse(pid, memory, gtt)
 
     def _sum(self, fields: Mapping[str, str], pattern: re.Pattern[str]) -> int | None:
-        """Add the bytes of some regions; None if there is no such region, or an invalid amount."""
+        """Add up the bytes of the matching regions; None if there are none, or one is invalid."""
         regions = {match[1] for key in fields if (match := pattern.fullmatch(key))}
         keys = [
             next(key for kind in _KINDS if (key := f"drm-{kind}-{region}") in fields)
@@ -150,7 +153,10 @@ class DrmClientReader:
 
 
 def _read_fdinfo(process: str) -> Iterator[str]:
-    """Read the fdinfo of each file in /dev/dri that a process (its folder in procfs) has open.
+    """Read the fdinfo of each file in /dev/dri that a process has open.
+
+    Args:
+        process: the path of its folder in procfs.
 
     Raises:
         OSError: the process has ended, or may not be read.
@@ -165,7 +171,7 @@ def _read_fdinfo(process: str) -> Iterator[str]:
     try:
         for number in os.listdir(folder):
             try:
-                # Relative to the folder, this takes two thirds of the time.
+                # A path relative to the open folder saves a third of the time.
                 if "/dri/" in os.readlink(number, dir_fd=folder):
                     yield Path(f"{process}/fdinfo/{number}").read_text(errors="replace")
             except (FileNotFoundError, ProcessLookupError):  # the file was closed
@@ -182,7 +188,7 @@ def _parse_bytes(amount: str) -> int:
 
 
 def _add_up(uses: Sequence[GpuUse]) -> GpuUse:
-    """Add up what the clients of one process use."""
+    """Add up the memory that the clients of one process use."""
     return GpuUse(
         uses[0].pid, sum_known(each.memory for each in uses), sum_known(each.gtt for each in uses)
     )

@@ -18,14 +18,16 @@ from typing import Any
 
 import msgspec
 
-from ..domain.gpus import Gpu, GpuUse, sum_known
+from ..domain.figures import sum_known
+from ..domain.gpus import Gpu, GpuUse
 from .pid_namespace import DriverPids
 
 _logger = logging.getLogger(__name__)
 
-# NVML's error codes for a figure that a driver, a device or a user does not get: INVALID_ARGUMENT,
-# NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, FUNCTION_NOT_FOUND, NO_DATA, ARGUMENT_VERSION_MISMATCH,
-# DEPRECATED and NOT_READY. Numbers, because older bindings do not have all of these names.
+# NVML's error codes for a figure that the driver or the device does not have, or that the user may
+# not read: INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, FUNCTION_NOT_FOUND, NO_DATA,
+# ARGUMENT_VERSION_MISMATCH, DEPRECATED and NOT_READY. They are numbers here, because older bindings
+# do not have all of these names.
 _NOT_REPORTED = frozenset({2, 3, 4, 6, 13, 21, 25, 26, 27})
 _FUNCTION_NOT_FOUND = 13
 _LIBRARY_NOT_FOUND = 12
@@ -39,8 +41,8 @@ class NvidiaProvider:
     """Reads NVIDIA's GPUs. Implements `GpuProvider`.
 
     A device or library that fails is logged once, left out, and tried again after `retry_seconds`.
-    A figure that the driver does not report is None, without a line in the log. Where the driver
-    lists PIDs of another PID namespace, `uses` of all devices is None (`DriverPids`).
+    A figure that the driver does not report is None, and nothing is logged. If the driver lists
+    PIDs of another PID namespace (`DriverPids`), `uses` of all devices is None.
 
     Args:
         is_required: whether the operator asked for NVIDIA's GPUs. If not, a missing library or
@@ -56,14 +58,14 @@ class NvidiaProvider:
         self._retry_seconds = retry_seconds
         self._device_folder = Path(device_folder)
         self._pynvml: Any = None
-        self._failed: set[str] = set()  # these are not tried before the time of the retry
+        self._failed: set[str] = set()  # devices that are not tried before `_retry_at`
         self._retry_at = math.inf
-        self._logged: dict[str, str] = {}  # the last error of what has failed since it was read
+        self._logged: dict[str, str] = {}  # the last logged error of each device that fails
         self._driver_pids = DriverPids()
         self._has_warned_of_pids = False
 
     def read(self) -> Sequence[Gpu]:
-        """Read all devices: GPUs, and instead of a GPU with MIG instances those instances."""
+        """Read all GPUs. A GPU that has MIG instances is replaced by its instances."""
         if self._failed and time.monotonic() >= self._retry_at:
             self._failed.clear()
             self.close()  # the driver may have been reloaded
@@ -87,7 +89,7 @@ class NvidiaProvider:
                 pynvml.nvmlShutdown()
 
     def _count(self) -> int:
-        """Load and initialize the library, unless that is done, and count the GPUs."""
+        """Count the GPUs; load and initialize the library first if it is not loaded."""
         self._pynvml = self._pynvml or _load()
         count: int = self._pynvml.nvmlDeviceGetCount()
         if self._is_required and not count:
@@ -95,7 +97,7 @@ class NvidiaProvider:
         return count
 
     def _read_gpu(self, index: int) -> list[Gpu]:
-        """Read one GPU, or its MIG instances."""
+        """Read one GPU, or its MIG instances if it has any."""
         nvml = self._pynvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         component = f"vram:nvidia{index}"
@@ -110,34 +112,41 @@ class NvidiaProvider:
             identity = Gpu(
                 component=f"{component}:mig{number}", vendor="nvidia", index=number, parent=parent
             )
-            what = f"MIG instance {number} of NVIDIA GPU {index}"
-            if gpu := self._try(what, partial(_read_device, nvml, instance, identity)):
+            device = f"MIG instance {number} of NVIDIA GPU {index}"
+            if gpu := self._try(device, partial(_read_device, nvml, instance, identity)):
                 gpus.append(gpu)
         return gpus
 
-    def _try(self, what: str, call: Callable[[], Any]) -> Any:
-        """Return the result of `call`; None if it fails, or failed less than a retry time ago."""
-        if what in self._failed:
+    def _try(self, device: str, read: Callable[[], Any]) -> Any:
+        """Return the result of `read`; None if it fails, or if the retry of `device` is not due.
+
+        Raises:
+            OSError: no file descriptor is free, so nothing is known of the device.
+        """
+        if device in self._failed:
             return None
         try:
-            value = call()
-        except OSError:  # no file descriptor is free, so nothing is known of the device
+            value = read()
+        except OSError:
             raise
         except Exception as error:  # the driver's bindings may raise anything
             seconds = self._retry_seconds
-            if self._logged.get(what) != str(error) and self._is_worth_a_warning(error):
-                self._logged[what] = str(error)
+            if self._logged.get(device) != str(error) and self._is_worth_a_warning(error):
+                self._logged[device] = str(error)
                 _logger.warning(
-                    "%s cannot be read, tried again every %g s: %s", what, seconds, error
+                    "%s cannot be read, tried again every %g s: %s", device, seconds, error
                 )
-            self._failed.add(what)
+            self._failed.add(device)
             self._retry_at = time.monotonic() + seconds
             return None
-        self._logged.pop(what, None)
+        self._logged.pop(device, None)
         return value
 
     def _is_worth_a_warning(self, error: Exception) -> bool:
-        """Whether a failure is more than that the machine has no GPU that the operator expects."""
+        """Whether the operator should know of an error. A machine without NVIDIA's GPUs is normal.
+
+        Without the library or the package, only device files show that the machine has such a GPU.
+        """
         is_missing = isinstance(error, ImportError) or _code(error) == _LIBRARY_NOT_FOUND
         return not is_missing or self._is_required or any(self._device_folder.glob("nvidia*"))
 
@@ -153,14 +162,17 @@ def _load() -> Any:
 
 
 def _code(error: Exception) -> int | None:
-    """Return NVML's error code. A function that the bindings do not have is not found."""
+    """Return NVML's error code; for a function that the bindings lack, FUNCTION_NOT_FOUND."""
     return (
         _FUNCTION_NOT_FOUND if isinstance(error, AttributeError) else getattr(error, "value", None)
     )
 
 
 def _figure(nvml: Any, function: str, *arguments: Any) -> Any:
-    """Return what a function of NVML tells; None if it fails, which is no failure of the device."""
+    """Return the result of a function of NVML; None if it fails.
+
+    The function gives a figure without which the device can still be used.
+    """
     try:
         return getattr(nvml, function)(*arguments)
     except Exception:  # the driver's bindings may raise anything
@@ -170,10 +182,10 @@ def _figure(nvml: Any, function: str, *arguments: Any) -> Any:
 def _find_mig_instances(nvml: Any, handle: Any) -> tuple[bool, dict[int, Any]]:
     """Return whether MIG is known to be enabled, and the handles of the GPU's instances by index.
 
-    In a container the driver may refuse any question on the GPU (NO_PERMISSION), but not its
-    instances. An index that has no instance is not found.
+    In a container the driver may refuse every call for the GPU (NO_PERMISSION), and still answer
+    calls for its instances. For an index without an instance, NVML fails with NOT_FOUND.
     """
-    mode = _figure(nvml, "nvmlDeviceGetMigMode", handle)  # now, and after the next reset
+    mode = _figure(nvml, "nvmlDeviceGetMigMode", handle)  # the mode now, and after the next reset
     if mode and not mode[0]:
         return False, {}
     count = _figure(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle)
@@ -186,7 +198,7 @@ def _find_mig_instances(nvml: Any, handle: Any) -> tuple[bool, dict[int, Any]]:
 
 
 def _read_device(nvml: Any, handle: Any, identity: Gpu) -> Gpu:
-    """Read a GPU or a MIG instance; `identity` has what does not come from this handle."""
+    """Read a GPU or a MIG instance; `identity` has the fields that do not come from its handle."""
     total, used, free = _read_memory(nvml, handle)
     uses, note = _read_uses(nvml, handle)
     utilization = _figure(nvml, "nvmlDeviceGetUtilizationRates", handle)
@@ -209,13 +221,13 @@ def _read_device(nvml: Any, handle: Any, identity: Gpu) -> Gpu:
 def _read_memory(nvml: Any, handle: Any) -> tuple[int | None, int | None, int | None]:
     """Read the total, used and free bytes.
 
-    The difference between the total and the sum of the two others is what the driver and the
-    firmware reserve, which no process can be charged with. Drivers before 510 do not tell that
-    apart: it is part of the used bytes there. (NVML's guide for 525 says that the used bytes
-    include the reserved ones; newer ones do not say so, and nvidia-smi adds the three up.)
+    Used and free bytes do not add up to the total: the difference is what the driver and the
+    firmware reserve, and belongs to no process. Drivers before 510 do not report the reserved
+    bytes; there, the used bytes include them. (NVML's guide for 525 says that the used bytes
+    include the reserved ones. Newer guides do not say so, and nvidia-smi adds the three up.)
     """
     info = None
-    with contextlib.suppress(Exception):  # under WSL2 it fails with an unknown error
+    with contextlib.suppress(Exception):  # under WSL2 this version fails with an unknown error
         info = nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
     try:
         info = info or nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -239,10 +251,13 @@ def _read_temperature(nvml: Any, handle: Any) -> float | None:
 
 
 def _read_uses(nvml: Any, handle: Any) -> tuple[Sequence[GpuUse] | None, str | None]:
-    """Read who uses a device, each process once, and say why that is not known.
+    """Read the processes that use a device, each process once.
 
-    A process that is in several lists counts once, and one that uses several MIG instances of the
-    device counts with their sum.
+    A process that is in several lists counts once. A process that uses several MIG instances of the
+    device counts with the sum over the instances.
+
+    Returns:
+        The processes and None, or None and the reason why they are not known.
     """
     try:
         found = list(_list_processes(nvml, "nvmlDeviceGetComputeRunningProcesses", handle))
@@ -286,6 +301,6 @@ def _list_processes(nvml: Any, name: str, handle: Any) -> Iterable[Any]:
 
 
 class _OldProcess(ctypes.Structure):
-    """A process in the format of drivers before 450, which the bindings no longer define."""
+    """A process in the format of drivers before 450. The bindings no longer define that format."""
 
     _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))

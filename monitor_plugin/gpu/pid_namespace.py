@@ -1,4 +1,4 @@
-"""Finds out whether the PIDs that a driver lists are those that the monitor sees."""
+"""Finds out whether a driver lists the PIDs of the monitor's PID namespace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..processes.process_table import read_row
 
 # The inode of the machine's own PID namespace: PROC_PID_INIT_INO of the kernel's proc_ns.h.
 _INITIAL_NAMESPACE = 0xEFFFFFFC
-_HIDDEN = -1.0  # the start of a process that exists, and that /proc hides
+_HIDDEN = -1.0  # stands for the unknown start of a process that exists, but that /proc hides
 
 _ADVICE = "In a container, start the monitor with the machine's PIDs (--pid=host)."
 _OTHER_NAMESPACE = (
@@ -35,12 +35,12 @@ _LATER_PROCESS = (
 class DriverPids:
     """Checks the PIDs that a driver lists. Not thread-safe.
 
-    NVIDIA's driver lists the PIDs of the machine. In a container these are PIDs of other processes,
-    or of none. Some newer drivers list the PIDs of the container there, but with 0 bytes each (pull
-    request 614 of NVIDIA/open-gpu-kernel-modules): their figures are not known either.
+    NVIDIA's driver lists the PIDs of the machine. In a container such a PID belongs to another
+    process, or to none. Some newer drivers list the container's own PIDs, but report 0 bytes for
+    each (pull request 614 of NVIDIA/open-gpu-kernel-modules), so the figures are not known either.
 
-    A process that has ended, and that the driver goes on listing for some seconds, is no reason for
-    an objection if an earlier check has seen it run.
+    A driver may list a process for some seconds after its end. Such a PID is no reason for an
+    objection if an earlier check has seen the process run.
 
     Args:
         proc: the path at which procfs is mounted.
@@ -59,7 +59,7 @@ class DriverPids:
             listed: all PIDs that the driver lists now, on all devices.
 
         Returns:
-            Sentences that say why, and what to do; None if nothing speaks against the PIDs.
+            Sentences that say why, and what to do; None if no PID is suspicious.
 
         Raises:
             OSError: no file descriptor is free.
@@ -88,7 +88,7 @@ def _is_in_other_namespace(proc: Path) -> bool:
             return True
     with contextlib.suppress(OSError):
         for line in (proc / "self/status").read_text(errors="replace").splitlines():
-            if line.startswith("NSpid:"):  # a PID in each namespace, from that of `proc` inwards
+            if line.startswith("NSpid:"):  # the PIDs in the namespace of `proc` and all below it
                 return len(line.split()) > 2
     return False
 
@@ -96,7 +96,7 @@ def _is_in_other_namespace(proc: Path) -> bool:
 def _start(pid: int) -> float | None:
     """Return when a process started, in clock ticks since boot; None if there is no such process.
 
-    The ID of a thread is not that of a process.
+    `/proc/ID` also exists for the ID of a thread, which is not a process.
     """
     if row := read_row(pid):
         return row.started if psutil.pid_exists(pid) else None
@@ -104,7 +104,7 @@ def _start(pid: int) -> float | None:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process of another user exists, which /proc hides (hidepid)."""
+    """Whether a process exists that /proc hides, as it is another user's (mount option hidepid)."""
     try:
         os.kill(pid, 0)  # sends nothing
     except PermissionError:

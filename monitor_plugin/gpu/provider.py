@@ -1,4 +1,4 @@
-"""What a provider of GPUs must offer."""
+"""The interface of a provider of GPUs."""
 
 from __future__ import annotations
 

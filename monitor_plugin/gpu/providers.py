@@ -8,7 +8,7 @@ from .provider import GpuProvider
 
 
 def make_providers(setting: str) -> list[GpuProvider]:
-    """Make the providers that the setting `gpu` names; none of them reads a device yet.
+    """Make the providers that the setting `gpu` selects, without reading any device.
 
     A provider whose library or devices are missing lists no device.
     """

@@ -1,4 +1,4 @@
-"""Reads the GPUs on threads of its own, as a call of a driver may never return."""
+"""Reads the GPUs on separate threads, because a call of a driver may never return."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ from typing import NamedTuple
 from ..domain.gpus import Gpu
 from ..processes.process_table import TICKS_PER_SECOND, read_row
 from .provider import GpuProvider
-from .reading import DeviceReading, GpuProcess, GpuReading, held_by
-
-__all__ = ["GpuReader", "GpuReading", "held_by"]
+from .reading import DeviceReading, GpuProcess, GpuReading
 
 _logger = logging.getLogger(__name__)
 
-# The time between two reads in the background, if nobody reads meanwhile. It is longer if the reads
-# would use more than 2 % of a core.
+# The pause between two reads in the background. A request ends the pause. The pause is longer if
+# the reads would use more than 2 % of a core.
 _INTERVAL_SECONDS = 5.0
 _PAUSE_PER_CPU_SECOND = 49
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
-# The time until a provider that has listed no device is asked again.
+# The time until a provider that has listed no device is read again.
 _EMPTY_SECONDS = 60.0
-# Maximum wait for a driver when the monitor closes. A thread that hangs is left to the interpreter.
+# Maximum wait for a driver when the monitor closes. A thread that hangs goes on as a daemon thread.
 _CLOSE_SECONDS = 1.0
 
-# The devices by plugin; None: the plugin's hook failed, and its devices are not known.
+# The devices by plugin. None: the plugin's hook failed, and its devices are not known.
 DeviceLists = Mapping[str, Sequence[Gpu] | None]
 
 
 class GpuReader:
     """Reads the GPUs of all providers and hooks. Safe to call from any thread.
 
-    Each provider has a thread of its own, and the hooks have one together, so that a driver that
-    hangs or fails does not hide the devices of another driver. Where a driver hangs, callers get
-    its last reading, and no second read is begun. Without a provider and a hook there is no thread.
+    Each provider has its own thread, and all hooks share one, so that a driver that hangs or fails
+    does not hide the devices of another driver. While a driver hangs, callers get its last reading,
+    and no second read is begun. Without providers and hooks there is no thread.
 
     Args:
         providers: read the devices of the machine.
-        list_by_hooks: lists the devices of the hooks `monitor_list_gpus`, by plugin.
+        list_by_hooks: calls the hooks `monitor_list_gpus`, and returns their devices by plugin.
         has_hooks: whether a plugin implements that hook.
     """
 
@@ -91,12 +89,12 @@ class GpuReader:
         return self._reading if self._sources() else GpuReading(taken_at=time.monotonic())
 
     def read(self, max_age_seconds: float = 1.0, wait_seconds: float = 1.0) -> GpuReading:
-        """Return a reading of at most some age; the last one where a driver does not answer.
+        """Return a reading of at most some age; the last reading where a driver does not answer.
 
         Args:
-            max_age_seconds: maximum age of the reading. An older one is replaced.
-            wait_seconds: maximum time that a driver has to answer. A driver that has taken longer
-                already is not waited for.
+            max_age_seconds: maximum age of the reading. An older reading is replaced.
+            wait_seconds: maximum wait for a driver. It includes the time that the driver has
+                already taken for a read in progress.
         """
         if not self._started:
             return self.last()
@@ -108,11 +106,11 @@ class GpuReader:
         return self.last()
 
     def _sources(self) -> list[_Source]:
-        """List the sources; the devices of the first one count."""
+        """List the sources. A device that several sources list is taken from the first of them."""
         return [*([self._hooks] if self._has_hooks() else []), *self._providers]
 
     def _merge(self) -> None:
-        """Make the reading of what all sources have read."""
+        """Make one reading from the last lists of all sources."""
         sources = self._sources()
         with self._lock:
             gpus: dict[str, Gpu] = {}
@@ -139,22 +137,26 @@ class GpuReader:
 
 
 class _List(NamedTuple):
+    """The devices that a plugin or a provider has listed, and their common reading."""
+
     gpus: Sequence[Gpu]
     device: DeviceReading
 
 
 class _Source:
-    """Reads one provider, or all hooks, on a thread of its own.
+    """Reads one provider, or all hooks, on a separate thread.
+
+    The thread of a provider that lists no device ends. The first request after a minute starts it
+    again, because the driver may have been loaded.
 
     Args:
         name: for the log.
         read: lists the devices; may hang.
-        close: releases the driver; may hang. None for hooks. The thread of a provider that lists no
-            device ends, and is started again after a minute: the driver may have been loaded.
+        close: releases the driver; may hang. None for hooks.
         on_change: called on the thread after each read.
 
     Attributes:
-        lists: the last list of each plugin; a provider has one, of the name "".
+        lists: the last list of each plugin; a provider has one list, with the name "".
         taken_at: when the oldest list was read (monotonic seconds); minus infinity before the
             first one.
     """
@@ -189,7 +191,7 @@ class _Source:
         return self.taken_at > -math.inf and not any(each.gpus for each in self.lists.values())
 
     def start(self) -> None:
-        """Start the thread, which reads at once, unless it runs.
+        """Start the thread, unless it runs. The thread reads immediately.
 
         Raises:
             RuntimeError: no thread can be started.
@@ -214,16 +216,19 @@ class _Source:
             self._changed.notify_all()
 
     def join(self, deadline: float) -> None:
-        """Wait for the end of the thread, up to a time by the monotonic clock."""
+        """Wait for the end of the thread, at most until `deadline` (monotonic seconds)."""
         if self._thread is not None:
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def has_read_since(self, oldest: float) -> bool:
-        """Whether a read that began at `oldest` or later has ended, or there is no device."""
+        """Whether no read is needed: one that began at `oldest` or later has ended.
+
+        After a read that found no device, none is needed for a minute.
+        """
         return self._read_at >= oldest or time.monotonic() < self._empty_until
 
     def request(self, oldest: float) -> bool:
-        """Request a read that begins at `oldest` or later, unless one is in progress.
+        """Request a read, unless one that began at `oldest` or later is in progress.
 
         Returns:
             False if no thread can be started.
@@ -244,8 +249,8 @@ class _Source:
 
         Args:
             oldest: monotonic seconds.
-            seconds: the time that the driver has for a read, also for one in progress.
-            deadline: when to wait no longer (monotonic seconds).
+            seconds: maximum time of a read, counted from its beginning if it is in progress.
+            deadline: when the wait ends at the latest (monotonic seconds).
         """
         with self._changed:
             if self._began_at is not None:
@@ -275,10 +280,10 @@ class _Source:
                 _logger.exception("%s: the driver could not be released", self._name)
 
     def _begin(self, pause: float) -> float | None:
-        """Wait for a request, or for the end of the pause; return when the read begins.
+        """Wait for a request or for the end of the pause, and begin a read.
 
         Returns:
-            None if the thread must end.
+            When the read begins (monotonic seconds); None if the thread must end.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._stopping or self._requested, pause)
@@ -290,7 +295,7 @@ class _Source:
             return self._began_at
 
     def _end(self, began_at: float) -> bool:
-        """Let waiting threads go on; return whether the thread reads again."""
+        """Wake the waiting threads; return False if this thread must end."""
         with self._changed:
             self._began_at, self._read_at = None, began_at
             self._changed.notify_all()
@@ -310,8 +315,9 @@ class _Source:
                 if gpus is not None
             }
         except Exception as error:  # a provider calls third-party code
+            # A lack of file descriptors is no failure of the driver, and is not logged here.
             has_descriptor = getattr(error, "errno", None) not in _NO_DESCRIPTOR
-            if not self._failed and has_descriptor:  # otherwise the next read tells
+            if not self._failed and has_descriptor:
                 message = "%s: the GPUs could not be read; this is logged once until they can"
                 _logger.exception(message, self._name)
             self._failed = has_descriptor
@@ -329,12 +335,12 @@ def _lists_of(provider: GpuProvider) -> Callable[[], DeviceLists]:
 
 
 def _find_processes(gpus: Sequence[Gpu], since_boot: float) -> dict[int, GpuProcess]:
-    """Find the processes that devices name by their PIDs.
+    """Find the processes whose PIDs devices list.
 
     Args:
         gpus: the devices.
-        since_boot: when the read began, in seconds since boot. A process that started later has the
-            PID of another one that has ended.
+        since_boot: when the read began, in seconds since boot. A process that started later has
+            reused the PID of the listed process.
     """
     found: dict[int, GpuProcess] = {}
     users: dict[int, str] = {}

@@ -1,17 +1,18 @@
-"""A reading of the GPUs: the devices, and which process is meant by each PID."""
+"""A reading of the GPUs: the devices, and the processes that the listed PIDs belong to."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ..domain.gpus import Gpu, GpuUse, sum_known
+from ..domain.figures import sum_known
+from ..domain.gpus import Gpu, GpuUse
 from ..processes.process_table import ProcessIdentity
 
-# After this time without a newer figure of a device, nothing is known of it: its figures are no
-# longer part of a backend's memory, nor of the metrics.
+# Figures of a device that are older count as unknown. They are neither part of a backend's memory
+# nor of the metrics.
 STALE_SECONDS = 30.0
 
 _MAX_BYTES = 2**64 - 1
@@ -19,7 +20,7 @@ _VRAM, _GTT = "vram:", "gtt:"
 
 
 class GpuProcess(NamedTuple):
-    """A process that uses a GPU, as it was at the time of the reading.
+    """A process that used a GPU at the time of the reading.
 
     Attributes:
         started: its start time, as in `ProcessRow`.
@@ -37,8 +38,8 @@ class DeviceReading(NamedTuple):
 
     Attributes:
         taken_at: when the read began (monotonic seconds).
-        processes: by PID. A PID of `Gpu.uses` is missing if no process had it, or if the process
-            that had it started after the read began.
+        processes: by PID. A PID of `Gpu.uses` is missing if no process had that PID, or if the
+            process started after the read began.
     """
 
     taken_at: float
@@ -61,8 +62,8 @@ class Held(NamedTuple):
 
         Args:
             kind: `vram` or `gtt`.
-            reported: components that hooks have reported, which replace those of the same name. If
-                they have a component that is named like the kind alone, that is the total.
+            reported: components that hooks have reported. They replace components of the same
+                name. A reported component whose name is `kind` itself is the total.
         """
         if kind in reported:
             return reported[kind]
@@ -81,9 +82,9 @@ class GpuReading:
 
     Args:
         gpus: the devices.
-        taken_at: when the oldest of their figures were read (monotonic seconds); minus infinity if
-            a driver has never answered.
-        devices: more about the reading of each device, by its component.
+        taken_at: when the oldest figures were read (monotonic seconds); minus infinity if a driver
+            has never answered.
+        devices: by component: when each device was read, and the processes that used it.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class GpuReading:
         self.gpus = gpus
         self.taken_at = taken_at
         self._devices = devices or {}
-        self._uses: dict[ProcessIdentity, list[tuple[Gpu, GpuUse]]] = {}
+        self._uses: dict[ProcessIdentity, list[tuple[str, GpuUse]]] = {}
         self._components = {gpu.component: _components_of(gpu) for gpu in gpus}
         self._unread = [gpu for gpu in gpus if gpu.unread]
-        # The memory of a device that is divided into instances is that of the instances.
+        # The use of a GPU that is divided into instances is known from its instances.
         parents = {gpu.parent for gpu in gpus if gpu.parent}
         self._unknown = {
             name
@@ -109,44 +110,51 @@ class GpuReading:
         for gpu in gpus:
             for use in gpu.uses or ():
                 if process := self.process(gpu, use.pid):
-                    self._uses.setdefault((use.pid, process.started), []).append((gpu, use))
+                    self._uses.setdefault((use.pid, process.started), []).append(
+                        (gpu.component, use)
+                    )
 
     @property
     def has_uses(self) -> bool:
-        """Whether a process that runs uses a device, as far as is known."""
+        """Whether any process that existed at the time of the reading is known to use a device."""
         return bool(self._uses)
 
     def process(self, gpu: Gpu, pid: int) -> GpuProcess | None:
-        """Return the process that had a PID of `gpu.uses`; None if there was none."""
+        """Return the process that had a PID of `gpu.uses`; None if no process had the PID."""
         device = self._devices.get(gpu.component)
         return device.processes.get(pid) if device else None
 
     def was_read_since(self, gpu: Gpu, oldest: float) -> bool:
         """Whether a device was read at `oldest` (monotonic seconds) or later."""
-        device = self._devices.get(gpu.component)
-        return (device.taken_at if device else self.taken_at) >= oldest
+        return self._taken_at(gpu) >= oldest
 
     def age_seconds(self, gpu: Gpu) -> float:
         """Return how long ago the figures of a device were read."""
-        device = self._devices.get(gpu.component)
-        return max(0.0, time.monotonic() - (device.taken_at if device else self.taken_at))
+        return max(0.0, time.monotonic() - self._taken_at(gpu))
 
     def is_stale(self, gpu: Gpu) -> bool:
         """Whether the figures of a device are too old to tell its present state."""
         return self.age_seconds(gpu) > STALE_SECONDS
 
+    def _taken_at(self, gpu: Gpu) -> float:
+        device = self._devices.get(gpu.component)
+        return device.taken_at if device else self.taken_at
+
     def held_by(self, processes: Sequence[ProcessIdentity]) -> Held:
-        """Add up what processes use, by component. A PID that was reused is another process."""
+        """Add up the GPU memory that processes use, by component.
+
+        A process that has reused the PID of a listed process is not charged.
+        """
         if not self.gpus:
             return NOTHING_HELD
-        uses: dict[str, tuple[Gpu, list[GpuUse]]] = {}
+        by_device: dict[str, list[GpuUse]] = {}
         for identity in processes:
-            for gpu, use in self._uses.get(identity, ()):
-                uses.setdefault(gpu.component, (gpu, []))[1].append(use)
+            for device, use in self._uses.get(identity, ()):
+                by_device.setdefault(device, []).append(use)
         components: dict[str, int] = {}
         unknown = set(self._unknown)
-        for gpu, used in uses.values():
-            known, not_known = _sum_uses(self._components[gpu.component], used)
+        for device, uses in by_device.items():
+            known, not_known = _sum_uses(self._components[device], uses)
             components.update(known)
             unknown |= not_known
         pids = [pid for pid, _ in processes]
@@ -161,38 +169,24 @@ class GpuReading:
         return Held(components, frozenset(unknown))
 
 
-def held_by(gpus: Iterable[Gpu], pids: Collection[int]) -> dict[str, int]:
-    """Add up what processes use, by component: bytes.
-
-    A component is left out if the amount of any of the processes is not known. The component of
-    memory of the system that is used through a device begins with `gtt:` instead of `vram:`.
-    """
-    components: dict[str, int] = {}
-    for gpu in gpus:
-        if not has_unread_use(gpu, pids):
-            uses = [each for each in gpu.uses or () if each.pid in pids]
-            components.update(_sum_uses(_components_of(gpu), uses)[0])
-    return components
-
-
 def total_of(gpu: Gpu, use: GpuUse) -> int | None:
-    """Return the bytes that a process uses on a device and through it; None if not known."""
+    """Return the bytes of device memory and GTT that a process uses; None if not known."""
     components, unknown = _sum_uses(_components_of(gpu), [use])
     return None if unknown else sum(components.values())
 
 
 def reports_memory(gpu: Gpu) -> bool:
-    """Whether a driver reports any amount of memory on a device. A GPU may have none of its own."""
+    """Whether the driver reports any amount of device memory. Integrated GPUs may have none."""
     return _is_any_known(gpu.total, gpu.used, *(each.memory for each in gpu.uses or ()))
 
 
 def reports_gtt(gpu: Gpu) -> bool:
-    """Whether a driver reports any amount of system memory that is used through a device."""
+    """Whether the driver reports any amount of system memory that the device uses."""
     return _is_any_known(gpu.gtt_total, gpu.gtt_used, *(each.gtt for each in gpu.uses or ()))
 
 
 def gtt_component(gpu: Gpu) -> str:
-    """Return the component of system memory that is used through a device, if it has any."""
+    """Return the name of the component for system memory that the device uses."""
     return _GTT + gpu.component.removeprefix(_VRAM)
 
 
@@ -201,17 +195,25 @@ def _is_any_known(*amounts: int | None) -> bool:
 
 
 def has_unread_use(gpu: Gpu, pids: Iterable[int]) -> bool:
-    """Whether processes may use an amount of a device that could not be read.
+    """Whether one of the processes may use memory of a device, and could not be read.
 
-    A device of which no amount at all is known does not count, such as an integrated GPU of Intel
-    that no process uses. It would make the sum over all devices unknown wherever the monitor may
-    not read all processes.
+    This is False for a device of which no amount at all is known, such as an integrated GPU of
+    Intel that no process uses. Otherwise such a device would make the sum over all devices unknown
+    wherever the monitor may not read all processes.
     """
     return not gpu.unread.isdisjoint(pids) and (reports_memory(gpu) or reports_gtt(gpu))
 
 
 def _sum_uses(names: Iterable[str], uses: Sequence[GpuUse]) -> tuple[dict[str, int], set[str]]:
-    """Return bytes by component of a device, and the components that are not known."""
+    """Add up the uses of a device.
+
+    Args:
+        names: the components of the device.
+        uses: the uses.
+
+    Returns:
+        The bytes by component, and the components whose bytes are not known.
+    """
     components: dict[str, int] = {}
     unknown: set[str] = set()
     if uses:
@@ -226,9 +228,9 @@ def _sum_uses(names: Iterable[str], uses: Sequence[GpuUse]) -> tuple[dict[str, i
 
 
 def _components_of(gpu: Gpu) -> Sequence[str]:
-    """Return the component of the device, and that of system memory that is used through it.
+    """Return the names of a device's components: for its own memory, and for system memory.
 
-    The driver of a GPU without memory of its own reports the latter alone.
+    A GPU without memory of its own has only the component for system memory.
     """
     if not gpu.component.startswith(_VRAM) or not reports_gtt(gpu):
         return [gpu.component]

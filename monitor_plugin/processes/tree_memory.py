@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from ..domain.gpus import sum_known
+from ..domain.figures import sum_known
 from .process_table import ProcessIdentity, read_row
 
 # PSS is outdated when RSS has changed by more than an eighth since.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from ..domain.figures import sum_known
 from ..domain.models import Backend, Memory, Reading, Sample, State, Status
-
-Number = TypeVar("Number", int, float)
 
 
 class SourcedMemory(NamedTuple):
@@ -65,10 +64,10 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
     else:
         samples = [each.sample for each in readings if each.sample is not None]
         sample = Sample(
-            rss=_sum(each.rss for each in samples),
-            vms=_sum(each.vms for each in samples),
-            memory_percent=_sum(each.memory_percent for each in samples),
-            cpu_percent=_sum(each.cpu_percent for each in samples),
+            rss=sum_known(each.rss for each in samples),
+            vms=sum_known(each.vms for each in samples),
+            memory_percent=sum_known(each.memory_percent for each in samples),
+            cpu_percent=sum_known(each.cpu_percent for each in samples),
         )
     sources = (each.source for each in readings if each.status is not None or not states)
     return Reading(
@@ -109,15 +108,6 @@ def sum_memories(memories: Sequence[SourcedMemory]) -> SourcedMemory:
     return SourcedMemory(
         total, _join_words(each.source for each in memories), max(ages, default=None)
     )
-
-
-def _sum(figures: Iterable[Number | None]) -> Number | None:
-    total: Number | None = None
-    for figure in figures:
-        if figure is None:
-            return None
-        total = figure if total is None else total + figure
-    return total
 
 
 def _join_words(words: Iterable[str | None]) -> str | None:

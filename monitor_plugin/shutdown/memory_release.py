@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ..domain.byte_sizes import format_bytes
-from ..domain.gpus import sum_known
+from ..domain.figures import sum_known
 from ..domain.models import Backend, Freed
 from ..gpu.reader import GpuReader
 from ..gpu.reading import STALE_SECONDS, GpuReading, has_unread_use, total_of

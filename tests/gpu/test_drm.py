@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,7 @@ import pytest
 
 from monitor_plugin import Gpu, GpuUse
 from monitor_plugin.gpu.drm import DrmProvider
-from monitor_plugin.gpu.reading import DeviceReading, GpuProcess, GpuReading, Held, held_by
+from monitor_plugin.gpu.reading import DeviceReading, GpuProcess, GpuReading, Held
 
 from ..support import Client, Spawner, logged
 from .drm_trees import (
@@ -304,6 +304,12 @@ def test_process_of_unreported_memory_is_a_user(
     assert gpu.uses == [GpuUse(5, None)]
 
 
+def make_reading(gpus: Sequence[Gpu], *pids: int) -> GpuReading:
+    """Makes a reading in which the process of each PID has the start time 1."""
+    device = DeviceReading(time.monotonic(), {pid: GpuProcess(1.0, "p", None) for pid in pids})
+    return GpuReading(gpus, device.taken_at, {gpu.component: device for gpu in gpus})
+
+
 def test_backend_with_an_unread_process_has_no_figure(
     provider: DrmProvider, proc: Path, sysfs: Path
 ) -> None:
@@ -315,16 +321,12 @@ def test_backend_with_an_unread_process_has_no_figure(
     (proc / "7/fd").mkdir(parents=True)
     (proc / "7/fd/3").write_text("")  # is no link, so it cannot be read
     gpus = provider.read()
-    processes = {pid: GpuProcess(1.0, "p", None) for pid in (5, 6)}
-    now = time.monotonic()
-    reading = GpuReading(gpus, now, {gpu.component: DeviceReading(now, processes) for gpu in gpus})
+    reading = make_reading(gpus, 5, 6)
     components = {
         "vram:amdgpu:0000:04:00.0": 2 * 44564 * KIB,
         "gtt:amdgpu:0000:04:00.0": 2 * 2392 * KIB,
     }
-    assert held_by(gpus, [5, 6]) == components
     assert reading.held_by([(5, 1.0), (6, 1.0)]) == Held(components, frozenset())
-    assert held_by(gpus, [5, 6, 7]) == {}
     assert reading.held_by([(5, 1.0), (7, 1.0)]) == Held({}, frozenset(components))
     assert [gpu.note for gpu in gpus] == 2 * [
         "Some processes cannot be read (Invalid argument), so their use of the GPU is not known. "
@@ -338,7 +340,8 @@ def test_integrated_gpu_has_a_component_of_system_memory_alone(
     """Its processes hold nothing on the device, which is not unknown."""
     write_integrated(sysfs, "i915")
     write_process(proc, 5, I915_INTEGRATED)
-    assert held_by(provider.read(), [5]) == {"gtt:i915:0000:00:02.0": 6044 * KIB}
+    held = make_reading(provider.read(), 5).held_by([(5, 1.0)])
+    assert held == Held({"gtt:i915:0000:00:02.0": 6044 * KIB}, frozenset())
 
 
 # Registers a process with the recorded GPUs, and ends when its standard input is closed.

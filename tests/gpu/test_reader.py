@@ -15,8 +15,8 @@ import pytest
 from monitor_plugin import Gpu, GpuUse
 from monitor_plugin.gpu import reader as module
 from monitor_plugin.gpu.providers import make_providers
-from monitor_plugin.gpu.reader import GpuReader, GpuReading, held_by
-from monitor_plugin.gpu.reading import STALE_SECONDS, DeviceReading, GpuProcess, Held
+from monitor_plugin.gpu.reader import GpuReader
+from monitor_plugin.gpu.reading import STALE_SECONDS, DeviceReading, GpuProcess, GpuReading, Held
 from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.testing import eventually
 
@@ -283,15 +283,15 @@ def test_devices_of_a_hook_that_fails_are_kept(make_reader: Callable[..., GpuRea
 
 def test_bytes_are_added_up_by_component() -> None:
     """A component is left out if the bytes of one of the processes are not known."""
-    gpus = [
+    reading = make_reading(
         make_gpu({1: 10, 2: 20, 3: 40}),
         make_gpu({1: None, 2: 5}, component="vram:test1"),
         make_gpu(None, component="vram:test2"),
         make_gpu({}, component="vram:test3", unread=frozenset({2})),
-    ]
-    assert held_by(gpus, [1, 2]) == {"vram:test0": 30}
-    assert held_by(gpus, [2]) == {"vram:test0": 20, "vram:test1": 5}
-    assert held_by(gpus, [4]) == {}
+    )
+    assert reading.held_by([(1, 1), (2, 1)]).components == {"vram:test0": 30}
+    assert reading.held_by([(2, 1)]).components == {"vram:test0": 20, "vram:test1": 5}
+    assert reading.held_by([(4, 1)]).components == {}
 
 
 def test_system_memory_of_a_device_has_a_component_of_its_own() -> None:
@@ -302,15 +302,17 @@ def test_system_memory_of_a_device_has_a_component_of_its_own() -> None:
         uses=[GpuUse(1, 5, 50), GpuUse(2, 6, None)],
     )
     names = "vram:amdgpu:0000:03:00.0", "gtt:amdgpu:0000:03:00.0"
-    assert held_by([apu], [1]) == dict(zip(names, (5, 50), strict=True))
-    assert held_by([apu], [1, 2]) == {names[0]: 11}
-    assert held_by([Gpu(component="tpu", vendor="x", uses=apu.uses)], [1]) == {"tpu": 5}
+    reading = make_reading(apu)
+    assert reading.held_by([(1, 1)]).components == dict(zip(names, (5, 50), strict=True))
+    assert reading.held_by([(1, 1), (2, 1)]).components == {names[0]: 11}
+    tpu = make_reading(Gpu(component="tpu", vendor="x", uses=apu.uses))
+    assert tpu.held_by([(1, 1)]).components == {"tpu": 5}
 
 
 def test_reused_pid_is_not_charged(
     file: GpuFile, make_reader: Callable[..., GpuReader], spawner: Spawner
 ) -> None:
-    """A process is the one that had the PID when the driver listed it, by its start time."""
+    """The start time tells whether a process is the one that had the PID when it was listed."""
     pid = spawner.sleeper().pid
     gone = spawner.sleeper()
     gone.kill()
@@ -329,7 +331,7 @@ def test_reused_pid_is_not_charged(
 def test_process_that_started_after_the_read_began_is_not_the_listed_one(
     make_reader: Callable[..., GpuReader], spawner: Spawner
 ) -> None:
-    """A driver that hung lists what used the device before."""
+    """A driver that has hung may list the processes that used the device before."""
     pids = []
 
     class Slow:
@@ -349,7 +351,7 @@ def test_process_that_started_after_the_read_began_is_not_the_listed_one(
 
 
 def make_reading(*gpus: Gpu, age: float = 0.0) -> GpuReading:
-    """A reading in which each PID has the start time 1."""
+    """Makes a reading in which the process of each PID has the start time 1."""
     taken_at = time.monotonic() - age
     devices = {
         gpu.component: DeviceReading(
@@ -360,8 +362,8 @@ def make_reading(*gpus: Gpu, age: float = 0.0) -> GpuReading:
     return GpuReading(gpus, taken_at, devices)
 
 
-def test_unknown_bytes_are_told_apart_from_none() -> None:
-    """The total is not known if any component is not."""
+def test_unknown_bytes_differ_from_no_bytes() -> None:
+    """The total is unknown if any component is."""
     known = make_gpu({1: 10, 2: None})
     assert make_reading(known).held_by([(1, 1)]) == Held({"vram:test0": 10}, frozenset())
     assert make_reading(known).held_by([(3, 1)]) == Held({}, frozenset())
@@ -379,7 +381,7 @@ def test_unknown_bytes_are_told_apart_from_none() -> None:
 
 
 def test_old_figures_are_not_part_of_sums() -> None:
-    """As if the driver had never told them."""
+    """They count as unknown."""
     gpu = make_gpu({1: 10})
     held = make_reading(gpu, age=STALE_SECONDS + 1).held_by([(1, 1)])
     assert held == Held({}, frozenset({"vram:test0"}))
