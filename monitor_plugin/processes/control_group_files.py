@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -37,11 +38,39 @@ class Mount(NamedTuple):
         root: the path of the group that the mount begins with, as names. In a container this is
             often the container's own group.
         folder: the folder of that group.
+        namespace: where the mount begins above the monitor's control group namespace, the names
+            from there to the namespace. The kernel writes `..` for each of them in `root`.
     """
 
     controllers: Collection[str]
     root: Sequence[str]
     folder: str
+    namespace: Sequence[str] = ()
+
+    def shows(self, group: Group) -> bool:
+        """Whether it is a mount of the hierarchy of a group."""
+        if not group.controllers:
+            return not self.controllers
+        return group.controllers.split(",")[0] in self.controllers
+
+    def names_of(self, group: Group) -> list[str] | None:
+        """Return the names from the mount's folder to a group; None if it does not show the group.
+
+        Both paths begin at the monitor's control group namespace.
+        """
+        names, root = _names(group.path), self.root
+        if self.namespace:
+            parts = list(self.namespace)
+            for name in names:
+                if name != "..":
+                    parts.append(name)
+                elif not parts:
+                    return None
+                else:
+                    parts.pop()
+            return parts
+        below = names[len(root) :]
+        return below if names[: len(root)] == root and ".." not in below else None
 
 
 def read_text(path: str) -> str:
@@ -86,7 +115,29 @@ def read_mounts(proc: Path | str = "/proc") -> list[Mount]:
             controllers = options.split(" ")[-1].split(",") if kind == "cgroup" else ()
             # A later mount on the same folder hides an earlier one.
             mounts[folder] = Mount(controllers, _names(root), folder)
-    return list(mounts.values())
+    return [each._replace(namespace=_find_namespace(each, proc)) for each in mounts.values()]
+
+
+def _find_namespace(mount: Mount, proc: Path | str) -> list[str]:
+    """Find the names from a mount to the monitor's namespace, which the monitor's group is in.
+
+    Returns:
+        An empty list if the mount does not begin above the namespace, or if they cannot be found.
+    """
+    if set(mount.root) != {".."}:
+        return []
+    try:
+        groups = parse_groups(read_text(f"{proc}/self/cgroup"))
+        (own,) = [_names(group.path) for group in groups if mount.shows(group)]
+        if ".." in own:  # the monitor was moved out of its namespace
+            return []
+        pattern = [*("*" for _ in mount.root), *map(glob.escape, own), "cgroup.procs"]
+        for file in Path(mount.folder).glob("/".join(pattern)):
+            if str(os.getpid()) in read_text(str(file)).split():
+                return list(file.relative_to(mount.folder).parts[: len(mount.root)])
+    except (OSError, ValueError):
+        pass
+    return []
 
 
 def find_folders(group: Group, mounts: Iterable[Mount]) -> list[str]:
@@ -96,17 +147,11 @@ def find_folders(group: Group, mounts: Iterable[Mount]) -> list[str]:
         As many levels as a mount shows; empty if none shows the group. The folders may be missing,
         because a group may have been removed.
     """
-    path = _names(group.path)
     found: list[str] = []
     for mount in mounts:
-        if group.controllers:
-            is_mounted = group.controllers.split(",")[0] in mount.controllers
-        else:
-            is_mounted = not mount.controllers
-        below = path[len(mount.root) :]
-        # Paths of both files begin at the monitor's own control group namespace.
-        if is_mounted and path[: len(mount.root)] == mount.root and ".." not in below:
-            parts = [mount.folder, *below]
+        names = mount.names_of(group) if mount.shows(group) else None
+        if names is not None:
+            parts = [mount.folder, *names]
             folders = ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
             found = max(found, folders, key=len)
     return found

@@ -313,6 +313,23 @@ def test_limits_follow_a_process_that_moves(
     eventually(lambda: limit() == before)
 
 
+def test_limits_are_found_in_a_control_group_namespace(
+    make_group: MakeGroup, spawner: Spawner
+) -> None:
+    """The paths of groups outside of the namespace begin with `/..`."""
+    group = make_group("memory")
+    group.limit_memory(512 * MIB)
+    own, other = group.below("a").below("b"), group.below("other")
+    other.limit_memory(400 * MIB)
+    process = spawner.sleeper()
+    other.add(process.pid)
+    script = 'echo 0 >"$0/cgroup.procs"; exec unshare --cgroup "$@"'
+    command = ["sh", "-c", script, str(own.folder), *python_command(process.pid)]
+    item, machine = listed(lone_monitor(spawner, *command))
+    assert machine["memory_limit"] == 512 * MIB
+    assert item["limits"]["memory_limit"] == 400 * MIB
+
+
 def test_limits_are_found_where_the_mount_begins_at_the_containers_group(
     make_group: MakeGroup, spawner: Spawner
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,33 @@ def test_folders_in_a_control_group_namespace(
     """The kernel writes both paths as seen from the namespace, `..` for what is above it."""
     mountinfo = f"30 1 0:25 {root} /m rw - cgroup2 cgroup2 rw\n"
     assert folders(tmp_path, mountinfo, Group("", path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/", ["a/b", "a", ""]),
+        ("/c", ["a/b/c", "a/b", "a", ""]),
+        ("/..", ["a", ""]),
+        ("/../x", ["a/x", "a", ""]),
+        ("/../../y", ["y", ""]),
+        ("/../../..", []),
+    ],
+)
+def test_folders_where_the_mount_begins_above_the_namespace(
+    tmp_path: Path, path: str, expected: list[str]
+) -> None:
+    """The kernel does not write the names of the groups above; the monitor is in one of them."""
+    mount = tmp_path / "m [1]"
+    for group, pids in (("x/y", "1"), ("a/b", f"1\n{os.getpid()}"), ("a/c", "7")):
+        (mount / group).mkdir(parents=True)
+        (mount / group / "cgroup.procs").write_text(f"{pids}\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("3:pids:/..\n0::/\n")
+    escaped = str(mount).replace(" ", "\\040")
+    mountinfo = f"30 1 0:25 /../.. {escaped} rw - cgroup2 cgroup2 rw\n"
+    found = folders(tmp_path, mountinfo, Group("", path))
+    assert found == [f"{mount}/{each}".rstrip("/") for each in expected]
 
 
 def test_the_mount_that_shows_most_levels_is_used(tmp_path: Path) -> None:
