@@ -299,8 +299,8 @@ class Freed(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         memory: bytes that the members held before the stop (PSS, or RSS where PSS is not known).
         gpu: bytes that the members held before the stop through GPUs, on devices and of system
-            memory (GTT), and hold no longer; None if that is not known. Not known: there is no GPU,
-            a device does not report who uses it, or the GPUs were not waited for.
+            memory (GTT), and hold no longer; None if that is not known, because there is no GPU, a
+            device does not report which processes use it, or the GPUs were not waited for.
         gpu_left: such bytes that drivers still report for the members; None if that is not known.
         seconds: the time from the end of the last member until the GPU memory was free, or until
             the wait for it ended; 0 without a wait.
