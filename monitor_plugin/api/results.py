@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VERIFIED_HEADER, PARTLY = "X-Monitor-Verified", "partly"
 # In the response of a shutdown that has succeeded: the memory that it has given back.
 FREED_HEADER = "X-Monitor-Freed"
+_MAX_DIGITS = 15  # of an integer in RFC 8941
 
 
 class StatusAnswer(msgspec.Struct, frozen=True):
@@ -147,7 +148,7 @@ def parse_freed(header: str | None) -> Freed | None:
 def _parse_count(text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         raise ValueError(f"{text!r} is no number of bytes")
     return int(text)
 

@@ -125,7 +125,7 @@ def test_header_of_freed_memory_has_what_is_known(freed: Freed, header: str) -> 
     [
         *(None, "", "memory=1", "memory=-1, seconds=0.0", "memory=, seconds=1"),
         *("memory=\u0661, seconds=1", "memory=1, seconds=x", "memory=1, seconds=nan"),
-        *("memory=1, seconds=-1", "memory=1, seconds=inf"),
+        *("memory=1, seconds=-1", "memory=1, seconds=inf", f"memory={10**15}, seconds=1"),
     ],
 )
 def test_malformed_header_of_freed_memory_is_ignored(header: str | None) -> None:
