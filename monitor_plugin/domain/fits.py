@@ -9,11 +9,11 @@ from .peaks import ModelPeaks
 
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model needs of one memory. Sizes in bytes; None: not known.
+    """How much of one memory a model needs. Sizes in bytes; None: not known.
 
     Attributes:
-        needed: the most that one backend of the model held there.
-        free: what is free now.
+        needed: the most of this memory that one backend of the model held.
+        free: how much of this memory is free now.
     """
 
     needed: Bytes | None
@@ -21,21 +21,21 @@ class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing(self) -> int | None:
-        """How much more than `free` is needed; 0 if it fits."""
+        """How much more than `free` is needed; 0 if there is enough."""
         if self.needed is None or self.free is None:
             return None
         return max(0, self.needed - self.free)
 
 
 class GpuNeed(MemoryNeed, frozen=True, kw_only=True):
-    """What a model needs of one GPU.
+    """How much memory of one GPU a model needs.
 
     Attributes:
         component: the name of the GPU in `memory.breakdown`; `gtt:...` for system memory that is
             used through a GPU.
         uuid: identifies the GPU; None if it is not known.
-        others: the components of other GPUs of the same vendor which have as much free, and of
-            which the model needs nothing.
+        others: the components of other GPUs of the same vendor that have as much memory free, and
+            that the model does not use itself.
     """
 
     component: str
@@ -44,12 +44,12 @@ class GpuNeed(MemoryNeed, frozen=True, kw_only=True):
 
 
 class IdleModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A loaded model whose backends are all idle, and what its shutdown would free.
+    """A loaded model whose backends are all idle, and the memory that its shutdown would free.
 
     Attributes:
         model: the model.
         idle_seconds: how long all of its backends have been idle.
-        memory: bytes of the machine's memory, without file pages, which the kernel can drop anyway.
+        memory: bytes of the machine's memory, without file pages, which count as free already.
         gpus: bytes by component.
     """
 
@@ -68,10 +68,11 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
         reason: why it does not fit, or what is not known; None if it fits.
         loaded: how many backends the model has now.
         peaks: the peaks of the model; None if the monitor has never seen one of its backends.
-        memory: what it needs of the machine's memory.
-        gpus: each GPU of the machine, and what the model needs of it.
-        unload: the idle models that would have to go, longest idle first: empty if it fits, None if
-            `fits` is None or the idle models together hold too little.
+        memory: how much of the machine's memory the model needs.
+        gpus: the needs on each GPU of the machine, then on needed GPUs that are not seen now.
+        unload: the idle models that would have to be shut down, longest idle first. Empty if the
+            model fits. None if a figure that matters is not known, or if the idle models hold too
+            little.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""The memory that shutdowns have given back: sums, and its text for people."""
+"""The memory that backends have given back: its sum, and its text for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .models import Freed
 def add_freed(parts: Sequence[Freed]) -> Freed:
     """Add up what several backends or nodes have given back.
 
-    A sum is None if one of its parts is not known. `seconds` is that of the last one.
+    A sum is None if one of its parts is not known. `seconds` is the longest time of all parts.
     """
     return Freed(
         memory=sum_known(each.memory for each in parts),
@@ -23,7 +23,7 @@ def add_freed(parts: Sequence[Freed]) -> Freed:
 
 
 def describe_freed(freed: Freed) -> str:
-    """Return the text for the memory that was given back; "" if nothing is known to be.
+    """Return the text for the memory that was given back; "" if no amount is known.
 
     For example `gave back 256 MiB and 1 GiB of GPU memory, 0.5 s after its end`.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -35,15 +35,15 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
             CUDA, may number devices in another order.
         name: the product's name.
         parent: the UUID of the GPU that a MIG instance is a part of; None for a whole GPU.
-        total, used, free: bytes of memory on the device, as the driver reports them. Reserved
-            memory may be part of none of the two latter.
-        gtt_total, gtt_used: bytes of system memory that the device may use, and uses.
-        utilization_percent: percent of the last sample period during which the device worked.
+        total, used, free: bytes of memory on the device, as the driver reports them. Memory that
+            the driver reserves may be neither used nor free.
+        gtt_total, gtt_used: bytes of system memory that the device may use, and that it uses.
+        utilization_percent: the part of the driver's last sample period in which the device worked.
         temperature_celsius: the temperature of the device.
         power_watts: the power that the device draws.
-        uses: the processes that use its memory, each once; None if they are not known.
-        unread: PIDs of processes that could not be read, so that it is not known whether and how
-            much they use the device: what a backend with such a member uses is not known.
+        uses: the processes that use its memory, each process once; None if they are not known.
+        unread: PIDs of processes that could not be read. It is not known whether they use the
+            device, so the use of a backend with such a member is not known either.
         note: what is not known of the device, why, and what to do; None if all is known.
     """
 
@@ -64,3 +64,27 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     uses: Sequence[GpuUse] | None = None
     unread: frozenset[int] = frozenset()
     note: str | None = None
+
+
+def is_gpu_component(name: str) -> bool:
+    """Whether a component is memory on a GPU (`vram`), or system memory that a GPU uses (`gtt`)."""
+    return name.partition(":")[0] in ("vram", "gtt")
+
+
+def gtt_component(gpu: Gpu) -> str:
+    """Return the name of the component for system memory that the device uses."""
+    return "gtt:" + gpu.component.removeprefix("vram:")
+
+
+def divided_uuids(gpus: Iterable[Gpu]) -> set[str]:
+    """Return the UUIDs of the GPUs that are divided into MIG instances, and run nothing else."""
+    return {gpu.parent for gpu in gpus if gpu.parent}
+
+
+def gpus_without_uses(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """List the devices of which it is not known which processes use them.
+
+    A GPU that is divided into MIG instances is left out: the uses of its instances are listed.
+    """
+    divided = divided_uuids(gpus)
+    return [gpu for gpu in gpus if gpu.uses is None and gpu.uuid not in divided]

@@ -1,4 +1,4 @@
-"""The peaks of a model: the most that one of its backends ever held, and its times of starting."""
+"""The peaks of a model: the most memory that one backend ever held, and the times to READY."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from msgspec.structs import replace
 
 from .models import Bytes
 
-# When more models are seen, those that have not been seen for longest are dropped.
+# Beyond this number, the models that were seen least recently are dropped.
 MAX_MODELS = 10_000
-# A model that uses more GPUs keeps the peaks that are the newest.
+# Beyond this number of GPUs, a model keeps the newest peaks.
 MAX_DEVICES = 64
-# `last_seen_at` changes no more often than this, so that most sweeps change nothing.
+# Minimum time between two changes of `last_seen_at`, so that most sweeps change nothing.
 SEEN_SECONDS = 3600.0
-# Two registrations of a PID whose creation times differ by no more are the same process. The
-# difference arises when the system's clock is adjusted.
+# Maximum difference between the creation times of one process. The time changes when the system's
+# clock is adjusted.
 _SAME_START_SECONDS = 2.0
 
 
@@ -28,9 +28,9 @@ class GpuPeak(msgspec.Struct, frozen=True, kw_only=True):
             `gtt:...` for system memory that is used through the GPU.
         uuid: identifies the GPU; None if it is not known.
         memory: bytes.
-        memory_at: when it held them, in seconds since the epoch.
-        together: the bytes that one backend held here at the moment when it held the most on all
-            GPUs together; 0 if it held nothing here then.
+        memory_at: when the backend held them, in seconds since the epoch.
+        together: the bytes on this GPU at the moment when the sum over all GPUs was the highest
+            that one backend ever held; 0 if the backend used other GPUs then.
     """
 
     component: str
@@ -41,32 +41,32 @@ class GpuPeak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Identifies the GPU and the kind of its memory, within a model."""
+        """The key of this peak within a model: the kind of memory, and the GPU."""
         return f"{self.component.partition(':')[0]}:{self.uuid}" if self.uuid else self.component
 
 
 class ModelPeaks(msgspec.Struct, frozen=True, kw_only=True):
-    """The most that one backend of a model ever held, and how long the model takes to be READY.
+    """The most memory that one backend of a model ever held, and the model's times to READY.
 
     Times are in seconds since the epoch. None: the figure was never known.
 
     Attributes:
         model: the model.
-        memory: bytes: the highest total of `memory` in a list. RSS counts for a tree of one
-            process, and where PSS cannot be read.
-        memory_at: when it was seen.
-        tree_memory: bytes of the machine's memory that the process tree of a backend held: the same
-            without what backends report themselves, and at least the `peak_rss` of the registered
-            process.
-        tree_memory_at: when it was seen.
-        gpus: the peaks on each GPU, the oldest first.
+        memory: bytes: the highest `memory.total` of a backend. A total that is RSS counts only for
+            a tree of one process, and where PSS cannot be read.
+        memory_at: when that total was seen.
+        tree_memory: bytes of the machine's memory that the process tree of a backend held: the
+            highest PSS or RSS, never what a backend reports itself, and at least the `peak_rss` of
+            the registered process.
+        tree_memory_at: when that memory was seen.
+        gpus: the peak on each GPU, the oldest first.
         ready_seconds: the time from the creation of the process to the first READY that the monitor
-            saw, of the backend that was started last.
+            saw, for the backend that was READY last.
         ready_at: when that READY was seen.
         ready_pid: the PID of that backend.
-        longest_ready_seconds: the longest of these times.
+        longest_ready_seconds: the longest time from the creation of a process to its first READY.
         since: when the model was seen for the first time.
-        last_seen_at: when it was seen for the last time, at most an hour too early.
+        last_seen_at: when the model was seen for the last time, at most an hour too early.
     """
 
     model: str
@@ -117,7 +117,7 @@ def _merge_gpus(old: tuple[GpuPeak, ...], new: tuple[GpuPeak, ...]) -> tuple[Gpu
     if merged == {each.key: each for each in old}:
         return old
     kept = sorted(merged.values(), key=lambda each: each.memory_at)
-    if len(kept) > MAX_DEVICES:  # what was held together is one answer, and is kept as a whole
+    if len(kept) > MAX_DEVICES:  # the GPUs that were used at the same moment stay
         kept.sort(key=lambda each: (each.together > 0, each.memory_at))
         kept = sorted(kept[-MAX_DEVICES:], key=lambda each: each.memory_at)
     return tuple(kept)
@@ -131,7 +131,7 @@ def _merge_ready(old: ModelPeaks, new: ModelPeaks) -> dict[str, Any]:
     if old.ready_seconds is not None and old.ready_at is not None:
         starts = old.ready_at - old.ready_seconds, new.ready_at - new.ready_seconds
         if old.ready_pid == new.ready_pid and abs(starts[0] - starts[1]) <= _SAME_START_SECONDS:
-            return {}  # this backend was READY already when a restarted monitor saw it again
+            return {}  # the same backend, which a restarted monitor has seen READY again
     if new.ready_at > (old.ready_at or 0.0):
         changes.update(
             ready_seconds=new.ready_seconds, ready_at=new.ready_at, ready_pid=new.ready_pid

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..domain.figures import sum_known
-from ..domain.gpus import Gpu, GpuUse
+from ..domain.gpus import Gpu, GpuUse, gpus_without_uses, gtt_component
 from ..processes.process_table import ProcessIdentity
 
 # Figures of a device that are older count as unknown. They are neither part of a backend's memory
@@ -16,7 +16,6 @@ from ..processes.process_table import ProcessIdentity
 STALE_SECONDS = 30.0
 
 _MAX_BYTES = 2**64 - 1
-_VRAM, _GTT = "vram:", "gtt:"
 
 
 class GpuProcess(NamedTuple):
@@ -99,13 +98,8 @@ class GpuReading:
         self._uses: dict[ProcessIdentity, list[tuple[str, GpuUse]]] = {}
         self._components = {gpu.component: _components_of(gpu) for gpu in gpus}
         self._unread = [gpu for gpu in gpus if gpu.unread]
-        # The use of a GPU that is divided into instances is known from its instances.
-        parents = {gpu.parent for gpu in gpus if gpu.parent}
         self._unknown = {
-            name
-            for gpu in gpus
-            if gpu.uses is None and gpu.uuid not in parents
-            for name in self._components[gpu.component]
+            name for gpu in gpus_without_uses(gpus) for name in self._components[gpu.component]
         }
         for gpu in gpus:
             for use in gpu.uses or ():
@@ -185,11 +179,6 @@ def reports_gtt(gpu: Gpu) -> bool:
     return _is_any_known(gpu.gtt_total, gpu.gtt_used, *(each.gtt for each in gpu.uses or ()))
 
 
-def gtt_component(gpu: Gpu) -> str:
-    """Return the name of the component for system memory that the device uses."""
-    return _GTT + gpu.component.removeprefix(_VRAM)
-
-
 def _is_any_known(*amounts: int | None) -> bool:
     return any(each is not None for each in amounts)
 
@@ -218,7 +207,7 @@ def _sum_uses(names: Iterable[str], uses: Sequence[GpuUse]) -> tuple[dict[str, i
     unknown: set[str] = set()
     if uses:
         for name in names:
-            is_gtt = name.startswith(_GTT)
+            is_gtt = name.startswith("gtt:")
             amount = sum_known(each.gtt if is_gtt else each.memory for each in uses)
             if amount is None:
                 unknown.add(name)
@@ -232,7 +221,7 @@ def _components_of(gpu: Gpu) -> Sequence[str]:
 
     A GPU without memory of its own has only the component for system memory.
     """
-    if not gpu.component.startswith(_VRAM) or not reports_gtt(gpu):
+    if not gpu.component.startswith("vram:") or not reports_gtt(gpu):
         return [gpu.component]
     gtt = gtt_component(gpu)
     return [gpu.component, gtt] if reports_memory(gpu) else [gtt]

@@ -1,7 +1,7 @@
-"""Tells whether a model fits into the memory that is free, and which idle models would have to go.
+"""Tells whether a model fits into the free memory, and which idle models would have to be stopped.
 
-The peaks of the model are what it needs. It is judged on the GPUs on which it held its peak: the
-monitor does not know how the host chooses a GPU.
+A model needs as much memory as its peaks, on the GPUs on which it reached its peak. The monitor
+does not know on which GPU the host would start it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,30 @@ from msgspec.structs import replace
 from ..backends.registry import Registry
 from ..domain.byte_sizes import format_bytes
 from ..domain.fits import Fit, GpuNeed, IdleModel, MemoryNeed
-from ..domain.gpus import Gpu
+from ..domain.gpus import (
+    Gpu,
+    divided_uuids,
+    gpus_without_uses,
+    gtt_component,
+    is_gpu_component,
+)
 from ..domain.models import Observation, State
 from ..domain.peaks import GpuPeak, ModelPeaks
 from ..gpu.reader import GpuReader
-from ..gpu.reading import gtt_component
 from ..hook_support.idleness import says_busy
 from ..processes.limits import LimitsReader
-from ..telemetry.peaks import PeakStore, is_gpu_component
+from ..telemetry.peaks import PeakStore
 from .sweeper import Sweeper
 
-_MEMORY = "memory"  # of the machine, beside the components of GPUs
+_MEMORY = "memory"  # the name of the machine's memory, beside the components of GPUs
 
 
 class FitChecker:
-    """Compares the peaks of a model with what is free. Safe to call from any thread.
+    """Compares the peaks of a model with the free memory. Safe to call from any thread.
 
     Args:
         registry: the registered backends.
-        sweeper: gives the last sweep, and the idle backends.
+        sweeper: provides the last sweep, and the idle backends.
         peaks: the peaks of models.
         limits_reader: reads the limits of the monitor itself.
         gpu_reader: reads the GPUs of the machine.
@@ -54,7 +59,7 @@ class FitChecker:
         self._gpu_reader = gpu_reader
 
     def check(self, model: str) -> Fit:
-        """Tell whether one more backend of a model fits; may wait for a driver, for a second."""
+        """Tell whether one more backend of a model fits; waits at most 1 s for a driver."""
         reading = self._gpu_reader.read()
         gpus = [_without_free(each) if reading.is_stale(each) else each for each in reading.gpus]
         peaks = next(iter(self._peaks.read(model)), None)
@@ -66,10 +71,10 @@ class FitChecker:
             missing[_MEMORY] = memory.missing
         unknown = _unknown(model, peaks, memory, gpu_needs, gpus)
         if peaks and math.isinf(reading.taken_at):
-            unknown.append("a driver has not told its GPUs yet")
+            unknown.append("a driver has not listed its GPUs yet")
         fits = False if missing else None if unknown else True
-        reasons = [_lack(_MEMORY, memory)] if memory.missing else []
-        reasons += [_lack(each.component, each) for each in gpu_needs if each.missing]
+        reasons = [_describe_shortage(_MEMORY, memory)] if memory.missing else []
+        reasons += [_describe_shortage(each.component, each) for each in gpu_needs if each.missing]
         unload: Sequence[IdleModel] | None = None if unknown else ()
         if missing and not unknown:
             unload = _choose(self._idle_models(model), missing)
@@ -105,12 +110,12 @@ class FitChecker:
 
 
 def _without_free(gpu: Gpu) -> Gpu:
-    """Return a GPU whose driver has not answered for long."""
+    """Return a GPU without its free memory, for a driver whose last answer is too old."""
     return replace(gpu, free=None, gtt_used=None)
 
 
 def _is_ready(observation: Observation) -> bool:
-    """Whether the newest state is READY, which may be newer than the last sweep."""
+    """Whether the newest known state is READY. It may be newer than the observation's reading."""
     return observation.state == State.READY and not says_busy(observation)
 
 
@@ -127,7 +132,10 @@ def _idle_model(model: str, seconds: float, observations: Sequence[Observation])
 
 
 def _unreclaimable(observation: Observation) -> int:
-    """Return the memory that a shutdown frees: file pages already count as available."""
+    """Return the bytes of memory that a shutdown frees, without file pages.
+
+    The kernel can drop file pages, so they count as available already.
+    """
     tree = observation.tree
     if tree is None:
         return 0
@@ -137,8 +145,18 @@ def _unreclaimable(observation: Observation) -> int:
 
 
 def _choose(idle: Iterable[IdleModel], missing: Mapping[str, int]) -> Sequence[IdleModel] | None:
-    """Choose the models that have been idle for longest, and none that is not needed."""
-    short = dict(missing)  # what is missing without the chosen models; negative if there is more
+    """Choose the idle models whose shutdown frees what is missing.
+
+    Models that have been idle for longest are preferred, and no chosen model is superfluous.
+
+    Args:
+        idle: the idle models, longest idle first.
+        missing: bytes by component, and of `_MEMORY`.
+
+    Returns:
+        None if all idle models together hold too little.
+    """
+    short = dict(missing)  # what the chosen models do not free; negative: what they free in excess
     chosen: list[IdleModel] = []
     for candidate in idle:
         if any(short[name] > 0 and _freed(candidate, name) for name in short):
@@ -169,7 +187,7 @@ def _needed_memory(peaks: ModelPeaks | None) -> int | None:
 
 
 def _gpu_needs(peaks: ModelPeaks | None, gpus: Sequence[Gpu]) -> tuple[GpuNeed, ...]:
-    """Return the needs on each GPU of the machine, then those on GPUs that are not seen now."""
+    """Return the needs on each GPU of the machine, then on needed GPUs that are not seen now."""
     free: dict[str, int | None] = {}
     for gpu in gpus:
         free[gpu.component] = gpu.free
@@ -194,7 +212,7 @@ def _gpu_needs(peaks: ModelPeaks | None, gpus: Sequence[Gpu]) -> tuple[GpuNeed, 
 
 
 def _component_now(peak: GpuPeak, gpus: Sequence[Gpu]) -> str:
-    """Return the component of the GPU on which a peak was seen: its index may have changed."""
+    """Return the present component of a peak's GPU, whose index may have changed since."""
     for gpu in gpus:
         if peak.uuid is not None and gpu.uuid == peak.uuid:
             return gtt_component(gpu) if peak.component.startswith("gtt:") else gpu.component
@@ -204,12 +222,10 @@ def _component_now(peak: GpuPeak, gpus: Sequence[Gpu]) -> str:
 def _others(
     component: str, needed: Mapping[str, int | None], gpus: Sequence[Gpu]
 ) -> tuple[str, ...]:
-    """List the other GPUs of the same vendor that have room for what is needed on a GPU."""
+    """List the other GPUs of the same vendor that have as much free as is needed on a GPU."""
     amount = needed[component]
     vendors = {gpu.vendor for gpu in gpus if gpu.component == component}
-    divided = {
-        gpu.parent for gpu in gpus if gpu.parent
-    }  # a GPU with MIG instances runs nothing itself
+    divided = divided_uuids(gpus)
     return tuple(
         gpu.component
         for gpu in gpus
@@ -225,7 +241,7 @@ def _unknown(
     gpu_needs: Sequence[GpuNeed],
     gpus: Sequence[Gpu],
 ) -> list[str]:
-    """Say what is not known, so that nobody can tell whether the model fits."""
+    """Describe the unknown figures because of which it is not known whether the model fits."""
     if peaks is None:
         return [f"the monitor has seen no backend of model {model!r}, so its peaks are not known"]
     unknown = []
@@ -237,13 +253,11 @@ def _unknown(
         if each.needed and each.free is None:
             unknown.append(f"the free memory of {each.component} is not known")
     if not any(each.needed for each in gpu_needs):
-        divided = {gpu.parent for gpu in gpus if gpu.parent}
-        for gpu in gpus:
-            if gpu.uses is None and gpu.uuid not in divided:
-                why = gpu.note or "the driver does not tell which processes use it"
-                unknown.append(f"it is not known whether it needs {gpu.component}: {why}")
+        for gpu in gpus_without_uses(gpus):
+            why = gpu.note or "the driver does not tell which processes use it"
+            unknown.append(f"it is not known whether it needs {gpu.component}: {why}")
     return unknown
 
 
-def _lack(name: str, need: MemoryNeed) -> str:
+def _describe_shortage(name: str, need: MemoryNeed) -> str:
     return f"{name}: {format_bytes(need.needed or 0)} needed, {format_bytes(need.free or 0)} free"

@@ -218,7 +218,7 @@ class Sweeper:
             found.append(record.observation)
         read = [(record.backend, record.tree_memory) for record in records]
         unreadable = {backend for backend, memory in read if memory and memory.pss is None}
-        self._peaks.note(found, gpus.gpus, unreadable)
+        self._peaks.add(found, gpus.gpus, unreadable)
         return found
 
     def _request_statuses(self, records: Sequence[Record]) -> list[StatusResult | None]:

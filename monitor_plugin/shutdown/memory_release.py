@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ..domain.byte_sizes import format_bytes
 from ..domain.figures import sum_known
+from ..domain.gpus import gpus_without_uses
 from ..domain.models import Backend, Freed
 from ..gpu.reader import GpuReader
 from ..gpu.reading import STALE_SECONDS, GpuReading, has_unread_use, total_of
@@ -183,16 +184,15 @@ def _find_uses(
     """
     uses: dict[_DeviceAndPid, int | None] = {}
     unknown = {*devices} - {each.component for each in reading.gpus}
-    parents = {each.parent for each in reading.gpus} - {None}
+    without_uses = {each.component for each in gpus_without_uses(reading.gpus)}
     pids = {pid for pid, _ in members}
     for gpu in reading.gpus:
         if not reading.was_read_since(gpu, oldest):
             unknown.add(gpu.component)
             continue
-        has_no_list = gpu.uses is None and gpu.uuid not in parents
-        if has_no_list or has_unread_use(gpu, pids):
+        if gpu.component in without_uses or has_unread_use(gpu, pids):
             unknown.add(gpu.component)
-        for use in gpu.uses or ():  # those of a divided GPU are those of its instances
+        for use in gpu.uses or ():
             process = reading.process(gpu, use.pid)
             is_member = process is None or (use.pid, process.started) in members
             if use.pid in pids and is_member and (amount := total_of(gpu, use)) != 0:

@@ -26,10 +26,10 @@ _CREATE = (
 
 
 class PeakFile:
-    """A SQLite file with one row for each model. It is opened for each use, and then closed.
+    """A SQLite file with one row for each model. Each method opens the file, and closes it again.
 
-    The rollback journal, SQLite's default, keeps the file whole when the monitor is killed. It
-    needs no second file that stays, and no shared memory.
+    The rollback journal, SQLite's default, protects the file if the monitor is killed. Unlike a
+    write-ahead log, it needs neither a permanent second file nor shared memory.
 
     Args:
         path: its path.
@@ -39,10 +39,12 @@ class PeakFile:
         self._path = Path(path).absolute()
 
     def load(self) -> dict[str, ModelPeaks]:
-        """Read all rows, oldest first; make the file if it is missing, for its owner alone.
+        """Read all rows, the model that was seen least recently first.
+
+        Creates the file if it is missing; only its owner may read and write a new file.
 
         Raises:
-            SettingsError: the file cannot be used. It was not changed.
+            SettingsError: the file cannot be used. The file was not changed.
         """
         try:
             self._create()
@@ -76,17 +78,20 @@ class PeakFile:
             raise OSError(f"this user may not write to the folder {folder}")
 
     def is_new(self) -> bool:
-        """Whether the file is missing or empty, so that all rows have to be written."""
+        """Whether the file is missing or empty, so that all rows must be written."""
         try:
             return self._path.stat().st_size == 0
         except FileNotFoundError:
             return True
 
     def merge(self, peaks: Mapping[str, ModelPeaks]) -> list[ModelPeaks]:
-        """Merge the peaks of some models into their rows, in one transaction; return the results.
+        """Merge the peaks of some models into their rows, in one transaction.
+
+        Returns:
+            The merged peaks.
 
         Raises:
-            OSError, ValueError: the file cannot be used. It was not changed.
+            OSError, ValueError: the file cannot be used. The file was not changed.
         """
         self._create()
         with self._open() as connection:
@@ -106,16 +111,16 @@ class PeakFile:
         """Open the file; an open transaction is rolled back at the end.
 
         Raises:
-            OSError: it cannot be opened, read or written.
-            ValueError: it is no SQLite file, or is damaged.
+            OSError: the file cannot be opened, read or written.
+            ValueError: the file is no SQLite file, or is damaged.
         """
         try:
-            # Without an isolation level, the module begins no transaction by itself.
+            # With isolation_level=None, the module `sqlite3` begins no transaction by itself.
             with closing(
                 sqlite3.connect(self._path, timeout=_LOCK_SECONDS, isolation_level=None)
             ) as connection:
                 yield connection
-        except sqlite3.OperationalError as error:  # locked, a full disk and the like
+        except sqlite3.OperationalError as error:  # such as a locked file, or a full disk
             raise OSError(str(error)) from None
         except sqlite3.Error as error:
             raise ValueError(str(error)) from None
@@ -127,7 +132,11 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 
 
 def _check_kind(connection: sqlite3.Connection) -> None:
-    """Raise a ValueError unless the file is one of the monitor's, and not of a newer version."""
+    """Check that a monitor has written the file, and that its schema is known.
+
+    Raises:
+        ValueError: another program or a newer version has written the file.
+    """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id != _APPLICATION_ID:
@@ -150,7 +159,7 @@ def _merge_row(connection: sqlite3.Connection, new: ModelPeaks) -> ModelPeaks:
 
 
 def _trim(connection: sqlite3.Connection) -> None:
-    """Delete the models that have not been seen for longest, beyond MAX_MODELS."""
+    """Delete the models that were seen least recently, beyond MAX_MODELS."""
     (count,) = connection.execute("SELECT count(*) FROM peaks").fetchone()
     if count > MAX_MODELS:
         connection.execute(

@@ -1,4 +1,4 @@
-"""The peaks of each model: in memory, and in a file that a thread of its own writes."""
+"""Stores the peaks of each model: in memory, and in a file that a separate thread writes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 from ..config.reloading_file import reason_of
 from ..domain.errors import SettingsError
-from ..domain.gpus import Gpu
+from ..domain.gpus import Gpu, gtt_component, is_gpu_component
 from ..domain.models import Backend, Observation, TreeUsage
 from ..domain.peaks import MAX_DEVICES, MAX_MODELS, GpuPeak, ModelPeaks, merge_peaks
-from ..gpu.reading import gtt_component
 
 if TYPE_CHECKING:
     from .peak_file import PeakFile
 
-# The time between two writes, which is what a killed monitor may lose; longer after a failure.
+# The time between two writes. A monitor that is killed loses the peaks of at most this time, or of
+# the retry time after a failure.
 _WRITE_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
@@ -28,12 +28,13 @@ _logger = logging.getLogger(__name__)
 
 
 class PeakStore:
-    """The peaks of the last MAX_MODELS models. Its methods may be called from any thread.
+    """Stores the peaks of the MAX_MODELS models that were seen last. Thread-safe.
 
-    The file is written by a thread of its own. Nothing else waits for the file.
+    A separate thread writes the file. No other thread waits for the file.
 
     Args:
-        path: the setting `state_file`: a SQLite file; None: the peaks are only kept in memory.
+        path: the setting `state_file`, the path of a SQLite file. None: the peaks are stored in
+            memory only.
 
     Raises:
         SettingsError: the file cannot be used.
@@ -58,7 +59,8 @@ class PeakStore:
         """
         if self._file is None:
             return
-        # Its own event: a thread that a disk has blocked since `close` must not go on.
+        # Each thread has its own event, so that a thread that a slow disk has blocked during
+        # `close` ends afterwards.
         closing = threading.Event()
         thread = threading.Thread(
             target=self._run, args=(self._file, closing), name="monitor-peaks", daemon=True
@@ -67,7 +69,7 @@ class PeakStore:
         self._closing, self._thread = closing, thread  # only a started thread can be joined
 
     def close(self) -> None:
-        """Write what is not written yet, and end the thread. Waits for a slow disk for 5 s."""
+        """Write the last changes, and end the thread. Waits at most 5 s for a slow disk."""
         self._closing.set()
         self._wake.set()
         thread, self._thread = self._thread, None
@@ -80,20 +82,20 @@ class PeakStore:
                     _CLOSE_SECONDS,
                 )
 
-    def note(
+    def add(
         self,
         observations: Iterable[Observation],
         gpus: Sequence[Gpu],
         unreadable: Collection[Backend] = (),
     ) -> None:
-        """Add what a sweep has found.
+        """Merge the observations of a sweep into the peaks.
 
         Args:
             observations: the observations.
             gpus: the GPUs of the machine, which give the UUIDs of components.
-            unreadable: the backends whose PSS may not be read. The RSS of other backends counts
-                only for a tree of one process: it is shown until PSS is read, and the pages that
-                several processes share would make the peak too high for ever.
+            unreadable: the backends whose PSS may not be read, so that their RSS counts. The RSS of
+                another backend counts only if its tree is one process: RSS counts pages that
+                several processes share more than once, and the peak would stay too high.
         """
         uuids = {name: gpu.uuid for gpu in gpus for name in (gpu.component, gtt_component(gpu))}
         now = time.time()
@@ -113,7 +115,7 @@ class PeakStore:
             self._wake.set()
 
     def read(self, model: str | None = None) -> list[ModelPeaks]:
-        """Return the peaks of one model, or of all."""
+        """Return the peaks of one model (empty if it was never seen), or of all models."""
         with self._lock:
             if model is None:
                 return list(self._peaks.values())
@@ -138,16 +140,16 @@ class PeakStore:
                 self._wake.set()
 
     def _write(self, file: PeakFile) -> bool:
-        """Write what has changed; False if that failed."""
+        """Write the peaks that have changed; return False if that failed."""
         peaks: dict[str, ModelPeaks] = {}
         try:
-            is_new = file.is_new()  # also after somebody has removed it: it is written anew
+            is_new = file.is_new()  # True also if the file was removed since
             with self._lock:
                 models = list(self._peaks) if is_new else list(self._unwritten)
                 peaks = {model: self._peaks[model] for model in models}
                 self._unwritten.clear()
             merged = file.merge(peaks) if peaks else []
-        except Exception as error:  # the thread must go on, whatever was wrong
+        except Exception as error:  # the thread must survive any error
             with self._lock:
                 self._unwritten |= peaks.keys() & self._peaks.keys()
             self._log_failure(reason_of(error))
@@ -227,7 +229,7 @@ def _gpu_peaks(
         if amount and is_gpu_component(name) and _is_plain(name)
     }
     if any(name.startswith("vram:") for name in amounts):
-        amounts.pop("vram", None)  # the sum of the others, or one more report of the same memory
+        amounts.pop("vram", None)  # the sum of the named devices, or a second report of one
     if len(amounts) > MAX_DEVICES:
         amounts = dict(sorted(amounts.items(), key=lambda each: -each[1])[:MAX_DEVICES])
     return tuple(
@@ -236,11 +238,6 @@ def _gpu_peaks(
     )
 
 
-def is_gpu_component(name: str) -> bool:
-    """Whether a component is memory of a GPU, or system memory that is used through one."""
-    return name.partition(":")[0] in ("vram", "gtt")
-
-
 def _is_plain(name: str) -> bool:
-    """Whether a name from a backend can be kept: no surrogates, nothing that is long."""
+    """Whether a name from a backend can be stored: short, and without surrogates."""
     return len(name) <= _MAX_COMPONENT_LENGTH and name.isprintable()

@@ -39,7 +39,7 @@ total = 0
 while True:
     total += 1
     memory = Memory(total)
-    store.note([Observation(backend=backend, memory=memory, memory_source="pss")], ())
+    store.add([Observation(backend=backend, memory=memory, memory_source="pss")], ())
     if total == 1000:
         print("writes", flush=True)
 """

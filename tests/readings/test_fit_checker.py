@@ -42,7 +42,7 @@ class Machine:
         """Let one backend of a model have held memory, and bytes on GPUs: `test0=5`."""
         backend = Backend(model, 1, "unix:/m", 1.0)
         held = None if memory is None else Memory(memory, components(gpus))
-        self.store.note([Observation(backend=backend, memory=held, memory_source="pss")], self.gpus)
+        self.store.add([Observation(backend=backend, memory=held, memory_source="pss")], self.gpus)
 
     def load(
         self,
@@ -156,7 +156,7 @@ def test_driver_that_never_answered_makes_the_needs_unknown() -> None:
     machine = Machine(5, gpu_age=math.inf)
     machine.had("m", 4)
     fit = machine.check("m")
-    assert (fit.fits, fit.reason) == (None, "a driver has not told its GPUs yet")
+    assert (fit.fits, fit.reason) == (None, "a driver has not listed its GPUs yet")
 
 
 def test_certain_lack_outweighs_what_is_not_known() -> None:

@@ -45,9 +45,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.db"
 
 
-def note(store: PeakStore, total: int, model: str = "m") -> None:
+def add(store: PeakStore, total: int, model: str = "m") -> None:
     backend = Backend(model, 1, "unix:/m", 1.0)
-    store.note([Observation(backend=backend, memory=Memory(total), memory_source="pss")], ())
+    store.add([Observation(backend=backend, memory=Memory(total), memory_source="pss")], ())
 
 
 def totals(store: PeakStore) -> dict[str, int | None]:
@@ -68,14 +68,14 @@ def test_peaks_survive_a_restart(path: Path, open_store: OpenStore) -> None:
     store = open_store(path)
     names = ["m", "org/mödel:7b", "'; DROP TABLE peaks; --", "模型", "a b", "x" * 255]
     for number, name in enumerate(names):
-        note(store, number + 1, name)
+        add(store, number + 1, name)
     store.close()
     again = open_store(path)
     assert totals(again) == {name: number + 1 for number, name in enumerate(names)}
     before = again.read("m")
-    note(again, 1)
+    add(again, 1)
     assert again.read("m") == before
-    note(again, 5)
+    add(again, 5)
     again.close()
     assert totals(PeakStore(str(path)))["m"] == 5
 
@@ -83,9 +83,9 @@ def test_peaks_survive_a_restart(path: Path, open_store: OpenStore) -> None:
 def test_peaks_are_written_while_the_store_is_open(path: Path, open_store: OpenStore) -> None:
     """A killed monitor loses only what it has seen in the last second."""
     store = open_store(path)
-    note(store, 5)
+    add(store, 5)
     eventually(lambda: written(path) == {"m": 5})
-    note(store, 6)
+    add(store, 6)
     eventually(lambda: written(path) == {"m": 6})
 
 
@@ -94,7 +94,7 @@ def test_file_is_private_and_alone(path: Path, open_store: OpenStore) -> None:
     umask = os.umask(0)
     try:
         store = open_store(path)
-        note(store, 5)
+        add(store, 5)
         store.close()
     finally:
         os.umask(umask)
@@ -107,7 +107,7 @@ def test_permissions_of_an_existing_file_are_kept(path: Path, open_store: OpenSt
     path.touch()
     path.chmod(0o640)
     store = open_store(path)
-    note(store, 5)
+    add(store, 5)
     store.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
@@ -115,11 +115,11 @@ def test_permissions_of_an_existing_file_are_kept(path: Path, open_store: OpenSt
 def test_monitors_share_a_file(path: Path, open_store: OpenStore) -> None:
     """What either monitor has seen is kept, and the other one learns of it with its next write."""
     one, other = open_store(path), open_store(path)
-    note(one, 5)
-    note(one, 1, "a")
+    add(one, 5)
+    add(one, 1, "a")
     eventually(lambda: written(path) == {"m": 5, "a": 1})
-    note(other, 3)
-    note(other, 2, "b")
+    add(other, 3)
+    add(other, 2, "b")
     eventually(lambda: written(path) == {"m": 5, "a": 1, "b": 2})
     eventually(lambda: totals(other) == {"m": 5, "b": 2})
     one.close()
@@ -137,14 +137,14 @@ def test_locked_file_delays_nothing_but_its_own_thread(
     monkeypatch.setattr(peak_file, "_LOCK_SECONDS", 0.05)
     monkeypatch.setattr(peaks, "_RETRY_SECONDS", 0.05)
     store = open_store(path)
-    note(store, 5)
+    add(store, 5)
     eventually(lambda: written(path) == {"m": 5})
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
-        note(store, 6)
+        add(store, 6)
         eventually(lambda: logged(caplog))
-        note(store, 7)
-        note(store, 8, "a")
+        add(store, 7)
+        add(store, 8, "a")
         assert totals(store) == {"m": 7, "a": 8}
     eventually(lambda: len(logged(caplog)) == 2)
     assert logged(caplog) == [
@@ -163,7 +163,7 @@ def test_thread_outlives_any_error(
     store = open_store(path)
     with monkeypatch.context() as patch:
         patch.setattr(peak_file.PeakFile, "merge", None)
-        note(store, 5)
+        add(store, 5)
         eventually(lambda: store._failure)
     eventually(lambda: written(path) == {"m": 5})
 
@@ -171,11 +171,11 @@ def test_thread_outlives_any_error(
 def test_removed_file_is_written_anew(path: Path, open_store: OpenStore) -> None:
     """With all peaks, not only with those that change afterwards."""
     store = open_store(path)
-    note(store, 5)
-    note(store, 6, "a")
+    add(store, 5)
+    add(store, 6, "a")
     eventually(lambda: written(path) == {"m": 5, "a": 6})
     path.unlink()
-    note(store, 7)
+    add(store, 7)
     eventually(lambda: path.exists() and written(path) == {"m": 7, "a": 6})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -189,11 +189,11 @@ def test_close_waits_for_a_slow_disk_for_a_bounded_time(
     """The log says that the last peaks may be lost."""
     monkeypatch.setattr(peaks, "_CLOSE_SECONDS", 0.1)
     store = open_store(path)
-    note(store, 5)
+    add(store, 5)
     eventually(lambda: written(path) == {"m": 5})
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
-        note(store, 6)
+        add(store, 6)
         store.close()
     assert logged(caplog) == [
         f"{path}: the file was not written within 0.1 s; the last peaks may be lost"
@@ -209,7 +209,7 @@ def test_number_of_rows_is_bounded(
     for names in ("ab", "cd", "e"):
         store = open_store(path)
         for name in names:
-            note(store, 5, name)
+            add(store, 5, name)
         store.close()
     assert sorted(written(path)) == ["c", "d", "e"]
 
@@ -233,7 +233,7 @@ def fill(path: Path, count: int = 1000) -> None:
     store = PeakStore(str(path))
     store.start()
     for number in range(count):
-        note(store, 5, f"m{number}")
+        add(store, 5, f"m{number}")
     store.close()
 
 
@@ -327,15 +327,15 @@ peaks._RETRY_SECONDS = 0.05
 store = peaks.PeakStore(sys.argv[1])
 store.start()
 
-def note(model, total):
+def add(model, total):
     backend = Backend(model, 1, "unix:/m", 1.0)
-    store.note([Observation(backend=backend, memory=Memory(total), memory_source="pss")], ())
+    store.add([Observation(backend=backend, memory=Memory(total), memory_source="pss")], ())
 
 limit = sys.argv[2:]
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit[0]), resource.RLIM_INFINITY))
 for number in range(2000):
-    note(f"model {number}", number + 1)
+    add(f"model {number}", number + 1)
 eventually(lambda: store._failure)
 assert len(store.read()) == 2000
 if limit:
@@ -387,7 +387,7 @@ def test_store_without_a_file_starts_no_thread(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO)
     store = PeakStore(None)
     store.start()
-    note(store, 5)
+    add(store, 5)
     store.close()
     assert totals(store) == {"m": 5}
     assert store._thread is None

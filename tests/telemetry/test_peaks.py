@@ -27,7 +27,7 @@ def held(total: int, source: str | None = "pss", **components: int) -> dict[str,
 def noted(*observations: Observation, gpus: tuple[Gpu, ...] = ()) -> records.ModelPeaks:
     store = PeakStore(None)
     for each in observations:
-        store.note([each], gpus)
+        store.add([each], gpus)
     (found,) = store.read()
     return found
 
@@ -49,14 +49,14 @@ def test_rss_of_several_processes_counts_only_where_pss_cannot_be_read() -> None
     for processes, unreadable, known in ((1, False, 7), (2, False, None), (2, True, 7)):
         store = PeakStore(None)
         own = observed(**held(100, "backend"), tree=TreeUsage(processes=processes, rss=7))
-        store.note([own], (), [own.backend] if unreadable else [])
+        store.add([own], (), [own.backend] if unreadable else [])
         assert store.read()[0].tree_memory == known
     for processes, unreadable, expected in ((1, False, 9), (2, False, 5), (2, True, 9)):
         store = PeakStore(None)
         tree = TreeUsage(processes=processes)
         high = observed(**held(9, "rss"), tree=tree)
-        store.note([high], (), [high.backend] if unreadable else [])
-        store.note([observed(**held(5), tree=tree)], ())
+        store.add([high], (), [high.backend] if unreadable else [])
+        store.add([observed(**held(5), tree=tree)], ())
         (found,) = store.read()
         assert (found.memory, found.tree_memory) == (expected, expected)
 
@@ -115,7 +115,7 @@ def test_store_drops_the_models_that_were_not_seen_for_longest(
     monkeypatch.setattr(peaks, "MAX_MODELS", 3)
     store = PeakStore(None)
     for name in ("a", "b", "c", "d"):
-        store.note([observed(name, **held(5))], ())
+        store.add([observed(name, **held(5))], ())
     assert [each.model for each in store.read()] == ["b", "c", "d"]
     assert store.read("a") == []
     assert [each.model for each in store.read("c")] == ["c"]
