@@ -23,11 +23,12 @@ from .process_table import (
     ProcessIdentity,
     ProcessRow,
     ProcessSnapshot,
+    read_rss,
     take_snapshot,
 )
 
 _MAX_AGE_SECONDS = 1.0
-# A reading that needs no newer figures takes no snapshot if there was one for a sweep.
+# A reading that needs the members' RSS takes no snapshot if there was one for a sweep.
 _RSS_MAX_AGE_SECONDS = 5.0
 _MAX_GONE = 100
 
@@ -313,18 +314,19 @@ class MemberTable:
             self._refresh(members, _MAX_AGE_SECONDS)
         return members.identities()
 
-    def rss(self, members: Members) -> tuple[int, float] | None:
-        """Return the RSS of the members of a backend, from a snapshot at most five seconds old.
+    def read_rss(self, members: Members) -> int | None:
+        """Read the RSS of the members of a backend now, in bytes.
+
+        Members that were started in the last five seconds may be missing.
 
         Returns:
-            Bytes, and when they were read (monotonic seconds); None if no member runs, or if no
-            snapshot can be taken.
+            None if no member runs, or if no file descriptor is free.
         """
         try:
             self._refresh(members, _RSS_MAX_AGE_SECONDS)
         except OSError:
             return None
-        return members.rss()
+        return read_rss(members.identities())
 
     def _refresh(self, members: Members, max_age_seconds: float) -> ProcessSnapshot:
         """Return a snapshot in which these members were found."""

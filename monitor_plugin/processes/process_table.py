@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import psutil
@@ -136,6 +136,20 @@ def read_row(pid: int) -> ProcessRow | None:
         exit_code=_exit_code(pid, fields[-1]) if is_zombie else None,
         name=beginning.partition(b"(")[2].decode(errors="backslashreplace"),
     )
+
+
+def read_rss(processes: Iterable[ProcessIdentity]) -> int | None:
+    """Add up the RSS of the processes that run, in bytes.
+
+    Returns:
+        None if none of them has memory, or if it is not known, as no file descriptor is free.
+    """
+    try:
+        rows = [(read_row(pid), started) for pid, started in processes]
+    except OSError:
+        return None
+    # The kernel reports 0 for a process that is about to run.
+    return sum(row.rss for row, started in rows if row and row.started == started) or None
 
 
 def _exit_code(pid: int, rest: bytes) -> int | None:

@@ -260,8 +260,8 @@ class BackendReader:
         """Complete the reported memory by the process tree's memory and the hooks' components."""
         total = None
         if not reports_memory(status):
-            rss, read_at = self._member_table.rss(record.members) or (None, 0.0)
-            total = tree_total(record.tree_memory, rss, read_at)
+            rss, now = self._member_table.read_rss(record.members), time.monotonic()
+            total = tree_total(record.tree_memory, rss, now)
             if record.process.ended():  # check after reading: the PID may have a new process
                 raise ProcessGone(record.backend.pid)
         return complete_memory(status, components, total)

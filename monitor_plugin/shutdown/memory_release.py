@@ -19,7 +19,7 @@ from ..domain.models import Backend, Freed
 from ..gpu.reader import GpuReader
 from ..gpu.reading import STALE_SECONDS, GpuReading, has_unread_use, total_of
 from ..processes.members import Members
-from ..processes.process_table import ProcessIdentity, read_row
+from ..processes.process_table import ProcessIdentity, read_rss
 from ..processes.tree_memory import TreeMemory, tree_total
 
 _logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class MemoryRelease:
             last: their memory as it was last read; None if it was not read yet.
         """
         identities = {members.root, *members.identities()}
-        rss = _sum_rss(identities)
+        rss = read_rss(identities)
         total = tree_total(last, rss, time.monotonic()) if rss else None
         memory = total.amount if total else None
         if self._seconds <= 0:
@@ -198,13 +198,3 @@ def _find_uses(
             if use.pid in pids and is_member and (amount := total_of(gpu, use)) != 0:
                 uses[gpu.component, use.pid] = amount
     return _GpuMemory(uses, frozenset(unknown))
-
-
-def _sum_rss(members: Collection[ProcessIdentity]) -> int | None:
-    """Add up the RSS of the members that run; None if it is not known."""
-    try:
-        rows = [(read_row(pid), started) for pid, started in members]
-    except OSError:  # no file descriptor is free
-        return None
-    live = [row.rss for row, started in rows if row and row.started == started and row.vms]
-    return sum(live) or None  # the kernel reports 0 for a process that is about to run

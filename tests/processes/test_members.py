@@ -469,20 +469,36 @@ def test_a_snapshot_is_used_for_a_second(spawner: Spawner) -> None:
     eventually(lambda: sleeper.pid in table.pids(members))
 
 
-def test_rss_of_a_process_that_started_after_the_snapshot(spawner: Spawner) -> None:
-    """It is read at once, and is unknown, not 0, when no member runs any more."""
+# Takes so many MiB for each line.
+TAKES_PER_LINE = """
+import os, sys
+kept = []
+print("ready", flush=True)
+for line in sys.stdin:
+    kept.append(bytearray(os.urandom(4096)) * (int(line) * 256))
+    print("took", flush=True)
+"""
+
+
+def test_rss_is_that_of_now(spawner: Spawner) -> None:
+    """Also of a process that started, or took memory, after the last snapshot."""
     table = MemberTable()
     table.snapshot()
-    process = spawner.python(FORKED, "50", "1")
-    assert len(_pids(process)) == 2
+    process = spawner.python(TAKES_PER_LINE, stdin=subprocess.PIPE)
     members = members_of(process.pid)
-    began = time.monotonic()
-    rss, read_at = table.rss(members) or (0, 0.0)
-    assert rss >= 100 * MIB
-    assert read_at >= began
-    assert members.rss() == (rss, read_at)
+    table.track(members)
+    assert process.stdin
+    assert _read_line(process) == "ready"
+    first = table.read_rss(members)
+    assert first
+    seen = members.rss()
+    assert seen
+    assert seen[0] == pytest.approx(first, rel=0.3)
+    process.stdin.write("50\n")
+    process.stdin.flush()
+    assert _read_line(process) == "took"
+    assert (table.read_rss(members) or 0) > first + 49 * MIB
     process.kill()
     process.wait()
-    table.rescan(members)
-    assert table.rss(members) is not None  # the child
-    assert table.rss(Members((2**22 + 1, 1.0))) is None
+    assert table.read_rss(members) is None
+    assert table.read_rss(Members((2**22 + 1, 1.0))) is None

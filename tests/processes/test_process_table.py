@@ -143,7 +143,7 @@ try:
     print(read_row(os.getpid()))
 except OSError as error:
     print(error.strerror)
-print(MemberTable().rss(members), MemberTable().pids(members) == [os.getpid()])
+print(MemberTable().read_rss(members), MemberTable().pids(members) == [os.getpid()])
 """
     process = spawner.python(code)
     assert process.stdout

@@ -16,9 +16,9 @@ from msgspec import structs
 from monitor_plugin import Backend, Gpu, GpuUse, Monitor, ShutdownFailed, hookimpl
 from monitor_plugin.domain.models import Freed
 from monitor_plugin.gpu.reader import GpuReader
+from monitor_plugin.processes import process_table
 from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.processes.tree_memory import TreeMemory
-from monitor_plugin.shutdown import memory_release
 from monitor_plugin.shutdown.memory_release import HeldMemory, MemoryRelease
 
 from ..gpus import GpuFile, make_gpu
@@ -321,7 +321,7 @@ def test_stop_without_a_free_descriptor_reports_no_memory(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop is what frees descriptors, so this is no failure."""
-    refuse_descriptors(monkeypatch, memory_release, "read_row")
+    refuse_descriptors(monkeypatch, process_table, "read_row")
     assert rig.measure()[1].memory is None
 
 
