@@ -36,8 +36,8 @@ from .left_behind import LeftBehindTracker
 from .refusals import Refusals
 from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgress
 
-# If a process is registered within this time of its creation, its time to READY is measured even if
-# its first answer is READY. Hosts register their backends late, or wait until they listen.
+# If a process is registered within this time after its creation, its time to READY is measured even
+# if its first answer is READY. A host may register a backend only when the backend listens.
 _START_SEEN_SECONDS = 10.0
 
 

@@ -109,12 +109,12 @@ class Record:
         sampler: reads samples of the process.
         members: the processes that belong to the backend.
         oom: counts the kernel's out-of-memory kills in the backend's control group.
-        spawned_at: when the process was created (seconds since boot); of a process that took the
-            place of another one, when that one was created.
+        spawned_at: when the process was created (seconds since boot). `replace` keeps the time of
+            the first process.
         saw_start: whether the monitor knew the backend before it was READY.
-        ready_seconds: the time from `spawned_at` to the first READY; None before it, and without
-            `saw_start`.
-        ready_at: when that READY was seen, in seconds since the epoch.
+        ready_seconds: the time from `spawned_at` to the first READY; None before that READY, and if
+            `saw_start` is False.
+        ready_at: when the first READY was seen, in seconds since the epoch.
         registered_at: when this address was registered (monotonic seconds).
         answered: whether the backend has answered at this address, or a hook gave its status.
         state: the last known state.
@@ -123,8 +123,8 @@ class Record:
         serving: which process serves the address, as last read; None before the first time.
         address_owner: the process that serves the address and is no member, as last reported.
         observation: the result of the last sweep.
-        tree_memory: the memory of the members, as last read; None before the first time.
-        tree_read_at: when that was tried last (monotonic seconds), also if no member ran.
+        tree_memory: the memory of the members at the last reading; None before the first reading.
+        tree_read_at: when the last reading began (monotonic seconds), also if it failed.
         stopping: whether a shutdown is stopping the backend.
         in_shutdown: whether a shutdown of the backend is in progress, in any phase.
         is_replaced: whether another record has taken the place of this one.
@@ -168,7 +168,7 @@ class Record:
         return time.monotonic() - self.registered_at < grace_seconds
 
     def peak_rss(self) -> int | None:
-        """Return the most memory that the members are known to have had, in bytes.
+        """Return the most resident memory that the members are known to have had, in bytes.
 
         See `TreeUsage.peak_rss`. None before the memory was read.
         """
@@ -251,7 +251,7 @@ class Registry:
             if self._records.get(backend.pid) is not record:
                 raise NotRegistered
             self._remove(record)
-            if record.backend.model != backend.model:  # the time to READY was that of the other one
+            if record.backend.model != backend.model:  # the time to READY is the old model's
                 record.saw_start, record.ready_seconds, record.ready_at = False, None, None
             record.backend = backend
             if record.canonical_address != canonical_address:

@@ -143,7 +143,7 @@ class BackendExit(msgspec.Struct, frozen=True):
         ended_at: when the monitor noticed the exit, in seconds since the epoch.
         oom_certain: False if other processes are in the backend's control group, of which the
             kernel may have killed another one; else True. None if the cause is not `oom`.
-        peak_rss: the `peak_rss` of its process tree when that was last read, in bytes.
+        peak_rss: the `peak_rss` of its process tree at the last reading of the tree, in bytes.
     """
 
     cause: str
@@ -195,8 +195,8 @@ class Reading(msgspec.Struct, frozen=True):
         address_owner: the process that serves the backend's address although it does not belong to
             the backend, so that its answer is not believed; of several replicas the first one. None
             if there is none, or if that cannot be seen.
-        memory_age_seconds: how long before the reading PSS was read, of several replicas the
-            longest time; None if PSS is no part of `status.memory.total`.
+        memory_age_seconds: the age of PSS at the time of the reading; for several replicas, the
+            highest age. None if PSS is no part of `status.memory.total`.
     """
 
     backend: Backend
@@ -226,7 +226,7 @@ class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
         open_files: how many file descriptors are open.
         peak_rss: the most resident memory that a process ever had, in bytes (`VmHWM` of
             /proc/PID/status, or a higher rss that was seen since); in the sum of a tree, the sum of
-            the peaks of its processes, which they may have reached at different times.
+            the peaks of its processes, although these may be of different times.
     """
 
     rss: int | None = None
@@ -245,17 +245,18 @@ class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
     Attributes:
         processes: how many run.
         zombies: how many have ended, and their parents have not waited for them yet.
-        pss: bytes, shared pages counted once (/proc/PID/smaps_rollup). It is the sum of the next
-            three. None until the tree was read, and if a process may not be read.
+        pss: bytes, shared pages counted once (/proc/PID/smaps_rollup): the sum of `anonymous`,
+            `file` and `shared`. None until the tree was read, and if a process may not be read.
         anonymous: the part of pss that belongs to no file.
         file: the part of pss that is mapped from files, which the kernel can drop.
         shared: the part of pss in shared memory and tmpfs.
         swap: bytes in swap, shared pages counted once.
-        memory_age_seconds: how long ago these five figures were read.
-        vram: bytes on GPUs: the component `vram` if a hook reports it, else the sum of those that
-            are named `vram:<device>`. None if there is none, or if one is not known.
-        gtt: bytes of system memory that the tree uses through GPUs: the sum of the components that
-            are named `gtt:<device>`. They are not part of pss.
+        memory_age_seconds: how long ago pss and the four figures after it were read.
+        vram: bytes on GPUs: the component `vram` if a hook reports it, else the sum of the
+            components `vram:<device>`. None if there is no such component, or if one is not known.
+        gtt: bytes of system memory that the tree uses through GPUs, which are not part of pss: the
+            component `gtt` if a hook reports it, else the sum of the components `gtt:<device>`.
+            None as for vram.
     """
 
     processes: int
@@ -271,19 +272,21 @@ class TreeUsage(ProcessUsage, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process may use: the lowest limits of its control groups, on all levels.
+    """How much memory and CPU a process may use: the lowest limits of its control groups.
+
+    The groups above its own count as well, up to the root.
 
     Attributes:
         memory_limit: bytes (version 2 of control groups: `memory.max` and `memory.high`; version 1:
             `memory.limit_in_bytes`); None if no limit is below the physical memory.
-        memory_available: bytes that can be used before a limit, or the physical memory, is reached.
-            File pages that the kernel can drop count as available. None if it cannot be read.
+        memory_available: bytes that the process can still use before a limit or the physical memory
+            is reached. File pages that the kernel can drop count as available. None if unknown.
         cpu_limit: CPU cores: the quota (`cpu.max`, `cpu.cfs_quota_us`) or the number of cores that
             the process may run on (affinity, cpuset), whichever is lower.
         memory_pressure, cpu_pressure: the time in which some process waited for memory, or for a
-            core, in percent of the last 10 s (PSI). In `machine` they are those of the whole
-            machine, for a backend those of its own control group of version 2. None where the
-            kernel does not report them, and for a backend in the root group.
+            core, in percent of the last 10 s (PSI). `machine` has the pressure on the whole
+            machine, a backend the pressure on its own control group of version 2. None where the
+            kernel does not report it, and for a backend in the root group.
     """
 
     memory_limit: Bytes | None = None
@@ -298,10 +301,11 @@ class Freed(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         memory: bytes that the members held before the stop (PSS, or RSS where PSS is not known).
-        gpu: bytes that the members held before the stop through GPUs, on devices and of system
-            memory (GTT), and hold no longer; None if that is not known, because there is no GPU, a
-            device does not report which processes use it, or the GPUs were not waited for.
-        gpu_left: such bytes that drivers still report for the members; None if that is not known.
+        gpu: bytes that the members held on GPUs and in GTT before the stop, and that they hold no
+            longer. None if that is not known: there is no GPU, a device does not report which
+            processes use it, or `memory_release_seconds` is 0.
+        gpu_left: bytes on GPUs and in GTT that drivers still report for the members; None if that
+            is not known.
         seconds: the time from the end of the last member until the GPU memory was free, or until
             the wait for it ended; 0 without a wait.
     """
@@ -328,11 +332,11 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         starting: whether it has not answered yet at its address, while `start_grace_seconds` last.
         served_by: PID of the member of the backend that listens at its address; None if none is
             seen to.
-        limits: the limits of its registered process, if they are others than those of the monitor;
-            else None.
+        limits: the limits of its registered process if they differ from the monitor's limits, else
+            None.
         ready_seconds: the time from the creation of its process to the first READY that was seen;
-            None before that, and if the monitor did not know the backend before it was READY.
-        ready_at: when that READY was seen, in seconds since the epoch; None before that.
+            None before that READY, and if the backend was READY when it was first read.
+        ready_at: when the first READY was seen, in seconds since the epoch; None before that.
     """
 
     backend: Backend

@@ -25,7 +25,6 @@ from ..domain.gpus import (
 from ..domain.models import Observation, State
 from ..domain.peaks import GpuPeak, ModelPeaks
 from ..gpu.reader import GpuReader
-from ..hook_support.idleness import says_busy
 from ..processes.limits import LimitsReader
 from ..telemetry.peaks import PeakStore
 from .sweeper import Sweeper
@@ -102,9 +101,8 @@ class FitChecker:
         for model, observations in by_model.items():
             seconds = [idle.get(each.backend, 0.0) for each in observations]
             is_leaving = any(each.backend in leaving for each in observations)
-            if model == wanted or is_leaving or not all(map(_is_ready, observations)):
-                continue
-            if all(seconds):
+            is_ready = all(each.state == State.READY for each in observations)
+            if model != wanted and is_ready and not is_leaving and all(seconds):
                 found.append(_idle_model(model, min(seconds), observations))
         return sorted(found, key=lambda each: -each.idle_seconds)
 
@@ -112,11 +110,6 @@ class FitChecker:
 def _without_free(gpu: Gpu) -> Gpu:
     """Return a GPU without its free memory, for a driver whose last answer is too old."""
     return replace(gpu, free=None, gtt_used=None)
-
-
-def _is_ready(observation: Observation) -> bool:
-    """Whether the newest known state is READY. It may be newer than the observation's reading."""
-    return observation.state == State.READY and not says_busy(observation)
 
 
 def _idle_model(model: str, seconds: float, observations: Sequence[Observation]) -> IdleModel:

@@ -17,7 +17,8 @@ from ..processes.tree_memory import TreeMemory, read_tree_memory
 
 _logger = logging.getLogger(__name__)
 
-# A reading takes milliseconds per GiB, and seconds with hundreds of GiB: 85 s follow one of 1.7 s.
+# A reading takes 17 ms per GiB, and seconds with hundreds of GiB. After a reading of 1.7 s, the
+# thread pauses for 85 s.
 _SHARE_OF_A_CORE = 0.02
 _MAX_CREDIT_SECONDS = 0.1
 # A tree is read again after this time: sooner if its RSS has changed by more than an eighth, and
@@ -25,7 +26,8 @@ _MAX_CREDIT_SECONDS = 0.1
 _INTERVAL_SECONDS = 10.0
 _CHANGED_INTERVAL_SECONDS = 1.0
 _REPORTED_INTERVAL_SECONDS = 30.0
-# While there is too little CPU time for all, a tree that has changed counts as so much older.
+# The age of a tree that has changed is multiplied by this. The greatest age is read first while there
+# is too little CPU time for all.
 _CHANGED_WEIGHT = 10
 _CLOSE_SECONDS = 1.0
 
@@ -33,10 +35,10 @@ _CLOSE_SECONDS = 1.0
 class MemoryReader:
     """Replaces `Record.tree_memory` of each backend by newer readings, on one thread.
 
-    The thread uses at most 2 % of a core on average: what takes long is read less often. The kernel
-    may block a reading for as long as a member changes its own memory, for example from a file
-    system that does not answer. Until then no other tree is read, and the ages of all figures grow;
-    nothing else waits for the thread.
+    The thread uses at most 2 % of a core on average, so trees that take long are read less often.
+    The kernel may block a reading while a member changes its memory map, for example while the
+    member maps a file of a file system that does not answer. Meanwhile no other tree is read, and
+    the ages of all figures grow. No other thread waits for this one.
 
     Args:
         registry: the registered backends.
@@ -70,7 +72,8 @@ class MemoryReader:
         Raises:
             RuntimeError: no thread can be started.
         """
-        # Its own event: a thread that was blocked when it was closed must not go on.
+        # Each thread has its own event, so that a thread that was blocked during `close` ends
+        # afterwards.
         closing = threading.Event()
         thread = threading.Thread(
             target=self._run, args=(closing,), name="monitor-memory", daemon=True
@@ -79,7 +82,7 @@ class MemoryReader:
         self._closing, self._thread = closing, thread
 
     def close(self) -> None:
-        """End the thread, after the reading in progress; wait at most one second for that."""
+        """End the thread after the reading in progress; wait at most 1 s for its end."""
         self._closing.set()
         self._woken.set()
         if self._thread:
@@ -87,7 +90,7 @@ class MemoryReader:
             self._thread = None
 
     def wake(self) -> None:
-        """Read the backend soon that was just registered. Does not block."""
+        """Wake the thread, so that a new backend is read soon. Does not block."""
         self._woken.set()
 
     def _run(self, closing: threading.Event) -> None:
@@ -99,7 +102,7 @@ class MemoryReader:
                 seconds = _CHANGED_INTERVAL_SECONDS
             if self._woken.wait(seconds):
                 self._woken.clear()
-                self._queue.clear()  # so that the new backend gets its place
+                self._queue.clear()  # the next call queues the new backend first
 
     def read_next(self) -> float:
         """Read the tree that is due first, if the CPU time allows it.
@@ -117,13 +120,14 @@ class MemoryReader:
                 self._read_tree(self._queue.popleft(), now)
         seconds = self._budget.wait_seconds() if self._queue else _CHANGED_INTERVAL_SECONDS
         if seconds >= _CHANGED_INTERVAL_SECONDS:
-            self._queue.clear()  # another order is due then; ended backends are not held until then
+            # The order will be out of date. Without the queue, ended backends are freed meanwhile.
+            self._queue.clear()
         return seconds
 
     def _find_due(self, now: float) -> list[Record]:
-        """List the backends whose trees are due: new ones, and then by the ages of their readings.
+        """List the backends whose trees are due: new backends first, then the oldest readings.
 
-        The rows of the members cost nothing here: they are those of the last snapshot.
+        Uses the RSS of the last snapshot, so that no file is read here.
         """
         priorities: dict[Record, float] = {}
         for record in self._registry.records():
@@ -145,7 +149,7 @@ class MemoryReader:
 
 
 def _interval_seconds(record: Record) -> float:
-    """Return how long a reading is good enough while the RSS of the tree does not change."""
+    """Return the time until a tree whose RSS does not change is read again."""
     is_reported = record.observation and record.observation.memory_source == "backend"
     return _REPORTED_INTERVAL_SECONDS if is_reported else _INTERVAL_SECONDS
 
