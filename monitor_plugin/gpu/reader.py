@@ -96,14 +96,22 @@ class GpuReader:
             wait_seconds: maximum wait for a driver. It includes the time that the driver has
                 already taken for a read in progress.
         """
-        if not self._started:
-            return self.last()
         now = time.monotonic()
         oldest, deadline = now - max_age_seconds, now + wait_seconds
-        late = [each for each in self._sources() if not each.has_read_since(oldest)]
-        for each in [each for each in late if each.request(oldest)]:
+        for each in self._request(oldest):
             each.wait(oldest, wait_seconds, deadline)
         return self.last()
+
+    def request(self, max_age_seconds: float = 1.0) -> None:
+        """Begin the read that `read` would wait for, without waiting."""
+        self._request(time.monotonic() - max_age_seconds)
+
+    def _request(self, oldest: float) -> list[_Source]:
+        """Begin to read what was read before `oldest` (monotonic seconds); return what is read."""
+        if not self._started:
+            return []
+        late = [each for each in self._sources() if not each.has_read_since(oldest)]
+        return [each for each in late if each.request(oldest)]
 
     def _sources(self) -> list[_Source]:
         """List the sources. A device that several sources list is taken from the first of them."""

@@ -42,6 +42,7 @@ _MAX_CONCURRENT_REQUESTS = 64
 # Lists that are requested within this time share one sweep.
 _MAX_AGE_SECONDS = 0.02
 
+_GPU_MAX_AGE_SECONDS = 1.0
 # Background sweeps use what the reader of the GPUs has read in the background, at its own pace.
 _BACKGROUND_GPU_MAX_AGE_SECONDS = 60.0
 
@@ -141,14 +142,14 @@ class Sweeper:
     def sweep_with_gpus(self, model: str | None = None) -> Sweep:
         """Read all backends now, as `sweep` does, and the GPUs."""
         if model is not None:
-            gpus = self._gpu_reader.read()
-            return Sweep(self._sweep(self._registry.records(model), gpus), gpus)
+            return self._sweep(self._registry.records(model))
         observations, gpus = self._all.get()
         found = {each.backend: each for each in observations}
         # The shared sweep may have begun before the newest backends were registered.
         records = self._registry.records()
         if missing := [each for each in records if each.backend not in found]:
-            found.update((each.backend, each) for each in self._sweep(missing, gpus))
+            more = self._sweep(missing, gpus=gpus).observations
+            found.update((each.backend, each) for each in more)
         return Sweep([found[each.backend] for each in records if each.backend in found], gpus)
 
     def last_sweep_with_gpus(self, model: str | None = None) -> Sweep:
@@ -173,18 +174,16 @@ class Sweeper:
         return found
 
     def _sweep_in_background(self) -> None:
-        gpus = self._gpu_reader.read(_BACKGROUND_GPU_MAX_AGE_SECONDS)
-        observations = self._sweep_all(gpus).observations
+        observations = self._sweep_all(_BACKGROUND_GPU_MAX_AGE_SECONDS).observations
         self._time_series.add(time.time(), observations)
         self._note_idle(observations)
         if self._background and not self._background.stopping:
             self._hooks.readings_swept([each.reading for each in observations if each.reading])
 
-    def _sweep_all(self, gpus: GpuReading | None = None) -> Sweep:
-        gpus = self._gpu_reader.read() if gpus is None else gpus
-        observations = self._sweep(self._registry.records(), gpus)
-        self._last_gpus = gpus
-        return Sweep(observations, gpus)
+    def _sweep_all(self, gpu_max_age_seconds: float = _GPU_MAX_AGE_SECONDS) -> Sweep:
+        sweep = self._sweep(self._registry.records(), gpu_max_age_seconds)
+        self._last_gpus = sweep.gpus
+        return sweep
 
     def _note_idle(self, observations: Sequence[Observation]) -> None:
         now = time.monotonic()
@@ -194,12 +193,28 @@ class Sweeper:
         }
         self.idle_seconds = {backend: seconds for backend, seconds in idle.items() if seconds}
 
-    def _sweep(self, records: Sequence[Record], gpus: GpuReading) -> list[Observation]:
+    def _sweep(
+        self,
+        records: Sequence[Record],
+        gpu_max_age_seconds: float = _GPU_MAX_AGE_SECONDS,
+        gpus: GpuReading | None = None,
+    ) -> Sweep:
+        """Read backends at the same time.
+
+        Args:
+            records: the backends.
+            gpu_max_age_seconds: maximum age of the reading of the GPUs.
+            gpus: the reading to use; None reads the GPUs.
+        """
+        if gpus is None:  # they are read while the backends answer
+            self._gpu_reader.request(gpu_max_age_seconds)
         results = self._request_statuses(records)
         try:
             usage = self._usage_reader.read([record.members for record in records])
         except OSError:  # no free file descriptor
             usage = None
+        if gpus is None:
+            gpus = self._gpu_reader.read(gpu_max_age_seconds)
         replicas = Counter(record.backend.model for record in self._registry.records())
         own_limits = self._limits_reader.own()
         hooks_deadline = time.monotonic() + self._hook_seconds
@@ -219,7 +234,7 @@ class Sweeper:
         read = [(record.backend, record.tree_memory) for record in records]
         unreadable = {backend for backend, memory in read if memory and memory.pss is None}
         self._peaks.add(found, gpus.gpus, unreadable)
-        return found
+        return Sweep(found, gpus)
 
     def _request_statuses(self, records: Sequence[Record]) -> list[StatusResult | None]:
         """Request the status of each backend; None stands for one that has ended."""

@@ -111,6 +111,21 @@ def test_reading_begins_after_the_call_if_no_age_is_allowed(
     assert reader.read(max_age_seconds=0, wait_seconds=60).taken_at >= began
 
 
+def test_requested_reading_is_begun_without_waiting(
+    file: GpuFile, make_reader: Callable[..., GpuReader]
+) -> None:
+    """A caller that needs it later waits for less time, or not at all."""
+    reader = make_reader([file])
+    reader.read(wait_seconds=60)
+    file.write(make_gpu({}, used=700), fault="hang")
+    reads = file.reads
+    reader.request(max_age_seconds=0)
+    eventually(lambda: file.reads == reads + 1)
+    assert used(reader.last()) == [600]
+    file.write(make_gpu({}, used=700))
+    assert used(reader.read(wait_seconds=60, max_age_seconds=0)) == [700]
+
+
 def test_hung_driver_delays_callers_once_and_then_not_at_all(
     file: GpuFile, make_reader: Callable[..., GpuReader]
 ) -> None:
