@@ -2,10 +2,14 @@
 
 The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else that
 of its process tree. With COUNT=unreclaimable it is the part of that which the kernel cannot drop,
-so a model file that a backend maps into its memory does not count. Where the monitor does not know
-how much of the total that is, all of it counts: for a figure of the backend's own, for processes
-that it may not read, and until it has read a new backend. Pages of a file that a backend has locked
-(mlock) do not count, although the kernel cannot drop them.
+so a model file that a backend maps into its memory does not count. Where the monitor cannot know
+how much of the total that is, all of it counts: for a figure of the backend's own, and for
+processes that it may not read. Pages of a file that a backend has locked (mlock) do not count,
+although the kernel cannot drop them.
+
+The monitor reads PSS and the kinds of memory in the background. Where a limit needs them, the last
+ones count until it has read them again, and nothing counts before it has read a new backend: with
+COUNT=unreclaimable, and for backends of several processes, which may share most of their pages.
 
 Unknown memory exceeds no limit. If the memory of COMPONENT cannot be known, the log has an error at
 the start, or after the first sweeps with a backend that is ready. The memory must exceed the limit

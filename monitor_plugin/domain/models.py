@@ -337,6 +337,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         ready_seconds: the time from the creation of its process to the first READY that was seen;
             None before that READY, and if the backend was READY when it was first read.
         ready_at: when the first READY was seen, in seconds since the epoch; None before that.
+        awaits_pss: whether PSS of its process tree was not read yet, or is outdated. Until it is
+            read, the memory of the tree is RSS, in which shared pages count once per process.
     """
 
     backend: Backend
@@ -352,6 +354,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits | None = None
     ready_seconds: float | None = None
     ready_at: float | None = None
+    awaits_pss: bool = False
 
     @property
     def state(self) -> int | None:

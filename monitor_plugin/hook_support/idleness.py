@@ -24,13 +24,14 @@ def says_busy(observation: Observation) -> bool:
 def held_bytes(observation: Observation, component: str | None = None) -> int | None:
     """Return the memory of a backend in bytes, or None if unknown: its total, or a component.
 
-    The component `vram` is the sum of itself and all `vram:...`.
+    The component `vram` is the sum of itself and all `vram:...`. While PSS of several processes is
+    outdated, the last one counts: RSS may be many times what they hold, if they share pages.
     """
     memory = observation.memory
     if memory is None:
         return None
     if component is None:
-        return memory.total
+        return _last_pss(observation) if _rss_may_mislead(observation) else memory.total
     names = [each for each in memory.breakdown if f"{each}:".startswith(f"{component}:")]
     return sum(memory.breakdown[each] for each in names) if names else None
 
@@ -39,13 +40,23 @@ def unreclaimable_bytes(observation: Observation) -> int | None:
     """Return the memory of a backend that the kernel cannot drop, in bytes; None if unknown.
 
     That is the total without the pages of files, such as a model that llama.cpp maps. A total
-    counts in full if the backend reported it, as nobody knows whether files are part of it, and
-    while the kinds of memory are not known.
+    counts in full if the backend reported it, as nobody knows whether files are part of it, and if
+    the monitor may not read the kinds of memory. While they are outdated, the last ones count.
     """
     memory, tree = observation.memory, observation.tree
     if memory is None or observation.memory_source == "backend" or tree is None:
         return memory.total if memory else None
-    return max(0, memory.total - (tree.file or 0))
+    total = _last_pss(observation) if observation.awaits_pss else memory.total
+    return None if total is None else max(0, total - (tree.file or 0))
+
+
+def _rss_may_mislead(observation: Observation) -> bool:
+    is_rss = observation.awaits_pss and observation.memory_source == "rss"
+    return is_rss and (observation.tree is None or observation.tree.processes > 1)
+
+
+def _last_pss(observation: Observation) -> int | None:
+    return observation.tree.pss if observation.tree else None
 
 
 class Activity:

@@ -72,11 +72,13 @@ class TreeTotal(NamedTuple):
         amount: bytes.
         source: `pss` or `rss`.
         age_seconds: how long ago PSS was read; None for RSS.
+        awaits_pss: whether this is RSS only until PSS is read.
     """
 
     amount: int
     source: str
     age_seconds: float | None = None
+    awaits_pss: bool = False
 
 
 def tree_total(memory: TreeMemory | None, rss: int | None, read_at: float) -> TreeTotal | None:
@@ -91,7 +93,8 @@ def tree_total(memory: TreeMemory | None, rss: int | None, read_at: float) -> Tr
         is_newer = rss is not None and read_at > memory.taken_at
         if not (is_newer and memory.is_outdated_by(rss or 0)):
             return TreeTotal(memory.pss, "pss", memory.age_seconds())
-    return TreeTotal(rss, "rss") if rss else None
+    is_readable = memory is None or memory.pss is not None
+    return TreeTotal(rss, "rss", awaits_pss=is_readable) if rss else None
 
 
 def read_tree_memory(

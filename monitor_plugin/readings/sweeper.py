@@ -231,9 +231,7 @@ class Sweeper:
                 self._exit_recorder.record_exit(record)
                 continue
             found.append(record.observation)
-        read = [(record.backend, record.tree_memory) for record in records]
-        unreadable = {backend for backend, memory in read if memory and memory.pss is None}
-        self._peaks.add(found, gpus.gpus, unreadable)
+        self._peaks.add(found, gpus.gpus)
         return Sweep(found, gpus)
 
     def _request_statuses(self, records: Sequence[Record]) -> list[StatusResult | None]:
@@ -333,6 +331,7 @@ class Sweeper:
             limits=None if has_same_limits(limits, own_limits) else limits,
             ready_seconds=record.ready_seconds,
             ready_at=record.ready_at,
+            awaits_pss=total is not None and total.awaits_pss,
         )
 
 

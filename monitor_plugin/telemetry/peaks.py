@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..config.reloading_file import reason_of
 from ..domain.errors import SettingsError
 from ..domain.gpus import Gpu, gtt_component, is_gpu_component
-from ..domain.models import Backend, Observation, TreeUsage
+from ..domain.models import Observation, TreeUsage
 from ..domain.peaks import MAX_DEVICES, MAX_MODELS, GpuPeak, ModelPeaks, merge_peaks
 
 if TYPE_CHECKING:
@@ -82,27 +82,19 @@ class PeakStore:
                     _CLOSE_SECONDS,
                 )
 
-    def add(
-        self,
-        observations: Iterable[Observation],
-        gpus: Sequence[Gpu],
-        unreadable: Collection[Backend] = (),
-    ) -> None:
+    def add(self, observations: Iterable[Observation], gpus: Sequence[Gpu]) -> None:
         """Merge the observations of a sweep into the peaks.
 
         Args:
             observations: the observations.
             gpus: the GPUs of the machine, which give the UUIDs of components.
-            unreadable: the backends whose PSS may not be read, so that their RSS counts. The RSS of
-                another backend counts only if its tree is one process: RSS counts pages that
-                several processes share more than once, and the peak would stay too high.
         """
         uuids = {name: gpu.uuid for gpu in gpus for name in (gpu.component, gtt_component(gpu))}
         now = time.time()
         has_changed = False
         with self._lock:
             for observation in observations:
-                new = _peaks_of(observation, uuids, observation.backend in unreadable, now)
+                new = _peaks_of(observation, uuids, now)
                 old = self._peaks.get(new.model)
                 merged = merge_peaks(old, new) if old else new
                 if merged is not old:
@@ -183,11 +175,10 @@ def _open_file(path: str) -> PeakFile:
     return PeakFile(path)
 
 
-def _peaks_of(
-    observation: Observation, uuids: dict[str, str | None], is_unreadable: bool, now: float
-) -> ModelPeaks:
+def _peaks_of(observation: Observation, uuids: dict[str, str | None], now: float) -> ModelPeaks:
     tree, source = observation.tree, observation.memory_source
-    rss_counts = is_unreadable or (tree is not None and tree.processes == 1)
+    # The pages that several processes share would make the peak too high for ever.
+    rss_counts = not observation.awaits_pss or (tree is not None and tree.processes == 1)
     total = observation.memory.total if observation.memory else None
     if source == "rss" and not rss_counts:
         total = None

@@ -195,3 +195,21 @@ def test_pages_of_files_can_be_dropped(
     assert unreclaimable_bytes(observation) == expected
     alone = Observation(backend=BACKEND, memory=memory, memory_source=source)
     assert unreclaimable_bytes(alone) == total
+
+
+@pytest.mark.parametrize(
+    ("processes", "pss", "held", "unreclaimable"),
+    [(1, 500, 9000, 100), (2, 500, 500, 100), (1, None, 9000, None), (2, None, None, None)],
+)
+def test_outdated_memory_counts_as_it_was_read(
+    processes: int, pss: int | None, held: int | None, unreclaimable: int | None
+) -> None:
+    """A server that forks 20 workers holds no more for that, and its RSS grows 20 times."""
+    tree = TreeUsage(processes=processes, pss=pss, file=None if pss is None else 400)
+    observation = Observation(
+        backend=BACKEND, memory=Memory(9000), memory_source="rss", tree=tree, awaits_pss=True
+    )
+    assert held_bytes(observation) == held
+    assert unreclaimable_bytes(observation) == unreclaimable
+    told = replace(observation, memory_source="backend")
+    assert held_bytes(told) == unreclaimable_bytes(told) == 9000

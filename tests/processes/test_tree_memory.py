@@ -383,3 +383,6 @@ def test_total_is_pss_until_rss_has_changed(
         assert 0 <= total.age_seconds <= time.monotonic() - NOW.taken_at
     elif total:
         assert total.age_seconds is None
+        is_readable = memory is None or memory.pss is not None
+        assert isinstance(total, TreeTotal)
+        assert total.awaits_pss == is_readable

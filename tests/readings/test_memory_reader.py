@@ -244,6 +244,7 @@ def test_nothing_waits_for_a_reading_that_hangs(
         assert unread["memory_source"] == "rss"
         tree = unread["process"]["tree"]
         assert (tree["pss"], tree["memory_age_seconds"], tree["peak_rss"]) == (None, None, None)
+        assert [each.awaits_pss for each in monitor.sweep()] == [False, True]
         answer = client.monitor("m")
         assert answer.json["state"] == 2
         assert client.monitor("other").headers["X-Monitor-Memory-Source"] == "rss"

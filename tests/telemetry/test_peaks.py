@@ -46,18 +46,14 @@ def test_memory_is_the_highest_total_of_any_source() -> None:
 
 def test_rss_of_several_processes_counts_only_where_pss_cannot_be_read() -> None:
     """They share pages, and the list shows their RSS until PSS is read."""
-    for processes, unreadable, known in ((1, False, 7), (2, False, None), (2, True, 7)):
-        store = PeakStore(None)
-        own = observed(**held(100, "backend"), tree=TreeUsage(processes=processes, rss=7))
-        store.add([own], (), [own.backend] if unreadable else [])
-        assert store.read()[0].tree_memory == known
-    for processes, unreadable, expected in ((1, False, 9), (2, False, 5), (2, True, 9)):
-        store = PeakStore(None)
+    for processes, awaits_pss, known in ((1, True, 7), (2, True, None), (2, False, 7)):
+        tree = TreeUsage(processes=processes, rss=7)
+        found = noted(observed(**held(100, "backend"), tree=tree, awaits_pss=awaits_pss))
+        assert found.tree_memory == known
+    for processes, awaits_pss, expected in ((1, True, 9), (2, True, 5), (2, False, 9)):
         tree = TreeUsage(processes=processes)
-        high = observed(**held(9, "rss"), tree=tree)
-        store.add([high], (), [high.backend] if unreadable else [])
-        store.add([observed(**held(5), tree=tree)], ())
-        (found,) = store.read()
+        high = observed(**held(9, "rss"), tree=tree, awaits_pss=awaits_pss)
+        found = noted(high, observed(**held(5), tree=tree))
         assert (found.memory, found.tree_memory) == (expected, expected)
 
 
@@ -67,7 +63,7 @@ def test_peak_rss_of_the_registered_process_counts() -> None:
     tree = TreeUsage(processes=2, peak_rss=99)
     found = noted(observed(**held(5), process=process, tree=tree))
     assert (found.memory, found.tree_memory) == (5, 9)
-    found = noted(observed(**held(5, "rss"), process=process, tree=tree))
+    found = noted(observed(**held(5, "rss"), process=process, tree=tree, awaits_pss=True))
     assert (found.memory, found.tree_memory) == (None, None)
 
 
