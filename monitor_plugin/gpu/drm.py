@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..domain.gpus import Gpu
+from ..processes.kernel_files import read_number
 from .drm_clients import DrmClientReader, DrmUsage
 
 _logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class DrmProvider:
     def _read_card(self, card: _Card, usage: DrmUsage | None) -> Gpu:
         device = f"{card.folder}/device"
         memory = {
-            name: _read_number(f"{device}/mem_info_{name}")
+            name: read_number(f"{device}/mem_info_{name}")
             for name in ("vram_total", "vram_used", "gtt_total", "gtt_used")
         }
         total, used = memory["vram_total"], memory["vram_used"]
@@ -125,7 +126,7 @@ class DrmProvider:
             free=None if total is None or used is None else max(0, total - used),
             gtt_total=memory["gtt_total"],
             gtt_used=memory["gtt_used"],
-            utilization_percent=None if is_asleep else _read_number(f"{device}/gpu_busy_percent"),
+            utilization_percent=None if is_asleep else read_number(f"{device}/gpu_busy_percent"),
             temperature_celsius=None if temperature is None else temperature / 1000,
             power_watts=self._read_power(card, hwmon),
             uses=None if usage is None else usage.uses.get(card.address, []),
@@ -135,11 +136,11 @@ class DrmProvider:
 
     def _read_intel_total(self, card: _Card) -> int | None:
         """Return the bytes of memory on all tiles of a discrete GPU; None if not known."""
-        if (total := _read_number(f"{card.folder}/lmem_total_bytes")) is not None:
+        if (total := read_number(f"{card.folder}/lmem_total_bytes")) is not None:
             return total
         device = f"{card.folder}/device"
         sizes = [
-            _read_number(f"{device}/{name}/physical_vram_size_bytes")
+            read_number(f"{device}/{name}/physical_vram_size_bytes")
             for name in _list(device)
             if name.startswith("tile")
         ]
@@ -197,15 +198,8 @@ def _first_number(folder: str | None, *names: str) -> int | None:
     """Read files of a folder in this order, until a file has a number; None if none has."""
     if folder is None:
         return None
-    numbers = (_read_number(f"{folder}/{name}") for name in names)
+    numbers = (read_number(f"{folder}/{name}") for name in names)
     return next((number for number in numbers if number is not None), None)
-
-
-def _read_number(path: str) -> int | None:
-    try:
-        return int(_read(path) or "")
-    except ValueError:
-        return None
 
 
 def _read(path: str) -> str | None:

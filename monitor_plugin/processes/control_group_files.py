@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_READ_BYTES = 65536
+from .kernel_files import read_text
+
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -71,23 +72,6 @@ class Mount(NamedTuple):
             return parts
         below = names[len(root) :]
         return below if names[: len(root)] == root and ".." not in below else None
-
-
-def read_text(path: str) -> str:
-    """Read a file of /proc or of a control group.
-
-    Raises:
-        OSError: it cannot be read, or the process or the group is gone.
-    """
-    # A text file object takes twice as long, and the limits of 200 backends are in 1,000 files.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        parts = []
-        while part := os.read(descriptor, _READ_BYTES):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode(errors="surrogateescape")
 
 
 def parse_groups(text: str) -> list[Group]:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .control_group_files import Group, parse_groups, read_text
+from .control_group_files import Group, parse_groups
+from .kernel_files import read_text
 from .process_table import TICKS_PER_SECOND, ProcessIdentity, ProcessSnapshot
 
 _MAX_AGE_SECONDS = 60.0

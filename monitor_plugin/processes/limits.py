@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from ..concurrency.single_flight import SingleFlight
 from ..domain.models import Limits
-from .control_group_files import Group, Mount, find_folders, read_mounts, read_text
+from .control_group_files import Group, Mount, find_folders, read_mounts
 from .control_groups import ControlGroups
+from .kernel_files import read_number, read_numbers, read_text
 from .process_table import read_row
 
 T = TypeVar("T")
@@ -30,7 +31,6 @@ _FOLDERS_MAX_AGE_SECONDS = 60.0
 # Version 1 writes "no limit" as the largest number of whole pages in 63 bits.
 _NO_LIMIT = 2**62
 _CORES = os.cpu_count() or 1
-_LINE = re.compile(r"^(\w+) (\d+)$", re.MULTILINE)
 
 
 class _Memory(NamedTuple):
@@ -215,14 +215,14 @@ class _Folders:
 
 
 def _read_memory_1(folder: str) -> _Memory:
-    return _memory_1(folder, [_read_number(f"{folder}/memory.limit_in_bytes")])
+    return _memory_1(folder, [read_number(f"{folder}/memory.limit_in_bytes")])
 
 
 def _read_top_memory_1(folder: str) -> _Memory:
     """Read the memory of the topmost group that is visible, with the limits of those above."""
-    limits = [_read_number(f"{folder}/memory.limit_in_bytes")]
+    limits = [read_number(f"{folder}/memory.limit_in_bytes")]
     if not os.access(f"{folder}/release_agent", os.F_OK):  # only the root of version 1 has it
-        limits.append(_read_lines(f"{folder}/memory.stat").get("hierarchical_memory_limit"))
+        limits.append(read_numbers(f"{folder}/memory.stat").get("hierarchical_memory_limit"))
     return _memory_1(folder, limits)
 
 
@@ -233,7 +233,7 @@ def _memory_1(folder: str, limits: Sequence[int | None]) -> _Memory:
 
 
 def _read_memory_2(folder: str) -> _Memory:
-    limits = [_read_number(f"{folder}/{name}") for name in ("memory.max", "memory.high")]
+    limits = [read_number(f"{folder}/{name}") for name in ("memory.max", "memory.high")]
     droppable = ("active_file", "inactive_file", "slab_reclaimable")
     return _memory(folder, limits, "memory.current", droppable)
 
@@ -253,17 +253,17 @@ def _memory(
     limit = _least(limits)
     if limit is None or limit >= _NO_LIMIT:
         return _Memory()
-    usage = _read_number(f"{folder}/{usage_name}")
+    usage = read_number(f"{folder}/{usage_name}")
     if usage is None:
         return _Memory(limit)
-    stat = _read_lines(f"{folder}/memory.stat")
+    stat = read_numbers(f"{folder}/memory.stat")
     used = usage - sum(stat.get(name, 0) for name in droppable)
     return _Memory(limit, min(limit, max(0, limit - used)))
 
 
 def _read_quota_1(folder: str) -> float | None:
-    quota = _read_number(f"{folder}/cpu.cfs_quota_us")  # -1: no limit
-    period = _read_number(f"{folder}/cpu.cfs_period_us") if quota and quota > 0 else None
+    quota = read_number(f"{folder}/cpu.cfs_quota_us")  # -1: no limit
+    period = read_number(f"{folder}/cpu.cfs_period_us") if quota and quota > 0 else None
     return quota / period if quota and period else None
 
 
@@ -287,19 +287,6 @@ def _read_average(path: str) -> float | None:
     """Read the average over 10 s: `some avg10=0.12 avg60=0.08 avg300=0.02 total=123456`."""
     match = re.match(r"some avg10=([\d.]+) ", _read(path))
     return float(match[1]) if match else None
-
-
-def _read_number(path: str) -> int | None:
-    """Read a number; None for `max`, and if it cannot be read."""
-    try:
-        return int(_read(path))
-    except ValueError:
-        return None
-
-
-def _read_lines(path: str) -> dict[str, int]:
-    """Read a file with a name and a number in each line, such as `active_file 4096`."""
-    return {name: int(number) for name, number in _LINE.findall(_read(path))}
 
 
 def _read(path: str) -> str:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from .control_group_files import find_folders, parse_groups, read_mounts, read_text
+from .control_group_files import find_folders, parse_groups, read_mounts
+from .kernel_files import read_numbers, read_text
 from .process_table import ProcessIdentity, read_row
 
 _PF_EXITING = 0x4  # linux/sched.h
@@ -127,16 +128,7 @@ class OomKillCounter:
             return None
 
     def _read_count(self) -> int | None:
-        if self._path is None:
-            return None
-        try:
-            for line in read_text(self._path).splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill":
-                    return int(count)
-        except (OSError, ValueError):
-            pass
-        return None
+        return read_numbers(self._path).get("oom_kill") if self._path else None
 
 
 def _difference(count: int | None, before: int | None) -> int:

@@ -6,18 +6,17 @@ The kernel counts a process's pages one by one when /proc/PID/smaps_rollup is re
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ..domain.figures import sum_known
+from .kernel_files import read_text
 from .process_table import ProcessIdentity, read_row
 
 # PSS is outdated when RSS has changed by more than an eighth since.
 _OUTDATED_PART = 8
-_MAX_BYTES = 65536  # /proc/PID/status may list many groups
-_LINES = (b"Pss:", b"Pss_File:", b"Pss_Shmem:", b"SwapPss:")
+_LINES = ("Pss:", "Pss_File:", "Pss_Shmem:", "SwapPss:")
 
 
 class TreeMemory(NamedTuple):
@@ -113,7 +112,7 @@ def read_tree_memory(
         OSError: no file descriptor is free.
     """
     taken_at = time.monotonic()
-    rollups: list[Mapping[bytes, int]] = []
+    rollups: list[Mapping[str, int]] = []
     peaks: dict[ProcessIdentity, int | None] = {}
     rss = 0
     for identity in members:
@@ -126,7 +125,7 @@ def read_tree_memory(
         if row is None or row.started != started or not row.vms:
             continue
         rollups.append(rollup)
-        peak = status.get(b"VmHWM:")
+        peak = status.get("VmHWM:")
         peaks[identity] = None if peak is None else max(peak, row.rss)
         rss += row.rss
     if not rollups:
@@ -140,8 +139,8 @@ def read_tree_memory(
     return TreeMemory(taken_at, rss, pss, anonymous, file, shared, swap, peak_rss, peaks.get(root))
 
 
-def read_rollup(pid: int) -> Mapping[bytes, int]:
-    """Read the lines of /proc/PID/smaps_rollup, in bytes: `{b"Pss:": 4096}`.
+def read_rollup(pid: int) -> Mapping[str, int]:
+    """Read the lines of /proc/PID/smaps_rollup, in bytes: `{"Pss:": 4096}`.
 
     psutil reads /proc/PID/smaps where that file is missing (before Linux 4.14, in gVisor). This
     function does not: smaps lists each of the thousands of mappings that a model server may have.
@@ -152,23 +151,17 @@ def read_rollup(pid: int) -> Mapping[bytes, int]:
     return _read_sizes(f"/proc/{pid}/smaps_rollup")
 
 
-def _read_status(pid: int) -> Mapping[bytes, int]:
+def _read_status(pid: int) -> Mapping[str, int]:
     return _read_sizes(f"/proc/{pid}/status")
 
 
-def _read_sizes(path: str) -> Mapping[bytes, int]:
+def _read_sizes(path: str) -> Mapping[str, int]:
     """Read the lines `name: number kB` of a file, in bytes."""
-    # A single read, as the kernel makes up the whole file at the first one.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        lines = os.read(descriptor, _MAX_BYTES).splitlines()
-    finally:
-        os.close(descriptor)
-    fields = [line.split() for line in lines if line.endswith(b" kB")]
+    fields = [line.split() for line in read_text(path).split("\n") if line.endswith(" kB")]
     return {each[0]: int(each[1]) * 1024 for each in fields if len(each) == 3}
 
 
-def _read_if_allowed(read: Callable[[int], Mapping[bytes, int]], pid: int) -> Mapping[bytes, int]:
+def _read_if_allowed(read: Callable[[int], Mapping[str, int]], pid: int) -> Mapping[str, int]:
     """Read sizes; none if the process has ended, or if its file is missing or may not be read.
 
     Raises:

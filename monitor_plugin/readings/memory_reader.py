@@ -26,8 +26,8 @@ _MAX_CREDIT_SECONDS = 0.1
 _INTERVAL_SECONDS = 10.0
 _CHANGED_INTERVAL_SECONDS = 1.0
 _REPORTED_INTERVAL_SECONDS = 30.0
-# The age of a tree that has changed is multiplied by this. The greatest age is read first while there
-# is too little CPU time for all.
+# The age of a tree that has changed is multiplied by this. While there is too little CPU time for
+# all trees, the tree with the greatest age is read first.
 _CHANGED_WEIGHT = 10
 _CLOSE_SECONDS = 1.0
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from monitor_plugin.domain.models import Limits
+from monitor_plugin.processes import kernel_files
 from monitor_plugin.processes import limits as module
-from monitor_plugin.processes.control_group_files import read_text
 from monitor_plugin.processes.control_groups import ControlGroups
 from monitor_plugin.processes.limits import LimitsReader, has_same_limits
 
@@ -331,12 +331,14 @@ def test_limits_are_compared_without_what_changes_all_the_time() -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts how often each file of control groups is read."""
     counter: Counter[str] = Counter()
+    read_text = kernel_files.read_text
 
     def read_and_count(path: str) -> str:
         counter[path] += 1
         return read_text(path)
 
-    monkeypatch.setattr(module, "read_text", read_and_count)
+    for each in (module, kernel_files):
+        monkeypatch.setattr(each, "read_text", read_and_count)
     return counter
 
 
@@ -382,7 +384,8 @@ def test_limits_are_known_while_no_descriptor_is_free(
 
     monkeypatch.setattr(module, "read_row", refuse)
     monkeypatch.setattr(psutil, "virtual_memory", refuse)
-    monkeypatch.setattr(module, "read_text", refuse)
+    for each in (module, kernel_files):
+        monkeypatch.setattr(each, "read_text", refuse)
     found = reader.own()
     assert found == Limits(cpu_limit=CORES)
     assert reader.usable_bytes(found) == PHYSICAL
