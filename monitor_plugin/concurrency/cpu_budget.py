@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 
 
 class CpuBudget:
-    """CPU time that a thread may use: a share of one core on average. Not thread-safe.
+    """Limits the CPU time of a thread to a share of one core on average. Not thread-safe.
 
-    Credit grows with time, up to a maximum. Work may begin while there is credit; the CPU time that
-    it took is subtracted afterwards. So the pause after a piece of work is as long as that work was
-    expensive.
+    Credit grows with time, up to a maximum. Work may begin while the credit is not negative.
+    Afterwards, the CPU time of the work is subtracted. So the pause grows with the cost of the work
+    before it.
 
     Args:
         share: the share of one core, such as 0.02.
-        max_credit_seconds: the CPU time that may be used at once after a long pause.
+        max_credit_seconds: the CPU time that may be used without a pause after a long pause.
         clock: tells the time in seconds.
         cpu_clock: tells the CPU time of the calling thread in seconds.
     """

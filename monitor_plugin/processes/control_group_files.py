@@ -1,4 +1,4 @@
-"""Where the control groups of a process are: /proc/PID/cgroup, and the mounts that show folders."""
+"""Finds the folders of control groups, from /proc/PID/cgroup and the mounts of control groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Group(NamedTuple):
     path: str
 
     def has(self, controller: str) -> bool:
-        """Whether it is a group of version 1 with this controller; of version 2, if empty."""
+        """Whether this is a group of version 1 with this controller; for "", of version 2."""
         return controller in self.controllers.split(",")
 
 
@@ -36,11 +36,11 @@ class Mount(NamedTuple):
 
     Attributes:
         controllers: the options of the mount, which contain the controllers; empty in version 2.
-        root: the path of the group that the mount begins with, as names. In a container this is
-            often the container's own group.
-        folder: the folder of that group.
-        namespace: where the mount begins above the monitor's control group namespace, the names
-            from there to the namespace. The kernel writes `..` for each of them in `root`.
+        root: the names in the path of the topmost group that the mount shows. In a container this
+            is often the container's own group.
+        folder: the folder of the topmost group.
+        namespace: the names from the topmost group to the monitor's control group namespace, if the
+            mount begins above that namespace. In `root`, the kernel writes `..` for each name.
     """
 
     controllers: Collection[str]
@@ -49,15 +49,15 @@ class Mount(NamedTuple):
     namespace: Sequence[str] = ()
 
     def shows(self, group: Group) -> bool:
-        """Whether it is a mount of the hierarchy of a group."""
+        """Whether this is a mount of the hierarchy of a group."""
         if not group.controllers:
             return not self.controllers
         return group.controllers.split(",")[0] in self.controllers
 
     def names_of(self, group: Group) -> list[str] | None:
-        """Return the names from the mount's folder to a group; None if it does not show the group.
+        """Return the names from the mount's folder to a group; None if the group is not shown.
 
-        Both paths begin at the monitor's control group namespace.
+        Both the path of the group and `root` begin at the monitor's control group namespace.
         """
         names, root = _names(group.path), self.root
         if self.namespace:
@@ -103,10 +103,12 @@ def read_mounts(proc: Path | str = "/proc") -> list[Mount]:
 
 
 def _find_namespace(mount: Mount, proc: Path | str) -> list[str]:
-    """Find the names from a mount to the monitor's namespace, which the monitor's group is in.
+    """Find the names from a mount's topmost group to the monitor's control group namespace.
+
+    Searches the folders at the depth of the namespace for the monitor's own group.
 
     Returns:
-        An empty list if the mount does not begin above the namespace, or if they cannot be found.
+        An empty list if the mount does not begin above the namespace, or if no folder is found.
     """
     if set(mount.root) != {".."}:
         return []
@@ -128,8 +130,8 @@ def find_folders(group: Group, mounts: Iterable[Mount]) -> list[str]:
     """Find the folders of a control group and of the groups above it, its own folder first.
 
     Returns:
-        As many levels as a mount shows; empty if none shows the group. The folders may be missing,
-        because a group may have been removed.
+        The folders in the mount that shows the most levels; empty if no mount shows the group. A
+        folder may be missing, because its group may have been removed.
     """
     found: list[str] = []
     for mount in mounts:

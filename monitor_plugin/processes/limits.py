@@ -1,4 +1,4 @@
-"""What processes may use: the limits of their control groups, of both versions, and their cores."""
+"""Reads how much memory and CPU processes may use, from control groups of both versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ N = TypeVar("N", int, float)
 _FIGURES_MAX_AGE_SECONDS = 1.0
 # A process is usually moved to its control group when it starts: see `ControlGroups`.
 _GROUPS_MAX_AGE_SECONDS = 5.0
-# Mounts are read again as seldom, and what was known of control groups is dropped.
+# After this time, the mounts are read again, and the folders of control groups are found anew.
 _FOLDERS_MAX_AGE_SECONDS = 60.0
 # Version 1 writes "no limit" as the largest number of whole pages in 63 bits.
 _NO_LIMIT = 2**62
@@ -51,10 +51,10 @@ class _Pressure(NamedTuple):
 
 
 class _Figure(Generic[T]):
-    """A figure of a folder, which is read again when it is a second old.
+    """A figure of a folder. It is read again once it is older than 1 s.
 
-    Two threads may read it at the same time, which takes microseconds. A lock and a future, as
-    `SingleFlight` has, would take as long again.
+    Two threads may read the figure at the same time, which takes microseconds. The lock and the
+    future of a `SingleFlight` would take as long as the reading.
 
     Args:
         read: reads the figure.
@@ -81,8 +81,8 @@ class _Figures(NamedTuple):
 
     Attributes:
         memory: the memory of the process's group, and of the groups above it.
-        quotas: their CPU quotas, in cores.
-        pressure: of the process's group; empty without version 2.
+        quotas: the CPU quotas of these groups, in cores.
+        pressure: the pressure on the process's group; empty without version 2.
     """
 
     memory: Sequence[_Figure[_Memory]]
@@ -93,8 +93,8 @@ class _Figures(NamedTuple):
 class LimitsReader:
     """Reads the limits of processes. Safe to call from any thread.
 
-    The figures of a control group are at most 1 s old, and shared by all its processes. A process
-    that moves to another group is seen there after at most 5 s.
+    The figures of a control group are at most 1 s old, and all its processes share them. A process
+    that moves to another group has that group's limits after at most 5 s.
 
     Args:
         control_groups: reads the control groups of processes.
@@ -146,7 +146,10 @@ class LimitsReader:
         )
 
     def usable_bytes(self, limits: Limits) -> int:
-        """Return the memory that a process with these limits may use: its limit, or all."""
+        """Return the bytes of memory that a process with these limits may use.
+
+        That is its limit, or the physical memory if it has no limit.
+        """
         return self._physical_bytes if limits.memory_limit is None else limits.memory_limit
 
     def _read_available(self, _: str) -> int | None:
@@ -160,7 +163,7 @@ class LimitsReader:
 
 
 def has_same_limits(first: Limits, second: Limits) -> bool:
-    """Whether two processes may use as much memory and as many cores as each other."""
+    """Whether two processes have the same limits of memory and CPU cores."""
     return (first.memory_limit, first.cpu_limit) == (second.memory_limit, second.cpu_limit)
 
 
@@ -192,7 +195,7 @@ class _Folders:
                 for folder in find_folders(group, self._mounts)
             ]
 
-        # Where version 1 has a controller, version 2 has none of its files.
+        # If version 1 has a controller, version 2 does not have the controller's files.
         unified, memory, cpu = find(""), find("memory"), find("cpu")
         return _Figures(
             [
@@ -219,7 +222,7 @@ def _read_memory_1(folder: str) -> _Memory:
 
 
 def _read_top_memory_1(folder: str) -> _Memory:
-    """Read the memory of the topmost group that is visible, with the limits of those above."""
+    """Read the memory of the topmost visible group. Its limit includes the groups above it."""
     limits = [read_number(f"{folder}/memory.limit_in_bytes")]
     if not os.access(f"{folder}/release_agent", os.F_OK):  # only the root of version 1 has it
         limits.append(read_numbers(f"{folder}/memory.stat").get("hierarchical_memory_limit"))
@@ -227,7 +230,7 @@ def _read_top_memory_1(folder: str) -> _Memory:
 
 
 def _memory_1(folder: str, limits: Sequence[int | None]) -> _Memory:
-    # Of the group and the groups below it, as in `memory.usage_in_bytes`.
+    # Sums over the group and the groups below it, like `memory.usage_in_bytes`.
     droppable = ("total_active_file", "total_inactive_file")
     return _memory(folder, limits, "memory.usage_in_bytes", droppable)
 
@@ -246,9 +249,9 @@ def _memory(
     Args:
         folder: its folder.
         limits: its limits in bytes; None where there is none.
-        usage_name: the file with the usage in bytes.
-        droppable: the lines of memory.stat with the memory that the kernel can drop, as in
-            MemAvailable of /proc/meminfo.
+        usage_name: the name of the file with the usage in bytes.
+        droppable: the names in memory.stat of the memory that the kernel can drop. MemAvailable of
+            /proc/meminfo includes such memory as well.
     """
     limit = _least(limits)
     if limit is None or limit >= _NO_LIMIT:
@@ -275,7 +278,7 @@ def _read_quota_2(folder: str) -> float | None:
 
 def _read_group_pressure(folder: str) -> _Pressure:
     if not os.access(f"{folder}/cgroup.type", os.F_OK):
-        return _Pressure()  # the root group, whose pressure is that of the machine
+        return _Pressure()  # the root group, whose pressure is the machine's
     return _Pressure(*(_read_average(f"{folder}/{name}.pressure") for name in ("memory", "cpu")))
 
 
@@ -290,7 +293,7 @@ def _read_average(path: str) -> float | None:
 
 
 def _read(path: str) -> str:
-    """Read a file of a control group; empty if it cannot be read, such as of a removed group."""
+    """Read a file; empty if it cannot be read, for example because the group was removed."""
     try:
         return read_text(path)
     except OSError:

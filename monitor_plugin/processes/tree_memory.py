@@ -1,7 +1,7 @@
-"""The memory of a backend's members: by kind, proportionally, and at its peak.
+"""Reads the memory of a backend's members: by kind, with shared pages counted once, and its peak.
 
-The kernel counts a process's pages one by one when /proc/PID/smaps_rollup is read. That takes some
-17 ms per GiB of 4 KiB pages, so that `readings/memory_reader.py` does it in the background.
+The kernel counts a process's pages one by one when /proc/PID/smaps_rollup is read. This takes some
+17 ms per GiB of 4 KiB pages. `readings/memory_reader.py` therefore reads it in the background.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from ..domain.figures import sum_known
 from .kernel_files import read_text
 from .process_table import ProcessIdentity, read_row
 
-# PSS is outdated when RSS has changed by more than an eighth since.
+# PSS is outdated once RSS has changed by more than this part (an eighth).
 _OUTDATED_PART = 8
 _LINES = ("Pss:", "Pss_File:", "Pss_Shmem:", "SwapPss:")
 
 
 class TreeMemory(NamedTuple):
-    """The memory of the members of a backend, in bytes, as it was read once. None: not known.
+    """One reading of the memory of a backend's members. Sizes in bytes; None: not known.
 
     Attributes:
         taken_at: when the reading began (monotonic seconds).
         rss: resident memory, in which shared pages count once per process.
-        pss: proportional set size, in which shared pages count once; None if a member may not be
-            read. It is the sum of the next three.
+        pss: proportional set size, in which shared pages count once: the sum of `anonymous`, `file`
+            and `shared`. None if a member may not be read.
         anonymous: the part of pss that belongs to no file.
         file: the part of pss that is mapped from files, which the kernel can drop.
         shared: the part of pss in shared memory and tmpfs.
         swap: memory in swap, in which shared pages count once.
-        peak_rss: the sum of the most resident memory that each member ever had, or that sum at an
-            earlier reading, whichever is higher.
+        peak_rss: the sum of the most resident memory that each member ever had; the highest such
+            sum of all readings so far.
         root_peak_rss: the most resident memory that the registered process ever had.
     """
 
@@ -51,13 +51,13 @@ class TreeMemory(NamedTuple):
         return max(0.0, time.monotonic() - self.taken_at)
 
     def is_outdated_by(self, rss: int) -> bool:
-        """Whether a later RSS of the members differs by more than an eighth from that of here."""
+        """Whether a later RSS of the members differs from `self.rss` by more than an eighth."""
         return abs(rss - self.rss) * _OUTDATED_PART > self.rss
 
     def with_earlier_peak(self, earlier: TreeMemory | None) -> TreeMemory:
-        """Return this reading with the tree's peak of an earlier one, if that was higher.
+        """Return this reading with the `peak_rss` of an earlier reading if that was higher.
 
-        The members of the peak may have ended since.
+        The earlier sum may include members that have ended since.
         """
         if earlier is None or earlier.peak_rss is None:
             return self
@@ -85,7 +85,7 @@ def tree_total(memory: TreeMemory | None, rss: int | None, read_at: float) -> Tr
 
     Args:
         memory: the last reading; None before the first one.
-        rss: the RSS of the members now; None if it is not known.
+        rss: the RSS of the members in a newer snapshot; None if it is not known.
         read_at: when the RSS was read (monotonic seconds).
     """
     if memory is not None and memory.pss is not None:
@@ -99,10 +99,10 @@ def tree_total(memory: TreeMemory | None, rss: int | None, read_at: float) -> Tr
 def read_tree_memory(
     members: Iterable[ProcessIdentity], root: ProcessIdentity
 ) -> TreeMemory | None:
-    """Read the memory of the members of a backend, which takes long if they have much memory.
+    """Read the memory of a backend's members. The time grows with their memory.
 
     Args:
-        members: the processes; those that have ended are left out.
+        members: the processes; members that have ended are left out.
         root: the registered process.
 
     Returns:
@@ -117,7 +117,7 @@ def read_tree_memory(
     rss = 0
     for identity in members:
         pid, started = identity
-        # If one member may not be read, no sum is known, and the others need not be read.
+        # If one member may not be read, the sums are unknown, and no other rollup need be read.
         rollup = {} if {} in rollups else _read_if_allowed(read_rollup, pid)
         status = _read_if_allowed(_read_status, pid)
         row = read_row(pid)  # read first, then check that the PID was not reused
@@ -131,7 +131,7 @@ def read_tree_memory(
     if not rollups:
         return None
     pss, file, shared, swap = (sum_known(each.get(name) for each in rollups) for name in _LINES)
-    # The kernel rounds each figure down to KiB. So the parts add up to the whole.
+    # A difference, because the kernel rounds each figure down to KiB, and the parts must add up.
     anonymous = None
     if pss is not None and file is not None and shared is not None:
         anonymous = pss - file - shared
@@ -156,13 +156,13 @@ def _read_status(pid: int) -> Mapping[str, int]:
 
 
 def _read_sizes(path: str) -> Mapping[str, int]:
-    """Read the lines `name: number kB` of a file, in bytes."""
+    """Read the lines `name: number kB` of a file; return the sizes in bytes."""
     fields = [line.split() for line in read_text(path).split("\n") if line.endswith(" kB")]
     return {each[0]: int(each[1]) * 1024 for each in fields if len(each) == 3}
 
 
 def _read_if_allowed(read: Callable[[int], Mapping[str, int]], pid: int) -> Mapping[str, int]:
-    """Read sizes; none if the process has ended, or if its file is missing or may not be read.
+    """Read sizes; empty if the process has ended, or if its file is missing or may not be read.
 
     Raises:
         OSError: no file descriptor is free.
