@@ -79,8 +79,16 @@ def test_a_status_is_preferred_to_a_sample() -> None:
     ("reading", "headers"),
     [
         (
-            _reading(Status(2), memory_source="pss"),
-            {"X-Monitor-Source": "grpc", "X-Monitor-Memory-Source": "pss"},
+            _reading(Status(2), memory_source="pss", memory_age_seconds=61.25),
+            {
+                "X-Monitor-Source": "grpc",
+                "X-Monitor-Memory-Source": "pss",
+                "X-Monitor-Memory-Age": "61.250",
+            },
+        ),
+        (
+            _reading(Status(2), memory_source="rss"),
+            {"X-Monitor-Source": "grpc", "X-Monitor-Memory-Source": "rss"},
         ),
         (_reading(Status(2), source="hook"), {"X-Monitor-Source": "hook"}),
         (
