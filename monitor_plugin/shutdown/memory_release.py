@@ -1,7 +1,7 @@
-"""Waits until the memory of a stopped backend is free, and tells how much came back.
+"""Waits until the GPU memory of a stopped backend is free, and measures how much was freed.
 
-The kernel frees a process's memory before the process is gone. A GPU's driver may do so seconds
-later, and lists the process until then.
+The kernel frees a process's memory before the process is gone. A GPU's driver may free GPU memory
+seconds later, and lists the process until then.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _GpuMemory(NamedTuple):
     """The GPU memory that members use.
 
     Attributes:
-        uses: bytes by device and PID, without 0; None: the driver does not report them.
+        uses: bytes by device and PID; None if the driver does not report the bytes. A process that
+            uses 0 bytes of a device is left out.
         unknown: the devices of which it is not known which processes use them.
     """
 
@@ -43,11 +44,11 @@ class _GpuMemory(NamedTuple):
     unknown: frozenset[str]
 
     def total(self) -> int | None:
-        """Return the sum in bytes; None if a part of it is not known."""
+        """Return the sum in bytes; None if any part of the sum is not known."""
         return None if self.unknown else sum_known(self.uses.values())
 
     def freed_until(self, later: _GpuMemory) -> int | None:
-        """Return the bytes that are no longer used later; None if a part of it is not known."""
+        """Return the bytes that `later` no longer has; None if any of the amounts is not known."""
         if self.total() is None or later.total() is None:
             return None
         return sum(
@@ -56,13 +57,13 @@ class _GpuMemory(NamedTuple):
 
 
 class HeldMemory(NamedTuple):
-    """What the members of a backend held before its stop.
+    """The memory that the members of a backend held before its stop.
 
     Attributes:
         members: the members.
-        memory: bytes of memory; None if they are not known.
-        gpus: their GPU memory; None if no GPU is known, or if no GPU was read.
-        waited_seconds: how long the GPUs were waited for.
+        memory: bytes of the machine's memory; None if not known.
+        gpus: the GPU memory of the members; None if the machine has no GPU, or if no GPU was read.
+        waited_seconds: how long the reading of the GPUs took.
     """
 
     members: Collection[ProcessIdentity]
@@ -72,12 +73,12 @@ class HeldMemory(NamedTuple):
 
 
 class MemoryRelease:
-    """Measures what a backend holds, and waits until it is free. Safe to call from any thread.
+    """Measures a backend's memory, and waits until its GPU memory is free. Thread-safe.
 
     Args:
         gpu_reader: reads the GPUs.
-        seconds: the maximum time of both for one backend, also if a driver hangs; 0 does not wait,
-            and reads no GPU.
+        seconds: maximum time of `measure` and `wait` together for one backend, even if a driver
+            hangs. 0: no GPU is read, and `wait` returns immediately.
     """
 
     def __init__(self, gpu_reader: GpuReader, seconds: float) -> None:
@@ -85,11 +86,11 @@ class MemoryRelease:
         self._seconds = seconds
 
     def measure(self, members: Members, last: TreeMemory | None) -> HeldMemory:
-        """Measure what the members of a backend hold; waits at most one second for a driver.
+        """Measure the memory that the members of a backend hold; waits at most 1 s for a driver.
 
         Args:
             members: the members.
-            last: their memory as it was last read; None if it was not read yet.
+            last: the last reading of their memory; None before the first reading.
         """
         identities = {members.root, *members.identities()}
         rss = read_rss(identities)
@@ -113,13 +114,13 @@ class MemoryRelease:
     ) -> Freed:
         """Wait until no member of a backend uses GPU memory; log a warning if one still does.
 
-        Does not wait if the members used none, or if it is not known which processes use it.
+        Returns immediately if the members used no GPU memory, or if that is not known.
 
         Args:
             backend: the backend.
-            held: what they held before the stop.
+            held: the memory that the members held before the stop.
             members: the members that were found during the stop.
-            ended_at: when all of them had ended (monotonic seconds).
+            ended_at: when all members had ended (monotonic seconds).
             interrupted: ends the wait when it is set.
         """
         before = held.gpus
@@ -177,9 +178,9 @@ def _find_uses(
 
     Args:
         reading: the reading.
-        members: the members, also those that have ended: a driver may list a PID that no process
-            has. A later process with the PID of a member is not meant.
-        oldest: a device that was last read earlier is unknown (monotonic seconds).
+        members: the members, including those that have ended, whose PIDs a driver may still list.
+            A later process that has reused such a PID does not count.
+        oldest: a device whose last reading is older is unknown (monotonic seconds).
         devices: devices that are unknown if the reading does not have them.
     """
     uses: dict[_DeviceAndPid, int | None] = {}
