@@ -24,7 +24,7 @@ class GpuLister:
     """Lists the GPUs, with the backends that use them.
 
     Args:
-        registry: has the backends.
+        registry: the registered backends.
         member_table: lists the members of backends.
         gpu_reader: reads the GPUs.
         node: the name of this node, for each item; None without a cluster.
@@ -47,7 +47,7 @@ class GpuLister:
         return self.list(self._gpu_reader.read())
 
     def list(self, reading: GpuReading) -> list[GpuItem]:
-        """List the GPUs of a reading, from which all figures are."""
+        """List the GPUs of a reading. All figures are from that reading."""
         owners: dict[ProcessIdentity, list[Record]] = {}
         if any(gpu.uses or gpu.unread for gpu in reading.gpus):
             for record in self._registry.records():
@@ -111,8 +111,8 @@ def _account(
 
     Args:
         gpu: the device.
-        our_uses: what backends use.
-        other_uses: what other processes use.
+        our_uses: the uses of the device by backends.
+        other_uses: the uses of the device by other processes.
         unread_models: the models with a process that could not be read.
 
     Returns:

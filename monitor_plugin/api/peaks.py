@@ -1,4 +1,4 @@
-"""Converts the peaks of models, and whether a model fits, to answers."""
+"""Makes the answers of `/models/peaks` and `/fits`."""
 
 from __future__ import annotations
 

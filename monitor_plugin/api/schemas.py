@@ -129,7 +129,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class GpuModelItem(msgspec.Struct, frozen=True):
-    """A backend that uses a GPU: bytes on the device, and bytes of system memory through it."""
+    """A backend that uses a GPU: `memory` on the device, and `gtt` of system memory, in bytes."""
 
     model: str
     pid: int
@@ -138,7 +138,7 @@ class GpuModelItem(msgspec.Struct, frozen=True):
 
 
 class GpuProcessItem(msgspec.Struct, frozen=True):
-    """Another process that uses a GPU; `null` for a name or user that cannot be read."""
+    """A process of no backend that uses a GPU; `null` for a name or user that cannot be read."""
 
     pid: int
     name: str | None = None
@@ -289,7 +289,7 @@ class EventsAnswer(msgspec.Struct, frozen=True):
 class GpuPeakItem(msgspec.Struct, frozen=True, kw_only=True):
     """The most memory of one GPU that one backend of a model held; sizes in bytes.
 
-    `together` is what it held here when it held the most on all GPUs together.
+    `together` is the size on this GPU when the sum over all GPUs was the highest.
     """
 
     component: str
@@ -319,13 +319,13 @@ class PeaksItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PeaksAnswer(msgspec.Struct, frozen=True):
-    """The answer of `/models/peaks`, by name."""
+    """The answer of `/models/peaks`, sorted by the names of the models."""
 
     models: list[PeaksItem]
 
 
 class MemoryNeedItem(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model needs of the machine's memory, in bytes; `null` means unknown."""
+    """How much of the machine's memory a model needs, in bytes; `null` means unknown."""
 
     needed: Bytes | None = None
     free: Bytes | None = None
@@ -333,7 +333,7 @@ class MemoryNeedItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GpuNeedItem(MemoryNeedItem, frozen=True, kw_only=True):
-    """What a model needs of one GPU; `others` are GPUs of the same vendor with as much free."""
+    """How much of one GPU a model needs; `others` are GPUs of that vendor with as much free."""
 
     component: str
     uuid: str | None = None

@@ -20,9 +20,9 @@ Examples:
 @click.option("--node", type=NodeName(), metavar="NAME", help="In a cluster, show this node only.")
 @monitor_options
 def gpus(url: str | None, token_file: str | None, as_json: bool, node: str | None) -> None:
-    """List the GPUs: their memory, who holds it, and how much they work.
+    """List the GPUs: their memory, the processes that hold it, and how much the GPUs work.
 
-    Memory in use is that of the backends (OURS), of other processes (OTHERS), or of no process that
+    The memory in use is held by backends (OURS), by other processes (OTHERS), or by no process that
     the monitor knows (UNEXPLAINED). "?" means that a figure is not known; a line below the tables
     says why.
     """

@@ -29,7 +29,7 @@ class _Holder(NamedTuple):
 
 
 def gpus_view(answer: ClusterGpusAnswer, width: int) -> RenderableType:
-    """Return the view of `gpus`: the devices, who holds their memory, and what is not known."""
+    """Return the view of `gpus`: the devices, the holders of their memory, and the notes."""
     parts: list[RenderableType] = [Text(f"The monitor sees no GPU{where(answer)}.")]
     if answer.gpus:
         devices = _sorted(answer.gpus)

@@ -112,9 +112,9 @@ def memory_bytes(item: NodeBackendItem) -> int | None:
 
 
 def memory_percent(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> float | None:
-    """Return the memory of a backend in percent of what it may use; None if it is unknown.
+    """Return the memory of a backend in percent of the memory that it may use; None if unknown.
 
-    It may use the lowest limit in force, or else the memory of its machine.
+    It may use memory up to its limit or, without a limit, all memory of its machine.
     """
     limit, total = _memory_limit(item, answer)
     usable = total if limit is None else limit
@@ -122,7 +122,7 @@ def memory_percent(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> floa
 
 
 def memory_share(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> str:
-    """Return the memory of a backend in percent, and of what."""
+    """Return the memory of a backend in percent, with the base: `50.0 % of the machine's`."""
     limit, total = _memory_limit(item, answer)
     base = "the machine's" if limit is None else _limited(limit, total)
     return f"{percent(memory_percent(item, answer))} % of {base}"
@@ -131,7 +131,7 @@ def memory_share(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> str:
 def _memory_limit(
     item: NodeBackendItem, answer: ClusterBackendsAnswer
 ) -> tuple[int | None, int | None]:
-    """Return the limit of memory for a backend, None for no limit, and its machine's memory."""
+    """Return the memory limit of a backend (None: no limit), and the memory of its machine."""
     machines = {each.node: each.machine for each in answer.nodes}
     machine = machines.get(item.node) or answer.machine
     limits = item.limits or machine
@@ -158,7 +158,7 @@ def vram_texts(items: Sequence[NodeBackendItem], answer: ClusterBackendsAnswer) 
 
 
 def describe_limits(limits: Limits) -> str:
-    """Return the limits of a backend that are others than those of the monitor."""
+    """Return the text for the limits of a backend, and for the pressure on its control group."""
     memory = "no limit of memory"
     if limits.memory_limit is not None:
         memory = f"memory {amount(limits.memory_limit)}"
@@ -184,7 +184,7 @@ def pressure_lines(answer: ClusterBackendsAnswer) -> list[str]:
 
 
 def _pressure(name: str, share: float | None) -> list[str]:
-    """Return how much of the time some process waited; nothing if it is unknown or about 0."""
+    """Return a text for the time in which some process waited; empty if unknown or about 0."""
     return (
         [f"{name} pressure {percent(share)} % of the last 10 s"] if share and share >= 0.05 else []
     )
@@ -277,7 +277,7 @@ def summarize(answer: ClusterBackendsAnswer) -> str:
 
 
 def _capacity(machines: Sequence[Machine]) -> str:
-    """Return the memory that backends of these machines may use, and why it is not all."""
+    """Return the memory that backends of these machines may use, and whether it is limited."""
     total = sum(machine.memory_total for machine in machines) or None
     limits = [machine.memory_limit for machine in machines]
     if len(machines) == 1 and limits[0] is not None:
@@ -306,7 +306,7 @@ def seconds_since(moment: datetime | None) -> float | None:
 
 
 def peaks_lines(peaks: PeaksItem) -> list[str]:
-    """Return lines for the most that a model held, and for its time to READY, as far as known."""
+    """Return lines for the peaks of a model and for its time to READY, without unknown figures."""
     figures = [
         ("memory", peaks.memory, peaks.memory_at),
         ("process tree", peaks.tree_memory, peaks.tree_memory_at),

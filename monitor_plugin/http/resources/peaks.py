@@ -17,11 +17,11 @@ from ..messages import send_answer
 
 
 class PeaksResource:
-    """`/models/peaks`: the most that each model ever held.
+    """`/models/peaks`: the most memory that each model ever held.
 
     Args:
-        peaks: holds the peaks.
-        cluster: the cluster, of which other nodes' peaks are refused; None without a cluster.
+        peaks: stores the peaks.
+        cluster: the cluster; None without a cluster. A request for another node is refused.
     """
 
     def __init__(self, peaks: PeakStore, cluster: ClusterView | None) -> None:
@@ -40,8 +40,8 @@ class FitsResource:
 
     Args:
         check: tells whether a model fits; may wait for a driver.
-        blocking: is entered meanwhile.
-        cluster: the cluster, of which other nodes are refused; None without a cluster.
+        blocking: entered while the check may wait.
+        cluster: the cluster; None without a cluster. A request for another node is refused.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-// The panel of GPUs: each device, its memory, and who holds it.
+// The panel of GPUs: each device, its memory, and the processes that hold the memory.
 
 import { drawBar, listParts } from "./bars.js";
 import { byId, cell, element, fill, named, setText } from "./dom.js";
@@ -7,12 +7,12 @@ import { bytes, duration, percent, plural } from "./format.js";
 const OLD_SECONDS = 20;
 const MAX_HOLDERS = 8;
 const MAX_PARTS = 5;
-// With more devices the panel is closed at first, as the backends are below it.
+// With more devices the panel is closed at first, because the backends are below it.
 const MAX_OPEN = 8;
 
 let seen = false;
 
-/** Show `gpus` of an answer of GET /backends; without any the whole panel is hidden. */
+/** Show `gpus` of an answer of GET /backends. The panel is hidden if the list is empty. */
 export function showGpus(gpus) {
   byId("gpus-section").hidden = gpus.length === 0;
   if (gpus.length > 0 && !seen) {

@@ -1,11 +1,11 @@
-// What a machine, or a backend, may use: limits of memory and CPU, and how scarce they are.
+// The limits of memory and CPU of a machine or a backend, and the pressure on them.
 
 import { bytes, percent, plural } from "./format.js";
 
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-/** The memory that a backend may use, `{ size, text }`: the lowest limit in force, or else that of
- *  its machine. `limits` are those of the backend, or null if they are those of the monitor. */
+/** The memory that a backend may use, `{ size, text }`: its limit, or else the memory of its
+ *  machine. `limits` is null if the backend has the limits of the monitor. */
 export function memoryLimit(machine, limits = null) {
   const limit = (limits ?? machine)?.memory_limit ?? null;
   const total = machine?.memory_total ?? null;
@@ -13,7 +13,7 @@ export function memoryLimit(machine, limits = null) {
   return { size: limit, text: `${bytes(limit)} (limit; the machine has ${bytes(total)})` };
 }
 
-/** The memory that backends on these machines may use together. */
+/** The sum of the memory that backends on these machines may use, `{ size, text }`. */
 export function sumOfLimits(machines) {
   if (machines.length === 1) {
     const { size, text } = memoryLimit(machines[0]);
@@ -27,7 +27,7 @@ export function sumOfLimits(machines) {
   return { size, text: `${bytes(size)} (limits; the machines have ${bytes(total)})` };
 }
 
-/** What else is known of a machine, or of the limits of a backend, as a list of texts. */
+/** The available memory, the CPU cores and the pressures of a machine or a backend, as texts. */
 export function resources({ memory_available: available, cpu_limit: limit, cpus, memory_pressure, cpu_pressure }) {
   const texts = [];
   if ((available ?? null) !== null) texts.push(`${bytes(available)} of memory available`);
