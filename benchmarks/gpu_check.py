@@ -1,18 +1,19 @@
-"""Checks on a machine with a GPU of NVIDIA what the monitor says of it, in some minutes.
+"""Checks the monitor's figures of an NVIDIA GPU on a machine that has one, in some minutes.
 
     python benchmarks/gpu_check.py [--mib 1024] [--device 0]
 
-Starts a monitor, a backend that holds memory of the GPU, and another process that does the same and
-is no backend. Prints the figures of the driver, how long the driver takes to answer, and what the
-monitor says before, meanwhile and after a shutdown of the backend. The exit code is 1 if one of
-these promises is broken:
+Starts a monitor, a backend that holds memory of the GPU, and another process that also holds such
+memory but is no backend. Prints the figures of the driver, how long the driver takes to answer, and
+the answers of the monitor before, during and after the life of the backend. The exit code is 1 if
+one of these promises is broken:
 
-- the backend is charged with at least what it has allocated, and the other process is listed;
-- used memory = that of backends + of other processes + what no known process holds;
-- after the shutdown the backend's memory is free again, and nothing is charged to it.
+- the backend is charged with at least the memory that it has allocated, and the other process is
+  listed;
+- the used memory is the sum of `ours`, `others` and `unexplained`;
+- after the shutdown the backend's memory is free again, and nothing is charged to the backend.
 
 Without such a GPU the script says so, and the exit code is 0. CUDA is used through the driver's
-library alone. The extra `nvidia` must be installed.
+library only. The extra `nvidia` must be installed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from monitor_plugin.gpu.nvidia import NvidiaProvider
 MIB = 1024 * 1024
 MODEL = "gpu-check"
 READS = 20
-# Maximum wait for a figure to change; the monitor reads a driver anew every second at most.
+# Maximum wait for a figure to change. The monitor reads a driver at most once a second.
 SECONDS = 30.0
 
 
@@ -91,14 +92,14 @@ class Answer(NamedTuple):
 
 
 class Check:
-    """Asks a monitor, prints what it says, and notes the promises that are broken."""
+    """Sends requests to a monitor, prints its answers, and collects the broken promises."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.broken: list[str] = []
 
     def ask(self, path: str, body: object = None) -> Answer:
-        """Send a GET request; a POST request if there is a body."""
+        """Send a GET request, or a POST request if there is a body."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} if data else {}
         request = urllib.request.Request(self._url + path, data, headers)

@@ -1,12 +1,12 @@
-"""Measures what backends cost that have much memory and do not report it.
+"""Measures the cost of backends that have much memory and do not report it.
 
     python benchmarks/memory.py [--against CHECKOUT] [--backends 8] [--mib 1024] [--many 100]
                                 [--rounds 5]
 
 The kernel counts the pages of a process when its memory is read, which takes some 17 ms per GiB.
-Measures the first list and the first scrape after a pause, in which nothing is shared with earlier
-ones, and a monitor that sweeps and is not asked. With `--against`, a monitor of each of two
-checkouts watches the same backends, as in `trees.py`.
+Measures the first list and the first scrape after a pause, which share no figures with earlier
+requests, and a monitor that sweeps without requests. With `--against`, monitors of two checkouts
+watch the same backends, as in `trees.py`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _BACKGROUND_SECONDS = 66.0
 def measure(
     count: int, mib: int, rounds: int, seconds: float, against: Path | None = None
 ) -> list[Figure]:
-    """Measure with backends that hold so much memory, and whose statuses fail.
+    """Measure with backends that hold memory, and whose `Status` calls fail.
 
     Args:
         count: the number of backends.
         mib: the memory of each backend in MiB.
         rounds: number of measurements of each kind.
         seconds: for how long background sweeps are measured.
-        against: another checkout, to compare with.
+        against: another checkout to compare with.
     """
     checkouts = [CHECKOUT, against] if against else [CHECKOUT]
     clocks: dict[str, Callable[[Contender], float]] = {

@@ -1,15 +1,16 @@
 """Stops backends whose memory exceeds a limit, per backend or for all backends together.
 
-The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else that
-of its process tree. With COUNT=unreclaimable it is the part of that which the kernel cannot drop,
-so a model file that a backend maps into its memory does not count. Where the monitor cannot know
-how much of the total that is, all of it counts: for a figure of the backend's own, and for
-processes that it may not read. Pages of a file that a backend has locked (mlock) do not count,
+The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else the
+memory of its process tree. With COUNT=unreclaimable, only the part of the total that the kernel
+cannot drop counts, so a model file that a backend maps into its memory does not count. If the
+monitor cannot know this part, the whole total counts: for a backend's own figure, and for processes
+that the monitor may not read. Pages of a file that a backend has locked (mlock) do not count,
 although the kernel cannot drop them.
 
-The monitor reads PSS and the kinds of memory in the background. Where a limit needs them, the last
-ones count until it has read them again, and nothing counts before it has read a new backend: with
+The monitor reads PSS and the kinds of memory in the background. A limit needs them with
 COUNT=unreclaimable, and for backends of several processes, which may share most of their pages.
+Then the last reading counts until the next one, and the memory of a new backend does not count
+before its first reading.
 
 Unknown memory exceeds no limit. If the memory of COMPONENT cannot be known, the log has an error at
 the start, or after the first sweeps with a backend that is ready. The memory must exceed the limit
@@ -35,7 +36,7 @@ environment variables MONITOR_HOOK_MEMORY_LIMIT_...
     STOP_BUSY     `yes`: also stop backends that may be busy, after `drain_timeout_seconds` (no)
     FOR_SECONDS   how long the memory must exceed a limit, in seconds (10)
     COMPONENT     limit this component of the memory instead of the total: `vram`, which includes
-                  all `vram:...`, or a single one: `vram:nvidia0`
+                  all `vram:...`, or the memory of one device: `vram:nvidia0`
     COUNT         `all`, or `unreclaimable`: without the pages of files, which the kernel can drop;
                   not together with COMPONENT (all)
 """
@@ -92,7 +93,7 @@ class MemoryLimit:
             _logger.info("the hook does nothing: neither %s nor TOTAL is set", models)
 
     def check_component(self, monitor: Monitor) -> None:
-        """Log an error if the component is one of GPUs, and nothing reports it."""
+        """Log an error if the component is memory of a GPU, and nothing reports it."""
         component = self._component
         if not self._watches_component or component is None:
             return
@@ -199,13 +200,13 @@ class MemoryLimit:
 
 
 def _is_ready(observation: Observation) -> bool:
-    """Whether a backend reports READY, or serves without a Status that could say so."""
+    """Whether a backend reports READY, or serves without implementing Status."""
     code = observation.reading.rpc_error if observation.reading else None
     return observation.state == State.READY or code == "UNIMPLEMENTED"
 
 
 def _known_components(gpu: Gpu) -> list[str]:
-    """List the components that the monitor reports, or will report, of a GPU's processes."""
+    """List the components that the monitor reports for processes of a GPU, now or later."""
     if gpu.uses is None:
         return []
     names = []

@@ -208,13 +208,14 @@ def monitor_memory_components(backend: Backend, pids: Sequence[int]) -> Mapping[
 def monitor_list_gpus() -> Sequence[Gpu]:
     """List GPUs, or other devices with memory of their own, that the monitor cannot read itself.
 
-    When: about every 5 s, and when a list, a reading or a scrape needs figures that are more than
-    a second old. Thread: a hook's, one call at a time. Returns each device as a `Gpu` (sizes in
-    bytes), with the processes that use it: the monitor attributes these to backends, and adds the
-    device's `component` to `memory.breakdown`. Of devices of the same component, the first one
-    counts; a hook's replaces the monitor's own. An implementation that raises, overruns or returns
-    another type is logged, and its last devices are kept, with their age; after 30 s without a
-    newer list, readings and metrics leave them out.
+    When: about every 5 s, and when a list, a reading or a scrape needs figures, and the last ones
+    are more than a second old. Thread: a hook's, one call at a time. Returns each device as a `Gpu`
+    (sizes in bytes), with the processes that use it. The monitor attributes these processes to
+    backends, and adds the device's `component` to `memory.breakdown`. If several devices have the
+    same component, the first one counts; a hook's device replaces the monitor's own. If an
+    implementation raises, overruns or returns another type, this is logged, and its last devices
+    stay listed, with their age. After 30 s without a newer list, readings and metrics leave them
+    out.
     """
 
 
@@ -269,8 +270,8 @@ def monitor_shutdown_finished(
     When: before the client gets its response, if the hook returns within `hook_timeout_seconds`.
     Thread: a hook's, one event of the plugin at a time. Arguments: `backend`; `outcome`: `stopped`,
     `refused`, `failed` or `respawned`; `seconds`, its duration; `freed`, the memory that the
-    backend has given back, None unless the shutdown has ended all its members. Returns nothing. An
-    error is logged; the other implementations run.
+    backend has given back, or None if the shutdown has not ended all its members. Returns nothing.
+    An error is logged; the other implementations run.
     """
 
 

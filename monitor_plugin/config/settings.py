@@ -66,11 +66,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             `status_timeout_seconds`.
         sweep_interval_seconds: the time from one sweep of all backends to the next; 0: no sweeps
             and no history.
-        gpu: the drivers whose GPUs are read. `auto`: all that the machine has; `nvidia`: NVIDIA's,
+        gpu: the GPUs that the monitor reads. `auto`: all of the machine; `nvidia`: NVIDIA's,
             through nvidia-ml-py (extra `nvidia`); `drm`: AMD's and Intel's, through the kernel;
-            `off`: none. Hooks (`monitor_list_gpus`) are called in any case.
-        state_file: a SQLite file that keeps the peaks of each model; None: they are kept until the
-            monitor ends.
+            `off`: none. The hook `monitor_list_gpus` is called with each of these values.
+        state_file: the path of a SQLite file that stores the peaks of each model. None: the peaks
+            are lost when the monitor ends.
         http_threads: the number of threads that answer requests; shutdowns use at most half of
             them.
         hooks_dir: a folder of hook files to load, whose code is run. The folder and the files must

@@ -62,7 +62,7 @@ def validate_components(value: object) -> dict[str, int]:
 
 
 def validate_gpus(value: object) -> tuple[Gpu, ...]:
-    """Validate the result of `monitor_list_gpus`; of GPUs of one component the first counts."""
+    """Validate the result of `monitor_list_gpus`; drop a GPU whose component an earlier one has."""
     wanted = (
         "a sequence of Gpu, each with a component, bytes and other numbers within 64 bits, and "
         "text that can be encoded"
@@ -108,7 +108,11 @@ def _plain_breakdown(value: object) -> dict[str, int] | None:
 
 
 def _plain_gpu(gpu: Gpu) -> Gpu:
-    """Copy a GPU with plain types; raises TypeError or ValueError if a field is not valid."""
+    """Copy a GPU, and convert its fields to the types that `Gpu` declares.
+
+    Raises:
+        TypeError, ValueError, OverflowError, RecursionError: a field is not valid.
+    """
     plain = msgspec.convert(msgspec.to_builtins(gpu, enc_hook=_plain_number), Gpu)
     fields = msgspec.to_builtins(plain)
     for name, field in chain(fields.items(), *(each.items() for each in fields["uses"] or ())):
@@ -130,7 +134,11 @@ def _plain_gpu(gpu: Gpu) -> Gpu:
 
 
 def _plain_number(value: object) -> int | float:
-    """Convert a number of a third party's type; raises TypeError if it is none."""
+    """Convert a number of a third party's type.
+
+    Raises:
+        TypeError: `value` is no number.
+    """
     return float(value) if isinstance(value, float) else index(value)  # type: ignore[arg-type]
 
 

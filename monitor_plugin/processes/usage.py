@@ -265,7 +265,7 @@ class UsageSnapshot:
 
 
 def _highest(peak_rss: int | None, rss: int) -> int | None:
-    """Return the highest RSS so far, which may be the one of now; None if it is not known."""
+    """Return the greater of the highest RSS so far and the present RSS; None if not known."""
     return None if peak_rss is None else max(peak_rss, rss)
 
 

@@ -246,7 +246,7 @@ class BackendReader:
     def _with_gpus(
         self, record: Record, components: dict[str, int], deadline: float
     ) -> dict[str, int]:
-        """Add the memory on GPUs to the components of hooks, which replace those of equal names."""
+        """Add the memory on GPUs to the components of hooks. A hook's component has precedence."""
         seconds = max(0.0, min(1.0, deadline - time.monotonic()))
         gpus = self._gpu_reader.read(wait_seconds=seconds)
         if not gpus.has_uses:

@@ -43,7 +43,7 @@ _MAX_CONCURRENT_REQUESTS = 64
 _MAX_AGE_SECONDS = 0.02
 
 _GPU_MAX_AGE_SECONDS = 1.0
-# Background sweeps use what the reader of the GPUs has read in the background, at its own pace.
+# Background sweeps do not request a reading of the GPUs, which `GpuReader` reads in the background.
 _BACKGROUND_GPU_MAX_AGE_SECONDS = 60.0
 
 _TIMED_OUT = StatusResult(None, "grpc", grpc.StatusCode.DEADLINE_EXCEEDED.name)
@@ -153,9 +153,10 @@ class Sweeper:
         return Sweep([found[each.backend] for each in records if each.backend in found], gpus)
 
     def last_sweep_with_gpus(self, model: str | None = None) -> Sweep:
-        """Return what `last_sweep` returns, and the GPUs as the last sweep found them.
+        """Return the observations of `last_sweep`, and the GPUs of the last sweep of all backends.
 
-        If that was long ago, as there are no background sweeps, they are those last read.
+        If the GPUs of that sweep are stale, for example without background sweeps, the last reading
+        of the GPUs is returned instead.
         """
         gpus = self._last_gpus
         if time.monotonic() - gpus.taken_at > STALE_SECONDS:
