@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -141,7 +141,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 msgspec.convert(getattr(self, field.name), field.type)
             except msgspec.ValidationError as error:
-                raise SettingsError(field.name, f"setting {field.name}: {error}") from None
+                choices = _choices(field.type)
+                reason = f"{getattr(self, field.name)!r} is none of {choices}" if choices else error
+                raise SettingsError(field.name, f"setting {field.name}: {reason}") from None
         validators: dict[str, Callable[[str], object]] = {
             "listen": parse_listen,
             "token": validate_token,
@@ -212,7 +214,17 @@ def parse_setting(name: str, text: str, *, source: str) -> Any:
         value: Any = int(text, 8) if name == "socket_mode" else text
         return msgspec.convert(value, field.type, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
-        raise SettingsError(name, f"{source}={text!r}: {error}") from None
+        choices = _choices(field.type)
+        reason = f"it is none of {choices}" if choices else error
+        raise SettingsError(name, f"{source}={text!r}: {reason}") from None
+
+
+def _choices(kind: Any) -> str:
+    """Return the values of a `Literal` for people, `root or all`; empty for another type."""
+    if get_origin(kind) is not Literal:
+        return ""
+    *others, last = get_args(kind)
+    return f"{', '.join(others)} or {last}"
 
 
 def setting_text(name: str, value: Any) -> str:

@@ -61,6 +61,18 @@ def test_invalid_variable_is_named_in_the_error(variable: str) -> None:
         Settings.from_environment({name: text})
 
 
+@pytest.mark.parametrize("name", ["gpu", "stop_signal_target"])
+def test_error_of_a_setting_with_choices_names_them(name: str) -> None:
+    """The reader of the error need not look the choices up, in Python and as a variable."""
+    choices = {"gpu": "auto, off, nvidia or drm", "stop_signal_target": "root or all"}[name]
+    variable = f"MONITOR_{name.upper()}"
+    with pytest.raises(SettingsError, match=f"^{variable}='amd': it is none of {choices}$"):
+        Settings.from_environment({variable: "amd"})
+    wrong: dict[str, Any] = {name: "amd"}
+    with pytest.raises(SettingsError, match=f"^setting {name}: 'amd' is none of {choices}$"):
+        Settings(**wrong)
+
+
 def test_setting_text_is_the_text_of_the_variable() -> None:
     """The text of a setting is the one that a variable takes."""
     assert setting_text("socket_mode", 0o600) == "0600"
