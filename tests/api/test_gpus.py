@@ -96,7 +96,7 @@ def test_note_says_which_part_is_not_known(
     assert item.note is None if words is None else words in (item.note or "")
 
 
-def test_memory_of_a_model_is_unknown_if_that_of_a_member_is() -> None:
+def test_memory_of_a_model_is_unknown_if_the_memory_of_a_member_is() -> None:
     (item,) = list_gpus(make_gpu({10: 5, 11: None, 20: 7}))
     assert item.models == [GpuModelItem("a", 10, None), GpuModelItem("b", 20, None)]
 
@@ -118,7 +118,7 @@ def test_device_without_memory_of_its_own_has_system_memory() -> None:
     assert "system memory (gtt) alone" in (item.note or "")
 
 
-def test_age_is_that_of_the_device() -> None:
+def test_item_has_the_age_of_its_device() -> None:
     (item,) = list_gpus(make_gpu({}), age=3)
     assert item.age_seconds == pytest.approx(3, abs=2)
     assert item.note is None

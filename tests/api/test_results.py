@@ -122,7 +122,7 @@ def test_a_shutdown_is_answered_to_the_letter() -> None:
         (Freed(seconds=0.0004), "seconds=0.0"),
     ],
 )
-def test_header_of_freed_memory_has_what_is_known(freed: Freed, header: str) -> None:
+def test_header_of_freed_memory_has_the_known_figures(freed: Freed, header: str) -> None:
     """It can be parsed again, to add it up in a cluster and to print it."""
     assert format_freed(freed) == header
     assert parse_freed(header) == structs.replace(freed, seconds=round(freed.seconds, 3))

@@ -145,7 +145,7 @@ def test_exit_of_a_backend_that_was_never_read_has_no_peak(
     assert recorder.gone[0][1].peak_rss is None
 
 
-def test_peak_that_a_sweep_saw_is_that_of_the_exit(
+def test_exit_has_the_peak_that_a_sweep_saw(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
     """A sweep may see more memory than the last reading of the tree did."""

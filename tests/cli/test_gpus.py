@@ -163,7 +163,7 @@ def test_gpus_prints_tables_or_json(
     assert "vram 300.0 MiB" in printed("status", "m")
 
 
-def test_documented_tables_are_printed_so() -> None:
+def test_documented_tables_are_printed() -> None:
     """The page about GPU memory shows what the command prints of three devices."""
     mebibyte = 2**20
     a100 = {"name": "NVIDIA A100-SXM4-40GB", "vendor": "nvidia", "total": 40960 * mebibyte}

@@ -298,7 +298,7 @@ OWN = {"memory_limit": 5 * 2**30, "memory_available": 2**30, "cpu_limit": 1.5}
         (with_machines(LIMITED, WHOLE), "4.0 GiB of 31.5 GiB (limits;", "% of 8.0 GiB (limit;"),
     ],
 )
-def test_limit_of_memory_is_said(listed: ClusterBackendsAnswer, summary: str, base: str) -> None:
+def test_memory_limit_is_shown(listed: ClusterBackendsAnswer, summary: str, base: str) -> None:
     """Of the monitor's machine, of the backend where it has its own, of all nodes together."""
     assert summary in text_of(backends_view(listed, None, 200), 200)
     assert base in text_of(details_view(listed, "m", 200), 200)

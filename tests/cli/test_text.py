@@ -71,7 +71,7 @@ def test_durations_have_their_two_largest_units() -> None:
     assert shown == "? 0s 59s 1m 59m59s 5h2m 12d3h"
 
 
-def test_peaks_are_listed_as_far_as_they_are_known() -> None:
+def test_known_peaks_are_listed() -> None:
     """With the time of each; of the times to READY the longest only if it is another one."""
     now = datetime.now(timezone.utc)
     peaks = PeaksItem(model="m", since=now, last_seen_at=now)

@@ -48,6 +48,6 @@ def test_sum_with_an_unknown_part_is_not_known(parts: list[Freed], total: Freed)
         (Freed(), ""),
     ],
 )  # fmt: skip
-def test_text_names_what_is_known(freed: Freed, text: str) -> None:
+def test_text_names_the_known_amounts(freed: Freed, text: str) -> None:
     """Nothing is said of what is 0 or not known."""
     assert describe_freed(freed) == text

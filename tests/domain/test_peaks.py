@@ -52,7 +52,7 @@ def test_time_of_the_last_observation_changes_hourly() -> None:
     assert merge_peaks(old, peaks(1.0, memory=6)).last_seen_at == 1000.0  # the clock was set back
 
 
-def test_gpu_peaks_are_those_of_each_device_and_of_the_highest_sum() -> None:
+def test_gpu_peaks_are_stored_by_device_and_for_the_highest_sum() -> None:
     """Each device keeps its own peak; `together` is what one backend held at one moment."""
     found = merge_peaks(gpus(a=5), gpus(2000.0, a=3, b=4))
     assert on_devices(found) == {"a": (5, 3), "b": (4, 4)}
@@ -91,7 +91,7 @@ def ready(at: float, seconds: float, pid: int) -> ModelPeaks:
     )
 
 
-def test_time_to_ready_is_that_of_the_last_start_and_the_longest() -> None:
+def test_last_and_longest_time_to_ready_are_stored() -> None:
     """Each backend counts once, also if a restarted monitor sees its READY later."""
     found = ready(1000.0, 20.0, 1)
     assert merge_peaks(found, ready(1600.0, 620.5, 1)) is found  # the same process, seen again

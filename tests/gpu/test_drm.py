@@ -195,7 +195,7 @@ def test_power_is_the_average_since_the_last_reading(
     ],
 )
 @pytest.mark.parametrize("fault", ["missing", "failing", "text"])
-def test_a_figure_that_cannot_be_read_is_unknown_alone(
+def test_unreadable_figure_hides_no_other_figure(
     file: str, figures: dict[str, object], fault: str, provider: DrmProvider, sysfs: Path
 ) -> None:
     """All others are as before."""
@@ -218,7 +218,7 @@ def test_a_figure_that_cannot_be_read_is_unknown_alone(
         ("driver", {}),
     ],
 )
-def test_missing_name_is_unknown_alone(
+def test_missing_name_hides_no_other_field(
     file: str, figures: dict[str, object], provider: DrmProvider, sysfs: Path
 ) -> None:
     """All other fields are as before; the driver's name is also in `uevent`."""
@@ -294,7 +294,7 @@ def test_device_without_users_has_none(provider: DrmProvider, sysfs: Path) -> No
     assert read_one(provider).uses == []
 
 
-def test_process_of_unreported_memory_is_a_user(
+def test_process_with_unreported_memory_is_listed(
     provider: DrmProvider, proc: Path, sysfs: Path
 ) -> None:
     """Older kernels do not report the memory of processes on Intel's GPUs."""
@@ -361,7 +361,9 @@ USER = 'exec 3<"$1"; sleep 1000 & echo $!; wait'
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount, and read the processes then")
-def test_monitor_shows_who_uses_the_memory(spawner: Spawner, sysfs: Path, tmp_path: Path) -> None:
+def test_monitor_attributes_the_memory_to_its_users(
+    spawner: Spawner, sysfs: Path, tmp_path: Path
+) -> None:
     """Model, other process and what nobody owns add up to the used memory.
 
     The processes are real. In the monitor's own mount namespace, the recorded files are mounted

@@ -152,7 +152,7 @@ def test_no_process_is_read_without_descriptors(
     eventually(lambda: [use.pid for use in reader.read().uses.get("0000:03:00.0", ())] == [5])
 
 
-def test_a_child_that_nobody_waited_for_is_read(spawner: Spawner) -> None:
+def test_zombie_without_rights_to_its_files_is_read(spawner: Spawner) -> None:
     """A zombie uses no memory, although only root can list its open files."""
     user = os.geteuid()
     process = spawner.python(

@@ -225,7 +225,7 @@ FIGURES: dict[str, dict[str, str | None]] = {
 
 
 @pytest.mark.parametrize("call", FIGURES)
-def test_figure_that_is_not_supported_is_null_alone(
+def test_unsupported_figure_hides_no_other_figure(
     call: str, make_driver: MakeDriver, start: StartReader, spawner: Spawner
 ) -> None:
     """The other figures stay, and the log has no line; so too where the user may not read it."""
@@ -263,7 +263,7 @@ def test_reserved_memory_is_not_used_memory(make_driver: MakeDriver, start: Star
     assert (gpu["total"], gpu["used"], gpu["free"]) == (24 * GIB, 2 * GIB, 21 * GIB)
 
 
-def test_memory_of_nothing_is_not_known(make_driver: MakeDriver, start: StartReader) -> None:
+def test_memory_of_0_bytes_is_not_known(make_driver: MakeDriver, start: StartReader) -> None:
     """Some GPUs that share the machine's memory tell zeros, which are no figures."""
     driver = make_driver()
     driver.configure("devices 0 1", "memory 0 0 0 0")
@@ -318,7 +318,9 @@ def test_mig_instances_are_devices_instead_of_their_gpu(
     assert reader.log == ""
 
 
-def test_failed_mig_instance_leaves_the_others(make_driver: MakeDriver, start: StartReader) -> None:
+def test_failed_mig_instance_hides_no_other_instance(
+    make_driver: MakeDriver, start: StartReader
+) -> None:
     driver = make_driver()
     driver.configure("devices 0 1", *MIG_INSTANCES, f"fails compute 100 {GPU_IS_LOST}")
     reader = start(driver)
@@ -335,7 +337,7 @@ def test_failed_mig_instance_leaves_the_others(make_driver: MakeDriver, start: S
         (("migmode 0 0", *MIG_INSTANCES), None),
     ],
 )
-def test_gpu_without_usable_mig_instances_is_a_device(
+def test_gpu_without_usable_mig_instances_is_listed_itself(
     lines: Sequence[str], note: str | None, make_driver: MakeDriver, start: StartReader
 ) -> None:
     driver = make_driver()
@@ -600,7 +602,7 @@ def test_monitor_charges_no_model_with_pids_of_another_namespace(
     assert watched.log.count("\n") == 1
 
 
-def test_monitor_frees_a_model_of_what_the_driver_still_lists(
+def test_ended_process_is_not_charged_to_its_model_while_it_is_listed(
     make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
 ) -> None:
     """An ended process that is listed stays with its PID, and hides no other model's memory."""

@@ -75,7 +75,7 @@ def test_reader_without_providers_and_hooks_has_no_thread(
 
 
 @pytest.mark.parametrize("setting", ["off", "nvidia", "drm", "auto"])
-def test_providers_are_those_of_the_setting(setting: str) -> None:
+def test_setting_gpu_selects_the_providers(setting: str) -> None:
     names = {type(each).__name__ for each in make_providers(setting)}
     expected = {"nvidia": {"NvidiaProvider"}, "drm": {"DrmProvider"}, "off": set()}
     assert names == expected.get(setting, {"NvidiaProvider", "DrmProvider"})

@@ -11,7 +11,7 @@ from .support import spawn_tree, watch
 MIB = 1024 * 1024
 
 
-def test_breakdown_has_the_components_of_before(
+def test_breakdown_has_the_components_of_the_former_hook_file(
     make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
 ) -> None:
     """They come from the monitor itself, in the core's own names; the log has one line."""

@@ -276,7 +276,7 @@ def test_hook_that_fails_is_logged_and_its_devices_age(
     listed(monitor, used=700)
 
 
-def test_gpus_of_a_process_of_its_own(tmp_path: Path, spawner: Spawner) -> None:
+def test_hook_file_lists_gpus_in_a_monitor_process(tmp_path: Path, spawner: Spawner) -> None:
     """The hook file is one for tests of real monitor processes."""
     file = GpuFile(tmp_path / "gpus.json")
     file.write(make_gpu({}))
@@ -377,7 +377,7 @@ def test_device_of_the_plugin_registered_last_counts(
     assert "'vram:test0' is listed more than once" in caplog.text
 
 
-def test_list_and_its_gpus_are_of_one_reading(
+def test_list_and_its_gpus_come_from_one_reading(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
     """Also while the figures change all the time."""

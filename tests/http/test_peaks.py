@@ -178,7 +178,7 @@ def test_time_to_ready_is_kept_when_the_server_replaces_its_launcher(
     assert not record.saw_start
 
 
-def test_fits_compares_peaks_with_what_is_free(
+def test_fits_compares_peaks_with_the_free_memory(
     make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
 ) -> None:
     """A model is loaded and stopped; whether it fits again depends on the GPU's free memory."""
@@ -213,7 +213,7 @@ def test_fits_compares_peaks_with_what_is_free(
     assert monitor.fits("m").fits is True
 
 
-def test_idle_model_would_have_to_go(
+def test_idle_model_is_proposed_for_shutdown(
     make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
 ) -> None:
     """A READY backend without CPU time is proposed; a busy one, and one without Status, is not."""
@@ -244,7 +244,7 @@ def test_idle_model_would_have_to_go(
     assert fit["reason"].endswith("; the models that are known to be idle hold too little")
 
 
-def test_names_are_checked_as_elsewhere(monitor: Monitor, client: Client) -> None:
+def test_invalid_model_names_are_refused(monitor: Monitor, client: Client) -> None:
     """A missing or invalid name is a 400; a name that nobody knows is none."""
     for path in (
         "/fits",

@@ -186,7 +186,7 @@ def python_command(pid: int, *groups: Group) -> list[str]:
 
 
 @pytest.mark.parametrize("is_parents", [False, True], ids=["its own", "the parent's"])
-def test_memory_percent_is_that_of_the_backends_limit(
+def test_memory_percent_is_percent_of_the_backends_limit(
     make_group: MakeGroup,
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,
@@ -210,7 +210,7 @@ def test_memory_percent_is_that_of_the_backends_limit(
     assert metric(client, "monitor_backend_memory_limit_bytes") == 512 * MIB
 
 
-def test_memory_percent_is_that_of_the_monitors_limit(
+def test_memory_percent_is_percent_of_the_monitors_limit(
     make_group: MakeGroup, spawner: Spawner
 ) -> None:
     """A backend in the monitor's group has no limits of its own."""

@@ -299,7 +299,7 @@ def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
     page.reload()
 
 
-def test_page_says_what_limits_are_in_force(
+def test_page_shows_the_limits_in_force(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
     """Memory is that of the limit, of the monitor or the backend's own; pressure is said."""
@@ -415,7 +415,7 @@ APU: dict[str, Any] = {
 EIGHT = [{**GPU, "uuid": f"{n}" * 200, "component": f"vram:nvidia{n}"} for n in range(1, 9)]
 
 
-def test_panel_shows_each_gpu_and_who_holds_it(
+def test_panel_shows_each_gpu_and_its_holders(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
     """It is hidden without a GPU; what is not known is unknown, and no text is parsed."""

@@ -18,7 +18,7 @@ def test_text_of_a_file_of_any_size_is_read_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "number"), [("12\n", 12), ("-1\n", -1), ("max\n", None), ("", None)]
 )
-def test_number_of_a_file_is_none_if_there_is_none(
+def test_number_of_a_file_without_a_number_is_none(
     tmp_path: Path, text: str, number: int | None
 ) -> None:
     (tmp_path / "a").write_text(text)

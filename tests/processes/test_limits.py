@@ -241,7 +241,7 @@ def test_cpu_limit_of_version_1(
     assert recorded.limits().cpu_limit == (CORES if quota is None else quota)
 
 
-def test_cores_are_those_of_all_threads(spawner: Spawner) -> None:
+def test_cores_of_all_threads_count(spawner: Spawner) -> None:
     """Programs pin their threads to one core each."""
     code = """
 import os, threading
@@ -302,7 +302,7 @@ def test_a_limit_without_a_readable_usage_has_no_amount_available(recorded: Reco
     assert found.memory_available is None
 
 
-def test_pressure_is_that_of_the_group_or_of_the_machine(recorded: Recorded) -> None:
+def test_pressure_is_read_from_the_group_or_the_machine(recorded: Recorded) -> None:
     """Of the monitor itself it is that of the machine; the root group has none of its own."""
     some = "some avg10={} avg60=0.00 avg300=0.00 total=5\nfull avg10=9.00 avg60=0.00"
     recorded.mount("cgroup2", "", "rw")
@@ -320,7 +320,7 @@ def test_pressure_is_that_of_the_group_or_of_the_machine(recorded: Recorded) -> 
     assert (found.memory_pressure, found.cpu_pressure) == (None, None)
 
 
-def test_limits_are_compared_without_what_changes_all_the_time() -> None:
+def test_limits_are_compared_without_usage_and_pressure() -> None:
     first = Limits(memory_limit=5, cpu_limit=1.0, memory_available=3, cpu_pressure=1.0)
     assert has_same_limits(first, Limits(memory_limit=5, cpu_limit=1.0))
     assert not has_same_limits(first, Limits(memory_limit=5, cpu_limit=2.0))

@@ -480,7 +480,7 @@ for line in sys.stdin:
 """
 
 
-def test_rss_is_that_of_now(spawner: Spawner) -> None:
+def test_rss_of_members_is_read_now(spawner: Spawner) -> None:
     """Also of a process that started, or took memory, after the last snapshot."""
     table = MemberTable()
     table.snapshot()

@@ -98,7 +98,7 @@ def going(fit: Fit) -> Sequence[str] | None:
     return None if fit.unload is None else [each.model for each in fit.unload]
 
 
-def test_model_fits_into_what_is_free() -> None:
+def test_model_fits_into_the_free_memory() -> None:
     """Its peaks are compared with the free memory of the machine and of the GPU."""
     machine = Machine(5 * GIB, make_gpu({}, free=3 * GIB))
     machine.had("m", 4 * GIB, test0=3 * GIB)
@@ -159,7 +159,7 @@ def test_driver_that_never_answered_makes_the_needs_unknown() -> None:
     assert (fit.fits, fit.reason) == (None, "a driver has not listed its GPUs yet")
 
 
-def test_certain_lack_outweighs_what_is_not_known() -> None:
+def test_certain_shortage_outweighs_unknown_figures() -> None:
     """It does not fit, whatever else is not known; which models would have to go is not known."""
     machine = Machine(2, make_gpu({}, free=None))
     machine.had("m", 4, test0=1)
@@ -171,7 +171,7 @@ def test_certain_lack_outweighs_what_is_not_known() -> None:
     )
 
 
-def test_gpu_that_tells_no_users_makes_the_need_unknown() -> None:
+def test_gpu_without_listed_uses_makes_the_need_unknown() -> None:
     """In a container without the PIDs of the host, a model seems to use no GPU."""
     machine = Machine(5, make_gpu(None, note="run the container with --pid=host"))
     machine.had("m", 4)
@@ -249,7 +249,7 @@ def test_system_memory_of_a_gpu_is_needed_twice() -> None:
     assert fit.fits is False
 
 
-def test_longest_idle_models_would_have_to_go() -> None:
+def test_longest_idle_models_are_proposed() -> None:
     """As many as are needed, and none that would free nothing of what is short."""
     machine = Machine(9, make_gpu({}, free=1))
     machine.had("m", 4, test0=7)
@@ -265,7 +265,7 @@ def test_longest_idle_models_would_have_to_go() -> None:
     assert fit.unload[0].gpus == {"vram:test0": 9}
 
 
-def test_models_for_the_machine_and_for_a_gpu_go_together() -> None:
+def test_models_are_proposed_for_the_machine_and_for_a_gpu() -> None:
     """Each memory that is short must be freed."""
     machine = Machine(2, make_gpu({}, free=1))
     machine.had("m", 4, test0=3)

@@ -171,7 +171,7 @@ def test_huge_tree_that_always_changes_does_not_keep_others_from_being_read() ->
     assert min(counts.values()) >= 5
 
 
-def test_ended_backend_is_not_held_and_its_peak_stays(caplog: pytest.LogCaptureFixture) -> None:
+def test_ended_backend_is_released_and_its_peak_stays(caplog: pytest.LogCaptureFixture) -> None:
     """A reading of which no member runs changes nothing, nor does one that fails."""
     host = Host()
     record = host.add("m")

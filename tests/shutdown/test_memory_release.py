@@ -140,7 +140,7 @@ def test_gpu_memory_that_stays_is_a_warning_after_the_time(
     assert f"vram:nvidia0 still lists process {rig.pid}, 256.0 MiB" in line
 
 
-def test_no_wait_where_members_hold_no_gpu_memory(rig: Rig) -> None:
+def test_release_does_not_wait_if_members_hold_no_gpu_memory(rig: Rig) -> None:
     """Another process may hold some, and a member may be listed with 0 bytes."""
     rig.driver.write(gpu({os.getpid(): GIB, rig.pid: 0}))
     freed = rig.stop()
@@ -148,7 +148,9 @@ def test_no_wait_where_members_hold_no_gpu_memory(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("gpus", [[], [gpu(None)]], ids=["no GPU", "users not known"])
-def test_no_wait_where_the_users_of_gpus_are_not_known(rig: Rig, gpus: Sequence[Gpu]) -> None:
+def test_release_does_not_wait_if_the_users_of_gpus_are_unknown(
+    rig: Rig, gpus: Sequence[Gpu]
+) -> None:
     """In a container without the PIDs of the host, say."""
     rig.driver.write(*gpus)
     freed = rig.stop()
@@ -163,7 +165,7 @@ def test_unread_member_makes_the_gpu_memory_unknown(rig: Rig) -> None:
     assert (freed.gpu, freed.gpu_left, freed.seconds) == (None, None, 0.0)
 
 
-def test_no_wait_and_no_read_where_the_setting_is_0(rig: Rig) -> None:
+def test_release_neither_reads_nor_waits_if_the_setting_is_0(rig: Rig) -> None:
     """What came back is not known then."""
     eventually(lambda: bool(rig.reader.last().gpus))
     before = rig.driver.reads
@@ -496,7 +498,7 @@ def test_replicas_wait_for_their_gpu_memory_and_the_header_has_the_sum(
 
 
 @pytest.mark.parametrize("by_host", [False, True], ids=["by signals", "by the host"])
-def test_setting_0_does_not_wait(
+def test_shutdown_does_not_wait_if_the_setting_is_0(
     make_monitor: Callable[..., Monitor], spawner: Spawner, driver: GpuFile, by_host: bool
 ) -> None:
     """Nor does it report what it has not read."""

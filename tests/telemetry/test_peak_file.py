@@ -89,7 +89,7 @@ def test_peaks_are_written_while_the_store_is_open(path: Path, open_store: OpenS
     eventually(lambda: written(path) == {"m": 6})
 
 
-def test_file_is_private_and_alone(path: Path, open_store: OpenStore) -> None:
+def test_file_is_private_and_has_no_second_file(path: Path, open_store: OpenStore) -> None:
     """Names of models may be private: only the owner may read them, whatever the umask is."""
     umask = os.umask(0)
     try:
@@ -155,7 +155,7 @@ def test_locked_file_delays_nothing_but_its_own_thread(
     eventually(lambda: written(path) == {"m": 7, "a": 8})
 
 
-def test_thread_outlives_any_error(
+def test_writing_thread_survives_any_error(
     path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that nobody has thought of is a failure like others."""

@@ -67,7 +67,7 @@ def test_peak_rss_of_the_registered_process_counts() -> None:
     assert (found.memory, found.tree_memory) == (None, None)
 
 
-def test_peak_is_that_of_one_backend() -> None:
+def test_peaks_of_replicas_are_not_added_up() -> None:
     """Two replicas are not added up."""
     assert noted(observed(**held(5)), observed(**held(6))).memory == 6
 

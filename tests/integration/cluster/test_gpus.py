@@ -40,7 +40,7 @@ def get(monitor: Monitor, path: str) -> Any:
     return answer.json
 
 
-def test_any_node_lists_the_gpus_of_all(make_node_with_gpus: Callable[..., Monitor]) -> None:
+def test_any_node_lists_the_gpus_of_all_nodes(make_node_with_gpus: Callable[..., Monitor]) -> None:
     a, b = make_node_with_gpus("a", 1000), make_node_with_gpus("b", 2000)
 
     def listed(monitor: Monitor, path: str) -> list[tuple[str, int]]:
@@ -115,7 +115,7 @@ def test_older_node_lists_no_backend_for_a_list_of_gpus(
     assert (request.fresh, request.limit, request.after_pid) == (False, 0, 0)
 
 
-def test_description_of_a_cluster_has_the_nodes_of_gpus(
+def test_openapi_description_of_a_cluster_has_the_nodes_of_gpus(
     make_node_with_gpus: Callable[..., Monitor],
 ) -> None:
     document = get(make_node_with_gpus("a", 1), "/openapi.json")
