@@ -9,19 +9,16 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import index
-from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from ..domain.gpus import Gpu
+from ..domain.gpus import Gpu, GpuUse
 from ..domain.models import Memory, Status
 from .executor import WrongType
-
-T = TypeVar("T")
 
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
@@ -62,18 +59,22 @@ def validate_components(value: object) -> dict[str, int]:
 
 
 def validate_gpus(value: object) -> tuple[Gpu, ...]:
-    """Validate the result of `monitor_list_gpus`; drop a GPU whose component an earlier one has."""
+    """Validate the result of `monitor_list_gpus`."""
     wanted = (
         "a sequence of Gpu, each with a component, bytes and other numbers within 64 bits, and "
         "text that can be encoded"
     )
-    if not isinstance(value, Sequence) or not all(isinstance(each, Gpu) for each in value):
+    if not isinstance(value, Sequence):
         raise WrongType(value, wanted)
-    try:
-        gpus = [_plain_gpu(each) for each in value]
-    except (TypeError, ValueError, OverflowError, RecursionError):  # also msgspec's errors
-        raise WrongType(value, wanted) from None
-    return _first_of_each(gpus, lambda each: each.component)
+    gpus = []
+    for position, each in enumerate(value):
+        if not isinstance(each, Gpu):
+            raise WrongType(value, f"{wanted}; item {position} is {type(each).__name__}")
+        try:
+            gpus.append(_plain_gpu(each))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # also msgspec's
+            raise WrongType(value, f"{wanted}; item {position}: {error}") from None
+    return tuple(gpus)
 
 
 def validate_reason(value: object) -> str:
@@ -117,20 +118,28 @@ def _plain_gpu(gpu: Gpu) -> Gpu:
     fields = msgspec.to_builtins(plain)
     for name, field in chain(fields.items(), *(each.items() for each in fields["uses"] or ())):
         if isinstance(field, str) and not _is_text(field):
-            raise ValueError(name)
+            raise _invalid(name)
         if isinstance(field, float) and not math.isfinite(field):
-            raise ValueError(name)
+            raise _invalid(name)
         if isinstance(field, int) and not _is_bytes(field):
-            raise ValueError(name)
+            raise _invalid(name)
     if not plain.component:
-        raise ValueError("component")
+        raise _invalid("component")
     if plain.uses is None:
         return plain
-    uses = _first_of_each(plain.uses, lambda each: each.pid)
+    by_pid: dict[int, GpuUse] = {}
+    for use in plain.uses:
+        by_pid.setdefault(use.pid, use)  # the first one of a process counts
+    uses = tuple(by_pid.values())
     for amounts in ([each.memory for each in uses], [each.gtt for each in uses]):
         if not _is_bytes(sum(amount or 0 for amount in amounts)):
-            raise ValueError("uses")
+            raise _invalid("uses")
     return replace(plain, uses=uses)
+
+
+def _invalid(name: str) -> ValueError:
+    """Make the error for a field whose value is out of range, without the value."""
+    return ValueError(f"the value of {name!r}")
 
 
 def _plain_number(value: object) -> int | float:
@@ -140,14 +149,6 @@ def _plain_number(value: object) -> int | float:
         TypeError: `value` is no number.
     """
     return float(value) if isinstance(value, float) else index(value)  # type: ignore[arg-type]
-
-
-def _first_of_each(items: Iterable[T], key: Callable[[T], Hashable]) -> tuple[T, ...]:
-    """Keep the first item of each key."""
-    kept: dict[Hashable, T] = {}
-    for each in items:
-        kept.setdefault(key(each), each)
-    return tuple(kept.values())
 
 
 def _is_metadata(key: object, text: object) -> bool:

@@ -350,7 +350,30 @@ def test_invalid_devices_are_ignored(
     assert "hook monitor_list_gpus returned" in caplog.text
 
 
-def test_odd_devices_are_accepted(make_monitor: Callable[..., Monitor]) -> None:
+@pytest.mark.parametrize(
+    ("rubbish", "named"),
+    [
+        ([make_gpu({}), {"component": "vram:a"}], "item 1 is dict"),
+        ([make_gpu({}), make_gpu({}, used="600")], "item 1: Expected"),
+        ([make_gpu({}, power_watts=float("nan"))], "item 0: the value of 'power_watts'"),
+        ([make_gpu({}, component="")], "item 0: the value of 'component'"),
+    ],
+)
+def test_log_names_what_is_invalid_in_a_list_of_devices(
+    rubbish: object,
+    named: str,
+    make_monitor: Callable[..., Monitor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An author need not guess which of many fields has the wrong value."""
+    monitor = make_monitor([Devices(rubbish)], gpu="off")
+    assert get(monitor) == NOTHING
+    assert named in caplog.text
+
+
+def test_odd_devices_are_accepted(
+    make_monitor: Callable[..., Monitor], caplog: pytest.LogCaptureFixture
+) -> None:
     """The first of devices of one component counts, and the first use of a process."""
     odd = Gpu(
         component="tpu",
@@ -364,6 +387,7 @@ def test_odd_devices_are_accepted(make_monitor: Callable[..., Monitor]) -> None:
     assert (first["total"], first["temperature_celsius"]) == (2**64 - 1, -5)
     assert [each["memory"] for each in first["processes"]] == [7]
     assert second["used"] == 600
+    assert "'vram:test0' is listed more than once" in caplog.text
 
 
 def test_device_of_the_plugin_registered_last_counts(
