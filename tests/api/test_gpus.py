@@ -1,4 +1,4 @@
-"""The list of GPUs: who uses the memory of each, with sums that agree."""
+"""The list of GPUs: the users of each GPU's memory, with sums that agree."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_memory_of_a_model_is_unknown_if_the_memory_of_a_member_is() -> None:
 
 
 def test_memory_of_a_model_with_an_unread_process_is_unknown() -> None:
-    """What its other processes use would be too small a figure."""
+    """The sum of its other processes would be too small."""
     (item,) = list_gpus(make_gpu({20: 5, 10: 7}, unread=frozenset({21, 30, 10})))
     assert item.models == [GpuModelItem("b", 20, 5), GpuModelItem("a", 10, None)]
 

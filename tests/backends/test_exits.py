@@ -99,7 +99,7 @@ sys.exit(7)
 def test_exit_has_the_last_known_peak(
     noticed_by: str, monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """Whichever thread notices the end; a code that the host reports later does not change it."""
+    """Any thread may notice the end. A code that the host reports later changes no peak."""
     process = spawner.python(HAD_MEMORY, stdin=subprocess.PIPE)
     assert process.stdin
     assert process.stdout

@@ -1,4 +1,4 @@
-"""`gpus`: the tables of devices and of what holds their memory, and the command."""
+"""`gpus`: the command, and its tables of devices and of the holders of their memory."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def view(*gpus: dict[str, Any], width: int = 250) -> str:
 
 
 def test_devices_are_listed_with_their_figures() -> None:
-    """A MIG instance follows its GPU; what is not known is `?`; a note and an old age are said."""
+    """A MIG instance follows its GPU. Unknown figures are `?`. Notes and old ages are printed."""
     lines = rows(view(INSTANCE, APU, WHOLE))
     assert lines[0] == [
         *("GPU", "USED", "TOTAL", "FREE", "OURS", "OTHERS", "UNEXPLAINED", "GTT", "UTIL", "TEMP"),

@@ -239,7 +239,7 @@ def test_details_show_all_that_is_known() -> None:
 def test_gpu_memory_is_a_column(
     process: dict[str, Any] | None, gpus: list[dict[str, Any]], cells: list[str]
 ) -> None:
-    """Where any backend has some, or where there is a GPU.
+    """The column is there if any backend uses some, or if there is a GPU.
 
     A backend that uses none has `-`, if it is known which processes use the GPUs; else `?`.
     """
@@ -299,13 +299,13 @@ OWN = {"memory_limit": 5 * 2**30, "memory_available": 2**30, "cpu_limit": 1.5}
     ],
 )
 def test_memory_limit_is_shown(listed: ClusterBackendsAnswer, summary: str, base: str) -> None:
-    """Of the monitor's machine, of the backend where it has its own, of all nodes together."""
+    """The limit is the monitor's, the backend's own, or the sum over all nodes."""
     assert summary in text_of(backends_view(listed, None, 200), 200)
     assert base in text_of(details_view(listed, "m", 200), 200)
 
 
 def test_limits_of_a_backend_are_details() -> None:
-    """What is not known of them is left out, and a missing limit is said."""
+    """Unknown figures are left out, and a missing limit is named."""
     text = text_of(details_view(with_machines(WHOLE, limits=OWN), "m", 200), 200)
     assert "limits   memory 5.0 GiB (1.0 GiB available), 1.5 CPU cores  " in f"{text}  "
     own = {"memory_available": 2**30, "memory_pressure": 12.04, "cpu_pressure": 0.0}
@@ -317,7 +317,7 @@ def test_limits_of_a_backend_are_details() -> None:
 
 
 def test_pressure_is_shown_where_it_is_known_and_not_zero() -> None:
-    """In a line below the table, and in the first line of `top`; in a cluster with the node."""
+    """It is below the table, and in the first line of `top`; in a cluster with the node."""
     tight = {**WHOLE, "memory_pressure": 12.34, "cpu_pressure": 0.5}
     words = "memory pressure 12.3 % of the last 10 s"
     listed = with_machines(tight)
@@ -333,7 +333,7 @@ def test_pressure_is_shown_where_it_is_known_and_not_zero() -> None:
 
 
 def test_kinds_of_memory_are_details() -> None:
-    """With their age; what is not known is `?`, and never 0."""
+    """Their age is shown. An unknown figure is `?`, and never 0."""
     tree: dict[str, Any] = {
         "processes": 1,
         "pss": 500 * MIB,
@@ -352,7 +352,7 @@ def test_kinds_of_memory_are_details() -> None:
 
 
 def test_peak_of_an_ended_backend_is_a_column() -> None:
-    """Where it is known of any of them."""
+    """The column is there if the peak of any of them is known."""
     listed = answer(ended=2)
     assert "PEAK" not in text_of(backends_view(listed, None, 200), 200)
     ended = [msgspec.structs.replace(listed.ended[0], peak_rss=7 * MIB), listed.ended[1]]

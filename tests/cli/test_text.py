@@ -72,7 +72,7 @@ def test_durations_have_their_two_largest_units() -> None:
 
 
 def test_known_peaks_are_listed() -> None:
-    """With the time of each; of the times to READY the longest only if it is another one."""
+    """Each has its time. The longest time to READY is listed only if it is not the last one."""
     now = datetime.now(timezone.utc)
     peaks = PeaksItem(model="m", since=now, last_seen_at=now)
     assert peaks_lines(peaks) == []

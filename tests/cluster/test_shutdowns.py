@@ -15,7 +15,7 @@ from monitor_plugin.domain.models import Freed
 
 
 def stopped(node: str, freed: Freed | None) -> PeerResult:
-    """The result of a node that stopped the model; one of an older version does not say more."""
+    """The result of a node that stopped the model. A node of an older version reports no memory."""
     return PeerResult(node, Reply(node, "run", answer=stopped_response(False, freed)))
 
 

@@ -27,7 +27,7 @@ class Clocks:
 
 
 def test_long_work_is_followed_by_a_long_pause() -> None:
-    """1.7 s of work pay for themselves in 85 s, of which the first 1.7 s are those of the work."""
+    """After 1.7 s of work, the next work may begin 85 s after the beginning of the first."""
     clocks = Clocks()
     budget = clocks.budget(0.02, 0.0)
     assert budget.wait_seconds() == 0
@@ -42,7 +42,7 @@ def test_long_work_is_followed_by_a_long_pause() -> None:
 
 @pytest.mark.parametrize("costs", [(0.0001, 0.001), (0.01, 0.03), (0.5, 5.0), (0.0001, 5.0)])
 def test_share_holds_over_an_hour(costs: tuple[float, float]) -> None:
-    """Whatever the pieces of work cost, and however long they wait for something."""
+    """The share does not depend on the cost of the work, or on its waits."""
     clocks = Clocks()
     budget = clocks.budget(0.02, 0.1)
     chance = random.Random(1)

@@ -1,4 +1,4 @@
-"""The memory that shutdowns have given back: sums, and words."""
+"""The memory that shutdowns have given back: sums, and their text."""
 
 from __future__ import annotations
 

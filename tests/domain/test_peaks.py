@@ -21,7 +21,7 @@ def peaks(at: float = 1000.0, **fields: Any) -> ModelPeaks:
 
 
 def gpus(at: float = 1000.0, **amounts: int) -> ModelPeaks:
-    """Return what one backend holds at a time, on devices with these UUIDs."""
+    """Return the memory that one backend holds at a time, on devices with these UUIDs."""
     found = [
         GpuPeak(component=f"vram:{uuid}", uuid=uuid, memory=amount, memory_at=at, together=amount)
         for uuid, amount in amounts.items()
@@ -34,7 +34,7 @@ def on_devices(found: ModelPeaks) -> dict[str | None, tuple[int, int]]:
 
 
 def test_higher_figure_replaces_a_lower_one_with_its_time() -> None:
-    """A figure that is lower, equal or not known changes nothing, and is the same object."""
+    """A figure that is lower, equal or unknown changes nothing, and returns the same object."""
     old = peaks(memory=5, tree_memory=7)
     for new in (peaks(2000.0), peaks(2000.0, memory=5, tree_memory=6)):
         assert merge_peaks(old, new) is old
@@ -53,7 +53,7 @@ def test_time_of_the_last_observation_changes_hourly() -> None:
 
 
 def test_gpu_peaks_are_stored_by_device_and_for_the_highest_sum() -> None:
-    """Each device keeps its own peak; `together` is what one backend held at one moment."""
+    """Each device has its own peak; `together` is the memory of one backend at one moment."""
     found = merge_peaks(gpus(a=5), gpus(2000.0, a=3, b=4))
     assert on_devices(found) == {"a": (5, 3), "b": (4, 4)}
     found = merge_peaks(found, gpus(3000.0, b=6))  # more on b alone, and less in all
@@ -75,7 +75,7 @@ def test_gpu_keeps_its_peak_under_another_index() -> None:
 
 
 def test_model_keeps_a_bounded_number_of_devices() -> None:
-    """A backend that reports ever new components keeps the newest, and what it held together."""
+    """Of very many components, the newest and those of the highest sum stay."""
     found = gpus(1.0, most=1000)
     for number in range(MAX_DEVICES + 10):
         found = merge_peaks(found, gpus(10.0 + number, **{f"d{number}": 5}))
@@ -92,7 +92,7 @@ def ready(at: float, seconds: float, pid: int) -> ModelPeaks:
 
 
 def test_last_and_longest_time_to_ready_are_stored() -> None:
-    """Each backend counts once, also if a restarted monitor sees its READY later."""
+    """Each backend counts once, even if a restarted monitor sees its READY later."""
     found = ready(1000.0, 20.0, 1)
     assert merge_peaks(found, ready(1600.0, 620.5, 1)) is found  # the same process, seen again
     found = merge_peaks(found, ready(2000.0, 10.0, 2))

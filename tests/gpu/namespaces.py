@@ -24,7 +24,7 @@ print("made" if made > 0 else os.strerror(ctypes.get_errno()), flush=True)
 
 
 def spawn_with_pid(spawner: Spawner, pid: int) -> None:
-    """Start a process with a PID that is free. Skips the test where the kernel does not do that."""
+    """Start a process with a free PID. Skips the test where the kernel does not support that."""
     maker = spawner.python(_CLONE3, str(pid))
     assert maker.stdout
     made = maker.stdout.readline().strip()

@@ -153,7 +153,7 @@ def test_i915_gpu_has_the_figures_of_the_whole_device(
 def test_integrated_gpu_of_intel_has_system_memory_alone(
     driver: str, text: str, gtt: int, provider: DrmProvider, proc: Path, sysfs: Path
 ) -> None:
-    """The system memory that it uses counts as `gtt`; on the device nothing is known."""
+    """The system memory that it uses counts as `gtt`; the memory on the device is unknown."""
     write_integrated(sysfs, driver)
     write_process(proc, 5, text)
     gpu = read_one(provider)
@@ -271,7 +271,7 @@ def test_machine_without_such_gpus_has_none(
 def test_missing_gpu_is_logged_if_the_operator_asked_for_it(
     sysfs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With `gpu` = `drm`; once."""
+    """If `gpu` is `drm`, it is logged once."""
     provider = DrmProvider(sysfs=sysfs, is_required=True)
     for _ in range(2):
         assert list(provider.read()) == []

@@ -118,7 +118,7 @@ def test_invalid_amount_is_unknown(
 
 
 def test_unreadable_process_is_named() -> None:
-    """What it uses is not known, so no sum with it may be; ended processes do not matter."""
+    """Its use is unknown, and so is each sum that includes it. Ended processes do not matter."""
     user = os.geteuid()
     if user and Path("/proc/1").stat().st_uid == user:
         pytest.skip("every process here may be read")

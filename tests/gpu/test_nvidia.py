@@ -228,7 +228,7 @@ FIGURES: dict[str, dict[str, str | None]] = {
 def test_unsupported_figure_hides_no_other_figure(
     call: str, make_driver: MakeDriver, start: StartReader, spawner: Spawner
 ) -> None:
-    """The other figures stay, and the log has no line; so too where the user may not read it."""
+    """The other figures stay, and nothing is logged. The same holds if the user may not read it."""
     driver = make_driver()
     lines = ["devices 0 1", *COMPLETE, f"compute 0 {spawner.sleeper().pid} {GIB}"]
     driver.configure(*lines)
@@ -256,7 +256,7 @@ def test_memory_is_known_where_its_newest_call_fails(
 
 
 def test_reserved_memory_is_not_used_memory(make_driver: MakeDriver, start: StartReader) -> None:
-    """Also of a driver whose used bytes include the reserved ones, as a guide of NVIDIA says."""
+    """Some drivers include the reserved bytes in the used bytes, as a guide of NVIDIA says."""
     driver = make_driver()
     driver.configure("devices 0 1", f"memory 0 {24 * GIB} {3 * GIB} {GIB} {21 * GIB}")
     gpu = start(driver).read_one()
@@ -264,7 +264,7 @@ def test_reserved_memory_is_not_used_memory(make_driver: MakeDriver, start: Star
 
 
 def test_memory_of_0_bytes_is_not_known(make_driver: MakeDriver, start: StartReader) -> None:
-    """Some GPUs that share the machine's memory tell zeros, which are no figures."""
+    """Some GPUs that share the machine's memory report 0, which is no figure."""
     driver = make_driver()
     driver.configure("devices 0 1", "memory 0 0 0 0")
     gpu = start(driver).read_one()
@@ -296,7 +296,7 @@ def test_mig_instances_are_devices_instead_of_their_gpu(
     start: StartReader,
     spawner: Spawner,
 ) -> None:
-    """They are found also where the driver refuses questions on their GPU, as in a container."""
+    """They are found even if the driver refuses calls for their GPU, as in a container."""
     pid = spawner.sleeper().pid
     driver = make_driver()
     driver.configure(
@@ -372,7 +372,7 @@ def test_failed_device_is_logged_once_and_found_again(
 def test_device_that_failed_and_is_gone_is_not_tried_again(
     make_driver: MakeDriver, start: StartReader
 ) -> None:
-    """Such as a MIG instance that was destroyed: NVML is not initialized anew for it."""
+    """NVML is not initialized anew for a MIG instance that was destroyed."""
     driver = make_driver()
     driver.configure("devices 0 1", *MIG_INSTANCES, f"fails compute 100 {GPU_IS_LOST}")
     reader = start(driver, retry_seconds=0.01)
@@ -489,7 +489,7 @@ def test_ended_process_keeps_its_memory_while_the_driver_lists_it(
 def test_unknown_pid_ends_attribution_while_it_is_listed(
     make_driver: MakeDriver, start: StartReader, spawner: Spawner
 ) -> None:
-    """On all devices, whose other figures stay. The note says what to do, and the log once."""
+    """This holds for all devices. Other figures stay. The note and the log say what to do."""
     ended = spawner.sleeper()
     ended.kill()
     ended.wait()
@@ -515,7 +515,7 @@ def test_unknown_pid_ends_attribution_while_it_is_listed(
 def test_later_process_with_a_listed_pid_is_not_charged(
     make_driver: MakeDriver, start: StartReader, spawner: Spawner
 ) -> None:
-    """A process that started after the driver listed its PID is another one than the driver's."""
+    """A process that started after the driver listed its PID is not the listed process."""
     first, other = spawner.sleeper(), spawner.sleeper()
     driver = make_driver()
     driver.configure("devices 0 1", f"compute 0 {other.pid} 1", f"compute 0 {first.pid} {GIB}")
@@ -537,7 +537,7 @@ def test_later_process_with_a_listed_pid_is_not_charged(
 def test_monitor_in_a_pid_namespace_charges_no_process(
     proc: str, make_driver: MakeDriver, start: StartReader
 ) -> None:
-    """So too where procfs is that of the machine. PID 1 exists in both namespaces."""
+    """The same holds with the machine's procfs. PID 1 exists in both namespaces."""
     driver = make_driver()
     driver.configure("devices 0 2", *COMPLETE, f"compute 0 1 {GIB}")
     reader = start(driver, by=(*in_namespace(*PID_NAMESPACE), proc))
@@ -557,7 +557,7 @@ def gpus_of(watched: Watched) -> list[dict[str, Any]]:
 def test_monitor_charges_models_on_mig_instances_of_a_refused_gpu(
     make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """The sums agree: what the instance uses is ours, of others, and what no process holds."""
+    """The sums agree: the used memory is `ours` + `others` + `unexplained`."""
     pids = [spawner.sleeper().pid for _ in range(2)]
     driver = make_driver()
     driver.configure(
@@ -581,7 +581,7 @@ def test_monitor_charges_no_model_with_pids_of_another_namespace(
 ) -> None:
     """A PID that does not exist here shows that the backend's PID may be that of another process.
 
-    Attribution comes back when the driver lists that PID no more.
+    Attribution resumes when the driver no longer lists that PID.
     """
     ended = spawner.sleeper()
     ended.kill()
@@ -605,7 +605,7 @@ def test_monitor_charges_no_model_with_pids_of_another_namespace(
 def test_ended_process_is_not_charged_to_its_model_while_it_is_listed(
     make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """An ended process that is listed stays with its PID, and hides no other model's memory."""
+    """It is listed by its PID, and the memory of other models stays known."""
     process, other = spawner.sleeper(), spawner.sleeper()
     driver = make_driver()
     of_other = f"compute 0 {other.pid} {MIB}"
@@ -628,7 +628,7 @@ def test_ended_process_is_not_charged_to_its_model_while_it_is_listed(
 def test_shutdown_answers_when_the_driver_lists_the_ended_process_no_longer(
     make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """A model that is loaded then finds the memory free. Others keep theirs."""
+    """A model that is loaded then finds the memory free. Other models still hold theirs."""
     process, other = spawner.sleeper(), spawner.sleeper()
     driver = make_driver()
     of_other = f"compute 0 {other.pid} {MIB}"

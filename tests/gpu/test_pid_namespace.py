@@ -1,4 +1,4 @@
-"""Which PIDs of a driver are taken for processes that the monitor sees."""
+"""Which PIDs of a driver count as PIDs of processes that the monitor sees."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_number_that_is_no_pid_is_no_process(pid: int) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user's identity")
 def test_hidden_process_of_another_user_exists(spawner: Spawner) -> None:
-    """So that a monitor under systemd's ProtectProc charges its own models."""
+    """A monitor under systemd's ProtectProc can therefore charge its own models."""
     program("setpriv")
     hidden, ended = spawner.sleeper(), spawner.sleeper()
     ended.kill()

@@ -1,4 +1,4 @@
-"""Reading GPUs on threads of their own, also where a driver hangs or fails."""
+"""Reading GPUs on separate threads, also while a driver hangs or fails."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_devices_of_a_hook_replace_those_of_a_driver(
 
 
 def test_devices_of_a_hook_that_fails_are_kept(make_reader: Callable[..., GpuReader]) -> None:
-    """Those of another plugin are not; nor are those of a plugin that has left."""
+    """Devices of another plugin are updated, and devices of an unregistered plugin are dropped."""
     first = make_gpu({}, component="vram:a", used=1)
     second = make_gpu({}, component="vram:b", used=2)
     hooks: Mapping[str, Sequence[Gpu] | None] = {"a": [first], "b": [second]}

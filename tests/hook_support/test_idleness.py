@@ -188,7 +188,7 @@ def test_component_includes_its_parts() -> None:
 def test_pages_of_files_can_be_dropped(
     total: int | None, source: str | None, file: int | None, expected: int | None
 ) -> None:
-    """What is not known counts in full, and so does what the backend reports of itself."""
+    """A total counts in full if its kinds are unknown, or if the backend reports it."""
     memory = None if total is None else Memory(total)
     tree = TreeUsage(processes=1, file=file)
     observation = Observation(backend=BACKEND, memory=memory, memory_source=source, tree=tree)

@@ -335,7 +335,7 @@ def test_limit_on_a_component_that_nothing_reports_is_an_error(
 def test_component_that_no_backend_has_is_an_error_after_some_sweeps(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, and only while a backend is ready: one that loads has no memory yet."""
+    """It is logged once, and only while a backend is ready: a loading backend has no memory yet."""
     host = watched("a", "b", TOTAL="1GiB", COMPONENT="wieghts")
     host.sweep(times=20, a=({"weights": 1}, 1), b=({"kv": 1}, 0))
     host.sweep(times=11, a=({"weights": 1}, 2), b=({"kv": 1}, 0))
@@ -349,7 +349,7 @@ def test_component_that_no_backend_has_is_an_error_after_some_sweeps(
 def test_component_that_was_seen_once_is_no_error(
     watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A backend without it may be a CPU's."""
+    """A backend without the component may run on a CPU."""
     host = watched("a", TOTAL="1GiB", COMPONENT="vram")
     caplog.clear()
     host.hook.module._limit._watches_component = True  # as with a plugin that reports components

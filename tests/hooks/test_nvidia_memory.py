@@ -14,7 +14,7 @@ MIB = 1024 * 1024
 def test_breakdown_has_the_components_of_the_former_hook_file(
     make_driver: MakeDriver, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """They come from the monitor itself, in the core's own names; the log has one line."""
+    """They come from the monitor itself, with the core's names; the log has one line."""
     parent, child = spawn_tree(spawner)
     driver = make_driver()
     driver.configure(

@@ -130,7 +130,7 @@ def test_member_that_started_since_the_last_list_is_found(
     spawner: Spawner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also if nothing else looks for members."""
+    """The list itself looks for members."""
     monkeypatch.setattr(UsageReader, "record_baseline", lambda reader: None)
     monitor = make_monitor([file, Ready()], gpu="off")
     parent = spawner.process("sh", "-c", "read line; sleep 1000 & echo $!; wait", stdin=-1)
@@ -184,7 +184,7 @@ def test_list_without_a_sweep_has_the_last_gpus(
     spawner: Spawner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those of the last sweep, or newer ones if that was long ago."""
+    """It has the GPUs of the last sweep, or newer ones if that sweep was long ago."""
     monitor = make_monitor([file, Ready()], gpu="off")
     pid = spawner.sleeper().pid
     register(monitor, pid)
@@ -207,7 +207,7 @@ def test_list_without_a_sweep_has_the_last_gpus(
 def test_unknown_amount_is_in_no_reading(
     file: GpuFile, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Neither as 0, nor as the sum of what is known."""
+    """The reading has neither 0 nor the sum of the known amounts."""
     monitor = make_monitor([file, Ready()], gpu="off")
     pid = spawner.sleeper().pid
     register(monitor, pid)

@@ -277,7 +277,7 @@ def test_cpu_limit_is_the_number_of_cores_of_the_cpuset(
 
 
 def test_cpu_limit_is_the_number_of_cores_of_the_affinity(spawner: Spawner) -> None:
-    """Where the monitor may run on one core, the machine still has all."""
+    """If the monitor may run on one core only, `cpus` of the machine still counts all."""
     process = spawner.process("taskset", "-c", "0", "sleep", "1000")
     client = lone_monitor(spawner, "taskset", "-c", "0", *python_command(process.pid))
     item, machine = listed(client)
@@ -288,7 +288,7 @@ def test_cpu_limit_is_the_number_of_cores_of_the_affinity(spawner: Spawner) -> N
 def test_limits_follow_a_process_that_moves(
     make_group: MakeGroup, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """They go with the group, also when the group is removed, and change with its limit."""
+    """They follow the process to another group, and change with the limit of the group."""
     small, large = make_group("memory"), make_group("memory")
     small.limit_memory(100 * MIB)
     large.limit_memory(200 * MIB)
@@ -333,7 +333,7 @@ def test_limits_are_found_in_a_control_group_namespace(
 def test_limits_are_found_where_the_mount_begins_at_the_containers_group(
     make_group: MakeGroup, spawner: Spawner
 ) -> None:
-    """As in a container of version 1: the mount hides the limits of the groups above it."""
+    """A container of version 1 is like this: the mount hides the limits of the groups above it."""
     group = make_group("memory")
     if not group.is_first:
         pytest.skip("version 2 does not tell the limits of groups above the mount")

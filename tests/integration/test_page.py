@@ -302,7 +302,7 @@ def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
 def test_page_shows_the_limits_in_force(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Memory is that of the limit, of the monitor or the backend's own; pressure is said."""
+    """The base is the monitor's limit, or the backend's own. Pressure is shown."""
     monitor = make_swept()
     for model in ("own", "shared"):
         register(monitor, model)
@@ -342,7 +342,7 @@ def test_page_shows_the_limits_in_force(
 def test_page_shows_the_kinds_of_memory(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """Memory of files is lighter on the bar, and named; a peak is shown, also of an ended one."""
+    """Memory of files is lighter on the bar, and named. Peaks are shown, also of ended backends."""
     monitor = make_swept()
     register(monitor, "mapped", "--no-status")
     os.kill(register(monitor, "ended").pid, signal.SIGKILL)
@@ -418,7 +418,7 @@ EIGHT = [{**GPU, "uuid": f"{n}" * 200, "component": f"vram:nvidia{n}"} for n in 
 def test_panel_shows_each_gpu_and_its_holders(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
-    """It is hidden without a GPU; what is not known is unknown, and no text is parsed."""
+    """It is hidden without a GPU. Unknown figures are `unknown`, and no text is parsed as HTML."""
     monitor = make_swept()
     register(monitor, "m")
     page = tabs.open(monitor.url).page

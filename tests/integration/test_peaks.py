@@ -64,7 +64,7 @@ class MonitorProcess:
 
 
 def test_peaks_outlive_killed_monitors_and_backends(spawner: Spawner, tmp_path: Path) -> None:
-    """The next monitor knows them; a backend that is READY already gives no new time of a start."""
+    """The next monitor has them. A backend that is READY already gives no new time to READY."""
     path = tmp_path / "state.db"
     first = MonitorProcess(spawner, path)
     backend = spawner.backend("--weights-mib", "64", "--no-memory")

@@ -89,7 +89,7 @@ def recorded(tmp_path: Path) -> Recorded:
 
 
 def v2(**files: object) -> dict[str, object]:
-    """Return the files of a group of version 2 without limits, but for those given."""
+    """Return the files of a group of version 2 that has only the given limits."""
     return {
         "memory.max": "max",
         "memory.high": "max",
@@ -128,7 +128,7 @@ def v1(limit: object = NONE_1, **more: object) -> dict[str, object]:
 def test_memory_limit_of_version_2_is_the_lowest_of_all_levels(
     recorded: Recorded, own: dict[str, object], parent: dict[str, object], limit: int | None
 ) -> None:
-    """What is used, without the 45 MiB that the kernel can drop, is not available."""
+    """The used memory without the 45 MiB that the kernel can drop is not available."""
     recorded.mount("cgroup2", "", "rw")
     recorded.join("0::/a/b/c\n")
     for group, files in (("a/b/c", own), ("a/b", {}), ("a", parent)):
@@ -194,7 +194,7 @@ def test_limits_above_a_container_of_version_1_count(recorded: Recorded, path: s
 
 @pytest.mark.parametrize("root", ["/", "/system.slice/docker-ID.scope"])
 def test_limits_of_a_container_of_version_2_count(recorded: Recorded, root: str) -> None:
-    """With a control group namespace of its own, or with that of the machine."""
+    """The container has its own control group namespace, or the machine's."""
     recorded.mount("cgroup2", "", "rw", root)
     recorded.join(f"0::{root}\n")
     recorded.write("", v2(memory_max=512 * MIB, cpu_max="50000 100000"))
@@ -268,7 +268,7 @@ def test_cores_of_a_process_that_has_ended_are_not_known(recorded: Recorded) -> 
     "lines", ["", "0::/gone (deleted)\n", "0::/a\n", "4:memory:/a\n", "0::/odd\n"]
 )
 def test_unreadable_files_are_no_limits(recorded: Recorded, lines: str) -> None:
-    """Nor are files with other content, and groups that are deleted."""
+    """Neither are files with other content, nor deleted groups."""
     recorded.mount("cgroup2", "", "rw")
     recorded.join(lines)
     recorded.write("odd", {"memory.max": "much", "cpu.max": "1 0", "cgroup.type": "domain"})
@@ -303,7 +303,7 @@ def test_a_limit_without_a_readable_usage_has_no_amount_available(recorded: Reco
 
 
 def test_pressure_is_read_from_the_group_or_the_machine(recorded: Recorded) -> None:
-    """Of the monitor itself it is that of the machine; the root group has none of its own."""
+    """The monitor's own figure is the machine's pressure. The root group has no own figure."""
     some = "some avg10={} avg60=0.00 avg300=0.00 total=5\nfull avg10=9.00 avg60=0.00"
     recorded.mount("cgroup2", "", "rw")
     recorded.join("0::/a\n")
@@ -345,7 +345,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_files_of_a_group_are_read_once_for_all_its_processes(
     recorded: Recorded, reads: Counter[str]
 ) -> None:
-    """So are those of the groups above, also for processes of different groups."""
+    """The same holds for groups above them, shared by processes of different groups."""
     recorded.mount("cgroup2", "", "rw")
     for group in ("", "a", "a/b", "a/c"):
         recorded.write(group, v2(memory_max=64 * MIB))
@@ -376,7 +376,7 @@ def test_figures_are_read_again_after_a_second(
 def test_limits_are_known_while_no_descriptor_is_free(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are those of the machine, of which the available memory is not known."""
+    """They are the machine's limits. The available memory is unknown."""
     reader = recorded.reader()
 
     def refuse(*_: object) -> Any:

@@ -481,7 +481,7 @@ for line in sys.stdin:
 
 
 def test_rss_of_members_is_read_now(spawner: Spawner) -> None:
-    """Also of a process that started, or took memory, after the last snapshot."""
+    """Processes that started or took memory after the last snapshot count."""
     table = MemberTable()
     table.snapshot()
     process = spawner.python(TAKES_PER_LINE, stdin=subprocess.PIPE)

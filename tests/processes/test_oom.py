@@ -123,7 +123,7 @@ def test_a_kill_of_the_process_itself_stays_new_until_its_end(
 def test_a_group_is_found_where_the_mount_begins_at_the_containers(
     tmp_path: Path, line: str, file: str
 ) -> None:
-    """A group of another container is not: else its processes would seem to be in this one."""
+    """A group of another container is not found: its processes would seem to be in this one."""
     groups = FakeGroups(tmp_path, root="/docker/ID")
     groups.set_count(file, 2)
     groups.show_membership(f"{line}/docker/ID\n")

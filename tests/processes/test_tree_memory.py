@@ -1,4 +1,4 @@
-"""The memory of process trees: of each kind, proportionally, and at its peak."""
+"""The memory of process trees: by kind, with shared pages counted once, and at its peak."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_memory_is_split_into_its_kinds(spawner: Spawner, model_file: Path) -> N
 
 
 def test_replicas_share_the_file_that_both_map(spawner: Spawner, model_file: Path) -> None:
-    """Each has half of it, as llama.cpp's servers of one model have."""
+    """Each replica has half of the file. llama.cpp's servers of one model share it this way."""
     for pid in [takes(spawner, file=100, path=model_file)[0] for _ in range(2)]:
         memory = measure(pid)
         assert memory.file is not None
@@ -164,7 +164,7 @@ def test_later_process_with_a_members_pid_does_not_count(spawner: Spawner) -> No
 
 
 def test_peak_is_the_sum_of_what_each_member_ever_had(spawner: Spawner) -> None:
-    """Also of memory that a process has given back."""
+    """Memory that a process has freed since counts as well."""
     code = """
 import os, sys, time
 block = bytearray(os.urandom(4096)) * (80 * 256)
@@ -184,7 +184,7 @@ time.sleep(1000)
 
 
 def test_peak_of_a_tree_does_not_sink() -> None:
-    """The members that had the memory may have ended since."""
+    """The members that held the memory may have ended since."""
     low, high = TreeMemory(2.0, 50, peak_rss=60), TreeMemory(1.0, 900, peak_rss=1000)
     assert low.with_earlier_peak(high) == low._replace(peak_rss=1000)
     assert high.with_earlier_peak(low) == high

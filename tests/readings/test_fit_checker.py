@@ -1,4 +1,4 @@
-"""Whether a model fits: its needs, what is free, what is not known, and which idle models go."""
+"""Whether a model fits: needs, free memory, unknown figures, and idle models to shut down."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_model_does_not_fit_where_one_memory_is_short() -> None:
 
 
 def test_model_without_peaks_is_unknown() -> None:
-    """What is free is told all the same."""
+    """The free memory is reported nevertheless."""
     fit = Machine(5 * GIB, make_gpu({}, free=3 * GIB)).check("m")
     assert (fit.fits, fit.peaks, fit.unload) == (None, None, None)
     assert fit.reason == "the monitor has seen no backend of model 'm', so its peaks are not known"
@@ -152,7 +152,7 @@ def test_unknown_figures_are_named() -> None:
 
 
 def test_driver_that_never_answered_makes_the_needs_unknown() -> None:
-    """Its GPUs may be those that the model needs."""
+    """The model may need the GPUs of that driver."""
     machine = Machine(5, gpu_age=math.inf)
     machine.had("m", 4)
     fit = machine.check("m")
@@ -160,7 +160,7 @@ def test_driver_that_never_answered_makes_the_needs_unknown() -> None:
 
 
 def test_certain_shortage_outweighs_unknown_figures() -> None:
-    """It does not fit, whatever else is not known; which models would have to go is not known."""
+    """The model does not fit, but it is not known which models would have to go."""
     machine = Machine(2, make_gpu({}, free=None))
     machine.had("m", 4, test0=1)
     machine.load("idle", idle=60.0, memory=4)
@@ -250,7 +250,7 @@ def test_system_memory_of_a_gpu_is_needed_twice() -> None:
 
 
 def test_longest_idle_models_are_proposed() -> None:
-    """As many as are needed, and none that would free nothing of what is short."""
+    """Only needed models are proposed, and no model that frees nothing of the short memory."""
     machine = Machine(9, make_gpu({}, free=1))
     machine.had("m", 4, test0=7)
     machine.load("oldest", idle=900.0, memory=9)  # holds nothing on the GPU

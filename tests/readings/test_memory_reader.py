@@ -90,7 +90,7 @@ class Host:
 
 
 def test_new_backend_is_read_first() -> None:
-    """Before those that were read, also if their memory has changed."""
+    """It comes before trees that were read, even if their memory has changed."""
     host = Host()
     a, b = host.add("a"), host.add("b")
     assert sorted(host.run(1.0)) == ["a", "b"]
@@ -103,7 +103,7 @@ def test_new_backend_is_read_first() -> None:
 
 
 def test_tree_is_read_every_ten_seconds_and_sooner_if_it_changes() -> None:
-    """A change of up to an eighth is none. A backend that reports its memory is read less often."""
+    """A change of up to an eighth does not count. Backends that report memory are read less."""
     host = Host()
     record = host.add("m", 800)
     host.run(0.5)
@@ -120,7 +120,7 @@ def test_tree_is_read_every_ten_seconds_and_sooner_if_it_changes() -> None:
 
 
 def test_tree_that_always_changes_is_read_once_a_second() -> None:
-    """Not more often, also if there is nothing else to do."""
+    """It is not read more often, even if there is nothing else to do."""
     host = Host()
     record = host.add("m")
     count = 0
@@ -172,7 +172,7 @@ def test_huge_tree_that_always_changes_does_not_keep_others_from_being_read() ->
 
 
 def test_ended_backend_is_released_and_its_peak_stays(caplog: pytest.LogCaptureFixture) -> None:
-    """A reading of which no member runs changes nothing, nor does one that fails."""
+    """A reading that finds no running member, or that fails, changes nothing."""
     host = Host()
     record = host.add("m")
     host.run(1.0)

@@ -1,4 +1,4 @@
-"""Memory given back: what a backend held, and the wait until drivers list it no longer."""
+"""Freed memory: the measurement before a stop, and the wait until drivers list it no longer."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_release_does_not_wait_if_members_hold_no_gpu_memory(rig: Rig) -> None:
 def test_release_does_not_wait_if_the_users_of_gpus_are_unknown(
     rig: Rig, gpus: Sequence[Gpu]
 ) -> None:
-    """In a container without the PIDs of the host, say."""
+    """An example is a container without the machine's PIDs."""
     rig.driver.write(*gpus)
     freed = rig.stop()
     assert freed.memory
@@ -166,7 +166,7 @@ def test_unread_member_makes_the_gpu_memory_unknown(rig: Rig) -> None:
 
 
 def test_release_neither_reads_nor_waits_if_the_setting_is_0(rig: Rig) -> None:
-    """What came back is not known then."""
+    """The freed memory is unknown then."""
     eventually(lambda: bool(rig.reader.last().gpus))
     before = rig.driver.reads
     freed = rig.stop(0)
@@ -187,7 +187,7 @@ def test_wait_ends_where_the_amount_is_not_known(rig: Rig) -> None:
 
 
 def test_device_of_unknown_users_is_not_waited_for(rig: Rig) -> None:
-    """Beside a device that lists its users; the sums have an unknown part then."""
+    """Another device lists its users. The sums are unknown."""
     other = gpu(None, component="vram:other0", uuid="other")
     rig.driver.write(gpu({rig.pid: GIB}), other)
     release, held = rig.measure()
@@ -198,7 +198,7 @@ def test_device_of_unknown_users_is_not_waited_for(rig: Rig) -> None:
 
 
 def test_instances_of_a_divided_gpu_say_who_uses_it(rig: Rig) -> None:
-    """The parent of MIG instances does not list its users, and nothing is unknown for that."""
+    """The parent of MIG instances does not list its users, but the instances do."""
     parent = gpu(None, uuid="GPU-0")
     instance = {"component": "vram:nvidia0:mig1", "uuid": "MIG-1", "parent": "GPU-0"}
     rig.driver.write(parent, gpu({rig.pid: GIB}, **instance))
@@ -213,7 +213,7 @@ def test_instances_of_a_divided_gpu_say_who_uses_it(rig: Rig) -> None:
 def test_driver_that_hangs_after_the_stop_is_waited_for_within_the_time(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What came back is not known."""
+    """The freed memory is unknown."""
     release, held = rig.measure(0.5)
     rig.driver.write(fault="hang")
     rig.end()
@@ -252,7 +252,7 @@ def test_driver_that_has_never_answered_is_not_waited_for(spawner: Spawner, tmp_
 
 
 def test_device_that_disappears_is_waited_for(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """Its library may have failed once. If it stays away, what came back is not known."""
+    """Its library may have failed once. If the device stays away, the freed memory is unknown."""
     release, held = rig.measure()
     rig.driver.write(gpu({}, component="vram:nvidia1", uuid="GPU-1"))
     rig.end()
@@ -265,7 +265,7 @@ def test_device_that_disappears_is_waited_for(rig: Rig, caplog: pytest.LogCaptur
 
 
 def test_device_that_appears_with_a_member_is_waited_for(rig: Rig) -> None:
-    """The sum of what came back is that of what was held before."""
+    """The freed memory counts only what was held before the stop."""
     release, held = rig.measure()
     second = {"component": "vram:nvidia1", "uuid": "GPU-1"}
     rig.driver.write(gpu({}), gpu({rig.pid: GIB}, **second))
@@ -276,7 +276,7 @@ def test_device_that_appears_with_a_member_is_waited_for(rig: Rig) -> None:
 
 
 def test_later_process_with_the_pid_of_a_member_is_not_waited_for(rig: Rig) -> None:
-    """A PID that was used again: the processes differ in their start times."""
+    """The two processes differ in their start times."""
     release, held = rig.measure()
     pid, started = rig.members.root
     freed = rig.wait(release, held._replace(members={(pid, started - 1)}))  # the PID runs
@@ -284,7 +284,7 @@ def test_later_process_with_the_pid_of_a_member_is_not_waited_for(rig: Rig) -> N
 
 
 def test_member_that_was_found_during_the_stop_is_waited_for(rig: Rig, spawner: Spawner) -> None:
-    """A worker that was started last, and of which no figure was read before."""
+    """An example is a worker that started after the memory was measured."""
     worker = spawner.sleeper()
     identity = members_of(worker.pid).root
     worker.kill()
@@ -298,7 +298,7 @@ def test_member_that_was_found_during_the_stop_is_waited_for(rig: Rig, spawner: 
 
 
 def test_closing_ends_the_wait(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    """Also while the driver hangs; no warning, as the driver had not had its time."""
+    """It ends the wait even while the driver hangs. There is no warning before the time is over."""
     release, held = rig.measure()
     rig.end()
     waiting = rig.begin_to_wait(release, held)
@@ -343,7 +343,7 @@ def test_memory_is_pss_where_it_was_read_and_has_not_changed_much(rig: Rig) -> N
 
 
 class Hooks:
-    """A plugin that records what shutdowns gave back.
+    """A plugin that records the memory that shutdowns have freed.
 
     Attributes:
         freed: by the backend's PID.
@@ -454,7 +454,7 @@ def test_gpu_memory_that_stays_fails_no_shutdown(
     driver: GpuFile,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The answer is a 200, the header, the event and the log say what did not come back."""
+    """The answer is a 200. The header, the event and the log report the memory that stays."""
     monitor = make_monitor([driver], memory_release_seconds=0.5)
     client = Client(monitor.url)
     process = spawner.sleeper()
@@ -501,7 +501,7 @@ def test_replicas_wait_for_their_gpu_memory_and_the_header_has_the_sum(
 def test_shutdown_does_not_wait_if_the_setting_is_0(
     make_monitor: Callable[..., Monitor], spawner: Spawner, driver: GpuFile, by_host: bool
 ) -> None:
-    """Nor does it report what it has not read."""
+    """The header has no figure of GPUs, which were not read."""
     monitor = make_monitor([driver, Hooks(by_host)], memory_release_seconds=0)
     process = spawner.sleeper()
     await_memory(process.pid)
@@ -518,7 +518,7 @@ def test_stop_by_a_host_waits_for_the_gpu_memory(
     driver: GpuFile,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """As supervisord stops a model."""
+    """supervisord stops a model like this."""
     monitor = make_monitor([driver, Hooks(stops=True)], memory_release_seconds=600)
     process = spawner.sleeper()
     register(monitor, process.pid)
@@ -599,7 +599,7 @@ def test_respawn_during_the_wait_is_noticed(
     driver: GpuFile,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """The time of the watch runs from the end of the backend. Its memory came back all the same."""
+    """The time of the watch begins at the end of the backend. Its freed memory is reported."""
     hooks = Hooks()
     monitor = make_monitor([driver, hooks], memory_release_seconds=600, respawn_watch_seconds=0)
     process, again = spawner.sleeper(), spawner.sleeper()

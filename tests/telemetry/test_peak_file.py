@@ -113,7 +113,7 @@ def test_permissions_of_an_existing_file_are_kept(path: Path, open_store: OpenSt
 
 
 def test_monitors_share_a_file(path: Path, open_store: OpenStore) -> None:
-    """What either monitor has seen is kept, and the other one learns of it with its next write."""
+    """The peaks of both monitors are stored, and each monitor reads them at its next write."""
     one, other = open_store(path), open_store(path)
     add(one, 5)
     add(one, 1, "a")
@@ -158,7 +158,7 @@ def test_locked_file_delays_nothing_but_its_own_thread(
 def test_writing_thread_survives_any_error(
     path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that nobody has thought of is a failure like others."""
+    """An unexpected error is handled like any other failure."""
     monkeypatch.setattr(peaks, "_RETRY_SECONDS", 0.05)
     store = open_store(path)
     with monkeypatch.context() as patch:
@@ -169,7 +169,7 @@ def test_writing_thread_survives_any_error(
 
 
 def test_removed_file_is_written_anew(path: Path, open_store: OpenStore) -> None:
-    """With all peaks, not only with those that change afterwards."""
+    """The new file has all peaks, not only those that change afterwards."""
     store = open_store(path)
     add(store, 5)
     add(store, 6, "a")
@@ -254,7 +254,7 @@ def test_damaged_file_is_an_error_and_stays_as_it_is(path: Path) -> None:
 
 
 def test_row_that_cannot_be_read_is_an_error(path: Path) -> None:
-    """Somebody has edited the file."""
+    """The file may have been edited."""
     fill(path, 1)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE peaks SET peaks = '{\"model\": 7}'")

@@ -53,7 +53,7 @@ def test_ps_and_stop_cover_all_nodes(nats: NatsServer, make_local: MakeLocal) ->
 def test_gpus_lists_those_of_all_nodes(
     nats: NatsServer, make_local: MakeLocal, make_node: MakeNode, tmp_path: Path
 ) -> None:
-    """With their nodes; `--node` lists those of one, and a node that does not answer is named."""
+    """Each GPU has its node. `--node` lists one node. A node that does not answer is named."""
     devices = {name: GpuFile(tmp_path / name) for name in ("node-a", "node-b")}
     nodes = {
         name: make_local(name, nats.url, f"of {name}", plugins=[each])

@@ -358,7 +358,7 @@ def test_the_audit_of_the_stopping_node_names_the_client(
 def test_what_one_node_alone_answers_names_where_to_ask(
     nats: NatsServer, make_local: MakeLocal
 ) -> None:
-    """Events, history, peaks, and what fits, are those of the node that is asked."""
+    """Events, history, peaks and fits are answered for the requested node only."""
     a = make_local("a", nats.url)
     b = make_local("b", nats.url)
     eventually(lambda: a.lists("a", "b"))
@@ -439,7 +439,7 @@ def test_shutdown_is_verified_partly_if_it_is_on_any_node(
 def test_shutdown_reports_the_freed_memory_of_all_nodes(
     nats: NatsServer, make_local: MakeLocal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As a sum; also for a model of another node alone."""
+    """The header has the sum, even if only another node has the model."""
     driver = GpuFile(tmp_path / "gpus.json")
     monkeypatch.setenv(VARIABLE, str(driver.path))
     a = make_local("a", nats.url, "m", hook=(HOOK,), memory_release_seconds=0.3)
