@@ -6,6 +6,7 @@ The kernel counts a process's pages one by one when /proc/PID/smaps_rollup is re
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from .process_table import ProcessIdentity, read_row
 
 # PSS is outdated once RSS has changed by more than this part (an eighth).
 _OUTDATED_PART = 8
+_SIZE = re.compile(r"^(\w+:)[ \t]*(\d+) kB$", re.MULTILINE)
 _LINES = ("Pss:", "Pss_File:", "Pss_Shmem:", "SwapPss:")
 
 
@@ -125,8 +127,7 @@ def read_tree_memory(
         if row is None or row.started != started or not row.vms:
             continue
         rollups.append(rollup)
-        peak = status.get("VmHWM:")
-        peaks[identity] = None if peak is None else max(peak, row.rss)
+        peaks[identity] = status.get("VmHWM:")
         rss += row.rss
     if not rollups:
         return None
@@ -157,8 +158,7 @@ def _read_status(pid: int) -> Mapping[str, int]:
 
 def _read_sizes(path: str) -> Mapping[str, int]:
     """Read the lines `name: number kB` of a file; return the sizes in bytes."""
-    fields = [line.split() for line in read_text(path).split("\n") if line.endswith(" kB")]
-    return {each[0]: int(each[1]) * 1024 for each in fields if len(each) == 3}
+    return {name: int(size) * 1024 for name, size in _SIZE.findall(read_text(path))}
 
 
 def _read_if_allowed(read: Callable[[int], Mapping[str, int]], pid: int) -> Mapping[str, int]:

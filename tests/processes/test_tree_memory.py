@@ -152,6 +152,19 @@ def test_tree_that_has_ended_has_no_memory_figure(spawner: Spawner) -> None:
     assert read_tree_memory([], root) is None
 
 
+def test_memory_is_read_of_a_process_with_any_name(spawner: Spawner) -> None:
+    """The name stands in /proc/PID/status, and may look like a size there."""
+    process = spawner.python(
+        "import ctypes, time\n"
+        "ctypes.CDLL(None).prctl(15, b'x kB', 0, 0, 0)\n"
+        "print('named', flush=True); time.sleep(1000)"
+    )
+    assert _read_line(process) == "named"
+    memory = measure(process.pid)
+    assert memory.peak_rss is not None
+    assert memory.peak_rss >= memory.rss > 0
+
+
 def test_later_process_with_a_members_pid_does_not_count(spawner: Spawner) -> None:
     """The PID of a member may be used again, also during the reading."""
     sleeper = spawner.sleeper()
