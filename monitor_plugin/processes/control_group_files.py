@@ -76,7 +76,8 @@ class Mount(NamedTuple):
 
 def parse_groups(text: str) -> list[Group]:
     """Parse /proc/PID/cgroup: a line for each hierarchy, `HIERARCHY:CONTROLLERS:PATH`."""
-    return [Group(*line.split(":", 2)[1:]) for line in text.splitlines()]
+    # `splitlines` would also split at other characters, which names may have.
+    return [Group(*line.split(":", 2)[1:]) for line in text.split("\n") if line]
 
 
 def read_mounts(proc: Path | str = "/proc") -> list[Mount]:
@@ -90,7 +91,7 @@ def read_mounts(proc: Path | str = "/proc") -> list[Mount]:
     except OSError:
         return []
     mounts = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         # proc(5): ID PARENT DEVICE ROOT FOLDER OPTIONS [TAG...] - TYPE SOURCE SUPER_OPTIONS
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.partition(" ")

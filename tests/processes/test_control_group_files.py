@@ -31,18 +31,19 @@ def folders(tmp_path: Path, mountinfo: str, group: Group) -> list[str]:
     return find_folders(group, read_mounts(tmp_path))
 
 
-def test_groups_are_parsed_with_colons_in_their_names() -> None:
-    """Version 2 has a line without controllers."""
-    text = "12:cpu,cpuacct:/a\n1:name=systemd:/b:c/d\n0::/e (deleted)\n"
+def test_groups_are_parsed_with_any_names() -> None:
+    """Version 2 has a line without controllers. Unicode's line breaks do not end a line."""
+    text = "12:cpu,cpuacct:/a\n1:name=systemd:/b:c/d\n0::/e (deleted)\n2:pids:/f\x0bg\u2028h\n"
     groups = [
         Group("cpu,cpuacct", "/a"),
         Group("name=systemd", "/b:c/d"),
         Group("", "/e (deleted)"),
+        Group("pids", "/f\x0bg\u2028h"),
     ]
     assert parse_groups(text) == groups
     assert parse_groups("") == []
-    assert [group.has("cpu") for group in groups] == [True, False, False]
-    assert [group.has("") for group in groups] == [False, False, True]
+    assert [group.has("cpu") for group in groups] == [True, False, False, False]
+    assert [group.has("") for group in groups] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,10 @@ def test_a_later_mount_hides_an_earlier_one_on_the_same_folder(tmp_path: Path) -
 
 def test_without_mountinfo_there_are_no_folders(tmp_path: Path) -> None:
     assert read_mounts(tmp_path) == []
+
+
+def test_mounts_are_read_with_any_names(tmp_path: Path) -> None:
+    """Only spaces, tabs, line feeds and backslashes are escaped in the kernel's file."""
+    mounts = "31 30 0:26 / /sys/a\u2028b\x0bc ro - cgroup cgroup rw,memory\n"
+    group = Group("memory", "/")
+    assert folders(tmp_path, mounts, group) == ["/sys/a\u2028b\x0bc"]

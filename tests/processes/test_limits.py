@@ -373,6 +373,23 @@ def test_figures_are_read_again_after_a_second(
     assert reader.read(pid, 0.0).memory_limit == 32 * MIB
 
 
+def test_groups_of_an_old_process_are_read_again_after_five_seconds(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host may move a process to another group at any time, also one that has run for days."""
+    recorded.mount("cgroup2", "", "rw")
+    for group, limit in (("a", 64), ("b", 32)):
+        recorded.write(group, v2(memory_max=limit * MIB))
+    recorded.join("0::/a\n")
+    reader = recorded.reader()
+    pid = os.getpid()
+    assert reader.read(pid, 0.0).memory_limit == 64 * MIB
+    recorded.join("0::/b\n")
+    later = time.clock_gettime(time.CLOCK_BOOTTIME) + 5.1
+    monkeypatch.setattr(time, "clock_gettime", lambda _: later)
+    assert reader.read(pid, 0.0).memory_limit == 32 * MIB
+
+
 def test_limits_are_known_while_no_descriptor_is_free(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
