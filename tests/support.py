@@ -173,6 +173,19 @@ def members_of(pid: int) -> Members:
     return Members((pid, row.started if row else 0.0))
 
 
+def read_line(process: subprocess.Popen[str]) -> str:
+    """Read a line of the standard output of a process."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def send_line(process: subprocess.Popen[str]) -> None:
+    """Write an empty line to the standard input of a process."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def await_memory(pid: int) -> None:
     """Wait until the kernel reports memory of a new process, which may show 0 bytes at first."""
     eventually(lambda: (row := read_row(pid)) is not None and row.rss > 0)

@@ -28,7 +28,7 @@ from .process_table import (
 )
 
 _MAX_AGE_SECONDS = 1.0
-# A reading that needs the members' RSS takes no snapshot if there was one for a sweep.
+# A reading that needs the members' RSS uses the snapshot of the last sweep, if that is not older.
 _RSS_MAX_AGE_SECONDS = 5.0
 _MAX_GONE = 100
 
@@ -96,8 +96,8 @@ class Members:
         """Return the RSS of the members in the newest snapshot.
 
         Returns:
-            Bytes, and when they were read (monotonic seconds); None if the snapshot shows no
-            member, or none with memory.
+            Bytes, and when the snapshot read them (monotonic seconds); None if the snapshot shows
+            no member with memory.
         """
         rows = [row for row in self.rows().values() if row]
         rss = sum([row.rss for row in rows])
@@ -192,7 +192,7 @@ class MemberTable:
         take: takes a snapshot.
         pidfds: holds pidfds of members of registered backends, which show how these have ended;
             None holds none.
-        control_groups: reads the control groups of processes; None makes a reader of its own.
+        control_groups: reads the control groups of processes; None creates a new reader.
     """
 
     def __init__(

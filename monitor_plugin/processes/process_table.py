@@ -142,7 +142,7 @@ def read_rss(processes: Iterable[ProcessIdentity]) -> int | None:
     """Add up the RSS of the processes that run, in bytes.
 
     Returns:
-        None if none of them has memory, or if it is not known, as no file descriptor is free.
+        None if none of the processes has memory, or if no file descriptor is free to read it.
     """
     try:
         rows = [(read_row(pid), started) for pid, started in processes]

@@ -62,7 +62,7 @@ class Sampler:
         Figures that may not be read are None.
 
         Args:
-            usable_bytes: the memory that the process may use, of which it is told how much it uses.
+            usable_bytes: the memory that the process may use: the base of `memory_percent`.
 
         Raises:
             ProcessGone: the process has ended; another process may have its PID.

@@ -268,7 +268,7 @@ class BackendReader:
 
 
 def _is_not_ready_yet(result: StatusResult) -> bool:
-    """Whether a first result shows that the backend has not loaded its model yet."""
+    """Whether the first result of a backend shows that its model is not loaded yet."""
     if result.status is not None:
         return result.status.state == State.UNINITIALIZED
     is_unavailable = result.rpc_error == grpc.StatusCode.UNAVAILABLE.name

@@ -321,8 +321,8 @@ class ShutdownCoordinator:
         Args:
             model: the model.
             known: the processes that do not count as a respawn.
-            ended_at: when the last backend ended (monotonic seconds). The time of the watch runs
-                since then, also during the wait for memory.
+            ended_at: when the last backend ended (monotonic seconds). The time of the watch begins
+                then, so it includes the wait for GPU memory.
         """
         deadline = ended_at + self._respawn_watch_seconds
         while True:

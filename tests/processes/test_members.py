@@ -24,35 +24,11 @@ from monitor_plugin.processes.process_table import (
     read_row,
 )
 
-from ..support import Spawner, eventually, is_running, members_of
+from ..support import Spawner, eventually, is_running, members_of, read_line
 
 pytestmark = pytest.mark.once
 
 MIB = 1024 * 1024
-
-# Allocates memory, forks children that share it, and prints all PIDs.
-FORKED = """
-import os, sys, time
-mib, children = int(sys.argv[1]), int(sys.argv[2])
-block = bytearray(os.urandom(4096)) * (mib * 256)
-pids = [os.getpid()]
-for _ in range(children):
-    pid = os.fork()
-    if not pid:
-        time.sleep(1000)
-    pids.append(pid)
-print(*pids, flush=True)
-time.sleep(1000)
-"""
-
-
-def _read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def _pids(process: subprocess.Popen[str]) -> list[int]:
-    return [int(pid) for pid in _read_line(process).split()]
 
 
 def snapshot_of(taken_at: float, **rows: tuple[int, int, int]) -> ProcessSnapshot:
@@ -234,7 +210,7 @@ def test_a_process_of_the_roots_group_is_a_member_after_its_parent_was_killed(
 ) -> None:
     """So under a host that makes process groups and no sessions."""
     process = spawner.python(WITH_MIDDLE, start_new_session=False)
-    root, middle, last = _pids(process)
+    root, middle, last = map(int, read_line(process).split())
     assert os.getsid(root) != root
     os.kill(middle, signal.SIGKILL)
     eventually(lambda: not is_running(middle))
@@ -295,7 +271,7 @@ def test_processes_of_the_backends_own_control_group_are_members(
 ) -> None:
     """A daemon is in no session of a member, and is no descendant of one."""
     process = spawner.python(WITH_DAEMON, str(make_group()))
-    daemon = int(_read_line(process))
+    daemon = int(read_line(process))
     table, members = MemberTable(), members_of(process.pid)
     table.track(members)
     table.snapshot()
@@ -323,7 +299,7 @@ def test_a_control_group_that_others_share_does_not_count(
     assert row
     _wait_for_later_tick(row)
     process = spawner.python(WITH_DAEMON, str(group))
-    daemon = int(_read_line(process))
+    daemon = int(read_line(process))
     table, members = MemberTable(), members_of(process.pid)
     table.track(members)
     if stranger == "another backend":
@@ -338,7 +314,7 @@ def test_control_groups_do_not_count_where_the_backends_are_not_known(
 ) -> None:
     """So for a process that a host started and that is not registered: see `ProcessTrees`."""
     process = spawner.python(WITH_DAEMON, str(make_group()))
-    daemon = int(_read_line(process))
+    daemon = int(read_line(process))
     assert MemberTable().pids(members_of(process.pid)) == [process.pid]
     os.kill(daemon, signal.SIGKILL)
 
@@ -351,7 +327,7 @@ def test_a_control_group_counts_again_once_a_registration_was_replaced(
         WITH_DAEMON.replace("print(", "child = os.fork()\nif child: print(child, "),
         str(make_group()),
     )
-    server, daemon = map(int, _read_line(launcher).split())
+    server, daemon = map(int, read_line(launcher).split())
     table, old, new = MemberTable(), members_of(server), members_of(launcher.pid)
     table.track(old)
     table.track(new)
@@ -378,7 +354,7 @@ def test_a_backend_that_is_registered_late_is_no_member_of_another_one(
     table, members = MemberTable(), members_of(first.pid)
     table.track(members)
     late = spawner.python(WITH_DAEMON, str(group))
-    daemon = int(_read_line(late))
+    daemon = int(read_line(late))
     table.snapshot(0.0)
     assert late.pid in pids(members)
     late_members = members_of(late.pid)
@@ -408,7 +384,7 @@ def test_the_monitors_own_control_group_does_not_count(
     """The monitor may be in a group below that of the backend, and be younger than it."""
     group = make_group()
     process = spawner.python(WITH_DAEMON, str(group))
-    daemon = int(_read_line(process))
+    daemon = int(read_line(process))
     code = (
         "import os, sys\n"
         "from monitor_plugin.processes.members import Members, MemberTable\n"
@@ -421,7 +397,7 @@ def test_the_monitors_own_control_group_does_not_count(
     (group / "below").mkdir()
     try:
         monitor = spawner.python(code, str(process.pid), str(group / "below"))
-        assert _read_line(monitor) == str(process.pid)
+        assert read_line(monitor) == str(process.pid)
         monitor.wait(60)
     finally:
         eventually(lambda: not (group / "below" / "cgroup.procs").read_text())
@@ -438,7 +414,7 @@ def test_members_are_the_root_and_its_descendants(spawner: Spawner) -> None:
         "time.sleep(1000)"
     )
     stranger, process = spawner.sleeper(), spawner.python(code)
-    assert _read_line(process) == "ready"
+    assert read_line(process) == "ready"
     members = MemberTable().pids(members_of(process.pid))
     assert members[0] == process.pid
     assert len(members) == 3
@@ -488,7 +464,7 @@ def test_rss_of_members_is_read_now(spawner: Spawner) -> None:
     members = members_of(process.pid)
     table.track(members)
     assert process.stdin
-    assert _read_line(process) == "ready"
+    assert read_line(process) == "ready"
     first = table.read_rss(members)
     assert first
     seen = members.rss()
@@ -496,7 +472,7 @@ def test_rss_of_members_is_read_now(spawner: Spawner) -> None:
     assert seen[0] == pytest.approx(first, rel=0.3)
     process.stdin.write("50\n")
     process.stdin.flush()
-    assert _read_line(process) == "took"
+    assert read_line(process) == "took"
     assert (table.read_rss(members) or 0) > first + 49 * MIB
     process.kill()
     process.wait()

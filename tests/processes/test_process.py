@@ -15,7 +15,7 @@ import pytest
 
 from monitor_plugin.processes.process import Process, ProcessGone
 
-from ..support import Spawner, descriptors, eventually, is_running
+from ..support import Spawner, descriptors, eventually, is_running, read_line, send_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,17 +60,6 @@ REFUSALS = pytest.mark.parametrize(
 )
 
 EXITS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 7), (signal.SIGKILL, -9)])
-
-
-def _read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def _send_line(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 def _state(pid: int) -> str:
@@ -196,7 +185,7 @@ def test_a_process_has_ended_only_when_its_last_thread_has(
         "ctypes.CDLL(None).pthread_exit(None)"
     )
     with Process(process.pid, keep_descriptor=keep_descriptor) as opened:
-        assert _read_line(process) == "ready"
+        assert read_line(process) == "ready"
         eventually(lambda: _state(process.pid) == "Z")
         assert not opened.ended()
         process.kill()
@@ -214,7 +203,7 @@ def test_a_child_is_not_reaped_for_its_exit_code(
     child = spawner.process("sh", "-c", "read line; " + script, stdin=subprocess.PIPE)
     with Process(child.pid, keep_descriptor=keep_descriptor) as process:
         assert process.exit_code() is None
-        _send_line(child)
+        send_line(child)
         eventually(process.ended)
         assert process.exit_code() == code
         assert process.exit_code() == code
@@ -228,7 +217,7 @@ def test_the_exit_code_of_a_zombie_of_another_parent(
 ) -> None:
     """The exit code is known of every zombie of the same user."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    with Process(int(_read_line(parent)), keep_descriptor=keep_descriptor) as process:
+    with Process(int(read_line(parent)), keep_descriptor=keep_descriptor) as process:
         assert process.exit_code() is None
         assert process.send_signal(number)
         eventually(process.ended)
@@ -242,11 +231,11 @@ def test_the_exit_code_after_reaping(
 ) -> None:
     """After reaping the exit code is known with a pidfd, from Linux 6.15 on."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    with Process(int(_read_line(parent)), keep_descriptor=keep_descriptor) as process:
+    with Process(int(read_line(parent)), keep_descriptor=keep_descriptor) as process:
         process.send_signal(number)
         eventually(process.ended)
-        _send_line(parent)
-        assert _read_line(parent) == "reaped"
+        send_line(parent)
+        assert read_line(parent) == "reaped"
         assert process.exit_code() == (code if _reaped_code_is_known(keep_descriptor) else None)
         process.close()
         assert process.exit_code() is None
@@ -259,7 +248,7 @@ def test_the_exit_code_of_our_own_child_after_reaping(
     """The same is true of a child of this process."""
     child = spawner.process("sh", "-c", "read line; exit 7", stdin=subprocess.PIPE)
     with Process(child.pid, keep_descriptor=keep_descriptor) as process:
-        _send_line(child)
+        send_line(child)
         assert child.wait() == 7
         assert process.exit_code() == (7 if _reaped_code_is_known(keep_descriptor) else None)
 
@@ -271,18 +260,18 @@ def test_the_exit_code_of_another_users_zombie_is_unknown(
 ) -> None:
     """The kernel shows 0 as the exit code of another user's zombie."""
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    pid = int(_read_line(parent))
+    pid = int(read_line(parent))
     reader = spawner.python(
         AS_NOBODY + f"process = Process({pid}, keep_descriptor={keep_descriptor})\n"
         "print(process.ended(), flush=True); sys.stdin.readline()\n"
         "print(process.ended(), process.exit_code(), flush=True)",
         stdin=subprocess.PIPE,
     )
-    assert _read_line(reader) == "False"
+    assert read_line(reader) == "False"
     os.kill(pid, signal.SIGTERM)
     eventually(lambda: _state(pid) == "Z")
-    _send_line(reader)
-    assert _read_line(reader) == "True None"
+    send_line(reader)
+    assert read_line(reader) == "True None"
 
 
 @BOTH
@@ -342,7 +331,7 @@ def test_a_signal_to_another_users_process_is_refused(
         AS_NOBODY + f"process = Process({sleeper.pid}, keep_descriptor={keep_descriptor})\n"
         "try:\n    process.send_signal(15)\nexcept PermissionError:\n    print('refused')"
     )
-    assert _read_line(reader) == "refused"
+    assert read_line(reader) == "refused"
     assert is_running(sleeper.pid)
 
 
@@ -369,7 +358,7 @@ child.wait()
 print(process.send_signal(15))
 """
     child = spawner.python(code, cwd=ROOT)
-    lines = [_read_line(child) for _ in range(3)]
+    lines = [read_line(child) for _ in range(3)]
     assert lines == ["False None True", "7 False", "False"]
 
 
@@ -420,7 +409,7 @@ def test_lack_of_permission_is_told_from_a_refused_system_call(
         "try:\n    process.send_signal(15)\nexcept PermissionError:\n    print('refused')",
         cwd=ROOT,
     )
-    assert _read_line(reader) == "refused"
+    assert read_line(reader) == "refused"
     assert is_running(sleeper.pid)
 
 
@@ -442,15 +431,15 @@ for pid in (opened.pid, os.getpid()):
 print(*codes, opened.ended(), opened.exit_code(), flush=True)
 """
     parent = spawner.python(PARENT, stdin=subprocess.PIPE)
-    pid = int(_read_line(parent))
+    pid = int(read_line(parent))
     command = ("unshare", "--mount", sys.executable, "-c", code, str(pid))
     reader = spawner.process(*command, stdin=subprocess.PIPE)
-    if not _read_line(reader):
+    if not read_line(reader):
         pytest.skip("mount namespaces are not allowed here")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: _state(pid) == "Z")
-    _send_line(reader)
-    assert _read_line(reader) == "-9 True None"
+    send_line(reader)
+    assert read_line(reader) == "-9 True None"
 
 
 @NEEDS_ROOT
@@ -524,7 +513,7 @@ print(process.pidfd, process.ended(), process.send_signal(15), flush=True)
 """
     sleeper = spawner.sleeper()
     reader = spawner.python(code, str(sleeper.pid), stdin=subprocess.DEVNULL)
-    assert _read_line(reader) == "None False True"
+    assert read_line(reader) == "None False True"
     assert sleeper.wait(30) == -signal.SIGTERM
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
@@ -16,18 +15,7 @@ from monitor_plugin.processes.process_table import (
     take_snapshot,
 )
 
-from ..support import Spawner, eventually
-
-MIB = 1024 * 1024
-
-
-def _read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def _pids(process: subprocess.Popen[str]) -> list[int]:
-    return [int(pid) for pid in _read_line(process).split()]
+from ..support import Spawner, eventually, read_line
 
 
 def test_a_row_has_parent_session_and_start_time(spawner: Spawner) -> None:
@@ -67,7 +55,7 @@ def test_stat_parser_accepts_a_name_that_is_not_utf8(spawner: Spawner) -> None:
         "ctypes.CDLL(None).prctl(15, b'\\xff) \\xfe(', 0, 0, 0)\n"
         "print('named', flush=True); time.sleep(1000)"
     )
-    assert _read_line(process) == "named"
+    assert read_line(process) == "named"
     row = read_row(process.pid)
     assert row is not None
     assert (row.parent, row.session) == (os.getpid(), process.pid)

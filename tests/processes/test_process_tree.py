@@ -22,7 +22,7 @@ from monitor_plugin.processes.process import Process
 from monitor_plugin.processes.process_table import ProcessSnapshot, read_row, take_snapshot
 from monitor_plugin.processes.process_tree import ProcessTree
 
-from ..support import Spawner, eventually, is_running, members_of, suspend
+from ..support import Spawner, eventually, is_running, members_of, read_line, send_line, suspend
 
 pytestmark = pytest.mark.once
 
@@ -151,17 +151,6 @@ LINGER = (
 
 NEVER = threading.Event()
 KILLS = (signal.SIGSTOP, signal.SIGKILL)
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def send_line(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 def pids(tree: ProcessTree) -> list[int]:

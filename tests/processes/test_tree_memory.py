@@ -21,7 +21,7 @@ from monitor_plugin.processes.tree_memory import (
     tree_total,
 )
 
-from ..support import Spawner, eventually, members_of
+from ..support import Spawner, eventually, members_of, read_line
 
 pytestmark = pytest.mark.once
 
@@ -51,11 +51,6 @@ time.sleep(1000)
 """
 
 
-def _read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
 def takes(
     spawner: Spawner,
     anonymous: int = 0,
@@ -67,7 +62,7 @@ def takes(
 ) -> list[int]:
     """Start processes that have so many MiB of each kind; return their PIDs, the root first."""
     process = spawner.python(TAKES, *map(str, (anonymous, shared, file, children, path)))
-    return [int(pid) for pid in _read_line(process).split()]
+    return [int(pid) for pid in read_line(process).split()]
 
 
 def measure(pid: int) -> TreeMemory:
@@ -159,7 +154,7 @@ def test_memory_is_read_of_a_process_with_any_name(spawner: Spawner) -> None:
         "ctypes.CDLL(None).prctl(15, b'x kB', 0, 0, 0)\n"
         "print('named', flush=True); time.sleep(1000)"
     )
-    assert _read_line(process) == "named"
+    assert read_line(process) == "named"
     memory = measure(process.pid)
     assert memory.peak_rss is not None
     assert memory.peak_rss >= memory.rss > 0
@@ -185,7 +180,7 @@ del block
 print(os.getpid(), flush=True)
 time.sleep(1000)
 """
-    one, two = (int(_read_line(spawner.python(code))) for _ in range(2))
+    one, two = (int(read_line(spawner.python(code))) for _ in range(2))
     identities = [members_of(pid).root for pid in (one, two)]
     memory = read_tree_memory(identities, identities[0])
     assert memory
@@ -257,10 +252,10 @@ def test_sums_are_unknown_if_one_process_may_not_be_read(spawner: Spawner) -> No
     """RSS and the peak are those of all processes nevertheless."""
     if os.geteuid() != 0:
         pytest.skip("takes another user's identity")
-    root, *children = map(int, _read_line(spawner.python(MIXED)).split())
+    root, *children = map(int, read_line(spawner.python(MIXED)).split())
 
     def read() -> list[str]:
-        return _read_line(spawner.python(READER, *map(str, (root, *children)))).split()
+        return read_line(spawner.python(READER, *map(str, (root, *children)))).split()
 
     pss, rss, peak_rss = read()
     assert pss == "None"
@@ -316,10 +311,10 @@ memory = read_tree_memory([root], root)
 print(memory.pss, memory.rss)
 """
     reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    pss = _read_line(reader)
+    pss = read_line(reader)
     if not pss:
         pytest.skip("mount namespaces are not allowed here")
-    source, rss = _read_line(reader).split()
+    source, rss = read_line(reader).split()
     assert source == "None"
     assert int(rss) > int(pss) > 0
 
@@ -341,7 +336,7 @@ def test_hidden_processes_have_no_memory_figure(spawner: Spawner) -> None:
         "print(read_tree_memory([root], root))"
     )
     reader = spawner.process("unshare", "--mount", sys.executable, "-c", code, str(sleeper.pid))
-    output = _read_line(reader)
+    output = read_line(reader)
     if not output:
         pytest.skip("mount namespaces are not allowed here")
     assert output == "None"
@@ -360,7 +355,7 @@ try:
 except OSError as error:
     print(error.strerror)
 """
-    assert _read_line(spawner.python(code)) == "Too many open files"
+    assert read_line(spawner.python(code)) == "Too many open files"
 
 
 NOW = TreeMemory(taken_at=time.monotonic(), rss=800, pss=500)
