@@ -32,6 +32,7 @@ _NOT_REPORTED = frozenset({2, 3, 4, 6, 13, 21, 25, 26, 27})
 _FUNCTION_NOT_FOUND = 13
 _LIBRARY_NOT_FOUND = 12
 _NOT_AVAILABLE = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE
+_NO_MIG_INSTANCE = 0xFFFFFFFF  # the ID of the MIG instance of a process that uses none
 _TEMPERATURE_OF_GPU = 0  # NVML_TEMPERATURE_GPU
 # Tried where NVML does not tell how many instances a GPU can have. NVIDIA's GPUs have up to 7.
 _MAX_MIG_INSTANCES = 8
@@ -274,10 +275,10 @@ def _read_uses(nvml: Any, handle: Any) -> tuple[Sequence[GpuUse] | None, str | N
         except Exception as error:  # a device without graphics, or a driver without MPS
             if _code(error) not in _NOT_REPORTED:
                 raise
-    amounts: dict[int, dict[int | None, int | None]] = {}
+    amounts: dict[int, dict[int, int | None]] = {}
     for process in found:
         by_instance = amounts.setdefault(process.pid, {})
-        instance = getattr(process, "gpuInstanceId", None)
+        instance = getattr(process, "gpuInstanceId", _NO_MIG_INSTANCE)
         if by_instance.get(instance) is None:
             amount = process.usedGpuMemory
             by_instance[instance] = None if amount == _NOT_AVAILABLE else amount

@@ -206,16 +206,19 @@ class _Source:
         """
         with self._changed:
             self._stopping = False
-            if self._runs:  # it may hang
-                return
-            self._requested = self._runs = True
-            thread = threading.Thread(target=self._run, name="monitor-gpus", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                self._runs = False
-                raise
-            self._thread = thread
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        if self._runs:  # it may hang
+            return
+        self._requested = self._runs = True
+        thread = threading.Thread(target=self._run, name="monitor-gpus", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._runs = False
+            raise
+        self._thread = thread
 
     def stop(self) -> None:
         """Let the thread end after the read in progress."""
@@ -239,14 +242,17 @@ class _Source:
         """Request a read, unless one that began at `oldest` or later is in progress.
 
         Returns:
-            False if no thread can be started.
+            False if there is nothing to wait for: such a read has ended meanwhile, the reader was
+            closed, or no thread can be started.
         """
-        with self._changed:
-            if self._began_at is None or self._began_at < oldest:
-                self._requested = True
-                self._changed.notify_all()
         try:
-            self.start()
+            with self._changed:
+                if self._stopping or self.has_read_since(oldest):
+                    return False
+                if self._began_at is None or self._began_at < oldest:
+                    self._requested = True
+                    self._changed.notify_all()
+                self._start_thread()
         except RuntimeError as error:
             _logger.error("%s: the GPUs cannot be read: %s", self._name, error)
             return False
@@ -264,7 +270,7 @@ class _Source:
             if self._began_at is not None:
                 deadline = min(deadline, self._began_at + seconds)
             self._changed.wait_for(
-                lambda: self._stopping or self._read_at >= oldest,
+                lambda: self._stopping or self.has_read_since(oldest),
                 max(0.0, deadline - time.monotonic()),
             )
 
@@ -307,7 +313,7 @@ class _Source:
         with self._changed:
             self._began_at, self._read_at = None, began_at
             self._changed.notify_all()
-            if self._close is None or not self.is_empty or self._failed or self._requested:
+            if self._close is None or not self.is_empty:
                 return True
             self._runs = False
             self._empty_until = time.monotonic() + _EMPTY_SECONDS

@@ -76,6 +76,7 @@ def test_device_that_nobody_uses_is_unexplained() -> None:
         (make_gpu(None, note="Use --pid=host."), (None, None, None), "Use --pid=host."),
         (make_gpu({10: None, 40: 5}), (None, 5, None), "PID 10. Not known therefore: ours, unexpl"),
         (make_gpu({10: 5, 40: None}), (5, None, None), "others, unexplained"),
+        (make_gpu({10: None}, total=None, used=None), (None, 0, None), "the memory of PID 10."),
         (make_gpu(dict.fromkeys(range(40, 50))), (0, None, None), "44 and 5 others"),
         (make_gpu({10: 5, 40: 6}, used=None), (5, 6, None), "the memory in use. Not known"),
         (make_gpu({10: 500, 40: 101}), (500, 101, None), "1 bytes more"),
@@ -94,6 +95,8 @@ def test_note_says_which_part_is_not_known(
     (item,) = list_gpus(gpu)
     assert sums(item) == expected
     assert item.note is None if words is None else words in (item.note or "")
+    if gpu.note:
+        assert item.note == gpu.note
 
 
 def test_memory_of_a_model_is_unknown_if_the_memory_of_a_member_is() -> None:
@@ -105,6 +108,8 @@ def test_memory_of_a_model_with_an_unread_process_is_unknown() -> None:
     """The sum of its other processes would be too small."""
     (item,) = list_gpus(make_gpu({20: 5, 10: 7}, unread=frozenset({21, 30, 10})))
     assert item.models == [GpuModelItem("b", 20, 5), GpuModelItem("a", 10, None)]
+    (item,) = list_gpus(make_gpu({}, unread=frozenset({11})))
+    assert "Processes of a, b cannot be read" in (item.note or "")
 
 
 def test_device_without_memory_of_its_own_has_system_memory() -> None:

@@ -14,7 +14,7 @@
  * migcount or mighandle; `all` stands for all of a device but handle and mighandle. What no line
  * tells is not supported. An ended PID is listed for as long as its line is there. Calls are noted
  * in $NVML_STAND_IN.calls, as `CALL DEVICE`. NEWEST is the newest version of the calls that list
- * processes, 1, 2 or 3: before 2 there is no MIG, and before 3 no memory2. */
+ * processes, 1, 2 or 3: before 2 there is no MIG; before 3 no memory2, and only version 1 of mps. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,7 +120,8 @@ static int list(const char *call, void *handle, unsigned *room, void *out, int o
     FILE *file = opened("", "r");
     while (next(file, &line)) {
         if (strcmp(line.what, call) || line.device != device || !is_listed(device, line.a)) continue;
-        Process process = {line.a, line.b, line.c, line.c};
+        unsigned instance = line.c ? (unsigned)line.c : 0xFFFFFFFF; /* none */
+        Process process = {line.a, line.b, instance, instance};
         OldProcess older = {line.a, line.b};
         if (count < *room && old) ((OldProcess *)out)[count] = older;
         if (count < *room && !old) ((Process *)out)[count] = process;
@@ -223,7 +224,6 @@ LIST(nvmlDeviceGetMPSComputeRunningProcesses, "mps", 1)
 #if NEWEST >= 2
 LIST(nvmlDeviceGetComputeRunningProcesses_v2, "compute", 0)
 LIST(nvmlDeviceGetGraphicsRunningProcesses_v2, "graphics", 0)
-LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2, "mps", 0)
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     long long device = number_of(handle);
@@ -257,6 +257,7 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **ins
 }
 #endif
 #if NEWEST >= 3
+LIST(nvmlDeviceGetMPSComputeRunningProcesses_v2, "mps", 0)
 LIST(nvmlDeviceGetComputeRunningProcesses_v3, "compute", 0)
 LIST(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics", 0)
 LIST(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -84,13 +85,13 @@ def test_client_counts_once(reader: DrmClientReader, tmp_path: Path) -> None:
     """For the process with the smallest PID, although several files and processes have it."""
     other_client = XE.replace("drm-client-id:  3", "drm-client-id:  4")
     same_id_elsewhere = AMDGPU.replace("drm-client-id:\t4", "drm-client-id:\t3")
-    write_process(tmp_path, 10, XE, other_client, same_id_elsewhere)
+    write_process(tmp_path, 16, XE, other_client, same_id_elsewhere)  # a set has 16 before 9
     write_process(tmp_path, 9, XE, XE, NO_DEVICE, file="/dev/dri/card0")
-    write_process(tmp_path, 11, XE)
+    write_process(tmp_path, 24, XE)
     memory, gtt = 23992 * KIB + MIB, 192 * KIB
     assert read(reader) == {
-        "0000:03:00.0": [GpuUse(9, memory, gtt), GpuUse(10, memory, gtt)],
-        "0000:04:00.0": [GpuUse(10, 44564 * KIB, 2392 * KIB)],
+        "0000:03:00.0": [GpuUse(9, memory, gtt), GpuUse(16, memory, gtt)],
+        "0000:04:00.0": [GpuUse(16, 44564 * KIB, 2392 * KIB)],
     }
 
 
@@ -214,3 +215,20 @@ def test_long_search_is_repeated_seldom(
         "0000:04:00.0": [GpuUse(7, 44564 * KIB, 2392 * KIB)],
         "0000:05:00.0": [GpuUse(5, 10 * MIB, 2 * MIB)],
     }
+
+
+def test_later_process_with_the_pid_of_an_ended_one_is_searched(
+    reader: DrmClientReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ended ones had no device file open (6), or could not be read (7)."""
+    write_process(tmp_path, 6)
+    (tmp_path / "7").write_text("not a folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "thread_time", itertools.count(0, 1000).__next__)  # takes 1000 s
+        assert reader.read().unread == {7}
+    shutil.rmtree(tmp_path / "6")
+    (tmp_path / "7").unlink()
+    assert read(reader) == {}
+    write_process(tmp_path, 6, AMDGPU)
+    write_process(tmp_path, 7, XE)
+    assert [use.pid for uses in read(reader).values() for use in uses] == [6, 7]

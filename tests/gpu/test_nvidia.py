@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from monitor_plugin.gpu.nvidia import NvidiaProvider
+
+from ..gpus import make_gpu
 from ..hooks.support import Watched, watch
-from ..support import Spawner, eventually
+from ..support import Spawner, eventually, refuse_descriptors
 from .namespaces import in_namespace, spawn_with_pid
 from .nvml import (
     DRIVER_NOT_LOADED,
@@ -177,11 +180,14 @@ def test_device_has_all_figures(
 def test_older_driver_gets_its_versions_of_calls(
     newest: int, make_driver: MakeDriver, start: StartReader, spawner: Spawner
 ) -> None:
-    """The first version has no MIG; before the third, the used bytes include the reserved ones."""
+    """The first version has no MIG; before the third, the used bytes include the reserved ones.
+
+    A process that is listed in calls of different versions counts once.
+    """
     pids = [spawner.sleeper().pid for _ in range(2)]
     driver = make_driver(newest)
     driver.configure(
-        *("devices 0 3", *COMPLETE, f"compute 0 {pids[0]} {5 * MIB}"),
+        *("devices 0 3", *COMPLETE, f"compute 0 {pids[0]} {5 * MIB}", f"mps 0 {pids[0]} {5 * MIB}"),
         *(f"graphics 0 {pids[1]} {2 * MIB}", f"compute 1 {pids[1]} {NOT_AVAILABLE}"),
         f"fails compute 2 {GPU_IS_LOST}",
     )
@@ -263,10 +269,13 @@ def test_reserved_memory_is_not_used_memory(make_driver: MakeDriver, start: Star
     assert (gpu["total"], gpu["used"], gpu["free"]) == (24 * GIB, 2 * GIB, 21 * GIB)
 
 
-def test_memory_of_0_bytes_is_not_known(make_driver: MakeDriver, start: StartReader) -> None:
-    """Some GPUs that share the machine's memory report 0, which is no figure."""
+@pytest.mark.parametrize("memory", ["0 0 0", f"{NOT_AVAILABLE} 5 0"])
+def test_memory_of_0_bytes_or_no_figure_is_not_known(
+    memory: str, make_driver: MakeDriver, start: StartReader
+) -> None:
+    """Some GPUs that share the machine's memory tell zeros, or N/A, which are no figures."""
     driver = make_driver()
-    driver.configure("devices 0 1", "memory 0 0 0 0")
+    driver.configure("devices 0 1", f"memory 0 {memory}")
     gpu = start(driver).read_one()
     assert [gpu[name] for name in ("total", "used", "free")] == [None] * 3
 
@@ -364,9 +373,24 @@ def test_failed_device_is_logged_once_and_found_again(
     both = {"vram:nvidia0": {pid: MIB}, "vram:nvidia1": {pid: 2 * MIB}}
     eventually(lambda: reader.uses() == both)
     assert driver.calls("init 0") > 1
-    reader.close()
     assert reader.log.count("\n") == 1
+    driver.configure(*lines, f"fails compute 0 {GPU_IS_LOST}")
+    assert reader.uses() == {"vram:nvidia1": {pid: 2 * MIB}}
+    reader.close()
+    assert reader.log.count("\n") == 2
     assert driver.calls("shutdown 0") == driver.calls("init 0")
+
+
+def test_missing_descriptor_is_no_failure_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next read tries again immediately."""
+    provider = NvidiaProvider(is_required=True)
+    with monkeypatch.context() as patch:
+        refuse_descriptors(patch, provider, "_count")
+        with pytest.raises(OSError, match="Too many open files"):
+            provider.read()
+    monkeypatch.setattr(provider, "_count", lambda: 1)
+    monkeypatch.setattr(provider, "_read_gpu", lambda index: [make_gpu({})])
+    assert len(provider.read()) == 1
 
 
 def test_device_that_failed_and_is_gone_is_not_tried_again(

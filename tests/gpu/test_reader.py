@@ -213,6 +213,39 @@ def test_reader_closes_while_a_driver_hangs(file: GpuFile, monkeypatch: pytest.M
     eventually(lambda: file.closes == 1 and threads() == 0)
 
 
+def test_read_starts_no_thread_after_the_end_of_the_reader(
+    file: GpuFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the reader is closed while a caller is about to request a read."""
+    reader = GpuReader([file])
+    assert reader.read(max_age_seconds=0).gpus == ()
+    assert threads() == 0
+    reader.start()
+    assert used(reader.read(max_age_seconds=0, wait_seconds=60)) == [600]
+    (source,) = reader._providers
+
+    def close_first(oldest: float) -> bool:
+        reader.close()
+        return False
+
+    monkeypatch.setattr(source, "has_read_since", close_first)
+    assert used(reader.read(max_age_seconds=0, wait_seconds=60)) == [600]
+    assert threads() == 0
+
+
+def test_read_is_repeated_for_a_request_during_an_older_read(
+    file: GpuFile, make_reader: Callable[..., GpuReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shutdown wants figures from after the end of the processes."""
+    monkeypatch.setattr(module, "_INTERVAL_SECONDS", 1000.0)
+    file.write(fault="hang")
+    (source,) = make_reader([file])._providers
+    eventually(lambda: file.reads == 1)
+    assert source.request(time.monotonic())
+    file.write(make_gpu({}))
+    eventually(lambda: file.reads == 2)
+
+
 def test_thread_of_a_driver_without_devices_ends(
     file: GpuFile, make_reader: Callable[..., GpuReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,12 +254,13 @@ def test_thread_of_a_driver_without_devices_ends(
     reader = make_reader([file])
     assert list(reader.read(wait_seconds=60).gpus) == []
     eventually(lambda: threads() == 0)
+    (source,) = reader._providers
+    assert not source.request(time.monotonic())  # by a caller that found the read in progress
     assert file.closes == 1
     file.write(make_gpu({}))
     for _ in range(3):
         assert list(reader.read(max_age_seconds=0).gpus) == []
     assert (file.reads, threads()) == (1, 0)
-    (source,) = reader._providers
     monkeypatch.setattr(source, "_empty_until", 0.0)
     eventually(lambda: used(reader.read()) == [600])
     assert threads() == 1
@@ -390,6 +424,7 @@ def test_unknown_bytes_differ_from_no_bytes() -> None:
     assert held.total("vram", {"vram:test1": 7}) == 17  # a hook knows it
     assert held.total("vram", {"vram": 9, "vram:test1": 7}) == 9
     assert held.total("gtt", {}) is None
+    assert held.total("vram", {"vram:test1": 2**64 - 1}) == 2**64 - 1  # no amount is larger
     instance = make_gpu({1: 4}, component="vram:test1:mig0", parent="GPU-1")
     held = make_reading(unlisted, instance).held_by([(1, 1)])
     assert held.total("vram", {}) == 4  # the memory of the parent is that of its instances
