@@ -71,6 +71,7 @@ class GpuReader:
             RuntimeError: no thread can be started.
         """
         self._started = True
+        self._hooks.resume()  # a plugin with the hook may be registered later
         for each in self._sources():
             each.start()
 
@@ -198,14 +199,19 @@ class _Source:
         """Whether the last read has found no device."""
         return self.taken_at > -math.inf and not any(each.gpus for each in self.lists.values())
 
+    def resume(self) -> None:
+        """Allow requests again after `stop`."""
+        with self._changed:
+            self._stopping = False
+
     def start(self) -> None:
         """Start the thread, unless it runs. The thread reads immediately.
 
         Raises:
             RuntimeError: no thread can be started.
         """
+        self.resume()
         with self._changed:
-            self._stopping = False
             self._start_thread()
 
     def _start_thread(self) -> None:

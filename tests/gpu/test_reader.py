@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -315,6 +316,21 @@ def test_devices_of_a_hook_replace_those_of_a_driver(
     found = [each.message for each in caplog.records if "more than once" in each.message]
     assert len(found) == 1
     assert "'vram:test0'" in found[0]
+
+
+def test_hook_of_a_later_plugin_is_read_after_a_restart() -> None:
+    """No plugin has the hook when the reader starts."""
+    plugins: list[str] = []
+    reads = itertools.count(1)
+    reader = GpuReader([], lambda: {"p": [make_gpu({}, used=next(reads))]}, lambda: bool(plugins))
+    for number in (1, 2):
+        reader.start()
+        assert reader.read(wait_seconds=60).gpus == ()
+        plugins.append("p")
+        assert used(reader.read(max_age_seconds=0, wait_seconds=60)) == [number]
+        plugins.clear()
+        reader.close()
+        assert threads() == 0
 
 
 def test_devices_of_a_hook_that_fails_are_kept(make_reader: Callable[..., GpuReader]) -> None:

@@ -19,6 +19,7 @@ from monitor_plugin.gpu.reader import GpuReader
 from monitor_plugin.processes import process_table
 from monitor_plugin.processes.process_table import read_row
 from monitor_plugin.processes.tree_memory import TreeMemory
+from monitor_plugin.shutdown import memory_release as module
 from monitor_plugin.shutdown.memory_release import HeldMemory, MemoryRelease
 
 from ..gpus import GpuFile, make_gpu
@@ -140,6 +141,14 @@ def test_gpu_memory_that_stays_is_a_warning_after_the_time(
     assert f"vram:nvidia0 still lists process {rig.pid}, 256.0 MiB" in line
 
 
+def test_gpu_memory_that_grows_during_the_stop_is_no_negative_figure(rig: Rig) -> None:
+    release, held = rig.measure(0.2)
+    rig.driver.write(gpu({rig.pid: 2 * GIB}))
+    rig.end()
+    freed = rig.wait(release, held)
+    assert (freed.gpu, freed.gpu_left) == (0, 2 * GIB)
+
+
 def test_release_does_not_wait_if_members_hold_no_gpu_memory(rig: Rig) -> None:
     """Another process may hold some, and a member may be listed with 0 bytes."""
     rig.driver.write(gpu({os.getpid(): GIB, rig.pid: 0}))
@@ -195,6 +204,7 @@ def test_device_of_unknown_users_is_not_waited_for(rig: Rig) -> None:
     rig.end()
     freed = rig.wait(release, held)
     assert (freed.gpu, freed.gpu_left) == (None, None)
+    assert freed.seconds < 30
 
 
 def test_instances_of_a_divided_gpu_say_who_uses_it(rig: Rig) -> None:
@@ -222,7 +232,9 @@ def test_driver_that_hangs_after_the_stop_is_waited_for_within_the_time(
     assert "vram:nvidia0 could not be read" in logged(caplog)[-1]
 
 
-def test_wait_for_a_driver_before_the_stop_is_part_of_the_time(rig: Rig) -> None:
+def test_wait_for_a_driver_before_the_stop_is_part_of_the_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last reading counts then. A stop takes as long as the setting says, not twice as long."""
     eventually(lambda: bool(rig.reader.last().gpus))
     rig.driver.write(fault="hang")
@@ -233,6 +245,10 @@ def test_wait_for_a_driver_before_the_stop_is_part_of_the_time(rig: Rig) -> None
     rig.end()
     freed = rig.wait(release, held._replace(waited_seconds=1000))
     assert (freed.gpu, freed.gpu_left) == (None, None)
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.0)
+    _, held = rig.measure(0.1)
+    assert held.gpus
+    assert held.gpus.total() is None
 
 
 def test_driver_that_has_never_answered_is_not_waited_for(spawner: Spawner, tmp_path: Path) -> None:
