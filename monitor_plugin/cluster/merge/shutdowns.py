@@ -178,9 +178,10 @@ def _is_partly_verified(result: PeerResult) -> bool:
 
 
 def _freed(results: Sequence[PeerResult]) -> Freed | None:
-    """Add up what the nodes that stopped the model have given back.
+    """Add up the memory that the nodes that have stopped the model have given back.
 
-    None if it is not known of one of them, such as an older monitor.
+    Returns:
+        None if one of these nodes, such as an older monitor, does not report it.
     """
     answers = [each.reply.answer for each in results if each.reply and each.reply.answer]
     headers = [each.headers.get(FREED_HEADER) for each in answers if each.outcome == "stopped"]

@@ -67,7 +67,7 @@ const onGpu = (name) => /^(vram|gtt)(:|$)/.test(name);
 // The kinds of memory that make up the PSS of a process tree, and their names on the page.
 const KINDS = { anonymous: "anonymous", shared: "shared memory", file: "files (can be dropped)" };
 
-/** The kinds of a backend's memory, where its total is the PSS of its tree; else none. */
+/** The kinds of a backend's memory; empty unless its total is the PSS of its process tree. */
 function kindsOf({ memory_source: source, process }) {
   const kinds = Object.entries(KINDS).map(([kind, name]) => ({ kind, name, size: process?.tree?.[kind] ?? null }));
   const known = source === "pss" && kinds.every(({ size }) => size !== null);

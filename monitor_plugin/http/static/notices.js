@@ -42,7 +42,7 @@ export function sentence(event) {
   }
 }
 
-/** The memory that a shutdown gave back, as an addition to a sentence. */
+/** The memory that a shutdown gave back, as text to append to a sentence; empty if unknown. */
 function givenBack(freed) {
   const amounts = [];
   if (freed?.memory) amounts.push(bytes(freed.memory));

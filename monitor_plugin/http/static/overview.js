@@ -40,7 +40,7 @@ export function showOverview({ backends, ended, machine, nodes, cluster_error: u
   return conditions.filter(({ trouble }) => trouble).length;
 }
 
-/** Say what each machine has beside the memory that backends hold. */
+/** Show the available memory, the CPU cores and the pressures of each machine. */
 function showMachines(machine, nodes) {
   const lines = nodes
     ? nodes.filter((node) => node.machine).map((node) => [`${node.node}: ${memoryLimit(node.machine).text}`, ...resources(node.machine)])
@@ -48,7 +48,7 @@ function showMachines(machine, nodes) {
   fill(byId("machines"), lines.filter((texts) => texts.length > 0), () => element("li"), (line, texts) => setText(line, texts.join(", ")));
 }
 
-function showMemory(backends, { size: available, text: whole }) {
+function showMemory(backends, { size: usable, text: base }) {
   const models = new Map();
   let unknown = 0;
   for (const item of backends) {
@@ -65,11 +65,11 @@ function showMemory(backends, { size: available, text: whole }) {
     parts.push({ name: `${others.length} more`, size, colour: "rest" });
   }
   const sum = sorted.reduce((total, part) => total + part.size, 0);
-  const share = available ? ` of ${whole}, ${percent((100 * sum) / available)}` : "";
+  const share = usable ? ` of ${base}, ${percent((100 * sum) / usable)}` : "";
   const gap = unknown > 0 ? `; what ${plural(unknown, "backend holds", "backends hold")} is unknown` : "";
   const least = unknown > 0 ? "at least " : "";
   const summary = sorted.length > 0 ? `hold ${least}${bytes(sum)}${share}${gap}` : "hold an unknown amount of memory";
   setText(byId("held"), backends.length > 0 ? `${plural(backends.length, "backend")} ${summary}.` : "");
-  drawBar(byId("held-bar"), parts, available);
+  drawBar(byId("held-bar"), parts, usable);
   listParts(byId("holders"), parts, TOP);
 }

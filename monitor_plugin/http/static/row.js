@@ -21,7 +21,7 @@ function servedBy({ served_by: pid, address_owner: owner }) {
   return (pid ?? null) === null ? "unknown" : `PID ${pid}`;
 }
 
-/** Why a file's memory differs from other memory, where there is some. */
+/** The note for memory of files; empty if there is none. */
 const droppable = (size) => (size > 0 ? " (the kernel can drop it)" : "");
 
 function ago(seconds) {
@@ -159,15 +159,15 @@ export class Row {
   #memory(item, machine) {
     const total = memoryOf(item);
     setText(this.total, bytes(total));
-    const { size: available, text: whole } = memoryLimit(machine, item.limits);
-    const share = total !== null && available ? `${percent((100 * total) / available)} of ${whole}` : "";
+    const { size: usable, text: base } = memoryLimit(machine, item.limits);
+    const share = total !== null && usable ? `${percent((100 * total) / usable)} of ${base}` : "";
     setText(this.share, share);
     this.share.title = MEMORY_SOURCES[item.memory_source] ?? "";
     const { main, gpu } = partsOf(item);
     const colour = (part) => ({ ...part, colour: this.palette.of(part) });
     const undivided = main.length + gpu.length === 0;
     const bar = undivided && total !== null ? [{ size: total, colour: "rest" }] : main.map(colour);
-    drawBar(this.bar, bar, available);
+    drawBar(this.bar, bar, usable);
     const onGpu = gpu.map((part) => ({ ...part, name: `${part.name} (GPU)`, colour: "gpu" }));
     listParts(this.parts, [...main.map(colour), ...onGpu], MAX_PARTS);
   }
