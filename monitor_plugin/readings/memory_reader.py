@@ -100,9 +100,8 @@ class MemoryReader:
             except Exception:
                 _logger.exception("the memory of a process tree could not be read")
                 seconds = _CHANGED_INTERVAL_SECONDS
-            if self._woken.wait(seconds):
-                self._woken.clear()
-                self._queue.clear()  # the next call queues the new backend first
+            self._woken.wait(seconds)
+            self._woken.clear()
 
     def read_next(self) -> float:
         """Read the tree that is due first, if the CPU time allows it.

@@ -95,9 +95,13 @@ sys.exit(7)
 """
 
 
-@pytest.mark.parametrize("noticed_by", ["watcher", "reading", "host"])
+@pytest.mark.parametrize("noticed_by", ["watcher", "reading", "host", "watcher without code"])
 def test_exit_has_the_last_known_peak(
-    noticed_by: str, monitor: Monitor, recorder: Recorder, spawner: Spawner
+    noticed_by: str,
+    monitor: Monitor,
+    recorder: Recorder,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Any thread may notice the end. A code that the host reports later changes no peak."""
     process = spawner.python(HAD_MEMORY, stdin=subprocess.PIPE)
@@ -107,7 +111,9 @@ def test_exit_has_the_last_known_peak(
     register(monitor, process.pid)
     (record,) = monitor._services.registry.records()
     eventually(lambda: record.tree_memory)
-    if noticed_by != "watcher":
+    if noticed_by == "watcher without code":
+        monkeypatch.setattr(record.process, "exit_code", lambda: None)
+    elif noticed_by != "watcher":
         monitor._services.exit_recorder.watcher.unwatch(record.process)
     process.stdin.close()
     process.wait()

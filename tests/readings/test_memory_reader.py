@@ -18,6 +18,7 @@ from monitor_plugin.domain.models import Observation
 from monitor_plugin.processes.members import Members
 from monitor_plugin.processes.process_table import ProcessIdentity, ProcessRow, ProcessSnapshot
 from monitor_plugin.processes.tree_memory import TreeMemory
+from monitor_plugin.readings import memory_reader
 from monitor_plugin.readings.memory_reader import MemoryReader
 
 from ..backends.conftest import make_record
@@ -42,7 +43,8 @@ class Host:
         self.reads: list[tuple[str, float]] = []
         self._seconds_per_gib = seconds_per_gib
         self._rss: dict[int, int] = {}
-        budget = CpuBudget(0.02, 0.1, lambda: self.now, lambda: self.used)
+        share, credit = memory_reader._SHARE_OF_A_CORE, memory_reader._MAX_CREDIT_SECONDS
+        budget = CpuBudget(share, credit, lambda: self.now, lambda: self.used)
         self.reader = MemoryReader(self.registry, self._read, lambda: self.now, budget)
 
     def add(self, model: str, rss: int = GIB) -> Record:

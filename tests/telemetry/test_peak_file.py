@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from monitor_plugin import SettingsError
 from monitor_plugin.domain.models import Backend, Memory, Observation
+from monitor_plugin.domain.peaks import ModelPeaks
 from monitor_plugin.telemetry import peak_file, peaks
 from monitor_plugin.telemetry.peaks import PeakStore
 
@@ -127,6 +129,21 @@ def test_monitors_share_a_file(path: Path, open_store: OpenStore) -> None:
     assert totals(PeakStore(str(path))) == {"m": 5, "a": 1, "b": 2}
 
 
+def test_monitors_write_at_the_same_time(path: Path) -> None:
+    """One waits for the other; neither fails."""
+
+    def write(model: str) -> None:
+        file = peak_file.PeakFile(str(path))
+        for total in range(50):
+            peaks = ModelPeaks(model=model, memory=total, since=1.0, last_seen_at=1.0)
+            file.merge({model: peaks})
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(write, model) for model in "ab"]:
+            each.result(60)
+    assert written(path) == {"a": 49, "b": 49}
+
+
 def test_locked_file_delays_nothing_but_its_own_thread(
     path: Path,
     open_store: OpenStore,
@@ -158,9 +175,11 @@ def test_locked_file_delays_nothing_but_its_own_thread(
 def test_writing_thread_survives_any_error(
     path: Path, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unexpected error is handled like any other failure."""
+    """An unexpected error is handled like any other failure: what was not written is kept."""
     monkeypatch.setattr(peaks, "_RETRY_SECONDS", 0.05)
     store = open_store(path)
+    add(store, 4)
+    eventually(lambda: written(path) == {"m": 4})
     with monkeypatch.context() as patch:
         patch.setattr(peak_file.PeakFile, "merge", None)
         add(store, 5)
