@@ -104,11 +104,15 @@ class GpuReader:
         return self.last()
 
     def request(self, max_age_seconds: float = 1.0) -> None:
-        """Begin the read that `read` would wait for, without waiting."""
+        """Request the reads that `read` with this age would wait for. Does not wait."""
         self._request(time.monotonic() - max_age_seconds)
 
     def _request(self, oldest: float) -> list[_Source]:
-        """Begin to read what was read before `oldest` (monotonic seconds); return what is read."""
+        """Request reads from the sources whose last read began before `oldest`.
+
+        Returns:
+            The sources whose reads are now in progress or requested.
+        """
         if not self._started:
             return []
         late = [each for each in self._sources() if not each.has_read_since(oldest)]

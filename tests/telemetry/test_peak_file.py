@@ -56,6 +56,14 @@ def totals(store: PeakStore) -> dict[str, int | None]:
     return {each.model: each.memory for each in store.read()}
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file as another program that writes it does."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+
+
 def written(path: Path) -> dict[str, int]:
     """Return the totals in a file; {} while it has no table."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -156,8 +164,7 @@ def test_locked_file_delays_nothing_but_its_own_thread(
     store = open_store(path)
     add(store, 5)
     eventually(lambda: written(path) == {"m": 5})
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
+    with locked(path):
         add(store, 6)
         eventually(lambda: logged(caplog))
         add(store, 7)
@@ -210,8 +217,7 @@ def test_close_waits_for_a_slow_disk_for_a_bounded_time(
     store = open_store(path)
     add(store, 5)
     eventually(lambda: written(path) == {"m": 5})
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("BEGIN EXCLUSIVE")
+    with locked(path):
         add(store, 6)
         store.close()
     assert logged(caplog) == [
