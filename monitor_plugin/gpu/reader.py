@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..domain.gpus import Gpu
 from ..processes.process_table import TICKS_PER_SECOND, read_row
 from .provider import GpuProvider
-from .reading import DeviceReading, GpuProcess, GpuReading
+from .reading import STALE_SECONDS, DeviceReading, GpuProcess, GpuReading
 
 _logger = logging.getLogger(__name__)
 
@@ -195,6 +195,7 @@ class _Source:
         self._read_at = -math.inf  # the beginning of the last read that has ended
         self._empty_until = -math.inf
         self._failed = False
+        self._has_logged_silence = False
         self.lists: dict[str, _List] = {}
         self.taken_at = -math.inf
 
@@ -263,9 +264,17 @@ class _Source:
                     self._requested = True
                     self._changed.notify_all()
                 self._start_thread()
+                seconds = 0.0 if self._began_at is None else time.monotonic() - self._began_at
+                is_silent = seconds > STALE_SECONDS and not self._has_logged_silence
+                self._has_logged_silence |= is_silent
         except RuntimeError as error:
             _logger.error("%s: the GPUs cannot be read: %s", self._name, error)
             return False
+        if is_silent:
+            message = (
+                "%s: the driver has not answered for %.0f s (logged once until it does)"
+            )
+            _logger.warning(message, self._name, seconds)
         return True
 
     def wait(self, oldest: float, seconds: float, deadline: float) -> None:
@@ -322,6 +331,7 @@ class _Source:
         """Wake the waiting threads; return False if this thread must end."""
         with self._changed:
             self._began_at, self._read_at = None, began_at
+            self._has_logged_silence = False
             self._changed.notify_all()
             if self._close is None or not self.is_empty:
                 return True

@@ -191,6 +191,25 @@ def test_failure_of_a_driver_is_logged_once_until_it_works_again(
     assert "GpuFile" in found[0].message
 
 
+def test_silence_of_a_driver_is_logged_once_until_it_answers(
+    file: GpuFile,
+    make_reader: Callable[..., GpuReader],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A driver that never answers has no GPU in any list, so only the log tells of it."""
+    monkeypatch.setattr(module, "STALE_SECONDS", 0.0)
+    reader = make_reader([file])
+    for count in (1, 2):
+        reads = file.reads
+        file.write(fault="hang")
+        for _ in range(3):
+            eventually(lambda: reader.read(0, 0.01) and file.reads > reads)  # noqa: B023
+        assert sum("has not answered" in each.message for each in caplog.records) == count
+        file.write(make_gpu({}))
+        reader.read(max_age_seconds=0, wait_seconds=60)
+
+
 def test_driver_is_released_when_the_reader_is_closed(file: GpuFile) -> None:
     """It may be started again."""
     reader = GpuReader([file])
