@@ -21,13 +21,13 @@ _OTHER_NAMESPACE = (
     f"no process is known to use GPU memory. {_ADVICE}"
 )
 _UNKNOWN_PID = (
-    "The driver lists PID {pid}, which is not that of a process here, so it may list the PIDs of "
-    "another PID namespace: while it lists this PID, no process is known to use GPU memory. "
+    "The driver lists PID {pid}, which no process here has, so it may list the PIDs of another PID "
+    "namespace: while it lists this PID, no process is known to use GPU memory. "
     f"{_ADVICE}"
 )
 _LATER_PROCESS = (
-    "The driver listed PID {pid} before the process started that has this PID here, so it may list "
-    "the PIDs of another PID namespace: while it lists this PID, no process is known to use GPU "
+    "The driver listed PID {pid} before the process with this PID started here, so it may list the "
+    "PIDs of another PID namespace: while it lists this PID, no process is known to use GPU "
     f"memory. {_ADVICE}"
 )
 

@@ -143,8 +143,8 @@ class GpuReader:
             self._duplicates |= duplicates
         for component in sorted(unlogged):
             _logger.warning(
-                "GPU %r is listed more than once; the device of the first hook counts, or else "
-                "that of the first provider",
+                "GPU %r is listed more than once; the first hook's device counts, or else the "
+                "first provider's",
                 component,
             )
 
@@ -352,7 +352,7 @@ class _Source:
             # A lack of file descriptors is no failure of the driver, and is not logged here.
             has_descriptor = getattr(error, "errno", None) not in _NO_DESCRIPTOR
             if not self._failed and has_descriptor:
-                message = "%s: the GPUs could not be read; this is logged once until they can"
+                message = "%s: the GPUs cannot be read; logged once until they can be read again"
                 _logger.exception(message, self._name)
             self._failed = has_descriptor
             return

@@ -529,7 +529,7 @@ def test_unknown_pid_ends_attribution_while_it_is_listed(
         first, second = reader.read()
         assert (first["used"], first["uses"], second["uses"]) == (2 * GIB, None, None)
         assert first["note"] == second["note"]
-        assert f"The driver lists PID {ended.pid}, which is not" in first["note"]
+        assert f"The driver lists PID {ended.pid}, which no process here has" in first["note"]
         assert "--pid=host" in first["note"]
         driver.configure(*lines)
         assert reader.uses() == known
@@ -550,7 +550,7 @@ def test_later_process_with_a_listed_pid_is_not_charged(
     spawn_with_pid(spawner, first.pid)
     gpu = reader.read_one()
     assert gpu["uses"] is None
-    assert f"The driver listed PID {first.pid} before the process started" in gpu["note"]
+    assert f"The driver listed PID {first.pid} before the process with this PID" in gpu["note"]
     driver.configure("devices 0 1", f"compute 0 {other.pid} 1")
     assert reader.uses() == {"vram:nvidia0": {other.pid: 1}}
     driver.configure("devices 0 1", f"compute 0 {other.pid} 1", f"compute 0 {first.pid} {GIB}")

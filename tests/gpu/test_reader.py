@@ -186,7 +186,7 @@ def test_failure_of_a_driver_is_logged_once_until_it_works_again(
             reader.read(max_age_seconds=0, wait_seconds=60)
         file.write(make_gpu({}))
         reader.read(max_age_seconds=0, wait_seconds=60)
-    found = [each for each in caplog.records if "could not be read" in each.message]
+    found = [each for each in caplog.records if "cannot be read" in each.message]
     assert len(found) == 2
     assert "GpuFile" in found[0].message
 
