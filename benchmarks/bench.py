@@ -70,7 +70,7 @@ def main() -> None:
         "churn": lambda: churn.measure(*((3, 1, 1), (30, 1, 5), (100, 3, 8))[size_index]),
         "trees": lambda: trees.measure(*((8, 1, 1), (200, 2, 5.5), (200, 5, 16.5))[size_index]),
         "memory": lambda: memory.measure(
-            *((2, 30, 1, 1), (4, 256, 1, 11), (8, 1024, 2, 22))[size_index]
+            *((2, 30, 1, 0.5, 0.1), (4, 256, 1, 11), (8, 1024, 2, 22))[size_index]
         ),
     }
     figures: list[Figure] = []

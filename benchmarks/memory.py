@@ -27,7 +27,12 @@ _BACKGROUND_SECONDS = 66.0
 
 
 def measure(
-    count: int, mib: int, rounds: int, seconds: float, against: Path | None = None
+    count: int,
+    mib: int,
+    rounds: int,
+    seconds: float,
+    pause_seconds: float = _PAUSE_SECONDS,
+    against: Path | None = None,
 ) -> list[Figure]:
     """Measure with backends that hold memory, and whose `Status` calls fail.
 
@@ -36,6 +41,7 @@ def measure(
         mib: the memory of each backend in MiB.
         rounds: number of measurements of each kind.
         seconds: for how long background sweeps are measured.
+        pause_seconds: the pause before each list and each scrape.
         against: another checkout to compare with.
     """
     checkouts = [CHECKOUT, against] if against else [CHECKOUT]
@@ -55,7 +61,7 @@ def measure(
             for number in range(rounds):
                 for path in ("/metrics", "/backends"):
                     for name, clock in clocks.items():
-                        time.sleep(_PAUSE_SECONDS)
+                        time.sleep(pause_seconds)
                         took = measure_in_turn(running, _get(path), 1, number % 2 == 1, clock)
                         results.setdefault(f"{name} of a cold GET {path}", []).append(took)
     prefix = f"{count} backends of {mib} MiB"
@@ -77,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     against = options.against.resolve() if options.against else None
     for count, mib in ((options.backends, options.mib), (options.many, 0)):
-        for figure in measure(count, mib, options.rounds, _BACKGROUND_SECONDS, against):
+        for figure in measure(count, mib, options.rounds, _BACKGROUND_SECONDS, against=against):
             print(figure, flush=True)
 
 
