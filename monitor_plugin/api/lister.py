@@ -95,7 +95,7 @@ class Lister:
 
     def _machine(self) -> Machine:
         limits = msgspec.structs.asdict(self._limits_reader.own())
-        return Machine(psutil.virtual_memory().total, psutil.cpu_count() or 1, **limits)
+        return Machine(self._limits_reader.physical_bytes, psutil.cpu_count() or 1, **limits)
 
     def _backend_item(
         self, observation: Observation, progress: Progress | None, now: float

@@ -18,7 +18,6 @@ from ..domain.models import Limits
 from .control_group_files import Group, Mount, find_folders, read_mounts
 from .control_groups import ControlGroups
 from .kernel_files import read_number, read_numbers, read_text
-from .process_table import read_row
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -99,23 +98,21 @@ class LimitsReader:
     Args:
         control_groups: reads the control groups of processes.
         proc: the mount point of /proc.
+
+    Attributes:
+        physical_bytes: the physical memory of the machine.
     """
 
     def __init__(self, control_groups: ControlGroups, proc: Path | str = "/proc") -> None:
         self._control_groups = control_groups
         self._folders = SingleFlight(_FOLDERS_MAX_AGE_SECONDS, lambda: _Folders(read_mounts(proc)))
-        self._physical_bytes = psutil.virtual_memory().total
+        self.physical_bytes = psutil.virtual_memory().total
         self._available = _Figure(self._read_available, f"{proc}/meminfo")
         self._pressure = _Figure(_read_machine_pressure, f"{proc}/pressure")
 
     def own(self) -> Limits:
         """Read the limits of the monitor itself, and the pressure on the machine."""
-        pid = os.getpid()
-        try:
-            row = read_row(pid)
-        except OSError:  # no file descriptor is free
-            row = None
-        limits = self.read(pid, row.started if row else 0.0)
+        limits = self.read(os.getpid(), 0.0)
         pressure = self._pressure.get()
         return replace(limits, memory_pressure=pressure.memory, cpu_pressure=pressure.cpu)
 
@@ -124,7 +121,7 @@ class LimitsReader:
 
         Args:
             pid: its PID.
-            started: its start time in clock ticks since boot.
+            started: its start time in clock ticks since boot; 0 if it is not known.
         """
         groups = self._control_groups.of(pid, started, _GROUPS_MAX_AGE_SECONDS).own
         figures = self._folders.get().figures(groups)
@@ -132,7 +129,7 @@ class LimitsReader:
         limited = [
             each
             for each in (reader.get() for reader in figures.memory)
-            if each.limit is not None and each.limit < self._physical_bytes
+            if each.limit is not None and each.limit < self.physical_bytes
         ]
         amounts = [available, *(each.available for each in limited)]
         quotas = [reader.get() for reader in figures.quotas]
@@ -150,7 +147,7 @@ class LimitsReader:
 
         That is its limit, or the physical memory if it has no limit.
         """
-        return self._physical_bytes if limits.memory_limit is None else limits.memory_limit
+        return self.physical_bytes if limits.memory_limit is None else limits.memory_limit
 
     def _read_available(self, _: str) -> int | None:
         """Read the memory that is available on the machine, in bytes."""
@@ -158,7 +155,7 @@ class LimitsReader:
             memory = psutil.virtual_memory()
         except OSError:  # no file descriptor is free
             return None
-        self._physical_bytes = memory.total
+        self.physical_bytes = memory.total
         return int(memory.available)
 
 

@@ -399,7 +399,6 @@ def test_limits_are_known_while_no_descriptor_is_free(
     def refuse(*_: object) -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(module, "read_row", refuse)
     monkeypatch.setattr(psutil, "virtual_memory", refuse)
     for each in (module, kernel_files):
         monkeypatch.setattr(each, "read_text", refuse)
