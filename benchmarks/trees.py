@@ -28,8 +28,8 @@ ALLOWED_RATIO = 1.1
 _PAUSE_SECONDS = 1.1
 _REPEATS = 20  # of requests that take a few milliseconds
 _BACKGROUND_SECONDS = 16.5
-# Earlier versions share the memory of a tree for 5 s. With sweeps every 5 s, chance would decide
-# whether they do.
+# Earlier versions share the memory of a tree for 5 s. With sweeps every 5 s, it would depend on
+# chance whether two sweeps share the memory.
 SWEEP_SECONDS = 5.5
 
 

@@ -89,7 +89,7 @@ class Client:
     def post_for_answer(
         self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
     ) -> ClientAnswer:
-        """Send a POST request with a JSON body; returns also the headers of the answer."""
+        """Send a POST request with a JSON body; return the body and the headers of the answer."""
         return self._request("POST", path, json.dumps(body), timeout_seconds)
 
     def _request(

@@ -342,11 +342,11 @@ class Monitor:
         return list(self._services.gpu_reader.read().gpus)
 
     def peaks(self, model: str | None = None) -> list[ModelPeaks]:
-        """Return the peaks of one model, or of all, as `GET /models/peaks` does."""
+        """Return the peaks of one model, or of all models, like `GET /models/peaks`."""
         return self._services.peaks.read(model)
 
     def fits(self, model: str) -> Fit:
-        """Tell whether one more backend of a model fits into what is free, as `GET /fits` does.
+        """Tell whether one more backend of a model fits into the free memory, like `GET /fits`.
 
         Raises:
             InvalidRequest: `model` cannot be the name of a model.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Only in the response of a shutdown that could not be verified completely.
 VERIFIED_HEADER, PARTLY = "X-Monitor-Verified", "partly"
-# In the response of a shutdown that has succeeded: the memory that it has given back.
+# The header of a successful shutdown's response with the memory that was given back.
 FREED_HEADER = "X-Monitor-Freed"
 _MAX_DIGITS = 15  # of an integer in RFC 8941
 
@@ -119,7 +119,7 @@ def stopped_response(is_partly_verified: bool, freed: Freed | None) -> Response:
 
 
 def format_freed(freed: Freed) -> str:
-    """Format the header `X-Monitor-Freed`: a dictionary of RFC 8941, without what is not known.
+    """Format the header `X-Monitor-Freed`: a dictionary of RFC 8941, without unknown figures.
 
     For example `memory=268435456, gpu=1073741824, seconds=0.52`. `gpu_left` is there only if GPU
     memory was not given back.

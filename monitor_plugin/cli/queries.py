@@ -69,7 +69,7 @@ def fetch_backends(
 
 
 def fetch_gpus(client: Client, node: str | None = None) -> tuple[ClusterGpusAnswer, Any]:
-    """Request `/gpus`; returns and raises as `fetch_backends`."""
+    """Request `/gpus`; the arguments, results and errors are like those of `fetch_backends`."""
     query = {} if node is None else {"node": node}
     try:
         answer = client.get("/gpus", query, timeout_seconds=_TIMEOUT_SECONDS)
@@ -84,7 +84,7 @@ def fetch_gpus(client: Client, node: str | None = None) -> tuple[ClusterGpusAnsw
 
 
 def fetch_peaks(client: Client, model: str) -> PeaksItem | None:
-    """Request the peaks of a model; None if the monitor has none, or is an older one without them.
+    """Request the peaks of a model; None if the monitor has none, or is too old to store peaks.
 
     Raises:
         RequestFailed: as `fetch_backends`.

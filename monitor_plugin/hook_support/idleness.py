@@ -24,8 +24,8 @@ def says_busy(observation: Observation) -> bool:
 def held_bytes(observation: Observation, component: str | None = None) -> int | None:
     """Return the memory of a backend in bytes, or None if unknown: its total, or a component.
 
-    The component `vram` is the sum of itself and all `vram:...`. While PSS of several processes is
-    outdated, the last one counts: RSS may be many times what they hold, if they share pages.
+    The component `vram` is the sum of itself and all `vram:...`. While the PSS of several processes
+    is outdated, the last PSS counts: RSS may be many times as much if the processes share pages.
     """
     memory = observation.memory
     if memory is None:
@@ -39,9 +39,10 @@ def held_bytes(observation: Observation, component: str | None = None) -> int | 
 def unreclaimable_bytes(observation: Observation) -> int | None:
     """Return the memory of a backend that the kernel cannot drop, in bytes; None if unknown.
 
-    That is the total without the pages of files, such as a model that llama.cpp maps. A total
-    counts in full if the backend reported it, as nobody knows whether files are part of it, and if
-    the monitor may not read the kinds of memory. While they are outdated, the last ones count.
+    The pages of mapped files do not count, such as a model that llama.cpp maps. The whole total
+    counts if the backend reported it, because it is not known whether the total includes files, and
+    if the monitor may not read the kinds of memory. While the kinds are outdated, the last reading
+    counts.
     """
     memory, tree = observation.memory, observation.tree
     if memory is None or observation.memory_source == "backend" or tree is None:

@@ -301,9 +301,9 @@ def _last_state(item: NodeBackendItem) -> str:
 
 
 def _kinds(tree: TreeUsage | None) -> str:
-    """Return the kinds of memory that make up the PSS of a tree, its swap, and their age.
+    """Return a text for the kinds of memory that make up a tree's PSS, its swap, and their age.
 
-    Empty if none of them is known.
+    The text is empty if none of these figures is known.
     """
     if tree is None:
         return ""
