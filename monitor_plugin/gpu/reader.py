@@ -271,7 +271,7 @@ class _Source:
             _logger.error("%s: the GPUs cannot be read: %s", self._name, error)
             return False
         if is_silent:
-            message = "%s: the driver has not answered for %.0f s (logged once until it does)"
+            message = "%s: the driver has not answered for %.0f s (logged once until it answers)"
             _logger.warning(message, self._name, seconds)
         return True
 

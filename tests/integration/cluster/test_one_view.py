@@ -355,7 +355,7 @@ def test_the_audit_of_the_stopping_node_names_the_client(
 
 
 @pytest.mark.once
-def test_what_one_node_alone_answers_names_where_to_ask(
+def test_refused_request_for_another_node_names_its_url(
     nats: NatsServer, make_local: MakeLocal
 ) -> None:
     """Events, history, peaks and fits are answered for the requested node only."""
