@@ -28,7 +28,7 @@ pytestmark = pytest.mark.once
 MIB = 1024 * 1024
 
 # Takes MiB of each kind of memory, forks children that share it, and prints all PIDs.
-TAKES = """
+HOLDER = """
 import mmap, os, sys, time
 anonymous, shared, file, children = map(int, sys.argv[1:5])
 MIB = 1024 * 1024
@@ -51,7 +51,7 @@ time.sleep(1000)
 """
 
 
-def takes(
+def start_with_memory(
     spawner: Spawner,
     anonymous: int = 0,
     *,
@@ -61,7 +61,7 @@ def takes(
     path: Path | None = None,
 ) -> list[int]:
     """Start processes that have so many MiB of each kind; return their PIDs, the root first."""
-    process = spawner.python(TAKES, *map(str, (anonymous, shared, file, children, path)))
+    process = spawner.python(HOLDER, *map(str, (anonymous, shared, file, children, path)))
     return [int(pid) for pid in read_line(process).split()]
 
 
@@ -87,7 +87,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_memory_is_split_into_its_kinds(spawner: Spawner, model_file: Path) -> None:
     """Files that are mapped, shared memory, and the rest. The kinds add up to PSS."""
-    (pid,) = takes(spawner, 40, shared=70, file=100, path=model_file)
+    (pid,) = start_with_memory(spawner, 40, shared=70, file=100, path=model_file)
     memory = measure(pid)
     assert memory.pss is not None
     assert memory.anonymous is not None
@@ -104,7 +104,7 @@ def test_memory_is_split_into_its_kinds(spawner: Spawner, model_file: Path) -> N
 
 def test_replicas_share_the_file_that_both_map(spawner: Spawner, model_file: Path) -> None:
     """Each replica has half of the file. llama.cpp's servers of one model share it this way."""
-    for pid in [takes(spawner, file=100, path=model_file)[0] for _ in range(2)]:
+    for pid in [start_with_memory(spawner, file=100, path=model_file)[0] for _ in range(2)]:
         memory = measure(pid)
         assert memory.file is not None
         assert 50 * MIB <= memory.file < 65 * MIB
@@ -113,7 +113,7 @@ def test_replicas_share_the_file_that_both_map(spawner: Spawner, model_file: Pat
 
 def test_memory_that_members_share_counts_once(spawner: Spawner) -> None:
     """200 MiB that four processes share by fork are 200 MiB of PSS, not four times as much."""
-    pids = takes(spawner, 200, children=3)
+    pids = start_with_memory(spawner, 200, children=3)
     memory = measure(pids[0])
     assert memory.pss is not None
     assert 200 * MIB <= memory.pss <= 260 * MIB
@@ -125,7 +125,7 @@ def test_memory_that_members_share_counts_once(spawner: Spawner) -> None:
 
 def test_processes_that_have_ended_count_0(spawner: Spawner) -> None:
     """A zombie in the tree does not prevent the sum."""
-    root, *children = takes(spawner, 50, children=2)
+    root, *children = start_with_memory(spawner, 50, children=2)
     psutil.Process(children[0]).kill()
     eventually(lambda: psutil.Process(children[0]).status() == psutil.STATUS_ZOMBIE)
     memory = measure(root)

@@ -94,7 +94,7 @@ def components(gpus: dict[str, int]) -> dict[str, int]:
     }
 
 
-def going(fit: Fit) -> Sequence[str] | None:
+def proposed(fit: Fit) -> Sequence[str] | None:
     return None if fit.unload is None else [each.model for each in fit.unload]
 
 
@@ -257,10 +257,10 @@ def test_longest_idle_models_are_proposed() -> None:
     machine.load("old", idle=800.0, test0=3)
     machine.load("middle", idle=700.0, test0=3)
     machine.load("young", idle=10.0, test0=9)
-    assert going(machine.check("m")) == ["old", "middle"]
+    assert proposed(machine.check("m")) == ["old", "middle"]
     machine.had("m", 4, test0=8)
     fit = machine.check("m")
-    assert going(fit) == ["young"]  # the others would not suffice without it, and are not needed
+    assert proposed(fit) == ["young"]  # the others would not suffice without it, and are not needed
     assert fit.unload
     assert fit.unload[0].gpus == {"vram:test0": 9}
 
@@ -272,7 +272,7 @@ def test_models_are_proposed_for_the_machine_and_for_a_gpu() -> None:
     machine.load("cpu", idle=60.0, memory=2)
     machine.load("gpu", idle=50.0, test0=2)
     machine.load("both", idle=40.0, memory=9, test0=9)
-    assert going(machine.check("m")) == ["cpu", "gpu"]
+    assert proposed(machine.check("m")) == ["cpu", "gpu"]
 
 
 def test_only_models_that_are_known_to_be_idle_are_proposed() -> None:
@@ -304,4 +304,4 @@ def test_shutdown_frees_no_file_pages() -> None:
     machine.load("mapped", idle=60.0, memory=9, tree=tree)
     assert machine.check("m").unload is None
     machine.load("other", idle=50.0, memory=9, tree={**tree, "shared": 1})
-    assert going(machine.check("m")) == ["other"]
+    assert proposed(machine.check("m")) == ["other"]
