@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,29 @@ def test_read_is_repeated_for_a_request_during_an_older_read(
     assert source.request(time.monotonic())
     file.write(make_gpu({}))
     eventually(lambda: file.reads == 2)
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "no device"])
+def test_caller_waits_no_longer_if_no_read_will_follow(
+    is_closed: bool,
+    file: GpuFile,
+    make_reader: Callable[..., GpuReader],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reader is closed meanwhile, or the read in progress finds no device."""
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.05)
+    file.write(fault="hang")
+    reader = make_reader([file])
+    (source,) = reader._providers
+    eventually(lambda: file.reads == 1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reader.read, 0, 1000)
+        eventually(lambda: source._requested)
+        if is_closed:
+            reader.close()
+        else:
+            file.write()
+        assert waiting.result(60).gpus == ()
 
 
 def test_thread_of_a_driver_without_devices_ends(
