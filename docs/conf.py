@@ -48,6 +48,8 @@ nitpick_ignore_regex = [
 
 _URLS = dict(line.split(" = ") for line in _SETUP["metadata"]["project_urls"].split("\n") if line)
 _REPOSITORY = f"{_URLS['Source']}/blob/main"
+# How Sphinx writes the type `Bytes` in signatures. Its bounds are of no use to a reader.
+_BYTES = re.compile(r"~?typing\.Annotated\[int, ~?msgspec\.Meta\([^)]*\)\]")
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -78,7 +80,20 @@ def _include_read(app: Sphinx, path: Path, name: str, content: list[str]) -> Non
     content[0] = _rewrite_links(content[0], "")  # only files of the root are included
 
 
+def _signature_read(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    signature: str | None,
+    returns: str,
+) -> tuple[str | None, str]:
+    return _BYTES.sub("int", signature or "") or None, returns
+
+
 def setup(app: Sphinx) -> None:
     """Connect the handlers; Sphinx calls this."""
     app.connect("source-read", _page_read)
     app.connect("include-read", _include_read)
+    app.connect("autodoc-process-signature", _signature_read)
