@@ -427,7 +427,7 @@ def test_panel_shows_each_gpu_and_its_holders(
     edit_answers(page, lambda body: body.update(gpus=listed))
     badge(page, "m")("ready")
     assert not page.locator("#gpus").is_visible()
-    listed += [UNKNOWN_GPU, APU, GPU]
+    listed += [{**UNKNOWN_GPU}, {**APU}, {**GPU}]
     rows = page.locator("#gpus-table tbody tr")
     eventually(lambda: rows.count() == 3)
     assert page.locator("#gpus-sum").inner_text() == "2 devices, 30.3 GiB of 80.5 GiB used"
@@ -468,6 +468,25 @@ def test_panel_shows_each_gpu_and_its_holders(
     listed.clear()
     page.locator("#gpus").wait_for(state="hidden")
     assert page.locator("img").count() == 0
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_details_tell_a_backend_without_gpu_memory_from_an_unknown_one(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """It uses none if the users of all devices are known; without a device nothing is unknown."""
+    monitor = make_swept(gpu="off")
+    register(monitor, "m")
+    page = tabs.open(monitor.url).page
+    listed: list[dict[str, Any]] = []
+    edit_answers(page, lambda body: body.update(gpus=listed))
+    badge(page, "m")("ready")
+    row(page, "m").locator("summary").click()
+    shows(page, "m", "GPU memory\nno GPU is seen")
+    listed.append(GPU)
+    shows(page, "m", "GPU memory\nnone")
+    listed.append(UNKNOWN_GPU)
+    shows(page, "m", "GPU memory\nunknown")
     page.unroute_all(behavior="ignoreErrors")
 
 

@@ -54,7 +54,9 @@ export class BackendsTable {
         row = new Row(item, this.#palette, this.onStop);
         this.#rows.set(key, row);
       }
-      row.update(item, machines.get(item.node) ?? answer.machine, this.history.of(item), now);
+      const machine = machines.get(item.node) ?? answer.machine;
+      const gpus = (answer.gpus ?? []).filter(({ node }) => node === item.node);
+      row.update(item, machine, gpus, this.history.of(item), now);
     }
     for (const [key, row] of this.#rows) {
       if (!live.has(key) && !row.gone) this.#removeLater(key, row, answer.ended);

@@ -28,9 +28,15 @@ function ago(seconds) {
   return (seconds ?? null) === null ? "unknown" : `${duration(seconds)} ago`;
 }
 
-function gpuMemory(tree) {
+/** The memory on GPUs; null is "none" if it is known of each device which processes use it. */
+function gpuMemory(tree, gpus) {
   const { vram, gtt } = tree ?? {};
-  return (gtt ?? null) === null ? bytes(vram) : `${bytes(vram)}, GTT ${bytes(gtt)}`;
+  const amounts = [bytes(vram)];
+  if (tree && (vram ?? null) === null && gpus.every(({ ours }) => (ours ?? null) !== null)) {
+    amounts[0] = gpus.length === 0 ? "no GPU is seen" : "none";
+  }
+  if ((gtt ?? null) !== null) amounts.push(`GTT ${bytes(gtt)}`);
+  return amounts.join(", ");
 }
 
 export class Row {
@@ -69,12 +75,12 @@ export class Row {
     );
   }
 
-  /** Show a newer item of the same backend. */
-  update(item, machine, series, now) {
+  /** Show a newer item of the same backend; `machine` and `gpus` are those of its node. */
+  update(item, machine, gpus, series, now) {
     this.item = item;
-    this.#last = [item, machine, series, now];
+    this.#last = [item, machine, gpus, series, now];
     this.#state(item, now);
-    this.#facts(item, machine);
+    this.#facts(item, machine, gpus);
     this.#memory(item, machine);
     this.cpu.update(percent(cpuOf(item)), series.times, series.cpu, now);
     this.trend.update("", series.times, series.memory, now);
@@ -127,7 +133,7 @@ export class Row {
     this.#badge(word, tone, why, notes.join(", "));
   }
 
-  #facts(item, machine) {
+  #facts(item, machine, gpus) {
     setText(this.under, `${place(item)}, up ${duration(item.uptime_seconds)}`);
     const tree = item.process?.tree;
     const facts = [
@@ -143,7 +149,7 @@ export class Row {
       ["Shared", bytes(tree?.shared)],
       ["Swap", bytes(tree?.swap)],
       ["Memory read", ago(tree?.memory_age_seconds)],
-      ["GPU memory", gpuMemory(tree)],
+      ["GPU memory", gpuMemory(tree, gpus)],
       ["Limits", describeLimits(machine, item.limits)],
       ["Threads", count(tree?.threads)],
       ["Open files", count(tree?.open_files)],
