@@ -74,7 +74,7 @@ def _gpu_peak_item(peak: GpuPeak) -> GpuPeakItem:
         uuid=peak.uuid,
         memory=peak.memory,
         memory_at=utc_datetime(peak.memory_at),
-        together=peak.together,
+        part_of_largest_sum=peak.part_of_largest_sum,
     )
 
 

@@ -289,14 +289,14 @@ class EventsAnswer(msgspec.Struct, frozen=True):
 class GpuPeakItem(msgspec.Struct, frozen=True, kw_only=True):
     """The most memory of one GPU that one backend of a model held; sizes in bytes.
 
-    `together` is the size on this GPU when the sum over all GPUs was the highest.
+    `part_of_largest_sum` is the size on this GPU when the sum over all GPUs was the highest.
     """
 
     component: str
     uuid: str | None = None
     memory: Bytes
     memory_at: datetime
-    together: Bytes = 0
+    part_of_largest_sum: Bytes = 0
 
 
 class PeaksItem(msgspec.Struct, frozen=True, kw_only=True):

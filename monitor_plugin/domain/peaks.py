@@ -29,15 +29,15 @@ class GpuPeak(msgspec.Struct, frozen=True, kw_only=True):
         uuid: identifies the GPU; None if it is not known.
         memory: bytes.
         memory_at: when the backend held them, in seconds since the epoch.
-        together: the bytes on this GPU at the moment when the sum over all GPUs was the highest
-            that one backend ever held; 0 if the backend used other GPUs then.
+        part_of_largest_sum: the bytes on this GPU at the moment when one backend held the largest
+            sum over all GPUs; 0 if the backend used other GPUs then.
     """
 
     component: str
     uuid: str | None = None
     memory: Bytes
     memory_at: float
-    together: Bytes = 0
+    part_of_largest_sum: Bytes = 0
 
     @property
     def key(self) -> str:
@@ -107,18 +107,20 @@ def _merge_gpus(old: tuple[GpuPeak, ...], new: tuple[GpuPeak, ...]) -> tuple[Gpu
     for each in new:
         known = merged.get(each.key)
         if known is None:
-            merged[each.key] = replace(each, together=0)
+            merged[each.key] = replace(each, part_of_largest_sum=0)
         elif each.memory > known.memory:
-            merged[each.key] = replace(each, together=known.together)
-    if sum(each.together for each in new) > sum(each.together for each in old):
-        together = {each.key: each.together for each in new}
+            merged[each.key] = replace(each, part_of_largest_sum=known.part_of_largest_sum)
+    if sum(each.part_of_largest_sum for each in new) > sum(
+        each.part_of_largest_sum for each in old
+    ):
+        parts = {each.key: each.part_of_largest_sum for each in new}
         for key, each in merged.items():
-            merged[key] = replace(each, together=together.get(key, 0))
+            merged[key] = replace(each, part_of_largest_sum=parts.get(key, 0))
     if merged == {each.key: each for each in old}:
         return old
     kept = sorted(merged.values(), key=lambda each: each.memory_at)
     if len(kept) > MAX_DEVICES:  # the GPUs that were used at the same moment stay
-        kept.sort(key=lambda each: (each.together > 0, each.memory_at))
+        kept.sort(key=lambda each: (each.part_of_largest_sum > 0, each.memory_at))
         kept = sorted(kept[-MAX_DEVICES:], key=lambda each: each.memory_at)
     return tuple(kept)
 

@@ -175,7 +175,7 @@ def _freed(idle: IdleModel, name: str) -> int:
 def _needed_memory(peaks: ModelPeaks | None) -> int | None:
     if peaks is None or peaks.tree_memory is None:
         return None
-    gtt = sum(each.together for each in peaks.gpus if each.component.startswith("gtt:"))
+    gtt = sum(each.part_of_largest_sum for each in peaks.gpus if each.component.startswith("gtt:"))
     return peaks.tree_memory + gtt
 
 
@@ -189,9 +189,9 @@ def _gpu_needs(peaks: ModelPeaks | None, gpus: Sequence[Gpu]) -> tuple[GpuNeed, 
     uuids = {gpu.component: gpu.uuid for gpu in gpus}
     needed = dict.fromkeys(uuids, None if peaks is None else 0)
     for each in peaks.gpus if peaks else ():
-        if each.together:
+        if each.part_of_largest_sum:
             component = _component_now(each, gpus)
-            needed[component], uuids[component] = each.together, each.uuid
+            needed[component], uuids[component] = each.part_of_largest_sum, each.uuid
     return tuple(
         GpuNeed(
             component=component,

@@ -224,7 +224,13 @@ def _gpu_peaks(
     if len(amounts) > MAX_DEVICES:
         amounts = dict(sorted(amounts.items(), key=lambda each: -each[1])[:MAX_DEVICES])
     return tuple(
-        GpuPeak(component=name, uuid=uuids.get(name), memory=amount, memory_at=now, together=amount)
+        GpuPeak(
+            component=name,
+            uuid=uuids.get(name),
+            memory=amount,
+            memory_at=now,
+            part_of_largest_sum=amount,
+        )
         for name, amount in amounts.items()
     )
 

@@ -23,14 +23,20 @@ def peaks(at: float = 1000.0, **fields: Any) -> ModelPeaks:
 def gpus(at: float = 1000.0, **amounts: int) -> ModelPeaks:
     """Return the memory that one backend holds at a time, on devices with these UUIDs."""
     found = [
-        GpuPeak(component=f"vram:{uuid}", uuid=uuid, memory=amount, memory_at=at, together=amount)
+        GpuPeak(
+            component=f"vram:{uuid}",
+            uuid=uuid,
+            memory=amount,
+            memory_at=at,
+            part_of_largest_sum=amount,
+        )
         for uuid, amount in amounts.items()
     ]
     return peaks(at, gpus=tuple(found))
 
 
 def on_devices(found: ModelPeaks) -> dict[str | None, tuple[int, int]]:
-    return {each.uuid: (each.memory, each.together) for each in found.gpus}
+    return {each.uuid: (each.memory, each.part_of_largest_sum) for each in found.gpus}
 
 
 def test_higher_figure_replaces_a_lower_one_with_its_time() -> None:
@@ -53,21 +59,25 @@ def test_time_of_the_last_observation_changes_hourly() -> None:
 
 
 def test_gpu_peaks_are_stored_by_device_and_for_the_highest_sum() -> None:
-    """Each device has its own peak; `together` is the memory of one backend at one moment."""
+    """Each device has its own peak, and its part of the largest sum of one moment."""
     found = merge_peaks(gpus(a=5), gpus(2000.0, a=3, b=4))
     assert on_devices(found) == {"a": (5, 3), "b": (4, 4)}
     found = merge_peaks(found, gpus(3000.0, b=6))  # more on b alone, and less in all
     assert on_devices(found) == {"a": (5, 3), "b": (6, 4)}
     found = merge_peaks(found, gpus(4000.0, c=9))  # the host has moved the model
     assert on_devices(found) == {"a": (5, 0), "b": (6, 0), "c": (9, 9)}
-    assert merge_peaks(found, gpus(5000.0, d=0)).gpus[-1].together == 0
+    assert merge_peaks(found, gpus(5000.0, d=0)).gpus[-1].part_of_largest_sum == 0
     assert merge_peaks(found, gpus(5000.0, c=9)) is found
 
 
 def test_gpu_keeps_its_peak_under_another_index() -> None:
     """The UUID identifies a device; without one, its component does."""
-    first = GpuPeak(component="vram:nvidia0", uuid="A", memory=5, memory_at=1.0, together=5)
-    second = GpuPeak(component="vram:nvidia1", uuid="A", memory=6, memory_at=2.0, together=6)
+    first = GpuPeak(
+        component="vram:nvidia0", uuid="A", memory=5, memory_at=1.0, part_of_largest_sum=5
+    )
+    second = GpuPeak(
+        component="vram:nvidia1", uuid="A", memory=6, memory_at=2.0, part_of_largest_sum=6
+    )
     found = merge_peaks(peaks(gpus=(first,)), peaks(gpus=(second,)))
     assert found.gpus == (second,)
     without = GpuPeak(component="vram", memory=7, memory_at=3.0)
