@@ -253,10 +253,10 @@ def test_longest_idle_models_are_proposed() -> None:
     """Only needed models are proposed, and no model that frees nothing of the short memory."""
     machine = Machine(9, make_gpu({}, free=1))
     machine.had("m", 4, test0=7)
-    machine.load("oldest", idle=900.0, memory=9)  # holds nothing on the GPU
-    machine.load("old", idle=800.0, test0=3)
-    machine.load("middle", idle=700.0, test0=3)
     machine.load("young", idle=10.0, test0=9)
+    machine.load("middle", idle=700.0, test0=3)
+    machine.load("old", idle=800.0, test0=3)
+    machine.load("oldest", idle=900.0, memory=9)  # holds nothing on the GPU
     assert proposed(machine.check("m")) == ["old", "middle"]
     machine.had("m", 4, test0=8)
     fit = machine.check("m")
