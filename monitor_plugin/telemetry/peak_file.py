@@ -64,6 +64,9 @@ class PeakFile:
         return {each.model: each for each in found}
 
     def _create(self) -> None:
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise OSError(f"the folder {folder} does not exist; make it first")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with suppress(FileExistsError):
             os.close(os.open(self._path, flags, 0o600))

@@ -306,7 +306,8 @@ def test_file_of_a_newer_version_is_refused(path: Path) -> None:
 
 def test_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     """A missing folder, a folder, a pipe, and a file system that takes no files."""
-    assert unusable(tmp_path / "missing" / "state.db") == "No such file or directory"
+    folder = tmp_path / "missing"
+    assert unusable(folder / "state.db") == f"the folder {folder} does not exist; make it first"
     assert unusable(tmp_path) == f"it is no regular file{ADVICE}"
     os.mkfifo(tmp_path / "pipe")
     assert unusable(tmp_path / "pipe") == f"it is no regular file{ADVICE}"
