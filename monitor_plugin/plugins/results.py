@@ -22,6 +22,9 @@ from .executor import WrongType
 
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
+# What is raised for a GPU with a field that is not valid. The error of msgspec 0.18.0 is no
+# ValueError.
+_NOT_PLAIN = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 _METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
 # No process can handle SIGKILL or SIGSTOP, and SIGCONT ends none.
 _STOP_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT}
@@ -72,7 +75,7 @@ def validate_gpus(value: object) -> tuple[Gpu, ...]:
             raise WrongType(value, f"{wanted}; item {position} is {type(each).__name__}")
         try:
             gpus.append(_plain_gpu(each))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # also msgspec's
+        except _NOT_PLAIN as error:
             raise WrongType(value, f"{wanted}; item {position}: {error}") from None
     return tuple(gpus)
 
@@ -112,7 +115,7 @@ def _plain_gpu(gpu: Gpu) -> Gpu:
     """Copy a GPU, and convert its fields to the types that `Gpu` declares.
 
     Raises:
-        TypeError, ValueError, OverflowError, RecursionError: a field is not valid.
+        One of `_NOT_PLAIN`: a field is not valid.
     """
     plain = msgspec.convert(msgspec.to_builtins(gpu, enc_hook=_plain_number), Gpu)
     fields = msgspec.to_builtins(plain)
