@@ -26,14 +26,14 @@ class State(enum.IntEnum):
     READY = 2
 
 
+_STATE_NAMES = {int(each): each.name.lower() for each in State}
 # The name of the state of a backend that has not answered yet.
 STARTING = "starting"
 
 
 def state_name(state: int | None) -> str:
     """Return a state's name in lower case; `unknown` for None and for numbers not in `State`."""
-    names = {int(each): each.name.lower() for each in State}
-    return "unknown" if state is None else names.get(state, "unknown")
+    return "unknown" if state is None else _STATE_NAMES.get(state, "unknown")
 
 
 def utc_datetime(seconds: float) -> datetime:
