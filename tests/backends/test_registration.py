@@ -443,8 +443,8 @@ def test_process_of_the_same_backend_takes_the_place_of_the_registered_one(
     assert {pid for pid, _ in new.members.identities()} == {wrapper.pid, child}
     assert new.state is State.READY
     assert services.exit_recorder.watcher.pidfd_count() == before[1]
-    # A thread that takes a snapshot may have a descriptor of its own for a moment.
-    eventually(lambda: len(descriptors()) == len(before[0]))
+    # Now or before, a thread that takes a snapshot or reads memory may have a file open.
+    eventually(lambda: len(descriptors()) <= len(before[0]))
     assert list(services.registration._member_table._registered) == [new.members]
     os.kill(pids[1], signal.SIGKILL)
     eventually(lambda: recorder.events[2:] == [("gone", pids[1])])
