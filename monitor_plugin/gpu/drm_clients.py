@@ -18,7 +18,7 @@ from ..domain.gpus import GpuUse
 
 _logger = logging.getLogger(__name__)
 
-# What the kernel may report of a region of memory. The first of these that it reports is used.
+# The kernel may report several kinds of figures of a memory region. The first one found is used.
 _KINDS = ("resident", "memory", "total")
 _ON_DEVICE, _IN_SYSTEM_MEMORY = (
     re.compile(rf"drm-(?:{'|'.join(_KINDS)})-({regions})")

@@ -22,8 +22,7 @@ from .executor import WrongType
 
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
-# What is raised for a GPU with a field that is not valid. The error of msgspec 0.18.0 is no
-# ValueError.
+# The errors that an invalid field of a GPU raises. The error of msgspec 0.18.0 is no ValueError.
 _NOT_PLAIN = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 _METADATA_KEY = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)", re.ASCII)
 # No process can handle SIGKILL or SIGSTOP, and SIGCONT ends none.

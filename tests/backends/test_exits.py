@@ -137,7 +137,7 @@ def test_exit_has_the_last_known_peak(
 def test_exit_of_a_backend_that_was_never_read_has_no_peak(
     monitor: Monitor, recorder: Recorder, spawner: Spawner
 ) -> None:
-    """What is not known is None, not 0."""
+    """An unknown figure is None, not 0."""
     monitor._services.memory_reader.close()
     process = spawner.sleeper()
     register(monitor, process.pid)

@@ -1,4 +1,4 @@
-"""Which PIDs of a driver count as PIDs of processes that the monitor sees."""
+"""Tests of the check whether a driver lists PIDs of the monitor's own PID namespace."""
 
 from __future__ import annotations
 

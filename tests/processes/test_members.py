@@ -1,4 +1,4 @@
-"""Which processes belong to a backend."""
+"""Tests of the rules that decide which processes are members of a backend."""
 
 from __future__ import annotations
 

@@ -373,7 +373,7 @@ assert len(peaks.PeakStore(sys.argv[1]).read()) == (2000 if limit else 0)
 
 
 def test_file_size_limit_is_logged_once_and_outlived(path: Path) -> None:
-    """What could not be written is written when the limit is gone."""
+    """Peaks that could not be written are written when the limit is gone."""
     command = [sys.executable, "-c", FULL, str(path), "50000"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stderr == ""
