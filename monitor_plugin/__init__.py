@@ -26,9 +26,13 @@ from .domain.errors import (
     SettingsError,
     ShutdownFailed,
     ShutdownRefused,
+    StartFailed,
     TooManyShutdowns,
+    TooManyStarts,
 )
 from .domain.gpus import Gpu, GpuUse
+from .domain.known_models import KnownModel
+from .domain.logs import LogTail
 from .domain.models import (
     Backend,
     BackendExit,
@@ -42,6 +46,7 @@ from .domain.models import (
     State,
     Status,
 )
+from .domain.postmortems import PostMortem
 from .hookspecs import hookimpl, hookspec
 
 if TYPE_CHECKING:
@@ -60,8 +65,10 @@ __all__ = [
     "HookFigures",
     "InvalidBackend",
     "InvalidRequest",
+    "KnownModel",
     "ListenError",
     "LoadedPlugin",
+    "LogTail",
     "Memory",
     "ModelNotLoaded",
     "Monitor",
@@ -71,6 +78,7 @@ __all__ = [
     "OutcomeUnknown",
     "PidNotHeld",
     "PluginError",
+    "PostMortem",
     "Reading",
     "RequestFailed",
     "Sample",
@@ -78,9 +86,11 @@ __all__ = [
     "SettingsError",
     "ShutdownFailed",
     "ShutdownRefused",
+    "StartFailed",
     "State",
     "Status",
     "TooManyShutdowns",
+    "TooManyStarts",
     "hookimpl",
     "hookspec",
     "install",

@@ -9,10 +9,11 @@ may take fewer arguments than the spec has, in any order, by the same names. Wra
 functions are refused.
 
 The hooks that report events (`monitor_backend_registered`, `monitor_state_changed`,
-`monitor_backend_gone`, `monitor_backend_left_behind`, `monitor_shutdown_finished`) are called for
-each plugin on its own, one event at a time, so that a slow plugin does not delay the other plugins.
-The events of a backend keep their order. A plugin that is behind gets the other events before
-changes of state, and of the changes of a backend's state only the newest state.
+`monitor_backend_gone`, `monitor_backend_left_behind`, `monitor_backend_postmortem`,
+`monitor_shutdown_finished`, `monitor_watchdog_acted`) are called for each plugin on its own, one
+event at a time, so that a slow plugin does not delay the other plugins. The events of a backend
+keep their order. A plugin that is behind gets the other events before changes of state, and of the
+changes of a backend's state only the newest state.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 from .domain.gpus import Gpu
+from .domain.known_models import KnownModel
+from .domain.logs import LogTail
 from .domain.models import (
     Backend,
     BackendExit,
@@ -35,6 +38,7 @@ from .domain.models import (
     State,
     Status,
 )
+from .domain.postmortems import PostMortem
 
 if TYPE_CHECKING:
     import falcon
@@ -81,6 +85,26 @@ class Monitor(Protocol):
         self, model: str, force: bool = False, pid: int | None = None, *, spare_busy: bool = False
     ) -> None:
         """Stop a model's backends, or one of them."""
+
+    def known_models(self) -> list[KnownModel]:
+        """List the models that the host can run."""
+
+    def start_model(self, model: str, timeout_seconds: float | None = None) -> None:
+        """Start a model, and wait until it is ready."""
+
+    def restart_model(
+        self,
+        model: str,
+        force: bool = False,
+        pid: int | None = None,
+        *,
+        spare_busy: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Stop a model's backends, or one of them, and start the model again."""
+
+    def report_watchdog(self, backend: Backend, watchdog: str, action: str, reason: str) -> None:
+        """Report that a watchdog has found something wrong with a backend, and what it does."""
 
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
@@ -220,6 +244,51 @@ def monitor_list_gpus() -> Sequence[Gpu]:
 
 
 @hookspec
+def monitor_list_models() -> Sequence[KnownModel]:
+    """List the models that a host can run, also those of which no backend runs.
+
+    When: for a list of backends, a scrape or a start, at most once a second. Thread: a hook's, one
+    call at a time. Returns each model once, as a `KnownModel`. If several implementations list the
+    same model, the first one counts. A model that runs as several processes is listed once, with
+    the state that an operator should see first. If an implementation raises, overruns or returns
+    another type, this is logged, and its last models stay listed.
+    """
+
+
+@hookspec
+def monitor_start_model(model: str, timeout_seconds: float) -> bool | None:
+    """Start a model through its host.
+
+    When: at a start or a restart, unless a backend of the model is registered and no restart was
+    requested. Thread: a hook's, one per model. Arguments: `model`; `timeout_seconds`, the time that
+    is left for the start; an implementation overruns only `hook_timeout_seconds` after that.
+    Returns True if the host has started the model, is starting it, or runs it already (the monitor
+    then waits until a backend is registered and ready); False if it could not be started; None if
+    the host does not know the model. The first True or False counts. An implementation that raises
+    `StartFailed` failed, with that reason. If it raises another error or returns another type, the
+    error is logged, and the next implementation is called. If it overruns, the start counts as
+    under way.
+    """
+
+
+@hookspec
+def monitor_read_log(
+    model: str, pid: int | None, stream: str, max_bytes: int
+) -> bytes | LogTail | None:
+    """Read the end of what a model's process has written to its standard output or error.
+
+    When: for a request of a log, and after each end of a backend. Thread: a hook's; concurrent
+    calls are possible. Arguments: `model`; `pid`, the registered process, which may have ended;
+    None for the model's last process, which need not have been registered; `stream`, `stdout` or
+    `stderr`; `max_bytes`, how many bytes to return at most. Returns the last bytes of the stream; a
+    `LogTail` where the position of its end in the stream is known; or None if the host does not
+    keep this log. The first result counts. If all return None, the monitor reads the file that the
+    process writes to, if it writes to a file. An implementation that raises, overruns or returns
+    another type is logged, and the next one is called.
+    """
+
+
+@hookspec
 def monitor_before_shutdown(backend: Backend, force: bool) -> str | None:
     """Decide whether a backend may be stopped.
 
@@ -314,6 +383,28 @@ def monitor_backend_left_behind(backend: Backend, pids: Sequence[int]) -> None:
     well; after a shutdown only if that failed. Not for a process that belongs to another registered
     backend. Thread: a hook's, one event of the plugin at a time. Arguments: `backend`, its last
     record; `pids`, the members. Returns nothing. An error is logged; the other implementations run.
+    """
+
+
+@hookspec
+def monitor_backend_postmortem(backend: Backend, postmortem: PostMortem) -> None:
+    """All that will be known of the end of a backend is known.
+
+    When: once per backend, after `monitor_backend_gone`: when its left-behind members were searched
+    for, and its last output was read. Thread: a hook's, one event of the plugin at a time.
+    Arguments: `backend`, its last record; `postmortem`, whose `last_output` may hold what users
+    sent to the model. Returns nothing. An error is logged; the other implementations run.
+    """
+
+
+@hookspec
+def monitor_watchdog_acted(backend: Backend, watchdog: str, action: str, reason: str) -> None:
+    """A watchdog, such as memory_limit.py, has found something wrong with a backend.
+
+    When: after `Monitor.report_watchdog`. Thread: a hook's, one event of the plugin at a time.
+    Arguments: `backend`; `watchdog`, its name; `action`, what it does: `stop`, `restart`, `tell`
+    (nothing but this report) or `gave_up` (the model was restarted too often); `reason`, for
+    people. Returns nothing. An error is logged; the other implementations run.
     """
 
 

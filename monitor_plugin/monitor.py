@@ -34,6 +34,7 @@ from .config.tokens import Tokens
 from .domain.errors import MonitorError, SettingsError
 from .domain.fits import Fit
 from .domain.gpus import Gpu
+from .domain.known_models import KnownModel
 from .domain.model_name import validate_model_name
 from .domain.models import Backend, LoadedPlugin, Observation, Reading
 from .domain.peaks import ModelPeaks
@@ -43,6 +44,9 @@ from .hookspecs import PROJECT_NAME
 from .http.app import create_app
 from .http.resources.metrics import MetricsSource
 from .http.server.server import Server
+from .operations.known_models import KnownModels
+from .operations.model_operations import ModelOperations
+from .operations.starter import ModelStarter
 from .plugins.event_queue import EventQueue
 from .plugins.executor import HookExecutor
 from .plugins.file_loader import load_hook_files
@@ -226,6 +230,7 @@ class Monitor:
         close_all(
             services.sweeper.stop,
             *([services.hooks.closing] if previous is _Phase.STARTED else []),
+            services.operations.close,
             services.shutdown_coordinator.close,
             services.event_log.close,
             *([self._cluster.close] if self._cluster else []),
@@ -269,7 +274,7 @@ class Monitor:
             self._settings,
             self._tokens,
             read=services.model_reader.read,
-            shutdown=services.shutdown_coordinator.shutdown,
+            shutdown=services.operations.shutdown,
             lister=Lister(
                 services.registry,
                 services.refusals,
@@ -277,6 +282,7 @@ class Monitor:
                 services.shutdown_coordinator,
                 services.limits_reader,
                 gpu_lister,
+                services.known_models,
             ),
             read_gpus=gpu_lister.read,
             event_log=services.event_log,
@@ -380,9 +386,60 @@ class Monitor:
                 model again.
         """
         with audited_shutdown(model, force, pid) as audit:
-            audit.freed = self._services.shutdown_coordinator.shutdown(
+            audit.freed = self._services.operations.shutdown(
                 validate_model_name(model), force, pid, spare_busy
             )
+
+    def start_model(self, model: str, timeout_seconds: float | None = None) -> None:
+        """Start a model through its host, and wait until it is ready, as `/backend/load` does.
+
+        Returns immediately if a backend of the model is ready.
+
+        Args:
+            model: the name of the model.
+            timeout_seconds: the maximum time; None: the setting `start_timeout_seconds`.
+
+        Raises:
+            InvalidRequest: `model` cannot be the name of a model.
+            StartFailed: no host knows the model, or it did not become ready.
+        """
+        self._services.operations.start(validate_model_name(model), timeout_seconds)
+
+    def restart_model(
+        self,
+        model: str,
+        force: bool = False,
+        pid: int | None = None,
+        *,
+        spare_busy: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Stop a model as `shutdown` does, and start it as `start_model` does.
+
+        A model that is not loaded is only started.
+
+        Raises:
+            InvalidRequest: `model` cannot be the name of a model.
+            PidNotHeld: the model has no backend with that PID.
+            ShutdownRefused: a hook refused; nothing was stopped.
+            ShutdownFailed: the model was not stopped, and not started.
+            StartFailed: the model was stopped, and did not become ready again.
+        """
+        self._services.operations.restart(
+            validate_model_name(model),
+            force,
+            pid,
+            spare_busy=spare_busy,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def known_models(self) -> list[KnownModel]:
+        """List the models that the host can run, as its hook `monitor_list_models` lists them."""
+        return self._services.known_models.known()
+
+    def report_watchdog(self, backend: Backend, watchdog: str, action: str, reason: str) -> None:
+        """Report what a watchdog has found, and what it does: see `monitor_watchdog_acted`."""
+        self._services.hooks.watchdog_acted(backend, watchdog, action, reason)
 
     def stopping(self) -> list[Backend]:
         """List the backends that a shutdown is stopping."""
@@ -499,6 +556,7 @@ class _Services:
             peaks,
             settings,
         )
+        self.known_models = KnownModels(registry, hooks)
         self.fit_checker = FitChecker(registry, self.sweeper, peaks, limits, gpus)
         verifier = AddressVerifier(registry, table, sockets)
         release = MemoryRelease(gpus, settings.memory_release_seconds)
@@ -516,6 +574,18 @@ class _Services:
             pool,
             self.unseen,
             settings,
+        )
+        starter = ModelStarter(
+            registry,
+            recorder,
+            self.model_reader,
+            self.known_models,
+            hooks,
+            pool,
+            read_output=lambda model: None,
+        )
+        self.operations = ModelOperations(
+            registry, self.shutdown_coordinator, starter, settings.start_timeout_seconds
         )
 
     def start(self) -> None:
@@ -580,10 +650,12 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.left_behind,
         services.refusals,
         services.model_reader,
+        services.operations,
         services.shutdown_coordinator,
         services.sweeper,
         services.limits_reader,
         GpuLister(services.registry, services.member_table, services.gpu_reader, node),
+        services.known_models,
         services.exit_recorder.describe_last_exit,
         services.unseen is not None,
     )

@@ -15,7 +15,9 @@ from ..domain.errors import (
     OutcomeUnknown,
     ShutdownFailed,
     ShutdownRefused,
+    StartFailed,
     TooManyShutdowns,
+    TooManyStarts,
 )
 from .results import Response, encode, escape
 
@@ -50,7 +52,9 @@ ERROR_KINDS: dict[type, ErrorKind] = {
     BackendUnreadable: ErrorKind(500, "backend_unreadable"),
     ShutdownRefused: ErrorKind(409, "shutdown_refused"),
     ShutdownFailed: ErrorKind(500, "shutdown_failed"),
+    StartFailed: ErrorKind(500, "start_failed"),
     TooManyShutdowns: ErrorKind(503, "too_many_shutdowns"),
+    TooManyStarts: ErrorKind(503, "too_many_starts"),
     NodeForbidden: ErrorKind(403, "node_forbidden"),
     NodeUnreachable: ErrorKind(504, "node_unreachable"),
     OutcomeUnknown: ErrorKind(504, "outcome_unknown"),
@@ -96,7 +100,7 @@ def error_response(error: BaseException, message: str | None = None) -> Response
     """
     kind = error_kind(error)
     headers = {}
-    if isinstance(error, TooManyShutdowns):
+    if isinstance(error, (TooManyShutdowns, TooManyStarts)):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if kind is INTERNAL_ERROR:
         message = INTERNAL_ERROR_MESSAGE

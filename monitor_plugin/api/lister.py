@@ -13,6 +13,7 @@ from ..backends.refusals import Refusals
 from ..backends.registry import EndedBackend, Registry
 from ..domain.exits import exit_to_dict
 from ..domain.models import Observation, utc_datetime
+from ..operations.known_models import KnownModels
 from ..processes.limits import LimitsReader
 from ..readings.sweeper import Sweeper
 from ..shutdown.coordinator import Progress, ShutdownCoordinator
@@ -22,8 +23,10 @@ from .schemas import (
     BackendsAnswer,
     EndItem,
     Machine,
+    ModelItem,
     NodeBackendItem,
     NodeEndItem,
+    NodeModelItem,
     NodeRefusedItem,
     ProcessItem,
     RefusedItem,
@@ -41,6 +44,7 @@ class Lister:
         shutdowns: gives the progress of each shutdown.
         limits_reader: reads the monitor's own limits.
         gpus: lists the GPUs of a reading.
+        known_models: the models that hosts can run.
         node: the name of this node, for each item; None without a cluster.
     """
 
@@ -52,6 +56,7 @@ class Lister:
         shutdowns: ShutdownCoordinator,
         limits_reader: LimitsReader,
         gpus: GpuLister,
+        known_models: KnownModels,
         node: str | None = None,
     ) -> None:
         self._registry = registry
@@ -60,16 +65,24 @@ class Lister:
         self._shutdowns = shutdowns
         self._limits_reader = limits_reader
         self._gpus = gpus
+        self._known_models = known_models
         self._backend_type: Any = (
             BackendItem if node is None else partial(NodeBackendItem, node=node)
         )
         self._end_type: Any = EndItem if node is None else partial(NodeEndItem, node=node)
+        self._model_type: Any = ModelItem if node is None else partial(NodeModelItem, node=node)
         self._refused_type: Any = (
             RefusedItem if node is None else partial(NodeRefusedItem, node=node)
         )
 
-    def list(self, model: str | None, fresh: bool) -> BackendsAnswer:
-        """List the backends of one model or of all, read now or as the last sweep found them."""
+    def list(self, model: str | None, fresh: bool, *, with_output: bool = False) -> BackendsAnswer:
+        """List the backends of one model or of all.
+
+        Args:
+            model: the model; None lists all.
+            fresh: read the backends now; if False, list what the last sweep found.
+            with_output: list the last output of ended backends, which only admins may see.
+        """
         sweeper = self._sweeper
         sweep = sweeper.sweep_with_gpus if fresh else sweeper.last_sweep_with_gpus
         observations, gpus = sweep(model)
@@ -78,7 +91,7 @@ class Lister:
         return BackendsAnswer(
             [self._backend_item(each, progress.get(each.backend), now) for each in observations],
             [
-                self._end_item(each)
+                self._end_item(each, with_output)
                 for each in reversed(self._registry.last_exits())
                 if model in (None, each.backend.model)
             ],
@@ -91,6 +104,10 @@ class Lister:
                 if model in (None, each.model)
             ],
             self._gpus.list(gpus),
+            [
+                self._model_type(**msgspec.structs.asdict(each))
+                for each in self._known_models.without_backend(model)
+            ],
         )
 
     def _machine(self) -> Machine:
@@ -126,9 +143,10 @@ class Lister:
         )
         return item
 
-    def _end_item(self, end: EndedBackend) -> EndItem:
-        backend, exit = end.backend, end.exit
+    def _end_item(self, end: EndedBackend, with_output: bool) -> EndItem:
+        backend, exit, postmortem = end.backend, end.exit, end.postmortem
         item: EndItem = self._end_type(
+            id=end.id,
             model=backend.model,
             pid=backend.pid,
             address=backend.address,
@@ -136,5 +154,6 @@ class Lister:
             ended_at=utc_datetime(exit.ended_at),
             **exit_to_dict(exit),
             left_behind=None if end.left_behind is None else list(end.left_behind),
+            last_output=postmortem.last_output if postmortem and with_output else None,
         )
         return item

@@ -66,9 +66,12 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
 class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     """A backend that has ended, and how it ended.
 
-    `left_behind` lists its processes that still run; `null` in the first second, or while unknown.
+    `id` is for `/ended/ID`. `left_behind` lists its processes that still run; `null` in the first
+    second, or while unknown. `last_output` has its last lines; `null` for clients that are no
+    admins, in the first seconds, and if they are not known.
     """
 
+    id: int = 0
     model: str
     pid: int
     address: str = ""
@@ -83,6 +86,108 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss: Bytes | None = None
     description: str = ""
     left_behind: list[LeftBehindProcess] | None = None
+    last_output: str | None = None
+
+
+class LastReadingItem(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last sweep before the end of a backend found; `null` means unknown.
+
+    `at` is when it was read. Memory is in bytes, `cpu_percent` in percent of one core, of the tree.
+    """
+
+    at: datetime
+    state: int | None = None
+    state_name: str = "unknown"
+    source: str | None = None
+    rpc_error: str | None = None
+    memory: Memory | None = None
+    memory_source: str | None = None
+    rss: Bytes | None = None
+    cpu_percent: float | None = None
+    processes: int | None = None
+
+
+class PostMortemItem(EndItem, frozen=True, kw_only=True):
+    """The answer of `/ended/ID`: all that is known of the end of a backend.
+
+    Durations are in seconds. `ready_seconds` is the time from the creation of the process to the
+    first READY, `ends_last_hour` the number of backends of the model that have ended within the
+    hour before, with this one. Both are `null`, and so is `last_reading`, while they are not known.
+    """
+
+    uptime_seconds: float
+    ready_seconds: float | None = None
+    ends_last_hour: int | None = None
+    last_reading: LastReadingItem | None = None
+    node: str | None = None
+
+
+class ModelItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that a host can run, and of which no backend runs: see `KnownModel`."""
+
+    model: str
+    state: str
+    detail: str | None = None
+    can_start: bool = False
+
+
+class NodeModelItem(ModelItem, frozen=True, kw_only=True):
+    """A model of a cluster's list of which no backend runs on the node."""
+
+    node: str = ""
+
+
+class LogAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of `/backend/log`: the end of a stream, or what follows `after`.
+
+    `source` is `host` (the hook `monitor_read_log`) or `file` (the file that the process writes
+    to). `start` and `next` are the offsets of the begin and the end of `text` in the stream, in
+    bytes; `next` is the value of `after` for the next request. `gap` means that bytes after `after`
+    are missing: they were dropped, or are more than `bytes`. Bytes that are no UTF-8 are escaped in
+    `text`; other control characters are not.
+    """
+
+    model: str
+    pid: int | None = None
+    stream: str
+    source: str
+    text: str
+    start: int
+    next: int
+    gap: bool = False
+    poll_after_seconds: float = 1.0
+
+
+class MemberItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that belongs to a backend: its figures as in `process`; `null` means unknown.
+
+    `parent` is the PID of its parent, which may be no member.
+    """
+
+    pid: int
+    parent: int | None = None
+    name: str | None = None
+    user: str | None = None
+    is_zombie: bool = False
+    rss: Bytes | None = None
+    cpu_percent: float | None = None
+    threads: int | None = None
+    created_at: datetime | None = None
+
+
+class BackendMembersItem(msgspec.Struct, frozen=True, kw_only=True):
+    """A backend of a model and its members, the registered process first."""
+
+    model: str
+    pid: int
+    address: str = ""
+    members: list[MemberItem]
+
+
+class MembersAnswer(msgspec.Struct, frozen=True):
+    """The answer of `/backend/members`."""
+
+    backends: list[BackendMembersItem]
 
 
 class RefusedItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,13 +296,17 @@ class GpusAnswer(msgspec.Struct, frozen=True):
 
 
 class BackendsAnswer(msgspec.Struct, frozen=True):
-    """The answer of `/backends`; in `ended` the newest end comes first."""
+    """The answer of `/backends`; in `ended` the newest end comes first.
+
+    `models` has the models that a host can run, and of which no backend runs.
+    """
 
     backends: list[BackendItem]
     ended: list[EndItem]
     machine: Machine
     refused: list[RefusedItem] = []
     gpus: list[GpuItem] = []
+    models: list[ModelItem] = []
 
 
 class NodeItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +330,7 @@ class ClusterBackendsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ended: list[NodeEndItem]
     refused: list[NodeRefusedItem] = []
     gpus: list[NodeGpuItem] = []
+    models: list[NodeModelItem] = []
     machine: Machine | None = None
     nodes: list[NodeItem] = []
     next: str | None = None

@@ -18,6 +18,7 @@ from ..domain.models import (
     ProcessName,
     State,
 )
+from ..domain.postmortems import PostMortem
 from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.process import Process
@@ -57,6 +58,8 @@ class EndedBackend(NamedTuple):
             before the exit, because memory ran out; then whether that group was the backend's own.
         group: the folder of the backend's control group; None if it is not known.
         left_behind: the members that still run; None: they were not searched for yet.
+        id: the number of the end, greater than those of earlier ends, also of an earlier monitor.
+        postmortem: all that is known of the end; None until its parts were read.
     """
 
     backend: Backend
@@ -64,6 +67,8 @@ class EndedBackend(NamedTuple):
     oom_certain: bool | None
     group: str | None = None
     left_behind: Sequence[LeftBehindProcess] | None = None
+    id: int = 0
+    postmortem: PostMortem | None = None
 
     @property
     def may_have_left(self) -> bool:
@@ -196,6 +201,7 @@ class Registry:
         self._by_model: dict[str, dict[int, Record]] = {}
         self._by_address: dict[str, Record] = {}
         self._exits: dict[Backend, EndedBackend] = {}  # oldest first
+        self._last_end_id = int(time.time() * 1000)
 
     def records(self, model: str | None = None) -> list[Record]:
         """List the records of one model or of all models, in the order of their registration."""
@@ -404,7 +410,9 @@ class Registry:
             if self._records.get(record.backend.pid) is not record:
                 raise NotRegistered
             self._remove(record)
-            ended = EndedBackend(record.backend, exit, oom_certain, record.oom.group)
+            self._last_end_id += 1
+            group, id = record.oom.group, self._last_end_id
+            ended = EndedBackend(record.backend, exit, oom_certain, group, id=id)
             self._exits[record.backend] = ended
             self._trim_exits()
             return publish(ended)
@@ -430,6 +438,18 @@ class Registry:
         with self._lock:
             if backend in self._exits:
                 self._exits[backend] = self._exits[backend]._replace(exit=exit)
+
+    def find_exit(self, id: int) -> EndedBackend | None:
+        """Find an exit by its number; None if it is not stored, or not any more."""
+        with self._lock:
+            return next((each for each in self._exits.values() if each.id == id), None)
+
+    def set_postmortem(self, backend: Backend, postmortem: PostMortem) -> None:
+        """Add the post-mortem to an exit, if it is still stored."""
+        with self._lock:
+            if backend in self._exits:
+                ended = self._exits[backend]
+                self._exits[backend] = ended._replace(postmortem=postmortem)
 
     def set_left_behind(self, ended: EndedBackend, processes: Sequence[LeftBehindProcess]) -> None:
         """Set the processes that an ended backend left behind, and that still run.

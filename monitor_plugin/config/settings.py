@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             share a reading only while it is made.
         start_grace_seconds: how long after its registration a backend that has not answered yet is
             `starting`; later it is unreachable. 0: it is unreachable immediately.
+        start_timeout_seconds: the maximum time that a start of a model waits until a backend of the
+            model is ready.
         drain_timeout_seconds: the maximum time that a shutdown waits for a busy backend.
         stop_timeout_seconds: how long a stop waits after SIGTERM before it sends SIGKILL (a process
             that is found during the stop gets at least half of this time after its SIGTERM); how
@@ -112,6 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     status_timeout_seconds: _Positive = 1.0
     reading_max_age_seconds: _NotNegative = 0.02
     start_grace_seconds: _NotNegative = 300.0
+    start_timeout_seconds: _Positive = 300.0
     drain_timeout_seconds: _NotNegative = 30.0
     stop_timeout_seconds: _Positive = 10.0
     stop_signal_target: Literal["root", "all"] = "root"

@@ -14,7 +14,9 @@ Their tree::
     ├── ShutdownRefused        a hook refused the shutdown
     ├── ShutdownFailed         the processes could not be stopped, or were started again, or the
     │                          address is still served
+    ├── StartFailed            the model could not be started, or did not become ready
     ├── TooManyShutdowns       too many shutdowns are running already
+    ├── TooManyStarts          too many starts are running already
     ├── RequestFailed          a request to a running monitor failed
     └── ClusterError           a request to another node of the cluster failed
         ├── NodeUnreachable    the node does not answer
@@ -166,6 +168,23 @@ class ShutdownFailed(MonitorError):
         self.pids = tuple(pids)
 
 
+class StartFailed(MonitorError):
+    """The model could not be started, or did not become ready.
+
+    Attributes:
+        model: the model's name.
+        reason: why, as a clause.
+        last_output: the last output of its process, escaped; None if there is none. It may hold
+            what users sent to the model, so that the message does not have it.
+    """
+
+    def __init__(self, model: str, reason: str, last_output: str | None = None) -> None:
+        super().__init__(f"model {model!r} could not be started: {reason}")
+        self.model = model
+        self.reason = reason
+        self.last_output = last_output
+
+
 class TooManyShutdowns(MonitorError):
     """The maximum number of shutdowns are running already; nothing was stopped.
 
@@ -177,6 +196,21 @@ class TooManyShutdowns(MonitorError):
         super().__init__(
             f"{limit} shutdowns are under way, which is as many as are taken at once; "
             f"nothing was stopped, try again in {retry_after_seconds} s"
+        )
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyStarts(MonitorError):
+    """The maximum number of starts are running already; nothing was started.
+
+    Attributes:
+        retry_after_seconds: how long to wait before the next attempt.
+    """
+
+    def __init__(self, limit: int, retry_after_seconds: int) -> None:
+        super().__init__(
+            f"{limit} starts are in progress, which is the maximum; nothing was started, try again "
+            f"in {retry_after_seconds} s"
         )
         self.retry_after_seconds = retry_after_seconds
 

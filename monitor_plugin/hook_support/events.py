@@ -55,6 +55,13 @@ class EventHooks:
         facts = {"outcome": outcome, "seconds": round(seconds, 3), "freed": freed}
         self._pass_on("shutdown_finished", backend, **facts)
 
+    @hookimpl
+    def monitor_watchdog_acted(
+        self, backend: Backend, watchdog: str, action: str, reason: str
+    ) -> None:
+        """Pass on what a watchdog has found and does."""
+        self._pass_on("watchdog", backend, watchdog=watchdog, action=action, reason=reason)
+
     def _pass_on(self, type: str, backend: Backend, **facts: Any) -> None:
         event = event_to_dict(event_log.Event(0, time.time(), type, backend, facts))
         del event["id"]

@@ -19,6 +19,7 @@ from .plugin_queue import (
     GONE,
     LEFT_BEHIND,
     MAX_EVENTS,
+    POSTMORTEM,
     STATE_CHANGED,
     Delivery,
     PluginQueue,
@@ -32,7 +33,9 @@ EVENT_HOOKS = (
     STATE_CHANGED,
     GONE,
     LEFT_BEHIND,
+    POSTMORTEM,
     "monitor_shutdown_finished",
+    "monitor_watchdog_acted",
 )
 
 _CLOSE_SECONDS = 5.0

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..domain.errors import ShutdownFailed
+from ..domain.errors import ShutdownFailed, StartFailed
 from ..domain.gpus import Gpu
+from ..domain.known_models import KnownModel
+from ..domain.logs import LogTail
 from ..domain.models import (
     Backend,
     BackendExit,
@@ -21,6 +23,7 @@ from ..domain.models import (
     State,
     Status,
 )
+from ..domain.postmortems import PostMortem
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
 from .event_queue import EventQueue
@@ -33,10 +36,12 @@ from .executor import (
     HookRun,
     WrongType,
 )
-from .plugin_queue import GONE, LEFT_BEHIND, STATE_CHANGED, Delivery
+from .plugin_queue import GONE, LEFT_BEHIND, POSTMORTEM, STATE_CHANGED, Delivery
 from .results import (
     validate_components,
     validate_gpus,
+    validate_known_models,
+    validate_log,
     validate_metadata,
     validate_reason,
     validate_status,
@@ -55,11 +60,11 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class StopAnswer(NamedTuple):
-    """The plugin that stops a backend, or failed to.
+class HostAnswer(NamedTuple):
+    """The plugin that stops a backend or starts a model, or failed to.
 
     Attributes:
-        under_way: whether the stop is done or under way.
+        under_way: whether the stop or the start is done or under way.
         error: the reason of the failure, or that the plugin overran; else None.
     """
 
@@ -158,6 +163,16 @@ class Hooks:
         pids = tuple(pids)
         self._event_log.add("left_behind", backend, pids=pids)
         self._events.publish(LEFT_BEHIND, backend=backend, pids=pids)
+
+    def backend_postmortem(self, backend: Backend, postmortem: PostMortem) -> None:
+        """Queue `monitor_backend_postmortem`. The event log does not get it: it holds output."""
+        self._events.publish(POSTMORTEM, backend=backend, postmortem=postmortem)
+
+    def watchdog_acted(self, backend: Backend, watchdog: str, action: str, reason: str) -> None:
+        """Queue `monitor_watchdog_acted`."""
+        facts = {"watchdog": watchdog, "action": action, "reason": reason}
+        self._event_log.add("watchdog", backend, **facts)
+        self._events.publish("monitor_watchdog_acted", backend=backend, **facts)
 
     def state_changed(self, backend: Backend, previous: State | None, current: State) -> None:
         """Queue `monitor_state_changed`."""
@@ -289,28 +304,77 @@ class Hooks:
         """Whether a plugin implements the hook that stops a backend through its host."""
         return bool(self._executor.implementations("monitor_stop_backend"))
 
-    def stop_backend(self, backend: Backend, timeout_seconds: float) -> StopAnswer | None:
+    def stop_backend(self, backend: Backend, timeout_seconds: float) -> HostAnswer | None:
         """Call `monitor_stop_backend`; return the first answer, or None.
 
         The time limit is `timeout_seconds` plus that of the other hooks.
         """
-        arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
+        return self._ask_host(
+            "monitor_stop_backend", timeout_seconds, ShutdownFailed, backend=backend
+        )
+
+    def may_start_model(self) -> bool:
+        """Whether a plugin implements the hook that starts a model through its host."""
+        return bool(self._executor.implementations("monitor_start_model"))
+
+    def start_model(self, model: str, timeout_seconds: float) -> HostAnswer | None:
+        """Call `monitor_start_model`; return the first answer, or None.
+
+        The time limit is `timeout_seconds` plus that of the other hooks.
+        """
+        return self._ask_host("monitor_start_model", timeout_seconds, StartFailed, model=model)
+
+    def _ask_host(
+        self,
+        hook: str,
+        timeout_seconds: float,
+        failure: type[ShutdownFailed | StartFailed],
+        **arguments: Any,
+    ) -> HostAnswer | None:
+        """Call a hook that a host implements; `failure` is the error of a host that failed."""
         seconds = timeout_seconds + self._timeout_seconds
 
         def answers(outcome: HookOutcome) -> bool:
-            ends = (HookOverran, HookNotCalled, ShutdownFailed)
+            ends = (HookOverran, HookNotCalled, failure)
             return _has_value(outcome) or isinstance(outcome.error, ends)
 
-        call = HookCall("monitor_stop_backend", seconds, arguments, validate_under_way, answers)
+        arguments["timeout_seconds"] = timeout_seconds
+        call = HookCall(hook, seconds, arguments, validate_under_way, answers)
         for name, under_way, error in self._executor.call(call):
             if isinstance(error, HookOverran):
-                return StopAnswer(name, True, str(error))
-            if isinstance(error, HookNotCalled):  # the plugin might manage the backend
-                return StopAnswer(name, False, str(error))
-            if isinstance(error, ShutdownFailed):
-                return StopAnswer(name, False, getattr(error, "reason", str(error)))
+                return HostAnswer(name, True, str(error))
+            if isinstance(error, HookNotCalled):  # the plugin might be the one
+                return HostAnswer(name, False, str(error))
+            if isinstance(error, failure):
+                return HostAnswer(name, False, getattr(error, "reason", str(error)))
             if under_way is not None:
-                return StopAnswer(name, under_way, None)
+                return HostAnswer(name, under_way, None)
+        return None
+
+    def may_list_models(self) -> bool:
+        """Whether a plugin implements the hook that lists the models of a host."""
+        return bool(self._executor.implementations("monitor_list_models"))
+
+    def list_models(self) -> Mapping[str, Sequence[KnownModel] | None]:
+        """Call `monitor_list_models`; return the models by plugin, None for one that failed."""
+        call = HookCall("monitor_list_models", self._timeout_seconds, {}, validate_known_models)
+        found: dict[str, Sequence[KnownModel] | None] = {}
+        for name, models, error in self._executor.call(call):
+            found[name] = None if error else [*(found.get(name) or ()), *(models or ())]
+        return found
+
+    def read_log(
+        self, model: str, pid: int | None, stream: str, max_bytes: int
+    ) -> bytes | LogTail | None:
+        """Call `monitor_read_log`; return the first result, at most `max_bytes`, or None."""
+        arguments = {"model": model, "pid": pid, "stream": stream, "max_bytes": max_bytes}
+        seconds = self._timeout_seconds
+        call = HookCall("monitor_read_log", seconds, arguments, validate_log, _has_value)
+        for _, log, _ in self._executor.call(call):
+            if isinstance(log, LogTail):
+                return LogTail(log.data[-max_bytes:], log.end)
+            if log is not None:
+                return bytes(log[-max_bytes:])
         return None
 
     def stop_signal(self, backend: Backend) -> int:

@@ -14,6 +14,7 @@ from .executor import Implementation
 STATE_CHANGED = "monitor_state_changed"
 GONE = "monitor_backend_gone"
 LEFT_BEHIND = "monitor_backend_left_behind"
+POSTMORTEM = "monitor_backend_postmortem"
 
 # Maximum number of events that wait, enough for thousands of exits at the same time. Changes of
 # state do not count while no other event of the backend follows them: MAX_STATES limits those.
@@ -172,4 +173,4 @@ class PluginQueue:
 
 
 def _importance(event: QueuedEvent) -> int:
-    return {STATE_CHANGED: 0, GONE: 2, LEFT_BEHIND: 2}.get(event.hook, 1)
+    return {STATE_CHANGED: 0, GONE: 2, LEFT_BEHIND: 2, POSTMORTEM: 2}.get(event.hook, 1)

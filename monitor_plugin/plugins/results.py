@@ -17,6 +17,9 @@ import msgspec
 from msgspec.structs import replace
 
 from ..domain.gpus import Gpu, GpuUse
+from ..domain.known_models import MODEL_STATES, KnownModel
+from ..domain.logs import LogTail
+from ..domain.model_name import validate_model_name
 from ..domain.models import Memory, Status
 from .executor import WrongType
 
@@ -79,6 +82,45 @@ def validate_gpus(value: object) -> tuple[Gpu, ...]:
     return tuple(gpus)
 
 
+def validate_known_models(value: object) -> tuple[KnownModel, ...]:
+    """Validate the result of `monitor_list_models`."""
+    wanted = (
+        "a sequence of KnownModel, each with the name of a model, a state of "
+        f"{', '.join(MODEL_STATES)}, a text or None, and a bool"
+    )
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise WrongType(value, wanted)
+    models: dict[str, KnownModel] = {}
+    for position, each in enumerate(value):
+        if not isinstance(each, KnownModel):
+            raise WrongType(value, f"{wanted}; item {position} is {type(each).__name__}")
+        try:
+            model = validate_model_name(each.model)
+        except ValueError as error:
+            raise WrongType(value, f"{wanted}; item {position}: {error}") from None
+        is_valid = (
+            each.state in MODEL_STATES
+            and (each.detail is None or _is_text(each.detail))
+            and isinstance(each.can_start, bool)
+        )
+        if not is_valid:
+            raise WrongType(value, f"{wanted}; item {position} is not")
+        detail = None if each.detail is None else str.__str__(each.detail)
+        known = KnownModel(model, str.__str__(each.state), detail, each.can_start)
+        models.setdefault(model, known)  # the first one of a model counts
+    return tuple(models.values())
+
+
+def validate_log(value: object) -> bytes | LogTail:
+    """Validate the result of `monitor_read_log`."""
+    if isinstance(value, LogTail):
+        if isinstance(value.data, bytes) and _is_bytes(value.end):
+            return LogTail(bytes(value.data), int(value.end))
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise WrongType(value, "bytes, a LogTail of bytes and their end, or None")
+
+
 def validate_reason(value: object) -> str:
     """Validate the result of `monitor_before_shutdown`."""
     if not isinstance(value, str):
@@ -87,7 +129,7 @@ def validate_reason(value: object) -> str:
 
 
 def validate_under_way(value: object) -> bool:
-    """Validate the result of `monitor_stop_backend`."""
+    """Validate the result of `monitor_stop_backend` or `monitor_start_model`."""
     if not isinstance(value, bool):
         raise WrongType(value, "True, False or None")
     return value

@@ -21,7 +21,7 @@ class Event(NamedTuple):
         id: greater than the ids of earlier events, also of an earlier monitor.
         at: the time, in seconds since the epoch.
         type: `registered`, `state_changed`, `address_owner`, `member_ended`, `oom_kill`, `ended`,
-            `left_behind`, `shutdown_phase` or `shutdown_finished`.
+            `left_behind`, `shutdown_phase`, `shutdown_finished` or `watchdog`.
         backend: the backend.
         facts: the other arguments of the hook that reports the event, if any.
     """

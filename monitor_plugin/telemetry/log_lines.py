@@ -111,11 +111,24 @@ def _shutdown_line(
     return f"{text}; {given_back}" if given_back else text, facts
 
 
+def _watchdog_line(
+    backend: Backend, watchdog: str, action: str, reason: str
+) -> tuple[str, dict[str, Any]]:
+    what = {
+        "stop": "is being stopped",
+        "restart": "is being restarted",
+        "gave_up": "is left as it is, after too many restarts",
+    }
+    text = f"{what.get(action, 'needs attention')} ({watchdog}): {reason}"
+    return text, {"watchdog": watchdog, "action": action, "reason": reason}
+
+
 _LINES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
     "monitor_state_changed": _state_line,
     "monitor_backend_gone": _exit_line,
     "monitor_backend_left_behind": _left_behind_line,
     "monitor_shutdown_finished": _shutdown_line,
+    "monitor_watchdog_acted": _watchdog_line,
     "oom_kill": _oom_kill_line,
     "member_ended": _member_line,
     "address_owner": _address_owner_line,

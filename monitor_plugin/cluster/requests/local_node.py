@@ -27,6 +27,8 @@ from ...backends.left_behind import LeftBehindTracker
 from ...backends.refusals import Refusals
 from ...backends.registry import Registry
 from ...domain.errors import MonitorError, ShutdownFailed
+from ...operations.known_models import KnownModels
+from ...operations.model_operations import ModelOperations
 from ...processes.limits import LimitsReader
 from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
@@ -45,10 +47,12 @@ class LocalNode:
         left_behind: knows the processes that ended backends have left behind.
         refusals: the registrations that this node has refused.
         model_reader: reads this node's models.
-        coordinator: shuts this node's models down.
+        operations: starts, stops and restarts this node's models.
+        coordinator: gives the progress of each shutdown.
         sweeper: reads all backends of this node.
         limits_reader: reads the limits of this node's monitor.
         gpu_lister: lists the GPUs of this node.
+        known_models: the models that this node's hosts can run.
         describe_last_exit: describes how the last backend of a model ended; None if none has ended.
         is_partly_verified: whether the monitor cannot see all processes.
 
@@ -63,10 +67,12 @@ class LocalNode:
         left_behind: LeftBehindTracker,
         refusals: Refusals,
         model_reader: ModelReader,
+        operations: ModelOperations,
         coordinator: ShutdownCoordinator,
         sweeper: Sweeper,
         limits_reader: LimitsReader,
         gpu_lister: GpuLister,
+        known_models: KnownModels,
         describe_last_exit: Callable[[str], str | None],
         is_partly_verified: bool,
     ) -> None:
@@ -77,10 +83,17 @@ class LocalNode:
         self._registry = registry
         self._left_behind = left_behind
         self._model_reader = model_reader
-        self._coordinator = coordinator
+        self._operations = operations
         self._gpu_lister = gpu_lister
         self._lister = Lister(
-            registry, refusals, sweeper, coordinator, limits_reader, gpu_lister, node
+            registry,
+            refusals,
+            sweeper,
+            coordinator,
+            limits_reader,
+            gpu_lister,
+            known_models,
+            node,
         )
 
     def has(self, model: str, pid: int | None = None, *, stopping: bool = False) -> bool:
@@ -146,7 +159,7 @@ class LocalNode:
         return self._reply(Response(200, encode(listed)))
 
     def _stop(self, request: Request) -> Reply:
-        freed = self._coordinator.shutdown(request.model or "", request.force, request.pid)
+        freed = self._operations.shutdown(request.model or "", request.force, request.pid)
         return self._reply(stopped_response(self._is_partly_verified, freed))
 
 

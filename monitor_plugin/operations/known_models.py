@@ -1,0 +1,57 @@
+"""The models that hosts can run, as the hook `monitor_list_models` lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..backends.registry import Registry
+from ..concurrency.single_flight import SingleFlight
+from ..domain.known_models import KnownModel
+from ..plugins.hooks import Hooks
+
+_MAX_AGE_SECONDS = 1.0
+
+
+class KnownModels:
+    """Lists the models that hosts can run. Safe to call from any thread.
+
+    If a plugin's hook fails, its last models are still listed.
+
+    Args:
+        registry: the registered backends.
+        hooks: list the models of each host.
+    """
+
+    def __init__(self, registry: Registry, hooks: Hooks) -> None:
+        self._registry = registry
+        self._hooks = hooks
+        self._by_plugin: dict[str, Sequence[KnownModel]] = {}  # only `_ask` uses it
+        self._models = SingleFlight(_MAX_AGE_SECONDS, self._ask)
+
+    def known(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> list[KnownModel]:
+        """List the known models, each once, as the hosts said within the last seconds."""
+        if not self._hooks.may_list_models():
+            return []
+        return list(self._models.get(max_age_seconds).values())
+
+    def without_backend(self, model: str | None = None) -> list[KnownModel]:
+        """List the known models of which no backend is registered, or only one of them."""
+        loaded = {each.backend.model for each in self._registry.records(model)}
+        known = [each for each in self.known() if model in (None, each.model)]
+        return [each for each in known if each.model not in loaded]
+
+    def find(self, model: str) -> KnownModel | None:
+        """Find a model, as the hosts say now; None if none knows it."""
+        return next((each for each in self.known(0.0) if each.model == model), None)
+
+    def _ask(self) -> dict[str, KnownModel]:
+        answers = self._hooks.list_models()
+        self._by_plugin = {
+            name: self._by_plugin.get(name, ()) if models is None else models
+            for name, models in answers.items()
+        }
+        found: dict[str, KnownModel] = {}
+        for models in self._by_plugin.values():
+            for each in models:
+                found.setdefault(each.model, each)
+        return found
