@@ -19,6 +19,7 @@ import pluggy
 from .api.audit import audited_shutdown
 from .api.gpus import GpuLister
 from .api.lister import Lister
+from .api.member_lister import MemberLister
 from .backends.counters import ModelCounter
 from .backends.exits import ExitRecorder
 from .backends.left_behind import LeftBehindTracker
@@ -284,6 +285,9 @@ class Monitor:
                 gpu_lister,
                 services.known_models,
             ),
+            member_lister=MemberLister(
+                services.registry, services.exit_recorder, services.usage_reader
+            ),
             read_gpus=gpu_lister.read,
             event_log=services.event_log,
             time_series=services.time_series,
@@ -515,7 +519,7 @@ class _Services:
         client = self.status_client = StatusClient(
             status_seconds, hooks.call_metadata, security, self.blocking_observer
         )
-        usage = UsageReader(table)
+        usage = self.usage_reader = UsageReader(table)
         left_behind = self.left_behind = LeftBehindTracker(registry, table, hooks)
         recorder = self.exit_recorder = ExitRecorder(
             registry, client, hooks, counter, usage, left_behind

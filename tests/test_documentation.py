@@ -22,6 +22,7 @@ from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ER
 from monitor_plugin.api.results import HooksAnswer
 from monitor_plugin.api.schemas import (
     BackendItem,
+    BackendMembersItem,
     EndItem,
     EventsAnswer,
     FitsAnswer,
@@ -35,6 +36,8 @@ from monitor_plugin.api.schemas import (
     HistoryItem,
     IdleModelItem,
     Machine,
+    MemberItem,
+    MembersAnswer,
     MemoryNeedItem,
     NodeItem,
     PeaksAnswer,
@@ -430,6 +433,7 @@ def test_http_reference_has_all_routes() -> None:
     [
         ("http", "List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem]),
         ("http", "List backends", [Machine, RefusedItem]),
+        ("http", "List members", [MembersAnswer, BackendMembersItem, MemberItem]),
         ("http", "List GPUs", [GpuItem, GpuModelItem, GpuProcessItem]),
         ("http", "Follow events", [EventsAnswer]),
         ("http", "CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),

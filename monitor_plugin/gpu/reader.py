@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
-import pwd
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from ..domain.gpus import Gpu
+from ..processes.process import process_user
 from ..processes.process_table import TICKS_PER_SECOND, read_row
 from .provider import GpuProvider
 from .reading import STALE_SECONDS, DeviceReading, GpuProcess, GpuReading
@@ -379,19 +378,5 @@ def _find_processes(gpus: Sequence[Gpu], since_boot: float) -> dict[int, GpuProc
     for pid in {use.pid for gpu in gpus for use in gpu.uses or ()}:
         row = read_row(pid)
         if row is not None and row.started <= since_boot * TICKS_PER_SECOND:
-            found[pid] = GpuProcess(row.started, row.name, _user_of(pid, users))
+            found[pid] = GpuProcess(row.started, row.name, process_user(pid, users))
     return found
-
-
-def _user_of(pid: int, names: dict[int, str]) -> str | None:
-    """Return the name of a process's user; `names` caches the names of users by their numbers."""
-    try:
-        number = os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
-    if number not in names:
-        try:
-            names[number] = pwd.getpwuid(number).pw_name
-        except KeyError:
-            names[number] = str(number)
-    return names[number]

@@ -11,6 +11,7 @@ import falcon
 from ..api.cluster_view import ClusterView
 from ..api.errors import encode_error, error_response, http_error_kind
 from ..api.lister import Lister
+from ..api.member_lister import MemberLister
 from ..api.schemas import GpuItem
 from ..concurrency.blocking import BlockingObserver
 from ..config.settings import Settings
@@ -28,6 +29,7 @@ from .middleware.guard import Guard, cors
 from .openapi import describe_api
 from .resources.backends import BackendsResource, TargetsResource
 from .resources.gpus import GpusResource
+from .resources.members import MembersResource
 from .resources.metrics import MetricsResource, MetricsSource
 from .resources.monitor import MonitorResource
 from .resources.page import add_page
@@ -46,6 +48,7 @@ def create_app(
     read: Callable[[str, int | None], SharedReading],
     shutdown: Callable[[str, bool, int | None], Freed],
     lister: Lister,
+    member_lister: MemberLister,
     read_gpus: Callable[[], list[GpuItem]],
     event_log: EventLog,
     time_series: TimeSeries,
@@ -67,6 +70,7 @@ def create_app(
         read: reads a model, or its backend with a PID.
         shutdown: stops a model, by force or not, or its backend with a PID.
         lister: lists the backends.
+        member_lister: lists the members of a model's backends.
         read_gpus: lists the GPUs.
         event_log: holds the last events.
         time_series: holds the usage of the last minutes.
@@ -89,6 +93,7 @@ def create_app(
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
         app.add_route(f"{prefix}/backends", backends)
+    app.add_route("/backend/members", MembersResource(member_lister, cluster))
     app.add_route("/gpus", GpusResource(read_gpus, cluster))
     if cluster:
         app.add_route("/cluster/targets", TargetsResource(cluster))

@@ -39,6 +39,10 @@ _MODEL_NAME = {"type": "string", **requests.MODEL_NAME_SCHEMA}
 _MODEL = _query_parameter("model", "The model; it overrides the one in the body.", _MODEL_NAME)
 _MODEL_FILTER = _query_parameter("model", "Only the backends of this model.", _MODEL_NAME)
 _MODEL_PEAKS = _query_parameter("model", "Only this model.", _MODEL_NAME)
+_MODEL_OF_MEMBERS = {**_query_parameter("model", "The model.", _MODEL_NAME), "required": True}
+_PID_OF_MEMBERS = _query_parameter(
+    "pid", "The PID of one of the model's backends.", {"type": "integer", "minimum": 1}
+)
 _MODEL_TO_FIT = {
     **_query_parameter("model", "The model; it need not be loaded.", _MODEL_NAME),
     "required": True,
@@ -104,7 +108,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
         clustered: whether the monitor also answers for other nodes.
     """
     structs = [schemas.HistoryAnswer, schemas.EventsAnswer, schemas.VersionAnswer]
-    structs += [schemas.PeaksAnswer, schemas.FitsAnswer]
+    structs += [schemas.PeaksAnswer, schemas.FitsAnswer, schemas.MembersAnswer]
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
     structs += [results.HealthAnswer, results.ReadyAnswer, results.HooksAnswer, errors.ErrorAnswer]
     if clustered:
@@ -185,6 +189,12 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
             (*refused, *unreachable),
             [_MODEL_FILTER, _FRESH, *((_NODE, _LIMIT, _AFTER_BACKEND) if clustered else ())],
         )
+    paths["/backend/members"] = _get(
+        "The processes of each backend of a model",
+        schemas.MembersAnswer,
+        (*refused, 500),
+        [_MODEL_OF_MEMBERS, _PID_OF_MEMBERS],
+    )
     paths["/gpus"] = _get(
         "Every GPU, and which processes use its memory",
         schemas.ClusterGpusAnswer if clustered else schemas.GpusAnswer,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 import select
 import signal
 import struct
@@ -222,6 +223,25 @@ def process_name(pid: int) -> str | None:
         return psutil.Process(pid).name().encode(errors="backslashreplace").decode()
     except (psutil.Error, OSError):
         return None
+
+
+def process_user(pid: int, names: dict[int, str]) -> str | None:
+    """Return the name of a process's user, or the user's number; None if it is not known.
+
+    Args:
+        pid: the process.
+        names: caches the names of users by their numbers.
+    """
+    try:
+        number = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+    if number not in names:
+        try:
+            names[number] = pwd.getpwuid(number).pw_name
+        except KeyError:
+            names[number] = str(number)
+    return names[number]
 
 
 def _thread_count(pid: int) -> int:

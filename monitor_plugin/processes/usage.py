@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from ..domain.models import ProcessUsage, TreeUsage
 from .members import Members, MemberTable
-from .process_table import ProcessSnapshot
+from .process_table import ProcessRow, ProcessSnapshot
 from .sampler import MIN_MEASURED_SECONDS, Sampler, percent_of
 from .tree_memory import TreeMemory, TreeTotal, tree_total
 
@@ -98,6 +98,27 @@ class UsageSnapshot:
     def pids(self, members: Members) -> list[int]:
         """List the members of a backend that the snapshot shows, the root first."""
         return members.pids_in(self._snapshot)
+
+    def row(self, pid: int) -> ProcessRow | None:
+        """Return the row of a process; None if the snapshot does not show the process."""
+        return self._rows.get(pid)
+
+    def cpu_percent(self, pid: int) -> float | None:
+        """Return the CPU usage of one process since the baseline, in percent of one core.
+
+        The CPU time of processes that it has waited for does not count. None if the baseline is
+        not known, or too young.
+        """
+        row, baseline = self._rows[pid], self._baseline
+        if baseline is None:
+            return None
+        before = baseline.rows.get(pid)
+        if before is None or before.started != row.started:  # it started after the baseline
+            used, seconds = row.cpu_seconds, row.read_at - baseline.taken_at
+        else:
+            used = max(0.0, row.cpu_seconds - before.cpu_seconds)
+            seconds = row.read_at - before.read_at
+        return 100 * used / seconds if seconds >= MIN_MEASURED_SECONDS else None
 
     def memory_total(self, pids: Sequence[int], memory: TreeMemory | None) -> TreeTotal | None:
         """Return the memory of the members of a backend: see `tree_total`.

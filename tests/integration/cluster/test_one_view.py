@@ -358,11 +358,12 @@ def test_the_audit_of_the_stopping_node_names_the_client(
 def test_refused_request_for_another_node_names_its_url(
     nats: NatsServer, make_local: MakeLocal
 ) -> None:
-    """Events, history, peaks and fits are answered for the requested node only."""
-    a = make_local("a", nats.url)
+    """Events, history, members, peaks and fits are answered for the requested node only."""
+    a = make_local("a", nats.url, "m")
     b = make_local("b", nats.url)
     eventually(lambda: a.lists("a", "b"))
-    for path in ("/events?", "/history?", "/models/peaks?", "/fits?model=m&"):
+    routes = ("/events?", "/history?", "/models/peaks?", "/fits?model=m&")
+    for path in (*routes, "/backend/members?model=m&"):
         assert a.get(f"{path}node=a").status == 200
         refused = a.get(f"{path}node=b")
         assert (refused.status, refused.json["error"]["type"]) == (400, "invalid_request")
