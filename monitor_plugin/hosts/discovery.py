@@ -27,7 +27,7 @@ class Program(NamedTuple):
     Attributes:
         name: its full name in the host.
         display_name: its name for people, which is also the default name of its model.
-        pid: its process.
+        pid: its process; 0 if it does not run.
         command: the command line in the host's configuration; empty if it is not known.
     """
 
@@ -114,7 +114,8 @@ class Discovery:
        program's process.
 
     A program may overwrite its command line and its environment (`setproctitle`), and its
-    configuration may change while it runs. So what was found is remembered while its process runs.
+    configuration may change while it runs. So what was found is remembered while its process runs,
+    and its model while the host has the program.
 
     Args:
         rules: the operator's rules.
@@ -125,17 +126,24 @@ class Discovery:
         self._member_table = MemberTable()
         self._sockets = SocketTable()
         self._processes: dict[int, _ProgramProcess] = {}
+        self._models: dict[str, str] = {}  # by the full names of the programs
+        self._own_names: set[str] = set()
 
-    def find(self, programs: Iterable[Program]) -> list[DiscoveredBackend]:
+    def find(self, programs: Sequence[Program]) -> list[DiscoveredBackend]:
         """Find the programs that are backends, except the one that contains the calling process.
 
         Reads /proc.
+
+        Args:
+            programs: all programs of the host, also those that do not run.
 
         Raises:
             OSError: no file descriptor is free.
         """
         own = {pid for pid, _ in read_ancestry(os.getpid())}
-        programs = [each for each in programs if each.pid not in own]
+        names = {each.name for each in programs}
+        self._own_names = {each.name for each in programs if each.pid in own}
+        programs = [each for each in programs if each.pid and each.pid not in own]
         self._follow(programs)
         snapshot = self._member_table.snapshot(0.0)
         found = []
@@ -155,7 +163,39 @@ class Discovery:
                 found.append(
                     DiscoveredBackend(program.name, model, program.pid, address, pids, listener)
                 )
+        self._models = {name: each for name, each in self._models.items() if name in names}
+        self._models.update((each.program, each.model) for each in found)
         return found
+
+    def model_of(self, name: str, display_name: str, command: Sequence[str]) -> str | None:
+        """Return the model of a program that need not run; None if it is not known as a backend.
+
+        The model comes from, in this order:
+        1. the first rule that matches;
+        2. the last `find` that found a backend of the program;
+        3. the display name, if the command line of the host's configuration has an address.
+
+        So it is not known if only the environment of the program's process names the model or the
+        address, and no process of the program was seen.
+
+        Args:
+            name: the full name of the program.
+            display_name: its name for people.
+            command: its command line in the host's configuration; empty if it is not known.
+        """
+        if name in self._own_names:
+            return None
+        rule = self._match_rule(name, display_name)
+        if rule:
+            return rule[0]
+        configured = display_name if configured_address(command) else None
+        return self._models.get(name, configured)
+
+    def _match_rule(self, name: str, display_name: str) -> tuple[str, str | None] | None:
+        """Return model and address of the first rule that matches a program; None if none does."""
+        names = (display_name, name)
+        matches = (rule.match(each) for rule in self._rules for each in names)
+        return next((each for each in matches if each), None)
 
     def _follow(self, programs: Iterable[Program]) -> None:
         """Follow the members of these programs, and of no others."""
@@ -175,9 +215,7 @@ class Discovery:
 
     def _declaration(self, program: Program, process: _ProgramProcess) -> tuple[str, str | None]:
         """Return the model of a program, and its address; None if nothing gives an address."""
-        names = (program.display_name, program.name)
-        matches = (rule.match(name) for rule in self._rules for name in names)
-        model, address = next((each for each in matches if each), (None, None))
+        model, address = self._match_rule(program.name, program.display_name) or (None, None)
         return (
             model or process.model or program.display_name,
             address or process.address or process.configured or process.addr or process.expanded,

@@ -106,6 +106,47 @@ def test_programs_without_an_address_are_not_backends(spawner: Spawner) -> None:
     assert found(process.pid, rule) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "rules", "model"),
+    [
+        (("serve", "--addr", ADDRESS), (), "llama"),
+        (("serve", f"--addr={ADDRESS}"), (), "llama"),
+        (("sh", "-c", f"exec serve --addr {ADDRESS}"), (), "llama"),
+        (("sh", "-c", "exec serve --addr $HERE"), (), "llama"),
+        (("serve",), (), None),
+        ((), (), None),
+        (("serve",), ("g:llama=m",), "m"),
+        (("serve",), ("other=x", "ll*=m-*@127.0.0.1:7"), "m-ama"),
+        (("serve", "--addr", ADDRESS), ("g:*=of/rule",), "of/rule"),
+    ],
+)
+def test_model_of_a_program_that_never_ran_is_that_of_its_rule_or_command(
+    command: tuple[str, ...], rules: tuple[str, ...], model: str | None
+) -> None:
+    """A program with neither is no model."""
+    discovery = Discovery([parse_rule(rule) for rule in rules])
+    assert discovery.model_of("g:llama", "llama", command) == model
+
+
+def test_model_of_a_program_is_remembered_after_its_process(spawner: Spawner) -> None:
+    """It is forgotten when the host no longer has the program. The monitor itself is no model."""
+    environment = {"MONITOR_MODEL": "org/m", "MONITOR_ADDRESS": ADDRESS}
+    process = spawner.process(*SLEEPER, env=environment)
+    program, own = Program("g:llama", "llama", process.pid), Program("mon", "mon", os.getpid())
+    discovery = Discovery([parse_rule("mon=monitor")])
+    assert discovery.model_of("g:llama", "llama", ()) is None
+    eventually(lambda: discovery.find([program, own]))
+    process.kill()
+    process.wait()
+    for pid in (process.pid, 0):
+        assert discovery.find([program._replace(pid=pid), own]) == []
+        assert discovery.model_of("g:llama", "llama", ()) == "org/m"
+        assert discovery.model_of("g:llama", "llama", ("serve", "--addr", ADDRESS)) == "org/m"
+        assert discovery.model_of("mon", "mon", ()) is None
+    discovery.find([own])
+    assert discovery.model_of("g:llama", "llama", ()) is None
+
+
 def test_command_line_of_the_configuration_gives_the_address(spawner: Spawner) -> None:
     """It precedes that of the process, and is enough if the process overwrites its own."""
     process = spawner.process(*SLEEPER, "--addr", "127.0.0.1:1")
