@@ -36,13 +36,15 @@ def lower_bounds() -> dict[str, str]:
     return dict(re.findall(r"([\w-]+)>=([\d.]+)", "\n".join(required)))
 
 
-def folders_that_test(requirement: str) -> set[str]:
-    """Return the test folder of each sub-package that imports a requirement."""
+def paths_that_test(requirement: str) -> set[str]:
+    """Return the tests of each sub-package and hook file that imports a requirement: their paths."""
     module = MODULES.get(requirement, requirement)
     imports = re.compile(rf"^\s*(from|import) {module}\b|import_module\(.{module}\b", re.MULTILINE)
     importing = [path for path in PACKAGE.rglob("*.py") if imports.search(path.read_text())]
     folders = {f"tests/{path.relative_to(PACKAGE).parts[0]}" for path in importing}
-    return {name for name in folders if (ROOT / name).is_dir()}
+    hooks = [path for path in (ROOT / "hooks").glob("*.py") if imports.search(path.read_text())]
+    files = {f"tests/hooks/test_{path.name}" for path in hooks}
+    return files | {name for name in folders if (ROOT / name).is_dir()}
 
 
 def test_lower_bounds_are_the_versions_that_tox_installs() -> None:
@@ -58,9 +60,9 @@ def test_what_imports_a_requirement_is_tried_with_its_lowest_version(requirement
     config.read(ROOT / "setup.cfg")
     files = config["lowest"]["files"].split()
     assert [name for name in files if not (ROOT / name).exists()] == []
-    folders = folders_that_test(requirement)
-    assert folders
-    assert [each for each in folders if not any(name.startswith(each) for name in files)] == []
+    paths = paths_that_test(requirement)
+    assert paths
+    assert [each for each in paths if not any(name.startswith(each) for name in files)] == []
 
 
 @pytest.mark.skipif(
