@@ -37,7 +37,7 @@ def lower_bounds() -> dict[str, str]:
 
 
 def paths_that_test(requirement: str) -> set[str]:
-    """Return the tests of each sub-package and hook file that imports a requirement: their paths."""
+    """Return the paths of the tests of each sub-package and hook file that import a requirement."""
     module = MODULES.get(requirement, requirement)
     imports = re.compile(rf"^\s*(from|import) {module}\b|import_module\(.{module}\b", re.MULTILINE)
     importing = [path for path in PACKAGE.rglob("*.py") if imports.search(path.read_text())]
