@@ -16,7 +16,7 @@ import falcon
 import grpc
 import pluggy
 
-from .api.audit import audited_shutdown
+from .api.audit import audited, audited_shutdown
 from .api.gpus import GpuLister
 from .api.lister import Lister
 from .api.member_lister import MemberLister
@@ -276,6 +276,8 @@ class Monitor:
             self._tokens,
             read=services.model_reader.read,
             shutdown=services.operations.shutdown,
+            start=services.operations.start,
+            restart=services.operations.restart,
             lister=Lister(
                 services.registry,
                 services.refusals,
@@ -407,7 +409,8 @@ class Monitor:
             InvalidRequest: `model` cannot be the name of a model.
             StartFailed: no host knows the model, or it did not become ready.
         """
-        self._services.operations.start(validate_model_name(model), timeout_seconds)
+        with audited("Monitor.start_model", {"model": model}, "loaded"):
+            self._services.operations.start(validate_model_name(model), timeout_seconds)
 
     def restart_model(
         self,
@@ -429,13 +432,15 @@ class Monitor:
             ShutdownFailed: the model was not stopped, and not started.
             StartFailed: the model was stopped, and did not become ready again.
         """
-        self._services.operations.restart(
-            validate_model_name(model),
-            force,
-            pid,
-            spare_busy=spare_busy,
-            timeout_seconds=timeout_seconds,
-        )
+        arguments = {"model": model, "force": force, "pid": pid}
+        with audited("Monitor.restart_model", arguments, "restarted"):
+            self._services.operations.restart(
+                validate_model_name(model),
+                force,
+                pid,
+                spare_busy=spare_busy,
+                timeout_seconds=timeout_seconds,
+            )
 
     def known_models(self) -> list[KnownModel]:
         """List the models that the host can run, as its hook `monitor_list_models` lists them."""

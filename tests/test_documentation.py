@@ -39,6 +39,7 @@ from monitor_plugin.api.schemas import (
     MemberItem,
     MembersAnswer,
     MemoryNeedItem,
+    ModelItem,
     NodeItem,
     PeaksAnswer,
     PeaksItem,
@@ -425,15 +426,15 @@ def test_http_reference_has_all_routes() -> None:
     }
     table = text_of("reference/http").partition("| route |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`((?:GET|POST) \S+)`", table)) == routes
-    assert sum(path.startswith("/v1/") for path in paths) == 3
+    assert sum(path.startswith("/v1/") for path in paths) == 5
 
 
 @pytest.mark.parametrize(
     ("page", "heading", "structs"),
     [
         ("http", "List backends", [BackendItem, ProcessItem, TreeUsage, EndItem, ShutdownItem]),
-        ("http", "List backends", [Machine, RefusedItem]),
         ("http", "List members", [MembersAnswer, BackendMembersItem, MemberItem]),
+        ("http", "List backends", [Machine, ModelItem, RefusedItem]),
         ("http", "List GPUs", [GpuItem, GpuModelItem, GpuProcessItem]),
         ("http", "Follow events", [EventsAnswer]),
         ("http", "CPU and memory of the last minutes", [HistoryAnswer, HistoryItem]),

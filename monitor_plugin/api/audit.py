@@ -1,4 +1,4 @@
-"""Writes audit lines: one line of JSON for each shutdown and each refused request."""
+"""Writes audit lines: one of JSON for each shutdown, start, restart and refused request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from ..domain.freed import describe_freed
@@ -17,13 +17,12 @@ _logger = logging.getLogger("monitor_plugin.audit")
 
 
 @dataclass
-class ShutdownAudit:
-    """The result of an audited shutdown: the memory that it has given back; None if unknown."""
+class AuditedResult:
+    """The result of an audited operation: the memory that a shutdown has given back, if known."""
 
     freed: Freed | None = None
 
 
-@contextmanager
 def audited_shutdown(
     model: object,
     force: object,
@@ -32,13 +31,35 @@ def audited_shutdown(
     caller: str = "host",
     client: str = "python",
     action: str = "Monitor.shutdown",
-) -> Iterator[ShutdownAudit]:
+) -> AbstractContextManager[AuditedResult]:
     """Write an audit line for a shutdown not requested over HTTP, by default by the host.
 
-    The caller sets the `freed` of the yielded object.
+    The caller sets the `freed` of the result.
+    """
+    arguments = {"model": model, "force": force, "pid": pid}
+    return audited(action, arguments, "stopped", caller=caller, client=client)
+
+
+@contextmanager
+def audited(
+    action: str,
+    arguments: Mapping[str, object],
+    success: str,
+    *,
+    caller: str = "host",
+    client: str = "python",
+) -> Iterator[AuditedResult]:
+    """Write an audit line for an operation not requested over HTTP, by default by the host.
+
+    Args:
+        action: the function that was called, or the method and path.
+        arguments: its arguments.
+        success: the outcome if no exception is raised.
+        caller: the name of the token, or `host`.
+        client: the client's address, or `python`.
     """
     began = time.monotonic()
-    outcome, audit = "stopped", ShutdownAudit()
+    outcome, audit = success, AuditedResult()
     try:
         yield audit
     except BaseException as error:
@@ -49,7 +70,7 @@ def audited_shutdown(
             caller=caller,
             client=client,
             action=action,
-            shutdown={"model": model, "force": force, "pid": pid},
+            arguments=arguments,
             outcome=outcome,
             seconds=time.monotonic() - began,
             freed=audit.freed,
@@ -61,7 +82,7 @@ def write_audit_line(
     caller: str,
     client: str,
     action: str,
-    shutdown: Mapping[str, object],
+    arguments: Mapping[str, object],
     outcome: str,
     status: int | None = None,
     seconds: float,
@@ -73,14 +94,14 @@ def write_audit_line(
         caller: the name of the token, `host`, or `unknown` without a valid token.
         client: the client's address, or `python`.
         action: the method and path, or the function that was called.
-        shutdown: the arguments of a shutdown; empty for other requests.
-        outcome: `stopped`, or the type of the error.
+        arguments: the arguments of the operation; empty for other requests.
+        outcome: `stopped`, `loaded`, `restarted`, or the type of the error.
         status: the HTTP status; None if the request was not made over HTTP.
         seconds: how long the request took.
         freed: the memory that a shutdown has given back; None for other requests, or if unknown.
     """
     line: dict[str, object] = {"who": caller, "from": client, "what": action}
-    for name, value in shutdown.items():
+    for name, value in arguments.items():
         if name != "pid" or value is not None:  # None: all backends of the model
             line[name] = _plain(value)
     line["outcome"] = outcome

@@ -40,6 +40,14 @@ class ClusterView(Protocol):
     ) -> Response:
         """Stop a model, or only its backend with the given PID."""
 
+    def load(self, model: str, node: str | None, requester: Requester) -> Response:
+        """Start a model, and wait until it is ready."""
+
+    def restart(
+        self, model: str, force: bool, pid: int | None, node: str | None, requester: Requester
+    ) -> Response:
+        """Stop a model, or only its backend with the given PID, and start the model again."""
+
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:

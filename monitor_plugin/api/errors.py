@@ -36,6 +36,17 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class LoadFailedAnswer(msgspec.Struct, frozen=True):
+    """The answer of a start or a restart that has failed: LocalAI's fields, and the envelope.
+
+    `loaded` is empty. `message` is the one of the error.
+    """
+
+    loaded: list[str]
+    message: str
+    error: ErrorDetail
+
+
 class ErrorKind(NamedTuple):
     """The HTTP status and the error type of the response to an error."""
 
@@ -105,3 +116,19 @@ def error_response(error: BaseException, message: str | None = None) -> Response
     if kind is INTERNAL_ERROR:
         message = INTERNAL_ERROR_MESSAGE
     return Response(kind.status, encode_error(kind, message or str(error)), headers, kind.type)
+
+
+def load_failed_response(error: BaseException, message: str | None = None) -> Response:
+    """Make the response of a start or a restart that has failed, which only admins get.
+
+    Args:
+        error: the error; the message ends with the last output of the process, if there is some.
+        message: the message without that output; by default the error's own.
+    """
+    message = message or str(error)
+    if isinstance(error, StartFailed) and error.last_output:
+        message += f"; its last output:\n{error.last_output}"
+    response = error_response(error, message)
+    detail = msgspec.json.decode(response.body, type=ErrorAnswer).error
+    body = encode(LoadFailedAnswer([], detail.message, detail))
+    return msgspec.structs.replace(response, body=body)

@@ -49,6 +49,32 @@ class NodeShutdownBody(ShutdownBody, frozen=True):
     node: str | None = None
 
 
+class LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `/backend/load`; unknown fields are refused."""
+
+    model: _ModelName
+
+
+class RestartBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `/backend/restart`; unknown fields are refused."""
+
+    model: _ModelName
+    force: bool = False
+    pid: int | None = None
+
+
+class NodeLoadBody(LoadBody, frozen=True):
+    """The body of `/backend/load` in a cluster."""
+
+    node: str | None = None
+
+
+class NodeRestartBody(RestartBody, frozen=True):
+    """The body of `/backend/restart` in a cluster."""
+
+    node: str | None = None
+
+
 # A parameter without such a character is used as it stands: most requests need no decoding.
 _ENCODED = re.compile(r"[^!-~]|[%+]")
 _MAX_PID_DIGITS = 10

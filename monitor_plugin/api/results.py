@@ -60,6 +60,13 @@ class StoppedAnswer(msgspec.Struct, frozen=True):
     message: str = "model stopped"
 
 
+class LoadedAnswer(msgspec.Struct, frozen=True):
+    """The answer of a start or a restart that has succeeded; `loaded` has the model's name."""
+
+    loaded: list[str]
+    message: str
+
+
 class HealthAnswer(msgspec.Struct, frozen=True):
     """The answer of `/healthz`: `ok`."""
 
@@ -91,7 +98,8 @@ class Response(msgspec.Struct, frozen=True):
         status: the HTTP status code.
         body: JSON.
         headers: headers beside those that every response has.
-        outcome: `stopped` or the type of the error, for the audit; None for other responses.
+        outcome: `stopped`, `loaded`, `restarted` or the type of the error, for the audit; None for
+            other responses.
     """
 
     status: int
@@ -116,6 +124,11 @@ def stopped_response(is_partly_verified: bool, freed: Freed | None) -> Response:
     if freed is not None:
         headers[FREED_HEADER] = format_freed(freed)
     return Response(200, encode(StoppedAnswer()), headers, "stopped")
+
+
+def loaded_response(model: str, outcome: str = "loaded") -> Response:
+    """Make the response of a start (`loaded`) or a restart (`restarted`) that has succeeded."""
+    return Response(200, encode(LoadedAnswer([model], f"model {outcome}")), {}, outcome)
 
 
 def format_freed(freed: Freed) -> str:

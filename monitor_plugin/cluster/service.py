@@ -80,6 +80,18 @@ class ClusterService:
         request = Request("shutdown", self._caller(requester), model, pid, force=force)
         return self._respond(lambda: self._shutdown(model, node, request))
 
+    def load(self, model: str, node: str | None, requester: Requester) -> Response:
+        """Start a model on this node. An error becomes a response too."""
+        request = Request("load", self._caller(requester), model)
+        return self._respond(lambda: answer_of(self._local_node.answer(request)))
+
+    def restart(
+        self, model: str, force: bool, pid: int | None, node: str | None, requester: Requester
+    ) -> Response:
+        """Restart a model on this node. An error becomes a response too."""
+        request = Request("restart", self._caller(requester), model, pid, force=force)
+        return self._respond(lambda: answer_of(self._local_node.answer(request)))
+
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
     ) -> Response:

@@ -29,6 +29,7 @@ from .middleware.guard import Guard, cors
 from .openapi import describe_api
 from .resources.backends import BackendsResource, TargetsResource
 from .resources.gpus import GpusResource
+from .resources.load import LoadResource, RestartResource, StartSlots
 from .resources.members import MembersResource
 from .resources.metrics import MetricsResource, MetricsSource
 from .resources.monitor import MonitorResource
@@ -47,6 +48,8 @@ def create_app(
     *,
     read: Callable[[str, int | None], SharedReading],
     shutdown: Callable[[str, bool, int | None], Freed],
+    start: Callable[[str], None],
+    restart: Callable[[str, bool, int | None], None],
     lister: Lister,
     member_lister: MemberLister,
     read_gpus: Callable[[], list[GpuItem]],
@@ -65,10 +68,13 @@ def create_app(
 
     Args:
         settings: the monitor's settings. Requests that wait for a shutdown take at most half of
-            `http_threads`, and requests that wait for an event a quarter.
+            `http_threads`, requests that wait for a start a quarter, and requests that wait for an
+            event a quarter.
         tokens: the valid tokens.
         read: reads a model, or its backend with a PID.
         shutdown: stops a model, by force or not, or its backend with a PID.
+        start: starts a model, and waits until it is ready.
+        restart: stops a model, by force or not, or its backend with a PID, and starts it again.
         lister: lists the backends.
         member_lister: lists the members of a model's backends.
         read_gpus: lists the GPUs.
@@ -80,7 +86,7 @@ def create_app(
         is_ready: whether the monitor is started and not closing.
         unseen: what the monitor cannot see of other users' processes; None if it sees all.
         plugins: lists the loaded plugins.
-        blocking: is entered while a request waits for a shutdown or an event.
+        blocking: is entered while a request waits for a shutdown, a start or an event.
         cluster: the cluster; None without a cluster.
     """
     guard = Guard(settings, tokens, cluster.node if cluster else None)
@@ -88,16 +94,23 @@ def create_app(
     monitor = MonitorResource(read, cluster)
     stop_limit = max(1, settings.http_threads // 2)
     stop = ShutdownResource(shutdown, stop_limit, blocking, unseen is not None, cluster)
+    # Starts wait for minutes. Their share is a quarter, like that of events, so that the threads
+    # beyond `http_threads`, which the server adds while requests are blocked, are for readings.
+    wait_limit = max(1, settings.http_threads // 4)
+    slots = StartSlots(wait_limit, blocking)
+    load = LoadResource(start, slots, cluster)
+    load_again = RestartResource(restart, slots, cluster)
     backends = BackendsResource(lister, cluster)
     for prefix in ("", "/v1"):
         app.add_route(f"{prefix}/backend/monitor", monitor)
         app.add_route(f"{prefix}/backend/shutdown", stop)
+        app.add_route(f"{prefix}/backend/load", load)
+        app.add_route(f"{prefix}/backend/restart", load_again)
         app.add_route(f"{prefix}/backends", backends)
     app.add_route("/backend/members", MembersResource(member_lister, cluster))
     app.add_route("/gpus", GpusResource(read_gpus, cluster))
     if cluster:
         app.add_route("/cluster/targets", TargetsResource(cluster))
-    wait_limit = max(1, settings.http_threads // 4)
     app.add_route("/events", EventsResource(event_log, wait_limit, blocking, cluster))
     app.add_route("/history", HistoryResource(time_series, cluster))
     app.add_route("/models/peaks", PeaksResource(peaks, cluster))

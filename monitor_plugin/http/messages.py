@@ -31,6 +31,24 @@ def read_body(request: falcon.Request) -> bytes:
     return body
 
 
+def read_json(request: falcon.Request, what: str) -> bytes:
+    """Read the body of a request that must declare it as JSON, as no page of another site can.
+
+    Args:
+        request: the request.
+        what: names the request in the message of an error.
+
+    Raises:
+        falcon.HTTPError: 415 if the content type is another one, and as `read_body`.
+    """
+    media_type = (request.content_type or "").partition(";")[0].strip().lower()
+    if media_type != falcon.MEDIA_JSON:
+        raise falcon.HTTPUnsupportedMediaType(
+            description=f"{what} wants Content-Type: application/json, not {media_type!r}"
+        )
+    return read_body(request)
+
+
 def requester_of(request: falcon.Request) -> Requester:
     """Describe the client of a request that the guard has accepted."""
     caller = request.context.caller

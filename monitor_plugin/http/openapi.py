@@ -23,10 +23,10 @@ _ERRORS = {
     409: "a hook refused the shutdown; nothing was stopped",
     413: "the body is larger than 64 KiB",
     415: "the body's content type is not application/json",
-    500: "the model is not loaded, its process cannot be read, or it could not be stopped",
+    500: "the model is not loaded, cannot be read, or could not be stopped or started",
     501: "the extra [metrics] is not installed",
-    503: "too many shutdowns are under way; nothing was stopped",
-    504: "a node of the cluster does not answer; `outcome_unknown`: it may have stopped the model",
+    503: "too many shutdowns or starts are under way; nothing was done",
+    504: "a node of the cluster does not answer; `outcome_unknown`: it may have done its part",
 }
 
 
@@ -110,13 +110,16 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     structs = [schemas.HistoryAnswer, schemas.EventsAnswer, schemas.VersionAnswer]
     structs += [schemas.PeaksAnswer, schemas.FitsAnswer, schemas.MembersAnswer]
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
+    structs += [results.LoadedAnswer, errors.LoadFailedAnswer]
     structs += [results.HealthAnswer, results.ReadyAnswer, results.HooksAnswer, errors.ErrorAnswer]
     if clustered:
         structs += [schemas.ClusterBackendsAnswer, schemas.ClusterGpusAnswer, schemas.TargetGroup]
         structs += [requests.NodeMonitorBody, requests.NodeShutdownBody]
+        structs += [requests.NodeLoadBody, requests.NodeRestartBody]
     else:
         structs += [schemas.BackendsAnswer, schemas.GpusAnswer]
         structs += [requests.MonitorBody, requests.ShutdownBody]
+        structs += [requests.LoadBody, requests.RestartBody]
     _, components = msgspec.json.schema_components(structs, ref_template=_REF_TEMPLATE)
     for name, component in components.items():
         if "properties" in component and not hasattr(requests, name):
@@ -183,6 +186,19 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
             requestBody={"required": True, "content": body},
         )
         paths[f"{prefix}/backend/shutdown"] = {"post": stop}
+        load = requests.NodeLoadBody if clustered else requests.LoadBody
+        restart = requests.NodeRestartBody if clustered else requests.RestartBody
+        start_codes = (*refused, 413, 415, 500, 503, *unreachable)
+        paths[f"{prefix}/backend/load"] = _start(
+            f"load{suffix}", "Start a model, and wait until it is ready", load, start_codes, node
+        )
+        paths[f"{prefix}/backend/restart"] = _start(
+            f"restart{suffix}",
+            "Stop a model, or one of its backends, and start it again",
+            restart,
+            (409, *start_codes),
+            node,
+        )
         paths[f"{prefix}/backends"] = _get(
             "Every backend, again" if prefix else "Every backend",
             schemas.ClusterBackendsAnswer if clustered else schemas.BackendsAnswer,
@@ -240,6 +256,29 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         item["responses"]["304"] = _NOT_MODIFIED
         paths[path] = {"get": item}
     return paths
+
+
+def _start(
+    operation_id: str,
+    summary: str,
+    body: type[Any],
+    error_codes: Iterable[int],
+    parameters: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Describe the path of a start or a restart. Its failures have more fields than errors have."""
+    operation = _operation(
+        summary,
+        _json(results.LoadedAnswer),
+        error_codes,
+        parameters,
+        operation_id,
+        "A backend of the model is ready",
+        requestBody={"required": True, "content": _json(body)},
+    )
+    for status in ("409", "500", "503", "504"):
+        if status in operation["responses"]:
+            operation["responses"][status]["content"] = _json(errors.LoadFailedAnswer)
+    return {"post": operation}
 
 
 def _get(summary: str, answer: type[Any] | dict[str, Any], *rest: Any, **more: Any) -> Any:

@@ -80,7 +80,7 @@ def test_schemathesis_finds_nothing_undescribed(
     tmp_path: Path,
 ) -> None:
     """Schemathesis finds no answer that is not described, and the monitor logs no failure."""
-    monitor = make_monitor(plugins=[Refuses()], token="s3cret")
+    monitor = make_monitor(plugins=[Refuses()], token="s3cret", start_timeout_seconds=0.2)
     process = spawner.sleeper()
     monitor.hook.monitor_backend_spawned(model="0", pid=process.pid, address="127.0.0.1:1")
     command = [

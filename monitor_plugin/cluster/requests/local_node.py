@@ -9,15 +9,16 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from ...api.audit import ShutdownAudit, audited_shutdown
+from ...api.audit import AuditedResult, audited_shutdown
 from ...api.cluster_view import NODE_HEADER
-from ...api.errors import error_response
+from ...api.errors import error_response, load_failed_response
 from ...api.gpus import GpuLister
 from ...api.lister import Lister
 from ...api.results import (
     FREED_HEADER,
     Response,
     encode,
+    loaded_response,
     parse_freed,
     shared_response,
     stopped_response,
@@ -116,19 +117,27 @@ class LocalNode:
             request: the request.
             audit: whether to audit a shutdown. The HTTP server audits its own requests itself.
         """
-        operations = {"monitor": self._read, "backends": self._list, "shutdown": self._stop}
+        operations = {
+            "monitor": self._read,
+            "backends": self._list,
+            "shutdown": self._stop,
+            "load": self._load,
+            "restart": self._restart,
+        }
+        loads = request.operation in ("load", "restart")
+        fail = load_failed_response if loads else error_response
         try:
-            with _audited(request) if audit else contextlib.nullcontext(ShutdownAudit()) as line:
+            with _audited(request) if audit else contextlib.nullcontext(AuditedResult()) as line:
                 reply = operations[request.operation](request)
                 assert reply.answer is not None
                 line.freed = parse_freed(reply.answer.headers.get(FREED_HEADER))
         except MonitorError as error:
             pids = error.pids if isinstance(error, ShutdownFailed) else ()
             message = f"{error} (node {self.node})" if pids else None  # a PID is that of one node
-            reply = self._reply(error_response(error, message))
+            reply = self._reply(fail(error, message))
         except Exception as error:
             _logger.exception("a request could not be answered")
-            reply = self._reply(error_response(error))
+            reply = self._reply(fail(error))
         assert reply.answer is not None
         return replace(reply, answer=with_headers(reply.answer, {NODE_HEADER: self.node}))
 
@@ -162,8 +171,18 @@ class LocalNode:
         freed = self._operations.shutdown(request.model or "", request.force, request.pid)
         return self._reply(stopped_response(self._is_partly_verified, freed))
 
+    def _load(self, request: Request) -> Reply:
+        model = request.model or ""
+        self._operations.start(model)
+        return self._reply(loaded_response(model))
 
-def _audited(request: Request) -> contextlib.AbstractContextManager[ShutdownAudit]:
+    def _restart(self, request: Request) -> Reply:
+        model = request.model or ""
+        self._operations.restart(model, request.force, request.pid)
+        return self._reply(loaded_response(model, "restarted"))
+
+
+def _audited(request: Request) -> contextlib.AbstractContextManager[AuditedResult]:
     caller = request.caller
     return audited_shutdown(
         request.model,

@@ -14,7 +14,7 @@ from ...concurrency.blocking import BlockingObserver
 from ...domain.errors import TooManyShutdowns
 from ...domain.model_name import validate_model_name
 from ...domain.models import Freed
-from ..messages import read_body, requester_of, send_response
+from ..messages import read_json, requester_of, send_response
 
 _RETRY_AFTER_SECONDS = 5
 
@@ -47,14 +47,10 @@ class ShutdownResource:
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         """Stop the model, and answer when it has ended and its memory is free."""
-        request.context.shutdown = {"model": None, "force": False}  # for the audit
-        media_type = (request.content_type or "").partition(";")[0].strip().lower()
-        if media_type != falcon.MEDIA_JSON:
-            raise falcon.HTTPUnsupportedMediaType(
-                description=f"a shutdown wants Content-Type: application/json, not {media_type!r}"
-            )
-        body = parse_body(read_body(request), NodeShutdownBody if self._cluster else ShutdownBody)
-        request.context.shutdown = {"model": body.model, "force": body.force, "pid": body.pid}
+        request.context.arguments = {"model": None, "force": False}  # for the audit
+        content = read_json(request, "a shutdown")
+        body = parse_body(content, NodeShutdownBody if self._cluster else ShutdownBody)
+        request.context.arguments = {"model": body.model, "force": body.force, "pid": body.pid}
         model = validate_model_name(body.model)
         if not self._slots.acquire(blocking=False):
             raise TooManyShutdowns(self._limit, _RETRY_AFTER_SECONDS)
@@ -77,7 +73,7 @@ class ShutdownResource:
         else:
             node = parse_query(request.query_string).get("node", getattr(body, "node", None))
             if node is not None:
-                request.context.shutdown["node"] = node
+                request.context.arguments["node"] = node
             requester = requester_of(request)
             result = self._cluster.shutdown(model, body.force, body.pid, node, requester)
         request.context.outcome = result.outcome
