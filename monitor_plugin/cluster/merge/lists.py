@@ -22,6 +22,7 @@ from ...api.schemas import (
     NodeEndItem,
     NodeGpuItem,
     NodeItem,
+    NodeModelItem,
     NodeRefusedItem,
 )
 from ...backends.refusals import MAX_REFUSALS
@@ -49,6 +50,7 @@ class _RawList(msgspec.Struct, frozen=True):
     machine: Machine | None
     refused: list[msgspec.Raw] = []
     gpus: list[msgspec.Raw] = []
+    models: list[msgspec.Raw] = []
 
 
 class _RawGpus(msgspec.Struct, frozen=True):
@@ -109,6 +111,14 @@ class _ListedGpu(msgspec.Struct, frozen=True):
     node: str
 
 
+class _ListedModel(msgspec.Struct, frozen=True):
+    """The fields of `NodeModelItem` that this module and the command line need."""
+
+    model: str
+    state: str
+    node: str
+
+
 class _NodeList(msgspec.Struct):
     """A node's list, or the error if there is none.
 
@@ -117,6 +127,7 @@ class _NodeList(msgspec.Struct):
         ended: the backends that have ended.
         refused: the encoded registrations that the node has refused.
         gpus: the encoded GPUs.
+        models: the encoded models of which no backend runs.
     """
 
     backends: list[msgspec.Raw] = []
@@ -124,6 +135,7 @@ class _NodeList(msgspec.Struct):
     ended: list[_RawEnd] = []
     refused: list[msgspec.Raw] = []
     gpus: list[msgspec.Raw] = []
+    models: list[msgspec.Raw] = []
     machine: Machine | None = None
     error: str | None = None
 
@@ -170,6 +182,7 @@ class ClusterLists:
         ended: list[_RawEnd] = []
         refused: list[msgspec.Raw] = []
         gpus: list[msgspec.Raw] = []
+        models: list[msgspec.Raw] = []
         next_after: str | None = None
         machine: Machine | None = None
         nodes: list[NodeItem] = []
@@ -189,6 +202,7 @@ class ClusterLists:
             ended = [*ended[:MAX_EXITS], *(each for each in ended[MAX_EXITS:] if each.has_left)]
             refused = (refused + part.refused)[:MAX_REFUSALS]
             gpus += part.gpus
+            models += part.models
             if machine is None or result.node == self._node:
                 machine = part.machine
             nodes.append(
@@ -210,6 +224,7 @@ class ClusterLists:
             ended=cast("list[NodeEndItem]", [each.item for each in ended]),
             refused=cast("list[NodeRefusedItem]", refused),
             gpus=cast("list[NodeGpuItem]", gpus),
+            models=cast("list[NodeModelItem]", models),
             machine=machine,
             nodes=nodes,
             next=next_after,
@@ -281,9 +296,10 @@ def _decode(result: PeerResult) -> _NodeList:
         ended = [msgspec.json.decode(each, type=_End) for each in found.ended]
         refused = [msgspec.json.decode(each, type=_Refused) for each in found.refused]
         gpus = [msgspec.json.decode(each, type=_ListedGpu) for each in found.gpus]
+        models = [msgspec.json.decode(each, type=_ListedModel) for each in found.models]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _NodeList(error=str(invalid_reply(result.node)))
-    nodes = {each.node for items in (backends, ended, refused, gpus) for each in items}
+    nodes = {each.node for items in (backends, ended, refused, gpus, models) for each in items}
     if nodes <= {result.node}:
         return _NodeList(
             found.backends,
@@ -294,6 +310,7 @@ def _decode(result: PeerResult) -> _NodeList:
             ],
             [raw.copy() for raw in found.refused],
             [raw.copy() for raw in found.gpus],
+            [raw.copy() for raw in found.models],
             found.machine,
         )
     return _NodeList(error=str(invalid_reply(result.node)))

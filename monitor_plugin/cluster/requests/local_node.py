@@ -157,14 +157,15 @@ class LocalNode:
         """List backends, or only GPUs. A page is sorted by PID."""
         if request.gpus_only:
             return self._reply(Response(200, encode(GpusAnswer(self._gpu_lister.read()))))
-        listed = self._lister.list(request.model, request.fresh)
+        is_admin = request.caller.role == "admin"
+        listed = self._lister.list(request.model, request.fresh, with_output=is_admin)
         if request.limit is not None:
             after_pid = request.after_pid or 0
             backends = [each for each in listed.backends if each.pid > after_pid]
             backends.sort(key=lambda each: each.pid)
             listed = replace(listed, backends=backends[: request.limit])
             if request.after_pid is not None:  # the first page has all that did not fit a page
-                listed = replace(listed, ended=[], refused=[], gpus=[])
+                listed = replace(listed, ended=[], refused=[], gpus=[], models=[])
         return self._reply(Response(200, encode(listed)))
 
     def _stop(self, request: Request) -> Reply:

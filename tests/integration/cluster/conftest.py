@@ -16,6 +16,7 @@ from monitor_plugin import Monitor
 
 from ...support import Answer, Client, Spawner, eventually, free_port, program
 from .rogue import Rogue
+from .starting_host import StartingHost
 
 ROOT = Path(__file__).parents[3]
 NODE = "tests.integration.cluster.node_process"
@@ -203,3 +204,33 @@ def make_rogue() -> Iterator[MakeRogue]:
     yield make
     for each in rogues:
         each.close()
+
+
+class LocalHost(NodeClient):
+    """A node in the process of the tests, with a host that starts its programs when asked."""
+
+    def __init__(self, name: str, monitor: Monitor, host: StartingHost) -> None:
+        super().__init__(name, monitor.url)
+        self.monitor = monitor
+        self.host = host
+
+
+MakeHost = Callable[..., LocalHost]
+
+
+@pytest.fixture
+def make_host(make_monitor: Callable[..., Monitor], tmp_path: Path) -> Iterator[MakeHost]:
+    """Starts nodes with a host, from name, NATS servers, switches by model and other settings.
+
+    The programs and their switches are those of `StartingHost`; none of them runs at first.
+    """
+    hosts: list[StartingHost] = []
+
+    def make(name: str, cluster: str, programs: dict[str, str], **settings: Any) -> LocalHost:
+        monitor = make_monitor(node=name, cluster=cluster, **settings)
+        hosts.append(StartingHost(monitor, programs, tmp_path / f"{name}.starts"))
+        return LocalHost(name, monitor, hosts[-1])
+
+    yield make
+    for host in hosts:
+        host.close()
