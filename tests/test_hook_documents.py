@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from monitor_plugin import ShutdownRefused, hookspecs
+import pytest
+
+from monitor_plugin import ShutdownRefused, StartFailed, hookspecs
 from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
 from monitor_plugin.plugins.signatures import signature_of
 from monitor_plugin.testing import BackendFactory, MonitorFactory
@@ -77,6 +79,9 @@ def test_each_example_is_a_working_hook_file(
         return figures[hook, hook].calls > 0
 
     eventually(lambda: called("monitor_readings_swept"))
+    monitor.known_models()
+    with pytest.raises(StartFailed):
+        monitor.start_model("none")
     try:
         monitor.shutdown("llama")
     except ShutdownRefused:  # by the example, on a fast machine

@@ -162,6 +162,8 @@ def test_hooks_keep_their_arguments() -> None:
         "monitor_call_metadata": ("backend",),
         "monitor_memory_components": ("backend", "pids"),
         "monitor_list_gpus": (),
+        "monitor_list_models": (),
+        "monitor_start_model": ("model", "timeout_seconds"),
         "monitor_before_shutdown": ("backend", "force"),
         "monitor_stop_backend": ("backend", "timeout_seconds"),
         "monitor_stop_signal": ("backend",),
