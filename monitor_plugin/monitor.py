@@ -17,6 +17,7 @@ import grpc
 import pluggy
 
 from .api.audit import audited, audited_shutdown
+from .api.doctor import Doctor
 from .api.gpus import GpuLister
 from .api.lister import Lister
 from .api.member_lister import MemberLister
@@ -306,6 +307,7 @@ class Monitor:
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
             unseen=services.unseen,
+            examine=services.doctor.examine,
             plugins=self.plugins,
             blocking=services.blocking_observer,
             cluster=self._cluster.service if self._cluster else None,
@@ -564,6 +566,16 @@ class _Services:
             series,
             peaks,
             settings,
+        )
+        self.doctor = Doctor(
+            self.unseen,
+            self.kernel_probe,
+            registry,
+            gpus,
+            settings.gpu,
+            hooks,
+            groups,
+            settings.hooks_dir,
         )
         self.known_models = KnownModels(registry, hooks)
         self.fit_checker = FitChecker(registry, self.sweeper, peaks, limits, gpus)

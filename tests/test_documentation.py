@@ -19,7 +19,7 @@ import pytest
 import monitor_plugin
 from monitor_plugin import EventFigures, HookFigures, LoadedPlugin, Monitor, Settings
 from monitor_plugin.api.errors import ERROR_KINDS, HTTP_ERROR_TYPES, INTERNAL_ERROR
-from monitor_plugin.api.results import HooksAnswer
+from monitor_plugin.api.results import CheckItem, HooksAnswer
 from monitor_plugin.api.schemas import (
     BackendItem,
     BackendMembersItem,
@@ -441,6 +441,7 @@ def test_http_reference_has_all_routes() -> None:
         ("http", "Peaks of models", [PeaksAnswer, PeaksItem, GpuPeakItem]),
         ("http", "Does it fit?", [FitsAnswer, MemoryNeedItem, GpuNeedItem, IdleModelItem]),
         ("http", "Plugins", [HooksAnswer, LoadedPlugin, HookFigures, EventFigures]),
+        ("http", "What is missing here", [CheckItem]),
         ("cluster", "What any node answers", [NodeItem, GpuNodeItem]),
     ],
 )

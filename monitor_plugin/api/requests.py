@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
@@ -152,6 +152,16 @@ def parse_flag(query: Mapping[str, str], name: str, default: bool) -> bool:
     if text not in ("true", "false", "1", "0"):
         raise InvalidRequest(f"{name}={text!r} is neither true nor false")
     return text in ("true", "1")
+
+
+def is_verbose(query: str) -> bool:
+    """Whether a WSGI query string has the parameter `verbose`, without a value or not `false`.
+
+    Unlike those of other routes, the queries of `/readyz` are not parsed strictly: whatever a probe
+    sends there gets the plain answer.
+    """
+    values = dict(parse_qsl(query, keep_blank_values=True, encoding="latin-1"))
+    return values.get("verbose", "false").lower() not in ("false", "0")
 
 
 def parse_event_id(query: Mapping[str, str], name: str) -> int:

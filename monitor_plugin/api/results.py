@@ -73,15 +73,33 @@ class HealthAnswer(msgspec.Struct, frozen=True):
     status: str
 
 
+class CheckItem(msgspec.Struct, frozen=True):
+    """A check of what the monitor can see or do on its machine.
+
+    Attributes:
+        name: what is checked; the same in each answer.
+        ok: false if something is wrong or missing; `null` if that cannot be found out.
+        message: what was found.
+        advice: what to do; `null` if there is nothing to do.
+    """
+
+    name: str
+    ok: bool | None
+    message: str
+    advice: str | None = None
+
+
 class ReadyAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer of `/readyz`: `ready`, or with a 503 `not ready`.
 
     Attributes:
         unseen: what the monitor cannot see of other users' processes; left out if it sees all.
+        checks: what the monitor can see and do on its machine; left out without `verbose`.
     """
 
     status: str
     unseen: str | None = None
+    checks: list[CheckItem] | None = None
 
 
 class HooksAnswer(msgspec.Struct, frozen=True):

@@ -26,7 +26,8 @@ FINE, FAILED, _, UNREACHABLE, NOT_LOADED = range(5)
 EXIT_CODES = """\
 Exit codes:
   0    fine; with stop: all are stopped
-  1    the monitor answered with an error; with stop: a model was not stopped
+  1    the monitor answered with an error; with stop: a model was not stopped;
+       with doctor: something is wrong
   2    the command line cannot be used, or there is no terminal to ask on
   3    no monitor answers at that URL
   4    the model is not loaded

@@ -15,7 +15,10 @@ from .options import COMPLETION_VARIABLE, FAILED, PROGRAM, exit_code_of, explain
 from .views.text import printable
 
 # The names of modules, and of the command in each.
-_COMMANDS = ("demo", "supervisord", "hooks", "gpus", "ps", "top", "status", "stop", "completion")
+_COMMANDS = (
+    *("demo", "supervisord", "ps", "status", "top", "stop"),
+    *("gpus", "hooks", "doctor", "completion"),
+)
 
 # What to do if the system has no more of a resource, by the error's number.
 _ADVICE = {

@@ -12,6 +12,7 @@ from ..api.cluster_view import ClusterView
 from ..api.errors import encode_error, error_response, http_error_kind
 from ..api.lister import Lister
 from ..api.member_lister import MemberLister
+from ..api.results import CheckItem
 from ..api.schemas import GpuItem
 from ..concurrency.blocking import BlockingObserver
 from ..config.settings import Settings
@@ -60,6 +61,7 @@ def create_app(
     metrics: MetricsSource,
     is_ready: Callable[[], bool],
     unseen: str | None,
+    examine: Callable[[], list[CheckItem]],
     plugins: Callable[[], list[LoadedPlugin]],
     blocking: BlockingObserver,
     cluster: ClusterView | None = None,
@@ -85,6 +87,7 @@ def create_app(
         metrics: gives the figures of `/metrics`.
         is_ready: whether the monitor is started and not closing.
         unseen: what the monitor cannot see of other users' processes; None if it sees all.
+        examine: checks what the monitor can see and do.
         plugins: lists the loaded plugins.
         blocking: is entered while a request waits for a shutdown, a start or an event.
         cluster: the cluster; None without a cluster.
@@ -117,7 +120,7 @@ def create_app(
     app.add_route("/fits", FitsResource(check_fit, blocking, cluster))
     app.add_route("/metrics", MetricsResource(metrics))
     app.add_route("/version", VersionResource())
-    health = HealthResource(is_ready, unseen)
+    health = HealthResource(is_ready, unseen, examine)
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/hooks", HooksResource(plugins, settings.disable_hook))

@@ -67,6 +67,11 @@ _WAIT = _query_parameter(
     "Seconds to wait for an event, 20 at most; only a few clients may wait at once.",
     {"type": "number", "minimum": 0, "default": 0},
 )
+_VERBOSE = _query_parameter(
+    "verbose",
+    "Also answer what the monitor can see and do here; this needs a token where others do.",
+    {"type": "boolean", "default": False},
+)
 _NODE = _query_parameter("node", "Only this node of the cluster.", {"type": "string"})
 _LIMIT = _query_parameter(
     "limit", "Maximum number of backends.", {"type": "integer", "minimum": 1, "maximum": 10_000}
@@ -241,7 +246,12 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         ("/readyz", "Whether the monitor watches", results.ReadyAnswer),
     ):
         paths[path] = _get(summary, answer, (403,), security=[])
-    paths["/readyz"]["get"]["responses"]["503"] = {
+    ready = paths["/readyz"]["get"]
+    ready["parameters"] = [_VERBOSE]
+    if 401 in refused:
+        ready["security"] = [{}, {"token": []}]
+        ready["responses"]["401"] = paths["/version"]["get"]["responses"]["401"]
+    ready["responses"]["503"] = {
         "description": "It is not started yet, or is closing",
         "content": _json(results.ReadyAnswer),
     }

@@ -363,6 +363,10 @@ class Hooks:
             found[name] = None if error else [*(found.get(name) or ()), *(models or ())]
         return found
 
+    def may_read_log(self) -> bool:
+        """Whether a plugin implements the hook that reads the logs of a host."""
+        return bool(self._executor.implementations("monitor_read_log"))
+
     def read_log(
         self, model: str, pid: int | None, stream: str, max_bytes: int
     ) -> bytes | LogTail | None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import falcon
 
 from ...api.cluster_view import NODE_HEADER
+from ...api.requests import is_verbose
 from ...config.origins import (
     canonical_origin,
     host_name,
@@ -108,7 +109,7 @@ class Guard:
                 description="the request comes from a page of another site; "
                 "the setting allowed_origins names sites that may do that"
             )
-        role = _required_role(request.method, request.path)
+        role = _required_role(request.method, request.path, request.query_string)
         if allowed_origin and _is_preflight(request):
             role = None  # browsers send no token; the answer only lists the allowed methods
         if role is not None:
@@ -159,9 +160,10 @@ def _unauthorized(message: str, challenge: str) -> NoReturn:
     raise falcon.HTTPUnauthorized(description=message, challenges=[challenge])
 
 
-def _required_role(method: str, path: str) -> Role | None:
+def _required_role(method: str, path: str, query: str) -> Role | None:
     if path in PUBLIC_PATHS and method in _SAFE_METHODS:
-        return None
+        # The checks reveal the machine's weaknesses, so they need a token.
+        return Role.READ if path == "/readyz" and is_verbose(query) else None
     reads = method in _SAFE_METHODS or (method == "POST" and path in _READ_BY_POST)
     return Role.READ if reads else Role.ADMIN
 

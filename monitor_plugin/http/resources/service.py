@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import falcon
 
-from ...api.results import HealthAnswer, ReadyAnswer, hooks_answer
+from ...api.requests import is_verbose
+from ...api.results import CheckItem, HealthAnswer, ReadyAnswer, hooks_answer
 from ...api.schemas import VersionAnswer
 from ...domain.models import LoadedPlugin
 from ...domain.version import package_version
@@ -19,22 +20,33 @@ class HealthResource:
     Args:
         is_ready: whether the monitor is started and not closing.
         unseen: what the monitor cannot see of other users' processes; None if it sees all.
+        examine: checks what the monitor can see and do; called for `/readyz?verbose` alone.
     """
 
-    def __init__(self, is_ready: Callable[[], bool], unseen: str | None) -> None:
+    def __init__(
+        self,
+        is_ready: Callable[[], bool],
+        unseen: str | None,
+        examine: Callable[[], list[CheckItem]],
+    ) -> None:
         self._is_ready = is_ready
         self._unseen = unseen
+        self._examine = examine
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         """Answer `ok`."""
         send_answer(response, HealthAnswer("ok"))
 
     def on_get_ready(self, request: falcon.Request, response: falcon.Response) -> None:
-        """Answer whether the monitor is started and not closing."""
+        """Answer whether the monitor is started and not closing; with `verbose`, also the checks.
+
+        Checks that fail do not change the status code: an orchestrator would restart the monitor.
+        """
         ready = self._is_ready()
         if not ready:
             response.status = falcon.HTTP_503
-        send_answer(response, ReadyAnswer("ready" if ready else "not ready", self._unseen))
+        checks = self._examine() if is_verbose(request.query_string) else None
+        send_answer(response, ReadyAnswer("ready" if ready else "not ready", self._unseen, checks))
 
 
 class VersionResource:
