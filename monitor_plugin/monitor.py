@@ -60,6 +60,7 @@ from .processes.kernel import KernelProbe
 from .processes.limits import LimitsReader
 from .processes.member_pidfds import MemberPidfds
 from .processes.members import MemberTable
+from .processes.output_files import OutputFileTable
 from .processes.sockets import SocketTable
 from .processes.usage import UsageReader
 from .processes.visibility import find_unseen
@@ -532,6 +533,7 @@ class _Services:
             registry, client, hooks, counter, usage, left_behind
         )
         refusals = self.refusals = Refusals()
+        self.output_table = OutputFileTable()
         memory_reader = self.memory_reader = MemoryReader(registry)
         self.registration = Registration(
             registry,
@@ -542,6 +544,7 @@ class _Services:
             left_behind,
             security,
             refusals,
+            self.output_table,
             on_added=memory_reader.wake,
         )
         sockets = SocketTable()
@@ -652,6 +655,7 @@ class _Services:
             self.event_queue.close,
             self.hook_executor.close,
             self.thread_pool.close,
+            self.output_table.close,
             self.member_pidfds.close,
         )
 

@@ -95,6 +95,8 @@ class ExitRecorder:
             # A late call may have connected again.
             self._status_client.close_connection(record.backend)
             return
+        if record.output:
+            record.output.mark_ended()
         self._release_process(record)
         self._model_counter.count_exit(record.backend, exit)
 
@@ -112,8 +114,10 @@ class ExitRecorder:
                 return
 
     def release(self, record: Record) -> None:
-        """Release what a record without an exit holds: its members, its channel and its process."""
+        """Release what a record without an exit holds: members, channel, process and output."""
         self._left_behind.forget(record.members)
+        if record.output:
+            record.output.close()
         self._release_process(record)
 
     def _release_process(self, record: Record) -> None:
@@ -158,6 +162,8 @@ class ExitRecorder:
         except ProcessGone:
             self.record_exit(record)
             return
+        if record.output:
+            record.output.refresh()
         since, kills = record.oom.updated_at, record.oom.update()
         if unexplained := self._unexplained(kills, record, since):
             self._hooks.oom_kill(record.backend, unexplained, self._has_own_group(record))

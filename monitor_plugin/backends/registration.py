@@ -20,6 +20,7 @@ from ..plugins.hooks import Hooks
 from ..plugins.plugin_queue import Delivery
 from ..processes.members import Members, MemberTable
 from ..processes.oom import OomKillCounter
+from ..processes.output_files import OutputFiles, OutputFileTable
 from ..processes.process import Process, ProcessGone
 from ..processes.process_table import (
     TICKS_PER_SECOND,
@@ -53,6 +54,7 @@ class Registration:
         left_behind: tracks the members of backends.
         security: decides which addresses may be called.
         refusals: stores the registrations that are refused.
+        output_table: holds the files that backends write their output to.
         on_added: called after a backend was added; it must not block.
     """
 
@@ -66,6 +68,7 @@ class Registration:
         left_behind: LeftBehindTracker,
         security: ChannelSecurity,
         refusals: Refusals,
+        output_table: OutputFileTable,
         on_added: Callable[[], object],
     ) -> None:
         self._registry = registry
@@ -76,6 +79,7 @@ class Registration:
         self._left_behind = left_behind
         self._security = security
         self._refusals = refusals
+        self._output_table = output_table
         self._on_added = on_added
         self._closed = False
 
@@ -260,7 +264,11 @@ class Registration:
         spawned_at = row.started / TICKS_PER_SECOND
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - spawned_at
         saw_start = age <= _START_SEEN_SECONDS
-        return Record(backend, canonical, process, sampler, members, oom, spawned_at, saw_start)
+        output = OutputFiles(process, self._output_table)
+        return Record(
+            *(backend, canonical, process, sampler, members, oom, spawned_at, saw_start),
+            output=output,
+        )
 
     def exited(self, model: str, pid: int, exit_code: int | None) -> None:
         """Record the exit that a host reports: see `monitor_backend_exited`.

@@ -21,6 +21,7 @@ from ..domain.models import (
 from ..domain.postmortems import PostMortem
 from ..processes.members import Members
 from ..processes.oom import OomKillCounter
+from ..processes.output_files import OutputFiles
 from ..processes.process import Process
 from ..processes.sampler import Sampler
 from ..processes.tree_memory import TreeMemory
@@ -60,6 +61,7 @@ class EndedBackend(NamedTuple):
         left_behind: the members that still run; None: they were not searched for yet.
         id: the number of the end, greater than those of earlier ends, also of an earlier monitor.
         postmortem: all that is known of the end; None until its parts were read.
+        output: the files that the process wrote its output to; closed when the exit is dropped.
     """
 
     backend: Backend
@@ -69,6 +71,7 @@ class EndedBackend(NamedTuple):
     left_behind: Sequence[LeftBehindProcess] | None = None
     id: int = 0
     postmortem: PostMortem | None = None
+    output: OutputFiles | None = None
 
     @property
     def may_have_left(self) -> bool:
@@ -103,7 +106,7 @@ class Serving(NamedTuple):
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `members` and `oom` never change. `tree_memory`, `tree_read_at`,
+    `process`, `sampler`, `members`, `oom` and `output` never change. `tree_memory`, `tree_read_at`,
     `observation`, `serving`, `source`, `saw_start` and `shared_readings` are replaced without the
     registry's lock. The other attributes change only under that lock.
 
@@ -135,6 +138,7 @@ class Record:
         is_replaced: whether another record has taken the place of this one.
         shared_readings: the model reader's readings of the model while this is its oldest backend;
             the registry only drops them, when the record is removed or updated.
+        output: the files that the process writes its output to; None only in tests.
     """
 
     backend: Backend
@@ -161,6 +165,7 @@ class Record:
     in_shutdown: bool = False
     is_replaced: bool = False
     shared_readings: object = None
+    output: OutputFiles | None = None
 
     def is_starting(self, grace_seconds: float) -> bool:
         """Whether the backend has not answered yet, and was registered less than a grace ago.
@@ -412,18 +417,23 @@ class Registry:
             self._remove(record)
             self._last_end_id += 1
             group, id = record.oom.group, self._last_end_id
-            ended = EndedBackend(record.backend, exit, oom_certain, group, id=id)
+            ended = EndedBackend(
+                record.backend, exit, oom_certain, group, id=id, output=record.output
+            )
             self._exits[record.backend] = ended
-            self._trim_exits()
-            return publish(ended)
+            dropped = self._trim_exits()
+            result = publish(ended)
+        _close_output(dropped)
+        return result
 
-    def _trim_exits(self) -> None:
-        """Drop the oldest exits, except those that left a process behind which still runs."""
-        surplus = len(self._exits) - MAX_EXITS
-        if surplus > 0:
-            droppable = (each for each, ended in self._exits.items() if not ended.left_behind)
-            for backend in list(islice(droppable, surplus)):
-                del self._exits[backend]
+    def _trim_exits(self) -> list[EndedBackend]:
+        """Drop and return the oldest exits, except those that left a process which still runs.
+
+        The caller closes the files of their output when it no longer holds the lock.
+        """
+        surplus = max(0, len(self._exits) - MAX_EXITS)
+        droppable = (each for each, ended in self._exits.items() if not ended.left_behind)
+        return [self._exits.pop(backend) for backend in list(islice(droppable, surplus))]
 
     def last_exits(self) -> list[EndedBackend]:
         """List the last exits, oldest first.
@@ -467,9 +477,10 @@ class Registry:
             if stored is None:
                 by_age = sorted(self._exits.items(), key=lambda each: each[1].exit.ended_at)
                 self._exits = dict(by_age)
-            self._trim_exits()
+            dropped = self._trim_exits()
             if had_some != bool(processes):
                 self.on_change()
+        _close_output(dropped)
 
     def clear(self) -> list[Record]:
         """Remove and return all records."""
@@ -478,3 +489,10 @@ class Registry:
             for record in records:
                 self._remove(record)
             return records
+
+
+def _close_output(exits: Iterable[EndedBackend]) -> None:
+    """Close the files of the output of exits that were dropped."""
+    for each in exits:
+        if each.output:
+            each.output.close()

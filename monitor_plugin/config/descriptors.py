@@ -24,6 +24,11 @@ def max_member_pidfds() -> int:
     return min(64, _share(16))
 
 
+def max_output_files() -> int:
+    """Return the maximum number of files with the output of backends that are held open."""
+    return _share(8)
+
+
 def max_channels() -> int:
     """Return the maximum number of open gRPC channels."""
     return _share(8)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,13 +18,13 @@ from monitor_plugin import (
     ModelNotLoaded,
     Monitor,
 )
-from monitor_plugin.backends import exits
+from monitor_plugin.backends import exits, registry
 from monitor_plugin.domain.models import MemberEnd
 from monitor_plugin.processes import usage
 from monitor_plugin.processes.members import Members
 from monitor_plugin.processes.process import ProcessGone, keeps_exit_codes
 
-from ..support import Client, Spawner, eventually, is_running, logged, register
+from ..support import Client, Spawner, descriptors, eventually, is_running, logged, register
 from .conftest import Recorder
 
 
@@ -520,3 +521,27 @@ def test_backend_that_forks_for_each_request_reports_no_ends(
     finder.find = count  # type: ignore[method-assign]
     eventually(lambda: len(looks) > 30)
     assert len(events_of(quick, "member_ended")) == 1
+
+
+def test_output_of_dropped_exits_is_closed(
+    monitor: Monitor, spawner: Spawner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file stays open while the exit is listed, or until the monitor is closed."""
+    monkeypatch.setattr(registry, "MAX_EXITS", 2)
+    last_exits = monitor._services.registry.last_exits
+    open_before = descriptors()
+    for count in (1, 2, 3, 4):
+        with (tmp_path / str(count)).open("w") as file:
+            process = spawner.process("sleep", "1000", stderr=file)
+        register(monitor, process.pid, address=f"unix:/{count}")
+        process.kill()
+        process.wait()
+        eventually(lambda: process.pid in [each.backend.pid for each in last_exits()])  # noqa: B023
+
+    def open_files() -> set[str]:
+        found = (target for _, target in descriptors() - open_before)
+        return {Path(target).name for target in found if target.startswith(str(tmp_path))}
+
+    eventually(lambda: open_files() == {"3", "4"})
+    monitor.close()
+    assert open_files() == set()

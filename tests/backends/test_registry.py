@@ -136,7 +136,8 @@ def test_exit_frees_the_pid_and_the_address(registry: Registry) -> None:
     exit = make_exit("killed")
     assert registry.move_to_exits(record, exit, True, lambda ended: ended.exit) is exit
     assert (registry.records(), registry.find(1)) == ([], None)
-    assert registry.last_exits() == [EndedBackend(record.backend, exit, True)]
+    (ended,) = registry.last_exits()
+    assert ended == EndedBackend(record.backend, exit, True, id=ended.id)
     assert record.backend.model == "renamed"
     add(registry, "m", 1, "b")
 
