@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import psutil
 
-from ..domain.errors import MonitorError
+from ..domain.errors import InvalidRequest, MonitorError
+from ..domain.model_name import validate_model_name
 from ..processes.members import Members, MemberTable
 from ..processes.process_table import read_ancestry, read_row
 from ..processes.sockets import SocketTable
@@ -168,7 +169,7 @@ class Discovery:
         return found
 
     def model_of(self, name: str, display_name: str, command: Sequence[str]) -> str | None:
-        """Return the model of a program that need not run; None if it is not known as a backend.
+        """Return the model of a program that need not run; None if it is not known to be one.
 
         The model comes from, in this order:
         1. the first rule that matches;
@@ -186,10 +187,11 @@ class Discovery:
         if name in self._own_names:
             return None
         rule = self._match_rule(name, display_name)
-        if rule:
-            return rule[0]
         configured = display_name if configured_address(command) else None
-        return self._models.get(name, configured)
+        model = rule[0] if rule else self._models.get(name, configured)
+        with contextlib.suppress(InvalidRequest):  # it could be neither started nor asked for
+            return None if model is None else validate_model_name(model)
+        return None
 
     def _match_rule(self, name: str, display_name: str) -> tuple[str, str | None] | None:
         """Return model and address of the first rule that matches a program; None if none does."""

@@ -118,12 +118,13 @@ def test_programs_without_an_address_are_not_backends(spawner: Spawner) -> None:
         (("serve",), ("g:llama=m",), "m"),
         (("serve",), ("other=x", "ll*=m-*@127.0.0.1:7"), "m-ama"),
         (("serve", "--addr", ADDRESS), ("g:*=of/rule",), "of/rule"),
+        (("serve", "--addr", ADDRESS), ("g:*=" + "x" * 256,), None),
     ],
 )
 def test_model_of_a_program_that_never_ran_is_that_of_its_rule_or_command(
     command: tuple[str, ...], rules: tuple[str, ...], model: str | None
 ) -> None:
-    """A program with neither is no model."""
+    """A program with neither is no model, nor is one whose model has an invalid name."""
     discovery = Discovery([parse_rule(rule) for rule in rules])
     assert discovery.model_of("g:llama", "llama", command) == model
 

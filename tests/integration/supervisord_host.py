@@ -133,6 +133,7 @@ class Host:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd=self.folder,
             )
         return self
 

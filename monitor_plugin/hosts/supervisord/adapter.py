@@ -2,40 +2,51 @@
 
 It asks supervisord what runs (`getAllProcessInfo`), and with which command lines
 (`getAllConfigInfo`), after each event and at intervals. It has supervisord stop backends
-(`stopProcess`), which then does not start them again.
+(`stopProcess`), which then does not start them again, and start models (`startProcess`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from supervisor.states import RUNNING_STATES, ProcessStates, getProcessStateDescription
 from supervisor.xmlrpc import Faults
 
-from ...domain.errors import ShutdownFailed
+from ...domain.errors import ShutdownFailed, StartFailed
+from ...domain.known_models import KnownModel
+from ...domain.logs import LogTail
 from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
 from ...processes.process_table import read_ancestry
 from ...shutdown.stop import format_pids
-from ..discovery import BackendRule, Discovery, Program, split_command
+from ..discovery import BackendRule, Discovery, Program
+from ..log_files import LogFiles
 from ..poller import Poller
 from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
 from .client import SupervisordClient, SupervisordError
+from .configuration import Configuration
+from .programs import ModelProgram, known_models, model_program
+
+_logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 # supervisord restarts exited programs at its next tick; there is one each second.
 _RESTART_SECONDS = 1.5
 # supervisord sends SIGKILL just after stopwaitsecs, which is often the same as the stop's timeout.
 _KILL_SECONDS = 0.5
+# A character of UTF-8 has up to four bytes.
+_MAX_CHARACTER_BYTES = 4
 
 
 class Adapter:
-    """Registers supervisord's backends with a monitor, and has supervisord stop them.
+    """Registers supervisord's backends with a monitor, and has supervisord start and stop them.
 
     Args:
         supervisord: calls the supervisord that runs the programs.
@@ -53,7 +64,10 @@ class Adapter:
         self._supervisord = supervisord
         self._discovery = Discovery(rules)
         self._kill_seconds = min(_KILL_SECONDS, hook_timeout_seconds / 2)
-        self._commands: dict[tuple[str, str, int], str] = {}  # by group, name and PID
+        self._configuration = Configuration(supervisord)
+        self._log_files = LogFiles()
+        self._programs: Sequence[ModelProgram] = ()  # as the last poll found them
+        self._polled_at = 0.0  # when the last poll that has ended began
         self._registry_sync: RegistrySync | None = None
         self._closing = threading.Event()
         self._poller = Poller("monitor-supervisord", self._poll)
@@ -80,31 +94,132 @@ class Adapter:
         self._poller.close()
 
     def _poll(self) -> None:
-        infos = self._supervisord.call("getAllProcessInfo")
-        running = [info for info in infos if info["state"] in RUNNING_STATES and info["pid"]]
-        commands = self._configured_commands(running)
-        programs = [
-            _program(info, command) for info, command in zip(running, commands, strict=True)
-        ]
-        found = self._discovery.find(programs)
-        if self._registry_sync and not self._closing.is_set():
-            self._registry_sync.sync(found)
+        began_at = time.monotonic()
+        try:
+            infos = self._supervisord.call("getAllProcessInfo")
+            self._configuration.update(infos)
+            programs = [_program(info, self._configuration.of(info).command) for info in infos]
+            found = self._discovery.find(programs)
+            self._programs = list(self._model_programs(programs, infos))
+            if self._registry_sync and not self._closing.is_set():
+                self._registry_sync.sync(found)
+        finally:
+            self._polled_at = began_at
 
-    def _configured_commands(self, running: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Return the configured command line of each process; empty if it is not known.
+    def _model_programs(
+        self, programs: Iterable[Program], infos: Iterable[Mapping[str, Any]]
+    ) -> Iterator[ModelProgram]:
+        """List the programs that are models."""
+        for program, info in zip(programs, infos, strict=True):
+            model = self._discovery.model_of(program.name, program.display_name, program.command)
+            if model is not None:
+                redirects = self._configuration.of(info).redirects
+                yield model_program(model, program.name, program.display_name, info, redirects)
 
-        supervisord is asked when there is a new process, as its answer takes half a millisecond of
-        its time for each program. After a `reread` it would give the command lines of the next
-        processes.
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        """List the models of the programs that supervisord has, as the last poll found them."""
+        return known_models(self._programs)
+
+    @hookimpl
+    def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
+        """Have supervisord start all programs of a model that do not run.
+
+        A program that supervisord is stopping is started when it has stopped. supervisord itself
+        starts one in BACKOFF again.
+
+        Returns:
+            True: a program runs, or supervisord is starting it. None: no program has that model.
+
+        Raises:
+            StartFailed: supervisord cannot start any program of the model.
         """
-        processes = [(info["group"], info["name"], info["pid"]) for info in running]
-        if not self._commands.keys() >= set(processes):
-            configuration = self._supervisord.call("getAllConfigInfo")
-            commands = {(info["group"], info["name"]): info["command"] for info in configuration}
-            self._commands = {
-                each: self._commands.get(each) or commands.get(each[:2], "") for each in processes
-            }
-        return [self._commands[each] for each in processes]
+        deadline = time.monotonic() + timeout_seconds
+        names = self._names_of(model)
+        if not names:  # the program may be new, such as after `supervisorctl update`
+            self._await_poll(deadline)
+            names = self._names_of(model)
+        if not names:
+            return None
+        failures = [each for each in (self._start(name, deadline) for name in names) if each]
+        if len(failures) == len(names):
+            raise StartFailed(model, "; ".join(failures))
+        for failure in failures:
+            _logger.warning("model %r runs without one of its programs: %s", model, failure)
+        self._await_poll(deadline)  # so that `monitor_list_models` has the new states
+        return True
+
+    def _names_of(self, model: str) -> list[str]:
+        return [each.name for each in self._programs if each.model == model]
+
+    def _await_poll(self, deadline: float) -> None:
+        """Wait until a poll that begins from now on has ended."""
+        begun_at = time.monotonic()
+        self._poller.poll_soon()
+        while self._polled_at < begun_at and time.monotonic() < deadline:
+            if self._closing.wait(_POLL_SECONDS):
+                return
+
+    def _start(self, name: str, deadline: float) -> str | None:
+        """Start a program unless it runs; return why supervisord does not start it."""
+        try:
+            state, _ = self._state(name)
+            while state == ProcessStates.STOPPING:  # `startProcess` would do nothing
+                if time.monotonic() >= deadline:
+                    return f"supervisord is still stopping program {name!r}"
+                if self._closing.wait(_POLL_SECONDS):
+                    return "the monitor was closed"
+                state, _ = self._state(name)
+            if state not in RUNNING_STATES:
+                # False: do not wait, as that may exceed the timeout of a call.
+                self._supervisord.call("startProcess", name, False)
+        except SupervisordError as error:
+            # SPAWN_ERROR: its process has ended already. Its state says what supervisord does next.
+            if error.fault not in (Faults.ALREADY_STARTED, Faults.SPAWN_ERROR):
+                return f"program {name!r}: {error}"
+        return None
+
+    @hookimpl
+    def monitor_read_log(
+        self, model: str, pid: int | None, stream: str, max_bytes: int
+    ) -> LogTail | None:
+        """Read the end of a program's log, which has the output of all its processes so far.
+
+        Reads the file if the monitor may, else asks supervisord, which cannot send bytes that are
+        no UTF-8, or control characters.
+
+        Returns:
+            None: supervisord does not write this stream to a file, or the file cannot be read.
+        """
+        program = self._program_for_log(model, pid)
+        log = program.logs.get(stream) if program else None
+        # /dev/stdout would be the monitor's own standard output.
+        if program is None or log is None or log.path.startswith(("/dev/", "/proc/")):
+            return None
+        if log.path.startswith("/"):  # others are relative to supervisord's folder
+            try:
+                return self._log_files.read(log.path, max_bytes)
+            except OSError:  # such as a file of another user
+                pass
+        return self._ask_for_log(program.name, log.channel, max_bytes)
+
+    def _program_for_log(self, model: str, pid: int | None) -> ModelProgram | None:
+        """Return the program that has or had the process; for None, the model's last started."""
+        if pid is None:
+            same = [each for each in self._programs if each.model == model]
+            return max(same, key=lambda each: each.started_at, default=None)
+        name = self._registry_sync.program_of(pid) if self._registry_sync else None
+        return next((each for each in self._programs if each.name == name), None)
+
+    def _ask_for_log(self, name: str, channel: str, max_bytes: int) -> LogTail | None:
+        """Ask supervisord for the end of a log; return None if it cannot say, or has none."""
+        method = f"tailProcess{channel.capitalize()}Log"
+        # supervisord fails if the first byte is in the middle of a character.
+        for size in range(max_bytes, max(0, max_bytes - _MAX_CHARACTER_BYTES), -1):
+            with contextlib.suppress(SupervisordError):
+                text, end, _ = self._supervisord.call(method, name, 0, size)
+                return LogTail(text.encode(), end) if end else None
+        return None
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
@@ -128,7 +243,7 @@ class Adapter:
     def _program_of(self, pid: int) -> str | None:
         """Return the program to which a process belongs or belonged; None if there is none."""
         infos = self._supervisord.call("getAllProcessInfo")
-        names = {info["pid"]: _program(info).name for info in infos}
+        names = {info["pid"]: _full_name(info) for info in infos}
         for ancestor, _ in read_ancestry(pid):
             if ancestor in names:
                 return names[ancestor]
@@ -203,7 +318,7 @@ class Adapter:
     def _check_stopwaitsecs(self, backend: Backend, name: str, seconds: float) -> None:
         """Raise an error if supervisord kills the program later than `seconds` after the stop."""
         for info in self._supervisord.call("getAllConfigInfo"):
-            if _program({**info, "pid": 0}).name == name and info["stopwaitsecs"] > seconds:
+            if _full_name(info) == name and info["stopwaitsecs"] > seconds:
                 raise ShutdownFailed(
                     backend.model,
                     f"program {name!r} has stopwaitsecs={info['stopwaitsecs']} to end itself, and "
@@ -212,7 +327,12 @@ class Adapter:
                 )
 
 
-def _program(info: Mapping[str, Any], command: str = "") -> Program:
-    name = f"{info['group']}:{info['name']}"
+def _full_name(info: Mapping[str, Any]) -> str:
+    return f"{info['group']}:{info['name']}"
+
+
+def _program(info: Mapping[str, Any], command: Sequence[str]) -> Program:
+    name = _full_name(info)
     display_name = info["name"] if info["group"] == info["name"] else name
-    return Program(name, display_name, info["pid"], split_command(command))
+    pid = info["pid"] if info["state"] in RUNNING_STATES else 0
+    return Program(name, display_name, pid, command)

@@ -1,0 +1,125 @@
+"""Reads the ends of log files that a host writes and rotates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import NamedTuple
+
+from ..domain.logs import LogTail
+
+# The number of files of one log that are opened: supervisord keeps 10 backups by default.
+_MAX_FILES = 32
+# How often the files are opened again if the log was rotated meanwhile.
+_ATTEMPTS = 5
+# How many bytes before a position are compared, as a new file may have the inode of a removed one.
+_MARK_BYTES = 64
+
+
+class _Position(NamedTuple):
+    """Where a read of a log ended.
+
+    Attributes:
+        inode, offset: the file, and the place in it.
+        mark: the last bytes before the offset.
+        end: how many bytes the log has had up to there.
+    """
+
+    inode: int
+    offset: int
+    mark: bytes
+    end: int
+
+
+class _File:
+    """One file of a log, open. `size` is the number of its bytes when it was opened."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        self._descriptor = os.open(path, flags)
+        status = os.fstat(self._descriptor)
+        self.inode, self.size = status.st_ino, status.st_size
+        self.is_regular = stat.S_ISREG(status.st_mode)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def read_before(self, offset: int, count: int) -> bytes:
+        """Read up to `count` bytes that end at the offset."""
+        start = max(0, offset - count)
+        return os.pread(self._descriptor, offset - start, start)
+
+    def has(self, position: _Position) -> bool:
+        """Whether the position is in this file."""
+        return (
+            self.inode == position.inode
+            and self.size >= position.offset
+            and self.read_before(position.offset, _MARK_BYTES) == position.mark
+        )
+
+
+class LogFiles:
+    """Reads the ends of log files that a host rotates to `FILE.1`, `FILE.2` and so on.
+
+    May be used from any thread. The host removes the oldest file at a rotation. So where the last
+    read of a log ended is remembered, to count what the host has written since.
+    """
+
+    def __init__(self) -> None:
+        self._positions: dict[str, _Position] = {}  # by the path of the log
+
+    def read(self, path: str, max_bytes: int) -> LogTail | None:
+        """Read the last bytes of a log, also of its rotated files; None if it is no regular file.
+
+        The first read of a log counts the bytes of the files that there are. If all that was
+        there at the last read has been removed since, one byte counts as missing: how many bytes
+        are missing is not known.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with contextlib.ExitStack() as stack:
+            files = _open_files(path, stack)
+            if not files:
+                return None
+            newest = files[0]
+            end = _count_bytes(files, self._positions.get(path))
+            mark = newest.read_before(newest.size, _MARK_BYTES)
+            self._positions[path] = _Position(newest.inode, newest.size, mark, end)
+            data = b""
+            for file in files:
+                data = file.read_before(file.size, max_bytes - len(data)) + data
+            return LogTail(data, end)
+
+
+def _open_files(path: str, stack: contextlib.ExitStack) -> list[_File]:
+    """Open the files of a log, the newest first. Return none if the log is no regular file."""
+    for _ in range(_ATTEMPTS):
+        files = [_File(path)]
+        stack.callback(files[0].close)
+        if not files[0].is_regular:
+            return []
+        inodes = {files[0].inode}
+        for number in range(1, _MAX_FILES):
+            try:
+                file = _File(f"{path}.{number}")
+            except OSError:
+                break
+            stack.callback(file.close)
+            if file.is_regular and file.inode not in inodes:  # a file may just have been renamed
+                inodes.add(file.inode)
+                files.append(file)
+        if os.stat(path).st_ino == files[0].inode:
+            break
+    return files
+
+
+def _count_bytes(files: list[_File], last: _Position | None) -> int:
+    """Count the bytes that a log has had. Its newest file comes first."""
+    newer = 0
+    for file in files:
+        if last and file.has(last):
+            return last.end + file.size - last.offset + newer
+        newer += file.size
+    return newer + (last.end + 1 if last else 0)
