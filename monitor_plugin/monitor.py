@@ -684,7 +684,9 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.exit_recorder.describe_last_exit,
         services.unseen is not None,
     )
-    return ClusterNode(settings, services.registry, local_node, services.blocking_observer)
+    return ClusterNode(
+        settings, services.registry, services.operations, local_node, services.blocking_observer
+    )
 
 
 class _Phase(enum.Enum):

@@ -128,7 +128,11 @@ def load_failed_response(error: BaseException, message: str | None = None) -> Re
     message = message or str(error)
     if isinstance(error, StartFailed) and error.last_output:
         message += f"; its last output:\n{error.last_output}"
-    response = error_response(error, message)
+    return with_load_fields(error_response(error, message))
+
+
+def with_load_fields(response: Response) -> Response:
+    """Add the fields of a failed start to the response to an error."""
     detail = msgspec.json.decode(response.body, type=ErrorAnswer).error
     body = encode(LoadFailedAnswer([], detail.message, detail))
     return msgspec.structs.replace(response, body=body)

@@ -13,6 +13,7 @@ from ..config.cluster import parse_nats_servers, validate_node
 from ..config.origins import is_loopback_name
 from ..config.settings import Settings, parse_listen
 from ..domain.errors import SettingsError
+from ..operations.model_operations import ModelOperations
 from .peers.directory import PeerDirectory
 from .peers.presence import Presence
 from .requests.client import PeerClient
@@ -46,6 +47,7 @@ class ClusterNode:
     Args:
         settings: the settings; `cluster` is not None.
         registry: this node's backends.
+        operations: starts, stops and restarts this node's models.
         local_node: answers requests about this node's models.
         blocking: is entered while a thread waits for other nodes.
 
@@ -62,11 +64,13 @@ class ClusterNode:
         self,
         settings: Settings,
         registry: Registry,
+        operations: ModelOperations,
         local_node: LocalNode,
         blocking: BlockingObserver,
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._operations = operations
         self._local_node = local_node
         self._subjects = subjects = Subjects(settings.cluster_namespace)
         self._is_update_due = False
@@ -89,6 +93,7 @@ class ClusterNode:
             self._publish_models,
             read_threads=settings.http_threads,
             shutdown_threads=max(1, settings.http_threads // 2),
+            start_threads=max(1, settings.http_threads // 4),
         )
         client = PeerClient(
             local_node,
@@ -111,12 +116,12 @@ class ClusterNode:
                 started, and `start` may be called again.
         """
         self.service.url = self._presence.url = self._reachable_url(url)
-        self._registry.on_change = self._on_change
+        self._registry.on_change = self._operations.on_change = self._on_change
         self.link.start()
 
     def close(self) -> None:
         """Leave the cluster. Threads that wait for another node's reply get `NodeUnreachable`."""
-        self._registry.on_change = lambda: None
+        self._registry.on_change = self._operations.on_change = lambda: None
         close_all(self._leave, self._server.close, self.link.close, self._server.join)
 
     def _leave(self) -> None:
@@ -125,7 +130,7 @@ class ClusterNode:
                 self.link.submit(self._presence.leave()).result(_LEAVE_SECONDS)
 
     def _on_change(self) -> None:
-        """Schedule `_update`. Called on any thread when a backend comes or goes."""
+        """Schedule `_update`. Called on any thread when a backend or a start comes or goes."""
         if not self._is_update_due:
             self._is_update_due = True
             self.link.submit(self._update())
@@ -140,7 +145,8 @@ class ClusterNode:
     async def _subscribe(self) -> None:
         self._is_update_due = False  # before the models are read: a later change needs an update
         models = frozenset(self._registry.models())
-        handlers = dict.fromkeys(self._server.subjects(models), self._server.on_request)
+        subjects = self._server.subjects(models, self._operations.starting())
+        handlers = dict.fromkeys(subjects, self._server.on_request)
         handlers[self._subjects.all_announcements] = self._presence.on_announcement
         await self.link.subscribe(handlers)
         self._presence.set_models(models)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..api.cluster_view import NODE_HEADER, Requester
-from ..api.errors import error_response
+from ..api.errors import error_response, load_failed_response
 from ..api.results import Response
 from ..api.schemas import TargetGroup
 from ..concurrency.blocking import BlockingObserver
@@ -19,6 +19,7 @@ from ..domain.errors import InvalidRequest, ModelNotLoaded, MonitorError, NodeUn
 from .merge.lists import ClusterLists
 from .merge.readings import answer_of, merge_readings
 from .merge.shutdowns import ClusterShutdowns
+from .merge.starts import ClusterStarts
 from .peers.directory import Peer, PeerDirectory
 from .requests.client import SILENT_SECONDS, PeerClient, PeerResult
 from .requests.local_node import LocalNode
@@ -64,6 +65,7 @@ class ClusterService:
         self._blocking = blocking
         self._lists = ClusterLists(self.node, link, client)
         self._shutdowns = ClusterShutdowns(local_node, link, client)
+        self._starts = ClusterStarts(local_node, link, client, directory)
         self._unknown_reads = threading.BoundedSemaphore(_MAX_UNKNOWN_READS)
 
     def monitor(
@@ -81,16 +83,16 @@ class ClusterService:
         return self._respond(lambda: self._shutdown(model, node, request))
 
     def load(self, model: str, node: str | None, requester: Requester) -> Response:
-        """Start a model on this node. An error becomes a response too."""
+        """Start a model on a node that knows it, or on one. An error becomes a response too."""
         request = Request("load", self._caller(requester), model)
-        return self._respond(lambda: answer_of(self._local_node.answer(request)))
+        return self._respond(lambda: self._start(node, request), load_failed_response)
 
     def restart(
         self, model: str, force: bool, pid: int | None, node: str | None, requester: Requester
     ) -> Response:
-        """Restart a model on this node. An error becomes a response too."""
+        """Restart a model on every node that has it, or on one. An error becomes a response too."""
         request = Request("restart", self._caller(requester), model, pid, force=force)
-        return self._respond(lambda: answer_of(self._local_node.answer(request)))
+        return self._respond(lambda: self._start(node, request), load_failed_response)
 
     def backends(
         self, model: str | None, fresh: bool, query: Mapping[str, str], requester: Requester
@@ -135,8 +137,12 @@ class ClusterService:
     def _caller(self, requester: Requester) -> Caller:
         return Caller(self.node, requester.name, requester.role, requester.address)
 
-    def _respond(self, answer: Callable[[], Response]) -> Response:
-        """Return the response, or that of the error.
+    def _respond(
+        self,
+        answer: Callable[[], Response],
+        fail: Callable[[MonitorError], Response] = error_response,
+    ) -> Response:
+        """Return the response, or that of the error, which `fail` makes.
 
         `X-Monitor-Node` names this node unless the response has that header. Only `X-Monitor-*` and
         `Retry-After` in printable ASCII are kept, because a peer may have set other headers.
@@ -144,7 +150,7 @@ class ClusterService:
         try:
             response = answer()
         except MonitorError as error:
-            response = error_response(error)
+            response = fail(error)
         headers = {
             name: value
             for name, value in {NODE_HEADER: self.node, **response.headers}.items()
@@ -183,6 +189,11 @@ class ClusterService:
             return answer_of(self._local_node.answer(request))
         one_peer = node is not None or (pid is not None and bool(holders))
         return self._shutdowns.shutdown(request, is_local, holders, one_peer)
+
+    def _start(self, node: str | None, request: Request) -> Response:
+        if node is not None:
+            _validate_node(node)
+        return self._starts.start(request, node)
 
     def _backends(self, query: Mapping[str, str], request: Request) -> Response:
         node = query.get("node")

@@ -44,6 +44,10 @@ class KnownModels:
         """Find a model, as the hosts say now; None if none knows it."""
         return next((each for each in self.known(0.0) if each.model == model), None)
 
+    def may_start_unlisted(self) -> bool:
+        """Whether a host may start a model that is not listed, because no host lists its models."""
+        return self._hooks.may_start_model() and not self._hooks.may_list_models()
+
     def _ask(self) -> dict[str, KnownModel]:
         answers = self._hooks.list_models()
         self._by_plugin = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 from ..backends.registry import Registry
 from ..concurrency.group_lock import GroupLock
@@ -25,6 +27,10 @@ class ModelOperations:
         coordinator: stops models.
         starter: starts models.
         start_timeout_seconds: the maximum time of a start, unless the caller gives another.
+
+    Attributes:
+        on_change: called when `starting` may have changed, on the thread of the start; it must not
+            block.
     """
 
     def __init__(
@@ -41,6 +47,18 @@ class ModelOperations:
         self._order = GroupLock()
         self._lock = threading.Lock()
         self._starts: dict[tuple[object, ...], Future[None]] = {}
+        self._callers: Counter[str] = Counter()  # of starts and restarts, by model
+        self.on_change: Callable[[], object] = lambda: None
+
+    def starting(self) -> list[str]:
+        """List the models for which a start or a restart runs, or waits for its turn."""
+        with self._lock:
+            return list(self._callers)
+
+    def is_starting(self, model: str) -> bool:
+        """Whether a start or a restart of a model runs, or waits for its turn."""
+        with self._lock:
+            return model in self._callers
 
     def shutdown(
         self, model: str, force: bool = False, pid: int | None = None, spare_busy: bool = False
@@ -57,7 +75,7 @@ class ModelOperations:
     def start(self, model: str, timeout_seconds: float | None = None) -> None:
         """Start a model, and wait until it is ready: see `ModelStarter.start`."""
         seconds = self._start_timeout_seconds if timeout_seconds is None else timeout_seconds
-        with self._order.hold(model, "start"):
+        with self._count(model), self._order.hold(model, "start"):
             self._share(("start", model), lambda: self._starter.start(model, seconds))
 
     def restart(
@@ -87,12 +105,27 @@ class ModelOperations:
                 pass
             self._starter.start(model, seconds, backends=max(1, count), again=True)
 
-        with self._order.hold(model, "restart"):
+        with self._count(model), self._order.hold(model, "restart"):
             self._share(("restart", model, force, pid, spare_busy), run)
 
     def close(self) -> None:
         """End the waits of all starts, and refuse further ones."""
         self._starter.close()
+
+    @contextmanager
+    def _count(self, model: str) -> Iterator[None]:
+        """Have a model in `starting` during a start or a restart of it."""
+        with self._lock:
+            self._callers[model] += 1
+        self.on_change()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callers[model] -= 1
+                if not self._callers[model]:
+                    del self._callers[model]
+            self.on_change()
 
     def _share(self, key: tuple[object, ...], run: Callable[[], None]) -> None:
         """Run an operation, or wait for the one with the same key that another thread runs."""

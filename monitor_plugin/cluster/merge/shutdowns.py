@@ -6,11 +6,9 @@ import asyncio
 import math
 from collections.abc import Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from ...api.cluster_view import NODE_HEADER
-from ...api.errors import ErrorAnswer, encode_error, error_kind
 from ...api.results import (
     FREED_HEADER,
     PARTLY,
@@ -22,7 +20,6 @@ from ...api.results import (
 from ...domain.errors import (
     ModelNotLoaded,
     MonitorError,
-    NodeForbidden,
     OutcomeUnknown,
     ShutdownFailed,
 )
@@ -33,7 +30,8 @@ from ..requests.client import PeerClient, PeerResult, where_to_ask
 from ..requests.local_node import LocalNode
 from ..transport.messages import Request, with_headers
 from ..transport.nats_link import NatsLink
-from .readings import answer_of, join_names
+from .outcomes import merge_failures, only_answer, outcome_of
+from .readings import join_names
 
 # Maximum wait for other nodes' offers if only this node is known to have the model. The stop here
 # takes about as long, because the monitor watches whether the host restarts the model.
@@ -115,7 +113,7 @@ class ClusterShutdowns:
         """Accept an offer; return any other result as it is."""
         if result.reply is None or result.reply.kind != "offer":
             return result
-        return await self._client.shutdown(result.reply, replace(request, offer=result.reply.offer))
+        return await self._client.accept(result.reply, request)
 
     async def _still_loaded(
         self, model: str, request: Request, offers: Sequence[PeerResult]
@@ -134,42 +132,20 @@ class ClusterShutdowns:
         if not results:
             ended = self._local_node.describe_last_exit(model)
             raise ModelNotLoaded(model, ended, on_any_node=True)
-        stopped = [each.node for each in results if _outcome(each) == "stopped"]
-        failed = [each for each in results if _outcome(each) not in ("stopped", "model_not_loaded")]
-        with_model = [each for each in results if _outcome(each) != "model_not_loaded"] or results
+        stopped = [each.node for each in results if outcome_of(each) == "stopped"]
+        failed = [
+            each for each in results if outcome_of(each) not in ("stopped", "model_not_loaded")
+        ]
+        with_model = [each for each in results if outcome_of(each) != "model_not_loaded"] or results
         nodes = join_names([each.node for each in with_model if each.node])
         headers = {NODE_HEADER: nodes} if nodes else {}
         if stopped and not failed:
             is_partly_verified = any(map(_is_partly_verified, results))
             return with_headers(stopped_response(is_partly_verified, _freed(results)), headers)
         if not failed or len(results) == 1:
-            return _only_answer(results[0])
-        worst = min(failed, key=_rank)
-        messages = [_message(each) for each in failed]
-        if stopped:
-            messages.append(f"it was stopped on {', '.join(stopped)}")
-        kind = error_kind(worst.error or ShutdownFailed(model, ""))
-        if worst.reply and worst.reply.answer:
-            answer = worst.reply.answer
-            if not (stopped and answer.status == 503):  # a 503 means that nothing was stopped
-                kind = kind._replace(status=answer.status, type=answer.outcome or kind.type)
-                headers = {**answer.headers, **headers}  # such as `Retry-After`
-        message = f"model {model!r}: " + "; ".join(messages)
-        return Response(kind.status, encode_error(kind, message), headers, kind.type)
-
-
-def _only_answer(result: PeerResult) -> Response:
-    if result.reply is None:
-        assert result.error is not None
-        raise result.error
-    return answer_of(result.reply)
-
-
-def _outcome(result: PeerResult) -> str:
-    if result.error is not None:
-        return error_kind(result.error).type
-    answer = result.reply.answer if result.reply else None
-    return (answer and answer.outcome) or "shutdown_failed"
+            return only_answer(results[0])
+        done = f"it was stopped on {', '.join(stopped)}" if stopped else None
+        return merge_failures(model, failed, done, ShutdownFailed(model, ""), headers)
 
 
 def _is_partly_verified(result: PeerResult) -> bool:
@@ -187,21 +163,3 @@ def _freed(results: Sequence[PeerResult]) -> Freed | None:
     headers = [each.headers.get(FREED_HEADER) for each in answers if each.outcome == "stopped"]
     parts = [freed for freed in map(parse_freed, headers) if freed is not None]
     return add_freed(parts) if len(parts) == len(headers) else None
-
-
-def _rank(result: PeerResult) -> int:
-    """Rank failures: 0 outcome unknown, 1 stop failed, 2 nothing stopped, 3 request forbidden."""
-    if isinstance(result.error, OutcomeUnknown):
-        return 0
-    if result.reply and result.reply.answer and result.reply.answer.status != 503:
-        return 1
-    return 3 if isinstance(result.error, NodeForbidden) else 2
-
-
-def _message(result: PeerResult) -> str:
-    if result.error is not None:
-        return str(result.error)
-    assert result.reply is not None
-    assert result.reply.answer is not None
-    message = msgspec.json.decode(result.reply.answer.body, type=ErrorAnswer).error.message
-    return f"node {result.node!r}: {message}"

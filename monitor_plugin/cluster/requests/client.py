@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from msgspec.structs import replace
+
 from ...concurrency.blocking import BlockingObserver
 from ...domain.errors import (
     ClusterError,
@@ -27,15 +29,31 @@ from .local_node import LocalNode
 
 # Maximum wait for a node whose `Peer.silent` is true.
 SILENT_SECONDS = 0.25
-# Maximum wait for offers to stop a model. Offers expire after 10 s, so a slow node must not delay
-# the shutdown on the other nodes.
+# Maximum wait for offers. Offers expire after 10 s, so a slow node must not delay the shutdown on
+# the other nodes, nor the start on one of them.
 _OFFERS_SECONDS = 5.0
 # Maximum wait, after a shutdown, for nodes that still have the model.
 _RECHECK_SECONDS = 1.0
-# Minimum time after which a node that stops a model counts as silent: it replies every second.
-_MIN_STOP_SECONDS = 3.0
+# Minimum time after which a node that stops or starts a model counts as silent: it replies every
+# second.
+_MIN_WORK_SECONDS = 3.0
 # Maximum wait for a node that sends replies of kind `working`.
-_MAX_SHUTDOWN_SECONDS = 3600.0
+_MAX_WORK_SECONDS = 3600.0
+
+
+class _Verb(NamedTuple):
+    """A verb for messages about an operation, and its past participle."""
+
+    infinitive: str
+    participle: str
+
+
+_STOP = _Verb("stop", "stopped")
+_VERBS = {
+    "shutdown": _STOP,
+    "load": _Verb("start", "started"),
+    "restart": _Verb("restart", "restarted"),
+}
 
 
 class PeerResult(NamedTuple):
@@ -53,7 +71,7 @@ class PeerResult(NamedTuple):
 class PeerClient:
     """Sends requests to nodes. All methods but `read_nodes` run on the link's event loop.
 
-    A request ends within `timeout_seconds`. Only `shutdown` takes as long as the stop of the model.
+    A request ends within `timeout_seconds`. Only `accept` takes as long as the operation.
 
     Args:
         local_node: answers for this node.
@@ -61,7 +79,7 @@ class PeerClient:
         subjects: the subjects of the cluster.
         directory: the other nodes.
         timeout_seconds: how long a node may take to answer; also how long it may be silent while it
-            stops a model, but at least 3 s.
+            stops or starts a model, but at least 3 s.
         blocking: is entered while a thread waits for readings or lists.
     """
 
@@ -140,12 +158,12 @@ class PeerClient:
             has_model = reply.answer is not None and reply.answer.status == 200
             self._directory.record_reply(reply.node, model if has_model else None)
         if replies or working:
-            late = [self._no_reply(each, failure, subject, stopping=False) for each in working]
+            late = [self._no_reply(each, failure, subject, verb=None) for each in working]
             return [*map(self._result, replies), *late]
         if failure is Failure.NO_RESPONDERS:
             return None
         if failure is Failure.FORBIDDEN:
-            raise _no_reply_error("", failure, subject, stopping=False)
+            raise _no_reply_error("", failure, subject, verb=None)
         if failure is Failure.LOST:
             reason = "the connection to NATS ended while it was asked; ask again"
         else:  # if no node subscribed, NATS would have said so immediately, unless it hangs
@@ -164,7 +182,7 @@ class PeerClient:
             return []
 
     async def offer(self, node: str, request: Request, seconds: float = math.inf) -> PeerResult:
-        """Request an offer to stop a model from one node. `seconds` is the maximum wait."""
+        """Request an offer from one node. `seconds` is the maximum wait."""
         subject = self._subjects.shutdown_node(node)
         return await self._request_node(subject, node, request, seconds=seconds)
 
@@ -204,39 +222,61 @@ class PeerClient:
             if may_lack_model or peer not in awaited:
                 send_again.append(peer.name)
             else:
-                results.append(self._no_reply(peer.name, failure, subject, stopping=True))
+                results.append(self._no_reply(peer.name, failure, subject, verb=_STOP))
         # The wait is short if other nodes have replied, because their offers expire.
         seconds = _OFFERS_SECONDS if failure is Failure.NO_RESPONDERS else SILENT_SECONDS
         results += await asyncio.gather(
             *(self.offer(each, request, seconds) for each in send_again)
         )
         if not results and failure is not Failure.NO_RESPONDERS:
-            results.append(self._no_reply("", failure, subject, stopping=True))
+            results.append(self._no_reply("", failure, subject, verb=_STOP))
         return results
 
-    async def shutdown(self, offer: Reply, request: Request) -> PeerResult:
+    async def start_offers(self, nodes: Sequence[str], request: Request) -> list[PeerResult]:
+        """Request offers to load or to restart a model from several nodes, for about 5 s at most.
+
+        Args:
+            nodes: the names of the nodes.
+            request: the load or the restart.
+
+        Returns:
+            The result of each node. A reply has no state if the node runs an older version.
+        """
+        asked = replace(request, operation="offer", action=request.operation)
+        return await asyncio.gather(*(self.offer(each, asked, _OFFERS_SECONDS) for each in nodes))
+
+    async def accept(self, offer: Reply, request: Request) -> PeerResult:
         """Accept a node's offer, and wait for the answer for as long as the node says it works.
 
         If there is no answer, the error is `OutcomeUnknown`; but not if the request certainly did
         not reach the node.
+
+        Args:
+            offer: the offer.
+            request: the shutdown, load or restart.
         """
         subject = self._subjects.shutdown_now(offer.node, offer.run)
+        accepted = replace(request, offer=offer.offer)
         try:
-            async with self._link.requests.send(subject, request) as pending:
-                return await self._await_stop(pending, offer.node, request.model or "")
+            async with self._link.requests.send(subject, accepted) as pending:
+                return await self._await_outcome(pending, offer.node, request)
         except ClusterError as error:
             return _not_sent(offer.node, error)
 
-    async def _await_stop(self, pending: PendingRequest, node: str, model: str) -> PeerResult:
-        """Wait until a node has stopped a model or reports a failure."""
-        deadline = time.monotonic() + _MAX_SHUTDOWN_SECONDS
-        silence_seconds = min(max(self.timeout_seconds, _MIN_STOP_SECONDS), _MAX_SHUTDOWN_SECONDS)
+    async def _await_outcome(
+        self, pending: PendingRequest, node: str, request: Request
+    ) -> PeerResult:
+        """Wait until a node has carried out an operation or reports a failure."""
+        deadline = time.monotonic() + _MAX_WORK_SECONDS
+        silence_seconds = min(max(self.timeout_seconds, _MIN_WORK_SECONDS), _MAX_WORK_SECONDS)
         is_working = False
-        reason = f"is still at it after {_MAX_SHUTDOWN_SECONDS:g} s"
+        reason = f"is still at it after {_MAX_WORK_SECONDS:g} s"
         while time.monotonic() <= deadline:
             received = await pending.next(silence_seconds)
             if isinstance(received, Reply) and received.kind in ("answer", "working"):
-                self._directory.record_reply(node)
+                starts = request.operation != "shutdown"
+                has_model = starts and received.answer is not None and received.answer.status == 200
+                self._directory.record_reply(node, request.model if has_model else None)
                 if received.kind == "answer":
                     return PeerResult(node, received)
                 is_working = True
@@ -249,14 +289,10 @@ class PeerClient:
             elif received is Failure.LOST or is_working:
                 reason = "cannot be heard, as the connection to NATS ended"
             else:
-                return self._no_reply(node, received, pending.subject, stopping=True)
+                verb = _VERBS[request.operation]
+                return self._no_reply(node, received, pending.subject, verb=verb)
             break
-        unknown = OutcomeUnknown(
-            f"the outcome is unknown: node {node!r} was told to stop model {model!r}, and "
-            f"{reason}; it may have stopped it or not: ask {where_to_ask(node, model)}",
-            [node],
-        )
-        return PeerResult(node, error=unknown)
+        return PeerResult(node, error=outcome_unknown(node, request, reason))
 
     async def _request_node(
         self,
@@ -289,8 +325,8 @@ class PeerClient:
         # The last nodes of a long list get less time than `timeout_seconds`. They are not silent.
         is_cut = min(first_seconds, seconds) < self.timeout_seconds
         is_silent = not (is_cut and request.operation == "backends")
-        stopping = request.operation == "offer"
-        return self._no_reply(node, failure, subject, stopping=stopping, is_silent=is_silent)
+        verb = _VERBS[request.action or "shutdown"] if request.operation == "offer" else None
+        return self._no_reply(node, failure, subject, verb=verb, is_silent=is_silent)
 
     async def _request(
         self,
@@ -329,17 +365,17 @@ class PeerClient:
         failure: Failure | None,
         subject: str,
         *,
-        stopping: bool,
+        verb: _Verb | None,
         is_silent: bool = True,
     ) -> PeerResult:
         """Make the result of a node that did not reply, and record its silence."""
         if is_silent and failure in (None, Failure.NO_RESPONDERS):
             self._directory.record_silence(node)
-        return PeerResult(node, error=_no_reply_error(node, failure, subject, stopping=stopping))
+        return PeerResult(node, error=_no_reply_error(node, failure, subject, verb=verb))
 
 
 def _no_reply_error(
-    node: str, failure: Failure | None, subject: str, *, stopping: bool
+    node: str, failure: Failure | None, subject: str, *, verb: _Verb | None
 ) -> ClusterError:
     """Make the error of a node that did not reply to a request for a reading or an offer.
 
@@ -347,14 +383,14 @@ def _no_reply_error(
         node: the name of the node; empty if it is not known which node should have replied.
         failure: why it did not reply; None if the time has passed.
         subject: the subject of the request.
-        stopping: whether the request was for an offer to stop a model.
+        verb: for a request for an offer: what the node was to offer; None for another request.
     """
     nodes = [node] if node else []
     if failure is Failure.FORBIDDEN:
         return NodeForbidden(
             f"NATS does not let this node publish to {subject}: its NATS user may not "
-            f"{'stop' if stopping else 'read'} models on other nodes"
-            f"{'; nothing was stopped there' if stopping else ''}",
+            f"{verb.infinitive if verb else 'read'} models on other nodes"
+            f"{f'; nothing was {verb.participle} there' if verb else ''}",
             nodes,
         )
     if failure is Failure.LOST:
@@ -369,9 +405,9 @@ def _no_reply_error(
             "or GET /backends"
         )
     message = f"node {node!r} cannot be reached: {reason}"
-    if stopping:
+    if verb:
         message += (
-            "; it was not told to stop anything, and what runs there is unknown: ask "
+            f"; it was not told to {verb.infinitive} anything, and what runs there is unknown: ask "
             f"GET /backends?node={quote(node)}"
         )
     return NodeUnreachable(message, nodes)
@@ -382,6 +418,31 @@ def invalid_reply(node: str) -> NodeUnreachable:
     return NodeUnreachable(
         f"node {node!r} gave an answer that cannot be understood, or is too large: it may be of "
         "another version",
+        [node],
+    )
+
+
+def outcome_unknown(node: str, request: Request, reason: str) -> OutcomeUnknown:
+    """Make the error of a node that accepted a request, and whose answer did not come.
+
+    Args:
+        node: the name of the node.
+        request: the shutdown, load or restart.
+        reason: why the answer did not come, as a clause whose subject is the node.
+    """
+    verb, model = _VERBS[request.operation], request.model or ""
+    return OutcomeUnknown(
+        f"the outcome is unknown: node {node!r} was told to {verb.infinitive} model {model!r}, and "
+        f"{reason}; it may have {verb.participle} it or not: ask {where_to_ask(node, model)}",
+        [node],
+    )
+
+
+def older_version(node: str) -> NodeUnreachable:
+    """Make the error of a node that does not know how to start models."""
+    return NodeUnreachable(
+        f"node {node!r} runs an older version of monitor-plugin, which starts no models; nothing "
+        "was started there",
         [node],
     )
 

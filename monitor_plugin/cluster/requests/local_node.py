@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from ...api.audit import AuditedResult, audited_shutdown
+from ...api.audit import AuditedResult, audited
 from ...api.cluster_view import NODE_HEADER
 from ...api.errors import error_response, load_failed_response
 from ...api.gpus import GpuLister
@@ -34,7 +34,17 @@ from ...processes.limits import LimitsReader
 from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
 from ...shutdown.coordinator import ShutdownCoordinator
-from ..transport.messages import Reply, Request, with_headers
+from ..transport.messages import (
+    LISTED,
+    LOADED,
+    OUTCOMES,
+    POSSIBLE,
+    STARTABLE,
+    UNKNOWN,
+    Reply,
+    Request,
+    with_headers,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -85,6 +95,7 @@ class LocalNode:
         self._left_behind = left_behind
         self._model_reader = model_reader
         self._operations = operations
+        self._known_models = known_models
         self._gpu_lister = gpu_lister
         self._lister = Lister(
             registry,
@@ -103,19 +114,33 @@ class LocalNode:
         Args:
             model: the name of the model.
             pid: the PID of the backend; None for any.
-            stopping: whether an ended backend counts that has left processes behind.
+            stopping: whether there is something to stop also counts: an ended backend has left
+                processes behind, or the model is being started.
         """
         records = self._registry.records(model)
         if any(pid in (None, each.backend.pid) for each in records):
             return True
-        return stopping and self._left_behind.has(model, pid)
+        if not stopping:
+            return False
+        is_starting = pid is None and self._operations.is_starting(model)
+        return is_starting or self._left_behind.has(model, pid)
+
+    def start_state(self, model: str) -> str:
+        """Return what this node knows of a model: one of `START_STATES`. Asks the hosts."""
+        if self.has(model) or self._operations.is_starting(model):
+            return LOADED
+        known = self._known_models.find(model)
+        if known is not None:
+            return STARTABLE if known.can_start else LISTED
+        return POSSIBLE if self._known_models.may_start_unlisted() else UNKNOWN
 
     def answer(self, request: Request, *, audit: bool = False) -> Reply:
-        """Answer a request of operation `monitor`, `backends` or `shutdown`, also with an error.
+        """Answer a request for a reading, a list or an operation on a model, also with an error.
 
         Args:
             request: the request.
-            audit: whether to audit a shutdown. The HTTP server audits its own requests itself.
+            audit: whether to audit an operation on a model. The HTTP server audits its own requests
+                itself.
         """
         operations = {
             "monitor": self._read,
@@ -185,11 +210,13 @@ class LocalNode:
 
 def _audited(request: Request) -> contextlib.AbstractContextManager[AuditedResult]:
     caller = request.caller
-    return audited_shutdown(
-        request.model,
-        request.force,
-        request.pid,
+    arguments: dict[str, object] = {"model": request.model}
+    if request.operation != "load":
+        arguments.update(force=request.force, pid=request.pid)
+    return audited(
+        f"POST /backend/{request.operation}",
+        arguments,
+        OUTCOMES[request.operation],
         caller=caller.name,
         client=f"node {caller.node} ({caller.address})",
-        action="POST /backend/shutdown",
     )

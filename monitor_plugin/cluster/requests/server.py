@@ -9,16 +9,25 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
+from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from ...api.errors import error_response
-from ...domain.errors import ModelNotLoaded, NodeUnreachable, TooManyShutdowns
+from ...domain.errors import (
+    ModelNotLoaded,
+    NodeUnreachable,
+    TooManyShutdowns,
+    TooManyStarts,
+)
 from ..peers.presence import Presence
 from ..transport.messages import Reply, Request, split_reply, unpack
 from ..transport.nats_link import NatsLink
 from ..transport.subjects import Subjects
 from .local_node import LocalNode
+
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +42,9 @@ _MAX_OFFERS = 1000
 
 
 class PeerServer:
-    """Serves requests. Readings and shutdowns run on threads, everything else on the event loop.
+    """Serves requests on the event loop, and those that may block on threads.
+
+    Readings, shutdowns and starts have threads of their own, as a start may take minutes.
 
     A request is served only on the subjects of its operation, because NATS' permissions are those
     of subjects. The reply goes only to the node that the request names as its sender.
@@ -44,7 +55,8 @@ class PeerServer:
         subjects: the subjects of the cluster.
         presence: announces this node.
         publish_models: announces immediately which models this node has.
-        read_threads, shutdown_threads: maximum number of threads for readings, and for shutdowns.
+        read_threads, shutdown_threads, start_threads: maximum number of threads for readings, for
+            shutdowns, and for loads and restarts.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class PeerServer:
         *,
         read_threads: int,
         shutdown_threads: int,
+        start_threads: int,
     ) -> None:
         self._local_node = local_node
         self._link = link
@@ -64,13 +77,19 @@ class PeerServer:
         self._presence = presence
         self._publish_models = publish_models
         self._read_pool = ThreadPoolExecutor(read_threads, "monitor-cluster-read")
-        self._shutdown_pool = ThreadPoolExecutor(shutdown_threads, "monitor-cluster-stop")
-        self._max_shutdowns = shutdown_threads
-        self._reads = self._shutdowns = 0
-        self._offers = StopOffers()
+        self._reads = 0
+        stops = _Workers(shutdown_threads, "monitor-cluster-stop", TooManyShutdowns)
+        starts = _Workers(start_threads, "monitor-cluster-start", TooManyStarts)
+        self._workers = {"shutdown": stops, "load": starts, "restart": starts}
+        self._offers = Offers()
 
-    def subjects(self, models: Iterable[str]) -> list[str]:
-        """Return the subjects to subscribe to, for a node with these models."""
+    def subjects(self, models: Iterable[str], starting: Iterable[str]) -> list[str]:
+        """Return the subjects to subscribe to.
+
+        Args:
+            models: the models that the node has.
+            starting: the models that are being started, and can be stopped.
+        """
         subjects, node = self._subjects, self._local_node.node
         found = [
             subjects.read_node(node),
@@ -79,7 +98,7 @@ class PeerServer:
         ]
         for model in models:
             found += [subjects.read_model(model), subjects.shutdown_model(model)]
-        return found
+        return found + [subjects.shutdown_model(each) for each in starting]
 
     async def on_request(self, message: Msg) -> None:
         """Serve a request, unless it came on a subject of another operation, node or model."""
@@ -94,28 +113,36 @@ class PeerServer:
             await self._presence.announce(reply_to)
         elif (reply := self._reply_without_thread(request)) is not None:
             await self._send(reply_to, reply)
-        elif request.operation == "shutdown":
-            self._shutdowns += 1
-            self._link.spawn(self._shutdown(reply_to, request))
+        elif request.operation in self._workers:
+            self._workers[request.operation].count += 1
+            self._link.spawn(self._operate(reply_to, request))
         else:
             self._reads += 1
-            self._link.spawn(self._read(reply_to, request))
+            read = self._offer_start if request.operation == "offer" else self._read
+            self._link.spawn(read(reply_to, request))
 
     def _reply_without_thread(self, request: Request) -> Reply | None:
         """Make an offer, or refuse a request; None if the request needs a thread."""
         if request.operation == "loaded":
             return self._reply("loaded")
-        if request.operation == "offer":
+        if request.operation == "offer" and request.action is None:
             if request.model is None or not self._local_node.has(request.model, stopping=True):
                 return self._error(ModelNotLoaded(request.model or ""))
             return self._reply("offer", self._offers.make(request))
-        if request.operation == "shutdown":
-            if self._shutdowns >= self._max_shutdowns:
-                return self._error(TooManyShutdowns(self._max_shutdowns, _RETRY_AFTER_SECONDS))
-            if not self._offers.accept(request):
-                return self._refusal("it got word too late, and stopped nothing")
-        elif self._reads >= _MAX_READS:
+        if request.operation in self._workers:
+            return self._refuse(request)
+        if self._reads >= _MAX_READS:
             return self._refusal(f"it has {self._reads} questions to answer, and takes no more")
+        return None
+
+    def _refuse(self, request: Request) -> Reply | None:
+        """Refuse an operation if too many run, or if it accepts no open offer."""
+        workers = self._workers[request.operation]
+        if workers.count >= workers.limit:
+            return self._error(workers.too_many(workers.limit, _RETRY_AFTER_SECONDS))
+        if not self._offers.accept(request):
+            done = "stopped" if request.operation == "shutdown" else "started"
+            return self._refusal(f"it got word too late, and {done} nothing")
         return None
 
     def _allowed_subjects(self, request: Request) -> list[str]:
@@ -130,7 +157,7 @@ class PeerServer:
             return []
         elif request.operation == "offer":
             on_node, on_model = subjects.shutdown_node(node), subjects.shutdown_model
-        elif request.operation == "shutdown":
+        elif request.operation in self._workers:
             return [subjects.shutdown_now(node, self._local_node.run)]
         else:
             return []
@@ -144,17 +171,27 @@ class PeerServer:
             self._reads -= 1
         await self._send(reply_to, reply)
 
-    async def _shutdown(self, reply_to: str, request: Request) -> None:
+    async def _offer_start(self, reply_to: str, request: Request) -> None:
+        find_state = partial(self._local_node.start_state, request.model or "")
         try:
-            stop = partial(self._local_node.answer, request, audit=True)
-            reply = await self._run(reply_to, self._shutdown_pool, stop)
+            state = await self._run(reply_to, self._read_pool, find_state)
         finally:
-            self._shutdowns -= 1
-        # Before the reply: once the client has it, no node may list the model as loaded.
+            self._reads -= 1
+        offer = self._reply("offer", self._offers.make(request))
+        await self._send(reply_to, replace(offer, state=state))
+
+    async def _operate(self, reply_to: str, request: Request) -> None:
+        workers = self._workers[request.operation]
+        try:
+            operate = partial(self._local_node.answer, request, audit=True)
+            reply = await self._run(reply_to, workers.pool, operate)
+        finally:
+            workers.count -= 1
+        # Before the reply: once the client has it, no node may be wrong about the model.
         await self._publish_models()
         await self._send(reply_to, reply)
 
-    async def _run(self, reply_to: str, pool: Executor, answer: Callable[[], Reply]) -> Reply:
+    async def _run(self, reply_to: str, pool: Executor, answer: Callable[[], T]) -> T:
         """Make the answer on a thread. Until it is ready, send replies of kind `working`."""
         future = asyncio.get_running_loop().run_in_executor(pool, answer)
         seconds = _FIRST_WORKING_SECONDS
@@ -181,21 +218,42 @@ class PeerServer:
             _logger.debug("cannot send a reply: %r", error)
 
     def close(self) -> None:
-        """Start no more work. Running readings and shutdowns continue until their own deadlines."""
-        self._read_pool.shutdown(wait=False, cancel_futures=True)
-        self._shutdown_pool.shutdown(wait=False, cancel_futures=True)
+        """Start no more work. What runs continues until its own deadline."""
+        for pool in self._pools():
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
         """Wait until the threads have ended."""
-        self._read_pool.shutdown(wait=True)
-        self._shutdown_pool.shutdown(wait=True)
+        for pool in self._pools():
+            pool.shutdown(wait=True)
+
+    def _pools(self) -> list[ThreadPoolExecutor]:
+        return [self._read_pool, *(each.pool for each in self._workers.values())]
 
 
-class StopOffers:
-    """The open offers to stop a model. A shutdown must accept one within 10 s, and only once.
+class _Workers:
+    """The threads for one kind of operation.
 
-    Therefore a shutdown that was delayed, for example by a NATS server that hung, stops nothing. An
-    offer is valid only for the node, the model and the PID of the request for it.
+    Attributes:
+        limit: the maximum number of operations, each of which occupies a thread.
+        count: how many run.
+        too_many: the error of a further one.
+    """
+
+    def __init__(
+        self, limit: int, name: str, too_many: type[TooManyShutdowns | TooManyStarts]
+    ) -> None:
+        self.limit = limit
+        self.count = 0
+        self.too_many = too_many
+        self.pool = ThreadPoolExecutor(limit, name)
+
+
+class Offers:
+    """The open offers. A shutdown, a load or a restart must accept one within 10 s, and only once.
+
+    Therefore one that was delayed, for example by a NATS server that hung, does nothing. An offer
+    is valid only for the node, the operation, the model and the PID of the request for it.
     """
 
     def __init__(self) -> None:
@@ -207,15 +265,15 @@ class StopOffers:
         while len(self._offers) >= _MAX_OFFERS:
             del self._offers[next(iter(self._offers))]
         key = secrets.token_hex(8)
-        terms = (request.caller.node, request.model, request.pid)
+        terms = (request.caller.node, request.action or "shutdown", request.model, request.pid)
         self._offers[key] = time.monotonic(), terms
         return key
 
     def accept(self, request: Request) -> bool:
-        """Remove the offer that a shutdown accepts. Return whether it existed and was valid."""
+        """Remove the offer that a request accepts. Return whether it existed and was valid."""
         self._discard_old()
         key = request.offer or ""
-        terms = (request.caller.node, request.model, request.pid)
+        terms = (request.caller.node, request.operation, request.model, request.pid)
         if key not in self._offers or self._offers[key][1] != terms:
             return False
         del self._offers[key]

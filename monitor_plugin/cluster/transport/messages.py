@@ -12,6 +12,19 @@ from ...api.results import Response
 from ...config.cluster import validate_node, validate_node_url
 from ...domain.models import Memory, Reading
 
+# What a node knows of a model that is to be started: a backend of it runs or is being started; a
+# host lists it and can start it; a host might start it, as no host lists its models; a host lists
+# it and says that it cannot start it; nothing.
+LOADED, STARTABLE, POSSIBLE, LISTED, UNKNOWN = START_STATES = (
+    "loaded",
+    "startable",
+    "possible",
+    "listed",
+    "unknown",
+)
+# The outcome of each operation that has succeeded.
+OUTCOMES = {"shutdown": "stopped", "load": "loaded", "restart": "restarted"}
+
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 # Maximum size of a body in one message, and the size reserved for the message's other fields.
@@ -45,14 +58,17 @@ class Request(
 
     Attributes:
         operation: `monitor`, `backends`, `models` or `loaded` on the subjects for reading; `offer`
-            on those for shutdowns; `shutdown` on the subject of one run of a node.
+            on those for shutdowns; `shutdown`, `load` or `restart` on the subject of one run of a
+            node.
         with_memory: whether the reply shall also have the memory of the model's backends if the
             reading has no status.
         after_pid: for a list: only backends with a greater PID.
         limit: for a list: maximum number of backends.
         gpus_only: for a list: list only GPUs. A node of an older version, which does not know this
             field, lists backends.
-        offer: the key of the offer that a shutdown accepts.
+        offer: the key of the offer that a shutdown, a load or a restart accepts.
+        action: for an offer: `load` or `restart`; None for a shutdown. A node of an older version,
+            which does not know this field, offers a shutdown.
     """
 
     operation: str
@@ -66,6 +82,7 @@ class Request(
     gpus_only: bool = False
     force: bool = False
     offer: str | None = None
+    action: str | None = None
 
 
 class Reply(
@@ -83,13 +100,15 @@ class Reply(
     Attributes:
         node: the name of the node that replies.
         run: the run of that node, as in `subjects.py`.
-        kind: `answer`, `offer` (the node has the model and would stop it), `loaded` (it has the
+        kind: `answer`, `offer` (the node would carry out the operation), `loaded` (it has the
             model), `working` (the answer follows) or `invalid` (see `checked_reply`).
         answer: the HTTP response, or a part of its body.
         reading: the reading in `answer`, to be combined with the readings of other nodes.
         memory, memory_source, memory_age_seconds: the memory of the model's backends, if the
             request asked for it.
-        offer: the key with which a shutdown accepts the offer.
+        offer: the key with which a shutdown, a load or a restart accepts the offer.
+        state: for the offer of a load or a restart: one of `START_STATES`; None from a node of an
+            older version, which starts no models.
         last: whether no further part follows.
     """
 
@@ -102,6 +121,7 @@ class Reply(
     memory_source: str | None = None
     memory_age_seconds: float | None = None
     offer: str | None = None
+    state: str | None = None
     last: bool = True
 
 
@@ -165,10 +185,11 @@ def _is_answer_to(reply: Reply, request: Request) -> bool:
     if reply.kind == "loaded":
         return request.operation == "loaded"
     if reply.kind == "offer":
-        return request.operation == "offer" and bool(reply.offer)
+        is_known = reply.state is None or reply.state in START_STATES
+        return request.operation == "offer" and bool(reply.offer) and is_known
     if reply.kind != "answer" or reply.answer is None:
         return False
-    status, is_stopped = reply.answer.status, reply.answer.outcome == "stopped"
+    status, outcome = reply.answer.status, reply.answer.outcome
     try:
         body: type = dict[str, msgspec.Raw] if status == 200 else ErrorAnswer
         msgspec.json.decode(reply.answer.body, type=body)
@@ -180,9 +201,9 @@ def _is_answer_to(reply: Reply, request: Request) -> bool:
     if request.operation == "loaded":
         return False
     if request.operation == "offer":
-        return is_error and not is_stopped
-    if request.operation == "shutdown":
-        return is_error != is_stopped
+        return is_error and outcome not in OUTCOMES.values()
+    if request.operation in OUTCOMES:
+        return is_error != (outcome == OUTCOMES[request.operation])
     return is_error or request.operation != "monitor" or reply.reading is not None
 
 

@@ -41,6 +41,7 @@ class StartingHost:
         self._starts = starts
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._states = dict.fromkeys(programs, "stopped")
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self.started: list[str] = []
         self.hold = threading.Event()
@@ -94,10 +95,13 @@ class StartingHost:
             self._monitor.hook.monitor_backend_spawned(
                 model=model, pid=process.pid, address=address
             )
-        threading.Thread(target=self._wait, args=(model, process), daemon=True).start()
+        self._threads.append(threading.Thread(target=self._wait, args=(model, process)))
+        self._threads[-1].start()
 
     def _wait(self, model: str, process: subprocess.Popen[str]) -> None:
         exit_code = process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
         self._states[model] = "exited"
         with contextlib.suppress(Exception):  # the monitor has closed
             self._monitor.hook.monitor_backend_exited(
@@ -109,9 +113,8 @@ class StartingHost:
         self.hold.set()
         for process in self._processes.values():
             process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+        for thread in self._threads:
+            thread.join()
 
 
 def main() -> None:

@@ -263,7 +263,7 @@ def test_stop_without_a_valid_answer_has_an_unknown_outcome(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only the answer that the stop succeeded or failed gives a known outcome."""
-    monkeypatch.setattr("monitor_plugin.cluster.requests.client._MAX_SHUTDOWN_SECONDS", 1.0)
+    monkeypatch.setattr("monitor_plugin.cluster.requests.client._MAX_WORK_SECONDS", 1.0)
     monitor = make_monitor(cluster=nats.url, node="a", cluster_timeout_seconds=120.0)
     rogue = announce_rogue(make_rogue(nats.url), monitor)
     offer = pack(Reply("rogue", "1", "offer", offer="key"))

@@ -1,0 +1,218 @@
+"""Starts or restarts a model on the nodes that should run it, and merges the outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from ...api.cluster_view import NODE_HEADER
+from ...api.errors import ErrorAnswer, with_load_fields
+from ...api.results import Response, loaded_response
+from ...domain.errors import (
+    InvalidRequest,
+    MonitorError,
+    NodeForbidden,
+    NodeUnreachable,
+    StartFailed,
+)
+from ..peers.directory import PeerDirectory
+from ..requests.client import PeerClient, PeerResult, older_version, outcome_unknown
+from ..requests.local_node import LocalNode
+from ..transport.messages import (
+    LISTED,
+    LOADED,
+    OUTCOMES,
+    POSSIBLE,
+    STARTABLE,
+    Reply,
+    Request,
+    with_headers,
+)
+from ..transport.nats_link import NatsLink
+from .outcomes import merge_failures, only_answer, outcome_of
+from .readings import answer_of, join_names
+
+
+class ClusterStarts:
+    """Loads and restarts models, on the threads of the HTTP server.
+
+    Each node is asked what it knows of the model, and makes an offer. The request then accepts the
+    offers of the nodes that should run the model. An announcement of the models that hosts know
+    would be out of date as soon as a host's configuration changes.
+
+    Args:
+        local_node: starts models on this node.
+        link: the connection to NATS.
+        client: sends requests to the other nodes.
+        directory: the other nodes.
+    """
+
+    def __init__(
+        self, local_node: LocalNode, link: NatsLink, client: PeerClient, directory: PeerDirectory
+    ) -> None:
+        self._local_node = local_node
+        self._link = link
+        self._client = client
+        self._directory = directory
+
+    def start(self, request: Request, node: str | None) -> Response:
+        """Load or restart a model, and return the response of the node, or of all nodes together.
+
+        Args:
+            request: the load or the restart.
+            node: the node to do it; None: a node that has the model, or else one that knows it. A
+                restart is done on every node that has it.
+
+        Raises:
+            InvalidRequest: several other nodes know the model, or a PID could be that of several.
+            StartFailed: no node knows the model.
+            ClusterError: the only node to do it gave no answer.
+        """
+        local = self._local_node
+        is_loaded = request.operation == "load" and node is None and local.has(request.model or "")
+        if is_loaded or node == local.node:
+            return answer_of(local.answer(request))
+        if node is None:
+            return self._merge(request, self._run(self._choose(request), request))
+        (result,) = self._link.run(self._client.start_offers([node], request))
+        return self._merge(request, self._run([_checked_offer(result)], request))
+
+    def _choose(self, request: Request) -> list[PeerResult]:
+        """Return the offers to accept, and the errors of nodes that perhaps have the model."""
+        model, local = request.model or "", self._local_node
+        offers, lost, failed = self._request_offers(request)
+        loaded = [each for each in offers if _state(each) == LOADED]
+        if request.pid is not None and len(loaded) + len(lost) > 1:
+            raise InvalidRequest(
+                f"model {model!r} is on the nodes {_names(loaded + lost)}, and a PID is that of "
+                "one node: say which, by node=NAME"
+            )
+        if loaded and request.operation == "load":
+            return loaded[:1]
+        if loaded or lost:
+            return loaded + lost
+        if found := self._find_starter(model, offers):
+            return [found]
+        if failed:
+            raise _nobody_knows(model, failed)
+        why = "no host of any node knows how to start it"
+        ended = local.describe_last_exit(model)
+        raise StartFailed(model, f"{why}; {ended}" if ended else why)
+
+    def _find_starter(self, model: str, offers: Sequence[PeerResult]) -> PeerResult | None:
+        """Return this node's offer, or that of the one node that knows the model."""
+        for state in (STARTABLE, POSSIBLE, LISTED):
+            found = [each for each in offers if _state(each) == state]
+            if len(found) > 1 and found[0].node != self._local_node.node:
+                raise InvalidRequest(
+                    f"the nodes {_names(found)} know model {model!r}, and node "
+                    f"{self._local_node.node!r} does not: say which is to start it, by node=NAME"
+                )
+            if found:
+                return found[0]
+        return None
+
+    def _request_offers(
+        self, request: Request
+    ) -> tuple[list[PeerResult], list[PeerResult], list[PeerResult]]:
+        """Request the offers of all nodes.
+
+        Returns:
+            The offers, this node's first; the errors of nodes that are known to have the model; and
+            the errors of other nodes.
+        """
+        model, local = request.model or "", self._local_node
+        peers = {each.name: each for each in self._directory.peers()}
+        future = self._link.submit(self._client.start_offers([*peers], request))
+        own = Reply(local.node, local.run, "offer", state=local.start_state(model))
+        offers, lost, failed = [PeerResult(local.node, own)], [], []
+        for result in map(_checked_offer, future.result()):
+            if result.error is None:
+                offers.append(result)
+            elif isinstance(result.error, InvalidRequest):
+                continue  # the node has left the cluster
+            elif model in peers[result.node].models:
+                lost.append(_lost_holder(result, model))
+            else:
+                failed.append(result)
+        return offers, lost, failed
+
+    def _run(self, chosen: Sequence[PeerResult], request: Request) -> list[PeerResult]:
+        """Accept the offers at the same time; return the outcomes, and the errors among them."""
+        local = self._local_node
+        offers = [each.reply for each in chosen if each.reply is not None]
+        remote = [each for each in offers if each.run != local.run]
+        results = [each for each in chosen if each.error is not None]
+        future = self._link.submit(self._accept(remote, request))
+        if len(remote) < len(offers):
+            results.append(PeerResult(local.node, local.answer(request)))
+        try:
+            return results + future.result()
+        except MonitorError:  # this monitor is closing, and the nodes may go on
+            reason = f"the monitor of node {local.node!r} closed before it answered"
+            return results + [
+                PeerResult(each.node, error=outcome_unknown(each.node, request, reason))
+                for each in remote
+            ]
+
+    async def _accept(self, offers: Sequence[Reply], request: Request) -> list[PeerResult]:
+        return await asyncio.gather(*(self._client.accept(each, request) for each in offers))
+
+    def _merge(self, request: Request, results: Sequence[PeerResult]) -> Response:
+        if len(results) == 1:
+            answer = only_answer(results[0])
+            return answer if answer.status == 200 else with_load_fields(answer)
+        model, success = request.model or "", OUTCOMES[request.operation]
+        results = sorted(results, key=lambda each: each.node)
+        done = [each for each in results if outcome_of(each) == success]
+        failed = [each for each in results if outcome_of(each) != success]
+        headers = {NODE_HEADER: join_names([each.node for each in results])}
+        if not failed:
+            return with_headers(loaded_response(model, success), headers)
+        where = f"it was {success} on {_names(done)}" if done else None
+        unnamed = StartFailed(model, "")
+        return with_load_fields(merge_failures(model, failed, where, unnamed, headers))
+
+
+def _state(offer: PeerResult) -> str | None:
+    return offer.reply.state if offer.reply else None
+
+
+def _names(results: Sequence[PeerResult]) -> str:
+    return ", ".join(sorted(each.node for each in results))
+
+
+def _checked_offer(result: PeerResult) -> PeerResult:
+    """Replace a reply that is no offer of a start by an error."""
+    node, reply, _ = result
+    if reply is None or reply.state is not None:
+        return result
+    if reply.answer is not None:
+        error = msgspec.json.decode(reply.answer.body, type=ErrorAnswer).error
+        if error.type != "model_not_loaded":
+            return PeerResult(node, error=NodeUnreachable(error.message, [node]))
+    return PeerResult(node, error=older_version(node))
+
+
+def _lost_holder(result: PeerResult, model: str) -> PeerResult:
+    """Describe a node that is known to have a model, and that makes no offer."""
+    error = result.error
+    message = (
+        f"{error}; it had model {model!r} when it last said so: to start the model on another "
+        "node, say which, by node=NAME"
+    )
+    kind = NodeForbidden if isinstance(error, NodeForbidden) else NodeUnreachable
+    return PeerResult(result.node, error=kind(message, [result.node]))
+
+
+def _nobody_knows(model: str, failed: Sequence[PeerResult]) -> NodeUnreachable | NodeForbidden:
+    """Make the error if no node that answered knows a model, and if some did not answer."""
+    first, *others = sorted(failed, key=lambda each: each.node)
+    message = f"no node that answered knows how to start model {model!r}; {first.error}"
+    if others:
+        message += f"; nor can these be asked: {join_names([each.node for each in others])}"
+    is_forbidden = all(isinstance(each.error, NodeForbidden) for each in failed)
+    kind = NodeForbidden if is_forbidden else NodeUnreachable
+    return kind(message, [each.node for each in failed])
