@@ -25,9 +25,9 @@ COMPLETION_VARIABLE = "_MONITOR_PLUGIN_COMPLETE"  # the name that click derives 
 FINE, FAILED, _, UNREACHABLE, NOT_LOADED = range(5)
 EXIT_CODES = """\
 Exit codes:
-  0    fine; with stop: all are stopped
+  0    fine; with stop: all are stopped; with start and restart: the model is ready
   1    the monitor answered with an error; with stop: a model was not stopped;
-       with doctor: something is wrong
+       with start and restart: the model is not ready; with doctor: something is wrong
   2    the command line cannot be used, or there is no terminal to ask on
   3    no monitor answers at that URL
   4    the model is not loaded
@@ -138,6 +138,9 @@ def exit_code_of(error: MonitorError) -> int:
 def explain(error: MonitorError) -> str:
     """Return the message of an error, escaped; with advice for a missing or wrong token."""
     text = printable(str(error))
+    if isinstance(error, RequestFailed) and error.type == "start_failed":
+        first, *output = str(error).split("\n")  # the last output of the process, if it is known
+        text = "\n".join([printable(first), *(f"  {printable(each)}" for each in output)])
     if isinstance(error, RequestFailed) and error.status == 401:
         text += " (MONITOR_TOKEN, or --token-file, gives the token)"
     return text
@@ -157,9 +160,16 @@ class NodeName(click.types.StringParamType):
 
 
 class ModelName(click.types.StringParamType):
-    """The name of a model. Shells complete it with the names of the loaded models."""
+    """The name of a model. Shells complete it with the names of known models.
+
+    Args:
+        loaded: complete it with the names of loaded models alone.
+    """
 
     name = "model"
+
+    def __init__(self, *, loaded: bool = False) -> None:
+        self._loaded = loaded
 
     def convert(self, value: Any, parameter: Any, context: Any) -> str:
         """Validate a name; calls `fail` if it is invalid."""
@@ -171,7 +181,7 @@ class ModelName(click.types.StringParamType):
     def shell_complete(
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the loaded models that begin with `incomplete`; none without an answer in 2 s."""
+        """Return the models that begin with `incomplete`; none without an answer in 2 s."""
         try:
             client = client_of(
                 os.environ, context.params.get("url"), context.params.get("token_file")
@@ -180,5 +190,9 @@ class ModelName(click.types.StringParamType):
         except MonitorError:
             return []
         typed = context.params.get(parameter.name or "") or ()  # earlier ones of `stop MODEL...`
-        models = sorted({item.model for item in answer.backends}.difference(typed))
+        found = {item.model for item in answer.backends}
+        if not self._loaded:
+            found |= {each.model for each in answer.models}
+            found |= {each.model for each in answer.ended}
+        models = sorted(found.difference(typed))
         return [CompletionItem(model) for model in models if model.startswith(incomplete)]

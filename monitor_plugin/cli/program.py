@@ -16,7 +16,7 @@ from .views.text import printable
 
 # The names of modules, and of the command in each.
 _COMMANDS = (
-    *("demo", "supervisord", "ps", "status", "top", "stop"),
+    *("demo", "supervisord", "ps", "status", "top", "start", "stop", "restart"),
     *("gpus", "hooks", "doctor", "completion"),
 )
 
@@ -65,7 +65,7 @@ def _print_version(context: click.Context, parameter: click.Parameter, wanted: b
     help="Show the version and exit.",
 )
 def program() -> None:
-    """Monitors and stops the backends of a model-serving host."""
+    """Monitors, starts and stops the backends of a model-serving host."""
 
 
 def run(arguments: Sequence[str]) -> int | None:

@@ -28,7 +28,8 @@ def ps(
 
     A "!" marks a backend that an operator should check: one with an error, or one that gives no
     answer (which can mean busy). Below are the processes that ended backends have left behind, the
-    processes that the monitor refused to register, and the backends that ended recently, and why.
+    models that the host can run and that have no backend, the processes that the monitor refused to
+    register, and the backends that ended recently, and why.
     """
     client = make_client(url, token_file)
     if as_json:

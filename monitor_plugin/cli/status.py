@@ -22,10 +22,12 @@ from .queries import fetch_backends, fetch_peaks
 from .views.text import (
     ago,
     escape_name,
+    host_says,
     left_behind,
     left_behind_hint,
     missing_parts,
     not_loaded,
+    output_lines,
     peaks_lines,
     place,
     printable,
@@ -45,7 +47,11 @@ Examples:
 )
 @monitor_options
 def status(url: str | None, token_file: str | None, model: str, as_json: bool) -> int:
-    """Show one model: each replica, its memory, the last replicas that ended, and its peaks."""
+    """Show one model: each replica, its memory, the last replicas that ended, and its peaks.
+
+    Of a model without a backend, show what its host says, and how its last backend ended. The last
+    output of a backend is shown to admins alone.
+    """
     client = make_client(url, token_file)
     answer, decoded_json = fetch_backends(client, model)
     if as_json:
@@ -58,6 +64,8 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
     if answer.backends:
         return FINE
     message = f"{PROGRAM}: model '{escape_name(model)}' {not_loaded(answer)}"
+    for known in answer.models[:1]:
+        message += f": {host_says(known)}"
     for each in answer.refused[:1]:
         message += f": process {place(each)} was refused: {printable(each.reason)}"
     for end in [] if answer.refused else answer.ended[:1]:
@@ -76,5 +84,8 @@ def _print(answer: ClusterBackendsAnswer, model: str, peaks: PeaksItem | None) -
 
         output = console()
         output.print(details_view(answer, model, output.width))
+    for end in () if answer.backends else answer.ended[:1]:
+        for line in output_lines(end):
+            click.echo(line)
     for line in peaks_lines(peaks) if peaks else ():
         click.echo(line)

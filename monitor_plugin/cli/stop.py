@@ -12,7 +12,7 @@ from typing import NamedTuple
 import click
 
 from ..api.results import FREED_HEADER, parse_freed
-from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem, ShutdownItem
+from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem
 from ..client import Client
 from ..domain.errors import MonitorError, RequestFailed
 from ..domain.freed import describe_freed
@@ -31,10 +31,10 @@ from .options import (
     monitor_options,
     preformatted,
 )
+from .progress import PROGRESS_SECONDS, Progress, ProgressLine
 from .queries import fetch_backends, fetch_unseen
 from .views.text import (
     by_memory,
-    duration,
     escape_name,
     left_behind,
     missing_parts,
@@ -50,8 +50,6 @@ Examples:
   monitor-plugin stop --pid 4711 llama
   monitor-plugin stop --all"""
 _AT_ONCE = 4
-_PROGRESS_SECONDS = 0.5
-_PROGRESS_TIMEOUT_SECONDS = 5.0
 # The monitor answers when the model has stopped. Each step of a shutdown may be set to take a day.
 _SHUTDOWN_TIMEOUT_SECONDS = 4 * 86400.0
 _RETRY_SECONDS = 1.0
@@ -80,7 +78,7 @@ class StopResult(NamedTuple):
 
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
-@click.argument("models", nargs=-1, type=ModelName(), metavar="MODEL...")
+@click.argument("models", nargs=-1, type=ModelName(loaded=True), metavar="MODEL...")
 @click.option(
     "--all",
     "every",
@@ -125,7 +123,7 @@ def stop(
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal on which to ask; --yes stops without asking")
     client = make_client(url, token_file)
-    progress = _ProgressLine(client)
+    progress = ProgressLine(client, describe_shutdowns)
     answer, _ = fetch_backends(client, fresh=False, node=node)
     loaded = [item.model for item in answer.backends]
     ended = [end.model for end in answer.ended if end.left_behind]
@@ -138,7 +136,7 @@ def stop(
     if not wanted:
         click.echo(summarize(answer))
         return code
-    if not yes and not _confirm(answer, wanted, force, pid):
+    if not yes and not confirm(answer, wanted, "Stop", force, pid):
         click.echo("Nothing was stopped.", err=True)
         return FAILED
     code = _stop_all(client, wanted, force, pid, node, progress, code)
@@ -153,7 +151,7 @@ def _stop_all(
     force: bool,
     pid: int | None,
     node: str | None,
-    progress: _ProgressLine,
+    progress: ProgressLine,
     code: int,
 ) -> int:
     """Stop models, print progress and results; returns `code` or the exit code of a failure.
@@ -177,7 +175,7 @@ def _stop_all(
                     failure = MonitorError(f"model {under_way[-1]!r} was not stopped: {error}")
                     results.put(StopResult(under_way[-1], 0.0, failure))
             try:
-                result = results.get(timeout=_PROGRESS_SECONDS)
+                result = results.get(timeout=PROGRESS_SECONDS)
             except queue.Empty:
                 progress.show(under_way)
                 continue
@@ -254,9 +252,10 @@ def describe_given_back(freed: Freed | None) -> str:
     return f"; {text}" if text else ""
 
 
-def _confirm(
-    answer: ClusterBackendsAnswer, wanted: Sequence[str], force: bool, pid: int | None
+def confirm(
+    answer: ClusterBackendsAnswer, wanted: Sequence[str], verb: str, force: bool, pid: int | None
 ) -> bool:
+    """Show the backends of some models, and ask whether to stop or restart (`verb`) the models."""
     from .views.tables import backends_table, console
 
     def is_wanted(item: NodeBackendItem | NodeEndItem) -> bool:
@@ -276,54 +275,15 @@ def _confirm(
     models = f"model '{escape_name(wanted[0])}'" if one else f"these {len(wanted)} models"
     how = " by force, whatever they do" if force else ""
     one_backend = "" if pid is None else f", only PID {pid}"
-    return click.confirm(f"Stop {models}{one_backend}{how}?", err=True)
+    return click.confirm(f"{verb} {models}{one_backend}{how}?", err=True)
 
 
-class _ProgressLine:
-    """Shows the phases of shutdowns: in a terminal one line, rewritten; else a line per change."""
-
-    def __init__(self, client: Client) -> None:
-        from .views.tables import console
-
-        self._client = client
-        self._console = console(stderr=True)
-        self._printed: dict[str, str] = {}
-
-    def show(self, models: Sequence[str]) -> None:
-        """Request the shutdown phases of these models, and print them."""
-        try:
-            answer, _ = fetch_backends(
-                self._client, fresh=False, timeout_seconds=_PROGRESS_TIMEOUT_SECONDS
-            )
-        except MonitorError:  # if this persists, the shutdown itself fails too
-            return
-        shutdowns = {
-            item.model: item.shutdown
-            for item in answer.backends
-            if item.shutdown and item.model in models
-        }
-        if self._console.is_terminal:
-            from rich.cells import set_cell_size
-
-            parts = [
-                f"{escape_name(model)}: {_describe(shutdown)}, {duration(shutdown.seconds)}"
-                for model, shutdown in shutdowns.items()
-            ]
-            line = set_cell_size("; ".join(parts), max(0, self._console.width - 1))
-            click.echo(f"\r{line}", err=True, nl=False)
-            return
-        for model, shutdown in shutdowns.items():
-            phase = _describe(shutdown)
-            if self._printed.get(model) != phase:
-                self._printed[model] = phase
-                click.echo(f"{escape_name(model)}: {phase}", err=True)
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self._console.is_terminal:
-            blank = " " * max(0, self._console.width - 1)
-            click.echo(f"\r{blank}\r", err=True, nl=False)
-
-
-def _describe(shutdown: ShutdownItem) -> str:
-    return _PHASES.get(shutdown.phase, printable(shutdown.phase))
+def describe_shutdowns(answer: ClusterBackendsAnswer, models: Sequence[str]) -> dict[str, Progress]:
+    """Return the phase of the shutdown of each of these models that is being stopped."""
+    return {
+        item.model: Progress(
+            _PHASES.get(item.shutdown.phase, printable(item.shutdown.phase)), item.shutdown.seconds
+        )
+        for item in answer.backends
+        if item.shutdown and item.model in models
+    }

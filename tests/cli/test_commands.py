@@ -7,16 +7,18 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+from monitor_plugin import Backend, InvalidBackend, KnownModel, Monitor, hookimpl
 from monitor_plugin import monitor as monitor_module
 from monitor_plugin.cli import main, options
+from monitor_plugin.cli.program import program
 from monitor_plugin.cli.views.text import escape_name
 
 from ..support import (
@@ -28,6 +30,7 @@ from ..support import (
     load_sleeper,
     register,
 )
+from .scripted import Scripted, failure
 
 HOSTILE = "a\\b [red]x :smile: \u202e\u05e9\u05dc 🦙/ü:7b"
 
@@ -118,6 +121,74 @@ def test_status_shows_one_model(
     assert f"'gone' is not loaded: its process {gone.pid} was killed by SIGKILL" in error
     assert main(["status", "gone", "--json", *url]) == 4
     assert json.loads(capsys.readouterr().out)["ended"][0]["cause"] == "killed"
+
+
+class Lists:
+    """A host that knows models."""
+
+    def __init__(self, *models: KnownModel) -> None:
+        self.models = models
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        return self.models
+
+
+def test_models_without_a_backend_are_shown(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    load: Load,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`ps` lists those that failed first; `status` says what the host says, and exits with 4."""
+    host = Lists(
+        KnownModel("idle", "stopped", None, True),
+        KnownModel(HOSTILE, "failed", "exited \x1b[31mtoo quickly"),
+        KnownModel("m", "running", "pid 1"),
+    )
+    monitor = make_monitor([host])
+    url = ["--url", monitor.url]
+    load("m", monitor)
+    assert main(["ps", *url]) == 0
+    text = capsys.readouterr().out
+    assert "; 2 models without a backend\n" in text
+    table = text[text.index("NO BACKEND") :]
+    lines = [line.rstrip() for line in table.splitlines()]
+    assert re.fullmatch(r"NO BACKEND +STATE +START +DETAIL", lines[0])
+    name = re.escape(escape_name(HOSTILE))
+    assert re.fullmatch(rf"{name} +failed +no +exited \\x1b\[31mtoo quickly", lines[1])
+    assert re.fullmatch(r"idle +stopped +yes", lines[2])
+    assert main(["ps", "--model", "idle", *url]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Model 'idle' is not loaded.\n")
+    assert HOSTILE[:3] not in text
+    assert main(["ps", "--json", *url]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert [each["model"] for each in models] == ["idle", HOSTILE]
+    assert main(["status", HOSTILE, *url]) == options.NOT_LOADED
+    error = capsys.readouterr().err
+    assert "is not loaded: its host says failed: exited \\x1b[31mtoo quickly\n" in error
+
+
+def test_last_output_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """`status` shows that of the newest end, loaded or not, where the answer has it."""
+    times = {"created_at": "2026-01-02T03:00:00Z", "ended_at": "2026-01-02T03:04:05Z"}
+    end = {"model": "m", "cause": "killed", "description": "was killed by SIGKILL", **times}
+    output = "CUDA error:\t2\n\x1b[2Jout of memory\n"
+    ended = [{**end, "pid": 8, "last_output": output}, {**end, "pid": 7, "last_output": "older"}]
+    answer = {"backends": [], "ended": ended, "machine": None}
+    with Scripted(
+        lambda request: (200, answer) if request.path == "/backends" else failure("not_found")
+    ) as scripted:
+        assert main(["status", "m", "--url", scripted.url]) == 4
+        text = capsys.readouterr().out
+        shown = "Last output of process 8:\n  CUDA error:\t2\n  \\x1b[2Jout of memory\n"
+        assert text == shown
+        answer["backends"] = [{**end, "pid": 9, "address": "a", "uptime_seconds": 1.0}]
+        assert main(["status", "m", "--url", scripted.url]) == 0
+        text = capsys.readouterr().out
+        assert "Last output of process 8:" in text
+        assert "older" not in text
 
 
 def test_refused_registration_is_shown(
@@ -356,19 +427,9 @@ def test_help_lists_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
     """The program's help has all commands; the help of a command has examples and exit codes."""
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in (
-        "demo",
-        "supervisord",
-        "hooks",
-        "gpus",
-        "ps",
-        "top",
-        "status",
-        "stop",
-        "completion",
-    ):
+    for command in program.list_commands(click.Context(program)):
         assert re.search(rf"^ +{command} ", text, re.M)
-    for command in ("ps", "top", "status", "stop"):
+    for command in ("ps", "top", "status", "start", "stop", "restart", "doctor"):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "Exit codes:\n    0 " in text

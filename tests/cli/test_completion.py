@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor_plugin import Monitor
+from monitor_plugin import KnownModel, Monitor
 from monitor_plugin.cli import main, options
 from monitor_plugin.cli.completion import quoted
 
-from ..support import Spawner, register
+from ..support import Spawner, eventually, register
 from ..terminals import Terminal
+from .test_commands import Lists
 
 NAMES = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=30)
 
@@ -69,7 +70,8 @@ def test_commands_flags_and_models_are_completed(
     def complete(line: str) -> list[str]:
         return complete_line(f"monitor-plugin {line}", monkeypatch, capsys)
 
-    assert sorted(complete("s")) == ["plain,status", "plain,stop", "plain,supervisord"]
+    commands = ["start", "status", "stop", "supervisord"]
+    assert sorted(complete("s")) == [f"plain,{each}" for each in commands]
     assert complete("demo --status-t") == ["plain,--status-timeout-seconds"]
     assert "plain,--once" in complete("demo --")
     assert not any("--token\n" in f"{line}\n" for line in complete("demo --t"))
@@ -88,6 +90,10 @@ def test_commands_flags_and_models_are_completed(
     assert complete("ps --model=o") == ["plain,other"]
     assert complete("status o") == ["plain,other"]
     assert complete("stop $(") == [""]
+    # A model without a backend can be started, and not be stopped.
+    monitor.plugin_manager.register(Lists(KnownModel("off", "stopped", None, True)))
+    eventually(lambda: complete("start of") == ["plain,off"])
+    assert complete("stop of") == [""]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -14,6 +14,7 @@ from ...api.schemas import (
     ClusterBackendsAnswer,
     NodeBackendItem,
     NodeEndItem,
+    NodeModelItem,
     NodeRefusedItem,
 )
 from ...domain.models import ProcessUsage, State, TreeUsage
@@ -38,6 +39,7 @@ from .text import (
     memory_share,
     missing_parts,
     not_loaded,
+    output_lines,
     percent,
     place,
     pressure_lines,
@@ -59,12 +61,22 @@ _STYLES = {
     "unreachable": "bold red",
     ADDRESS_TAKEN: "bold red",
 }
+# States of models without a backend, what an operator should check first.
+_MODEL_STYLES = {
+    "failed": "bold red",
+    "waiting": "red",
+    "exited": "yellow",
+    "running": "yellow",
+    "starting": "cyan",
+    "stopped": "",
+}
 _CAUSES = {"killed": "red", "oom": "bold red", "exited": "yellow"}
 _GAP = 2
 _NARROWEST_NAME = 12
 _NARROWEST_TEXT = 24  # of a last column that may take several lines
 _ENDS_SHOWN = 10
 _REFUSED_SHOWN = 10
+_MODELS_SHOWN = 20
 _BAR_WIDTH = 20
 
 
@@ -114,9 +126,35 @@ def backends_table(
     return fitted_table(columns, width, fold=fold, selected=selected)
 
 
-def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
-    """Return a table of the backends that ended last."""
-    ends = ended[:_ENDS_SHOWN]
+def models_table(models: Sequence[NodeModelItem], width: int) -> RenderableType:
+    """Return a table of the models without a backend, those first that failed."""
+    order = list(_MODEL_STYLES)
+
+    def rank(item: NodeModelItem) -> tuple[int, str, str]:
+        place = order.index(item.state) if item.state in order else len(order)
+        return place, item.model, item.node
+
+    shown = sorted(models, key=rank)[:_MODELS_SHOWN]
+    states = [Text(printable(each.state), _MODEL_STYLES.get(each.state, "")) for each in shown]
+    columns = [
+        Column("NO BACKEND", [Text(escape_name(each.model)) for each in shown], 0),
+        Column("NODE", [Text(printable(each.node)) for each in shown], 1),
+        Column("STATE", states, 0),
+        Column("START", [Text("yes" if each.can_start else "no") for each in shown], 2),
+        Column("DETAIL", [Text(printable(each.detail or "")) for each in shown], 3),
+    ]
+    if not any(each.node for each in shown):
+        columns = [column for column in columns if column.title != "NODE"]
+    table = fitted_table(columns, width)
+    more = len(models) - _MODELS_SHOWN
+    return Group(table, Text(f"and {more} more: --json shows them")) if more > 0 else table
+
+
+def ends_table(
+    ended: Sequence[NodeEndItem], width: int, *, with_ids: bool = False
+) -> RenderableType:
+    """Return a table of the backends that ended last; with their IDs, of all that are listed."""
+    ends = ended if with_ids else ended[:_ENDS_SHOWN]
     causes = [Text(printable(end.cause), _CAUSES.get(end.cause, "")) for end in ends]
     columns = [
         Column("ENDED", [Text(escape_name(end.model)) for end in ends], 0),
@@ -126,10 +164,12 @@ def ends_table(ended: Sequence[NodeEndItem], width: int) -> RenderableType:
         Column("PEAK RSS", [Text(amount(end.peak_rss)) for end in ends], 4, "right"),
         Column("HOW", [Text(printable(end.description)) for end in ends], 0),
     ]
+    if with_ids:
+        columns.insert(1, Column("ID", [Text(str(end.id)) for end in ends], 0, "right"))
     if all(end.peak_rss is None for end in ends):
         columns = [column for column in columns if column.title != "PEAK RSS"]
     table = fitted_table(columns, width)
-    more = len(ended) - _ENDS_SHOWN
+    more = len(ended) - len(ends)
     return Group(table, Text(f"and {more} before: --json shows them")) if more > 0 else table
 
 
@@ -207,7 +247,7 @@ def fitted_table(
 
 
 def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) -> RenderableType:
-    """Return the view of `ps`: backends, then what was refused, then the last that ended."""
+    """Return the view of `ps`: backends, models without one, what was refused, the last ends."""
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
@@ -221,6 +261,8 @@ def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) 
     parts += [Text(each, "bold red") for each in left_behind(answer.ended)]
     if hint := left_behind_hint(answer.ended):
         parts.append(Text(hint))
+    if answer.models:
+        parts += ["", models_table(answer.models, width)]
     if answer.refused:
         parts += ["", refused_table(answer.refused, width)]
     if answer.ended:
@@ -247,6 +289,7 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
         parts += [refused_table(answer.refused, width), ""]
     if answer.ended:
         parts.append(ends_table(answer.ended, width))
+        parts += [Text(each) for each in output_lines(answer.ended[0])]
     else:
         parts.append(Text("None of its backends has ended lately."))
     return Group(*parts)

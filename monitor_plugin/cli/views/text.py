@@ -14,6 +14,7 @@ from ...api.schemas import (
     Machine,
     NodeBackendItem,
     NodeEndItem,
+    NodeModelItem,
     NodeRefusedItem,
     PeaksItem,
 )
@@ -56,6 +57,11 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def printable_line(text: str) -> str:
+    r"""Escape a line of a log: as `printable`, but tabs stay, and a `\r` at the end is left out."""
+    return "\t".join(printable(part) for part in text.removesuffix("\r").split("\t"))
 
 
 def amount(count: float | None) -> str:
@@ -262,6 +268,8 @@ def summarize(answer: ClusterBackendsAnswer) -> str:
     left = sum(len(end.left_behind or ()) for end in answer.ended)
     rest = f"; {left} process{'es' * (left > 1)} left behind" if left else ""
     rest += f"; {len(answer.refused)} refused" if answer.refused else ""
+    count = len(answer.models)
+    rest += f"; {count} model{'s' * (count > 1)} without a backend" if count else ""
     if not answer.backends:
         return f"No model is loaded{where(answer)}{rest}."
     count = len(answer.backends)
@@ -303,6 +311,21 @@ def seconds_since(moment: datetime | None) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return max(0.0, (datetime.now(timezone.utc) - moment).total_seconds())
+
+
+def output_lines(end: EndItem) -> list[str]:
+    """Return lines for the last output of an ended backend; none if it is not known."""
+    if not end.last_output:
+        return []
+    lines = end.last_output.removesuffix("\n").split("\n")
+    return [f"Last output of process {end.pid}:", *(f"  {printable_line(each)}" for each in lines)]
+
+
+def host_says(item: NodeModelItem) -> str:
+    """Return what a host says of a model without a backend: `its host says failed: no memory`."""
+    detail = f": {printable(item.detail)}" if item.detail else ""
+    where = f" on {printable(item.node)}" if item.node else ""
+    return f"its host{where} says {printable(item.state)}{detail}"
 
 
 def peaks_lines(peaks: PeaksItem) -> list[str]:
