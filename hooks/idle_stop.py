@@ -1,17 +1,20 @@
-"""Stops backends that have been idle for too long.
+"""Stops backends that have been idle for too long, restarts them, or tells of them.
 
 The monitor cannot see requests. A backend is idle if, for the duration of the limit, its own gRPC
-`Status` said READY in each sweep, and its process tree used less than 1 % of one core. A backend
-without `Status`, or whose Status call fails, is never idle, because it may be serving a request. A
-backend that is READY by a hook is never idle either: the protocols of grpc_health.py and
-kserve_status.py do not say whether a server is serving a request. With NO_STATUS=cpu, the CPU usage
-alone decides for such backends. Exempt a backend whose `Status` says READY while it serves
-requests: `NAME=never`.
+`Status` said READY in each sweep, its process tree used less than 1 % of one core, and its GPU was
+in use for less than 1 % of the time. A GPU counts only if its utilization is known, and if no other
+process uses it: otherwise it is not known for which process the GPU works. A backend without
+`Status`, or whose Status call fails, is never idle, because it may be serving a request. A backend
+that is READY by a hook is never idle either: the protocols of grpc_health.py and kserve_status.py
+do not say whether a server is serving a request. With NO_STATUS=cpu, the CPU usage alone decides
+for such backends. Exempt a backend whose `Status` says READY while it serves requests:
+`NAME=never`.
 
 The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend becomes BUSY and
 stays BUSY for `drain_timeout_seconds`. A stop that fails is logged once, and tried again every
-minute. The hook acts after each background sweep (the monitor's setting `sweep_interval_seconds`).
-Between two sweeps it notices only CPU time, and changes of state that other readings found.
+minute. `monitor_plugin.hook_support.watchdogs` says how models are restarted. The hook acts after
+each background sweep (the monitor's setting `sweep_interval_seconds`). Between two sweeps it
+notices only CPU time, and changes of state that other readings found.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 the environment variable MONITOR_HOOK_IDLE_STOP_...
@@ -23,6 +26,11 @@ the environment variable MONITOR_HOOK_IDLE_STOP_...
               out, or if the last state that it reported was not READY. `cpu` cuts off requests that
               take little CPU time, such as those that wait for a GPU. `never`: such a backend is
               never idle (never)
+    ACTION    `stop`; `restart`, which starts the model again; or `tell`, which only reports the
+              backend, once (stop)
+    PROTECT   patterns of models that are never stopped or restarted, only reported:
+              `llama-*,embed`
+    RESTARTS_PER_HOUR   how often a model is restarted at most within an hour (5)
 """
 
 from __future__ import annotations
@@ -31,7 +39,6 @@ import logging
 import time
 
 from monitor_plugin import hookimpl
-from monitor_plugin.hook_support.background_stops import BackgroundStops
 from monitor_plugin.hook_support.idleness import Activity
 from monitor_plugin.hook_support.settings import (
     HookSettings,
@@ -40,6 +47,7 @@ from monitor_plugin.hook_support.settings import (
     per_model,
     seconds,
 )
+from monitor_plugin.hook_support.watchdogs import Watchdog
 
 _logger = logging.getLogger(__name__)
 _settings = HookSettings(__name__)
@@ -48,7 +56,7 @@ _limits = _settings.get(
 )
 _no_status = _settings.get("NO_STATUS", one_of("never", "cpu"), "never or cpu", "never")
 _activity = Activity(_limits.least(), cpu_suffices=_no_status == "cpu")
-_stops = BackgroundStops(_logger)
+_watchdog = Watchdog(_settings, _logger)
 
 if not _limits.least():
     _logger.info("the hook does nothing: %s is not set", _settings.variable("SECONDS"))
@@ -57,19 +65,21 @@ elif _no_status == "never":
     _logger.info(text, _settings.variable("NO_STATUS"))
 
 
-monitor_started = _stops.monitor_started
-monitor_closing = _stops.monitor_closing
+monitor_started = _watchdog.stops.monitor_started
+monitor_closing = _watchdog.stops.monitor_closing
 
 
 @hookimpl
 def monitor_readings_swept() -> None:
-    """Stop the backends that have been idle for too long."""
-    if not _stops.monitor or not _limits.least():
+    """Act on the backends that have been idle for too long."""
+    monitor = _watchdog.stops.monitor
+    if not monitor or not _limits.least():
         return
-    observations, now = _stops.monitor.sweep(fresh=False), time.monotonic()
+    observations, now = monitor.sweep(fresh=False), time.monotonic()
     _activity.note(observations, now)
     for backend in (each.backend for each in observations):
         idle, limit = _activity.idle_seconds(backend, now), _limits.of(backend.model)
         if limit and idle >= limit.value:
             why = f"it was idle for {idle:.0f} s, over {limit.value:g} s for {limit.pattern!r}"
-            _stops.stop(backend, why, spare_busy=True)
+            _watchdog.act(backend, why, spare_busy=True)
+    _watchdog.end_sweep()

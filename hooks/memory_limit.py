@@ -1,4 +1,4 @@
-"""Stops backends whose memory exceeds a limit, per backend or for all backends together.
+"""Stops, restarts or reports backends whose memory exceeds a limit, their own or one for all.
 
 The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else the
 memory of its process tree. With COUNT=unreclaimable, only the part of the total that the kernel
@@ -22,8 +22,9 @@ while its process tree uses at least 1 % of one core, or an unknown amount. If t
 this hook stops the backend, and idle_stop.py does not: a memory limit that spared every backend
 without a status would protect few machines. The hook also spares a backend that becomes BUSY and
 stays BUSY for `drain_timeout_seconds`. Backends that are being stopped, also by clients, do not
-count. A stop that fails is tried again every minute. The hook acts after each background sweep (the
-monitor's setting `sweep_interval_seconds`).
+count. A stop that fails is tried again every minute. `monitor_plugin.hook_support.watchdogs` says
+how models are restarted. The hook acts after each background sweep (the monitor's setting
+`sweep_interval_seconds`).
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_MEMORY_LIMIT_...
@@ -39,19 +40,24 @@ environment variables MONITOR_HOOK_MEMORY_LIMIT_...
                   all `vram:...`, or the memory of one device: `vram:nvidia0`
     COUNT         `all`, or `unreclaimable`: without the pages of files, which the kernel can drop;
                   not together with COMPONENT (all)
+    ACTION        `stop`; `restart`, which starts the model again; or `tell`, which only reports the
+                  backend, once, also if it may be busy (stop)
+    PROTECT       patterns of models that are never stopped or restarted, only reported, and whose
+                  memory counts: `llama-*,embed`
+    RESTARTS_PER_HOUR   how often a model is restarted at most within an hour (5)
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from monitor_plugin import Backend, Gpu, State, hookimpl
 from monitor_plugin.domain.models import Observation
 from monitor_plugin.hook_support import settings as read
-from monitor_plugin.hook_support.background_stops import BackgroundStops
 from monitor_plugin.hook_support.idleness import Activity, held_bytes, unreclaimable_bytes
+from monitor_plugin.hook_support.watchdogs import Watchdog
 from monitor_plugin.hookspecs import Monitor
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +66,7 @@ _SWEEPS_WITHOUT_COMPONENT = 12
 
 
 class MemoryLimit:
-    """Stops backends whose memory exceeds their limits."""
+    """Acts on backends whose memory exceeds their limits."""
 
     def __init__(self, settings: read.HookSettings) -> None:
         wanted, sizes = "bytes, as 8GiB or llama-*=8GiB,*=1GiB", read.per_model(read.size)
@@ -87,7 +93,8 @@ class MemoryLimit:
         self._activity = Activity(cpu_suffices=True)
         self._over_since: dict[Backend | None, float] = {}  # None: all backends together
         self._logged: set[Backend | None] = set()
-        self.stops = BackgroundStops(_logger)
+        self.watchdog = Watchdog(settings, _logger)
+        self.stops = self.watchdog.stops
         if not has_limit:
             models = settings.variable("MODELS")
             _logger.info("the hook does nothing: neither %s nor TOTAL is set", models)
@@ -142,18 +149,20 @@ class MemoryLimit:
         return held_bytes(observation, self._component)
 
     def check(self, observations: Sequence[Observation], now: float) -> None:
-        """Stop backends that exceed a limit, given the observations of a sweep."""
+        """Act on backends that exceed a limit, given the observations of a sweep."""
         self._activity.note(observations, now)
         if self._watches_component:
             self._watch_component(observations)
         stopping = self.stops.under_way()
         used: dict[Backend, int] = {}
-        idle: dict[Backend, float] = {}  # idle seconds of the backends that may be stopped
+        # Idle seconds of the backends that may be stopped, and of those that are only told of.
+        idle: dict[Backend, float] = {}
         for each in observations:
             amount = self._held_bytes(each)
             if amount is not None and each.backend not in stopping:
                 used[each.backend] = amount
-                if self._stop_busy or not self._activity.may_be_busy(each, now):
+                is_touched = self.watchdog.may_act(each.backend.model) and not self._stop_busy
+                if not (is_touched and self._activity.may_be_busy(each, now)):
                     idle[each.backend] = self._activity.idle_seconds(each.backend, now)
         over = self._over(used)
         self._over_since = {key: self._over_since.get(key, now) for key in over}
@@ -164,22 +173,41 @@ class MemoryLimit:
         for key, why in over.items():
             if now - self._over_since[key] >= self._for_seconds:
                 victims = order if key is None else [key] if key in idle else []
+                if key is None and self.watchdog.action == "tell":
+                    victims = victims[:1]
                 self._reduce(key, why, used, {each: idle[each] for each in victims})
+        self.watchdog.end_sweep()
 
     def _reduce(
         self, key: Backend | None, why: str, used: dict[Backend, int], idle: Mapping[Backend, float]
     ) -> None:
-        """Stop backends in order until the memory is within the limit; remove them from `used`."""
+        """Stop backends in order until the memory is within the limit; remove them from `used`.
+
+        The key is the backend that exceeds its limit, or None for all backends together.
+        """
         for backend in idle:
             if backend in used and self._is_over(key, used):
                 figures = f"{read.size_text(used[backend])}, idle for {idle[backend]:.0f} s"
                 reason = f"{why} (this backend: {figures})"
-                if self.stops.stop(backend, reason, spare_busy=not self._stop_busy):
+                condition = self._condition(key, backend)
+                spare = not self._stop_busy
+                if self.watchdog.act(backend, reason, spare_busy=spare, condition=condition):
                     del used[backend]
-        if self._is_over(key, used) and key not in self._logged:
+        may_act = self.watchdog.may_act(key.model) if key else self.watchdog.action != "tell"
+        if may_act and self._is_over(key, used) and key not in self._logged:
             self._logged.add(key)
             whose = f"model {key.model!r} (process {key.pid})" if key else "all backends"
             _logger.warning("%s: %s, and no backend may be stopped now", whose, why)
+
+    def _condition(self, key: Backend | None, backend: Backend) -> Hashable:
+        """Identify what is told once: a limit of a backend, or the total limit.
+
+        With ACTION=tell, the total limit is told of with one backend, which may be another one in
+        the next sweep.
+        """
+        if key is not None:
+            return key
+        return "total" if self.watchdog.action == "tell" else ("total", backend)
 
     def _is_over(self, key: Backend | None, used: Mapping[Backend, int]) -> bool:
         return key in used if key else sum(used.values()) > (self._total or 0)
@@ -232,6 +260,6 @@ def monitor_started(monitor: Monitor) -> None:
 
 @hookimpl
 def monitor_readings_swept() -> None:
-    """Stop backends that exceed a limit."""
+    """Act on backends that exceed a limit."""
     if _limit.stops.monitor:
         _limit.check(_limit.stops.monitor.sweep(fresh=False), time.monotonic())

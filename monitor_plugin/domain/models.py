@@ -339,6 +339,10 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         ready_at: when the first READY was seen, in seconds since the epoch; None before that.
         awaits_pss: whether PSS of its process tree was not read yet, or is outdated. Until it is
             read, the memory of the tree is RSS, in which shared pages count once per process.
+        answered: whether it has answered at its address, with a status or an error, or a hook gave
+            its status.
+        gpu_utilization_percent: the highest utilization of the GPUs that its members use, and no
+            other process. None if there is no such GPU, or if its utilization is not known.
     """
 
     backend: Backend
@@ -355,6 +359,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     ready_seconds: float | None = None
     ready_at: float | None = None
     awaits_pss: bool = False
+    answered: bool = False
+    gpu_utilization_percent: float | None = None
 
     @property
     def state(self) -> int | None:

@@ -101,12 +101,14 @@ class GpuReading:
         self._unknown = {
             name for gpu in gpus_without_uses(gpus) for name in self._components[gpu.component]
         }
+        self._users: dict[str, set[ProcessIdentity]] = {}  # by component
         for gpu in gpus:
+            users = self._users[gpu.component] = set()
             for use in gpu.uses or ():
                 if process := self.process(gpu, use.pid):
-                    self._uses.setdefault((use.pid, process.started), []).append(
-                        (gpu.component, use)
-                    )
+                    identity = use.pid, process.started
+                    users.add(identity)
+                    self._uses.setdefault(identity, []).append((gpu.component, use))
 
     @property
     def has_uses(self) -> bool:
@@ -129,6 +131,27 @@ class GpuReading:
     def is_stale(self, gpu: Gpu) -> bool:
         """Whether the figures of a device are too old to tell its present state."""
         return self.age_seconds(gpu) > STALE_SECONDS
+
+    def utilization_of(self, processes: Sequence[ProcessIdentity]) -> float | None:
+        """Return the highest utilization of the GPUs that these processes use alone, in percent.
+
+        Of a GPU that other processes use as well, or may use, it is not known for which of them it
+        works. None if no such GPU is left, or if the utilization of none of them is known.
+        """
+        if not self.gpus:
+            return None
+        own = set(processes)
+        pids = {pid for pid, _ in processes}
+        known = [
+            gpu.utilization_percent
+            for gpu in self.gpus
+            if gpu.utilization_percent is not None
+            and (users := self._users[gpu.component])
+            and users <= own
+            and gpu.unread <= pids
+            and not self.is_stale(gpu)
+        ]
+        return max(known, default=None)
 
     def _taken_at(self, gpu: Gpu) -> float:
         device = self._devices.get(gpu.component)

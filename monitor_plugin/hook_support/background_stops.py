@@ -1,10 +1,11 @@
-"""Stops backends for a hook in background threads, at most one stop per backend at a time."""
+"""Stops and restarts backends for a hook in background threads, one at a time per backend."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from ..domain.errors import ModelNotLoaded, PidNotHeld
@@ -13,12 +14,11 @@ from ..hookspecs import Monitor, hookimpl
 
 
 class BackgroundStops:
-    """Stops backends in background threads. Thread-safe.
+    """Stops backends in background threads, or does something else to them. Thread-safe.
 
     Each stop is logged with its reason. The first failure of a backend, such as the refusal of
-    another hook, is logged as well; `stop` ignores that backend for the next `retry_seconds`. A
-    hook file assigns the methods `monitor_started` and `monitor_closing` to variables of the same
-    names.
+    another hook, is logged as well; that backend is ignored for the next `retry_seconds`. A hook
+    file assigns the methods `monitor_started` and `monitor_closing` to variables of the same names.
 
     Attributes:
         monitor: stops the backends; None before `monitor_started`.
@@ -32,6 +32,11 @@ class BackgroundStops:
         self._under_way: set[Backend] = set()
         self._retry_at: dict[Backend, float] = {}  # of backends whose last stop failed
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more stops begin."""
+        return self._closed
 
     @hookimpl
     def monitor_started(self, monitor: Monitor) -> None:
@@ -58,6 +63,29 @@ class BackgroundStops:
         begun; False if a stop is under way or has failed recently, or if no thread can be started,
         which is logged.
         """
+
+        def run(monitor: Monitor, is_retry: bool) -> None:
+            level = logging.DEBUG if is_retry else logging.WARNING
+            text = "model %r (process %d) is being stopped: %s"
+            self._logger.log(level, text, backend.model, backend.pid, why)
+            monitor.shutdown(backend.model, force, backend.pid, spare_busy=spare_busy)
+
+        return self.begin(backend, run)
+
+    def begin(
+        self, backend: Backend, run: Callable[[Monitor, bool], None], done: str = "stopped"
+    ) -> bool:
+        """Begin to stop a backend, or to do something else to it, in the background.
+
+        Args:
+            backend: the backend.
+            run: is called in a thread with the monitor, and with whether the last run for the
+                backend failed. It has failed if it raises.
+            done: what `run` does to the backend, for the log.
+
+        Returns:
+            Whether it has begun; see `stop`.
+        """
         monitor = self.monitor
         if monitor is None or backend in self.under_way():
             return False
@@ -68,17 +96,15 @@ class BackgroundStops:
             if self._closed or now < self._retry_at.get(backend, now) or backend in self._under_way:
                 return False
             self._under_way.add(backend)
-            level = logging.DEBUG if backend in self._retry_at else logging.WARNING
-        text = "model %r (process %d) is being stopped: %s"
-        self._logger.log(level, text, backend.model, backend.pid, why)
-        run = partial(self._run, monitor, backend, force, spare_busy)
+            is_retry = backend in self._retry_at
+        target = partial(self._run, monitor, backend, run, is_retry, done)
         try:
-            threading.Thread(target=run, name="monitor-hook-stop", daemon=True).start()
+            threading.Thread(target=target, name="monitor-hook-stop", daemon=True).start()
         except RuntimeError as error:
             with self._lock:
                 self._under_way.discard(backend)
-            text = "model %r (process %d) was not stopped: %s"
-            self._logger.error(text, backend.model, backend.pid, error)
+            text = "model %r (process %d) was not %s: %s"
+            self._logger.error(text, backend.model, backend.pid, done, error)
             return False
         return True
 
@@ -87,18 +113,25 @@ class BackgroundStops:
         with self._lock:
             self._closed = True
 
-    def _run(self, monitor: Monitor, backend: Backend, force: bool, spare_busy: bool) -> None:
+    def _run(
+        self,
+        monitor: Monitor,
+        backend: Backend,
+        run: Callable[[Monitor, bool], None],
+        is_retry: bool,
+        done: str,
+    ) -> None:
         try:
-            monitor.shutdown(backend.model, force, backend.pid, spare_busy=spare_busy)
+            run(monitor, is_retry)
         except (ModelNotLoaded, PidNotHeld):
             pass  # the backend has ended by itself
         except Exception as error:
             with self._lock:
-                again = backend in self._retry_at or self._closed
+                is_quiet = is_retry or self._closed
                 self._retry_at[backend] = time.monotonic() + self._retry_seconds
-            level = logging.DEBUG if again else logging.ERROR
-            text = "model %r (process %d) was not stopped; the next try is in at least %g s: %s"
-            facts = (backend.model, backend.pid, self._retry_seconds, error)
+            level = logging.DEBUG if is_quiet else logging.ERROR
+            text = "model %r (process %d) was not %s; the next try is in at least %g s: %s"
+            facts = (backend.model, backend.pid, done, self._retry_seconds, error)
             self._logger.log(level, text, *facts)
         finally:
             with self._lock:

@@ -1,8 +1,8 @@
-"""Estimates from sweeps how long each backend has been idle."""
+"""Estimates from sweeps how long each backend has been idle, or has used no CPU and no GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..domain.models import Backend, Observation, Reading, State
@@ -10,10 +10,14 @@ from ..domain.models import Backend, Observation, Reading, State
 _WINDOW_SECONDS = 10.0
 _ACTIVE_SHARE = 0.01  # of one core; a process tree that uses as much or more is active
 _TICK_SECONDS = 0.01  # the resolution of CPU time
+_ACTIVE_GPU_PERCENT = 1.0  # a backend whose GPUs are in use for as much of the time is active
 
 
 def says_busy(observation: Observation) -> bool:
-    """Whether a backend reports BUSY or its status call timed out, which can mean the same."""
+    """Whether a backend reports BUSY or its status call timed out, which can mean the same.
+
+    Everything that a backend says of requests in flight is read here. Today that is BUSY alone.
+    """
     reading = observation.reading
     if reading is None:
         return False
@@ -60,25 +64,26 @@ def _last_pss(observation: Observation) -> int | None:
     return observation.tree.pss if observation.tree else None
 
 
-class Activity:
-    """Tracks how long each backend has been idle. Not thread-safe.
+class QuietTimes:
+    """Tracks how long each backend has been quiet. Not thread-safe.
 
-    A backend is idle while its own `Status` says READY, and its process tree uses less than 1 % of
-    one core. A backend counts as active if its status is missing or not READY, if its CPU usage is
-    unknown, or if its state changed between two sweeps (it may have been BUSY between them). READY
-    from a hook counts as a missing status, because protocols such as grpc.health.v1 do not say
-    whether the backend is serving a request. Idle time begins with the first sweep that
-    contains the backend, and begins again after a sweep without it.
+    A backend is quiet while `may_be_quiet` says so, its process tree uses less than 1 % of one
+    core, and the GPUs that only this tree uses are in use for less than 1 % of the time. A GPU
+    counts only where its utilization is known (`Observation.gpu_utilization_percent`). A backend
+    counts as active if its CPU usage is unknown, or if its state changed between two sweeps (it may
+    have been BUSY between them). Quiet time begins with the first sweep that contains the backend,
+    and begins again after a sweep without it.
 
     Args:
+        may_be_quiet: whether a backend is quiet if it uses neither the CPU nor a GPU.
         window_seconds: the window in which CPU time is measured; at most, and by default, 10 s.
-        cpu_suffices: also count a backend as idle whose status is missing, unless its status call
-            timed out, or the last state that it reported was not READY.
     """
 
-    def __init__(self, window_seconds: float | None = None, cpu_suffices: bool = False) -> None:
+    def __init__(
+        self, may_be_quiet: Callable[[Observation], bool], window_seconds: float | None = None
+    ) -> None:
+        self._may_be_quiet = may_be_quiet
         self._window_seconds = min(window_seconds or _WINDOW_SECONDS, _WINDOW_SECONDS)
-        self._cpu_suffices = cpu_suffices
         self._traces: dict[Backend, _Trace] = {}
 
     def note(self, observations: Iterable[Observation], now: float) -> None:
@@ -87,10 +92,52 @@ class Activity:
         for each in observations:
             self._traces[each.backend] = self._trace(each, before.get(each.backend), now)
 
-    def idle_seconds(self, backend: Backend, now: float) -> float:
-        """Return how long a backend has been idle, in seconds; 0 if active or not in the sweep."""
+    def quiet_seconds(self, backend: Backend, now: float) -> float:
+        """Return how long a backend has been quiet, in seconds; 0 if active or not in the sweep."""
         trace = self._traces.get(backend)
         return now - trace.active_at if trace else 0.0
+
+    def _trace(self, observation: Observation, trace: _Trace | None, now: float) -> _Trace:
+        cpu_seconds = observation.tree.cpu_seconds if observation.tree else None
+        active = _Trace(now, now, cpu_seconds, observation.state_changed_at)
+        if trace is None or trace.cpu_seconds is None or cpu_seconds is None:
+            return active
+        if observation.state_changed_at != trace.state_changed_at:
+            return active
+        if (observation.gpu_utilization_percent or 0.0) >= _ACTIVE_GPU_PERCENT:
+            return active
+        if not self._may_be_quiet(observation):
+            return active
+        grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
+        # The tree's CPU time shrinks when one of its processes ends and no other one waits for it.
+        # That counts as activity.
+        if grown < 0 or grown >= _ACTIVE_SHARE * max(elapsed, self._window_seconds) + _TICK_SECONDS:
+            return active
+        if elapsed < self._window_seconds:
+            return trace
+        return active._replace(active_at=trace.active_at)
+
+
+class Activity(QuietTimes):
+    """Tracks how long each backend has been idle. Not thread-safe.
+
+    A backend is idle while it is quiet, and its own `Status` says READY. It counts as active if its
+    status is missing or not READY. READY from a hook counts as a missing status, because protocols
+    such as grpc.health.v1 do not say whether the backend is serving a request.
+
+    Args:
+        window_seconds: the window in which CPU time is measured; at most, and by default, 10 s.
+        cpu_suffices: also count a backend as idle whose status is missing, unless its status call
+            timed out, or the last state that it reported was not READY.
+    """
+
+    def __init__(self, window_seconds: float | None = None, cpu_suffices: bool = False) -> None:
+        super().__init__(self._may_be_idle, window_seconds)
+        self._cpu_suffices = cpu_suffices
+
+    def idle_seconds(self, backend: Backend, now: float) -> float:
+        """Return how long a backend has been idle, in seconds; 0 if active or not in the sweep."""
+        return self.quiet_seconds(backend, now)
 
     def may_be_busy(self, observation: Observation, now: float) -> bool:
         """Whether a backend may be serving a request, in a sweep that `note` has recorded.
@@ -106,31 +153,13 @@ class Activity:
         return state not in State.__members__.values()
 
     def _may_be_idle(self, observation: Observation) -> bool:
-        """Whether a backend is idle if its process tree uses little CPU time."""
+        """Whether a backend is idle if it uses neither the CPU nor a GPU."""
         if observation.reading is None or says_busy(observation):
             return False
         state = _known_state(observation.reading)
         if state is None:
             return self._cpu_suffices and observation.last_state in (None, State.READY)
         return state == State.READY
-
-    def _trace(self, observation: Observation, trace: _Trace | None, now: float) -> _Trace:
-        cpu_seconds = observation.tree.cpu_seconds if observation.tree else None
-        active = _Trace(now, now, cpu_seconds, observation.state_changed_at)
-        if trace is None or trace.cpu_seconds is None or cpu_seconds is None:
-            return active
-        if observation.state_changed_at != trace.state_changed_at:
-            return active
-        if not self._may_be_idle(observation):
-            return active
-        grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
-        # The tree's CPU time shrinks when one of its processes ends and no other one waits for it.
-        # That counts as activity.
-        if grown < 0 or grown >= _ACTIVE_SHARE * max(elapsed, self._window_seconds) + _TICK_SECONDS:
-            return active
-        if elapsed < self._window_seconds:
-            return trace
-        return active._replace(active_at=trace.active_at)
 
 
 def _known_state(reading: Reading) -> int | None:

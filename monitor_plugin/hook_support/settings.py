@@ -34,12 +34,17 @@ _NEVER = ("none", "never")
 
 
 class HookSettings:
-    """Reads the settings of the hook file whose `__name__` is `module_name`."""
+    """Reads the settings of the hook file whose `__name__` is `module_name`.
+
+    Attributes:
+        stem: the name of the file, without `.py`.
+    """
 
     def __init__(self, module_name: str, environ: Mapping[str, str] | None = None) -> None:
         stem = module_name.removeprefix(HOOK_FILE_PREFIX)
         if stem == module_name:  # not a hook file, but a module of a package
             stem = module_name.rpartition(".")[2]
+        self.stem = stem
         stem = re.sub(r"\W", "_", stem, flags=re.ASCII)
         self._prefix = f"MONITOR_HOOK_{stem.upper()}_"
         self._environ = os.environ if environ is None else environ
@@ -125,6 +130,14 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise ValueError("it must be an integer of at least 1")
     return int(text)
+
+
+def patterns(text: str) -> tuple[str, ...]:
+    """Parse shell patterns (`*`, `?` and `[...]`) with commas between them: `llama-*,embed`."""
+    found = tuple(each.strip() for each in text.split(","))
+    if not all(found):
+        raise ValueError("there is an empty pattern")
+    return found
 
 
 def yes_or_no(text: str) -> bool:

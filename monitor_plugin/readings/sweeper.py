@@ -288,7 +288,8 @@ class Sweeper:
         backend = record.backend
         pids = usage.pids(record.members) if usage else [backend.pid]
         of_hooks = self._hooks.memory_components(backend, lambda: pids, hooks_deadline)
-        held = gpus.held_by(record.members.identities())
+        identities = record.members.identities()
+        held = gpus.held_by(identities)
         components = {**held.components, **of_hooks}
         read, peak_rss = record.tree_memory, record.peak_rss()
         total = usage.memory_total(pids, read) if usage else tree_total(read, None, 0.0)
@@ -333,6 +334,8 @@ class Sweeper:
             ready_seconds=record.ready_seconds,
             ready_at=record.ready_at,
             awaits_pss=total is not None and total.awaits_pss,
+            answered=record.answered,
+            gpu_utilization_percent=gpus.utilization_of(identities),
         )
 
 

@@ -29,7 +29,8 @@ _logger = logging.getLogger(_LOGGER_NAME)
 def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
     """Log an event of a backend in one line, of level INFO.
 
-    If another process serves the address of a backend, the level is WARNING.
+    If another process serves the address of a backend, or a watchdog has acted, the level is
+    WARNING.
 
     Args:
         hook: the hook that reports the event, or the name of an event that no hook reports; others
@@ -37,7 +38,8 @@ def log_event(hook: str, arguments: Mapping[str, Any]) -> None:
         arguments: the arguments of the hook, or the facts of the event.
     """
     line = _LINES.get(hook)
-    level = logging.WARNING if arguments.get("address_owner") else logging.INFO
+    is_warning = arguments.get("address_owner") or hook == "monitor_watchdog_acted"
+    level = logging.WARNING if is_warning else logging.INFO
     if line is None or not _logger.isEnabledFor(level):
         return
     backend: Backend = arguments["backend"]
@@ -119,7 +121,7 @@ def _watchdog_line(
         "restart": "is being restarted",
         "gave_up": "is left as it is, after too many restarts",
     }
-    text = f"{what.get(action, 'needs attention')} ({watchdog}): {reason}"
+    text = f"{what.get(action, 'needs attention')}: {reason}"
     return text, {"watchdog": watchdog, "action": action, "reason": reason}
 
 
