@@ -1,4 +1,4 @@
-"""Writes exits, processes left behind, state changes and shutdowns into a file, as lines of JSON.
+"""Writes exits, state changes, shutdowns, actions of watchdogs and more to a file, as JSON lines.
 
     {"type": "ended", "at": "2026-11-24T13:50:12.123456Z", "model": "llama", "pid": 4711, ...}
 
@@ -113,3 +113,4 @@ monitor_backend_gone = _events.monitor_backend_gone
 monitor_backend_left_behind = _events.monitor_backend_left_behind
 monitor_state_changed = _events.monitor_state_changed
 monitor_shutdown_finished = _events.monitor_shutdown_finished
+monitor_watchdog_acted = _events.monitor_watchdog_acted

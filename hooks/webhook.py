@@ -1,4 +1,4 @@
-"""Posts exits, processes left behind, state changes and shutdowns to a URL, as signed JSON.
+"""Posts exits, state changes, shutdowns, actions of watchdogs and more to a URL, as signed JSON.
 
 A background thread sends one POST per event from a queue; no reading or shutdown waits for a post.
 After a network failure, or a response with status 408, 425, 429 or 5xx, the hook tries again after
@@ -82,6 +82,7 @@ monitor_backend_gone = _events.monitor_backend_gone
 monitor_backend_left_behind = _events.monitor_backend_left_behind
 monitor_state_changed = _events.monitor_state_changed
 monitor_shutdown_finished = _events.monitor_shutdown_finished
+monitor_watchdog_acted = _events.monitor_watchdog_acted
 
 
 @hookimpl

@@ -79,6 +79,7 @@ def test_each_example_is_a_working_hook_file(
         return figures[hook, hook].calls > 0
 
     eventually(lambda: called("monitor_readings_swept"))
+    monitor.report_watchdog(monitor.backends()[0], "mine", "tell", "it is too warm")
     monitor.known_models()
     with pytest.raises(StartFailed):
         monitor.start_model("none")

@@ -17,6 +17,7 @@ from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem
 from ..client import Client
 from ..domain.errors import MonitorError
 from ..domain.models import describe_process
+from ..domain.watchdog_actions import describe_watchdog_action
 from .options import FINE, explain
 from .queries import EventItem, fetch_backends, fetch_events
 from .stop import describe_given_back, stop_one
@@ -294,32 +295,50 @@ def _header(screen: Screen, width: int) -> Text:
 
 def _event_line(event: EventItem) -> Text:
     time = f"{event.at.astimezone():%H:%M:%S}" if event.at else "        "
-    if event.type == "state_changed":
-        what = f"{event.previous_name or 'unknown'} -> {event.current_name or 'unknown'}"
-    elif event.type == "ended":
-        what = event.description or "ended"
-    elif event.type == "member_ended":
-        what = f"lost a process, which {event.description or 'ended'}"
-    elif event.type == "left_behind":
-        count = f"{len(event.pids)} process{'es' * (len(event.pids) != 1)}"
-        what = f"left {count} behind: {', '.join(map(str, event.pids))}"
-    elif event.type == "address_owner" and event.address_owner:
-        what = f"its address is served by {describe_process(event.address_owner)}"
-    elif event.type == "address_owner":
-        what = "its address is no longer served by another process"
-    elif event.type == "oom_kill":
-        what = "lost a process, killed by the kernel for want of memory"
-    elif event.type == "shutdown_finished":
-        given_back = describe_given_back(event.freed)
-        what = f"shutdown: {event.outcome} after {duration(event.seconds)}{given_back}"
-    elif event.type == "shutdown_phase":
-        what = f"shutdown: {event.phase}"
-    else:
-        what = event.type.replace("_", " ")
-    alarming = event.type in ("left_behind", "oom_kill") or event.address_owner is not None
-    alarming = alarming or (event.type == "ended" and event.cause != "shutdown")
+    alarming = event.type in ("left_behind", "oom_kill", "watchdog") or (
+        event.address_owner is not None or (event.type == "ended" and event.cause != "shutdown")
+    )
+    what = printable(_describe_event(event))
     style = "red" if alarming else ""
-    return Text(f"{time}  {escape_name(event.model)} ({event.pid})  {printable(what)}", style)
+    return Text(f"{time}  {escape_name(event.model)} ({event.pid})  {what}", style)
+
+
+def _describe_event(event: EventItem) -> str:
+    describe = _DESCRIPTIONS.get(event.type)
+    return describe(event) if describe else event.type.replace("_", " ")
+
+
+def _describe_left_behind(event: EventItem) -> str:
+    count = f"{len(event.pids)} process{'es' * (len(event.pids) != 1)}"
+    return f"left {count} behind: {', '.join(map(str, event.pids))}"
+
+
+def _describe_address_owner(event: EventItem) -> str:
+    if event.address_owner:
+        return f"its address is served by {describe_process(event.address_owner)}"
+    return "its address is no longer served by another process"
+
+
+def _describe_state(event: EventItem) -> str:
+    return f"{event.previous_name or 'unknown'} -> {event.current_name or 'unknown'}"
+
+
+def _describe_shutdown(event: EventItem) -> str:
+    given_back = describe_given_back(event.freed)
+    return f"shutdown: {event.outcome} after {duration(event.seconds)}{given_back}"
+
+
+_DESCRIPTIONS: dict[str, Callable[[EventItem], str]] = {
+    "state_changed": _describe_state,
+    "ended": lambda event: event.description or "ended",
+    "member_ended": lambda event: f"lost a process, which {event.description or 'ended'}",
+    "left_behind": _describe_left_behind,
+    "address_owner": _describe_address_owner,
+    "oom_kill": lambda event: "lost a process, killed by the kernel for want of memory",
+    "shutdown_finished": _describe_shutdown,
+    "shutdown_phase": lambda event: f"shutdown: {event.phase}",
+    "watchdog": lambda event: f"{describe_watchdog_action(event.action)}: {event.reason}",
+}
 
 
 def run_top(client: Client, sort: str, interval_seconds: float) -> int:

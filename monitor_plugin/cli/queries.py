@@ -41,6 +41,8 @@ class EventItem(msgspec.Struct, frozen=True):
     outcome: str | None = None
     seconds: float | None = None
     freed: Freed | None = None
+    action: str | None = None
+    reason: str | None = None
 
 
 def fetch_backends(

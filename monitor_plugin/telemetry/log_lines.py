@@ -21,6 +21,7 @@ from ..domain.models import (
     State,
     describe_process,
 )
+from ..domain.watchdog_actions import describe_watchdog_action
 
 _LOGGER_NAME = "monitor_plugin.logs"
 _logger = logging.getLogger(_LOGGER_NAME)
@@ -116,12 +117,7 @@ def _shutdown_line(
 def _watchdog_line(
     backend: Backend, watchdog: str, action: str, reason: str
 ) -> tuple[str, dict[str, Any]]:
-    what = {
-        "stop": "is being stopped",
-        "restart": "is being restarted",
-        "gave_up": "is left as it is, after too many restarts",
-    }
-    text = f"{what.get(action, 'needs attention')}: {reason}"
+    text = f"{describe_watchdog_action(action)}: {reason}"
     return text, {"watchdog": watchdog, "action": action, "reason": reason}
 
 

@@ -380,6 +380,7 @@ def events() -> list[EventItem]:
         EventItem(5, "shutdown_finished", at, "m", 5, outcome="failed", seconds=3.0),
         EventItem(6, "of_another_version"),
         EventItem(7, "member_ended", at, "m", 5, description="was killed by SIGSEGV"),
+        EventItem(8, "watchdog", at, "m", 5, action="tell", reason="it was idle for 5 s"),
     ]
 
 
@@ -415,6 +416,7 @@ def test_screen_shows_events_newest_first() -> None:
     screen = Screen("u", answer(), [], -1, "memory", events(), None, None, None)
     text = text_of(Group(*draw(screen, 80, 24)), 80)
     order = [
+        "m (5)  needs attention: it was idle for 5 s",
         "lost a process, which was killed by SIGSEGV",
         "of another version",
         "failed after 3s",

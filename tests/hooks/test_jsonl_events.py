@@ -68,6 +68,28 @@ def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_pa
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_actions_of_watchdogs_are_written(
+    hooked: MakeHooked, spawner: Spawner, tmp_path: Path
+) -> None:
+    """With the watchdog, the action and the reason."""
+    path = tmp_path / "events.jsonl"
+    hook = hooked("jsonl_events", {"PATH": str(path)})
+    hook.spawned("m", spawner.backend_served_here())
+    (backend,) = hook.monitor.backends()
+    hook.monitor.report_watchdog(backend, "idle_stop", "tell", "it was idle for 5 s")
+    eventually(lambda: path.exists() and lines(path))
+    (line,) = lines(path)
+    del line["at"]
+    assert line == {
+        "type": "watchdog",
+        "model": "m",
+        "pid": backend.pid,
+        "watchdog": "idle_stop",
+        "action": "tell",
+        "reason": "it was idle for 5 s",
+    }
+
+
 def test_processes_left_behind_are_written(hooked: MakeHooked, tmp_path: Path) -> None:
     """With their PIDs."""
     path = tmp_path / "events.jsonl"

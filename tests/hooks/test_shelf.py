@@ -20,7 +20,8 @@ REPLACED = ["drm_memory", "nvidia_memory"]
 STEMS = sorted(path.stem for path in SHELF.glob("*.py"))
 PAGE = (SHELF.parent / "docs" / "reference" / "hook-files.md").read_text()
 SECTIONS = {
-    part.partition(".py\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+    part.partition(".py\n")[0]: part
+    for part in re.split(r"^## (?=\w+\.py$)", PAGE, flags=re.MULTILINE)[1:]
 }
 
 
@@ -32,6 +33,8 @@ def settings_of(stem: str) -> set[str]:
     short = re.findall(
         r"[sS]ettings(?:\(__name__\))?\.(?:get|secret|error)\(\s*\"([A-Z_]+)\"", text
     )
+    if "Watchdog(" in text:
+        short += ["ACTION", "PROTECT", "RESTARTS_PER_HOUR"]
     return {each for each in whole if each + "_" != prefix} | {prefix + name for name in short}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor_plugin import PluginError, ShutdownRefused, hookimpl
+from monitor_plugin import Backend, PluginError, ShutdownRefused, hookimpl
 
 from ..receiver import Receiver
 from ..support import Spawner, eventually, started_since
@@ -60,6 +60,13 @@ def test_backend_events_are_posted(
     (shutdown,) = receiver.named("shutdown_finished")
     assert (shutdown["model"], shutdown["outcome"]) == ("llama", "stopped")
     assert shutdown["freed"]["memory"] > 0
+    backend = Backend("llama", one.pid, one.address, 0.0)
+    hook.monitor.report_watchdog(backend, "stuck_stop", "restart", "it was silent")
+    eventually(lambda: receiver.named("watchdog"))
+    (acted,) = receiver.named("watchdog")
+    assert (acted["model"], acted["pid"]) == ("llama", one.pid)
+    facts = (acted["watchdog"], acted["action"], acted["reason"])
+    assert facts == ("stuck_stop", "restart", "it was silent")
     assert SECRET not in caplog.text
     assert receiver.url not in caplog.text
 

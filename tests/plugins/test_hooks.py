@@ -391,7 +391,7 @@ def test_hookspecs_have_these_hooks() -> None:
         *("monitor_stop_backend", "monitor_shutdown_finished", "monitor_state_changed"),
         *("monitor_readings_swept", "monitor_backend_gone", "monitor_backend_left_behind"),
         *("monitor_add_routes", "monitor_stop_signal", "monitor_list_gpus"),
-        *("monitor_list_models", "monitor_start_model"),
+        *("monitor_list_models", "monitor_start_model", "monitor_watchdog_acted"),
     }
     for name in HOOK_NAMES:
         text = getattr(hookspecs, name).__doc__

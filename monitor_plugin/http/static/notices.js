@@ -38,7 +38,18 @@ export function sentence(event) {
     case "member_ended": return `${event.model}: process ${event.member?.pid} ${event.description ?? "ended"}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
     case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}${givenBack(event.freed)}`;
+    case "watchdog": return `${event.model} ${watchdogAction(event.action)}: ${event.reason}`;
     default: return null;
+  }
+}
+
+/** What a watchdog does with a backend; `tell`, and what a later version may add, need attention. */
+function watchdogAction(action) {
+  switch (action) {
+    case "stop": return "is being stopped";
+    case "restart": return "is being restarted";
+    case "gave_up": return "is left as it is, after too many restarts";
+    default: return "needs attention";
   }
 }
 
