@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+from monitor_plugin import (
+    Backend,
+    InvalidBackend,
+    KnownModel,
+    Monitor,
+    StartFailed,
+    hookimpl,
+)
 
 from ..gpus import GpuFile, make_gpu
 from ..support import Backend as Spawned
@@ -99,6 +107,12 @@ def shows(page: Page, model: str, *texts: str) -> None:
     eventually(has_all)
 
 
+def await_polls(page: Page, number: int) -> None:
+    """Wait until the page has asked so often for events."""
+    for _ in range(number):
+        page.wait_for_event("request", lambda request: "/events" in request.url)
+
+
 def has_focus(locator: Locator) -> bool:
     return bool(locator.evaluate("node => node === document.activeElement"))
 
@@ -111,7 +125,7 @@ def end_of(page: Page, model: str) -> str:
 
 
 def stop_button(page: Page, model: str) -> Locator:
-    return row(page, model).locator("button")
+    return row(page, model).locator("button.stop")
 
 
 def confirm(page: Page, model: str) -> None:
@@ -198,6 +212,109 @@ def test_cancelled_stop_does_nothing(
         eventually(lambda: has_focus(stop_button(tab.page, "m")))
     assert is_running(backend.pid)
     assert not [url for url in tab.requests if "shutdown" in url]
+
+
+class Host:
+    """A host that starts a model when `may_start` is set, and fails to start any other.
+
+    Args:
+        spawner: starts the backend.
+    """
+
+    def __init__(self, spawner: Spawner) -> None:
+        self._spawner = spawner
+        self.may_start = threading.Event()
+        self.monitor: Monitor | None = None
+        self.backends: list[Spawned] = []
+
+    @hookimpl
+    def monitor_started(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        return [
+            KnownModel("a/stopped one", "stopped", None, True),
+            KnownModel(HOSTILE, "failed", f"Exited too quickly {HOSTILE}", True),
+            KnownModel("waits", "waiting", "exit status 1"),
+        ]
+
+    @hookimpl
+    def monitor_start_model(self, model: str, timeout_seconds: float) -> bool:
+        if model == HOSTILE:
+            raise StartFailed(model, f"its program is missing: {HOSTILE}")
+        self.may_start.wait()
+        backend = self._spawner.backend()
+        self.backends.append(backend)
+        assert self.monitor
+        self.monitor.hook.monitor_backend_spawned(
+            model=model, pid=backend.pid, address=backend.address
+        )
+        return True
+
+
+def model_row(page: Page, model: str) -> Locator:
+    """The row of a model without a backend."""
+    return page.locator("#models-table tbody tr").filter(has=page.get_by_text(model, exact=True))
+
+
+def test_model_is_started_and_restarted(
+    make_swept: Callable[..., Monitor], spawner: Spawner, tabs: Tabs
+) -> None:
+    """A model without a backend is shown, with its state. What fails is shown with the reason."""
+    host = Host(spawner)
+    monitor = make_swept(plugins=[host])
+    tab = tabs.open(monitor.url, expected="500")
+    page = tab.page
+    stopped, failed = model_row(page, "a/stopped one"), model_row(page, HOSTILE)
+    assert "stopped" in stopped.inner_text()
+    assert "its host has given up" in failed.inner_text()
+    assert f"Exited too quickly {HOSTILE}" in failed.inner_text()
+    assert "exit status 1" in model_row(page, "waits").inner_text()
+    assert not model_row(page, "waits").locator("button").is_visible()
+    counts = page.locator("#counts").inner_text().split("\n")
+    assert counts == ["1 failed", "1 waiting to start again"]
+    assert page.title() == "(2) Monitor"
+    page.get_by_label("Find").fill("stopped")
+    failed.wait_for(state="detached")
+    page.get_by_label("Find").fill("")
+
+    failed.get_by_role("button").click()
+    notice = page.get_by_role("alert").filter(has_text="its program is missing")
+    notice.wait_for()
+    assert notice.inner_text().count(HOSTILE) == 2
+    eventually(lambda: failed.get_by_role("button").get_attribute("aria-disabled") == "false")
+
+    page.get_by_role("button", name="Start a/stopped one").click()
+    starting = page.get_by_role("button", name="Starting… a/stopped one")
+    starting.wait_for()
+    assert starting.get_attribute("aria-disabled") == "true"
+    host.may_start.set()
+    badge(page, "a/stopped one")("ready")
+    stopped.wait_for(state="detached")
+
+    (first,) = host.backends
+    button = row(page, "a/stopped one").locator("button.restart")
+    dialog = page.get_by_role("dialog", name="Restart a/stopped one?")
+    eventually(lambda: button.inner_text() == "Restart")
+    host.may_start.clear()
+    button.click()
+    dialog.wait_for()
+    page.keyboard.press("Escape")
+    eventually(lambda: has_focus(button))
+    assert is_running(first.pid)
+    button.click()
+    dialog.get_by_role("button", name="Restart it").click()
+    page.get_by_role("button", name="Restarting… a/stopped one", exact=True).wait_for()
+    assert not is_running(first.pid)
+    host.may_start.set()
+    eventually(lambda: len(host.backends) == 2)
+    again = f"Restart a/stopped one, PID {host.backends[1].pid}"
+    page.get_by_role("button", name=again, exact=True).wait_for()
+    badge(page, "a/stopped one")("ready")
+    sent = [url for url in tab.requests if "/backend/" in url]
+    assert [url.rpartition("/")[2] for url in sent] == ["load", "load", "restart"]
+    assert page.locator("img").count() == 0
 
 
 def test_replica_is_stopped_alone_or_with_the_others(
@@ -521,6 +638,52 @@ class Refuses:
         return HOSTILE
 
 
+def test_panel_names_the_other_nodes_of_a_model(
+    make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
+) -> None:
+    """Each node answers for its own processes and logs, so the panel links to the other nodes."""
+    monitor = make_swept()
+    register(monitor, "m")
+    tab = tabs.open(monitor.url, expected="404")
+    page = tab.page
+    nodes = [
+        {"node": "here", "url": monitor.url},
+        {"node": "b", "url": "http://b.example:8080/monitor"},
+        {"node": "c", "url": None},
+        {"node": "d", "url": "javascript:alert(1)"},
+    ]
+    listed = ["here", "b", "c", "d"]
+
+    def edit(body: dict[str, Any]) -> None:
+        (item,) = body["backends"]
+        body["backends"] = [{**item, "node": node} for node in listed]
+        body["nodes"] = nodes
+
+    page.route(
+        "**/version",
+        lambda route: route.fulfill(
+            response=(answer := route.fetch()), headers={**answer.headers, "X-Monitor-Node": "here"}
+        ),
+    )
+    edit_answers(page, edit)
+    page.goto(f"{monitor.url}/#model=m")
+    others = page.locator("#panel-nodes")
+    others.get_by_text("page of node b").wait_for()
+    link = others.get_by_role("link")
+    assert link.count() == 1
+    assert link.get_attribute("href") == "http://b.example:8080/monitor/#model=m"
+    assert "node c, which does not tell its address" in others.inner_text()
+    page.locator("#panel-members table").wait_for()
+    page.locator("#log-section").wait_for()
+    del listed[0]
+    page.locator("#log-section").wait_for(state="hidden")
+    assert not page.locator("#members-section").is_visible()
+    tab.requests.clear()
+    await_polls(page, 2)
+    assert not [url for url in tab.requests if "/backend/members" in url]
+    page.unroute_all(behavior="ignoreErrors")
+
+
 def test_text_is_never_interpreted_as_markup(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
@@ -569,9 +732,17 @@ def test_token_is_asked_for_once(
     badge(page, "m")("ready")
     assert is_running(backend.pid)
     notice.get_by_role("button", name="Close").click()
+    row(page, "m").locator("button.restart").click()
+    page.get_by_role("button", name="Restart it").click()
+    notice = page.get_by_role("alert").filter(has_text="your token may look, and not restart")
+    notice.wait_for()
+    notice.get_by_role("button", name="Close").click()
+    page.get_by_role("link", name="m", exact=True).click()
+    page.locator("#panel-members", has_text=f"{backend.pid} python").wait_for()
     page.get_by_role("button", name="Forget the token").click()
     page.get_by_role("textbox", name="Token").fill("4dmin")
     page.keyboard.press("Enter")
+    page.get_by_role("link", name="All models").click()
     confirm(page, "m")
     end_of(page, "m")
     assert not is_running(backend.pid)
@@ -861,6 +1032,52 @@ def test_modules_of_the_page(monitor: Monitor, tabs: Tabs) -> None:
         [],
         [100, 115],
     ]
+
+
+def test_texts_of_the_panel(monitor: Monitor, tabs: Tabs) -> None:
+    """A tree has each process once, and a log at most 2000 lines of printable characters."""
+    page = tabs.open(monitor.url).page
+    assert page.evaluate(
+        """async () => {
+          const { treeOf } = await import("./assets/members.js");
+          const tree = (...pairs) =>
+            treeOf(pairs.map(([pid, parent]) => ({ pid, parent })))
+              .map(({ member, depth }) => [member.pid, depth]);
+          return [
+            tree([5, 1], [9, 5], [7, 5], [8, 9], [6, 1]),
+            tree([5, 6], [6, 5]), // PIDs that were reused while the table was read
+            tree([5, null], [6, 8], [8, 6], [7, 7]),
+          ];
+        }"""
+    ) == [
+        [[5, 0], [9, 1], [8, 2], [7, 1], [6, 0]],
+        [[5, 0], [6, 1]],
+        [[5, 0], [7, 0], [6, 0], [8, 1]],
+    ]
+    lines, bounded = page.evaluate(
+        """async () => {
+          const { LogLines } = await import("./assets/log.js");
+          const log = new LogLines(document.createElement("pre"));
+          const shown = () => [...log.node.children].map((line) => line.textContent);
+          log.add("one\\r\\nt");
+          log.add("wo\\n\\n\\x1b[31mred\\0\\u202e\\t<b>\\r50 %\\r");
+          log.add("\\n");
+          log.addNote("left out");
+          log.add("three");
+          const first = shown();
+          log.add("\\n" + "line\\n".repeat(3000) + "last");
+          const many = [shown().length, shown().at(-1)];
+          log.add("x".repeat(3e6));
+          const long = shown().reduce((sum, line) => sum + line.length, 0);
+          log.clear();
+          log.add("new");
+          return [first, [...many, long <= 2 ** 20, shown()]];
+        }"""
+    )
+    assert lines == [
+        "one", "two", "", "\\x1b[31mred\\x00\\u202e\t<b>\\x0d50 %", "left out", "three",
+    ]  # fmt: skip
+    assert bounded == [2000, "last", True, ["new"]]
 
 
 def test_page_works_behind_a_prefix(

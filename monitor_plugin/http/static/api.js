@@ -20,14 +20,28 @@ export const token = {
 
 /** GET a path relative to the page; returns the JSON. Throws Refused or Unreachable. */
 export async function get(path) {
-  return send(path, { signal: AbortSignal.timeout(TIMEOUT_MS) });
+  return (await send(path, { signal: AbortSignal.timeout(TIMEOUT_MS) })).body;
+}
+
+/** GET the name and version of the program, and in a cluster the name of the node that answers. */
+export async function getVersion() {
+  const { body, headers } = await send("version", { signal: AbortSignal.timeout(TIMEOUT_MS) });
+  return { ...body, node: headers.get("X-Monitor-Node") };
 }
 
 /** Stop a model, or the backend `one` of it; returns when the processes have ended. */
-export async function stop(model, one, force) {
-  const body = JSON.stringify({ model, force, pid: one?.pid, node: one?.node });
+export const stop = (model, one, force) =>
+  post("backend/shutdown", { model, force, pid: one?.pid, node: one?.node });
+
+/** Start a model, in a cluster on a node; returns when it is ready. */
+export const start = (model, node) => post("backend/load", { model, node });
+
+/** Stop a model, or one of its backends, and start the model; returns when it is ready again. */
+export const restart = (model, pid, node, force) => post("backend/restart", { model, pid, node, force });
+
+async function post(path, fields) {
   const headers = { "Content-Type": "application/json" };
-  return send("backend/shutdown", { method: "POST", headers, body });
+  return (await send(path, { method: "POST", headers, body: JSON.stringify(fields) })).body;
 }
 
 async function send(path, options) {
@@ -48,6 +62,6 @@ async function send(path, options) {
   } catch {
     // It is no JSON: perhaps an error page of a proxy.
   }
-  if (answer.ok && body !== null) return body;
+  if (answer.ok && body !== null) return { body, headers: answer.headers };
   throw new Refused(answer.status, body?.error?.message ?? `it answered with HTTP ${answer.status}`);
 }

@@ -1,26 +1,35 @@
 // The page: connects the feed, the tables and the dialogs.
 
-import { get, token } from "./api.js";
-import { BackendsTable } from "./backends.js";
+import { getVersion, token } from "./api.js";
+import { AllBackends } from "./backends.js";
+import { Palette } from "./bars.js";
 import { byId, setText } from "./dom.js";
 import { EndsTable } from "./ends.js";
 import { Feed } from "./feed.js";
 import { showGpus } from "./gpus.js";
 import { History } from "./history.js";
+import { ModelsTable } from "./models.js";
 import { announce, sentence } from "./notices.js";
+import { Operations } from "./operations.js";
 import { showOverview } from "./overview.js";
+import { Panel } from "./panel.js";
 import { showRefused } from "./refused.js";
-import { Stopping } from "./stopping.js";
 import { askForToken } from "./token.js";
 
 const history = new History();
-const stopping = new Stopping({
-  rowsOf: (model, one) => table.rowsOf(model, one),
-  onChange: () => feed.wake(),
+const palette = new Palette();
+const operations = new Operations({
+  rowsOf: (model, one) => [...table.rowsOf(model, one), ...panel.rowsOf(model, one)],
+  replicasOf: (model) => table.rowsOf(model, null).map(({ item }) => item),
+  onChange: () => {
+    showLast([]);
+    feed.wake();
+  },
   onUnauthorized: askForToken,
 });
-const table = new BackendsTable(history, (item, button) => stopping.ask(item, button));
-const ends = new EndsTable((end, button) => stopping.askLeftBehind(end, button, ends.rowsOf(end)));
+const table = new AllBackends(history, palette, operations, () => models.show());
+const models = new ModelsTable(byId("models-section"), operations, table.isSought);
+const ends = new EndsTable((end, button) => operations.askLeftBehind(end, button, ends.rowsOf(end)));
 
 function showConnection(tone, text) {
   byId("connection").dataset.tone = tone;
@@ -29,8 +38,9 @@ function showConnection(tone, text) {
 }
 
 async function showVersion() {
-  const { name, version } = await get("version");
+  const { name, version, node } = await getVersion();
   setText(byId("version"), `${name} ${version}`);
+  panel.setNode(node);
 }
 
 let clockOffset = 0;
@@ -43,20 +53,39 @@ function monitorTime({ backends: [item] }) {
 }
 
 let updated = "";
+let trouble = 0;
+let last = null;
+
+function showTitle() {
+  const name = panel.model === null ? "Monitor" : `${panel.model} – Monitor`;
+  document.title = trouble > 0 ? `(${trouble}) ${name}` : name;
+}
+
+/** Show the last answer of GET /backends, if there is one, with the events since the one before. */
+function showLast(events) {
+  if (last === null) return;
+  const { answer, now } = last;
+  table.update(answer.backends, answer, now);
+  models.update(answer.models ?? []);
+  ends.update(answer.ended, now);
+  panel.update(answer, now, events);
+}
+
 const feed = new Feed({
   onHistory: (answer) => {
     history.load(answer);
     showVersion().catch(() => {});
+    panel.reload();
   },
   onAnswer: (answer, events) => {
     const now = monitorTime(answer);
     history.add(answer.backends, now);
-    table.update(answer, now);
+    last = { answer, now };
+    showLast(events);
     showGpus(answer.gpus ?? []);
     showRefused(answer.refused ?? []);
-    ends.update(answer.ended, now);
-    const trouble = showOverview(answer);
-    document.title = trouble > 0 ? `(${trouble}) Monitor` : "Monitor";
+    trouble = showOverview(answer);
+    showTitle();
     announce(events.map(sentence).filter((text) => text !== null));
     updated = `as of ${new Date().toLocaleTimeString()}`;
     showConnection("good", "Live");
@@ -68,12 +97,23 @@ const feed = new Feed({
   onUnauthorized: askForToken,
 });
 
+const panel = new Panel({ history, palette, operations, onChange: showTitle, onUnauthorized: askForToken });
+panel.follow();
+
 byId("forget").hidden = token.get() === null;
 byId("forget").addEventListener("click", () => {
   token.remove();
   location.reload();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => table.redraw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  table.redraw();
+  panel.redraw();
+});
+byId("skip").addEventListener("click", (event) => {
+  if (panel.model === null) return;
+  event.preventDefault(); // another address would close the panel
+  byId("panel-title").focus();
+});
 window.addEventListener("online", () => feed.wake());
 
 feed.run();

@@ -1,9 +1,8 @@
-// The table of backends: one row each. The order does not change while the user points at a row.
+// The tables of backends: one row each. The order does not change while the user points at a row.
 
-import { Palette } from "./bars.js";
 import { condition, cpuOf, memoryOf } from "./conditions.js";
 import { byId, setText } from "./dom.js";
-import { Row } from "./row.js";
+import { keyOf, Row } from "./row.js";
 
 const GONE_ROW_MS = 5000;
 
@@ -21,37 +20,33 @@ const ORDERS = {
   cpu: largest(cpuOf),
 };
 
-// In a cluster, different nodes may have the same PID.
-const keyOf = (item) => `${item.node ?? ""}/${item.pid}/${item.created_at}`;
-
+/** A table of backends; a backend that is gone stays in it for some seconds. */
 export class BackendsTable {
   #rows = new Map();
-  #palette = new Palette();
-  #answer = null;
 
-  constructor(history, onStop) {
+  /** `makeRow(item)` makes a row, and `heading` gets the focus if the row with the focus is gone
+   *  and no other is left. */
+  constructor(table, heading, history, makeRow) {
+    this.table = table;
+    this.heading = heading;
     this.history = history;
-    this.onStop = onStop;
-    this.table = byId("backends-table");
-    this.body = this.table.tBodies[0];
-    this.find = byId("find");
-    this.sort = byId("sort");
-    this.find.addEventListener("input", () => this.#arrange(true));
-    this.sort.addEventListener("change", () => this.#arrange(true));
-    byId("view").addEventListener("submit", (event) => event.preventDefault());
+    this.makeRow = makeRow;
+    this.body = table.tBodies[0];
+    this.order = byName;
+    this.isShown = () => true;
+    this.onArranged = () => {};
   }
 
-  /** Show an answer of GET /backends. */
-  update(answer, now) {
-    this.#answer = answer;
+  /** Show `backends` of an answer of GET /backends, all or some. */
+  update(backends, answer, now) {
     const live = new Set();
     const machines = new Map((answer.nodes ?? []).map(({ node, machine }) => [node, machine]));
-    for (const item of answer.backends) {
+    for (const item of backends) {
       const key = keyOf(item);
       live.add(key);
       let row = this.#rows.get(key);
       if (!row) {
-        row = new Row(item, this.#palette, this.onStop);
+        row = this.makeRow(item);
         this.#rows.set(key, row);
       }
       const machine = machines.get(item.node) ?? answer.machine;
@@ -61,7 +56,7 @@ export class BackendsTable {
     for (const [key, row] of this.#rows) {
       if (!live.has(key) && !row.gone) this.#removeLater(key, row, answer.ended);
     }
-    this.#arrange(false);
+    this.arrange(false);
   }
 
   /** The rows of a model, or of one of its backends. */
@@ -71,6 +66,7 @@ export class BackendsTable {
     );
   }
 
+  /** Draw the charts again, as the colours have changed. */
   redraw() {
     for (const row of this.#rows.values()) {
       row.cpu.redraw();
@@ -78,25 +74,18 @@ export class BackendsTable {
     }
   }
 
-  #removeLater(key, row, ended) {
-    row.markGone(ended.find((end) => keyOf(end) === key) ?? ended.find((end) => end.pid === row.item.pid && end.node === row.item.node));
-    setTimeout(() => {
-      const hadFocus = row.node.contains(document.activeElement);
-      const next = row.node.nextElementSibling ?? row.node.previousElementSibling;
-      row.close();
-      this.#rows.delete(key);
-      this.#arrange(false);
-      if (hadFocus) (next?.querySelector("button.stop") ?? byId("backends")).focus();
-    }, GONE_ROW_MS);
+  /** Remove all rows. */
+  clear() {
+    for (const row of this.#rows.values()) row.close();
+    this.#rows.clear();
   }
 
   /** Sort the rows, unless the pointer or the focus is in the table and `force` is false. */
-  #arrange(force) {
+  arrange(force) {
     const rows = [...this.#rows.values()];
     const inUse = this.body.matches(":hover") || this.body.contains(document.activeElement);
     if (force || !inUse) {
-      const order = ORDERS[this.sort.value] ?? ORDERS.trouble;
-      rows.sort((one, other) => order(one.item, other.item));
+      rows.sort((one, other) => this.order(one.item, other.item));
       rows.forEach((row, index) => {
         const current = this.body.children[index] ?? null;
         if (current !== row.node) this.body.insertBefore(row.node, current);
@@ -104,15 +93,57 @@ export class BackendsTable {
     } else {
       for (const row of rows) if (!row.node.isConnected) this.body.append(row.node);
     }
-    const sought = this.find.value.trim().toLocaleLowerCase();
     let shown = 0;
     for (const { node, item } of rows) {
-      node.hidden = !item.model.toLocaleLowerCase().includes(sought);
+      node.hidden = !this.isShown(item);
       shown += Number(!node.hidden);
     }
     this.table.hidden = shown === 0;
-    const none = byId("backends-none");
-    none.hidden = shown > 0 || this.#answer === null;
-    setText(none, rows.length > 0 ? "No model’s name has this in it." : "No backend is registered.");
+    this.onArranged(shown, rows.length);
+  }
+
+  #removeLater(key, row, ended) {
+    row.markGone(ended.find((end) => keyOf(end) === key) ?? ended.find((end) => end.pid === row.item.pid && end.node === row.item.node));
+    setTimeout(() => {
+      if (this.#rows.get(key) !== row) return; // the table was cleared
+      const hadFocus = row.node.contains(document.activeElement);
+      const next = row.node.nextElementSibling ?? row.node.previousElementSibling;
+      row.close();
+      this.#rows.delete(key);
+      this.arrange(false);
+      if (hadFocus) (next?.querySelector("button.stop") ?? this.heading).focus();
+    }, GONE_ROW_MS);
+  }
+}
+
+/** The table of all backends, in the order and with the names that the user wants to see. */
+export class AllBackends extends BackendsTable {
+  #isAnswered = false;
+
+  /** `onFind()` is called when the user looks for other names: see `isSought`. */
+  constructor(history, palette, operations, onFind) {
+    super(byId("backends-table"), byId("backends"), history, (item) => new Row(item, palette, operations));
+    const find = byId("find");
+    const sort = byId("sort");
+    this.isSought = ({ model }) =>
+      model.toLocaleLowerCase().includes(find.value.trim().toLocaleLowerCase());
+    this.isShown = this.isSought;
+    this.order = (one, other) => (ORDERS[sort.value] ?? ORDERS.trouble)(one, other);
+    find.addEventListener("input", () => {
+      this.arrange(true);
+      onFind();
+    });
+    sort.addEventListener("change", () => this.arrange(true));
+    byId("view").addEventListener("submit", (event) => event.preventDefault());
+    this.onArranged = (shown, all) => {
+      const none = byId("backends-none");
+      none.hidden = shown > 0 || !this.#isAnswered;
+      setText(none, all > 0 ? "No model’s name has this in it." : "No backend is registered.");
+    };
+  }
+
+  update(backends, answer, now) {
+    this.#isAnswered = true;
+    super.update(backends, answer, now);
   }
 }

@@ -44,6 +44,22 @@ function conditionWithoutState(item) {
   return { word: "unknown", tone: "warn", why: why + last, trouble: true };
 }
 
+// The states of models without a backend: how to show each, and whether it needs attention.
+const MODEL_CONDITIONS = {
+  running: { tone: "waiting", why: "and no backend of it is registered" },
+  starting: { tone: "waiting", why: "" },
+  stopped: { tone: "quiet", why: "" },
+  waiting: { tone: "warn", why: "it has ended, and its host will start it again" },
+  failed: { tone: "bad", why: "its host has given up" },
+  exited: { tone: "quiet", why: "its host leaves it so" },
+};
+
+/** How to show an item of `models`. */
+export function modelCondition({ state }) {
+  const { tone, why } = MODEL_CONDITIONS[state] ?? { tone: "quiet", why: "" };
+  return { word: state, tone, why, trouble: tone === "bad" || tone === "warn" };
+}
+
 /** A process as `4711 (python3)`, `4711` or `another process`. */
 function processName({ pid, name }) {
   if ((pid ?? null) === null) return "another process";

@@ -1,7 +1,7 @@
 // The table of backends that have ended.
 
 import { ending } from "./conditions.js";
-import { byId, cell, element, fill, named, setText } from "./dom.js";
+import { byId, cell, element, fill, linkToModel, setModel, setText } from "./dom.js";
 import { bytes, duration, moment, place, plural, secondsBetween } from "./format.js";
 
 const SHORT_LIST = 10;
@@ -60,8 +60,8 @@ function makeRow(onStop) {
   const row = element(
     "tr",
     { role: "row" },
-    element("th", { role: "rowheader", scope: "row" }, named("")),
-    cell("Cause", element("span", { class: "badge" }), " ", element("span", { class: "more" }), left),
+    element("th", { role: "rowheader", scope: "row" }, linkToModel("")),
+    cell("Cause", element("span", { class: "badge" }), " ", element("span", { class: "more" }), left, makeOutput()),
     cell("When", element("time")),
     cell("Had run for"),
     cell("Peak RSS"),
@@ -73,16 +73,27 @@ function makeRow(onStop) {
   return row;
 }
 
+/** A place for the last output, which only admins get. */
+function makeOutput() {
+  const text = element("pre", { class: "output", tabindex: "0", role: "region", "aria-label": "Last output" });
+  return element("details", { class: "last" }, element("summary", {}, "Last output"), text);
+}
+
 function showEnd(row, end, now, stopping) {
+  const isOther = row.end?.id !== end.id || row.end?.node !== end.node;
   row.end = end;
   const [model, cause, when, ran, peak, pid] = row.cells;
   const { word, tone, why } = ending(end);
-  setText(model.firstElementChild, end.model);
+  setModel(model.firstElementChild, end.model);
   row.dataset.tone = tone;
   cause.firstElementChild.dataset.tone = tone;
   setText(cause.firstElementChild, word);
   setText(cause.children[1], why);
-  showLeftBehind(cause.lastElementChild, end, stopping);
+  showLeftBehind(cause.children[2], end, stopping);
+  const output = cause.children[3];
+  if (isOther) output.open = false; // it was opened for another end
+  output.hidden = !end.last_output;
+  setText(output.lastElementChild, end.last_output ?? "");
   const time = when.firstElementChild;
   time.dateTime = end.ended_at;
   time.title = moment(end.ended_at);
@@ -104,7 +115,7 @@ function showLeftBehind(line, end, stopping) {
 }
 
 /** The processes that a backend left behind, and that still run, in a line. */
-function leftBehind(processes) {
+export function leftBehind(processes) {
   const shown = processes.slice(0, MAX_PROCESSES).map(({ pid, name, bytes: size }) => `${pid} ${name ?? "unknown"} (${bytes(size)})`);
   if (processes.length > shown.length) shown.push(`${processes.length - shown.length} more`);
   return `Left ${plural(processes.length, "process", "processes")} behind: ${shown.join(", ")}`;

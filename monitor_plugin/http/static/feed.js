@@ -111,7 +111,7 @@ function areStale(backends) {
 }
 
 /** Wait until the tab is visible: a hidden one must not take threads of the monitor. */
-function tabIsVisible() {
+export function tabIsVisible() {
   if (!document.hidden) return Promise.resolve();
   return new Promise((resolve) => {
     document.addEventListener("visibilitychange", function listener() {

@@ -6,6 +6,13 @@ import { bytes, plural } from "./format.js";
 const MAX_AT_ONCE = 4;
 const MAX_LINES = 30;
 
+// What a watchdog does.
+const WATCHDOG = {
+  stop: "is being stopped",
+  restart: "is being restarted",
+  gave_up: "is left as it is, after too many restarts",
+};
+
 /** Have screen readers read changes, without moving the focus. */
 export function announce(changes) {
   if (changes.length === 0) return;
@@ -36,6 +43,7 @@ export function sentence(event) {
     case "ended": return `${event.model} ${event.description ?? "ended"}`;
     case "left_behind": return `${event.model} left ${plural(event.pids.length, "process", "processes")} behind`;
     case "member_ended": return `${event.model}: process ${event.member?.pid} ${event.description ?? "ended"}`;
+    case "watchdog": return `${event.model} ${WATCHDOG[event.action] ?? "needs attention"} (${event.watchdog}): ${event.reason}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
     case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}${givenBack(event.freed)}`;
     case "watchdog": return `${event.model} ${watchdogAction(event.action)}: ${event.reason}`;

@@ -1,7 +1,7 @@
 // The top of the page: the number of backends by condition, and the memory by model.
 
 import { drawBar, listParts } from "./bars.js";
-import { condition, memoryOf } from "./conditions.js";
+import { condition, memoryOf, modelCondition } from "./conditions.js";
 import { byId, element, fill, setText } from "./dom.js";
 import { bytes, percent, plural } from "./format.js";
 import { memoryLimit, resources, sumOfLimits } from "./limits.js";
@@ -9,13 +9,19 @@ import { memoryLimit, resources, sumOfLimits } from "./limits.js";
 const TOP = 6;
 const ORDER = ["bad", "warn", "stopping", "busy", "waiting", "ready", "quiet"];
 
-/** Show an answer of GET /backends; returns how many backends need attention. */
-export function showOverview({ backends, ended, machine, nodes, cluster_error: unconnected }) {
+/** Show an answer of GET /backends; returns how many backends and models need attention. */
+export function showOverview({ backends, ended, models, machine, nodes, cluster_error: unconnected }) {
   byId("overview").hidden = false;
   const conditions = backends.map(condition);
   const counts = new Map();
   for (const { word, tone } of conditions) {
     const shown = tone === "warn" ? "without an answer" : word === "unknown" ? "of unknown state" : word;
+    const known = counts.get(shown) ?? { shown, tone, number: 0 };
+    counts.set(shown, { ...known, number: known.number + 1 });
+  }
+  const troubles = (models ?? []).map(modelCondition).filter(({ trouble }) => trouble);
+  for (const { word, tone } of troubles) {
+    const shown = word === "waiting" ? "waiting to start again" : word;
     const known = counts.get(shown) ?? { shown, tone, number: 0 };
     counts.set(shown, { ...known, number: known.number + 1 });
   }
@@ -37,7 +43,7 @@ export function showOverview({ backends, ended, machine, nodes, cluster_error: u
   });
   showMemory(backends, sumOfLimits(nodes ? nodes.map((node) => node.machine) : [machine]));
   showMachines(machine, nodes);
-  return conditions.filter(({ trouble }) => trouble).length;
+  return conditions.filter(({ trouble }) => trouble).length + troubles.length;
 }
 
 /** Show the available memory, the CPU cores and the pressures of each machine. */

@@ -3,7 +3,7 @@
 import { drawBar, listParts } from "./bars.js";
 import { Chart } from "./charts.js";
 import { condition, cpuOf, memoryOf, partsOf } from "./conditions.js";
-import { cell, element, named, setText } from "./dom.js";
+import { cell, element, linkToModel, setText } from "./dom.js";
 import { bytes, count, duration, moment, percent, place } from "./format.js";
 import { describeLimits, memoryLimit } from "./limits.js";
 
@@ -12,6 +12,9 @@ const MEMORY_SOURCES = {
   pss: "of its processes (PSS)",
   rss: "of its processes (RSS: shared pages count more than once)",
 };
+/** Tells backends apart: in a cluster, different nodes may have the same PID. */
+export const keyOf = (item) => `${item.node ?? ""}/${item.pid}/${item.created_at}`;
+
 const OLD_SECONDS = 20;
 const MAX_PARTS = 5;
 
@@ -39,13 +42,24 @@ function gpuMemory(tree, gpus) {
   return amounts.join(", ");
 }
 
+function makeButton(kind, onClick) {
+  const button = element("button", { type: "button", class: kind });
+  button.addEventListener("click", () => {
+    if (button.getAttribute("aria-disabled") !== "true") onClick(button);
+  });
+  return button;
+}
+
 export class Row {
   gone = false;
   #pending = null;
   #last = null;
 
-  constructor(item, palette, onStop) {
+  /** `palette` colours the components, `operations` stops and restarts the model, and `large` is
+   *  whether the charts are as wide as the page. */
+  constructor(item, palette, operations, large = false) {
     this.palette = palette;
+    this.operations = operations;
     this.item = item;
     this.word = element("span", { class: "badge" });
     this.why = element("div", { class: "more" });
@@ -57,21 +71,19 @@ export class Row {
     this.share = element("span", { class: "more" });
     this.bar = element("div", { class: "bar", "aria-hidden": "true" });
     this.parts = element("ul", { class: "parts" });
-    this.cpu = new Chart("CPU", percent, "--cpu", 100);
-    this.trend = new Chart("Memory", bytes, "--memory", 1);
-    this.button = element("button", { type: "button", class: "stop" }, "Stop");
-    this.button.addEventListener("click", () => {
-      if (this.button.getAttribute("aria-disabled") !== "true") onStop(this.item, this.button);
-    });
+    this.cpu = new Chart("CPU", percent, "--cpu", 100, large);
+    this.trend = new Chart("Memory", bytes, "--memory", 1, large);
+    this.stop = makeButton("stop", (button) => operations.askToStop(this.item, button));
+    this.restart = makeButton("restart", (button) => operations.askToRestart(this.item, button));
     this.node = element(
       "tr",
       { role: "row" },
-      element("th", { role: "rowheader", scope: "row" }, named(item.model), this.details),
+      element("th", { role: "rowheader", scope: "row" }, linkToModel(item.model), this.details),
       cell("State", this.word, this.why, this.since),
       cell("Memory", element("div", { class: "figure" }, this.total, " ", this.share), this.bar, this.parts),
       cell("CPU, last 15 min", ...this.cpu.nodes),
       cell("Memory, last 15 min", ...this.trend.nodes),
-      cell("", this.button),
+      cell("", this.stop, " ", this.restart),
     );
   }
 
@@ -85,7 +97,9 @@ export class Row {
     this.cpu.update(percent(cpuOf(item)), series.times, series.cpu, now);
     this.trend.update("", series.times, series.memory, now);
     const stopping = this.#pending !== null || (item.shutdown ?? null) !== null;
-    this.#button(stopping, stopping ? "Stopping…" : "Stop");
+    const doing = this.operations.wordOf(item);
+    this.#button(this.stop, stopping, stopping ? "Stopping…" : "Stop");
+    this.#button(this.restart, stopping || doing !== null, doing ?? "Restart");
   }
 
   /** Show that the backend is gone; `end` is its item of `ended`, if there is one. */
@@ -93,7 +107,8 @@ export class Row {
     this.gone = true;
     this.node.classList.add("gone");
     this.#badge("gone", "quiet", end ? `It ${end.description}` : "", "");
-    this.#button(true, "Gone");
+    this.#button(this.stop, true, "Gone");
+    this.restart.hidden = true;
   }
 
   /** Show a state until the monitor reports the shutdown itself; null removes it. */
@@ -178,11 +193,11 @@ export class Row {
     listParts(this.parts, [...main.map(colour), ...onGpu], MAX_PARTS);
   }
 
-  #button(disabled, text) {
-    setText(this.button, text);
+  #button(button, disabled, text) {
+    setText(button, text);
     // The attribute `disabled` would take the focus away.
-    if (disabled) this.button.setAttribute("aria-disabled", "true");
-    else this.button.removeAttribute("aria-disabled");
-    this.button.setAttribute("aria-label", `${text} ${this.item.model}, ${place(this.item)}`);
+    if (disabled) button.setAttribute("aria-disabled", "true");
+    else button.removeAttribute("aria-disabled");
+    button.setAttribute("aria-label", `${text} ${this.item.model}, ${place(this.item)}`);
   }
 }
