@@ -287,7 +287,7 @@ def test_command_line_reference_has_all_commands_and_flags() -> None:
         command = program.get_command(click.Context(program), name)
         assert command
         assert f"](#{name})" in first
-        flags = {flag for each in command.params for flag in each.opts if flag.startswith("-")}
+        flags = {flag for each in command.params for flag in each.opts if flag.startswith("--")}
         asks = "--url" in flags
         assert (f"`{name}`" in shared) == asks
         flags -= {"--url", "--token-file"} if asks else settings

@@ -16,12 +16,11 @@ from rich.text import Text
 from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem
 from ..client import Client
 from ..domain.errors import MonitorError
-from ..domain.models import describe_process
-from ..domain.watchdog_actions import describe_watchdog_action
 from .options import FINE, explain
 from .queries import EventItem, fetch_backends, fetch_events
-from .stop import describe_given_back, stop_one
+from .stop import stop_one
 from .terminal import open_terminal
+from .views.events import describe_event, is_alarming
 from .views.tables import backends_table, console
 from .views.text import (
     by_memory,
@@ -295,50 +294,7 @@ def _header(screen: Screen, width: int) -> Text:
 
 def _event_line(event: EventItem) -> Text:
     time = f"{event.at.astimezone():%H:%M:%S}" if event.at else "        "
-    alarming = event.type in ("left_behind", "oom_kill", "watchdog") or (
-        event.address_owner is not None or (event.type == "ended" and event.cause != "shutdown")
-    )
-    what = printable(_describe_event(event))
-    style = "red" if alarming else ""
-    return Text(f"{time}  {escape_name(event.model)} ({event.pid})  {what}", style)
-
-
-def _describe_event(event: EventItem) -> str:
-    describe = _DESCRIPTIONS.get(event.type)
-    return describe(event) if describe else event.type.replace("_", " ")
-
-
-def _describe_left_behind(event: EventItem) -> str:
-    count = f"{len(event.pids)} process{'es' * (len(event.pids) != 1)}"
-    return f"left {count} behind: {', '.join(map(str, event.pids))}"
-
-
-def _describe_address_owner(event: EventItem) -> str:
-    if event.address_owner:
-        return f"its address is served by {describe_process(event.address_owner)}"
-    return "its address is no longer served by another process"
-
-
-def _describe_state(event: EventItem) -> str:
-    return f"{event.previous_name or 'unknown'} -> {event.current_name or 'unknown'}"
-
-
-def _describe_shutdown(event: EventItem) -> str:
-    given_back = describe_given_back(event.freed)
-    return f"shutdown: {event.outcome} after {duration(event.seconds)}{given_back}"
-
-
-_DESCRIPTIONS: dict[str, Callable[[EventItem], str]] = {
-    "state_changed": _describe_state,
-    "ended": lambda event: event.description or "ended",
-    "member_ended": lambda event: f"lost a process, which {event.description or 'ended'}",
-    "left_behind": _describe_left_behind,
-    "address_owner": _describe_address_owner,
-    "oom_kill": lambda event: "lost a process, killed by the kernel for want of memory",
-    "shutdown_finished": _describe_shutdown,
-    "shutdown_phase": lambda event: f"shutdown: {event.phase}",
-    "watchdog": lambda event: f"{describe_watchdog_action(event.action)}: {event.reason}",
-}
+    return Text(f"{time}  {describe_event(event)}", "red" if is_alarming(event) else "")
 
 
 def run_top(client: Client, sort: str, interval_seconds: float) -> int:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class EventItem(msgspec.Struct, frozen=True):
-    """An event, with the facts that `top` shows."""
+    """An event, with the facts that `top` and `events` show."""
 
     id: int
     type: str

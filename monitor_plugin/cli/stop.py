@@ -15,7 +15,6 @@ from ..api.results import FREED_HEADER, parse_freed
 from ..api.schemas import ClusterBackendsAnswer, NodeBackendItem, NodeEndItem
 from ..client import Client
 from ..domain.errors import MonitorError, RequestFailed
-from ..domain.freed import describe_freed
 from ..domain.models import Freed
 from .options import (
     EXIT_CODES,
@@ -35,6 +34,7 @@ from .progress import PROGRESS_SECONDS, Progress, ProgressLine
 from .queries import fetch_backends, fetch_unseen
 from .views.text import (
     by_memory,
+    describe_given_back,
     escape_name,
     left_behind,
     missing_parts,
@@ -244,12 +244,6 @@ def stop_one(
             if error.type != "too_many_shutdowns":
                 raise
         time.sleep(_RETRY_SECONDS)
-
-
-def describe_given_back(freed: Freed | None) -> str:
-    """Return the text `; gave back 256 MiB` to add to a result; "" if nothing is known of it."""
-    text = describe_freed(freed) if freed else ""
-    return f"; {text}" if text else ""
 
 
 def confirm(

@@ -19,7 +19,8 @@ from ...api.schemas import (
     PeaksItem,
 )
 from ...domain.byte_sizes import format_bytes
-from ...domain.models import STARTING, Limits, describe_process
+from ...domain.freed import describe_freed
+from ...domain.models import STARTING, Freed, Limits, describe_process
 
 UNKNOWN = "?"
 _PLAIN_NAME = re.compile(r"[\w.:/][\w.:/-]*", re.ASCII)
@@ -245,6 +246,12 @@ def _describe_left_behind(end: NodeEndItem) -> str:
         processes.append(f"{len(left) - _PROCESSES_SHOWN} more")
     name = f"{escape_name(end.model)} (PID {place(end)})"
     return f"{name} has ended, and left behind: {', '.join(processes)}"
+
+
+def describe_given_back(freed: Freed | None) -> str:
+    """Return the text `; gave back 256 MiB` to add to a result; "" if nothing is known of it."""
+    text = describe_freed(freed) if freed else ""
+    return f"; {text}" if text else ""
 
 
 def by_memory(item: NodeBackendItem) -> tuple[int, str, int]:
