@@ -29,6 +29,8 @@ class Poller:
         self._poll = poll
         self._closing = False
         self._woken = threading.Event()
+        self._changed = threading.Condition()  # notified when a poll has ended, and at the end
+        self._begun = self._ended = 0  # polls
         self._failing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -40,9 +42,22 @@ class Poller:
         """Poll after an event. Returns at once, and may be called at any rate."""
         self._woken.set()
 
+    def wait_for_poll(self, seconds: float) -> None:
+        """Poll soon, and wait until a poll that begins from now on has ended.
+
+        Args:
+            seconds: the maximum time to wait. The wait ends too when the poller is closed.
+        """
+        with self._changed:
+            number = self._begun + 1
+            self._woken.set()
+            self._changed.wait_for(lambda: self._ended >= number or self._closing, seconds)
+
     def close(self) -> None:
         """End the thread, after the call that is running."""
-        self._closing = True
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
         self._woken.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -59,6 +74,8 @@ class Poller:
                 self._woken.clear()
 
     def _try(self) -> None:
+        with self._changed:
+            self._begun += 1
         try:
             self._poll()
         except Exception as error:  # the next poll may succeed
@@ -71,3 +88,7 @@ class Poller:
             if self._failing:
                 _logger.info("%s: it works again", self._thread.name)
             self._failing = False
+        finally:
+            with self._changed:
+                self._ended = self._begun
+                self._changed.notify_all()

@@ -53,6 +53,34 @@ def test_events_during_a_poll_cause_one_more_poll() -> None:
     assert polls.count < 10
 
 
+def test_wait_ends_with_a_poll_that_began_after_it() -> None:
+    """A poll that runs already may have found less; a poll that fails ends the wait too."""
+    polls = Polls()
+    polls.going.clear()
+    polls.fails = True
+    poller = Poller("test", polls)
+    poller.start()
+    eventually(lambda: polls.count == 1)
+    counts: list[int] = []
+
+    def wait() -> None:
+        poller.wait_for_poll(1000)
+        counts.append(polls.count)
+
+    threads = [threading.Thread(target=wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    poller.wait_for_poll(0.05)
+    assert counts == []
+    polls.going.set()
+    threads[0].join(60)
+    threads[1].join(60)
+    assert len(counts) == 2
+    assert min(counts) >= 2
+    poller.close()
+    poller.wait_for_poll(1000)
+
+
 def test_poller_logs_a_failure_once(caplog: pytest.LogCaptureFixture) -> None:
     """A host that does not answer for a while causes two log lines, and polling goes on."""
     caplog.set_level(logging.INFO, "monitor_plugin")

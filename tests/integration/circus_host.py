@@ -117,6 +117,19 @@ class CircusHost:
 
         return eventually(answer) or {}
 
+    def control(self, *arguments: str) -> str:
+        """Run circusctl with these arguments; return what it prints."""
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "circus.circusctl"),
+                *("--endpoint", f"ipc://{self.folder}/e", *arguments),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+
     def pids(self, watcher: str) -> list[int]:
         """Return the processes of a watcher."""
         return sorted(self.call("list", name=watcher).get("pids", []))

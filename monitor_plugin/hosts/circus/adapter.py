@@ -4,51 +4,150 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from ...domain.errors import ShutdownFailed
+from ...domain.errors import ShutdownFailed, StartFailed
+from ...domain.known_models import KnownModel
+from ...domain.logs import LogTail
 from ...domain.models import Backend
 from ...hookspecs import hookimpl
 from ...monitor import Monitor
 from ...shutdown.stop import format_pids
+from ..discovery import BackendRule, Discovery
+from ..log_files import LogFiles
+from ..poller import Poller
 from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
 from .client import CircusError, Watchers
+from .history import WatcherHistories
+from .programs import ModelWatcher, known_models
 
 _logger = logging.getLogger(__name__)
 
 
 class Adapter:
-    """Has circus stop backends by their watchers, so that circus does not start them again.
+    """Registers circus' backends with a monitor, and has circus start and stop them.
+
+    circus starts and stops watchers. So it does not start a backend again that it has stopped.
 
     Args:
         monitor: the monitor of the backends.
-        registry_sync: knows the watcher of each backend.
-        watchers: stops watchers.
-        poll_soon: asks circus soon what runs.
+        watchers: starts and stops watchers.
+        rules: the programs that are backends, besides those that declare it themselves.
+
+    Attributes:
+        poller: asks circus what runs. The caller starts and closes it.
     """
 
     def __init__(
-        self,
-        monitor: Monitor,
-        registry_sync: RegistrySync,
-        watchers: Watchers,
-        poll_soon: Callable[[], None],
+        self, monitor: Monitor, watchers: Watchers, rules: Sequence[BackendRule] = ()
     ) -> None:
         self._monitor = monitor
-        self._registry_sync = registry_sync
         self._watchers = watchers
-        self._poll_soon = poll_soon
+        self._discovery = Discovery(rules)
+        self._registry_sync = RegistrySync(monitor)
+        self._histories = WatcherHistories()
+        self._log_files = LogFiles()
+        self._models: Sequence[ModelWatcher] = ()  # as the last poll found them
+        self.poller = Poller("circus", self._poll)
+
+    def on_event(self, topic: bytes, message: bytes) -> None:
+        """Note an event of circus, and ask soon what runs: the event may be old."""
+        self._histories.record(topic, message)
+        self.poller.poll_soon()
+
+    def _poll(self) -> None:
+        states = self._watchers.states()
+        found = self._discovery.find([program for each in states for program in each.programs])
+        self._histories.see({each.name: each.status for each in states})
+        models = []
+        for each in states:
+            model = self._discovery.model_of(each.name, each.name, each.programs[0].command)
+            if model is not None:
+                models.append(ModelWatcher(model, each, self._histories.get(each.name)))
+        self._models = models
+        self._registry_sync.sync(found)
 
     @hookimpl
     def monitor_backend_gone(self) -> None:
         """Ask soon what runs: the watcher's process may go on, and then circus reports no event."""
-        self._poll_soon()
+        self.poller.poll_soon()
 
     @hookimpl
     def monitor_closing(self) -> None:
-        """Stop waiting for watchers that circus is stopping."""
+        """Stop waiting for watchers that circus is starting or stopping."""
         self._watchers.closing.set()
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        """List the models of circus' watchers, as the last poll found them."""
+        return known_models(self._models, time.time())
+
+    @hookimpl
+    def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
+        """Have circus start all watchers of a model that do not run.
+
+        circus itself starts a process again that has ended.
+
+        Returns:
+            True: a watcher runs, or circus is starting it. None: no watcher has that model.
+
+        Raises:
+            StartFailed: circus started no watcher of the model.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        names = self._names_of(model)
+        if not names:  # the watcher may be new
+            self.poller.wait_for_poll(timeout_seconds)
+            names = self._names_of(model)
+        if not names:
+            return None
+        failures = []
+        for name in names:
+            try:
+                self._watchers.start(name, deadline - time.monotonic())
+            except CircusError as error:
+                failures.append(f"watcher {name!r}: {error}")
+        if len(failures) == len(names):
+            raise StartFailed(model, "; ".join(failures))
+        for failure in failures:
+            _logger.warning("model %r runs without one of its watchers: %s", model, failure)
+        # So that `monitor_list_models` has the new states.
+        self.poller.wait_for_poll(deadline - time.monotonic())
+        return True
+
+    def _names_of(self, model: str) -> list[str]:
+        return [each.watcher.name for each in self._models if each.model == model]
+
+    @hookimpl
+    def monitor_read_log(
+        self, model: str, pid: int | None, stream: str, max_bytes: int
+    ) -> LogTail | None:
+        """Read the end of a watcher's log, which has the output of all its processes so far.
+
+        Returns:
+            None: circus does not write this stream of the watcher to a file.
+
+        Raises:
+            CircusError: circus did not answer.
+            OSError: the file cannot be read.
+        """
+        name = self._watcher_of(model, pid)
+        path = name and self._watchers.log_path(name, stream)
+        if not path:
+            return None
+        try:
+            return self._log_files.read(path, max_bytes)
+        except FileNotFoundError:
+            return None
+
+    def _watcher_of(self, model: str, pid: int | None) -> str | None:
+        """Return the watcher that has or had a process; for None, the model's last started."""
+        if pid is not None:
+            return self._registry_sync.program_of(pid)
+        same = [each for each in self._models if each.model == model]
+        last = max(same, key=lambda each: each.history.spawned_at, default=None)
+        return last.watcher.name if last else None
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:

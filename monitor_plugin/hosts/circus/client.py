@@ -1,12 +1,12 @@
-"""Commands to circus: what its watchers run, and stops of watchers."""
+"""Commands to circus: what its watchers run, and starts and stops of watchers."""
 
 from __future__ import annotations
 
 import shlex
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from circus.util import replace_gnu_args
 
@@ -59,6 +59,29 @@ class SendCommand(Protocol):
         """Raise `CircusError` if no answer comes within `seconds`."""
 
 
+class WatcherState(NamedTuple):
+    """What circus says of a watcher.
+
+    Attributes:
+        name: its name, which is name and display name of its programs.
+        status: `starting`, `active`, `stopping` or `stopped`.
+        programs: its processes; one without a process if none runs, or if circus is stopping it.
+        numprocesses: how many processes it should have; None if it has just been removed.
+        respawns: whether circus starts a process again that has ended; None likewise.
+    """
+
+    name: str
+    status: str
+    programs: Sequence[Program]
+    numprocesses: int | None
+    respawns: bool | None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has a process, and circus is not stopping it."""
+        return any(each.pid for each in self.programs)
+
+
 class Watchers:
     """circus' watchers. Its methods may be called from any thread.
 
@@ -68,46 +91,47 @@ class Watchers:
         send_command: sends a command to circus.
 
     Attributes:
-        closing: an event that ends all waits for stops.
+        closing: an event that ends all waits for starts and stops.
     """
 
     def __init__(self, send_command: SendCommand) -> None:
         self._send_command = send_command
         self.closing = threading.Event()
 
-    def programs(self) -> list[Program]:
-        """List the processes of the watchers that circus is not stopping.
-
-        The watcher's name is name and display name.
+    def states(self) -> list[WatcherState]:
+        """List the watchers.
 
         Raises:
             CircusError: circus did not answer.
         """
         statuses = self._call(_COMMAND_SECONDS, "status")["statuses"]
-        programs = []
         # Other commands ignore the case of names.
-        for name in {name.lower(): name for name in statuses}.values():
-            if statuses[name] != "stopping" and (pids := self.pids(name)):
-                command = self._command(name)
-                numbers = self._numbers(name) if "wid" in command.lower() else {}
-                for pid in pids:
-                    variables = {"wid": numbers[pid]} if pid in numbers else {}
-                    arguments = split_command(replace_gnu_args(command, **variables))
-                    programs.append(Program(name, name, pid, arguments))
-        return programs
+        names = {name.lower(): name for name in statuses}.values()
+        return [self._state(name, statuses[name]) for name in names]
 
-    def _command(self, name: str) -> str:
-        """Return the command line in a watcher's configuration; empty if it is not known."""
+    def _state(self, name: str, status: str) -> WatcherState:
+        pids = [] if status == "stopping" else self.pids(name)
+        options = self._options(name, "cmd", "args", "numprocesses", "respawn")
+        cmd, args = options.get("cmd") or "", options.get("args") or ""
+        # With `shell` circus quotes all arguments, so that the shell replaces nothing.
+        command = f"{cmd} {args if isinstance(args, str) else shlex.join(args)}"
+        numbers = self._numbers(name) if pids and "wid" in command.lower() else {}
+        programs = []
+        for pid in pids or [0]:
+            variables = {"wid": numbers[pid]} if pid in numbers else {}
+            arguments = split_command(replace_gnu_args(command, **variables))
+            programs.append(Program(name, name, pid, arguments))
+        numprocesses, respawns = options.get("numprocesses"), options.get("respawn")
+        return WatcherState(name, status, programs, numprocesses, respawns)
+
+    def _options(self, name: str, *keys: str) -> dict[str, Any]:
+        """Return options of a watcher; none if it was removed."""
         try:
-            answer = self._call(_COMMAND_SECONDS, "get", name=name, keys=["cmd", "args"])
+            return dict(self._call(_COMMAND_SECONDS, "get", name=name, keys=keys)["options"])
         except CircusError as error:
             if error.silent:
                 raise
-            return ""  # the watcher was removed
-        options = answer["options"]
-        cmd, args = options["cmd"] or "", options["args"] or ""
-        # With `shell` circus quotes all arguments, so that the shell replaces nothing.
-        return f"{cmd} {args if isinstance(args, str) else shlex.join(args)}"
+            return {}
 
     def _numbers(self, name: str) -> dict[int, int]:
         """Return the numbers of a watcher's processes by PID, which commands name `circus.wid`."""
@@ -174,6 +198,59 @@ class Watchers:
         if error and not accepted and status != "stopping":  # else another client has stopped it
             raise error
         return False
+
+    def start(self, name: str, seconds: float) -> None:
+        """Start a watcher unless it runs; if circus is stopping it, when it has stopped.
+
+        Args:
+            name: the name of the watcher.
+            seconds: the maximum time to wait.
+
+        Raises:
+            CircusError: circus did not start it.
+        """
+        deadline = time.monotonic() + seconds
+        accepted, error = False, None
+        while True:
+            try:
+                status = str(self._call(_timeout(deadline), "status", name=name)["status"])
+                if status in ("active", "starting"):
+                    return
+                if status == "stopped" and accepted:
+                    raise CircusError("circus could not start a process, its log says why", 0)
+                if status == "stopped":
+                    # Without `waiting`, as circus then answers once it has started the first
+                    # process, or failed to.
+                    self._call(_timeout(deadline), "start", name=name, match="simple")
+                    accepted = True
+                    continue
+                error = CircusError("circus is still stopping it", 0)
+            except CircusError as failure:
+                if not (failure.busy or failure.silent):
+                    raise
+                error = failure
+            if time.monotonic() > deadline or self.closing.wait(_POLL_SECONDS):
+                raise error
+
+    def log_path(self, name: str, stream: str) -> str | None:
+        """Return the file to which circus writes a stream of a watcher; None if to none.
+
+        The path may be relative to circus' folder, which is that of its plugins too.
+
+        Args:
+            name: the name of the watcher.
+            stream: `stdout` or `stderr`.
+
+        Raises:
+            CircusError: circus did not answer.
+        """
+        # circus' answer does not have the class. Each class of circus that has a file writes lines
+        # to it, and names it so.
+        key = f"{stream}_stream_conf"
+        path = (self._options(name, key).get(key) or {}).get("filename")
+        # /dev/stdout would be the monitor's own standard output.
+        is_file = isinstance(path, str) and path and not path.startswith(("/dev/", "/proc/"))
+        return path if is_file else None
 
     def graceful_timeout(self, name: str) -> float | None:
         """Return after how many seconds circus sends SIGKILL; None if it does not answer."""

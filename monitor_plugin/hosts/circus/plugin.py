@@ -24,9 +24,6 @@ from tornado.ioloop import PeriodicCallback
 
 from ...domain.errors import ListenError, MonitorError
 from ...monitor import Monitor
-from ..discovery import Discovery
-from ..poller import Poller
-from ..registry_sync import RegistrySync
 from .adapter import Adapter
 from .client import CircusError, Watchers
 from .options import check_arguments, parse_options
@@ -51,7 +48,7 @@ class MonitorPlugin(CircusPlugin):  # type: ignore[misc] # circus has no types
         super().__init__(*arguments, **options)
         self._options = options
         self._watchers = Watchers(self._call_circus)
-        self._poller: Poller | None = None
+        self._adapter: Adapter | None = None
         self._parent = os.getppid()
 
     def start(self) -> None:
@@ -73,20 +70,16 @@ class MonitorPlugin(CircusPlugin):  # type: ignore[misc] # circus has no types
         check_arguments(sys.argv)
         settings, rules = parse_options(self._options, _circus_options(), os.environ)
         monitor = Monitor(settings)
-        registry_sync, discovery = RegistrySync(monitor), Discovery(rules)
-        self._poller = Poller(
-            "circus", lambda: registry_sync.sync(discovery.find(self._watchers.programs()))
-        )
-        adapter = Adapter(monitor, registry_sync, self._watchers, self._poller.poll_soon)
+        adapter = self._adapter = Adapter(monitor, self._watchers, rules)
         monitor.plugin_manager.register(adapter, "circus")
         try:
             _start(monitor)
             if settings.listen is not None:
                 _logger.info("the monitor answers at %s", monitor.url)
-            self._poller.start()
+            adapter.poller.start()
             super().start()
         finally:
-            self._poller.close()
+            adapter.poller.close()
             monitor.close()
 
     def handle_init(self) -> None:
@@ -94,9 +87,9 @@ class MonitorPlugin(CircusPlugin):  # type: ignore[misc] # circus has no types
         PeriodicCallback(self._check_parent, _PARENT_CHECK_MILLISECONDS).start()
 
     def handle_recv(self, data: Sequence[bytes]) -> None:
-        """Poll circus after an event. The event itself may be old, and has no full names."""
-        if self._poller:
-            self._poller.poll_soon()
+        """Pass an event on."""
+        if self._adapter:
+            self._adapter.on_event(*data)
 
     def _check_parent(self) -> None:
         if os.getppid() != self._parent:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from monitor_plugin.hosts.circus.client import CircusError, Watchers
+from monitor_plugin.hosts.circus.client import CircusError, Watchers, WatcherState
 from monitor_plugin.hosts.discovery import Program
 
 BUSY = {"status": "error", "reason": "arbiter is already running watcher_stop command", "errno": 5}
@@ -86,21 +86,94 @@ def test_closing_ends_the_wait_for_a_watcher() -> None:
     assert not watchers.stop("x", 1000)
 
 
-def test_programs_lists_the_processes_of_all_watchers() -> None:
-    """Watchers that were removed or are stopping are left out; names differ not only by case."""
+def test_watcher_start_waits_until_a_stop_has_ended() -> None:
+    """The start is sent once, with `match` set so that the name is not a pattern."""
+    circus = Circus(start=[OK], status=[STOPPING, STOPPING, STOPPED, ACTIVE])
+    Watchers(circus).start("x", 30)
+    assert [each for each in circus.asked if each[0] == "start"] == [
+        ("start", {"name": "x", "match": "simple"})
+    ]
+
+
+def test_watcher_that_runs_is_not_started() -> None:
+    """Neither is one that circus is starting, nor one that another client has just started."""
+    for status in (ACTIVE, {"status": "starting"}):
+        Watchers(Circus(status=[status])).start("x", 30)
+    circus = Circus(start=[BUSY, None, BUSY], status=[STOPPED, STOPPED, STOPPED, ACTIVE])
+    Watchers(circus).start("x", 30)
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        ({"status": [NOT_FOUND]}, "program x not found"),
+        ({"status": [STOPPING]}, "circus is still stopping it"),
+        ({"status": [None]}, "no answer"),
+        ({"status": [STOPPED], "start": [BUSY]}, "arbiter is already running"),
+        ({"status": [STOPPED], "start": [NOT_FOUND]}, "program x not found"),
+        ({"status": [STOPPED, STOPPING, STOPPED], "start": [OK]}, "could not start a process"),
+    ],
+)
+def test_watcher_start_fails_with_the_reason(
+    answers: dict[str, list[dict[str, Any] | None]], error: str
+) -> None:
+    """The reason is that of the last answer, when the time is over or circus has given up."""
+    with pytest.raises(CircusError, match=error):
+        Watchers(Circus(**answers)).start("x", 0.3)
+
+
+def test_closing_ends_the_wait_for_a_start() -> None:
+    """A monitor that closes does not wait for circus."""
+    watchers = Watchers(Circus(status=[STOPPING]))
+    watchers.closing.set()
+    with pytest.raises(CircusError, match="still stopping"):
+        watchers.start("x", 1000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "path"),
+    [
+        ({"options": {"stderr_stream_conf": {"filename": "/x.log", "max_bytes": "9"}}}, "/x.log"),
+        ({"options": {"stderr_stream_conf": {}}}, None),
+        ({"options": {"stderr_stream_conf": None}}, None),
+        ({"options": {"stderr_stream_conf": {"filename": None}}}, None),
+        ({"options": {"stderr_stream_conf": {"filename": "/dev/stderr"}}}, None),
+        ({"status": "error", "reason": "Object of type X is not JSON serializable"}, None),
+        (NOT_FOUND, None),
+    ],
+)
+def test_log_path_is_that_of_the_stream(answer: dict[str, Any], path: str | None) -> None:
+    """Nothing but the stream is asked for, as other options may have secrets."""
+    circus = Circus(get=[answer])
+    assert Watchers(circus).log_path("x", "stderr") == path
+    assert circus.asked == [("get", {"name": "x", "keys": ("stderr_stream_conf",)})]
+
+
+def test_states_lists_the_processes_of_all_watchers() -> None:
+    """Names differ not only by case. A watcher that was removed, or is stopping, has no process."""
     statuses = {"gone": "active", "A": "active", "a": "active", "b": "stopping", "c": "stopped"}
+    options = {"cmd": "sleep 9", "args": None, "numprocesses": 2, "respawn": True}
     circus = Circus(
         status=[{"statuses": statuses}],
         list=[NOT_FOUND, {"pids": [4, 5]}, {"pids": []}],
-        get=[{"options": {"cmd": "sleep 9", "args": None}}],
+        get=[NOT_FOUND, {"options": options}],
     )
     command = ["sleep", "9"]
-    assert Watchers(circus).programs() == [
-        Program("a", "a", 4, command),
-        Program("a", "a", 5, command),
+    states = Watchers(circus).states()
+    assert states == [
+        WatcherState("gone", "active", [Program("gone", "gone", 0, [])], None, None),
+        WatcherState(
+            *("a", "active", [Program("a", "a", 4, command), Program("a", "a", 5, command)]),
+            *(2, True),
+        ),
+        WatcherState("b", "stopping", [Program("b", "b", 0, command)], 2, True),
+        WatcherState("c", "stopped", [Program("c", "c", 0, command)], 2, True),
     ]
-    assert [name for name, _ in circus.asked] == ["status", "list", "list", "get", "list"]
-    assert circus.asked[3] == ("get", {"name": "a", "keys": ["cmd", "args"]})
+    assert [each.runs for each in states] == [False, True, False, False]
+    names = [name for name, _ in circus.asked]
+    assert names == ["status", "list", "get", "list", "get", "get", "list", "get"]
+    keys = ("cmd", "args", "numprocesses", "respawn")
+    assert circus.asked[4] == ("get", {"name": "a", "keys": keys})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +191,7 @@ def test_programs_lists_the_processes_of_all_watchers() -> None:
         (None, [[], []]),
     ],
 )
-def test_programs_have_the_command_lines_of_the_configuration(
+def test_processes_have_the_command_lines_of_the_configuration(
     options: tuple[str, object] | None, commands: list[list[str]]
 ) -> None:
     """The number of a process is put in, if circus knows it; other variables stay."""
@@ -129,4 +202,5 @@ def test_programs_have_the_command_lines_of_the_configuration(
         get=[{"options": named} if named else NOT_FOUND],
         stats=[{"info": {"4": {"wid": 1}, "5": "No such process (stopped?)"}}],
     )
-    assert [each.command for each in Watchers(circus).programs()] == commands
+    (state,) = Watchers(circus).states()
+    assert [each.command for each in state.programs] == commands
