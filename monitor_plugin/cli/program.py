@@ -17,7 +17,7 @@ from .views.text import printable
 # The names of modules, and of the command in each.
 _COMMANDS = (
     *("demo", "supervisord", "ps", "status", "top", "start", "stop", "restart"),
-    *("events", "gpus", "hooks", "doctor", "completion"),
+    *("logs", "events", "ended", "gpus", "hooks", "doctor", "completion"),
 )
 
 # What to do if the system has no more of a resource, by the error's number.

@@ -11,8 +11,11 @@ from ..api.schemas import (
     ClusterBackendsAnswer,
     ClusterGpusAnswer,
     EventsAnswer,
+    LogAnswer,
+    NodeEndItem,
     PeaksAnswer,
     PeaksItem,
+    PostMortemItem,
 )
 from ..client import Client
 from ..domain.errors import RequestFailed
@@ -113,6 +116,36 @@ def fetch_events(
     answer = client.get("/events", query, timeout_seconds=wait_seconds + 10)
     events = decode(client, answer, EventsAnswer)
     return events, decode(client, events.events, list[EventItem])
+
+
+def fetch_end(client: Client, end: NodeEndItem) -> tuple[PostMortemItem, Any]:
+    """Request all that is known of an end; raises as `fetch_backends`."""
+    query = {"node": end.node} if end.node else {}
+    answer = client.get(f"/ended/{end.id}", query, timeout_seconds=_TIMEOUT_SECONDS)
+    return decode(client, answer, PostMortemItem), answer
+
+
+def fetch_log(
+    client: Client,
+    model: str,
+    stream: str,
+    pid: int | None,
+    *,
+    max_bytes: int,
+    after: int | None = None,
+) -> LogAnswer:
+    """Request the end of a stream of a model's backend, or what follows the offset `after`.
+
+    Raises:
+        RequestFailed: as `fetch_backends`; without the role admin, and if there is no log.
+    """
+    query = {"model": model, "stream": stream, "bytes": str(max_bytes)}
+    if pid is not None:
+        query["pid"] = str(pid)
+    if after is not None:
+        query["after"] = str(after)
+    answer = client.get("/backend/log", query, timeout_seconds=_TIMEOUT_SECONDS)
+    return decode(client, answer, LogAnswer)
 
 
 def fetch_unseen(client: Client) -> str:

@@ -429,7 +429,18 @@ def test_help_lists_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     for command in program.list_commands(click.Context(program)):
         assert re.search(rf"^ +{command} ", text, re.M)
-    for command in ("ps", "top", "status", "start", "stop", "restart", "doctor"):
+    for command in (
+        "ps",
+        "top",
+        "status",
+        "start",
+        "stop",
+        "restart",
+        "logs",
+        "events",
+        "ended",
+        "doctor",
+    ):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert "Exit codes:\n    0 " in text

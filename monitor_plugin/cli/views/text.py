@@ -20,7 +20,7 @@ from ...api.schemas import (
 )
 from ...domain.byte_sizes import format_bytes
 from ...domain.freed import describe_freed
-from ...domain.models import STARTING, Freed, Limits, describe_process
+from ...domain.models import STARTING, Freed, LeftBehindProcess, Limits, describe_process
 
 UNKNOWN = "?"
 _PLAIN_NAME = re.compile(r"[\w.:/][\w.:/-]*", re.ASCII)
@@ -237,15 +237,19 @@ def left_behind_hint(ended: Sequence[NodeEndItem]) -> str:
 
 
 def _describe_left_behind(end: NodeEndItem) -> str:
-    left = end.left_behind or []
-    processes = [
-        f"{each.pid} {printable(each.name or UNKNOWN)} ({amount(each.bytes)})"
-        for each in left[:_PROCESSES_SHOWN]
-    ]
-    if len(left) > _PROCESSES_SHOWN:
-        processes.append(f"{len(left) - _PROCESSES_SHOWN} more")
     name = f"{escape_name(end.model)} (PID {place(end)})"
-    return f"{name} has ended, and left behind: {', '.join(processes)}"
+    return f"{name} has ended, and left behind: {describe_processes(end.left_behind or [])}"
+
+
+def describe_processes(processes: Sequence[LeftBehindProcess]) -> str:
+    """Return a text for the first of some processes: `123 sleep (1.0 MiB), 124 sleep (?)`."""
+    texts = [
+        f"{each.pid} {printable(each.name or UNKNOWN)} ({amount(each.bytes)})"
+        for each in processes[:_PROCESSES_SHOWN]
+    ]
+    if len(processes) > _PROCESSES_SHOWN:
+        texts.append(f"{len(processes) - _PROCESSES_SHOWN} more")
+    return ", ".join(texts)
 
 
 def describe_given_back(freed: Freed | None) -> str:
