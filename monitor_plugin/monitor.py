@@ -602,6 +602,7 @@ class _Services:
         starter = ModelStarter(
             registry,
             recorder,
+            refusals,
             self.model_reader,
             self.known_models,
             hooks,

@@ -125,10 +125,15 @@ class ExitRecorder:
         self.watcher.unwatch(record.process)
         record.process.close()
 
-    def describe_last_exit(self, model: str) -> str | None:
-        """Describe the newest exit of a model's backends; None if no exit is stored."""
+    def describe_last_exit(self, model: str, after_id: int = 0) -> str | None:
+        """Describe the newest exit of a model's backends; None if no exit is stored.
+
+        Args:
+            model: the model's name.
+            after_id: only an exit with a greater number.
+        """
         for ended in reversed(self._registry.last_exits()):
-            if ended.backend.model == model:
+            if ended.backend.model == model and ended.id > after_id:
                 description = describe_exit_and_age(ended.exit, time.time())
                 return f"its process {ended.backend.pid} {description}"
         return None

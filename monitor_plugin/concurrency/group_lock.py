@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+class Cancelled(Exception):
+    """The group was cancelled."""
+
+
+class TurnTimeout(Exception):
+    """The turn of the group did not come in time."""
 
 
 @dataclass(eq=False)
-class _Group:
-    name: str
+class Group:
+    """Callers that hold the lock of a key together, or wait for it together.
+
+    Attributes:
+        name: the name of the group.
+        callers: the number of callers.
+        cancelled: set by `GroupLock.cancel`, or by a caller with `cancels`.
+        result: of the function that the group runs once; None before that.
+    """
+
+    name: Hashable
     callers: int = 0
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    result: Future[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a caller may still join the group."""
+        is_done = self.result is not None and self.result.done()
+        return not is_done and not self.cancelled.is_set()
 
 
 class GroupLock:
@@ -24,26 +50,80 @@ class GroupLock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._groups: dict[str, deque[_Group]] = {}  # the first one holds the lock of the key
+        self._groups: dict[str, deque[Group]] = {}  # the first one holds the lock of the key
 
     @contextmanager
-    def hold(self, key: str, group: str) -> Iterator[None]:
-        """Hold the lock of a key together with the group; wait until the group may have it."""
+    def hold(
+        self, key: str, name: Hashable, seconds: float | None = None, *, cancels: bool = False
+    ) -> Iterator[Group]:
+        """Hold the lock of a key together with the group; wait until the group may have it.
+
+        Args:
+            key: the key.
+            name: the name of the group.
+            seconds: the maximum time to wait; None for no limit.
+            cancels: cancel the groups of other names that arrived before.
+
+        Raises:
+            Cancelled: the group was cancelled during the wait.
+            TurnTimeout: the time is over.
+        """
         with self._changed:
             groups = self._groups.setdefault(key, deque())
-            if not groups or groups[-1].name != group:
-                groups.append(_Group(group))
-            joined = groups[-1]
-            joined.callers += 1
+            if cancels:
+                self._cancel([each for each in groups if each.name != name])
+            if not groups or groups[-1].name != name or not groups[-1].is_open:
+                groups.append(Group(name))
+            group = groups[-1]
+            group.callers += 1
         try:
             with self._changed:
-                self._changed.wait_for(lambda: groups[0] is joined)
-            yield
+                self._changed.wait_for(
+                    lambda: groups[0] is group or group.cancelled.is_set(), seconds
+                )
+                if group.cancelled.is_set():
+                    raise Cancelled
+                if groups[0] is not group:
+                    raise TurnTimeout
+            yield group
         finally:
             with self._changed:
-                joined.callers -= 1
-                if not joined.callers:
-                    groups.remove(joined)
+                group.callers -= 1
+                if not group.callers:
+                    groups.remove(group)
                     if not groups:
                         del self._groups[key]
                     self._changed.notify_all()
+
+    def run_once(self, group: Group, function: Callable[[], None]) -> None:
+        """Call a function if no caller of the group has; else wait for the result of that call.
+
+        Raises:
+            Exception: the function raised it. If it raised something else than an `Exception`, such
+                as Ctrl-C, only its caller gets that; the others get `Cancelled`.
+        """
+        with self._changed:
+            result = group.result
+            leads = result is None
+            if result is None:
+                result = group.result = Future()
+        if not leads:
+            result.result()
+            return
+        try:
+            function()
+        except BaseException as error:
+            result.set_exception(error if isinstance(error, Exception) else Cancelled())
+            raise
+        result.set_result(None)
+
+    def cancel(self, keep: Hashable) -> None:
+        """Cancel the groups of all keys, except those with the name `keep`."""
+        with self._changed:
+            found = [each for groups in self._groups.values() for each in groups]
+            self._cancel([each for each in found if each.name != keep])
+
+    def _cancel(self, groups: list[Group]) -> None:
+        for each in groups:
+            each.cancelled.set()
+        self._changed.notify_all()

@@ -28,11 +28,11 @@ class KnownModels:
         self._by_plugin: dict[str, Sequence[KnownModel]] = {}  # only `_ask` uses it
         self._models = SingleFlight(_MAX_AGE_SECONDS, self._ask)
 
-    def known(self, max_age_seconds: float = _MAX_AGE_SECONDS) -> list[KnownModel]:
-        """List the known models, each once, as the hosts said within the last seconds."""
+    def known(self) -> list[KnownModel]:
+        """List the known models, each once, as the hosts said within the last second."""
         if not self._hooks.may_list_models():
             return []
-        return list(self._models.get(max_age_seconds).values())
+        return list(self._models.get().values())
 
     def without_backend(self, model: str | None = None) -> list[KnownModel]:
         """List the known models of which no backend is registered, or only one of them."""
@@ -41,8 +41,8 @@ class KnownModels:
         return [each for each in known if each.model not in loaded]
 
     def find(self, model: str) -> KnownModel | None:
-        """Find a model, as the hosts say now; None if none knows it."""
-        return next((each for each in self.known(0.0) if each.model == model), None)
+        """Find a model, as the hosts said within the last second; None if none knows it."""
+        return next((each for each in self.known() if each.model == model), None)
 
     def may_start_unlisted(self) -> bool:
         """Whether a host may start a model that is not listed, because no host lists its models."""

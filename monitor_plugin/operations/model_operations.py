@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 from ..backends.registry import Registry
-from ..concurrency.group_lock import GroupLock
-from ..domain.errors import ModelNotLoaded, PidNotHeld
+from ..concurrency.group_lock import Cancelled, Group, GroupLock, TurnTimeout
+from ..domain.errors import ModelNotLoaded, PidNotHeld, StartFailed
 from ..domain.models import Freed
 from ..shutdown.coordinator import ShutdownCoordinator
 from .starter import ModelStarter
+
+_SHUTDOWN = "shutdown"
 
 
 class ModelOperations:
     """Starts, stops and restarts models. Safe to call from any thread.
 
-    Starts, shutdowns and restarts of one model exclude one another, in the order of arrival. Starts
-    that arrive one after the other share one start; so do shutdowns, and restarts.
+    Starts, shutdowns and restarts of one model exclude one another, in the order of arrival. Equal
+    starts that arrive one after the other share one start; so do equal restarts. Shutdowns that
+    arrive one after the other run together, as the coordinator says.
 
     Args:
         registry: the registered backends.
@@ -45,8 +48,8 @@ class ModelOperations:
         self._starter = starter
         self._start_timeout_seconds = start_timeout_seconds
         self._order = GroupLock()
+        self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._starts: dict[tuple[object, ...], Future[None]] = {}
         self._callers: Counter[str] = Counter()  # of starts and restarts, by model
         self.on_change: Callable[[], object] = lambda: None
 
@@ -65,18 +68,28 @@ class ModelOperations:
     ) -> Freed:
         """Stop a model: see `ShutdownCoordinator.shutdown`.
 
-        With `force`, the wait of a start or a restart of the model ends, which then fails.
+        With `force`, the starts and restarts of the model that arrived before end, and fail, and no
+        shutdown before it waits for busy backends.
         """
         if force:
-            self._starter.cancel(model)
-        with self._order.hold(model, "shutdown"):
+            self._coordinator.skip_drain(model, pid)
+        with self._order.hold(model, _SHUTDOWN, cancels=force):
             return self._coordinator.shutdown(model, force, pid, spare_busy)
 
     def start(self, model: str, timeout_seconds: float | None = None) -> None:
-        """Start a model, and wait until it is ready: see `ModelStarter.start`."""
-        seconds = self._start_timeout_seconds if timeout_seconds is None else timeout_seconds
-        with self._count(model), self._order.hold(model, "start"):
-            self._share(("start", model), lambda: self._starter.start(model, seconds))
+        """Start a model, and wait until it is ready: see `ModelStarter.start`.
+
+        Args:
+            model: the model's name.
+            timeout_seconds: the maximum time, with the wait for operations that arrived before.
+        """
+        seconds = self._seconds(timeout_seconds)
+        deadline = time.monotonic() + seconds
+
+        def run(group: Group) -> None:
+            self._starter.start(model, deadline - time.monotonic(), group.cancelled)
+
+        self._run_once(model, ("start", seconds), run, seconds)
 
     def restart(
         self,
@@ -89,13 +102,20 @@ class ModelOperations:
     ) -> None:
         """Stop a model or one of its backends, and start the model; only start it if it is stopped.
 
+        Args:
+            model: the model's name.
+            force: as for a shutdown.
+            pid: the PID of the only backend to stop; None stops all.
+            spare_busy: as for a shutdown.
+            timeout_seconds: the maximum time of the start alone.
+
         Raises:
             PidNotHeld, ShutdownRefused, ShutdownFailed: as for a shutdown; nothing was started.
             StartFailed: as for a start.
         """
-        seconds = self._start_timeout_seconds if timeout_seconds is None else timeout_seconds
+        seconds = self._seconds(timeout_seconds)
 
-        def run() -> None:
+        def run(group: Group) -> None:
             count = len(self._registry.records(model))
             try:
                 self._coordinator.shutdown(model, force, pid, spare_busy)
@@ -103,14 +123,16 @@ class ModelOperations:
                 raise
             except ModelNotLoaded:
                 pass
-            self._starter.start(model, seconds, backends=max(1, count), again=True)
+            if pid is not None:
+                count = len(self._registry.records(model)) + 1
+            self._starter.start(model, seconds, group.cancelled, backends=max(1, count), again=True)
 
-        with self._count(model), self._order.hold(model, "restart"):
-            self._share(("restart", model, force, pid, spare_busy), run)
+        self._run_once(model, ("restart", force, pid, spare_busy, seconds), run)
 
     def close(self) -> None:
         """End the waits of all starts, and refuse further ones."""
-        self._starter.close()
+        self._closing.set()
+        self._order.cancel(keep=_SHUTDOWN)
 
     @contextmanager
     def _count(self, model: str) -> Iterator[None]:
@@ -127,21 +149,27 @@ class ModelOperations:
                     del self._callers[model]
             self.on_change()
 
-    def _share(self, key: tuple[object, ...], run: Callable[[], None]) -> None:
-        """Run an operation, or wait for the one with the same key that another thread runs."""
-        with self._lock:
-            future = self._starts.get(key)
-            leads = future is None
-            if future is None:
-                future = self._starts[key] = Future()
-        if leads:
-            try:
-                run()
-            except BaseException as error:  # of any kind, as others wait for the result
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-            finally:
-                with self._lock:
-                    del self._starts[key]
-        future.result()
+    def _seconds(self, timeout_seconds: float | None) -> float:
+        if timeout_seconds is None:
+            return self._start_timeout_seconds
+        return min(timeout_seconds, threading.TIMEOUT_MAX)
+
+    def _run_once(
+        self,
+        model: str,
+        name: Hashable,
+        run: Callable[[Group], None],
+        seconds: float | None = None,
+    ) -> None:
+        """Run an operation in its turn, or wait for an equal one that other callers share."""
+        try:
+            with self._count(model), self._order.hold(model, name, seconds) as group:
+                if self._closing.is_set():
+                    raise Cancelled
+                self._order.run_once(group, lambda: run(group))
+        except TurnTimeout:
+            reason = f"another operation on it has not ended within {seconds:g} s"
+            raise StartFailed(model, reason) from None
+        except Cancelled:
+            ended_by = "the end of the monitor" if self._closing.is_set() else "a shutdown by force"
+            raise StartFailed(model, f"{ended_by} ended the wait for it") from None

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 
 from ..backends.exits import ExitRecorder
+from ..backends.refusals import Refusals
 from ..backends.registry import Record, Registry
+from ..concurrency.group_lock import Cancelled
 from ..concurrency.thread_pool import ThreadPool
 from ..domain.errors import BackendUnreadable, ModelNotLoaded, StartFailed
-from ..domain.models import State
-from ..plugins.hooks import Hooks, HostAnswer
+from ..domain.known_models import KnownModel
+from ..domain.models import State, describe_process
+from ..plugins.hooks import Hooks, StartRequest
 from ..readings.model_reader import ModelReader
 from .known_models import KnownModels
 
-_POLL_SECONDS = 0.2
-# How long a model must be at rest before its start has failed: what a host lists may be old.
+_POLL_SECONDS = 0.1
+# How long a model must be at rest before its start has failed: what a host lists is up to a second
+# old, and a host that restarts a process may register the next one a moment after the end.
 _REST_SECONDS = 2.0
 _AT_REST = ("stopped", "failed", "exited")
 
@@ -29,10 +33,11 @@ class ModelStarter:
     Args:
         registry: the registered backends.
         exit_recorder: describes how backends have ended.
+        refusals: knows the processes of a model that could not be registered.
         model_reader: reads the model until it is ready.
         known_models: what hosts say of the model.
         hooks: start the model.
-        thread_pool: runs the call of the hook, which may block.
+        thread_pool: reads the model, which may take as long as a call of `Status` may.
         read_output: reads the last output of a model's last process; None if it is not known.
     """
 
@@ -40,6 +45,7 @@ class ModelStarter:
         self,
         registry: Registry,
         exit_recorder: ExitRecorder,
+        refusals: Refusals,
         model_reader: ModelReader,
         known_models: KnownModels,
         hooks: Hooks,
@@ -48,127 +54,196 @@ class ModelStarter:
     ) -> None:
         self._registry = registry
         self._exit_recorder = exit_recorder
+        self._refusals = refusals
         self._model_reader = model_reader
         self._known_models = known_models
         self._hooks = hooks
         self._thread_pool = thread_pool
         self._read_output = read_output
-        self._lock = threading.Lock()
-        self._starts: dict[str, threading.Event] = {}  # an event of each model ends its start
-        self._closing = False
 
-    def start(self, model: str, seconds: float, *, backends: int = 1, again: bool = False) -> None:
+    def start(
+        self,
+        model: str,
+        seconds: float,
+        cancelled: threading.Event,
+        *,
+        backends: int = 1,
+        again: bool = False,
+    ) -> None:
         """Start a model, and wait until it is loaded: some of its backends are ready.
 
-        A backend is ready if its state is READY, or if it has answered and has no `Status`.
+        A backend is ready if its state is READY or BUSY, or if it has answered and has no `Status`.
+        The state is the last known one, so that a backend that hangs now and was READY is ready.
 
         Args:
             model: the model's name.
             seconds: the maximum time to wait.
+            cancelled: ends the wait when it is set. What the host does is not undone.
             backends: how many backends must be ready.
             again: whether to ask the host although a backend of the model is registered.
 
         Raises:
             StartFailed: no host knows the model, or it did not become ready.
+            Cancelled: the wait was cancelled.
         """
-        cancelled = threading.Event()
-        with self._lock:
-            if self._closing:
-                raise StartFailed(model, "the monitor is closing")
-            self._starts[model] = cancelled
+        ended = [each.id for each in self._registry.last_exits()]
+        start = _Start(model, seconds, backends, again, last_end_id=max(ended, default=0))
         try:
-            self._start(model, seconds, backends, again, cancelled)
-        finally:
-            with self._lock:
-                del self._starts[model]
+            while not cancelled.is_set():
+                records = self._registry.records(model)
+                if sum(map(_is_ready, records)) >= backends:
+                    return
+                self._advance(start, records)
+                if reason := self._why_failed(start, records):
+                    raise StartFailed(model, reason, self._read_output(model))
+                cancelled.wait(min(_POLL_SECONDS, max(0.0, start.deadline - time.monotonic())))
+            if start.request:
+                start.request.wait()  # so that a shutdown finds what the host starts just now
+            raise Cancelled
+        except BaseException:
+            if start.request:
+                start.request.abandon()
+            raise
 
-    def cancel(self, model: str) -> None:
-        """End the wait of a start, which then fails. What the host does is not undone."""
-        with self._lock:
-            if model in self._starts:
-                self._starts[model].set()
+    def _advance(self, start: _Start, records: Sequence[Record]) -> None:
+        """Ask the host if that is due, and look at the model once more."""
+        if start.request is None and (start.again or not records):
+            seconds = start.deadline - time.monotonic()
+            start.request = self._hooks.begin_start_model(start.model, max(0.0, seconds))
+        if start.look is None or start.look.done():
+            if start.look is not None:
+                start.known = start.look.result()
+            with suppress(RuntimeError):  # no thread can be started now
+                (start.look,) = self._thread_pool.map(self._look, [start.model], 1)
 
-    def close(self) -> None:
-        """End the waits of all starts, and refuse further ones."""
-        with self._lock:
-            self._closing = True
-            for cancelled in self._starts.values():
-                cancelled.set()
-
-    def _start(
-        self, model: str, seconds: float, backends: int, again: bool, cancelled: threading.Event
-    ) -> None:
-        deadline = time.monotonic() + seconds
-        answer: Future[HostAnswer | None] | None = None
-        if again or not self._registry.records(model):
-            (answer,) = self._thread_pool.map(
-                lambda name: self._hooks.start_model(name, seconds), [model], 1
-            )
-        rested_at: float | None = None
-        while True:
-            asking = answer is not None and not answer.done()
-            if not asking and self._count_ready(model) >= backends:
-                return
-            if answer is not None and answer.done():
-                self._check(model, answer.result())
-            reason = None if asking else self._reason_for_rest(model)
-            now = time.monotonic()
-            rested_at = None if reason is None else rested_at or now
-            if reason is not None and rested_at is not None and now >= rested_at + _REST_SECONDS:
-                raise self._failure(model, reason)
-            if now >= deadline:
-                raise self._failure(model, self._reason_for_timeout(model, seconds))
-            if cancelled.wait(min(_POLL_SECONDS, deadline - now)):
-                raise StartFailed(model, "a shutdown by force, or the end of the monitor, ended it")
-
-    def _count_ready(self, model: str) -> int:
-        """Read the model, and count its backends that are ready."""
+    def _look(self, model: str) -> KnownModel | None:
+        """Read the model, which updates the states of its backends; return what its host says."""
         with suppress(ModelNotLoaded, BackendUnreadable):
             self._model_reader.read(model)
-        return sum(map(_is_ready, self._registry.records(model)))
+        return self._known_models.find(model)
 
-    def _check(self, model: str, answer: HostAnswer | None) -> None:
-        """Raise `StartFailed` if the host did not start the model, or if there is no such host."""
+    def _why_failed(self, start: _Start, records: Sequence[Record]) -> str | None:
+        """Return why a start has failed; None if it has not."""
+        if reason := self._why_not_started(start, records):
+            return reason
+        now = time.monotonic()
+        reason = self._why_at_rest(start, records)
+        if reason is None:
+            start.rested_at = now
+        elif now >= start.rested_at + _REST_SECONDS:
+            return reason
+        return self._why_too_late(start, records) if now >= start.deadline else None
+
+    def _why_not_started(self, start: _Start, records: Sequence[Record]) -> str | None:
+        """Return why the host has not started the model, or that there is no such host."""
+        if start.request is None or not start.request.is_answered:
+            return None
+        answer = start.request.answer()
         if answer is None:
-            if self._registry.records(model):
-                return
-            why = "no host of this monitor knows how to start it"
-            if ended := self._exit_recorder.describe_last_exit(model):
-                why += f"; {ended}"
-            raise StartFailed(model, why)
-        if not answer.under_way:
-            why = answer.error or "its host could not start it"
-            raise self._failure(model, f"plugin {answer.plugin_name!r}: {why}")
+            if records:  # another program has started it
+                return None
+            known = self._known_models.find(start.model)
+            facts = [
+                "no host of this monitor knows how to start it"
+                if known is None
+                else "its host lists it, and does not start it",
+                _host_state(known),
+                self._exit_recorder.describe_last_exit(start.model),
+            ]
+            return "; ".join(each for each in facts if each)
+        if answer.under_way and answer.error is None:
+            return None
+        return f"plugin {answer.plugin_name!r}: {answer.error or 'its host could not start it'}"
 
-    def _reason_for_rest(self, model: str) -> str | None:
+    def _why_at_rest(self, start: _Start, records: Sequence[Record]) -> str | None:
         """Return why no process of the model runs or will run; None if one does, or may."""
-        records = self._registry.records(model)
         if records:
             if all(each.state is State.ERROR for each in records):
                 return f"its backend (process {records[-1].backend.pid}) reports the state ERROR"
             return None
-        known = self._known_models.find(model)
-        ended = self._exit_recorder.describe_last_exit(model)
-        if known is None:
+        if start.request is None or not start.request.is_answered:
+            return None
+        ended = self._exit_recorder.describe_last_exit(start.model, start.last_end_id)
+        if start.known is None:
             return ended
-        if known.state in _AT_REST:
-            facts = (f"its host says {known.state}", known.detail, ended)
-            return "; ".join(each for each in facts if each)
+        if start.known.state in _AT_REST:
+            return "; ".join(each for each in (_host_state(start.known), ended) if each)
         return None
 
-    def _reason_for_timeout(self, model: str, seconds: float) -> str:
-        records = self._registry.records(model)
-        within = f"within {seconds:g} s"
-        if records:
-            state = records[-1].state
-            what = "has not answered" if state is None else f"is {state.name}"
-            return f"its backend (process {records[-1].backend.pid}) {what} {within}"
-        return f"no backend of it was registered {within}"
+    def _why_too_late(self, start: _Start, records: Sequence[Record]) -> str:
+        within = f"within {start.seconds:g} s"
+        facts: list[str | None] = (
+            [_describe_wait(records, start.backends, within)]
+            if records
+            else [f"no backend of it was registered {within}", _host_state(start.known)]
+        )
+        if start.request is not None and not start.request.is_answered:
+            facts.append("its host has not returned from monitor_start_model")
+        facts += [
+            f"process {each.pid} was not registered: {each.reason}"
+            for each in self._refusals.running()
+            if each.model == start.model
+        ]
+        facts.append(self._exit_recorder.describe_last_exit(start.model, start.last_end_id))
+        return "; ".join(each for each in facts if each)
 
-    def _failure(self, model: str, reason: str) -> StartFailed:
-        return StartFailed(model, reason, self._read_output(model))
+
+class _Start:
+    """A start in progress.
+
+    Args:
+        model: the model's name.
+        seconds: the maximum time to wait.
+        backends: how many backends must be ready.
+        again: whether to ask the host although a backend of the model is registered.
+        last_end_id: the number of the last end of a backend before the start.
+
+    Attributes:
+        deadline: when the wait ends (monotonic seconds).
+        request: the request to the host; None before it.
+        look: the reading of the model in progress.
+        known: what the host said of the model after the last reading.
+        rested_at: when the model was last seen not to be at rest (monotonic seconds).
+    """
+
+    def __init__(
+        self, model: str, seconds: float, backends: int, again: bool, last_end_id: int
+    ) -> None:
+        self.model = model
+        self.seconds = seconds
+        self.backends = backends
+        self.again = again
+        self.last_end_id = last_end_id
+        self.deadline = time.monotonic() + seconds
+        self.request: StartRequest | None = None
+        self.look: Future[KnownModel | None] | None = None
+        self.known: KnownModel | None = None
+        self.rested_at = time.monotonic()
 
 
 def _is_ready(record: Record) -> bool:
     """Whether a backend is ready. A BUSY one was ready before; one that hangs now was so too."""
-    return record.answered and record.state in (None, State.READY, State.BUSY)
+    is_ready = record.answered and record.state in (None, State.READY, State.BUSY)
+    return is_ready and not record.process.ended()
+
+
+def _host_state(known: KnownModel | None) -> str | None:
+    if known is None:
+        return None
+    return f"its host says {known.state}" + (f" ({known.detail})" if known.detail else "")
+
+
+def _describe_wait(records: Sequence[Record], backends: int, within: str) -> str:
+    """Describe why registered backends are not ready, by the first one that is not."""
+    waiting = [each for each in records if not _is_ready(each)]
+    if not waiting:
+        return f"{len(records)} of {backends} backends are ready {within}"
+    record = waiting[0]
+    if record.address_owner is not None:
+        owner = describe_process(record.address_owner)
+        what = f"has not answered {within}, as its address is served by process {owner}"
+    elif record.answered and record.state is not None:
+        what = f"is {record.state.name} {within}"
+    else:
+        what = f"has not answered {within}"
+    return f"its backend (process {record.backend.pid}) {what}"

@@ -239,6 +239,12 @@ class HookRun:
             self._skip_overdue()
         return True
 
+    def abandon(self) -> None:
+        """End the run now: an implementation that has not returned has overrun."""
+        with self._lock:
+            self._call = self._call._replace(ends_at=monotonic())
+        self._skip_overdue()
+
     def outcomes(self) -> list[HookOutcome]:
         """Wait for the end of the run.
 

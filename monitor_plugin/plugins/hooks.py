@@ -102,6 +102,37 @@ class HookQuery(NamedTuple):
         return _merged(self.components_run.outcomes()) if self.components_run else {}
 
 
+class StartRequest:
+    """A call of `monitor_start_model` that has begun."""
+
+    def __init__(self, run: HookRun, patience_seconds: float) -> None:
+        self._run = run
+        self._patience_seconds = patience_seconds
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether all implementations have returned, or one that answers has."""
+        return self._run.finished.is_set()
+
+    def answer(self) -> HostAnswer | None:
+        """Wait for the call, and return its first answer; None if no host knows the model."""
+        outcomes = self._run.outcomes()
+        answer = _host_answer(outcomes, StartFailed)
+        if answer is None and outcomes:  # they failed, and one of them might be the host
+            name, _, error = outcomes[-1]
+            what = str(error) if isinstance(error, WrongType) else f"raised {type(error).__name__}"
+            return HostAnswer(name, False, f"monitor_start_model {what}; the log says more")
+        return answer
+
+    def wait(self) -> None:
+        """Wait for the answer, at most for the time limit of other hooks."""
+        self._run.wait(time.monotonic() + self._patience_seconds)
+
+    def abandon(self) -> None:
+        """End the call now. An implementation is not called again until it has returned."""
+        self._run.abandon()
+
+
 class Hooks:
     """Calls the hooks. Invalid results are logged and ignored.
 
@@ -309,47 +340,40 @@ class Hooks:
 
         The time limit is `timeout_seconds` plus that of the other hooks.
         """
-        return self._ask_host(
-            "monitor_stop_backend", timeout_seconds, ShutdownFailed, backend=backend
-        )
+        arguments = {"backend": backend, "timeout_seconds": timeout_seconds}
+        call = self._host_call("monitor_stop_backend", arguments, ShutdownFailed)
+        return _host_answer(self._executor.call(call), ShutdownFailed)
 
     def may_start_model(self) -> bool:
         """Whether a plugin implements the hook that starts a model through its host."""
         return bool(self._executor.implementations("monitor_start_model"))
 
-    def start_model(self, model: str, timeout_seconds: float) -> HostAnswer | None:
-        """Call `monitor_start_model`; return the first answer, or None.
+    def begin_start_model(self, model: str, timeout_seconds: float) -> StartRequest:
+        """Begin to call `monitor_start_model`.
 
         The time limit is `timeout_seconds` plus that of the other hooks.
         """
-        return self._ask_host("monitor_start_model", timeout_seconds, StartFailed, model=model)
+        arguments = {"model": model, "timeout_seconds": timeout_seconds}
+        call = self._host_call("monitor_start_model", arguments, StartFailed)
+        return StartRequest(self._executor.begin(call)[0], self._timeout_seconds)
 
-    def _ask_host(
-        self,
-        hook: str,
-        timeout_seconds: float,
-        failure: type[ShutdownFailed | StartFailed],
-        **arguments: Any,
-    ) -> HostAnswer | None:
-        """Call a hook that a host implements; `failure` is the error of a host that failed."""
-        seconds = timeout_seconds + self._timeout_seconds
+    def _host_call(
+        self, hook: str, arguments: dict[str, Any], failure: type[Exception]
+    ) -> HookCall:
+        """Make the call of a hook that a host implements, with the time limit as an argument.
+
+        Args:
+            hook: the hook.
+            arguments: its arguments, one of them `timeout_seconds`.
+            failure: the error that a host raises if it failed.
+        """
+        seconds = arguments["timeout_seconds"] + self._timeout_seconds
 
         def answers(outcome: HookOutcome) -> bool:
             ends = (HookOverran, HookNotCalled, failure)
             return _has_value(outcome) or isinstance(outcome.error, ends)
 
-        arguments["timeout_seconds"] = timeout_seconds
-        call = HookCall(hook, seconds, arguments, validate_under_way, answers)
-        for name, under_way, error in self._executor.call(call):
-            if isinstance(error, HookOverran):
-                return HostAnswer(name, True, str(error))
-            if isinstance(error, HookNotCalled):  # the plugin might be the one
-                return HostAnswer(name, False, str(error))
-            if isinstance(error, failure):
-                return HostAnswer(name, False, getattr(error, "reason", str(error)))
-            if under_way is not None:
-                return HostAnswer(name, under_way, None)
-        return None
+        return HookCall(hook, seconds, arguments, validate_under_way, answers)
 
     def may_list_models(self) -> bool:
         """Whether a plugin implements the hook that lists the models of a host."""
@@ -399,6 +423,20 @@ def _shown(error: BaseException | None) -> str:
         return repr(error)
     except Exception:  # `__repr__` is third-party code
         return type(error).__name__
+
+
+def _host_answer(outcomes: Sequence[HookOutcome], failure: type[Exception]) -> HostAnswer | None:
+    """Return the first answer of a host to `Hooks._host_call`; None if there is none."""
+    for name, under_way, error in outcomes:
+        if isinstance(error, HookOverran):
+            return HostAnswer(name, True, str(error))
+        if isinstance(error, HookNotCalled):  # the plugin might be the one
+            return HostAnswer(name, False, str(error))
+        if isinstance(error, failure):
+            return HostAnswer(name, False, getattr(error, "reason", str(error)))
+        if under_way is not None:
+            return HostAnswer(name, under_way, None)
+    return None
 
 
 def _has_value(outcome: HookOutcome) -> bool:

@@ -156,6 +156,18 @@ class ShutdownCoordinator:
         """Add the records of ended backends. Call this after the registered ones were listed."""
         return list(dict.fromkeys([*registered, *self._left_behind.records(model, pid)]))
 
+    def skip_drain(self, model: str, pid: int | None = None) -> None:
+        """End the drain of the model's shutdown in progress, if it stops the backend with the PID.
+
+        Args:
+            model: the model's name.
+            pid: the PID of the backend; None for any.
+        """
+        with self._lock:
+            shutdown = self._shutdowns.get(model)
+            if shutdown is not None and pid in (None, shutdown.pid):
+                shutdown.skip_drain.set()
+
     def stopping(self) -> list[Backend]:
         """List the backends that a shutdown is stopping."""
         return list(self.progress())
