@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import resource
 import stat
 import time
@@ -29,6 +30,10 @@ from .results import CheckItem
 
 # More of the limit of descriptors in use is too much: a burst of connections needs the rest.
 _DESCRIPTORS_SHARE = 0.75
+# Half of a limit is for connections, and an eighth each for pidfds and channels.
+_LEAST_DESCRIPTORS = 256
+# A reading of this age is used. The monitor reads GPUs every 5 s if that is cheap.
+_GPU_AGE_SECONDS = 20.0
 # CLOCK_BOOTTIME is slewed like the system clock, so that only a step changes their difference.
 _CLOCK_STEP_SECONDS = 2.0
 _FIRST_YEAR = 2024  # no clock that is right shows an earlier year to this program
@@ -38,7 +43,7 @@ _HOSTS = "`monitor-plugin supervisord` and the plugin for circus have it"
 
 
 class Doctor:
-    """Runs all checks. Safe to call from any thread; no check waits.
+    """Runs all checks. Safe to call from any thread; waits at most 1 s, for drivers of GPUs.
 
     Args:
         unseen: what the monitor cannot see of other users' processes; None if it sees all.
@@ -87,13 +92,15 @@ class Doctor:
             check_shared_memory(fallbacks, records),
             check_memory_limits(folders),
             check_swap(folders),
-            check_gpus(self._gpu_setting, _has_nvidia_device(), self._gpu_reader.last()),
+            check_gpus(
+                self._gpu_setting, _has_nvidia_device(), self._gpu_reader.read(_GPU_AGE_SECONDS)
+            ),
             check_stop_hook(self._hooks.may_stop_backend()),
             check_start_hook(self._hooks.may_start_model()),
             check_known_models(self._hooks.may_list_models()),
             check_logs(self._hooks.may_read_log(), [each.backend.pid for each in records]),
             check_hook_files(self._hooks_dir),
-            check_clock(self._now(), self._find_boot() - self._booted_at),
+            check_clock(self._now(), self._find_boot() - self._booted_at, self._find_offset()),
             check_descriptors(
                 _count_descriptors(), *resource.getrlimit(resource.RLIMIT_NOFILE), len(records)
             ),
@@ -102,6 +109,14 @@ class Doctor:
     def _find_boot(self) -> float:
         """Return when the machine was started, by the system clock of now."""
         return self._now() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def _find_offset(self) -> float | None:
+        """Return by how much the monitor's clock is ahead of the kernel's; None if not known."""
+        try:
+            match = re.search(r"^btime (\d+)$", read_text("/proc/stat"), re.MULTILINE)
+        except OSError:
+            return None
+        return self._find_boot() - int(match[1]) if match else None
 
     def _memory_folders(self) -> list[str]:
         """List the folders of the monitor's groups that can have a memory controller."""
@@ -262,7 +277,7 @@ def check_gpus(setting: str, has_nvidia_device: bool, reading: GpuReading) -> Ch
 
 
 def _has_nvidia_device() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    return any(Path("/dev").glob("nvidia*"))
 
 
 def check_stop_hook(has_hook: bool) -> CheckItem:
@@ -344,12 +359,14 @@ def check_hook_files(hooks_dir: str | None) -> CheckItem:
     )
 
 
-def check_clock(now: float, step_seconds: float) -> CheckItem:
+def check_clock(now: float, step_seconds: float, offset_seconds: float | None) -> CheckItem:
     """Check that the system clock can be right, and was not set while the monitor runs.
 
     Args:
         now: the time in seconds since the epoch.
         step_seconds: by how much the clock was set forward since the monitor was made.
+        offset_seconds: by how much the monitor's clock is ahead of the one by which the kernel
+            tells when processes were created; None if that is not known.
     """
     advice = "let chrony or systemd-timesyncd set the clock, and then restart the monitor"
     year = datetime.fromtimestamp(now, timezone.utc).year
@@ -362,6 +379,14 @@ def check_clock(now: float, step_seconds: float) -> CheckItem:
             f"the system clock was set {way} by {abs(step_seconds):.0f} s while the monitor ran: "
             "times of events and processes before that are off"
         )
+        return CheckItem("clock", False, message, advice)
+    if offset_seconds is not None and abs(offset_seconds) > _CLOCK_STEP_SECONDS:
+        way = "ahead of" if offset_seconds > 0 else "behind"
+        message = (
+            f"the monitor's clock is {abs(offset_seconds):.0f} s {way} the kernel's: ages of "
+            "processes are off"
+        )
+        advice = "start the monitor without what gives it another time, such as libfaketime"
         return CheckItem("clock", False, message, advice)
     return CheckItem("clock", True, "the system clock was not set while the monitor ran")
 
@@ -381,7 +406,7 @@ def check_descriptors(used: int | None, soft: int, hard: int, backends: int) -> 
     if soft == resource.RLIM_INFINITY:
         return CheckItem(name, True, f"{used} file descriptors are open; there is no limit")
     message = f"{used} of {soft} file descriptors are open"
-    advice = None
+    advice: str | None = "raise the hard limit of open files, and then the limit"
     if hard == resource.RLIM_INFINITY or hard > soft:
         most = "no limit" if hard == resource.RLIM_INFINITY else hard
         advice = (
@@ -389,13 +414,13 @@ def check_descriptors(used: int | None, soft: int, hard: int, backends: int) -> 
             "supervisord"
         )
     if used > _DESCRIPTORS_SHARE * soft:
-        advice = advice or "raise the hard limit of open files, and then the limit"
         return CheckItem(name, False, f"{message}, which is too many", advice)
+    if soft < _LEAST_DESCRIPTORS:
+        return CheckItem(name, False, f"{message}, and that limit is low", advice)
     if backends > max_pidfds():
-        advice = advice or "raise the hard limit of open files, and then the limit"
         message += f": the ends of {backends - max_pidfds()} backends are noticed by polling"
         return CheckItem(name, False, message, advice)
-    return CheckItem(name, True, message, advice)
+    return CheckItem(name, True, message)
 
 
 def _count_descriptors() -> int | None:
