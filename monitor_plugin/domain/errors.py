@@ -21,7 +21,7 @@ Their tree::
     └── ClusterError           a request to another node of the cluster failed
         ├── NodeUnreachable    the node does not answer
         ├── NodeForbidden      NATS does not permit the request
-        └── OutcomeUnknown     the node was asked to stop a model, and did not report the result
+        └── OutcomeUnknown     the node was told to stop or start a model; the result is unknown
 """
 
 from __future__ import annotations
@@ -228,15 +228,15 @@ class ClusterError(MonitorError):
 
 
 class NodeUnreachable(ClusterError):
-    """A node does not answer; nothing was stopped on it."""
+    """A node does not answer; nothing was stopped or started on it."""
 
 
 class NodeForbidden(ClusterError):
-    """NATS does not permit the request; nothing was stopped."""
+    """NATS does not permit the request; nothing was stopped or started."""
 
 
 class OutcomeUnknown(ClusterError):
-    """A node was asked to stop a model, and may or may not have stopped it."""
+    """A node was told to stop or start a model, and may or may not have done so."""
 
 
 class RequestFailed(MonitorError):

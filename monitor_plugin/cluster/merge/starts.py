@@ -71,8 +71,8 @@ class ClusterStarts:
             ClusterError: the only node to do it gave no answer.
         """
         local = self._local_node
-        is_loaded = request.operation == "load" and node is None and local.has(request.model or "")
-        if is_loaded or node == local.node:
+        loads = request.operation == "load" and node is None
+        if node == local.node or (loads and local.is_loaded(request.model or "")):
             return answer_of(local.answer(request))
         if node is None:
             return self._merge(request, self._run(self._choose(request), request))

@@ -125,9 +125,13 @@ class LocalNode:
         is_starting = pid is None and self._operations.is_starting(model)
         return is_starting or self._left_behind.has(model, pid)
 
+    def is_loaded(self, model: str) -> bool:
+        """Whether this node has a backend of a model, or is starting one."""
+        return self.has(model) or self._operations.is_starting(model)
+
     def start_state(self, model: str) -> str:
         """Return what this node knows of a model: one of `START_STATES`. Asks the hosts."""
-        if self.has(model) or self._operations.is_starting(model):
+        if self.is_loaded(model):
             return LOADED
         known = self._known_models.find(model)
         if known is not None:

@@ -1,10 +1,12 @@
-"""The NATS subjects of a cluster. NATS permissions on them separate reading from stopping.
+"""The NATS subjects of a cluster. NATS permissions on them separate reading from operations.
+
+An operation is a shutdown, a load or a restart.
 
 NAMESPACE.read.model.MODEL            a request to every node that has the model
 NAMESPACE.read.node.NODE              a request to one node
 NAMESPACE.shutdown.model.MODEL        a request for offers to stop the model, to its nodes
-NAMESPACE.shutdown.node.NODE          a request for an offer to stop a model, to one node
-NAMESPACE.shutdown.now.NODE.RUN       accepts an offer: that run of the node stops the model
+NAMESPACE.shutdown.node.NODE          a request for an offer of an operation, to one node
+NAMESPACE.shutdown.now.NODE.RUN       accepts an offer: that run of the node carries it out
 NAMESPACE.nodes.NODE                  a node's announcements to all nodes
 NAMESPACE.reply.NODE.RUN.ID.FROM      replies to a request of that run of NODE, from the node FROM
 

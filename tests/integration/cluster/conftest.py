@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -152,7 +153,8 @@ def make_local(make_monitor: Callable[..., Monitor], spawner: Spawner) -> MakeLo
 def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
     """Starts nodes in their own processes, from name, NATS servers, models and other settings.
 
-    `command` is put before the command line; `url` replaces the URL that the node prints.
+    `command` is put before the command line; `url` replaces the URL that the node prints; `program`
+    is the module to run, with additional variables in `environment`.
     """
     nodes: list[Node] = []
 
@@ -162,6 +164,8 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
         *models: str,
         command: Sequence[str] = (),
         url: str | None = None,
+        program: str = NODE,
+        environment: Mapping[str, str] = MappingProxyType({}),
         **settings: str,
     ) -> Node:
         values = {
@@ -177,10 +181,10 @@ def make_node(spawner: Spawner, tmp_path: Path) -> Iterator[MakeNode]:
         log = tmp_path / f"{name}.log"
         with log.open("a") as errors:
             process = spawner.process(
-                *(*command, sys.executable, "-m", NODE, *models),
+                *(*command, sys.executable, "-m", program, *models),
                 stdin=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, **variables},
+                env={**os.environ, **variables, **environment},
                 cwd=ROOT,
             )
         nodes.append(Node(process, name, log, url))

@@ -31,6 +31,7 @@ class StartingHost:
         starts: the file that gets a line for each start.
 
     Attributes:
+        asked: the models of the calls of `monitor_start_model`.
         started: the models of the processes that were started.
         hold: while it is not set, `monitor_start_model` waits before the start.
     """
@@ -43,6 +44,7 @@ class StartingHost:
         self._states = dict.fromkeys(programs, "stopped")
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self.asked: list[str] = []
         self.started: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
@@ -59,6 +61,7 @@ class StartingHost:
     @hookimpl
     def monitor_start_model(self, model: str) -> bool | None:
         """Start the program of a model, unless it runs."""
+        self.asked.append(model)
         if model not in self.programs:
             return None
         if self.programs[model] == "refuse":

@@ -22,7 +22,7 @@ from monitor_plugin import Monitor, Settings
 from monitor_plugin.domain.errors import SettingsError
 
 from ...support import Client, eventually
-from .conftest import ROOT, MakeLocal, NatsServer, NodeClient
+from .conftest import ROOT, MakeHost, MakeLocal, NatsServer, NodeClient
 from .rogue import Rogue
 
 EXAMPLE = (ROOT / "examples" / "nats" / "nats-server.conf").read_text()
@@ -139,6 +139,35 @@ def test_example_permissions_keep_readers_from_stopping(
     trustme.CA().cert_pem.write_to_path(example.ca)
     example.node(make_local, "gpu-1")
     eventually(lambda: "certificate verify failed" in caplog.text)
+
+
+@pytest.mark.once
+def test_example_permissions_keep_readers_from_starting(
+    example: Example, make_local: MakeLocal, make_host: MakeHost
+) -> None:
+    """A reader starts and restarts its own models only, also for an admin's token."""
+    starts = example.node(make_local, "gpu-1")
+    settings = {"cluster_ca_file": str(example.ca)}
+    programs = {"own": "", "m": ""}
+    key = example.key_file("gpu-2")
+    holds = make_host("gpu-2", example.server.url, programs, cluster_nkey_file=key, **settings)
+    reads = example.node(make_local, "dashboard")
+    for each in (starts, holds, reads):
+        eventually(partial(each.lists, "gpu-1", "gpu-2", "dashboard"))
+    own = {"model": "own"}
+    assert holds.client.request("POST", "/backend/load", own).status == 200
+    for path in ("/backend/load", "/backend/restart"):
+        for body in ({"model": "m"}, {"model": "m", "node": "gpu-2"}, own):
+            refused = reads.client.request("POST", path, body)
+            assert (refused.status, refused.json["error"]["type"]) == (403, "node_forbidden")
+            message = refused.json["message"]
+            assert "publish to monitor.shutdown.node.gpu-" in message
+            assert "nothing was" in message
+    assert holds.host.started == ["own"]
+    for path in ("/backend/load", "/backend/restart"):
+        assert starts.client.request("POST", path, {"model": "m"}).status == 200
+    assert holds.host.started == ["own", "m", "m"]
+    assert holds.client.request("POST", "/backend/restart", own).status == 200
 
 
 @pytest.mark.once
