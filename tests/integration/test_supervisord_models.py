@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -24,6 +25,18 @@ from .supervisord_host import Host, program, sleeper
 pytestmark = pytest.mark.slow
 
 DEAF = "import signal, sys, time; signal.signal(15, 1); open(sys.argv[1], 'w'); time.sleep(9999)"
+# Writes 10 MiB a second for two seconds: numbered records, which are no text.
+FLOOD = r"""
+import os, time
+for block in range(20):
+    records = range(block * 16384, (block + 1) * 16384)
+    data = b"".join(b"%08d" % each + b"\0\xff\x1b\r" * 13 + b"...\n" for each in records)
+    while data:
+        data = data[os.write(2, data) :]
+    time.sleep(0.1)
+time.sleep(100000)
+"""
+FLOOD_BYTES = 20 << 20
 STATES = {
     "RUNNING": "running",
     "STARTING": "starting",
@@ -53,6 +66,7 @@ def sections(folder: Path) -> str:
     failing = (manual, quick, "startretries=0")
     (folder / "text").write_text("no program")
     (folder / "deaf.py").write_text(DEAF)
+    (folder / "flood.py").write_text(FLOOD)
     return "\n".join(
         [
             shell("never", SLEEPS, manual),
@@ -71,6 +85,11 @@ def sections(folder: Path) -> str:
                 "deaf",
                 f"{sys.executable} -S {folder}/deaf.py {folder}/deaf {address()}",
                 "stopwaitsecs=2",
+            ),
+            program(
+                "flood",
+                f"{sys.executable} -S {folder}/flood.py {address()}",
+                *(manual, "stderr_logfile_maxbytes=5MB"),
             ),
             "[group:pair]\nprograms=left,right\n",
             shell("left", SLEEPS, manual),
@@ -289,6 +308,21 @@ def test_logs_are_read_as_bytes(case: Case) -> None:
     eventually(lambda: read("relative") == ("häh\n".encode(), 5))
     assert read("relative", size=3) == (b"h\n", 5)  # not a part of a character
     assert read("relative", "stderr") is None
+
+
+def test_log_that_is_rotated_at_ten_megabytes_a_second_is_followed(case: Case) -> None:
+    """Nothing is missing, and nothing comes twice."""
+    case.start("flood")
+    followed = b""
+    while len(followed) < FLOOD_BYTES:
+        tail = case.adapter.monitor_read_log("flood", None, "stderr", FLOOD_BYTES)
+        assert tail
+        assert tail.end - len(followed) <= len(tail.data)
+        followed += tail.data[len(tail.data) - (tail.end - len(followed)) :]
+        time.sleep(0.2)
+    records = [followed[start : start + 8] for start in range(0, FLOOD_BYTES, 64)]
+    assert records == [b"%08d" % number for number in range(FLOOD_BYTES // 64)]
+    assert Path(case.host.info("flood")["stderr_logfile"] + ".1").exists()
 
 
 def test_log_of_an_ended_process_is_that_of_its_program(case: Case) -> None:
