@@ -67,7 +67,6 @@ class Adapter:
         self._configuration = Configuration(supervisord)
         self._log_files = LogFiles()
         self._programs: Sequence[ModelProgram] = ()  # as the last poll found them
-        self._polled_at = 0.0  # when the last poll that has ended began
         self._registry_sync: RegistrySync | None = None
         self._closing = threading.Event()
         self._poller = Poller("monitor-supervisord", self._poll)
@@ -94,17 +93,13 @@ class Adapter:
         self._poller.close()
 
     def _poll(self) -> None:
-        began_at = time.monotonic()
-        try:
-            infos = self._supervisord.call("getAllProcessInfo")
-            self._configuration.update(infos)
-            programs = [_program(info, self._configuration.of(info).command) for info in infos]
-            found = self._discovery.find(programs)
-            self._programs = list(self._model_programs(programs, infos))
-            if self._registry_sync and not self._closing.is_set():
-                self._registry_sync.sync(found)
-        finally:
-            self._polled_at = began_at
+        infos = self._supervisord.call("getAllProcessInfo")
+        self._configuration.update(infos)
+        programs = [_program(info, self._configuration.of(info).command) for info in infos]
+        found = self._discovery.find(programs)
+        self._programs = list(self._model_programs(programs, infos))
+        if self._registry_sync and not self._closing.is_set():
+            self._registry_sync.sync(found)
 
     def _model_programs(
         self, programs: Iterable[Program], infos: Iterable[Mapping[str, Any]]
@@ -137,7 +132,7 @@ class Adapter:
         deadline = time.monotonic() + timeout_seconds
         names = self._names_of(model)
         if not names:  # the program may be new, such as after `supervisorctl update`
-            self._await_poll(deadline)
+            self._poller.wait_for_poll(timeout_seconds)
             names = self._names_of(model)
         if not names:
             return None
@@ -146,19 +141,12 @@ class Adapter:
             raise StartFailed(model, "; ".join(failures))
         for failure in failures:
             _logger.warning("model %r runs without one of its programs: %s", model, failure)
-        self._await_poll(deadline)  # so that `monitor_list_models` has the new states
+        # So that `monitor_list_models` has the new states.
+        self._poller.wait_for_poll(deadline - time.monotonic())
         return True
 
     def _names_of(self, model: str) -> list[str]:
         return [each.name for each in self._programs if each.model == model]
-
-    def _await_poll(self, deadline: float) -> None:
-        """Wait until a poll that begins from now on has ended."""
-        begun_at = time.monotonic()
-        self._poller.poll_soon()
-        while self._polled_at < begun_at and time.monotonic() < deadline:
-            if self._closing.wait(_POLL_SECONDS):
-                return
 
     def _start(self, name: str, deadline: float) -> str | None:
         """Start a program unless it runs; return why supervisord does not start it."""
