@@ -24,6 +24,8 @@ from .api.member_lister import MemberLister
 from .backends.counters import ModelCounter
 from .backends.exits import ExitRecorder
 from .backends.left_behind import LeftBehindTracker
+from .backends.log_reader import LogReader
+from .backends.postmortems import PostMortemMaker
 from .backends.refusals import Refusals
 from .backends.registration import Registration
 from .backends.registry import Registry
@@ -289,6 +291,8 @@ class Monitor:
                 gpu_lister,
                 services.known_models,
             ),
+            read_log=services.log_reader.read,
+            find_exit=services.registry.find_exit,
             member_lister=MemberLister(
                 services.registry, services.exit_recorder, services.usage_reader
             ),
@@ -528,7 +532,14 @@ class _Services:
             status_seconds, hooks.call_metadata, security, self.blocking_observer
         )
         usage = self.usage_reader = UsageReader(table)
-        left_behind = self.left_behind = LeftBehindTracker(registry, table, hooks)
+        known_models = self.known_models = KnownModels(registry, hooks)
+        self.log_reader = LogReader(
+            registry, hooks, lambda model: known_models.find(model) is not None
+        )
+        self.postmortems = PostMortemMaker(registry, hooks, self.log_reader)
+        left_behind = self.left_behind = LeftBehindTracker(
+            registry, table, hooks, self.postmortems.add
+        )
         recorder = self.exit_recorder = ExitRecorder(
             registry, client, hooks, counter, usage, left_behind
         )
@@ -580,7 +591,6 @@ class _Services:
             groups,
             settings.hooks_dir,
         )
-        self.known_models = KnownModels(registry, hooks)
         self.fit_checker = FitChecker(registry, self.sweeper, peaks, limits, gpus)
         verifier = AddressVerifier(registry, table, sockets)
         release = MemoryRelease(gpus, settings.memory_release_seconds)
@@ -607,7 +617,7 @@ class _Services:
             self.known_models,
             hooks,
             pool,
-            read_output=lambda model: None,
+            read_output=self.log_reader.last_output,
         )
         self.operations = ModelOperations(
             registry, self.shutdown_coordinator, starter, settings.start_timeout_seconds
@@ -624,6 +634,7 @@ class _Services:
             )
         self.exit_recorder.start()
         self.left_behind.start()
+        self.postmortems.start()
         self.gpu_reader.start()
         self.memory_reader.start()
         self.peaks.start()
@@ -635,6 +646,7 @@ class _Services:
         close_all(
             self.exit_recorder.close,
             self.left_behind.close,
+            self.postmortems.close,
             self.memory_reader.close,
             self.sweeper.close,
             self.gpu_reader.close,
@@ -647,6 +659,7 @@ class _Services:
         close_all(
             self.exit_recorder.close,
             self.left_behind.close,
+            self.postmortems.close,
             self.memory_reader.close,
             self.registration.close,
             self.status_client.close,

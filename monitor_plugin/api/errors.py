@@ -9,6 +9,7 @@ import msgspec
 from ..domain.errors import (
     BackendUnreadable,
     InvalidRequest,
+    LogUnavailable,
     ModelNotLoaded,
     NodeForbidden,
     NodeUnreachable,
@@ -60,6 +61,7 @@ INTERNAL_ERROR_MESSAGE = "the monitor failed; its log says how"
 ERROR_KINDS: dict[type, ErrorKind] = {
     InvalidRequest: ErrorKind(400, "invalid_request"),
     ModelNotLoaded: ErrorKind(500, "model_not_loaded"),
+    LogUnavailable: ErrorKind(404, "log_unavailable"),
     BackendUnreadable: ErrorKind(500, "backend_unreadable"),
     ShutdownRefused: ErrorKind(409, "shutdown_refused"),
     ShutdownFailed: ErrorKind(500, "shutdown_failed"),

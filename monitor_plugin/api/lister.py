@@ -11,12 +11,12 @@ import psutil
 
 from ..backends.refusals import Refusals
 from ..backends.registry import EndedBackend, Registry
-from ..domain.exits import exit_to_dict
 from ..domain.models import Observation, utc_datetime
 from ..operations.known_models import KnownModels
 from ..processes.limits import LimitsReader
 from ..readings.sweeper import Sweeper
 from ..shutdown.coordinator import Progress, ShutdownCoordinator
+from .ends import end_fields
 from .gpus import GpuLister
 from .schemas import (
     BackendItem,
@@ -144,16 +144,5 @@ class Lister:
         return item
 
     def _end_item(self, end: EndedBackend, with_output: bool) -> EndItem:
-        backend, exit, postmortem = end.backend, end.exit, end.postmortem
-        item: EndItem = self._end_type(
-            id=end.id,
-            model=backend.model,
-            pid=backend.pid,
-            address=backend.address,
-            created_at=utc_datetime(backend.created_at),
-            ended_at=utc_datetime(exit.ended_at),
-            **exit_to_dict(exit),
-            left_behind=None if end.left_behind is None else list(end.left_behind),
-            last_output=postmortem.last_output if postmortem and with_output else None,
-        )
+        item: EndItem = self._end_type(**end_fields(end, with_output))
         return item

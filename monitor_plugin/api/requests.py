@@ -79,6 +79,7 @@ class NodeRestartBody(RestartBody, frozen=True):
 _ENCODED = re.compile(r"[^!-~]|[%+]")
 _MAX_PID_DIGITS = 10
 _MAX_ID_DIGITS = 18
+_MAX_COUNT_DIGITS = 9
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -170,6 +171,30 @@ def parse_event_id(query: Mapping[str, str], name: str) -> int:
     if not _is_number(text, _MAX_ID_DIGITS):
         raise InvalidRequest(f"{name}={text!r} is no id of an event: take `next` of an answer")
     return int(text)
+
+
+def parse_end_id(text: str) -> int | None:
+    """Parse the number of an end, which is part of a path; None if it is no number."""
+    return int(text) if _is_number(text, _MAX_ID_DIGITS) else None
+
+
+def parse_offset(query: Mapping[str, str], name: str) -> int | None:
+    """Parse an offset in a log; None if it is missing."""
+    if name not in query:
+        return None
+    text = query[name]
+    if not _is_number(text, _MAX_ID_DIGITS):
+        raise InvalidRequest(f"{name}={text!r} is no offset in a log: take `next` of an answer")
+    return int(text)
+
+
+def parse_count(query: Mapping[str, str], name: str, default: int, maximum: int) -> int:
+    """Parse an integer from 1 to a maximum; `default` if it is missing."""
+    text = query.get(name, str(default))
+    number = int(text) if _is_number(text, _MAX_COUNT_DIGITS) else 0
+    if not 1 <= number <= maximum:
+        raise InvalidRequest(f"{name}={text!r} is no number from 1 to {maximum}")
+    return number
 
 
 def parse_seconds(query: Mapping[str, str], name: str) -> float:

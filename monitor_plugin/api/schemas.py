@@ -112,7 +112,8 @@ class PostMortemItem(EndItem, frozen=True, kw_only=True):
 
     Durations are in seconds. `ready_seconds` is the time from the creation of the process to the
     first READY, `ends_last_hour` the number of backends of the model that have ended within the
-    hour before, with this one. Both are `null`, and so is `last_reading`, while they are not known.
+    hour before, with this one. `ready_seconds` and `last_reading` are `null` in the first seconds,
+    and if they are not known.
     """
 
     uptime_seconds: float

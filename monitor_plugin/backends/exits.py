@@ -86,7 +86,7 @@ class ExitRecorder:
         def publish(ended: EndedBackend) -> None:
             if unexplained:
                 self._hooks.oom_kill(ended.backend, unexplained, oom_certain is True)
-            self._hooks.backend_gone(ended.backend, exit)
+            self._hooks.backend_gone(ended.backend, exit, ended.id)
             self._left_behind.add(record, ended)
 
         try:

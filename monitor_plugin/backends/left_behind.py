@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -59,12 +59,21 @@ class LeftBehindTracker:
         registry: stores the processes with the exits.
         member_table: finds the members of backends, also after the exit.
         hooks: report the processes.
+        on_searched: called once for each exit, when it is known which members still run; it must
+            not block.
     """
 
-    def __init__(self, registry: Registry, member_table: MemberTable, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        member_table: MemberTable,
+        hooks: Hooks,
+        on_searched: Callable[[Record, EndedBackend, Sequence[LeftBehindProcess]], object],
+    ) -> None:
         self._registry = registry
         self._member_table = member_table
         self._hooks = hooks
+        self._on_searched = on_searched
         self._changed = threading.Condition()  # guards the attributes below
         self._entries: dict[Record, _Entry] = {}
         self._due_at = math.inf
@@ -216,6 +225,7 @@ class LeftBehindTracker:
             if snapshot.taken_at < entry.searched_at:
                 return
             entry.searched_at = snapshot.taken_at
+            was_reported = entry.is_reported
             if not processes:
                 entry.searched_at = math.inf  # a snapshot that was begun before is ignored
                 with self._changed:
@@ -228,6 +238,8 @@ class LeftBehindTracker:
                 entry.is_reported = True
                 self._hooks.backend_left_behind(record.backend, [each.pid for each in processes])
             self._registry.set_left_behind(entry.ended, processes)
+            if not was_reported:
+                self._on_searched(record, entry.ended, processes)
 
 
 def _running(members: Members, snapshot: ProcessSnapshot) -> tuple[LeftBehindProcess, ...]:

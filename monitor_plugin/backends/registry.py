@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +30,8 @@ from ..processes.tree_memory import TreeMemory
 T = TypeVar("T")
 
 MAX_EXITS = 100
+MAX_RECENT_ENDS = 10_000
+_RECENT_SECONDS = 3600.0
 
 
 class Conflict(Exception):
@@ -62,6 +65,8 @@ class EndedBackend(NamedTuple):
         id: the number of the end, greater than those of earlier ends, also of an earlier monitor.
         postmortem: all that is known of the end; None until its parts were read.
         output: the files that the process wrote its output to; closed when the exit is dropped.
+        ends_last_hour: how many backends of the model have ended within the hour before, with this
+            one.
     """
 
     backend: Backend
@@ -72,6 +77,12 @@ class EndedBackend(NamedTuple):
     id: int = 0
     postmortem: PostMortem | None = None
     output: OutputFiles | None = None
+    ends_last_hour: int = 1
+
+    @property
+    def uptime_seconds(self) -> float:
+        """The time from the creation of the process to its end, in seconds."""
+        return max(0.0, self.exit.ended_at - self.backend.created_at)
 
     @property
     def may_have_left(self) -> bool:
@@ -79,6 +90,29 @@ class EndedBackend(NamedTuple):
         if self.left_behind is None:
             return self.exit.cause != "shutdown"
         return bool(self.left_behind)
+
+
+class RecentEnds:
+    """Counts the ends of each model within an hour, also of exits that are no longer stored.
+
+    Of more than `MAX_RECENT_ENDS` ends within an hour, the oldest are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._ends: deque[tuple[float, str]] = deque()  # oldest first
+        self._counts: Counter[str] = Counter()
+
+    def add(self, model: str) -> int:
+        """Count an end that happens now; return how many the model had within the hour."""
+        now = time.monotonic()
+        self._ends.append((now, model))
+        self._counts[model] += 1
+        while self._ends[0][0] <= now - _RECENT_SECONDS or len(self._ends) > MAX_RECENT_ENDS:
+            _, dropped = self._ends.popleft()
+            self._counts[dropped] -= 1
+            if not self._counts[dropped]:
+                del self._counts[dropped]
+        return self._counts[model]
 
 
 class Serving(NamedTuple):
@@ -206,6 +240,7 @@ class Registry:
         self._by_model: dict[str, dict[int, Record]] = {}
         self._by_address: dict[str, Record] = {}
         self._exits: dict[Backend, EndedBackend] = {}  # oldest first
+        self._recent_ends = RecentEnds()
         self._last_end_id = int(time.time() * 1000)
 
     def records(self, model: str | None = None) -> list[Record]:
@@ -418,7 +453,10 @@ class Registry:
             self._last_end_id += 1
             group, id = record.oom.group, self._last_end_id
             ended = EndedBackend(
-                record.backend, exit, oom_certain, group, id=id, output=record.output
+                *(record.backend, exit, oom_certain, group),
+                id=id,
+                output=record.output,
+                ends_last_hour=self._recent_ends.add(record.backend.model),
             )
             self._exits[record.backend] = ended
             dropped = self._trim_exits()
@@ -453,6 +491,11 @@ class Registry:
         """Find an exit by its number; None if it is not stored, or not any more."""
         with self._lock:
             return next((each for each in self._exits.values() if each.id == id), None)
+
+    def latest(self, ended: EndedBackend) -> EndedBackend:
+        """Return an exit as it is stored now; unchanged if it is not stored any more."""
+        with self._lock:
+            return self._exits.get(ended.backend, ended)
 
     def set_postmortem(self, backend: Backend, postmortem: PostMortem) -> None:
         """Add the post-mortem to an exit, if it is still stored."""

@@ -10,6 +10,7 @@ Their tree::
     ├── InvalidRequest         a client sent a request that is not valid
     │   └── PidNotHeld         the model has no backend with that PID
     ├── ModelNotLoaded         no backend of that model is registered
+    ├── LogUnavailable         the log of a backend cannot be read
     ├── BackendUnreadable      neither the backend nor its process could be read
     ├── ShutdownRefused        a hook refused the shutdown
     ├── ShutdownFailed         the processes could not be stopped, or were started again, or the
@@ -117,6 +118,24 @@ class ModelNotLoaded(MonitorError, LookupError):
         """`ended` describes how the last backend of the model ended, if that is known."""
         where = " on any node" if on_any_node else ""
         super().__init__(f"model {model!r} is not loaded{where}" + (f": {ended}" if ended else ""))
+        self.model = model
+
+
+class LogUnavailable(MonitorError):
+    """The log of a model's process cannot be read.
+
+    Attributes:
+        model: the model's name.
+    """
+
+    def __init__(self, model: str, pid: int | None, stream: str, reason: str) -> None:
+        """`reason` is a clause about the process."""
+        name = {"stdout": "standard output", "stderr": "standard error"}[stream]
+        process = "its process" if pid is None else f"its process {pid}"
+        super().__init__(
+            f"model {model!r}: there is no log of the {name} of {process}: {reason}; let the "
+            "process write to a file, or implement the hook monitor_read_log"
+        )
         self.model = model
 
 

@@ -14,6 +14,8 @@ from ..api.lister import Lister
 from ..api.member_lister import MemberLister
 from ..api.results import CheckItem
 from ..api.schemas import GpuItem
+from ..backends.log_reader import Log
+from ..backends.registry import EndedBackend
 from ..concurrency.blocking import BlockingObserver
 from ..config.settings import Settings
 from ..config.tokens import Tokens
@@ -29,8 +31,10 @@ from .middleware.audit import Audit
 from .middleware.guard import Guard, cors
 from .openapi import describe_api
 from .resources.backends import BackendsResource, TargetsResource
+from .resources.ended import EndedResource
 from .resources.gpus import GpusResource
 from .resources.load import LoadResource, RestartResource, StartSlots
+from .resources.log import LogResource
 from .resources.members import MembersResource
 from .resources.metrics import MetricsResource, MetricsSource
 from .resources.monitor import MonitorResource
@@ -53,6 +57,8 @@ def create_app(
     restart: Callable[[str, bool, int | None], None],
     lister: Lister,
     member_lister: MemberLister,
+    read_log: Callable[[str, int | None, str, int, int | None], Log],
+    find_exit: Callable[[int], EndedBackend | None],
     read_gpus: Callable[[], list[GpuItem]],
     event_log: EventLog,
     time_series: TimeSeries,
@@ -79,6 +85,8 @@ def create_app(
         restart: stops a model, by force or not, or its backend with a PID, and starts it again.
         lister: lists the backends.
         member_lister: lists the members of a model's backends.
+        read_log: reads the log of a model's process: see `LogReader.read`.
+        find_exit: finds an exit by its number.
         read_gpus: lists the GPUs.
         event_log: holds the last events.
         time_series: holds the usage of the last minutes.
@@ -111,6 +119,8 @@ def create_app(
         app.add_route(f"{prefix}/backend/restart", load_again)
         app.add_route(f"{prefix}/backends", backends)
     app.add_route("/backend/members", MembersResource(member_lister, cluster))
+    app.add_route("/backend/log", LogResource(read_log, blocking, cluster))
+    app.add_route("/ended/{id}", EndedResource(find_exit, cluster))
     app.add_route("/gpus", GpusResource(read_gpus, cluster))
     if cluster:
         app.add_route("/cluster/targets", TargetsResource(cluster))

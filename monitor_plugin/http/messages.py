@@ -7,6 +7,7 @@ import msgspec
 
 from ..api.cluster_view import Requester
 from ..api.results import Response, encode
+from ..config.tokens import Role, Token
 
 MAX_BODY_BYTES = 64 * 1024
 
@@ -54,6 +55,12 @@ def requester_of(request: falcon.Request) -> Requester:
     caller = request.context.caller
     address = request.env.get("REMOTE_ADDR") or "unknown"
     return Requester(caller.name, caller.role.name.lower(), address)
+
+
+def is_admin(request: falcon.Request) -> bool:
+    """Whether the client of a request that the guard has accepted has the role admin."""
+    caller: Token = request.context.caller
+    return caller.role is Role.ADMIN
 
 
 def send_answer(response: falcon.Response, answer: msgspec.Struct) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ..api import errors, requests, results, schemas
+from ..domain.logs import MAX_LOG_BYTES, STREAMS
 from ..domain.version import package_version
 from .resources.metrics import OPENMETRICS, TEXT
 from .resources.page import ASSET_TYPES, ASSETS
@@ -19,7 +20,7 @@ _ERRORS = {
     400: "the model's name is missing or invalid, or the body is not JSON, or the query not UTF-8",
     401: "no valid token was sent",
     403: "the token's role is too low, or the host or the page's site is not allowed",
-    404: "there is nothing at this path",
+    404: "there is nothing at this path, no such end is stored, or there is no log to read",
     409: "a hook refused the shutdown; nothing was stopped",
     413: "the body is larger than 64 KiB",
     415: "the body's content type is not application/json",
@@ -42,6 +43,11 @@ _MODEL_PEAKS = _query_parameter("model", "Only this model.", _MODEL_NAME)
 _MODEL_OF_MEMBERS = {**_query_parameter("model", "The model.", _MODEL_NAME), "required": True}
 _PID_OF_MEMBERS = _query_parameter(
     "pid", "The PID of one of the model's backends.", {"type": "integer", "minimum": 1}
+)
+_PID_OF_LOG = _query_parameter(
+    "pid",
+    "The PID of one of the model's backends, which may have ended; without it, the newest one.",
+    {"type": "integer", "minimum": 1},
 )
 _MODEL_TO_FIT = {
     **_query_parameter("model", "The model; it need not be loaded.", _MODEL_NAME),
@@ -72,6 +78,24 @@ _VERBOSE = _query_parameter(
     "Also answer what the monitor can see and do here; this needs a token where others do.",
     {"type": "boolean", "default": False},
 )
+_STREAM = _query_parameter("stream", "The stream.", {"enum": list(STREAMS), "default": "stderr"})
+_BYTES = _query_parameter(
+    "bytes",
+    "Maximum number of bytes.",
+    {"type": "integer", "minimum": 1, "maximum": MAX_LOG_BYTES, "default": 65536},
+)
+_AFTER_OFFSET = _query_parameter(
+    "after",
+    "`next` of the previous answer; without it, the answer is the end of the log.",
+    {"type": "integer", "minimum": 0, "maximum": 2**53},
+)
+_END_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "`id` of an item of `ended` in the list of backends.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 2**53},
+}
 _NODE = _query_parameter("node", "Only this node of the cluster.", {"type": "string"})
 _LIMIT = _query_parameter(
     "limit", "Maximum number of backends.", {"type": "integer", "minimum": 1, "maximum": 10_000}
@@ -114,6 +138,7 @@ def describe_api(token_required: bool, clustered: bool = False) -> bytes:
     """
     structs = [schemas.HistoryAnswer, schemas.EventsAnswer, schemas.VersionAnswer]
     structs += [schemas.PeaksAnswer, schemas.FitsAnswer, schemas.MembersAnswer]
+    structs += [schemas.LogAnswer, schemas.PostMortemItem]
     structs += [results.StatusAnswer, results.SampleAnswer, results.StoppedAnswer]
     structs += [results.LoadedAnswer, errors.LoadFailedAnswer]
     structs += [results.HealthAnswer, results.ReadyAnswer, results.HooksAnswer, errors.ErrorAnswer]
@@ -215,6 +240,20 @@ def _paths(refused: tuple[int, ...], clustered: bool) -> dict[str, Any]:
         schemas.MembersAnswer,
         (*refused, 500),
         [_MODEL_OF_MEMBERS, _PID_OF_MEMBERS],
+    )
+    paths["/backend/log"] = _get(
+        "What a model's process has written last",
+        schemas.LogAnswer,
+        (*refused, 404, 500),
+        [_MODEL_OF_MEMBERS, _PID_OF_LOG, _STREAM, _BYTES, _AFTER_OFFSET],
+        operation_id="read_log",
+    )
+    paths["/ended/{id}"] = _get(
+        "All that is known of the end of a backend",
+        schemas.PostMortemItem,
+        (*refused, 404),
+        [_END_ID],
+        operation_id="read_postmortem",
     )
     paths["/gpus"] = _get(
         "Every GPU, and which processes use its memory",

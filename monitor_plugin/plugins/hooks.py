@@ -184,9 +184,9 @@ class Hooks:
         self._event_log.add("registered", backend)
         return self._events.publish("monitor_backend_registered", backend=backend)
 
-    def backend_gone(self, backend: Backend, exit: BackendExit) -> None:
+    def backend_gone(self, backend: Backend, exit: BackendExit, end_id: int) -> None:
         """Queue `monitor_backend_gone`."""
-        self._event_log.add("ended", backend, exit=exit)
+        self._event_log.add("ended", backend, exit=exit, end_id=end_id)
         self._events.publish(GONE, backend=backend, exit=exit)
 
     def backend_left_behind(self, backend: Backend, pids: Sequence[int]) -> None:

@@ -220,7 +220,7 @@ class OutputFiles:
         return "it writes to what is no regular file, or to a file that the monitor may not read"
 
     def mark_ended(self) -> None:
-        """Note that the process has ended: its files are closed when there is no room for others."""
+        """Note that the process has ended: without room for others, its files are closed."""
         self._ended = True
         with self._lock:
             if not self._closed:

@@ -25,6 +25,8 @@ PUBLIC_PATHS = (*PAGE_PATHS, "/healthz", "/readyz")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 # A POST to these paths only reads. Any other POST, also to a hook's route, needs an admin's token.
 _READ_BY_POST = ("/backend/monitor", "/v1/backend/monitor")
+# These also need an admin's token to be read: logs may hold what users sent to a model.
+_ADMIN_PATHS = ("/backend/log",)
 _REALM = 'Bearer realm="monitor-plugin"'
 
 # The names are in lower case, as in Falcon's `response.headers`.
@@ -164,6 +166,8 @@ def _required_role(method: str, path: str, query: str) -> Role | None:
     if path in PUBLIC_PATHS and method in _SAFE_METHODS:
         # The checks reveal the machine's weaknesses, so they need a token.
         return Role.READ if path == "/readyz" and is_verbose(query) else None
+    if path in _ADMIN_PATHS:
+        return Role.ADMIN
     reads = method in _SAFE_METHODS or (method == "POST" and path in _READ_BY_POST)
     return Role.READ if reads else Role.ADMIN
 

@@ -7,7 +7,7 @@ import falcon
 from ...api.cluster_view import ClusterView
 from ...api.lister import Lister
 from ...api.requests import parse_flag, parse_model, parse_query
-from ..messages import requester_of, send_answer, send_response
+from ..messages import is_admin, requester_of, send_answer, send_response
 
 
 class BackendsResource:
@@ -31,7 +31,8 @@ class BackendsResource:
             backends = self._cluster.backends(model, fresh, query, requester_of(request))
             send_response(response, backends)
         else:
-            send_answer(response, self._lister.list(model, fresh))
+            listed = self._lister.list(model, fresh, with_output=is_admin(request))
+            send_answer(response, listed)
 
 
 class TargetsResource:

@@ -1,0 +1,224 @@
+"""Reads what backends write to their standard output and error.
+
+A hook of the host comes first, then the file that the process writes to, if it writes to a file.
+What is read may hold what users sent to a model: it is for admins alone, and is never logged.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..domain.errors import LogUnavailable, ModelNotLoaded, MonitorError, PidNotHeld
+from ..domain.logs import MAX_LOG_BYTES, LogTail, last_lines
+from ..domain.postmortems import MAX_OUTPUT_BYTES, MAX_OUTPUT_LINES
+from ..plugins.hooks import Hooks
+from ..processes.output_files import OutputFiles
+from .registry import Registry
+
+# Enough for `MAX_OUTPUT_BYTES` of text, of which colours are left out.
+_OUTPUT_BYTES = 4 * MAX_OUTPUT_BYTES
+_MAX_POSITIONS = 64
+_OVERLAP_BYTES = 512  # few, so that the search takes milliseconds in whatever a backend writes
+_MIN_OVERLAP_BYTES = 16
+_CONTINUATION = range(0x80, 0xC0)  # the bytes of a UTF-8 character after its first
+
+
+class Log(NamedTuple):
+    """A part of the log of a stream: see `LogAnswer`."""
+
+    pid: int | None
+    source: str
+    text: str
+    start: int
+    next: int
+    gap: bool
+
+
+class _Process(NamedTuple):
+    """The process of a model, as the registry knows it; `pid` is None if it was not registered."""
+
+    pid: int | None = None
+    output: OutputFiles | None = None
+    has_ended: bool = False
+
+
+class LogReader:
+    """Reads the logs of models. Safe to call from any thread.
+
+    Args:
+        registry: the registered backends, and the last exits.
+        hooks: read the logs that hosts keep.
+        is_known: whether a host knows a model that was not registered.
+    """
+
+    def __init__(self, registry: Registry, hooks: Hooks, is_known: Callable[[str], bool]) -> None:
+        self._registry = registry
+        self._hooks = hooks
+        self._is_known = is_known
+        self._positions = _Positions()
+
+    def read(
+        self, model: str, pid: int | None, stream: str, max_bytes: int, after: int | None = None
+    ) -> Log:
+        """Read the end of a stream, or what follows an offset in it.
+
+        Args:
+            model: the name of the model.
+            pid: the PID of one of its backends, which may have ended; None: the newest one, or the
+                last process of a model of which no backend was registered.
+            stream: `stdout` or `stderr`.
+            max_bytes: how many bytes to read at most.
+            after: the offset; None reads the end.
+
+        Raises:
+            PidNotHeld: no backend of the model has this PID.
+            ModelNotLoaded: the model is not known.
+            LogUnavailable: there is no hook and no file to read the log from.
+        """
+        process = self._find(model, pid)
+        source, tail = self._read_end(model, process, stream, max_bytes, after)
+        if tail is None:
+            if process.pid is None and not self._is_known(model):
+                raise ModelNotLoaded(model)
+            raise LogUnavailable(model, process.pid, stream, _describe_lack(process, stream))
+        return _make_log(process, source, tail, after)
+
+    def last_output(self, model: str, pid: int | None = None) -> str | None:
+        """Read the last lines of a model's process; None if there are none, or are not known.
+
+        See `PostMortem.last_output`.
+        """
+        try:
+            process = self._find(model, pid)
+        except MonitorError:
+            return None
+        return self._last_lines(model, process)
+
+    def last_output_of_ended(self, model: str, pid: int, output: OutputFiles | None) -> str | None:
+        """Read the last lines of a backend that has ended, also if its exit is not stored."""
+        return self._last_lines(model, _Process(pid, output, has_ended=True))
+
+    def _last_lines(self, model: str, process: _Process) -> str | None:
+        for stream in ("stderr", "stdout"):
+            _, tail = self._read_end(model, process, stream, _OUTPUT_BYTES, None)
+            lines = tail and last_lines(tail.data, MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES)
+            if lines:
+                return lines
+        return None
+
+    def _find(self, model: str, pid: int | None) -> _Process:
+        processes = [
+            _Process(each.backend.pid, each.output)
+            for each in reversed(self._registry.records(model))
+        ]
+        processes += [
+            _Process(each.backend.pid, each.output, has_ended=True)
+            for each in reversed(self._registry.last_exits())
+            if each.backend.model == model
+        ]
+        for process in processes:
+            if pid in (None, process.pid):
+                return process
+        if pid is None:
+            return _Process()
+        if processes:
+            raise PidNotHeld(model, pid, [each.pid for each in processes if each.pid])
+        raise ModelNotLoaded(model)
+
+    def _read_end(
+        self, model: str, process: _Process, stream: str, max_bytes: int, after: int | None
+    ) -> tuple[str, LogTail | None]:
+        """Read the end of a stream; return the source as well."""
+        found = self._hooks.read_log(model, process.pid, stream, max_bytes)
+        if isinstance(found, bytes):
+            found = self._positions.locate((model, process.pid, stream), found, max_bytes)
+        if found is not None:
+            return "host", found
+        if process.output is None:
+            return "file", None
+        return "file", process.output.read(stream, max_bytes, after)
+
+
+class _Position(NamedTuple):
+    """Where the bytes of a hook were placed in their stream: from `begin` to `end`."""
+
+    begin: int
+    end: int
+    last_bytes: bytes
+
+
+class _Positions:
+    """Numbers the bytes of hooks that do not tell where in their stream the bytes are.
+
+    Remembers the end of what each hook has returned last, and finds it in what it returns next. In
+    a log that only repeats itself, new repetitions cannot be told from old ones. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[object, _Position] = OrderedDict()  # least recently used first
+
+    def locate(self, key: object, data: bytes, max_bytes: int) -> LogTail:
+        """Return the bytes with their end. Bytes that do not overlap the last ones follow a gap.
+
+        Args:
+            key: identifies the stream.
+            data: the end of the stream.
+            max_bytes: how many bytes the hook was asked for: fewer are the whole log.
+        """
+        with self._lock:
+            last = self._known.get(key)
+        if last is None:
+            # There may be bytes before these, which a later call may return.
+            begin = 0 if len(data) < max_bytes else MAX_LOG_BYTES
+        else:
+            overlap = _find_overlap(last, data)
+            begin = last.end + 1 if overlap is None else max(0, last.end - overlap)
+        end = begin + len(data)
+        with self._lock:
+            self._known[key] = _Position(begin, end, data[-_OVERLAP_BYTES:])
+            self._known.move_to_end(key)
+            if len(self._known) > _MAX_POSITIONS:
+                self._known.popitem(last=False)
+        return LogTail(data, end)
+
+
+def _find_overlap(last: _Position, data: bytes) -> int | None:
+    """Return how many of the bytes were there before; None if that is not known."""
+    length = last.end - last.begin
+    if data[:length].endswith(last.last_bytes) and len(data) >= length:
+        return length  # the log has only grown
+    found = data.rfind(last.last_bytes)
+    if found >= 0:
+        return found + len(last.last_bytes)
+    for length in range(min(len(last.last_bytes), len(data)), _MIN_OVERLAP_BYTES - 1, -1):
+        if last.last_bytes.endswith(data[:length]):
+            return length
+    return None
+
+
+def _make_log(process: _Process, source: str, tail: LogTail, after: int | None) -> Log:
+    data = tail.data[max(0, len(tail.data) - tail.end) :]
+    start = tail.end - len(data)
+    gap = after is not None and not start <= after <= tail.end
+    if after is not None and not gap:
+        data, start = data[after - start :], after
+    elif start > 0:  # a character may be cut
+        rest = data[:3].lstrip(bytes(_CONTINUATION))
+        cut = len(data[:3]) - len(rest)
+        data, start = data[cut:], start + cut
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    # The rest of a character that is not complete yet follows with the next bytes.
+    text = decoder.decode(data, process.has_ended)
+    pending, _ = decoder.getstate()
+    return Log(process.pid, source, text, start, tail.end - len(pending), gap)
+
+
+def _describe_lack(process: _Process, stream: str) -> str:
+    if process.output is None:
+        return "it was not registered, so that only its host can know the log"
+    return process.output.describe_lack(stream)

@@ -1,0 +1,137 @@
+"""Gathers all that is known of each end of a backend, and reports it once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..domain.models import LeftBehindProcess
+from ..domain.postmortems import PostMortem
+from ..plugins.hooks import Hooks
+from .log_reader import LogReader
+from .registry import EndedBackend, Record, Registry
+
+_logger = logging.getLogger(__name__)
+
+# How long a host may take to report an exit code that the monitor does not know. Hosts that poll do
+# so every second or two.
+_EXIT_CODE_SECONDS = 3.0
+# After this time, the post-mortem is made without the last output: a slow hook must not delay those
+# of thousands of exits by hours.
+_OUTPUT_SECONDS = 10.0
+_POLL_SECONDS = 0.2
+_CLOSE_SECONDS = 1.0
+
+
+class _Entry(NamedTuple):
+    """An exit of which the post-mortem is due.
+
+    Attributes:
+        record: the backend's record, which is no longer registered.
+        ended: its exit, as it was recorded.
+        left_behind: the members that still run.
+        added_at: when the members had been searched for (monotonic seconds).
+    """
+
+    record: Record
+    ended: EndedBackend
+    left_behind: tuple[LeftBehindProcess, ...]
+    added_at: float
+
+
+class PostMortemMaker:
+    """Makes the post-mortem of each exit on a thread of its own. Safe to call from any thread.
+
+    Args:
+        registry: stores the post-mortems with the exits.
+        hooks: report the post-mortems.
+        log_reader: reads the last output.
+    """
+
+    def __init__(self, registry: Registry, hooks: Hooks, log_reader: LogReader) -> None:
+        self._registry = registry
+        self._hooks = hooks
+        self._log_reader = log_reader
+        self._changed = threading.Condition()  # guards the attributes below
+        self._entries: deque[_Entry] = deque()  # oldest first
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self._closing = False
+        thread = threading.Thread(target=self._run, name="monitor-postmortems", daemon=True)
+        thread.start()
+        self._thread = thread  # only a started thread can be joined
+
+    def close(self) -> None:
+        """Begin no further post-mortem, and end the thread; it may be started again.
+
+        Does not wait long for a hook that has not returned; the thread then ends after it.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join(_CLOSE_SECONDS)
+            self._thread = None
+
+    def add(
+        self, record: Record, ended: EndedBackend, left_behind: Sequence[LeftBehindProcess]
+    ) -> None:
+        """Make the post-mortem of an exit, whose members were searched for. Does not block."""
+        with self._changed:
+            self._entries.append(_Entry(record, ended, tuple(left_behind), time.monotonic()))
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (entry := self._next()) is not None:
+            try:
+                self._make(entry)
+            except Exception:  # the others must be made
+                _logger.exception("the post-mortem of %s could not be made", entry.ended.backend)
+
+    def _next(self) -> _Entry | None:
+        """Wait for an exit whose exit code is known, or will not be known; None: closing."""
+        with self._changed:
+            while not self._closing:
+                for entry in self._entries:
+                    if self._is_due(entry):
+                        self._entries.remove(entry)
+                        return entry
+                self._changed.wait(_POLL_SECONDS if self._entries else None)
+            return None
+
+    def _is_due(self, entry: _Entry) -> bool:
+        if time.monotonic() - entry.added_at >= _EXIT_CODE_SECONDS:
+            return True
+        return self._registry.latest(entry.ended).exit.cause != "unknown"
+
+    def _make(self, entry: _Entry) -> None:
+        record, ended = entry.record, self._registry.latest(entry.ended)
+        backend, last_output = ended.backend, None
+        if time.monotonic() - entry.added_at < _OUTPUT_SECONDS:
+            last_output = self._log_reader.last_output_of_ended(
+                backend.model, backend.pid, ended.output
+            )
+        ended = self._registry.latest(entry.ended)  # its code may have come meanwhile
+        postmortem = PostMortem(
+            id=ended.id,
+            exit=ended.exit,
+            uptime_seconds=ended.uptime_seconds,
+            ready_seconds=record.ready_seconds,
+            ends_last_hour=ended.ends_last_hour,
+            left_behind=entry.left_behind,
+            last_observation=record.observation,
+            last_output=last_output,
+        )
+        self._registry.set_postmortem(backend, postmortem)
+        self._hooks.backend_postmortem(backend, postmortem)
