@@ -26,6 +26,10 @@ environment variables MONITOR_HOOK_WEBHOOK_...
     RETRY_SECONDS     the pause before the second try, in seconds (1)
     ATTEMPTS          the maximum number of tries per event (8)
     QUEUE             the maximum number of queued events (1000)
+    LOG_LINES         the number of lines of the last output to post with each exit, at most 20 (0).
+                      Without lines, an exit is posted immediately. With lines, it is posted some
+                      seconds later, with more facts; and not if the monitor ends within these
+                      seconds. The lines may hold what users sent to the model
 """
 
 from __future__ import annotations
@@ -69,16 +73,27 @@ def _make_queue(settings: HookSettings) -> SendQueue[Message] | None:
     )
 
 
-_queue = _make_queue(HookSettings(__name__))
+def _line_count(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
+_settings = HookSettings(__name__)
+_queue = _make_queue(_settings)
+_log_lines = _settings.get("LOG_LINES", _line_count, "the number of lines, as 20", 0)
 
 
 def _put(event: dict[str, Any]) -> None:
+    if event.get("last_output"):
+        event["last_output"] = "\n".join(event["last_output"].split("\n")[-_log_lines:])
     if _queue:
         _queue.put(Message(f"msg_{uuid.uuid4().hex}", json.dumps(event).encode()))
 
 
 _events = EventHooks(_put)
-monitor_backend_gone = _events.monitor_backend_gone
+if _log_lines:
+    monitor_backend_postmortem = _events.monitor_backend_postmortem
+else:
+    monitor_backend_gone = _events.monitor_backend_gone
 monitor_backend_left_behind = _events.monitor_backend_left_behind
 monitor_state_changed = _events.monitor_state_changed
 monitor_shutdown_finished = _events.monitor_shutdown_finished

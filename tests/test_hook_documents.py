@@ -94,6 +94,7 @@ def test_each_example_is_a_working_hook_file(
     register(monitor, launcher.pid)
     launcher.kill()
     eventually(lambda: called("monitor_backend_left_behind"))
+    eventually(lambda: called("monitor_backend_postmortem"))
     assert [name for name in names if name != "monitor_closing" and not called(name)] == []
     monitor.close()
     assert called("monitor_closing")

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from ..domain.models import Backend, BackendExit, Freed, State
+from ..domain.postmortems import PostMortem
 from ..hookspecs import hookimpl
 from ..telemetry import event_log
 from ..telemetry.event_log import event_to_dict
@@ -34,6 +35,25 @@ class EventHooks:
     def monitor_backend_gone(self, backend: Backend, exit: BackendExit) -> None:
         """Pass on an exit."""
         self._pass_on("ended", backend, exit=exit)
+
+    @hookimpl
+    def monitor_backend_postmortem(self, backend: Backend, postmortem: PostMortem) -> None:
+        """Pass on an exit with all that is known of it, also its last output.
+
+        For a hook that does not pass on exits by `monitor_backend_gone`. The last output may hold
+        what users sent to the model.
+        """
+        self._pass_on(
+            "ended",
+            backend,
+            exit=postmortem.exit,
+            end_id=postmortem.id,
+            uptime_seconds=round(postmortem.uptime_seconds, 3),
+            ready_seconds=postmortem.ready_seconds,
+            ends_last_hour=postmortem.ends_last_hour,
+            left_behind=postmortem.left_behind,
+            last_output=postmortem.last_output,
+        )
 
     @hookimpl
     def monitor_backend_left_behind(self, backend: Backend, pids: Sequence[int]) -> None:

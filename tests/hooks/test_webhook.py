@@ -12,7 +12,7 @@ import pytest
 from monitor_plugin import Backend, PluginError, ShutdownRefused, hookimpl
 
 from ..receiver import Receiver
-from ..support import Spawner, eventually, started_since
+from ..support import Spawner, eventually, register, started_since
 from .conftest import MakeHooked
 
 SECRET = "hunter2-and-more"
@@ -109,6 +109,7 @@ def test_hook_does_nothing_without_a_url(hooked: MakeHooked, spawner: Spawner) -
             "MONITOR_HOOK_WEBHOOK_SECRET: the text after whsec_ is not base64",
         ),
         ({"SECRET": SECRET, "QUEUE": "0"}, "MONITOR_HOOK_WEBHOOK_QUEUE='0': "),
+        ({"SECRET": SECRET, "LOG_LINES": "-1"}, "MONITOR_HOOK_WEBHOOK_LOG_LINES='-1': "),
         ({"SECRET": SECRET, "ATTEMPTS": "x"}, "MONITOR_HOOK_WEBHOOK_ATTEMPTS='x': "),
         ({"SECRET": SECRET, "TIMEOUT_SECONDS": "-1"}, "MONITOR_HOOK_WEBHOOK_TIMEOUT_SECONDS='-1'"),
         ({"SECRET": SECRET, "RETRY_SECONDS": "nan"}, "MONITOR_HOOK_WEBHOOK_RETRY_SECONDS='nan'"),
@@ -143,3 +144,46 @@ def test_secret_file_contains_the_secret(
     (post,) = eventually(lambda: receiver.posts)
     assert post.is_signed(SECRET.encode())
     assert (post.json["type"], post.json["outcome"]) == ("shutdown_finished", "refused")
+
+
+def test_exit_is_posted_with_the_last_lines(
+    hooked: MakeHooked, spawner: Spawner, receiver: Receiver, tmp_path: Path
+) -> None:
+    """With LOG_LINES, an exit is posted once, when its post-mortem is known."""
+    with (tmp_path / "log").open("w") as log:
+        log.write("one\ntwo\n\x1b[31mthree\x1b[0m\n")
+        log.flush()
+        process = spawner.process("sleep", "1000", stderr=log)
+    hook = hooked("webhook", {"URL": receiver.url, "SECRET": SECRET, "LOG_LINES": "2"})
+    register(hook.monitor, process.pid)
+    process.kill()
+    eventually(lambda: receiver.named("ended"))
+    (ended,) = hook.monitor._services.registry.last_exits()
+    hook.monitor.close()
+    (event,) = receiver.named("ended")
+    assert event["last_output"] == "two\nthree"
+    assert (event["cause"], event["signal_name"]) == ("killed", "SIGKILL")
+    assert (event["end_id"], event["ends_last_hour"]) == (ended.id, 1)
+    assert (event["ready_seconds"], event["left_behind"]) == (None, [])
+    assert event["uptime_seconds"] >= 0
+
+
+@pytest.mark.parametrize("lines", ["", "0"])
+def test_exit_is_posted_without_output_by_default(
+    lines: str, hooked: MakeHooked, spawner: Spawner, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Also when its post-mortem is known."""
+    with (tmp_path / "log").open("w") as log:
+        log.write("a prompt\n")
+        log.flush()
+        process = spawner.process("sleep", "1000", stderr=log)
+    hook = hooked("webhook", {"URL": receiver.url, "SECRET": SECRET, "LOG_LINES": lines})
+    register(hook.monitor, process.pid)
+    process.kill()
+    exits = hook.monitor._services.registry.last_exits
+    eventually(lambda: exits() and exits()[0].postmortem)
+    eventually(lambda: receiver.named("ended"))
+    hook.monitor.close()
+    (event,) = receiver.named("ended")
+    assert "last_output" not in event
+    assert "prompt" not in str(receiver.posts)

@@ -123,6 +123,7 @@ def test_backends_and_ends_are_listed(
     (end,) = listed["ended"]
     assert 0 <= age(end.pop("ended_at")) <= age(end.pop("created_at"))
     assert end.pop("left_behind") in (None, [])  # null until the monitor has looked
+    assert end.pop("id") > 0
     assert end == {
         "model": "dies",
         "pid": dies.pid,
@@ -135,6 +136,7 @@ def test_backends_and_ends_are_listed(
         "oom_certain": None,
         "peak_rss": end["peak_rss"],
         "description": "was killed by SIGKILL",
+        "last_output": end["last_output"],
     }
     machine = listed["machine"]
     assert set(machine) == names_of(Machine)

@@ -71,6 +71,7 @@ def test_events_are_listed_in_order(monitor: Monitor, client: Client, spawner: S
         "oom_certain": None,
         "peak_rss": ended["peak_rss"],
         "description": "was killed by SIGKILL",
+        "end_id": ended["end_id"],
     }
     again = get(client, f"/events?after={answer['next']}")
     assert again == {**answer, "events": [], "poll_after_seconds": again["poll_after_seconds"]}

@@ -392,6 +392,7 @@ def test_hookspecs_have_these_hooks() -> None:
         *("monitor_readings_swept", "monitor_backend_gone", "monitor_backend_left_behind"),
         *("monitor_add_routes", "monitor_stop_signal", "monitor_list_gpus"),
         *("monitor_list_models", "monitor_start_model", "monitor_watchdog_acted"),
+        *("monitor_read_log", "monitor_backend_postmortem"),
     }
     for name in HOOK_NAMES:
         text = getattr(hookspecs, name).__doc__

@@ -164,6 +164,8 @@ def test_hooks_keep_their_arguments() -> None:
         "monitor_list_gpus": (),
         "monitor_list_models": (),
         "monitor_start_model": ("model", "timeout_seconds"),
+        "monitor_read_log": ("model", "pid", "stream", "max_bytes"),
+        "monitor_backend_postmortem": ("backend", "postmortem"),
         "monitor_before_shutdown": ("backend", "force"),
         "monitor_stop_backend": ("backend", "timeout_seconds"),
         "monitor_stop_signal": ("backend",),
