@@ -171,7 +171,7 @@ class ModelStarter:
         return None
 
     def _why_too_late(self, start: _Start, records: Sequence[Record]) -> str:
-        within = f"within {start.seconds:g} s"
+        within = f"within {round(start.seconds, 2):g} s"
         facts: list[str | None] = (
             [_describe_wait(records, start.backends, within)]
             if records
