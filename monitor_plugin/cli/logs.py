@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import click
+from msgspec.structs import replace
 
 from ..api.schemas import LogAnswer
-from ..client import Client
+from ..domain.errors import RequestFailed
 from ..domain.logs import STREAMS
 from .follow import RETRY_SECONDS, Follower, pause
 from .options import EXIT_CODES, PROGRAM, ModelName, make_client, monitor_options, preformatted
@@ -66,41 +68,101 @@ def logs(
     Control characters are escaped, so that no output acts on the terminal. With -f the command goes
     on while the backend or the monitor is restarted. A line on stderr says where output is missing.
     """
-    client = make_client(url, token_file)
-    follower = Follower()
+    fetch = partial(fetch_log, make_client(url, token_file), model, stream)
     printer = _Printer(raw)
-    fetch = partial(fetch_log, client, model, stream, pid)
-    answer: LogAnswer | None = follower.ask(lambda: _fetch_end(client, model, stream, pid, lines))
-    assert answer is not None  # the first failure of a follower is an error
-    printer.print("".join(last_lines(answer, lines)))
+    log = _Log(fetch, pid, printer)
+    follower = Follower()
+    follower.ask(lambda: log.print_end(lines))
+    if not follow:
+        printer.end_line()
     while follow:
-        pause(answer.poll_after_seconds)
-        found = follower.ask(partial(fetch, max_bytes=_MAX_BYTES, after=answer.next))
-        if found is None:
+        pause(log.poll_after_seconds)
+        if follower.ask(log.print_rest) is None:
             pause(RETRY_SECONDS)
-            continue
-        if found.pid is not None and found.pid != answer.pid:
-            printer.end_line()
-            click.echo(f"{PROGRAM}: the output of process {found.pid} follows", err=True)
-        if found.gap:
-            printer.end_line()
-            click.echo(f"{PROGRAM}: some output is missing", err=True)
-        printer.print(found.text)
-        answer = found
-    printer.end_line()
 
 
-def _fetch_end(
-    client: Client, model: str, stream: str, pid: int | None, lines: int | None
-) -> LogAnswer:
-    """Request the end of a stream, with at least so many lines if there are so many."""
-    size = _BYTES
-    while True:
-        answer = fetch_log(client, model, stream, pid, max_bytes=size)
-        enough = lines is None or answer.start == 0 or answer.text.count("\n") > lines
-        if enough or size >= _MAX_BYTES:
-            return answer
-        size *= 4
+class _Log:
+    """Prints the log of a model's newest backend, or of the one with a PID, in parts.
+
+    Args:
+        fetch: requests a part of the log: see `fetch_log`.
+        pid: the PID; None: the newest backend, whichever that is.
+        printer: prints the parts.
+
+    Attributes:
+        poll_after_seconds: when to print the next part, in seconds.
+    """
+
+    def __init__(self, fetch: Callable[..., LogAnswer], pid: int | None, printer: _Printer) -> None:
+        self._fetch = fetch
+        self._wanted_pid = pid
+        self._printer = printer
+        self.poll_after_seconds = 0.0
+        self._pid: int | None = None  # whose output was printed last
+        self._next = 0
+        self._last: LogAnswer | None = None  # the last part that has text
+
+    def print_end(self, lines: int | None) -> bool:
+        """Print the end of the log, with so many lines if there are so many; returns True."""
+        size = _BYTES
+        while True:
+            answer = self._fetch(self._wanted_pid, max_bytes=size)
+            enough = lines is None or answer.start == 0 or answer.text.count("\n") > lines
+            if enough or size >= _MAX_BYTES:
+                break
+            size *= 4
+        self._print(answer, "".join(last_lines(answer, lines)))
+        return True
+
+    def print_rest(self) -> bool:
+        """Print what follows what was printed, and the log of a newer backend; returns True."""
+        answer = self._fetch(self._wanted_pid, max_bytes=_MAX_BYTES, after=self._next)
+        if answer.pid is None or answer.pid == self._pid:
+            self._print_next(answer)
+        else:
+            self._print_newer(answer)
+        return True
+
+    def _print_newer(self, answer: LogAnswer) -> None:
+        """Print the rest of the log of a backend that was replaced, then that of the newer one.
+
+        Both may write to one file, or the newer one to a file of its own: an offset in the one file
+        means nothing in the other.
+        """
+        if answer.source == "file":
+            with suppress(RequestFailed):  # the log of the ended backend may be closed
+                self._print_next(self._fetch(self._pid, max_bytes=_MAX_BYTES, after=self._next))
+            answer = self._find_rest(answer.pid)
+        elif answer.gap and self._last and self._last.text in answer.text:
+            # The host's log goes on, and its hook does not tell offsets.
+            text = answer.text.rpartition(self._last.text)[2]
+            answer = replace(answer, text=text, gap=False)
+        self._printer.note(f"the output of process {answer.pid} follows")
+        self._pid = answer.pid
+        self._print_next(answer)
+
+    def _find_rest(self, pid: int | None) -> LogAnswer:
+        """Request what was not printed of the file of a newer backend."""
+        last = self._last
+        if last is not None:
+            answer = self._fetch(pid, max_bytes=_MAX_BYTES, after=last.start)
+            if answer.start == last.start and answer.text.startswith(last.text):
+                text = answer.text.removeprefix(last.text)
+                return replace(answer, text=text, start=last.next)
+        return self._fetch(pid, max_bytes=_MAX_BYTES, after=0)
+
+    def _print_next(self, answer: LogAnswer) -> None:
+        if answer.gap:
+            self._printer.note("some output is missing")
+        self._print(answer, answer.text)
+
+    def _print(self, answer: LogAnswer, text: str) -> None:
+        self._printer.print(text)
+        self.poll_after_seconds = answer.poll_after_seconds
+        self._next = answer.next
+        self._pid = self._pid or answer.pid
+        if answer.text:
+            self._last = answer
 
 
 def last_lines(answer: LogAnswer, count: int | None) -> Sequence[str]:
@@ -131,7 +193,12 @@ class _Printer:
             click.echo(text, nl=False, color=True)  # without `color` click removes sequences
 
     def end_line(self) -> None:
-        """End the line that is being printed, if there is one; not in raw output."""
+        """End a line that is not complete; not in raw output."""
         if self._is_within_line and not self._raw:
             click.echo()
             self._is_within_line = False
+
+    def note(self, text: str) -> None:
+        """Print a line on stderr, in a terminal not within a line of the log."""
+        self.end_line()
+        click.echo(f"{PROGRAM}: {text}", err=True)

@@ -97,10 +97,10 @@ def test_first_line_that_fills_the_answer_is_kept() -> None:
     assert logs_module.last_lines(answer, None) == ["x" * 10]
 
 
-def test_follow_survives_restarts_and_says_what_is_missing(
+def test_follow_survives_failures_and_says_what_is_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A new backend, a gap, a monitor that fails for a while; a refusal ends the command."""
+    """A gap, and a monitor that fails for a while; a refusal ends the command."""
     answers: Iterator[tuple[int, Any]] = iter(
         (
             (200, part("one\ntw")),
@@ -108,8 +108,7 @@ def test_follow_survives_restarts_and_says_what_is_missing(
             (200, part("\nthree", 8)),
             failure("model_not_loaded", "model 'm' is not loaded"),
             failure("model_not_loaded", "model 'm' is not loaded"),
-            (200, part("new\n", 0, pid=6)),
-            (200, part("later\n", 100, pid=6, gap=True)),
+            (200, part("later\n", 100, gap=True)),
             failure("forbidden", "the role", 403),
         )
     )
@@ -117,14 +116,68 @@ def test_follow_survives_restarts_and_says_what_is_missing(
         assert main(["logs", "-f", "m", "--url", scripted.url]) == 1
         after = [each.query.get("after") for each in scripted.requests]
     output = capsys.readouterr()
-    assert output.out == "one\ntwo\nthree\nnew\nlater\n"
-    assert after == [None, "6", "8", "14", "14", "14", "4", "106"]
+    assert output.out == "one\ntwo\nthree\nlater\n"
+    assert after == [None, "6", "8", "14", "14", "14", "106"]
     assert output.err.splitlines() == [
         "monitor-plugin: model 'm' is not loaded: trying again",
-        "monitor-plugin: the output of process 6 follows",
         "monitor-plugin: some output is missing",
         "monitor-plugin: the role",
     ]
+
+
+class Replaced:
+    """A monitor, of which one backend ends and another one starts after the first request.
+
+    Args:
+        first: what the first backend has written at the first request.
+        rest: what it writes before it ends.
+        new: the file of the second backend.
+        source: `file`; `host` for a host's log that goes on; `bytes` for one without offsets.
+    """
+
+    def __init__(self, first: str, rest: str, new: str, source: str) -> None:
+        self._old = first
+        self._after = {5: first + rest, 6: new}
+        self._source = source
+        self._requests = 0
+
+    def answer(self, request: Request) -> tuple[int, Any]:
+        self._requests += 1
+        if self._requests == 1:
+            return 200, part(self._old, source=self._source)
+        if self._requests == (6 if self._source == "file" else 3):
+            return failure("forbidden", "the end", 403)
+        pid = int(request.query.get("pid", 6))
+        text, after = self._after[pid], int(request.query["after"])
+        if self._source == "bytes":
+            return 200, part(text, 1000, pid=pid, gap=after < 1000, source="host")
+        has_gap = after > len(text)
+        start = 0 if has_gap else after
+        return 200, part(text[start:], start, pid=pid, gap=has_gap, source=self._source)
+
+
+@pytest.mark.parametrize(
+    ("first", "rest", "new", "source", "expected"),
+    [
+        ("a\nb\n", "c\n", "a\nb\nc\nd\n", "file", "a\nb\nc\n|d\n"),  # one file, appended to
+        ("a\nb\n", "c\n", "A\nB\nC\nD\n", "file", "a\nb\nc\n|A\nB\nC\nD\n"),  # another file
+        ("a\nb\n", "c\n", "A\n", "file", "a\nb\nc\n|A\n"),  # another one, which is shorter
+        ("a\nb\n", "", "A\nB\n", "file", "a\nb\n|A\nB\n"),  # another one, of the same size
+        ("", "", "A\n", "file", "|A\n"),
+        ("a\nb\n", "", "a\nb\nc\n", "host", "a\nb\n|c\n"),  # a host's log goes on
+        ("a\nb\n", "", "0\na\nb\nc\n", "bytes", "a\nb\n|c\n"),  # without offsets
+        ("a\nb\n", "", "c\n", "bytes", "a\nb\n|c\n"),
+    ],
+)
+def test_follow_goes_on_with_the_next_backend(
+    first: str, rest: str, new: str, source: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest of the old log, then the new one: nothing is lost, and nothing is printed twice."""
+    with Scripted(Replaced(first, rest, new, source).answer) as scripted:
+        assert main(["logs", "-f", "m", "--url", scripted.url]) == 1
+    output = capsys.readouterr()
+    assert output.out == expected.replace("|", "")
+    assert "monitor-plugin: the output of process 6 follows\n" in output.err
 
 
 @pytest.mark.parametrize(
