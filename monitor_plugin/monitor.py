@@ -309,6 +309,7 @@ class Monitor:
                 services.registry.last_exits,
                 self.plugins,
                 services.limits_reader.own,
+                services.known_models.known,
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
             unseen=services.unseen,

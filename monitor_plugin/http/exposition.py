@@ -26,6 +26,7 @@ from ..api.results import escape
 from ..api.schemas import GpuItem
 from ..backends.counters import ModelCounts
 from ..backends.registry import EndedBackend
+from ..domain.known_models import MODEL_STATES, KnownModel
 from ..domain.models import STARTING, Backend, Limits, LoadedPlugin, Observation, State, state_name
 from ..domain.version import package_version
 from ..gpu.reading import STALE_SECONDS, GpuReading
@@ -55,6 +56,7 @@ class Exposition:
         last_exits: lists the last exits.
         plugins: lists the plugins.
         own_limits: reads the limits of the monitor.
+        known_models: lists the models that hosts can run.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Exposition:
         last_exits: Callable[[], Sequence[EndedBackend]],
         plugins: Callable[[], Sequence[LoadedPlugin]],
         own_limits: Callable[[], Limits],
+        known_models: Callable[[], Sequence[KnownModel]],
     ) -> None:
         self._sweep = sweep
         self._list_gpus = list_gpus
@@ -74,6 +77,7 @@ class Exposition:
         self._last_exits = last_exits
         self._plugins = plugins
         self._own_limits = own_limits
+        self._known_models = known_models
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -243,7 +247,15 @@ class Exposition:
                 exits.add_metric((model, cause), count)
             for outcome, count in counts.shutdowns.items():
                 shutdowns.add_metric((model, outcome), count)
-        yield from (exits, shutdowns)
+        states = GaugeMetricFamily(
+            "monitor_model_state",
+            "1 for the state of the model that its host says, 0 for the other states.",
+            labels=("model", "state"),
+        )
+        for known in self._known_models():
+            for state in MODEL_STATES:
+                states.add_metric((known.model, state), state == known.state)
+        yield from (exits, shutdowns, states)
 
     def _events(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(

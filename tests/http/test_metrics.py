@@ -20,6 +20,7 @@ from monitor_plugin import (
     Backend,
     BackendExit,
     EventFigures,
+    KnownModel,
     LoadedPlugin,
     Memory,
     Monitor,
@@ -156,6 +157,7 @@ def render(
         lambda: EXITS,
         lambda: plugins,
         lambda: own_limits,
+        lambda: [KnownModel("m", "running"), KnownModel("n", "failed", "gave up")],
     )
     return exposition.render(media_type)[0].decode()
 
@@ -199,6 +201,10 @@ def test_both_formats_have_the_same_figures(media_type: str) -> None:
     assert value(found, failures, **labels, code="UNAVAILABLE") == 1
     assert value(found, "monitor_backend_exits_total", model="m", cause="killed") == 2
     assert value(found, "monitor_backend_shutdowns_total", model="m", outcome="stopped") == 3
+    for model, current in (("m", "running"), ("n", "failed")):
+        for state in ("running", "starting", "stopped", "waiting", "failed", "exited"):
+            one = value(found, "monitor_model_state", model=model, state=state)
+            assert one == (state == current)
     # Of two backends that ended at the same address.
     assert value(found, "monitor_backend_left_behind_processes", **labels) == 3
     assert text.count("monitor_backend_left_behind_processes{") == 1
@@ -242,6 +248,7 @@ def test_unknown_figures_are_absent() -> None:
         list,
         list,
         Limits,
+        list,
     )
     found = series(exposition.render(TEXT)[0].decode())
     assert {name for name, labels in found if not labels} == {"monitor_machine_memory_bytes"}

@@ -10,6 +10,7 @@ import falcon
 from ...api.schemas import GpuItem
 from ...backends.counters import ModelCounts
 from ...backends.registry import EndedBackend
+from ...domain.known_models import KnownModel
 from ...domain.models import Backend, Limits, LoadedPlugin
 from ...gpu.reading import GpuReading
 from ...readings.sweeper import Sweep
@@ -33,6 +34,7 @@ class MetricsSource(NamedTuple):
     last_exits: Callable[[], Sequence[EndedBackend]]
     plugins: Callable[[], Sequence[LoadedPlugin]]
     own_limits: Callable[[], Limits]
+    known_models: Callable[[], Sequence[KnownModel]]
 
 
 class MetricsResource:
