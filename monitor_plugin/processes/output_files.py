@@ -111,9 +111,9 @@ class _Target(NamedTuple):
     """What a descriptor points to. Reading this does not touch the file system of the file."""
 
     path: str
-    mount: str | None
-    inode: str | None
-    is_writable: bool
+    mount: str | None = None
+    inode: str | None = None
+    is_writable: bool = False
 
 
 class OutputFiles:
@@ -240,6 +240,8 @@ def _read_target(pid: int | str, number: int) -> _Target | None:
     """Read what a descriptor points to; None if it is not open, or may not be read."""
     try:
         path = os.readlink(f"/proc/{pid}/fd/{number}")  # noqa: PTH115 - it need not be a path
+        if not path.startswith("/"):  # a pipe or a socket, as `pipe:[4711]`
+            return _Target(path)
         lines = read_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
     except OSError:
         return None
