@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -22,10 +24,11 @@ from monitor_plugin import (
     StartFailed,
     hookimpl,
 )
+from monitor_plugin.domain.known_models import MODEL_STATES
 
 from ..gpus import GpuFile, make_gpu
 from ..support import Backend as Spawned
-from ..support import Client, Spawner, eventually, free_port, is_running
+from ..support import Client, Spawner, eventually, free_port, is_running, read_line
 from .browser import Tabs, chromium, skip_without
 
 if TYPE_CHECKING:
@@ -404,6 +407,14 @@ def test_page_names_the_process_that_serves_an_address(
     shows(page, "own", "Served by", f"PID {own.pid}\n")
 
 
+def hasten(page: Page) -> None:
+    """Have the page ask every 0.3 s for what causes no event, until `page.unroute_all`."""
+    page.route(
+        "**/events?*wait=5",
+        lambda route: route.continue_(url=route.request.url.replace("wait=5", "wait=0.3")),
+    )
+
+
 def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
     """Change each answer of GET /backends before the page gets it, until `page.unroute_all`."""
 
@@ -413,6 +424,7 @@ def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
         route.fulfill(json=body)
 
     page.route(re.compile(r"/backends\b(?!\.js)"), edited)
+    hasten(page)
     page.reload()
 
 
@@ -616,6 +628,7 @@ def test_panel_follows_the_devices(
     backend = register(monitor, "on the GPU")
     devices.write(make_gpu({backend.pid: 300}, total=900))
     page = tabs.open(monitor.url).page
+    hasten(page)
     device = page.locator("#gpus-table tbody tr")
     device.wait_for()
     text = device.inner_text().replace("\xa0", " ")
@@ -624,6 +637,7 @@ def test_panel_follows_the_devices(
     shows(page, "on the GPU", "vram:test0 (GPU) 300 B")
     devices.write()
     page.locator("#gpus").wait_for(state="hidden")
+    page.unroute_all(behavior="ignoreErrors")
 
 
 class Components:
@@ -638,13 +652,147 @@ class Refuses:
         return HOSTILE
 
 
+# A backend whose child has a child. It writes each line of its input to its log, with escapes of
+# bytes replaced and without the end of the line.
+WRITER = """
+import subprocess, sys
+subprocess.Popen(["sh", "-c", "sleep 1000 & echo $$ $!; wait"], stdin=subprocess.DEVNULL)
+for line in sys.stdin:
+    text = line.rstrip("\\n").encode().decode("unicode_escape")
+    sys.stderr.buffer.write(text.encode("latin-1"))
+    sys.stderr.flush()
+sys.exit(3)
+"""
+
+
+class Writer:
+    """A backend that writes what a test wants to its log, a file.
+
+    Args:
+        spawner: starts the backend.
+        path: the file.
+    """
+
+    def __init__(self, spawner: Spawner, path: Path) -> None:
+        with path.open("wb") as file:
+            self.process = spawner.python(WRITER, stdin=subprocess.PIPE, stderr=file)
+        self.pid = self.process.pid
+        self.shell, self.sleeper = map(int, read_line(self.process).split())
+
+    def write(self, text: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(f"{text}\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def test_panel_shows_the_processes_log_events_and_ends_of_a_model(
+    make_swept: Callable[..., Monitor],
+    register: Register,
+    spawner: Spawner,
+    tabs: Tabs,
+    tmp_path: Path,
+) -> None:
+    """Its address leads to it. It makes requests only while it is open."""
+    monitor = make_swept()
+    name = f"org/m & 50 % + {HOSTILE}#1"
+    writer = Writer(spawner, tmp_path / "log")
+    writer.write(rf"\x1b[31mfirst \xff {HOSTILE}\n")
+    monitor.hook.monitor_backend_spawned(model=name, pid=writer.pid, address="127.0.0.1:1")
+    register(monitor, "other")
+    tab = tabs.open(monitor.url, expected="/backend/log")
+    page = tab.page
+    badge(page, "other")("ready")
+    panel, log = page.locator("#panel"), page.locator("#log-lines")
+    page.get_by_role("link", name=name, exact=True).click()
+    panel.get_by_role("heading", name=name, exact=True).wait_for()
+    assert page.evaluate("location.hash") == f"#model={quote(name, safe='()!*')}"
+    assert page.title().startswith(name)
+    assert not page.locator("#backends-table").is_visible()
+    page.reload()  # the address alone leads to the panel
+
+    rows = panel.locator(".members tbody tr")
+    eventually(lambda: rows.count() == 3)
+    depths = [
+        (str(pid), depth)
+        for pid, depth in zip((writer.pid, writer.shell, writer.sleeper), "012", strict=True)
+    ]
+    assert [
+        (row.locator("b").inner_text(), row.locator("th > span").get_attribute("data-depth"))
+        for row in rows.all()
+    ] == depths
+    assert f"sleep (child of {writer.shell})" in rows.nth(2).inner_text()
+    for chart in panel.get_by_role("img").all():
+        chart.locator("canvas").wait_for()
+        eventually(lambda chart=chart: chart.evaluate(INK))  # type: ignore[misc]
+        box = chart.bounding_box()
+        assert box
+        assert box["width"] > 300
+    page.locator("#panel-events", has_text=f"{name} was registered").wait_for()
+    first = rf"\x1b[31mfirst \xff {HOSTILE}"
+    eventually(lambda: log.inner_text().split("\n") == [first])
+    writer.write("second\\n")
+    eventually(lambda: log.inner_text().split("\n") == [first, "second"])
+    page.get_by_label("Follow").uncheck()
+    writer.write("third\\n")
+    page.get_by_label("Stream").select_option("stdout")
+    page.locator("#log-note", has_text="pipe").wait_for()
+    page.get_by_label("Stream").select_option("stderr")
+    page.get_by_label("Follow").check()
+    eventually(lambda: log.inner_text().split("\n")[1:] == ["second", "third"])
+
+    writer.end()
+    page.get_by_text("No backend of this model is registered.").wait_for()
+    end = page.locator("#panel-ends summary", has_text="exited with code 3")
+    end.focus()
+    page.keyboard.press("Enter")
+    whole = page.locator("#panel-ends .whole")
+    whole.get_by_text("Its last output:").wait_for()
+    for words in ("Code, signal\n3", "In an hour\n1 end", "Last reading", "second\nthird"):
+        assert words in whole.inner_text()
+    os.kill(writer.shell, signal.SIGKILL)
+    os.kill(writer.sleeper, signal.SIGKILL)
+
+    page.get_by_role("link", name="All models").click()
+    badge(page, "other")("ready")
+    page.go_back()
+    panel.get_by_role("heading", name=name, exact=True).wait_for()
+    page.go_forward()
+    assert page.title() == "Monitor"
+    assert not panel.is_visible()
+    last = page.locator("#ends-table .last")
+    last.locator("summary").click()
+    assert last.locator("pre").inner_text().endswith("second\nthird")
+    tab.requests.clear()
+    page.evaluate("location.hash = '#model=none'")
+    page.get_by_text("No model of this name is known.").wait_for()
+    page.evaluate("location.hash = '#model=%'")
+    panel.get_by_role("heading", name="%", exact=True).wait_for()
+    page.go_back()
+    page.go_back()
+    page.get_by_role("link", name="other").click()
+    panel.locator(".members").wait_for()
+    page.get_by_role("link", name="All models").click()
+    hasten(page)
+    await_polls(page, 1)
+    tab.requests.clear()
+    await_polls(page, 3)
+    page.unroute_all(behavior="ignoreErrors")
+    assert not [url for url in tab.requests if "/backend/" in url]
+    assert page.locator("img").count() == 0
+
+
 def test_panel_names_the_other_nodes_of_a_model(
     make_swept: Callable[..., Monitor], register: Register, tabs: Tabs
 ) -> None:
     """Each node answers for its own processes and logs, so the panel links to the other nodes."""
     monitor = make_swept()
     register(monitor, "m")
-    tab = tabs.open(monitor.url, expected="404")
+    tab = tabs.open(monitor.url, expected="/backend/log")
     page = tab.page
     nodes = [
         {"node": "here", "url": monitor.url},
@@ -738,10 +886,12 @@ def test_token_is_asked_for_once(
     notice.wait_for()
     notice.get_by_role("button", name="Close").click()
     page.get_by_role("link", name="m", exact=True).click()
+    page.locator("#log-note", has_text="it needs an admin").wait_for()
     page.locator("#panel-members", has_text=f"{backend.pid} python").wait_for()
     page.get_by_role("button", name="Forget the token").click()
     page.get_by_role("textbox", name="Token").fill("4dmin")
     page.keyboard.press("Enter")
+    eventually(lambda: "admin" not in page.locator("#log-note").inner_text())
     page.get_by_role("link", name="All models").click()
     confirm(page, "m")
     end_of(page, "m")
@@ -814,9 +964,14 @@ def test_page_is_accessible(
         monitor.hook.monitor_backend_spawned(model="r" * 255, pid=pid, address="a" * 9999)
     page = tabs.open(
         monitor.url, color_scheme=scheme, viewport={"width": 1280, "height": 900},
-        reduced_motion="reduce",
+        reduced_motion="reduce", expected="/backend/log",
     ).page  # fmt: skip
-    edit_answers(page, lambda body: body.update(gpus=[GPU, UNKNOWN_GPU, APU, *EIGHT]))
+    models = [
+        {"model": f"{state} one", "state": state, "detail": "it says so", "can_start": True}
+        for state in MODEL_STATES
+    ]
+    gpus = [GPU, UNKNOWN_GPU, APU, *EIGHT]
+    edit_answers(page, lambda body: body.update(gpus=gpus, models=models))
     end_of(page, "crashed")
     page.locator("#gpus-details > summary").click()
     badge(page, "silent")("unknown")
@@ -831,8 +986,16 @@ def test_page_is_accessible(
 
     check()
     page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.evaluate(OVER_THE_EDGE) == []
+    for shown in (None, "w" * 255, "failed one", "crashed"):
+        if shown is not None:
+            page.evaluate("hash => { location.hash = hash; }", f"#model={quote(shown)}")
+            page.locator("#panel-title", has_text=shown).wait_for()
+            page.locator("#panel-models, #panel-events li").filter(visible=True).first.wait_for()
+        if shown in ("w" * 255, "crashed"):
+            check()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate(OVER_THE_EDGE) == []
+    page.get_by_role("link", name="All models").click()
     transition = "tr => getComputedStyle(tr.firstElementChild).transitionDuration"
     assert page.locator("tr").first.evaluate(transition) == "0s"
     stop_button(page, "in error").click()
@@ -915,6 +1078,7 @@ def test_page_shows_refused_registrations(
     page = tabs.open(monitor.url).page
     badge(page, "m")("ready")
     assert not page.locator("#refused").is_visible()
+    hasten(page)
     process = spawner.sleeper()
     with pytest.raises(InvalidBackend):
         monitor.hook.monitor_backend_spawned(
@@ -930,6 +1094,7 @@ def test_page_shows_refused_registrations(
     process.wait()
     refusal.wait_for(state="detached")
     assert not page.locator("#refused").is_visible()
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_page_shows_null_as_unknown(

@@ -10,6 +10,9 @@ const MAX_CHARACTERS = 2 ** 20;
 const BYTES = 65536;
 const RETRY_SECONDS = 5;
 const NEAR_THE_END = 40;
+// Statuses up to this one come from the monitor itself; those above may pass.
+const LAST_FINAL = 501;
+const NEEDS_ADMIN = "A log can hold what users sent to the model, so it needs an admin’s token";
 
 // Control characters, and those that change the direction or the breaks of lines of a text.
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
@@ -96,6 +99,7 @@ export class LogLines {
 export class LogView {
   #run = 0;
   #model = null;
+  #isRefused = false;
   #end = () => {};
 
   constructor(onUnauthorized) {
@@ -112,28 +116,25 @@ export class LogView {
     });
   }
 
-  /** Show the log of a model. */
-  open(model) {
-    this.#model = model;
-    this.#offer([]);
-    this.#begin();
-  }
-
-  /** Offer the logs of a model's backends with these PIDs. */
-  showBackends(pids) {
+  /** Show the log of a model, and offer those of its backends, which have these PIDs. */
+  show(model, pids) {
     const chosen = this.backend.value;
-    this.#offer(pids.map(String));
-    if (this.backend.value !== chosen) this.#begin();
+    const isOther = this.#offer(pids.map(String));
+    const isNew = this.#model !== model;
+    this.#model = model;
+    if (isNew || this.backend.value !== chosen || (isOther && this.#isRefused)) this.#begin();
   }
 
+  /** Offer PIDs; returns whether they are others than before. */
   #offer(pids) {
     const values = ["", ...pids];
     const chosen = this.backend.value;
     byId("log-which").hidden = pids.length < 2;
-    if (values.join() === [...this.backend.options].map(({ value }) => value).join()) return;
+    if (values.join() === [...this.backend.options].map(({ value }) => value).join()) return false;
     const makeOption = (value) => element("option", { value }, value ? `PID ${value}` : "the newest");
     this.backend.replaceChildren(...values.map(makeOption));
     this.backend.value = values.includes(chosen) ? chosen : "";
+    return true;
   }
 
   /** Ask for the log no longer. */
@@ -149,6 +150,7 @@ export class LogView {
     this.#run += 1;
     const run = this.#run;
     const isOver = () => run !== this.#run || this.#model === null;
+    this.#isRefused = false;
     this.#end();
     this.lines.clear();
     this.#say("Loading…");
@@ -174,12 +176,13 @@ export class LogView {
           await this.onUnauthorized();
           continue;
         }
-        if (error instanceof Refused && error.status === 403) {
-          this.lines.clear();
-          this.#say(`A log can hold what users sent to the model, so it needs an admin’s token (${error.message}).`);
+        if (error instanceof Refused && error.status <= LAST_FINAL) {
+          // The same question has the same answer, until another backend is there.
+          this.#isRefused = true;
+          this.#say(error.status === 403 ? `${NEEDS_ADMIN} (${error.message}).` : error.message);
           return;
         }
-        this.#say(error instanceof Refused ? error.message : `The log cannot be read: ${error.message}.`);
+        this.#say(`The log cannot be read: ${error.message}.`);
       }
       await this.#pause(Math.max(seconds, 1), isOver);
     }

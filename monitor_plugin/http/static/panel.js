@@ -61,7 +61,9 @@ export class Panel {
     if (model === null) return;
     try {
       const { events } = await get("events?after=0");
-      if (model === this.#model) this.#addEvents(events);
+      if (model !== this.#model) return;
+      this.#addEvents(events);
+      this.#show();
     } catch {
       // The feed notices and reports it.
     }
@@ -86,19 +88,18 @@ export class Panel {
     byId("panel-members").replaceChildren();
     byId("panel-events").replaceChildren();
     byId("panel-ends").replaceChildren();
-    if (model === null) this.log.close();
+    this.log.close();
     document.body.dataset.view = model === null ? "all" : "model";
     byId("panel").hidden = model === null;
     if (model === null) {
       const links = [...document.querySelectorAll("main a.model")];
       const link = links.find((each) => each.getAttribute("href") === hashOf(before));
-      (link?.checkVisibility() ? link : byId("backends")).focus();
+      (link?.getClientRects().length > 0 ? link : byId("backends")).focus();
       this.onChange();
       return;
     }
     this.title.replaceChildren(named(model));
     this.title.focus();
-    this.log.open(model);
     this.#show();
     this.#askForMembers();
     this.reload();
@@ -123,8 +124,9 @@ export class Panel {
     setText(note, isKnown ? "No backend of this model is registered." : "No model of this name is known.");
     this.#showNodes(items, answer.nodes ?? []);
     const own = backends.filter((item) => this.#isOwn(item));
-    this.log.showBackends(own.map(({ pid }) => pid));
     const isHere = isKnown && (items.length === 0 || items.some((item) => this.#isOwn(item)));
+    if (isHere) this.log.show(this.#model, own.map(({ pid }) => pid));
+    else this.log.close();
     for (const id of ["members", "log", "events"]) byId(`${id}-section`).hidden = !isHere;
     byId("ends-of-model").hidden = !isKnown;
     if (own.length === 0) byId("panel-members").replaceChildren();
