@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from monitor_plugin import Monitor, PostMortem
+from monitor_plugin import Monitor, hookimpl
 from monitor_plugin.api.results import Response
 from monitor_plugin.cluster.transport.messages import Reply, pack
 
-from ...support import Client, Spawner, eventually, load_sleeper
+from ...support import Answer, Client, Spawner, eventually, load_sleeper
 from .conftest import MakeHost, MakeLocal, MakeRogue, NatsServer, NodeClient
 from .rogue import announce_rogue, reply_with
 
@@ -102,38 +102,51 @@ def test_list_with_models_of_another_node_is_refused(
     assert [each["model"] for each in listed["models"]] == ["x"]
 
 
+class LastWords:
+    """A host that keeps the logs of its programs."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    @hookimpl
+    def monitor_read_log(self) -> bytes:
+        """Return the same end for each log."""
+        return self._words.encode()
+
+
 def test_only_admins_get_the_last_output_of_any_node(
     nats: NatsServer, make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
 ) -> None:
     """The role counts for each request, so that no list for an admin is given to a reader."""
     words = "the last words of node "
     (tmp_path / "tokens").write_text("read:dashboard:reader-secret\nadmin:ops:admin-secret\n")
-    monitors = {}
+    urls = {}
     for name in ("a", "b"):
         settings = {"cluster": nats.url, "token_file": str(tmp_path / "tokens")}
-        monitor = monitors[name] = make_monitor(node=name, **settings)
+        monitor = make_monitor(node=name, plugins=[LastWords(words + name)], **settings)
+        urls[name] = monitor.url
         sleeper = load_sleeper(monitor, spawner)
         sleeper.kill()
         sleeper.wait()
-        registry = monitor._services.registry
-        eventually(registry.last_exits)
-        (ended,) = registry.last_exits()
-        postmortem = PostMortem(
-            id=ended.id, exit=ended.exit, uptime_seconds=1.0, last_output=words + name
-        )
-        registry.set_postmortem(ended.backend, postmortem)
+
+    def get(secret: str, path: str) -> Answer:
+        headers = {"Authorization": f"Bearer {secret}"}
+        answer = Client(urls["a"]).request("GET", path, None, headers)
+        if secret == "reader-secret":
+            assert words not in answer.body.decode(), path
+        return answer
 
     def list_as(secret: str, query: str) -> list[tuple[str, str | None]]:
-        headers = {"Authorization": f"Bearer {secret}"}
-        answer = Client(monitors["a"].url).request("GET", f"/backends{query}", None, headers)
-        assert (words in answer.body.decode()) == (secret == "admin-secret")
-        return [(each["node"], each["last_output"]) for each in answer.json["ended"]]
+        ended = get(secret, f"/backends{query}").json["ended"]
+        return sorted((each["node"], each["last_output"]) for each in ended)
 
-    eventually(lambda: len(list_as("reader-secret", "")) == 2)
+    eventually(
+        lambda: [each for _, each in list_as("admin-secret", "")] == [words + "a", words + "b"]
+    )
     for query in ("", "?fresh=false", "?limit=5", "?node=b"):
         nodes = ["b"] if "node" in query else ["a", "b"]
         for _ in range(2):
-            listed = sorted(list_as("admin-secret", query))
-            assert listed == [(name, words + name) for name in nodes]
-            listed = sorted(list_as("reader-secret", query))
-            assert listed == [(name, None) for name in nodes]
+            assert list_as("admin-secret", query) == [(name, words + name) for name in nodes]
+            assert list_as("reader-secret", query) == [(name, None) for name in nodes]
+    for path in ("/events", "/backend/log?model=m", "/backend/log?model=m&node=b"):
+        get("reader-secret", path)

@@ -180,13 +180,10 @@ def test_only_the_client_gets_the_last_output_of_a_failed_start(
     make_host: MakeHost,
     make_node: MakeNode,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both nodes audit the start. Neither the audit nor another log has a line of the program."""
     caplog.set_level(logging.DEBUG)
     b = make_host("b", nats.url, {"m": "die", "fine": ""})
-    starter = b.monitor._services.operations._starter
-    monkeypatch.setattr(starter, "_read_output", lambda model: "the secret last words")
     edge = make_node("edge", nats.url, token="the-edge-token")
     sent = {"Authorization": "Bearer the-edge-token"}
     eventually(lambda: b.lists("b", "edge"))
@@ -276,7 +273,7 @@ def test_another_node_stops_a_model_that_is_being_started(
     nats: NatsServer, make_host: MakeHost, make_local: MakeLocal, force: bool
 ) -> None:
     """The shutdown waits for the start that came before; by force, it ends the start."""
-    b = make_host("b", nats.url, {"m": ""})
+    b = make_host("b", nats.url, {"m": ""}, hook_timeout_seconds=2.0)
     a, c = (make_local(name, nats.url) for name in "ac")
     for node in (a, b, c):
         eventually(partial(node.lists, "a", "b", "c"))
