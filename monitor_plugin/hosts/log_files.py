@@ -69,12 +69,17 @@ class LogFiles:
     def __init__(self) -> None:
         self._positions: dict[str, _Position] = {}  # by the path of the log
 
-    def read(self, path: str, max_bytes: int) -> LogTail | None:
+    def read(self, path: str, max_bytes: int, end: int | None = None) -> LogTail | None:
         """Read the last bytes of a log, also of its rotated files; None if it is no regular file.
 
         The first read of a log counts the bytes of the files that there are. If all that was
         there at the last read has been removed since, one byte counts as missing: how many bytes
         are missing is not known.
+
+        Args:
+            path: the path of the log.
+            max_bytes: how many bytes to read at most.
+            end: where to end, as the `end` of an earlier read; None reads up to the end.
 
         Raises:
             OSError: the file cannot be read.
@@ -84,12 +89,15 @@ class LogFiles:
             if not files:
                 return None
             newest = files[0]
-            end = _count_bytes(files, self._positions.get(path))
+            last = _count_bytes(files, self._positions.get(path))
             mark = newest.read_before(newest.size, _MARK_BYTES)
-            self._positions[path] = _Position(newest.inode, newest.size, mark, end)
-            data = b""
+            self._positions[path] = _Position(newest.inode, newest.size, mark, last)
+            end = last if end is None else min(end, last)
+            data, left_out = b"", last - end
             for file in files:
-                data = file.read_before(file.size, max_bytes - len(data)) + data
+                offset = max(0, file.size - left_out)
+                left_out -= file.size - offset
+                data = file.read_before(offset, max_bytes - len(data)) + data
             return LogTail(data, end)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from supervisor.loggers import FileHandler, LogRecord, RotatingFileHandler
 
+from monitor_plugin.domain.logs import LogTail
 from monitor_plugin.hosts.log_files import LogFiles
 
 
@@ -51,6 +52,25 @@ def test_rotated_files_are_parts_of_the_log(tmp_path: Path) -> None:
     handler.close()
     reopened = LogFiles()  # as after a restart of the monitor: counts what is there
     assert read(reopened, path) == (data, len(data))
+
+
+def test_log_is_read_up_to_an_earlier_end(tmp_path: Path) -> None:
+    """Also if that is in a rotated file; of an end whose bytes were removed nothing is left."""
+    path, logs = tmp_path / "log", LogFiles()
+    handler = RotatingFileHandler(str(path), maxBytes=10, backupCount=2)
+    log(handler, b"first\n")
+    _, end = read(logs, path)
+    for text in (b"second\n", b"third\n"):
+        log(handler, text)
+    assert logs.read(str(path), 4, end) == LogTail(b"rst\n", end)
+    assert logs.read(str(path), 100, end) == LogTail(b"first\n", end)
+    assert logs.read(str(path), 100, end + 1) == LogTail(b"first\ns", end + 1)
+    assert logs.read(str(path), 100, 1000) == LogTail(b"first\nsecond\nthird\n", end + 13)
+    for _ in range(3):
+        log(handler, b"0123456789")
+        read(logs, path)
+    assert logs.read(str(path), 100, end) == LogTail(b"", end)
+    handler.close()
 
 
 @pytest.mark.parametrize("backups", [0, 2])

@@ -95,6 +95,10 @@ def sections(folder: Path) -> str:
             shell("left", SLEEPS, manual),
             shell("right", "exit 3", *failing),
             shell("binary", WRITES),
+            shell(
+                "talks",
+                f"echo I am $$; until test -e {folder}/go; do sleep 0.1; done; echo more; {SLEEPS}",
+            ),
             shell("merged", WRITES, "redirect_stderr=true"),
             shell("half", WRITES, "stderr_logfile=NONE"),
             shell("device", WRITES, "stdout_logfile=/dev/stdout", "stdout_logfile_maxbytes=0"),
@@ -290,9 +294,9 @@ def test_logs_are_read_as_bytes(case: Case) -> None:
     """
     case.models()
 
-    def read(model: str, stream: str = "stdout", *, size: int = 1000) -> tuple[bytes, int] | None:
+    def read(model: str, stream: str = "stdout", *, size: int = 1000) -> object:
         tail = case.adapter.monitor_read_log(model, None, stream, size)
-        return None if tail is None else (tail.data, tail.end)
+        return (tail.data, tail.end) if isinstance(tail, LogTail) else tail
 
     eventually(lambda: read("binary") == (OUT, len(OUT)))
     eventually(lambda: read("binary", "stderr") == (ERR, len(ERR)))
@@ -305,8 +309,8 @@ def test_logs_are_read_as_bytes(case: Case) -> None:
     assert read("device") is None
     assert read("no such model") is None
     # The monitor does not know supervisord's folder.
-    eventually(lambda: read("relative") == ("häh\n".encode(), 5))
-    assert read("relative", size=3) == (b"h\n", 5)  # not a part of a character
+    eventually(lambda: read("relative") == "häh\n".encode())
+    assert read("relative", size=3) == b"h\n"  # not a part of a character
     assert read("relative", "stderr") is None
 
 
@@ -316,7 +320,7 @@ def test_log_that_is_rotated_at_ten_megabytes_a_second_is_followed(case: Case) -
     followed = b""
     while len(followed) < FLOOD_BYTES:
         tail = case.adapter.monitor_read_log("flood", None, "stderr", FLOOD_BYTES)
-        assert tail
+        assert isinstance(tail, LogTail)
         assert tail.end - len(followed) <= len(tail.data)
         followed += tail.data[len(tail.data) - (tail.end - len(followed)) :]
         time.sleep(0.2)
@@ -325,13 +329,22 @@ def test_log_that_is_rotated_at_ten_megabytes_a_second_is_followed(case: Case) -
     assert Path(case.host.info("flood")["stderr_logfile"] + ".1").exists()
 
 
-def test_log_of_an_ended_process_is_that_of_its_program(case: Case) -> None:
-    """A process of no program has no log."""
+def test_log_of_an_ended_process_ends_with_its_last_words(case: Case) -> None:
+    """The next process of its program writes to the same log. A process of no program has none."""
     case.models()
-    (backend,) = eventually(lambda: case.backends("binary"))
+    (backend,) = eventually(lambda: case.backends("talks"))
+    words = f"I am {backend.pid}\n".encode()
+
+    def read(pid: int | None) -> bytes:
+        tail = case.adapter.monitor_read_log("talks", pid, "stdout", 999)
+        return tail.data if isinstance(tail, LogTail) else b""
+
+    eventually(lambda: read(backend.pid) == words)
     os.kill(backend.pid, signal.SIGKILL)
-    eventually(lambda: case.host.info("binary")["pid"] not in (0, backend.pid))
-    tail = case.adapter.monitor_read_log("binary", backend.pid, "stdout", 99)
-    assert tail
-    assert tail.data.startswith(OUT)
-    assert case.adapter.monitor_read_log("binary", os.getpid(), "stdout", 99) is None
+    eventually(lambda: case.host.info("talks")["pid"] not in (0, backend.pid))
+    case.models()
+    (case.host.folder / "go").touch()
+    eventually(lambda: read(None).endswith(b"more\n"))
+    assert read(backend.pid).startswith(words)
+    assert b"more" not in read(backend.pid)
+    assert case.adapter.monitor_read_log("talks", os.getpid(), "stdout", 99) is None

@@ -7,7 +7,6 @@ It asks supervisord what runs (`getAllProcessInfo`), and with which command line
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -26,12 +25,12 @@ from ...monitor import Monitor
 from ...processes.process_table import read_ancestry
 from ...shutdown.stop import format_pids
 from ..discovery import BackendRule, Discovery, Program
-from ..log_files import LogFiles
 from ..poller import Poller
 from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
 from .client import SupervisordClient, SupervisordError
 from .configuration import Configuration
+from .logs import ProgramLogs
 from .programs import ModelProgram, known_models, model_program
 
 _logger = logging.getLogger(__name__)
@@ -41,8 +40,6 @@ _POLL_SECONDS = 0.1
 _RESTART_SECONDS = 1.5
 # supervisord sends SIGKILL just after stopwaitsecs, which is often the same as the stop's timeout.
 _KILL_SECONDS = 0.5
-# A character of UTF-8 has up to four bytes.
-_MAX_CHARACTER_BYTES = 4
 
 
 class Adapter:
@@ -65,7 +62,7 @@ class Adapter:
         self._discovery = Discovery(rules)
         self._kill_seconds = min(_KILL_SECONDS, hook_timeout_seconds / 2)
         self._configuration = Configuration(supervisord)
-        self._log_files = LogFiles()
+        self._logs = ProgramLogs(supervisord)
         self._programs: Sequence[ModelProgram] = ()  # as the last poll found them
         self._registry_sync: RegistrySync | None = None
         self._closing = threading.Event()
@@ -98,6 +95,7 @@ class Adapter:
         programs = [_program(info, self._configuration.of(info).command) for info in infos]
         found = self._discovery.find(programs)
         self._programs = list(self._model_programs(programs, infos))
+        self._logs.follow(self._programs)
         if self._registry_sync and not self._closing.is_set():
             self._registry_sync.sync(found)
 
@@ -170,44 +168,21 @@ class Adapter:
     @hookimpl
     def monitor_read_log(
         self, model: str, pid: int | None, stream: str, max_bytes: int
-    ) -> LogTail | None:
-        """Read the end of a program's log, which has the output of all its processes so far.
+    ) -> LogTail | bytes | None:
+        """Read the end of a program's log: see `ProgramLogs.read`.
 
-        Reads the file if the monitor may, else asks supervisord, which cannot send bytes that are
-        no UTF-8, or control characters.
-
-        Returns:
-            None: supervisord does not write this stream to a file, or the file cannot be read.
+        Without a PID, this is the program of the model that supervisord has started last.
         """
-        program = self._program_for_log(model, pid)
-        log = program.logs.get(stream) if program else None
-        # /dev/stdout would be the monitor's own standard output.
-        if program is None or log is None or log.path.startswith(("/dev/", "/proc/")):
-            return None
-        if log.path.startswith("/"):  # others are relative to supervisord's folder
-            try:
-                return self._log_files.read(log.path, max_bytes)
-            except OSError:  # such as a file of another user
-                pass
-        return self._ask_for_log(program.name, log.channel, max_bytes)
-
-    def _program_for_log(self, model: str, pid: int | None) -> ModelProgram | None:
-        """Return the program that has or had the process; for None, the model's last started."""
         if pid is None:
             same = [each for each in self._programs if each.model == model]
-            return max(same, key=lambda each: each.started_at, default=None)
-        name = self._registry_sync.program_of(pid) if self._registry_sync else None
-        return next((each for each in self._programs if each.name == name), None)
-
-    def _ask_for_log(self, name: str, channel: str, max_bytes: int) -> LogTail | None:
-        """Ask supervisord for the end of a log; return None if it cannot say, or has none."""
-        method = f"tailProcess{channel.capitalize()}Log"
-        # supervisord fails if the first byte is in the middle of a character.
-        for size in range(max_bytes, max(0, max_bytes - _MAX_CHARACTER_BYTES), -1):
-            with contextlib.suppress(SupervisordError):
-                text, end, _ = self._supervisord.call(method, name, 0, size)
-                return LogTail(text.encode(), end) if end else None
-        return None
+            last = max(same, key=lambda each: each.started_at, default=None)
+            return self._logs.read(last, None, stream, max_bytes) if last else None
+        sync = self._registry_sync
+        name = sync.program_of(pid) if sync else None
+        program = next((each for each in self._programs if each.name == name), None)
+        if sync is None or program is None:
+            return None
+        return self._logs.read(program, sync.own_process_of(pid), stream, max_bytes)
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:

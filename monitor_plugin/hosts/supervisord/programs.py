@@ -38,6 +38,7 @@ class ModelProgram(NamedTuple):
         model: its model.
         name: its full name, `group:name`.
         display_name: its name as `supervisorctl status` shows it.
+        pid: its process; 0 if none runs.
         state: its state, of supervisord's numbers.
         detail: what supervisord says about the state; None if it says nothing that people need.
         started_at: when its last process was started, in seconds since the epoch; 0 if none was.
@@ -47,6 +48,7 @@ class ModelProgram(NamedTuple):
     model: str
     name: str
     display_name: str
+    pid: int
     state: int
     detail: str | None
     started_at: int
@@ -71,7 +73,8 @@ def model_program(
         if path := info[f"{channel}_logfile"]:
             logs[stream] = LogFile(channel, path)
     state, detail = info["state"], _detail(info)
-    return ModelProgram(model, name, display_name, state, detail, info["start"], logs)
+    pid, started_at = info["pid"], info["start"]
+    return ModelProgram(model, name, display_name, pid, state, detail, started_at, logs)
 
 
 def _detail(info: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,95 @@
+"""The logs that supervisord keeps of its programs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from ...domain.logs import LogTail
+from ..log_files import LogFiles
+from .client import SupervisordClient, SupervisordError
+from .programs import ModelProgram
+
+# The number of logs of ended processes of which the end is remembered.
+_MAX_ENDS = 2000
+# A character of UTF-8 has up to four bytes.
+_MAX_CHARACTER_BYTES = 4
+
+
+class ProgramLogs:
+    """Reads the logs of programs.
+
+    A log has the output of all processes of its program, in their order. So where the output of a
+    process ends is noted when it has ended: the last words of a process are often asked for when
+    the next one writes already.
+
+    `follow` must be called from one thread only, `read` may be called from any.
+
+    Args:
+        supervisord: calls the supervisord that keeps the logs.
+    """
+
+    def __init__(self, supervisord: SupervisordClient) -> None:
+        self._supervisord = supervisord
+        self._files = LogFiles()
+        self._pids: dict[str, int] = {}  # by the full names of the programs
+        self._ends: dict[tuple[int, str], int] = {}  # by PID and channel
+
+    def follow(self, programs: Iterable[ModelProgram]) -> None:
+        """Note the ends of the logs of processes that have ended since the last call."""
+        before, self._pids = self._pids, {each.name: each.pid for each in programs}
+        for program in programs:
+            pid = before.get(program.name, 0)
+            if pid == program.pid:
+                continue
+            for channel, path in program.logs.values():
+                self._ends.pop((program.pid, channel), None)  # the kernel may reuse a PID
+                with contextlib.suppress(OSError):
+                    if pid and (tail := self._read_file(path, 0)):
+                        self._ends[pid, channel] = tail.end
+        while len(self._ends) > _MAX_ENDS:
+            del self._ends[next(iter(self._ends))]
+
+    def read(
+        self, program: ModelProgram, pid: int | None, stream: str, max_bytes: int
+    ) -> LogTail | bytes | None:
+        """Read the end of a program's log, or of what it had when a process ended.
+
+        Reads the file if the monitor may, else asks supervisord, which cannot send bytes that are
+        no UTF-8, or control characters.
+
+        Args:
+            program: the program.
+            pid: the program's process, which may have ended; None reads the end of the log.
+            stream: `stdout` or `stderr`.
+            max_bytes: how many bytes to read at most.
+
+        Returns:
+            None: supervisord does not write this stream to a file, or it cannot be read. Without
+            its position in the log if supervisord was asked, which counts from the last rotation.
+        """
+        if stream not in program.logs:
+            return None
+        channel, path = program.logs[stream]
+        end = None if pid is None else self._ends.get((pid, channel))
+        try:
+            return self._read_file(path, max_bytes, end)
+        except OSError:  # such as a file of another user
+            return self._ask(program.name, channel, max_bytes)
+
+    def _read_file(self, path: str, max_bytes: int, end: int | None = None) -> LogTail | None:
+        if path.startswith(("/dev/", "/proc/")):  # /dev/stdout would be that of the monitor itself
+            return None
+        if not path.startswith("/"):
+            raise FileNotFoundError(f"{path} is relative to supervisord's folder")
+        return self._files.read(path, max_bytes, end)
+
+    def _ask(self, name: str, channel: str, max_bytes: int) -> bytes | None:
+        """Ask supervisord for the end of a log; return None if it cannot say, or has none."""
+        method = f"tailProcess{channel.capitalize()}Log"
+        # supervisord fails if the first byte is in the middle of a character.
+        for size in range(max_bytes, max(0, max_bytes - _MAX_CHARACTER_BYTES), -1):
+            with contextlib.suppress(SupervisordError):
+                text, end, _ = self._supervisord.call(method, name, 0, size)
+                return text.encode() if end else None
+        return None
