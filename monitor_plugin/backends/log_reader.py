@@ -39,11 +39,25 @@ class Log(NamedTuple):
 
 
 class _Process(NamedTuple):
-    """The process of a model, as the registry knows it; `pid` is None if it was not registered."""
+    """The process of a model, as the registry knows it.
+
+    Attributes:
+        pid: its PID; None if it was not registered.
+        output: the files that it writes to; None if they are not known.
+        has_ended: whether it has ended.
+        is_last: whether it is the last process of its model that was registered. Its host may have
+            started others since, which ended at once.
+    """
 
     pid: int | None = None
     output: OutputFiles | None = None
     has_ended: bool = False
+    is_last: bool = False
+
+    @property
+    def host_pid(self) -> int | None:
+        """The PID for hooks: None asks for the last process of the model that its host has."""
+        return None if self.is_last else self.pid
 
 
 class LogReader:
@@ -121,7 +135,9 @@ class LogReader:
             if each.backend.model == model
         ]
         for process in processes:
-            if pid in (None, process.pid):
+            if pid is None:
+                return process._replace(is_last=process.has_ended)
+            if pid == process.pid:
                 return process
         if pid is None:
             return _Process()
@@ -133,9 +149,10 @@ class LogReader:
         self, model: str, process: _Process, stream: str, max_bytes: int, after: int | None
     ) -> tuple[str, LogTail | None]:
         """Read the end of a stream; return the source as well."""
-        found = self._hooks.read_log(model, process.pid, stream, max_bytes)
+        pid = process.host_pid
+        found = self._hooks.read_log(model, pid, stream, max_bytes)
         if isinstance(found, bytes):
-            found = self._positions.locate((model, process.pid, stream), found, max_bytes)
+            found = self._positions.locate((model, pid, stream), found, max_bytes)
         if found is not None:
             return "host", found
         if process.output is None:
@@ -215,7 +232,8 @@ def _make_log(process: _Process, source: str, tail: LogTail, after: int | None) 
     # The rest of a character that is not complete yet follows with the next bytes.
     text = decoder.decode(data, process.has_ended)
     pending, _ = decoder.getstate()
-    return Log(process.pid, source, text, start, tail.end - len(pending), gap)
+    pid = process.pid if source == "file" else process.host_pid
+    return Log(pid, source, text, start, tail.end - len(pending), gap)
 
 
 def _describe_lack(process: _Process, stream: str) -> str:

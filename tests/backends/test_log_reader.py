@@ -185,6 +185,20 @@ def test_log_of_a_model_that_was_never_registered(reader: LogReader, host: Host)
     assert reader.last_output("unknown") is None
 
 
+def test_host_is_asked_for_the_last_process_once_the_backend_has_ended(
+    reader: LogReader, host: Host, monitor: Monitor, process: subprocess.Popen[str]
+) -> None:
+    """It may have started others since, which ended at once and were not registered."""
+    host.logs["stderr"] = b"last words\n"
+    end(monitor, process)
+    host.calls.clear()
+    found = reader.read("m", None, "stderr", 100)
+    assert (found.pid, found.text) == (None, "last words\n")
+    assert reader.last_output("m") == "last words"
+    assert reader.read("m", process.pid, "stderr", 100).pid == process.pid
+    assert [pid for _, pid, _ in host.calls] == [None, None, process.pid]
+
+
 def test_log_that_cannot_be_read_has_a_reason(
     reader: LogReader, monitor: Monitor, process: subprocess.Popen[str]
 ) -> None:
