@@ -70,8 +70,11 @@ def host(tmp_path_factory: pytest.TempPathFactory, group: Group) -> Iterator[Hos
         program("slow", f"sh {folder}/slow.sh {address()}", manual, "startsecs=3600"),
     ]
     host = Host(folder, "\n".join(sections)).start()
-    yield host
-    host.close()
+    try:
+        eventually(lambda: state(host, "deaf"))  # once the monitor serves
+        yield host
+    finally:
+        host.close()
 
 
 def load(host: Host, model: str) -> Answer:
@@ -96,13 +99,14 @@ def state(host: Host, model: str) -> str | None:
 
 def agrees(host: Host, model: str, expected: str, statename: str) -> bool:
     """Whether the monitor and `supervisorctl status` say this."""
-    line = host.control("status", model).split()
-    return (state(host, model), line[1]) == (expected, statename)
+    if state(host, model) != expected:
+        return False
+    return host.control("status", model).split()[1] == statename
 
 
 def test_model_that_ends_at_once_is_seen_and_cannot_be_loaded(host: Host) -> None:
     """The answer names the reason of supervisord, and has the last words of the process."""
-    eventually(lambda: agrees(host, "dies", "stopped", "STOPPED"))
+    assert agrees(host, "dies", "stopped", "STOPPED")
     with futures.ThreadPoolExecutor(1) as pool:
         loading = pool.submit(load, host, "dies")
         eventually(lambda: state(host, "dies") == "waiting")
@@ -110,6 +114,7 @@ def test_model_that_ends_at_once_is_seen_and_cannot_be_loaded(host: Host) -> Non
     assert (answer.status, answer.json["loaded"]) == (500, [])
     assert answer.json["error"]["type"] == "start_failed"
     assert "Exited too quickly" in answer.json["message"]
+    assert answer.json["message"].endswith("last words")
     assert agrees(host, "dies", "failed", "FATAL")
 
 
@@ -137,6 +142,7 @@ def test_model_that_ends_for_want_of_memory_is_listed(host: Host, group: Group) 
     eventually(lambda: agrees(host, "greedy", "exited", "EXITED"))
     (end,) = eventually(lambda: listed(host, "greedy")["ended"])
     assert (end["pid"], end["signal_name"], end["oom"]) == (pid, "SIGKILL", True)
+    eventually(lambda: listed(host, "greedy")["ended"][0]["last_output"] == "needs more")
 
 
 def test_load_during_a_shutdown_and_shutdown_during_a_load_follow_it(host: Host) -> None:
