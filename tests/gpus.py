@@ -104,3 +104,18 @@ def make_gpu(uses: Mapping[int, int | None] | None = None, **fields: Any) -> Gpu
 def monitor_list_gpus() -> Sequence[Gpu]:
     """List the devices of the file that the environment variable names."""
     return GpuFile(os.environ[VARIABLE]).read()
+
+
+class OneGpu:
+    """A plugin with one GPU, of which a test sets the figures."""
+
+    def __init__(self, utilization_percent: float | None, *pids: int) -> None:
+        self.utilization_percent = utilization_percent
+        self.pids = pids
+
+    @hookimpl
+    def monitor_list_gpus(self) -> Sequence[Gpu]:
+        """List the GPU."""
+        uses = [GpuUse(pid, 2**20) for pid in self.pids]
+        percent = self.utilization_percent
+        return [Gpu(component="vram:0", vendor="acme", utilization_percent=percent, uses=uses)]

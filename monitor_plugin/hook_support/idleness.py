@@ -71,7 +71,7 @@ class QuietTimes:
     core, and the GPUs that only this tree uses are in use for less than 1 % of the time. A GPU
     counts only where its utilization is known (`Observation.gpu_utilization_percent`). A backend
     counts as active if its CPU usage is unknown, or if its state changed between two sweeps (it may
-    have been BUSY between them). Quiet time begins with the first sweep that contains the backend,
+    have been BUSY between them). Quiet time begins with the first sweep in which the backend is quiet,
     and begins again after a sweep without it.
 
     Args:
@@ -99,14 +99,13 @@ class QuietTimes:
 
     def _trace(self, observation: Observation, trace: _Trace | None, now: float) -> _Trace:
         cpu_seconds = observation.tree.cpu_seconds if observation.tree else None
-        active = _Trace(now, now, cpu_seconds, observation.state_changed_at)
+        uses_gpu = (observation.gpu_utilization_percent or 0.0) >= _ACTIVE_GPU_PERCENT
+        is_quiet = not uses_gpu and self._may_be_quiet(observation)
+        changed_at = observation.state_changed_at
+        active = _Trace(now, now, cpu_seconds, changed_at, is_quiet)
         if trace is None or trace.cpu_seconds is None or cpu_seconds is None:
             return active
-        if observation.state_changed_at != trace.state_changed_at:
-            return active
-        if (observation.gpu_utilization_percent or 0.0) >= _ACTIVE_GPU_PERCENT:
-            return active
-        if not self._may_be_quiet(observation):
+        if changed_at != trace.state_changed_at or not (is_quiet and trace.is_quiet):
             return active
         grown, elapsed = cpu_seconds - trace.cpu_seconds, now - trace.measured_at
         # The tree's CPU time shrinks when one of its processes ends and no other one waits for it.
@@ -178,3 +177,4 @@ class _Trace(NamedTuple):
     measured_at: float
     cpu_seconds: float | None
     state_changed_at: float | None
+    is_quiet: bool  # apart from its use of the CPU

@@ -489,6 +489,31 @@ def test_unknown_bytes_differ_from_no_bytes() -> None:
     assert held.total("vram", {}) == 4  # the memory of the parent is that of its instances
 
 
+def test_utilization_is_that_of_gpus_which_no_other_process_uses() -> None:
+    """Of other GPUs it is not known for which process they work."""
+
+    def gpu(percent: float | None, *pids: int, **fields: object) -> GpuReading:
+        uses = dict.fromkeys(pids, 10)
+        return make_reading(make_gpu(uses, utilization_percent=percent, **fields))
+
+    own = [(1, 1), (2, 1)]
+    assert gpu(60.0, 1).utilization_of(own) == 60.0
+    assert gpu(0.0, 1, 2).utilization_of(own) == 0.0
+    assert gpu(None, 1).utilization_of(own) is None
+    assert gpu(60.0, 1, 3).utilization_of(own) is None
+    assert gpu(60.0).utilization_of(own) is None
+    assert gpu(60.0, 1).utilization_of([(1, 2)]) is None  # a later process with the same PID
+    assert gpu(60.0, 1, unread=frozenset({3})).utilization_of(own) is None
+    assert gpu(60.0, 1, unread=frozenset({2})).utilization_of(own) == 60.0
+    assert GpuReading().utilization_of(own) is None
+    some = [
+        make_gpu({pid: None}, component=f"vram:{pid}", utilization_percent=20.0 * pid)
+        for pid in (1, 2, 3)
+    ]
+    assert make_reading(*some).utilization_of(own) == 40.0
+    assert make_reading(*some, age=STALE_SECONDS + 1).utilization_of(own) is None
+
+
 def test_old_figures_are_not_part_of_sums() -> None:
     """They count as unknown."""
     gpu = make_gpu({1: 10})

@@ -10,7 +10,12 @@ from msgspec.structs import replace
 
 from monitor_plugin import Backend, Memory, Reading, State, Status
 from monitor_plugin.domain.models import Observation, TreeUsage
-from monitor_plugin.hook_support.idleness import Activity, held_bytes, unreclaimable_bytes
+from monitor_plugin.hook_support.idleness import (
+    Activity,
+    QuietTimes,
+    held_bytes,
+    unreclaimable_bytes,
+)
 
 BACKEND = Backend("m", 4711, "127.0.0.1:1", 0.0)
 
@@ -23,6 +28,7 @@ def seen(
     changed_at: float | None = None,
     source: str = "grpc",
     last_state: State | None = None,
+    gpu_percent: float | None = None,
 ) -> Observation:
     status = None if state is None else Status(state)
     reading = Reading(BACKEND, status, None, source, rpc_error, time.time())
@@ -34,6 +40,7 @@ def seen(
         memory=memory,
         last_state=last_state,
         state_changed_at=changed_at,
+        gpu_utilization_percent=gpu_percent,
     )
 
 
@@ -113,6 +120,30 @@ def test_unknown_status_is_idle_only_if_cpu_time_suffices(what: str) -> None:
 def test_cpu_time_is_activity(cpu_seconds: tuple[float, ...], idle: float) -> None:
     """At least 1 % of one core over ten seconds counts."""
     assert idle_after(*map(seen, cpu_seconds)) == idle
+
+
+def test_use_of_a_gpu_is_activity() -> None:
+    """At least 1 % of the time counts; an unknown utilization does not."""
+    works, rests = seen(gpu_percent=1.0), seen(gpu_percent=0.9)
+    assert idle_after(*[rests] * 5) == 20
+    assert idle_after(*[works] * 5) == 0
+    assert idle_after(rests, works, rests, rests, seen()) == 10
+    silent = failed("UNIMPLEMENTED", gpu_percent=50.0)
+    assert idle_after(*[silent] * 5, cpu_suffices=True) == 0
+    activity = Activity(cpu_suffices=True)
+    for now in (0, 5):
+        activity.note([silent], now)
+        assert activity.may_be_busy(silent, now)
+
+
+def test_quiet_time_begins_with_the_first_quiet_sweep() -> None:
+    """Not with the sweep before it, after which the backend may have been active for long."""
+    times = QuietTimes(lambda observation: observation.state is None)
+    for now, sweep in ((0, seen()), (60, failed("DEADLINE_EXCEEDED"))):
+        times.note([sweep], now)
+    assert times.quiet_seconds(BACKEND, 60) == 0
+    times.note([failed("DEADLINE_EXCEEDED")], 65)
+    assert times.quiet_seconds(BACKEND, 65) == 5
 
 
 def test_state_change_between_sweeps_is_activity() -> None:

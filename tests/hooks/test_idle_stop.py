@@ -10,6 +10,7 @@ import pytest
 
 from monitor_plugin import PluginError, hookimpl
 
+from ..gpus import OneGpu
 from ..support import Backend as RunningBackend
 from ..support import Spawner, eventually, is_running
 from .conftest import Hooked, MakeHooked
@@ -74,6 +75,44 @@ def test_idle_backends_are_stopped(
     begins = f"model 'idle' (process {idle.pid}) is being stopped: it was idle for "
     (line,) = [each for each in lines if each.startswith(begins)]
     assert line.endswith("s, over 1.5 s for '*'")
+
+
+@pytest.mark.parametrize(
+    ("percent", "shared", "left"),
+    [(60.0, False, ["m"]), (0.0, False, []), (None, False, []), (60.0, True, [])],
+    ids=["in use", "not in use", "unknown", "shared"],
+)
+def test_backend_whose_gpu_is_in_use_is_not_idle(
+    percent: float | None, shared: bool, left: list[str], hooked: MakeHooked, spawner: Spawner
+) -> None:
+    """Not even if it says READY, and uses no CPU. Of a shared GPU the user is not known."""
+    backend, other = spawner.backend(), spawner.sleeper()
+    gpu = OneGpu(percent, backend.pid, *([other.pid] if shared else []))
+    settings = {"sweep_interval_seconds": 0.3, "plugins": [gpu], "gpu": "off"}
+    hook = hooked("idle_stop", {"SECONDS": "1.5"}, **settings)
+    eventually(lambda: hook.monitor.gpus())
+    hook.spawned("m", backend)
+    hook.spawned("idle", spawner.backend())
+    eventually(lambda: all(each.model != "idle" for each in hook.monitor.backends()))
+    eventually(lambda: [each.model for each in hook.monitor.backends()] == left)
+    sweep_again(hook)
+    assert [each.model for each in hook.monitor.backends()] == left
+
+
+def test_protected_and_idle_backend_is_told_of(
+    hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, as long as it is idle."""
+    hook = hooked("idle_stop", {"SECONDS": "0.5", "PROTECT": "keep*,m"}, sweep_interval_seconds=0.2)
+    hook.spawned("keep this", spawner.backend())
+    hook.spawned("idle", spawner.backend())
+    eventually(lambda: len(hook.monitor.backends()) == 1)
+    sweep_again(hook)
+    sweep_again(hook)
+    assert [each.model for each in hook.monitor.backends()] == ["keep this"]
+    (line,) = [each for each in caplog.messages if "needs attention" in each]
+    assert "model 'keep this' (process " in line
+    assert line.endswith("for '*'; it is left as it is, because PROTECT names it")
 
 
 def sweep_again(hook: Hooked) -> None:

@@ -16,6 +16,7 @@ import pytest
 from monitor_plugin import Backend, Gpu, GpuUse, Memory, PluginError, Reading, Status, hookimpl
 from monitor_plugin.domain.models import Observation, TreeUsage
 
+from ..embedded_host import EmbeddedHost
 from ..support import Spawner, eventually, is_running
 from .conftest import Hooked, MakeHooked
 
@@ -193,6 +194,58 @@ def test_stop_busy_stops_backend_that_may_be_busy(watched: MakeWatched) -> None:
     host = watched("a", MODELS="100MiB", STOP_BUSY="yes")
     host.sweep(times=3, a=(101, 1))
     assert host.running == []
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each for each in caplog.messages if "needs attention" in each]
+
+
+def test_limits_are_told_of_once(watched: MakeWatched, caplog: pytest.LogCaptureFixture) -> None:
+    """Of each backend, also a busy one, and once of all together, whichever is idle for longest."""
+    host = watched("a", "b", MODELS="a=100MiB", TOTAL="1000MiB", ACTION="tell")
+    host.sweep(times=5, a=(500, 1), b=600)
+    host.sweep(a=500, b=(600, 1))
+    host.sweep(times=5, a=500, b=600)
+    assert host.running == ["a", "b"]
+    eventually(lambda: len(told(caplog)) == 2)
+    assert "uses 500 MiB, over 100 MiB for 'a' (this backend: 500 MiB, idle for" in caplog.text
+    assert "2 backends use 1.074 GiB, over 1000 MiB in total (this backend: " in caplog.text
+    host.sweep(times=2, a=50, b=600)
+    host.sweep(times=5, a=500, b=600)
+    assert host.running == ["a", "b"]
+    eventually(lambda: len(told(caplog)) == 4)
+    assert len(caplog.messages) == 4
+
+
+def test_protected_model_counts_and_is_not_stopped(
+    watched: MakeWatched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another backend is stopped in its place."""
+    host = watched("kept", "a", TOTAL="1000MiB", MODELS="kept=1MiB", ORDER="largest", PROTECT="k*")
+    host.sweep(times=5, kept=900, a=400)
+    assert host.running == ["kept"]
+    assert sum("is being stopped" in each for each in caplog.messages) == 1
+    eventually(lambda: len(told(caplog)) == 2)  # of its own limit, and of the total one
+    assert all("model 'kept' " in each for each in told(caplog))
+    host.sweep(times=5, kept=900)
+    assert host.running == ["kept"]
+    assert len(told(caplog)) == 2
+
+
+def test_model_over_its_limit_is_restarted(hooked: MakeHooked, spawner: Spawner) -> None:
+    """With ACTION=restart, by its host; a small one is not."""
+    host = EmbeddedHost(spawner, {"large": ("--weights-mib", "40"), "small": ()})
+    hook = hooked(
+        "memory_limit",
+        {"MODELS": "30MiB", "FOR_SECONDS": "0.5", "ACTION": "restart", "RESTARTS_PER_HOUR": "1"},
+        plugins=[host],
+        sweep_interval_seconds=0.2,
+        hook_timeout_seconds=30,
+    )
+    eventually(lambda: host.started == ["large"])
+    eventually(lambda: hook.module._limit.watchdog._histories["large"].gave_up)
+    assert host.started == ["large"]
+    assert sorted(each.model for each in hook.monitor.backends()) == ["large", "small"]
 
 
 def test_unknown_memory_exceeds_no_limit(watched: MakeWatched) -> None:

@@ -1,16 +1,22 @@
-"""Backends that are busy without a break are stopped by force."""
+"""Backends that are busy without a break, or no longer answer, are stopped by force."""
 
 from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
+import grpc
 import pytest
+from msgspec.structs import replace
 
 from monitor_plugin import PluginError, State, Status, hookimpl
 
-from ..support import Spawner, eventually, is_running
-from .conftest import MakeHooked
+from ..embedded_host import EmbeddedHost
+from ..gpus import OneGpu
+from ..support import Backend as RunningBackend
+from ..support import Spawner, eventually, free_port, is_running, suspend
+from .conftest import Hooked, MakeHooked
 
 
 def test_stuck_backends_are_stopped(
@@ -87,6 +93,235 @@ def test_break_restarts_the_busy_time(hooked: MakeHooked, spawner: Spawner) -> N
     assert busy_since() is None
     says.state = None
     assert busy_since() is None
+
+
+QUICK: dict[str, Any] = {"sweep_interval_seconds": 0.2, "status_timeout_seconds": 0.3}
+
+
+def sweeps(hook: Hooked, times: int) -> None:
+    """Wait until the hook has checked so many background sweeps."""
+    swept: list[object] = []
+
+    class Counts:
+        @hookimpl(trylast=True)
+        def monitor_readings_swept(self) -> None:
+            swept.append(None)
+
+    hook.monitor.plugin_manager.register(Counts())
+    eventually(lambda: len(swept) >= times)
+
+
+@pytest.mark.parametrize("switches", [(), ("--state", "-1"), ("--no-status",)])
+def test_backend_that_no_longer_answers_is_stopped(
+    switches: tuple[str, ...],
+    hooked: MakeHooked,
+    spawner: Spawner,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was READY, in state ERROR, or without `Status`, and is stopped by SIGSTOP."""
+    backend = spawner.backend(*switches)
+    hook = hooked("stuck_stop", {"SECONDS": "2"}, **QUICK)
+    hook.spawned("m", backend)
+    hook.spawned("well", spawner.backend(*switches))
+    eventually(lambda: all(each.answered for each in hook.monitor.sweep(fresh=False)))
+    suspend(backend.pid)
+    eventually(lambda: len(hook.monitor.backends()) == 1)
+    assert [each.model for each in hook.monitor.backends()] == ["well"]
+    assert not is_running(backend.pid)
+    (line,) = [each for each in caplog.messages if "is being stopped" in each]
+    assert "it was silent, and used no CPU, for " in line
+    assert line.endswith(" s, over 2 s for '*'")
+
+
+# A gRPC server with a single thread, as LocalAI's backends have by default. It answers `Status`
+# with READY. `Predict` keeps the thread: it computes, or waits without any use of the CPU.
+ONE_WORKER = """
+import sys, threading
+from concurrent import futures
+import grpc
+from monitor_plugin.rpc.protocol import SERVICE, load_messages
+
+messages = load_messages()
+
+def status(request, context):
+    return messages["StatusResponse"](state=2)
+
+def predict(request, context):
+    print("predicting", flush=True)
+    if sys.argv[1] == "waits":
+        threading.Event().wait()
+    while True:
+        pass
+
+def method(function):
+    return grpc.unary_unary_rpc_method_handler(
+        function, response_serializer=lambda message: message.SerializeToString()
+    )
+
+server = grpc.server(futures.ThreadPoolExecutor(1))
+server.add_generic_rpc_handlers(
+    (
+        grpc.method_handlers_generic_handler(
+            SERVICE, {"Status": method(status), "Predict": method(predict)}
+        ),
+    )
+)
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+print(f"serving on 127.0.0.1:{port}", flush=True)
+server.wait_for_termination()
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "gpu_percent", "is_stuck"),
+    [
+        ("computes", None, False),
+        ("waits", 70.0, False),
+        ("waits", 0.0, True),
+        ("waits", None, True),
+    ],
+)
+def test_backend_that_works_on_its_only_thread_is_not_stuck(
+    work: str, gpu_percent: float | None, is_stuck: bool, hooked: MakeHooked, spawner: Spawner
+) -> None:
+    """It misses each deadline, and uses the CPU or its GPU."""
+    works, hangs = (RunningBackend(spawner.python(ONE_WORKER, each)) for each in (work, "waits"))
+    gpu = OneGpu(gpu_percent, works.pid)
+    hook = hooked(
+        "stuck_stop", {"SECONDS": "3"}, plugins=[gpu], stop_timeout_seconds=1.0, gpu="off", **QUICK
+    )
+    eventually(lambda: hook.monitor.gpus())
+    hook.spawned("works", works)
+    hook.spawned("hangs", hangs)
+    eventually(lambda: all(each.answered for each in hook.monitor.sweep(fresh=False)))
+    with grpc.insecure_channel(works.address) as one, grpc.insecure_channel(hangs.address) as other:
+        requests = [
+            channel.unary_unary("/backend.Backend/Predict", None, None).future(b"")
+            for channel in (one, other)
+        ]
+        for backend in (works, hangs):
+            assert backend.process.stdout
+            assert backend.process.stdout.readline() == "predicting\n"
+        eventually(lambda: not is_running(hangs.pid))
+        sweeps(hook, 10)
+        eventually(lambda: is_running(works.pid) is not is_stuck)
+        assert requests[0].done() is is_stuck
+
+
+def test_backend_that_never_was_ready_is_not_stuck(hooked: MakeHooked, spawner: Spawner) -> None:
+    """One that never answered is starting; one that was UNINITIALIZED is loading."""
+    starting, loading = spawner.backend(), spawner.backend("--state", "0")
+    hangs = spawner.backend()
+    hook = hooked("stuck_stop", {"SECONDS": "2"}, start_grace_seconds=0.0, **QUICK)
+    suspend(starting.pid)
+    for model, backend in {"starting": starting, "loading": loading, "hangs": hangs}.items():
+        hook.spawned(model, backend)
+    eventually(
+        lambda: [each.answered for each in hook.monitor.sweep(fresh=False)][1:] == [True] * 2
+    )
+    suspend(loading.pid)
+    suspend(hangs.pid)
+    eventually(lambda: not is_running(hangs.pid))
+    sweeps(hook, 10)
+    assert [each.model for each in hook.monitor.backends()] == ["starting", "loading"]
+
+
+class Answers:
+    """A plugin that says READY for all backends, until it says nothing."""
+
+    ready = True
+
+    @hookimpl
+    def monitor_query_status(self) -> Status | None:
+        return Status(State.READY) if self.ready else None
+
+
+def test_lost_connection_does_not_end_the_silence(hooked: MakeHooked, spawner: Spawner) -> None:
+    """A backend that hangs has a code of its own when the monitor can no longer connect to it."""
+    answers = Answers()
+    address = f"127.0.0.1:{free_port()}"
+    process = spawner.sleeper()
+    hook = hooked("stuck_stop", {"SECONDS": "3"}, plugins=[answers], sweep_interval_seconds=0)
+    hook.monitor.hook.monitor_backend_spawned(model="m", pid=process.pid, address=address)
+
+    def silent(code: str) -> bool:
+        (observation,) = hook.monitor.sweep()
+        reading = observation.reading
+        assert reading
+        seen = replace(observation, reading=replace(reading, status=None, rpc_error=code))
+        found: bool = hook.module._is_silent(seen)
+        hook.module._hung.clear()
+        hook.module._hung.update([seen.backend] if found else [])
+        return found
+
+    hook.monitor.sweep()
+    codes = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAVAILABLE", "UNAVAILABLE", "INTERNAL")
+    assert [silent(each) for each in codes] == [False, True, True, True, False]
+    assert not silent("UNAVAILABLE")
+
+
+def test_interval_of_sweeps_may_be_longer_than_the_limit(
+    hooked: MakeHooked, spawner: Spawner
+) -> None:
+    """Two sweeps without an answer are needed; the first one alone stops nothing."""
+    backend = spawner.backend()
+    hook = hooked(
+        "stuck_stop", {"SECONDS": "0.1"}, sweep_interval_seconds=1000, status_timeout_seconds=0.3
+    )
+    hook.spawned("m", backend)
+    sweep = hook.monitor._services.sweeper._sweep_in_background
+    sweep()
+    suspend(backend.pid)
+    sweep()
+    assert not hook.module._watchdog.stops.under_way()
+    assert is_running(backend.pid)
+    eventually(lambda: sweep() or not is_running(backend.pid))
+
+
+def test_stuck_model_is_restarted(hooked: MakeHooked, spawner: Spawner) -> None:
+    """With ACTION=restart it runs again, also after a second time."""
+    host = EmbeddedHost(spawner, {"m": (), "well": ()})
+    hook = hooked(
+        "stuck_stop",
+        {"SECONDS": "1", "ACTION": "restart"},
+        plugins=[host],
+        hook_timeout_seconds=30,
+        **QUICK,
+    )
+    hook.module._watchdog._pause_seconds = 0.1
+    pids = {each.model: each.pid for each in hook.monitor.backends()}
+    for times in (1, 2):
+        (backend,) = [each for each in hook.monitor.backends() if each.model == "m"]
+        eventually(lambda: hook.monitor.read("m").status)
+        suspend(backend.pid)
+        eventually(lambda: host.started == ["m"] * times)  # noqa: B023 - called here
+        eventually(lambda: len(hook.monitor.backends()) == 2)
+        assert not is_running(backend.pid)
+    assert {each.model: each.pid for each in hook.monitor.backends()}["well"] == pids["well"]
+
+
+def test_stuck_backend_is_only_told_of(
+    hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, until it has answered again."""
+    backend = spawner.backend()
+    hook = hooked("stuck_stop", {"SECONDS": "0.5", "ACTION": "tell"}, **QUICK)
+    hook.spawned("m", backend)
+
+    def told() -> int:
+        return sum("needs attention: it was silent" in each for each in caplog.messages)
+
+    eventually(lambda: hook.monitor.read("m").status)
+    for times in (1, 2):
+        suspend(backend.pid)
+        eventually(lambda: told() == times)  # noqa: B023 - called here
+        sweeps(hook, 5)
+        assert told() == times
+        os.kill(backend.pid, signal.SIGCONT)
+        eventually(lambda: hook.monitor.read("m").status)
+        sweeps(hook, 5)
+    assert is_running(backend.pid)
 
 
 def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner) -> None:
