@@ -72,6 +72,9 @@ class ModelStarter:
     ) -> None:
         """Start a model, and wait until it is loaded: some of its backends are ready.
 
+        The host is asked if no backend of the model is registered, or if the host says that the
+        model is stopped: its backend may be ready while the host is stopping it.
+
         A backend is ready if its state is READY or BUSY, or if it has answered and has no `Status`.
         The state is the last known one, so that a backend that hangs now and was READY is ready.
 
@@ -87,11 +90,14 @@ class ModelStarter:
             Cancelled: the wait was cancelled.
         """
         ended = [each.id for each in self._registry.last_exits()]
+        is_stopping = self._is_stopping(model)
+        again = again or is_stopping
         start = _Start(model, seconds, backends, again, last_end_id=max(ended, default=0))
         try:
             while not cancelled.is_set():
                 records = self._registry.records(model)
-                if sum(map(_is_ready, records)) >= backends:
+                awaits_host = is_stopping and not (start.request and start.request.is_answered)
+                if not awaits_host and sum(map(_is_ready, records)) >= backends:
                     return
                 self._advance(start, records)
                 if reason := self._why_failed(start, records):
@@ -104,6 +110,13 @@ class ModelStarter:
             if start.request:
                 start.request.abandon()
             raise
+
+    def _is_stopping(self, model: str) -> bool:
+        """Whether a backend is registered, and the host says that the model is stopped."""
+        if not self._registry.records(model):
+            return False
+        known = self._known_models.find(model)
+        return known is not None and known.state == "stopped"
 
     def _advance(self, start: _Start, records: Sequence[Record]) -> None:
         """Ask the host if that is due, and look at the model once more."""

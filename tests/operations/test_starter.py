@@ -68,6 +68,37 @@ def test_loaded_model_is_not_started(
     assert host.calls == []
 
 
+def test_model_that_its_host_is_stopping_is_started_again(
+    listing_host: ListingHost, make_monitor: Callable[..., Monitor]
+) -> None:
+    """Its backend is ready until it ends. So the answer waits for the host, which starts another.
+
+    A backend that the host only left behind stays.
+    """
+    host = listing_host
+    monitor = make_monitor([host, host.answers()])
+    process = host.process_of("m")
+    monitor.start_model("m")
+    assert host.calls == []
+    host.states["m"] = KnownModel("m", "stopped", "it is being stopped", can_start=True)
+    eventually(lambda: monitor.known_models())
+
+    def start_another() -> None:
+        process.kill()
+        process.wait()
+        host.process_of("m")
+
+    host.programs["m"] = start_another
+    monitor.start_model("m")
+    assert host.calls == ["m"]
+    (backend,) = eventually(lambda: each if len(each := monitor.backends()) == 1 else [])
+    assert is_running(backend.pid)
+    host.programs["m"] = lambda: None
+    monitor.start_model("m")
+    assert host.calls == ["m", "m"]
+    assert monitor.backends() == [backend]
+
+
 @pytest.mark.parametrize("switches", [{"no_status": True}, {"state": 1}])
 def test_model_without_status_is_loaded_once_it_answers(
     switches: dict[str, Any],
