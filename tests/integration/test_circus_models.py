@@ -103,6 +103,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CircusHost]:
         backend=rule,
         start_timeout_seconds=START_SECONDS,
     )
+    eventually(lambda: models(host))  # the monitor has polled circus
     yield host
     host.close()
     spawner.close()
@@ -150,6 +151,11 @@ def wait_state(host: CircusHost, model: str, state: str, *, watcher: str = "") -
     return eventually(find)[0]
 
 
+def ends(host: CircusHost, model: str) -> list[dict[str, Any]]:
+    """Return the ended backends of a model."""
+    return list(host.client.request("GET", f"/backends?model={model}").json["ended"])
+
+
 def message(answer: Answer) -> str:
     """Return the message of a start that failed."""
     assert answer.status == 500
@@ -161,7 +167,7 @@ def message(answer: Answer) -> str:
 
 def test_watchers_without_a_process_are_known(host: CircusHost) -> None:
     """They are models by a rule or by `--addr`; the plugin and other watchers are none."""
-    found = eventually(lambda: models(host))
+    found = models(host)
     names = {"mortal", "deaf", "dies", "once", "missing", "none", "idle", "floods", "greedy"}
     assert found.keys() == {*names, "by/rule"}
     stopped = {"state": "stopped", "detail": None, "can_start": True}
@@ -186,6 +192,11 @@ def test_model_that_dies_after_its_start(host: CircusHost) -> None:
     die.touch()
     eventually(lambda: not is_running(pid))
 
+    def last_words() -> object:
+        (ended,) = [each for each in ends(host, "mortal") if each["pid"] == pid]
+        return ended["last_output"]
+
+    assert eventually(last_words) == "out of ideas"
     assert host.repeat_call("stop", name="mortal")["status"] == "ok"
     wait_state(host, "mortal", "stopped")
     die.unlink()
@@ -214,7 +225,9 @@ def test_models_that_die_at_once(host: CircusHost, pool: ThreadPoolExecutor) -> 
     )
     assert waiting.startswith("its last process exited with code 3")
     assert not dies.done()
-    assert f"within {START_SECONDS} s" in message(dies.result())  # circus itself never gives up
+    failed = message(dies.result())  # circus itself never gives up
+    assert f"within {START_SECONDS} s; its host says " in failed
+    assert "; its last output:\nlast words\n" in failed
     wait_state(host, "dies", "waiting")
     assert host.repeat_call("stop", name="dies")["status"] == "ok"
     wait_state(host, "dies", "stopped")
@@ -224,8 +237,24 @@ def test_log_of_a_model_that_floods_it_with_bytes(host: CircusHost) -> None:
     """The last words of 10 MB that are no text, in a log that circus rotates meanwhile."""
     failed = message(load(host, "floods"))
     assert "exited with code 5" in failed
+    assert failed.endswith("\nthe flood is over")
     assert "\0" not in failed
     assert (host.folder / "floods.log.2").exists()
+
+    def read(after: int | None = None) -> dict[str, Any]:
+        path = "/backend/log?model=floods&bytes=1000000"
+        path += "" if after is None else f"&after={after}"
+        return dict(host.client.request("GET", path).json)
+
+    whole = read()
+    assert whole["source"] == "host"
+    assert whole["text"].endswith("\nthe flood is over\n")
+    end = whole["next"]
+    # With the rotated files there is more than one file may have.
+    assert whole["start"] in range(end - 1_000_000, end - 999_000)
+    rest = read(end - 18)
+    assert (rest["text"], rest["next"], rest["gap"]) == ("the flood is over\n", end, False)
+    assert (read(end)["text"], read(0)["gap"]) == ("", True)
 
 
 def test_model_that_is_killed_for_want_of_memory(host: CircusHost) -> None:
@@ -250,12 +279,9 @@ def test_starts_and_stops_exclude_one_another(host: CircusHost, pool: ThreadPool
     (pid,) = host.pids("deaf")
     assert host.repeat_call("stop", name="deaf")["status"] == "ok"
     assert host.status("deaf") == "stopping"
-    # Its process still runs, so that a restart is what starts it: a start has nothing to do.
-    restarting = pool.submit(
-        host.client.request, "POST", "/backend/restart", {"model": "deaf"}, timeout=120
-    )
-    assert restarting.result().status == 200
-    assert host.pids("deaf") != [pid]
+    # Until the monitor has heard of the stop, the model is ready, and there is nothing to do.
+    eventually(lambda: load(host, "deaf").status == 200 and not is_running(pid))
+    assert host.pids("deaf") not in ([], [pid])
     assert host.control("status", "deaf") == "active\n"
 
     def begin() -> Future[Answer]:
