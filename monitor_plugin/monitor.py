@@ -618,7 +618,9 @@ class _Services:
             self.known_models,
             hooks,
             pool,
-            read_output=self.log_reader.last_output,
+            read_output=lambda model, after_end_id: self.log_reader.last_output(
+                model, after_end_id=after_end_id
+            ),
         )
         self.operations = ModelOperations(
             registry, self.shutdown_coordinator, starter, settings.start_timeout_seconds

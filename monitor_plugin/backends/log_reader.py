@@ -101,13 +101,18 @@ class LogReader:
             raise LogUnavailable(model, process.pid, stream, _describe_lack(process, stream))
         return _make_log(process, source, tail, after)
 
-    def last_output(self, model: str, pid: int | None = None) -> str | None:
+    def last_output(self, model: str, pid: int | None = None, after_end_id: int = 0) -> str | None:
         """Read the last lines of a model's process; None if there are none, or are not known.
 
         See `PostMortem.last_output`.
+
+        Args:
+            model: the name of the model.
+            pid: as for `read`.
+            after_end_id: only of a process that runs, or whose end has a greater number.
         """
         try:
-            process = self._find(model, pid)
+            process = self._find(model, pid, after_end_id)
         except MonitorError:
             return None
         return self._last_lines(model, process)
@@ -124,7 +129,7 @@ class LogReader:
                 return lines
         return None
 
-    def _find(self, model: str, pid: int | None) -> _Process:
+    def _find(self, model: str, pid: int | None, after_end_id: int = 0) -> _Process:
         processes = [
             _Process(each.backend.pid, each.output)
             for each in reversed(self._registry.records(model))
@@ -132,7 +137,7 @@ class LogReader:
         processes += [
             _Process(each.backend.pid, each.output, has_ended=True)
             for each in reversed(self._registry.last_exits())
-            if each.backend.model == model
+            if each.backend.model == model and each.id > after_end_id
         ]
         for process in processes:
             if pid is None:

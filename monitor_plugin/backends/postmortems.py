@@ -113,7 +113,8 @@ class PostMortemMaker:
     def _is_due(self, entry: _Entry) -> bool:
         if time.monotonic() - entry.added_at >= _EXIT_CODE_SECONDS:
             return True
-        return self._registry.latest(entry.ended).exit.cause != "unknown"
+        exit = self._registry.latest(entry.ended).exit
+        return exit.exit_code is not None or exit.signal is not None
 
     def _make(self, entry: _Entry) -> None:
         record, ended = entry.record, self._registry.latest(entry.ended)

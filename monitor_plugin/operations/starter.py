@@ -38,7 +38,8 @@ class ModelStarter:
         known_models: what hosts say of the model.
         hooks: start the model.
         thread_pool: reads the model, which may take as long as a call of `Status` may.
-        read_output: reads the last output of a model's last process; None if it is not known.
+        read_output: reads the last output of a model's process, which runs, or whose end has a
+            greater number than the given one; None if it is not known.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class ModelStarter:
         known_models: KnownModels,
         hooks: Hooks,
         thread_pool: ThreadPool,
-        read_output: Callable[[str], str | None],
+        read_output: Callable[[str, int], str | None],
     ) -> None:
         self._registry = registry
         self._exit_recorder = exit_recorder
@@ -101,7 +102,8 @@ class ModelStarter:
                     return
                 self._advance(start, records)
                 if reason := self._why_failed(start, records):
-                    raise StartFailed(model, reason, self._read_output(model))
+                    output = self._read_output(model, start.last_end_id)
+                    raise StartFailed(model, reason, output)
                 cancelled.wait(min(_POLL_SECONDS, max(0.0, start.deadline - time.monotonic())))
             if start.request:
                 start.request.wait()  # so that a shutdown finds what the host starts just now

@@ -236,6 +236,9 @@ def test_newest_backend_is_read_by_default(
     end(monitor, old)
     assert reader.read("m", None, "stderr", 100).text == "old"  # it has ended last
     assert reader.last_output("m", new.pid) == "new"
+    ids = [each.id for each in monitor._services.registry.last_exits()]
+    assert reader.last_output("m", after_end_id=ids[0]) == "old"
+    assert reader.last_output("m", after_end_id=ids[1]) is None
 
 
 def test_last_output_is_the_standard_output_if_the_error_is_empty(

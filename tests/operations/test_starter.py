@@ -410,7 +410,9 @@ def test_error_has_the_last_output(
     """Not in its message, which the log and clients without the role admin may see."""
     monitor = make_monitor([host])
     monkeypatch.setattr(
-        monitor._services.operations._starter, "_read_output", lambda model: f"{model}: no weights"
+        monitor._services.operations._starter,
+        "_read_output",
+        lambda model, _: f"{model}: no weights",
     )
     host.programs["m"] = lambda: None
     with pytest.raises(StartFailed) as caught:
