@@ -233,11 +233,12 @@ def _make_log(process: _Process, source: str, tail: LogTail, after: int | None) 
         rest = data[:3].lstrip(bytes(_CONTINUATION))
         cut = len(data[:3]) - len(rest)
         data, start = data[cut:], start + cut
+    pid = process.pid if source == "file" else process.host_pid
+    has_ended = process.has_ended and pid is not None  # the last process of a host may run
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     # The rest of a character that is not complete yet follows with the next bytes.
-    text = decoder.decode(data, process.has_ended)
+    text = decoder.decode(data, has_ended)
     pending, _ = decoder.getstate()
-    pid = process.pid if source == "file" else process.host_pid
     return Log(pid, source, text, start, tail.end - len(pending), gap)
 
 
