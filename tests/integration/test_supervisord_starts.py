@@ -60,6 +60,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, group: Group) -> Iterator[Hos
         program(
             "dies", f"sh {folder}/dies.sh {address()}", manual, "startsecs=1", "startretries=1"
         ),
+        program("plain", f"{BACKEND} {address()}", manual),
         program("later", f"{BACKEND} {address()} --crash-after 3", manual, once),
         program(
             "greedy",
@@ -116,6 +117,23 @@ def test_model_that_ends_at_once_is_seen_and_cannot_be_loaded(host: Host) -> Non
     assert "Exited too quickly" in answer.json["message"]
     assert answer.json["message"].endswith("last words")
     assert agrees(host, "dies", "failed", "FATAL")
+
+
+def test_model_is_restarted_also_if_it_is_stopped(host: Host) -> None:
+    """supervisord stops and starts the program, or only starts it."""
+
+    def restart() -> list[int]:
+        answer = host.client.request("POST", "/backend/restart", {"model": "plain"}, timeout=180)
+        assert (answer.status, answer.json["loaded"]) == (200, ["plain"])
+        assert agrees(host, "plain", "loaded", "RUNNING")
+        return host.backends("plain")
+
+    (first,) = restart()
+    (second,) = restart()
+    assert first != second == host.pid("plain")
+    assert not is_running(first)
+    assert host.client.shutdown("plain").status == 200
+    assert agrees(host, "plain", "stopped", "STOPPED")
 
 
 def test_model_that_ends_later_is_loaded_again(host: Host) -> None:
