@@ -111,12 +111,15 @@ class ModelOperations:
 
         Raises:
             PidNotHeld, ShutdownRefused, ShutdownFailed: as for a shutdown; nothing was started.
-            StartFailed: as for a start.
+            StartFailed: as for a start; or no plugin can start models, and nothing was stopped.
         """
         seconds = self._seconds(timeout_seconds)
 
         def run(group: Group) -> None:
             count = len(self._registry.records(model))
+            if count and not self._starter.may_start():  # a restart would be a shutdown
+                reason = "no host of this monitor can start models, so it was not stopped either"
+                raise StartFailed(model, reason)
             try:
                 self._coordinator.shutdown(model, force, pid, spare_busy)
             except PidNotHeld:

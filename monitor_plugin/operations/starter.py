@@ -62,6 +62,10 @@ class ModelStarter:
         self._thread_pool = thread_pool
         self._read_output = read_output
 
+    def may_start(self) -> bool:
+        """Whether a plugin implements the hook that starts models."""
+        return self._hooks.may_start_model()
+
     def start(
         self,
         model: str,

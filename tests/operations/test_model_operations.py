@@ -14,7 +14,7 @@ import pytest
 from monitor_plugin import ModelNotLoaded, Monitor, MonitorError, StartFailed, hookimpl
 from monitor_plugin.concurrency.group_lock import GroupLock
 
-from ..support import Spawner, count_pidfds, eventually, started_since
+from ..support import Spawner, count_pidfds, eventually, load_sleeper, started_since
 from .support import EmbeddedHost
 
 
@@ -241,6 +241,18 @@ def test_restart_waits_for_as_many_backends_as_there_were(
     host.process_of("m")
     with pytest.raises(StartFailed, match=r"1 of 2 backends are ready within 0\.5 s"):
         monitor.restart_model("m", timeout_seconds=0.5)
+
+
+def test_restart_without_a_host_that_starts_models_stops_nothing(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """Otherwise a restart would be a shutdown."""
+    monitor = make_monitor()
+    process = load_sleeper(monitor, spawner)
+    with pytest.raises(StartFailed, match="no host of this monitor can start models"):
+        monitor.restart_model("m")
+    assert [each.pid for each in monitor.backends()] == [process.pid]
+    assert process.poll() is None
 
 
 def test_restart_that_cannot_stop_starts_nothing(

@@ -45,7 +45,7 @@ export class Operations {
   /** Ask the user whether to restart a backend's model, and restart it on a yes. */
   async askToRestart(item, button) {
     const replicas = this.replicasOf(item.model).filter(({ node }) => node === item.node);
-    const what = `${replicas.length > 1 ? "It" : place(item)} ${ENDS_ALL}. Then its host starts it again, if it can.`;
+    const what = `${replicas.length > 1 ? "It" : place(item)} ${ENDS_ALL}. Then its host starts it again.`;
     if (!(await this.#confirm(["Restart ", named(item.model), "?"], what, button, "Restart it", item, replicas))) return;
     const pid = replicas.length > 1 && this.#isOneChosen() ? item.pid : undefined;
     const force = byId("stop-force").checked;
