@@ -243,6 +243,12 @@ class Host:
         ]
 
     @hookimpl
+    def monitor_read_log(
+        self, model: str, pid: int | None, stream: str, max_bytes: int
+    ) -> bytes | None:
+        return b"its last words" if model == HOSTILE else None
+
+    @hookimpl
     def monitor_start_model(self, model: str, timeout_seconds: float) -> bool:
         if model == HOSTILE:
             raise StartFailed(model, f"its program is missing: {HOSTILE}")
@@ -286,6 +292,7 @@ def test_model_is_started_and_restarted(
     notice = page.get_by_role("alert").filter(has_text="its program is missing")
     notice.wait_for()
     assert notice.inner_text().count(HOSTILE) == 2
+    assert "its last words" in notice.inner_text()
     eventually(lambda: failed.get_by_role("button").get_attribute("aria-disabled") == "false")
 
     page.get_by_role("button", name="Start a/stopped one").click()
