@@ -195,13 +195,22 @@ class StartFailed(MonitorError):
         reason: why, as a clause.
         last_output: the last output of its process, escaped; None if there is none. It may hold
             what users sent to the model, so that the message does not have it.
+        is_cancelled: whether a shutdown by force, or the end of the monitor, ended the start.
     """
 
-    def __init__(self, model: str, reason: str, last_output: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        reason: str,
+        last_output: str | None = None,
+        *,
+        is_cancelled: bool = False,
+    ) -> None:
         super().__init__(f"model {model!r} could not be started: {reason}")
         self.model = model
         self.reason = reason
         self.last_output = last_output
+        self.is_cancelled = is_cancelled
 
 
 class TooManyShutdowns(MonitorError):

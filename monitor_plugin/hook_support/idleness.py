@@ -71,8 +71,8 @@ class QuietTimes:
     core, and the GPUs that only this tree uses are in use for less than 1 % of the time. A GPU
     counts only where its utilization is known (`Observation.gpu_utilization_percent`). A backend
     counts as active if its CPU usage is unknown, or if its state changed between two sweeps (it may
-    have been BUSY between them). Quiet time begins with the first sweep in which the backend is quiet,
-    and begins again after a sweep without it.
+    have been BUSY between them). Quiet time begins with the first sweep in which the backend is
+    quiet, and begins again after a sweep without the backend.
 
     Args:
         may_be_quiet: whether a backend is quiet if it uses neither the CPU nor a GPU.

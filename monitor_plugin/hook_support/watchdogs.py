@@ -59,8 +59,9 @@ class Watchdog:
 
     A model is restarted at most RESTARTS_PER_HOUR times within an hour, with a pause after each
     restart, which is twice as long each time. A restart whose start fails counts, and is followed
-    by another start. After the last one the model is left as it is, which is reported once
-    (`gave_up`), until nothing has been wrong with it for `well_seconds`.
+    by another start, unless a shutdown by force has ended the start. After the last one the model
+    is left as it is, which is reported once (`gave_up`), until nothing has been wrong with it for
+    `well_seconds`.
 
     Args:
         settings: the settings of the hook file.
@@ -234,7 +235,8 @@ class Watchdog:
         try:
             yield
         except StartFailed as error:
-            history.stopped = backend
+            # A client's shutdown by force is not undone.
+            history.stopped = None if error.is_cancelled else backend
             level = logging.DEBUG if self.stops.closed else logging.ERROR
             self._logger.log(level, "a restart failed: %s", error)
         except Exception:

@@ -175,4 +175,5 @@ class ModelOperations:
             raise StartFailed(model, reason) from None
         except Cancelled:
             ended_by = "the end of the monitor" if self._closing.is_set() else "a shutdown by force"
-            raise StartFailed(model, f"{ended_by} ended the wait for it") from None
+            reason = f"{ended_by} ended the wait for it"
+            raise StartFailed(model, reason, is_cancelled=True) from None

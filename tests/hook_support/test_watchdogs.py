@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -120,7 +119,6 @@ def test_restarted_model_runs_again(
     watchdog = make_watchdog(host, ACTION="restart")
     monitor = monitor_of(watchdog)
     before = {each.model: each.pid for each in monitor.backends()}
-    os.kill(before["m"], signal.SIGSTOP)
     assert sweep(watchdog, "m", force=True) == [True]
     settle(watchdog)
     after = {each.model: each.pid for each in monitor.backends()}
@@ -239,6 +237,24 @@ def test_failed_start_that_succeeds_later_is_no_longer_tried(
     settle(watchdog)
     assert host.started == ["m", "m"]
     assert reports.actions == ["restart", "restart"]
+
+
+def test_shutdown_by_force_ends_a_restart_for_good(
+    make_watchdog: MakeWatchdog, spawner: Spawner
+) -> None:
+    """The watchdog does not start what a client has stopped."""
+    host = EmbeddedHost(spawner, {"m": ()})
+    watchdog = make_watchdog(host, ACTION="restart")
+    monitor = monitor_of(watchdog)
+    host.programs["m"] = ("--state", "0")
+    assert sweep(watchdog, "m") == [True]
+    eventually(lambda: host.started and monitor.backends())
+    monitor.shutdown("m", force=True)
+    settle(watchdog)
+    sweep(watchdog)
+    settle(watchdog)
+    assert host.started == ["m"]
+    assert monitor.backends() == []
 
 
 class StopsOnly:
