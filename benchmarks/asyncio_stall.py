@@ -77,7 +77,7 @@ async def measure(rounds: int, folder: str) -> dict[str, list[float]]:
 
     The third list has a single round, in which the host does less. It is not comparable.
     """
-    host, blocking = asyncio_host.Host(), Blocking()
+    host, blocking = asyncio_host.Host({}, folder), Blocking()
     settings = Settings(listen=None, stop_timeout_seconds=2, respawn_watch_seconds=0)
     monitor = await asyncio.to_thread(Monitor, settings, [host, blocking])
     await asyncio.to_thread(monitor.start)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from command_line import commands_by_model, print_curl_commands, with_new_address
 
-from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+from monitor_plugin import Backend, InvalidBackend, KnownModel, Monitor, hookimpl
 
 DELAYS_SECONDS = (0.5, 1, 2, 4, 8, 16, 30)  # before each restart; the last one repeats
 STABLE_SECONDS = 60  # a process that ran for so long is restarted after the first delay
@@ -33,6 +33,13 @@ class Program:
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._task = asyncio.create_task(self._run())
+
+    @property
+    def state(self) -> str:
+        """The state of the model, as in `KnownModel`."""
+        if self._process and self._process.returncode is None:
+            return "running"
+        return "stopped" if self._stopping.is_set() else "waiting"
 
     async def _run(self) -> None:
         loop, failures = asyncio.get_running_loop(), 0
@@ -76,14 +83,43 @@ class Program:
 
 
 class Host:
-    """The programs by model. Make it in the event loop."""
+    """The commands by model, and the programs that run them. Make it in the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, commands: Mapping[str, Sequence[str]], folder: str) -> None:
+        self._commands, self._folder = commands, folder
         self._loop = asyncio.get_running_loop()
         if sys.version_info < (3, 12):  # later versions use pidfds by default: only the loop reaps
             asyncio.set_child_watcher(watcher := asyncio.PidfdChildWatcher())
             watcher.attach_loop(self._loop)
         self.programs: dict[str, Program] = {}
+
+    async def start(self, model: str, monitor: Monitor) -> None:
+        """Start a model that was stopped, or that waits for its next start."""
+        program = self.programs.get(model)
+        if program is None or program.state != "running":
+            if program:
+                await program.stop()  # ends its wait
+            self.programs[model] = Program(model, self._commands[model], self._folder, monitor)
+
+    @hookimpl
+    def monitor_started(self, monitor: Monitor) -> None:
+        """Keep the monitor for later starts."""
+        self._monitor = monitor
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        """List all models, also those that do not run."""
+        programs = list(self.programs.items())
+        return [KnownModel(model, each.state, can_start=True) for model, each in programs]
+
+    @hookimpl
+    def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
+        """Start a model. The monitor then waits until it is ready."""
+        if model not in self._commands:
+            return None  # not a model of this host
+        start = self.start(model, self._monitor)
+        asyncio.run_coroutine_threadsafe(start, self._loop).result()
+        return True
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
@@ -101,12 +137,12 @@ async def run(commands: Mapping[str, Sequence[str]], folder: str) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    host = Host()
+    host = Host(commands, folder)
     monitor = await asyncio.to_thread(Monitor, None, [host])
     await asyncio.to_thread(monitor.start)
     try:
-        for model, command in commands.items():
-            host.programs[model] = Program(model, command, folder, monitor)
+        for model in commands:
+            await host.start(model, monitor)
         print_curl_commands(monitor, list(commands))
         await ended.wait()
     finally:

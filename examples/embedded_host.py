@@ -1,4 +1,4 @@
-"""A process manager with an embedded monitor: it spawns, restarts and stops backends.
+"""A process manager with an embedded monitor: it starts, restarts and stops backends.
 
     python examples/embedded_host.py ['llama=python backend.py --addr {address}'...]
 
@@ -14,12 +14,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from command_line import commands_by_model, print_curl_commands, with_new_address
 
-from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl
+from monitor_plugin import Backend, InvalidBackend, KnownModel, Monitor, hookimpl
 
 DELAYS_SECONDS = (0, 0.5, 1, 2, 4, 8, 16, 30)  # before each start; the last one repeats
 STABLE_SECONDS = 60  # a process that ran for so long is restarted after the first delay
@@ -35,6 +35,13 @@ class Program(threading.Thread):
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # held to start, signal or reap a process
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state(self) -> str:
+        """The state of the model, as in `KnownModel`."""
+        if self._process:
+            return "running"
+        return "stopped" if self._stopping.is_set() else "waiting"
 
     def run(self) -> None:
         """Start the process again after each end, with growing delays."""
@@ -77,10 +84,39 @@ class Program(threading.Thread):
 
 
 class Host:
-    """The programs by model."""
+    """The commands by model, and the programs that run them."""
 
-    def __init__(self) -> None:
+    def __init__(self, commands: Mapping[str, Sequence[str]], folder: str) -> None:
+        self._commands, self._folder = commands, folder
         self.programs: dict[str, Program] = {}
+
+    def start(self, model: str, monitor: Monitor) -> None:
+        """Start the program of a model: a new one, as a thread cannot be started again."""
+        program = Program(model, self._commands[model], self._folder, monitor)
+        self.programs[model] = program
+        program.start()
+
+    @hookimpl
+    def monitor_started(self, monitor: Monitor) -> None:
+        """Keep the monitor for later starts."""
+        self._monitor = monitor
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        """List all models, also those that do not run."""
+        programs = list(self.programs.items())
+        return [KnownModel(model, each.state, can_start=True) for model, each in programs]
+
+    @hookimpl
+    def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
+        """Start a model that was stopped, or that waits for its next start."""
+        program = self.programs.get(model)
+        if program is None:
+            return None  # not a model of this host
+        if program.state != "running":
+            program.stop()  # ends its wait
+            self.start(model, self._monitor)
+        return True  # the monitor waits until it is ready
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
@@ -103,16 +139,17 @@ def main() -> None:
     ended: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: ended.append(number))
-    with tempfile.TemporaryDirectory() as folder, Monitor(plugins=[host := Host()]) as monitor:
-        try:
-            for model, command in commands.items():
-                program = host.programs[model] = Program(model, command, folder, monitor)
-                program.start()
-            print_curl_commands(monitor, list(commands))
-            while not ended:  # a single wait would miss a signal that came just before it
-                time.sleep(0.2)
-        finally:
-            host.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(commands, folder)
+        with Monitor(plugins=[host]) as monitor:
+            try:
+                for model in commands:
+                    host.start(model, monitor)
+                print_curl_commands(monitor, list(commands))
+                while not ended:  # a single wait would miss a signal that came just before it
+                    time.sleep(0.2)
+            finally:
+                host.stop()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python examples/forking_host.py ['llama=python backend.py --addr {address}'...]
 
 Without arguments it runs two demo backends. MONITOR_LISTEN says where the monitor listens. As in
-embedded_host.py, crashed backends are restarted, and those that the monitor shuts down are not.
+embedded_host.py, crashed backends are restarted, and those that the monitor shuts down are not
+until it starts them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from command_line import commands_by_model, print_curl_commands, with_new_address  # noqa: E402
 
-from monitor_plugin import Backend, InvalidBackend, Monitor, hookimpl  # noqa: E402
+from monitor_plugin import (  # noqa: E402
+    Backend,
+    InvalidBackend,
+    KnownModel,
+    Monitor,
+    hookimpl,
+)
 
 RESTART_SECONDS = 0.5
 POLL_SECONDS = 0.05
@@ -54,11 +61,12 @@ def spawn(command: Sequence[str]) -> int:
 
 
 class Host:
-    """The commands by model, and the PIDs of those that run."""
+    """The commands by model, the models that are to run, and the PIDs of those that run."""
 
     def __init__(self, commands: Mapping[str, Sequence[str]], folder: str) -> None:
         self._commands = dict(commands)
         self._folder = folder
+        self._wanted = set(commands)
         self._pids: dict[str, int] = {}
         self._due = dict.fromkeys(commands, 0.0)
         self._changed = threading.Condition()  # held to start, signal or reap a process
@@ -79,10 +87,10 @@ class Host:
             monitor.hook.monitor_backend_exited(model=model, pid=pid, exit_code=exit_code)
         for model in list(self._commands):
             with self._changed:
-                command = self._commands.get(model)
-                if command is None or model in self._pids or time.monotonic() < self._due[model]:
+                is_due = model in self._wanted and time.monotonic() >= self._due[model]
+                if not is_due or model in self._pids:
                     continue
-                command, address = with_new_address(command, self._folder)
+                command, address = with_new_address(self._commands[model], self._folder)
                 pid = self._pids[model] = spawn(command)
             try:
                 monitor.hook.monitor_backend_spawned(model=model, pid=pid, address=address)
@@ -90,17 +98,37 @@ class Host:
                 logging.warning("%s: %s", model, error)
 
     @hookimpl
-    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
-        """Forget the model, and end its process, which the main thread reaps."""
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        """List all models, also those that do not run."""
         with self._changed:
-            if self._commands.pop(backend.model, None) is None:
+            waiting = dict.fromkeys(self._wanted, "waiting")
+            states = {**dict.fromkeys(self._commands, "stopped"), **waiting}
+            states |= dict.fromkeys(self._pids, "running")
+        return [KnownModel(model, state, can_start=True) for model, state in states.items()]
+
+    @hookimpl
+    def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
+        """Let the main thread start a model now. The monitor waits until it is ready."""
+        with self._changed:
+            if model not in self._commands:
+                return None  # not a model of this host
+            self._wanted.add(model)
+            self._due[model] = 0.0
+        return True
+
+    @hookimpl
+    def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:
+        """Let the model stay stopped, and end its process, which the main thread reaps."""
+        with self._changed:
+            if backend.model not in self._commands:
                 return None  # not a backend of this host: the monitor stops it
+            self._wanted.discard(backend.model)
             return self._end([backend.model], timeout_seconds / 2)
 
     def stop(self) -> None:
         """End all processes, which the main thread reaps."""
         with self._changed:
-            self._commands.clear()
+            self._wanted.clear()
             self._end(list(self._pids), 5.0)
 
     def _end(self, models: Sequence[str], grace_seconds: float) -> bool:

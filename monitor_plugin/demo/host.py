@@ -1,8 +1,9 @@
-"""A small host that spawns three real backends, and registers them with a monitor."""
+"""A small host that starts three real backends, and registers them with a monitor."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 
 from ..config.settings import Settings
 from ..domain.errors import MonitorError
+from ..domain.known_models import KnownModel
+from ..hookspecs import hookimpl
 from ..monitor import Monitor
 
 # The arguments of each model's backend. `my-model` is the name in LocalAI's documentation.
@@ -21,11 +24,21 @@ MODELS: dict[str, Sequence[str]] = {
 }
 
 
+# States of `KnownModel` by the exit code of the process; None: it runs.
+_STATES = {None: "running", 0: "stopped", -signal.SIGTERM: "stopped"}
+
+
 class DemoHost:
-    """Owns one process per model, and reports to the monitor when one has started or exited."""
+    """Owns one process per model, and reports to the monitor when one has started or exited.
+
+    It is a plugin of the monitor, which lists its models, and can start them again.
+    """
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
+        self._arguments: dict[str, Sequence[str]] = {}
+        self._newest: dict[str, subprocess.Popen[str]] = {}
+        monitor.plugin_manager.register(self, "demo host")
         self._processes: list[subprocess.Popen[str]] = []
         self._waiters: list[threading.Thread] = []
 
@@ -39,6 +52,7 @@ class DemoHost:
             # Without the monitor's token, with which a backend could stop other backends.
             env={name: value for name, value in os.environ.items() if name != "MONITOR_TOKEN"},
         )
+        self._arguments[model], self._newest[model] = arguments, process
         self._processes.append(process)
         assert process.stdout is not None
         address = process.stdout.readline().removeprefix("serving on ").strip()
@@ -48,6 +62,23 @@ class DemoHost:
         waiter = threading.Thread(target=self._wait, args=(model, process), daemon=True)
         self._waiters.append(waiter)
         waiter.start()
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        """List all models, also those whose process has ended."""
+        return [
+            KnownModel(model, _STATES.get(process.poll(), "exited"), can_start=True)
+            for model, process in list(self._newest.items())
+        ]
+
+    @hookimpl
+    def monitor_start_model(self, model: str) -> bool | None:
+        """Start a model whose process has ended."""
+        if model not in self._newest:
+            return None
+        if self._newest[model].poll() is not None:
+            self.spawn(model, self._arguments[model])
+        return True
 
     def _wait(self, model: str, process: subprocess.Popen[str]) -> None:
         exit_code = process.wait()

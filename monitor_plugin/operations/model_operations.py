@@ -87,7 +87,7 @@ class ModelOperations:
         deadline = time.monotonic() + seconds
 
         def run(group: Group) -> None:
-            self._starter.start(model, deadline - time.monotonic(), group.cancelled)
+            self._starter.start(model, seconds, deadline, group.cancelled)
 
         self._run_once(model, ("start", seconds), run, seconds)
 
@@ -128,7 +128,10 @@ class ModelOperations:
                 pass
             if pid is not None:
                 count = len(self._registry.records(model)) + 1
-            self._starter.start(model, seconds, group.cancelled, backends=max(1, count), again=True)
+            deadline = time.monotonic() + seconds
+            self._starter.start(
+                model, seconds, deadline, group.cancelled, backends=max(1, count), again=True
+            )
 
         self._run_once(model, ("restart", force, pid, spare_busy, seconds), run)
 

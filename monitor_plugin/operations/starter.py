@@ -70,6 +70,7 @@ class ModelStarter:
         self,
         model: str,
         seconds: float,
+        deadline: float,
         cancelled: threading.Event,
         *,
         backends: int = 1,
@@ -85,7 +86,8 @@ class ModelStarter:
 
         Args:
             model: the model's name.
-            seconds: the maximum time to wait.
+            seconds: the maximum time, for people.
+            deadline: when it is over (monotonic seconds).
             cancelled: ends the wait when it is set. What the host does is not undone.
             backends: how many backends must be ready.
             again: whether to ask the host although a backend of the model is registered.
@@ -97,7 +99,7 @@ class ModelStarter:
         ended = [each.id for each in self._registry.last_exits()]
         is_stopping = self._is_stopping(model)
         again = again or is_stopping
-        start = _Start(model, seconds, backends, again, last_end_id=max(ended, default=0))
+        start = _Start(model, seconds, deadline, backends, again, last_end_id=max(ended, default=0))
         try:
             while not cancelled.is_set():
                 records = self._registry.records(model)
@@ -190,7 +192,7 @@ class ModelStarter:
         return None
 
     def _why_too_late(self, start: _Start, records: Sequence[Record]) -> str:
-        within = f"within {round(start.seconds, 2):g} s"
+        within = f"within {start.seconds:g} s"
         facts: list[str | None] = (
             [_describe_wait(records, start.backends, within)]
             if records
@@ -212,13 +214,13 @@ class _Start:
 
     Args:
         model: the model's name.
-        seconds: the maximum time to wait.
+        seconds: the maximum time, for people.
+        deadline: when it is over (monotonic seconds).
         backends: how many backends must be ready.
         again: whether to ask the host although a backend of the model is registered.
         last_end_id: the number of the last end of a backend before the start.
 
     Attributes:
-        deadline: when the wait ends (monotonic seconds).
         request: the request to the host; None before it.
         look: the reading of the model in progress.
         known: what the host said of the model after the last reading.
@@ -226,14 +228,20 @@ class _Start:
     """
 
     def __init__(
-        self, model: str, seconds: float, backends: int, again: bool, last_end_id: int
+        self,
+        model: str,
+        seconds: float,
+        deadline: float,
+        backends: int,
+        again: bool,
+        last_end_id: int,
     ) -> None:
         self.model = model
         self.seconds = seconds
         self.backends = backends
         self.again = again
         self.last_end_id = last_end_id
-        self.deadline = time.monotonic() + seconds
+        self.deadline = deadline
         self.request: StartRequest | None = None
         self.look: Future[KnownModel | None] | None = None
         self.known: KnownModel | None = None

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..support import Client, Spawner, eventually, is_running
+from ..support import Answer, Client, Spawner, eventually, is_running
 
 # The hosts' processes, not this one, are what is slow.
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def start_host(spawner: Spawner) -> Iterator[Callable[..., Host]]:
     hosts = []
     folder = Path(tempfile.mkdtemp())  # with a short name: unix sockets are in it
 
-    def start(name: str, *programs: str) -> Host:
+    def start(name: str, *programs: str, **environment: str) -> Host:
         (folder / "tmp").mkdir()
         with open(folder / "stderr", "w") as errors:
             process = spawner.process(
@@ -96,6 +96,7 @@ def start_host(spawner: Spawner) -> Iterator[Callable[..., Host]]:
                     "MONITOR_STATUS_TIMEOUT_SECONDS": "30",
                     "MONITOR_STOP_TIMEOUT_SECONDS": "4",
                     "TMPDIR": str(folder / "tmp"),
+                    **environment,
                 },
             )
         hosts.append(process)
@@ -162,6 +163,46 @@ def test_model_between_two_starts_is_not_loaded(
     assert answer.json["error"]["type"] == "model_not_loaded"
     before = len(starts.read_text())
     eventually(lambda: len(starts.read_text()) > before)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", HOSTS)
+def test_stopped_model_can_be_started_again(name: str, start_host: Callable[..., Host]) -> None:
+    """Each host lists its models, starts one that was stopped, and restarts one that runs."""
+    host = start_host(name, f"a={BACKEND} --kv-cache-mib 1", "c=sh -c 'exit 3' {address}")
+
+    def states() -> dict[str, str]:
+        models = host.client.request("GET", "/backends").json["models"]
+        assert all(each["can_start"] for each in models)
+        return {each["model"]: each["state"] for each in models}
+
+    def ask(path: str, model: str) -> Answer:
+        return host.client.request("POST", f"/backend/{path}", {"model": model})
+
+    eventually(lambda: host.serves("a") and states() == {"c": "waiting"})
+    before = host.pid("--kv-cache-mib")
+    assert ask("load", "a").json == {"loaded": ["a"], "message": "model loaded"}
+    assert host.pid("--kv-cache-mib") == before
+    assert host.client.shutdown("a").status == 200
+    eventually(lambda: states() == {"a": "stopped", "c": "waiting"})
+    assert ask("load", "a").status == 200
+    second = host.pid("--kv-cache-mib")
+    assert ask("restart", "a").json == {"loaded": ["a"], "message": "model restarted"}
+    assert None not in (before, second)
+    assert len({before, second, host.pid("--kv-cache-mib")}) == 3
+    assert "no host" in ask("load", "x").json["message"]
+    host.crash("--kv-cache-mib")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", HOSTS)
+def test_crash_looping_model_fails_its_start(name: str, start_host: Callable[..., Host]) -> None:
+    """The host says `waiting`, so that the start waits until its time limit; it names the end."""
+    host = start_host(name, "c=sh -c 'exit 3' {address}", MONITOR_START_TIMEOUT_SECONDS="2")
+    answer = host.client.request("POST", "/backend/load", {"model": "c"})
+    assert answer.status == 500
+    assert "exited with code 3" in answer.json["message"]
+    assert "within 2 s" in answer.json["message"]
 
 
 @pytest.mark.once
@@ -273,4 +314,4 @@ def test_monitor_does_not_block_the_loop_of_an_asyncio_host(spawner: Spawner) ->
 @pytest.mark.parametrize("name", HOSTS[:2])
 def test_example_host_is_small(name: str) -> None:
     """It has no more lines than the documents say."""
-    assert len((ROOT / "examples" / name).read_text().splitlines()) < 120
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < 160
