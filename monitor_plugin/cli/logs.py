@@ -158,7 +158,8 @@ class _Log:
 
     def _print(self, answer: LogAnswer, text: str) -> None:
         self._printer.print(text)
-        self.poll_after_seconds = answer.poll_after_seconds
+        is_much = answer.next - answer.start > _MAX_BYTES // 2
+        self.poll_after_seconds = 0.0 if is_much else answer.poll_after_seconds
         self._next = answer.next
         self._pid = self._pid or answer.pid
         if answer.text:

@@ -98,5 +98,6 @@ def describe_progress(answer: ClusterBackendsAnswer, models: Sequence[str]) -> d
     }
     for item in answer.backends:
         if item.model in models:
-            found[item.model] = Progress(printable(condition(item)), condition_seconds(item))
+            text = "registered" if item.source is None else printable(condition(item))
+            found[item.model] = Progress(text, condition_seconds(item))
     return found | describe_shutdowns(answer, models)
