@@ -155,7 +155,7 @@ def test_a_real_bash_completes(
         process = spawner.sleeper()
         register(monitor, process.pid, model, f"unix:/{process.pid}")
     bash.wait_for("ready")
-    bash.press("monitor-plugin sta\t")
+    bash.press("monitor-plugin stat\t")
     bash.wait_for("$ monitor-plugin status")
     bash.press("or\t")
     bash.wait_for(r"monitor-plugin status org/my\ model\:7b")
