@@ -20,14 +20,15 @@ from .circus_host import CircusHost, backend_command
 
 pytestmark = pytest.mark.slow
 
-# Serves as a demo backend; ends with last words once a file exists.
+# Serves as a demo backend; ends with last words once a file exists, and not within a second.
 MORTAL = """
 import os, runpy, sys, threading, time
 
 def end(path=sys.argv.pop(1)):
+    time.sleep(1)
     while not os.path.exists(path):
         time.sleep(0.05)
-    print("out of ideas", file=sys.stderr, flush=True)
+    print(os.getpid(), "is out of ideas", file=sys.stderr, flush=True)
     os._exit(7)
 
 threading.Thread(target=end, daemon=True).start()
@@ -196,7 +197,15 @@ def test_model_that_dies_after_its_start(host: CircusHost) -> None:
         (ended,) = [each for each in ends(host, "mortal") if each["pid"] == pid]
         return ended["last_output"]
 
-    assert eventually(last_words) == "out of ideas"
+    assert eventually(last_words) == f"{pid} is out of ideas"
+
+    def log(query: str) -> str:
+        path = f"/backend/log?model=mortal{query}"
+        return str(host.client.request("GET", path).json["text"])
+
+    # The next process ends too, and has its last words in the same file.
+    eventually(lambda: log("").count("is out of ideas") > 1)
+    assert log(f"&pid={pid}") == f"{pid} is out of ideas\n"
     assert host.repeat_call("stop", name="mortal")["status"] == "ok"
     wait_state(host, "mortal", "stopped")
     die.unlink()

@@ -14,12 +14,12 @@ from ...hookspecs import hookimpl
 from ...monitor import Monitor
 from ...shutdown.stop import format_pids
 from ..discovery import BackendRule, Discovery
-from ..log_files import LogFiles
 from ..poller import Poller
 from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
 from .client import CircusError, Watchers
-from .history import WatcherHistories
+from .history import WatcherHistories, event_name, parse_event
+from .logs import WatcherLogs
 from .programs import ModelWatcher, known_models
 
 _logger = logging.getLogger(__name__)
@@ -47,13 +47,20 @@ class Adapter:
         self._discovery = Discovery(rules)
         self._registry_sync = RegistrySync(monitor)
         self._histories = WatcherHistories()
-        self._log_files = LogFiles()
+        self._logs = WatcherLogs()
         self._models: Sequence[ModelWatcher] = ()  # as the last poll found them
         self.poller = Poller("circus", self._poll)
 
     def on_event(self, topic: bytes, message: bytes) -> None:
         """Note an event of circus, and ask soon what runs: the event may be old."""
-        self._histories.record(topic, message)
+        event = parse_event(topic, message)
+        for each in self._models:
+            if event_name(each.watcher.name) == event.watcher:
+                if event.action == "reap":
+                    self._logs.note_end(each.watcher, event.pid)
+                elif event.action == "spawn":
+                    self._logs.forget_end(each.watcher, event.pid)
+        self._histories.record(event)
         self.poller.poll_soon()
 
     def _poll(self) -> None:
@@ -123,31 +130,20 @@ class Adapter:
     def monitor_read_log(
         self, model: str, pid: int | None, stream: str, max_bytes: int
     ) -> LogTail | None:
-        """Read the end of a watcher's log, which has the output of all its processes so far.
+        """Read the end of a watcher's log: see `WatcherLogs.read`.
 
-        Returns:
-            None: circus does not write this stream of the watcher to a file.
-
-        Raises:
-            CircusError: circus did not answer.
-            OSError: the file cannot be read.
+        Without a PID, this is the watcher of the model whose process circus has started last.
         """
-        name = self._watcher_of(model, pid)
-        path = name and self._watchers.log_path(name, stream)
-        if not path:
+        if pid is None:
+            same = [each for each in self._models if each.model == model]
+            last = max(same, key=lambda each: each.history.spawned_at, default=None)
+            return self._logs.read(last.watcher, None, stream, max_bytes) if last else None
+        name = self._registry_sync.program_of(pid)
+        watcher = next((each.watcher for each in self._models if each.watcher.name == name), None)
+        if watcher is None:
             return None
-        try:
-            return self._log_files.read(path, max_bytes)
-        except FileNotFoundError:
-            return None
-
-    def _watcher_of(self, model: str, pid: int | None) -> str | None:
-        """Return the watcher that has or had a process; for None, the model's last started."""
-        if pid is not None:
-            return self._registry_sync.program_of(pid)
-        same = [each for each in self._models if each.model == model]
-        last = max(same, key=lambda each: each.history.spawned_at, default=None)
-        return last.watcher.name if last else None
+        own_pid = self._registry_sync.own_process_of(pid)
+        return self._logs.read(watcher, own_pid, stream, max_bytes)
 
     @hookimpl
     def monitor_stop_backend(self, backend: Backend, timeout_seconds: float) -> bool | None:

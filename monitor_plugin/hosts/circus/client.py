@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from circus.util import replace_gnu_args
 
+from ...domain.logs import STREAMS
 from ..discovery import Program, split_command
 
 _POLL_SECONDS = 0.1
@@ -19,6 +20,9 @@ _COMMAND_SECONDS = 2.0
 # circus' COMMAND_ERROR and MESSAGE_ERROR. Both have more meanings, which the message tells apart.
 _BUSY = 5
 _NOT_FOUND = 3
+# The options of watchers that are asked for.
+_KEYS = ("cmd", "args", "numprocesses", "respawn")
+_STREAM_KEYS = tuple(f"{stream}_stream_conf" for stream in STREAMS)
 
 
 def _nothing() -> None:
@@ -68,6 +72,8 @@ class WatcherState(NamedTuple):
         programs: its processes; one without a process if none runs, or if circus is stopping it.
         numprocesses: how many processes it should have; None if it has just been removed.
         respawns: whether circus starts a process again that has ended; None likewise.
+        logs: the files that circus writes its streams to, `stdout` and `stderr`. A relative path is
+            one in circus' folder, which is that of its plugins too.
     """
 
     name: str
@@ -75,6 +81,7 @@ class WatcherState(NamedTuple):
     programs: Sequence[Program]
     numprocesses: int | None
     respawns: bool | None
+    logs: Mapping[str, str]
 
     @property
     def runs(self) -> bool:
@@ -111,7 +118,8 @@ class Watchers:
 
     def _state(self, name: str, status: str) -> WatcherState:
         pids = [] if status == "stopping" else self.pids(name)
-        options = self._options(name, "cmd", "args", "numprocesses", "respawn")
+        # circus answers with an error if it cannot encode the streams. Their classes it leaves out.
+        options = self._options(name, *_KEYS, *_STREAM_KEYS) or self._options(name, *_KEYS)
         cmd, args = options.get("cmd") or "", options.get("args") or ""
         # With `shell` circus quotes all arguments, so that the shell replaces nothing.
         command = f"{cmd} {args if isinstance(args, str) else shlex.join(args)}"
@@ -122,7 +130,12 @@ class Watchers:
             arguments = split_command(replace_gnu_args(command, **variables))
             programs.append(Program(name, name, pid, arguments))
         numprocesses, respawns = options.get("numprocesses"), options.get("respawn")
-        return WatcherState(name, status, programs, numprocesses, respawns)
+        logs = {
+            stream: path
+            for stream, key in zip(STREAMS, _STREAM_KEYS, strict=True)
+            if (path := _log_path(options.get(key)))
+        }
+        return WatcherState(name, status, programs, numprocesses, respawns, logs)
 
     def _options(self, name: str, *keys: str) -> dict[str, Any]:
         """Return options of a watcher; none if it was removed."""
@@ -232,26 +245,6 @@ class Watchers:
             if time.monotonic() > deadline or self.closing.wait(_POLL_SECONDS):
                 raise error
 
-    def log_path(self, name: str, stream: str) -> str | None:
-        """Return the file to which circus writes a stream of a watcher; None if to none.
-
-        The path may be relative to circus' folder, which is that of its plugins too.
-
-        Args:
-            name: the name of the watcher.
-            stream: `stdout` or `stderr`.
-
-        Raises:
-            CircusError: circus did not answer.
-        """
-        # circus' answer does not have the class. Each class of circus that has a file writes lines
-        # to it, and names it so.
-        key = f"{stream}_stream_conf"
-        path = (self._options(name, key).get(key) or {}).get("filename")
-        # /dev/stdout would be the monitor's own standard output.
-        is_file = isinstance(path, str) and path and not path.startswith(("/dev/", "/proc/"))
-        return path if is_file else None
-
     def graceful_timeout(self, name: str) -> float | None:
         """Return after how many seconds circus sends SIGKILL; None if it does not answer."""
         try:
@@ -266,6 +259,16 @@ class Watchers:
         if answer.get("status") == "error":
             raise CircusError(str(answer.get("reason")), int(answer.get("errno") or 0))
         return answer
+
+
+def _log_path(stream: Any) -> str | None:
+    """Return the file of a stream's configuration; None if it names none.
+
+    Each class of circus that writes to a file names it so. /dev/stdout would be the monitor's own.
+    """
+    path = stream.get("filename") if isinstance(stream, dict) else None
+    is_file = isinstance(path, str) and path and not path.startswith(("/dev/", "/proc/"))
+    return path if is_file else None
 
 
 def _timeout(deadline: float) -> float:

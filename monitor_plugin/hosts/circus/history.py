@@ -5,9 +5,41 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from ...domain.exits import make_exit
 from ...domain.models import BackendExit
+
+
+class Event(NamedTuple):
+    """An event of a watcher.
+
+    Attributes:
+        watcher: the name of the watcher as `event_name` gives it.
+        action: what happened, such as `spawn`, `start`, `kill`, `reap` and `stop`.
+        pid: the process; 0 if the event names none.
+        at: the time, in seconds since the epoch.
+        exit_code: as in `subprocess`; None if the event has none.
+    """
+
+    watcher: str
+    action: str
+    pid: int
+    at: float
+    exit_code: int | None
+
+
+def parse_event(topic: bytes, message: bytes) -> Event:
+    """Parse an event that circus published."""
+    name, _, action = topic.decode().removeprefix("watcher.").rpartition(".")
+    facts = json.loads(message)
+    pid, at = facts.get("process_pid", 0), facts.get("time", 0.0)
+    return Event(name, action, pid, at, facts.get("exit_code"))
+
+
+def event_name(watcher: str) -> str:
+    """Return the name of a watcher in circus' events."""
+    return watcher.lower().replace(" ", "_")
 
 
 class WatcherHistory:
@@ -28,21 +60,15 @@ class WatcherHistory:
         self.gave_up = False
         self._killed: set[int] = set()
 
-    def record(self, action: str, pid: int, at: float, exit_code: int | None) -> None:
-        """Record an event of circus.
-
-        Args:
-            action: what happened. Other actions than those below are ignored.
-            pid: the process; 0 if the event names none.
-            at: the time, in seconds since the epoch.
-            exit_code: as in `subprocess`; None if the event has none.
-        """
+    def record(self, event: Event) -> None:
+        """Record an event; other actions than those below tell nothing."""
+        action, pid, at = event.action, event.pid, event.at
         if action == "spawn":
             self.spawned_at, self.gave_up = at, False
         elif action == "kill":
             self._killed.add(pid)
         elif action == "reap":
-            self.exit = None if pid in self._killed else make_exit(exit_code, False, None, at)
+            self.exit = None if pid in self._killed else make_exit(event.exit_code, False, None, at)
             self._killed.discard(pid)
         elif action == "start":
             self.was_started, self.gave_up = True, False
@@ -53,28 +79,22 @@ class WatcherHistory:
 
 
 class WatcherHistories:
-    """The histories of all watchers, from the start of the monitor. Safe to call from any thread.
-
-    Events have the names of watchers in lower case.
-    """
+    """The histories of all watchers since the monitor runs. Safe to call from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._histories: dict[str, WatcherHistory] = {}
 
-    def record(self, topic: bytes, message: bytes) -> None:
-        """Record an event that circus published."""
-        name, _, action = topic.decode().removeprefix("watcher.").rpartition(".")
-        facts = json.loads(message)
-        pid, at = facts.get("process_pid", 0), facts.get("time", 0.0)
+    def record(self, event: Event) -> None:
+        """Record an event."""
         with self._lock:
-            self._history(name).record(action, pid, at, facts.get("exit_code"))
+            self._history(event.watcher).record(event)
 
     def see(self, statuses: Mapping[str, str]) -> None:
         """Note the statuses of all watchers, by name, and forget watchers that were removed."""
         with self._lock:
             self._histories = {
-                _event_name(name): self._history(_event_name(name)) for name in statuses
+                event_name(name): self._history(event_name(name)) for name in statuses
             }
             for history, status in zip(self._histories.values(), statuses.values(), strict=True):
                 if history.was_started is None and status in ("active", "stopped"):
@@ -83,12 +103,7 @@ class WatcherHistories:
     def get(self, name: str) -> WatcherHistory:
         """Return the history of a watcher."""
         with self._lock:
-            return self._history(_event_name(name))
+            return self._history(event_name(name))
 
-    def _history(self, event_name: str) -> WatcherHistory:
-        return self._histories.setdefault(event_name, WatcherHistory())
-
-
-def _event_name(name: str) -> str:
-    """Return the name of a watcher in circus' events."""
-    return name.lower().replace(" ", "_")
+    def _history(self, name: str) -> WatcherHistory:
+        return self._histories.setdefault(name, WatcherHistory())

@@ -9,6 +9,8 @@ import pytest
 from monitor_plugin.hosts.circus.client import CircusError, Watchers, WatcherState
 from monitor_plugin.hosts.discovery import Program
 
+KEYS = ("cmd", "args", "numprocesses", "respawn")
+STREAM_KEYS = ("stdout_stream_conf", "stderr_stream_conf")
 BUSY = {"status": "error", "reason": "arbiter is already running watcher_stop command", "errno": 5}
 NOT_FOUND = {"status": "error", "reason": "program x not found", "errno": 3}
 OK = {"status": "ok"}
@@ -131,22 +133,39 @@ def test_closing_ends_the_wait_for_a_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "path"),
+    ("conf", "logs"),
     [
-        ({"options": {"stderr_stream_conf": {"filename": "/x.log", "max_bytes": "9"}}}, "/x.log"),
-        ({"options": {"stderr_stream_conf": {}}}, None),
-        ({"options": {"stderr_stream_conf": None}}, None),
-        ({"options": {"stderr_stream_conf": {"filename": None}}}, None),
-        ({"options": {"stderr_stream_conf": {"filename": "/dev/stderr"}}}, None),
-        ({"status": "error", "reason": "Object of type X is not JSON serializable"}, None),
-        (NOT_FOUND, None),
+        ({"filename": "/x.log", "max_bytes": "9"}, {"stderr": "/x.log"}),
+        ({}, {}),
+        (None, {}),
+        ({"filename": None}, {}),
+        ({"filename": "/dev/stderr"}, {}),
     ],
 )
-def test_log_path_is_that_of_the_stream(answer: dict[str, Any], path: str | None) -> None:
-    """Nothing but the stream is asked for, as other options may have secrets."""
-    circus = Circus(get=[answer])
-    assert Watchers(circus).log_path("x", "stderr") == path
-    assert circus.asked == [("get", {"name": "x", "keys": ("stderr_stream_conf",)})]
+def test_logs_are_the_files_of_the_streams(
+    conf: dict[str, object] | None, logs: dict[str, str]
+) -> None:
+    """Nothing else is asked for than what is needed, as other options may have secrets."""
+    options = {"cmd": "x", "args": "", "stdout_stream_conf": {}, "stderr_stream_conf": conf}
+    circus = Circus(
+        status=[{"statuses": {"a": "active"}}], list=[{"pids": [4]}], get=[{"options": options}]
+    )
+    (state,) = Watchers(circus).states()
+    assert state.logs == logs
+    assert circus.asked[2] == ("get", {"name": "a", "keys": KEYS + STREAM_KEYS})
+
+
+def test_streams_that_circus_cannot_encode_hide_nothing_else() -> None:
+    """They are objects of a program that embeds circus."""
+    error = {"status": "error", "reason": "X is not JSON serializable", "errno": 5}
+    circus = Circus(
+        status=[{"statuses": {"a": "active"}}],
+        list=[{"pids": [4]}],
+        get=[error, {"options": {"cmd": "sleep 9", "args": None}}],
+    )
+    (state,) = Watchers(circus).states()
+    assert (state.programs[0].command, state.logs) == (["sleep", "9"], {})
+    assert circus.asked[3] == ("get", {"name": "a", "keys": KEYS})
 
 
 def test_states_lists_the_processes_of_all_watchers() -> None:
@@ -156,24 +175,22 @@ def test_states_lists_the_processes_of_all_watchers() -> None:
     circus = Circus(
         status=[{"statuses": statuses}],
         list=[NOT_FOUND, {"pids": [4, 5]}, {"pids": []}],
-        get=[NOT_FOUND, {"options": options}],
+        get=[NOT_FOUND, NOT_FOUND, {"options": options}],
     )
     command = ["sleep", "9"]
     states = Watchers(circus).states()
     assert states == [
-        WatcherState("gone", "active", [Program("gone", "gone", 0, [])], None, None),
+        WatcherState("gone", "active", [Program("gone", "gone", 0, [])], None, None, {}),
         WatcherState(
             *("a", "active", [Program("a", "a", 4, command), Program("a", "a", 5, command)]),
-            *(2, True),
+            *(2, True, {}),
         ),
-        WatcherState("b", "stopping", [Program("b", "b", 0, command)], 2, True),
-        WatcherState("c", "stopped", [Program("c", "c", 0, command)], 2, True),
+        WatcherState("b", "stopping", [Program("b", "b", 0, command)], 2, True, {}),
+        WatcherState("c", "stopped", [Program("c", "c", 0, command)], 2, True, {}),
     ]
     assert [each.runs for each in states] == [False, True, False, False]
     names = [name for name, _ in circus.asked]
-    assert names == ["status", "list", "get", "list", "get", "get", "list", "get"]
-    keys = ("cmd", "args", "numprocesses", "respawn")
-    assert circus.asked[4] == ("get", {"name": "a", "keys": keys})
+    assert names == ["status", "list", "get", "get", "list", "get", "get", "list", "get"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from monitor_plugin.hosts.circus.history import WatcherHistories, WatcherHistory
+from monitor_plugin.hosts.circus.history import WatcherHistories, WatcherHistory, parse_event
 
 
 def record(histories: WatcherHistories, name: str, *events: tuple[str, int]) -> WatcherHistory:
@@ -13,7 +13,8 @@ def record(histories: WatcherHistories, name: str, *events: tuple[str, int]) -> 
         facts = {"time": 5.0, **({"process_pid": pid} if pid else {})}
         if action == "reap":
             facts["exit_code"] = 3
-        histories.record(f"watcher.{name}.{action}".encode(), json.dumps(facts).encode())
+        topic = f"watcher.{name}.{action}".encode()
+        histories.record(parse_event(topic, json.dumps(facts).encode()))
     return histories.get(name)
 
 

@@ -30,7 +30,7 @@ def watcher(
     history.gave_up = gave_up
     programs = [Program(name, name, pid)]
     return ModelWatcher(
-        model, WatcherState(name, status, programs, numprocesses, respawns), history
+        model, WatcherState(name, status, programs, numprocesses, respawns, {}), history
     )
 
 

@@ -1,0 +1,35 @@
+"""The logs of watchers, which circus' own stream writes and rotates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from circus.stream import FileStream
+
+from monitor_plugin import LogTail
+from monitor_plugin.hosts.circus.client import WatcherState
+from monitor_plugin.hosts.circus.logs import WatcherLogs
+
+
+def watcher(path: Path) -> WatcherState:
+    return WatcherState("w", "active", [], 1, True, {"stderr": str(path)})
+
+
+def test_log_of_an_ended_process_ends_where_the_next_one_begins(tmp_path: Path) -> None:
+    """Also after a rotation; the PID may be used again. `stdout` has no log here."""
+    path, logs = tmp_path / "log", WatcherLogs()
+    given = watcher(path)
+    assert logs.read(given, 7, "stderr", 99) is None  # circus has not written yet
+    stream = FileStream(str(path), max_bytes=20, backup_count=2)
+    stream({"data": b"last words\n", "pid": 7})
+    assert logs.read(given, 7, "stderr", 6) == LogTail(b"words\n", 11)
+    logs.note_end(given, 7)
+    stream({"data": b"it begins\n", "pid": 8})
+    assert (tmp_path / "log.1").exists()
+    assert logs.read(given, 7, "stderr", 99) == LogTail(b"last words\n", 11)
+    for pid in (8, None):
+        assert logs.read(given, pid, "stderr", 99) == LogTail(b"last words\nit begins\n", 21)
+    assert logs.read(given, 7, "stdout", 99) is None
+    logs.forget_end(given, 7)
+    assert logs.read(given, 7, "stderr", 99) == LogTail(b"last words\nit begins\n", 21)
+    stream.close()
