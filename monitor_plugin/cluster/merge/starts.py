@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,6 +24,7 @@ from ..peers.directory import PeerDirectory
 from ..requests.client import PeerClient, PeerResult, older_version, outcome_unknown
 from ..requests.local_node import LocalNode
 from ..transport.messages import (
+    CLAIMED,
     LISTED,
     LOADED,
     OUTCOMES,
@@ -33,6 +37,26 @@ from ..transport.messages import (
 from ..transport.nats_link import NatsLink
 from .outcomes import merge_failures, only_answer, outcome_of
 from .readings import answer_of, join_names
+
+# The states of nodes that may start a model, the best one first.
+_STARTERS = (STARTABLE, POSSIBLE, LISTED)
+# Maximum wait for other nodes that claim a start, and the time between two looks at them.
+_MAX_CLAIM_SECONDS = 10.0
+_CLAIM_POLL_SECONDS = 0.1
+
+
+class _Offers(NamedTuple):
+    """The results of requests for offers.
+
+    Attributes:
+        offers: the offers, this node's first.
+        lost: the errors of nodes that are known to have the model.
+        failed: the errors of other nodes.
+    """
+
+    offers: list[PeerResult]
+    lost: list[PeerResult]
+    failed: list[PeerResult]
 
 
 class ClusterStarts:
@@ -75,15 +99,25 @@ class ClusterStarts:
         if node == local.node or (loads and local.is_loaded(request.model or "")):
             return answer_of(local.answer(request))
         if node is None:
-            return self._merge(request, self._run(self._choose(request), request))
+            with contextlib.ExitStack() as claims:
+                chosen = self._choose(request, claims)
+                if all(each.node != local.node for each in chosen):
+                    claims.close()
+                return self._merge(request, self._run(chosen, request))
         (result,) = self._link.run(self._client.start_offers([node], request))
         return self._merge(request, self._run([_checked_offer(result)], request))
 
-    def _choose(self, request: Request) -> list[PeerResult]:
-        """Return the offers to accept, and the errors of nodes that perhaps have the model."""
+    def _choose(self, request: Request, claims: contextlib.ExitStack) -> list[PeerResult]:
+        """Return the offers to accept, and the errors of nodes that perhaps have the model.
+
+        Args:
+            request: the load or the restart.
+            claims: keeps this node's claim, if this node is chosen to start the model.
+        """
         model, local = request.model or "", self._local_node
-        offers, lost, failed = self._request_offers(request)
+        offers, lost, failed = self._settle_claims(request, claims)
         loaded = [each for each in offers if _state(each) == LOADED]
+        loaded = loaded or [each for each in offers if _state(each) == CLAIMED]
         if request.pid is not None and len(loaded) + len(lost) > 1:
             raise InvalidRequest(
                 f"model {model!r} is on the nodes {_names(loaded + lost)}, and a PID is that of "
@@ -103,7 +137,7 @@ class ClusterStarts:
 
     def _find_starter(self, model: str, offers: Sequence[PeerResult]) -> PeerResult | None:
         """Return this node's offer, or that of the one node that knows the model."""
-        for state in (STARTABLE, POSSIBLE, LISTED):
+        for state in _STARTERS:
             found = [each for each in offers if _state(each) == state]
             if len(found) > 1 and found[0].node != self._local_node.node:
                 raise InvalidRequest(
@@ -114,15 +148,39 @@ class ClusterStarts:
                 return found[0]
         return None
 
-    def _request_offers(
-        self, request: Request
-    ) -> tuple[list[PeerResult], list[PeerResult], list[PeerResult]]:
-        """Request the offers of all nodes.
+    def _settle_claims(self, request: Request, claims: contextlib.ExitStack) -> _Offers:
+        """Request the offers of all nodes, until no other node claims the start.
 
-        Returns:
-            The offers, this node's first; the errors of nodes that are known to have the model; and
-            the errors of other nodes.
+        Nodes that know a model, and are asked to start it at the same time, must not all start it.
+        Each claims the start before it asks the others. So of two nodes at least one sees the claim
+        of the other. It cannot know whether the other one saw its own, and therefore waits until
+        the other has decided; if it has the greater name, it gives up its own claim first.
         """
+        model, local = request.model or "", self._local_node
+        deadline = time.monotonic() + _MAX_CLAIM_SECONDS
+        is_claimed = local.start_state(model) in _STARTERS
+        if is_claimed:
+            claims.enter_context(local.claim(model))
+        while True:
+            found = self._request_offers(request)
+            rivals = [each.node for each in found.offers if _state(each) == CLAIMED]
+            is_loaded = any(_state(each) == LOADED for each in found.offers)
+            knows = _state(found.offers[0]) in _STARTERS
+            if is_loaded or time.monotonic() > deadline:
+                return found
+            if rivals:
+                if min(rivals) < local.node:
+                    claims.close()
+                    is_claimed = False
+                time.sleep(_CLAIM_POLL_SECONDS)
+            elif is_claimed or not knows:
+                return found
+            else:
+                claims.enter_context(local.claim(model))
+                is_claimed = True
+
+    def _request_offers(self, request: Request) -> _Offers:
+        """Request the offers of all nodes once."""
         model, local = request.model or "", self._local_node
         peers = {each.name: each for each in self._directory.peers()}
         future = self._link.submit(self._client.start_offers([*peers], request))
@@ -137,7 +195,7 @@ class ClusterStarts:
                 lost.append(_lost_holder(result, model))
             else:
                 failed.append(result)
-        return offers, lost, failed
+        return _Offers(offers, lost, failed)
 
     def _run(self, chosen: Sequence[PeerResult], request: Request) -> list[PeerResult]:
         """Accept the offers at the same time; return the outcomes, and the errors among them."""

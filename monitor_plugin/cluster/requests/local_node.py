@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
@@ -35,6 +37,7 @@ from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
 from ...shutdown.coordinator import ShutdownCoordinator
 from ..transport.messages import (
+    CLAIMED,
     LISTED,
     LOADED,
     OUTCOMES,
@@ -96,6 +99,8 @@ class LocalNode:
         self._model_reader = model_reader
         self._operations = operations
         self._known_models = known_models
+        self._lock = threading.Lock()
+        self._claims: Counter[str] = Counter()  # by model
         self._gpu_lister = gpu_lister
         self._lister = Lister(
             registry,
@@ -128,6 +133,25 @@ class LocalNode:
     def is_loaded(self, model: str) -> bool:
         """Whether this node has a backend of a model, or is starting one."""
         return self.has(model) or self._operations.is_starting(model)
+
+    @contextlib.contextmanager
+    def claim(self, model: str) -> Iterator[None]:
+        """Tell other nodes, during the context, that this one may be about to start a model."""
+        with self._lock:
+            self._claims[model] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._claims[model] -= 1
+                if not self._claims[model]:
+                    del self._claims[model]
+
+    def offered_state(self, model: str) -> str:
+        """Return the state for another node: `CLAIMED`, or as `start_state`."""
+        with self._lock:
+            is_claimed = model in self._claims
+        return CLAIMED if is_claimed and not self.is_loaded(model) else self.start_state(model)
 
     def start_state(self, model: str) -> str:
         """Return what this node knows of a model: one of `START_STATES`. Asks the hosts."""

@@ -172,7 +172,7 @@ class PeerServer:
         await self._send(reply_to, reply)
 
     async def _offer_start(self, reply_to: str, request: Request) -> None:
-        find_state = partial(self._local_node.start_state, request.model or "")
+        find_state = partial(self._local_node.offered_state, request.model or "")
         try:
             state = await self._run(reply_to, self._read_pool, find_state)
         finally:

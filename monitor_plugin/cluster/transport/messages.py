@@ -12,11 +12,12 @@ from ...api.results import Response
 from ...config.cluster import validate_node, validate_node_url
 from ...domain.models import Memory, Reading
 
-# What a node knows of a model that is to be started: a backend of it runs or is being started; a
-# host lists it and can start it; a host might start it, as no host lists its models; a host lists
-# it and says that it cannot start it; nothing.
-LOADED, STARTABLE, POSSIBLE, LISTED, UNKNOWN = START_STATES = (
+# What a node knows of a model that is to be started: a backend of it runs or is being started; the
+# node may be about to start it; a host lists it and can start it; a host might start it, as no host
+# lists its models; a host lists it and says that it cannot start it; nothing.
+LOADED, CLAIMED, STARTABLE, POSSIBLE, LISTED, UNKNOWN = START_STATES = (
     "loaded",
+    "claimed",
     "startable",
     "possible",
     "listed",

@@ -34,6 +34,7 @@ class StartingHost:
         asked: the models of the calls of `monitor_start_model`.
         started: the models of the processes that were started.
         hold: while it is not set, `monitor_start_model` waits before the start.
+        hold_list: while it is not set, `monitor_list_models` waits.
     """
 
     def __init__(self, monitor: Monitor, programs: Mapping[str, str], starts: Path) -> None:
@@ -48,11 +49,14 @@ class StartingHost:
         self.started: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
+        self.hold_list = threading.Event()
+        self.hold_list.set()
         monitor.plugin_manager.register(self)
 
     @hookimpl
     def monitor_list_models(self) -> list[KnownModel]:
         """List the programs."""
+        self.hold_list.wait(60)
         return [
             KnownModel(model, self._states[model], can_start=switches != "refuse")
             for model, switches in list(self.programs.items())
@@ -114,6 +118,7 @@ class StartingHost:
     def close(self) -> None:
         """End the processes."""
         self.hold.set()
+        self.hold_list.set()
         for process in self._processes.values():
             process.kill()
         for thread in self._threads:

@@ -268,6 +268,50 @@ def test_starts_of_several_nodes_share_one_start(
     assert (b.host.started, knows.host.started) == (["m"], [])
 
 
+def test_only_one_of_several_nodes_starts_a_model_that_they_know(
+    nats: NatsServer, make_host: MakeHost
+) -> None:
+    """Both are asked while neither has begun, many times."""
+    nodes = [make_host(name, nats.url, {"m": "--no-status"}) for name in "abc"]
+    for node in nodes:
+        eventually(partial(node.lists, "a", "b", "c"))
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        for number in range(1, 6):
+            answers = list(pool.map(load, nodes))
+            assert [each.json for each in answers] == [LOADED] * len(nodes)
+            assert len({each.headers["X-Monitor-Node"] for each in answers}) == 1
+            assert sum(len(node.host.started) for node in nodes) == number
+            assert nodes[0].client.shutdown("m").status == 200
+
+
+def test_a_node_waits_for_another_that_has_not_decided_whether_it_starts_a_model(
+    nats: NatsServer, make_host: MakeHost, make_rogue: MakeRogue
+) -> None:
+    """Node b asked a before a was asked itself, and so does not know that a would start it.
+
+    Both wait for the offer of a third node, which never answers.
+    """
+    a, b = (make_host(name, nats.url, {"m": ""}) for name in "ab")
+    rogue = make_rogue(nats.url)
+    rogue.subscribe("monitor.shutdown.>")
+    rogue.publish("monitor.nodes.rogue", pack(Announcement("rogue", "1", 1, None, [])))
+    parts = {each.name: cluster_node(each.monitor) for each in (a, b)}
+    eventually(lambda: all(len(each.directory) == 2 for each in parts.values()))
+
+    def waits(name: str) -> bool:
+        is_claimed = "m" in parts[name].service._local_node._claims
+        return is_claimed and len(parts[name].link.requests) == 1
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(load, b)
+        eventually(partial(waits, "b"))
+        second = pool.submit(load, a)
+        for started in (first, second):
+            answer = started.result()
+            assert (answer.json, answer.headers["X-Monitor-Node"]) == (LOADED, "b")
+    assert (a.host.started, b.host.started) == ([], ["m"])
+
+
 @pytest.mark.parametrize("force", [False, True], ids=["waiting", "by force"])
 def test_another_node_stops_a_model_that_is_being_started(
     nats: NatsServer, make_host: MakeHost, make_local: MakeLocal, force: bool
