@@ -44,6 +44,7 @@ from monitor_plugin.cluster.transport.messages import Reply, Request
 from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.demo.ports import free_port
 from monitor_plugin.domain.models import Memory, TreeUsage
+from monitor_plugin.operations.model_operations import ModelOperations
 
 _NODES_PER_PROCESS = 10
 _PAGE = 1000
@@ -59,6 +60,16 @@ class _ModelRegistry(Registry):
 
     def models(self) -> list[str]:
         return self._names
+
+
+class _NoOperations(ModelOperations):
+    """Starts nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def starting(self) -> list[str]:
+        return []
 
 
 class _SimulatedNode(LocalNode):
@@ -112,7 +123,8 @@ def simulate(first: int, count: int, models: int, url: str) -> None:
             http_threads=2,
         )
         simulated = _SimulatedNode(node, names)
-        ClusterNode(settings, _ModelRegistry(names), simulated, BlockingObserver()).start(None)
+        registry, operations = _ModelRegistry(names), _NoOperations()
+        ClusterNode(settings, registry, operations, simulated, BlockingObserver()).start(None)
     print("started", flush=True)
     sys.stdin.read()
     os._exit(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from monitor_plugin import (
@@ -15,9 +17,18 @@ from monitor_plugin import (
     SettingsError,
     ShutdownFailed,
     ShutdownRefused,
+    StartFailed,
     TooManyShutdowns,
+    TooManyStarts,
 )
-from monitor_plugin.api.errors import INTERNAL_ERROR, encode_error, error_kind, http_error_kind
+from monitor_plugin.api.errors import (
+    INTERNAL_ERROR,
+    encode_error,
+    error_kind,
+    error_response,
+    http_error_kind,
+    load_failed_response,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +39,9 @@ from monitor_plugin.api.errors import INTERNAL_ERROR, encode_error, error_kind, 
         (BackendUnreadable("m", 7, "no"), 500, "backend_unreadable"),
         (ShutdownRefused("m", "p", "no"), 409, "shutdown_refused"),
         (ShutdownFailed("m", "no"), 500, "shutdown_failed"),
+        (StartFailed("m", "no"), 500, "start_failed"),
         (TooManyShutdowns(8, 1), 503, "too_many_shutdowns"),
+        (TooManyStarts(4, 1), 503, "too_many_starts"),
         (InvalidBackend("no", model=1, pid=2, address=3), 500, "internal_error"),
         (SettingsError("listen", "no"), 500, "internal_error"),
         (ListenError("h:1", "no"), 500, "internal_error"),
@@ -63,3 +76,17 @@ def test_the_envelope_repeats_the_status() -> None:
     assert encode_error(INTERNAL_ERROR, 'a "b" ü') == (
         '{"error":{"code":500,"message":"a \\"b\\" ü","type":"internal_error"}}'.encode()
     )
+
+
+def test_only_the_response_of_a_failed_start_has_the_last_output() -> None:
+    """Admins get it, at the end of both messages; lone surrogates are escaped."""
+    error = StartFailed("m", "it ended", "loading\nno weights \udcff")
+    answer = json.loads(load_failed_response(error).body)
+    assert list(answer) == ["loaded", "message", "error"]
+    assert answer["loaded"] == []
+    text = "model 'm' could not be started: it ended"
+    assert answer["message"] == f"{text}; its last output:\nloading\nno weights \\udcff"
+    assert answer["error"] == {"code": 500, "message": answer["message"], "type": "start_failed"}
+    assert json.loads(error_response(error).body)["error"]["message"] == text
+    refused = load_failed_response(TooManyStarts(4, 5))
+    assert (refused.status, refused.headers) == (503, {"Retry-After": "5"})

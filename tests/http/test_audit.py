@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from falcon import testing
 
-from monitor_plugin import Backend, InvalidRequest, ModelNotLoaded, Monitor, Settings, hookimpl
+from monitor_plugin import (
+    Backend,
+    InvalidRequest,
+    ModelNotLoaded,
+    Monitor,
+    Settings,
+    StartFailed,
+    hookimpl,
+)
 from monitor_plugin.api.audit import audited_shutdown
 
 from ..support import Client, Spawner, await_memory, eventually
@@ -184,3 +192,55 @@ def test_a_hosts_own_shutdown_has_a_line(
     assert [line.get("freed", "")[:10] for line in lines()] == ["gave back ", "", ""]
     assert second == ["host", "python", "m", False, "model_not_loaded"]
     assert third[4] == "invalid_request"
+
+
+class Starts:
+    """A host that knows one model, which it cannot start."""
+
+    @hookimpl
+    def monitor_start_model(self, model: str) -> bool | None:
+        raise StartFailed(model, "no disk")
+
+
+def test_each_start_and_restart_has_a_line(
+    make_monitor: Callable[..., Monitor],
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    """Over HTTP and from Python; never with what the process has written."""
+    monitor = make_monitor(plugins=[Starts()])
+    client = Client(monitor.url)
+    starter = monitor._services.operations._starter
+    monkeypatch.setattr(starter, "_read_output", lambda *arguments: "a pr0mpt of a user")
+    backend = spawner.backend_served_here()
+    backend.register(monitor, "n")
+
+    def ask(path: str, body: Any) -> str:
+        answer = client.request("POST", path, body)
+        return str(answer.json.get("message"))
+
+    assert ask("/v1/backend/load", {"model": "n"}) == "model loaded"
+    assert "no disk; its last output:\na pr0mpt of a user" in ask("/backend/load", {"model": "m"})
+    assert "no disk" in ask("/backend/restart", {"model": "m", "force": True, "pid": 7})
+    ask("/backend/load", {"model": "m", "x": 1})
+    monitor.start_model("n")
+    for start in (monitor.start_model, monitor.restart_model):
+        with pytest.raises(StartFailed):
+            start("m")
+    expected = [
+        ("anonymous", "POST /v1/backend/load", "n", "loaded", 200),
+        ("anonymous", "POST /backend/load", "m", "start_failed", 500),
+        ("anonymous", "POST /backend/restart", "m", "start_failed", 500),
+        ("anonymous", "POST /backend/load", None, "invalid_request", 400),
+        ("host", "Monitor.start_model", "n", "loaded", None),
+        ("host", "Monitor.start_model", "m", "start_failed", None),
+        ("host", "Monitor.restart_model", "m", "start_failed", None),
+    ]
+    fields = ("who", "what", "model", "outcome", "status")
+    eventually(lambda: len(lines()) == len(expected))
+    found = lines()
+    assert [tuple(line.get(field) for field in fields) for line in found] == expected
+    assert (found[2]["force"], found[2]["pid"]) == (True, 7)
+    assert all(0 <= line["seconds"] < 60 for line in found)
+    assert "pr0mpt" not in str(found)
