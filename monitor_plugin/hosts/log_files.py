@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from typing import NamedTuple
 
 from ..domain.logs import LogTail
 
 # The number of files of one log that are opened: supervisord keeps 10 backups by default.
 _MAX_FILES = 32
-# How often the files are opened again if the log was rotated meanwhile.
+# How often the files are opened if the log is rotated meanwhile, and the pause if there is none.
 _ATTEMPTS = 5
+_PAUSE_SECONDS = 0.005
 # How many bytes before a position are compared, as a new file may have the inode of a removed one.
 _MARK_BYTES = 64
 
@@ -102,25 +104,39 @@ class LogFiles:
 
 
 def _open_files(path: str, stack: contextlib.ExitStack) -> list[_File]:
-    """Open the files of a log, the newest first. Return none if the log is no regular file."""
-    for _ in range(_ATTEMPTS):
-        files = [_File(path)]
-        stack.callback(files[0].close)
-        if not files[0].is_regular:
-            return []
-        inodes = {files[0].inode}
-        for number in range(1, _MAX_FILES):
-            try:
-                file = _File(f"{path}.{number}")
-            except OSError:
-                break
-            stack.callback(file.close)
-            if file.is_regular and file.inode not in inodes:  # a file may just have been renamed
-                inodes.add(file.inode)
-                files.append(file)
-        if os.stat(path).st_ino == files[0].inode:
-            break
+    """Open the files of a log, the newest first. Return none if the log is no regular file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    files: list[_File] = []
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            files = _open_files_once(path, stack)
+            if not files or os.stat(path).st_ino == files[0].inode:
+                return files
+        except FileNotFoundError:  # so it is for a moment of each rotation
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_SECONDS)
     return files
+
+
+def _open_files_once(path: str, stack: contextlib.ExitStack) -> list[_File]:
+    newest = _File(path)
+    stack.callback(newest.close)
+    if not newest.is_regular:
+        return []
+    files = {newest.inode: newest}
+    for number in range(1, _MAX_FILES):
+        try:
+            file = _File(f"{path}.{number}")
+        except OSError:
+            break
+        stack.callback(file.close)
+        if file.is_regular:
+            files.setdefault(file.inode, file)  # one may just have been renamed
+    return list(files.values())
 
 
 def _count_bytes(files: list[_File], last: _Position | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,21 @@ def test_cleared_log_counts_on(tmp_path: Path) -> None:
     assert read(logs, path)[1] == 11
     path.write_bytes(b"new, and longer than before")  # the same inode
     assert read(logs, path) == (b"new, and longer than before", 11 + 1 + 27)
+
+
+def test_log_without_a_file_for_a_moment_is_read(tmp_path: Path) -> None:
+    """So it is between the two steps of a rotation: the file was renamed, and the next is made."""
+    path, logs = tmp_path / "log", LogFiles()
+    path.write_bytes(b"before")
+    assert read(logs, path) == (b"before", 6)
+
+    def rotate(*_: object) -> None:
+        path.write_bytes(b" and after")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", rotate)
+        path.rename(f"{path}.1")
+        assert read(logs, path) == (b"before and after", 16)
 
 
 def test_only_regular_files_are_logs(tmp_path: Path) -> None:
