@@ -174,6 +174,7 @@ def test_hooks_keep_their_arguments() -> None:
         "monitor_readings_swept": ("readings",),
         "monitor_backend_gone": ("backend", "exit"),
         "monitor_backend_left_behind": ("backend", "pids"),
+        "monitor_watchdog_acted": ("backend", "watchdog", "action", "reason"),
         "monitor_add_routes": ("app",),
     }
     for hook, arguments in kept.items():
