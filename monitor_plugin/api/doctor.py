@@ -85,11 +85,17 @@ class Doctor:
         records = self._registry.records()
         fallbacks = self._kernel_probe.fallbacks
         folders = self._memory_folders()
-        return [
-            check_other_users(self._unseen),
+        of_kernel = [
             check_process_handles(fallbacks),
             check_exit_codes(fallbacks),
             check_shared_memory(fallbacks, records),
+        ]
+        if not self._kernel_probe.has_run:
+            message = "not known before the monitor has started"
+            of_kernel = [CheckItem(each.name, None, message) for each in of_kernel]
+        return [
+            check_other_users(self._unseen),
+            *of_kernel,
             check_memory_limits(folders),
             check_swap(folders),
             check_gpus(

@@ -17,6 +17,8 @@ from .options import PROGRAM, explain
 #: The time until a monitor that does not answer is asked again, in seconds.
 RETRY_SECONDS = 1.0
 
+_REFUSALS = (400, 401, 403)
+
 T = TypeVar("T")
 
 
@@ -36,8 +38,9 @@ class Follower:
         try:
             answer = request()
         except RequestFailed as error:
-            # Without a status there was no answer. A proxy answers 502 or 503 meanwhile.
-            if not self._has_answered or (error.status is not None and error.status < 500):
+            # While a monitor or a backend is restarted, other errors go by, such as a proxy's 502,
+            # and the 404 for the log of a backend that is not registered yet.
+            if not self._has_answered or error.status in _REFUSALS:
                 raise
             failure = explain(error)
             if self._failure != failure:

@@ -40,11 +40,12 @@ class KernelProbe:
 
     Attributes:
         fallbacks: those that `run` has found; empty before.
+        has_run: whether `run` has found them.
     """
 
     def __init__(self) -> None:
         self.fallbacks: tuple[Fallback, ...] = ()
-        self._has_run = False
+        self.has_run = False
 
     def run(self) -> None:
         """Probe, and log a warning for each fallback. Later calls do nothing.
@@ -52,10 +53,10 @@ class KernelProbe:
         Raises:
             OSError: no file descriptor is free.
         """
-        if self._has_run:
+        if self.has_run:
             return
         self.fallbacks = tuple(_find_fallbacks())
-        self._has_run = True
+        self.has_run = True
         for each in self.fallbacks:
             _logger.warning("the kernel refuses %s (%s): %s", *each)
 

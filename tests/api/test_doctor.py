@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from falcon import testing
 
-from monitor_plugin import Backend, Gpu, GpuUse, KnownModel, Monitor, hookimpl
+from monitor_plugin import Backend, Gpu, GpuUse, KnownModel, Monitor, Settings, hookimpl
 from monitor_plugin.api.doctor import (
     check_clock,
     check_descriptors,
@@ -161,6 +162,17 @@ def test_pss_that_cannot_be_read_is_reported(
     check = checks_of(client)["shared_memory"]
     assert check["ok"] is False
     assert "1 of 1 backends" in check["message"]
+
+
+def test_kernel_is_unknown_before_the_start() -> None:
+    """The application of a host's own server may be asked before; the answer is a 503."""
+    monitor = Monitor(Settings(listen=None, gpu="off"))
+    client = testing.TestClient(monitor.app, headers={"Host": "localhost"})
+    answer = client.simulate_get("/readyz", query_string="verbose")
+    assert answer.status_code == 503
+    oks = {each["name"]: each["ok"] for each in answer.json["checks"]}
+    assert oks["process_handles"] is oks["exit_codes"] is oks["shared_memory"] is None
+    monitor.close()
 
 
 def test_other_users_check_repeats_what_is_unseen() -> None:

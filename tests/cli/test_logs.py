@@ -108,6 +108,7 @@ def test_follow_survives_failures_and_says_what_is_missing(
             (200, part("\nthree", 8)),
             failure("model_not_loaded", "model 'm' is not loaded"),
             failure("model_not_loaded", "model 'm' is not loaded"),
+            failure("log_unavailable", "there is no log", 404),
             (200, part("later\n", 100, gap=True)),
             failure("forbidden", "the role", 403),
         )
@@ -117,9 +118,10 @@ def test_follow_survives_failures_and_says_what_is_missing(
         after = [each.query.get("after") for each in scripted.requests]
     output = capsys.readouterr()
     assert output.out == "one\ntwo\nthree\nlater\n"
-    assert after == [None, "6", "8", "14", "14", "14", "106"]
+    assert after == [None, "6", "8", "14", "14", "14", "14", "106"]
     assert output.err.splitlines() == [
         "monitor-plugin: model 'm' is not loaded: trying again",
+        "monitor-plugin: there is no log: trying again",
         "monitor-plugin: some output is missing",
         "monitor-plugin: the role",
     ]

@@ -138,6 +138,26 @@ def test_follow_shows_the_next_backend_and_the_next_monitor(
     reader.join()
 
 
+def test_follow_ends_by_a_key_or_with_its_reader(
+    monitor: Monitor, make_writer: MakeWriter, spawner: Spawner
+) -> None:
+    """Ctrl-C is 130; a closed pipe ends it quietly, also if nothing is written any more."""
+    make_writer(monitor).write(b"one\n")
+    command = (*PROGRAM, "logs", "-f", "m", "--url", monitor.url)
+    terminal = Terminal(spawner, *command)
+    terminal.wait_for("one")
+    terminal.interrupt()
+    assert terminal.ended() == 130
+    terminal.close()
+    process = spawner.process(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline() == "one\n"
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read() == ""
+
+
 def test_end_is_shown_with_its_last_output(
     make_monitor: Callable[..., Monitor],
     make_writer: MakeWriter,
