@@ -415,11 +415,15 @@ def test_page_names_the_process_that_serves_an_address(
 
 
 def hasten(page: Page) -> None:
-    """Have the page ask every 0.3 s for what causes no event, until `page.unroute_all`."""
+    """Reload the page, and have it ask every 0.3 s for what causes no event.
+
+    Until `page.unroute_all`.
+    """
     page.route(
         "**/events?*wait=5",
         lambda route: route.continue_(url=route.request.url.replace("wait=5", "wait=0.3")),
     )
+    page.reload()
 
 
 def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -432,7 +436,6 @@ def edit_answers(page: Page, edit: Callable[[dict[str, Any]], None]) -> None:
 
     page.route(re.compile(r"/backends\b(?!\.js)"), edited)
     hasten(page)
-    page.reload()
 
 
 def test_page_shows_the_limits_in_force(

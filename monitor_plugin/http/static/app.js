@@ -28,7 +28,7 @@ const operations = new Operations({
   onUnauthorized: askForToken,
 });
 const table = new AllBackends(history, palette, operations, () => models.show());
-const models = new ModelsTable(byId("models-section"), operations, table.isSought);
+const models = new ModelsTable(byId("models-section"), byId("backends"), operations, table.isSought);
 const ends = new EndsTable((end, button) => operations.askLeftBehind(end, button, ends.rowsOf(end)));
 
 function showConnection(tone, text) {

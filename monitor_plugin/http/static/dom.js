@@ -65,5 +65,5 @@ export function fillByKey(parent, items, keyOf, make, update) {
     if (current !== child) parent.insertBefore(child, current);
     update(child, item);
   });
-  for (const child of old.values()) child.remove();
+  while (parent.children.length > items.length) parent.lastElementChild.remove();
 }

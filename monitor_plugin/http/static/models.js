@@ -1,16 +1,18 @@
 // The table of models that a host can run, and of which no backend runs.
 
 import { modelCondition } from "./conditions.js";
-import { byId, cell, element, fillByKey, linkToModel, setModel, setText } from "./dom.js";
+import { cell, element, fillByKey, linkToModel, setModel, setText } from "./dom.js";
 
 const keyOf = ({ model, node }) => JSON.stringify([model, node ?? ""]);
 
 export class ModelsTable {
   #models = [];
 
-  /** `section` has the table; `isShown(item)` says whether the user wants to see a model. */
-  constructor(section, operations, isShown) {
+  /** `section` has the table, `heading` gets the focus if the row with the focus is gone, and
+   *  `isShown(item)` says whether the user wants to see a model. */
+  constructor(section, heading, operations, isShown) {
     this.section = section;
+    this.heading = heading;
     this.operations = operations;
     this.isShown = isShown;
     this.body = section.querySelector("tbody");
@@ -28,7 +30,7 @@ export class ModelsTable {
     const hadFocus = this.body.contains(document.activeElement);
     this.section.hidden = shown.length === 0;
     fillByKey(this.body, shown, keyOf, () => this.#makeRow(), (row, item) => this.#showModel(row, item));
-    if (hadFocus && !this.body.contains(document.activeElement)) byId("backends").focus();
+    if (hadFocus && !this.body.contains(document.activeElement)) this.heading.focus();
   }
 
   #makeRow() {

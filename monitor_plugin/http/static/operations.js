@@ -5,8 +5,8 @@ import { byId, named, setText } from "./dom.js";
 import { place } from "./format.js";
 import { showError } from "./notices.js";
 
-// A browser opens six connections to a host, and the feed needs some of them. A start may take
-// minutes, so that no shutdown waits for one.
+// A browser opens six connections to a host, and the feed and the panel need some of them. Starts may
+// take minutes, and are counted apart, so that no shutdown waits for one.
 const MAX_SHUTDOWNS = 2;
 const MAX_STARTS = 2;
 

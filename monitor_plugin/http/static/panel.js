@@ -19,7 +19,7 @@ export class Panel {
   #model = null;
   #last = null;
   #events = [];
-  #asking = false;
+  #asking = null;
   #node = null;
 
   /** `onChange()` updates the page, and the async `onUnauthorized()` asks for a token. */
@@ -29,7 +29,7 @@ export class Panel {
     this.title = byId("panel-title");
     const makeRow = (item) => new Row(item, palette, operations, true);
     this.table = new BackendsTable(byId("panel-table"), this.title, history, makeRow);
-    this.models = new ModelsTable(byId("panel-models"), operations, () => true);
+    this.models = new ModelsTable(byId("panel-models"), this.title, operations, () => true);
     this.ends = new PostMortems(byId("panel-ends"), (item) => this.#isOwn(item), onUnauthorized);
     this.log = new LogView(onUnauthorized);
     window.addEventListener("hashchange", () => this.follow());
@@ -156,8 +156,8 @@ export class Panel {
   async #askForMembers() {
     const model = this.#model;
     const own = this.#last?.answer.backends.filter((item) => item.model === model && this.#isOwn(item)) ?? [];
-    if (own.length === 0 || this.#asking) return;
-    this.#asking = true;
+    if (own.length === 0 || this.#asking === model) return;
+    this.#asking = model;
     try {
       const { backends } = await get(`backend/members?${new URLSearchParams({ model })}`);
       if (model === this.#model) showMembers(byId("panel-members"), backends);
@@ -165,7 +165,7 @@ export class Panel {
       // The feed reports a monitor that is away; a model may have ended meanwhile.
       if (error instanceof Refused && error.status === 401) await this.onUnauthorized();
     } finally {
-      this.#asking = false;
+      if (this.#asking === model) this.#asking = null;
     }
   }
 

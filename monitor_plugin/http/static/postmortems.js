@@ -20,7 +20,7 @@ export class PostMortems {
 
   /** Show items of `ended`, the newest first; `now` is in seconds. */
   update(ended, now) {
-    const keyOf = (end) => `${end.node ?? ""}/${end.id}`;
+    const keyOf = (end) => JSON.stringify([end.node ?? "", end.pid, end.ended_at]);
     fillByKey(this.list, ended, keyOf, () => this.#make(), (line, end) => this.#show(line, end, now));
   }
 
