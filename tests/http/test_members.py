@@ -145,6 +145,7 @@ def test_members_of_replicas_are_listed_apart(
     (only,) = members_of(client, f"model=m&pid={second.pid}")
     assert only["pid"] == second.pid
     first.kill()
+    first.wait()
     assert members_of(client, "model=m")[0]["pid"] == second.pid
 
 
@@ -161,6 +162,7 @@ def test_members_of_an_unknown_model_are_refused(
     assert_error(client.request("GET", PATH), 400, "invalid_request")
     assert client.request("POST", f"{PATH}?model=m").status == 405
     process.kill()
+    process.wait()
     answer = client.request("GET", f"{PATH}?model=m")
     assert_error(answer, 500, "model_not_loaded")
     assert "SIGKILL" in answer.json["error"]["message"]
