@@ -79,13 +79,15 @@ def status(url: str | None, token_file: str | None, model: str, as_json: bool) -
 
 
 def _print(answer: ClusterBackendsAnswer, model: str, peaks: PeaksItem | None) -> None:
-    if answer.backends:
-        from .views.tables import console, details_view  # rich takes long to import
+    if answer.backends or answer.models:
+        from .views.tables import console, details_view, unloaded_view  # rich takes long to import
 
         output = console()
-        output.print(details_view(answer, model, output.width))
-    for end in () if answer.backends else answer.ended[:1]:
-        for line in output_lines(end):
-            click.echo(line)
+        view = details_view if answer.backends else unloaded_view
+        output.print(view(answer, model, output.width))
+    else:
+        for end in answer.ended[:1]:
+            for line in output_lines(end):
+                click.echo(line)
     for line in peaks_lines(peaks) if peaks else ():
         click.echo(line)

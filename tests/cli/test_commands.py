@@ -166,7 +166,8 @@ def test_models_without_a_backend_are_shown(
     models = json.loads(capsys.readouterr().out)["models"]
     assert [each["model"] for each in models] == ["idle", HOSTILE]
     assert main(["status", HOSTILE, *url]) == options.NOT_LOADED
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
+    assert shown.splitlines()[1].split() == lines[1].split()
     assert "is not loaded: its host says failed: exited \\x1b[31mtoo quickly\n" in error
 
 

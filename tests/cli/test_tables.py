@@ -16,7 +16,7 @@ from monitor_plugin.cli.views.tables import backends_view, details_view
 from monitor_plugin.cli.views.text import summarize
 from monitor_plugin.domain.models import ProcessName
 
-from .support import text_of
+from .support import rows, text_of
 
 MIB = 2**20
 
@@ -91,6 +91,27 @@ def test_table_sorts_by_memory_and_marks_trouble() -> None:
     )
     assert by_name[r"gone\x1b"].rstrip().endswith(r"was killed\x1b[2J")
     assert "and 2 before" in lines[-1]
+
+
+def test_models_without_a_backend_fit_any_width() -> None:
+    """Those that failed first, with their node in a cluster; a long list is cut."""
+    models = [
+        {"model": f"m{number:02}", "state": "stopped", "can_start": True, "node": "a"}
+        for number in range(21)
+    ]
+    models.append({"model": "z", "state": "failed", "detail": "no \x1b memory", "node": "b"})
+    models.append({"model": "y", "state": "new", "node": "b"})
+    listed = msgspec.convert({"backends": [], "ended": [], "models": models}, ClusterBackendsAnswer)
+    text = text_of(backends_view(listed, None, 100), 100)
+    assert "No model is loaded; 23 models without a backend." in text
+    table = rows(text[text.index("NO BACKEND") :])
+    assert table[0] == ["NO BACKEND", "NODE", "STATE", "START", "DETAIL"]
+    assert table[1] == ["z", "b", "failed", "no", r"no \x1b memory"]
+    assert table[2] == ["m00", "a", "stopped", "yes"]
+    assert "and 3 more: --json shows them" in text
+    narrow = text_of(backends_view(listed, None, 30), 30)
+    assert "failed" in narrow
+    assert "DETAIL" not in narrow
 
 
 def test_processes_left_behind_are_shown() -> None:

@@ -295,6 +295,15 @@ def details_view(answer: ClusterBackendsAnswer, model: str, width: int) -> Rende
     return Group(*parts)
 
 
+def unloaded_view(answer: ClusterBackendsAnswer, model: str, width: int) -> RenderableType:
+    """Return the view of `status` for a model without a backend that a host knows."""
+    parts: list[RenderableType] = [models_table(answer.models, width)]
+    if answer.ended:
+        parts += ["", ends_table(answer.ended, width)]
+        parts += [Text(each) for each in output_lines(answer.ended[0])]
+    return Group(*parts)
+
+
 def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple[str, str | Text]]:
     age = "" if item.age_seconds is None else f", read {duration(item.age_seconds)} ago"
     started = f"{item.created_at:%Y-%m-%d %H:%M:%S} UTC, {duration(item.uptime_seconds)} ago"

@@ -54,6 +54,8 @@ def escape_name(name: str) -> str:
 
 def printable(text: str) -> str:
     r"""Escape characters that are not printable: `\x1b`, `\u202e`."""
+    if text.isprintable():
+        return text  # nearly all lines of logs: 18 ms for 1 MiB instead of 160
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
