@@ -411,11 +411,13 @@ class Monitor:
 
         Args:
             model: the name of the model.
-            timeout_seconds: the maximum time; None: the setting `start_timeout_seconds`.
+            timeout_seconds: the maximum time, with the wait for a shutdown or another start of the
+                model that began before; None: the setting `start_timeout_seconds`.
 
         Raises:
             InvalidRequest: `model` cannot be the name of a model.
-            StartFailed: no host knows the model, or it did not become ready.
+            StartFailed: no host knows the model, it did not become ready, or a shutdown by force or
+                the end of the monitor ended the wait.
         """
         with audited("Monitor.start_model", {"model": model}, "loaded"):
             self._services.operations.start(validate_model_name(model), timeout_seconds)
@@ -431,14 +433,24 @@ class Monitor:
     ) -> None:
         """Stop a model as `shutdown` does, and start it as `start_model` does.
 
-        A model that is not loaded is only started.
+        A model that is not loaded is only started. With replicas, it waits until as many of them
+        are ready as there were.
+
+        Args:
+            model: the name of the model.
+            force: as for `shutdown`.
+            pid: the PID of the only backend to stop; None stops all.
+            spare_busy: as for `shutdown`.
+            timeout_seconds: the maximum time of the start alone; None: the setting
+                `start_timeout_seconds`.
 
         Raises:
             InvalidRequest: `model` cannot be the name of a model.
             PidNotHeld: the model has no backend with that PID.
             ShutdownRefused: a hook refused; nothing was stopped.
             ShutdownFailed: the model was not stopped, and not started.
-            StartFailed: the model was stopped, and did not become ready again.
+            StartFailed: the model was stopped, and did not become ready again; or no host can start
+                models, and it was not stopped.
         """
         arguments = {"model": model, "force": force, "pid": pid}
         with audited("Monitor.restart_model", arguments, "restarted"):

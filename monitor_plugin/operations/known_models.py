@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..backends.registry import Registry
 from ..concurrency.single_flight import SingleFlight
@@ -10,6 +11,13 @@ from ..domain.known_models import KnownModel
 from ..plugins.hooks import Hooks
 
 _MAX_AGE_SECONDS = 1.0
+
+
+class _Listing(NamedTuple):
+    """The known models by name, and the names of those from the last list of a failed hook."""
+
+    models: dict[str, KnownModel]
+    outdated: set[str]
 
 
 class KnownModels:
@@ -32,7 +40,7 @@ class KnownModels:
         """List the known models, each once, as the hosts said within the last second."""
         if not self._hooks.may_list_models():
             return []
-        return list(self._models.get().values())
+        return list(self._models.get().models.values())
 
     def without_backend(self, model: str | None = None) -> list[KnownModel]:
         """List the known models of which no backend is registered, or only one of them."""
@@ -44,18 +52,24 @@ class KnownModels:
         """Find a model, as the hosts said within the last second; None if none knows it."""
         return next((each for each in self.known() if each.model == model), None)
 
+    def find_current(self, model: str) -> KnownModel | None:
+        """Find a model as `find` does; None also if its host's hook has failed just now."""
+        known = self.find(model)
+        return None if known is None or model in self._models.get().outdated else known
+
     def may_start_unlisted(self) -> bool:
         """Whether a host may start a model that is not listed, because no host lists its models."""
         return self._hooks.may_start_model() and not self._hooks.may_list_models()
 
-    def _ask(self) -> dict[str, KnownModel]:
+    def _ask(self) -> _Listing:
         answers = self._hooks.list_models()
         self._by_plugin = {
             name: self._by_plugin.get(name, ()) if models is None else models
             for name, models in answers.items()
         }
-        found: dict[str, KnownModel] = {}
-        for models in self._by_plugin.values():
+        found = _Listing({}, set())
+        for name, models in self._by_plugin.items():
             for each in models:
-                found.setdefault(each.model, each)
+                if found.models.setdefault(each.model, each) is each and answers[name] is None:
+                    found.outdated.add(each.model)
         return found

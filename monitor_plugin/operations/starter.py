@@ -133,7 +133,8 @@ class ModelStarter:
             start.request = self._hooks.begin_start_model(start.model, max(0.0, seconds))
         if start.look is None or start.look.done():
             if start.look is not None:
-                start.known = start.look.result()
+                start.known, start.known_at = start.look.result(), start.look_at
+            start.look_at = time.monotonic()
             with suppress(RuntimeError):  # no thread can be started now
                 (start.look,) = self._thread_pool.map(self._look, [start.model], 1)
 
@@ -141,7 +142,7 @@ class ModelStarter:
         """Read the model, which updates the states of its backends; return what its host says."""
         with suppress(ModelNotLoaded, BackendUnreadable):
             self._model_reader.read(model)
-        return self._known_models.find(model)
+        return self._known_models.find_current(model)
 
     def _why_failed(self, start: _Start, records: Sequence[Record]) -> str | None:
         """Return why a start has failed; None if it has not."""
@@ -151,7 +152,7 @@ class ModelStarter:
         reason = self._why_at_rest(start, records)
         if reason is None:
             start.rested_at = now
-        elif now >= start.rested_at + _REST_SECONDS:
+        elif start.known_at >= start.rested_at + _REST_SECONDS:
             return reason
         return self._why_too_late(start, records) if now >= start.deadline else None
 
@@ -223,7 +224,9 @@ class _Start:
     Attributes:
         request: the request to the host; None before it.
         look: the reading of the model in progress.
-        known: what the host said of the model after the last reading.
+        look_at: when that reading began (monotonic seconds).
+        known: what the host said of the model after the last reading; None if that is not known.
+        known_at: when the last reading began (monotonic seconds).
         rested_at: when the model was last seen not to be at rest (monotonic seconds).
     """
 
@@ -245,7 +248,7 @@ class _Start:
         self.request: StartRequest | None = None
         self.look: Future[KnownModel | None] | None = None
         self.known: KnownModel | None = None
-        self.rested_at = time.monotonic()
+        self.look_at = self.known_at = self.rested_at = time.monotonic()
 
 
 def _is_ready(record: Record) -> bool:

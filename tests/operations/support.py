@@ -92,12 +92,16 @@ class ListingHost(EmbeddedHost):
 
     Attributes:
         states: what it says of each model.
+        list_error: what it raises instead; None: nothing.
     """
 
     def __init__(self, spawner: Spawner) -> None:
         super().__init__(spawner)
         self.states: dict[str, KnownModel] = {}
+        self.list_error: Exception | None = None
 
     @hookimpl
     def monitor_list_models(self) -> Sequence[KnownModel]:
+        if self.list_error:
+            raise self.list_error
         return list(self.states.values())

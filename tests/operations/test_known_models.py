@@ -92,6 +92,12 @@ def test_list_that_cannot_be_used_leaves_the_last_one(
     states = {each.model: each.state for each in monitor.known_models()}
     assert states == {"a": "stopped", "b": "waiting", "c": "stopped"}
     assert "monitor_list_models" in caplog.text
+    services = monitor._services.known_models
+    found = services.find("a")
+    assert found is not None
+    assert found.state == "stopped"
+    assert services.find_current("a") is None  # it may be another state by now
+    assert services.find_current("b") == KnownModel("b", "waiting")
     host.models = []
     assert {each.model for each in monitor.known_models()} == {"b", "c"}
 

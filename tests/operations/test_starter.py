@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from monitor_plugin import InvalidBackend, KnownModel, Monitor, StartFailed, State, hookimpl
-from monitor_plugin.operations import starter
+from monitor_plugin.operations import known_models, starter
 from monitor_plugin.testing import BackendFactory
 
 from ..support import Spawner, eventually, is_running, register, suspend
@@ -419,3 +419,24 @@ def test_error_has_the_last_output(
         monitor.start_model("m", 0.1)
     assert caught.value.last_output == "m: no weights"
     assert "weights" not in str(caught.value)
+
+
+def test_start_is_not_ended_by_an_old_list_of_models(
+    listing_host: ListingHost, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host under load may fail to list its models; the last list says `stopped` then."""
+    monkeypatch.setattr(starter, "_REST_SECONDS", 0.1)
+    monkeypatch.setattr(known_models, "_MAX_AGE_SECONDS", 0.0)
+    host = listing_host
+    monitor = make_monitor([host, host.answers()])
+    host.states["m"] = KnownModel("m", "stopped", can_start=True)
+    assert monitor.known_models()
+    later = threading.Timer(1.0, host.process_of, ["m"])
+
+    def start() -> None:
+        host.list_error = RuntimeError("the host is busy")
+        later.start()
+
+    host.programs["m"] = start
+    monitor.start_model("m")
+    assert monitor.known_models() == [host.states["m"]]
