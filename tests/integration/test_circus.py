@@ -47,6 +47,10 @@ WATCHERS: dict[str, dict[str, object]] = {
         "cmd": backend_command("--ignore-sigterm", addr="unix:FOLDER/stubborn"),
         "graceful_timeout": 3,
     },
+    "slow": {
+        "cmd": backend_command("--ignore-sigterm", addr="unix:FOLDER/slow"),
+        "graceful_timeout": 9,
+    },
 }
 ENVIRONMENT = {
     "env:by-env": {"MONITOR_MODEL": "org/from the environment", "MONITOR_ADDRESS": "unix:FOLDER/e"}
@@ -59,7 +63,9 @@ RULES = '"by-rule-*=ruled/*@unix:FOLDER/rule*,\n    none=a model with spaces@uni
 def host() -> Iterator[CircusHost]:
     """A circus with a watcher for each test; all models except one are registered at once."""
     spawner = Spawner()
-    host = CircusHost(spawner, WATCHERS, sections=ENVIRONMENT, backend=RULES)
+    host = CircusHost(
+        spawner, WATCHERS, sections=ENVIRONMENT, backend=RULES, stop_timeout_seconds=8
+    )
     yield host
     host.close()
     spawner.close()
@@ -319,6 +325,15 @@ def test_audit_lines_are_in_the_log_of_circus(host: CircusHost) -> None:
 
 
 @pytest.mark.once
+def test_graceful_timeout_above_the_stop_timeout_is_logged(host: CircusHost) -> None:
+    """The shutdown goes on while circus still waits, and the log says what to set."""
+    host.wait_serving("slow")
+    assert host.client.shutdown("slow").status == 200
+    told = "graceful_timeout, 9 s: the setting stop_timeout_seconds should be above"
+    eventually(lambda: told in host.log())
+
+
+@pytest.mark.once
 def test_monitor_survives_reload_and_restart_of_circus(
     make_host: Callable[..., CircusHost],
 ) -> None:
@@ -369,16 +384,6 @@ def test_shutdown_in_progress_does_not_delay_the_end(make_host: Callable[..., Ci
 
 
 @pytest.mark.once
-def test_plugin_waits_for_an_address_in_use(make_host: Callable[..., CircusHost]) -> None:
-    """Another process, such as the plugin before a reload, may release it a moment later."""
-    port = free_port()
-    with socket.create_server(("127.0.0.1", port)):
-        host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, port=port)
-        eventually(lambda: "trying again for 15 s" in host.log())
-    host.wait_found("m")
-
-
-@pytest.mark.once
 def test_killed_circus_ends_a_shutdown_with_an_error(make_host: Callable[..., CircusHost]) -> None:
     """The client gets an error, the plugin ends, backends are left alone; a new circus works."""
     backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
@@ -402,23 +407,17 @@ def test_killed_circus_ends_a_shutdown_with_an_error(make_host: Callable[..., Ci
 
 
 @pytest.mark.once
-def test_graceful_timeout_above_the_stop_timeout_is_logged(
-    make_host: Callable[..., CircusHost],
-) -> None:
-    """The shutdown goes on while circus still waits, and the log says what to set."""
-    backend = backend_command("--ignore-sigterm", addr="unix:FOLDER/m")
-    host = make_host({"m": {"cmd": backend, "graceful_timeout": 9}}, stop_timeout_seconds=8)
-    host.wait_serving("m")
-    assert host.client.shutdown("m").status == 200
-    told = "graceful_timeout, 9 s: the setting stop_timeout_seconds should be above"
-    eventually(lambda: told in host.log())
-
-
-@pytest.mark.once
 def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusHost]) -> None:
-    """Options take precedence, and no log has the token, which only a variable can set."""
+    """Options take precedence, and no log has the token, which only a variable can set.
+
+    The plugin waits for an address in use: another process, such as the plugin before a reload,
+    may release it a moment later.
+    """
     environment = {"MONITOR_TOKEN": "from-the-environment", "MONITOR_LISTEN": "127.0.0.1:1"}
-    host = make_host({}, environment, loglevel="debug")
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        host = make_host({}, environment, loglevel="debug", port=port)
+        eventually(lambda: "trying again for 15 s" in host.log())
 
     def status(**headers: str) -> int | None:
         try:
@@ -432,32 +431,33 @@ def test_settings_come_from_the_environment_too(make_host: Callable[..., CircusH
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(
-    ("option", "value", "error"),
-    [
-        ("token", "very-secret", "token is no option"),
-        ("http_threads", "many", "option http_threads='many'"),
-        ("trusted_proxy", "::1", "circus lost options"),
-    ],
-)
-def test_invalid_option_ends_the_plugin(
-    make_host: Callable[..., CircusHost], option: str, value: str, error: str
-) -> None:
-    """The log has one error, and circus does not restart the plugin again and again."""
-    host = make_host({}, **{option: value})
-    eventually(lambda: error in host.log())  # so it has run: before that it is stopped as well
-    eventually(lambda: host.status("plugin:monitor") == "stopped")
-    assert stays_down(host, "plugin:monitor")
-    assert host.log().count(error) == 1
+def test_invalid_option_ends_the_plugin(make_host: Callable[..., CircusHost]) -> None:
+    """The log has one error, and circus does not restart the plugin again and again.
+
+    After `reloadconfig` a plugin whose section was corrected runs.
+    """
+    errors = {
+        "plugin:monitor": "option http_threads='many'",
+        "plugin:token": "token is no option",
+        "plugin:colon": "circus lost options",
+    }
+    use = {"use": "monitor_plugin.hosts.circus.MonitorPlugin"}
+    sections = {
+        "plugin:token": {**use, "token": "very-secret"},
+        "plugin:colon": {**use, "trusted_proxy": "::1"},
+    }
+    host = make_host({"by-rule": {"cmd": "sleep 1000"}}, sections=sections, http_threads="many",
+                     backend="by-rule=m@unix:FOLDER/m")  # fmt: skip
+    for name, error in errors.items():
+        # After the error, so that it has run: before that it is stopped as well.
+        eventually(lambda error=error: error in host.log())  # type: ignore[misc]
+        eventually(lambda name=name: host.status(name) == "stopped")  # type: ignore[misc]
+    host.wait_managed()
+    for name, error in errors.items():
+        assert (host.status(name), host.pids(name)) == ("stopped", [])
+        assert host.log().count(error) == 1
     assert "very-secret" not in host.log()
 
-
-@pytest.mark.once
-def test_corrected_section_is_loaded(make_host: Callable[..., CircusHost]) -> None:
-    """After `reloadconfig` a plugin that ended because of an invalid option runs."""
-    host = make_host({"m": {"cmd": backend_command(addr="unix:FOLDER/m")}}, http_threads="many")
-    eventually(lambda: "http_threads='many'" in host.log())
-    eventually(lambda: host.status("plugin:monitor") == "stopped")
     host.ini.write_text(host.ini.read_text().replace("many", "4"))
     assert host.repeat_call("reloadconfig", waiting=True)["status"] == "ok"
     host.wait_found("m")
