@@ -166,6 +166,7 @@ def message(answer: Answer) -> str:
     return str(answer.json["message"])
 
 
+@pytest.mark.once
 def test_watchers_without_a_process_are_known(host: CircusHost) -> None:
     """They are models by a rule or by `--addr`; the plugin and other watchers are none."""
     found = models(host)
@@ -216,6 +217,7 @@ def test_model_that_dies_after_its_start(host: CircusHost) -> None:
     assert load(host, "mortal").status == 200
 
 
+@pytest.mark.once
 def test_models_that_die_at_once(host: CircusHost, pool: ThreadPoolExecutor) -> None:
     """Each has a state, and its start fails with the reason that circus gives, and last words."""
     dies, once, missing, none = (
@@ -242,6 +244,7 @@ def test_models_that_die_at_once(host: CircusHost, pool: ThreadPoolExecutor) -> 
     wait_state(host, "dies", "stopped")
 
 
+@pytest.mark.once
 def test_log_of_a_model_that_floods_it_with_bytes(host: CircusHost) -> None:
     """The last words of 10 MB that are no text, in a log that circus rotates meanwhile."""
     failed = message(load(host, "floods"))
@@ -266,6 +269,7 @@ def test_log_of_a_model_that_floods_it_with_bytes(host: CircusHost) -> None:
     assert (read(end)["text"], read(0)["gap"]) == ("", True)
 
 
+@pytest.mark.once
 def test_model_that_is_killed_for_want_of_memory(host: CircusHost) -> None:
     """The kernel kills it in a control group of its own."""
     group = memory_group()
@@ -282,6 +286,7 @@ def test_model_that_is_killed_for_want_of_memory(host: CircusHost) -> None:
     wait_state(host, "greedy", "exited")
 
 
+@pytest.mark.once
 def test_starts_and_stops_exclude_one_another(host: CircusHost, pool: ThreadPoolExecutor) -> None:
     """A start waits until a stop by `circusctl` has ended; a stop ends a start that waits."""
     assert load(host, "deaf").status == 200
