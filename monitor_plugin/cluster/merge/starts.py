@@ -131,6 +131,11 @@ class ClusterStarts:
             return [found]
         if failed:
             raise _nobody_knows(model, failed)
+        if not self._link.connected:
+            raise NodeUnreachable(
+                f"no host of node {local.node!r} knows how to start model {model!r}, and no other "
+                f"node can be asked: it is not connected to NATS ({self._link.servers})"
+            )
         why = "no host of any node knows how to start it"
         ended = local.describe_last_exit(model)
         raise StartFailed(model, f"{why}; {ended}" if ended else why)

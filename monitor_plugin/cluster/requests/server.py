@@ -155,6 +155,8 @@ class PeerServer:
             on_node, on_model = subjects.read_node(node), subjects.read_model
         elif request.caller.role != "admin":
             return []
+        elif request.operation == "offer" and request.action is not None:
+            return [subjects.shutdown_node(node)]
         elif request.operation == "offer":
             on_node, on_model = subjects.shutdown_node(node), subjects.shutdown_model
         elif request.operation in self._workers:

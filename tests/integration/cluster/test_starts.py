@@ -294,9 +294,14 @@ def test_a_node_waits_for_another_that_has_not_decided_whether_it_starts_a_model
     a, b = (make_host(name, nats.url, {"m": ""}) for name in "ab")
     rogue = make_rogue(nats.url)
     rogue.subscribe("monitor.shutdown.>")
-    rogue.publish("monitor.nodes.rogue", pack(Announcement("rogue", "1", 1, None, [])))
+    announcement = pack(Announcement("rogue", "1", 1, None, []))
     parts = {each.name: cluster_node(each.monitor) for each in (a, b)}
-    eventually(lambda: all(len(each.directory) == 2 for each in parts.values()))
+
+    def are_known() -> bool:
+        rogue.publish("monitor.nodes.rogue", announcement)
+        return all(len(each.directory) == 2 for each in parts.values())
+
+    eventually(are_known)
 
     def waits(name: str) -> bool:
         is_claimed = "m" in parts[name].service._local_node._claims
@@ -343,6 +348,32 @@ def test_another_node_stops_a_model_that_is_being_started(
             assert stop.result().json == {"message": "model stopped"}
             assert c.client.monitor("m").json["error"]["type"] == "model_not_loaded"
             eventually(lambda: link.subscription_count == before)
+
+
+def test_a_node_without_nats_starts_its_own_models(nats: NatsServer, make_host: MakeHost) -> None:
+    """A model that another node had when it was last heard of is started by name of the node only.
+
+    Whether another node knows a model that this one does not know is unknown.
+    """
+    a = make_host("a", nats.url, {"m": "", "mine": ""})
+    b = make_host("b", nats.url, {"m": ""})
+    eventually(lambda: a.lists("a", "b") and b.lists("a", "b"))
+    assert load(b).headers["X-Monitor-Node"] == "b"
+    assert a.client.monitor("m").status == 200
+    nats.kill()
+    eventually(lambda: not cluster_node(a.monitor).link.connected)
+    assert load(a, "mine").json["loaded"] == ["mine"]
+    for ask in (load, restart):
+        message = message_of(ask(a), 504, "node_unreachable")
+        assert "node 'b' cannot be asked" in message
+        assert "node=NAME" in message
+        assert "'b'" in message_of(ask(a, "unknown"), 504, "node_unreachable")
+        message_of(ask(a, node="b"), 504, "node_unreachable")
+    assert a.host.started == ["mine"]
+    assert load(a, node="a").json == LOADED
+    alone = make_host("alone", nats.url, {"x": ""})
+    assert load(alone, "x").json["loaded"] == ["x"]
+    assert "not connected to NATS" in message_of(load(alone), 504, "node_unreachable")
 
 
 def test_a_node_that_dies_during_a_start_has_an_unknown_outcome(
@@ -422,6 +453,14 @@ def test_an_offer_starts_a_model_once_and_only_for_its_requester(
     assert start("load", offer=key) == "loaded"
     assert start("load", offer=key) == "node_unreachable"
     assert offer("restart").state == "loaded"
+    # Who may only publish on the subject of one model can stop it, and not restart it.
+    rogue.publish(
+        "monitor.shutdown.model.m",
+        encode_request("offer", "m", action="restart"),
+        "monitor.reply.rogue.1.3",
+    )
+    assert offer(None).kind == "offer"
+    assert not [each for each in rogue.received if ".1.3." in each.subject]
     # The offer of a shutdown is not one of a restart.
     assert start("restart", offer=offer(None).offer) == "node_unreachable"
     assert b.host.started == ["m"]
