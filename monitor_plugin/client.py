@@ -83,7 +83,11 @@ class Client:
     def post(
         self, path: str, body: Mapping[str, Any], *, timeout_seconds: float | None = None
     ) -> Any:
-        """Send a POST request with a JSON body; returns and raises the same as `get`."""
+        """Send a POST request with a JSON body; returns and raises the same as `get`.
+
+        A shutdown, a load and a restart are answered when they are done. Pass `timeout_seconds`
+        where that may take longer than a minute: a load may take `start_timeout_seconds`.
+        """
         return self.post_for_answer(path, body, timeout_seconds=timeout_seconds).json
 
     def post_for_answer(

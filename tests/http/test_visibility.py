@@ -55,6 +55,9 @@ def test_hidden_processes_are_reported_everywhere(spawner: Spawner, hidepid: int
     client = Client(process.stdout.readline().strip())
     ready = client.request("GET", "/readyz")
     assert (ready.status, ready.json) == (200, {"status": "ready", "unseen": reason})
+    checks = client.request("GET", "/readyz?verbose").json["checks"]
+    (check,) = [each for each in checks if each["name"] == "other_users"]
+    assert (check["ok"], check["message"]) == (False, reason)
     answer = client.shutdown("m")
     assert (answer.status, answer.json) == (200, {"message": "model stopped"})
     assert answer.headers["X-Monitor-Verified"] == "partly"
