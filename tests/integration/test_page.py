@@ -762,7 +762,7 @@ def test_panel_shows_the_processes_log_events_and_ends_of_a_model(
     page.keyboard.press("Enter")
     whole = page.locator("#panel-ends .whole")
     whole.get_by_text("Its last output:").wait_for()
-    for words in ("Code, signal\n3", "In an hour\n1 end", "Last reading", "second\nthird"):
+    for words in ("Code, signal\n3", "Last hour\n1 end", "Last reading", "second\nthird"):
         assert words in whole.inner_text()
     os.kill(writer.shell, signal.SIGKILL)
     os.kill(writer.sleeper, signal.SIGKILL)
@@ -772,8 +772,8 @@ def test_panel_shows_the_processes_log_events_and_ends_of_a_model(
     page.go_back()
     panel.get_by_role("heading", name=name, exact=True).wait_for()
     page.go_forward()
+    panel.wait_for(state="hidden")
     assert page.title() == "Monitor"
-    assert not panel.is_visible()
     last = page.locator("#ends-table .last")
     last.locator("summary").click()
     assert last.locator("pre").inner_text().endswith("second\nthird")

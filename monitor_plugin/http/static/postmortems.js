@@ -70,7 +70,7 @@ function showWhole(box, end) {
     ["Ended", moment(end.ended_at)],
     ["Had run for", duration(end.uptime_seconds)],
     ["Ready after", duration(end.ready_seconds)],
-    ["In an hour", (end.ends_last_hour ?? null) === null ? "unknown" : plural(end.ends_last_hour, "end")],
+    ["Last hour", (end.ends_last_hour ?? null) === null ? "unknown" : plural(end.ends_last_hour, "end")],
     ["Peak RSS", bytes(end.peak_rss)],
     ["Left behind", leftOver(end.left_behind)],
     ["Last reading", lastReading(end)],
