@@ -1,4 +1,4 @@
-"""Two nodes, each with a real supervisord; its state agrees with the monitors at every step."""
+"""Nodes of real supervisords and circus, whose states agree with the monitors at every step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ...support import Answer, eventually, free_port
+from ...support import Answer, Spawner, eventually, free_port
+from ..circus_host import CircusHost, backend_command
 from ..supervisord_host import BACKEND, Host, program
 from .conftest import NatsServer
 
@@ -41,12 +42,12 @@ def hosts(nats: NatsServer, tmp_path: Path) -> Iterator[list[Host]]:
             each.close()
 
 
-def ask(host: Host, path: str, model: str) -> Answer:
+def ask(host: Host | CircusHost, path: str, model: str) -> Answer:
     """Load, restart or stop a model."""
     return host.client.request("POST", f"/backend/{path}", {"model": model}, timeout=180)
 
 
-def listed(host: Host) -> Any:
+def listed(host: Host | CircusHost) -> Any:
     """Return the list of a node; None until it lists both nodes."""
     try:
         answer = host.client.request("GET", "/backends").json
@@ -103,3 +104,36 @@ def test_a_program_that_dies_at_once_is_explained_to_the_admin_of_another_node(
     eventually(lambda: states(a)["dies"] == "failed")
     for host in hosts:
         assert "the last words" not in host.monitor_log
+
+
+def test_a_node_of_supervisord_starts_restarts_and_stops_a_watcher_of_circus(
+    nats: NatsServer, spawner: Spawner, tmp_path: Path
+) -> None:
+    """`circusctl` says the same as the other node."""
+    watcher = {"cmd": backend_command(addr="unix:FOLDER/w"), "autostart": False}
+    a = Host(tmp_path / "a", "", flags=f"--cluster {nats.url} --node a").start()
+    b = CircusHost(spawner, {"w": watcher}, cluster=nats.url, node="b")
+
+    def agree(state: str, status: str) -> bool:
+        if not (listed(a) and listed(b)):
+            return False
+        return states(a).get("w") == state and b.control("status", "w").strip() == status
+
+    try:
+        eventually(lambda: agree("stopped", "stopped"))
+        with ThreadPoolExecutor(2) as pool:
+            for answer in pool.map(lambda host: ask(host, "load", "w"), (a, b)):
+                assert (answer.status, answer.json["loaded"]) == (200, ["w"]), answer.json
+                assert answer.headers["X-Monitor-Node"] == "b"
+        assert agree("loaded", "active")
+        first = b.pids("w")
+        assert len(first) == 1
+        assert ask(a, "restart", "w").status == 200
+        assert agree("loaded", "active")
+        assert b.pids("w") != first
+        assert ask(a, "shutdown", "w").status == 200
+        assert b.pids("w") == []
+        eventually(lambda: agree("stopped", "stopped"))
+    finally:
+        a.close()
+        b.close()
