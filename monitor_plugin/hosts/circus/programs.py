@@ -7,12 +7,9 @@ from typing import NamedTuple
 
 from ...domain.exits import describe_exit_and_age
 from ...domain.known_models import KnownModel
+from ..model_states import ProgramState, merge_states
 from .client import WatcherState
 from .history import WatcherHistory
-
-# Those that an operator should see first come first: a model of several watchers has the first one
-# that one of them has.
-_ORDER = ("failed", "waiting", "starting", "running", "exited", "stopped")
 
 
 class ModelWatcher(NamedTuple):
@@ -25,18 +22,10 @@ class ModelWatcher(NamedTuple):
 
 def known_models(watchers: Iterable[ModelWatcher], now: float) -> list[KnownModel]:
     """List the models of these watchers, each once; `now` is in seconds since the epoch."""
-    by_model: dict[str, list[ModelWatcher]] = {}
-    for each in watchers:
-        by_model.setdefault(each.model, []).append(each)
-    return [_known_model(model, same, now) for model, same in by_model.items()]
-
-
-def _known_model(model: str, watchers: list[ModelWatcher], now: float) -> KnownModel:
-    states = [(*_state(each.watcher, each.history, now), each.watcher.name) for each in watchers]
-    state, detail, name = min(states, key=lambda each: _ORDER.index(each[0]))
-    if detail and len(watchers) > 1:
-        detail = f"{name}: {detail}"
-    return KnownModel(model, state, detail, can_start=True)
+    return merge_states(
+        ProgramState(each.model, each.watcher.name, *_state(each.watcher, each.history, now))
+        for each in watchers
+    )
 
 
 def _state(watcher: WatcherState, history: WatcherHistory, now: float) -> tuple[str, str | None]:

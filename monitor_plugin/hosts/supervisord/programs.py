@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from supervisor.states import ProcessStates
 
 from ...domain.known_models import KnownModel
+from ..model_states import ProgramState, merge_states
 
-# The states of a model for those of a program. Those that an operator should see first come first:
-# a model has the first one that one of its programs has.
+# The states of a model for those of a program.
 _MODEL_STATES = {
     ProcessStates.FATAL: "failed",
     ProcessStates.UNKNOWN: "failed",
@@ -21,7 +21,6 @@ _MODEL_STATES = {
     ProcessStates.STOPPING: "stopped",
     ProcessStates.STOPPED: "stopped",
 }
-_ORDER = list(_MODEL_STATES)
 
 
 class LogFile(NamedTuple):
@@ -92,15 +91,7 @@ def _detail(info: Mapping[str, Any]) -> str | None:
 
 def known_models(programs: Iterable[ModelProgram]) -> list[KnownModel]:
     """List the models of these programs, each once."""
-    by_model: dict[str, list[ModelProgram]] = {}
-    for program in programs:
-        by_model.setdefault(program.model, []).append(program)
-    return [_known_model(model, same) for model, same in by_model.items()]
-
-
-def _known_model(model: str, programs: list[ModelProgram]) -> KnownModel:
-    first = min(programs, key=lambda each: _ORDER.index(each.state))
-    detail = first.detail
-    if detail and len(programs) > 1:
-        detail = f"{first.display_name}: {detail}"
-    return KnownModel(model, _MODEL_STATES[first.state], detail, can_start=True)
+    return merge_states(
+        ProgramState(each.model, each.display_name, _MODEL_STATES[each.state], each.detail)
+        for each in programs
+    )
