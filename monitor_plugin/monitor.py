@@ -281,6 +281,7 @@ class Monitor:
             read=services.model_reader.read,
             shutdown=services.operations.shutdown,
             start=services.operations.start,
+            is_loaded=services.operations.is_loaded,
             restart=services.operations.restart,
             lister=Lister(
                 services.registry,

@@ -95,6 +95,11 @@ class GroupLock:
                         del self._groups[key]
                     self._changed.notify_all()
 
+    def is_free(self, key: str) -> bool:
+        """Whether no caller holds the lock of a key, or waits for it."""
+        with self._changed:
+            return key not in self._groups
+
     def run_once(self, group: Group, function: Callable[[], None]) -> None:
         """Call a function if no caller of the group has; else wait for the result of that call.
 

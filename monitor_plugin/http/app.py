@@ -54,6 +54,7 @@ def create_app(
     read: Callable[[str, int | None], SharedReading],
     shutdown: Callable[[str, bool, int | None], Freed],
     start: Callable[[str], None],
+    is_loaded: Callable[[str], bool],
     restart: Callable[[str, bool, int | None], None],
     lister: Lister,
     member_lister: MemberLister,
@@ -82,6 +83,7 @@ def create_app(
         read: reads a model, or its backend with a PID.
         shutdown: stops a model, by force or not, or its backend with a PID.
         start: starts a model, and waits until it is ready.
+        is_loaded: whether a start of a model would have nothing to do.
         restart: stops a model, by force or not, or its backend with a PID, and starts it again.
         lister: lists the backends.
         member_lister: lists the members of a model's backends.
@@ -109,7 +111,7 @@ def create_app(
     # beyond `http_threads`, which the server adds while requests are blocked, are for readings.
     wait_limit = max(1, settings.http_threads // 4)
     slots = StartSlots(wait_limit, blocking)
-    load = LoadResource(start, slots, cluster)
+    load = LoadResource(start, is_loaded, slots, cluster)
     load_again = RestartResource(restart, slots, cluster)
     backends = BackendsResource(lister, cluster)
     for prefix in ("", "/v1"):

@@ -63,6 +63,10 @@ class ModelOperations:
         with self._lock:
             return model in self._callers
 
+    def is_loaded(self, model: str) -> bool:
+        """Whether a start of a model would have nothing to do, and nothing to wait for."""
+        return self._order.is_free(model) and self._starter.is_loaded(model)
+
     def shutdown(
         self, model: str, force: bool = False, pid: int | None = None, spare_busy: bool = False
     ) -> Freed:

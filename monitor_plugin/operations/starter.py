@@ -66,6 +66,11 @@ class ModelStarter:
         """Whether a plugin implements the hook that starts models."""
         return self._hooks.may_start_model()
 
+    def is_loaded(self, model: str) -> bool:
+        """Whether a backend of the model is ready, and its host is not stopping it."""
+        records = self._registry.records(model)
+        return any(map(_is_ready, records)) and not self._is_stopping(model)
+
     def start(
         self,
         model: str,

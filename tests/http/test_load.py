@@ -139,6 +139,8 @@ def test_waiting_starts_leave_threads_for_other_requests(
     monitor = make_monitor([host], http_threads=threads)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid, "other")
+    spawner.backend_served_here().register(monitor, "loaded")
+    assert client.request("POST", "/backend/load", {"model": "loaded"}).status == 200
     host.may_start.clear()
     limit = max(1, threads // 4)
     with ThreadPoolExecutor(limit) as pool:
@@ -152,6 +154,8 @@ def test_waiting_starts_leave_threads_for_other_requests(
             assert (answer.status, answer.json["error"]["type"]) == (503, "too_many_starts")
             assert answer.json["loaded"] == []
             assert int(answer.headers["Retry-After"]) > 0
+        # A model that is loaded needs no wait.
+        assert client.request("POST", "/backend/load", {"model": "loaded"}).status == 200
         assert client.request("GET", "/healthz").status == 200
         assert client.monitor("other").status == 200
         assert client.shutdown("other").status == 200

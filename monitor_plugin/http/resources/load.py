@@ -57,14 +57,20 @@ class LoadResource:
 
     Args:
         start: starts a model, and waits until it is ready; raises if it fails.
+        is_loaded: whether a start would have nothing to do; such a request does not wait.
         slots: limits the requests that wait.
         cluster: the cluster; None without a cluster.
     """
 
     def __init__(
-        self, start: Callable[[str], None], slots: StartSlots, cluster: ClusterView | None
+        self,
+        start: Callable[[str], None],
+        is_loaded: Callable[[str], bool],
+        slots: StartSlots,
+        cluster: ClusterView | None,
     ) -> None:
         self._start = start
+        self._is_loaded = is_loaded
         self._slots = slots
         self._cluster = cluster
 
@@ -83,7 +89,10 @@ class LoadResource:
             self._start(model)
             return loaded_response(model)
 
-        _send(request, response, self._slots.run(operate))
+        if self._cluster is None and self._is_loaded(model):
+            _send(request, response, loaded_response(model))
+        else:
+            _send(request, response, self._slots.run(operate))
 
 
 class RestartResource:
