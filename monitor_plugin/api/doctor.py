@@ -28,18 +28,17 @@ from ..processes.kernel import Fallback, KernelProbe
 from ..processes.kernel_files import read_text
 from .results import CheckItem
 
-# More of the limit of descriptors in use is too much: a burst of connections needs the rest.
+# The share of the limit of descriptors that may be in use: a burst of connections needs the rest.
 _DESCRIPTORS_SHARE = 0.75
-# Half of a limit is for connections, and an eighth each for pidfds and channels.
+# A lower limit is too low: half of it is for connections, an eighth each for pidfds and channels.
 _LEAST_DESCRIPTORS = 256
 # A reading of this age is used. The monitor reads GPUs every 5 s if that is cheap.
 _GPU_AGE_SECONDS = 20.0
 # CLOCK_BOOTTIME is slewed like the system clock, so that only a step changes their difference.
 _CLOCK_STEP_SECONDS = 2.0
-_FIRST_YEAR = 2024  # no clock that is right shows an earlier year to this program
+_FIRST_YEAR = 2024  # a correct clock cannot show an earlier year
 _EXIT_CODES = ("exit codes in /proc/PID/stat", "PIDFD_GET_INFO")
 _ROLLUP = "/proc/PID/smaps_rollup"
-_HOSTS = "`monitor-plugin supervisord` and the plugin for circus have it"
 
 
 class Doctor:
@@ -290,33 +289,34 @@ def check_stop_hook(has_hook: bool) -> CheckItem:
     """Check that a host stops its backends itself."""
     if has_hook:
         return CheckItem("stop_hook", True, "backends are stopped through their host")
-    message = (
-        "no plugin has monitor_stop_backend: backends are stopped by signals, and a host that "
-        "restarts what ends starts them again"
+    consequence = (
+        "backends are stopped by signals, and a host that restarts what ends starts them again"
     )
-    return CheckItem(
-        "stop_hook", False, message, f"implement monitor_stop_backend for the host; {_HOSTS}"
-    )
+    return _without_hook("stop_hook", "monitor_stop_backend", consequence)
 
 
 def check_start_hook(has_hook: bool) -> CheckItem:
     """Check that a host can start models."""
     if has_hook:
         return CheckItem("start_hook", True, "models are started through their host")
-    message = "no plugin has monitor_start_model: no model can be started or restarted"
-    return CheckItem(
-        "start_hook", False, message, f"implement monitor_start_model for the host; {_HOSTS}"
-    )
+    consequence = "no model can be started or restarted"
+    return _without_hook("start_hook", "monitor_start_model", consequence)
 
 
 def check_known_models(has_hook: bool) -> CheckItem:
     """Check that a host lists the models that it can run."""
     if has_hook:
         return CheckItem("known_models", True, "the host lists the models that it can run")
-    message = "no plugin has monitor_list_models: a model without a backend is not seen"
-    return CheckItem(
-        "known_models", False, message, f"implement monitor_list_models for the host; {_HOSTS}"
+    consequence = "a model without a backend is not seen"
+    return _without_hook("known_models", "monitor_list_models", consequence)
+
+
+def _without_hook(name: str, hook: str, consequence: str) -> CheckItem:
+    advice = (
+        f"implement {hook} for the host; `monitor-plugin supervisord` and the plugin for circus "
+        "have it"
     )
+    return CheckItem(name, False, f"no plugin has {hook}: {consequence}", advice)
 
 
 def check_logs(has_hook: bool, pids: Sequence[int]) -> CheckItem:
@@ -401,9 +401,9 @@ def check_descriptors(used: int | None, soft: int, hard: int, backends: int) -> 
     """Check that the monitor's process has enough file descriptors.
 
     Args:
-        used: how many are open; None if that is not known.
-        soft: the limit; `resource.RLIM_INFINITY` for none.
-        hard: up to which the limit may be raised.
+        used: how many descriptors are open; None if that is not known.
+        soft: the soft limit; `resource.RLIM_INFINITY` for none.
+        hard: the hard limit, up to which `soft` may be raised.
         backends: how many backends are registered.
     """
     name = "descriptors"

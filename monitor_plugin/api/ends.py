@@ -30,7 +30,7 @@ def end_fields(ended: EndedBackend, with_output: bool) -> dict[str, Any]:
 
 
 def postmortem_item(ended: EndedBackend, with_output: bool, node: str | None) -> PostMortemItem:
-    """Return the answer of `/ended/ID`; until there is a post-mortem, some of it is None."""
+    """Return the answer of `/ended/ID`; until there is a post-mortem, some fields are None."""
     postmortem = ended.postmortem
     return PostMortemItem(
         **end_fields(ended, with_output),

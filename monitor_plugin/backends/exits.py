@@ -130,7 +130,7 @@ class ExitRecorder:
 
         Args:
             model: the model's name.
-            after_id: only an exit with a greater number.
+            after_id: only describe an exit with a greater number.
         """
         for ended in reversed(self._registry.last_exits()):
             if ended.backend.model == model and ended.id > after_id:

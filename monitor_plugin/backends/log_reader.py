@@ -1,7 +1,7 @@
 """Reads what backends write to their standard output and error.
 
 A hook of the host comes first, then the file that the process writes to, if it writes to a file.
-What is read may hold what users sent to a model: it is for admins alone, and is never logged.
+The output may hold what users sent to a model: only admins may see it, and it is never logged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..plugins.hooks import Hooks
 from ..processes.output_files import OutputFiles
 from .registry import Registry
 
-# Enough for `MAX_OUTPUT_BYTES` of text, of which colours are left out.
+# Enough for `MAX_OUTPUT_BYTES` of text after colours are removed.
 _OUTPUT_BYTES = 4 * MAX_OUTPUT_BYTES
 _MAX_POSITIONS = 64
 _OVERLAP_BYTES = 512  # few, so that the search takes milliseconds in whatever a backend writes
@@ -56,7 +56,7 @@ class _Process(NamedTuple):
 
     @property
     def host_pid(self) -> int | None:
-        """The PID for hooks: None asks for the last process of the model that its host has."""
+        """The PID to ask hooks for; None: the last process of the model that its host knows."""
         return None if self.is_last else self.pid
 
 
@@ -102,14 +102,14 @@ class LogReader:
         return _make_log(process, source, tail, after)
 
     def last_output(self, model: str, pid: int | None = None, after_end_id: int = 0) -> str | None:
-        """Read the last lines of a model's process; None if there are none, or are not known.
+        """Read the last lines of a model's process; None if it wrote none, or if none are known.
 
         See `PostMortem.last_output`.
 
         Args:
             model: the name of the model.
             pid: as for `read`.
-            after_end_id: only of a process that runs, or whose end has a greater number.
+            after_end_id: only read a process that runs, or whose end has a greater number.
         """
         try:
             process = self._find(model, pid, after_end_id)
@@ -153,7 +153,7 @@ class LogReader:
     def _read_end(
         self, model: str, process: _Process, stream: str, max_bytes: int, after: int | None
     ) -> tuple[str, LogTail | None]:
-        """Read the end of a stream; return the source as well."""
+        """Return the source and the end of a stream; the end is None if it cannot be read."""
         pid = process.host_pid
         found = self._hooks.read_log(model, pid, stream, max_bytes)
         if isinstance(found, bytes):
@@ -166,7 +166,7 @@ class LogReader:
 
 
 class _Position(NamedTuple):
-    """Where the bytes of a hook were placed in their stream: from `begin` to `end`."""
+    """Where the bytes that a hook returned are in their stream: from `begin` to `end`."""
 
     begin: int
     end: int
@@ -174,10 +174,10 @@ class _Position(NamedTuple):
 
 
 class _Positions:
-    """Numbers the bytes of hooks that do not tell where in their stream the bytes are.
+    """Finds where in its stream the bytes are that a hook returned without their position.
 
-    Remembers the end of what each hook has returned last, and finds it in what it returns next. In
-    a log that only repeats itself, new repetitions cannot be told from old ones. Thread-safe.
+    Stores the last bytes of each answer of a hook, and searches for them in its next answer. In a
+    log that only repeats itself, new repetitions cannot be told from old ones. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -210,7 +210,7 @@ class _Positions:
 
 
 def _find_overlap(last: _Position, data: bytes) -> int | None:
-    """Return how many of the bytes were there before; None if that is not known."""
+    """Return how many of the bytes were returned before; None if that is not known."""
     length = last.end - last.begin
     if data[:length].endswith(last.last_bytes) and len(data) >= length:
         return length  # the log has only grown

@@ -20,8 +20,8 @@ _logger = logging.getLogger(__name__)
 # How long a host may take to report an exit code that the monitor does not know. Hosts that poll do
 # so every second or two.
 _EXIT_CODE_SECONDS = 3.0
-# After this time, the post-mortem is made without the last output: a slow hook must not delay those
-# of thousands of exits by hours.
+# A post-mortem that waited longer has no last output: otherwise a slow hook would delay the
+# post-mortems of thousands of exits by hours.
 _OUTPUT_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 1.0
@@ -75,7 +75,7 @@ class PostMortemMaker:
     def close(self) -> None:
         """Begin no further post-mortem, and end the thread; it may be started again.
 
-        Does not wait long for a hook that has not returned; the thread then ends after it.
+        Waits at most 1 s for a hook that has not returned; the thread then ends after that hook.
         """
         with self._changed:
             self._closing = True
@@ -96,11 +96,11 @@ class PostMortemMaker:
         while (entry := self._next()) is not None:
             try:
                 self._make(entry)
-            except Exception:  # the others must be made
+            except Exception:  # later post-mortems must still be made
                 _logger.exception("the post-mortem of %s could not be made", entry.ended.backend)
 
     def _next(self) -> _Entry | None:
-        """Wait for an exit whose exit code is known, or will not be known; None: closing."""
+        """Wait for an exit whose post-mortem is due, and remove it; None when the maker closes."""
         with self._changed:
             while not self._closing:
                 for entry in self._entries:
@@ -111,6 +111,7 @@ class PostMortemMaker:
             return None
 
     def _is_due(self, entry: _Entry) -> bool:
+        """Whether the exit code is known, or is no longer expected."""
         if time.monotonic() - entry.added_at >= _EXIT_CODE_SECONDS:
             return True
         exit = self._registry.latest(entry.ended).exit
@@ -123,7 +124,7 @@ class PostMortemMaker:
             last_output = self._log_reader.last_output_of_ended(
                 backend.model, backend.pid, ended.output
             )
-        ended = self._registry.latest(entry.ended)  # its code may have come meanwhile
+        ended = self._registry.latest(entry.ended)  # the host may have reported the exit code
         postmortem = PostMortem(
             id=ended.id,
             exit=ended.exit,

@@ -1,4 +1,4 @@
-"""A lock for each key, which callers of the same group share, in the order of arrival."""
+"""A lock for each key. Callers of one group share it; groups get it in the order of arrival."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Cancelled(Exception):
     """The group was cancelled."""
 
 
-class TurnTimeout(Exception):
-    """The turn of the group did not come in time."""
+class LockTimeout(Exception):
+    """The lock was not free in time."""
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Group:
         name: the name of the group.
         callers: the number of callers.
         cancelled: set by `GroupLock.cancel`, or by a caller with `cancels`.
-        result: of the function that the group runs once; None before that.
+        result: the result of the function that the group runs once; None before its call.
     """
 
     name: Hashable
@@ -56,7 +56,7 @@ class GroupLock:
     def hold(
         self, key: str, name: Hashable, seconds: float | None = None, *, cancels: bool = False
     ) -> Iterator[Group]:
-        """Hold the lock of a key together with the group; wait until the group may have it.
+        """Hold the lock of a key as a caller of a group; wait until the group has the lock.
 
         Args:
             key: the key.
@@ -66,7 +66,7 @@ class GroupLock:
 
         Raises:
             Cancelled: the group was cancelled during the wait.
-            TurnTimeout: the time is over.
+            LockTimeout: the group did not get the lock in time.
         """
         with self._changed:
             groups = self._groups.setdefault(key, deque())
@@ -84,7 +84,7 @@ class GroupLock:
                 if group.cancelled.is_set():
                     raise Cancelled
                 if groups[0] is not group:
-                    raise TurnTimeout
+                    raise LockTimeout
             yield group
         finally:
             with self._changed:
@@ -101,11 +101,12 @@ class GroupLock:
             return key not in self._groups
 
     def run_once(self, group: Group, function: Callable[[], None]) -> None:
-        """Call a function if no caller of the group has; else wait for the result of that call.
+        """Call a function unless a caller of the group has called it; else wait for that result.
 
         Raises:
-            Exception: the function raised it. If it raised something else than an `Exception`, such
-                as Ctrl-C, only its caller gets that; the others get `Cancelled`.
+            Exception: what the function raised. If that is no `Exception`, such as a
+                `KeyboardInterrupt`, only the caller of the function gets it; the other callers get
+                `Cancelled`.
         """
         with self._changed:
             result = group.result

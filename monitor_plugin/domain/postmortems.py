@@ -6,20 +6,20 @@ import msgspec
 
 from .models import BackendExit, LeftBehindProcess, Observation
 
-# `PostMortem.last_output` has at most so many lines and so many bytes of UTF-8.
+# The maximum number of lines, and of bytes of UTF-8, of `PostMortem.last_output`.
 MAX_OUTPUT_LINES = 20
 MAX_OUTPUT_BYTES = 4096
 
 
 class PostMortem(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known of the end of a backend. None: that is not known.
+    """All that is known of the end of a backend. None means unknown.
 
     Attributes:
         id: the number of the end, as in `GET /ended/ID`.
         exit: the exit: its cause, its code or signal, and the peak of its memory.
         uptime_seconds: the time from the creation of its process to its end.
         ready_seconds: the time from the creation of its process to the first READY that was seen;
-            None if it never was READY, or was so when the monitor first saw it.
+            None if it never was READY, or was READY when the monitor first saw it.
         ends_last_hour: how many backends of the model have ended within the hour before, with this
             one.
         left_behind: its members that ran one second after the exit, or after a shutdown; empty if

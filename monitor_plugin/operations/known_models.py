@@ -14,7 +14,7 @@ _MAX_AGE_SECONDS = 1.0
 
 
 class _Listing(NamedTuple):
-    """The known models by name, and the names of those from the last list of a failed hook."""
+    """The known models by name; `outdated` names those whose plugin's hook has failed since."""
 
     models: dict[str, KnownModel]
     outdated: set[str]
@@ -33,27 +33,31 @@ class KnownModels:
     def __init__(self, registry: Registry, hooks: Hooks) -> None:
         self._registry = registry
         self._hooks = hooks
-        self._by_plugin: dict[str, Sequence[KnownModel]] = {}  # only `_ask` uses it
+        self._by_plugin: dict[str, Sequence[KnownModel]] = {}  # for `_ask` alone
         self._models = SingleFlight(_MAX_AGE_SECONDS, self._ask)
 
     def known(self) -> list[KnownModel]:
-        """List the known models, each once, as the hosts said within the last second."""
+        """List the known models, each once, as the hosts listed them within the last second."""
         if not self._hooks.may_list_models():
             return []
         return list(self._models.get().models.values())
 
     def without_backend(self, model: str | None = None) -> list[KnownModel]:
-        """List the known models of which no backend is registered, or only one of them."""
+        """List the known models of which no backend is registered.
+
+        Args:
+            model: list only this model; None lists all.
+        """
         loaded = {each.backend.model for each in self._registry.records(model)}
         known = [each for each in self.known() if model in (None, each.model)]
         return [each for each in known if each.model not in loaded]
 
     def find(self, model: str) -> KnownModel | None:
-        """Find a model, as the hosts said within the last second; None if none knows it."""
+        """Find a model, as its host listed it within the last second; None if no host knows it."""
         return next((each for each in self.known() if each.model == model), None)
 
     def find_current(self, model: str) -> KnownModel | None:
-        """Find a model as `find` does; None also if its host's hook has failed just now."""
+        """Find a model as `find` does; None also if the last call of its host's hook has failed."""
         known = self.find(model)
         return None if known is None or model in self._models.get().outdated else known
 

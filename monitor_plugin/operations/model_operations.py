@@ -1,4 +1,4 @@
-"""The starts, shutdowns and restarts of models: one kind at a time for each model."""
+"""Starts, stops and restarts models, and orders these operations for each model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 from ..backends.registry import Registry
-from ..concurrency.group_lock import Cancelled, Group, GroupLock, TurnTimeout
+from ..concurrency.group_lock import Cancelled, Group, GroupLock, LockTimeout
 from ..domain.errors import ModelNotLoaded, PidNotHeld, StartFailed
 from ..domain.models import Freed
 from ..shutdown.coordinator import ShutdownCoordinator
@@ -50,7 +50,7 @@ class ModelOperations:
         self._order = GroupLock()
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._callers: Counter[str] = Counter()  # of starts and restarts, by model
+        self._callers: Counter[str] = Counter()  # callers of starts and restarts, by model
         self.on_change: Callable[[], object] = lambda: None
 
     def starting(self) -> list[str]:
@@ -72,8 +72,8 @@ class ModelOperations:
     ) -> Freed:
         """Stop a model: see `ShutdownCoordinator.shutdown`.
 
-        With `force`, the starts and restarts of the model that arrived before end, and fail, and no
-        shutdown before it waits for busy backends.
+        With `force`, earlier starts and restarts of the model fail, and an earlier shutdown no
+        longer waits for busy backends: see `ShutdownCoordinator.skip_drain`.
         """
         if force:
             self._coordinator.skip_drain(model, pid)
@@ -85,7 +85,7 @@ class ModelOperations:
 
         Args:
             model: the model's name.
-            timeout_seconds: the maximum time, with the wait for operations that arrived before.
+            timeout_seconds: the maximum time, including the wait for earlier operations.
         """
         seconds = self._seconds(timeout_seconds)
         deadline = time.monotonic() + seconds
@@ -104,7 +104,7 @@ class ModelOperations:
         spare_busy: bool = False,
         timeout_seconds: float | None = None,
     ) -> None:
-        """Stop a model or one of its backends, and start the model; only start it if it is stopped.
+        """Stop a model or one of its backends, then start it. A stopped model is only started.
 
         Args:
             model: the model's name.
@@ -115,13 +115,13 @@ class ModelOperations:
 
         Raises:
             PidNotHeld, ShutdownRefused, ShutdownFailed: as for a shutdown; nothing was started.
-            StartFailed: as for a start; or no plugin can start models, and nothing was stopped.
+            StartFailed: as for a start; or no plugin can start models, so that nothing was stopped.
         """
         seconds = self._seconds(timeout_seconds)
 
         def run(group: Group) -> None:
             count = len(self._registry.records(model))
-            if count and not self._starter.may_start():  # a restart would be a shutdown
+            if count and not self._starter.may_start():  # it would only be stopped
                 reason = "no host of this monitor can start models, so it was not stopped either"
                 raise StartFailed(model, reason)
             try:
@@ -146,7 +146,7 @@ class ModelOperations:
 
     @contextmanager
     def _count(self, model: str) -> Iterator[None]:
-        """Have a model in `starting` during a start or a restart of it."""
+        """Count a caller of a start or a restart, so that `starting` lists the model."""
         with self._lock:
             self._callers[model] += 1
         self.on_change()
@@ -171,13 +171,13 @@ class ModelOperations:
         run: Callable[[Group], None],
         seconds: float | None = None,
     ) -> None:
-        """Run an operation in its turn, or wait for an equal one that other callers share."""
+        """Run an operation when earlier ones have ended, or share an equal one of other callers."""
         try:
             with self._count(model), self._order.hold(model, name, seconds) as group:
                 if self._closing.is_set():
                     raise Cancelled
                 self._order.run_once(group, lambda: run(group))
-        except TurnTimeout:
+        except LockTimeout:
             reason = f"another operation on it has not ended within {seconds:g} s"
             raise StartFailed(model, reason) from None
         except Cancelled:

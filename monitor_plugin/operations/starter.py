@@ -21,8 +21,8 @@ from ..readings.model_reader import ModelReader
 from .known_models import KnownModels
 
 _POLL_SECONDS = 0.1
-# How long a model must be at rest before its start has failed: what a host lists is up to a second
-# old, and a host that restarts a process may register the next one a moment after the end.
+# How long a model must be at rest until its start counts as failed. A host's list is up to a second
+# old, and a host that restarts a process may register the next process a moment after the end.
 _REST_SECONDS = 2.0
 _AT_REST = ("stopped", "failed", "exited")
 
@@ -38,8 +38,8 @@ class ModelStarter:
         known_models: what hosts say of the model.
         hooks: start the model.
         thread_pool: reads the model, which may take as long as a call of `Status` may.
-        read_output: reads the last output of a model's process, which runs, or whose end has a
-            greater number than the given one; None if it is not known.
+        read_output: reads the last output of a model's process. The process runs, or the number of
+            its end is greater than the second argument. None if no output is known.
     """
 
     def __init__(
@@ -81,24 +81,24 @@ class ModelStarter:
         backends: int = 1,
         again: bool = False,
     ) -> None:
-        """Start a model, and wait until it is loaded: some of its backends are ready.
+        """Start a model, and wait until enough of its backends are ready.
 
         The host is asked if no backend of the model is registered, or if the host says that the
-        model is stopped: its backend may be ready while the host is stopping it.
+        model is stopped. In that case a backend may still be ready while the host stops it.
 
         A backend is ready if its state is READY or BUSY, or if it has answered and has no `Status`.
         The state is the last known one, so that a backend that hangs now and was READY is ready.
 
         Args:
             model: the model's name.
-            seconds: the maximum time, for people.
-            deadline: when it is over (monotonic seconds).
+            seconds: the maximum time, for messages.
+            deadline: when the maximum time is over (monotonic seconds).
             cancelled: ends the wait when it is set. What the host does is not undone.
             backends: how many backends must be ready.
             again: whether to ask the host although a backend of the model is registered.
 
         Raises:
-            StartFailed: no host knows the model, or it did not become ready.
+            StartFailed: no host knows the model, or not enough backends became ready.
             Cancelled: the wait was cancelled.
         """
         ended = [each.id for each in self._registry.last_exits()]
@@ -117,7 +117,7 @@ class ModelStarter:
                     raise StartFailed(model, reason, output)
                 cancelled.wait(min(_POLL_SECONDS, max(0.0, start.deadline - time.monotonic())))
             if start.request:
-                start.request.wait()  # so that a shutdown finds what the host starts just now
+                start.request.wait()  # so that a later shutdown finds the new process
             raise Cancelled
         except BaseException:
             if start.request:
@@ -132,19 +132,19 @@ class ModelStarter:
         return known is not None and known.state == "stopped"
 
     def _advance(self, start: _Start, records: Sequence[Record]) -> None:
-        """Ask the host if that is due, and look at the model once more."""
+        """Ask the host to start the model if that is due, and begin a further reading of it."""
         if start.request is None and (start.again or not records):
             seconds = start.deadline - time.monotonic()
             start.request = self._hooks.begin_start_model(start.model, max(0.0, seconds))
-        if start.look is None or start.look.done():
-            if start.look is not None:
-                start.known, start.known_at = start.look.result(), start.look_at
-            start.look_at = time.monotonic()
+        if start.reading is None or start.reading.done():
+            if start.reading is not None:
+                start.known, start.known_at = start.reading.result(), start.reading_at
+            start.reading_at = time.monotonic()
             with suppress(RuntimeError):  # no thread can be started now
-                (start.look,) = self._thread_pool.map(self._look, [start.model], 1)
+                (start.reading,) = self._thread_pool.map(self._read, [start.model], 1)
 
-    def _look(self, model: str) -> KnownModel | None:
-        """Read the model, which updates the states of its backends; return what its host says."""
+    def _read(self, model: str) -> KnownModel | None:
+        """Read the model, which updates the states of its backends; return what its host lists."""
         with suppress(ModelNotLoaded, BackendUnreadable):
             self._model_reader.read(model)
         return self._known_models.find_current(model)
@@ -156,8 +156,8 @@ class ModelStarter:
         now = time.monotonic()
         reason = self._why_at_rest(start, records)
         if reason is None:
-            start.rested_at = now
-        elif start.known_at >= start.rested_at + _REST_SECONDS:
+            start.active_at = now
+        elif start.known_at >= start.active_at + _REST_SECONDS:
             return reason
         return self._why_too_late(start, records) if now >= start.deadline else None
 
@@ -183,7 +183,7 @@ class ModelStarter:
         return f"plugin {answer.plugin_name!r}: {answer.error or 'its host could not start it'}"
 
     def _why_at_rest(self, start: _Start, records: Sequence[Record]) -> str | None:
-        """Return why no process of the model runs or will run; None if one does, or may."""
+        """Return why no backend of the model will be ready; None if one may become ready."""
         if records:
             if all(each.state is State.ERROR for each in records):
                 return f"its backend (process {records[-1].backend.pid}) reports the state ERROR"
@@ -220,19 +220,19 @@ class _Start:
 
     Args:
         model: the model's name.
-        seconds: the maximum time, for people.
-        deadline: when it is over (monotonic seconds).
+        seconds: the maximum time, for messages.
+        deadline: when the maximum time is over (monotonic seconds).
         backends: how many backends must be ready.
         again: whether to ask the host although a backend of the model is registered.
         last_end_id: the number of the last end of a backend before the start.
 
     Attributes:
-        request: the request to the host; None before it.
-        look: the reading of the model in progress.
-        look_at: when that reading began (monotonic seconds).
-        known: what the host said of the model after the last reading; None if that is not known.
-        known_at: when the last reading began (monotonic seconds).
-        rested_at: when the model was last seen not to be at rest (monotonic seconds).
+        request: the request to the host; None before the host was asked.
+        reading: the reading of the model in progress; None before the first one.
+        reading_at: when `reading` began (monotonic seconds).
+        known: what the host listed for the model at the last reading; None if that is not known.
+        known_at: when that last reading began (monotonic seconds).
+        active_at: when the model was last seen not to be at rest (monotonic seconds).
     """
 
     def __init__(
@@ -251,13 +251,13 @@ class _Start:
         self.last_end_id = last_end_id
         self.deadline = deadline
         self.request: StartRequest | None = None
-        self.look: Future[KnownModel | None] | None = None
+        self.reading: Future[KnownModel | None] | None = None
         self.known: KnownModel | None = None
-        self.look_at = self.known_at = self.rested_at = time.monotonic()
+        self.reading_at = self.known_at = self.active_at = time.monotonic()
 
 
 def _is_ready(record: Record) -> bool:
-    """Whether a backend is ready. A BUSY one was ready before; one that hangs now was so too."""
+    """Whether a backend is ready by its last known state; a BUSY backend was READY before."""
     is_ready = record.answered and record.state in (None, State.READY, State.BUSY)
     return is_ready and not record.process.ended()
 

@@ -6,8 +6,8 @@ which may name another file by then. Only a regular file that the process has op
 opened: a terminal, a pipe, a socket or a device never is, nor a file that the process could not
 open itself and holds with O_PATH.
 
-Several processes may write to one file, as those that inherit the log file of their host. The lines
-of the others are then among what is read.
+Several processes may write to one file, such as the log file of their host, which they inherit. A
+read of that file returns the lines of all of them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from .process import Process
 _NUMBERS = {"stdout": 1, "stderr": 2}
 _KINDS = {"pipe:": "a pipe", "socket:": "a socket", "/dev/null": "/dev/null", "/dev/": "a device"}
 
-
 _FileIdentity = tuple[int, int]  # the numbers of its device and of its inode
 
 
 class OutputFileTable:
     """Holds open files, each once, at most `max_output_files()`. Safe to call from any thread.
 
-    At the limit, the files of the process that ended first are closed for those of one that runs.
+    At the limit, the files of the process that ended first are closed to make room.
     """
 
     def __init__(self) -> None:
@@ -90,12 +89,12 @@ class OutputFileTable:
             return None if descriptor is None else os.dup(descriptor)
 
     def add_ended(self, files: OutputFiles) -> None:
-        """Let the files of a process that has ended be closed when there is no room."""
+        """Allow the table to close the files of an ended process when it needs room."""
         with self._lock:
             self._ended[files] = None
 
     def forget_ended(self, files: OutputFiles) -> None:
-        """Forget the files of a process that are closed."""
+        """Forget an ended process, whose files are closed."""
         with self._lock:
             self._ended.pop(files, None)
 
@@ -130,8 +129,8 @@ class OutputFiles:
     def __init__(self, process: Process, table: OutputFileTable) -> None:
         self._process = process
         self._table = table
-        self._refreshing = threading.Lock()  # only tried, so that no thread waits for a file system
-        self._targets: dict[str, _Target] = {}  # by stream, as `refresh` has last dealt with
+        self._refreshing = threading.Lock()  # never waited for: the file system may hang
+        self._targets: dict[str, _Target] = {}  # by stream, as last opened or refused
         self._lock = threading.Lock()  # guards the attributes below
         self._files: dict[str, _FileIdentity] = {}  # by stream
         self._ended = False
@@ -139,7 +138,7 @@ class OutputFiles:
         self.refresh()
 
     def refresh(self) -> None:
-        """Open the files that the process writes to now. Nothing while another thread does so.
+        """Open the files that the process writes to now. Do nothing while another thread does so.
 
         A file stays open after the process has closed it, until it writes to another file.
         """
@@ -220,7 +219,7 @@ class OutputFiles:
         return "it writes to what is no regular file, or to a file that the monitor may not read"
 
     def mark_ended(self) -> None:
-        """Note that the process has ended: without room for others, its files are closed."""
+        """Mark the process as ended: the table may close its files when it needs room."""
         self._ended = True
         with self._lock:
             if not self._closed:
@@ -253,7 +252,7 @@ def _read_target(pid: int | str, number: int) -> _Target | None:
 
 
 def _open_output(pid: int, number: int) -> int | None:
-    """Open the file that a process writes to, for reading; None if it is none, or is not readable.
+    """Open the regular file that a process writes to, for reading; None if that is not possible.
 
     An O_PATH descriptor opens nothing, so that no device and no pipe notices it.
     """

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from monitor_plugin.concurrency.group_lock import Cancelled, GroupLock, TurnTimeout
+from monitor_plugin.concurrency.group_lock import Cancelled, GroupLock, LockTimeout
 
 from ..support import eventually
 
@@ -83,7 +83,7 @@ def test_caller_that_does_not_get_its_turn_leaves_the_queue(callers: Callers) ->
     leave = threading.Event()
     first = callers.arrive("stop", "first", leave)
     eventually(lambda: callers.holding == ["first"])
-    with pytest.raises(TurnTimeout), callers.lock.hold("m", "start", 0.01):
+    with pytest.raises(LockTimeout), callers.lock.hold("m", "start", 0.01):
         pytest.fail("it holds the lock")
     waiting = callers.arrive("start", "waiting", leave)
     last = callers.arrive("stop", "last", leave, cancels=True)

@@ -40,7 +40,7 @@ class StartSlots:
         self._slots = threading.Semaphore(limit)
 
     def run(self, operate: Callable[[], Response]) -> Response:
-        """Run an operation, and return its response, or that of its error."""
+        """Run an operation, and return its response, or the response of its error."""
         if not self._slots.acquire(blocking=False):
             return load_failed_response(TooManyStarts(self._limit, _RETRY_AFTER_SECONDS))
         try:
