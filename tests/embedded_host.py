@@ -68,7 +68,7 @@ class EmbeddedHost:
             assert self._monitor
             backend.register(self._monitor, model)
         self._processes[model] = process
-        threading.Thread(target=self._wait, args=(model, process)).start()
+        threading.Thread(target=self._wait, args=(model, process), daemon=True).start()
         return True
 
     @hookimpl
