@@ -173,8 +173,6 @@ class MemoryLimit:
         for key, why in over.items():
             if now - self._over_since[key] >= self._for_seconds:
                 victims = order if key is None else [key] if key in idle else []
-                if key is None and self.watchdog.action == "tell":
-                    victims = victims[:1]
                 self._reduce(key, why, used, {each: idle[each] for each in victims})
         self.watchdog.end_sweep()
 

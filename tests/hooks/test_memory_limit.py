@@ -204,10 +204,11 @@ def test_limits_are_told_of_once(watched: MakeWatched, caplog: pytest.LogCapture
     """Of each backend, also a busy one, and once of all together, whichever is idle for longest."""
     host = watched("a", "b", MODELS="a=100MiB", TOTAL="1000MiB", ACTION="tell")
     host.sweep(times=5, a=(500, 1), b=600)
+    eventually(lambda: len(told(caplog)) == 2)
     host.sweep(a=500, b=(600, 1))
     host.sweep(times=5, a=500, b=600)
     assert host.running == ["a", "b"]
-    eventually(lambda: len(told(caplog)) == 2)
+    assert len(told(caplog)) == 2
     assert "uses 500 MiB, over 100 MiB for 'a' (this backend: 500 MiB, idle for" in caplog.text
     assert "2 backends use 1.074 GiB, over 1000 MiB in total (this backend: " in caplog.text
     host.sweep(times=2, a=50, b=600)
