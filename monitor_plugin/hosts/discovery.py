@@ -169,14 +169,14 @@ class Discovery:
         return found
 
     def model_of(self, name: str, display_name: str, command: Sequence[str]) -> str | None:
-        """Return the model of a program that need not run; None if it is not known to be one.
+        """Return the model of a program that need not run; None if no model of it is known.
 
         The model comes from, in this order:
         1. the first rule that matches;
         2. the last `find` that found a backend of the program;
         3. the display name, if the command line of the host's configuration has an address.
 
-        So it is not known if only the environment of the program's process names the model or the
+        So no model is known if only the environment of the program's process names the model or the
         address, and no process of the program was seen.
 
         Args:
@@ -189,7 +189,7 @@ class Discovery:
         rule = self._match_rule(name, display_name)
         configured = display_name if configured_address(command) else None
         model = rule[0] if rule else self._models.get(name, configured)
-        with contextlib.suppress(InvalidRequest):  # it could be neither started nor asked for
+        with contextlib.suppress(InvalidRequest):  # no client could name it
             return None if model is None else validate_model_name(model)
         return None
 

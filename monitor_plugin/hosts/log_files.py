@@ -12,11 +12,11 @@ from ..domain.logs import LogTail
 
 # The number of files of one log that are opened: supervisord keeps 10 backups by default.
 _MAX_FILES = 32
-# How often the files are opened if the log is rotated meanwhile, and the pause if there is none.
+# How often the files are opened if the log is rotated meanwhile, and the pause if there is no file.
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 0.005
-# How many bytes before a position are compared, as a new file may have the inode of a removed one.
-_MARK_BYTES = 64
+# How many bytes before a position are compared, as a new file may have the inode of a removed file.
+_COMPARED_BYTES = 64
 
 
 class _Position(NamedTuple):
@@ -24,13 +24,13 @@ class _Position(NamedTuple):
 
     Attributes:
         inode, offset: the file, and the place in it.
-        mark: the last bytes before the offset.
-        end: how many bytes the log has had up to there.
+        last_bytes: the last bytes before the offset.
+        end: how many bytes were written to the log up to the offset.
     """
 
     inode: int
     offset: int
-    mark: bytes
+    last_bytes: bytes
     end: int
 
 
@@ -57,15 +57,15 @@ class _File:
         return (
             self.inode == position.inode
             and self.size >= position.offset
-            and self.read_before(position.offset, _MARK_BYTES) == position.mark
+            and self.read_before(position.offset, _COMPARED_BYTES) == position.last_bytes
         )
 
 
 class LogFiles:
     """Reads the ends of log files that a host rotates to `FILE.1`, `FILE.2` and so on.
 
-    May be used from any thread. The host removes the oldest file at a rotation. So where the last
-    read of a log ended is remembered, to count what the host has written since.
+    May be used from any thread. The host removes the oldest file at a rotation. So the end of the
+    last read of each log is stored, to count the bytes that the host has written since.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,13 @@ class LogFiles:
     def read(self, path: str, max_bytes: int, end: int | None = None) -> LogTail | None:
         """Read the last bytes of a log, also of its rotated files; None if it is no regular file.
 
-        The first read of a log counts the bytes of the files that there are. If all that was
-        there at the last read has been removed since, one byte counts as missing: how many bytes
-        are missing is not known.
+        The first read of a log counts the bytes of its files. If the host has removed all files of
+        the last read since, the number of missing bytes is not known, and counts as one.
 
         Args:
             path: the path of the log.
             max_bytes: how many bytes to read at most.
-            end: where to end, as the `end` of an earlier read; None reads up to the end.
+            end: the `end` of an earlier read, at which to end; None reads up to the end of the log.
 
         Raises:
             OSError: the file cannot be read.
@@ -92,8 +91,8 @@ class LogFiles:
                 return None
             newest = files[0]
             last = _count_bytes(files, self._positions.get(path))
-            mark = newest.read_before(newest.size, _MARK_BYTES)
-            self._positions[path] = _Position(newest.inode, newest.size, mark, last)
+            last_bytes = newest.read_before(newest.size, _COMPARED_BYTES)
+            self._positions[path] = _Position(newest.inode, newest.size, last_bytes, last)
             end = last if end is None else min(end, last)
             data, left_out = b"", last - end
             for file in files:
@@ -115,7 +114,7 @@ def _open_files(path: str, stack: contextlib.ExitStack) -> list[_File]:
             files = _open_files_once(path, stack)
             if not files or os.stat(path).st_ino == files[0].inode:
                 return files
-        except FileNotFoundError:  # so it is for a moment of each rotation
+        except FileNotFoundError:  # during a rotation there is none for a moment
             if attempt == _ATTEMPTS:
                 raise
             time.sleep(_PAUSE_SECONDS)
@@ -135,12 +134,12 @@ def _open_files_once(path: str, stack: contextlib.ExitStack) -> list[_File]:
             break
         stack.callback(file.close)
         if file.is_regular:
-            files.setdefault(file.inode, file)  # one may just have been renamed
+            files.setdefault(file.inode, file)  # a file may just have been renamed
     return list(files.values())
 
 
 def _count_bytes(files: list[_File], last: _Position | None) -> int:
-    """Count the bytes that a log has had. Its newest file comes first."""
+    """Count the bytes that were written to a log; `files` begins with the newest."""
     newer = 0
     for file in files:
         if last and file.has(last):

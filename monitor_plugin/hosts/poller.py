@@ -29,8 +29,8 @@ class Poller:
         self._poll = poll
         self._closing = False
         self._woken = threading.Event()
-        self._changed = threading.Condition()  # notified when a poll has ended, and at the end
-        self._begun = self._ended = 0  # polls
+        self._changed = threading.Condition()  # notified when a poll has ended, and by `close`
+        self._begun = self._ended = 0  # how many polls have
         self._failing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -43,10 +43,10 @@ class Poller:
         self._woken.set()
 
     def wait_for_poll(self, seconds: float) -> None:
-        """Poll soon, and wait until a poll that begins from now on has ended.
+        """Poll soon, and wait until a poll that began after this call has ended.
 
         Args:
-            seconds: the maximum time to wait. The wait ends too when the poller is closed.
+            seconds: the maximum time to wait. The wait also ends when the poller is closed.
         """
         with self._changed:
             number = self._begun + 1

@@ -42,7 +42,7 @@ def merge_failures(
         model: the model's name.
         failed: the nodes on which the operation failed.
         done: on which nodes the operation succeeded, as a clause; None if on none.
-        default: the error of an answer that names none.
+        default: the error of a node whose answer has no outcome.
         headers: headers of the response.
     """
     worst = min(failed, key=_rank)

@@ -40,7 +40,7 @@ from .readings import answer_of, join_names
 
 # The states of nodes that may start a model, the best one first.
 _STARTERS = (STARTABLE, POSSIBLE, LISTED)
-# Maximum wait for other nodes that claim a start, and the time between two looks at them.
+# Maximum wait for other nodes that claim a start, and the time between two requests to them.
 _MAX_CLAIM_SECONDS = 10.0
 _CLAIM_POLL_SECONDS = 0.1
 
@@ -86,13 +86,13 @@ class ClusterStarts:
 
         Args:
             request: the load or the restart.
-            node: the node to do it; None: a node that has the model, or else one that knows it. A
-                restart is done on every node that has it.
+            node: the node to start the model on; None: a node that has the model, or else one that
+                knows it. Without `node`, a restart is done on every node that has the model.
 
         Raises:
             InvalidRequest: several other nodes know the model, or a PID could be that of several.
             StartFailed: no node knows the model.
-            ClusterError: the only node to do it gave no answer.
+            ClusterError: the only chosen node gave no answer.
         """
         local = self._local_node
         loads = request.operation == "load" and node is None
@@ -157,9 +157,10 @@ class ClusterStarts:
         """Request the offers of all nodes, until no other node claims the start.
 
         Nodes that know a model, and are asked to start it at the same time, must not all start it.
-        Each claims the start before it asks the others. So of two nodes at least one sees the claim
-        of the other. It cannot know whether the other one saw its own, and therefore waits until
-        the other has decided; if it has the greater name, it gives up its own claim first.
+        Each node claims the start before it asks the other nodes. So of two nodes at least one sees
+        the claim of the other. A node that sees a claim cannot know whether its own claim was seen.
+        Therefore it waits until the other node has decided. A node with the greater name gives up
+        its own claim before it waits.
         """
         model, local = request.model or "", self._local_node
         deadline = time.monotonic() + _MAX_CLAIM_SECONDS

@@ -119,8 +119,8 @@ class LocalNode:
         Args:
             model: the name of the model.
             pid: the PID of the backend; None for any.
-            stopping: whether there is something to stop also counts: an ended backend has left
-                processes behind, or the model is being started.
+            stopping: also count other things that a shutdown stops: processes that an ended backend
+                has left behind, and a start of the model.
         """
         records = self._registry.records(model)
         if any(pid in (None, each.backend.pid) for each in records):

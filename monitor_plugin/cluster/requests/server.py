@@ -238,8 +238,8 @@ class _Workers:
 
     Attributes:
         limit: the maximum number of operations, each of which occupies a thread.
-        count: how many run.
-        too_many: the error of a further one.
+        count: how many operations run.
+        too_many: the error if one more is requested.
     """
 
     def __init__(
@@ -254,8 +254,8 @@ class _Workers:
 class Offers:
     """The open offers. A shutdown, a load or a restart must accept one within 10 s, and only once.
 
-    Therefore one that was delayed, for example by a NATS server that hung, does nothing. An offer
-    is valid only for the node, the operation, the model and the PID of the request for it.
+    Therefore a request that was delayed, for example by a NATS server that hung, does nothing. An
+    offer is valid only for the node, the operation, the model and the PID of the request for it.
     """
 
     def __init__(self) -> None:

@@ -12,15 +12,13 @@ from ...api.results import Response
 from ...config.cluster import validate_node, validate_node_url
 from ...domain.models import Memory, Reading
 
-# What a node knows of a model that is to be started: a backend of it runs or is being started; the
-# node may be about to start it; a host lists it and can start it; a host might start it, as no host
-# lists its models; a host lists it and says that it cannot start it; nothing.
+# What a node knows of a model that is to be started.
 LOADED, CLAIMED, STARTABLE, POSSIBLE, LISTED, UNKNOWN = START_STATES = (
-    "loaded",
-    "claimed",
-    "startable",
-    "possible",
-    "listed",
+    "loaded",  # a backend of it runs, or is being started
+    "claimed",  # the node may be about to start it
+    "startable",  # a host lists it, and can start it
+    "possible",  # a host might start it; no host lists its models
+    "listed",  # a host lists it, and says that it cannot start it
     "unknown",
 )
 # The outcome of each operation that has succeeded.

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 class Adapter:
     """Registers circus' backends with a monitor, and has circus start and stop them.
 
-    circus starts and stops watchers. So it does not start a backend again that it has stopped.
+    circus stops a whole watcher, so that it does not start a stopped backend again.
 
     Args:
         monitor: the monitor of the backends.
@@ -52,12 +52,12 @@ class Adapter:
         self.poller = Poller("circus", self._poll)
 
     def on_event(self, topic: bytes, message: bytes) -> None:
-        """Note an event of circus, and ask soon what runs: the event may be old."""
+        """Record an event of circus, and poll soon, because the event may be old."""
         event = parse_event(topic, message)
         for each in self._models:
             if event_name(each.watcher.name) == event.watcher:
                 if event.action == "reap":
-                    self._logs.note_end(each.watcher, event.pid)
+                    self._logs.record_end(each.watcher, event.pid)
                 elif event.action == "spawn":
                     self._logs.forget_end(each.watcher, event.pid)
         self._histories.record(event)
@@ -66,7 +66,7 @@ class Adapter:
     def _poll(self) -> None:
         states = self._watchers.states()
         found = self._discovery.find([program for each in states for program in each.programs])
-        self._histories.see({each.name: each.status for each in states})
+        self._histories.record_statuses({each.name: each.status for each in states})
         models = []
         for each in states:
             model = self._discovery.model_of(each.name, each.name, each.programs[0].command)
@@ -94,7 +94,7 @@ class Adapter:
     def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
         """Have circus start all watchers of a model that do not run.
 
-        circus itself starts a process again that has ended.
+        circus itself starts the processes of a running watcher again.
 
         Returns:
             True: a watcher runs, or circus is starting it. None: no watcher has that model.
@@ -132,7 +132,7 @@ class Adapter:
     ) -> LogTail | None:
         """Read the end of a watcher's log: see `WatcherLogs.read`.
 
-        Without a PID, this is the watcher of the model whose process circus has started last.
+        Without a PID, read the log of the model's watcher that circus has started last.
         """
         if pid is None:
             same = [each for each in self._models if each.model == model]

@@ -71,9 +71,10 @@ class WatcherState(NamedTuple):
         status: `starting`, `active`, `stopping` or `stopped`.
         programs: its processes; one without a process if none runs, or if circus is stopping it.
         numprocesses: how many processes it should have; None if it has just been removed.
-        respawns: whether circus starts a process again that has ended; None likewise.
+        respawns: whether circus starts a process again that has ended; None if it has just been
+            removed.
         logs: the files that circus writes its streams to, `stdout` and `stderr`. A relative path is
-            one in circus' folder, which is that of its plugins too.
+            relative to circus' working folder, which is also that of its plugins.
     """
 
     name: str
@@ -118,7 +119,7 @@ class Watchers:
 
     def _state(self, name: str, status: str) -> WatcherState:
         pids = [] if status == "stopping" else self.pids(name)
-        # circus answers with an error if it cannot encode the streams. Their classes it leaves out.
+        # circus answers with an error if it cannot encode the options of a stream.
         options = self._options(name, *_KEYS, *_STREAM_KEYS) or self._options(name, *_KEYS)
         cmd, args = options.get("cmd") or "", options.get("args") or ""
         # With `shell` circus quotes all arguments, so that the shell replaces nothing.
@@ -213,7 +214,7 @@ class Watchers:
         return False
 
     def start(self, name: str, seconds: float) -> None:
-        """Start a watcher unless it runs; if circus is stopping it, when it has stopped.
+        """Start a watcher unless it runs. If circus is stopping it, wait until it has stopped.
 
         Args:
             name: the name of the watcher.
@@ -232,8 +233,8 @@ class Watchers:
                 if status == "stopped" and accepted:
                     raise CircusError("circus could not start a process, its log says why", 0)
                 if status == "stopped":
-                    # Without `waiting`, as circus then answers once it has started the first
-                    # process, or failed to.
+                    # Without the option `waiting`, circus answers when it has started the first
+                    # process, or has failed to.
                     self._call(_timeout(deadline), "start", name=name, match="simple")
                     accepted = True
                     continue
@@ -264,7 +265,8 @@ class Watchers:
 def _log_path(stream: Any) -> str | None:
     """Return the file of a stream's configuration; None if it names none.
 
-    Each class of circus that writes to a file names it so. /dev/stdout would be the monitor's own.
+    All classes of circus that write to a file call it `filename`. Devices do not count: /dev/stdout
+    would be that of the monitor itself.
     """
     path = stream.get("filename") if isinstance(stream, dict) else None
     is_file = isinstance(path, str) and path and not path.startswith(("/dev/", "/proc/"))

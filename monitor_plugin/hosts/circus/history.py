@@ -43,7 +43,7 @@ def event_name(watcher: str) -> str:
 
 
 class WatcherHistory:
-    """What the events of one watcher told.
+    """What the events of one watcher have shown.
 
     Attributes:
         spawned_at: when its last process was started, in seconds since the epoch; 0 if unknown.
@@ -58,10 +58,10 @@ class WatcherHistory:
         self.exit: BackendExit | None = None
         self.was_started: bool | None = None
         self.gave_up = False
-        self._killed: set[int] = set()
+        self._killed: set[int] = set()  # the processes that circus is ending itself
 
     def record(self, event: Event) -> None:
-        """Record an event; other actions than those below tell nothing."""
+        """Record an event. Actions that are not listed below change nothing."""
         action, pid, at = event.action, event.pid, event.at
         if action == "spawn":
             self.spawned_at, self.gave_up = at, False
@@ -90,8 +90,8 @@ class WatcherHistories:
         with self._lock:
             self._history(event.watcher).record(event)
 
-    def see(self, statuses: Mapping[str, str]) -> None:
-        """Note the statuses of all watchers, by name, and forget watchers that were removed."""
+    def record_statuses(self, statuses: Mapping[str, str]) -> None:
+        """Record the statuses of all watchers, by name, and forget watchers that were removed."""
         with self._lock:
             self._histories = {
                 event_name(name): self._history(event_name(name)) for name in statuses

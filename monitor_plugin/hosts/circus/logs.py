@@ -8,24 +8,24 @@ from ...domain.logs import LogTail
 from ..log_files import LogFiles
 from .client import WatcherState
 
-# The number of logs of ended processes of which the end is remembered.
+# The maximum number of recorded ends of logs of ended processes.
 _MAX_ENDS = 2000
 
 
 class WatcherLogs:
     """Reads the logs of watchers. May be used from any thread.
 
-    A log has the output of all processes of its watcher, in their order. So where the output of a
-    process ends is noted when circus has reaped it: the last words of a process are often asked for
-    when the next one writes already.
+    A log has the output of all processes of its watcher, in their order. The end of the output of a
+    process is recorded when circus has reaped the process, because its last output is often
+    requested when the next process already writes.
     """
 
     def __init__(self) -> None:
         self._files = LogFiles()
         self._ends: dict[tuple[int, str], int] = {}  # by PID and stream
 
-    def note_end(self, watcher: WatcherState, pid: int) -> None:
-        """Note the ends of the logs now: circus writes no more of what the process wrote."""
+    def record_end(self, watcher: WatcherState, pid: int) -> None:
+        """Record where the logs end now: they have all output of the process."""
         for stream, path in watcher.logs.items():
             with contextlib.suppress(OSError):
                 if tail := self._files.read(path, 0):
@@ -34,14 +34,14 @@ class WatcherLogs:
             del self._ends[next(iter(self._ends))]
 
     def forget_end(self, watcher: WatcherState, pid: int) -> None:
-        """Forget the ends of the logs of a process: the kernel has used its PID again."""
+        """Forget the ends of the logs of a process, because the kernel has reused its PID."""
         for stream in watcher.logs:
             self._ends.pop((pid, stream), None)
 
     def read(
         self, watcher: WatcherState, pid: int | None, stream: str, max_bytes: int
     ) -> LogTail | None:
-        """Read the end of a watcher's log, or of what it had when a process had ended.
+        """Read the end of a watcher's log, or of the part that was written until a process ended.
 
         Args:
             watcher: the watcher.

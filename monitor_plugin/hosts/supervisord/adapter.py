@@ -119,7 +119,7 @@ class Adapter:
         """Have supervisord start all programs of a model that do not run.
 
         A program that supervisord is stopping is started when it has stopped. supervisord itself
-        starts one in BACKOFF again.
+        starts a program in BACKOFF again.
 
         Returns:
             True: a program runs, or supervisord is starting it. None: no program has that model.
@@ -171,7 +171,7 @@ class Adapter:
     ) -> LogTail | bytes | None:
         """Read the end of a program's log: see `ProgramLogs.read`.
 
-        Without a PID, this is the program of the model that supervisord has started last.
+        Without a PID, read the log of the model's program that supervisord has started last.
         """
         if pid is None:
             same = [each for each in self._programs if each.model == model]

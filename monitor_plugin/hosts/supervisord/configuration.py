@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ..discovery import split_command
 from .client import SupervisordClient
 
-# How old the configuration of programs that do not run may be: `supervisorctl update` may have
-# changed it.
+# The maximum age of the configuration of programs that do not run, as `supervisorctl update` may
+# have changed it.
 _MAX_SECONDS = 60.0
 
 
@@ -30,8 +30,8 @@ class ProgramConfiguration(NamedTuple):
 class Configuration:
     """The configuration of the programs that supervisord has. Not thread-safe.
 
-    supervisord is asked when there is a new process, as its answer takes a tenth of a millisecond
-    of its time for each program. After a `reread` it gives the configuration of later processes.
+    supervisord is asked only when there is a new process, because an answer takes it a tenth of a
+    millisecond per program. After a `reread` it answers with the configuration of later processes.
 
     Args:
         supervisord: calls the supervisord.
@@ -40,7 +40,7 @@ class Configuration:
     def __init__(self, supervisord: SupervisordClient) -> None:
         self._supervisord = supervisord
         self._asked_at = -math.inf
-        # By group, name and PID; with PID 0 that of the next process.
+        # By group, name and PID; PID 0 stands for the next process.
         self._programs: dict[tuple[str, str, int], ProgramConfiguration] = {}
 
     def update(self, infos: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from ..log_files import LogFiles
 from .client import SupervisordClient, SupervisordError
 from .programs import ModelProgram
 
-# The number of logs of ended processes of which the end is remembered.
+# The maximum number of recorded ends of logs of ended processes.
 _MAX_ENDS = 2000
 # A character of UTF-8 has up to four bytes.
 _MAX_CHARACTER_BYTES = 4
@@ -19,9 +19,9 @@ _MAX_CHARACTER_BYTES = 4
 class ProgramLogs:
     """Reads the logs of programs.
 
-    A log has the output of all processes of its program, in their order. So where the output of a
-    process ends is noted when it has ended: the last words of a process are often asked for when
-    the next one writes already.
+    A log has the output of all processes of its program, in their order. The end of the output of a
+    process is recorded when the process has ended, because its last output is often requested when
+    the next process already writes.
 
     `follow` must be called from one thread only, `read` may be called from any.
 
@@ -36,7 +36,7 @@ class ProgramLogs:
         self._ends: dict[tuple[int, str], int] = {}  # by PID and channel
 
     def follow(self, programs: Iterable[ModelProgram]) -> None:
-        """Note the ends of the logs of processes that have ended since the last call."""
+        """Record where the logs of processes end that have ended since the last call."""
         before, self._pids = self._pids, {each.name: each.pid for each in programs}
         for program in programs:
             pid = before.get(program.name, 0)
@@ -53,7 +53,7 @@ class ProgramLogs:
     def read(
         self, program: ModelProgram, pid: int | None, stream: str, max_bytes: int
     ) -> LogTail | bytes | None:
-        """Read the end of a program's log, or of what it had when a process ended.
+        """Read the end of a program's log, or of the part that was written until a process ended.
 
         Reads the file if the monitor may, else asks supervisord, which cannot send bytes that are
         no UTF-8, or control characters.
@@ -65,8 +65,8 @@ class ProgramLogs:
             max_bytes: how many bytes to read at most.
 
         Returns:
-            None: supervisord does not write this stream to a file, or it cannot be read. Without
-            its position in the log if supervisord was asked, which counts from the last rotation.
+            None: supervisord does not write this stream to a file, or it cannot be read. Bytes
+            without their position if supervisord was asked: it counts from the last rotation.
         """
         if stream not in program.logs:
             return None
@@ -85,7 +85,7 @@ class ProgramLogs:
         return self._files.read(path, max_bytes, end)
 
     def _ask(self, name: str, channel: str, max_bytes: int) -> bytes | None:
-        """Ask supervisord for the end of a log; return None if it cannot say, or has none."""
+        """Ask supervisord for the end of a log; return None if it fails, or has no log."""
         method = f"tailProcess{channel.capitalize()}Log"
         # supervisord fails if the first byte is in the middle of a character.
         for size in range(max_bytes, max(0, max_bytes - _MAX_CHARACTER_BYTES), -1):

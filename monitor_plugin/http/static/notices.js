@@ -6,7 +6,7 @@ import { bytes, plural } from "./format.js";
 const MAX_AT_ONCE = 4;
 const MAX_LINES = 30;
 
-// What a watchdog does.
+// What a watchdog does with a backend. Other actions, such as `tell`, need attention.
 const WATCHDOG = {
   stop: "is being stopped",
   restart: "is being restarted",
@@ -46,18 +46,7 @@ export function sentence(event) {
     case "watchdog": return `${event.model} ${WATCHDOG[event.action] ?? "needs attention"} (${event.watchdog}): ${event.reason}`;
     case "shutdown_phase": return `${event.model}: ${event.phase}`;
     case "shutdown_finished": return `the shutdown of ${event.model}: ${event.outcome}${givenBack(event.freed)}`;
-    case "watchdog": return `${event.model} ${watchdogAction(event.action)}: ${event.reason}`;
     default: return null;
-  }
-}
-
-/** What a watchdog does with a backend; `tell`, and what a later version may add, need attention. */
-function watchdogAction(action) {
-  switch (action) {
-    case "stop": return "is being stopped";
-    case "restart": return "is being restarted";
-    case "gave_up": return "is left as it is, after too many restarts";
-    default: return "needs attention";
   }
 }
 

@@ -45,8 +45,8 @@ def test_watcher_that_circus_stops_before_it_has_started_was_given_up() -> None:
     assert not record(histories, "a", ("spawn", 7), ("start", 0)).gave_up
     assert not record(histories, "a", ("reap", 7), ("stop", 0)).gave_up
     for status, gave_up in (("stopped", True), ("active", False), ("stopping", False)):
-        histories.see({"B": status})
-        histories.see({"B": "stopped" if gave_up else "active"})  # the first one counts
+        histories.record_statuses({"B": status})
+        histories.record_statuses({"B": "stopped" if gave_up else "active"})  # the first one counts
         assert record(histories, "b", ("stop", 0)).gave_up is gave_up
-        histories.see({})
+        histories.record_statuses({})
         assert not histories.get("b").gave_up
