@@ -32,6 +32,7 @@ class Program:
         self._hook = monitor.hook
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
+        self.last_end: str | None = None
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -69,8 +70,9 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 # Kills processes that it left behind. Without any, there is no such group.
                 os.killpg(process.pid, signal.SIGKILL)
+            self.last_end = f"process {process.pid} ended with {exit_code}"
             await asyncio.to_thread(self._hook.monitor_backend_exited, **about, exit_code=exit_code)
-            logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
+            logging.warning("%s: %s", self._model, self.last_end)
 
     async def stop(self, grace_seconds: float = 5.0) -> bool:
         """End the process, by SIGKILL after the grace period, and start no other."""
@@ -110,7 +112,7 @@ class Host:
     def monitor_list_models(self) -> Sequence[KnownModel]:
         """List all models, also those that do not run."""
         programs = list(self.programs.items())
-        return [KnownModel(model, each.state, can_start=True) for model, each in programs]
+        return [KnownModel(model, each.state, each.last_end, True) for model, each in programs]
 
     @hookimpl
     def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:

@@ -35,6 +35,7 @@ class Program(threading.Thread):
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # held to start, signal or reap a process
         self._process: subprocess.Popen[bytes] | None = None
+        self.last_end: str | None = None
 
     @property
     def state(self) -> str:
@@ -70,8 +71,9 @@ class Program(threading.Thread):
                 os.killpg(process.pid, signal.SIGKILL)  # the processes that it left behind
                 exit_code = process.wait()
                 self._process = None
+            self.last_end = f"process {process.pid} ended with {exit_code}"
             self._hook.monitor_backend_exited(**about, exit_code=exit_code)
-            logging.warning("%s: process %d ended with %d", self._model, process.pid, exit_code)
+            logging.warning("%s: %s", self._model, self.last_end)
 
     def stop(self, grace_seconds: float = 5.0) -> None:
         """End the process, by SIGKILL after the grace period, and start no other."""
@@ -105,7 +107,7 @@ class Host:
     def monitor_list_models(self) -> Sequence[KnownModel]:
         """List all models, also those that do not run."""
         programs = list(self.programs.items())
-        return [KnownModel(model, each.state, can_start=True) for model, each in programs]
+        return [KnownModel(model, each.state, each.last_end, True) for model, each in programs]
 
     @hookimpl
     def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:

@@ -68,6 +68,7 @@ class Host:
         self._folder = folder
         self._wanted = set(commands)
         self._pids: dict[str, int] = {}
+        self._last_ends: dict[str, str] = {}
         self._due = dict.fromkeys(commands, 0.0)
         self._changed = threading.Condition()  # held to start, signal or reap a process
 
@@ -81,9 +82,10 @@ class Host:
                 os.killpg(pid, signal.SIGKILL)  # the processes that it left behind
                 exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 del self._pids[model]
+                self._last_ends[model] = f"process {pid} ended with {exit_code}"
                 self._due[model] = time.monotonic() + RESTART_SECONDS
                 self._changed.notify_all()
-            logging.warning("%s: process %d ended with %d", model, pid, exit_code)
+            logging.warning("%s: %s", model, self._last_ends[model])
             monitor.hook.monitor_backend_exited(model=model, pid=pid, exit_code=exit_code)
         for model in list(self._commands):
             with self._changed:
@@ -104,7 +106,10 @@ class Host:
             waiting = dict.fromkeys(self._wanted, "waiting")
             states = {**dict.fromkeys(self._commands, "stopped"), **waiting}
             states |= dict.fromkeys(self._pids, "running")
-        return [KnownModel(model, state, can_start=True) for model, state in states.items()]
+            return [
+                KnownModel(model, state, self._last_ends.get(model), can_start=True)
+                for model, state in states.items()
+            ]
 
     @hookimpl
     def monitor_start_model(self, model: str, timeout_seconds: float) -> bool | None:
