@@ -36,6 +36,7 @@ from datetime import datetime
 
 from monitor_plugin import Backend, BackendExit, Reading, State, hookimpl
 from monitor_plugin.domain.exits import describe_exit
+from monitor_plugin.domain.watchdog_actions import describe_watchdog_action
 from monitor_plugin.hook_support.delivery import NotSent, SendQueue
 from monitor_plugin.hook_support.digests import Digest, Digests, Item, QuietHours, parse_quiet_hours
 from monitor_plugin.hook_support.settings import HookSettings, seconds
@@ -49,12 +50,6 @@ _ATTEMPTS = 8
 _RETRY_SECONDS = 5.0
 # A process may be created before the monitor has noticed the end of the one that it replaces.
 _NOTICE_SECONDS = 1.0
-_ACTIONS = {
-    "stop": "is being stopped",
-    "restart": "is being restarted",
-    "tell": "needs attention",
-    "gave_up": "was restarted too often, and is left as it is",
-}
 
 
 class Receiver:
@@ -302,7 +297,7 @@ def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) ->
 def monitor_watchdog_acted(backend: Backend, watchdog: str, action: str, reason: str) -> None:
     """Tell what a watchdog has found, and what it does."""
     if _notifier:
-        what = _ACTIONS.get(action, action)
+        what = describe_watchdog_action(action)
         _notifier.tell(backend, f"{what} ({watchdog}): {reason}")
 
 
