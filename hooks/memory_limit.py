@@ -161,8 +161,8 @@ class MemoryLimit:
             amount = self._held_bytes(each)
             if amount is not None and each.backend not in stopping:
                 used[each.backend] = amount
-                is_touched = self.watchdog.may_act(each.backend.model) and not self._stop_busy
-                if not (is_touched and self._activity.may_be_busy(each, now)):
+                spares_busy = self.watchdog.may_act(each.backend.model) and not self._stop_busy
+                if not (spares_busy and self._activity.may_be_busy(each, now)):
                     idle[each.backend] = self._activity.idle_seconds(each.backend, now)
         over = self._over(used)
         self._over_since = {key: self._over_since.get(key, now) for key in over}
@@ -198,10 +198,10 @@ class MemoryLimit:
             _logger.warning("%s: %s, and no backend may be stopped now", whose, why)
 
     def _condition(self, key: Backend | None, backend: Backend) -> Hashable:
-        """Identify what is told once: a limit of a backend, or the total limit.
+        """Identify what is told once: that a backend, or the total, exceeds its limit.
 
-        With ACTION=tell, the total limit is told of with one backend, which may be another one in
-        the next sweep.
+        With ACTION=tell, the total is told of with one backend, which may be another one in the
+        next sweep.
         """
         if key is not None:
             return key

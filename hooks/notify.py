@@ -5,10 +5,10 @@ shutdowns that failed; what a watchdog has found, such as a limit that memory_li
 exceeded. After an end it also tells when the model is ready again: a newer backend of it has
 reported READY or BUSY, or has answered without a `Status`, in a background sweep.
 
-One message per model and REPEAT_SECONDS: what happens to the model meanwhile is in the next one. A
-recovery is told immediately, once for each message. The first message waits 3 s, so that it has all
-that belongs to one event. During the quiet hours nothing is sent; the messages follow afterwards.
-A message has the name of the host and of the model, and no line of a log.
+It sends one message per model and REPEAT_SECONDS; what happens to the model meanwhile is in the
+next message. A recovery is told immediately, once for each message. A message waits 3 s, so that it
+has all that belongs to one event. During the quiet hours nothing is sent; the messages follow
+afterwards. A message has the name of the host and of the model, and no line of a log.
 
 A background thread sends to each receiver; no reading or shutdown waits for it. A message that
 cannot be delivered is tried 8 times, after 5, 10, 20... up to 60 s, then dropped and logged. The
@@ -17,10 +17,10 @@ hook's log names a receiver by its line and its service, and never contains its 
 To enable it, install the extra `[notify]`, copy or link this file into the folder of the monitor's
 setting `hooks_dir`, and set environment variables MONITOR_HOOK_NOTIFY_...
 
-    URLS_FILE        a file with one Apprise URL a line (https://appriseit.com/services/), such as
+    URLS_FILE        a file with one Apprise URL per line (https://appriseit.com/services/), such as
                      `mailtos://USER:PASSWORD@example.com?to=me@example.com`, `ntfy://TOPIC`,
                      `slack://TOKENS`, `tgram://TOKEN/CHAT`; `#` begins a comment
-    URLS             the same text itself; programs that the host starts inherit it
+    URLS             the same text instead of a file; programs that the host starts inherit it
     REPEAT_SECONDS   the shortest time between two messages about a model, in seconds (600)
     QUIET            quiet hours by the local clock: `22:00-07:00`
 """
@@ -176,11 +176,11 @@ class Notifier:
             self._changed.notify()
 
     def forget_end(self, model: str) -> None:
-        """Tell of no recovery of a model: a shutdown has stopped it."""
+        """Do not tell of a recovery of a model, because a shutdown has stopped it."""
         with self._changed:
             self._ended_at.pop(model, None)
 
-    def is_ready(self, backend: Backend) -> None:
+    def tell_recovery(self, backend: Backend) -> None:
         """Tell that a model is ready again, if an older backend of it has ended by itself."""
         with self._changed:
             ended_at = self._ended_at.get(backend.model)
@@ -202,7 +202,7 @@ class Notifier:
                     pause = None if due_at is None else max(0.0, due_at - now)
                     self._changed.wait(_QUIET_CHECK_SECONDS if is_quiet else pause)
                     continue
-                # At the close, also what waits for further items.
+                # When the hook closes, send also what still waits for further items.
                 until = now + _GATHER_SECONDS if self._closed else now
                 digests = [] if is_quiet else self._digests.take(until)
             for digest in digests:
@@ -307,7 +307,7 @@ def monitor_readings_swept(readings: Sequence[Reading]) -> None:
     if _notifier:
         for reading in readings:
             if _is_ready(reading):
-                _notifier.is_ready(reading.backend)
+                _notifier.tell_recovery(reading.backend)
 
 
 def _is_ready(reading: Reading) -> bool:

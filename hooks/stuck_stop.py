@@ -7,7 +7,7 @@ A backend is stuck if, in each sweep for the duration of the limit, one of these
   core, and its GPU was in use for less than 1 % of the time. A GPU counts only if its utilization
   is known, and if no other process uses it. If the connection was lost after a call that timed out,
   the backend still counts as one that does not answer.
-- It has no Status, had answered that, and its process was stopped (SIGSTOP).
+- It has no Status, which it had answered before, and its process was stopped (SIGSTOP).
 
 A backend that has never answered is starting, and one whose last state is UNINITIALIZED is loading.
 Neither is stuck. A backend that loads or serves a request on its only thread misses deadlines as

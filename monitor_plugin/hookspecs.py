@@ -259,16 +259,16 @@ def monitor_list_models() -> Sequence[KnownModel]:
 def monitor_start_model(model: str, timeout_seconds: float) -> bool | None:
     """Start a model through its host.
 
-    When: at a restart, and at a start unless a backend of the model is registered; also then if
+    When: at a restart; at a start if no backend of the model is registered, or if
     `monitor_list_models` says that the model is stopped, as while its host is stopping it. Thread:
     a hook's, one per model; concurrent calls for other models are possible. Arguments: `model`;
     `timeout_seconds`, the time that is left for the start. Returns True if the host has started the
     model, is starting it, or runs it already (the monitor then waits until a backend is registered
     and ready); False if it could not be started; None if the host does not know the model. The
-    first True or False counts. An implementation that raises `StartFailed`
-    failed, with that reason. If it raises another error or returns another type, the error is
-    logged, and the next implementation is called. One that has not returned when the start fails
-    has overrun. It must not start, stop or restart the same model through the monitor.
+    first True or False counts. An implementation that raises `StartFailed` failed, with that
+    reason. If it raises another error or returns another type, the error is logged, and the next
+    implementation is called. An implementation that has not returned when the start fails has
+    overrun. It must not start, stop or restart the same model through the monitor.
     """
 
 

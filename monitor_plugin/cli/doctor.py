@@ -25,7 +25,7 @@ Examples:
 _MARKS = {True: "ok", False: "!", None: "?"}
 _GAP = "  "
 _LEAST_WIDTH = 40
-_PIPE_WIDTH = 100  # of the lines of a table that no terminal shows
+_PIPE_WIDTH = 100  # the width of the table if stdout is no terminal
 
 
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))

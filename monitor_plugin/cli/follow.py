@@ -30,7 +30,7 @@ class Follower:
         self._failure: str | None = None
 
     def ask(self, request: Callable[[], T]) -> T | None:
-        """Send a request; None if it failed for now, which is said once on stderr.
+        """Send a request; None if it failed and may be repeated, which is said once on stderr.
 
         Raises:
             RequestFailed: the first request has failed, or the monitor refuses the request.
@@ -38,7 +38,7 @@ class Follower:
         try:
             answer = request()
         except RequestFailed as error:
-            # While a monitor or a backend is restarted, other errors go by, such as a proxy's 502,
+            # Other errors end when the monitor or the backend was restarted, such as a proxy's 502,
             # and the 404 for the log of a backend that is not registered yet.
             if not self._has_answered or error.status in _REFUSALS:
                 raise
@@ -52,7 +52,7 @@ class Follower:
 
 
 def pause(seconds: float) -> None:
-    """Wait, but not longer than there is a reader of stdout.
+    """Wait, and stop immediately when stdout loses its reader.
 
     Raises:
         BrokenPipeError: the reader of the pipe has gone, as in `events -f | head -1`.

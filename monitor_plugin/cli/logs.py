@@ -115,7 +115,7 @@ class _Log:
         return True
 
     def print_rest(self) -> bool:
-        """Print what follows what was printed, and the log of a newer backend; returns True."""
+        """Print the output since the last call, also that of a newer backend; returns True."""
         answer = self._fetch(self._wanted_pid, max_bytes=_MAX_BYTES, after=self._next)
         if answer.pid is None or answer.pid == self._pid:
             self._print_next(answer)
@@ -179,14 +179,14 @@ class _Printer:
 
     def __init__(self, raw: bool) -> None:
         self._raw = raw
-        self._held = ""  # a carriage return, of which it is not known yet whether it ends a line
+        self._pending = ""  # a carriage return, perhaps the first half of the end of a line
         self._is_within_line = False
 
     def print(self, text: str) -> None:
         """Print a part, and flush."""
         if not self._raw:
-            text = self._held + text
-            self._held = "\r" if text.endswith("\r") else ""
+            text = self._pending + text
+            self._pending = "\r" if text.endswith("\r") else ""
             text = text.removesuffix("\r")
             text = "\n".join(map(printable_line, text.split("\n")))
         if text:

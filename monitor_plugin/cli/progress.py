@@ -15,7 +15,7 @@ from ..domain.errors import MonitorError
 from .queries import fetch_backends
 from .views.text import duration, escape_name
 
-#: The time between two looks at the progress.
+#: The time between two requests of the progress, in seconds.
 PROGRESS_SECONDS = 0.5
 
 _TIMEOUT_SECONDS = 5.0
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """What happens to a model, for people, and for how long already."""
+    """What happens to a model, for people, and since how many seconds."""
 
     text: str
     seconds: float | None
@@ -35,7 +35,7 @@ class ProgressLine:
 
     Args:
         client: sends the requests to the monitor.
-        describe: returns the progress of those of the models that have some.
+        describe: returns the progress by model, without models that have none.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ProgressLine:
 def wait_for(operate: Callable[[], T], model: str, progress: ProgressLine) -> T:
     """Run an operation on another thread, show the model's progress, and return the result.
 
-    The thread is a daemon, so that a signal ends the command at once.
+    The thread is a daemon, so that a signal ends the command immediately.
     """
     results: SimpleQueue[T | Exception] = SimpleQueue()
 

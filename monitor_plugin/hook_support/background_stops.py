@@ -14,7 +14,7 @@ from ..hookspecs import Monitor, hookimpl
 
 
 class BackgroundStops:
-    """Stops backends in background threads, or does something else to them. Thread-safe.
+    """Stops or restarts backends in background threads. Thread-safe.
 
     Each stop is logged with its reason. The first failure of a backend, such as the refusal of
     another hook, is logged as well; that backend is ignored for the next `retry_seconds`. A hook
@@ -75,16 +75,16 @@ class BackgroundStops:
     def begin(
         self, backend: Backend, run: Callable[[Monitor, bool], None], done: str = "stopped"
     ) -> bool:
-        """Begin to stop a backend, or to do something else to it, in the background.
+        """Begin to call a function for a backend, such as its stop, in the background.
 
         Args:
             backend: the backend.
-            run: is called in a thread with the monitor, and with whether the last run for the
-                backend failed. It has failed if it raises.
-            done: what `run` does to the backend, for the log.
+            run: is called on a thread with the monitor, and with whether the last call for the
+                backend failed. A call fails if it raises an exception.
+            done: what `run` does, for the log: the backend was not `stopped`.
 
         Returns:
-            Whether it has begun; see `stop`.
+            Whether the call has begun; see `stop`.
         """
         monitor = self.monitor
         if monitor is None or backend in self.under_way():

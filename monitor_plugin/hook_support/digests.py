@@ -37,7 +37,7 @@ class Digest(NamedTuple):
 
 @dataclass
 class _Waiting:
-    """The items of a model that wait, and what was sent; times by the monotonic clock."""
+    """The waiting items of a model, and its last message; times by the monotonic clock."""
 
     items: deque[Item] = field(default_factory=lambda: deque(maxlen=_MAX_ITEMS))
     count: int = 0
@@ -82,12 +82,13 @@ class Digests:
 
     def _due_at(self, waiting: _Waiting) -> float:
         gathered_at = waiting.since + self._gather_seconds
-        at_once = waiting.is_recovery and waiting.is_in_trouble
-        if waiting.sent_at is None or at_once:
+        is_news = waiting.is_recovery and waiting.is_in_trouble
+        if waiting.sent_at is None or is_news:
             return gathered_at
         return max(gathered_at, waiting.sent_at + self._repeat_seconds)
 
     def _is_over(self, waiting: _Waiting, now: float) -> bool:
+        """Whether the last message about a model no longer delays another one."""
         return waiting.sent_at is None or now >= waiting.sent_at + self._repeat_seconds
 
     def take(self, now: float) -> list[Digest]:

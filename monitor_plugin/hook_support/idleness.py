@@ -16,7 +16,7 @@ _ACTIVE_GPU_PERCENT = 1.0  # a backend whose GPUs are in use for as much of the 
 def says_busy(observation: Observation) -> bool:
     """Whether a backend reports BUSY or its status call timed out, which can mean the same.
 
-    Everything that a backend says of requests in flight is read here. Today that is BUSY alone.
+    No other function reads what a backend says of its requests: today that is BUSY alone.
     """
     reading = observation.reading
     if reading is None:

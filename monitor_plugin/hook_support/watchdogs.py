@@ -53,9 +53,9 @@ class Watchdog:
     of the watchdog. `stop` and `restart` run in the background. One that fails, such as a stop that
     another hook refuses, is logged once and tried again every minute.
 
-    `tell` reports a condition when it begins, and again only after it has ended. So are conditions
-    of models that PROTECT names, and with ACTION=restart those of a model that no host can start:
-    what cannot be started again is not stopped.
+    `tell` reports a condition when it begins, and again only after it has ended. Conditions of
+    models that PROTECT names are reported likewise. So are, with ACTION=restart, those of a model
+    that no host can start: a backend that cannot be started again is not stopped.
 
     A model is restarted at most RESTARTS_PER_HOUR times within an hour, with a pause after each
     restart, which is twice as long each time. A restart whose start fails counts, and is followed
@@ -96,9 +96,9 @@ class Watchdog:
             "RESTARTS_PER_HOUR", count, "how often a model is restarted at most, as 5", 5
         )
         self._lock = threading.Lock()
-        self._told: set[Hashable] = set()
-        self._conditions: set[Hashable] = set()  # those of this sweep
-        self._unwell: set[str] = set()  # the models of this sweep
+        self._told: set[Hashable] = set()  # conditions that were told, and have not ended
+        self._conditions: set[Hashable] = set()  # found in this sweep
+        self._unwell: set[str] = set()  # the models with a condition in this sweep
         self._histories: dict[str, _History] = {}
 
     def may_act(self, model: str) -> bool:
@@ -121,10 +121,10 @@ class Watchdog:
 
         Args:
             backend: the backend.
-            why: what is wrong, such as `it was idle for 3605 s`.
+            why: what is wrong, as a clause, such as `it was idle for 3605 s`.
             force: see `Monitor.shutdown`.
             spare_busy: see `Monitor.shutdown`.
-            condition: identifies what is wrong, for `tell`; None: the backend itself does.
+            condition: identifies what is wrong, so that it is told once; None: the backend.
 
         Returns:
             Whether a stop or a restart of the backend has begun.
@@ -261,7 +261,7 @@ class Watchdog:
 
 
 def _obstacle_to_start(monitor: Monitor, model: str) -> str | None:
-    """Return why no host can start a model; None if one can."""
+    """Return why no host can start a model; None if a host may."""
     hooks = {figures.name for plugin in monitor.plugins() for figures in plugin.hooks}
     if "monitor_start_model" not in hooks:
         return "no host of this monitor can start models (hook monitor_start_model)"

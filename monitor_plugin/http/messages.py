@@ -33,7 +33,7 @@ def read_body(request: falcon.Request) -> bytes:
 
 
 def read_json(request: falcon.Request, what: str) -> bytes:
-    """Read the body of a request that must declare it as JSON, as no page of another site can.
+    """Read the body of a request that must declare it as JSON: a page of another site cannot.
 
     Args:
         request: the request.
