@@ -278,14 +278,14 @@ def monitor_read_log(
 ) -> bytes | LogTail | None:
     """Read the end of what a model's process has written to its standard output or error.
 
-    When: for a request of a log, and after each end of a backend. Thread: a hook's; concurrent
-    calls are possible. Arguments: `model`; `pid`, the registered process, which may have ended;
-    None for the model's last process, which need not have been registered; `stream`, `stdout` or
-    `stderr`; `max_bytes`, how many bytes to return at most. Returns the last bytes of the stream; a
-    `LogTail` where the position of its end in the stream is known; or None if the host does not
-    keep this log. The first result counts. If all return None, the monitor reads the file that the
-    process writes to, if it writes to a file. An implementation that raises, overruns or returns
-    another type is logged, and the next one is called.
+    When: for a request of a log, after each end of a backend, and after a start that failed.
+    Thread: a hook's; concurrent calls are possible. Arguments: `model`; `pid`, the registered
+    process, which may have ended; None for the model's last process, which need not have been
+    registered; `stream`, `stdout` or `stderr`; `max_bytes`, how many bytes to return at most.
+    Returns the last bytes of the stream; a `LogTail` where the position of its end in the stream is
+    known; or None if the host does not keep this log. The first result counts. If all return None,
+    the monitor reads the file that the process writes to, if it writes to a file. An implementation
+    that raises, overruns or returns another type is logged, and the next one is called.
     """
 
 
