@@ -96,7 +96,8 @@ class WatcherHistories:
             self._histories = {
                 event_name(name): self._history(event_name(name)) for name in statuses
             }
-            for history, status in zip(self._histories.values(), statuses.values(), strict=True):
+            for name, status in statuses.items():
+                history = self._history(event_name(name))
                 if history.was_started is None and status in ("active", "stopped"):
                     history.was_started = status == "active"
 

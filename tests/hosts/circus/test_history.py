@@ -50,3 +50,11 @@ def test_watcher_that_circus_stops_before_it_has_started_was_given_up() -> None:
         assert record(histories, "b", ("stop", 0)).gave_up is gave_up
         histories.record_statuses({})
         assert not histories.get("b").gave_up
+
+
+def test_watchers_whose_events_have_one_name_share_a_history() -> None:
+    """circus accepts both watchers, and its events do not tell them apart."""
+    histories = WatcherHistories()
+    histories.record_statuses({"a b": "active", "a_b": "stopped"})
+    assert histories.get("a b") is histories.get("a_b")
+    assert not record(histories, "a_b", ("stop", 0)).gave_up
