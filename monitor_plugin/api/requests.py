@@ -137,6 +137,14 @@ def parse_model(query: Mapping[str, str]) -> str | None:
     return validate_model_name(query["model"]) if "model" in query else None
 
 
+def parse_required_model(query: Mapping[str, str], path: str) -> str:
+    """Parse `model`, which requests for this path must have."""
+    model = parse_model(query)
+    if model is None:
+        raise InvalidRequest(f"the query names no model: GET {path}?model=NAME")
+    return model
+
+
 def parse_pid(query: Mapping[str, str], default: int | None) -> int | None:
     """Parse `pid`; `default` if it is missing."""
     if "pid" not in query:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 import falcon
 
 from ...api.cluster_view import ClusterView, refuse_other_node
-from ...api.requests import parse_count, parse_model, parse_offset, parse_pid, parse_query
+from ...api.requests import (
+    parse_count,
+    parse_offset,
+    parse_pid,
+    parse_query,
+    parse_required_model,
+)
 from ...api.schemas import LogAnswer
 from ...backends.log_reader import Log
 from ...concurrency.blocking import BlockingObserver
@@ -44,9 +50,7 @@ class LogResource:
         if after is None:  # one audit line for each client that follows a log
             request.context.arguments = {"model": query.get("model"), "pid": None}
         refuse_other_node(query, self._cluster)
-        model = parse_model(query)
-        if model is None:
-            raise InvalidRequest("the query names no model: GET /backend/log?model=NAME")
+        model = parse_required_model(query, "/backend/log")
         pid = parse_pid(query, default=None)
         stream = query.get("stream", "stderr")
         if stream not in STREAMS:

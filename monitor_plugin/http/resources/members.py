@@ -6,8 +6,7 @@ import falcon
 
 from ...api.cluster_view import ClusterView, refuse_other_node
 from ...api.member_lister import MemberLister
-from ...api.requests import parse_model, parse_pid, parse_query
-from ...domain.errors import InvalidRequest
+from ...api.requests import parse_pid, parse_query, parse_required_model
 from ..messages import send_answer
 
 
@@ -27,7 +26,5 @@ class MembersResource:
         """Answer with the members of `model`, or of its backend `pid`."""
         query = parse_query(request.query_string)
         refuse_other_node(query, self._cluster)
-        model = parse_model(query)
-        if model is None:
-            raise InvalidRequest("the query names no model: GET /backend/members?model=NAME")
+        model = parse_required_model(query, "/backend/members")
         send_answer(response, self._lister.list(model, parse_pid(query, default=None)))

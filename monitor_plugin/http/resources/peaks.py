@@ -8,9 +8,8 @@ import falcon
 
 from ...api.cluster_view import ClusterView, refuse_other_node
 from ...api.peaks import fits_answer, peaks_answer
-from ...api.requests import parse_model, parse_query
+from ...api.requests import parse_model, parse_query, parse_required_model
 from ...concurrency.blocking import BlockingObserver
-from ...domain.errors import InvalidRequest
 from ...domain.fits import Fit
 from ...telemetry.peaks import PeakStore
 from ..messages import send_answer
@@ -55,9 +54,7 @@ class FitsResource:
         """Answer whether `model` fits."""
         query = parse_query(request.query_string)
         refuse_other_node(query, self._cluster)
-        model = parse_model(query)
-        if model is None:
-            raise InvalidRequest("the query names no model: GET /fits?model=NAME")
+        model = parse_required_model(query, "/fits")
         with self._blocking:
             fit = self._check(model)
         send_answer(response, fits_answer(fit))

@@ -18,7 +18,7 @@ const NEEDS_ADMIN = "A log can hold what users sent to the model, so it needs an
 const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
 
 /** A text in which no character can hide or move another one. */
-export function escapeControls(text) {
+function escapeControls(text) {
   return text.replace(CONTROLS, (character) => {
     const code = character.charCodeAt(0);
     return code < 0x100 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`;
