@@ -266,9 +266,9 @@ def monitor_start_model(model: str, timeout_seconds: float) -> bool | None:
     model, is starting it, or runs it already (the monitor then waits until a backend is registered
     and ready); False if it could not be started; None if the host does not know the model. The
     first True or False counts. An implementation that raises `StartFailed` failed, with that
-    reason. If it raises another error or returns another type, the error is logged, and the next
-    implementation is called. An implementation that has not returned when the start fails has
-    overrun. It must not start, stop or restart the same model through the monitor.
+    reason and that last output. If it raises another error or returns another type, the error is
+    logged, and the next implementation is called. An implementation that has not returned when the
+    start fails has overrun. It must not start, stop or restart the same model through the monitor.
     """
 
 
@@ -285,7 +285,8 @@ def monitor_read_log(
     Returns the last bytes of the stream; a `LogTail` where the position of its end in the stream is
     known; or None if the host does not keep this log. The first result counts. If all return None,
     the monitor reads the file that the process writes to, if it writes to a file. An implementation
-    that raises, overruns or returns another type is logged, and the next one is called.
+    that raises, overruns or returns another type is logged, without the text of its error, and the
+    next one is called.
     """
 
 
@@ -394,7 +395,8 @@ def monitor_backend_postmortem(backend: Backend, postmortem: PostMortem) -> None
     When: once per backend, after `monitor_backend_gone`: when its left-behind members were searched
     for, and its last output was read. Thread: a hook's, one event of the plugin at a time.
     Arguments: `backend`, its last record; `postmortem`, whose `last_output` may hold what users
-    sent to the model. Returns nothing. An error is logged; the other implementations run.
+    sent to the model. Returns nothing. An error is logged without its text; the other
+    implementations run.
     """
 
 

@@ -113,7 +113,7 @@ class ModelStarter:
                     return
                 self._advance(start, records)
                 if reason := self._why_failed(start, records):
-                    output = self._read_output(model, start.last_end_id)
+                    output = start.host_output() or self._read_output(model, start.last_end_id)
                     raise StartFailed(model, reason, output)
                 cancelled.wait(min(_POLL_SECONDS, max(0.0, start.deadline - time.monotonic())))
             if start.request:
@@ -144,7 +144,14 @@ class ModelStarter:
                 (start.reading,) = self._thread_pool.map(self._read, [start.model], 1)
 
     def _read(self, model: str) -> KnownModel | None:
-        """Read the model, which updates the states of its backends; return what its host lists."""
+        """Read the model, which updates the states of its backends; return what its host lists.
+
+        Also finds the files that its processes write to now: a shell redirects its output after its
+        registration, and may end at once.
+        """
+        for record in self._registry.records(model):
+            if record.output:
+                record.output.refresh()
         with suppress(ModelNotLoaded, BackendUnreadable):
             self._model_reader.read(model)
         return self._known_models.find_current(model)
@@ -254,6 +261,13 @@ class _Start:
         self.reading: Future[KnownModel | None] | None = None
         self.known: KnownModel | None = None
         self.reading_at = self.known_at = self.active_at = time.monotonic()
+
+    def host_output(self) -> str | None:
+        """Return the last output that the host has given with its failure; None if it has not."""
+        if self.request is None or not self.request.is_answered:
+            return None
+        answer = self.request.answer()
+        return answer and answer.last_output
 
 
 def _is_ready(record: Record) -> bool:

@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -28,6 +29,10 @@ class HookOverran(Exception):
 
 class HookNotCalled(Exception):
     """An implementation was not called, because no thread could be started."""
+
+
+# The hooks that see what backends have written, which no log of the monitor may have.
+_SEE_LOGS = ("monitor_read_log", "monitor_backend_postmortem")
 
 
 class WrongType(Exception):
@@ -296,6 +301,12 @@ class HookRun:
         hook = self._call.hook
         if isinstance(error, HookNotCalled):
             _logger.error("plugin %r: hook %s: %s", name, hook, error)
+        elif hook in _SEE_LOGS and not isinstance(error, WrongType):
+            place = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+            message = (
+                "plugin %r: hook %s raised %s; its message may quote a log, and is left out\n%s"
+            )
+            _logger.error(message, name, hook, type(error).__name__, place)
         elif isinstance(error, WrongType):
             _logger.error("plugin %r: hook %s %s; ignored", name, hook, error)
         elif isinstance(error, MonitorError):  # its message is enough; no traceback

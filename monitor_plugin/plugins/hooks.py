@@ -12,7 +12,7 @@ import msgspec
 from ..domain.errors import ShutdownFailed, StartFailed
 from ..domain.gpus import Gpu
 from ..domain.known_models import KnownModel
-from ..domain.logs import LogTail
+from ..domain.logs import LogTail, last_lines
 from ..domain.models import (
     Backend,
     BackendExit,
@@ -23,7 +23,7 @@ from ..domain.models import (
     State,
     Status,
 )
-from ..domain.postmortems import PostMortem
+from ..domain.postmortems import MAX_OUTPUT_BYTES, MAX_OUTPUT_LINES, PostMortem
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
 from .event_queue import EventQueue
@@ -66,11 +66,13 @@ class HostAnswer(NamedTuple):
     Attributes:
         under_way: whether the stop or the start is done or under way.
         error: the reason of the failure, or that the plugin overran; else None.
+        last_output: the last output that the plugin gives with the failure, escaped; else None.
     """
 
     plugin_name: str
     under_way: bool
     error: str | None
+    last_output: str | None = None
 
 
 class HookQuery(NamedTuple):
@@ -425,6 +427,14 @@ def _shown(error: BaseException | None) -> str:
         return type(error).__name__
 
 
+def _last_output(error: BaseException | None) -> str | None:
+    """Return the last output that an error of a plugin has, escaped and cut as a post-mortem's."""
+    output = getattr(error, "last_output", None)
+    if not isinstance(output, str):
+        return None
+    return last_lines(output.encode(errors="replace"), MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES)
+
+
 def _host_answer(outcomes: Sequence[HookOutcome], failure: type[Exception]) -> HostAnswer | None:
     """Return the first answer of a host to `Hooks._host_call`; None if there is none."""
     for name, under_way, error in outcomes:
@@ -433,7 +443,8 @@ def _host_answer(outcomes: Sequence[HookOutcome], failure: type[Exception]) -> H
         if isinstance(error, HookNotCalled):  # the plugin might be the one
             return HostAnswer(name, False, str(error))
         if isinstance(error, failure):
-            return HostAnswer(name, False, getattr(error, "reason", str(error)))
+            reason = getattr(error, "reason", str(error))
+            return HostAnswer(name, False, reason, _last_output(error))
         if under_way is not None:
             return HostAnswer(name, under_way, None)
     return None

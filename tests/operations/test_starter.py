@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -419,6 +421,43 @@ def test_error_has_the_last_output(
         monitor.start_model("m", 0.1)
     assert caught.value.last_output == "m: no weights"
     assert "weights" not in str(caught.value)
+
+
+def test_error_has_the_last_output_that_the_host_gives(
+    make_monitor: Callable[..., Monitor],
+) -> None:
+    """Escaped and cut like any other; a host may know it of a process that was not registered."""
+
+    class Host:
+        @hookimpl
+        def monitor_start_model(self, model: str) -> None:
+            raise StartFailed(
+                model, "it exited", "cut\n" + "line\n" * 19 + "\x1b[31mno \x07weights"
+            )
+
+    with pytest.raises(StartFailed) as caught:
+        make_monitor([Host()]).start_model("m")
+    assert caught.value.last_output == "line\n" * 19 + "no \\x07weights"
+
+
+def test_wait_for_a_start_sees_where_the_process_writes_now(
+    host: EmbeddedHost, make_monitor: Callable[..., Monitor], tmp_path: Path
+) -> None:
+    """A shell that redirects its output does so after its registration, and may die at once."""
+    monitor = make_monitor([host])
+    script = f"read -r _; exec 2>{tmp_path}/log; echo no weights >&2; echo; read -r _"
+    process = host.spawner.process("bash", "-c", script, stdin=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    host.register("m", process, "unix:/none")
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline()
+    model_starter = monitor._services.operations._starter
+    model_starter._read("m")
+    process.kill()
+    eventually(lambda: not monitor.backends())
+    assert model_starter._read_output("m", 0) == "no weights"
 
 
 def test_start_is_not_ended_by_an_old_list_of_models(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from monitor_plugin import hookimpl
+from monitor_plugin import StartFailed, hookimpl
 from monitor_plugin.concurrency import thread_pool as workers
 from monitor_plugin.concurrency.thread_pool import MAX_IDLE
 from monitor_plugin.plugins.executor import (
@@ -416,6 +416,30 @@ def test_error_is_logged_without_a_caller_that_waits(
     rig.add(fail(KeyError("boom")))
     rig.executor.begin(HookCall(HOOK, 60.0, {}))
     eventually(lambda: "plugin 'p0': hook monitor_closing raised" in caplog.text)
+
+
+@pytest.mark.parametrize("error", [ValueError("a prompt"), StartFailed("m", "a prompt")])
+def test_error_of_a_hook_that_sees_logs_is_logged_without_its_message(
+    error: Exception, rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message may quote what a backend has written, such as a line that cannot be parsed."""
+
+    class SeesLogs:
+        @hookimpl
+        def monitor_read_log(self) -> None:
+            raise error
+
+        @hookimpl
+        def monitor_backend_postmortem(self) -> None:
+            raise error
+
+    error.__cause__ = KeyError("a prompt")
+    rig.manager.register(SeesLogs(), "p0")
+    for hook in ("monitor_read_log", "monitor_backend_postmortem"):
+        rig.executor.call(HookCall(hook, 60.0, {}))
+        assert f"plugin 'p0': hook {hook} raised {type(error).__name__}" in caplog.text
+    assert "in monitor_read_log" in caplog.text  # the place
+    assert "a prompt" not in caplog.text
 
 
 def test_late_return_is_reported_to_the_caller(rig: Rig) -> None:
