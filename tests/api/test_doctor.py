@@ -74,7 +74,7 @@ class Host:
 
 
 def test_checks_follow_the_hooks_of_the_host(make_monitor: Callable[..., Monitor]) -> None:
-    """Without a host's hooks the checks have advice; with them they are fine."""
+    """A check of a missing hook has advice; a check of an implemented hook is fine."""
     names = ("stop_hook", "start_hook", "known_models")
     checks = checks_of(Client(make_monitor().url))
     for name in names:
@@ -102,7 +102,7 @@ def test_checks_of_logs_follow_the_files_of_backends(
 
 
 def test_refused_system_calls_and_few_descriptors_are_reported(spawner: Spawner) -> None:
-    """In a real process with a seccomp filter and a low limit."""
+    """The monitor runs in a process with a seccomp filter and a low limit of descriptors."""
     refused = {"pidfd_send_signal": errno.EPERM, "PIDFD_GET_INFO": errno.EPERM}
     process = spawner.python(
         LIMITED.replace("REFUSED", repr(refused)),

@@ -135,7 +135,7 @@ def test_bytes_of_one_character_are_read_together(
 def test_parts_of_a_followed_text_make_the_text(
     text: str, sizes: list[int], max_bytes: int
 ) -> None:
-    """Wherever a process pauses, in a file or in what a hook returns with its end."""
+    """No character is split, wherever the process pauses, in a file and in a hook's results."""
     data = text.encode(errors="surrogatepass")
     written = position = 0
     shown = ""
@@ -170,7 +170,7 @@ def test_hook_comes_first(
 
 
 def test_log_of_a_model_that_was_never_registered(reader: LogReader, host: Host) -> None:
-    """It ended too soon, so that its host alone knows its log."""
+    """The process ended too soon, so that only its host knows the log."""
     host.logs["stderr"] = b"no such file\n"
     assert reader.read("known", None, "stderr", 100) == Log(
         None, "host", "no such file\n", 0, 13, False
@@ -188,7 +188,7 @@ def test_log_of_a_model_that_was_never_registered(reader: LogReader, host: Host)
 def test_host_is_asked_for_the_last_process_once_the_backend_has_ended(
     reader: LogReader, host: Host, monitor: Monitor, process: subprocess.Popen[str]
 ) -> None:
-    """It may have started others since, which ended at once and were not registered."""
+    """The host may have started processes since that ended before their registration."""
     host.logs["stderr"] = b"last words\n"
     end(monitor, process)
     host.calls.clear()
@@ -277,7 +277,7 @@ def test_hook_that_hangs_delays_a_log_by_its_time_limit_only(
 
 
 def test_log_that_grows_is_followed() -> None:
-    """Also if it repeats itself, as long as the hook returns all of it."""
+    """Repeated lines are followed too, as long as the hook returns the whole log."""
     positions = _Positions()
     for count in (0, 1, 3, 4, 500):
         data = b"tick\n" * count

@@ -55,7 +55,7 @@ def monitor(make_monitor: Callable[..., Monitor], listener: Listener) -> Monitor
 def test_postmortem_has_all_that_is_known(
     monitor: Monitor, listener: Listener, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """It follows the exit, once, and is stored with it."""
+    """The post-mortem follows the exit, comes once, and is stored with the exit."""
     with (tmp_path / "log").open("w") as log:
         backend = spawner.backend(stderr=log)
         log.write("CUDA error: out of memory\n")
@@ -175,7 +175,7 @@ def test_slow_hook_delays_many_postmortems_by_seconds_only(
     spawner: Spawner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After a while, post-mortems are made without the last output."""
+    """After 10 s, post-mortems are made without the last output."""
     monkeypatch.setattr(postmortems, "_OUTPUT_SECONDS", 1.0)
     calls = []
 
@@ -232,7 +232,7 @@ def test_last_output_is_not_logged(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Not even at the level DEBUG."""
+    """No logger has the output, even at the level DEBUG."""
     caplog.set_level("DEBUG")
     with (tmp_path / "log").open("w") as log:
         log.write("a prompt of a user")

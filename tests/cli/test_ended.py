@@ -67,7 +67,7 @@ def answer(request: Request) -> tuple[int, Any]:
 
 
 def test_table_has_the_ids(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the last ends, the newest first; `--json` is their list."""
+    """The table lists the newest end first; `--json` prints the list."""
     with Scripted(answer) as scripted:
         assert main(["ended", "--url", scripted.url]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -78,7 +78,7 @@ def test_table_has_the_ids(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_end_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    """By its ID; all texts are escaped."""
+    """An ID selects the end; all texts are escaped."""
     with Scripted(answer) as scripted:
         assert main(["ended", str(END["id"]), "--url", scripted.url]) == 0
         text = capsys.readouterr().out

@@ -49,7 +49,7 @@ def test_events_print_what_happened(
 def test_follow_goes_on_while_the_monitor_is_restarted(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """It says once that it tries again, prints the events of the new monitor; Ctrl-C is 130."""
+    """The retry is said once, and the events of the new monitor follow; Ctrl-C is 130."""
     listen = f"127.0.0.1:{free_port()}"
     monitor = make_monitor(listen=listen)
     load_sleeper(monitor, spawner, "first")
@@ -70,7 +70,7 @@ def test_follow_goes_on_while_the_monitor_is_restarted(
 
 
 def test_follow_ends_quietly_when_its_reader_ends(monitor: Monitor, spawner: Spawner) -> None:
-    """Also if nothing happens any more."""
+    """The command also ends if no further event happens."""
     load_sleeper(monitor, spawner)
     process = subprocess.Popen(
         [*COMMAND, "-f", "--url", monitor.url],
@@ -102,7 +102,7 @@ def test_first_failure_ends_the_command(
 
 
 def test_lost_events_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    """On stderr, as the answer says."""
+    """A line on stderr says so if the answer has a `gap`."""
     answer = {"events": [], "next": 5, "gap": True, "poll_after_seconds": 0}
     with Scripted(lambda request: (200, answer)) as scripted:
         assert main(["events", "--url", scripted.url]) == 0
@@ -110,7 +110,7 @@ def test_lost_events_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_act_of_a_watchdog_is_described() -> None:
-    """What happens, and why; escaped."""
+    """The line says what happens, and why; control characters are escaped."""
     event = EventItem(1, "watchdog", model="m", pid=7, action="restart", reason="\x1bidle")
     assert describe_event(event) == r"m (7)  is being restarted: \x1bidle"
     assert is_alarming(event)

@@ -37,7 +37,7 @@ def part(text: str, start: int = 0, **fields: Any) -> dict[str, Any]:
 
 
 def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """Also for a pipe; only `--raw` prints the text as the monitor gives it."""
+    """A pipe gets escaped text too; only `--raw` prints the text of the monitor unchanged."""
     with Scripted(lambda request: (200, part(HOSTILE))) as scripted:
         assert main(["logs", "m", "--url", scripted.url]) == 0
         assert capsys.readouterr().out == (
@@ -64,7 +64,7 @@ def test_options_are_sent(capsys: pytest.CaptureFixture[str]) -> None:
 def test_last_lines_are_printed(
     count: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With -n as many lines as there are."""
+    """`-n` prints so many lines, or all if there are fewer."""
     text = "".join(f"{number}\n" for number in range(10))
     with Scripted(lambda request: (200, part(text))) as scripted:
         assert main(["logs", "-n", count, "m", "--url", scripted.url]) == 0
@@ -193,7 +193,7 @@ def test_follow_goes_on_with_the_next_backend(
 def test_first_failure_ends_the_command(
     answer: tuple[int, Any], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the usual exit codes, also with -f."""
+    """The exit codes are the usual ones, also with `-f`."""
     with Scripted(lambda request: answer) as scripted:
         for flags in ([], ["-f"]):
             assert main(["logs", *flags, "m", "--url", scripted.url]) == code

@@ -73,7 +73,7 @@ def make_writer(spawner: Spawner, tmp_path: Path) -> Iterator[MakeWriter]:
 def test_binary_and_escape_sequences_do_not_reach_the_terminal(
     make_monitor: Callable[..., Monitor], make_writer: MakeWriter, spawner: Spawner
 ) -> None:
-    """Each byte that would act on a terminal is escaped, also bytes that are no UTF-8."""
+    """Each byte that would act on a terminal is escaped, also bytes that are not UTF-8."""
     monitor = make_monitor()
     hostile = bytes(range(256)).replace(b"\n", b"") + "\x1b]52;c;eA==\x07\u202e模型".encode()
     make_writer(monitor).write(hostile + b"\nend\n")
@@ -102,7 +102,7 @@ def test_follow_shows_the_next_backend_and_the_next_monitor(
     spawner: Spawner,
     tmp_path: Path,
 ) -> None:
-    """However the host opens the file: each line is printed once, in its order."""
+    """Each line is printed once and in order, however the host opens the file."""
     listen = f"127.0.0.1:{free_port()}"
     monitor = make_monitor(listen=listen)
     first = make_writer(monitor)

@@ -57,7 +57,7 @@ def test_failed_start_says_why(
 def test_last_output_of_a_failed_start_is_shown_line_by_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With control characters escaped; a line feed in the message of another error is escaped."""
+    """Control characters are escaped, and so are line feeds in other errors."""
     message = "model 'm' could not be started: it exited; its last output:\n\x1b[31mCUDA\nend"
     errors = iter((failure("start_failed", message), failure("shutdown_failed", message)))
     with Scripted(lambda request: next(errors)) as scripted:
@@ -92,7 +92,7 @@ def test_start_shows_its_progress(
 def test_start_is_tried_again_while_too_many_are_under_way(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And names its node, if one is given."""
+    """Each request names the node of `--node`."""
     monkeypatch.setattr(start, "_RETRY_SECONDS", 0.01)
     answers = iter((failure("too_many_starts", code=503), (200, {"loaded": ["m"]})))
     with Scripted(lambda request: next(answers)) as scripted:
@@ -124,7 +124,7 @@ def test_restart_needs_a_confirmation(
     spawner: Spawner,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Without a terminal it wants `--yes`; on one, `n` stops nothing."""
+    """Without a terminal the command needs `--yes`; on a terminal, `n` stops nothing."""
     monitor = make_monitor([host])
     old = load_sleeper(monitor, spawner)
     assert main(["restart", "m", "--url", monitor.url]) == 2

@@ -94,7 +94,7 @@ def test_table_sorts_by_memory_and_marks_trouble() -> None:
 
 
 def test_models_without_a_backend_fit_any_width() -> None:
-    """Those that failed first, with their node in a cluster; a long list is cut."""
+    """Failed models come first; a cluster adds the node; a long list is cut."""
     models = [
         {"model": f"m{number:02}", "state": "stopped", "can_start": True, "node": "a"}
         for number in range(21)

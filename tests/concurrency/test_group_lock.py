@@ -79,7 +79,7 @@ def test_keys_are_independent(callers: Callers) -> None:
 
 
 def test_caller_that_does_not_get_its_turn_leaves_the_queue(callers: Callers) -> None:
-    """After its time, or when it is cancelled; those behind it keep their order."""
+    """The time was over, or the group was cancelled; later callers keep their order."""
     leave = threading.Event()
     first = callers.arrive("stop", "first", leave)
     eventually(lambda: callers.holding == ["first"])
@@ -113,7 +113,7 @@ def test_canceller_spares_its_own_group_and_later_callers(callers: Callers) -> N
 
 
 def test_group_runs_a_function_once() -> None:
-    """All callers get its result or its error; a later caller begins anew."""
+    """All callers get the result or the error; a later caller calls a function again."""
     lock = GroupLock()
     runs: list[int] = []
     may_end = threading.Event()

@@ -490,7 +490,7 @@ def test_unknown_bytes_differ_from_no_bytes() -> None:
 
 
 def test_utilization_is_that_of_gpus_which_no_other_process_uses() -> None:
-    """Of other GPUs it is not known for which process they work."""
+    """The utilization of a shared GPU cannot be assigned to a process."""
 
     def gpu(percent: float | None, *pids: int, **fields: object) -> GpuReading:
         uses = dict.fromkeys(pids, 10)

@@ -20,7 +20,7 @@ def texts(digests: Digests, now: float) -> list[tuple[str, list[str], bool]]:
 
 
 def test_message_has_all_that_happens_within_the_gather_time() -> None:
-    """It is due some seconds after its first item; models do not share messages."""
+    """The message is due some seconds after its first item; each model has its own."""
     digests = Digests(gather_seconds=3, repeat_seconds=600)
     assert digests.due_at() is None
     digests.add("a", item("ended"), 100)
@@ -52,7 +52,7 @@ def test_second_message_about_a_model_waits() -> None:
 
 
 def test_recovery_of_a_told_end_does_not_wait() -> None:
-    """It is told once; the next end still waits for the period of the first message."""
+    """A recovery is told once; the next end still waits for the period of the first message."""
     digests = Digests(gather_seconds=3, repeat_seconds=600)
     digests.add("a", item("ended"), 0)
     digests.take(3)

@@ -123,7 +123,7 @@ def test_cpu_time_is_activity(cpu_seconds: tuple[float, ...], idle: float) -> No
 
 
 def test_use_of_a_gpu_is_activity() -> None:
-    """At least 1 % of the time counts; an unknown utilization does not."""
+    """A utilization of at least 1 % counts; an unknown utilization does not."""
     works, rests = seen(gpu_percent=1.0), seen(gpu_percent=0.9)
     assert idle_after(*[rests] * 5) == 20
     assert idle_after(*[works] * 5) == 0
@@ -137,7 +137,7 @@ def test_use_of_a_gpu_is_activity() -> None:
 
 
 def test_quiet_time_begins_with_the_first_quiet_sweep() -> None:
-    """Not with the sweep before it, after which the backend may have been active for long."""
+    """The backend may have been active for long after the sweep before."""
     times = QuietTimes(lambda observation: observation.state is None)
     for now, sweep in ((0, seen()), (60, failed("DEADLINE_EXCEEDED"))):
         times.note([sweep], now)

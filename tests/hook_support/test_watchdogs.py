@@ -93,7 +93,7 @@ def test_stop_is_reported_everywhere(
     reports: Reports,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By the hook, in `/events` and in one line of the log."""
+    """The hook, `/events` and one line of the log have the stop."""
     watchdog = make_watchdog()
     monitor = monitor_of(watchdog)
     process = load_sleeper(monitor, spawner)
@@ -134,7 +134,7 @@ def test_restarted_model_runs_again(
 def test_model_that_keeps_failing_is_left_and_told_of_once(
     make_watchdog: MakeWatchdog, spawner: Spawner, reports: Reports
 ) -> None:
-    """It still runs; other models are restarted as before."""
+    """The model still runs; other models are still restarted."""
     host = EmbeddedHost(spawner, {"m": (), "other": ()})
     watchdog = make_watchdog(host, ACTION="restart", RESTARTS_PER_HOUR="2")
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_model_that_was_well_for_a_while_is_restarted_again(
     reports: Reports,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not while something is wrong with it, however long ago the restarts were."""
+    """A model with a condition is not restarted again, however old its restarts are."""
     host = EmbeddedHost(spawner, {"m": ()})
     watchdog = make_watchdog(host, well=0.0, ACTION="restart", RESTARTS_PER_HOUR="1")
     assert sweep(watchdog, "m") == [True]
@@ -178,7 +178,7 @@ def test_model_that_was_well_for_a_while_is_restarted_again(
 
 
 def test_pauses_between_restarts_grow(make_watchdog: MakeWatchdog, spawner: Spawner) -> None:
-    """Each is twice as long as the one before, up to ten minutes."""
+    """Each pause is twice as long as the previous pause, up to ten minutes."""
     host = EmbeddedHost(spawner, {"m": ()})
     watchdog = make_watchdog(host, pause=200.0, ACTION="restart", RESTARTS_PER_HOUR="9")
     for pause in (200.0, 400.0, 600.0, 600.0):
@@ -276,7 +276,7 @@ class StopsOnly:
 def test_what_cannot_be_started_again_is_not_stopped(
     case: str, why: str, make_watchdog: MakeWatchdog, spawner: Spawner, reports: Reports
 ) -> None:
-    """It is told of once, with the reason, and restarted when its host can start it."""
+    """The model is told of once, with the reason, and restarted when its host can start it."""
     host = EmbeddedHost(spawner, {"m": ()})
     watchdog = make_watchdog(StopsOnly() if case == "no hook" else host, ACTION="restart")
     monitor = monitor_of(watchdog)
@@ -302,7 +302,7 @@ def test_what_cannot_be_started_again_is_not_stopped(
 def test_condition_is_told_once_until_it_has_ended(
     make_watchdog: MakeWatchdog, spawner: Spawner, reports: Reports
 ) -> None:
-    """For each backend, and for other conditions of the same backend."""
+    """Each backend, and each other condition of the same backend, is told once."""
     watchdog = make_watchdog(ACTION="tell")
     monitor = monitor_of(watchdog)
     processes = [load_sleeper(monitor, spawner, each) for each in ("a", "b")]
@@ -384,7 +384,7 @@ def test_restart_that_stops_nothing_does_not_count(
 def test_model_is_not_restarted_twice_at_a_time(
     make_watchdog: MakeWatchdog, spawner: Spawner
 ) -> None:
-    """Also if something is wrong with another replica, or with the new backend."""
+    """Conditions of another replica, or of the new backend, begin no second restart."""
     goes_on = threading.Event()
     host = EmbeddedHost(spawner, {"m": ()})
 

@@ -85,7 +85,7 @@ def test_idle_backends_are_stopped(
 def test_backend_whose_gpu_is_in_use_is_not_idle(
     percent: float | None, shared: bool, left: list[str], hooked: MakeHooked, spawner: Spawner
 ) -> None:
-    """Not even if it says READY, and uses no CPU. Of a shared GPU the user is not known."""
+    """The GPU counts although the backend says READY and uses no CPU; a shared GPU does not."""
     backend, other = spawner.backend(), spawner.sleeper()
     gpu = OneGpu(percent, backend.pid, *([other.pid] if shared else []))
     settings = {"sweep_interval_seconds": 0.3, "plugins": [gpu], "gpu": "off"}
@@ -102,7 +102,7 @@ def test_backend_whose_gpu_is_in_use_is_not_idle(
 def test_protected_and_idle_backend_is_told_of(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, as long as it is idle."""
+    """The backend is told of once, as long as it is idle."""
     hook = hooked("idle_stop", {"SECONDS": "0.5", "PROTECT": "keep*,m"}, sweep_interval_seconds=0.2)
     hook.spawned("keep this", spawner.backend())
     hook.spawned("idle", spawner.backend())

@@ -71,7 +71,7 @@ def test_backend_events_are_written(hooked: MakeHooked, spawner: Spawner, tmp_pa
 def test_actions_of_watchdogs_are_written(
     hooked: MakeHooked, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """With the watchdog, the action and the reason."""
+    """The line has the watchdog, the action and the reason."""
     path = tmp_path / "events.jsonl"
     hook = hooked("jsonl_events", {"PATH": str(path)})
     hook.spawned("m", spawner.backend_served_here())

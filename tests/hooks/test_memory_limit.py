@@ -201,7 +201,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_limits_are_told_of_once(watched: MakeWatched, caplog: pytest.LogCaptureFixture) -> None:
-    """Of each backend, also a busy one, and once of all together, whichever is idle for longest."""
+    """Each backend, also a busy one, is told once; the total is told once with any backend."""
     host = watched("a", "b", MODELS="a=100MiB", TOTAL="1000MiB", ACTION="tell")
     host.sweep(times=5, a=(500, 1), b=600)
     eventually(lambda: len(told(caplog)) == 2)
@@ -234,7 +234,7 @@ def test_protected_model_counts_and_is_not_stopped(
 
 
 def test_model_over_its_limit_is_restarted(hooked: MakeHooked, spawner: Spawner) -> None:
-    """With ACTION=restart, by its host; a small one is not."""
+    """With ACTION=restart the host restarts the large model, and not the small one."""
     host = EmbeddedHost(spawner, {"large": ("--weights-mib", "40"), "small": ()})
     hook = hooked(
         "memory_limit",

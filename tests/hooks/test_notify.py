@@ -109,7 +109,7 @@ def test_end_and_recovery_are_told_by_mail_and_by_http(
 def test_other_troubles_are_told_and_a_clean_shutdown_is_not(
     hooked: MakeHooked, spawner: Spawner, ntfy: Receiver, tmp_path: Path
 ) -> None:
-    """They are shutdowns that failed, left-behind processes and reports of watchdogs."""
+    """Shutdowns that failed, left-behind processes and reports of watchdogs are told."""
     hook = hooked("notify", urls_file(tmp_path, f"ntfy://127.0.0.1:{ntfy.port}/alerts"))
     backend = spawner.backend()
     hook.spawned("quiet", backend)
@@ -134,7 +134,7 @@ def test_other_troubles_are_told_and_a_clean_shutdown_is_not(
 def test_model_stopped_by_a_shutdown_does_not_recover(
     hooked: MakeHooked, spawner: Spawner, ntfy: Receiver, tmp_path: Path
 ) -> None:
-    """It ended by itself, came back unready, and was stopped: its next start is no recovery."""
+    """A model that ended, came back unready, and was stopped has no recovery at its next start."""
     hook = hooked(
         "notify",
         urls_file(tmp_path, f"ntfy://127.0.0.1:{ntfy.port}/alerts"),

@@ -118,7 +118,7 @@ def test_backend_that_no_longer_answers_is_stopped(
     spawner: Spawner,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It was READY, in state ERROR, or without `Status`, and is stopped by SIGSTOP."""
+    """The backend was READY, in state ERROR, or without `Status`; SIGSTOP has stopped it."""
     backend = spawner.backend(*switches)
     hook = hooked("stuck_stop", {"SECONDS": "2"}, **QUICK)
     hook.spawned("m", backend)
@@ -185,7 +185,7 @@ server.wait_for_termination()
 def test_backend_that_works_on_its_only_thread_is_not_stuck(
     work: str, gpu_percent: float | None, is_stuck: bool, hooked: MakeHooked, spawner: Spawner
 ) -> None:
-    """It misses each deadline, and uses the CPU or its GPU."""
+    """The backend misses each deadline, and uses the CPU or its GPU."""
     works, hangs = (RunningBackend(spawner.python(ONE_WORKER, each)) for each in (work, "waits"))
     gpu = OneGpu(gpu_percent, works.pid)
     hook = hooked(
@@ -210,7 +210,7 @@ def test_backend_that_works_on_its_only_thread_is_not_stuck(
 
 
 def test_backend_that_never_was_ready_is_not_stuck(hooked: MakeHooked, spawner: Spawner) -> None:
-    """One that never answered is starting; one that was UNINITIALIZED is loading."""
+    """A backend that never answered is starting; UNINITIALIZED means that it is loading."""
     starting, loading = spawner.backend(), spawner.backend("--state", "0")
     hangs = spawner.backend()
     hook = hooked("stuck_stop", {"SECONDS": "2"}, start_grace_seconds=0.0, **QUICK)
@@ -280,7 +280,7 @@ def test_interval_of_sweeps_may_be_longer_than_the_limit(
 
 
 def test_stuck_model_is_restarted(hooked: MakeHooked, spawner: Spawner) -> None:
-    """With ACTION=restart it runs again, also after a second time."""
+    """With ACTION=restart the model runs again, also after a second time."""
     host = EmbeddedHost(spawner, {"m": (), "well": ()})
     hook = hooked(
         "stuck_stop",
@@ -304,7 +304,7 @@ def test_stuck_model_is_restarted(hooked: MakeHooked, spawner: Spawner) -> None:
 def test_stuck_backend_is_only_told_of(
     hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, until it has answered again."""
+    """The backend is told of once, until it has answered again."""
     backend = spawner.backend()
     hook = hooked("stuck_stop", {"SECONDS": "0.5", "ACTION": "tell"}, **QUICK)
     hook.spawned("m", backend)

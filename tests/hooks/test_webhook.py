@@ -172,7 +172,7 @@ def test_exit_is_posted_with_the_last_lines(
 def test_exit_is_posted_without_output_by_default(
     lines: str, hooked: MakeHooked, spawner: Spawner, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """Also when its post-mortem is known."""
+    """The post-mortem, which has the output, is not posted."""
     with (tmp_path / "log").open("w") as log:
         log.write("a prompt\n")
         log.flush()

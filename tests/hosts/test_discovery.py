@@ -130,7 +130,7 @@ def test_model_of_a_program_that_never_ran_is_that_of_its_rule_or_command(
 
 
 def test_model_of_a_program_is_remembered_after_its_process(spawner: Spawner) -> None:
-    """It is forgotten when the host no longer has the program. The monitor itself is no model."""
+    """The model is forgotten when the host has no such program. The monitor is no model."""
     environment = {"MONITOR_MODEL": "org/m", "MONITOR_ADDRESS": ADDRESS}
     process = spawner.process(*SLEEPER, env=environment)
     program, own = Program("g:llama", "llama", process.pid), Program("mon", "mon", os.getpid())

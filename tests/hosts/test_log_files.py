@@ -39,7 +39,7 @@ def test_end_of_a_log_is_read_as_bytes(tmp_path: Path) -> None:
 
 
 def test_rotated_files_are_parts_of_the_log(tmp_path: Path) -> None:
-    """All that was written counts, also once it is in a file that was removed."""
+    """All bytes that were written count, also those of a file that was removed."""
     path, logs = tmp_path / "log", LogFiles()
     handler = RotatingFileHandler(str(path), maxBytes=10, backupCount=3)
     written = b""
@@ -56,7 +56,7 @@ def test_rotated_files_are_parts_of_the_log(tmp_path: Path) -> None:
 
 
 def test_log_is_read_up_to_an_earlier_end(tmp_path: Path) -> None:
-    """Also if that is in a rotated file; of an end whose bytes were removed nothing is left."""
+    """The end may be in a rotated file; if its bytes were removed, nothing is read."""
     path, logs = tmp_path / "log", LogFiles()
     handler = RotatingFileHandler(str(path), maxBytes=10, backupCount=2)
     log(handler, b"first\n")
@@ -101,7 +101,7 @@ def test_cleared_log_counts_on(tmp_path: Path) -> None:
 
 
 def test_log_without_a_file_for_a_moment_is_read(tmp_path: Path) -> None:
-    """So it is between the two steps of a rotation: the file was renamed, and the next is made."""
+    """A rotation renames the file, and then makes the next file."""
     path, logs = tmp_path / "log", LogFiles()
     path.write_bytes(b"before")
     assert read(logs, path) == (b"before", 6)

@@ -37,7 +37,7 @@ def load(monitor: Monitor, spawner: Spawner, path: Path, data: bytes) -> int:
 def test_log_is_answered(
     monitor: Monitor, client: Client, spawner: Spawner, tmp_path: Path
 ) -> None:
-    """By default the end of the standard error, and then what follows."""
+    """The default is the end of the standard error; the next requests get what follows."""
     pid = load(monitor, spawner, tmp_path / "log", "Grüße\0\xff\n".encode("latin-1") + b"\x1b[0m")
     answer = client.request("GET", "/backend/log?model=m")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")

@@ -109,7 +109,7 @@ def test_members_of_a_tree_are_listed_with_their_own_figures(
 def test_daemon_stays_a_member_without_a_parent_among_them(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Its parent is the process that has adopted it."""
+    """The parent is the process that has adopted the daemon."""
     monitor = make_monitor(sweep_interval_seconds=0.2)
     client = Client(monitor.url)
     root = spawner.python(DAEMON, stdin=-1)
@@ -133,7 +133,7 @@ def test_daemon_stays_a_member_without_a_parent_among_them(
 def test_members_of_replicas_are_listed_apart(
     monitor: Monitor, client: Client, spawner: Spawner
 ) -> None:
-    """With `pid`, those of one backend. A replica that has ended is left out."""
+    """`pid` selects one backend. A replica that has ended is left out."""
     first, second = (load_sleeper(monitor, spawner) for _ in range(2))
     load_sleeper(monitor, spawner, "other")
     backends = client.request("GET", f"{PATH}?model=m").json["backends"]

@@ -168,7 +168,7 @@ def message(answer: Answer) -> str:
 
 @pytest.mark.once
 def test_watchers_without_a_process_are_known(host: CircusHost) -> None:
-    """They are models by a rule or by `--addr`; the plugin and other watchers are none."""
+    """Watchers are models by a rule or by `--addr`; the plugin and other watchers are not."""
     found = models(host)
     names = {"mortal", "deaf", "dies", "once", "missing", "none", "idle", "floods", "greedy"}
     assert found.keys() == {*names, "by/rule"}
@@ -219,7 +219,7 @@ def test_model_that_dies_after_its_start(host: CircusHost) -> None:
 
 @pytest.mark.once
 def test_models_that_die_at_once(host: CircusHost, pool: ThreadPoolExecutor) -> None:
-    """Each has a state, and its start fails with the reason that circus gives, and last words."""
+    """Each model has a state; its start fails with circus' reason and the last output."""
     dies, once, missing, none = (
         pool.submit(load, host, model) for model in ("dies", "once", "missing", "none")
     )

@@ -707,7 +707,7 @@ def test_panel_shows_the_processes_log_events_and_ends_of_a_model(
     tabs: Tabs,
     tmp_path: Path,
 ) -> None:
-    """Its address leads to it. It makes requests only while it is open."""
+    """A link leads to the panel, which makes requests only while it is open."""
     monitor = make_swept()
     name = f"org/m & 50 % + {HOSTILE}#1"
     writer = Writer(spawner, tmp_path / "log")

@@ -279,7 +279,7 @@ def test_start_waits_for_a_stop(case: Case, make_monitor: Callable[..., Monitor]
 
 
 def test_state_that_an_operator_should_see_first_is_that_of_the_model(case: Case) -> None:
-    """One of its programs has failed, and one runs."""
+    """One program of the model has failed, and another program runs."""
     assert case.models()["pair"].state == "stopped"
     assert case.start("pair") is True
     pair = case.model_when("pair", "failed")

@@ -164,7 +164,7 @@ def test_model_that_ends_for_want_of_memory_is_listed(host: Host, group: Group) 
 
 
 def test_load_during_a_shutdown_and_shutdown_during_a_load_follow_it(host: Host) -> None:
-    """Each waits until the operation before it has ended; supervisord agrees after each."""
+    """Each operation waits for the operation before it; supervisord agrees after each."""
     assert load(host, "deaf").status == 200
     assert agrees(host, "deaf", "loaded", "RUNNING")
     pid = host.pid("deaf")

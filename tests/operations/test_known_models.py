@@ -57,7 +57,7 @@ def test_backends_list_has_models_without_a_backend(
 
 
 def test_first_host_that_lists_a_model_counts(make_monitor: Callable[..., Monitor]) -> None:
-    """Also within one list. Hooks that were registered last are called first."""
+    """The first item of one list counts too. Hooks that were registered last are called first."""
     first = Host([KnownModel("a", "stopped"), KnownModel("a", "failed")])
     second = Host([KnownModel("a", "exited"), KnownModel("b", "waiting")])
     monitor = make_monitor([second, first])
@@ -105,7 +105,7 @@ def test_list_that_cannot_be_used_leaves_the_last_one(
 def test_lists_are_asked_for_once_a_second(
     make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many clients list backends."""
+    """The number of clients that list backends does not matter."""
     monkeypatch.setattr(known_models, "_MAX_AGE_SECONDS", 3600.0)
     host = Host([KnownModel("a", "stopped")])
     monitor = make_monitor([host])

@@ -79,7 +79,7 @@ def test_starts_at_the_same_time_share_one_start(
 def test_shutdown_waits_for_the_start_before_it(
     host: EmbeddedHost, monitor: Monitor, pool: ThreadPoolExecutor
 ) -> None:
-    """It then stops what was started, although nothing was loaded when it arrived."""
+    """The shutdown then stops the new backend, although none was there when it was requested."""
     host.may_start.clear()
     start = arrive(pool, monitor, monitor.start_model)
     eventually(lambda: host.calls)
@@ -164,7 +164,7 @@ def test_mixed_operations_of_many_threads_end_in_the_last_state(
 def test_forced_shutdown_ends_the_starts_before_it(
     host: EmbeddedHost, monitor: Monitor, pool: ThreadPoolExecutor
 ) -> None:
-    """Also one that waits for its turn; a start after it runs."""
+    """A start that waits for its turn ends too; a later start runs."""
     host.loads_forever.add("m")
     start = arrive(pool, monitor, monitor.start_model)
     eventually(monitor.backends)
@@ -222,7 +222,7 @@ def test_restart_starts_another_process(host: EmbeddedHost, monitor: Monitor) ->
 
 
 def test_restart_by_pid_spares_the_other_replicas(host: EmbeddedHost, monitor: Monitor) -> None:
-    """It waits until there are as many ready replicas as before."""
+    """The restart waits until as many replicas are ready as before."""
     monitor.start_model("m")
     host.process_of("m")
     first, second = monitor.backends()
@@ -236,7 +236,7 @@ def test_restart_by_pid_spares_the_other_replicas(host: EmbeddedHost, monitor: M
 def test_restart_waits_for_as_many_backends_as_there_were(
     host: EmbeddedHost, monitor: Monitor
 ) -> None:
-    """One of two is not enough, and the error says so."""
+    """If one of two backends is ready, the restart fails, and the error says so."""
     monitor.start_model("m")
     host.process_of("m")
     with pytest.raises(StartFailed, match=r"1 of 2 backends are ready within 0\.5 s"):
@@ -279,7 +279,7 @@ def test_restart_that_cannot_stop_starts_nothing(
 def test_close_ends_all_starts(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor], pool: ThreadPoolExecutor
 ) -> None:
-    """One that the host blocks, one that loads, and one that waits; no thread waits for them."""
+    """The host blocks one start, one start loads, and one waits; no thread still waits."""
     before, pidfds = threading.enumerate(), count_pidfds()
     monitor = make_monitor([host, host.answers()], hook_timeout_seconds=0.5)
     host.programs["n"] = lambda: host.process_of("n")

@@ -57,7 +57,7 @@ def test_start_waits_until_a_backend_is_ready(
 def test_loaded_model_is_not_started(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor], backend: BackendFactory
 ) -> None:
-    """Also if its backend hangs now, and was ready before: the answer does not wait for it."""
+    """A backend that hangs now, and was READY before, is loaded: the answer is immediate."""
     monitor = make_monitor([host])
     host.programs["m"] = lambda: None
     process = backend()
@@ -161,7 +161,7 @@ def test_dead_backend_that_is_still_registered_is_started(
 def test_unknown_model_cannot_be_started(
     host: EmbeddedHost, listing_host: ListingHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """With or without a host; one that lists the model and does not start it says why."""
+    """No host knows the model, or a host lists the model and does not start it."""
     assert why_not(make_monitor()) == "no host of this monitor knows how to start it"
     monitor = make_monitor([host, listing_host])
     register(monitor, host.spawner.process(*exits(3)).pid)
@@ -192,7 +192,7 @@ def fail_to_start() -> None:
 
 
 def test_host_that_fails_is_named(make_monitor: Callable[..., Monitor]) -> None:
-    """With its reason, or with what its hook did wrong; the log has the rest."""
+    """The error has the host's reason, or what its hook did wrong; the log has the rest."""
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: False, "its host could not start it"),
         (fail_to_start, "the disk is full"),
@@ -209,7 +209,7 @@ def test_host_that_fails_is_named(make_monitor: Callable[..., Monitor]) -> None:
 def test_failing_hook_leaves_the_start_to_the_next_one(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """As for any hook: its error is logged."""
+    """The error of the first hook is logged, as for any hook."""
     monitor = make_monitor([host, host.answers(), Hook(lambda: "yes")])
     host.programs["m"] = lambda: host.process_of("m")
     monitor.start_model("m")
@@ -218,7 +218,7 @@ def test_failing_hook_leaves_the_start_to_the_next_one(
 def test_host_that_does_not_return_fails_the_start(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """Until its hook has returned, another start of it fails at once, and says why."""
+    """Until the hook has returned, another start of the model fails immediately, and says why."""
     monitor = make_monitor([host, host.answers()])
     host.programs["m"] = host.programs["n"] = lambda: None
     host.may_start.clear()
@@ -286,7 +286,7 @@ def test_process_that_dies_at_once_fails_the_start(
 def test_model_that_its_host_restarts_is_waited_for(
     listing_host: ListingHost, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as the host says `waiting`; a crash loop ends by the time limit."""
+    """The start waits while the host says `waiting`; the time limit ends a crash loop."""
     monkeypatch.setattr(starter, "_REST_SECONDS", 0.1)
     monitor = make_monitor([listing_host, listing_host.answers()])
     listing_host.states["m"] = KnownModel("m", "waiting", "in 4 s", can_start=True)
@@ -315,7 +315,7 @@ def test_host_that_does_nothing_fails_the_start(
     host: EmbeddedHost, listing_host: ListingHost, make_monitor: Callable[..., Monitor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """By the time limit; earlier if the host says that the model is stopped."""
+    """The time limit ends the start, or earlier the host, which says that the model is stopped."""
     monkeypatch.setattr(starter, "_REST_SECONDS", 0.1)
     monitor = make_monitor([host, listing_host])
     host.programs["m"] = listing_host.programs["n"] = lambda: None
@@ -333,7 +333,7 @@ def test_host_that_does_nothing_fails_the_start(
 def test_refused_registration_is_named(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor], backend: BackendFactory
 ) -> None:
-    """For example if another model's backend has the address."""
+    """The reason may be that a backend of another model has the address."""
     monitor = make_monitor([host])
     other = backend()
     other.register(monitor, "other")
@@ -366,7 +366,7 @@ def test_process_that_serves_the_address_is_named(
 def test_start_beside_processes_that_were_left_behind(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """They do not keep the model from being started; a shutdown stops them too."""
+    """Such processes do not keep the model from being started; a shutdown stops them too."""
     monitor = make_monitor([host, host.answers()], respawn_watch_seconds=0.0)
     launcher = host.spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
     assert launcher.stdout
@@ -386,7 +386,7 @@ def test_start_beside_processes_that_were_left_behind(
 def test_failing_list_of_models_does_not_fail_the_start(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """One that raises, and one that does not return."""
+    """One hook raises an error, and another hook does not return."""
     may_end = threading.Event()
 
     class Raises:
@@ -409,7 +409,7 @@ def test_failing_list_of_models_does_not_fail_the_start(
 def test_error_has_the_last_output(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in its message, which the log and clients without the role admin may see."""
+    """The message does not have it, because the log and clients without the role admin get that."""
     monitor = make_monitor([host])
     monkeypatch.setattr(
         monitor._services.operations._starter,

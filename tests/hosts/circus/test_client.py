@@ -98,7 +98,7 @@ def test_watcher_start_waits_until_a_stop_has_ended() -> None:
 
 
 def test_watcher_that_runs_is_not_started() -> None:
-    """Neither is one that circus is starting, nor one that another client has just started."""
+    """A watcher is not started either if circus or another client is starting it."""
     for status in (ACTIVE, {"status": "starting"}):
         Watchers(Circus(status=[status])).start("x", 30)
     circus = Circus(start=[BUSY, None, BUSY], status=[STOPPED, STOPPED, STOPPED, ACTIVE])
@@ -156,7 +156,7 @@ def test_logs_are_the_files_of_the_streams(
 
 
 def test_streams_that_circus_cannot_encode_hide_nothing_else() -> None:
-    """They are objects of a program that embeds circus."""
+    """Such streams are objects of a program that embeds circus."""
     error = {"status": "error", "reason": "X is not JSON serializable", "errno": 5}
     circus = Circus(
         status=[{"statuses": {"a": "active"}}],

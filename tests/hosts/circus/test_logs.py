@@ -16,7 +16,7 @@ def watcher(path: Path) -> WatcherState:
 
 
 def test_log_of_an_ended_process_ends_where_the_next_one_begins(tmp_path: Path) -> None:
-    """Also after a rotation; the PID may be used again. `stdout` has no log here."""
+    """The end is kept across a rotation; the PID may be used again. `stdout` has no log here."""
     path, logs = tmp_path / "log", WatcherLogs()
     given = watcher(path)
     assert logs.read(given, 7, "stderr", 99) is None  # circus has not written yet

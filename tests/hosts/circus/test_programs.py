@@ -64,7 +64,7 @@ def test_state_and_detail_of_a_watcher(given: ModelWatcher, state: str, detail: 
 
 
 def test_model_of_several_watchers_is_listed_once() -> None:
-    """It has the state that an operator should see first, and the detail names the watcher."""
+    """The model has the state that an operator should see first; the detail names the watcher."""
     failed = watcher("stopped", name="b", gave_up=True)
     models = known_models(
         [watcher("active", 7, name="a"), failed, watcher("stopped", name="c", model="n")], 5.0

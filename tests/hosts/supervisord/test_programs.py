@@ -73,7 +73,7 @@ def test_model_of_several_programs_has_the_state_to_be_seen_first(
 
 
 def test_standard_error_is_in_the_log_of_standard_output_if_it_is_redirected() -> None:
-    """Without `redirect_stderr`, no log of standard error means none."""
+    """Without `redirect_stderr`, a program without `stderr_logfile` has no such log."""
     assert program("a", "RUNNING").logs == {"stdout": ("stdout", "/out")}
     both = dict.fromkeys(("stdout", "stderr"), ("stdout", "/out"))
     assert program("a", "RUNNING", redirects=True).logs == both

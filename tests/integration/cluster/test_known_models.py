@@ -68,7 +68,7 @@ def test_each_model_without_a_backend_is_on_one_page(
 def test_lists_of_an_older_peer_have_no_models(
     nats: NatsServer, make_host: MakeHost, make_rogue: MakeRogue
 ) -> None:
-    """Its list lacks `models`, and its ends lack `id` and `last_output`; they are merged."""
+    """Lists without `models`, and ends without `id` and `last_output`, are merged."""
     a = make_host("a", nats.url, {"x": ""})
     end = {
         "model": "m", "pid": 1, "created_at": "2026-01-01T00:00:00Z", "cause": "exited",

@@ -70,7 +70,7 @@ def has_states(host: Host, **expected: str) -> bool:
 
 
 def test_any_node_starts_restarts_and_stops_programs_of_another(hosts: list[Host]) -> None:
-    """Two nodes that are asked at once start one process."""
+    """Two nodes that get a load at the same time start one process."""
     a, b = hosts
     for host in hosts:
         eventually(partial(has_states, host, m="stopped", dies="stopped"))

@@ -162,7 +162,7 @@ class Unlisted:
 def test_a_host_that_lists_no_models_is_asked_if_no_other_one_knows_the_model(
     nats: NatsServer, make_host: MakeHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """It may know the model. A host that lists the model comes first."""
+    """Such a host may know the model. A host that lists the model comes first."""
     unlisted = Unlisted()
     a = NodeClient("a", make_monitor(node="a", cluster=nats.url, plugins=[unlisted]).url)
     b = make_host("b", nats.url, {"m": ""})
@@ -181,7 +181,7 @@ def test_only_the_client_gets_the_last_output_of_a_failed_start(
     make_node: MakeNode,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Both nodes audit the start. Neither the audit nor another log has a line of the program."""
+    """Both nodes audit the start. No audit and no other log has a line of the program."""
     caplog.set_level(logging.DEBUG)
     b = make_host("b", nats.url, {"m": "die", "fine": ""})
     edge = make_node("edge", nats.url, token="the-edge-token")
@@ -271,7 +271,7 @@ def test_starts_of_several_nodes_share_one_start(
 def test_only_one_of_several_nodes_starts_a_model_that_they_know(
     nats: NatsServer, make_host: MakeHost
 ) -> None:
-    """Both are asked while neither has begun, many times."""
+    """Both nodes get a load before either has begun a start; this is tried many times."""
     nodes = [make_host(name, nats.url, {"m": "--no-status"}) for name in "abc"]
     for node in nodes:
         eventually(partial(node.lists, "a", "b", "c"))
