@@ -6,9 +6,9 @@ in use for less than 1 % of the time. A GPU counts only if its utilization is kn
 process uses it: otherwise it is not known for which process the GPU works. A backend without
 `Status`, or whose Status call fails, is never idle, because it may be serving a request. A backend
 that is READY by a hook is never idle either: the protocols of grpc_health.py and kserve_status.py
-do not say whether a server is serving a request. With NO_STATUS=cpu, the CPU usage alone decides
-for such backends. Exempt a backend whose `Status` says READY while it serves requests:
-`NAME=never`.
+do not say whether a server is serving a request. With NO_STATUS=cpu, the usage of the CPU and the
+GPU alone decides for such backends. Exempt a backend whose `Status` says READY while it serves
+requests: `NAME=never`.
 
 The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend becomes BUSY and
 stays BUSY for `drain_timeout_seconds`. A stop that fails is logged once, and tried again every
@@ -22,10 +22,10 @@ the environment variable MONITOR_HOOK_IDLE_STOP_...
     SECONDS   the limit, in seconds: `3600`; or by model, `llama-*=600,embed-*=never,*=3600`, where
               the first matching pattern counts; models without one have no limit
     NO_STATUS `cpu`: a backend without a status, or one that is READY by a hook, is idle if its
-              process tree uses less than 1 % of one core; it is not idle if its Status call timed
-              out, or if the last state that it reported was not READY. `cpu` cuts off requests that
-              take little CPU time, such as those that wait for a GPU. `never`: such a backend is
-              never idle (never)
+              process tree uses less than 1 % of one core, and its GPU is not in use; it is not
+              idle if its Status call timed out, or if the last state that it reported was not
+              READY. `cpu` cuts off requests that take little CPU time, such as those that wait
+              for a GPU whose use is not known. `never`: such a backend is never idle (never)
     ACTION    `stop`; `restart`, which starts the model again; or `tell`, which only reports the
               backend, once (stop)
     PROTECT   patterns of models that are never stopped or restarted, only reported:
@@ -61,7 +61,7 @@ _watchdog = Watchdog(_settings, _logger)
 if not _limits.least():
     _logger.info("the hook does nothing: %s is not set", _settings.variable("SECONDS"))
 elif _no_status == "never":
-    text = "backends without a Status are never idle; with %s=cpu their CPU usage decides"
+    text = "backends without a Status are never idle; with %s=cpu their use of CPU and GPU decides"
     _logger.info(text, _settings.variable("NO_STATUS"))
 
 
