@@ -1,4 +1,4 @@
-"""Stops, restarts or reports backends whose memory exceeds a limit, their own or one for all.
+"""Stops, restarts or reports backends above a memory limit, per backend or for all together.
 
 The memory of a backend is the total that `GET /backends` shows: the backend's own figure, else the
 memory of its process tree. With COUNT=unreclaimable, only the part of the total that the kernel

@@ -137,7 +137,7 @@ export class LogView {
     return true;
   }
 
-  /** Ask for the log no longer. */
+  /** Stop requesting the log. */
   close() {
     this.#run += 1;
     this.#model = null;
