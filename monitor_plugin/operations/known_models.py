@@ -56,8 +56,16 @@ class KnownModels:
         """Find a model, as its host listed it within the last second; None if no host knows it."""
         return next((each for each in self.known() if each.model == model), None)
 
-    def find_current(self, model: str) -> KnownModel | None:
-        """Find a model as `find` does; None also if the last call of its host's hook has failed."""
+    def find_current(self, model: str, oldest: float = 0.0) -> KnownModel | None:
+        """Find a model as `find` does; None also if the last call of its host's hook has failed.
+
+        Args:
+            model: the model's name.
+            oldest: the host is called again if it was last called before (monotonic seconds).
+        """
+        if not self._hooks.may_list_models():
+            return None
+        self._models.get_since(oldest)
         known = self.find(model)
         return None if known is None or model in self._models.get().outdated else known
 

@@ -125,10 +125,12 @@ class ModelStarter:
             raise
 
     def _is_stopping(self, model: str) -> bool:
-        """Whether a backend is registered, and the host says that the model is stopped."""
-        if not self._registry.records(model):
+        """Whether a backend is registered, and the host has since listed the model as stopped."""
+        records = self._registry.records(model)
+        if not records:
             return False
-        known = self._known_models.find(model)
+        registered_at = max(each.registered_at for each in records)
+        known = self._known_models.find_current(model, oldest=registered_at)
         return known is not None and known.state == "stopped"
 
     def _advance(self, start: _Start, records: Sequence[Record]) -> None:
@@ -285,6 +287,8 @@ def _host_state(known: KnownModel | None) -> str | None:
 def _describe_wait(records: Sequence[Record], backends: int, within: str) -> str:
     """Describe why registered backends are not ready, by the first one that is not."""
     waiting = [each for each in records if not _is_ready(each)]
+    if not waiting and len(records) >= backends:
+        return f"its host lists it as stopped, and has not started it again {within}"
     if not waiting:
         return f"{len(records)} of {backends} backends are ready {within}"
     record = waiting[0]

@@ -70,6 +70,29 @@ def test_loaded_model_is_not_started(
     assert host.calls == []
 
 
+def test_model_that_was_listed_before_its_start_is_not_started_twice(
+    listing_host: ListingHost, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list from before the registration says `stopped`; also if the host cannot list now."""
+    monkeypatch.setattr(known_models, "_MAX_AGE_SECONDS", 3600.0)
+    host = listing_host
+    monitor = make_monitor([host, host.answers()])
+    host.states["m"] = KnownModel("m", "stopped", can_start=True)
+    assert monitor.known_models()
+
+    def start() -> None:
+        host.process_of("m")
+        host.states["m"] = KnownModel("m", "running", can_start=True)
+
+    host.programs["m"] = start
+    monitor.start_model("m")
+    monitor.start_model("m")
+    host.list_error = RuntimeError("the host is busy")
+    host.process_of("m")
+    monitor.start_model("m")
+    assert host.calls == ["m"]
+
+
 def test_model_that_its_host_is_stopping_is_started_again(
     listing_host: ListingHost, make_monitor: Callable[..., Monitor]
 ) -> None:
