@@ -93,11 +93,19 @@ class PostMortemMaker:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        while (entry := self._next()) is not None:
-            try:
-                self._make(entry)
-            except Exception:  # later post-mortems must still be made
-                _logger.exception("the post-mortem of %s could not be made", entry.ended.backend)
+        while self._make_next():  # no variable here keeps a record while the thread waits
+            pass
+
+    def _make_next(self) -> bool:
+        """Wait for the next exit, and make its post-mortem; False if the maker closes."""
+        entry = self._next()
+        if entry is None:
+            return False
+        try:
+            self._make(entry)
+        except Exception:  # later post-mortems must still be made
+            _logger.exception("the post-mortem of %s could not be made", entry.ended.backend)
+        return True
 
     def _next(self) -> _Entry | None:
         """Wait for an exit whose post-mortem is due, and remove it; None when the maker closes."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..domain.errors import ShutdownFailed, StartFailed
+from ..domain.errors import MonitorError, ShutdownFailed, StartFailed
 from ..domain.gpus import Gpu
 from ..domain.known_models import KnownModel
 from ..domain.logs import LogTail, last_lines
@@ -122,6 +122,8 @@ class StartRequest:
         answer = _host_answer(outcomes, StartFailed)
         if answer is None and outcomes:  # they failed, and one of them might be the host
             name, _, error = outcomes[-1]
+            if isinstance(error, MonitorError):  # such as a registration that was refused
+                return HostAnswer(name, False, str(error))
             what = str(error) if isinstance(error, WrongType) else f"raised {type(error).__name__}"
             return HostAnswer(name, False, f"monitor_start_model {what}; the log says more")
         return answer

@@ -127,13 +127,12 @@ class OutputFiles:
     """
 
     def __init__(self, process: Process, table: OutputFileTable) -> None:
-        self._process = process
+        self._process: Process | None = process  # None after the end, so that it can be freed
         self._table = table
         self._refreshing = threading.Lock()  # never waited for: the file system may hang
         self._targets: dict[str, _Target] = {}  # by stream, as last opened or refused
         self._lock = threading.Lock()  # guards the attributes below
         self._files: dict[str, _FileIdentity] = {}  # by stream
-        self._ended = False
         self._closed = False
         self.refresh()
 
@@ -146,18 +145,19 @@ class OutputFiles:
             return
         try:
             for stream, number in _NUMBERS.items():
-                if self._ended or self._closed:
+                process = self._process
+                if process is None or self._closed:
                     return
-                target = _read_target(self._process.pid, number)
+                target = _read_target(process.pid, number)
                 if target is None or target == self._targets.get(stream):
                     continue
                 if self._files or self._table.may_hold():
-                    self._hold(stream, number, target)
+                    self._hold(process, stream, number, target)
         finally:
             self._refreshing.release()
 
-    def _hold(self, stream: str, number: int, target: _Target) -> None:
-        descriptor = self._open(number)
+    def _hold(self, process: Process, stream: str, number: int, target: _Target) -> None:
+        descriptor = _open_of(process, number)
         if descriptor is not None:
             file = unused = self._table.hold(descriptor)
             if file is None:
@@ -169,15 +169,6 @@ class OutputFiles:
             if unused:
                 self._table.release(unused)
         self._targets[stream] = target
-
-    def _open(self, number: int) -> int | None:
-        """Open the file of a descriptor of the process; None if that is not possible."""
-        descriptor = _open_output(self._process.pid, number)
-        # Open first, then check that the PID was not reused.
-        if descriptor is not None and self._process.ended():
-            os.close(descriptor)
-            return None
-        return descriptor
 
     def read(self, stream: str, max_bytes: int, after: int | None = None) -> LogTail | None:
         """Read the end of the file of a stream.
@@ -195,8 +186,9 @@ class OutputFiles:
             with self._lock:
                 file = self._files.get(stream)
             descriptor = None if file is None else self._table.open(file)
-            if descriptor is None and not self._ended:
-                descriptor = self._open(_NUMBERS[stream])
+            process = self._process
+            if descriptor is None and process is not None:
+                descriptor = _open_of(process, _NUMBERS[stream])
             if descriptor is None:
                 return None
             try:
@@ -208,9 +200,10 @@ class OutputFiles:
 
     def describe_lack(self, stream: str) -> str:
         """Describe why `read` returns None, as a clause on the process: `it writes to a pipe`."""
-        if self._ended:
+        process = self._process
+        if process is None:
             return "it has ended, and its output was not kept open"
-        target = _read_target(self._process.pid, _NUMBERS[stream])
+        target = _read_target(process.pid, _NUMBERS[stream])
         if target is None:
             return "the monitor cannot see where it writes to"
         for beginning, kind in _KINDS.items():
@@ -220,7 +213,7 @@ class OutputFiles:
 
     def mark_ended(self) -> None:
         """Mark the process as ended: the table may close its files when it needs room."""
-        self._ended = True
+        self._process = None
         with self._lock:
             if not self._closed:
                 self._table.add_ended(self)
@@ -249,6 +242,16 @@ def _read_target(pid: int | str, number: int) -> _Target | None:
     # Linux 5.14 was the first with `ino`. An O_PATH descriptor is never writable.
     is_writable = flags & os.O_ACCMODE in (os.O_WRONLY, os.O_RDWR)
     return _Target(path, facts.get("mnt_id"), facts.get("ino"), is_writable)
+
+
+def _open_of(process: Process, number: int) -> int | None:
+    """Open the file of a descriptor of a process; None if that is not possible."""
+    descriptor = _open_output(process.pid, number)
+    # Open first, then check that the PID was not reused.
+    if descriptor is not None and process.ended():
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _open_output(pid: int, number: int) -> int | None:

@@ -41,7 +41,8 @@ def why_not(monitor: Monitor, model: str = "m", seconds: float = 60.0) -> str:
 
 
 def exits(code: int) -> tuple[str, ...]:
-    return (sys.executable, "-c", f"raise SystemExit({code})")
+    """Return the command of a process that is registered before it exits with a code."""
+    return (sys.executable, "-c", f"import time; time.sleep(0.5); raise SystemExit({code})")
 
 
 def test_start_waits_until_a_backend_is_ready(
@@ -367,7 +368,7 @@ def test_refused_registration_is_named(
 
     host.programs["m"] = start
     reason = why_not(monitor)
-    assert "monitor_start_model raised InvalidBackend" in reason
+    assert "plugin 'EmbeddedHost': the backend was not registered: address" in reason
     later = threading.Thread(target=pytest.raises, args=(InvalidBackend, start))
     host.programs["m"] = later.start
     reason = why_not(monitor, seconds=0.5)
