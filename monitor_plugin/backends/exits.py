@@ -125,6 +125,16 @@ class ExitRecorder:
         self.watcher.unwatch(record.process)
         record.process.close()
 
+    def ends_of(self, model: str, after_id: int = 0) -> list[EndedBackend]:
+        """List the stored ends of a model's backends, oldest first.
+
+        Args:
+            model: the model's name.
+            after_id: only ends with a greater number.
+        """
+        ends = self._registry.last_exits()
+        return [each for each in ends if each.backend.model == model and each.id > after_id]
+
     def describe_last_exit(self, model: str, after_id: int = 0) -> str | None:
         """Describe the newest exit of a model's backends; None if no exit is stored.
 
@@ -132,10 +142,9 @@ class ExitRecorder:
             model: the model's name.
             after_id: only describe an exit with a greater number.
         """
-        for ended in reversed(self._registry.last_exits()):
-            if ended.backend.model == model and ended.id > after_id:
-                description = describe_exit_and_age(ended.exit, time.time())
-                return f"its process {ended.backend.pid} {description}"
+        for ended in self.ends_of(model, after_id)[-1:]:
+            description = describe_exit_and_age(ended.exit, time.time())
+            return f"its process {ended.backend.pid} {description}"
         return None
 
     def _on_exit(self, process: Process) -> None:

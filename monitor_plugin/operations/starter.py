@@ -25,6 +25,11 @@ _POLL_SECONDS = 0.1
 # old, and a host that restarts a process may register the next process a moment after the end.
 _REST_SECONDS = 2.0
 _AT_REST = ("stopped", "failed", "exited")
+# A host may restart a program that ends at once for ever: supervisord does so with `startsecs=0`,
+# circus always. The limits let supervisord give up first: by default it tries a start 4 times, with
+# pauses of 6 s in all. The pause of circus (`check_delay`) is 5 s by default.
+_MAX_ENDS = 5
+_MAX_PAUSE_SECONDS = 10.0
 
 
 class ModelStarter:
@@ -140,7 +145,7 @@ class ModelStarter:
             start.request = self._hooks.begin_start_model(start.model, max(0.0, seconds))
         if start.reading is None or start.reading.done():
             if start.reading is not None:
-                start.known, start.known_at = start.reading.result(), start.reading_at
+                start.note(start.reading.result(), not records)
             start.reading_at = time.monotonic()
             with suppress(RuntimeError):  # no thread can be started now
                 (start.reading,) = self._thread_pool.map(self._read, [start.model], 1)
@@ -167,6 +172,8 @@ class ModelStarter:
         if reason is None:
             start.active_at = now
         elif start.known_at >= start.active_at + _REST_SECONDS:
+            return reason
+        if reason := self._why_crashing(start, records):
             return reason
         return self._why_too_late(start, records) if now >= start.deadline else None
 
@@ -206,6 +213,25 @@ class ModelStarter:
             return "; ".join(each for each in (_host_state(start.known), ended) if each)
         return None
 
+    def _why_crashing(self, start: _Start, records: Sequence[Record]) -> str | None:
+        """Return that the host restarts the model in vain; None if it does not, or not yet.
+
+        A backend that has run since before the last `_MAX_ENDS` ends, such as another replica, is
+        waited for.
+        """
+        ended = self._exit_recorder.describe_last_exit(start.model, start.last_end_id)
+        ends = self._exit_recorder.ends_of(start.model, start.last_end_id)
+        ended_since = ends[-_MAX_ENDS:][0].exit.ended_at if ends else 0.0
+        are_new = all(each.backend.created_at >= ended_since for each in records)
+        if max(len(ends), start.pauses) >= _MAX_ENDS and are_new:
+            facts = ["its processes end again and again", ended]
+        elif not records and start.paused_seconds >= _MAX_PAUSE_SECONDS:
+            what = f"no process of it ran for {_MAX_PAUSE_SECONDS:g} s since the start began"
+            facts = [what, _host_state(start.known), ended]
+        else:
+            return None
+        return "; ".join(each for each in facts if each)
+
     def _why_too_late(self, start: _Start, records: Sequence[Record]) -> str:
         within = f"within {start.seconds:g} s"
         facts: list[str | None] = (
@@ -242,6 +268,10 @@ class _Start:
         known: what the host listed for the model at the last reading; None if that is not known.
         known_at: when that last reading began (monotonic seconds).
         active_at: when the model was last seen not to be at rest (monotonic seconds).
+        is_paused: whether the host was last seen to have no process of the model; it had none
+            before it was asked.
+        pauses: how often it was seen to have none after it had one.
+        paused_seconds: for how long in all it was seen to have none.
     """
 
     def __init__(
@@ -263,6 +293,21 @@ class _Start:
         self.reading: Future[KnownModel | None] | None = None
         self.known: KnownModel | None = None
         self.reading_at = self.known_at = self.active_at = time.monotonic()
+        self.is_paused = True
+        self.pauses = 0
+        self.paused_seconds = 0.0
+
+    def note(self, known: KnownModel | None, has_no_backend: bool) -> None:
+        """Note what the reading in progress has found."""
+        if self.request is not None and self.request.is_answered:
+            was_paused = self.is_paused
+            has_ended = known is not None and known.state in (*_AT_REST, "waiting")
+            self.is_paused = has_no_backend and has_ended
+            if self.is_paused and was_paused:
+                self.paused_seconds += self.reading_at - self.known_at
+            elif self.is_paused:
+                self.pauses += 1
+        self.known, self.known_at = known, self.reading_at
 
     def host_output(self) -> str | None:
         """Return the last output that the host has given with its failure; None if it has not."""

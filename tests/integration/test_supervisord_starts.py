@@ -60,6 +60,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, group: Group) -> Iterator[Hos
         program(
             "dies", f"sh {folder}/dies.sh {address()}", manual, "startsecs=1", "startretries=1"
         ),
+        program("again", f"sh {folder}/dies.sh {address()}", manual, "startsecs=0"),
         program("plain", f"{BACKEND} {address()}", manual),
         program("later", f"{BACKEND} {address()} --crash-after 3", manual, once),
         program(
@@ -117,6 +118,20 @@ def test_model_that_ends_at_once_is_seen_and_cannot_be_loaded(host: Host) -> Non
     assert "Exited too quickly" in answer.json["message"]
     assert answer.json["message"].endswith("last words")
     assert agrees(host, "dies", "failed", "FATAL")
+
+
+def test_start_fails_although_supervisord_never_gives_up(host: Host) -> None:
+    """It restarts what ends at once for ever if `startsecs` is 0. The default limit is 300 s."""
+    answer = load(host, "again")
+    assert (answer.status, answer.json["loaded"]) == (500, [])
+    assert answer.json["error"]["type"] == "start_failed"
+    assert answer.json["message"].endswith("last words")
+
+    def stop() -> bool:
+        host.control("stop", "again")  # refused in a pause between two processes
+        return agrees(host, "again", "stopped", "STOPPED")
+
+    eventually(stop)
 
 
 def test_model_is_restarted_also_if_it_is_stopped(host: Host) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,29 +311,92 @@ def test_process_that_dies_at_once_fails_the_start(
 def test_model_that_its_host_restarts_is_waited_for(
     listing_host: ListingHost, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The start waits while the host says `waiting`; the time limit ends a crash loop."""
+    """The start waits while the host says `waiting`, also longer than a model may be at rest."""
     monkeypatch.setattr(starter, "_REST_SECONDS", 0.1)
     monitor = make_monitor([listing_host, listing_host.answers()])
     listing_host.states["m"] = KnownModel("m", "waiting", "in 4 s", can_start=True)
-    ends = threading.Event()
-
-    def crash() -> None:
-        listing_host.process_of("m", *exits(3))
-        if not ends.is_set():
-            threading.Timer(0.2, crash).start()
-
-    listing_host.loads_forever.add("m")
-    listing_host.programs["m"] = crash
-    reason = why_not(monitor, seconds=2.0)
-    assert "within 2 s" in reason
-    assert "its process " in reason
-    assert "exited" in reason
-    listing_host.loads_forever.clear()
-    ends.set()
-    eventually(lambda: not monitor.backends())
     later = threading.Timer(1.0, listing_host.process_of, ["m"])
     listing_host.programs["m"] = later.start
     monitor.start_model("m")
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", None])
+def test_processes_that_end_again_and_again_fail_the_start(
+    host: EmbeddedHost, listing_host: ListingHost, make_monitor: Callable[..., Monitor],
+    monkeypatch: pytest.MonkeyPatch, state: str | None,
+) -> None:  # fmt: skip
+    """Whatever the host says of the model, also if it lists none: it starts the next one itself."""
+    monkeypatch.setattr(starter, "_REST_SECONDS", 60.0)
+    if state:
+        host = listing_host
+        listing_host.states["m"] = KnownModel("m", state, can_start=True)
+    monitor = make_monitor([host, host.answers()])
+    host.loads_forever.add("m")
+    is_over = threading.Event()
+
+    def crash() -> None:
+        while not is_over.is_set():
+            host.process_of("m").kill()
+            eventually(lambda: not monitor._services.registry.records("m"))
+
+    loop = threading.Thread(target=crash)
+    host.programs["m"] = loop.start
+    try:
+        reason = why_not(monitor, seconds=300.0)
+    finally:
+        is_over.set()
+        loop.join()
+    assert reason.startswith("its processes end again and again; its process ")
+    assert "killed by SIGKILL" in reason
+
+
+def test_replica_that_loads_is_waited_for_beside_one_that_crashes(
+    host: EmbeddedHost, make_monitor: Callable[..., Monitor]
+) -> None:
+    monitor = make_monitor([host, host.answers()])
+    host.loads_forever.add("m")
+
+    def crash() -> None:
+        for _ in range(starter._MAX_ENDS + 1):
+            host.process_of("m").kill()
+            eventually(lambda: len(monitor._services.registry.records("m")) == 1)
+        host.loads_forever.clear()
+
+    def start() -> None:
+        host.process_of("m")
+        threading.Thread(target=crash).start()
+
+    host.programs["m"] = start
+    monitor.start_model("m", 300.0)
+
+
+class _Crashing(ListingHost):
+    """Its processes end before they are registered: now and then it says that one is starting."""
+
+    def __init__(self, spawner: Spawner, at_rest: str) -> None:
+        super().__init__(spawner)
+        self.programs["m"] = lambda: None
+        self.said: Iterator[str] = itertools.cycle([at_rest] * 4 + ["starting"])
+
+    @hookimpl
+    def monitor_list_models(self) -> Sequence[KnownModel]:
+        return [KnownModel("m", next(self.said), "code 7", can_start=True)]
+
+
+@pytest.mark.parametrize("state", ["waiting", "exited"])
+def test_processes_that_end_before_their_registration_fail_the_start(
+    spawner: Spawner, make_monitor: Callable[..., Monitor], monkeypatch: pytest.MonkeyPatch,
+    state: str,
+) -> None:  # fmt: skip
+    """The model is never at rest for long. The first of two limits ends the start."""
+    monkeypatch.setattr(known_models, "_MAX_AGE_SECONDS", 0.0)
+    monitor = make_monitor([_Crashing(spawner, state)])
+    monkeypatch.setattr(starter, "_MAX_PAUSE_SECONDS", 1e9)
+    assert why_not(monitor, seconds=300.0) == "its processes end again and again"
+    monkeypatch.setattr(starter, "_MAX_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(starter, "_MAX_ENDS", 10**9)
+    reason = why_not(monitor, seconds=300.0)
+    assert reason.startswith("no process of it ran for 1 s since the start began; its host says ")
 
 
 def test_host_that_does_nothing_fails_the_start(
