@@ -69,6 +69,8 @@ class HookCall(NamedTuple):
         ends_at: when the whole call ends, by the monotonic clock. The implementation that has not
             returned by then has overrun; later ones are not called.
         on_late_return: called on a worker thread after an implementation that overran has returned.
+        key: calls with different keys do not prevent one another: an implementation that overran is
+            not called again with this key until it has returned.
     """
 
     hook: str
@@ -78,6 +80,7 @@ class HookCall(NamedTuple):
     is_last: Callable[[HookOutcome], bool] = lambda outcome: False
     ends_at: float = math.inf
     on_late_return: Callable[[], object] = lambda: None
+    key: str | None = None
 
 
 class Implementation:
@@ -85,14 +88,15 @@ class Implementation:
 
     Attributes:
         record: the `pluggy.HookImpl`.
-        overdue_calls: the number of calls that overran and have not returned yet. The
-            implementation is not called while this is above 0.
+        overdue_calls: the keys of the calls that overran and have not returned yet. The
+            implementation is not called with one of these keys.
     """
 
     def __init__(self, record: Any) -> None:
         self.record = record
         self.plugin_name = str(record.plugin_name)
-        self.overdue_calls = self.calls = self.errors = self.overruns = 0
+        self.overdue_calls: list[str | None] = []
+        self.calls = self.errors = self.overruns = 0
         self.seconds_total = self.seconds_max = 0.0
 
     def count(self, seconds: float, failed: bool = False) -> None:
@@ -102,15 +106,18 @@ class Implementation:
         self.seconds_total += seconds
         self.seconds_max = max(self.seconds_max, seconds)
 
-    def count_late_return(self, seconds: float, counted_seconds: float, failed: bool) -> None:
+    def count_late_return(
+        self, key: str | None, seconds: float, counted_seconds: float, failed: bool
+    ) -> None:
         """Complete the figures of a call that overran.
 
         Args:
+            key: the key of the call.
             seconds: how long the call took.
             counted_seconds: the part of it that was counted when the call overran.
             failed: whether the call raised, or returned an invalid value.
         """
-        self.overdue_calls -= 1
+        self.overdue_calls.remove(key)
         self.errors += failed
         self.seconds_total += seconds - counted_seconds
         self.seconds_max = max(self.seconds_max, seconds)
@@ -227,7 +234,8 @@ class HookRun:
                 if is_last or self._index == len(self._implementations):
                     self.finished.set()
             else:  # the call overran; another thread has called the next implementations
-                each.count_late_return(now - began_at, self._counted_seconds[thread_number], failed)
+                counted_seconds = self._counted_seconds[thread_number]
+                each.count_late_return(self._call.key, now - began_at, counted_seconds, failed)
         if not is_current:
             self._call.on_late_return()
         return is_current and not self.finished.is_set()
@@ -273,7 +281,7 @@ class HookRun:
             overdue = None
             if self._is_calling:  # else the thread has not started yet, as the machine is busy
                 overdue = self._implementations[self._index]
-                overdue.overdue_calls += 1
+                overdue.overdue_calls.append(self._call.key)
                 overdue.overruns += 1
                 overdue.count(seconds)
                 self._counted_seconds[self._thread_number] = seconds
@@ -316,7 +324,7 @@ class HookRun:
 
     def _outcome_of(self, each: Implementation) -> HookOutcome | None:
         """Call an implementation, and return its outcome; None if it returned None."""
-        if each.overdue_calls:
+        if self._call.key in each.overdue_calls:
             error = HookOverran("an earlier call of it is not back yet")
             return HookOutcome(each.plugin_name, None, error)
         value: Any = None

@@ -359,7 +359,8 @@ class Hooks:
         """
         arguments = {"model": model, "timeout_seconds": timeout_seconds}
         call = self._host_call("monitor_start_model", arguments, StartFailed)
-        return StartRequest(self._executor.begin(call)[0], self._timeout_seconds)
+        run = self._executor.begin(call._replace(key=model))[0]
+        return StartRequest(run, self._timeout_seconds)
 
     def _host_call(
         self, hook: str, arguments: dict[str, Any], failure: type[Exception]

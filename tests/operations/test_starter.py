@@ -243,16 +243,21 @@ def test_failing_hook_leaves_the_start_to_the_next_one(
 def test_host_that_does_not_return_fails_the_start(
     host: EmbeddedHost, make_monitor: Callable[..., Monitor]
 ) -> None:
-    """Until the hook has returned, another start of the model fails immediately, and says why."""
+    """Until the hook has returned, another start of the model fails immediately, and says why.
+
+    Other models can be started.
+    """
     monitor = make_monitor([host, host.answers()])
-    host.programs["m"] = host.programs["n"] = lambda: None
-    host.may_start.clear()
+    may_return = threading.Event()
+    host.programs["m"] = lambda: may_return.wait(60)
+    host.programs["n"] = lambda: host.process_of("n")
     assert why_not(monitor, seconds=0.2) == (
         "no backend of it was registered within 0.2 s; "
         "its host has not returned from monitor_start_model"
     )
-    assert "an earlier call of it is not back yet" in why_not(monitor, "n")
-    host.may_start.set()
+    assert "an earlier call of it is not back yet" in why_not(monitor)
+    monitor.start_model("n")
+    may_return.set()
     host.programs["m"] = lambda: host.process_of("m")
 
     def starts() -> bool:

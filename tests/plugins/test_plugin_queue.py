@@ -141,7 +141,7 @@ def test_changes_of_one_backend_are_bounded_at_once(rig: Rig) -> None:
 
 def test_late_state_hook_holds_up_no_other_hook(rig: Rig) -> None:
     """Its changes wait for its return; those of backends that have ended are dropped."""
-    rig.hooks[STATE].overdue_calls = 1
+    rig.hooks[STATE].overdue_calls = [None]
     rig.change(1, None, BUSY)
     rig.change(2, None, READY)
     rig.put(GONE, 1)
@@ -149,20 +149,20 @@ def test_late_state_hook_holds_up_no_other_hook(rig: Rig) -> None:
     assert rig.take() == [(GONE, 1), (REGISTERED, 3)]
     assert rig.figures() == (1, 0, 1)
     assert not rig.queue.is_blocked()
-    rig.hooks[STATE].overdue_calls = 0
+    rig.hooks[STATE].overdue_calls = []
     assert rig.take() == [(STATE, 2, None, READY)]
 
 
 @pytest.mark.parametrize("late", [REGISTERED, GONE, LEFT_BEHIND, FINISHED])
 def test_events_wait_for_the_return_of_a_late_hook(rig: Rig, late: str) -> None:
     """Without a loss: a hook that takes longer than its time hears of everything in the end."""
-    rig.hooks[late].overdue_calls = 1
+    rig.hooks[late].overdue_calls = [None]
     events = [(late, 1), (GONE, 2)]
     for hook, pid in events:
         rig.put(hook, pid)
     assert rig.take() == []
     assert rig.queue.is_blocked()
-    rig.hooks[late].overdue_calls = 0
+    rig.hooks[late].overdue_calls = []
     assert rig.take() == events
 
 
