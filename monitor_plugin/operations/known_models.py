@@ -14,10 +14,17 @@ _MAX_AGE_SECONDS = 1.0
 
 
 class _Listing(NamedTuple):
-    """The known models by name; `outdated` names those whose plugin's hook has failed since."""
+    """What hosts have listed.
+
+    Attributes:
+        models: the known models by name; of several hosts the first one counts.
+        outdated: the names of those whose plugin's hook has failed since.
+        states: the states of each model with all hosts; None for a host whose hook has failed.
+    """
 
     models: dict[str, KnownModel]
     outdated: set[str]
+    states: dict[str, set[str | None]]
 
 
 class KnownModels:
@@ -56,18 +63,22 @@ class KnownModels:
         """Find a model, as its host listed it within the last second; None if no host knows it."""
         return next((each for each in self.known() if each.model == model), None)
 
-    def find_current(self, model: str, oldest: float = 0.0) -> KnownModel | None:
-        """Find a model as `find` does; None also if the last call of its host's hook has failed.
+    def find_current(self, model: str) -> KnownModel | None:
+        """Find a model as `find` does; None also if the last call of its host's hook has failed."""
+        known = self.find(model)
+        return None if known is None or model in self._models.get().outdated else known
+
+    def is_stopped(self, model: str, oldest: float) -> bool:
+        """Whether a host lists a model as stopped, and no host lists it in another state.
 
         Args:
             model: the model's name.
-            oldest: the host is called again if it was last called before (monotonic seconds).
+            oldest: hosts are called again if they were last called before (monotonic seconds).
         """
         if not self._hooks.may_list_models():
-            return None
+            return False
         self._models.get_since(oldest)
-        known = self.find(model)
-        return None if known is None or model in self._models.get().outdated else known
+        return self._models.get().states.get(model) == {"stopped"}
 
     def may_start_unlisted(self) -> bool:
         """Whether a host may start a model that is not listed, because no host lists its models."""
@@ -79,9 +90,11 @@ class KnownModels:
             name: self._by_plugin.get(name, ()) if models is None else models
             for name, models in answers.items()
         }
-        found = _Listing({}, set())
+        found = _Listing({}, set(), {})
         for name, models in self._by_plugin.items():
             for each in models:
+                state = None if answers[name] is None else each.state
+                found.states.setdefault(each.model, set()).add(state)
                 if found.models.setdefault(each.model, each) is each and answers[name] is None:
                     found.outdated.add(each.model)
         return found

@@ -130,13 +130,12 @@ class ModelStarter:
             raise
 
     def _is_stopping(self, model: str) -> bool:
-        """Whether a backend is registered, and the host has since listed the model as stopped."""
+        """Whether a backend is registered, and hosts have since listed the model as stopped."""
         records = self._registry.records(model)
         if not records:
             return False
         registered_at = max(each.registered_at for each in records)
-        known = self._known_models.find_current(model, oldest=registered_at)
-        return known is not None and known.state == "stopped"
+        return self._known_models.is_stopped(model, oldest=registered_at)
 
     def _advance(self, start: _Start, records: Sequence[Record]) -> None:
         """Ask the host to start the model if that is due, and begin a further reading of it."""

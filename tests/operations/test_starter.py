@@ -95,6 +95,25 @@ def test_model_that_was_listed_before_its_start_is_not_started_twice(
     assert host.calls == ["m"]
 
 
+def test_model_of_two_hosts_is_not_started_twice(
+    listing_host: ListingHost, make_monitor: Callable[..., Monitor]
+) -> None:
+    """One host has the model, and another one lists it as stopped."""
+
+    class OtherHost:
+        @hookimpl
+        def monitor_list_models(self) -> Sequence[KnownModel]:
+            return [KnownModel("m", "stopped")]
+
+    host = listing_host
+    monitor = make_monitor([host, host.answers(), OtherHost()])
+    host.states["m"] = KnownModel("m", "running", can_start=True)
+    host.programs["m"] = lambda: host.process_of("m")
+    monitor.start_model("m")
+    monitor.start_model("m")
+    assert host.calls == ["m"]
+
+
 def test_model_that_its_host_is_stopping_is_started_again(
     listing_host: ListingHost, make_monitor: Callable[..., Monitor]
 ) -> None:
