@@ -146,6 +146,7 @@ class Notifier:
         self._quiet = quiet
         self._digests = Digests(_GATHER_SECONDS, repeat_seconds)
         self._ended_at: dict[str, float] = {}  # by model, of ends without a later recovery
+        self._restarting: set[str] = set()  # models that a watchdog stops to restart them
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="monitor-notify", daemon=True)
@@ -175,18 +176,27 @@ class Notifier:
             self._digests.add(backend.model, item, time.monotonic())
             self._changed.notify()
 
-    def forget_end(self, model: str) -> None:
-        """Do not tell of a recovery of a model, because a shutdown has stopped it."""
+    def expect_restart(self, model: str) -> None:
+        """Tell of the recovery after the next shutdown of a model: a watchdog restarts the model."""
         with self._changed:
-            self._ended_at.pop(model, None)
+            self._restarting.add(model)
+
+    def note_shutdown(self, backend: Backend, ended_at: float) -> None:
+        """Tell of no recovery after a shutdown, unless a watchdog restarts the model by it."""
+        with self._changed:
+            if backend.model in self._restarting:
+                self._ended_at[backend.model] = ended_at
+            else:
+                self._ended_at.pop(backend.model, None)
 
     def tell_recovery(self, backend: Backend) -> None:
-        """Tell that a model is ready again, if an older backend of it has ended by itself."""
+        """Tell that a model is ready again, if an older backend ended by itself or was restarted."""
         with self._changed:
             ended_at = self._ended_at.get(backend.model)
             if ended_at is None or backend.created_at < ended_at - _NOTICE_SECONDS:
                 return
             del self._ended_at[backend.model]
+            self._restarting.discard(backend.model)
             now = datetime.now().astimezone()
             down_seconds = max(0.0, now.timestamp() - ended_at)
             item = Item(now, f"(process {backend.pid}) is ready again, after {down_seconds:.0f} s")
@@ -270,7 +280,7 @@ def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
     if not _notifier:
         return
     if exit.cause == "shutdown":
-        _notifier.forget_end(backend.model)
+        _notifier.note_shutdown(backend, exit.ended_at)
         return
     uptime = max(0.0, exit.ended_at - backend.created_at)
     text = f"{describe_exit(exit)}, after {uptime:.0f} s"
@@ -297,6 +307,8 @@ def monitor_shutdown_finished(backend: Backend, outcome: str, seconds: float) ->
 def monitor_watchdog_acted(backend: Backend, watchdog: str, action: str, reason: str) -> None:
     """Tell what a watchdog has found, and what it does."""
     if _notifier:
+        if action == "restart":
+            _notifier.expect_restart(backend.model)
         what = describe_watchdog_action(action)
         _notifier.tell(backend, f"{what} ({watchdog}): {reason}")
 

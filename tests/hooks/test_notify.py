@@ -152,6 +152,24 @@ def test_model_stopped_by_a_shutdown_does_not_recover(
     assert len(ntfy.posts) == 1
 
 
+def test_recovery_after_a_restart_by_a_watchdog_is_told(
+    hooked: MakeHooked, spawner: Spawner, ntfy: Receiver, tmp_path: Path
+) -> None:
+    """The restart is told when it begins, so that people wait for its result."""
+    settings = urls_file(tmp_path, f"ntfy://127.0.0.1:{ntfy.port}/alerts")
+    hook = hooked("notify", settings, sweep_interval_seconds=0.2)
+    hook.spawned("m", spawner.backend())
+    (stuck,) = hook.monitor.backends()
+    hook.monitor.report_watchdog(stuck, "stuck_stop", "restart", "it was silent for 10 s")
+    eventually(lambda: len(ntfy.posts) == 1, 30)
+    hook.monitor.shutdown("m")
+    hook.spawned("m", spawner.backend())
+    eventually(lambda: len(ntfy.posts) == 2, 30)
+    (begun, recovered) = notes(ntfy)
+    assert "is being restarted (stuck_stop)" in begun[0]
+    assert "is ready again, after" in recovered[0]
+
+
 def test_quiet_hours_hold_messages_back(
     hooked: MakeHooked, spawner: Spawner, ntfy: Receiver, tmp_path: Path
 ) -> None:
