@@ -177,7 +177,7 @@ class Notifier:
             self._changed.notify()
 
     def expect_restart(self, model: str) -> None:
-        """Tell of the recovery after the next shutdown of a model: a watchdog restarts the model."""
+        """Tell of the recovery after the next shutdown of a model: a watchdog restarts it."""
         with self._changed:
             self._restarting.add(model)
 
@@ -190,7 +190,7 @@ class Notifier:
                 self._ended_at.pop(backend.model, None)
 
     def tell_recovery(self, backend: Backend) -> None:
-        """Tell that a model is ready again, if an older backend ended by itself or was restarted."""
+        """Tell that a model is ready again after an end that was no shutdown, or a restart."""
         with self._changed:
             ended_at = self._ended_at.get(backend.model)
             if ended_at is None or backend.created_at < ended_at - _NOTICE_SECONDS:
