@@ -310,11 +310,12 @@ class HookRun:
         if isinstance(error, HookNotCalled):
             _logger.error("plugin %r: hook %s: %s", name, hook, error)
         elif hook in _SEE_LOGS and not isinstance(error, WrongType):
-            place = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-            message = (
-                "plugin %r: hook %s raised %s; its message may quote a log, and is left out\n%s"
-            )
-            _logger.error(message, name, hook, type(error).__name__, place)
+            places = [  # without the lines of code, which `format_tb` has
+                f'\n  File "{each.filename}", line {each.lineno}, in {each.name}'
+                for each in traceback.extract_tb(error.__traceback__)
+            ]
+            message = "plugin %r: hook %s raised %s; its text is left out, as it may quote a log%s"
+            _logger.error(message, name, hook, type(error).__name__, "".join(places))
         elif isinstance(error, WrongType):
             _logger.error("plugin %r: hook %s %s; ignored", name, hook, error)
         elif isinstance(error, MonitorError):  # its message is enough; no traceback

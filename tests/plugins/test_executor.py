@@ -427,11 +427,11 @@ def test_error_of_a_hook_that_sees_logs_is_logged_without_its_message(
     class SeesLogs:
         @hookimpl
         def monitor_read_log(self) -> None:
-            raise error
+            raise error  # a prompt
 
         @hookimpl
         def monitor_backend_postmortem(self) -> None:
-            raise error
+            raise error  # a prompt
 
     error.__cause__ = KeyError("a prompt")
     rig.manager.register(SeesLogs(), "p0")
