@@ -113,7 +113,7 @@ def test_reading_of_a_log_is_audited_once(
     client = Client(guarded.url)
     client.request("GET", f"/backend/log?model=m&pid={pid}", None, ADMIN)
     client.request("GET", "/backend/log?model=m&after=8", None, ADMIN)
-    client.request("GET", "/backend/log?model=n&stream=stdout", None, ADMIN)
+    client.request("GET", "/backend/log?model=n&stream=stdout&after=0", None, ADMIN)
     client.request("GET", "/backend/log?model=m&after=8", None, READER)
 
     def lines() -> list[dict[str, object]]:

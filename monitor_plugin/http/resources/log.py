@@ -47,7 +47,7 @@ class LogResource:
         """Answer with at most `bytes` bytes of `stream`."""
         query = parse_query(request.query_string)
         after = parse_offset(query, "after")
-        if after is None:  # one audit line for each client that follows a log
+        if not after:  # one audit line for each client that follows a log
             request.context.arguments = {"model": query.get("model"), "pid": None}
         refuse_other_node(query, self._cluster)
         model = parse_required_model(query, "/backend/log")
@@ -56,7 +56,7 @@ class LogResource:
         if stream not in STREAMS:
             raise InvalidRequest(f"stream={stream!r} is neither of {' and '.join(STREAMS)}")
         max_bytes = parse_count(query, "bytes", _DEFAULT_BYTES, MAX_LOG_BYTES)
-        if after is None:
+        if not after:
             request.context.arguments = {"model": model, "pid": pid, "stream": stream}
         with self._blocking:
             log = self._read(model, pid, stream, max_bytes, after)
