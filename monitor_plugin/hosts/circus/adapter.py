@@ -59,7 +59,7 @@ class Adapter:
                 if event.action == "reap":
                     self._logs.record_end(each.watcher, event.pid)
                 elif event.action == "spawn":
-                    self._logs.forget_end(each.watcher, event.pid)
+                    self._logs.record_begin(each.watcher, event.pid)
         self._histories.record(event)
         self.poller.poll_soon()
 

@@ -6,42 +6,38 @@ import contextlib
 
 from ...domain.logs import LogTail
 from ..log_files import LogFiles
+from ..log_spans import LogSpans
 from .client import WatcherState
-
-# The maximum number of recorded ends of logs of ended processes.
-_MAX_ENDS = 2000
 
 
 class WatcherLogs:
     """Reads the logs of watchers. May be used from any thread.
 
-    A log has the output of all processes of its watcher, in their order. The end of the output of a
-    process is recorded when circus has reaped the process, because its last output is often
-    requested when the next process already writes.
+    A log has the output of all processes of its watcher, in their order. Where it ends is recorded
+    when circus has reaped a process, because the last output of the process is often requested when
+    the next process already writes.
     """
 
     def __init__(self) -> None:
         self._files = LogFiles()
-        self._ends: dict[tuple[int, str], int] = {}  # by PID and stream
+        self._spans = LogSpans()  # of logs by the name of the watcher and the stream
 
     def record_end(self, watcher: WatcherState, pid: int) -> None:
         """Record where the logs end now: they have all output of the process."""
         for stream, path in watcher.logs.items():
             with contextlib.suppress(OSError):
                 if tail := self._files.read(path, 0):
-                    self._ends[pid, stream] = tail.end
-        while len(self._ends) > _MAX_ENDS:
-            del self._ends[next(iter(self._ends))]
+                    self._spans.end((watcher.name, stream), pid, tail.end)
 
-    def forget_end(self, watcher: WatcherState, pid: int) -> None:
-        """Forget the ends of the logs of a process, because the kernel has reused its PID."""
+    def record_begin(self, watcher: WatcherState, pid: int) -> None:
+        """Record that a process has begun."""
         for stream in watcher.logs:
-            self._ends.pop((pid, stream), None)
+            self._spans.begin((watcher.name, stream), pid)
 
     def read(
         self, watcher: WatcherState, pid: int | None, stream: str, max_bytes: int
     ) -> LogTail | None:
-        """Read the end of a watcher's log, or of the part that was written until a process ended.
+        """Read the end of a watcher's log, or of the part of it that an ended process has written.
 
         Args:
             watcher: the watcher.
@@ -57,8 +53,10 @@ class WatcherLogs:
         """
         if stream not in watcher.logs:
             return None
-        end = None if pid is None else self._ends.get((pid, stream))
+        log = (watcher.name, stream)
         try:
-            return self._files.read(watcher.logs[stream], max_bytes, end)
+            end = self._spans.end_of(log, pid)
+            tail = self._files.read(watcher.logs[stream], max_bytes, end)
+            return tail and self._spans.cut(log, pid, tail)
         except FileNotFoundError:
             return None

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 
 from ...domain.logs import LogTail
 from ..log_files import LogFiles
+from ..log_spans import LogSpans
 from .client import SupervisordClient, SupervisordError
 from .programs import ModelProgram
 
-# The maximum number of recorded ends of logs of ended processes.
-_MAX_ENDS = 2000
 # A character of UTF-8 has up to four bytes.
 _MAX_CHARACTER_BYTES = 4
 
@@ -19,9 +18,9 @@ _MAX_CHARACTER_BYTES = 4
 class ProgramLogs:
     """Reads the logs of programs.
 
-    A log has the output of all processes of its program, in their order. The end of the output of a
-    process is recorded when the process has ended, because its last output is often requested when
-    the next process already writes.
+    A log has the output of all processes of its program, in their order. Where it ends is recorded
+    when a process has ended, because the last output of the process is often requested when the
+    next process already writes.
 
     `follow` must be called from one thread only, `read` may be called from any.
 
@@ -33,27 +32,35 @@ class ProgramLogs:
         self._supervisord = supervisord
         self._files = LogFiles()
         self._pids: dict[str, int] = {}  # by the full names of the programs
-        self._ends: dict[tuple[int, str], int] = {}  # by PID and channel
+        self._spans = LogSpans()  # of logs by the name of the program and the channel
 
     def follow(self, programs: Iterable[ModelProgram]) -> None:
         """Record where the logs of processes end that have ended since the last call."""
         before, self._pids = self._pids, {each.name: each.pid for each in programs}
         for program in programs:
             pid = before.get(program.name, 0)
-            if pid == program.pid:
-                continue
             for channel, path in program.logs.values():
-                self._ends.pop((program.pid, channel), None)  # the kernel may reuse a PID
-                with contextlib.suppress(OSError):
-                    if pid and (tail := self._read_file(path, 0)):
-                        self._ends[pid, channel] = tail.end
-        while len(self._ends) > _MAX_ENDS:
-            del self._ends[next(iter(self._ends))]
+                log = (program.name, channel)
+                is_new = program.pid not in (0, pid)
+                if is_new:  # before the end of `pid`, which may be seen late
+                    self._spans.begin(log, program.pid)
+                has_ended = pid not in (0, program.pid)
+                if has_ended or not (is_new or program.pid or self._spans.has_rested(log)):
+                    self._record_end(log, path, pid)
+
+    def _record_end(self, log: tuple[str, str], path: str, pid: int) -> None:
+        """Record where a log ends after the end of a process; 0: of one that was not seen."""
+        with contextlib.suppress(OSError):
+            if tail := self._read_file(path, 0):
+                if pid:
+                    self._spans.end(log, pid, tail.end)
+                else:
+                    self._spans.rest(log, tail.end)
 
     def read(
         self, program: ModelProgram, pid: int | None, stream: str, max_bytes: int
     ) -> LogTail | bytes | None:
-        """Read the end of a program's log, or of the part that was written until a process ended.
+        """Read the end of a program's log, or of the part of it that an ended process has written.
 
         Reads the file if the monitor may, else asks supervisord, which cannot send bytes that are
         no UTF-8, or control characters.
@@ -71,9 +78,10 @@ class ProgramLogs:
         if stream not in program.logs:
             return None
         channel, path = program.logs[stream]
-        end = None if pid is None else self._ends.get((pid, channel))
+        log = (program.name, channel)
         try:
-            return self._read_file(path, max_bytes, end)
+            tail = self._read_file(path, max_bytes, self._spans.end_of(log, pid))
+            return tail and self._spans.cut(log, pid, tail)
         except OSError:  # such as a file of another user
             return self._ask(program.name, channel, max_bytes)
 
