@@ -21,6 +21,8 @@ from .registry import Registry
 
 # Enough for `MAX_OUTPUT_BYTES` of text after colours are removed.
 _OUTPUT_BYTES = 4 * MAX_OUTPUT_BYTES
+# The first line of a last output that may not be the backend's own.
+_SHARED = "[the monitor's own process writes to this file, too]\n"
 _MAX_POSITIONS = 64
 _OVERLAP_BYTES = 512  # few, so that the search takes milliseconds in whatever a backend writes
 _MIN_OVERLAP_BYTES = 16
@@ -123,10 +125,14 @@ class LogReader:
 
     def _last_lines(self, model: str, process: _Process) -> str | None:
         for stream in ("stderr", "stdout"):
-            _, tail = self._read_end(model, process, stream, _OUTPUT_BYTES, None)
-            lines = tail and last_lines(tail.data, MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES)
+            source, tail = self._read_end(model, process, stream, _OUTPUT_BYTES, None)
+            is_shared = source == "file" and process.output and process.output.is_own(stream)
+            heading = _SHARED if is_shared else ""
+            lines = tail and last_lines(
+                tail.data, MAX_OUTPUT_LINES, MAX_OUTPUT_BYTES - len(heading)
+            )
             if lines:
-                return lines
+                return heading + lines
         return None
 
     def _find(self, model: str, pid: int | None, after_end_id: int = 0) -> _Process:

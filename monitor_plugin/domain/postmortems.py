@@ -27,7 +27,8 @@ class PostMortem(msgspec.Struct, frozen=True, kw_only=True):
         last_observation: what the last sweep before the end found; None if there was none.
         last_output: its last output: at most 20 lines and 4096 bytes of UTF-8, with control
             characters escaped; the standard error, or the standard output if that is empty. It may
-            hold what users sent to the model.
+            hold what users sent to the model. If the backend writes to the file that the monitor's
+            own process writes to, a first line in brackets says so.
     """
 
     id: int

@@ -12,6 +12,7 @@ read of that file returns the lines of all of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -197,6 +198,17 @@ class OutputFiles:
                 os.close(descriptor)
         except OSError:
             return None
+
+    def is_own(self, stream: str) -> bool:
+        """Whether the monitor's own process writes to the file: a backend has inherited it."""
+        with self._lock:
+            file = self._files.get(stream)
+        for descriptor in _NUMBERS.values():
+            with contextlib.suppress(OSError):  # it is closed
+                status = os.fstat(descriptor)
+                if (status.st_dev, status.st_ino) == file:
+                    return True
+        return False
 
     def describe_lack(self, stream: str) -> str:
         """Describe why `read` returns None, as a clause on the process: `it writes to a pipe`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable
@@ -312,3 +313,23 @@ def test_few_positions_are_known() -> None:
     for each in range(1000):
         positions.locate(each, b"line\n", 100)
     assert len(positions._known) == 64
+
+
+def test_last_output_of_the_monitors_own_file_is_marked(
+    monitor: Monitor, spawner: Spawner, log: Path
+) -> None:
+    """A backend may inherit the file of its host, whose lines are then among the last ones."""
+    write(log, b"line\n" * 2000)
+    saved = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        process = spawner.process("sleep", "1000", stderr=None)
+        register(monitor, process.pid)
+        end(monitor, process)
+        text = monitor._services.log_reader.last_output("m") or ""
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+    assert text.splitlines()[:2] == ["[the monitor's own process writes to this file, too]", "line"]
+    assert len(text.splitlines()) == 21

@@ -177,7 +177,7 @@ def test_few_files_are_held(
     monkeypatch.setattr(output_files, "max_output_files", lambda: 2)
     processes = [start(spawner, tmp_path / name) for name in "abcd"]
     first, second, third = (OutputFiles(Process(each.pid), table) for each in processes[:3])
-    eventually(lambda: read_text(third) == "a word\n")
+    eventually(lambda: {read_text(each) for each in (first, second, third)} == {"a word\n"})
     assert len(table) == 2
     end(processes[2], third)
     assert read_text(third) is None
