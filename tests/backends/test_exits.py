@@ -545,3 +545,22 @@ def test_output_of_dropped_exits_is_closed(
     eventually(lambda: open_files() == {"3", "4"})
     monitor.close()
     assert open_files() == set()
+
+
+@pytest.mark.parametrize(("age", "looks"), [(0, 10), (60, 2)])
+def test_output_files_of_old_backends_are_looked_at_less_often(
+    monitor: Monitor, spawner: Spawner, monkeypatch: pytest.MonkeyPatch, age: int, looks: int
+) -> None:
+    """A young backend may still redirect its output."""
+    register(monitor, spawner.process("sleep", "1000").pid)
+    recorder = monitor._services.exit_recorder
+    recorder._baselines.close()
+    (record,) = monitor._services.registry.records()
+    record.registered_at -= age
+    assert record.output
+    counted: list[None] = []
+    monkeypatch.setattr(record.output, "refresh", lambda: counted.append(None))
+    recorder._ticks = 0
+    for _ in range(10):
+        recorder._record_baselines()
+    assert len(counted) == looks
