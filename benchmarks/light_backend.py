@@ -1,15 +1,16 @@
 """A backend that starts in some 20 ms and takes some 10 MiB: it speaks gRPC without a gRPC library.
 
-    python -S -E benchmarks/light_backend.py [--addr HOST:PORT] [--huge | --sends HEX]
+    python -S -E benchmarks/light_backend.py [--addr HOST:PORT | --addr unix:PATH]
+                                             [--huge | --sends HEX] [--ignore-sigterm]
     python -S -E benchmarks/light_backend.py --count COUNT [--children N] [--holds MIB]
                                              [--no-status]
 
-Without `--count`, serves in its own process and prints `serving on HOST:PORT`. With it, forks COUNT
+Without `--count`, serves in its own process and prints `serving on ADDRESS`. With it, forks COUNT
 backends, each of which leads a session, prints the PID and the address of each on a line, and kills
 them all when its standard input is closed.
 
-Each call is answered by `StatusResponse`: READY, and the port as the memory, `{"port": PORT}`; with
-`--no-status` by UNIMPLEMENTED.
+Each call is answered by `StatusResponse`: READY, and the port as the memory, `{"port": PORT}`, or
+`{"port": 1}` at a unix socket. With `--no-status` each call is answered by UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -71,9 +72,11 @@ def answer(connection: socket.socket, options: argparse.Namespace) -> None:
         options: those of the command line: what is answered.
     """
     with connection, contextlib.suppress(OSError, EOFError):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tcp = connection.family == socket.AF_INET
+        if tcp:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if options.sends is None:
-            answer_calls(connection, reply(connection.getsockname()[1], options))
+            answer_calls(connection, reply(connection.getsockname()[1] if tcp else 1, options))
         connection.sendall(options.sends)
         while connection.recv(4096) and not options.sends:
             pass
@@ -126,8 +129,18 @@ def fork_idle(children: int) -> None:
 
 
 def open_listener(address: str) -> tuple[socket.socket, str]:
-    """Listen at `HOST:PORT`; port 0 is any free port. Return the address with the port."""
+    """Listen at `HOST:PORT` or `unix:PATH`; port 0 is any free port. Return the exact address.
+
+    The socket of an earlier process at the same path is replaced, as gRPC does.
+    """
     host, _, port = address.rpartition(":")
+    if host == "unix":
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(port)  # noqa: PTH108 - `pathlib` takes long to import
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(port)
+        listener.listen(128)
+        return listener, address
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, int(port)))
@@ -168,10 +181,13 @@ def main() -> None:
     parser.add_argument("--no-status", action="store_true", help="answer with UNIMPLEMENTED")
     parser.add_argument("--huge", action="store_true", help="answer with too large a message")
     parser.add_argument("--sends", type=bytes.fromhex, help="send these bytes, and no answer")
+    parser.add_argument("--ignore-sigterm", action="store_true", help="go on after SIGTERM")
     parser.add_argument("--count", type=int, help="fork so many backends")
     parser.add_argument("--children", type=int, default=0, help="idle children of each of them")
     parser.add_argument("--holds", type=int, default=0, help="MiB of memory of each of them")
     options = parser.parse_args()
+    if options.ignore_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.count is None:
         listener, address = open_listener(options.addr)
         print(f"serving on {address}", flush=True)

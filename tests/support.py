@@ -36,6 +36,12 @@ from monitor_plugin.testing import eventually as eventually
 
 Backend = RunningBackend
 
+# A backend that starts in a twentieth of a demo backend's CPU time. Each of its calls is answered.
+# Switches: `--addr`, `--no-status` and `--ignore-sigterm`.
+LIGHT_BACKEND = " ".join(
+    (sys.executable, "-S", "-E", str(Path(__file__).parents[1] / "benchmarks" / "light_backend.py"))
+)
+
 # Put this before a command to start it with SIGINT ignored, as a script starts background commands.
 IGNORING_SIGINT = ("bash", "-c", "trap '' INT; exec \"$@\"", "bash")
 

@@ -17,15 +17,14 @@ from typing import Any
 import psutil
 import zmq
 
-from ..support import Client, Spawner, eventually, free_port, is_running
+from ..support import LIGHT_BACKEND, Client, Spawner, eventually, free_port, is_running
 
 Options = Mapping[str, object]
 
 
 def backend_command(*switches: str, addr: str) -> str:
-    """Return the command line of a small demo backend."""
-    command = f"{sys.executable} -m monitor_plugin.demo.backend --addr {addr}"
-    return " ".join([command, "--weights-mib 2 --kv-cache-mib 1", *switches])
+    """Return the command line of a light backend."""
+    return " ".join([f"{LIGHT_BACKEND} --addr {addr}", *switches])
 
 
 def _section(name: str, options: Options) -> str:

@@ -18,7 +18,6 @@ from ..support import Client, eventually, free_port
 
 PROGRAMS = Path(sys.executable).parent
 LISTENER = str(PROGRAMS / "monitor-plugin")
-BACKEND = f"{sys.executable} -m monitor_plugin.demo.backend --weights-mib 1 --kv-cache-mib 1"
 SLEEPER = "sleep 100000"
 INTERFACE = """
 [rpcinterface:supervisor]

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ..support import Answer, Client, Spawner, eventually, is_running
+from ..support import LIGHT_BACKEND, Answer, Client, Spawner, eventually, is_running
 
 # The hosts' processes, not this one, are what is slow.
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 HOSTS = ["embedded_host.py", "asyncio_host.py", "forking_host.py"]
 
-BACKEND = f"{sys.executable} -m monitor_plugin.demo.backend --addr {{address}} --weights-mib 1"
+BACKEND = f"{LIGHT_BACKEND} --addr {{address}}"
 # Crashes when it is asked to end, and leaves a child behind.
 CRASHES_AT_SIGTERM = """
 import os, signal, subprocess, time
@@ -118,14 +118,14 @@ def test_crashed_backend_is_restarted_but_a_stopped_one_is_not(
     name: str, start_host: Callable[..., Host]
 ) -> None:
     """A killed backend is registered again after a delay; one that the monitor stopped is not."""
-    host = start_host(name, f"a={BACKEND} --state 1", f"b={BACKEND} --kv-cache-mib 1")
+    host = start_host(name, f"a={BACKEND} --ignore-sigterm", f"b={BACKEND}")
     eventually(lambda: host.serves("a") and host.serves("b"))
     assert host.client.shutdown("a", force=True).json == {"message": "model stopped"}
-    delays = [host.crash("--kv-cache-mib") for _ in range(2)]
+    delays = [host.crash("light_backend") for _ in range(2)]
     assert delays[0] > 0.5
     assert name == "forking_host.py" or delays[1] > 1
     # By now `a` would have been restarted too.
-    assert host.pid("--state") is None
+    assert host.pid("--ignore-sigterm") is None
     assert "was stopped by a shutdown" in host.client.monitor("a").json["error"]["message"]
     eventually(lambda: host.serves("b"))
 
@@ -144,7 +144,7 @@ def test_backend_that_crashes_during_a_stop_is_not_restarted(
     eventually(lambda: host.client.monitor("a").status == 200)
     assert host.client.shutdown("a").json == {"message": "model stopped"}
     assert not is_running(child)
-    host.crash("monitor_plugin.demo.backend")
+    host.crash("light_backend")
     assert host.pid("SIGTERM") is None
     eventually(lambda: f"a: process {pid} ended with -9" in host.errors())
 
@@ -169,7 +169,7 @@ def test_model_between_two_starts_is_not_loaded(
 @pytest.mark.parametrize("name", HOSTS)
 def test_stopped_model_can_be_started_again(name: str, start_host: Callable[..., Host]) -> None:
     """Each host lists its models, starts one that was stopped, and restarts one that runs."""
-    host = start_host(name, f"a={BACKEND} --kv-cache-mib 1", "c=sh -c 'exit 3' {address}")
+    host = start_host(name, f"a={BACKEND}", "c=sh -c 'exit 3' {address}")
 
     def states() -> dict[str, str]:
         models = host.client.request("GET", "/backends").json["models"]
@@ -180,18 +180,18 @@ def test_stopped_model_can_be_started_again(name: str, start_host: Callable[...,
         return host.client.request("POST", f"/backend/{path}", {"model": model})
 
     eventually(lambda: host.serves("a") and states() == {"c": "waiting"})
-    before = host.pid("--kv-cache-mib")
+    before = host.pid("light_backend")
     assert ask("load", "a").json == {"loaded": ["a"], "message": "model loaded"}
-    assert host.pid("--kv-cache-mib") == before
+    assert host.pid("light_backend") == before
     assert host.client.shutdown("a").status == 200
     eventually(lambda: states() == {"a": "stopped", "c": "waiting"})
     assert ask("load", "a").status == 200
-    second = host.pid("--kv-cache-mib")
+    second = host.pid("light_backend")
     assert ask("restart", "a").json == {"loaded": ["a"], "message": "model restarted"}
     assert None not in (before, second)
-    assert len({before, second, host.pid("--kv-cache-mib")}) == 3
+    assert len({before, second, host.pid("light_backend")}) == 3
     assert "no host" in ask("load", "x").json["message"]
-    host.crash("--kv-cache-mib")
+    host.crash("light_backend")
 
 
 @pytest.mark.once
@@ -214,9 +214,10 @@ def test_host_leaves_nothing_behind(
 ) -> None:
     """SIGTERM and Ctrl-C end all backends, also one that ignores signals, and remove all files."""
     command = shlex.join([sys.executable, "-c", CRASHES_AT_SIGTERM, "{address}"])
+    deaf = f"trap '' TERM INT; sleep 1000 & sleep 1000 & exec {BACKEND}"
     host = start_host(
         name,
-        f"a={BACKEND} --ignore-sigterm --fork-workers 2",
+        f"a={shlex.join(['sh', '-c', deaf])}",
         f"b={command}",
         "c=sh -c 'exit 3' {address}",
         "d=/no/such/program {address}",
@@ -237,8 +238,8 @@ def test_host_leaves_nothing_behind(
     ("name", "fork_support"),
     [
         ("forking_host.py", None),
-        ("embedded_host.py", None),
-        ("embedded_host.py", "0"),
+        pytest.param("embedded_host.py", None, marks=pytest.mark.once),
+        pytest.param("embedded_host.py", "0", marks=pytest.mark.once),
         ("embedded_host.py", "1"),
     ],
 )
@@ -296,6 +297,7 @@ def test_children_can_be_started_during_readings(
     assert readings["grpc"] > 30
 
 
+@pytest.mark.once
 def test_monitor_does_not_block_the_loop_of_an_asyncio_host(spawner: Spawner) -> None:
     """The loop's longest stall with a hung backend is under 50 ms more than without.
 

@@ -16,8 +16,8 @@ import pytest
 
 from monitor_plugin.demo.calls import calls
 
-from ..support import Answer, Client, Spawner, eventually, free_port, is_running
-from .supervisord_host import BACKEND, SLEEPER, Host, end_session, program, sleeper
+from ..support import LIGHT_BACKEND, Answer, Client, Spawner, eventually, free_port, is_running
+from .supervisord_host import SLEEPER, Host, end_session, program, sleeper
 
 pytestmark = pytest.mark.slow
 
@@ -34,15 +34,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterat
     """A supervisord with backends of each kind. Each test leaves it unchanged."""
     a, b, c, d, e, f = (f"127.0.0.1:{port}" for port in ports)
     sections = [
-        program("plain", f"{BACKEND} --addr {a}"),
-        program("equals", f"{BACKEND} --addr={b}"),
+        program("plain", f"{LIGHT_BACKEND} --addr {a}"),
+        program("equals", f"{LIGHT_BACKEND} --addr={b}"),
         program(  # `--add` is understood by the backend, and nothing to the monitor
             "variables",
-            f"{BACKEND} --add {c}",
+            f"{LIGHT_BACKEND} --add {c}",
             f'environment=MONITOR_MODEL="org/named",MONITOR_ADDRESS="{c}"',
         ),
-        program("ruled", f"{BACKEND} --add {d}"),
-        program("wrapped", f'sh -c "{BACKEND} --addr {e}; :"'),
+        program("ruled", f"{LIGHT_BACKEND} --add {d}"),
+        program("wrapped", f'sh -c "{LIGHT_BACKEND} --addr {e}; :"'),
         program(
             "many",
             SLEEPER,
@@ -59,7 +59,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterat
         ),
         sleeper("slow", "startsecs=3600"),
         sleeper("quick"),
-        program("deaf", f"{BACKEND} --addr {f} --ignore-sigterm", "stopwaitsecs=6"),
+        program("deaf", f"{LIGHT_BACKEND} --addr {f} --ignore-sigterm", "stopwaitsecs=6"),
         program("other", SLEEPER),
         "[group:pair]\nprograms=left,right\n",
         sleeper("left"),
@@ -272,7 +272,7 @@ def test_killed_supervisord_ends_a_shutdown_with_an_error(make_host: Callable[..
     """The client is answered, the monitor ends by itself, and backends are left alone."""
     host = make_host(
         sleeper("calm"),
-        program("deaf", f"{BACKEND} --addr 127.0.0.1:{free_port()} --ignore-sigterm"),
+        program("deaf", f"{LIGHT_BACKEND} --addr 127.0.0.1:{free_port()} --ignore-sigterm"),
     )
     eventually(lambda: host.known("calm", "deaf"))
     eventually(lambda: source(host.client.monitor("deaf")) == "grpc")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ..support import Answer, eventually, free_port, is_running
-from .supervisord_host import BACKEND, Host, program
+from ..support import LIGHT_BACKEND, Answer, eventually, free_port, is_running
+from .supervisord_host import Host, program
 from .test_oom import Group
 
 pytestmark = pytest.mark.slow
@@ -52,23 +52,24 @@ def host(tmp_path_factory: pytest.TempPathFactory, group: Group) -> Iterator[Hos
     def address() -> str:
         return f"--addr 127.0.0.1:{free_port()}"
 
+    crashes = f"{sys.executable} -m monitor_plugin.demo.backend --weights-mib 1 --crash-after 3"
     manual, once, patient = "autostart=false", "autorestart=false", "stopwaitsecs=3"
     (folder / "dies.sh").write_text("echo last words >&2; exit 3")
     (folder / "greedy.py").write_text(GREEDY)
-    (folder / "slow.sh").write_text(f"sleep 2; exec {BACKEND} $*")
+    (folder / "slow.sh").write_text(f"sleep 2; exec {LIGHT_BACKEND} $*")
     sections = [
         program(
             "dies", f"sh {folder}/dies.sh {address()}", manual, "startsecs=1", "startretries=1"
         ),
         program("again", f"sh {folder}/dies.sh {address()}", manual, "startsecs=0"),
-        program("plain", f"{BACKEND} {address()}", manual),
-        program("later", f"{BACKEND} {address()} --crash-after 3", manual, once),
+        program("plain", f"{LIGHT_BACKEND} {address()}", manual),
+        program("later", f"{crashes} {address()}", manual, once),
         program(
             "greedy",
             f"{sys.executable} -S {folder}/greedy.py {group.path} {address()}",
             *(manual, once),
         ),
-        program("deaf", f"{BACKEND} {address()} --ignore-sigterm", manual, patient),
+        program("deaf", f"{LIGHT_BACKEND} {address()} --ignore-sigterm", manual, patient),
         program("slow", f"sh {folder}/slow.sh {address()}", manual, "startsecs=3600"),
     ]
     host = Host(folder, "\n".join(sections)).start()

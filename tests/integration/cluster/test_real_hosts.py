@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ...support import Answer, Spawner, eventually, free_port
+from ...support import LIGHT_BACKEND, Answer, Spawner, eventually, free_port
 from ..circus_host import CircusHost, backend_command
-from ..supervisord_host import BACKEND, Host, program
+from ..supervisord_host import Host, program
 from .conftest import NatsServer
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
@@ -25,7 +25,7 @@ def hosts(nats: NatsServer, tmp_path: Path) -> Iterator[list[Host]]:
     dies = tmp_path / "dies.sh"
     dies.write_text("echo the last words >&2; exit 3")
     programs = [
-        program("m", f"{BACKEND} --addr 127.0.0.1:{free_port()}", manual),
+        program("m", f"{LIGHT_BACKEND} --addr 127.0.0.1:{free_port()}", manual),
         program(
             "dies", f"sh {dies} --addr 127.0.0.1:{free_port()}", manual, "startsecs=1",
             "startretries=0",
