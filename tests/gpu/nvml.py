@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,21 @@ NOT_SUPPORTED, NO_PERMISSION, DRIVER_NOT_LOADED, GPU_IS_LOST = 3, 4, 9, 15
 NOT_AVAILABLE = -1  # an amount of memory
 
 MakeDriver = Callable[..., "Driver"]
+
+
+@functools.cache
+def compiled(source: str, newest: int) -> bytes:
+    """Compile a library once for all tests; see `Driver`."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        assert not os.environ.get("CI"), "there is no C compiler; .ci/setup installs it"
+        pytest.skip("there is no C compiler here")
+    options = ("-Wall", "-Werror", "-shared", "-fPIC", f"-DNEWEST={newest}")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "library")
+        command = [compiler, *options, "-o", str(library), str(Path(__file__).with_name(source))]
+        subprocess.run(command, check=True, timeout=60)
+        return library.read_bytes()
 
 
 class Driver:
@@ -29,19 +46,12 @@ class Driver:
     """
 
     def __init__(self, folder: Path, newest: int = 3, *, has_cuda: bool = False) -> None:
-        compiler = shutil.which("cc")
-        if compiler is None:
-            assert not os.environ.get("CI"), "there is no C compiler; .ci/setup installs it"
-            pytest.skip("there is no C compiler here")
         folder.mkdir()
         sources = {"libnvidia-ml.so.1": "nvml.c"}
         if has_cuda:
             sources["libcuda.so.1"] = "cuda.c"
         for library, source in sources.items():
-            options = ("-Wall", "-Werror", "-shared", "-fPIC", f"-DNEWEST={newest}")
-            path = str(Path(__file__).with_name(source))
-            command = [compiler, *options, "-o", str(folder / library), path]
-            subprocess.run(command, check=True, timeout=60)
+            (folder / library).write_bytes(compiled(source, newest))
         self._file = folder / "results"
         self._calls = folder / "results.calls"
         self._calls.touch()
