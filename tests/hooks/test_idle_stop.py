@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 
 import grpc
@@ -15,7 +16,18 @@ from ..support import Backend as RunningBackend
 from ..support import Spawner, eventually, is_running
 from .conftest import Hooked, MakeHooked
 
-WORKS = ["sh", "-c", "while :; do :; done"]
+# Uses a tenth of a core; 0.01 of a core is activity.
+WORKS = [
+    *(sys.executable, "-S", "-c"),
+    """
+import time
+while True:
+    end = time.process_time() + 0.02
+    while time.process_time() < end:
+        pass
+    time.sleep(0.2)
+""",
+]
 
 
 # Takes a request of the method `Work`, which lasts until the process ends, and uses no CPU time.
@@ -51,11 +63,11 @@ def test_idle_backends_are_stopped(
     """Busy, hanging, active and exempt backends still run; the log has the reason."""
     silent = spawner.backend("--no-status")
     kept = {
-        "busy": spawner.backend("--busy-seconds", "1000"),
+        "busy": spawner.backend_served_here("--busy-seconds", "1000"),
         "hangs": spawner.backend("--hang-status"),
-        "loads": spawner.backend("--state", "0"),
-        "broken": spawner.backend("--state", "-1"),
-        "keep": spawner.backend(),
+        "loads": spawner.backend_served_here("--state", "0"),
+        "broken": spawner.backend_served_here("--state", "-1"),
+        "keep": spawner.backend_served_here(),
     }
     works, idle = spawner.process(*WORKS), spawner.backend()
     limits = {"SECONDS": "keep=never, *=1.5", "NO_STATUS": no_status}
@@ -149,13 +161,13 @@ def test_request_at_low_cpu_usage_is_not_cut(
     assert hook.monitor.read("works").source == ("hook" if arguments else "psutil")
 
 
-# Without `Status`. It serves each line of input by a child that uses 0.2 s of CPU time, ends and is
+# Without `Status`. It serves each line of input by a child that uses 0.05 s of CPU time, ends and is
 # waited for. Then it prints `done`.
 FORKS_PER_REQUEST = """
 import os, sys, time
 for line in sys.stdin:
     if not os.fork():
-        while time.process_time() < 0.2:
+        while time.process_time() < 0.05:
             pass
         os._exit(0)
     os.wait()
@@ -180,6 +192,7 @@ def test_backend_that_forks_for_each_request_is_stopped_only_when_it_is_idle(
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "done\n"
+        time.sleep(0.2)
     sweep()
     assert [each.model for each in hook.monitor.backends()] == ["m"]
 
