@@ -564,6 +564,7 @@ OBSTACLES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("unix", [False, True])
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_start_that_fails_leaves_nothing_and_may_be_tried_again(
@@ -757,6 +758,7 @@ def test_forked_child_leaves_the_monitor_to_its_parent(
     assert not (tmp_path / "monitor.sock").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("unix", [False, True])
 def test_start_leaves_nothing_wherever_descriptors_run_out(
     unix: bool, spawner: Spawner, tmp_path: Path
@@ -795,6 +797,7 @@ STEPS: list[tuple[type[Any], str]] = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("part", "name"), STEPS, ids=lambda value: getattr(value, "__name__", value)
 )

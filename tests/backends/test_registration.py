@@ -325,6 +325,7 @@ def test_replicas_are_read_newest_first(monitor: Monitor, spawner: Spawner) -> N
     eventually(lambda: monitor.read("m").backend.pid == first.pid)
 
 
+@pytest.mark.once
 def test_registrations_leak_no_descriptors_or_threads(monitor: Monitor, spawner: Spawner) -> None:
     """After many registrations, readings and exits, descriptors and threads are as before."""
 

@@ -470,6 +470,7 @@ assert main(["--help"]) == main(["demo", "--help"]) == 0
 ZSH = {"_MONITOR_PLUGIN_COMPLETE": "zsh_complete", "COMP_WORDS": "x status ", "COMP_CWORD": "2"}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [

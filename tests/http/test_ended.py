@@ -84,6 +84,7 @@ def test_unknown_id_is_not_found(id: str, client: Client) -> None:
 SECRET = "s3cret-prompt-of-a-user"
 
 
+@pytest.mark.once
 def test_reader_sees_no_log_line_anywhere(
     make_monitor: Callable[..., Monitor],
     spawner: Spawner,

@@ -335,6 +335,7 @@ def test_a_signal_to_another_users_process_is_refused(
     assert is_running(sleeper.pid)
 
 
+@pytest.mark.once
 @REFUSALS
 @BOTH
 def test_refused_system_calls_are_replaced(
@@ -362,6 +363,7 @@ print(process.send_signal(15))
     assert lines == ["False None True", "7 False", "False"]
 
 
+@pytest.mark.once
 @REFUSALS
 @BOTH
 def test_group_of_a_process_is_killed_whatever_is_refused(
@@ -395,6 +397,7 @@ process.kill_group()
     assert child.returncode == 0
 
 
+@pytest.mark.once
 @NEEDS_ROOT
 @REFUSALS
 @BOTH
