@@ -161,8 +161,8 @@ def test_request_at_low_cpu_usage_is_not_cut(
     assert hook.monitor.read("works").source == ("hook" if arguments else "psutil")
 
 
-# Without `Status`. It serves each line of input by a child that uses 0.05 s of CPU time, ends and is
-# waited for. Then it prints `done`.
+# Without `Status`. It serves each line of input by a child that uses 0.05 s of CPU time, ends and
+# is waited for. Then it prints `done`.
 FORKS_PER_REQUEST = """
 import os, sys, time
 for line in sys.stdin:
