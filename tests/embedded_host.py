@@ -17,7 +17,8 @@ class EmbeddedHost:
 
     Args:
         spawner: starts the processes.
-        programs: the switches of the demo backend of each model; None: its program exits at once.
+        programs: the switches of the demo backend of each model, which is a light one without
+            switches; None: its program exits at once.
 
     Attributes:
         programs: the same, which a test may change before a start.
@@ -63,7 +64,8 @@ class EmbeddedHost:
         if switches is None:
             process = self._spawner.process("false")
         else:
-            backend = self._spawner.backend(*switches)
+            start = self._spawner.backend if switches else self._spawner.light_backend
+            backend = start(*switches)
             process = backend.process
             assert self._monitor
             backend.register(self._monitor, model)

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -38,7 +39,7 @@ Backend = RunningBackend
 
 # A backend that starts in a twentieth of a demo backend's CPU time. Each of its calls is answered.
 # Switches: `--addr`, `--no-status` and `--ignore-sigterm`.
-LIGHT_BACKEND = " ".join(
+LIGHT_BACKEND = shlex.join(
     (sys.executable, "-S", "-E", str(Path(__file__).parents[1] / "benchmarks" / "light_backend.py"))
 )
 
@@ -284,6 +285,10 @@ class Spawner:
     def backend(self, *switches: str, addr: str = "127.0.0.1:0", **options: Any) -> Backend:
         """Start a demo backend, small by default, and wait until it serves."""
         return Backend(self.process(*backend_command(addr=addr), *switches, **options))
+
+    def light_backend(self, *switches: str) -> Backend:
+        """Start a light backend, and wait until it serves; see LIGHT_BACKEND."""
+        return Backend(self.process(*shlex.split(LIGHT_BACKEND), *switches))
 
     def launcher(self, addr: str, **switches: bool | int | float | str) -> Launcher:
         """Start a launcher of a demo backend, which does not launch it yet."""

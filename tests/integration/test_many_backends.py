@@ -41,7 +41,7 @@ def nothing_is_left(counts: list[dict[str, int]]) -> bool:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("count", "limit"), [(150, 192), (400, 8192)])
+@pytest.mark.parametrize(("count", "limit"), [(60, 102), (100, 8192)])
 def test_many_backends_at_once_leave_nothing_behind(
     count: int, limit: int, spawner: Spawner
 ) -> None:

@@ -13,7 +13,7 @@ from monitor_plugin import Backend, Memory, Reading, State, Status, hookimpl
 from monitor_plugin.processes.tree_memory import TreeTotal
 from monitor_plugin.readings.backend_reader import complete_memory, reports_memory
 from monitor_plugin.readings.replicas import NO_MEMORY
-from monitor_plugin.testing import BackendFactory, MonitorFactory
+from monitor_plugin.testing import BackendFactory, MonitorFactory, RunningBackend
 
 from ..support import Client, Spawner, eventually, logged, refuse_thread, register
 
@@ -52,6 +52,22 @@ class Plugin:
         return self.components()
 
 
+@pytest.fixture(scope="module")
+def serving() -> Iterator[RunningBackend]:
+    """A backend that each of several tests registers and reads."""
+    factory = BackendFactory()
+    yield factory()
+    factory.close()
+
+
+@pytest.fixture(scope="module")
+def hanging() -> Iterator[list[RunningBackend]]:
+    """Three backends that never answer `Status`, which several tests register and read."""
+    factory = BackendFactory()
+    yield [factory(hang_status=True) for _ in range(3)]
+    factory.close()
+
+
 @pytest.fixture
 def plugin() -> Iterator[Plugin]:
     plugin = Plugin()
@@ -86,7 +102,7 @@ def timed(read: Callable[[], Reading]) -> Reading:
 @pytest.mark.parametrize("status", ["none", "raises", "hangs", "nonsense"])
 def test_hooks_that_misbehave_cost_one_deadline(
     make_monitor: MonitorFactory,
-    backend: BackendFactory,
+    serving: RunningBackend,
     plugin: Plugin,
     caplog: pytest.LogCaptureFixture,
     status: str,
@@ -94,7 +110,7 @@ def test_hooks_that_misbehave_cost_one_deadline(
 ) -> None:
     """The backend's own status is read in that time, and the log has the error of each hook."""
     monitor = make_monitor([plugin], status_timeout_seconds=SECONDS, hook_timeout_seconds=SECONDS)
-    backend().register(monitor, "m")
+    serving.register(monitor, "m")
     assert monitor.read("m").source == "hook"
     plugin.misbehave(status, components)
     reading = timed(lambda: monitor.read("m"))
@@ -121,7 +137,7 @@ def test_hooks_that_misbehave_cost_one_deadline(
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_no_error_of_a_hook_is_hidden_if_the_backend_fails_as_well(
     make_monitor: MonitorFactory,
-    backend: BackendFactory,
+    hanging: list[RunningBackend],
     plugin: Plugin,
     caplog: pytest.LogCaptureFixture,
     status: str,
@@ -130,8 +146,8 @@ def test_no_error_of_a_hook_is_hidden_if_the_backend_fails_as_well(
 ) -> None:
     """The sample comes within one deadline, also of several replicas."""
     monitor = make_monitor([plugin], status_timeout_seconds=SECONDS, hook_timeout_seconds=SECONDS)
-    for _ in range(replicas):
-        backend(hang_status=True).register(monitor, "m")
+    for each in hanging[:replicas]:
+        each.register(monitor, "m")
     assert monitor.read("m").source == "hook"
     plugin.misbehave(status, components)
     reading = timed(lambda: monitor.read("m"))
@@ -145,12 +161,12 @@ def test_no_error_of_a_hook_is_hidden_if_the_backend_fails_as_well(
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_backend_that_hangs_in_a_hook_counts_as_a_failure(
-    make_monitor: MonitorFactory, backend: BackendFactory, plugin: Plugin, replicas: int
+    make_monitor: MonitorFactory, hanging: list[RunningBackend], plugin: Plugin, replicas: int
 ) -> None:
     """`monitor_backend_status_failures_total` has it at the first scrape."""
     monitor = make_monitor([plugin], status_timeout_seconds=0.4, hook_timeout_seconds=0.4)
-    for _ in range(replicas):
-        backend(hang_status=True).register(monitor, "m")
+    for each in hanging[:replicas]:
+        each.register(monitor, "m")
     monitor.read("m")
     plugin.misbehave("hangs", "fine")
     text = Client(monitor.url).request("GET", "/metrics").body.decode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -18,12 +19,15 @@ from pathlib import Path
 
 from monitor_plugin import KnownModel, Monitor, Settings, StartFailed, hookimpl
 
+from ...support import LIGHT_BACKEND
+
 
 class StartingHost:
     """Knows programs by the names of their models, and starts and reaps their processes.
 
-    The switches are those of a demo backend. Two more make a program fail: `die` exits with code 7
-    after a line on standard error, and `refuse` is not started at all.
+    The switches are those of a demo backend; a program without switches, or with `--no-status`
+    alone, is a light backend. Two more switches make a program fail: `die` exits with code 7 after
+    a line on standard error, and `refuse` is not started at all.
 
     Args:
         monitor: the monitor.
@@ -87,8 +91,10 @@ class StartingHost:
         with self._starts.open("a") as file:
             file.write(f"{model}\n")
         switches = self.programs[model]
-        command = [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent"]
-        command += ["--weights-mib", "2", "--kv-cache-mib", "1", *switches.split()]
+        command = shlex.split(f"{LIGHT_BACKEND} {switches}")
+        if switches not in ("", "--no-status"):
+            command = [sys.executable, "-m", "monitor_plugin.demo.backend", "--end-with-parent"]
+            command += ["--weights-mib", "2", "--kv-cache-mib", "1", *switches.split()]
         if switches == "die":
             command = ["sh", "-c", "echo the secret last words >&2; exit 7"]
         process = subprocess.Popen(
