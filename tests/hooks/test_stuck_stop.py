@@ -136,7 +136,7 @@ def test_backend_that_no_longer_answers_is_stopped(
 # A gRPC server with a single thread, as LocalAI's backends have by default. It answers `Status`
 # with READY. `Predict` keeps the thread: it computes, or waits without any use of the CPU.
 ONE_WORKER = """
-import sys, threading
+import sys, threading, time
 from concurrent import futures
 import grpc
 from monitor_plugin.rpc.protocol import SERVICE, load_messages
@@ -150,8 +150,11 @@ def predict(request, context):
     print("predicting", flush=True)
     if sys.argv[1] == "waits":
         threading.Event().wait()
-    while True:
-        pass
+    while True:  # uses a fifth of a core
+        ends_at = time.thread_time() + 0.02
+        while time.thread_time() < ends_at:
+            pass
+        time.sleep(0.08)
 
 def method(function):
     return grpc.unary_unary_rpc_method_handler(

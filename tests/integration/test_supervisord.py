@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -342,12 +343,22 @@ def test_hundred_programs_are_found(make_host: Callable[..., Host]) -> None:
     )
     host = make_host(crowd)
     models = [f"m{number:03}" for number in range(100)]
-    eventually(lambda: host.known(*models), 60)
+
+    def listed() -> list[str]:
+        with contextlib.suppress(OSError):
+            answer = host.client.request("GET", "/backends?fresh=false").json
+            return sorted(each["model"] for each in answer["backends"])
+        return []
+
+    eventually(lambda: listed() == models)
+    assert host.known(*models)
     for model in models[::20]:
         assert host.client.shutdown(model).status == 200
     old = host.pid("monitor")
     os.kill(old, signal.SIGKILL)
     eventually(lambda: len(host.hook_calls("started")) == 2)
-    eventually(lambda: host.known(*(set(models) - set(models[::20]))), 60)
+    left = [each for each in models if each not in models[::20]]
+    eventually(lambda: listed() == left)
+    assert host.known(*left)
     assert [host.state(f"crowd:{model[1:]}") for model in models[::20]] == ["STOPPED"] * 5
     assert "UNKNOWN" not in host.log

@@ -42,7 +42,7 @@ def cpu_seconds(process: psutil.Process) -> tuple[float, float]:
             return now, times.user + times.system
 
 
-@pytest.mark.parametrize("percent", [50, 150])
+@pytest.mark.parametrize("percent", [pytest.param(50, marks=pytest.mark.once), 150])
 def test_cpu_percent_is_what_the_process_uses(
     percent: int, monitor: Monitor, spawner: Spawner
 ) -> None:
