@@ -69,6 +69,7 @@ def test_start_answers_with_localais_body(
         assert reason in error["message"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),

@@ -625,6 +625,7 @@ def count_calls(function: Callable[[], object]) -> int:
     return calls
 
 
+@pytest.mark.once
 def test_the_cost_of_a_channel_over_the_limit_does_not_depend_on_the_number_of_backends(
     serve: Callable[..., Server],
     make_client: Callable[..., StatusClient],

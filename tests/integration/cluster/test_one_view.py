@@ -145,6 +145,7 @@ def test_a_node_announces_at_once_that_it_stopped_a_model(
     eventually(lambda: not other.directory.holders("m"))
 
 
+@pytest.mark.once
 def test_any_node_stops_processes_left_behind_on_another(
     nats: NatsServer,
     make_local: MakeLocal,
