@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         state_file: the path of a SQLite file that stores the peaks of each model. None: the peaks
             are lost when the monitor ends.
         http_threads: the number of threads that answer requests; shutdowns use at most half of
-            them, and starts a quarter.
+            them, and so do starts.
         hooks_dir: a folder of hook files to load, whose code is run. The folder and the files must
             belong to root or to the monitor's user, and nobody else may be able to write to them.
         hook: hook files to load after those of `hooks_dir`, under the same conditions.

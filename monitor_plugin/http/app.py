@@ -77,8 +77,8 @@ def create_app(
 
     Args:
         settings: the monitor's settings. Requests that wait for a shutdown take at most half of
-            `http_threads`, requests that wait for a start a quarter, and requests that wait for an
-            event a quarter.
+            `http_threads`, requests that wait for a start as many (but at least two), and requests
+            that wait for an event a quarter.
         tokens: the valid tokens.
         read: reads a model, or its backend with a PID.
         shutdown: stops a model, by force or not, or its backend with a PID.
@@ -107,10 +107,10 @@ def create_app(
     monitor = MonitorResource(read, cluster)
     stop_limit = max(1, settings.http_threads // 2)
     stop = ShutdownResource(shutdown, stop_limit, blocking, unseen is not None, cluster)
-    # Starts wait for minutes. Their share is a quarter, like that of events, so that the threads
-    # beyond `http_threads`, which the server adds while requests are blocked, are for readings.
+    # Starts wait for minutes. The threads beyond `http_threads`, which the server adds while
+    # requests are blocked, are then for readings. Two starts of one model may always share one.
+    slots = StartSlots(max(2, settings.http_threads // 2), blocking)
     wait_limit = max(1, settings.http_threads // 4)
-    slots = StartSlots(wait_limit, blocking)
     load = LoadResource(start, is_loaded, slots, cluster)
     load_again = RestartResource(restart, slots, cluster)
     backends = BackendsResource(lister, cluster)

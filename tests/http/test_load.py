@@ -136,14 +136,14 @@ def test_restart_that_may_not_stop_starts_nothing(
 def test_waiting_starts_leave_threads_for_other_requests(
     threads: int, host: Host, make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
-    """Starts beyond a quarter of `http_threads` get a 503; readings and shutdowns go on."""
+    """Starts beyond half of `http_threads` get a 503; readings and shutdowns go on."""
     monitor = make_monitor([host], http_threads=threads)
     client = Client(monitor.url)
     register(monitor, spawner.sleeper().pid, "other")
     spawner.backend_served_here().register(monitor, "loaded")
     assert client.request("POST", "/backend/load", {"model": "loaded"}).status == 200
     host.may_start.clear()
-    limit = max(1, threads // 4)
+    limit = max(2, threads // 2)
     with ThreadPoolExecutor(limit) as pool:
         waiting = [
             pool.submit(client.request, "POST", "/backend/load", {"model": f"m{number}"})
