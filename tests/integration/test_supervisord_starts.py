@@ -59,7 +59,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, group: Group) -> Iterator[Hos
     (folder / "slow.sh").write_text(f"sleep 2; exec {LIGHT_BACKEND} $*")
     sections = [
         program(
-            "dies", f"sh {folder}/dies.sh {address()}", manual, "startsecs=1", "startretries=1"
+            "dies", f"sh {folder}/dies.sh {address()}", manual, "startsecs=1", "startretries=2"
         ),
         program("again", f"sh {folder}/dies.sh {address()}", manual, "startsecs=0"),
         program("plain", f"{LIGHT_BACKEND} {address()}", manual),
