@@ -55,13 +55,15 @@ def host(tmp_path_factory: pytest.TempPathFactory, group: Group) -> Iterator[Hos
     crashes = f"{sys.executable} -m monitor_plugin.demo.backend --weights-mib 1 --crash-after 3"
     manual, once, patient = "autostart=false", "autorestart=false", "stopwaitsecs=3"
     (folder / "dies.sh").write_text("echo last words >&2; exit 3")
+    again = f"test -e {folder}/stay && exec sleep 1000; . {folder}/dies.sh"
+    (folder / "again.sh").write_text(again)
     (folder / "greedy.py").write_text(GREEDY)
     (folder / "slow.sh").write_text(f"sleep 2; exec {LIGHT_BACKEND} $*")
     sections = [
         program(
             "dies", f"sh {folder}/dies.sh {address()}", manual, "startsecs=1", "startretries=2"
         ),
-        program("again", f"sh {folder}/dies.sh {address()}", manual, "startsecs=0"),
+        program("again", f"sh {folder}/again.sh {address()}", manual, "startsecs=0"),
         program("plain", f"{LIGHT_BACKEND} {address()}", manual),
         program("later", f"{crashes} {address()}", manual, once),
         program(
@@ -129,8 +131,10 @@ def test_start_fails_although_supervisord_never_gives_up(host: Host) -> None:
     assert answer.json["error"]["type"] == "start_failed"
     assert answer.json["message"].endswith("last words")
 
+    (host.folder / "stay").touch()  # a stop is refused in a pause between two processes
+
     def stop() -> bool:
-        host.control("stop", "again")  # refused in a pause between two processes
+        host.control("stop", "again")
         return agrees(host, "again", "stopped", "STOPPED")
 
     eventually(stop)
