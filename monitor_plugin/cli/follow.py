@@ -1,4 +1,4 @@
-"""What commands share that follow a monitor until Ctrl-C: `events -f` and `logs -f`."""
+"""Follows a monitor until Ctrl-C, for the commands `events -f` and `logs -f`."""
 
 from __future__ import annotations
 

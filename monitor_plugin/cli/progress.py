@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """What happens to a model, for people, and since how many seconds."""
+    """The step of an operation on a model, in words, and how many seconds it has taken so far."""
 
     text: str
     seconds: float | None

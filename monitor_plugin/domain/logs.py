@@ -1,4 +1,4 @@
-"""What backends write to their standard output and standard error."""
+"""The logs of backends: their standard output and standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a watchdog does with a backend, in words for people."""
+"""Describes the actions of watchdogs in words for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a watchdog does with a backend: stops it, restarts its model, or only tells of it.
+"""Stops a backend for a watchdog, restarts its model, or only tells of it.
 
 A hook file that finds something wrong with backends makes one `Watchdog`, which reads the settings
 ACTION, PROTECT and RESTARTS_PER_HOUR of the file. After each sweep the file calls `act` for each

@@ -154,7 +154,7 @@ class LocalNode:
         return CLAIMED if is_claimed and not self.is_loaded(model) else self.start_state(model)
 
     def start_state(self, model: str) -> str:
-        """Return what this node knows of a model: one of `START_STATES`. Asks the hosts."""
+        """Ask the hosts, and return the state of a model on this node: one of `START_STATES`."""
         if self.is_loaded(model):
             return LOADED
         known = self._known_models.find(model)

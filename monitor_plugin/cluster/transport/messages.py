@@ -12,7 +12,7 @@ from ...api.results import Response
 from ...config.cluster import validate_node, validate_node_url
 from ...domain.models import Memory, Reading
 
-# What a node knows of a model that is to be started.
+# The states of a model on a node that is asked to start it.
 LOADED, CLAIMED, STARTABLE, POSSIBLE, LISTED, UNKNOWN = START_STATES = (
     "loaded",  # a backend of it runs, or is being started
     "claimed",  # the node may be about to start it
