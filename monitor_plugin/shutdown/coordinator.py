@@ -180,9 +180,9 @@ class ShutdownCoordinator:
 
     def progress(self) -> dict[Backend, Progress]:
         """Return the progress of each shutdown, by the backends that it stops."""
-        now = time.monotonic()
         with self._lock:
             shutdowns = list(self._shutdowns.values())
+        now = time.monotonic()  # after each start, so that no duration is negative
         return {
             record.backend: Progress(shutdown.phase, now - shutdown.started_at)
             for shutdown in shutdowns
