@@ -16,6 +16,7 @@ from monitor_plugin import Monitor
 
 from .gpu.nvml import Driver, MakeDriver
 from .support import Client, Spawner, own_ports
+from .systemd_machine import SystemdMachine
 
 pytest_plugins = ["monitor_plugin.testing", "tests.hanging"]  # with `make_monitor` and `backend`
 
@@ -80,6 +81,16 @@ def spawner() -> Iterator[Spawner]:
     spawner = Spawner()
     yield spawner
     spawner.close()
+
+
+@pytest.fixture(scope="module")
+def systemd_machine() -> Iterator[SystemdMachine]:
+    """A systemd that has booted, for the tests of a module."""
+    machine = SystemdMachine()
+    try:
+        yield machine.start()
+    finally:
+        machine.close()
 
 
 @pytest.fixture

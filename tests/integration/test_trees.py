@@ -22,7 +22,7 @@ import pytest
 from monitor_plugin import Monitor
 
 from ..support import Client, Spawner, eventually, free_port, register
-from .systemd_host import Systemd, start_unit_command
+from ..systemd_machine import SystemdMachine, start_unit_command
 
 pytestmark = pytest.mark.slow
 
@@ -280,41 +280,36 @@ def test_kill_in_the_middle_of_a_stop_leaves_nothing(victim: str, tree: Tree, ca
     assert not tree.left()
 
 
-@pytest.fixture(scope="module")
-def systemd() -> Iterator[Systemd]:
-    systemd = Systemd()
-    try:
-        yield systemd.start()
-    finally:
-        systemd.close()
-
-
-def test_daemons_of_a_systemd_unit_are_stopped(tree: Tree, case: Case, systemd: Systemd) -> None:
+def test_daemons_of_a_systemd_unit_are_stopped(
+    tree: Tree, case: Case, systemd_machine: SystemdMachine
+) -> None:
     """They are in no session, and below no process, of the unit's main process."""
     command = '(setsid sleep 1000 &); exec "$@"'
-    systemd.run(
+    systemd_machine.run(
         *start_unit_command(
             "daemons", *("sh", "-c", command, "sh", *tree.server), **tree.environment
         )
     )
     eventually(lambda: "listening" in tree.left())
-    register(case.monitor, systemd.main_pid("daemons"), address=tree.address)
+    register(case.monitor, systemd_machine.main_pid("daemons"), address=tree.address)
     case.await_processes("grpc", 2)
     assert case.shutdown() == STOPPED
     assert not tree.left()
 
 
 def test_unit_that_a_client_of_systemd_started_fails_the_shutdown(
-    tree: Tree, case: Case, systemd: Systemd
+    tree: Tree, case: Case, systemd_machine: SystemdMachine
 ) -> None:
     """The client has ended, and systemd's unit serves on."""
     unit = shlex.join(start_unit_command("served", *tree.server))
-    tree.run(*systemd.enter("sh", "-c", f"{unit} && echo ready && exec sleep 1000"))
+    tree.run(*systemd_machine.enter("sh", "-c", f"{unit} && echo ready && exec sleep 1000"))
     eventually(lambda: "listening" in tree.left())
     register(case.monitor, tree.root.pid, address=tree.address)
     status, body = case.shutdown()
     assert (status, body["error"]["type"]) == (500, "shutdown_failed")
-    served = f"{tree.address} is still served by process {systemd.main_pid('served')} (python"
+    served = (
+        f"{tree.address} is still served by process {systemd_machine.main_pid('served')} (python"
+    )
     assert served in body["error"]["message"]
     assert list(tree.left()) == ["listening"]
-    systemd.run("systemctl", "stop", "served")
+    systemd_machine.run("systemctl", "stop", "served")
