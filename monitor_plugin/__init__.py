@@ -48,6 +48,7 @@ from .domain.models import (
     Status,
 )
 from .domain.postmortems import PostMortem
+from .domain.units import HostExit, HostUnit
 from .hookspecs import hookimpl, hookspec
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ __all__ = [
     "Gpu",
     "GpuUse",
     "HookFigures",
+    "HostExit",
+    "HostUnit",
     "InvalidBackend",
     "InvalidRequest",
     "KnownModel",

@@ -39,6 +39,7 @@ from .domain.models import (
     Status,
 )
 from .domain.postmortems import PostMortem
+from .domain.units import HostExit, HostUnit
 
 if TYPE_CHECKING:
     import falcon
@@ -132,7 +133,8 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
     When: after the process was started; the backend need not serve yet. Thread: the host's.
     Arguments: `model`, free text of at most 255 bytes of UTF-8; `pid`, the process, whose children
     belong to the backend; `address`, the gRPC target: host:port, [::1]:port, ipv4:1.2.3.4:port,
-    ipv6:[::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS.
+    ipv6:[::1]:port, unix:/path, unix-abstract:name, dns:///host:port, or grpcs://host:port for TLS;
+    or the URL of a server that speaks HTTP: http://host:port or https://host:port.
     :port, *:port, 0.0.0.0:port and [::]:port are the same address as localhost:port: the monitor
     dials ::1, and then 127.0.0.1. Another PID of the same model adds a replica; the same PID again
     updates its record. With the address of a registered process of the same model, a PID of the
@@ -141,8 +143,8 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
     Raises `InvalidBackend` to the host, and changes nothing, for: an invalid name or address; a PID
     that does not run; PID 0, 1, the monitor's own or that of its ancestor; an address that another
     live backend has; a PID that would replace the registered process during a shutdown of the
-    backend; an address on another machine without TLS (`grpcs://`, or the setting `grpc_ca_file`),
-    unless the setting `insecure` allows it.
+    backend; an address on another machine without TLS (`grpcs://`, `https://`, or for gRPC the
+    setting `grpc_ca_file`), unless the setting `insecure` allows it.
     """
 
 
@@ -287,6 +289,29 @@ def monitor_read_log(
     the monitor reads the file that the process writes to, if it writes to a file. An implementation
     that raises, overruns or returns another type is logged, without the text of its error, and the
     next one is called.
+    """
+
+
+@hookspec
+def monitor_describe_unit(backend: Backend) -> HostUnit | None:
+    """Describe the unit in which a host runs a backend, with the host's own figures.
+
+    When: for a list of backends or a scrape, at most once a second for each backend. Thread: a
+    hook's; concurrent calls are possible. Arguments: `backend`. Returns a `HostUnit` (sizes in
+    bytes), or None if the backend is not the host's. The first result counts. An implementation
+    that raises, overruns or returns another type is logged, and the next one is called.
+    """
+
+
+@hookspec
+def monitor_explain_exit(backend: Backend) -> HostExit | None:
+    """Tell what a host knows of how a backend ended.
+
+    When: after each end of a backend, before `monitor_backend_postmortem`, at least a second after
+    the end. Thread: a hook's; concurrent calls are possible. Arguments: `backend`, its last record.
+    Returns a `HostExit`, or None if the host knows nothing of the end. The first result counts. An
+    implementation that raises, overruns or returns another type is logged, and the next one is
+    called.
     """
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from ..domain.address import MAX_SOCKET_PATH_BYTES
 from ..domain.errors import SettingsError
+from ..domain.protocols import parse_protocol_rule
 from .cluster import validate_cluster, validate_namespace, validate_node, validate_node_url
 from .origins import ip_address, validate_allowed_host, validate_allowed_origin
 from .tokens import validate_token
@@ -88,6 +89,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         grpc_token_file: a file with a token that is sent to each backend as the gRPC metadata
             `authorization: Bearer TOKEN`, unless a `monitor_call_metadata` hook gives another. It
             is read again when it changes.
+        protocol: the protocol by which backends are asked for their status: a name, or a list of
+            `PATTERN=NAME`, where PATTERN is a shell pattern of models. A variable MONITOR_PROTOCOL
+            in the environment of a backend's process has precedence. Without a name, addresses of
+            gRPC are asked by `localai`, and a server that speaks HTTP by the protocol it answers.
+        busy_when: when a server that speaks HTTP is BUSY. `any`: while it works on a request;
+            `full`: while it can take no further request.
         cluster: NATS servers that connect the monitors of several machines: `nats://HOST:4222` or
             `tls://HOST:4222`, separated by commas; None: this machine only. A server that is not on
             loopback requires TLS and credentials, or `insecure`.
@@ -130,6 +137,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     disable_hook: tuple[str, ...] = ()
     grpc_ca_file: str | None = None
     grpc_token_file: str | None = None
+    protocol: tuple[str, ...] = ()
+    busy_when: Literal["any", "full"] = "any"
     cluster: str | None = None
     node: str | None = None
     cluster_namespace: str = "monitor"
@@ -152,6 +161,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "token": validate_token,
             "allowed_hosts": validate_allowed_host,
             "allowed_origins": validate_allowed_origin,
+            "protocol": parse_protocol_rule,
             "trusted_proxy": _validate_trusted_proxy,
             "node": validate_node,
             "cluster_url": validate_node_url,

@@ -1,4 +1,4 @@
-"""Parses gRPC targets. gRPC itself does not check them: it turns port 99999 into 34463."""
+"""Parses the addresses of backends: gRPC targets, which gRPC does not check, and URLs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from urllib.parse import quote, unquote_to_bytes
 
 FORMS = (
     "host:port, [::1]:port, :port or *:port for this machine, ipv4:1.2.3.4:port, ipv6:[::1]:port, "
-    "dns:///host:port, unix:/path, unix-abstract:name, or grpcs://host:port for TLS"
+    "dns:///host:port, unix:/path, unix-abstract:name, grpcs://host:port for TLS, or for a server "
+    "that speaks HTTP http://host:port or https://host:port"
 )
 TLS_SCHEME = "grpcs://"
+HTTP_SCHEMES = {"http://": 80, "https://": 443}  # with their default ports
 
 # A client of `localhost`, or of an address that names no host, dials these one after the other: the
 # server may listen at one of them only, and IPv6 may be off.
@@ -40,18 +42,25 @@ class Target(NamedTuple):
             `localhost` and for an address that names no host (`:50051`, `*:50051`, `0.0.0.0:50051`
             or `[::]:50051`), otherwise one.
         port: the TCP port.
+        url_path: for a URL, the path in it without a slash at the end, often empty; None for gRPC.
     """
 
     path: str | None
     hosts: tuple[str, ...] = ()
     port: int = 0
+    url_path: str | None = None
+
+
+def is_http(address: str) -> bool:
+    """Whether an address is that of a server that speaks HTTP."""
+    return address.startswith(tuple(HTTP_SCHEMES))
 
 
 def parse_address(address: object) -> Target:
-    """Parse a gRPC target.
+    """Parse the address of a backend.
 
     Args:
-        address: a target as the host gave it, in one of FORMS.
+        address: an address as the host gave it, in one of FORMS.
 
     Raises:
         ValueError: the address has none of FORMS; the message says what is wrong.
@@ -60,6 +69,8 @@ def parse_address(address: object) -> Target:
         raise ValueError(f"the address must be a string, not {type(address).__name__}")
     if not address.isprintable() or " " in address:
         raise ValueError(f"address {address!r} holds a space or a control character")
+    if is_http(address):
+        return _parse_url(address)
     if address.startswith("unix-abstract:"):
         return Target("\0" + _decoded_path(address, address.removeprefix("unix-abstract:")))
     if address.startswith("unix:"):
@@ -73,27 +84,25 @@ def parse_address(address: object) -> Target:
     scheme, rest = _split_scheme(address)
     host, colon, port = rest.rpartition(":")
     if not colon or "/" in host:
-        raise ValueError(f"address {address!r} is no gRPC target; use {FORMS}")
-    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
-        raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
-    return Target(None, _parse_host(address, scheme[:4], host), int(port))
+        raise ValueError(f"address {address!r} is no gRPC target or URL; use {FORMS}")
+    return Target(None, _parse_host(address, scheme[:4], host), _parse_port(address, port))
 
 
 def canonical_address(address: object) -> str:
-    """Return the canonical form of a gRPC target, by which two targets can be compared.
+    """Return the canonical form of an address, by which two addresses can be compared.
 
     Args:
-        address: a target as the host gave it, in one of FORMS.
+        address: an address as the host gave it, in one of FORMS.
 
     Returns:
-        The target without a scheme, except those of unix sockets; with and without TLS it is the
-        same. `localhost` and addresses that name no host become 127.0.0.1, which a client that
-        dials them reaches.
+        The address without a scheme, except those of unix sockets, and without the path of a URL;
+        with and without TLS it is the same. `localhost` and addresses that name no host become
+        127.0.0.1, which a client that dials them reaches.
 
     Raises:
         ValueError: the address has none of FORMS; the message says what is wrong.
     """
-    path, hosts, port = parse_address(address)
+    path, hosts, port, _ = parse_address(address)
     if path is not None:
         return grpc_socket_target(path)
     host = hosts[0]
@@ -126,6 +135,30 @@ def is_local(canonical: str) -> bool:
     return ip.is_loopback or ip.is_unspecified  # a client of 0.0.0.0 reaches loopback
 
 
+def _parse_url(address: str) -> Target:
+    scheme = next(each for each in HTTP_SCHEMES if address.startswith(each))
+    rest = address.removeprefix(scheme)
+    if any(each in rest for each in "?#@"):
+        raise ValueError(
+            f"an address that begins with {scheme} has no user, password, query or fragment; a "
+            "token stands in the file of the setting grpc_token_file"
+        )
+    authority, slash, path = rest.partition("/")
+    host, port = authority, str(HTTP_SCHEMES[scheme])
+    if ":" in authority.rpartition("]")[2]:
+        host, _, port = authority.rpartition(":")
+    if not host:
+        raise ValueError(f"address {address!r} names no host; use {scheme}127.0.0.1:PORT")
+    hosts = _parse_host(address, scheme, host)
+    return Target(None, hosts, _parse_port(address, port), (slash + path).rstrip("/"))
+
+
+def _parse_port(address: str, port: str) -> int:
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"address {address!r}: the port must be a number from 1 to 65535")
+    return int(port)
+
+
 def _split_scheme(address: str) -> tuple[str, str]:
     """Split an address into its scheme, which may be empty, and host and port without encoding."""
     for scheme in _SCHEMES:
@@ -153,7 +186,7 @@ def _decoded_path(address: str, path: str) -> str:
 
 
 def _parse_host(address: str, scheme: str, host: str) -> tuple[str, ...]:
-    """Return the hosts to dial: see `Target`."""
+    """Return the hosts to dial: see `Target`. The scheme counts if it is `ipv4` or `ipv6`."""
     if host.startswith("[") and host.endswith("]") and scheme != "ipv4":
         try:
             ip6 = ipaddress.IPv6Address(host[1:-1])

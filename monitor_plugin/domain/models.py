@@ -106,10 +106,24 @@ class Status(msgspec.Struct, frozen=True):
     Attributes:
         state: a number of `State`, or one that this version of the protocol does not define.
         memory: None if the backend did not report it.
+        requests_running: how many requests it is working on; None if it does not report that, as
+            for the next three.
+        requests_waiting: how many requests wait for it.
+        tokens_per_second: how many tokens it generates per second, for all requests together.
+        kv_cache_percent: the used part of its KV cache, in percent of the cache.
     """
 
     state: int
     memory: Memory | None = None
+    requests_running: int | None = None
+    requests_waiting: int | None = None
+    tokens_per_second: float | None = None
+    kv_cache_percent: float | None = None
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether it is BUSY, or requests are running or waiting."""
+        return bool(self.state == State.BUSY or self.requests_running or self.requests_waiting)
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -186,8 +200,9 @@ class Reading(msgspec.Struct, frozen=True):
         backend: the backend that was read; of several replicas, the newest.
         status: None if the call to the backend failed.
         sample: None if there is a status.
-        source: `grpc`, `hook` or `psutil`.
-        rpc_error: the name of the gRPC code with which `Status` failed, else None.
+        source: `grpc`, `http`, `hook` or `psutil`.
+        rpc_error: the name of the gRPC code with which `Status` failed, else None. If the backend
+            is asked by HTTP, the code that gRPC has for such a failure.
         taken_at: seconds since the epoch.
         memory_source: where `status.memory.total` comes from: `backend` (its own report), `pss` or
             `rss` (sums over its process tree); None if there is no such figure.
@@ -197,6 +212,9 @@ class Reading(msgspec.Struct, frozen=True):
             if there is none, or if that cannot be seen.
         memory_age_seconds: the age of PSS at the time of the reading; for several replicas, the
             highest age. None if PSS is no part of `status.memory.total`.
+        protocol: the name of the protocol that gave the status, such as `llama.cpp`; None without a
+            status, and if a hook gave it.
+        status_error: why there is no status, for people; None if only the code is known.
     """
 
     backend: Backend
@@ -209,6 +227,8 @@ class Reading(msgspec.Struct, frozen=True):
     replicas: int = 1
     address_owner: ProcessName | None = None
     memory_age_seconds: float | None = None
+    protocol: str | None = None
+    status_error: str | None = None
 
 
 class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from .models import BackendExit, LeftBehindProcess, Observation
+from .units import HostExit
 
 # The maximum number of lines, and of bytes of UTF-8, of `PostMortem.last_output`.
 MAX_OUTPUT_LINES = 20
@@ -29,6 +30,7 @@ class PostMortem(msgspec.Struct, frozen=True, kw_only=True):
             characters escaped; the standard error, or the standard output if that is empty. It may
             hold what users sent to the model. If the backend writes to the file that the monitor's
             own process writes to, a first line in brackets says so.
+        host_exit: what the host says of the end; None if it says nothing.
     """
 
     id: int
@@ -39,3 +41,4 @@ class PostMortem(msgspec.Struct, frozen=True, kw_only=True):
     left_behind: tuple[LeftBehindProcess, ...] | None = None
     last_observation: Observation | None = None
     last_output: str | None = None
+    host_exit: HostExit | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,6 +25,7 @@ from ..domain.models import (
     Status,
 )
 from ..domain.postmortems import MAX_OUTPUT_BYTES, MAX_OUTPUT_LINES, PostMortem
+from ..domain.units import HostExit, HostUnit
 from ..hookspecs import Monitor
 from ..telemetry.event_log import EventLog
 from .event_queue import EventQueue
@@ -44,6 +46,7 @@ from .results import (
     validate_log,
     validate_metadata,
     validate_reason,
+    validate_record,
     validate_status,
     validate_stop_signal,
     validate_under_way,
@@ -51,6 +54,9 @@ from .results import (
 
 if TYPE_CHECKING:
     import falcon
+
+
+_T = TypeVar("_T")
 
 
 class Refusal(NamedTuple):
@@ -408,6 +414,27 @@ class Hooks:
                 return LogTail(log.data[-max_bytes:], log.end)
             if log is not None:
                 return bytes(log[-max_bytes:])
+        return None
+
+    def may_describe_unit(self) -> bool:
+        """Whether a plugin implements the hook that describes the units of a host."""
+        return bool(self._executor.implementations("monitor_describe_unit"))
+
+    def describe_unit(self, backend: Backend) -> HostUnit | None:
+        """Call `monitor_describe_unit`; return the first result, or None."""
+        return self._first_of(HostUnit, "monitor_describe_unit", {"backend": backend})
+
+    def explain_exit(self, backend: Backend) -> HostExit | None:
+        """Call `monitor_explain_exit`; return the first result, or None."""
+        return self._first_of(HostExit, "monitor_explain_exit", {"backend": backend})
+
+    def _first_of(self, kind: type[_T], hook: str, arguments: dict[str, Any]) -> _T | None:
+        """Call a hook; return its first result that is such a record, or None."""
+        validate = partial(validate_record, kind)
+        call = HookCall(hook, self._timeout_seconds, arguments, validate, _has_value)
+        for _, value, _ in self._executor.call(call):
+            if isinstance(value, kind):
+                return value
         return None
 
     def stop_signal(self, backend: Backend) -> int:

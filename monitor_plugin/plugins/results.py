@@ -10,8 +10,8 @@ import math
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from operator import index
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -22,6 +22,8 @@ from ..domain.logs import LogTail
 from ..domain.model_name import validate_model_name
 from ..domain.models import Memory, Status
 from .executor import WrongType
+
+_T = TypeVar("_T")
 
 _MAX_BYTES = 2**64 - 1
 _STATES = range(-(2**63), 2**63)
@@ -36,14 +38,21 @@ _METADATA_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 def validate_status(value: object) -> Status:
     """Validate the result of `monitor_query_status`."""
     if isinstance(value, Status) and isinstance(value.state, int) and int(value.state) in _STATES:
-        state, memory = int(value.state), value.memory
-        if memory is None:
-            return Status(state, None)
-        if isinstance(memory, Memory) and _is_bytes(memory.total):
-            breakdown = _plain_breakdown(memory.breakdown)
-            if breakdown is not None:
-                return Status(state, Memory(int(memory.total), breakdown))
-    raise WrongType(value, "a Status of integers within 64 bits")
+        try:
+            return Status(int(value.state), _plain_memory(value.memory), *_plain_load(value))
+        except _NOT_PLAIN:
+            pass
+    raise WrongType(value, "a Status of numbers within 64 bits")
+
+
+def validate_record(kind: type[_T], value: object) -> _T:
+    """Validate the result of a hook that returns a record of this kind, or None."""
+    if not isinstance(value, kind):
+        raise WrongType(value, f"a {kind.__name__} or None")
+    try:
+        return _plain_record(kind, value)
+    except _NOT_PLAIN as error:
+        raise WrongType(value, f"a valid {kind.__name__}: {error}") from None
 
 
 def validate_metadata(value: object) -> dict[str, str]:
@@ -152,21 +161,72 @@ def _plain_breakdown(value: object) -> dict[str, int] | None:
     return {name: int(amount) for name, amount in components.items()}
 
 
-def _plain_gpu(gpu: Gpu) -> Gpu:
-    """Copy a GPU, and convert its fields to the types that `Gpu` declares.
+def _plain_memory(memory: Memory | None) -> Memory | None:
+    """Copy a memory with plain integers.
+
+    Raises:
+        ValueError: it is no memory, or an amount is not valid.
+    """
+    if memory is None:
+        return None
+    breakdown = _plain_breakdown(memory.breakdown) if isinstance(memory, Memory) else None
+    if breakdown is None or not _is_bytes(memory.total):
+        raise _invalid("memory")
+    return Memory(int(memory.total), breakdown)
+
+
+def _plain_load(status: Status) -> tuple[int | None, int | None, float | None, float | None]:
+    """Copy the figures of a status after its memory.
+
+    Raises:
+        One of `_NOT_PLAIN`: a figure is not valid.
+    """
+    counts = [status.requests_running, status.requests_waiting]
+    rates = [status.tokens_per_second, status.kv_cache_percent]
+    if not all(each is None or _is_bytes(each) for each in counts):
+        raise _invalid("requests_running or requests_waiting")
+    if not all(each is None or (math.isfinite(each) and each >= 0) for each in rates):
+        raise _invalid("tokens_per_second or kv_cache_percent")
+    running, waiting = (None if each is None else int(each) for each in counts)
+    tokens, kv_cache = (None if each is None else float(each) for each in rates)
+    return running, waiting, tokens, kv_cache
+
+
+def _plain_record(kind: type[_T], record: _T) -> _T:
+    """Copy a record, and convert its fields to the types that it declares.
 
     Raises:
         One of `_NOT_PLAIN`: a field is not valid.
     """
-    plain = msgspec.convert(msgspec.to_builtins(gpu, enc_hook=_plain_number), Gpu)
-    fields = msgspec.to_builtins(plain)
-    for name, field in chain(fields.items(), *(each.items() for each in fields["uses"] or ())):
+    plain = msgspec.convert(msgspec.to_builtins(record, enc_hook=_plain_number), kind)
+    _check_fields(msgspec.to_builtins(plain))
+    return plain
+
+
+def _check_fields(fields: Mapping[str, object]) -> None:
+    """Check that texts can be encoded, and that numbers are finite, and not negative integers.
+
+    Raises:
+        ValueError: a field is not valid.
+    """
+    for name, field in fields.items():
         if isinstance(field, str) and not _is_text(field):
             raise _invalid(name)
         if isinstance(field, float) and not math.isfinite(field):
             raise _invalid(name)
         if isinstance(field, int) and not _is_bytes(field):
             raise _invalid(name)
+
+
+def _plain_gpu(gpu: Gpu) -> Gpu:
+    """Copy a GPU, and convert its fields to the types that `Gpu` declares.
+
+    Raises:
+        One of `_NOT_PLAIN`: a field is not valid.
+    """
+    plain = _plain_record(Gpu, gpu)
+    for use in plain.uses or ():
+        _check_fields(msgspec.to_builtins(use))
     if not plain.component:
         raise _invalid("component")
     if plain.uses is None:

@@ -356,7 +356,7 @@ def _parse_ip(digits: bytes) -> bytes:
 
 
 def _parse_place(address: str) -> _Place:
-    path, hosts, port = parse_address(address)
+    path, hosts, port, _ = parse_address(address)
     return _Place(path, port, [(host, _accepting_addresses(host)) for host in hosts])
 
 
