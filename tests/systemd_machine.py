@@ -90,6 +90,7 @@ printf '[Unit]\nRequires=dbus.service systemd-journald.service\n' >$units/test.t
 ln -s /dev/null $units/systemd-journald-audit.socket
 ln -s /dev/null $units/modprobe@.service
 ln -s /usr/lib/systemd/user/dbus.socket $settings/user/sockets.target.wants
+install -d -g systemd-journal -m 2755 $root/run/log/journal
 printf '[Journal]\nAudit=\n' >$settings/journald.conf.d/test.conf
 printf '[Manager]\nDefaultEnvironment=%s\n' "$ENVIRONMENT" >$settings/system.conf.d/test.conf
 unset ENVIRONMENT
@@ -142,9 +143,7 @@ class SystemdMachine:
             if number != "0":  # below the limits of the tests' own group
                 parent = GROUPS / controllers.removeprefix("name=") / path.strip("/")
             elif (GROUPS / "cgroup.controllers").exists():
-                parent = (
-                    GROUPS  # a group that has processes passes no controllers on
-                )
+                parent = GROUPS  # a group that has processes passes no controllers on
             else:
                 parent = GROUPS / "unified"
             (parent / name).mkdir()
@@ -206,6 +205,7 @@ class SystemdMachine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             env={"PATH": PATH},
             cwd="/",
         )

@@ -1,0 +1,1 @@
+"""The adapter to systemd, which runs as a service of systemd."""
