@@ -85,7 +85,8 @@ def parse_address(address: object) -> Target:
     host, colon, port = rest.rpartition(":")
     if not colon or "/" in host:
         raise ValueError(f"address {address!r} is no gRPC target or URL; use {FORMS}")
-    return Target(None, _parse_host(address, scheme[:4], host), _parse_port(address, port))
+    number = _parse_port(address, port)
+    return Target(None, _parse_host(address, scheme[:4], host), number)
 
 
 def canonical_address(address: object) -> str:

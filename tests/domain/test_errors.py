@@ -22,6 +22,8 @@ def test_package_exports_the_documented_names() -> None:
         "Gpu",
         "GpuUse",
         "HookFigures",
+        "HostExit",
+        "HostUnit",
         "InvalidBackend",
         "InvalidRequest",
         "KnownModel",

@@ -35,13 +35,16 @@ def test_records_are_frozen(record: msgspec.Struct) -> None:
     [
         (Backend, "model pid address created_at"),
         (Memory, "total breakdown"),
-        (Status, "state memory"),
+        (
+            Status,
+            "state memory requests_running requests_waiting tokens_per_second kv_cache_percent",
+        ),
         (Sample, "rss vms memory_percent cpu_percent"),
         (BackendExit, "cause exit_code signal oom ended_at oom_certain peak_rss"),
         (
             Reading,
             "backend status sample source rpc_error taken_at memory_source replicas "
-            "address_owner memory_age_seconds",
+            "address_owner memory_age_seconds protocol status_error",
         ),
     ],
 )

@@ -393,6 +393,7 @@ def test_hookspecs_have_these_hooks() -> None:
         *("monitor_add_routes", "monitor_stop_signal", "monitor_list_gpus"),
         *("monitor_list_models", "monitor_start_model", "monitor_watchdog_acted"),
         *("monitor_read_log", "monitor_backend_postmortem"),
+        *("monitor_describe_unit", "monitor_explain_exit"),
     }
     for name in HOOK_NAMES:
         text = getattr(hookspecs, name).__doc__

@@ -166,6 +166,8 @@ def test_hooks_keep_their_arguments() -> None:
         "monitor_start_model": ("model", "timeout_seconds"),
         "monitor_read_log": ("model", "pid", "stream", "max_bytes"),
         "monitor_backend_postmortem": ("backend", "postmortem"),
+        "monitor_describe_unit": ("backend",),
+        "monitor_explain_exit": ("backend",),
         "monitor_before_shutdown": ("backend", "force"),
         "monitor_stop_backend": ("backend", "timeout_seconds"),
         "monitor_stop_signal": ("backend",),
