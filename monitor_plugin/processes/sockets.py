@@ -116,6 +116,15 @@ class _Place(NamedTuple):
     hosts: Sequence[tuple[str, Sequence[Sequence[bytes]]]]
 
 
+def is_in_other_network(pid: int) -> bool:
+    """Whether a process is in another network namespace than the monitor, as far as is known."""
+    try:
+        other, own = os.stat(f"/proc/{pid}/ns/net"), os.stat("/proc/self/ns/net")
+    except OSError:  # it has ended, or may not be read
+        return False
+    return (other.st_dev, other.st_ino) != (own.st_dev, own.st_ino)
+
+
 class SocketTable:
     """Tells which processes listen at an address. Safe to call from any thread.
 

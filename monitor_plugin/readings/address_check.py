@@ -12,7 +12,7 @@ from ..backends.registry import Record, Registry, Serving
 from ..domain.models import Backend
 from ..plugins.hooks import Hooks
 from ..processes.members import MemberTable
-from ..processes.sockets import ListeningSockets, SocketTable
+from ..processes.sockets import ListeningSockets, SocketTable, is_in_other_network
 from ..rpc.client import StatusClient
 
 _MAX_AGE_SECONDS = 1.0
@@ -31,7 +31,9 @@ class AddressCheck:
     gRPC servers share ports, and the server of a launcher that was killed may live on. So another
     process than a member of the backend may answer. Addresses on other machines are not checked.
     Where descriptors may not be read, or no socket is seen, as in another network namespace, it is
-    not known who serves, and an answer is believed.
+    not known who serves, and an answer is believed. Nor is it known if the registered process is in
+    another network namespace, such as that of a container: what listens here is taken for a
+    forwarder to it, as docker-proxy is.
 
     Args:
         socket_table: finds the sockets of an address, and their processes.
@@ -136,6 +138,13 @@ class AddressCheck:
         holders = self._socket_table.known_holders(inodes, pids)
         if len(holders) == len(inodes):  # so no process snapshot is needed
             return serving._replace(served_by=min(holders.values(), key=pids.index))
+        return self._search_listener(record, serving)
+
+    def _search_listener(self, record: Record, serving: Serving) -> Serving:
+        """Complete a `Serving` of which not all sockets were known to be a member's."""
+        backend, seen_at, inodes = serving.backend, serving.seen_at, serving.inodes
+        if is_in_other_network(record.process.pid):
+            return serving._replace(is_certain=False)
         last = record.serving
         found = last.address_owner if last is not None and last.backend is backend else None
         for _ in range(_MAX_LOOKS):

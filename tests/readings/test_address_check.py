@@ -414,6 +414,24 @@ def test_status_is_believed_from_another_network_namespace(
     assert (observation.reading.source, observation.served_by) == ("grpc", None)
 
 
+def test_status_is_believed_from_a_process_that_forwards_to_a_container(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A process in another network namespace cannot listen here: docker-proxy does for it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a network namespace")
+    forwarder = spawner.backend()
+    container = spawner.process(program("unshare"), "--net", "sh", "-c", "echo up; sleep 1000")
+    assert container.stdout
+    assert container.stdout.readline() == "up\n"
+    monitor = make_monitor()
+    register(monitor, container.pid, address=forwarder.address)
+    (observation,) = monitor.sweep()
+    assert observation.reading
+    assert (observation.reading.source, observation.reading.address_owner) == ("grpc", None)
+    assert observation.served_by is None
+
+
 def test_address_of_another_machine_is_not_checked(
     make_monitor: Callable[..., Monitor], spawner: Spawner
 ) -> None:
