@@ -107,6 +107,17 @@ class Monitor(Protocol):
     def report_watchdog(self, backend: Backend, watchdog: str, action: str, reason: str) -> None:
         """Report that a watchdog has found something wrong with a backend, and what it does."""
 
+    def adopt_process(self, backend: Backend, pid: int) -> None:
+        """Replace the registered process of a backend by another one, such as a container's.
+
+        Raises:
+            InvalidBackend: the process cannot be adopted, or a shutdown of the backend is in
+                progress; nothing was changed.
+        """
+
+    def host_pid(self, pid: int) -> int:
+        """Return the PID by which the host knows the backend with a PID."""
+
     def stopping(self) -> list[Backend]:
         """List the backends for which a shutdown is under way."""
 
@@ -139,7 +150,8 @@ def monitor_backend_spawned(model: str, pid: int, address: str) -> None:
     dials ::1, and then 127.0.0.1. Another PID of the same model adds a replica; the same PID again
     updates its record. With the address of a registered process of the same model, a PID of the
     same backend replaces that process: for example the server that a registered launcher started.
-    This is no exit, and both stay members of the backend. Returns nothing.
+    This is no exit, and both stay members of the backend. A PID in whose place another process was
+    adopted (`Monitor.adopt_process`) stands for that process. Returns nothing.
     Raises `InvalidBackend` to the host, and changes nothing, for: an invalid name or address; a PID
     that does not run; PID 0, 1, the monitor's own or that of its ancestor; an address that another
     live backend has; a PID that would replace the registered process during a shutdown of the

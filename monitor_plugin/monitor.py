@@ -471,6 +471,37 @@ class Monitor:
         """Report what a watchdog has found, and what it does: see `monitor_watchdog_acted`."""
         self._services.hooks.watchdog_acted(backend, watchdog, action, reason)
 
+    def adopt_process(self, backend: Backend, pid: int) -> None:
+        """Replace the registered process of a backend; its model and address stay the same.
+
+        For example a container, whose process is no descendant of the client `docker run` that a
+        host has registered. The former process and its members stay members of the backend, and no
+        exit is recorded. From then on the end of the new process is the end of the backend. The
+        host goes on knowing the former PID: if it registers that PID again, or reports its exit,
+        the call is about the backend of the new process. In the ten seconds after the end of the
+        new process, the former one is not registered again, because it is about to end.
+
+        Args:
+            backend: a registered backend, as `backends()` lists it or as a hook got it.
+            pid: the process. It need not be related to the registered one, must run, and may be the
+                registered one, which changes nothing.
+
+        Raises:
+            InvalidBackend: the backend is not registered any more, or has another process by now;
+                the PID is no integer, 0, 1, that of the monitor or of its ancestor, or that of
+                another backend; the process does not run; or a shutdown of the backend is in
+                progress. Nothing was changed.
+        """
+        self._services.registration.adopt(backend, pid)
+
+    def host_pid(self, pid: int) -> int:
+        """Return the PID by which the host knows the backend with a PID.
+
+        It is another one if `adopt_process` has replaced the process that the host registered. For
+        a PID of no registered backend, it is that PID.
+        """
+        return self._services.registration.host_pid(pid)
+
     def stopping(self) -> list[Backend]:
         """List the backends that a shutdown is stopping."""
         return self._services.shutdown_coordinator.stopping()

@@ -40,6 +40,10 @@ from .registry import Conflict, NotRegistered, Record, Registry, ShutdownInProgr
 # If a process is registered within this time after its creation, its time to READY is measured even
 # if its first answer is READY. A host may register a backend only when the backend listens.
 _START_SEEN_SECONDS = 10.0
+# For so long after the end of an adopted process, its former is not registered again: a client such
+# as `docker run` ends soon after its container.
+_FORMER_ENDS_SECONDS = 10.0
+_MAX_ADOPTIONS = 1000
 
 
 class Registration:
@@ -82,6 +86,8 @@ class Registration:
         self._output_table = output_table
         self._on_added = on_added
         self._closed = False
+        # The records of adopted processes, by the PIDs that hosts know, newest last.
+        self._adoptions: dict[int, Record] = {}
 
     def close(self) -> None:
         """Refuse further registrations, and remove all backends; their processes still run."""
@@ -119,7 +125,7 @@ class Registration:
                     "the place of the registered one; register it again after the shutdown"
                 )
                 raise self._refuse(reason, model, pid, address) from None
-            except OSError as error:
+            except (ProcessGone, psutil.Error, OSError) as error:
                 raise self._refuse(error, model, pid, address) from None
             except Conflict as conflict:
                 holder = conflict.record
@@ -170,15 +176,23 @@ class Registration:
             Conflict: another record has the PID or the address.
             NotRegistered: the record to be updated or replaced was removed meanwhile.
             ShutdownInProgress: the record to be replaced is that of a backend in a shutdown.
-            OSError: no file descriptor is free.
+            ProcessGone, psutil.Error, OSError: the process does not run, or cannot be read.
         """
+        if adopted := self._find_adopted(pid):
+            if not adopted.process.ended():
+                pid = adopted.backend.pid
+            elif self._has_just_ended(adopted):
+                return None
         record = self._registry.find(pid)
         if record is None or record.process.ended():
             if record:
                 self._exit_recorder.record_exit(record)
             holder = self._registry.find_by_address(canonical)
             if holder and holder.backend.model == model and self._is_same_backend(holder, pid):
-                return self._replace(holder, pid, address)
+                if holder.former:  # the host does not know the adopted process
+                    return None
+                new = self._open_record(model, pid, address, canonical, holder.members.identities())
+                return self._replace(holder, new)
             return self._add(model, pid, address, canonical)
         # Keep the creation time: a new reading of it would move with the system's clock.
         previous = record.backend
@@ -219,15 +233,24 @@ class Registration:
         members.update(snapshot)
         return record.members.root in members.identities()
 
-    def _replace(self, old: Record, pid: int, address: str) -> Delivery:
-        """Register another process of a backend in the place of the registered one."""
-        new = self._open_record(
-            old.backend.model, pid, address, old.canonical_address, old.members.identities()
-        )
+    def _replace(self, old: Record, new: Record) -> Delivery:
+        """Put the record of another process of a backend in the place of the registered one's.
+
+        Raises:
+            Conflict: another record has the new PID.
+            NotRegistered: the old record was removed, or has another model or address by now.
+            ShutdownInProgress: a shutdown of the backend is in progress.
+        """
         publish = partial(self._hooks.backend_registered, new.backend)
+        # A client writes to a file what the adopted process has written to a pipe.
+        takes_output = new.former and new.output and new.output.is_empty
+        if takes_output:
+            new.output, old.output = old.output, new.output
         try:
             delivery = self._registry.replace(old, new, publish)
         except (Conflict, NotRegistered, ShutdownInProgress):
+            if takes_output:
+                new.output, old.output = old.output, new.output
             self._exit_recorder.release(new)
             raise
         self._on_added()
@@ -236,6 +259,93 @@ class Registration:
             self._exit_recorder.record_exit(new)
         return delivery
 
+    def adopt(self, backend: Backend, pid: int) -> None:
+        """Replace the registered process of a backend: see `Monitor.adopt_process`.
+
+        Raises:
+            InvalidBackend: the process cannot be adopted; nothing was changed.
+        """
+        try:
+            delivery = self._adopt(backend, _validate_pid(pid))
+        except NotRegistered:
+            reason: object = f"process {backend.pid} is not registered as this backend"
+        except ShutdownInProgress:
+            reason = f"a shutdown of model {backend.model!r} is in progress; try again after it"
+        except Conflict as conflict:
+            holder = conflict.record.backend
+            reason = f"it belongs to process {holder.pid} of model {holder.model!r}, which runs"
+        except (ProcessGone, psutil.Error, OSError, ValueError) as error:
+            reason = error
+        else:
+            if delivery:
+                self._hooks.wait([delivery])
+            return
+        message = (
+            f"process {pid!r} was not adopted in the place of process {backend.pid} of model "
+            f"{backend.model!r}: {reason}"
+        )
+        raise InvalidBackend(message, model=backend.model, pid=pid, address=backend.address)
+
+    def _adopt(self, backend: Backend, pid: int) -> Delivery | None:
+        """Replace a backend's record by that of any process; None if it is registered already.
+
+        Raises:
+            Conflict: another record has the process, or stands for it.
+            NotRegistered: the backend is not registered, or has another record by now.
+            ShutdownInProgress: a shutdown of the backend is in progress.
+            ProcessGone, psutil.Error, OSError: the process does not run, or cannot be read.
+        """
+        old = self._registry.find(backend.pid)
+        if self._closed or old is None or old.backend != backend:
+            raise NotRegistered
+        if pid == backend.pid:
+            return None
+        for other in (self._registry.find(pid), self._find_adopted(pid)):
+            if other and other.process.ended():
+                self._exit_recorder.record_exit(other)
+            elif other and other is not old:
+                raise Conflict(other)
+        if old.process.ended():
+            self._exit_recorder.record_exit(old)
+            raise NotRegistered
+        new = self._open_record(
+            *(backend.model, pid, backend.address, old.canonical_address),
+            known_members=old.members.identities(),
+            former_root=old.members.root,
+        )
+        former = old.former or old.members.root
+        new.former = None if former == new.members.root else former
+        delivery = self._replace(old, new)
+        self._adoptions.pop(former[0], None)  # so that it becomes the newest
+        if new.former:
+            self._adoptions[former[0]] = new
+        for oldest in list(self._adoptions)[:-_MAX_ADOPTIONS]:
+            self._adoptions.pop(oldest, None)
+        return delivery
+
+    def _find_adopted(self, pid: int) -> Record | None:
+        """Find the newest record of the process that was adopted in the place of a process."""
+        record = self._adoptions.get(pid)
+        if record is None or record.former is None:
+            return None
+        with suppress(OSError):  # no file descriptor is free
+            row = read_row(pid)
+            if row is not None and row.started != record.former[1]:  # the PID was reused
+                return None
+        return record
+
+    def _has_just_ended(self, record: Record) -> bool:
+        """Whether the process of a record has ended within the last ten seconds."""
+        if self._registry.find(record.backend.pid) is record:
+            self._exit_recorder.record_exit(record)
+        ends = [each for each in self._registry.last_exits() if each.backend == record.backend]
+        return any(time.time() - each.exit.ended_at < _FORMER_ENDS_SECONDS for each in ends)
+
+    def host_pid(self, pid: int) -> int:
+        """Return the PID by which a host knows a backend: see `Monitor.host_pid`."""
+        record = self._registry.find(pid)
+        return record.former[0] if record and record.former else pid
+
     def _open_record(
         self,
         model: str,
@@ -243,22 +353,26 @@ class Registration:
         address: str,
         canonical: str,
         known_members: Sequence[ProcessIdentity] = (),
+        former_root: ProcessIdentity | None = None,
     ) -> Record:
+        """Open a process, and make its record.
+
+        Raises:
+            ProcessGone, psutil.Error, OSError: the process does not run, or cannot be read.
+        """
         watcher = self._exit_recorder.watcher
+        process = Process(pid, keep_descriptor=watcher.pidfd_count() < max_pidfds())
         try:
-            process = Process(pid, keep_descriptor=watcher.pidfd_count() < max_pidfds())
-            try:
-                sampler, oom, row = Sampler(process), OomKillCounter(pid), read_row(pid)
-                if row is None or process.ended():  # check after reading: see `Process`
-                    raise ProcessGone(pid)
-            except BaseException:
-                process.close()
-                raise
-        except (ProcessGone, psutil.Error, OSError) as error:
-            raise self._refuse(error, model, pid, address) from None
+            sampler, oom, row = Sampler(process), OomKillCounter(pid), read_row(pid)
+            if row is None or process.ended():  # check after reading: see `Process`
+                raise ProcessGone(pid)
+        except BaseException:
+            process.close()
+            raise
         backend = Backend(model, pid, address, process.created_at)
         # If the process is killed before the first snapshot, its children are orphans by then.
-        members = Members((pid, row.started), known_members or find_descendants(pid))
+        known = [*known_members, *find_descendants(pid)]
+        members = Members((pid, row.started), known, former_root)
         watcher.watch(process)
         self._left_behind.track(members)
         spawned_at = row.started / TICKS_PER_SECOND
@@ -285,6 +399,8 @@ class Registration:
             message = f"the end of a backend was not recorded: {error}"
             raise InvalidBackend(message, model=model, pid=pid, address=None) from None
         record = self._registry.find(pid)
+        if record is None and (record := self._find_adopted(pid)):
+            pid = record.backend.pid
         if record and record.backend.model == model and record.process.ended():
             self._exit_recorder.record_exit(record, exit_code)
         self._exit_recorder.add_exit_code(model, pid, exit_code)

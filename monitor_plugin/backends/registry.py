@@ -24,6 +24,7 @@ from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.output_files import OutputFiles
 from ..processes.process import Process
+from ..processes.process_table import ProcessIdentity
 from ..processes.sampler import Sampler
 from ..processes.tree_memory import TreeMemory
 
@@ -140,7 +141,7 @@ class Serving(NamedTuple):
 class Record:
     """A registered backend, and the objects that live as long as its process.
 
-    `process`, `sampler`, `members`, `oom` and `output` never change. `tree_memory`, `tree_read_at`,
+    `process`, `sampler`, `members`, `oom` and `former` never change. `tree_memory`, `tree_read_at`,
     `observation`, `serving`, `source`, `saw_start` and `shared_readings` are replaced without the
     registry's lock. The other attributes change only under that lock.
 
@@ -172,7 +173,9 @@ class Record:
         is_replaced: whether another record has taken the place of this one.
         shared_readings: the model reader's readings of the model while this is its oldest backend;
             the registry only drops them, when the record is removed or updated.
-        output: the files that the process writes its output to; None only in tests.
+        output: the files that the process writes its output to; None in tests, and after an adopted
+            process has taken them over.
+        former: the process that the host registered, if another one was adopted in its place.
     """
 
     backend: Backend
@@ -200,6 +203,7 @@ class Record:
     is_replaced: bool = False
     shared_readings: object = None
     output: OutputFiles | None = None
+    former: ProcessIdentity | None = None
 
     def is_starting(self, grace_seconds: float) -> bool:
         """Whether the backend has not answered yet, and was registered less than a grace ago.

@@ -48,15 +48,19 @@ class RegistrySync:
         the next call. During a shutdown of a model, only processes that are new are registered:
         they are those that the host has started again.
         """
-        found, registered = list(found), {each.pid: each for each in self._monitor.backends()}
+        found = list(found)
+        # By the PIDs that the host knows: another process may have been adopted.
+        host_pid = self._monitor.host_pid
+        registered = {host_pid(each.pid): each for each in self._monitor.backends()}
         stopping = {each.model for each in self._monitor.stopping()}
         previous, refused = self._origins, self._refused
         # Before the registration, as hooks may stop a backend once it is registered.
         origins = {
             pid: _Origin(each.program, each.pid)
             for each in found
-            for pid in (each.pid, each.listener, *registered.keys() & set(each.members))
-            if pid is not None
+            for member in {each.pid, each.listener, *registered.keys() & set(each.members)}
+            if member is not None
+            for pid in {member, registered[member].pid if member in registered else member}
         }
         self._origins = {**previous, **origins}
         self._refused = {}
@@ -75,6 +79,10 @@ class RegistrySync:
     def _register(self, found: DiscoveredBackend, registered: Mapping[int, Backend]) -> None:
         """Register a backend.
 
+        Args:
+            found: the backend.
+            registered: the registered backends, by the PIDs that the host knows.
+
         Raises:
             InvalidBackend: the monitor refuses it.
         """
@@ -82,6 +90,8 @@ class RegistrySync:
         known = registered.get(current)
         if known is None or (known.model, known.address) != (found.model, found.address):
             self._spawned(found, current)
+        if known is not None and known.pid != current:
+            return  # the process that was adopted serves the address
         if found.listener is not None and found.listener != current:
             self._spawned(found, found.listener)
 
@@ -92,7 +102,7 @@ class RegistrySync:
 
     def program_of(self, pid: int) -> str | None:
         """Return the full name of the program whose backend has, or last had, that PID."""
-        origin = self._origins.get(pid)
+        origin = self._origin_of(pid)
         return origin.program if origin else None
 
     def own_process_of(self, pid: int) -> int:
@@ -100,5 +110,13 @@ class RegistrySync:
 
         The two are the same if the program serves itself, or if the backend is not a program's.
         """
-        origin = self._origins.get(pid)
+        origin = self._origin_of(pid)
         return origin.pid if origin else pid
+
+    def is_adopted(self, pid: int) -> bool:
+        """Whether a process was adopted in the place of a process that the host knows."""
+        return self._monitor.host_pid(pid) != pid
+
+    def _origin_of(self, pid: int) -> _Origin | None:
+        """Find the origin of a process, also of one that was adopted since the last `sync`."""
+        return self._origins.get(pid) or self._origins.get(self._monitor.host_pid(pid))

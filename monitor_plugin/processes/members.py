@@ -53,13 +53,22 @@ class Members:
     Args:
         root: the registered process.
         known: other processes that belong to the backend.
+        former_root: the registered process that this one replaces, if nothing else shows that both
+            belong to the same backend.
 
     Attributes:
         root: the registered process.
+        former_root: see above.
     """
 
-    def __init__(self, root: ProcessIdentity, known: Iterable[ProcessIdentity] = ()) -> None:
+    def __init__(
+        self,
+        root: ProcessIdentity,
+        known: Iterable[ProcessIdentity] = (),
+        former_root: ProcessIdentity | None = None,
+    ) -> None:
         self.root = root
+        self.former_root = former_root
         self._lock = threading.Lock()
         # In the order in which they were found, the root first. A process whose parent was found in
         # the same snapshot comes after its parent.
@@ -453,6 +462,8 @@ def _is_related(members: Members, other: Members, rows: Mapping[int, ProcessRow]
         members.root[0] in _ancestors(other.root[0], rows)
         or other.root[0] in _ancestors(members.root[0], rows)
         or (members.root in other.identities() and other.root in members.identities())
+        or members.former_root == other.root
+        or other.former_root == members.root
     )
 
 

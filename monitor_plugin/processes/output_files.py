@@ -137,6 +137,11 @@ class OutputFiles:
         self._closed = False
         self.refresh()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file is held."""
+        return not self._files
+
     def refresh(self) -> None:
         """Open the files that the process writes to now. Do nothing while another thread does so.
 

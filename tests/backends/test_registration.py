@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -542,3 +543,208 @@ def test_request_in_flight_leaves_no_connection_to_a_replaced_backend(
     register(monitor, child)
     services.backend_reader.status(old)
     assert services.status_client.counts(old.backend) is None
+
+
+@pytest.fixture
+def adopted(
+    monitor: Monitor, spawner: Spawner
+) -> tuple[subprocess.Popen[str], subprocess.Popen[str]]:
+    """A registered client, and the process that was adopted in its place."""
+    client, server = spawner.sleeper(), spawner.sleeper()
+    register(monitor, client.pid)
+    monitor.adopt_process(monitor.backends()[0], server.pid)
+    return client, server
+
+
+Adopted = tuple[subprocess.Popen[str], subprocess.Popen[str]]
+
+
+def test_adopted_process_takes_the_place_of_the_registered_one(
+    adopted: Adopted, monitor: Monitor, recorder: Recorder
+) -> None:
+    """It is no exit; the former stays a member, and its end is none of the backend's."""
+    client, server = adopted
+    assert registered(monitor) == [("m", server.pid, "127.0.0.1:1")]
+    assert recorder.events == [("registered", client.pid), ("registered", server.pid)]
+    assert monitor.host_pid(server.pid) == client.pid
+    services = monitor._services
+    (record,) = services.registry.records()
+    services.member_table.snapshot(0.0)
+    assert [pid for pid, _ in record.members.identities()] == [server.pid, client.pid]
+    assert list(services.member_table._registered) == [record.members]
+    assert services.exit_recorder.watcher.pidfd_count() == 1
+    client.kill()
+    client.wait()
+    services.member_table.snapshot(0.0)
+    assert [pid for pid, _ in record.members.identities()] == [server.pid]
+    server.kill()
+    eventually(lambda: recorder.events[2:] == [("gone", server.pid)])
+
+
+def test_host_still_knows_a_backend_by_the_former_pid(
+    adopted: Adopted, monitor: Monitor, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registration updates the record of the adopted process; an exit code completes its exit."""
+    monkeypatch.setattr(Process, "exit_code", lambda process: None)  # no child of the monitor
+    client, server = adopted
+    for _ in range(2):
+        register(monitor, client.pid)
+    assert len(recorder.events) == 2
+    register(monitor, client.pid, "n", "127.0.0.1:2")
+    assert registered(monitor) == [("n", server.pid, "127.0.0.1:2")]
+    monitor.hook.monitor_backend_exited(model="n", pid=client.pid, exit_code=1)
+    assert len(registered(monitor)) == 1  # the adopted process runs
+    server.kill()
+    server.wait()
+    monitor.hook.monitor_backend_exited(model="n", pid=client.pid, exit_code=137)
+    assert registered(monitor) == []
+    (end,) = Client(monitor.url).request("GET", "/backends").json["ended"]
+    assert (end["pid"], end["exit_code"]) == (server.pid, 137)
+    register(monitor, client.pid, "n", "127.0.0.1:2")
+    assert registered(monitor) == []  # the client is about to end
+
+
+def test_former_process_that_outlives_the_adopted_one_is_registered_again(
+    adopted: Adopted, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an operator sees a client that hangs."""
+    client, server = adopted
+    server.kill()
+    server.wait()
+    register(monitor, client.pid)
+    assert registered(monitor) == []
+    monkeypatch.setattr(registration, "_FORMER_ENDS_SECONDS", 0.0)
+    register(monitor, client.pid)
+    assert [pid for _, pid, _ in registered(monitor)] == [client.pid]
+
+
+def test_member_that_a_host_finds_does_not_replace_an_adopted_process(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """Such as a child of the client that forwards the address's connections to the container."""
+    wrapper, child = spawn_wrapper(spawner)
+    server = spawner.sleeper()
+    register(monitor, wrapper.pid)
+    monitor.adopt_process(monitor.backends()[0], server.pid)
+    register(monitor, child)
+    assert [pid for _, pid, _ in registered(monitor)] == [server.pid]
+
+
+def test_adopted_process_can_be_replaced_by_another_or_by_the_former(
+    adopted: Adopted, monitor: Monitor, spawner: Spawner
+) -> None:
+    """Such as a container that was started again. The host's PID stands for the newest process."""
+    client, server = adopted
+    third = spawner.sleeper()
+    monitor.adopt_process(monitor.backends()[0], third.pid)
+    monitor.adopt_process(monitor.backends()[0], third.pid)
+    register(monitor, client.pid)
+    assert [pid for _, pid, _ in registered(monitor)] == [third.pid]
+    assert monitor.host_pid(third.pid) == client.pid
+    monitor.adopt_process(monitor.backends()[0], client.pid)
+    register(monitor, client.pid)
+    assert [pid for _, pid, _ in registered(monitor)] == [client.pid]
+    assert monitor.host_pid(client.pid) == client.pid
+    (record,) = monitor._services.registry.records()
+    assert {pid for pid, _ in record.members.identities()} == {client.pid, server.pid, third.pid}
+
+
+@pytest.mark.parametrize(
+    ("pid", "reason"),
+    [
+        (0, "PID 0 is no process that may be watched"),
+        (1, "PID 1 is no process that may be watched"),
+        (os.getpid(), "is the monitor's own process"),
+        (2**22 + 1, "does not run"),
+        ("5", "the PID must be an integer, not '5'"),
+    ],
+    ids=["0", "1", "own", "not running", "text"],
+)
+def test_unusable_process_is_not_adopted(
+    pid: Any, reason: str, monitor: Monitor, spawner: Spawner
+) -> None:
+    """The error names both processes and the reason, and nothing was changed."""
+    client = spawner.sleeper()
+    register(monitor, client.pid)
+    (backend,) = monitor.backends()
+    before = descriptors()
+    with pytest.raises(InvalidBackend, match=reason) as raised:
+        monitor.adopt_process(backend, pid)
+    assert f"in the place of process {client.pid} of model 'm': " in str(raised.value)
+    assert (raised.value.pid, monitor.backends()) == (pid, [backend])
+    eventually(lambda: descriptors() <= before)
+    assert Client(monitor.url).request("GET", "/backends").json["refused"] == []
+
+
+def test_process_of_another_backend_is_not_adopted(
+    adopted: Adopted, monitor: Monitor, spawner: Spawner
+) -> None:
+    """Neither its registered process, nor that in whose place another one was adopted."""
+    client, server = adopted
+    register(monitor, spawner.sleeper().pid, "n", "127.0.0.1:2")
+    first, second = monitor.backends()
+    for pid in (client.pid, server.pid):
+        with pytest.raises(InvalidBackend, match=f"belongs to process {server.pid} of model 'm'"):
+            monitor.adopt_process(second, pid)
+    assert monitor.backends() == [first, second]
+
+
+def test_nothing_is_adopted_for_a_backend_that_is_not_registered(
+    adopted: Adopted, monitor: Monitor, recorder: Recorder, spawner: Spawner
+) -> None:
+    """Such as one that has another process by now, or that has ended."""
+    client, server = adopted
+    other = spawner.sleeper()
+    with pytest.raises(InvalidBackend, match=f"process {client.pid} is not registered"):
+        monitor.adopt_process(recorder.registered[0], other.pid)
+    (backend,) = monitor.backends()
+    server.kill()
+    server.wait()
+    with pytest.raises(InvalidBackend, match=f"process {server.pid} is not registered"):
+        monitor.adopt_process(backend, other.pid)
+    monitor.close()
+    with pytest.raises(InvalidBackend):
+        monitor.adopt_process(backend, other.pid)
+
+
+def test_nothing_is_adopted_during_a_shutdown(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """The shutdown stops what was registered when it began."""
+    client, server = spawner.sleeper(), spawner.sleeper()
+    errors: list[str] = []
+
+    class Plugin:
+        @hookimpl
+        def monitor_before_shutdown(self, backend: Backend) -> str | None:
+            if errors:
+                return None
+            with pytest.raises(InvalidBackend) as error:
+                monitor.adopt_process(backend, server.pid)
+            errors.append(str(error.value))
+            return "not now"
+
+    monitor = make_monitor([Plugin()])
+    register(monitor, client.pid)
+    with pytest.raises(ShutdownRefused):
+        monitor.shutdown("m")
+    assert errors[0].endswith("a shutdown of model 'm' is in progress; try again after it")
+    assert [pid for _, pid, _ in registered(monitor)] == [client.pid]
+    monitor.adopt_process(monitor.backends()[0], server.pid)
+    monitor.shutdown("m")
+    client.wait(60)
+    server.wait(60)
+
+
+def test_output_of_the_client_is_read_for_an_adopted_process_without_a_file(
+    monitor: Monitor, spawner: Spawner, tmp_path: Path
+) -> None:
+    """The client of a container writes what the container has written to a pipe."""
+    with (tmp_path / "log").open("w") as log:
+        client = spawner.process("sh", "-c", "echo loaded; exec sleep 1000", stdout=log)
+    server = spawner.process("sleep", "1000", stderr=subprocess.PIPE)
+    register(monitor, client.pid)
+    monitor.adopt_process(monitor.backends()[0], server.pid)
+    path = f"/backend/log?model=m&pid={server.pid}&stream=stdout"
+    answer = Client(monitor.url).request("GET", path)
+    assert b"loaded" in answer.body, answer

@@ -137,6 +137,32 @@ def test_member_that_listens_is_registered(monitor: Monitor, spawner: Spawner) -
     assert registry_sync.program_of(server) == "g:a"
 
 
+def test_adopted_process_belongs_to_the_program_of_the_process_before(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """The program is known at once, and also after the program's own process has ended."""
+    launcher = spawner.process("sh", "-c", "sleep 1000 & echo $!; wait")
+    assert launcher.stdout
+    own, child = launcher.pid, int(launcher.stdout.readline())
+    server = spawner.sleeper().pid
+    registry_sync = RegistrySync(monitor)
+    registry_sync.sync([found_backend(own, child)])
+    assert not registry_sync.is_adopted(own)
+    monitor.adopt_process(monitor.backends()[0], server)
+    for found in ([found_backend(own, child)], [found_backend(own, child, listener=child)], []):
+        assert registry_sync.is_adopted(server)
+        assert registry_sync.program_of(server) == registry_sync.program_of(own) == "g:a"
+        assert registry_sync.own_process_of(server) == own
+        registry_sync.sync(found)
+        assert registered(monitor) == [("m", server, "127.0.0.1:1")]
+    changed = found_backend(own, child)._replace(address="127.0.0.1:2")
+    registry_sync.sync([changed])
+    assert registered(monitor) == [("m", server, "127.0.0.1:2")]
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: registered(monitor) == [])
+    assert registry_sync.program_of(server) == "g:a"
+
+
 def test_members_of_a_program_stay_members_if_it_is_found_while_it_serves(
     monitor: Monitor, spawner: Spawner
 ) -> None:

@@ -205,12 +205,15 @@ class Adapter:
 
     def _program_of(self, pid: int) -> str | None:
         """Return the program to which a process belongs or belonged; None if there is none."""
+        sync = self._registry_sync
+        if sync and sync.is_adopted(pid):  # its ancestors may belong to another program
+            return sync.program_of(pid)
         infos = self._supervisord.call("getAllProcessInfo")
         names = {info["pid"]: _full_name(info) for info in infos}
         for ancestor, _ in read_ancestry(pid):
             if ancestor in names:
                 return names[ancestor]
-        return self._registry_sync.program_of(pid) if self._registry_sync else None
+        return sync.program_of(pid) if sync else None
 
     def _stop(self, backend: Backend, name: str, seconds: float) -> None:
         """Stop a program, and all processes of the program that are no members of the backend."""
