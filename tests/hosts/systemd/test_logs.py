@@ -20,13 +20,20 @@ def logs(systemd_machine: SystemdMachine) -> UnitLogs:
     return UnitLogs(60.0, systemd_machine.enter("journalctl"))
 
 
-def run_unit(machine: SystemdMachine, name: str, script: str, *options: str) -> str:
-    """Run a script in a unit, to its end; return the unit's invocation."""
-    command = ["sh", "-c", f'echo "$INVOCATION_ID" >"/run/$0"; {script}', name]
-    run = ("systemd-run", f"--unit={name}", "--wait", "--quiet", "--service-type=exec")
-    machine.run(*run, *options, *command, check=False)
+def run_unit(machine: SystemdMachine, name: str, script: str) -> str:
+    """Run a script in a unit until the journal has its output; return the unit's invocation.
+
+    The journal does not learn the invocation of a process if systemd has forgotten the unit before.
+    """
+    written = machine.path(f"/run/{name}")
+    written.unlink(missing_ok=True)
+    script = f"{{ {script}\n}}; echo >/run/{name}; exec sleep 1000"
+    machine.run("systemd-run", f"--unit={name}", "--quiet", "sh", "-c", script)
+    eventually(written.exists)
     machine.run("journalctl", "--sync")
-    return machine.path(f"/run/{name}").read_text().strip()
+    invocation = machine.show(name, "InvocationID")
+    machine.run("systemctl", "stop", name)
+    return invocation
 
 
 def test_journal_gives_both_streams_of_an_invocation(
@@ -34,7 +41,7 @@ def test_journal_gives_both_streams_of_an_invocation(
 ) -> None:
     """It has no line of the next invocation, nor what systemd says about the unit."""
     first = run_unit(systemd_machine, "streams", "echo one; echo two >&2; echo three")
-    second = run_unit(systemd_machine, "streams", "echo four; exit 3")
+    second = run_unit(systemd_machine, "streams", "echo four")
     run_unit(systemd_machine, "other", "echo five; logger six")
     assert logs.read(first, 1000) == b"one\ntwo\nthree\n"
     assert logs.read(second, 1000) == b"four\n"
@@ -74,17 +81,20 @@ def test_invocation_of_a_forgotten_unit_is_found(
 
 
 def test_log_of_a_users_unit_is_read(systemd_machine: SystemdMachine, logs: UnitLogs) -> None:
+    """The journal learns the invocation from a file that the user's manager writes."""
     systemd_machine.run("systemctl", "start", "user@65534")
-    run = "systemd-run --user --unit=users --wait --quiet"
-    script = "sleep 0.3; echo mine; echo $INVOCATION_ID"
+    known = "/run/user/65534/systemd/units/invocation:users.service"
+    script = f"until [ -L {known} ]; do sleep 0.01; done; echo mine; echo >/tmp/users; sleep 1000"
     systemd_machine.run(
         *(*AS_NOBODY, "--clear-groups", "env", "XDG_RUNTIME_DIR=/run/user/65534"),
-        *("sh", "-c", f"{run} sh -c '{script}'"),
+        *("systemd-run", "--user", "--unit=users", "--quiet", "sh", "-c", script),
     )
+    eventually(systemd_machine.path("/tmp/users").exists)
     systemd_machine.run("journalctl", "--sync")
     invocation = logs.find_invocation("users.service", is_user_unit=True)
-    assert invocation is not None
-    assert logs.read(invocation, 1000) == f"mine\n{invocation}\n".encode()
+    assert systemd_machine.run("readlink", known) == invocation
+    assert invocation
+    assert logs.read(invocation, 1000) == b"mine\n"
 
 
 def test_journal_that_may_not_be_read_is_logged_once(
