@@ -17,6 +17,8 @@ from monitor_plugin.hosts.systemd.exits import UnitExits, exit_code_of
 from ...support import eventually
 from ...systemd_machine import SystemdMachine
 
+pytestmark = pytest.mark.once
+
 SYSTEMD = "org.freedesktop.systemd1"
 
 

@@ -12,6 +12,8 @@ from monitor_plugin.hosts.systemd.logs import UnitLogs, streams_in_journal
 from ...support import eventually, logged
 from ...systemd_machine import SystemdMachine
 
+pytestmark = pytest.mark.once
+
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534")
 
 

@@ -18,6 +18,8 @@ from monitor_plugin.hosts.systemd.notify import ServiceNotifier
 
 from ...support import eventually, foreign_server, logged, sends
 
+pytestmark = pytest.mark.once
+
 SETTINGS = Settings(sweep_interval_seconds=0.05, listen="127.0.0.1:0")
 
 
