@@ -265,3 +265,17 @@ def start_unit_command(name: str, *command: str, **environment: str) -> list[str
         *(f"--setenv={name}={value}" for name, value in environment.items()),
         *("--", *command),
     ]
+
+
+def main() -> None:
+    """Boot, and run a shell in the machine until it ends: `python -m tests.systemd_machine`."""
+    machine = SystemdMachine()
+    try:
+        machine.start()
+        subprocess.run(machine.enter("bash"), env={**os.environ, "PATH": PATH}, cwd="/")
+    finally:
+        machine.close()
+
+
+if __name__ == "__main__":
+    main()
