@@ -4,7 +4,8 @@ Calls `Health/Check` of a backend: SERVING becomes READY, NOT_SERVING becomes UN
 protocol has neither BUSY nor memory, so exclude backends that implement `Status` with the setting
 MODELS. A backend that does not speak the protocol gets a single request; from then on the other
 hooks and gRPC `Status` read the backend. They also do so whenever the backend cannot be reached,
-does not respond in time, or does not know the service or its state.
+does not respond in time, or does not know the service or its state. The setting
+`protocol=grpc-health` of the monitor asks in the same way without this file; it has no SERVICE.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
 environment variables: MONITOR_HOOK_GRPC_HEALTH_...
@@ -15,26 +16,18 @@ environment variables: MONITOR_HOOK_GRPC_HEALTH_...
 
 from __future__ import annotations
 
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
-
-from monitor_plugin import Backend, State, Status
+from monitor_plugin import Backend, Status
 from monitor_plugin.hook_support.settings import HookSettings
-from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
+from monitor_plugin.hook_support.status_hooks import Call, StatusHooks, ask_grpc_health
 
 _settings = HookSettings(__name__)
 MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")
 SERVICE = _settings.get("SERVICE", str, "a service's name", "")
-STATES = {1: State.READY, 2: State.UNINITIALIZED}  # by SERVING and NOT_SERVING
 
 
 def ask(backend: Backend, call: Call) -> Status | None:
-    """Request the health of a server.
-
-    Wrapper messages replace the protocol's messages, which have one field each.
-    """
-    request = StringValue(value=SERVICE).SerializeToString()
-    health = Int32Value.FromString(call("/grpc.health.v1.Health/Check", request)).value
-    return Status(STATES[health]) if health in STATES else None
+    """Request the health of a server."""
+    return ask_grpc_health(backend.model, call, SERVICE)
 
 
 _hooks = StatusHooks(ask, MODELS)

@@ -5,7 +5,9 @@ UNINITIALIZED. The state is also UNINITIALIZED if the server is ready, and answe
 an error: for a model that the server does not know, MLServer answers UNKNOWN, other servers answer
 NOT_FOUND. The protocol has no BUSY; the memory is that of the process tree. A backend that does not
 speak the protocol gets a single request; from then on the other hooks and gRPC `Status` read the
-backend. They also do so whenever the backend cannot be reached or does not respond in time.
+backend. They also do so whenever the backend cannot be reached or does not respond in time. The
+setting `protocol=kserve-grpc` of the monitor asks in the same way without this file; it has neither
+ASK_FOR nor SERVICE.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`. Optional
 environment variables: MONITOR_HOOK_KSERVE_STATUS_...
@@ -18,40 +20,19 @@ environment variables: MONITOR_HOOK_KSERVE_STATUS_...
 
 from __future__ import annotations
 
-import grpc
-from google.protobuf.wrappers_pb2 import BoolValue, StringValue
-
-from monitor_plugin import Backend, State, Status
+from monitor_plugin import Backend, Status
 from monitor_plugin.hook_support.settings import HookSettings
-from monitor_plugin.hook_support.status_hooks import Call, StatusHooks
+from monitor_plugin.hook_support.status_hooks import KSERVE_SERVICE, Call, StatusHooks, ask_kserve
 
 _settings = HookSettings(__name__)
 MODELS = _settings.get("MODELS", str, "a pattern, as triton-*", "*")
 ASK_FOR = _settings.get("ASK_FOR", str, "a model's name", None)
-SERVICE = _settings.get("SERVICE", str, "a service's name", "inference.GRPCInferenceService")
-# Errors with these codes say nothing about the model.
-NO_ANSWER = (
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-)
+SERVICE = _settings.get("SERVICE", str, "a service's name", KSERVE_SERVICE)
 
 
 def ask(backend: Backend, call: Call) -> Status:
-    """Request whether a server is ready, then whether its model is ready.
-
-    Wrapper messages replace the protocol's messages, of which only the first field is needed.
-    """
-    name = StringValue(value=ASK_FOR or backend.model).SerializeToString()
-    ready = BoolValue.FromString(call(f"/{SERVICE}/ServerReady", b"")).value
-    if ready:
-        try:
-            ready = BoolValue.FromString(call(f"/{SERVICE}/ModelReady", name)).value
-        except grpc.RpcError as error:
-            if error.code() in NO_ANSWER:
-                raise
-            ready = False
-    return Status(State.READY if ready else State.UNINITIALIZED)
+    """Request whether a server is ready, then whether its model is ready."""
+    return ask_kserve(ASK_FOR or backend.model, call, SERVICE)
 
 
 _hooks = StatusHooks(ask, MODELS)

@@ -20,13 +20,17 @@ from ..hookspecs import Monitor, hookimpl
 from ..rpc.call import speaks_grpc
 from ..rpc.channel_limit import ChannelLimit
 from ..rpc.connection import NOT_GRPC_PAUSE_SECONDS
+from ..status_protocols.grpc_health import ask as ask_grpc_health
+from ..status_protocols.kserve_grpc import SERVICE as KSERVE_SERVICE
+from ..status_protocols.kserve_grpc import ask as ask_kserve
+from ..status_protocols.protocol import Call
+
+# Hook files import these from here, as `hook_support` is public.
+__all__ = ["KSERVE_SERVICE", "Ask", "Call", "StatusHooks", "ask_grpc_health", "ask_kserve"]
 
 _PAUSE_SECONDS = 2.0
 _PART_OF_TIMEOUT = 0.9  # the hook must return before it overruns
 
-#: Calls a method by its path, `/package.Service/Method`, with an encoded request. Returns the
-#: encoded response, and raises RpcError.
-Call = Callable[[str, bytes], bytes]
 #: Requests the status of a backend by a `Call`; None if it cannot be read.
 Ask = Callable[[Backend, Call], "Status | None"]
 
