@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 from monitor_plugin.status_protocols.protocol import Answer, Get
 
 RECORDED = Path(__file__).parent / "recorded"
-STATES = ("ready", "loading", "busy", "after", "failed")
 
 
 class Reply(NamedTuple):
@@ -54,6 +54,13 @@ def recorded(server: str, state: str) -> dict[str, Reply]:
     return replies
 
 
+def find_reply(replies: dict[str, Reply], path: str) -> Reply | None:
+    """Return the answer to a path, which may be there by its name of a recorded file."""
+    name = re.sub("[/?=]", "-", path.strip("/").replace("&autoload=false", ""))
+    found = (replies[each] for each in (path, name, "any-route") if each in replies)
+    return next(found, None)
+
+
 class ModelServer:
     """Answers GET requests on a port of loopback.
 
@@ -74,7 +81,7 @@ class ModelServer:
 
             def do_GET(self) -> None:
                 server.requests.append(self.path)
-                reply = server.find(self.path)
+                reply = find_reply(server.replies, self.path) or NOT_FOUND
                 self.send_response(reply.status)
                 if reply.content_type:
                     self.send_header("Content-Type", reply.content_type)
@@ -91,15 +98,6 @@ class ModelServer:
         self._thread.start()
         self.port = self._server.server_port
         self._client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-
-    def find(self, path: str) -> Reply:
-        by_name = path.strip("/").replace("&autoload=false", "")
-        for separator in "/?=":
-            by_name = by_name.replace(separator, "-")
-        for name in (path, by_name, "any-route"):
-            if name in self.replies:
-                return self.replies[name]
-        return NOT_FOUND
 
     def get(self) -> Get:
         """Begin a reading: return what requests a path, each of them once."""

@@ -57,6 +57,7 @@ from monitor_plugin.config.settings import setting_text
 from monitor_plugin.config.tokens import Role, parse_tokens
 from monitor_plugin.demo.calls import make_calls
 from monitor_plugin.demo.host import MODELS, demo
+from monitor_plugin.domain import protocols
 from monitor_plugin.domain.models import TreeUsage
 from monitor_plugin.http.openapi import describe_api
 
@@ -465,6 +466,20 @@ def test_reference_has_all_headers() -> None:
     assert len(headers) >= 6
     documents = text_of("reference/http") + text_of("reference/cluster")
     assert {header for header in headers if f"| `{header}` |" not in documents} == set()
+
+
+def test_protocol_reference_has_all_protocols_and_metrics() -> None:
+    """In the order in which servers are tried; with each metric and route that the code names."""
+    text = (DOCS / "reference" / "status-protocols.md").read_text()
+    names = (*protocols.HTTP_PROTOCOLS, *protocols.GRPC_PROTOCOLS[1:])
+    assert tuple(re.findall(r"^## (.+)$", text, re.MULTILINE)) == names
+    package = Path(monitor_plugin.__file__).parent / "status_protocols"
+    for path in package.glob("*.py"):
+        code = path.read_text()
+        metrics = re.findall(r'"((?:llamacpp|vllm|sglang):\w+|tgi_\w+)"', code)
+        routes = re.findall(r'"(/[a-z]\w*(?:/\w+)*)"', code)
+        missing = [n for n in (*metrics, *routes) if f"{n}`" not in text and f"{n}{{" not in text]
+        assert missing == [], path
 
 
 def test_architecture_lists_all_packages() -> None:

@@ -63,22 +63,12 @@ class LlamaCpp(HttpProtocol):
         self._rates: dict[str, Rate] = {}  # by the query of the model
 
     def matches(self, get: Get) -> bool:
-        """Whether `/props` or `/metrics` answers as llama.cpp does.
-
-        Without the server's token they answer 401. `/v1/models`, which is public, then tells.
-        """
-        props, metrics = get("/props"), get("/metrics")
-        if _is_loading(props):
+        """Whether `/props` or `/metrics` answers as llama.cpp does."""
+        props = get("/props")
+        if _is_loading(props) or has_metrics(get("/metrics"), "llamacpp:"):
             return True
-        if has_metrics(metrics, "llamacpp:"):
-            return True
-        if props.status == 401:
-            models = as_objects(json_fields(get("/v1/models")).get("data"))
-            is_own = any(each.get("owned_by") == "llamacpp" for each in models)
-        else:
-            is_own = bool(
-                {"default_generation_settings", "total_slots"} & json_fields(props).keys()
-            )
+        fields = json_fields(props)
+        is_own = "default_generation_settings" in fields or "total_slots" in fields
         return is_own and json_fields(get("/health")).get("status") == "ok"
 
     def read(self, get: Get) -> Status:

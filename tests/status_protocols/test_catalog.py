@@ -95,18 +95,6 @@ def test_server_that_answers_each_path_alike_matches_nothing(
     assert matching(server) == []
 
 
-def test_llama_cpp_server_that_wants_a_token_is_detected(server: ModelServer) -> None:
-    """Its public routes tell, and the reading then says that the token is missing."""
-    refusal = json_reply({"error": {"code": 401, "message": "Invalid API Key"}}, 401)
-    public = ("health", "v1-models")
-    answers = recorded("llama.cpp", "ready")
-    server.replies = {"any-route": refusal, **{name: answers[name] for name in public}}
-    assert matching(server) == ["llama.cpp", "openai"]
-    with pytest.raises(NoStatus, match="grpc_token_file") as caught:
-        HTTP_PROTOCOLS[0]("tiny", "any").read(server.get())
-    assert caught.value.rpc_error == "UNAUTHENTICATED"
-
-
 @pytest.mark.parametrize("folder", ["vllm", "sglang"])
 def test_server_without_metrics_is_detected(server: ModelServer, folder: str) -> None:
     """vLLM with `--disable-log-stats`, and SGLang without `--enable-metrics`."""

@@ -38,7 +38,8 @@ def line_of(name: str, labels: dict[str, str], value: str, time_stamp: str) -> s
 
 
 def comparable(labels: dict[str, str], value: float) -> tuple[object, object]:
-    return tuple(sorted(labels.items())), "nan" if math.isnan(value) else value
+    # prometheus_client gives integers where it can, which may have more digits than a float.
+    return tuple(sorted(labels.items())), "nan" if math.isnan(value) else float(value)
 
 
 @pytest.mark.once
