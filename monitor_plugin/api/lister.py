@@ -119,6 +119,7 @@ class Lister:
     ) -> BackendItem:
         backend, reading = observation.backend, observation.reading
         changed_at, process = observation.state_changed_at, observation.process
+        status = reading.status if reading else None
         item: BackendItem = self._backend_type(
             model=backend.model,
             pid=backend.pid,
@@ -128,7 +129,13 @@ class Lister:
             last_state=observation.last_state,
             state_changed_at=None if changed_at is None else utc_datetime(changed_at),
             source=reading.source if reading else None,
+            protocol=reading.protocol if reading else None,
             rpc_error=reading.rpc_error if reading else None,
+            status_error=reading.status_error if reading else None,
+            requests_running=status.requests_running if status else None,
+            requests_waiting=status.requests_waiting if status else None,
+            tokens_per_second=status.tokens_per_second if status else None,
+            kv_cache_percent=status.kv_cache_percent if status else None,
             served_by=observation.served_by,
             address_owner=reading.address_owner if reading else None,
             age_seconds=max(0.0, now - reading.taken_at) if reading else None,

@@ -39,7 +39,8 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
     """A backend. Memory in bytes, durations in seconds, times in RFC 3339; `null` means unknown.
 
     `state` is what the backend reports now; `last_state` is the last state that it reported.
-    `limits` is `null` if the limits are those of the monitor, which `machine` has.
+    `protocol` gave the status, and `status_error` says why there is none. `limits` is `null` if the
+    limits are those of the monitor, which `machine` has.
     """
 
     model: str
@@ -50,7 +51,13 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
     last_state: int | None = None
     state_changed_at: datetime | None = None
     source: str | None = None
+    protocol: str | None = None
     rpc_error: str | None = None
+    status_error: str | None = None
+    requests_running: int | None = None
+    requests_waiting: int | None = None
+    tokens_per_second: float | None = None
+    kv_cache_percent: float | None = None
     served_by: int | None = None
     address_owner: ProcessName | None = None
     age_seconds: float | None = None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import grpc
 import psutil
+from msgspec.structs import replace
 
 from ..backends.registry import Record, Registry, Serving
 from ..domain.errors import BackendUnreadable
@@ -112,7 +113,7 @@ class BackendReader:
         completed = self._complete_memory(record, result.status, breakdown)
         return Reading(
             backend,
-            Status(result.status.state, completed.memory),
+            replace(result.status, memory=completed.memory),
             None,
             result.source,
             None,

@@ -17,7 +17,7 @@ from ..concurrency.periodic import PeriodicTask
 from ..concurrency.single_flight import SingleFlight
 from ..concurrency.thread_pool import ThreadPool
 from ..config.settings import Settings
-from ..domain.models import Backend, Limits, Observation, ProcessUsage, Reading, Sample, Status
+from ..domain.models import Backend, Limits, Observation, ProcessUsage, Reading, Sample
 from ..gpu.reader import GpuReader
 from ..gpu.reading import STALE_SECONDS, GpuReading
 from ..hook_support.idleness import Activity
@@ -308,7 +308,7 @@ class Sweeper:
         if result.status is None:
             reading = Reading(backend, None, _sample(process), "psutil", result.rpc_error, now)
         else:
-            status = Status(result.status.state, memory)
+            status = replace(result.status, memory=memory)
             reading = Reading(
                 backend,
                 status,

@@ -13,7 +13,7 @@ import msgspec
 import psutil
 import pytest
 
-from monitor_plugin import Backend, Monitor, State, Status, hookimpl
+from monitor_plugin import Backend, Memory, Monitor, State, Status, hookimpl
 from monitor_plugin.api.schemas import Machine
 from monitor_plugin.domain.models import ProcessUsage, TreeUsage, state_name
 
@@ -28,17 +28,20 @@ from ..support import (
     suspend,
 )
 
+LOAD = ("requests_running", "requests_waiting", "tokens_per_second", "kv_cache_percent")
+
 
 class Hook:
-    """A hook that answers any state, and lets shutdowns wait for an event."""
+    """A hook that answers any state and load, and lets shutdowns wait for an event."""
 
     def __init__(self) -> None:
         self.state = 2
+        self.load: dict[str, Any] = {}
         self.leave = threading.Event()
 
     @hookimpl
     def monitor_query_status(self, backend: Backend, timeout_seconds: float) -> Status:
-        return Status(self.state)
+        return msgspec.structs.replace(Status(self.state), **self.load)
 
     @hookimpl
     def monitor_before_shutdown(self, backend: Backend, force: bool) -> None:
@@ -111,7 +114,13 @@ def test_backends_and_ends_are_listed(
         "state_name": "ready",
         "last_state": 2,
         "source": "grpc",
+        "protocol": None,
         "rpc_error": None,
+        "status_error": None,
+        "requests_running": None,
+        "requests_waiting": None,
+        "tokens_per_second": None,
+        "kv_cache_percent": None,
         "served_by": runs.pid,
         "address_owner": None,
         "memory": {"total": 3 << 20, "breakdown": {"weights": 2 << 20, "kv_cache": 1 << 20}},
@@ -329,6 +338,27 @@ def test_states_are_named(hook: Hook, hooked: Monitor, spawner: Spawner) -> None
     hook.state = 77
     (item,) = get(client, "/backends")["backends"]
     assert (item["state"], item["state_name"], item["last_state"]) == (77, "unknown", None)
+
+
+def test_load_of_a_backend_is_listed(hook: Hook, hooked: Monitor, spawner: Spawner) -> None:
+    """A figure that is not known is null, and 0 is 0. The answer of the contract has none."""
+    client = Client(hooked.url)
+    register(hooked, spawner.sleeper().pid)
+    for load in (
+        {"requests_running": 2, "requests_waiting": 0, "tokens_per_second": 41.5},
+        {"requests_waiting": 3, "kv_cache_percent": 62.5},
+        {},
+    ):
+        hook.load = {"memory": Memory(7, {"weights": 7}), **load}
+        expected = {**dict.fromkeys(LOAD), **load}
+        for query in ("model=m", "fresh=false"):
+            (item,) = get(client, f"/backends?{query}")["backends"]
+            assert {name: item[name] for name in LOAD} == expected
+        (record,) = hooked._services.registry.records()
+        reading = hooked._services.backend_reader.read(record)
+        assert {name: getattr(reading.status, name) for name in LOAD} == expected
+        body = client.request("GET", "/backend/monitor?model=m").body
+        assert body == b'{"state":2,"memory":{"total":7,"breakdown":{"weights":7}}}'
 
 
 @pytest.mark.parametrize(
