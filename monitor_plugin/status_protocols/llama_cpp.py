@@ -18,13 +18,13 @@ _RUNNING = "llamacpp:requests_processing"
 _WAITING = "llamacpp:requests_deferred"
 _TOKENS = "llamacpp:tokens_predicted_total"
 _KV_CACHE = "llamacpp:kv_cache_usage_ratio"
-_Number = TypeVar("_Number", int, float)
-
 _METRICS = (_RUNNING, _WAITING, _TOKENS, _KV_CACHE)
 
 # A router has at most 4 loaded models by default. With more than these, their load is not added up:
 # each model needs a request or two.
 _MAX_ADDED_MODELS = 16
+
+_Number = TypeVar("_Number", int, float)
 
 
 class LlamaCpp(HttpProtocol):
@@ -88,11 +88,9 @@ class LlamaCpp(HttpProtocol):
         works = load is not None and bool(load.running)
         if not works:
             _ask(get, "/health").check()
-            # Builds before December 2025 do not sleep.
-            if (
-                "is_sleeping" in props
-                and json_fields(_ask(get, "/props")).get("is_sleeping") is True
-            ):
+            if "is_sleeping" in props:  # builds before December 2025 do not sleep
+                props = as_object(_ask(get, "/props").json())
+            if props.get("is_sleeping") is True:
                 return Status(State.UNINITIALIZED)
         slots = self._read_slots(get, "") if works or load is None else None
         capacity = slots.total if slots else count(props.get("total_slots"))
@@ -108,6 +106,8 @@ class LlamaCpp(HttpProtocol):
         loaded = [each for each in models if _state_in_router(each) is State.READY]
         if not 0 < len(loaded) <= _MAX_ADDED_MODELS:
             return Status(State.READY)
+        if len(self._rates) > 2 * _MAX_ADDED_MODELS:  # most are of models that have been unloaded
+            self._rates.clear()
         statuses = [self._read_model(get, each) for each in loaded]
         busy = [each.state == State.BUSY for each in statuses]
         is_busy = any(busy) if self.busy_when == "any" else all(busy)
@@ -165,7 +165,8 @@ class LlamaCpp(HttpProtocol):
             return None
         answer = _ask(get, path)
         if answer.status in (404, 501):
-            self._disabled.add(path)
+            if "?" not in path:  # a router may load a model again with other settings
+                self._disabled.add(path)
             return None
         return answer
 
