@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "monitor_plugin"
 # The names that are imported, where they are not those of the requirements.
 MODULES = {
+    "dbus-fast": "dbus_fast",
     "grpcio": "grpc",
     "nats-py": "nats",
     "nkeys": "nats",  # which imports it

@@ -16,7 +16,7 @@ from .views.text import printable
 
 # The names of modules, and of the command in each.
 _COMMANDS = (
-    *("demo", "supervisord", "ps", "status", "top", "start", "stop", "restart"),
+    *("demo", "supervisord", "systemd", "ps", "status", "top", "start", "stop", "restart"),
     *("logs", "events", "ended", "gpus", "hooks", "doctor", "completion"),
 )
 

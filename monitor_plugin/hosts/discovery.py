@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from string import Template
 from typing import NamedTuple
@@ -30,12 +30,14 @@ class Program(NamedTuple):
         display_name: its name for people, which is also the default name of its model.
         pid: its process; 0 if it does not run.
         command: the command line in the host's configuration; empty if it is not known.
+        environment: the variables that the host's configuration sets, as far as they are known.
     """
 
     name: str
     display_name: str
     pid: int
     command: Sequence[str] = ()
+    environment: Mapping[str, str] = {}
 
 
 class DiscoveredBackend(NamedTuple):
@@ -106,7 +108,8 @@ class Discovery:
 
     The model and the address of a program come, in this order, from:
     1. the first rule that matches the program's display name or full name;
-    2. the variables MONITOR_MODEL and MONITOR_ADDRESS in the environment of the program's process;
+    2. the variables MONITOR_MODEL and MONITOR_ADDRESS in the environment of the program's process,
+       or else in that of the host's configuration;
     3. the program's display name, and `--addr ADDRESS` or `--addr=ADDRESS` in the command line of
        the host's configuration, also in the script of `sh -c SCRIPT`;
     4. the same in the command line of the program's process or of another of its members, parents
@@ -120,10 +123,13 @@ class Discovery:
 
     Args:
         rules: the operator's rules.
+        searches_members: whether 4. considers all members, and not the program's process alone.
+            It must not where a program may run what is not its own, as sshd and cron do.
     """
 
-    def __init__(self, rules: Sequence[BackendRule] = ()) -> None:
+    def __init__(self, rules: Sequence[BackendRule] = (), *, searches_members: bool = True) -> None:
         self._rules = rules
+        self._searches_members = searches_members
         self._member_table = MemberTable()
         self._sockets = SocketTable()
         self._processes: dict[int, _ProgramProcess] = {}
@@ -155,7 +161,7 @@ class Discovery:
             pids = process.members.pids_in(snapshot)
             if program.pid not in pids or snapshot.rows[program.pid].is_zombie:
                 continue
-            process.read(program, pids)
+            process.read(program, pids if self._searches_members else [program.pid])
             model, address = self._declaration(program, process)
             if address:
                 listener = None
@@ -168,13 +174,20 @@ class Discovery:
         self._models.update((each.program, each.model) for each in found)
         return found
 
-    def model_of(self, name: str, display_name: str, command: Sequence[str]) -> str | None:
+    def model_of(
+        self,
+        name: str,
+        display_name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str] = {},
+    ) -> str | None:
         """Return the model of a program that need not run; None if no model of it is known.
 
         The model comes from, in this order:
         1. the first rule that matches;
         2. the last `find` that found a backend of the program;
-        3. the display name, if the command line of the host's configuration has an address.
+        3. MONITOR_MODEL in the environment of the host's configuration, or else the display name,
+           if the command line or the environment of the configuration has an address.
 
         So no model is known if only the environment of the program's process names the model or the
         address, and no process of the program was seen.
@@ -183,11 +196,14 @@ class Discovery:
             name: the full name of the program.
             display_name: its name for people.
             command: its command line in the host's configuration; empty if it is not known.
+            environment: the variables of the host's configuration, as far as they are known.
         """
         if name in self._own_names:
             return None
         rule = self._match_rule(name, display_name)
-        configured = display_name if configured_address(command) else None
+        configured = None
+        if environment.get("MONITOR_ADDRESS") or configured_address(command):
+            configured = environment.get("MONITOR_MODEL") or display_name
         model = rule[0] if rule else self._models.get(name, configured)
         with contextlib.suppress(InvalidRequest):  # no client could name it
             return None if model is None else validate_model_name(model)
@@ -245,13 +261,16 @@ class _ProgramProcess:
 
     def read(self, program: Program, pids: Iterable[int]) -> None:
         """Read the environment of the process, and the command lines of its members."""
-        variables = _environment(program.pid)
-        self.model = variables.get("MONITOR_MODEL") or self.model
-        self.address = variables.get("MONITOR_ADDRESS") or self.address
+        variables, configured = _environment(program.pid), program.environment
+        expansions = {**configured, **variables}
+        self.model = variables.get("MONITOR_MODEL") or self.model or configured.get("MONITOR_MODEL")
+        self.address = (
+            variables.get("MONITOR_ADDRESS") or self.address or configured.get("MONITOR_ADDRESS")
+        )
         if self.configured is None and (address := configured_address(program.command)):
             if _is_literal(address):
                 self.configured = address
-            elif _is_literal(address := Template(address).safe_substitute(variables)):
+            elif _is_literal(address := Template(address).safe_substitute(expansions)):
                 self.expanded = address
         if not (self.address or self.configured):
             addresses = (address_argument(_arguments(pid)) for pid in pids)

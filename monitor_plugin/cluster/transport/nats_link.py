@@ -31,11 +31,11 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
+from ...concurrency.loop_thread import LoopThread
 from ...config.cluster import NatsServer, parse_nats_servers
 from ...config.reloading_file import file_error, reason_of
 from ...config.settings import Settings
-from ...domain.errors import ClusterError, SettingsError
-from .loop_thread import LoopThread
+from ...domain.errors import ClusterError, NodeUnreachable, SettingsError
 from .pending_requests import PendingRequests
 
 Handler = Callable[[Msg], Awaitable[None]]
@@ -175,7 +175,7 @@ class NatsLink(LoopThread):
         on_connected: Callable[[], Awaitable[None]],
         on_hello: Callable[[bytes, str], object],
     ) -> None:
-        super().__init__("monitor-cluster", self._stay_connected)
+        super().__init__("monitor-cluster", self._stay_connected, _closed)
         self._servers = parse_nats_servers(settings.cluster or "")
         self._tls = _tls_context(settings)
         self._credentials = _credentials(settings)
@@ -350,3 +350,7 @@ def _credentials(settings: Settings) -> dict[str, str]:
             "cluster_nkey_file", "settings cluster_creds_file and cluster_nkey_file: set one alone"
         )
     return options
+
+
+def _closed() -> NodeUnreachable:
+    return NodeUnreachable("the monitor does not run, and asks no other node")

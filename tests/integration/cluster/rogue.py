@@ -12,8 +12,8 @@ from nats.aio.msg import Msg
 
 from monitor_plugin import Monitor
 from monitor_plugin.cluster.node import ClusterNode
-from monitor_plugin.cluster.transport.loop_thread import LoopThread
 from monitor_plugin.cluster.transport.messages import Announcement, Caller, Request, pack
+from monitor_plugin.concurrency.loop_thread import LoopThread
 
 from ...support import eventually
 
@@ -33,7 +33,7 @@ class Rogue(LoopThread):
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        super().__init__("rogue", self._stay_connected)
+        super().__init__("rogue", self._stay_connected, ConnectionError)
         self.errors: list[str] = []
         self.received: list[Msg] = []
         self._url = url

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +12,11 @@ import pytest
 from nats.aio.msg import Msg
 
 from monitor_plugin import Settings
-from monitor_plugin.cluster.transport import loop_thread, nats_link
-from monitor_plugin.cluster.transport.loop_thread import LoopThread
+from monitor_plugin.cluster.transport import nats_link
 from monitor_plugin.cluster.transport.nats_link import NatsLink
-from monitor_plugin.domain.errors import ClusterError, NodeUnreachable
+from monitor_plugin.domain.errors import ClusterError
 
-from ...support import descriptors, eventually, logged, refuse_thread
+from ...support import eventually, logged
 from .conftest import MakeRogue, NatsServer
 
 MakeLink = Callable[..., NatsLink]
@@ -171,96 +166,3 @@ def test_handler_that_fails_gets_the_next_message(
     eventually(lambda: received == [b"1", b"2"])
     assert link._connection is connection
     assert "a message on numbers could not be handled" in logged(caplog)
-
-
-@pytest.fixture
-def thread() -> Iterator[LoopThread]:
-    """A loop thread that runs."""
-    thread = LoopThread("test", lambda: asyncio.sleep(0))
-    thread.start()
-    yield thread
-    thread.close()
-
-
-def test_loop_thread_returns_results_and_errors(thread: LoopThread) -> None:
-    """`run` gives what the coroutine returns or raises."""
-
-    async def divide(number: int) -> float:
-        return 1 / number
-
-    assert thread.run(divide(2)) == 0.5
-    with pytest.raises(ZeroDivisionError):
-        thread.run(divide(0))
-
-
-def test_loop_thread_ends_every_caller_when_it_closes(
-    thread: LoopThread, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also callers of coroutines that ignore their cancellation, and callers that come late."""
-    monkeypatch.setattr(loop_thread, "_CANCEL_SECONDS", 0.05)
-    may_end = threading.Event()
-
-    async def ignore_cancellation() -> None:
-        while not may_end.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.01)
-
-    futures = [thread.submit(asyncio.sleep(1000)), thread.submit(ignore_cancellation())]
-
-    def submit_many() -> None:
-        futures.extend(thread.submit(asyncio.sleep(1000)) for _ in range(1000))
-
-    submitting = threading.Thread(target=submit_many)
-    submitting.start()
-    thread.close()
-    submitting.join()
-    futures.append(thread.submit(asyncio.sleep(1000)))
-    deadline = time.monotonic() + 30
-    for future in futures:
-        with pytest.raises(NodeUnreachable, match="the monitor does not run"):
-            future.result(max(0, deadline - time.monotonic()))
-    may_end.set()
-    futures.clear()
-    gc.collect()  # asyncio logs here, and not at the end of all tests, that a task did not end
-
-
-def test_loop_thread_logs_the_error_of_a_background_task(
-    thread: LoopThread, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nothing waits for the result of such a task."""
-
-    async def fail() -> None:
-        raise ValueError("unexpected")
-
-    async def spawn() -> None:
-        thread.spawn(fail())
-
-    thread.run(spawn())
-    eventually(lambda: logged(caplog) == ["a task of the cluster failed"])
-    assert "ValueError: unexpected" in caplog.text
-
-
-def test_loop_thread_that_cannot_start_may_be_started_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A failed start leaves no loop open, and nothing waits for the thread."""
-    thread = LoopThread("test", lambda: asyncio.sleep(0))
-    before = descriptors()
-    with monkeypatch.context() as patch:
-        refuse_thread(patch, "test")
-        with pytest.raises(RuntimeError, match="can't start new thread"):
-            thread.start()
-    assert not descriptors() - before
-    with pytest.raises(NodeUnreachable):
-        thread.run(asyncio.sleep(0))
-    thread.start()
-    assert thread.run(asyncio.sleep(0, "awake")) == "awake"
-    thread.close()
-
-
-def test_loop_thread_that_never_started_refuses_coroutines() -> None:
-    """Nothing waits for a thread that does not run, and closing it does nothing."""
-    thread = LoopThread("test", lambda: asyncio.sleep(0))
-    with pytest.raises(NodeUnreachable):
-        thread.run(asyncio.sleep(0))
-    thread.close()

@@ -10,8 +10,6 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
-from ...domain.errors import NodeUnreachable
-
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
@@ -26,11 +24,18 @@ class LoopThread:
     Args:
         name: the name of the thread.
         main: makes the coroutine that runs from the start; `close` cancels it.
+        closed: makes the error of a coroutine that the thread cannot run, or not to its end.
     """
 
-    def __init__(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        main: Callable[[], Coroutine[Any, Any, None]],
+        closed: Callable[[], Exception],
+    ) -> None:
         self._name = name
         self._main = main
+        self._closed = closed
         self._thread: threading.Thread
         self._loop: asyncio.AbstractEventLoop
         self._lock = threading.Lock()
@@ -56,7 +61,7 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """End the thread. The futures of unfinished coroutines raise `NodeUnreachable`."""
+        """End the thread. The futures of unfinished coroutines raise the error of `closed`."""
         with self._lock:
             was_open, self._is_open = self._is_open, False
         if was_open:
@@ -67,18 +72,18 @@ class LoopThread:
         """Run a coroutine on the loop, from any thread.
 
         Returns:
-            A future. It raises `NodeUnreachable` if the thread does not run, or ends before the
-            coroutine does.
+            A future. It raises the error of `closed` if the thread does not run, or ends before
+            the coroutine does.
         """
         with self._lock:
             if self._is_open:
-                future = asyncio.run_coroutine_threadsafe(_until_closed(coroutine), self._loop)
+                future = asyncio.run_coroutine_threadsafe(self._until_closed(coroutine), self._loop)
                 self._futures.add(future)
                 future.add_done_callback(self._futures.discard)
                 return future
         coroutine.close()
         future = Future()
-        future.set_exception(_closed())
+        future.set_exception(self._closed())
         return future
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -87,7 +92,7 @@ class LoopThread:
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine in the background, and log its error. Call this on the loop only."""
-        task = self._loop.create_task(_log_error(coroutine))
+        task = self._loop.create_task(self._log_error(coroutine))
         self._tasks.add(task)  # the loop has weak references only
         task.add_done_callback(self._tasks.discard)
 
@@ -100,32 +105,26 @@ class LoopThread:
             self._loop.close()
             for future in list(self._futures):  # of tasks that ignored their cancellation
                 with contextlib.suppress(InvalidStateError):
-                    future.set_exception(_closed())
+                    future.set_exception(self._closed())
 
+    async def _log_error(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await coroutine
+        except Exception:
+            _logger.exception("a task of thread %s failed", self._name)
 
-async def _log_error(coroutine: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await coroutine
-    except Exception:
-        _logger.exception("a task of the cluster failed")
-
-
-async def _until_closed(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        return await coroutine
-    except asyncio.CancelledError:
-        raise _closed() from None
+    async def _until_closed(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            raise self._closed() from None
 
 
 async def _cancel_tasks() -> None:
     await asyncio.sleep(0)  # `_until_closed` handles a cancellation only in a task that has started
-    for _ in range(2):  # nats-py ignores a cancellation while it flushes
+    for _ in range(2):  # a task may ignore the first: nats-py does while it flushes
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
-
-
-def _closed() -> NodeUnreachable:
-    return NodeUnreachable("the monitor does not run, and asks no other node")

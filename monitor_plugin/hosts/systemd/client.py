@@ -1,0 +1,333 @@
+"""Calls to systemd over D-Bus, and the signals that systemd sends about its units.
+
+The client uses dbus-fast's messages and no proxies: a proxy would ask systemd for the description
+of each unit's interfaces first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dbus_fast import BusType, Message, MessageFlag, MessageType, unpack_variants
+from dbus_fast.aio import MessageBus
+
+from ...concurrency.loop_thread import LoopThread
+
+_logger = logging.getLogger(__name__)
+
+_NAME = "org.freedesktop.systemd1"
+_ROOT = "/org/freedesktop/systemd1"
+_UNITS = f"{_ROOT}/unit/"
+SERVICE = f"{_NAME}.Service"
+_MANAGER = f"{_NAME}.Manager"
+_BUS = "org.freedesktop.DBus"
+_PROPERTIES = f"{_BUS}.Properties"
+_NO_SUCH_UNIT = f"{_NAME}.NoSuchUnit"
+
+_CALL_SECONDS = 10.0
+_RECONNECT_SECONDS = 0.5
+# The number of ended jobs whose results are known.
+_MAX_JOBS = 1000
+
+# Is called with the name of a service, or with None if any may have changed, and with properties
+# that have changed.
+OnChange = Callable[[str | None, Mapping[str, Any]], None]
+
+# What a connection receives. systemd sends its signals only while somebody has called `Subscribe`.
+_MATCHES = (
+    f"type='signal',sender='{_NAME}',path='{_ROOT}',interface='{_MANAGER}'",
+    f"type='signal',sender='{_NAME}',path_namespace='{_UNITS[:-1]}',member='PropertiesChanged'",
+    f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
+)
+_MANAGER_SIGNALS_OF_UNITS = ("UnitNew", "UnitRemoved")
+_REFUSALS = (
+    f"{_BUS}.Error.InteractiveAuthorizationRequired",
+    f"{_BUS}.Error.AccessDenied",
+)
+
+
+class SystemdError(Exception):
+    """A call to systemd failed.
+
+    Attributes:
+        name: the name of the error with which systemd or the bus answered; None without an answer.
+        is_refusal: whether systemd does not let the monitor's user do this.
+    """
+
+    def __init__(self, message: str, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.is_refusal = name in _REFUSALS
+
+    @property
+    def is_unknown_unit(self) -> bool:
+        """Whether systemd has no such unit."""
+        return self.name == _NO_SUCH_UNIT
+
+
+class SystemdClient:
+    """Calls a systemd, and reports its signals. Its methods may be called from any thread.
+
+    The connection is made anew whenever it was lost, as by a restart of the bus. Signals that were
+    lost meanwhile, or by a restart of systemd itself (`daemon-reexec`), are made up for: then, and
+    after `daemon-reload`, all services count as changed.
+
+    Args:
+        user: whether to use the manager of the monitor's user, and not the manager of the system.
+
+    Attributes:
+        is_user: `user`.
+    """
+
+    def __init__(self, user: bool) -> None:
+        self.is_user = user
+        self._manager = "the user's systemd" if user else "systemd"
+        self._on_change: OnChange
+        self._thread = LoopThread("monitor-systemd-bus", self._stay_connected, self._closed)
+        self._bus: MessageBus | None = None
+        self._first_attempt: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._last_error = ""
+        self._jobs: dict[str, str] = {}  # the results of jobs that have ended, by their paths
+        self._job_ended = asyncio.Event()  # set and cleared on the loop
+
+    def start(self, on_change: OnChange) -> None:
+        """Start the thread, and wait until the first attempt to connect has ended.
+
+        Args:
+            on_change: is called when a service has changed or was loaded or unloaded, on the
+                thread of the connection, and must not block.
+
+        Raises:
+            SystemdError: systemd could not be reached. The attempts go on until `close`.
+        """
+        self._on_change = on_change
+        self._thread.start()
+        try:
+            self._first_attempt.result(2 * _CALL_SECONDS)
+        except concurrent.futures.TimeoutError:
+            raise SystemdError(f"{self._manager} does not answer") from None
+
+    def close(self) -> None:
+        """End the thread. Calls that have not been answered raise `SystemdError`."""
+        self._thread.close()
+
+    def manager_call(self, member: str, signature: str = "", *body: Any) -> Any:
+        """Call a method of systemd's manager; return its first result, None if there is none.
+
+        Raises:
+            SystemdError: systemd did not answer within 10 s, or answered with an error.
+        """
+        return self._thread.run(self._call(_ROOT, _MANAGER, member, signature, *body))
+
+    def manager_property(self, name: str) -> Any:
+        """Return a property of systemd's manager.
+
+        Raises:
+            SystemdError: systemd did not answer within 10 s, or answered with an error.
+        """
+        return self._thread.run(self._call(_ROOT, _PROPERTIES, "Get", "ss", _MANAGER, name))
+
+    def properties(self, unit: str, interface: str = "") -> dict[str, Any]:
+        """Return the properties of a unit. systemd loads the unit for that if it is not loaded.
+
+        Args:
+            unit: the name of the unit.
+            interface: the interface whose properties are read; empty: all of the unit.
+
+        Raises:
+            SystemdError: systemd did not answer within 10 s, or answered with an error.
+        """
+        call = self._call(unit_path(unit), _PROPERTIES, "GetAll", "s", interface)
+        properties: dict[str, Any] = self._thread.run(call)
+        return properties
+
+    def start_job(self, member: str, unit: str) -> str:
+        """Have systemd start or stop a unit (`StartUnit`, `StopUnit`); return the path of the job.
+
+        Raises:
+            SystemdError: systemd did not answer within 10 s, or answered with an error.
+        """
+        return str(self.manager_call(member, "ss", unit, "replace"))
+
+    def wait_for_job(self, job: str, seconds: float) -> str | None:
+        """Wait until a job has ended; return its result, such as `done` or `canceled`.
+
+        Returns None if it has not ended after `seconds`, or if its end was missed.
+        """
+        return self._thread.run(self._wait_for_job(job, seconds))
+
+    async def _wait_for_job(self, job: str, seconds: float) -> str | None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while job not in self._jobs:
+            self._job_ended.clear()
+            try:
+                await asyncio.wait_for(self._job_ended.wait(), deadline - loop.time())
+            except asyncio.TimeoutError:
+                return None
+        return self._jobs[job]
+
+    async def _call(
+        self, path: str, interface: str, member: str, signature: str = "", *body: Any
+    ) -> Any:
+        """Call a method, and return its first result; None if there is none."""
+        bus = self._bus
+        if bus is None:
+            raise SystemdError(f"{self._manager} cannot be reached: {self._last_error}")
+        return await self._call_on(bus, _NAME, path, interface, member, signature, *body)
+
+    async def _call_on(
+        self,
+        bus: MessageBus,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *body: Any,
+    ) -> Any:
+        message = Message(
+            destination=destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            # Else the bus would start a service by systemd while systemd itself is away.
+            flags=MessageFlag.NO_AUTOSTART,
+        )
+        try:
+            reply = await asyncio.wait_for(bus.call(message), _CALL_SECONDS)
+        except asyncio.TimeoutError:
+            raise SystemdError(
+                f"{self._manager} did not answer {member} within {_CALL_SECONDS:g} s"
+            ) from None
+        except (OSError, EOFError) as error:
+            raise SystemdError(f"the connection to {self._manager} was lost: {error}") from None
+        if reply is None:
+            raise SystemdError(f"the connection to {self._manager} was lost")
+        if reply.message_type is MessageType.ERROR:
+            text = reply.body[0] if reply.body else reply.error_name
+            raise SystemdError(f"{self._manager} answered to {member}: {text}", reply.error_name)
+        return unpack_variants(reply.body[0]) if reply.body else None
+
+    async def _stay_connected(self) -> None:
+        while True:
+            try:
+                await self._serve_connection()
+            except Exception as error:  # dbus-fast raises errors of many types
+                self._record_failure(error)
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def _record_failure(self, error: Exception) -> None:
+        text = str(error) or type(error).__name__
+        if text != self._last_error:
+            _logger.warning("%s cannot be reached: %s", self._manager, text)
+        self._last_error = text
+        if not self._first_attempt.done():
+            self._first_attempt.set_exception(
+                SystemdError(f"{self._manager} cannot be reached: {text}")
+            )
+
+    async def _serve_connection(self) -> None:
+        """Connect to the bus, and serve the connection until it is lost."""
+        bus = MessageBus(_bus_address(self.is_user), BusType.SYSTEM)
+        await asyncio.wait_for(bus.connect(), _CALL_SECONDS)
+        try:
+            bus.add_message_handler(self._handle)
+            for rule in _MATCHES:
+                await self._call_on(bus, _BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", rule)
+            self._bus = bus
+            await self._subscribe()
+            if self._last_error:
+                _logger.info("%s can be reached again", self._manager)
+            self._last_error = ""
+            if not self._first_attempt.done():
+                self._first_attempt.set_result(None)
+            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+            raise SystemdError("the bus has closed the connection")
+        finally:
+            self._bus = None
+            bus.disconnect()
+
+    async def _subscribe(self) -> None:
+        """Have systemd send its signals, and report that any service may have changed."""
+        self._jobs.clear()  # another systemd may number its jobs from the start
+        try:
+            await self._call(_ROOT, _MANAGER, "Subscribe")
+        except SystemdError as error:
+            if error.name != f"{_NAME}.AlreadySubscribed":
+                raise
+        self._on_change(None, {})
+
+    async def _subscribe_again(self) -> None:
+        """Subscribe after a restart of systemd. A bus without systemd is left, to try again."""
+        try:
+            await self._subscribe()
+        except SystemdError as error:
+            self._record_failure(error)
+            if self._bus:
+                self._bus.disconnect()
+
+    def _handle(self, message: Message) -> None:
+        """Handle a signal. The bus sends only those that match."""
+        if message.message_type is not MessageType.SIGNAL:
+            return
+        if message.member == "PropertiesChanged":
+            name = unit_name(message.path or "")
+            if name.endswith(".service"):
+                self._on_change(name, unpack_variants(message.body[1]))
+        elif message.member in _MANAGER_SIGNALS_OF_UNITS:
+            name = message.body[0]
+            if name.endswith(".service"):
+                self._on_change(name, {})
+        elif message.member == "JobRemoved":
+            _, job, _, result = message.body
+            self._record_job(job, result)
+        elif (
+            message.member == "Reloading" and not message.body[0]
+        ) or message.member == "UnitFilesChanged":
+            self._on_change(None, {})
+        elif message.member == "NameOwnerChanged" and message.body[2]:
+            self._thread.spawn(self._subscribe_again())
+
+    def _record_job(self, job: str, result: str) -> None:
+        self._jobs[job] = result
+        if len(self._jobs) > _MAX_JOBS:
+            del self._jobs[next(iter(self._jobs))]
+        self._job_ended.set()
+
+    def _closed(self) -> SystemdError:
+        return SystemdError(f"the monitor does not run, and does not ask {self._manager}")
+
+
+def _bus_address(user: bool) -> str | None:
+    """Return the address of the user's bus; None for the system's, which dbus-fast finds."""
+    if not user:
+        return None
+    folder = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return os.environ.get("DBUS_SESSION_BUS_ADDRESS") or f"unix:path={folder}/bus"
+
+
+def unit_path(name: str) -> str:
+    """Return the path of a unit's object: each byte that is no letter or digit becomes `_XX`."""
+    escaped = "".join(
+        chr(byte) if chr(byte).isalnum() and byte < 128 else f"_{byte:02x}"
+        for byte in name.encode()
+    )
+    if escaped[:1].isdigit():
+        escaped = f"_{ord(escaped[0]):02x}{escaped[1:]}"
+    return _UNITS + escaped
+
+
+def unit_name(path: str) -> str:
+    """Return the name of the unit whose object has that path."""
+    escaped = path.removeprefix(_UNITS)
+    data = re.sub(rb"_([0-9a-f]{2})", lambda each: bytes([int(each[1], 16)]), escaped.encode())
+    return data.decode(errors="replace")
