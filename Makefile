@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 # Arguments of the soak: `make soak SOAK='--seconds 60'`.
 SOAK ?=
+# The real servers that are recorded: `make record-servers SERVERS='vllm etcd'`. All by default.
+SERVERS ?=
 
 # Interpreters that pyenv keeps are found too, after those of the PATH.
 export PATH := $(PATH)$(subst $() ,,$(foreach bin,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin),:$(bin)))
 
-.PHONY: demo demo-circus demo-cluster demo-supervisord test docs soak bench bench-quick screenshots proto clean
+.PHONY: demo demo-circus demo-cluster demo-supervisord test test-servers record-servers docs soak bench bench-quick screenshots proto clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/monitor-plugin demo
@@ -27,6 +29,15 @@ demo-supervisord: $(VENV)/installed-supervisord
 test: $(VENV)/tox
 	@.ci/setup
 	$(VENV)/bin/tox run-parallel --parallel auto --parallel-no-spinner
+
+# Not a part of `make test`: it installs real model servers, of which one is built for minutes.
+test-servers: $(VENV)/tox
+	@tests/servers/install
+	$(VENV)/bin/tox run -e servers
+
+record-servers: $(VENV)/tox
+	@tests/servers/install
+	$(VENV)/bin/tox exec -e servers -- python -m tests.servers.record $(SERVERS)
 
 docs: $(VENV)/installed-docs
 	$(VENV)/bin/sphinx-build -E -W --keep-going -q docs docs/_build

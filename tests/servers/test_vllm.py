@@ -1,0 +1,58 @@
+"""vLLM's server, on the CPU. It takes most of a minute to start, so one test does all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from monitor_plugin import State
+
+from ..support import eventually, is_running
+from .conftest import Watched
+from .servers import Vllm, members
+
+
+@pytest.mark.timeout(600)
+def test_monitor_follows_the_server_from_its_start_to_its_stop(
+    watch: Callable[..., Watched],
+) -> None:
+    """While it loads it refuses connections; its engine is a child, which ends with it."""
+    watched = watch(Vllm)
+    loading = watched.read()
+    assert (loading.source, loading.rpc_error) == ("psutil", "UNAVAILABLE")
+    ready = watched.await_state(State.READY)
+    assert watched.seen == ["none", "READY"]
+    assert (ready.source, ready.protocol) == ("http", "vllm")
+    assert ready.status
+    assert (ready.status.requests_running, ready.status.requests_waiting) == (0, 0)
+    assert ready.status.kv_cache_percent == 0
+    with watched.server.busy(requests=4):  # of which it works on two
+
+        def is_full() -> bool:
+            status = watched.read().status
+            return (status and (status.requests_running, status.requests_waiting)) == (2, 2)
+
+        eventually(is_full)
+        assert watched.is_in(State.BUSY)
+        eventually(lambda: (status := watched.read().status) and status.kv_cache_percent)
+        eventually(lambda: (status := watched.read().status) and status.tokens_per_second)
+    watched.await_state(State.READY)
+    tree = members(watched.server.process.pid)
+    assert len(tree) > 1
+    watched.monitor.shutdown(watched.MODEL)
+    eventually(lambda: not any(map(is_running, tree)))
+    assert [each.cause for each in watched.exits] == ["shutdown"]
+
+
+@pytest.mark.timeout(600)
+def test_engine_of_a_killed_server_is_stopped_with_it(watch: Callable[..., Watched]) -> None:
+    """What a killed server leaves behind is told, and ended."""
+    watched = watch(Vllm)
+    watched.await_state(State.READY)
+    tree = members(watched.server.process.pid)
+    os.kill(watched.server.process.pid, signal.SIGKILL)
+    eventually(lambda: watched.exits)
+    eventually(lambda: not any(map(is_running, tree)))
