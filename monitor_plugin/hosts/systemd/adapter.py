@@ -35,6 +35,8 @@ _logger = logging.getLogger(__name__)
 # How long one wait for the end of a job takes at most: its signal may get lost, such as in a
 # restart of systemd or of the bus. Then the state of the unit is read.
 _JOB_SECONDS = 1.0
+# How much of the timeout of a hook journalctl may take.
+_LOG_SHARE = 0.9
 # The number of processes of which the run of the unit is known.
 _MAX_INVOCATIONS = 2000
 _POLKIT_HELP = (
@@ -71,7 +73,7 @@ class Adapter:
         self._invocations: dict[int, str] = {}  # by the PIDs of the main processes
         self._exits = UnitExits()
         self._new_exits: deque[tuple[int, HostExit]] = deque(maxlen=_MAX_INVOCATIONS)
-        self._logs = UnitLogs()
+        self._logs = UnitLogs(_LOG_SHARE * hook_timeout_seconds)
         self._closing = threading.Event()
         self._poller = Poller("monitor-systemd", self._poll)
 
@@ -110,7 +112,12 @@ class Adapter:
         self._poller.close()
 
     def _poll(self) -> None:
-        self._units.refresh()
+        try:
+            self._units.refresh()
+        except SystemdError:
+            if self._closing.is_set():  # the client is closed, too
+                return
+            raise
         units = self._units.units()
         found = self._discovery.find([each.program() for each in units])
         models = []
