@@ -58,7 +58,9 @@ from monitor_plugin.config.tokens import Role, parse_tokens
 from monitor_plugin.demo.calls import make_calls
 from monitor_plugin.demo.host import MODELS, demo
 from monitor_plugin.domain import protocols
+from monitor_plugin.domain.address import parse_address
 from monitor_plugin.domain.models import TreeUsage
+from monitor_plugin.domain.protocols import parse_protocol_rule
 from monitor_plugin.http.openapi import describe_api
 
 from .support import Client, Spawner, await_memory, eventually, free_port
@@ -337,6 +339,26 @@ def test_shown_variables_are_read_by_the_code() -> None:
 def test_shown_configuration_is_that_of_the_example(marker: str, example: str) -> None:
     """The lines of the page are in the file of the examples, which a test runs."""
     assert block(marker) in (ROOT / "examples" / example).read_text()
+
+
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "how-to" / "servers").glob("*.md")), ids=lambda p: p.stem
+)
+def test_page_of_a_server_configures_a_backend(page: Path) -> None:
+    """Each has six lines for supervisord, and names an address and a protocol that exist."""
+    text = page.read_text()
+    assert f"servers/{page.stem}.md" in text_of("how-to/servers")
+    found = re.findall(r"<!-- server -->\n```ini\n(.*?)```", text, re.DOTALL)
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(found[-1])
+    (section,) = parser.sections()
+    assert section.startswith("program:")
+    assert found[-1].count("\n") == 6
+    variables = dict(re.findall(r'(\w+)="([^"]*)"', parser[section]["environment"]))
+    parse_address(variables["MONITOR_ADDRESS"])
+    if "MONITOR_PROTOCOL" in variables:
+        parse_protocol_rule(variables["MONITOR_PROTOCOL"])
+    assert re.search(r"\*\*(Tried|Not tried:?)\*\*", text)
 
 
 def test_shown_variables_are_valid_settings() -> None:
