@@ -142,8 +142,8 @@ class Record:
     """A registered backend, and the objects that live as long as its process.
 
     `process`, `sampler`, `members`, `oom` and `former` never change. `tree_memory`, `tree_read_at`,
-    `observation`, `serving`, `source`, `saw_start` and `shared_readings` are replaced without the
-    registry's lock. The other attributes change only under that lock.
+    `observation`, `serving`, `source`, `has_requests`, `saw_start` and `shared_readings` are
+    replaced without the registry's lock. The other attributes change only under that lock.
 
     Attributes:
         backend: the immutable description of the backend; a new object for each registration.
@@ -163,6 +163,7 @@ class Record:
         state: the last known state.
         state_changed_at: when that state was first seen, in seconds since the epoch.
         source: the source of the last status; None if the last request of a status failed.
+        has_requests: whether it had requests by the last status: see `Status.has_requests`.
         serving: which process serves the address, as last read; None before the first time.
         address_owner: the process that serves the address and is no member, as last reported.
         observation: the result of the last sweep.
@@ -193,6 +194,7 @@ class Record:
     state: State | None = None
     state_changed_at: float | None = None
     source: str | None = None
+    has_requests: bool = False
     serving: Serving | None = None
     address_owner: ProcessName | None = None
     observation: Observation | None = None
@@ -331,6 +333,7 @@ class Registry:
                 raise ShutdownInProgress
             new.state, new.state_changed_at = old.state, old.state_changed_at
             new.source, new.address_owner = old.source, old.address_owner
+            new.has_requests = old.has_requests
             new.registered_at, new.answered = old.registered_at, old.answered
             new.spawned_at, new.saw_start = old.spawned_at, old.saw_start
             new.ready_seconds, new.ready_at = old.ready_seconds, old.ready_at

@@ -56,6 +56,15 @@ def is_http(address: str) -> bool:
     return address.startswith(tuple(HTTP_SCHEMES))
 
 
+def http_url(address: str) -> str | None:
+    """Return the URL at which a gRPC target would be asked by HTTP; None for a unix socket."""
+    target = parse_address(address)
+    if target.path is not None:
+        return None
+    host = "localhost" if target.hosts == LOOPBACK_HOSTS else target.hosts[0]
+    return f"http://[{host}]:{target.port}" if ":" in host else f"http://{host}:{target.port}"
+
+
 def parse_address(address: object) -> Target:
     """Parse the address of a backend.
 

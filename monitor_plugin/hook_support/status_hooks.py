@@ -17,13 +17,12 @@ from google.protobuf.message import DecodeError
 
 from ..domain.models import Backend, BackendExit, Status
 from ..hookspecs import Monitor, hookimpl
-from ..rpc.call import speaks_grpc
 from ..rpc.channel_limit import ChannelLimit
-from ..rpc.connection import NOT_GRPC_PAUSE_SECONDS
+from ..rpc.grpc_transport import Call, speaks_grpc
+from ..rpc.transport import OTHER_PROTOCOL_PAUSE_SECONDS
 from ..status_protocols.grpc_health import ask as ask_grpc_health
 from ..status_protocols.kserve_grpc import SERVICE as KSERVE_SERVICE
 from ..status_protocols.kserve_grpc import ask as ask_kserve
-from ..status_protocols.protocol import Call
 
 # Hook files import these from here, as `hook_support` is public.
 __all__ = ["KSERVE_SERVICE", "Ask", "Call", "StatusHooks", "ask_grpc_health", "ask_kserve"]
@@ -131,7 +130,7 @@ class StatusHooks:
             elif error.code() is grpc.StatusCode.UNAVAILABLE:
                 server.drop_channel()  # its backoff would delay the next connection
                 if not speaks_grpc(error):
-                    server.pause(NOT_GRPC_PAUSE_SECONDS)
+                    server.pause(OTHER_PROTOCOL_PAUSE_SECONDS)
         except (DecodeError, ValueError):  # ValueError: another thread closed the channel
             pass
         return None

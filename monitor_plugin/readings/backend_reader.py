@@ -21,22 +21,25 @@ from ..processes.limits import LimitsReader
 from ..processes.members import MemberTable
 from ..processes.process import ProcessGone
 from ..processes.tree_memory import TreeTotal, tree_total
+from ..rpc.call import StatusOutcome
 from ..rpc.client import StatusClient
 from .address_check import AddressCheck
 from .replicas import NO_MEMORY, NO_SAMPLE, SourcedMemory, sourced_memory
 
 
 class StatusResult(NamedTuple):
-    """The result of requesting a status from hooks and by gRPC.
+    """The result of requesting a status from hooks, and by gRPC or HTTP.
 
     Attributes:
         status: the status; None if the request failed.
-        source: `hook` or `grpc`.
+        source: `hook`, `grpc` or `http`.
         rpc_error: the name of the gRPC code if the request failed, else None.
         answered: whether the backend has answered, with a status or with an error of its own.
         served_by: PID of the member that listens at the address; None if none is seen to.
         address_owner: the process that listens there and is no member; None if there is none, or
             if that is not known.
+        protocol: see `Reading.protocol`.
+        status_error: see `Reading.status_error`.
     """
 
     status: Status | None
@@ -45,6 +48,16 @@ class StatusResult(NamedTuple):
     answered: bool = False
     served_by: int | None = None
     address_owner: ProcessName | None = None
+    protocol: str | None = None
+    status_error: str | None = None
+
+
+def result_of_call(outcome: StatusOutcome) -> StatusResult:
+    """Return the result of a request by gRPC or HTTP."""
+    status, rpc_error, answered, source, protocol, error_text, _ = outcome
+    return StatusResult(
+        status, source, rpc_error, answered, protocol=protocol, status_error=error_text
+    )
 
 
 def result_of_address_owner(serving: Serving) -> StatusResult:
@@ -58,14 +71,14 @@ class BackendReader:
 
     Args:
         registry: stores the backends' states.
-        status_client: requests statuses by gRPC.
+        status_client: requests statuses by gRPC and HTTP.
         member_table: lists the members of backends.
         limits_reader: reads the limits of the registered processes.
         address_check: tells whether a member serves a backend's address.
         gpu_reader: reads the GPUs that the members use.
-        hooks: requests statuses before gRPC does, and adds memory components.
-        status_timeout_seconds: the maximum time of a reading: for the hooks, gRPC and the memory
-            components together.
+        hooks: requests statuses before the client does, and adds memory components.
+        status_timeout_seconds: the maximum time of a reading: for the hooks, the client and the
+            memory components together.
     """
 
     def __init__(
@@ -120,10 +133,11 @@ class BackendReader:
             time.time(),
             completed.source,
             memory_age_seconds=completed.age_seconds,
+            protocol=result.protocol,
         )
 
     def start_requests(self, records: Sequence[Record]) -> None:
-        """Start the gRPC requests of backends that will be read, so that the deadlines overlap."""
+        """Start the requests of backends that will be read, so that the deadlines overlap."""
         if not self._hooks.may_delay_status():
             for record in records:
                 if not self._address_check.find_address_owner(record):
@@ -148,7 +162,7 @@ class BackendReader:
             return NO_MEMORY
 
     def status(self, record: Record, timeout_seconds: float = math.inf) -> StatusResult:
-        """Request the status of one backend from hooks, and otherwise by gRPC.
+        """Request the status of one backend from hooks, and otherwise by gRPC or HTTP.
 
         Raises:
             ProcessGone: the registered process has ended, even if the address still answers.
@@ -165,24 +179,23 @@ class BackendReader:
     def _request_status(
         self, record: Record, backend: Backend, deadline: float, query: HookQuery
     ) -> StatusResult:
-        """Wait for the status of the hooks, and otherwise for that of gRPC.
+        """Wait for the status of the hooks, and otherwise for that of the client.
 
-        The gRPC request starts when the hooks have answered without a status. It starts immediately
-        if the last status came by gRPC. If the hooks have not answered after half of the time, the
-        request starts then, so that half of the time is left for it.
+        The client's request starts when the hooks have answered without a status. It starts
+        immediately if the last status came by gRPC or HTTP. If the hooks have not answered after
+        half of the time, the request starts then, so that half of the time is left for it.
         """
         client, request = self._status_client, None
-        if record.source == "grpc":
+        if record.source in ("grpc", "http"):
             request = client.request_status(backend)
         half_time = deadline - (deadline - time.monotonic()) / 2
         if not query.wait(half_time):
             request = request or client.request_status(backend)
-        status = query.status()  # takes precedence over gRPC's
+        status = query.status()  # takes precedence over the client's
         if status is not None:
             return StatusResult(status, "hook", None, answered=True)
         request = request or client.request_status(backend)
-        outcome = request.wait(deadline - time.monotonic())
-        return StatusResult(outcome.status, "grpc", outcome.rpc_error, outcome.answered)
+        return result_of_call(request.wait(deadline - time.monotonic()))
 
     def confirm(self, record: Record, backend: Backend, result: StatusResult) -> StatusResult:
         """Check which process gave the result that was just received, and record its state.
@@ -207,6 +220,8 @@ class BackendReader:
             else:
                 result = result._replace(served_by=serving.served_by)
         status = result.status
+        if status is not None:
+            record.has_requests = status.has_requests
         if record.state is None and not record.answered and _is_not_ready_yet(result):
             record.saw_start = True
         record.source = result.source if status else None
@@ -238,6 +253,7 @@ class BackendReader:
             result.rpc_error,
             time.time(),
             address_owner=result.address_owner,
+            status_error=result.status_error,
         )
 
     def _hook_components(self, record: Record, backend: Backend, deadline: float) -> dict[str, int]:

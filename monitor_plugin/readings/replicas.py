@@ -27,6 +27,7 @@ class SourcedMemory(NamedTuple):
 
 NO_SAMPLE = Sample(None, None, None, None)
 NO_MEMORY = SourcedMemory(None, None)
+_NO_FIGURES = Status(State.UNINITIALIZED)
 
 _MAX_BYTES = 2**64 - 1
 # From the worst to the best. None stands for the numbers that the protocol does not define.
@@ -45,7 +46,7 @@ def sourced_memory(reading: Reading) -> SourcedMemory:
 
 
 def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> Reading:
-    """Combine the readings of replicas: the worst state, and sums.
+    """Combine the readings of replicas: the worst state, sums, and the fullest KV cache.
 
     A sum is None if the figure of any replica is unknown.
 
@@ -56,11 +57,20 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
     if len(readings) == 1:
         return readings[0]
     states = [each.status.state for each in readings if each.status is not None]
+    figures = [each.status or _NO_FIGURES for each in readings]
+    caches = [each.kv_cache_percent for each in figures if each.kv_cache_percent is not None]
     status = sample = None
     total = NO_MEMORY
     if states:
         total = sum_memories(memories)
-        status = Status(min(states, key=_rank), total.memory)
+        status = Status(
+            min(states, key=_rank),
+            total.memory,
+            sum_known(each.requests_running for each in figures),
+            sum_known(each.requests_waiting for each in figures),
+            sum_known(each.tokens_per_second for each in figures),
+            max(caches, default=None),
+        )
     else:
         samples = [each.sample for each in readings if each.sample is not None]
         sample = Sample(
@@ -69,6 +79,7 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
             memory_percent=sum_known(each.memory_percent for each in samples),
             cpu_percent=sum_known(each.cpu_percent for each in samples),
         )
+    errors = (each.status_error for each in readings)
     sources = (each.source for each in readings if each.status is not None or not states)
     return Reading(
         backend=readings[-1].backend,
@@ -81,6 +92,8 @@ def combine(readings: Sequence[Reading], memories: Sequence[SourcedMemory]) -> R
         replicas=sum(each.replicas for each in readings),
         address_owner=next((each.address_owner for each in readings if each.address_owner), None),
         memory_age_seconds=total.age_seconds,
+        protocol=_join_words(each.protocol for each in readings),
+        status_error="; ".join(dict.fromkeys(filter(None, errors))) or None,
     )
 
 

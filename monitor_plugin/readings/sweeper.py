@@ -35,6 +35,7 @@ from .backend_reader import (
     StatusResult,
     complete_memory,
     result_of_address_owner,
+    result_of_call,
 )
 from .replicas import NO_SAMPLE
 
@@ -245,11 +246,7 @@ class Sweeper:
         outcomes = iter(self._status_client.statuses(asked))
         results: list[StatusResult | None] = []
         for record, backend, serving in zip(records, backends, servings, strict=True):
-            if serving:
-                result = result_of_address_owner(serving)
-            else:
-                status, rpc_error, answered, _ = next(outcomes)
-                result = StatusResult(status, "grpc", rpc_error, answered)
+            result = result_of_address_owner(serving) if serving else result_of_call(next(outcomes))
             try:
                 results.append(self._backend_reader.confirm(record, backend, result))
             except ProcessGone:
@@ -306,7 +303,15 @@ class Sweeper:
             raise ProcessGone(backend.pid)
         now = time.time()
         if result.status is None:
-            reading = Reading(backend, None, _sample(process), "psutil", result.rpc_error, now)
+            reading = Reading(
+                backend,
+                None,
+                _sample(process),
+                "psutil",
+                result.rpc_error,
+                now,
+                status_error=result.status_error,
+            )
         else:
             status = replace(result.status, memory=memory)
             reading = Reading(
@@ -318,6 +323,7 @@ class Sweeper:
                 now,
                 memory_source,
                 memory_age_seconds=memory_age,
+                protocol=result.protocol,
             )
         return Observation(
             backend=backend,

@@ -1,4 +1,4 @@
-"""gRPC `Status` and `Free` calls to any number of backends."""
+"""Calls of `Status` and `Free`, or what other protocols have instead, to any number of backends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import grpc
 
 from ..concurrency.blocking import BlockingObserver
 from ..concurrency.closing import close_all
+from ..concurrency.thread_pool import ThreadPool
 from ..config.descriptors import max_channels
 from ..domain.models import Backend
-from .call import StatusCaller, StatusCounts, StatusOutcome
+from .call import StatusCounts, StatusOutcome
 from .channel_limit import ChannelLimit
 from .channels import ChannelSecurity, open_channel, open_unused_channel
 from .connection import Connection, StatusRequest
+from .grpc_transport import LOCALAI, GrpcTransport, LocalAi
+from .transport import ChooseTransport, Transport
 
 
 class StatusClient:
@@ -25,9 +28,10 @@ class StatusClient:
 
     Args:
         timeout_seconds: how long readers wait for a `Status` call; deadline of `Free`.
-        call_metadata: returns the gRPC metadata for calls to a backend.
+        call_metadata: returns the gRPC metadata, or headers, for calls to a backend.
         security: decides whether calls use TLS, and adds the token.
         blocking: is entered while a reader waits for a call.
+        choose_transport: chooses how a backend is asked; None: all by LocalAI's protocol.
     """
 
     def __init__(
@@ -36,12 +40,15 @@ class StatusClient:
         call_metadata: Callable[[Backend], Mapping[str, str]],
         security: ChannelSecurity,
         blocking: BlockingObserver,
+        choose_transport: ChooseTransport | None = None,
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._call_metadata = call_metadata
         self._security = security
         self._blocking = blocking
-        self._caller = StatusCaller()
+        self._choose = choose_transport
+        self._localai = LocalAi()
+        self._threads = ThreadPool("monitor-status")
         self._lock = threading.Lock()
         self._connections: dict[Backend, Connection] = {}
         self._opened_at: dict[Backend, float] = {}
@@ -80,10 +87,11 @@ class StatusClient:
         return self._connection(backend).free()
 
     def open_channel(self, backend: Backend) -> grpc.Channel:
-        """Open a channel to a backend, with TLS if required. It connects at its first call.
+        """Open a gRPC channel to a backend, with TLS if required. It connects at its first call.
 
         Raises:
-            ValueError: the address is not local, and no setting protects or allows such calls.
+            ValueError: the address is a URL, or it is not local, and no setting protects or allows
+                such calls.
         """
         if self._unused_channel is None:
             opened = open_unused_channel()
@@ -93,9 +101,17 @@ class StatusClient:
             if self._unused_channel is not opened:
                 opened.close()
         channel = open_channel(backend.address, self._security.credentials(backend.address))
+        self._note_connected(backend)
+        return channel
+
+    def _note_connected(self, backend: Backend) -> None:
         with self._lock:
             self._opened_at[backend] = time.monotonic()
-        return channel
+
+    def _choose_transport(self, backend: Backend) -> Transport:
+        connected = partial(self._note_connected, backend)
+        chosen = self._choose(backend, self.open_channel, connected) if self._choose else None
+        return chosen or GrpcTransport(backend, self.open_channel, LOCALAI, self._localai.ask)
 
     def metadata(self, backend: Backend) -> Mapping[str, str]:
         """Return the metadata for calls to a backend: those from hooks, and the token."""
@@ -112,9 +128,9 @@ class StatusClient:
         return connection.counts() if connection else None
 
     def connected_at(self, backend: Backend) -> float:
-        """Return when a channel to a backend was last opened (monotonic seconds); 0 if none was.
+        """Return when the last connection to a backend was made (monotonic seconds); 0 if none was.
 
-        A hook may have opened it.
+        That of a gRPC channel counts from the opening of the channel, which may be a hook's.
         """
         with self._lock:
             return self._opened_at.get(backend, 0.0)
@@ -137,7 +153,7 @@ class StatusClient:
         close_all(
             *(connection.close for connection in connections),
             *([unused_channel.close] if unused_channel else []),
-            self._caller.close,
+            self._threads.close,
         )
 
     def _connection(self, backend: Backend) -> Connection:
@@ -147,11 +163,11 @@ class StatusClient:
                 return connection
             connection = Connection(
                 backend,
-                partial(self.open_channel, backend),
+                partial(self._choose_transport, backend),
                 self._channel_limit,
                 self._timeout_seconds,
                 partial(self.metadata, backend),
-                self._caller,
+                self._threads,
                 self._blocking,
             )
             if not self._closed:

@@ -146,6 +146,8 @@ class Stopper:
     def drain(self, stop: Stop, deadline: float, skip: threading.Event) -> None:
         """Wait while the backend is busy, or was busy and does not answer; set `stop.is_busy`.
 
+        A backend is busy if it is BUSY, or requests are running or waiting.
+
         Args:
             stop: the stop of the backend.
             deadline: when to stop waiting, by the monotonic clock.
@@ -168,11 +170,11 @@ class Stopper:
             result = self._backend_reader.status(record, remaining)
             was_requested = True
             timed_out = result.rpc_error == grpc.StatusCode.DEADLINE_EXCEEDED.name
-            if record.state is not State.BUSY or (result.status is None and not timed_out):
-                # Assume busy after a timeout, or if a backend that was BUSY does not answer now.
-                return timed_out or record.state is State.BUSY
+            if not _has_requests(record) or (result.status is None and not timed_out):
+                # Assume busy after a timeout, or if a backend that was busy does not answer now.
+                return timed_out or _has_requests(record)
             skip.wait(min(_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-        return record.state is State.BUSY or not (was_requested or skip.is_set())
+        return _has_requests(record) or not (was_requested or skip.is_set())
 
     def stop(self, stop: Stop) -> None:
         """Free and end the backend, and wait until its memory is free.
@@ -265,6 +267,11 @@ class Stopper:
         if self._address_check.check_now(record).address_owner is not None:
             return grpc.StatusCode.UNAVAILABLE.name
         return self._status_client.free(record.backend)
+
+
+def _has_requests(record: Record) -> bool:
+    """Whether a backend is BUSY or has requests, by its last status."""
+    return record.state is State.BUSY or record.has_requests
 
 
 def _try_rescan(tree: ProcessTree) -> None:

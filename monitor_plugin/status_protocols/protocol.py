@@ -15,6 +15,19 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import msgspec
 
 from ..domain.models import Status
+from ..rpc.grpc_transport import AskByGrpc, Call
+
+__all__ = [
+    "Answer",
+    "AskByGrpc",
+    "BusyWhen",
+    "Call",
+    "Get",
+    "HttpProtocol",
+    "NoStatus",
+    "amount",
+    "count",
+]
 
 #: When a server is BUSY: see the setting `busy_when`.
 BusyWhen = Literal["any", "full"]
@@ -122,14 +135,6 @@ _CODES = {
 #: requested once: a second call returns the same answer, or raises the same NoStatus. Raises
 #: NoStatus if no whole answer of at most 4 MiB has come until the deadline.
 Get = Callable[[str], Answer]
-
-#: Calls a method of gRPC by its path, `/package.Service/Method`, with an encoded request. Returns
-#: the encoded response, and raises grpc.RpcError.
-Call = Callable[[str, bytes], bytes]
-
-#: Requests the status of a model by a `Call`; None if the server does not know its state. May raise
-#: grpc.RpcError, and DecodeError or ValueError for a malformed response.
-AskByGrpc = Callable[[str, Call], "Status | None"]
 
 
 class HttpProtocol(abc.ABC):

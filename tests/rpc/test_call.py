@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from monitor_plugin import Backend, Monitor, Status, hookimpl
-from monitor_plugin.rpc import call
+from monitor_plugin.rpc import grpc_transport
 from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCounter
 from monitor_plugin.rpc.protocol import status_from_wire
 
@@ -60,7 +60,7 @@ def test_a_call_has_an_outcome_also_after_an_unexpected_error(
             raise errors.pop()
         return decode(response)
 
-    monkeypatch.setattr(call, "status_from_wire", fail_once)
+    monkeypatch.setattr(grpc_transport, "status_from_wire", fail_once)
     running = spawner.backend()
     monitor.hook.monitor_backend_spawned(model="m", pid=running.pid, address=running.address)
     assert monitor.read("m").rpc_error == "INTERNAL"

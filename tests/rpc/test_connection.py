@@ -20,7 +20,7 @@ import pytest
 from monitor_plugin import Settings
 from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.domain.models import Backend, Memory, Status
-from monitor_plugin.rpc import connection
+from monitor_plugin.rpc import connection, grpc_transport
 from monitor_plugin.rpc.call import DURATION_BOUNDS, StatusCall, StatusOutcome
 from monitor_plugin.rpc.channels import UNUSED_CHANNEL_TARGET, ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
@@ -97,7 +97,7 @@ def test_a_status_with_memory(make_client: Callable[..., StatusClient], spawner:
     backend = spawner.backend()
     answer = make_client().status(backend_at(backend.address))
     memory = Memory(3 << 20, {"kv_cache": 1 << 20, "weights": 2 << 20})
-    assert answer == StatusOutcome(Status(2, memory), None, answered=True)
+    assert answer == StatusOutcome(Status(2, memory), None, True, protocol="localai")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_status_is_called_once_where_it_is_unimplemented(
     assert server.calls == 2
     assert client.free(backend_at(server.address)) == "UNIMPLEMENTED"
     for pid in (1000, 1001):
-        assert client._connection(backend_at(server.address, pid))._channel is None
+        assert client._connection(backend_at(server.address, pid))._link is None
 
 
 def test_no_server_and_a_silent_server(make_client: Callable[..., StatusClient]) -> None:
@@ -207,7 +207,7 @@ def test_unimplemented_that_no_reader_waited_for_is_an_answer(
     server = serve(answer)
     client = make_client()
     request = client.request_status(backend_at(server.address))
-    assert request.wait(0.01) == StatusOutcome(None, "DEADLINE_EXCEEDED")
+    assert request.wait(0.01).rpc_error == "DEADLINE_EXCEEDED"
     go.set()
     assert request.call.done.wait(30)
     late = client.status(backend_at(server.address))
@@ -215,20 +215,32 @@ def test_unimplemented_that_no_reader_waited_for_is_an_answer(
     assert server.calls == 1
 
 
+SPEAKS_HTTP = "speaks HTTP, not gRPC: register http://"
+OTHER = "does not speak gRPC"
+HTML_ALONE = SPEAKS_HTTP if grpc.__version__ >= "1.60" else OTHER  # older ones say less
+
+
 @pytest.mark.parametrize(
-    "handler",
+    ("handler", "says"),
     [
-        BaseHTTPRequestHandler,
-        sends(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nInvalid HTTP request"),
-        sends(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", closes=False),
-        sends(b"HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n"),
-        sends(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", first=True, closes=False),
-        sends(b"-ERR unknown command 'PRI'\r\n", closes=False),
+        (BaseHTTPRequestHandler, HTML_ALONE),
+        (
+            sends(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nInvalid HTTP request"),
+            SPEAKS_HTTP,
+        ),
+        (
+            sends(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", closes=False),
+            SPEAKS_HTTP,
+        ),
+        (sends(b"HTTP/1.0 505 HTTP Version Not Supported\r\n\r\n"), SPEAKS_HTTP),
+        (sends(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", first=True, closes=False), OTHER),
+        (sends(b"-ERR unknown command 'PRI'\r\n", closes=False), OTHER),
     ],
     ids=["http.server", "uvicorn", "HTTP/1.1", "HTTP/1.0", "ssh", "redis"],
 )
 def test_a_server_that_does_not_speak_grpc_is_called_once_a_minute(
     handler: type[BaseRequestHandler],
+    says: str,
     make_client: Callable[..., StatusClient],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -238,16 +250,19 @@ def test_a_server_that_does_not_speak_grpc_is_called_once_a_minute(
     with foreign_server(handler) as server:
         backend = backend_at(server.address)
         for _ in range(5):
-            assert client.status(backend) == StatusOutcome(None, "UNAVAILABLE", speaks_grpc=False)
+            outcome = client.status(backend)
+            assert (outcome.rpc_error, outcome.answered) == ("UNAVAILABLE", False)
+            assert outcome.error_text
             assert client.free(backend) == "UNAVAILABLE"
         assert server.connections == 1
         (line,) = logged(caplog)
-        assert f"the server at {server.address} does not speak gRPC" in line
+        assert str(outcome.error_text) in line
+        assert f"the server at {server.address} {says}" in line.replace("localhost", "127.0.0.1")
         again = backend_at(server.address, pid=1001)
         assert client.status(again).rpc_error == "UNAVAILABLE"
         assert server.connections == 2
         assert len(logged(caplog)) == 2
-        monkeypatch.setattr(connection, "NOT_GRPC_PAUSE_SECONDS", 0.0)
+        monkeypatch.setattr(grpc_transport, "OTHER_PROTOCOL_PAUSE_SECONDS", 1e-9)
         client.close_connection(again)
         for calls in (3, 4):
             assert client.status(again).rpc_error == "UNAVAILABLE"
@@ -263,7 +278,7 @@ def test_other_protocol_is_noticed_at_each_form_of_an_address(
     with foreign_server(BaseHTTPRequestHandler) as server:
         backend = backend_at(address.format(server.server_address[1]))
         outcomes = [make_client().status(backend) for _ in range(3)]
-        assert not outcomes[0].speaks_grpc
+        assert outcomes[0].pause_seconds
         assert server.connections == 3  # one of each client
 
 
@@ -296,7 +311,7 @@ def test_a_server_that_may_still_speak_grpc_is_called_each_time(
         for _ in range(3):
             outcome = client.status(backend_at(server.address))
             assert outcome.rpc_error in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-            assert outcome.speaks_grpc
+            assert not outcome.pause_seconds
         calls = client.counts(backend_at(server.address))
         assert calls
         assert sum(calls.failures.values()) == (3 if outcome.rpc_error == "UNAVAILABLE" else 1)
@@ -308,10 +323,10 @@ def test_a_grpc_server_that_takes_the_place_of_another_is_found(
     make_client: Callable[..., StatusClient], spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the pause its status is read as usual."""
-    monkeypatch.setattr(connection, "NOT_GRPC_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(grpc_transport, "OTHER_PROTOCOL_PAUSE_SECONDS", 0.1)
     client = make_client()
     with foreign_server(BaseHTTPRequestHandler) as server:
-        assert not client.status(backend_at(server.address)).speaks_grpc
+        assert client.status(backend_at(server.address)).pause_seconds
     spawner.backend(addr=server.address)
     eventually(lambda: client.status(backend_at(server.address)).answered)
 
