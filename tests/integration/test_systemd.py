@@ -45,6 +45,16 @@ def declares(model: str, at: str) -> str:
     return f'Environment=MONITOR_MODEL="{model}" MONITOR_ADDRESS={at}'
 
 
+# Uses more memory than its unit may, once the file is there.
+GREEDY = """
+import os, time
+while not os.path.exists("/tmp/eat"):
+    time.sleep(0.05)
+eaten = bytearray(200 << 20)
+time.sleep(1000)
+"""
+
+
 class Host(SystemdMachine):
     """A systemd whose services a monitor watches, which is one of its services.
 
@@ -151,14 +161,19 @@ def host() -> Iterator[Host]:
             "deaf.service",
             service(f"{LIGHT_BACKEND} --addr {address()} --ignore-sigterm", "TimeoutStopSec=60"),
         )
+        host.path("/tmp/greedy.py").write_text(GREEDY)
+        greedy = f"{sys.executable} -S -E /tmp/greedy.py"
+        host.write_unit(
+            "greedy.service",
+            service(greedy, "MemoryMax=50M", "MemorySwapMax=0", declares("greedy", address())),
+        )
         host.write_unit("other.service", service(SLEEPER))
         at = address()
-        host.write_unit(
-            "unused.service", service(f"{LIGHT_BACKEND} --add {at}", declares("unused", at))
-        )
+        host.write_unit("unused.service", service(f"{LIGHT_BACKEND} --add {at}"))
+        host.write_unit("unused.service.d/model.conf", f"[Service]\n{declares('unused', at)}\n")
         host.run_monitor("--backend", "ruled@*.service=ruled-*@127.0.0.1:*")
         host.begin("plain", "declared", "replica@1", "replica@2", f"ruled@{host.ruled}", "keeps")
-        host.begin("forks", "prepared", "fails", "limited", "waits", "deaf", "other")
+        host.begin("forks", "prepared", "fails", "limited", "waits", "deaf", "other", "greedy")
         yield host
     finally:
         host.close()
@@ -240,7 +255,7 @@ def test_service_that_waits_for_its_restart_is_waiting(host: Host) -> None:
 
 
 def test_service_that_is_not_loaded_can_be_started(host: Host) -> None:
-    """A service that nothing has started yet is listed because of its file."""
+    """A service that nothing has started yet is listed because of a part of its file."""
     eventually(lambda: host.model("unused") == ("stopped", None))
     assert "unused.service" not in host.run("systemctl", "list-units", "--all", "--plain")
     assert host.load("unused").status == 200
@@ -319,3 +334,77 @@ def test_removed_service_is_forgotten(host: Host) -> None:
     eventually(lambda: host.pids("transient") == host.main_pids("transient"))
     host.run("systemctl", "stop", "transient")
     eventually(lambda: host.model("transient") is None and not host.is_known("transient"))
+
+
+def test_memory_limit_of_a_service_kills_its_backend(host: Host) -> None:
+    """The exit has the words of systemd, also when the service runs again."""
+    eventually(lambda: host.is_known("greedy"))
+    pid = int(host.show("greedy", "MainPID"))
+    host.path("/tmp/eat").touch()
+    end = eventually(lambda: next(iter(host.ended("greedy")), None))
+    host.path("/tmp/eat").unlink()
+    assert end
+    assert (end["pid"], end["signal"], end["cause"]) == (pid, signal.SIGKILL, "oom")
+    eventually(lambda: host.is_known("greedy"))
+
+
+def test_log_is_that_of_the_journal(host: Host) -> None:
+    eventually(lambda: host.is_known("plain"))
+    path = "/backend/log?model=plain&stream=stdout"
+    eventually(lambda: b"serving on" in host.client.request("GET", path).body)
+
+
+def test_monitor_without_rights_stops_nothing(host: Host) -> None:
+    """systemd refuses, the monitor says what is missing, and no signal is sent."""
+    visitor = Client(f"http://127.0.0.1:{free_port()}")
+    flags = f"--listen {visitor.url.removeprefix('http://')}"
+    host.write_unit("visitor.service", service(f"{MONITOR} {flags}", "User=nobody"))
+    host.reload()
+    host.begin("visitor")
+
+    def is_known() -> bool:
+        with contextlib.suppress(OSError):
+            return visitor.monitor("plain").status == 200
+        return False
+
+    eventually(is_known)
+    pids = host.pids("plain")
+    for path in ("/backend/shutdown", "/backend/load"):
+        model = "plain" if "shutdown" in path else "unused"
+        answer = visitor.request("POST", path, {"model": model})
+        assert answer.status == 500
+        assert b"org.freedesktop.systemd1.manage-units" in answer.body
+    assert host.state("plain") == "active running"
+    assert host.main_pids("plain") == pids
+    assert host.state("unused") == "inactive dead"
+    host.run("systemctl", "stop", "visitor")
+
+
+def test_manager_of_a_user_is_a_host(host: Host) -> None:
+    """The monitor is a service of it, and stops and starts its services without polkit."""
+    user = Client(f"http://127.0.0.1:{free_port()}")
+    at = address()
+
+    def run(*command: str) -> str:
+        login = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        return host.run(*login, "env", "XDG_RUNTIME_DIR=/run/user/65534", *command)
+
+    def start(unit: str, *command: str) -> None:
+        flags = ("--property=Restart=always", f"--setenv=MONITOR_LISTEN={user.url[7:]}")
+        run("systemd-run", "--user", f"--unit={unit}", "--quiet", *flags, *command)
+
+    host.run("systemctl", "start", "user@65534")
+    start("monitor", *MONITOR.split(), "--user")
+    start("own", *LIGHT_BACKEND.split(), "--addr", at)
+
+    def is_known() -> bool:
+        with contextlib.suppress(OSError):
+            return user.monitor("own").status == 200
+        return False
+
+    eventually(is_known)
+    assert user.monitor("plain").status == 500
+    assert user.shutdown("own").status == 200
+    assert run("systemctl", "--user", "show", "-P", "LoadState", "own") == "not-found"
+    assert not host.is_known("own")
+    host.run("systemctl", "stop", "user@65534")

@@ -111,7 +111,8 @@ class SystemdClient:
         try:
             self._first_attempt.result(2 * _CALL_SECONDS)
         except concurrent.futures.TimeoutError:
-            raise SystemdError(f"{self._manager} does not answer") from None
+            why = self._last_error or "the bus does not answer"
+            raise SystemdError(f"{self._manager} cannot be reached: {why}") from None
 
     def close(self) -> None:
         """End the thread. Calls that have not been answered raise `SystemdError`."""
@@ -227,10 +228,12 @@ class SystemdClient:
 
     def _record_failure(self, error: Exception) -> None:
         text = str(error) or type(error).__name__
-        if text != self._last_error:
+        if text != self._last_error and self._first_attempt.done():
             _logger.warning("%s cannot be reached: %s", self._manager, text)
         self._last_error = text
-        if not self._first_attempt.done():
+        # At the boot of the machine, the bus may be there before systemd has connected to it.
+        is_early = isinstance(error, SystemdError) and error.name == f"{_BUS}.Error.NameHasNoOwner"
+        if not (is_early or self._first_attempt.done()):
             self._first_attempt.set_exception(
                 SystemdError(f"{self._manager} cannot be reached: {text}")
             )
