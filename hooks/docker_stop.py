@@ -69,8 +69,9 @@ _RUN_FLAGS = (
     "--publish-all -q --quiet --read-only --read-only-tmpfs --replace --rm --rmi --rootfs "
     "--sig-proxy --tls-verify -t --tty --unsetenv-all --use-api-socket"
 )
-_ID = re.compile(r"[0-9a-f]{12,64}")
+# A name or an ID; none begins with a dash, so none is an option.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_MIN_ID_LENGTH = 12
 _NO_CONTAINER = re.compile(r"no such (container|object)", re.IGNORECASE)
 
 _INSPECT_SECONDS = 10.0
@@ -97,8 +98,10 @@ class _State(msgspec.Struct, rename="pascal"):
 
 
 class _Inspected(msgspec.Struct, rename="pascal"):
-    id: str
-    state: _State
+    """A container, or another object of that name, such as an image, which has no state."""
+
+    id: str = ""
+    state: _State = msgspec.field(default_factory=_State)
 
 
 class Container(NamedTuple):
@@ -161,12 +164,11 @@ class Client(NamedTuple):
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     return None
-                text = os.read(descriptor, 100).decode(errors="replace").strip()
+                return os.read(descriptor, 200).decode(errors="replace").strip()
             finally:
                 os.close(descriptor)
         except (OSError, ValueError):  # it is not written yet
             return None
-        return text if _ID.fullmatch(text) else None
 
 
 class Engine:
@@ -192,7 +194,7 @@ class Engine:
         """
         for each in self._client.candidates(self._folder):
             for found in self._inspect(each):
-                if container := self._match(found):
+                if container := self._match(found, each):
                     return container
         return None
 
@@ -212,7 +214,7 @@ class Engine:
             raise EngineError(_describe(ended))
 
     def _inspect(self, name: str) -> list[_Inspected]:
-        ended = self._call(["inspect", "--type", "container", name], _INSPECT_SECONDS)
+        ended = self._call(["inspect", name], _INSPECT_SECONDS)
         if ended.returncode:
             if _NO_CONTAINER.search(ended.stderr):
                 return []
@@ -222,7 +224,7 @@ class Engine:
         except msgspec.DecodeError as error:
             raise EngineError(f"the answer of inspect is not understood: {error}") from None
 
-    def _match(self, found: _Inspected) -> Container | None:
+    def _match(self, found: _Inspected, name: str) -> Container | None:
         """Return the container if its process was started by the client, as far as is known."""
         pid = found.state.pid
         row = read_row(pid) if found.state.running and pid > 1 else None
@@ -236,7 +238,7 @@ class Engine:
             later = math.inf if started_at is None else time.time() - age - started_at.timestamp()
             if not -_EARLIER_SECONDS <= later <= _LATER_SECONDS:
                 return None
-        return Container(found.id, (pid, row.started))
+        return Container(found.id or name, (pid, row.started))
 
     def _call(self, arguments: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
         """Call the engine.
@@ -314,7 +316,7 @@ def _is_in_group(pid: int, container_id: str) -> bool:
         groups = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
     except OSError:
         return False
-    return bool(_ID.fullmatch(container_id)) and container_id in groups
+    return len(container_id) >= _MIN_ID_LENGTH and container_id in groups
 
 
 def _runs(process: ProcessIdentity) -> bool:
@@ -437,7 +439,8 @@ class Target:
         try:
             self.stop(seconds)
         except EngineError as error:
-            _logger.debug("the container of process %d: %s", self.client.process[0], error)
+            text = "the container of process %d was not stopped: %s %s"
+            _logger.warning(text, self.client.process[0], self.client.engine, error)
 
 
 @dataclass
@@ -541,6 +544,8 @@ class Containers:
             for key, wait in due:
                 try:
                     is_over = self._look(key, wait)
+                except OSError:  # no file descriptor is free
+                    is_over = False
                 except Exception:  # the other backends must be looked at
                     _logger.exception("no container was looked for, for model %r", key[0])
                     is_over = True
