@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ...domain.exits import signal_name
 from ...domain.known_models import KnownModel
 from ...domain.units import HostUnit
+from ...processes.process_table import read_row
 from ..discovery import Program
 from ..model_states import ProgramState, merge_states
 from .client import SystemdClient, SystemdError
@@ -54,7 +55,9 @@ class Unit(NamedTuple):
         active_state: `ActiveState`.
         sub_state: `SubState`.
         result: `Result`, which is `success` until something has failed.
-        main_pid: `MainPID`; 0 if there is no main process.
+        main_pid: `MainPID`; 0 if there is no main process. Of a running service of which systemd
+            knows no main process, its oldest process.
+        knows_main_pid: whether systemd knows the main process.
         exit_code, exit_status: `ExecMainCode` and `ExecMainStatus` of the last main process.
         started_at: when the last main process was started, in microseconds since the epoch; 0 if
             none was.
@@ -75,6 +78,7 @@ class Unit(NamedTuple):
     sub_state: str = "dead"
     result: str = "success"
     main_pid: int = 0
+    knows_main_pid: bool = True
     exit_code: int = 0
     exit_status: int = 0
     started_at: int = 0
@@ -109,7 +113,9 @@ class Unit(NamedTuple):
     @property
     def failure(self) -> str:
         """What systemd says of its last end: `oom-kill: its process was killed by SIGKILL`."""
-        if self.exit_code == _EXITED and self.exit_status:
+        if self.result == "start-limit-hit":
+            how = f"it was started too often; systemctl reset-failed {self.name} allows a start"
+        elif self.exit_code == _EXITED and self.exit_status:
             how = f"its process exited with code {self.exit_status}"
         elif self.exit_code in (_KILLED, _DUMPED):
             how = f"its process was killed by {signal_name(self.exit_status)}"
@@ -135,6 +141,7 @@ def parse_unit(name: str, properties: Mapping[str, Any]) -> Unit:
         properties["SubState"],
         properties.get("Result", "success"),
         properties.get("MainPID", 0),
+        True,
         properties.get("ExecMainCode", 0),
         properties.get("ExecMainStatus", 0),
         properties.get("ExecMainStartTimestamp", 0),
@@ -216,6 +223,12 @@ class UnitTable:
         """
         with self._lock:
             names, self._changed = self._changed, set()
+            # systemd sends no signal when such a process ends and another one goes on.
+            names |= {
+                each.name
+                for each in self._units.values()
+                if not each.knows_main_pid and read_row(each.main_pid) is None
+            }
             is_due = self._all_changed or time.monotonic() > self._read_at + _READ_ALL_SECONDS
             self._all_changed = False
         try:
@@ -286,11 +299,23 @@ class UnitTable:
             SystemdError: systemd did not answer.
         """
         try:
-            return parse_unit(name, self._systemd.properties(name))
+            unit = parse_unit(name, self._systemd.properties(name))
+            if unit.active_state == "active" and not unit.main_pid and unit.sub_state != "exited":
+                unit = unit._replace(main_pid=self._oldest_process(name), knows_main_pid=False)
+            return unit
         except SystemdError as error:
             if error.name is None:
                 raise
             return None
+
+    def _oldest_process(self, name: str) -> int:
+        """Return the PID of the oldest process in the control group of a service; 0 if none runs.
+
+        systemd cannot tell the main process if a service of `Type=forking` has several.
+        """
+        processes = self._systemd.manager_call("GetUnitProcesses", "s", name)
+        rows = {pid: row for _, pid, _ in processes if (row := read_row(pid))}
+        return min(rows, key=lambda pid: rows[pid].started, default=0)
 
 
 def _has_address(path: Path, folders: Iterable[str]) -> bool:

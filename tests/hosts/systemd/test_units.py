@@ -13,6 +13,8 @@ from monitor_plugin.hosts.systemd.units import Unit, UnitTable, describe_unit, k
 from ...support import eventually
 from ...systemd_machine import SystemdMachine
 
+LIMIT = "start-limit-hit: it was started too often; systemctl reset-failed a.service allows a start"
+
 
 class CountingClient(SystemdClient):
     """Counts the calls to systemd."""
@@ -159,13 +161,15 @@ def test_states_of_units_are_those_of_models(active: str, sub: str, state: str) 
         (1, 3, "exit-code: its process exited with code 3"),
         (2, 9, "oom-kill: its process was killed by SIGKILL"),
         (3, 11, "core-dump: its process was killed by SIGSEGV"),
-        (1, 0, "start-limit-hit"),
+        (1, 0, LIMIT),
         (0, 0, "resources"),
     ],
 )
 def test_failed_unit_has_the_result_of_systemd(code: int, status: int, said: str) -> None:
     result = said.partition(":")[0]
-    unit = Unit("a.service", "loaded", "", "failed", "failed", result, 0, code, status)
+    unit = Unit(
+        "a.service", "loaded", "", "failed", "failed", result, exit_code=code, exit_status=status
+    )
     assert known_models([("m", unit)]) == [KnownModel("m", "failed", said, can_start=True)]
 
 
