@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import psutil
 
 from monitor_plugin import Backend, InvalidBackend, ShutdownFailed, hookimpl
 from monitor_plugin.hookspecs import Monitor
@@ -143,11 +144,12 @@ class Client(NamedTuple):
         if self.cidfile is None and self.name is None:
             return f"{run} has neither --cidfile nor --name: add one of them"
         try:
-            owner = Path(f"/proc/{self.process[0]}").stat().st_uid
-        except OSError:  # it has ended
+            # The owner of /proc/PID is root for any process that is not dumpable.
+            users = set(psutil.Process(self.process[0]).uids())
+        except psutil.NoSuchProcess:
             return None
-        if owner not in (0, os.geteuid()):
-            return f"{run} belongs to user {owner}: run the monitor as that user"
+        if others := users - {0, os.geteuid()}:
+            return f"{run} belongs to user {max(others)}: run the monitor as that user"
         return None
 
     def candidates(self, folder: str) -> list[str]:
@@ -450,7 +452,7 @@ class _Wait:
     since: float = field(default_factory=time.monotonic)
     due_at: float = field(default_factory=time.monotonic)
     target: Target | None = None
-    has_failed: bool = False
+    failure: str | None = None  # why the last look that failed did
 
 
 class Containers:
@@ -576,9 +578,8 @@ class Containers:
             if client is None:  # a shell may start it later
                 return False
             if why := client.why_unusable():
-                text = "model %r (process %d): its container is not found: %s"
-                _logger.warning(text, backend.model, backend.pid, why)
-                return True
+                self._log_failure(wait, backend, why)
+                return False
             wait.target = Target(client, self._closing)
         self._keep(backend.pid, wait.target)
         try:
@@ -587,7 +588,9 @@ class Containers:
             self._log_failure(wait, backend, str(error))
             return False
         if container is None:
-            return not _runs(wait.target.client.process)
+            if not _runs(wait.target.client.process):
+                wait.target = None  # a shell may start another one
+            return False
         return self._register(wait, backend, container)
 
     def _register(self, wait: _Wait, backend: Backend, container: Container) -> bool:
@@ -607,12 +610,11 @@ class Containers:
         return True
 
     def _log_failure(self, wait: _Wait, backend: Backend, why: str) -> None:
-        """Log a failure, unless the last look has failed, too."""
-        level = logging.DEBUG if wait.has_failed else logging.WARNING
-        text = "model %r (process %d): its container is not registered yet, and tried again: %s"
-        if not self._closing.is_set():
-            _logger.log(level, text, backend.model, backend.pid, why)
-        wait.has_failed = True
+        """Log why a look has failed, unless the last one that failed did for the same reason."""
+        if why != wait.failure and not self._closing.is_set():
+            text = "model %r (process %d): its container cannot be registered yet: %s"
+            _logger.warning(text, backend.model, backend.pid, why)
+        wait.failure = why
 
 
 _containers = Containers()

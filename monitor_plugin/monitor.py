@@ -479,7 +479,8 @@ class Monitor:
         exit is recorded. From then on the end of the new process is the end of the backend. The
         host goes on knowing the former PID: if it registers that PID again, or reports its exit,
         the call is about the backend of the new process. In the ten seconds after the end of the
-        new process, the former one is not registered again, because it is about to end.
+        new process, the former one is not registered again, because it is about to end. A reading
+        or a shutdown of this backend alone needs the new PID.
 
         Args:
             backend: a registered backend, as `backends()` lists it or as a hook got it.

@@ -189,6 +189,22 @@ def test_client_without_a_container_that_can_be_found_stays_registered(
     assert engine.calls("inspect") == []
 
 
+def test_last_client_of_a_shell_counts(run: MakeRun, engine: ContainerEngine) -> None:
+    """One may only start a container in the background, and another one may fail."""
+    script = (
+        "docker run -d --name helper image sleep 1000\n"
+        "docker run --name helper image sleep 1000\n"
+        "exec docker run --name x image sleep 1000"
+    )
+    engine.set("hold-pull")
+    case = run("sh", "-c", script)
+    eventually(lambda: engine.calls("-d"))
+    engine.set("hold-pull", False)
+    (helper,) = engine.running()
+    pid = eventually(lambda: set(engine.running(2)) - {helper}).pop()
+    eventually(lambda: case.registered() == [pid])
+
+
 def test_container_and_client_that_ignore_sigterm_are_killed(
     run: MakeRun, engine: ContainerEngine
 ) -> None:
@@ -347,7 +363,12 @@ def test_client_of_another_user_is_not_used(module: ModuleType, spawner: Spawner
     if os.geteuid() != 0:
         pytest.skip("only root can start a process of another user")
     for user, reason in ((65534, "belongs to user 65534"), (0, None)):
-        process = spawner.process("sleep", "1000", user=user)
+        # The folder of such a process in /proc belongs to root.
+        code = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0); print(); time.sleep(1000)"
+        process = spawner.process("/usr/bin/env", "python3", "-c", code, user=user)
+        assert process.stdout
+        if not process.stdout.readline():
+            pytest.skip("another user cannot run python3")
         client = module.Client((process.pid, 1.0), "docker", ["docker"], None, "x", False)
         assert (client.why_unusable() or "").endswith(
             f"{reason}: run the monitor as that user" if reason else ""
