@@ -1,31 +1,33 @@
 """Stops backends that have been idle for too long, restarts them, or tells of them.
 
-The monitor cannot see requests. A backend is idle if, for the duration of the limit, its own gRPC
-`Status` said READY in each sweep, its process tree used less than 1 % of one core, and its GPU was
-in use for less than 1 % of the time. A GPU counts only if its utilization is known, and if no other
-process uses it: otherwise it is not known for which process the GPU works. A backend without
-`Status`, or whose Status call fails, is never idle, because it may be serving a request. A backend
-that is READY by a hook is never idle either: the protocols of grpc_health.py and kserve_status.py
-do not say whether a server is serving a request. With NO_STATUS=cpu, the usage of the CPU and the
-GPU alone decides for such backends. Exempt a backend whose `Status` says READY while it serves
-requests: `NAME=never`.
+A backend is idle if, for the duration of the limit, its status said READY in each sweep, it
+reported no requests and no generated tokens, its process tree used less than 1 % of one core, and
+its GPU was in use for less than 1 % of the time. A GPU counts only if its utilization is known, and
+if no other process uses it: otherwise it is not known for which process the GPU works.
 
-The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend becomes BUSY and
-stays BUSY for `drain_timeout_seconds`. A stop that fails is logged once, and tried again every
-minute. `monitor_plugin.hook_support.watchdogs` says how models are restarted. The hook acts after
-each background sweep (the monitor's setting `sweep_interval_seconds`). Between two sweeps it
-notices only CPU time, and changes of state that other readings found.
+The status must deny requests. LocalAI's `Status` does so by READY, and a server that speaks HTTP by
+the number of running requests, where it reports that. A backend without a status is never idle,
+because it may be serving a request. Nor is a backend that is READY by a hook or by a protocol that
+does not tell of requests, such as grpc.health.v1 or the Open Inference Protocol. With
+NO_STATUS=cpu, the usage of the CPU and the GPU alone decides for such backends. Exempt a backend
+whose `Status` says READY while it serves requests: `NAME=never`.
+
+The hook stops an idle backend as `POST /backend/shutdown` does, unless the backend gets requests
+and still has some after `drain_timeout_seconds`. A stop that fails is logged once, and tried again
+every minute. `monitor_plugin.hook_support.watchdogs` says how models are restarted. The hook acts
+after each background sweep (the monitor's setting `sweep_interval_seconds`). Between two sweeps it
+notices only CPU time, generated tokens, and changes of state that other readings found.
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 the environment variable MONITOR_HOOK_IDLE_STOP_...
 
     SECONDS   the limit, in seconds: `3600`; or by model, `llama-*=600,embed-*=never,*=3600`, where
               the first matching pattern counts; models without one have no limit
-    NO_STATUS `cpu`: a backend without a status, or one that is READY by a hook, is idle if its
-              process tree uses less than 1 % of one core, and its GPU is not in use; it is not
-              idle if its Status call timed out, or if the last state that it reported was not
-              READY. `cpu` cuts off requests that take little CPU time, such as those that wait
-              for a GPU whose use is not known. `never`: such a backend is never idle (never)
+    NO_STATUS `cpu`: a backend whose status does not tell of requests is idle if its process tree
+              uses less than 1 % of one core, and its GPU is not in use; it is not idle if its
+              Status call timed out, or if the last state that it reported was not READY. `cpu` cuts
+              off requests that take little CPU time, such as those that wait for a GPU whose use is
+              not known. `never`: such a backend is never idle (never)
     ACTION    `stop`; `restart`, which starts the model again; or `tell`, which only reports the
               backend, once (stop)
     PROTECT   patterns of models that are never stopped or restarted, only reported:

@@ -16,15 +16,16 @@ Unknown memory exceeds no limit. If the memory of COMPONENT cannot be known, the
 the start, or after the first sweeps with a backend that is ready. The memory must exceed the limit
 in each sweep for FOR_SECONDS, and in at least two sweeps, so that one wrong figure stops no
 backend. The hook stops a backend as `POST /backend/shutdown` does. It spares backends that may be
-busy: a backend that is BUSY, whose Status call timed out, or that has no status and whose last
-known state is not READY. A backend that never had a status, or that is READY by a hook, may be busy
-while its process tree uses at least 1 % of one core, or an unknown amount, or its GPU is in use (as
-for idle_stop.py). If the tree uses less, this hook stops the backend, and idle_stop.py does not: a
-memory limit that spared every backend without a status would protect few machines. The hook also
-spares a backend that becomes BUSY and stays BUSY for `drain_timeout_seconds`. Backends that are
-being stopped, also by clients, do not count. A stop that fails is tried again every minute.
-`monitor_plugin.hook_support.watchdogs` says how models are restarted. The hook acts after each
-background sweep (the monitor's setting `sweep_interval_seconds`).
+busy: a backend that is BUSY or has requests, whose Status call timed out, or that has no status and
+whose last known state is not READY. A backend that never had a status, or whose status does not
+tell of requests (see idle_stop.py), may be busy while its process tree uses at least 1 % of one
+core, or an unknown amount, or its GPU is in use (as for idle_stop.py). If the tree uses less, this
+hook stops the backend, and idle_stop.py does not: a memory limit that spared every backend without
+a status would protect few machines. The hook also spares a backend that gets requests and still has
+some after `drain_timeout_seconds`. Backends that are being stopped, also by clients, do not count.
+A stop that fails is tried again every minute. `monitor_plugin.hook_support.watchdogs` says how
+models are restarted. The hook acts after each background sweep (the monitor's setting
+`sweep_interval_seconds`).
 
 To enable it, copy or link this file into the folder of the monitor's setting `hooks_dir`, and set
 environment variables MONITOR_HOOK_MEMORY_LIMIT_...

@@ -2,12 +2,17 @@
 
 A backend is stuck if, in each sweep for the duration of the limit, one of these was true:
 
-- It was BUSY, or had been BUSY and its Status call timed out.
+- It was BUSY or had requests, or its status call timed out after a sweep in which that was true.
 - It had answered before, its Status call timed out, its process tree used less than 1 % of one
   core, and its GPU was in use for less than 1 % of the time. A GPU counts only if its utilization
   is known, and if no other process uses it. If the connection was lost after a call that timed out,
   the backend still counts as one that does not answer.
 - It has no Status, which it had answered before, and its process was stopped (SIGSTOP).
+
+The time of a backend with requests begins again when its figures move: another number of running
+requests, of generated tokens per second, or of percent of its KV cache, or fewer waiting requests.
+So a server that always has requests is not stuck while it works. More waiting requests are no
+progress, because clients send them to a stuck server as well.
 
 A backend that has never answered is starting, and one whose last state is UNINITIALIZED is loading.
 Neither is stuck. A backend that loads or serves a request on its only thread misses deadlines as
@@ -37,12 +42,28 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from monitor_plugin import Backend, State, hookimpl
+from monitor_plugin import Backend, State, Status, hookimpl
 from monitor_plugin.domain.models import Observation
 from monitor_plugin.hook_support.idleness import QuietTimes, says_busy
 from monitor_plugin.hook_support.settings import HookSettings, Limits, per_model, seconds
 from monitor_plugin.hook_support.watchdogs import Watchdog
+
+
+class _Busy(NamedTuple):
+    """A backend that has requests.
+
+    Attributes:
+        since: since when it has had them without progress, by the monotonic clock.
+        state_changed_at: when its state changed last; it differs if another reading saw a break.
+        status: its last status; None if it has not given one since then.
+    """
+
+    since: float
+    state_changed_at: float | None
+    status: Status | None
+
 
 _logger = logging.getLogger(__name__)
 _settings = HookSettings(__name__)
@@ -50,14 +71,45 @@ _limits = _settings.get(
     "SECONDS", per_model(seconds), "seconds over 0, as 900, or llama-*=600,*=900", Limits({})
 )
 _watchdog = Watchdog(_settings, _logger)
-# The time since which each backend has been busy, on the monotonic clock. The key contains the time
-# of the last change of state, which differs if another reading saw a break.
-_busy_since: dict[tuple[Backend, float | None], float] = {}
+_busy: dict[Backend, _Busy] = {}  # in the last sweep
 # The backends that had answered, and whose Status call timed out in the last sweep or before it.
 _hung: set[Backend] = set()
 
 if not _limits.least():
     _logger.info("the hook does nothing: %s is not set", _settings.variable("SECONDS"))
+
+
+def _note_busy(observation: Observation, before: _Busy | None, now: float) -> _Busy | None:
+    """Return since when a backend has had requests without progress; None if it has none."""
+    changed_at = observation.state_changed_at
+    if before is not None and before.state_changed_at != changed_at:
+        before = None
+    status = observation.reading.status if observation.reading else None
+    if status is None:
+        works = before is not None or observation.last_state is State.BUSY
+    else:
+        works = status.state in (State.BUSY, State.READY)
+    if not (works and says_busy(observation)):
+        return None
+    if before is None:
+        return _Busy(now, changed_at, status)
+    if status is None:
+        return before
+    if before.status is not None and _has_progressed(before.status, status):
+        return _Busy(now, changed_at, status)
+    return before._replace(status=status)
+
+
+def _has_progressed(before: Status, status: Status) -> bool:
+    """Whether figures of both statuses show that the backend has worked between them."""
+    moving = [
+        (before.requests_running, status.requests_running),
+        (before.tokens_per_second, status.tokens_per_second),
+        (before.kv_cache_percent, status.kv_cache_percent),
+    ]
+    waited, waiting = before.requests_waiting, status.requests_waiting
+    has_taken = waited is not None and waiting is not None and waiting < waited
+    return has_taken or any(None not in each and each[0] != each[1] for each in moving)
 
 
 def _is_silent(observation: Observation) -> bool:
@@ -100,14 +152,14 @@ def monitor_readings_swept() -> None:
     _silence.note(observations, now)
     _hung.clear()
     _hung.update(silent)
-    before = dict(_busy_since)
-    _busy_since.clear()
+    before = dict(_busy)
+    _busy.clear()
     for each in observations:
         backend, limit = each.backend, _limits.of(each.backend.model)
         busy = 0.0
-        if each.last_state is State.BUSY and says_busy(each):
-            key = backend, each.state_changed_at
-            busy = now - _busy_since.setdefault(key, before.get(key, now))
+        if noted := _note_busy(each, before.get(backend), now):
+            _busy[backend] = noted
+            busy = now - noted.since
         quiet = _silence.quiet_seconds(backend, now)
         if limit and max(busy, quiet) >= limit.value:
             what = "busy" if busy >= limit.value else "silent, and used no CPU,"

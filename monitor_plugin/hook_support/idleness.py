@@ -14,15 +14,16 @@ _ACTIVE_GPU_PERCENT = 1.0  # a backend whose GPUs are in use for as much of the 
 
 
 def says_busy(observation: Observation) -> bool:
-    """Whether a backend reports BUSY or its status call timed out, which can mean the same.
+    """Whether a backend reports that it is BUSY or has requests, or its status call timed out.
 
-    No other function reads what a backend says of its requests: today that is BUSY alone.
+    A timeout can mean the same, as a server with one thread does not answer while it works.
     """
     reading = observation.reading
     if reading is None:
         return False
-    busy = reading.status is not None and reading.status.state == State.BUSY
-    return busy or reading.rpc_error == "DEADLINE_EXCEEDED"
+    if reading.status is not None:
+        return reading.status.has_requests
+    return reading.rpc_error == "DEADLINE_EXCEEDED"
 
 
 def held_bytes(observation: Observation, component: str | None = None) -> int | None:
@@ -120,9 +121,10 @@ class QuietTimes:
 class Activity(QuietTimes):
     """Tracks how long each backend has been idle. Not thread-safe.
 
-    A backend is idle while it is quiet, and its own `Status` says READY. It counts as active if its
-    status is missing or not READY. READY from a hook counts as a missing status, because protocols
-    such as grpc.health.v1 do not say whether the backend is serving a request.
+    A backend is idle while it is quiet, its own status says READY, and it reports no requests and
+    no tokens that it has generated. It counts as active if its status is missing or not READY.
+    READY counts as a missing status where it does not deny requests: from a hook or a protocol
+    without BUSY, such as grpc.health.v1, unless the status has the number of running requests.
 
     Args:
         window_seconds: the window in which CPU time is measured; at most, and by default, 10 s.
@@ -141,8 +143,9 @@ class Activity(QuietTimes):
     def may_be_busy(self, observation: Observation, now: float) -> bool:
         """Whether a backend may be serving a request, in a sweep that `note` has recorded.
 
-        True if the backend is BUSY, in an unknown state or not read, or if its status call timed
-        out. Without a status, and with READY from a hook, true unless the backend is idle.
+        True if the backend is BUSY, has requests, is in an unknown state or was not read, or if its
+        status call timed out. Without a status, and with a READY that does not deny requests, true
+        unless the backend is idle.
         """
         if observation.reading is None or says_busy(observation):
             return True
@@ -153,21 +156,28 @@ class Activity(QuietTimes):
 
     def _may_be_idle(self, observation: Observation) -> bool:
         """Whether a backend is idle if it uses neither the CPU nor a GPU."""
-        if observation.reading is None or says_busy(observation):
+        reading = observation.reading
+        if reading is None or says_busy(observation):
             return False
-        state = _known_state(observation.reading)
+        if reading.status and reading.status.tokens_per_second:
+            return False  # it has worked since the reading before
+        state = _known_state(reading)
         if state is None:
             return self._cpu_suffices and observation.last_state in (None, State.READY)
         return state == State.READY
 
 
 def _known_state(reading: Reading) -> int | None:
-    """Return the state that a backend reported; None if there is none, or if a hook says READY.
+    """Return the state that a backend reported; None if there is none, or a READY that says little.
 
-    A hook may say READY while the backend is busy: grpc.health.v1 and others do not know BUSY.
+    A backend may be READY while it serves a request, unless it was asked by LocalAI's protocol,
+    which has BUSY, or reports how many requests it is working on.
     """
     status = reading.status
-    if status is None or (status.state == State.READY and reading.source == "hook"):
+    if status is None:
+        return None
+    has_busy = reading.source == "grpc" and reading.protocol in (None, "localai")
+    if status.state == State.READY and not has_busy and status.requests_running is None:
         return None
     return status.state
 

@@ -29,9 +29,11 @@ def seen(
     source: str = "grpc",
     last_state: State | None = None,
     gpu_percent: float | None = None,
+    protocol: str | None = None,
+    **load: float,
 ) -> Observation:
-    status = None if state is None else Status(state)
-    reading = Reading(BACKEND, status, None, source, rpc_error, time.time())
+    status = None if state is None else replace(Status(state), **load)
+    reading = Reading(BACKEND, status, None, source, rpc_error, time.time(), protocol=protocol)
     tree = None if cpu_seconds is None else TreeUsage(processes=1, cpu_seconds=cpu_seconds)
     return Observation(
         backend=BACKEND,
@@ -72,6 +74,10 @@ ACTIVE = {
     "not seen": None,
     "not read": Observation(backend=BACKEND),
     "busy by a hook": seen(state=1, source="hook"),
+    "works on a request": seen(source="http", requests_running=1),
+    "has a request that waits": seen(source="http", requests_running=0, requests_waiting=1),
+    "has generated tokens": seen(source="http", requests_running=0, tokens_per_second=0.5),
+    "works by a hook": seen(source="hook", requests_running=1),
     "loading by a hook": seen(state=0, source="hook"),
     "busy before": failed("UNAVAILABLE", last_state=State.BUSY),
     "loading before": failed("UNAVAILABLE", last_state=State.UNINITIALIZED),
@@ -84,6 +90,14 @@ UNKNOWN = {
     "no free channel": failed("RESOURCE_EXHAUSTED"),
     "ready before": failed("INTERNAL", last_state=State.READY),
     "ready by a hook": seen(source="hook"),
+    "ready by HTTP": seen(source="http", protocol="openai"),
+    "ready by another protocol of gRPC": seen(protocol="grpc-health"),
+    "only waiting requests are known": seen(source="http", requests_waiting=0),
+}
+NO_REQUESTS = {
+    "localai": seen(protocol="localai"),
+    "http": seen(source="http", requests_running=0, requests_waiting=0, tokens_per_second=0.0),
+    "hook": seen(source="hook", requests_running=0),
 }
 
 
@@ -94,6 +108,13 @@ def test_possible_activity_restarts_the_idle_time(what: str, cpu_suffices: bool)
     for sweeps, most in (((3, 0), 0.0), ((3, 3), 15.0), ((1, 2), 10.0)):
         before, after = ([seen()] * each for each in sweeps)
         assert idle_after(*before, ACTIVE[what], *after, cpu_suffices=cpu_suffices) <= most
+
+
+@pytest.mark.parametrize("what", NO_REQUESTS)
+def test_backend_that_reports_no_requests_is_idle(what: str) -> None:
+    """READY is idle where the status tells of requests, and then it is not busy either."""
+    assert idle_after(*[NO_REQUESTS[what]] * 5) == 20
+    assert not Activity().may_be_busy(NO_REQUESTS[what], 0)
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
@@ -187,7 +208,8 @@ def test_known_state_tells_whether_a_backend_may_be_busy() -> None:
     activity = Activity()
     for sweep in (seen(), seen(state=0), seen(state=-1), seen(state=0, source="hook")):
         assert not activity.may_be_busy(sweep, 0)
-    for sweep in (seen(state=1), seen(state=77), failed("DEADLINE_EXCEEDED")):
+    works = seen(source="http", requests_running=1, requests_waiting=0)
+    for sweep in (seen(state=1), seen(state=77), failed("DEADLINE_EXCEEDED"), works):
         assert activity.may_be_busy(sweep, 0)
     assert activity.may_be_busy(Observation(backend=BACKEND), 0)
 

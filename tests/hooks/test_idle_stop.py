@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 
-from monitor_plugin import PluginError, hookimpl
+from monitor_plugin import Backend, PluginError, State, Status, hookimpl
 
 from ..gpus import OneGpu
 from ..support import Backend as RunningBackend
@@ -56,11 +56,23 @@ server.wait_for_termination()
 """
 
 
+class Requests:
+    """Reports for two models, as a server that can take more requests, READY and its requests."""
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> Status | None:
+        running = {"has a request": 1, "has none": 0}.get(backend.model)
+        return None if running is None else Status(State.READY, requests_running=running)
+
+
 @pytest.mark.parametrize("no_status", ["never", "cpu"])
 def test_idle_backends_are_stopped(
     no_status: str, hooked: MakeHooked, spawner: Spawner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Busy, hanging, active and exempt backends still run; the log has the reason."""
+    """Busy, hanging, active and exempt backends still run; the log has the reason.
+
+    A backend that reports its requests is idle if it has none, also if a hook gave the status.
+    """
     silent = spawner.backend("--no-status")
     kept = {
         "busy": spawner.backend_served_here("--busy-seconds", "1000"),
@@ -71,19 +83,24 @@ def test_idle_backends_are_stopped(
     }
     works, idle = spawner.process(*WORKS), spawner.backend()
     limits = {"SECONDS": "keep=never, *=1.5", "NO_STATUS": no_status}
-    hook = hooked("idle_stop", limits, sweep_interval_seconds=0.3, status_timeout_seconds=1.0)
+    settings = {"sweep_interval_seconds": 0.3, "status_timeout_seconds": 1.0}
+    hook = hooked("idle_stop", limits, **settings, plugins=[Requests()])
     for model, backend in {"silent": silent, **kept}.items():
         hook.spawned(model, backend)
-    hook.monitor.hook.monitor_backend_spawned(model="works", pid=works.pid, address="127.0.0.1:1")
+    others = {"works": works, "has a request": spawner.sleeper(), "has none": spawner.sleeper()}
+    for number, (model, process) in enumerate(others.items(), 1):
+        hook.monitor.hook.monitor_backend_spawned(
+            model=model, pid=process.pid, address=f"127.0.0.1:{number}"
+        )
     hook.spawned("idle", idle)  # the last one, so each other one was swept as often
-    left = [*(["silent"] if no_status == "never" else []), *kept, "works"]
+    left = [*(["silent"] if no_status == "never" else []), *kept, "works", "has a request"]
     eventually(lambda: len(hook.monitor.backends()) == len(left))
     sweep_again(hook)
     assert [each.model for each in hook.monitor.backends()] == left
     assert not is_running(idle.pid)
     assert is_running(silent.pid) is (no_status == "never")
     lines = [each for each in caplog.messages if "is being stopped" in each]
-    assert len(lines) == (2 if no_status == "cpu" else 1)
+    assert len(lines) == (3 if no_status == "cpu" else 2)
     begins = f"model 'idle' (process {idle.pid}) is being stopped: it was idle for "
     (line,) = [each for each in lines if each.startswith(begins)]
     assert line.endswith("s, over 1.5 s for '*'")

@@ -48,7 +48,7 @@ class Watched:
     def sweep(self, *, times: int = 1, **seen: Any) -> None:
         """Run sweeps, five seconds apart, that observe the memory of each model, in MiB.
 
-        A model's value is its memory, or memory and state, or memory and gRPC code, or None.
+        A model's value is its memory, or memory and state, status or gRPC code, or None.
         """
         for _ in range(times):
             self._now += 5
@@ -61,7 +61,8 @@ class Watched:
 
 def observed(backend: Backend, seen: Any) -> Observation:
     held, word = seen if isinstance(seen, tuple) else (seen, 2)
-    status, code = (Status(word), None) if isinstance(word, int) else (None, word)
+    status = Status(word) if isinstance(word, int) else word if isinstance(word, Status) else None
+    code = word if isinstance(word, str) else None
     memory = None
     if isinstance(held, dict):
         memory = Memory(0, {name: amount * MIB for name, amount in held.items()})
@@ -174,9 +175,13 @@ def test_refused_stop_does_not_prevent_other_stops(
     assert sum("refused" in each for each in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("seen", [1, "DEADLINE_EXCEEDED"], ids=["busy", "missed"])
+@pytest.mark.parametrize(
+    "seen",
+    [1, "DEADLINE_EXCEEDED", Status(2, requests_running=1)],
+    ids=["busy", "missed", "has a request"],
+)
 def test_backend_that_may_be_busy_is_spared(
-    seen: int | str, watched: MakeWatched, caplog: pytest.LogCaptureFixture
+    seen: int | str | Status, watched: MakeWatched, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log says once that no backend may be stopped; an idle backend is stopped."""
     host = watched("a", MODELS="100MiB", TOTAL="1MiB")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -54,13 +56,22 @@ def test_stuck_backends_are_stopped(
 
 
 class Says:
-    """Returns a configurable state for all backends."""
+    """Returns a configurable state for all backends, with a configurable load."""
 
     state: State | None = State.BUSY
+    load: Mapping[str, float | None] = MappingProxyType({})
 
     @hookimpl
     def monitor_query_status(self) -> Status | None:
-        return None if self.state is None else Status(self.state)
+        return None if self.state is None else replace(Status(self.state), **self.load)
+
+
+def busy_since(hook: Hooked) -> float | None:
+    """Sweep; return since when the only backend is busy without progress."""
+    hook.monitor.sweep("m")
+    hook.module.monitor_readings_swept()
+    busy = next(iter(hook.module._busy.values()), None)
+    return None if busy is None else float(busy.since)
 
 
 def test_break_restarts_the_busy_time(hooked: MakeHooked, spawner: Spawner) -> None:
@@ -73,26 +84,68 @@ def test_break_restarts_the_busy_time(hooked: MakeHooked, spawner: Spawner) -> N
     backend = spawner.backend("--hang-status")
     hook.spawned("m", backend)
 
-    def busy_since() -> float | None:
-        hook.monitor.sweep("m")
-        hook.module.monitor_readings_swept()
-        return next(iter(hook.module._busy_since.values()), None)
-
-    since = busy_since()
+    since = busy_since(hook)
     assert since is not None
-    assert busy_since() == since
+    assert busy_since(hook) == since
     says.state = None  # by gRPC it does not answer
-    assert busy_since() == since
+    assert busy_since(hook) == since
     says.state = State.READY
     hook.monitor.read("m")
     says.state = State.BUSY
-    later = busy_since()
+    later = busy_since(hook)
     assert later is not None
     assert later > since
     says.state = State.READY
-    assert busy_since() is None
+    assert busy_since(hook) is None
     says.state = None
-    assert busy_since() is None
+    assert busy_since(hook) is None
+
+
+# Loads of consecutive sweeps, and whether each of them is progress since the one before.
+LOADS: list[tuple[dict[str, float], bool]] = [
+    ({"requests_running": 4}, False),
+    ({"requests_running": 4, "requests_waiting": 2}, False),
+    ({"requests_running": 4, "requests_waiting": 9}, False),
+    ({"requests_running": 4, "requests_waiting": 8}, True),
+    ({"requests_running": 3, "requests_waiting": 8}, True),
+    ({"requests_running": 3, "tokens_per_second": 0.0, "kv_cache_percent": 50.0}, False),
+    ({"requests_running": 3, "tokens_per_second": 0.5, "kv_cache_percent": 50.0}, True),
+    ({"requests_running": 3, "tokens_per_second": 0.5, "kv_cache_percent": 50.1}, True),
+    ({"requests_running": 3, "tokens_per_second": 0.5, "kv_cache_percent": 50.1}, False),
+    ({"requests_running": 3}, False),
+]
+
+
+@pytest.mark.parametrize("state", [State.BUSY, State.READY])
+def test_progress_of_requests_restarts_the_busy_time(
+    state: State, hooked: MakeHooked, spawner: Spawner
+) -> None:
+    """A server that always has requests is not stuck while their figures move.
+
+    A queue that grows is no progress, as clients also send requests to a server that is stuck. A
+    server that can take more requests, which may be READY, is stuck by the same rule.
+    """
+    hook = hooked("stuck_stop", {"SECONDS": "1000"}, sweep_interval_seconds=0)
+    says = Says()
+    hook.monitor.plugin_manager.register(says)
+    hook.monitor.hook.monitor_backend_spawned(
+        model="m", pid=spawner.sleeper().pid, address="127.0.0.1:1"
+    )
+    says.state, says.load = state, {"requests_running": 4}
+    before = busy_since(hook)
+    for load, is_progress in LOADS:
+        says.load = load
+        since = busy_since(hook)
+        assert before is not None
+        assert since is not None
+        assert (since > before) is is_progress, load
+        before = since
+    says.state = None  # and nothing answers at its address
+    assert busy_since(hook) is None
+    says.state, says.load = State.READY, {"requests_running": 0, "requests_waiting": 0}
+    assert busy_since(hook) is None
+    says.state, says.load = State.UNINITIALIZED, {"requests_waiting": 1}
+    assert busy_since(hook) is None
 
 
 QUICK: dict[str, Any] = {"sweep_interval_seconds": 0.2, "status_timeout_seconds": 0.3}
@@ -333,7 +386,7 @@ def test_hook_does_nothing_without_a_limit(hooked: MakeHooked, spawner: Spawner)
     hook.spawned("m", spawner.backend("--busy-seconds", "1000"))
     hook.monitor.sweep()
     hook.module.monitor_readings_swept()
-    assert hook.module._busy_since == {}
+    assert hook.module._busy == {}
 
 
 def test_invalid_limit_is_refused(hooked: MakeHooked) -> None:

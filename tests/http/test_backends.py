@@ -114,7 +114,7 @@ def test_backends_and_ends_are_listed(
         "state_name": "ready",
         "last_state": 2,
         "source": "grpc",
-        "protocol": None,
+        "protocol": "localai",
         "rpc_error": None,
         "status_error": None,
         "requests_running": None,
