@@ -78,6 +78,7 @@ from .shutdown.address_verifier import AddressVerifier
 from .shutdown.coordinator import ShutdownCoordinator
 from .shutdown.memory_release import MemoryRelease
 from .shutdown.stop import Stopper
+from .status_protocols.transports import Transports
 from .telemetry.event_log import EventLog
 from .telemetry.log_lines import log_event
 from .telemetry.peaks import PeakStore
@@ -575,7 +576,11 @@ class _Services:
         self.blocking_observer = BlockingObserver()
         status_seconds = settings.status_timeout_seconds
         client = self.status_client = StatusClient(
-            status_seconds, hooks.call_metadata, security, self.blocking_observer
+            status_seconds,
+            hooks.call_metadata,
+            security,
+            self.blocking_observer,
+            Transports(settings, security).choose,
         )
         usage = self.usage_reader = UsageReader(table)
         known_models = self.known_models = KnownModels(registry, hooks)

@@ -1,12 +1,13 @@
-"""gRPC channels to backends: their options, TLS, and the token that calls carry.
+"""Connections to backends: the options of gRPC channels, TLS, and the token that calls carry.
 
-Calls use TLS, which verifies the backend, if the address begins with `grpcs://`, or if it is not
-local and `grpc_ca_file` is set. All other calls are unencrypted; to other machines they need the
-setting `insecure`.
+Calls by HTTP use TLS if the address begins with `https://`. Calls by gRPC use it if the address
+begins with `grpcs://`, or if it is not local and `grpc_ca_file` is set. TLS verifies the backend.
+All other calls are unencrypted; to other machines they need the setting `insecure`.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 
 import grpc
@@ -19,6 +20,7 @@ from ..domain.address import (
     TLS_SCHEME,
     canonical_address,
     grpc_socket_target,
+    is_http,
     is_local,
     parse_address,
 )
@@ -74,6 +76,7 @@ class ChannelSecurity:
     def __init__(self, settings: Settings) -> None:
         self._insecure = settings.insecure
         self._ca = open_setting_file("grpc_ca_file", settings.grpc_ca_file, _parse_certificates)
+        self._http_tls: tuple[bytes | None, ssl.SSLContext] | None = None
         self._token = open_setting_file("grpc_token_file", settings.grpc_token_file, _parse_token)
 
     def check(self, address: str) -> None:
@@ -88,13 +91,34 @@ class ChannelSecurity:
         """Return the credentials for a channel to an address; None for an unencrypted channel.
 
         Raises:
-            ValueError: see `check`.
+            ValueError: see `check`, or the address is a URL.
         """
+        if is_http(address):
+            raise ValueError(f"the server at {address} is asked by HTTP, not by gRPC")
         if not self._uses_tls(address):
             return None
         # With None gRPC trusts its own root certificates, or those in the file that the environment
         # variable GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names.
         return grpc.ssl_channel_credentials(self._ca.get() if self._ca else None)
+
+    def http_tls(self, address: str) -> ssl.SSLContext | None:
+        """Return the context for a connection to a URL; None for an unencrypted connection.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        if not self._uses_tls(address):
+            return None
+        certificates = self._ca.get() if self._ca else None
+        if self._http_tls is None or self._http_tls[0] != certificates:
+            # The system's certificates take 20 ms to read.
+            context = ssl.create_default_context(
+                cadata=certificates.decode() if certificates else None
+            )
+            # urllib3 checks the names then, also IP addresses, for which 1.26 sends no name.
+            context.check_hostname = False
+            self._http_tls = certificates, context
+        return self._http_tls[1]
 
     def add_token(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
         """Add the token of `grpc_token_file` to the metadata, unless they have `authorization`."""
@@ -103,9 +127,17 @@ class ChannelSecurity:
         return {"authorization": f"Bearer {self._token.get()}", **metadata}
 
     def _uses_tls(self, address: str) -> bool:
-        if address.startswith(TLS_SCHEME):
+        if address.startswith((TLS_SCHEME, "https://")):
             return True
         if is_local(canonical_address(address)):
+            return False
+        if address.startswith("http://"):
+            if not self._insecure:
+                raise ValueError(
+                    f"address {address!r} is not on this machine, and requests would go there in "
+                    f"the clear; use https://{address.removeprefix('http://')}, or set insecure to "
+                    "allow it"
+                )
             return False
         if self._ca is None and not self._insecure:
             raise ValueError(

@@ -1,0 +1,318 @@
+"""Requests a server by HTTP, through urllib3: bounded in time and size, and by one kept connection.
+
+A server may answer anything. So no redirect is followed, no answer is decompressed, at most 4 MiB
+of a body are read, and each read ends at the deadline of the whole reading: the timeouts of urllib3
+are those of single reads, which a server that sends a byte now and then never exceeds.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.client import HTTPException, IncompleteRead
+from typing import Any, Literal
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from ..domain.address import LOOPBACK_HOSTS, parse_address
+from .protocol import Answer, NoStatus
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+# A connection that takes longer is tried again by the next reading. So an unreachable machine holds
+# no thread for as long as a request may last.
+_CONNECT_SECONDS = 5.0
+
+
+class ServerConnection:
+    """The connection to one server, made at the first request. One thread at a time may use it.
+
+    Args:
+        address: the URL of the server, as `domain/address.py` accepts it.
+        tls: verifies the server of a URL with https.
+        connected: is called after each connection that was made.
+    """
+
+    def __init__(
+        self, address: str, tls: ssl.SSLContext | None, connected: Callable[[], object]
+    ) -> None:
+        target = parse_address(address)
+        self.state = _SocketState(connected)
+        self._address = address
+        self._prefix = target.url_path or ""
+        name = "localhost" if target.hosts == LOOPBACK_HOSTS else target.hosts[0]
+        host = f"[{name}]" if ":" in name else name
+        self._headers = {
+            "Host": f"{host}:{target.port}",
+            "Accept-Encoding": "identity",
+            "User-Agent": "monitor-plugin",
+        }
+        # `localhost` is not resolved: the system may know one of its two addresses only.
+        self._pools = [
+            _make_pool(each, target.port, self.state, tls, name) for each in target.hosts
+        ]
+
+    def get(self, path: str, deadline: float, headers: Mapping[str, str]) -> Answer:
+        """Request a path below the URL.
+
+        Args:
+            path: the path, which begins with a slash.
+            deadline: when the whole answer must have come, by the monotonic clock.
+            headers: more headers, such as `authorization`.
+
+        Raises:
+            NoStatus: no whole answer of a usable size has come.
+            ValueError: the headers are not valid.
+        """
+        self.state.deadline = deadline
+        headers = {**self._headers, **headers}
+        self.state.is_new = False
+        try:
+            return self._get(path, headers)
+        except _ConnectionClosed as error:
+            # The server may close a connection that it kept, at the moment of the request.
+            if self.state.is_new or self.state.closed:
+                raise error.fault from None
+        try:
+            return self._get(path, headers)
+        except _ConnectionClosed as error:
+            raise error.fault from None
+
+    def _get(self, path: str, headers: Mapping[str, str]) -> Answer:
+        try:
+            response = self._open(self._prefix + path, headers)
+            try:
+                return self._read(path, response)
+            except BaseException:
+                response.close()
+                raise
+            finally:
+                response.release_conn()
+        except NewConnectionError:  # before ConnectTimeoutError, of which it is a kind
+            raise NoStatus(
+                "UNAVAILABLE", f"nothing accepts connections at {self._address}", answered=False
+            ) from None
+        except (ConnectTimeoutError, ReadTimeoutError, TimeoutError):
+            raise self._fault("DEADLINE_EXCEEDED", "has not answered in time", path) from None
+        except (SSLError, ssl.SSLError) as error:
+            reason = _tls_reason(error)
+            raise self._fault("UNAVAILABLE", f"failed the TLS handshake: {reason}", path) from None
+        except ProtocolError as error:
+            if _is_not_http(error):
+                text = "does not speak HTTP; it may speak TLS (https://) or gRPC"
+                raise self._fault("UNAVAILABLE", text, path) from None
+            raise self._closed(path) from None
+        except HTTPError as error:
+            kind = type(error).__name__
+            raise self._fault("INTERNAL", f"sent malformed HTTP ({kind})", path) from None
+        except OSError:
+            raise self._closed(path) from None
+
+    def _open(self, path: str, headers: Mapping[str, str]) -> Any:
+        """Send a request to the first host that accepts it, and read the head of the answer."""
+        try:
+            return self._open_at(self._pools[0], path, headers)
+        except NewConnectionError:
+            for pool in self._pools[1:]:
+                response = self._open_at(pool, path, headers)
+                self._pools.reverse()  # it is tried first from now on
+                return response
+            raise
+
+    def _open_at(
+        self, pool: urllib3.HTTPConnectionPool, path: str, headers: Mapping[str, str]
+    ) -> Any:
+        left = self.state.left()
+        return pool.urlopen(
+            "GET",
+            path,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            timeout=urllib3.Timeout(connect=min(left, _CONNECT_SECONDS), read=left),
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def _read(self, path: str, response: Any) -> Answer:
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding != "identity":
+            text = "compressed its answer, although the request allows no compression"
+            raise self._fault("INTERNAL", text, path, answered=True)
+        body = bytearray()
+        while part := response.read(_READ_BYTES, decode_content=False):
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                text = "answered more than 4 MiB"
+                raise self._fault("RESOURCE_EXHAUSTED", text, path, answered=True)
+        # `http.client` takes the end of the connection for the end of the body.
+        length = response.headers.get("Content-Length", "")
+        if length.isdecimal() and len(length) < 20 and len(body) < int(length):
+            raise self._closed(path)
+        content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return Answer(path, response.status, content_type, bytes(body))
+
+    def _closed(self, path: str) -> _ConnectionClosed:
+        text = "closed the connection before the end of its answer"
+        return _ConnectionClosed(self._fault("UNAVAILABLE", text, path))
+
+    def _fault(self, rpc_error: str, text: str, path: str, answered: bool = False) -> NoStatus:
+        if self.state.closed:
+            return NoStatus("CANCELLED", "the connection was closed", answered=answered)
+        return NoStatus(rpc_error, f"GET {path}: the server {text}", answered=answered)
+
+    def close(self) -> None:
+        """Close the connection; may be called from any thread. A request in flight fails."""
+        self.state.close()
+        for pool in self._pools:
+            pool.close()
+
+
+class _ConnectionClosed(Exception):
+    """The server has closed the connection during a request."""
+
+    def __init__(self, fault: NoStatus) -> None:
+        super().__init__()
+        self.fault = fault
+
+
+class _SocketState:
+    """What a connection's socket needs: the deadline of its reads, and how it is closed."""
+
+    def __init__(self, connected: Callable[[], object]) -> None:
+        self.deadline = 0.0
+        self.is_new = False  # whether a connection was made since this was set to False
+        self.closed = False
+        self._connected = connected
+        self._socket: socket.socket | None = None
+
+    def left(self) -> float:
+        """Return the time until the deadline in seconds.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def opened(self, opened: socket.socket) -> None:
+        """Note a new connection."""
+        self._socket, self.is_new = opened, True
+        self._connected()
+        if self.closed:
+            self.close()
+
+    def close(self) -> None:
+        """End the reads of the socket, on whichever thread."""
+        self.closed = True
+        if self._socket is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+class _BoundedSocket:
+    """A socket, whose reads as a file end at a deadline."""
+
+    def __init__(self, wrapped: socket.socket, state: _SocketState) -> None:
+        self._wrapped = wrapped
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def makefile(self, mode: Literal["rb"]) -> io.BufferedReader:
+        """Return a file of the socket's bytes, as `http.client` reads it."""
+        raw = self._wrapped.makefile(mode, buffering=0)
+        return io.BufferedReader(_BoundedReader(raw, self._wrapped, self._state))
+
+
+class _BoundedReader(io.RawIOBase):
+    def __init__(self, raw: Any, wrapped: socket.socket, state: _SocketState) -> None:
+        self._raw = raw
+        self._wrapped = wrapped
+        self._state = state
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._wrapped.settimeout(self._state.left())
+        count: int | None = self._raw.readinto(buffer)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _PlainConnection(HTTPConnection):
+    def __init__(self, *args: Any, state: _SocketState, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._state = state
+
+    def connect(self) -> None:
+        super().connect()
+        _bound(self, self._state)
+
+
+class _TlsConnection(HTTPSConnection):
+    def __init__(self, *args: Any, state: _SocketState, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._state = state
+
+    def connect(self) -> None:
+        super().connect()
+        _bound(self, self._state)
+
+
+def _bound(connection: Any, state: _SocketState) -> None:
+    connection.sock, opened = _BoundedSocket(connection.sock, state), connection.sock
+    state.opened(opened)
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def _make_pool(
+    host: str, port: int, state: _SocketState, tls: ssl.SSLContext | None, name: str
+) -> urllib3.HTTPConnectionPool:
+    """Make the pool of one connection to a host, whose certificate is for `name`."""
+    options: dict[str, Any] = {"maxsize": 1, "state": state}
+    if tls is None:
+        return _PlainPool(host, port, **options)
+    options.update(ssl_context=tls, server_hostname=name, cert_reqs="CERT_REQUIRED")
+    return _TlsPool(host, port, **options)
+
+
+def _is_not_http(error: ProtocolError) -> bool:
+    """Whether the server has sent something that is no HTTP/1, and has not just closed."""
+    cause = error.args[1] if len(error.args) > 1 else None
+    return isinstance(cause, HTTPException) and not isinstance(
+        cause, (ConnectionError, IncompleteRead)
+    )
+
+
+def _tls_reason(error: Exception) -> str:
+    """Return why a handshake failed: OpenSSL's own words, which hold no secret."""
+    cause: Any = error.args[0] if error.args and isinstance(error.args[0], ssl.SSLError) else error
+    return str(getattr(cause, "verify_message", None) or getattr(cause, "reason", None) or "TLS")

@@ -1,0 +1,291 @@
+"""The choice of a backend's protocol, and readings of servers that speak HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from monitor_plugin import Monitor, Settings, State
+from monitor_plugin.concurrency.blocking import BlockingObserver
+from monitor_plugin.domain.models import Backend
+from monitor_plugin.rpc.channels import ChannelSecurity
+from monitor_plugin.rpc.client import StatusClient
+from monitor_plugin.status_protocols.transports import Transports
+
+from ..recorded_servers import NOT_FOUND, ModelServer, Reply, json_reply, recorded, text_reply
+from ..support import Spawner, eventually, free_port, logged, register
+
+LOADING = json_reply({"error": {"message": "Loading model", "code": 503}}, 503)
+HTML = Reply(200, "text/html", b"<html></html>")
+
+
+@pytest.fixture
+def make_client() -> Iterator[Callable[..., StatusClient]]:
+    """Makes status clients that know all protocols, and closes them."""
+    clients = []
+
+    def make(timeout: float = 30, token: str | None = None, **settings: object) -> StatusClient:
+        made = Settings(**settings)  # type: ignore[arg-type]
+        security = ChannelSecurity(made)
+        metadata = {"authorization": token} if token else {}
+        choose = Transports(made, security).choose
+        client = StatusClient(
+            timeout, lambda backend: metadata, security, BlockingObserver(), choose
+        )
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def at(server: ModelServer, model: str = "tiny", pid: int = 1) -> Backend:
+    return Backend(model, pid, f"http://127.0.0.1:{server.port}", 1.0)
+
+
+def test_a_server_is_found_out_once_and_read_by_its_own_routes(
+    server: ModelServer, make_client: Callable[..., StatusClient]
+) -> None:
+    """Detection and the first reading request no path twice; later readings detect nothing."""
+    server.replies = recorded("llama.cpp", "busy")
+    client = make_client()
+    outcome = client.status(at(server))
+    assert (outcome.protocol, outcome.source, outcome.answered) == ("llama.cpp", "http", True)
+    assert outcome.status
+    assert outcome.status.state == State.BUSY
+    assert outcome.status.requests_running
+    first = list(server.requests)
+    assert len(first) == len(set(first))
+    server.requests.clear()
+    assert client.status(at(server)).protocol == "llama.cpp"
+    assert len(server.requests) <= len(first)
+
+
+def test_a_server_that_loads_is_uninitialized_and_found_out_later(
+    server: ModelServer, make_client: Callable[..., StatusClient]
+) -> None:
+    """503 to everything is loading; a gateway's 502 is a server that is not reachable yet."""
+    client = make_client()
+    server.replies = {"any-route": Reply(502, "text/html", b"<html>")}
+    outcome = client.status(at(server))
+    assert (outcome.rpc_error, outcome.answered) == ("UNAVAILABLE", True)
+    server.replies = {"any-route": Reply(503, "", b"")}
+    outcome = client.status(at(server))
+    assert outcome.status
+    assert (outcome.status.state, outcome.protocol) == (State.UNINITIALIZED, None)
+    server.replies = recorded("vllm", "ready")
+    outcome = client.status(at(server))
+    assert outcome.status
+    assert (outcome.status.state, outcome.protocol) == (State.READY, "vllm")
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "says"),
+    [
+        (NOT_FOUND, "UNIMPLEMENTED", "speaks HTTP, and none of the protocols"),
+        (HTML, "INTERNAL", "HTML"),
+        (Reply(302, "text/html", b""), "INTERNAL", "redirect"),
+        (Reply(401, "application/json", b"{}"), "UNAUTHENTICATED", "grpc_token_file"),
+        (Reply(403, "text/plain", b""), "UNAUTHENTICATED", "grpc_token_file"),
+        (Reply(500, "text/plain", b"oops"), "INTERNAL", "answered 500"),
+        (Reply(502, "text/html", b"<html>"), "UNAVAILABLE", "answered 502"),
+        (Reply(200, "application/json", b"x" * (5 << 20)), "RESOURCE_EXHAUSTED", "4 MiB"),
+        (Reply(200, "application/json", b'{"status": NaN}'), "UNIMPLEMENTED", "none of"),
+        (Reply(200, "application/json", b"\xff\xfe"), "UNIMPLEMENTED", "none of"),
+        (Reply(200, "application/json", b"[" * 100_000), "UNIMPLEMENTED", "none of"),
+        (text_reply('{"data": []}'), "UNIMPLEMENTED", "none of"),
+    ],
+)
+def test_a_server_of_no_protocol_has_a_named_error(
+    reply: Reply,
+    code: str,
+    says: str,
+    server: ModelServer,
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """It has answered, and a sentence says what."""
+    server.replies = {"any-route": reply}
+    outcome = make_client().status(at(server))
+    assert outcome.rpc_error == code
+    assert says in str(outcome.error_text)
+    assert outcome.answered
+
+
+def test_a_server_of_no_protocol_is_asked_again_after_a_pause(
+    server: ModelServer,
+    make_client: Callable[..., StatusClient],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The log says so once, and readers get the same sentence during the pause."""
+    client = make_client()
+    outcomes = [client.status(at(server)) for _ in range(3)]
+    assert len({each.error_text for each in outcomes}) == 1
+    requests = len(server.requests)
+    assert client.status(at(server)).rpc_error == "UNIMPLEMENTED"
+    assert len(server.requests) == requests
+    assert len(logged(caplog)) == 1
+    monkeypatch.setattr(
+        "monitor_plugin.status_protocols.transports.OTHER_PROTOCOL_PAUSE_SECONDS", 1e-9
+    )
+    again = at(server, pid=2)
+    client.status(again)
+    server.replies = recorded("vllm", "ready")
+    assert client.status(again).status
+
+
+def test_a_token_goes_with_each_request(
+    server: ModelServer, make_client: Callable[..., StatusClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Invalid headers fail the request, and are not logged."""
+    server.replies = recorded("vllm", "ready")
+    assert make_client(token="Bearer s3cret").status(at(server)).status
+    assert make_client(token="s3cret\nX: y").status(at(server)).rpc_error == "INTERNAL"
+    assert "s3cret" not in caplog.text
+
+
+def test_free_is_not_called_by_http(
+    server: ModelServer, make_client: Callable[..., StatusClient]
+) -> None:
+    """No protocol of HTTP servers frees a model."""
+    assert make_client().free(at(server)) == "UNIMPLEMENTED"
+    assert not server.requests
+
+
+def process_with(variable: str) -> subprocess.Popen[bytes]:
+    """Start a process with a value of MONITOR_PROTOCOL in its environment."""
+    environment = {**os.environ, "MONITOR_PROTOCOL": variable}
+    return subprocess.Popen(["/bin/sleep", "60"], env=environment)
+
+
+@pytest.mark.parametrize(
+    ("variable", "setting", "expected"),
+    [
+        (None, (), "vllm"),
+        (None, ("openai",), "openai"),
+        (None, ("other-*=sglang", "ti*=openai"), "openai"),
+        ("openai", ("sglang",), "openai"),
+        ("x=sglang, tiny=openai", (), "openai"),
+        ("x=sglang", ("openai",), "openai"),
+        ("nonsense", ("openai",), "openai"),
+        ("", ("openai",), "openai"),
+    ],
+)
+def test_a_protocol_is_named_by_the_process_or_by_the_setting(
+    variable: str | None,
+    setting: tuple[str, ...],
+    expected: str,
+    server: ModelServer,
+    make_client: Callable[..., StatusClient],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The process has precedence; a name that is no protocol is logged once, and ignored."""
+    server.replies = recorded("vllm", "ready")
+    client = make_client(protocol=setting)
+    process = process_with(variable) if variable is not None else None
+    try:
+        for _ in range(2):
+            assert client.status(at(server, pid=process.pid if process else 1)).protocol == expected
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+    assert len(logged(caplog)) == (variable == "nonsense")
+
+
+@pytest.mark.parametrize(
+    ("name", "address"), [("grpc-health", "http://127.0.0.1:1"), ("vllm", "127.0.0.1:1")]
+)
+def test_a_protocol_that_does_not_fit_the_address_is_an_error(
+    name: str,
+    address: str,
+    make_client: Callable[..., StatusClient],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is asked, and the log says once why."""
+    client = make_client(protocol=(name,))
+    for _ in range(3):
+        outcome = client.status(Backend("m", 1, address, 1.0))
+        assert outcome.rpc_error == "UNIMPLEMENTED"
+        assert f"protocol {name!r} is one of" in str(outcome.error_text)
+    assert client.free(Backend("m", 1, address, 1.0)) == "UNIMPLEMENTED"
+    assert len(logged(caplog)) == 1
+
+
+def test_a_url_of_another_machine_needs_tls_or_insecure() -> None:
+    """A token, and what users send, would go there in the clear."""
+    security = ChannelSecurity(Settings())
+    security.check("https://gpu1.example:8000")
+    security.check("http://127.0.0.1:8000")
+    with pytest.raises(ValueError, match=r"use https://gpu1\.example:8000"):
+        security.check("http://gpu1.example:8000")
+    ChannelSecurity(Settings(insecure=True)).check("http://gpu1.example:8000")
+
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        found = self.path == "/v1/models"
+        body = b'{"object": "list", "data": [{"id": "tiny", "object": "model"}]}' if found else b""
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever(0.05)
+"""
+
+
+def test_a_monitor_reads_stops_and_verifies_a_server_that_speaks_http(
+    monitor: Monitor, spawner: Spawner
+) -> None:
+    """Starting, READY, suspended, READY again, stopped: as a server that speaks gRPC."""
+    port = free_port()
+    address = f"http://localhost:{port}"
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)])
+    threading.Thread(target=process.wait, daemon=True).start()
+    try:
+        register(monitor, process.pid, "tiny", address)
+        eventually(lambda: monitor.read("tiny").status)
+        reading = monitor.read("tiny")
+        assert (reading.source, reading.protocol, reading.status_error) == ("http", "openai", None)
+        (observation,) = monitor.sweep()
+        assert observation.reading
+        assert (observation.reading.source, observation.reading.protocol) == ("http", "openai")
+        assert observation.served_by == process.pid
+        os.kill(process.pid, signal.SIGSTOP)
+        hung = monitor.read("tiny")
+        assert (hung.source, hung.rpc_error) == ("psutil", "DEADLINE_EXCEEDED")
+        assert "not answered in time" in str(hung.status_error)
+        os.kill(process.pid, signal.SIGCONT)
+        eventually(lambda: monitor.read("tiny").status)
+        monitor.shutdown("tiny")
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_process_at_the_port_is_not_believed(
+    monitor: Monitor, spawner: Spawner, server: ModelServer
+) -> None:
+    """The server is the test's own process, and no member of the backend."""
+    server.replies = recorded("vllm", "ready")
+    sleeper = spawner.sleeper()
+    register(monitor, sleeper.pid, "tiny", f"http://127.0.0.1:{server.port}")
+    reading = monitor.read("tiny")
+    assert reading.status is None
+    assert reading.address_owner
+    assert reading.address_owner.pid == os.getpid()
+    assert not server.requests
