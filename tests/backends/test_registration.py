@@ -217,7 +217,7 @@ def test_registration_refuses_an_unusable_model_name(
     "address",
     [
         *("", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536"),
-        *("::1:80", "[::1]", "[::g]:80", "http://127.0.0.1:80", "1.2.3.4.5:80", "256.1.1.1:80"),
+        *("::1:80", "[::1]", "[::g]:80", "ftp://127.0.0.1:80", "1.2.3.4.5:80", "256.1.1.1:80"),
         *("unix:", "unix:rel", "unix:/" + "x" * 107, "unix-abstract:", "dns:name:80", "a b:80"),
         *("ipv4:localhost:80", "127.0.0.1:80\n", "host:8٣", None, 5, "a..b:80", "dns:///x"),
     ],
@@ -236,7 +236,7 @@ def test_registration_refuses_an_unusable_address(
     [
         *("localhost:1", "127.0.0.1:65535", "[::1]:80", "dns:///some-host.example:80", "h_1:80"),
         *("unix:/run/x.sock", "unix:///run/x.sock", "unix-abstract:name", "[fe80::1%eth0]:80"),
-        *("grpcs://some-host.example:443", "grpcs://[::1]:443"),
+        *("grpcs://some-host.example:443", "grpcs://[::1]:443", "http://127.0.0.1:80"),
     ],
 )
 def test_registration_accepts_every_form_of_address(

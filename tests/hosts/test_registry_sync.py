@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from monitor_plugin import Backend, Monitor, ShutdownRefused, hookimpl
+from monitor_plugin.domain.address import FORMS
 from monitor_plugin.hosts.discovery import DiscoveredBackend
 from monitor_plugin.hosts.registry_sync import RegistrySync
 
@@ -74,10 +75,8 @@ def test_refused_registration_is_logged_once_and_repeated(
         registry_sync.sync(found)
         registry_sync.sync(found)
     assert logged(caplog) == [
-        "program 'g:a': the backend was not registered: address 'nonsense' is no gRPC target; use "
-        + "host:port, [::1]:port, :port or *:port for this machine, ipv4:1.2.3.4:port, "
-        + "ipv6:[::1]:port, dns:///host:port, unix:/path, unix-abstract:name, or grpcs://host:port "
-        + "for TLS"
+        "program 'g:a': the backend was not registered: address 'nonsense' is no gRPC target or "
+        + f"URL; use {FORMS}"
     ]
     assert registered(monitor) == [("m", two.pid, "127.0.0.1:1")]
     taken = [DiscoveredBackend("g:c", "m", one.pid, "127.0.0.1:1")]
