@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,8 @@ def host() -> Iterator[Host]:
             "greedy.service",
             service(greedy, "MemoryMax=50M", "MemorySwapMax=0", declares("greedy", address())),
         )
+        script = "trap 'sleep 1; exit 0' TERM; touch /tmp/slow; while :; do sleep 0.1; done"
+        host.write_unit("slow.service", service(f'bash -c "{script}"', declares("slow", address())))
         host.write_unit("other.service", service(SLEEPER))
         at = address()
         host.write_unit("unused.service", service(f"{LIGHT_BACKEND} --add {at}"))
@@ -340,6 +343,25 @@ def test_restarts_change_nothing(command: tuple[str, ...], host: Host) -> None:
     eventually(lambda: host.model("unused") == ("stopped", None))
     assert pids() == expected
     assert len(host.answer()["ended"]) <= ended + 1
+
+
+@pytest.mark.parametrize(
+    "command", [("systemctl", "daemon-reexec"), ("systemctl", "restart", "dbus")]
+)
+def test_stop_outlasts_a_restart_of_systemd_or_of_the_bus(
+    command: tuple[str, ...], host: Host
+) -> None:
+    """The end of the job is seen, although the signal may have been sent to nobody."""
+    host.begin("slow")
+    eventually(host.path("/tmp/slow").exists)  # it has its handler of SIGTERM
+    eventually(lambda: host.is_known("slow"))
+    with futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(host.client.shutdown, "slow")
+        eventually(lambda: host.state("slow") == "deactivating stop-sigterm")
+        host.run(*command)
+        assert asking.result(60).status == 200
+    assert host.state("slow") == "inactive dead"
+    host.path("/tmp/slow").unlink()
 
 
 def test_removed_service_is_forgotten(host: Host) -> None:

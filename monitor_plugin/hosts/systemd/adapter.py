@@ -25,7 +25,7 @@ from ..discovery import BackendRule, Discovery
 from ..poller import Poller
 from ..process_trees import ProcessTrees
 from ..registry_sync import RegistrySync
-from .client import SERVICE, SystemdClient, SystemdError
+from .client import CALL_SECONDS, SERVICE, SystemdClient, SystemdError
 from .exits import UnitExits, exit_code_of
 from .logs import UnitLogs
 from .units import Unit, UnitTable, describe_unit, known_models
@@ -37,6 +37,10 @@ _logger = logging.getLogger(__name__)
 _JOB_SECONDS = 1.0
 # How much of the timeout of a hook journalctl may take.
 _LOG_SHARE = 0.9
+# The time that a call has also at the end of a stop.
+_MIN_CALL_SECONDS = 0.2
+# The pause between two attempts to ask a systemd that cannot be reached.
+_RETRY_SECONDS = 0.1
 # The number of processes of which the run of the unit is known.
 _MAX_INVOCATIONS = 2000
 _POLKIT_HELP = (
@@ -225,7 +229,7 @@ class Adapter:
             names = self._names_of(model)
         if not names:
             return None
-        starts = [self._begin_start(name) for name in names]
+        starts = [self._begin_start(name, deadline) for name in names]
         failures = [
             each for each in (self._await_start(*start, deadline) for start in starts) if each
         ]
@@ -240,16 +244,20 @@ class Adapter:
     def _names_of(self, model: str) -> list[str]:
         return [unit.name for each, unit in self._models if each == model]
 
-    def _begin_start(self, name: str) -> tuple[str, int, str | SystemdError]:
+    def _begin_start(self, name: str, deadline: float) -> tuple[str, int, str | SystemdError]:
         """Have systemd start a service.
 
         Returns:
             Its name, when its last process was started before, and the path of the job.
         """
         try:
-            unit = self._units.read(name)
+            unit = self._units.read(name, _call_seconds(deadline))
             started_at = unit.started_at if unit else 0
-            return name, started_at, self._systemd.start_job("StartUnit", name)
+            return (
+                name,
+                started_at,
+                self._systemd.start_job("StartUnit", name, _call_seconds(deadline)),
+            )
         except SystemdError as error:
             return name, 0, error
 
@@ -261,8 +269,7 @@ class Adapter:
             if isinstance(job, SystemdError):
                 raise job
             while True:
-                seconds = min(_JOB_SECONDS, deadline - time.monotonic())
-                result = self._systemd.wait_for_job(job, seconds)
+                result = self._systemd.wait_for_job(job, min(_JOB_SECONDS, _left(deadline)))
                 unit = self._units.read(name)
                 if unit is None:
                     return f"systemd does not know service {name!r} any more"
@@ -302,7 +309,7 @@ class Adapter:
         deadline = time.monotonic() + timeout_seconds
         with ProcessTrees() as others:
             try:
-                unit = self._units.read(name)
+                unit = self._units.get(name)
                 if unit and unit.main_pid not in (0, sync.own_process_of(backend.pid)):
                     others.add(unit.main_pid)
                 self._stop(backend, name, deadline + self._overrun_seconds, others)
@@ -327,25 +334,38 @@ class Adapter:
             ShutdownFailed: the service has not ended.
         """
         seconds = deadline - time.monotonic()
-        try:
-            job = self._systemd.start_job("StopUnit", name)
-        except SystemdError as error:
-            if error.is_unknown_unit:  # it is not loaded, so it does not run
-                return
-            raise
+        job: str | None = None
         while True:
-            result = self._systemd.wait_for_job(
-                job, max(0.0, min(_JOB_SECONDS, deadline - time.monotonic()))
-            )
-            others.rescan()
-            unit = self._units.read(name)
+            try:
+                if job is None:
+                    job = self._systemd.start_job("StopUnit", name, _call_seconds(deadline))
+                result = self._systemd.wait_for_job(job, min(_JOB_SECONDS, _left(deadline)))
+                others.rescan()
+                unit = self._units.read(name, _call_seconds(deadline))
+            except SystemdError as error:
+                if error.is_unknown_unit:  # it is not loaded, so it does not run
+                    return
+                # systemd or the bus may start anew just now, and then goes on with the job.
+                if error.is_answer or _left(deadline) == 0 or self._closing.wait(_RETRY_SECONDS):
+                    raise
+                continue
             if unit is None or unit.has_ended:
                 return
             if result is not None:
                 why = f"systemd's job to stop service {name!r} ended with the result {result!r}"
                 raise ShutdownFailed(backend.model, f"{why}; the service is {unit.state}")
-            if time.monotonic() >= deadline:
+            if _left(deadline) == 0:
                 raise ShutdownFailed(backend.model, _describe_timeout(unit, seconds))
+
+
+def _call_seconds(deadline: float) -> float:
+    """Return the time limit of a call; a systemd that runs answers in milliseconds."""
+    return min(CALL_SECONDS, max(_MIN_CALL_SECONDS, _left(deadline)))
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until a deadline; 0 after it."""
+    return max(0.0, deadline - time.monotonic())
 
 
 def _describe_failure(unit: Unit, why: str) -> str:

@@ -30,7 +30,7 @@ _BUS = "org.freedesktop.DBus"
 _PROPERTIES = f"{_BUS}.Properties"
 _NO_SUCH_UNIT = f"{_NAME}.NoSuchUnit"
 
-_CALL_SECONDS = 10.0
+CALL_SECONDS = 10.0
 _RECONNECT_SECONDS = 0.5
 # The number of ended jobs whose results are known.
 _MAX_JOBS = 1000
@@ -46,6 +46,14 @@ _MATCHES = (
     f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='{_NAME}'",
 )
 _MANAGER_SIGNALS_OF_UNITS = ("UnitNew", "UnitRemoved")
+# While systemd or the bus starts anew, the bus answers with other errors, such as `NoReply`.
+_ANSWERS = (
+    f"{_NAME}.",
+    f"{_BUS}.Error.AccessDenied",
+    f"{_BUS}.Error.InteractiveAuthorizationRequired",
+    f"{_BUS}.Error.InvalidArgs",
+    f"{_BUS}.Error.UnknownObject",
+)
 _REFUSALS = (
     f"{_BUS}.Error.InteractiveAuthorizationRequired",
     f"{_BUS}.Error.AccessDenied",
@@ -69,6 +77,11 @@ class SystemdError(Exception):
     def is_unknown_unit(self) -> bool:
         """Whether systemd has no such unit."""
         return self.name == _NO_SUCH_UNIT
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether systemd itself has answered, and not the bus in its place, or nothing."""
+        return self.name is not None and self.name.startswith(_ANSWERS)
 
 
 class SystemdClient:
@@ -109,7 +122,7 @@ class SystemdClient:
         self._on_change = on_change
         self._thread.start()
         try:
-            self._first_attempt.result(2 * _CALL_SECONDS)
+            self._first_attempt.result(2 * CALL_SECONDS)
         except concurrent.futures.TimeoutError:
             why = self._last_error or "the bus does not answer"
             raise SystemdError(f"{self._manager} cannot be reached: {why}") from None
@@ -134,27 +147,32 @@ class SystemdClient:
         """
         return self._thread.run(self._call(_ROOT, _PROPERTIES, "Get", "ss", _MANAGER, name))
 
-    def properties(self, unit: str, interface: str = "") -> dict[str, Any]:
+    def properties(
+        self, unit: str, interface: str = "", seconds: float = CALL_SECONDS
+    ) -> dict[str, Any]:
         """Return the properties of a unit. systemd loads the unit for that if it is not loaded.
 
         Args:
             unit: the name of the unit.
             interface: the interface whose properties are read; empty: all of the unit.
+            seconds: the time limit.
 
         Raises:
-            SystemdError: systemd did not answer within 10 s, or answered with an error.
+            SystemdError: systemd did not answer in time, or answered with an error.
         """
-        call = self._call(unit_path(unit), _PROPERTIES, "GetAll", "s", interface)
+        path = unit_path(unit)
+        call = self._call(path, _PROPERTIES, "GetAll", "s", interface, seconds=seconds)
         properties: dict[str, Any] = self._thread.run(call)
         return properties
 
-    def start_job(self, member: str, unit: str) -> str:
+    def start_job(self, member: str, unit: str, seconds: float) -> str:
         """Have systemd start or stop a unit (`StartUnit`, `StopUnit`); return the path of the job.
 
         Raises:
-            SystemdError: systemd did not answer within 10 s, or answered with an error.
+            SystemdError: systemd did not answer in time, or answered with an error.
         """
-        return str(self.manager_call(member, "ss", unit, "replace"))
+        call = self._call(_ROOT, _MANAGER, member, "ss", unit, "replace", seconds=seconds)
+        return str(self._thread.run(call))
 
     def wait_for_job(self, job: str, seconds: float) -> str | None:
         """Wait until a job has ended; return its result, such as `done` or `canceled`.
@@ -175,13 +193,21 @@ class SystemdClient:
         return self._jobs[job]
 
     async def _call(
-        self, path: str, interface: str, member: str, signature: str = "", *body: Any
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        *body: Any,
+        seconds: float = CALL_SECONDS,
     ) -> Any:
         """Call a method, and return its first result; None if there is none."""
         bus = self._bus
         if bus is None:
             raise SystemdError(f"{self._manager} cannot be reached: {self._last_error}")
-        return await self._call_on(bus, _NAME, path, interface, member, signature, *body)
+        return await self._call_on(
+            bus, _NAME, path, interface, member, signature, *body, seconds=seconds
+        )
 
     async def _call_on(
         self,
@@ -192,6 +218,7 @@ class SystemdClient:
         member: str,
         signature: str = "",
         *body: Any,
+        seconds: float = CALL_SECONDS,
     ) -> Any:
         message = Message(
             destination=destination,
@@ -204,10 +231,10 @@ class SystemdClient:
             flags=MessageFlag.NO_AUTOSTART,
         )
         try:
-            reply = await asyncio.wait_for(bus.call(message), _CALL_SECONDS)
+            reply = await asyncio.wait_for(bus.call(message), seconds)
         except asyncio.TimeoutError:
             raise SystemdError(
-                f"{self._manager} did not answer {member} within {_CALL_SECONDS:g} s"
+                f"{self._manager} did not answer {member} within {seconds:.1f} s"
             ) from None
         except (OSError, EOFError) as error:
             raise SystemdError(f"the connection to {self._manager} was lost: {error}") from None
@@ -241,7 +268,7 @@ class SystemdClient:
     async def _serve_connection(self) -> None:
         """Connect to the bus, and serve the connection until it is lost."""
         bus = MessageBus(_bus_address(self.is_user), BusType.SYSTEM)
-        await asyncio.wait_for(bus.connect(), _CALL_SECONDS)
+        await asyncio.wait_for(bus.connect(), CALL_SECONDS)
         try:
             bus.add_message_handler(self._handle)
             for rule in _MATCHES:

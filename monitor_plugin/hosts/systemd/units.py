@@ -16,7 +16,7 @@ from ...domain.units import HostUnit
 from ...processes.process_table import read_row
 from ..discovery import Program
 from ..model_states import ProgramState, merge_states
-from .client import SystemdClient, SystemdError
+from .client import CALL_SECONDS, SystemdClient, SystemdError
 from .logs import streams_in_journal
 
 _SUFFIX = ".service"
@@ -292,21 +292,21 @@ class UnitTable:
         listed = self._systemd.manager_call("ListUnitsByPatterns", "asas", [], list(patterns))
         return {name: load_state for name, _, load_state, *_ in listed}
 
-    def read(self, name: str) -> Unit | None:
+    def read(self, name: str, seconds: float = CALL_SECONDS) -> Unit | None:
         """Read a service now; None if systemd cannot say anything about it.
 
         Raises:
-            SystemdError: systemd did not answer.
+            SystemdError: systemd did not answer in time.
         """
         try:
-            unit = parse_unit(name, self._systemd.properties(name))
+            unit = parse_unit(name, self._systemd.properties(name, seconds=seconds))
             if unit.active_state == "active" and not unit.main_pid and unit.sub_state != "exited":
                 unit = unit._replace(main_pid=self._oldest_process(name), knows_main_pid=False)
             return unit
         except SystemdError as error:
-            if error.name is None:
-                raise
-            return None
+            if error.is_answer:
+                return None
+            raise
 
     def _oldest_process(self, name: str) -> int:
         """Return the PID of the oldest process in the control group of a service; 0 if none runs.

@@ -42,7 +42,7 @@ def test_silent_bus_is_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is logged once, though the connection is tried again."""
-    monkeypatch.setattr(client_module, "_CALL_SECONDS", 0.1)
+    monkeypatch.setattr(client_module, "CALL_SECONDS", 0.1)
     monkeypatch.setattr(client_module, "_RECONNECT_SECONDS", 0.01)
     with socket.socket(socket.AF_UNIX) as bus:
         bus.bind(str(tmp_path / "bus"))

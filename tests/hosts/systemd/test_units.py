@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ class CountingClient(SystemdClient):
 
     calls = 0
 
-    async def _call_on(self, *arguments: object) -> object:
+    async def _call_on(self, *arguments: Any, **options: Any) -> Any:
         self.calls += 1
-        return await super()._call_on(*arguments)  # type: ignore[arg-type]
+        return await super()._call_on(*arguments, **options)
 
 
 @pytest.fixture
