@@ -60,10 +60,10 @@ class ServerConnection:
             "Accept-Encoding": "identity",
             "User-Agent": "monitor-plugin",
         }
-        # `localhost` is not resolved: the system may know one of its two addresses only.
-        self._pools = [
-            _make_pool(each, target.port, self.state, tls, name) for each in target.hosts
-        ]
+        # `localhost` is not resolved: the system may know one of its two addresses only. As by
+        # gRPC, IPv6 is tried first.
+        hosts = sorted(target.hosts, key=lambda each: ":" not in each)
+        self._pools = [_make_pool(each, target.port, self.state, tls, name) for each in hosts]
 
     def get(self, path: str, deadline: float, headers: Mapping[str, str]) -> Answer:
         """Request a path below the URL.

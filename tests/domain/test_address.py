@@ -6,7 +6,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from monitor_plugin.domain.address import FORMS, canonical_address, is_local
+from monitor_plugin.domain.address import (
+    FORMS,
+    canonical_address,
+    http_url,
+    is_http,
+    is_local,
+    parse_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,14 @@ from monitor_plugin.domain.address import FORMS, canonical_address, is_local
         ("grpcs://localhost:443", "127.0.0.1:443"),
         ("grpcs://[0::1]:443", "[::1]:443"),
         ("dns.example:9", "dns.example:9"),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+        ("http://LocalHost:8080/v1/", "127.0.0.1:8080"),
+        ("http://*:8080", "127.0.0.1:8080"),
+        ("http://0.0.0.0:8080/", "127.0.0.1:8080"),
+        ("http://[::]:8080", "127.0.0.1:8080"),
+        ("http://[::1]", "[::1]:80"),
+        ("https://Model-1.example.org", "model-1.example.org:443"),
+        ("https://127.0.0.1:08443/a/b", "127.0.0.1:8443"),
         ("unix:/run/b.sock", "unix:/run/b.sock"),
         ("unix:///run/b.sock", "unix:/run/b.sock"),
         ("unix:/run/./x/../b.sock", "unix:/run/b.sock"),
@@ -111,6 +126,19 @@ def test_leading_slashes_of_a_socket_path_are_one() -> None:
         ("localhost:1\n", "holds a space or a control character"),
         ("unix:/run/\x00", "holds a space or a control character"),
         ("unix:/run/\ud800", "holds a space or a control character"),
+        ("http://", "names no host"),
+        ("http:///health", "names no host"),
+        ("http://:8080", "names no host"),
+        ("https://localhost:0", "the port must be a number from 1 to 65535"),
+        ("https://localhost:", "the port must be a number from 1 to 65535"),
+        ("http://localhost:80:80", "is no host name or IPv4 address"),
+        ("http://::1", "is no host name or IPv4 address"),
+        ("http://user:secret@localhost:80", "has no user, password, query or fragment"),
+        ("http://localhost:80/?a=b", "has no user, password, query or fragment"),
+        ("http://localhost:80#a", "has no user, password, query or fragment"),
+        ("http://http://localhost", "the port must be a number from 1 to 65535"),
+        ("HTTP://localhost:80", "is no gRPC target or URL"),
+        ("http://a b", "holds a space or a control character"),
         ("[::g]:1", "is no IPv6 address"),
         ("[127.0.0.1]:1", "is no IPv6 address"),
         ("::1:50051", "an IPv6 address stands in brackets"),
@@ -144,6 +172,40 @@ def test_invalid_address_raises_what_is_wrong(address: object, said: str) -> Non
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "hosts", "port", "path"),
+    [
+        ("http://gpu-1", ("gpu-1",), 80, ""),
+        ("https://gpu-1/", ("gpu-1",), 443, ""),
+        ("http://localhost:8080/a/b//", ("127.0.0.1", "::1"), 8080, "/a/b"),
+        ("http://[2001:DB8::A]:1/p", ("2001:db8::a",), 1, "/p"),
+    ],
+)
+def test_url_has_hosts_a_port_and_a_path(
+    address: str, hosts: tuple[str, ...], port: int, path: str
+) -> None:
+    """The path is that below which a server is asked, and has no slash at the end."""
+    target = parse_address(address)
+    assert (target.path, target.hosts, target.port, target.url_path) == (None, hosts, port, path)
+    assert is_http(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("127.0.0.1:8080", "http://127.0.0.1:8080"),
+        (":8080", "http://localhost:8080"),
+        ("dns:///gpu-1:8080", "http://gpu-1:8080"),
+        ("ipv6:[::1]:8080", "http://[::1]:8080"),
+        ("unix:/run/b.sock", None),
+    ],
+)
+def test_grpc_target_has_a_url_unless_it_is_a_socket(address: str, url: str | None) -> None:
+    """The log names it where a server at a gRPC address speaks HTTP."""
+    assert http_url(address) == url
+    assert url is None or canonical_address(url) == canonical_address(address)
+
+
 def test_error_about_an_unknown_form_lists_the_forms() -> None:
     """Who gave a form that is not known reads which are."""
     with pytest.raises(ValueError, match="is no gRPC target") as caught:
@@ -160,7 +222,16 @@ def test_canonical_form_of_any_text_is_a_fixed_point(text: str) -> None:
 
 _PARTS = st.sampled_from(
     [
-        *("grpcs://", "dns:///", "dns:", "unix:", "unix:///", "unix-abstract:", "http://"),
+        *(
+            "grpcs://",
+            "dns:///",
+            "dns:",
+            "unix:",
+            "unix:///",
+            "unix-abstract:",
+            "http://",
+            "https://",
+        ),
         *("ipv4:", "ipv4:///", "ipv6:", "ipv6:///", "*", "%5B", "%5D", "%3A", "%20", "%00", "?"),
         *(
             "localhost",

@@ -32,6 +32,7 @@ MIB = 1024 * 1024
 
 def reading(state: int | None, sample: Sample | None = None, **fields: Any) -> Reading:
     status = None if state is None else Status(state)
+    status = fields.pop("status", status)
     known = {"source": "grpc" if status else "psutil", "rpc_error": None, "taken_at": 1.0}
     return Reading(Backend("m", 1, "a:1", 1.0), status, sample, **{**known, **fields})
 
@@ -80,6 +81,23 @@ def test_sum_with_an_unknown_figure_is_none() -> None:
     combined = combine([reading(None, each, rpc_error="UNAVAILABLE") for each in samples], [])
     assert combined.sample == Sample(11, None, 4.0, 125.0)
     assert (combined.source, combined.rpc_error) == ("psutil", "UNAVAILABLE")
+
+
+def test_load_is_summed_and_the_fullest_cache_counts() -> None:
+    """A sum needs the figure of each replica, also of one without a status."""
+    first = Status(2, None, 1, 2, 3.5, 40.0)
+    second = Status(1, None, 10, 0, None, 90.0)
+    parts = [
+        reading(2, status=each, protocol=name)
+        for each, name in ((first, "vllm"), (second, "sglang"))
+    ]
+    combined = combine(parts, [NO_MEMORY] * 2)
+    assert combined.status == Status(1, None, 11, 2, None, 90.0)
+    assert combined.protocol == "vllm, sglang"
+    failed = reading(None, status_error="no", rpc_error="UNAVAILABLE")
+    combined = combine([*parts, failed, failed], [NO_MEMORY] * 4)
+    assert combined.status == Status(1, None, None, None, None, 90.0)
+    assert combined.status_error == "no"
 
 
 def test_combined_sources_are_those_of_the_statuses() -> None:

@@ -28,6 +28,7 @@ from monitor_plugin import (
     Monitor,
     ShutdownFailed,
     State,
+    Status,
     hookimpl,
 )
 from monitor_plugin.backends.registry import EndedBackend
@@ -251,6 +252,51 @@ def test_drain_ends_after_its_timeout_or_by_force(
     register(patient, backend.pid, address=backend.address)
     patient.shutdown("m", force=True)
     assert not is_running(backend.pid)
+
+
+class Works:
+    """A status hook: the backend is READY, and works on some requests, of which some wait."""
+
+    def __init__(self, running: int, waiting: int) -> None:
+        self.status = Status(State.READY, None, running, waiting)
+        self.asked = 0
+
+    @hookimpl
+    def monitor_query_status(self) -> Status:
+        self.asked += 1
+        return self.status
+
+
+@pytest.mark.parametrize(("running", "waiting"), [(1, 0), (0, 1)])
+def test_backend_with_requests_is_drained_although_it_is_ready(
+    running: int, waiting: int, make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """A server that could take more requests is READY with `busy_when=full`."""
+    works = Works(running, waiting)
+    monitor = make_monitor([works], drain_timeout_seconds=3600, sweep_interval_seconds=0)
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(monitor.shutdown, "m")
+        eventually(lambda: works.asked > 2)
+        assert is_running(process.pid)
+        works.status = Status(State.READY, None, 0, 0)
+        stopping.result(60)
+    assert not is_running(process.pid)
+
+
+def test_backend_with_requests_after_the_drain_can_be_spared(
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> None:
+    """It may be busy, with a drain and, by its last status, without one."""
+    for drain_seconds in (0.3, 0.0):
+        monitor = make_monitor([Works(1, 0)], drain_timeout_seconds=drain_seconds)
+        process = spawner.sleeper()
+        register(monitor, process.pid)
+        assert monitor.read("m").status
+        with pytest.raises(ShutdownFailed, match="may be busy"):
+            monitor.shutdown("m", spare_busy=True)
+        assert is_running(process.pid)
 
 
 def test_hooks_get_the_remaining_time_of_the_drain(
