@@ -12,6 +12,7 @@ from .queries import fetch_backends
 _EXAMPLES = """\
 Examples:
   monitor-plugin ps
+  monitor-plugin ps -o wide
   monitor-plugin ps --url unix:/run/monitor.sock --model llama
   monitor-plugin ps --json | jq '.backends[].memory.total'"""
 
@@ -19,10 +20,21 @@ Examples:
 @click.command(epilog=preformatted(_EXAMPLES, EXIT_CODES))
 @click.option("--model", type=ModelName(), metavar="NAME", help="Show this model only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer of GET /backends.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Choice(["wide"]),
+    help="wide: also show requests, tokens per second, use of the KV cache, and the protocol.",
+)
 @click.option("--node", type=NodeName(), metavar="NAME", help="In a cluster, show this node only.")
 @monitor_options
 def ps(
-    url: str | None, token_file: str | None, model: str | None, as_json: bool, node: str | None
+    url: str | None,
+    token_file: str | None,
+    model: str | None,
+    as_json: bool,
+    output: str | None,
+    node: str | None,
 ) -> None:
     """List the backends with their state and memory, the largest first.
 
@@ -38,5 +50,5 @@ def ps(
     from .views.tables import backends_view, console  # rich takes long to import
 
     answer, _ = fetch_backends(client, model, node=node)
-    output = console()
-    output.print(backends_view(answer, model, output.width))
+    screen = console()
+    screen.print(backends_view(answer, model, screen.width, wide=output == "wide"))

@@ -104,6 +104,7 @@ class Exposition:
             (each.backend.model, each.backend.address): each for each in sweep.observations
         }
         yield from self._gauges(observations, own_limits)
+        yield from _load(observations)
         yield from self._processes(observations)
         yield from self._calls(observations)
         yield self._left_behind()
@@ -287,6 +288,44 @@ class Exposition:
             coalesced.add_metric((name,), events.coalesced)
             dropped.add_metric((name,), events.dropped)
         yield from (waiting, oldest, coalesced, dropped)
+
+
+def _load(observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
+    """Yield what the backends report of their requests, without the figures that they do not."""
+    running = GaugeMetricFamily(
+        "monitor_backend_requests_running",
+        "Requests that the backend reports to be working on.",
+        labels=_LABELS,
+    )
+    waiting = GaugeMetricFamily(
+        "monitor_backend_requests_waiting",
+        "Requests that the backend reports to be waiting for it.",
+        labels=_LABELS,
+    )
+    tokens = GaugeMetricFamily(
+        "monitor_backend_tokens_per_second",
+        "Tokens that the backend generates per second, for all requests together.",
+        labels=_LABELS,
+    )
+    kv_cache = GaugeMetricFamily(
+        "monitor_backend_kv_cache_ratio",
+        "Part of the backend's KV cache that is used.",
+        labels=_LABELS,
+        unit="ratio",
+    )
+    for key, each in observations.items():
+        status = each.reading.status if each.reading else None
+        if status is None:
+            continue
+        if status.requests_running is not None:
+            running.add_metric(key, status.requests_running)
+        if status.requests_waiting is not None:
+            waiting.add_metric(key, status.requests_waiting)
+        if status.tokens_per_second is not None:
+            tokens.add_metric(key, status.tokens_per_second)
+        if status.kv_cache_percent is not None:
+            kv_cache.add_metric(key, status.kv_cache_percent / 100)
+    yield from (running, waiting, tokens, kv_cache)
 
 
 def _machine(limits: Limits) -> Iterator[Metric]:

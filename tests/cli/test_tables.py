@@ -152,6 +152,62 @@ def test_address_of_another_process_is_a_condition() -> None:
         assert ("4711" in text) == (width > 60)
 
 
+def test_load_is_shown_where_it_is_known() -> None:
+    """The wide table has a column for each figure, and the details a line for each known one."""
+    load = {"requests_running": 2, "requests_waiting": 3, "protocol": "vllm\x1b"}
+    load |= {"tokens_per_second": 41.52, "kv_cache_percent": 62.5}
+    some = item("some", 2, requests_running=0, kv_cache_percent=0.0)
+    listed = answer(item("all", 3, **load), some, item("none", 1))
+    text = text_of(backends_view(listed, None, 200, wide=True), 200)
+    table = [line.split() for line in text.splitlines()[:4]]
+    # The memory before these columns has a unit.
+    places = [table[0].index(title) for title in ("REQS", "TOK/S", "KV%", "PROTOCOL")]
+    assert [[line[place + 1] for place in places] for line in table[1:]] == [
+        ["2+3", "41.5", "62.5", r"vllm\x1b"],
+        ["0+?", "?", "0.0", "?"],
+        ["?", "?", "?", "?"],
+    ]
+    assert "REQS" not in text_of(backends_view(listed, None, 200), 200)
+    for width in (1, 20, 60, 80):
+        text_of(backends_view(listed, None, width, wide=True), width)
+
+    def details(fields: dict[str, Any]) -> str:
+        return text_of(details_view(answer(fields), "m", 200), 200)
+
+    lines = [line.split(maxsplit=1) for line in details(item("m", 1, **load)).splitlines()]
+    for name, words in (
+        ("protocol", r"vllm\x1b"),
+        ("requests", "2 running, 3 waiting"),
+        ("tokens", "41.5 per second"),
+    ):
+        assert [words] == [line[1].rstrip() for line in lines if line[:1] == [name]]
+    assert "KV cache  62.5 % in use" in details(item("m", 1, **load))
+    assert "requests  0 running " in details(some)
+    for words in ("requests", "tokens", "KV cache", "protocol"):
+        assert words not in details(item("m", 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("UNAVAILABLE", "unreachable"),
+        ("UNAUTHENTICATED", "no access"),
+        ("INTERNAL", "bad answer"),
+        ("UNIMPLEMENTED", "no status"),
+    ],
+)
+def test_missing_status_is_explained(code: str, word: str) -> None:
+    """The state is a word for the code, and the source has the sentence, escaped."""
+    fields: dict[str, Any] = {"state": None, "rpc_error": code, "source": "psutil"}
+    fields["status_error"] = "it speaks HTTP,\x1b not gRPC"
+    listed = answer(item("m", 1, **fields))
+    why = rf"psutil: {code}, it speaks HTTP,\x1b not gRPC"
+    for view in (backends_view(listed, None, 200), details_view(listed, "m", 200)):
+        text = text_of(view, 200)
+        assert f"{word} " in text
+        assert why in text
+
+
 @pytest.mark.parametrize(("zombies", "text"), [(1, "ready, 1 zombie"), (20, "ready, 20 zombies")])
 def test_zombies_are_shown_beside_the_state(zombies: int, text: str) -> None:
     """In the table and in the details; a backend without zombies shows none."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -106,11 +107,20 @@ def observe(model: str = "m", address: str = "127.0.0.1:1", **facts: Any) -> Obs
     return Observation(backend=Backend(model, 2, address, 1.0), **facts)
 
 
-def read(state: int, memory: Memory | None = None) -> dict[str, Any]:
-    reading = Reading(Backend("m", 2, "a", 1.0), Status(state), None, "grpc", None, 1.0)
+def read(
+    state: int, memory: Memory | None = None, load: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Any]:
+    status = msgspec.structs.replace(Status(state), **load)
+    reading = Reading(Backend("m", 2, "a", 1.0), status, None, "grpc", None, 1.0)
     return {"reading": reading, "memory": memory}
 
 
+LOAD = {
+    "requests_running": 2,
+    "requests_waiting": 0,
+    "tokens_per_second": 41.5,
+    "kv_cache_percent": 62.5,
+}
 TREE = TreeUsage(
     processes=1, pss=60, anonymous=10, file=20, shared=30, swap=40, memory_age_seconds=2.5
 )
@@ -500,10 +510,25 @@ def test_unknown_and_old_figures_of_gpus_are_absent() -> None:
     assert "monitor_gpu_" not in render()
 
 
+def test_load_of_a_backend_has_metrics() -> None:
+    """A figure that is not known is absent, and 0 is 0."""
+    name = "monitor_backend_{}".format
+    names = [
+        *map(name, ["requests_running", "requests_waiting"]),
+        *map(name, ["tokens_per_second", "kv_cache_ratio"]),
+    ]
+    found = series(render(observe(**read(1, load=LOAD))))
+    assert [value(found, each, **BACKEND) for each in names] == [2, 0, 41.5, 0.625]
+    found = series(render(observe(**read(1, load={"requests_running": 0}))))
+    assert [value(found, each, **BACKEND) for each in names] == [0, None, None, None]
+    found = series(render(observe(**failed("DEADLINE_EXCEEDED"))))
+    assert [value(found, each, **BACKEND) for each in names] == [None] * 4
+
+
 def test_every_metric_is_documented() -> None:
     """The table names each metric that is exposed, its type and its labels, and no other."""
     observation = observe(
-        **read(2, Memory(2, {"weights": 1})),
+        **read(2, Memory(2, {"weights": 1}), LOAD),
         process=ProcessUsage(rss=1, cpu_seconds=1.0),
         tree=TREE,
     )

@@ -22,6 +22,7 @@ from monitor_plugin import (
     KnownModel,
     Monitor,
     StartFailed,
+    Status,
     hookimpl,
 )
 from monitor_plugin.domain.known_models import MODEL_STATES
@@ -946,6 +947,22 @@ def test_page_can_be_used_by_keyboard_alone(
     eventually(lambda: has_focus(stop_button(page, "m")))
 
 
+def explain(body: dict[str, Any], **lists: Any) -> None:
+    """Set lists of an answer of GET /backends, and why the backend `silent` has no status."""
+    body.update(lists)
+    for item in body["backends"]:
+        if item["model"] == "silent":
+            item["status_error"] = f"{HOSTILE} speaks HTTP"
+
+
+class Requests:
+    """Reports the load of one model."""
+
+    @hookimpl
+    def monitor_query_status(self, backend: Backend) -> Status | None:
+        return Status(1, None, 2, 0, 41.5, 62.7) if backend.model == "busy one" else None
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_is_accessible(
     scheme: str,
@@ -959,7 +976,7 @@ def test_page_is_accessible(
         axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     except ModuleNotFoundError:
         skip_without("axe-playwright-python")
-    monitor = make_swept()
+    monitor = make_swept(plugins=[Requests()])
     for model in ("busy one", "w" * 255):
         os.kill(register(monitor, model).pid, signal.SIGUSR1)
     register(monitor, "in error", "--state", "-1")
@@ -981,8 +998,12 @@ def test_page_is_accessible(
         for state in MODEL_STATES
     ]
     gpus = [GPU, UNKNOWN_GPU, APU, *EIGHT]
-    edit_answers(page, lambda body: body.update(gpus=gpus, models=models))
+
+    edit_answers(page, lambda body: explain(body, gpus=gpus, models=models))
     end_of(page, "crashed")
+    shows(page, "busy one", "2 running, 0 waiting, 41.5 tokens/s, KV cache 63 %")
+    shows(page, "silent", f"{HOSTILE} speaks HTTP (UNAVAILABLE)")
+    assert "running" not in row(page, "in error").inner_text()
     page.locator("#gpus-details > summary").click()
     badge(page, "silent")("unknown")
     shows(page, "silent", "UNAVAILABLE")
@@ -1116,7 +1137,7 @@ def test_page_shows_null_as_unknown(
     page = tabs.open(monitor.url).page
     nothing = {"state": None, "state_name": "unknown", "source": None, "rpc_error": None}
     nothing |= {"age_seconds": None, "memory": None, "memory_source": None, "process": None}
-    nothing |= {"state_changed_at": None, "last_state": None}
+    nothing |= {"state_changed_at": None, "last_state": None, "protocol": None}
 
     def emptied(route: Any) -> None:
         body = route.fetch().json()

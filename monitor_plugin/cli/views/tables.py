@@ -34,6 +34,7 @@ from .text import (
     escape_name,
     left_behind,
     left_behind_hint,
+    load_lines,
     memory_bytes,
     memory_percent,
     memory_share,
@@ -44,6 +45,7 @@ from .text import (
     place,
     pressure_lines,
     printable,
+    requests,
     seconds_since,
     summarize,
     vram,
@@ -104,8 +106,12 @@ def backends_table(
     *,
     fold: bool = True,
     selected: int = -1,
+    wide: bool = False,
 ) -> Table:
-    """Return a table of backends, in a cluster with a column for the node; see `fitted_table`."""
+    """Return a table of backends, in a cluster with a column for the node; see `fitted_table`.
+
+    A `wide` table also has what the backends report of their requests.
+    """
     shares = [percent(memory_percent(item, answer)) for item in items]
     columns = [
         Column("MODEL", [Text(escape_name(item.model)) for item in items], 0),
@@ -119,6 +125,16 @@ def backends_table(
         Column("UPTIME", [Text(duration(item.uptime_seconds)) for item in items], 4, "right"),
         Column("SOURCE", [Text(printable(describe_source(item))) for item in items], 7),
     ]
+    if wide:
+        tokens = [percent(item.tokens_per_second) for item in items]
+        kv_cache = [percent(item.kv_cache_percent) for item in items]
+        protocols = [printable(item.protocol or UNKNOWN) for item in items]
+        columns[-1:-1] = [
+            Column("REQS", [Text(requests(item)) for item in items], 1, "right"),
+            Column("TOK/S", [Text(each) for each in tokens], 1, "right"),
+            Column("KV%", [Text(each) for each in kv_cache], 1, "right"),
+            Column("PROTOCOL", [Text(each) for each in protocols], 6),
+        ]
     absent = set() if answer.nodes else {"NODE"}
     if not answer.gpus and all(vram(item) is None for item in answer.backends):
         absent.add("VRAM")
@@ -246,12 +262,14 @@ def fitted_table(
     return table
 
 
-def backends_view(answer: ClusterBackendsAnswer, model: str | None, width: int) -> RenderableType:
+def backends_view(
+    answer: ClusterBackendsAnswer, model: str | None, width: int, *, wide: bool = False
+) -> RenderableType:
     """Return the view of `ps`: backends, models without one, what was refused, the last ends."""
     parts: list[RenderableType] = []
     if answer.backends:
         rows = sorted(answer.backends, key=by_memory)
-        parts += [backends_table(rows, answer, width), ""]
+        parts += [backends_table(rows, answer, width, wide=wide), ""]
     if model is None or answer.backends:
         parts.append(Text(summarize(answer)))
     else:
@@ -316,6 +334,8 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
         ("address", printable(item.address) + _server(item)),
         ("state", condition_text(item).append(_last_state(item), "not bold")),
         ("source", printable(describe_source(item)) + age),
+        *([("protocol", printable(item.protocol))] if item.protocol else []),
+        *load_lines(item),
         ("started", started),
         ("memory", f"{amount(memory_bytes(item))}, {share}, {source}"),
     ]

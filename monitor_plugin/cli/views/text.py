@@ -29,6 +29,8 @@ _FAILURES = {
     "DEADLINE_EXCEEDED": "no answer",
     "UNAVAILABLE": "unreachable",
     "UNIMPLEMENTED": "no status",
+    "UNAUTHENTICATED": "no access",
+    "INTERNAL": "bad answer",
 }
 # The condition of a backend whose address another process serves.
 ADDRESS_TAKEN = "address taken"
@@ -151,6 +153,26 @@ def _limited(limit: int, total: int | None) -> str:
     return f"{amount(limit)} (limit; the machine has {amount(total)})"
 
 
+def requests(item: NodeBackendItem) -> str:
+    """Return the running and the waiting requests of a backend: `2+3`, `2+?`; `?` if unknown."""
+    counts = item.requests_running, item.requests_waiting
+    if counts == (None, None):
+        return UNKNOWN
+    return "+".join(UNKNOWN if each is None else str(each) for each in counts)
+
+
+def load_lines(item: NodeBackendItem) -> list[tuple[str, str]]:
+    """Return names and texts for the figures that a backend reports of its requests."""
+    counts = [(item.requests_running, "running"), (item.requests_waiting, "waiting")]
+    known = [f"{count} {name}" for count, name in counts if count is not None]
+    lines = [("requests", ", ".join(known))] if known else []
+    if item.tokens_per_second is not None:
+        lines.append(("tokens", f"{item.tokens_per_second:.1f} per second"))
+    if item.kv_cache_percent is not None:
+        lines.append(("KV cache", f"{percent(item.kv_cache_percent)} % in use"))
+    return lines
+
+
 def vram(item: NodeBackendItem) -> int | None:
     """Return the memory of a backend on GPUs in bytes; None if it uses none or it is unknown."""
     return item.process.tree.vram if item.process and item.process.tree else None
@@ -210,11 +232,11 @@ def cpu_percent(item: NodeBackendItem) -> float | None:
 
 
 def describe_source(item: NodeBackendItem) -> str:
-    """Return the source of a reading: `grpc`, `psutil: UNIMPLEMENTED`."""
+    """Return the source of a reading: `grpc`, `psutil: UNIMPLEMENTED`, and why it is no status."""
     source = ": ".join(part for part in (item.source, item.rpc_error) if part) or "not read yet"
-    if item.address_owner is None:
-        return source
-    return f"{source}, address served by {describe_process(item.address_owner)}"
+    if item.address_owner is not None:
+        return f"{source}, address served by {describe_process(item.address_owner)}"
+    return f"{source}, {item.status_error}" if item.status_error else source
 
 
 def place(item: NodeEndItem | NodeRefusedItem) -> str:

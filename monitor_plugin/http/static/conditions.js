@@ -1,5 +1,7 @@
 // What an item of `backends` or `ended` of GET /backends means to the user.
 
+import { percent } from "./format.js";
+
 const PHASES = {
   asking: "asks the hooks for leave",
   draining: "waits until it is idle",
@@ -29,18 +31,19 @@ export function condition(item) {
 
 function conditionWithoutState(item) {
   const code = item.rpc_error ?? null;
+  const because = item.status_error ? `: ${item.status_error}` : "";
   if (item.state_name === "starting") {
-    const why = `it has not answered yet${code ? ` (${code})` : ""}`;
+    const why = `it has not answered yet${because}${code ? ` (${code})` : ""}`;
     return { word: "starting", tone: "waiting", why, trouble: false };
   }
   if (code === null || code === "UNIMPLEMENTED") {
-    const why = code ? "it reports no state" : item.source === null ? "not read yet" : "";
+    const why = code ? `it reports no state${because}` : item.source === null ? "not read yet" : "";
     return { word: "unknown", tone: "quiet", why, trouble: false };
   }
   const before = LAST[item.last_state];
   const last = before ? `; was ${before}` : "";
   const owner = item.address_owner ?? null;
-  const why = owner ? `its address is served by ${processName(owner)}` : `${NO_ANSWER[code] ?? "its status cannot be read"} (${code})`;
+  const why = owner ? `its address is served by ${processName(owner)}` : `${item.status_error ?? NO_ANSWER[code] ?? "its status cannot be read"} (${code})`;
   return { word: "unknown", tone: "warn", why: why + last, trouble: true };
 }
 
@@ -71,6 +74,18 @@ export function ending(end) {
   const intended = end.cause === "shutdown" || (end.cause === "exited" && end.exit_code === 0);
   const word = end.cause === "oom" ? "out of memory" : end.cause;
   return { word, tone: intended ? "quiet" : end.cause === "unknown" ? "warn" : "bad", why: end.description ?? "" };
+}
+
+/** What a backend reports of its requests: "2 running, 3 waiting"; empty if it reports nothing. */
+export function loadOf(item) {
+  const figures = [
+    [item.requests_running, (count) => `${count} running`],
+    [item.requests_waiting, (count) => `${count} waiting`],
+    [item.tokens_per_second, (rate) => `${Number(rate.toFixed(1))} tokens/s`],
+    [item.kv_cache_percent, (share) => `KV cache ${percent(share)}`],
+  ];
+  const known = figures.filter(([figure]) => typeof figure === "number");
+  return known.map(([figure, text]) => text(figure)).join(", ");
 }
 
 /** CPU of the process tree in percent of one core, or null. */

@@ -2,7 +2,7 @@
 
 import { drawBar, listParts } from "./bars.js";
 import { Chart } from "./charts.js";
-import { condition, cpuOf, memoryOf, partsOf } from "./conditions.js";
+import { condition, cpuOf, loadOf, memoryOf, partsOf } from "./conditions.js";
 import { cell, element, linkToModel, setText } from "./dom.js";
 import { bytes, count, duration, moment, percent, place } from "./format.js";
 import { describeLimits, memoryLimit } from "./limits.js";
@@ -64,6 +64,7 @@ export class Row {
     this.word = element("span", { class: "badge" });
     this.why = element("div", { class: "more" });
     this.since = element("div", { class: "more" });
+    this.load = element("div", { class: "more" });
     this.under = element("span");
     this.facts = element("dl");
     this.details = element("details", {}, element("summary", {}, this.under), this.facts);
@@ -79,7 +80,7 @@ export class Row {
       "tr",
       { role: "row" },
       element("th", { role: "rowheader", scope: "row" }, linkToModel(item.model), this.details),
-      cell("State", this.word, this.why, this.since),
+      cell("State", this.word, this.why, this.since, this.load),
       cell("Memory", element("div", { class: "figure" }, this.total, " ", this.share), this.bar, this.parts),
       cell("CPU, last 15 min", ...this.cpu.nodes),
       cell("Memory, last 15 min", ...this.trend.nodes),
@@ -92,6 +93,7 @@ export class Row {
     this.item = item;
     this.#last = [item, machine, gpus, series, now];
     this.#state(item, now);
+    setText(this.load, loadOf(item));
     this.#facts(item, machine, gpus);
     this.#memory(item, machine);
     this.cpu.update(percent(cpuOf(item)), series.times, series.cpu, now);
@@ -107,6 +109,7 @@ export class Row {
     this.gone = true;
     this.node.classList.add("gone");
     this.#badge("gone", "quiet", end ? `It ${end.description}` : "", "");
+    setText(this.load, "");
     this.#button(this.stop, true, "Gone");
     this.restart.hidden = true;
   }
@@ -155,7 +158,7 @@ export class Row {
       ["Address", item.address],
       ["Served by", servedBy(item)],
       ["Started", moment(item.created_at)],
-      ["Read by", item.source ?? "unknown"],
+      ["Read by", (item.source ?? "unknown") + (item.protocol ? ` (${item.protocol})` : "")],
       ["Processes", count(tree?.processes)],
       ["RSS, PSS", `${bytes(tree?.rss)}, ${bytes(tree?.pss)}`],
       ["Peak RSS", bytes(tree?.peak_rss)],
