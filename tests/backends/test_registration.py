@@ -236,7 +236,7 @@ def test_registration_refuses_an_unusable_address(
     [
         *("localhost:1", "127.0.0.1:65535", "[::1]:80", "dns:///some-host.example:80", "h_1:80"),
         *("unix:/run/x.sock", "unix:///run/x.sock", "unix-abstract:name", "[fe80::1%eth0]:80"),
-        *("grpcs://some-host.example:443", "grpcs://[::1]:443", "http://:80"),
+        *("grpcs://some-host.example:443", "grpcs://[::1]:443", "http://127.0.0.1:80"),
     ],
 )
 def test_registration_accepts_every_form_of_address(
@@ -254,6 +254,7 @@ def test_registration_accepts_every_form_of_address(
         ("127.0.0.1:9", "localhost:9"),
         ("127.0.0.1:9", "dns:///LOCALHOST:09"),
         ("0.0.0.0:9", "127.0.0.1:9"),
+        ("127.0.0.1:9", "http://localhost:9/v1"),
         ("[::1]:9", "[0:0::1]:9"),
         ("unix:/a/s", "unix:///a/./s"),
     ],
