@@ -27,6 +27,7 @@ _UNITS = f"{_ROOT}/unit/"
 SERVICE = f"{_NAME}.Service"
 _MANAGER = f"{_NAME}.Manager"
 _BUS = "org.freedesktop.DBus"
+_BUS_PATH = "/org/freedesktop/DBus"
 _PROPERTIES = f"{_BUS}.Properties"
 _NO_SUCH_UNIT = f"{_NAME}.NoSuchUnit"
 
@@ -104,6 +105,7 @@ class SystemdClient:
         self._on_change: OnChange
         self._thread = LoopThread("monitor-systemd-bus", self._stay_connected, self._closed)
         self._bus: MessageBus | None = None
+        self._owner = ""  # the name of systemd's connection to the bus
         self._first_attempt: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._last_error = ""
         self._jobs: dict[str, str] = {}  # the results of jobs that have ended, by their paths
@@ -272,7 +274,7 @@ class SystemdClient:
         try:
             bus.add_message_handler(self._handle)
             for rule in _MATCHES:
-                await self._call_on(bus, _BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", rule)
+                await self._call_on(bus, _BUS, _BUS_PATH, _BUS, "AddMatch", "s", rule)
             self._bus = bus
             await self._subscribe()
             if self._last_error:
@@ -288,7 +290,11 @@ class SystemdClient:
 
     async def _subscribe(self) -> None:
         """Have systemd send its signals, and report that any service may have changed."""
+        assert self._bus
         self._jobs.clear()  # another systemd may number its jobs from the start
+        self._owner = await self._call_on(
+            self._bus, _BUS, _BUS_PATH, _BUS, "GetNameOwner", "s", _NAME
+        )
         try:
             await self._call(_ROOT, _MANAGER, "Subscribe")
         except SystemdError as error:
@@ -299,16 +305,24 @@ class SystemdClient:
     async def _subscribe_again(self) -> None:
         """Subscribe after a restart of systemd. A bus without systemd is left, to try again."""
         try:
-            await self._subscribe()
+            if self._bus:  # else the connection was lost, and a new one subscribes
+                await self._subscribe()
         except SystemdError as error:
             self._record_failure(error)
             if self._bus:
                 self._bus.disconnect()
 
     def _handle(self, message: Message) -> None:
-        """Handle a signal. The bus sends only those that match."""
+        """Handle a signal of systemd or of the bus. Any user can send others to this connection."""
         if message.message_type is not MessageType.SIGNAL:
             return
+        if message.sender == _BUS:
+            if message.member == "NameOwnerChanged" and message.body[2]:
+                self._thread.spawn(self._subscribe_again())
+        elif message.sender == self._owner:
+            self._handle_signal(message)
+
+    def _handle_signal(self, message: Message) -> None:
         if message.member == "PropertiesChanged":
             name = unit_name(message.path or "")
             if name.endswith(".service"):
@@ -324,8 +338,6 @@ class SystemdClient:
             message.member == "Reloading" and not message.body[0]
         ) or message.member == "UnitFilesChanged":
             self._on_change(None, {})
-        elif message.member == "NameOwnerChanged" and message.body[2]:
-            self._thread.spawn(self._subscribe_again())
 
     def _record_job(self, job: str, result: str) -> None:
         self._jobs[job] = result

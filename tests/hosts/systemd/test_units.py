@@ -174,6 +174,23 @@ def test_failed_unit_has_the_result_of_systemd(code: int, status: int, said: str
     assert known_models([("m", unit)]) == [KnownModel("m", "failed", said, can_start=True)]
 
 
+def test_signals_of_others_than_systemd_are_ignored(
+    systemd_machine: SystemdMachine, systemd: CountingClient, table: UnitTable
+) -> None:
+    """Any user may send a signal to a connection whose name is known, and any names are."""
+    job = "/org/freedesktop/systemd1/job/1"
+    manager = ("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "JobRemoved")
+    assert systemd._bus
+    to = f"--destination={systemd._bus.unique_name}"
+    systemd_machine.run(
+        *("busctl", "emit", to, *manager, "uoss", "1", job, "a.service", "done"),
+    )
+    start(systemd_machine, "model-later.service")  # its signals come after the forged one
+    get = refreshed(table)
+    eventually(lambda: get("model-later.service"))
+    assert systemd.wait_for_job(job, 0.0) is None
+
+
 @pytest.mark.parametrize("name", ["a.service", "7b@1.service", "a_b-c@x\\x2dy:z.service"])
 def test_path_of_a_unit_has_its_name(name: str, systemd: CountingClient, table: UnitTable) -> None:
     """systemd itself says what the path is."""
