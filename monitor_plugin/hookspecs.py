@@ -209,10 +209,10 @@ def monitor_query_status(backend: Backend, timeout_seconds: float) -> Status | N
     When: at each reading, before the gRPC call; or during it, if gRPC gave the last status, or if
     the hooks take more than half of `status_timeout_seconds`, which all of them and the gRPC call
     share. Thread: a hook's; concurrent calls are possible. Arguments: `backend`;
-    `timeout_seconds`, the time limit of the request. Returns a `Status` (memory in bytes), or None
-    to leave the request to the next implementation and to gRPC; the first status counts. An
-    implementation that raises, overruns or returns another type is logged, and the next one is
-    called.
+    `timeout_seconds`, the time limit of the request. Returns a `Status` (memory in bytes; the
+    figures of its requests, each None if unknown), or None to leave the request to the next
+    implementation and to gRPC; the first status counts. An implementation that raises, overruns or
+    returns another type is logged, and the next one is called.
     """
 
 

@@ -190,9 +190,9 @@ def test_load_is_shown_where_it_is_known() -> None:
 @pytest.mark.parametrize(
     ("code", "word"),
     [
-        ("UNAVAILABLE", "unreachable"),
-        ("UNAUTHENTICATED", "no access"),
-        ("INTERNAL", "bad answer"),
+        ("UNAVAILABLE", "! unreachable"),
+        ("UNAUTHENTICATED", "! no access"),
+        ("INTERNAL", "! bad answer"),
         ("UNIMPLEMENTED", "no status"),
     ],
 )

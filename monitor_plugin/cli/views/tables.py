@@ -61,6 +61,8 @@ _STYLES = {
     "error": "bold red",
     "no answer": "bold red",
     "unreachable": "bold red",
+    "no access": "bold red",
+    "bad answer": "bold red",
     ADDRESS_TAKEN: "bold red",
 }
 # States of models without a backend, what an operator should check first.

@@ -35,7 +35,7 @@ _FAILURES = {
 # The condition of a backend whose address another process serves.
 ADDRESS_TAKEN = "address taken"
 # Conditions that an operator should check.
-ALARMING = ("error", "no answer", "unreachable", ADDRESS_TAKEN)
+ALARMING = ("error", "no answer", "unreachable", "no access", "bad answer", ADDRESS_TAKEN)
 # Conditions that are shown with their duration.
 _LASTING = ("busy", "uninitialized", "error")
 # The number of processes that a line names.
