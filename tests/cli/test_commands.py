@@ -91,6 +91,8 @@ def test_ps_prints_a_table_or_json(
     assert json.loads(printed)["ended"] == answer["ended"]
     assert main(["ps", "--model", "real"]) == 0
     assert "starting" not in capsys.readouterr().out
+    assert main(["ps", "-o", "wide", "--model", "real"]) == 0
+    assert re.search(r"^real .* \? +\? +\? +localai +grpc *$", capsys.readouterr().out, re.M)
     assert main(["ps", "--model", "no\\ne"]) == 0
     assert capsys.readouterr().out == "Model 'no\\\\ne' is not loaded.\n"
 
