@@ -519,7 +519,8 @@ class Monitor:
         closes it.
 
         Raises:
-            ValueError: the address is not local, and no setting protects or allows calls to it.
+            ValueError: the address is a URL, or it is not local, and no setting protects or allows
+                calls to it.
         """
         return self._services.status_client.open_channel(backend)
 

@@ -62,12 +62,14 @@ def _protocol_of_process(backend: Backend) -> str | None:
     """Return the protocol that the environment of a backend's process names; None if none."""
     try:
         variables = read_text(f"/proc/{backend.pid}/environ").split("\0")
-    except OSError as error:
-        _logger.debug(
-            "model %r: the environment of process %d cannot be read, so that MONITOR_PROTOCOL is "
-            "not known there: %s",
-            *(backend.model, backend.pid, error.strerror),
+    except PermissionError:  # logged once for each registration
+        _logger.info(
+            "model %r: the environment of process %d may not be read, so a MONITOR_PROTOCOL in it "
+            "has no effect; use the setting protocol instead",
+            *(backend.model, backend.pid),
         )
+        return None
+    except OSError:  # the process has ended
         return None
     for variable in variables:
         if variable.startswith(_VARIABLE) and variable != _VARIABLE:

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from monitor_plugin import Monitor, Settings, State
 from monitor_plugin.concurrency.blocking import BlockingObserver
@@ -217,6 +220,31 @@ def test_a_protocol_that_does_not_fit_the_address_is_an_error(
         assert f"protocol {name!r} is one of" in str(outcome.error_text)
     assert client.free(Backend("m", 1, address, 1.0)) == "UNIMPLEMENTED"
     assert len(logged(caplog)) == 1
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_protocol_of_grpc_is_asked_by_name(
+    serving: bool, make_client: Callable[..., StatusClient]
+) -> None:
+    """A real server of `grpc.health.v1` has no `Status`, and no `Free`."""
+    states = health_pb2.HealthCheckResponse
+    servicer = health.HealthServicer()
+    servicer.set("", states.SERVING if serving else states.NOT_SERVING)
+    server = grpc.server(ThreadPoolExecutor(2))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        backend = Backend("m", 1, f"127.0.0.1:{port}", 1.0)
+        assert make_client().status(backend).rpc_error == "UNIMPLEMENTED"
+        client = make_client(protocol=("m=grpc-health",))
+        outcome = client.status(backend)
+        assert outcome.status
+        assert outcome.status.state == (State.READY if serving else State.UNINITIALIZED)
+        assert (outcome.source, outcome.protocol) == ("grpc", "grpc-health")
+        assert client.free(backend) == "UNIMPLEMENTED"
+    finally:
+        server.stop(None).wait()
 
 
 def test_a_url_of_another_machine_needs_tls_or_insecure() -> None:
