@@ -22,6 +22,8 @@ from .protocol import Answer, BusyWhen, HttpProtocol, NoStatus
 _logger = logging.getLogger(__name__)
 
 _VARIABLE = "MONITOR_PROTOCOL="
+_LOADING_READS = 5
+_LOADING_PAUSE_SECONDS = 0.002
 
 
 class Transports:
@@ -61,7 +63,7 @@ class Transports:
 def _protocol_of_process(backend: Backend) -> str | None:
     """Return the protocol that the environment of a backend's process names; None if none."""
     try:
-        variables = read_text(f"/proc/{backend.pid}/environ").split("\0")
+        variables = _read_environment(backend.pid).split("\0")
     except PermissionError:  # logged once for each registration
         _logger.info(
             "model %r: the environment of process %d may not be read, so a MONITOR_PROTOCOL in it "
@@ -81,6 +83,22 @@ def _protocol_of_process(backend: Backend) -> str | None:
                 _logger.warning(text, backend.model, backend.pid, error)
                 return None
     return None
+
+
+def _read_environment(pid: int) -> str:
+    """Read the environment of a process, whose host may have started it just now.
+
+    While the kernel loads a program, the environment is empty, for less than a millisecond.
+
+    Raises:
+        OSError: it may not be read, or the process has ended.
+    """
+    path = f"/proc/{pid}/environ"
+    for _ in range(_LOADING_READS):
+        if text := read_text(path):
+            return text
+        time.sleep(_LOADING_PAUSE_SECONDS)
+    return read_text(path)
 
 
 class RefusedTransport:
