@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ class Watched:
         self._make_monitor = make_monitor
         self.monitor: Monitor
 
-    def start(self, spawner: Spawner, **settings: str) -> Watched:
+    def start(self, spawner: Spawner, **settings: Any) -> Watched:
         """Start the server and the monitor, and register the process, without a wait."""
         self.monitor = self._make_monitor([self], **settings)
         self.register(spawner)
@@ -64,7 +65,7 @@ class Watched:
         status = self.read().status
         return status is not None and status.state == state
 
-    def await_state(self, state: State, seconds: float = 240) -> Reading:
+    def await_state(self, state: State, seconds: float = 60) -> Reading:
         """Wait until the model is in this state, and return its reading.
 
         A server that ends before fails the test, with its log.
@@ -87,7 +88,7 @@ def watch(
     """Starts a server and a monitor: `watch(LlamaCpp, slots=1, busy_when="full")`."""
     made: list[Watched] = []
 
-    def watch(kind: Callable[..., Server], slots: int | None = None, **settings: str) -> Watched:
+    def watch(kind: Callable[..., Server], slots: int | None = None, **settings: Any) -> Watched:
         folder = tmp_path / str(len(made))
         folder.mkdir()
         server = kind(folder) if slots is None else kind(folder, slots)

@@ -9,9 +9,10 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,20 +116,24 @@ class Server:
     def busy(self, requests: int = 1) -> Iterator[None]:
         """Keep requests in flight until the end of the `with` statement."""
         ended = threading.Event()
-        connections: list[http.client.HTTPConnection] = []
+        sockets: list[socket.socket] = []
+        route, body = self.request
+        headers = {"Content-Type": "application/json"}
 
         def send() -> None:
-            route, body = self.request
-            while not ended.is_set():
-                connection = self._connection(300)
-                connections.append(connection)
-                with contextlib.suppress(OSError, http.client.HTTPException):
-                    connection.request(
-                        "POST", route, json.dumps(body), {"Content-Type": "application/json"}
-                    )
-                    connection.getresponse().read()
+            with contextlib.closing(self._connection(300)) as connection:
+                connection.connect()
+                sockets.append(connection.sock)
+                connection.request("POST", route, json.dumps(body), headers)
+                with connection.getresponse() as response:
+                    response.read()
 
-        threads = [threading.Thread(target=send) for _ in range(requests)]
+        def send_again_and_again() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    send()
+
+        threads = [threading.Thread(target=send_again_and_again) for _ in range(requests)]
         for thread in threads:
             thread.start()
         try:
@@ -136,16 +141,9 @@ class Server:
         finally:
             ended.set()
             while any(thread.is_alive() for thread in threads):
-                self._end(connections)
+                end_all(sockets)
                 for thread in threads:
                     thread.join(0.1)
-
-    def _end(self, connections: list[http.client.HTTPConnection]) -> None:
-        """End the requests: a server ends one when its client closes the connection."""
-        for connection in connections:
-            if connection.sock is not None:
-                with contextlib.suppress(OSError):
-                    connection.sock.shutdown(2)
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -385,6 +383,13 @@ class Etcd(Server):
 
 
 SERVERS: tuple[type[Server], ...] = (LlamaCpp, LlamaRouter, Vllm, MlServer, Etcd)
+
+
+def end_all(sockets: Iterable[socket.socket]) -> None:
+    """End requests: a server ends one when its client closes the connection."""
+    for each in sockets:
+        with contextlib.suppress(OSError):  # closed already
+            each.shutdown(socket.SHUT_RDWR)
 
 
 def members(pid: int) -> set[int]:

@@ -17,7 +17,7 @@ def test_monitor_follows_the_server_from_its_start_to_its_stop(
     watch: Callable[..., Watched],
 ) -> None:
     """It is ready, also while a client watches it, and is stopped."""
-    watched = watch(Etcd, protocol="grpc-health")
+    watched = watch(Etcd, protocol=("grpc-health",))
     ready = watched.await_state(State.READY)
     assert (ready.source, ready.protocol) == ("grpc", "grpc-health")
     with watched.server.busy():
@@ -29,7 +29,7 @@ def test_monitor_follows_the_server_from_its_start_to_its_stop(
 
 def test_killed_server_is_gone(watch: Callable[..., Watched]) -> None:
     """The monitor notices the end of a server that a client watches."""
-    watched = watch(Etcd, protocol="grpc-health")
+    watched = watch(Etcd, protocol=("grpc-health",))
     watched.await_state(State.READY)
     os.kill(watched.server.process.pid, signal.SIGKILL)
     eventually(lambda: watched.exits)

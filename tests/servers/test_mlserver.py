@@ -31,7 +31,7 @@ def test_monitor_follows_the_server_from_its_start_to_its_stop(
     watch: Callable[..., Watched], kind: type[MlServer], source: str, protocol: str
 ) -> None:
     """It loads, is ready, also while it predicts, and is stopped."""
-    settings = {"protocol": protocol} if source == "grpc" else {}  # gRPC's is asked for by name
+    settings = {"protocol": (protocol,)} if source == "grpc" else {}  # gRPC's is asked for by name
     watched = watch(kind, **settings)
     watched.await_state(State.UNINITIALIZED)
     assert isinstance(watched.server, MlServer)
