@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +85,18 @@ class Watched:
 
 @pytest.fixture
 def watch(
-    make_monitor: Callable[..., Monitor], spawner: Spawner, tmp_path: Path
-) -> Callable[..., Watched]:
+    make_monitor: Callable[..., Monitor], spawner: Spawner
+) -> Iterator[Callable[..., Watched]]:
     """Starts a server and a monitor: `watch(LlamaCpp, slots=1, busy_when="full")`."""
-    made: list[Watched] = []
+    folders: list[Path] = []
 
     def watch(kind: Callable[..., Server], slots: int | None = None, **settings: Any) -> Watched:
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp())  # a short path: vLLM's sockets are in it
+        folders.append(folder)
         server = kind(folder) if slots is None else kind(folder, slots)
-        made.append(Watched(server, make_monitor))
-        return made[-1].start(spawner, **settings)
+        return Watched(server, make_monitor).start(spawner, **settings)
 
-    return watch
+    yield watch
+    spawner.close()
+    for folder in folders:
+        shutil.rmtree(folder)

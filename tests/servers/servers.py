@@ -79,13 +79,13 @@ class Server:
 
     def start(self, spawner: Spawner) -> None:
         """Start the process, without a wait until it serves."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         with open(self.log, "a") as log:
             self.process = spawner.process(
                 *self.command(),
                 stdout=log,
                 stderr=log,
-                env={**kept, **self.environment()},
+                env={**kept, "TMPDIR": str(self.folder), **self.environment()},
                 cwd=self.folder,
             )
 
