@@ -32,11 +32,11 @@ test: $(VENV)/tox
 
 # Not a part of `make test`: it installs real model servers, of which one is built for minutes.
 test-servers: $(VENV)/tox
-	@tests/servers/install
+	@PYTHON=$(PYTHON) tests/servers/install
 	$(VENV)/bin/tox run -e servers
 
 record-servers: $(VENV)/tox
-	@tests/servers/install
+	@PYTHON=$(PYTHON) tests/servers/install
 	$(VENV)/bin/tox exec -e servers -- python -m tests.servers.record $(SERVERS)
 
 docs: $(VENV)/installed-docs
