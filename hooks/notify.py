@@ -7,8 +7,9 @@ reported READY or BUSY, or has answered without a `Status`, in a background swee
 
 It sends one message per model and REPEAT_SECONDS; what happens to the model meanwhile is in the
 next message. A recovery is told immediately, once for each message. A message waits 3 s, so that it
-has all that belongs to one event. During the quiet hours nothing is sent; the messages follow
-afterwards. A message has the name of the host and of the model, and no line of a log.
+has all that belongs to one event, also what the host says of it. During the quiet hours nothing is
+sent; the messages follow afterwards. A message has the name of the host and of the model, and no
+line of a log.
 
 A background thread sends to each receiver; no reading or shutdown waits for it. A message that
 cannot be delivered is tried 8 times, after 5, 10, 20... up to 60 s, then dropped and logged. The
@@ -34,7 +35,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from monitor_plugin import Backend, BackendExit, Reading, State, hookimpl
+from monitor_plugin import Backend, BackendExit, HostExit, PostMortem, Reading, State, hookimpl
 from monitor_plugin.domain.exits import describe_exit
 from monitor_plugin.domain.watchdog_actions import describe_watchdog_action
 from monitor_plugin.hook_support.delivery import NotSent, SendQueue
@@ -146,6 +147,7 @@ class Notifier:
         self._quiet = quiet
         self._digests = Digests(_GATHER_SECONDS, repeat_seconds)
         self._ended_at: dict[str, float] = {}  # by model, of ends without a later recovery
+        self._ends: dict[Backend, Item] = {}  # until the host was asked what it knows of each
         self._restarting: set[str] = set()  # models that a watchdog stops to restart them
         self._changed = threading.Condition()
         self._closed = False
@@ -173,8 +175,17 @@ class Notifier:
         with self._changed:
             if ended_at is not None:
                 self._ended_at[backend.model] = ended_at
+                self._ends[backend] = item
             self._digests.add(backend.model, item, time.monotonic())
             self._changed.notify()
+
+    def tell_more(self, backend: Backend, text: str | None) -> None:
+        """Tell more of an end, unless its message was sent; None if no more is known of it."""
+        with self._changed:
+            item = self._ends.pop(backend, None)
+            if item is not None and text is not None:
+                newer = item._replace(text=f"(process {backend.pid}) {text}")
+                self._digests.replace(backend.model, item, newer)
 
     def expect_restart(self, model: str) -> None:
         """Tell of the recovery after the next shutdown of a model: a watchdog restarts it."""
@@ -282,9 +293,21 @@ def monitor_backend_gone(backend: Backend, exit: BackendExit) -> None:
     if exit.cause == "shutdown":
         _notifier.note_shutdown(backend, exit.ended_at)
         return
+    _notifier.tell(backend, _text_of_end(backend, exit), ended_at=exit.ended_at)
+
+
+@hookimpl
+def monitor_backend_postmortem(backend: Backend, postmortem: PostMortem) -> None:
+    """Add what the host says of an end to the message that still waits."""
+    if _notifier:
+        exit, host_exit = postmortem.exit, postmortem.host_exit
+        text = None if host_exit is None else _text_of_end(backend, exit, host_exit)
+        _notifier.tell_more(backend, text)
+
+
+def _text_of_end(backend: Backend, exit: BackendExit, host_exit: HostExit | None = None) -> str:
     uptime = max(0.0, exit.ended_at - backend.created_at)
-    text = f"{describe_exit(exit)}, after {uptime:.0f} s"
-    _notifier.tell(backend, text, ended_at=exit.ended_at)
+    return f"{describe_exit(exit, host_exit)}, after {uptime:.0f} s"
 
 
 @hookimpl

@@ -23,9 +23,10 @@ def end_fields(ended: EndedBackend, with_output: bool) -> dict[str, Any]:
         "address": backend.address,
         "created_at": utc_datetime(backend.created_at),
         "ended_at": utc_datetime(exit.ended_at),
-        **exit_to_dict(exit),
+        **exit_to_dict(exit, ended.host_exit),
         "left_behind": None if ended.left_behind is None else list(ended.left_behind),
         "last_output": postmortem.last_output if postmortem and with_output else None,
+        "host_exit": ended.host_exit,
     }
 
 

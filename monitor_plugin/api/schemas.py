@@ -20,6 +20,7 @@ from ..domain.models import (
     ProcessUsage,
     TreeUsage,
 )
+from ..domain.units import HostExit
 
 
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
@@ -75,7 +76,8 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
 
     `id` is for `/ended/ID`. `left_behind` lists its processes that still run; `null` in the first
     second, or while unknown. `last_output` has its last lines; `null` for clients that are no
-    admins, in the first seconds, and if they are not known.
+    admins, in the first seconds, and if they are not known. `host_exit` is what its host says of
+    the end; `null` in the first seconds, and if it says nothing.
     """
 
     id: int = 0
@@ -94,6 +96,7 @@ class EndItem(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     left_behind: list[LeftBehindProcess] | None = None
     last_output: str | None = None
+    host_exit: HostExit | None = None
 
 
 class LastReadingItem(msgspec.Struct, frozen=True, kw_only=True):

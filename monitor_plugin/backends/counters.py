@@ -16,6 +16,10 @@ OUTCOMES = ("stopped", "failed", "refused", "respawned")
 # A host may reap a backend before the monitor reads its exit code, and report the code later or
 # never. An exit without a cause is counted after this time, as a count cannot be taken back.
 _CAUSE_WAIT_SECONDS = 2.0
+# Where a hook may tell more of an exit, the exit is counted after its post-mortem, but not later.
+_EXPLANATION_WAIT_SECONDS = 10.0
+# The causes that the host of a backend may know better.
+_OPEN_CAUSES = ("unknown", "killed")
 
 
 class ModelCounts(NamedTuple):
@@ -23,6 +27,13 @@ class ModelCounts(NamedTuple):
 
     exits: dict[str, int]
     shutdowns: dict[str, int]
+
+
+class _Undecided(NamedTuple):
+    """An exit whose cause may still change: the cause so far, and when to count it nevertheless."""
+
+    cause: str
+    count_at: float
 
 
 class ModelCounter:
@@ -41,14 +52,23 @@ class ModelCounter:
         self._lock = threading.Lock()
         self._models: dict[str, ModelCounts] = {}
         self._max_models = MAX_EXITS
-        self._without_cause: OrderedDict[Backend, float] = OrderedDict()  # oldest first
+        self._undecided: OrderedDict[Backend, _Undecided] = OrderedDict()  # oldest first
 
-    def count_exit(self, backend: Backend, exit: BackendExit) -> None:
-        """Count the exit of a backend."""
+    def count_exit(
+        self, backend: Backend, exit: BackendExit, *, may_be_explained: bool = False
+    ) -> None:
+        """Count the exit of a backend.
+
+        Args:
+            backend: the backend, whose exit the registry has.
+            exit: the exit.
+            may_be_explained: whether its host may tell more of it before the post-mortem.
+        """
         with self._lock:
             self._count_late_causes()
-            if exit.cause == "unknown":
-                self._without_cause[backend] = time.monotonic()
+            if exit.cause in (_OPEN_CAUSES if may_be_explained else ("unknown",)):
+                wait = _EXPLANATION_WAIT_SECONDS if may_be_explained else _CAUSE_WAIT_SECONDS
+                self._undecided[backend] = _Undecided(exit.cause, time.monotonic() + wait)
             else:
                 self._model(backend.model).exits[exit.cause] += 1
 
@@ -68,19 +88,22 @@ class ModelCounter:
             }
 
     def _count_late_causes(self) -> None:
-        """Count exits whose cause is now known, and as `unknown` those recorded too long ago."""
-        if not self._without_cause:
+        """Count exits whose cause is now certain, and those recorded too long ago."""
+        if not self._undecided:
             return
-        for backend, exit, *_ in self._registry.last_exits():
-            if exit.cause != "unknown" and self._without_cause.pop(backend, None) is not None:
-                self._model(backend.model).exits[exit.cause] += 1
+        for ended in self._registry.last_exits():
+            backend, cause = ended.backend, ended.exit.cause
+            undecided = self._undecided.get(backend)
+            if undecided and (cause != undecided.cause or ended.postmortem):
+                del self._undecided[backend]
+                self._model(backend.model).exits[cause] += 1
         now = time.monotonic()
-        while self._without_cause:
-            backend, recorded_at = next(iter(self._without_cause.items()))
-            if now - recorded_at <= _CAUSE_WAIT_SECONDS:
+        while self._undecided:
+            backend, (cause, count_at) = next(iter(self._undecided.items()))
+            if now <= count_at:
                 break
-            del self._without_cause[backend]
-            self._model(backend.model).exits["unknown"] += 1
+            del self._undecided[backend]
+            self._model(backend.model).exits[cause] += 1
 
     def _model(self, model: str) -> ModelCounts:
         """Return the counts of a model; before adding a model, tidy up if there are too many."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from ..concurrency.closing import close_all
 from ..concurrency.periodic import PeriodicTask
-from ..domain.exits import describe_exit_and_age, make_exit
+from ..domain.exits import complete_by_host, describe_exit_and_age, make_exit
 from ..plugins.hooks import Hooks
 from ..processes.exit_watcher import ExitWatcher
 from ..processes.member_ends import MemberEndFinder
@@ -104,19 +105,18 @@ class ExitRecorder:
         if record.output:
             record.output.mark_ended()
         self._release_process(record)
-        self._model_counter.count_exit(record.backend, exit)
+        may_explain = self._hooks.may_explain_exit()
+        self._model_counter.count_exit(record.backend, exit, may_be_explained=may_explain)
 
     def add_exit_code(self, model: str, pid: int, exit_code: int | None) -> None:
         """Add the code that a host reported to the newest exit of a PID, if none is known."""
+        if exit_code is None:
+            return
         for ended in reversed(self._registry.last_exits()):
             if (ended.backend.model, ended.backend.pid) == (model, pid):
-                exit = ended.exit
-                if exit.exit_code is None and exit.signal is None and exit_code is not None:
-                    stopped = exit.cause == "shutdown"
-                    completed = make_exit(
-                        exit_code, stopped, ended.oom_certain, exit.ended_at, exit.peak_rss
-                    )
-                    self._registry.complete_exit(ended.backend, completed)
+                self._registry.complete_exit(
+                    ended.backend, partial(_with_exit_code, exit_code=exit_code)
+                )
                 return
 
     def release(self, record: Record) -> None:
@@ -213,6 +213,18 @@ class ExitRecorder:
             or self._ended_in_group(record, record.oom.updated_at)
             or record.oom.is_shared(record.members.root, record.members.identities())
         )
+
+
+def _with_exit_code(ended: EndedBackend, exit_code: int) -> EndedBackend:
+    """Add an exit code to an exit, if neither the code nor the signal is known."""
+    exit = ended.exit
+    if exit.exit_code is not None or exit.signal is not None:
+        return ended
+    stopped = exit.cause == "shutdown"
+    exit = make_exit(exit_code, stopped, ended.oom_certain, exit.ended_at, exit.peak_rss)
+    if ended.host_exit is not None:
+        exit = complete_by_host(exit, ended.host_exit)
+    return ended._replace(exit=exit)
 
 
 def _contains(group: str | None, other: str | None) -> bool:

@@ -7,10 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
+from ..domain.exits import complete_by_host
 from ..domain.models import LeftBehindProcess
 from ..domain.postmortems import PostMortem
+from ..domain.units import HostExit
 from ..plugins.hooks import Hooks
 from .log_reader import LogReader
 from .registry import EndedBackend, Record, Registry
@@ -20,9 +23,11 @@ _logger = logging.getLogger(__name__)
 # How long a host may take to report an exit code that the monitor does not know. Hosts that poll do
 # so every second or two.
 _EXIT_CODE_SECONDS = 3.0
-# A post-mortem that waited longer has no last output: otherwise a slow hook would delay the
+# How long a host gets to learn of the end by itself, before it is asked what it knows of the end.
+_HOST_SECONDS = 1.0
+# No hook is called for a post-mortem that waited longer: otherwise a slow hook would delay the
 # post-mortems of thousands of exits by hours.
-_OUTPUT_SECONDS = 10.0
+_HOOK_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _CLOSE_SECONDS = 1.0
 
@@ -35,12 +40,14 @@ class _Entry(NamedTuple):
         ended: its exit, as it was recorded.
         left_behind: the members that still run.
         added_at: when the members had been searched for (monotonic seconds).
+        host_is_asked: whether hosts were asked for what they know of the end, or cannot be.
     """
 
     record: Record
     ended: EndedBackend
     left_behind: tuple[LeftBehindProcess, ...]
     added_at: float
+    host_is_asked: bool
 
 
 class PostMortemMaker:
@@ -89,7 +96,12 @@ class PostMortemMaker:
     ) -> None:
         """Make the post-mortem of an exit, whose members were searched for. Does not block."""
         with self._changed:
-            self._entries.append(_Entry(record, ended, tuple(left_behind), time.monotonic()))
+            self._entries.append(
+                _Entry(
+                    *(record, ended, tuple(left_behind), time.monotonic()),
+                    host_is_asked=not self._hooks.may_explain_exit(),
+                )
+            )
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -97,18 +109,21 @@ class PostMortemMaker:
             pass
 
     def _make_next(self) -> bool:
-        """Wait for the next exit, and make its post-mortem; False if the maker closes."""
+        """Wait for the next exit, and ask its host or make its post-mortem; False: it closes."""
         entry = self._next()
         if entry is None:
             return False
         try:
-            self._make(entry)
+            if entry.host_is_asked:
+                self._make(entry)
+            else:
+                self._ask_host(entry)
         except Exception:  # later post-mortems must still be made
             _logger.exception("the post-mortem of %s could not be made", entry.ended.backend)
         return True
 
     def _next(self) -> _Entry | None:
-        """Wait for an exit whose post-mortem is due, and remove it; None when the maker closes."""
+        """Wait for an exit of which the next step is due, and remove it; None: the maker closes."""
         with self._changed:
             while not self._closing:
                 for entry in self._entries:
@@ -119,16 +134,32 @@ class PostMortemMaker:
             return None
 
     def _is_due(self, entry: _Entry) -> bool:
-        """Whether the exit code is known, or is no longer expected."""
-        if time.monotonic() - entry.added_at >= _EXIT_CODE_SECONDS:
+        """Whether to ask the host, or else whether the exit code is known, or not expected."""
+        age = time.monotonic() - entry.added_at
+        if not entry.host_is_asked:
+            return age >= _HOST_SECONDS
+        if age >= _EXIT_CODE_SECONDS:
             return True
         exit = self._registry.latest(entry.ended).exit
         return exit.exit_code is not None or exit.signal is not None
 
+    def _ask_host(self, entry: _Entry) -> None:
+        """Complete an exit by what its host says, and put it back for its post-mortem."""
+        host_exit = None
+        if time.monotonic() - entry.added_at < _HOOK_SECONDS:
+            host_exit = self._hooks.explain_exit(entry.ended.backend)
+        ended = entry.ended
+        if host_exit is not None:
+            explain = partial(_explained, host_exit=host_exit)
+            self._registry.complete_exit(ended.backend, explain)
+            ended = explain(ended)  # in case the exit is not stored any more
+        with self._changed:
+            self._entries.appendleft(entry._replace(ended=ended, host_is_asked=True))
+
     def _make(self, entry: _Entry) -> None:
         record, ended = entry.record, self._registry.latest(entry.ended)
         backend, last_output = ended.backend, None
-        if time.monotonic() - entry.added_at < _OUTPUT_SECONDS:
+        if time.monotonic() - entry.added_at < _HOOK_SECONDS:
             last_output = self._log_reader.last_output_of_ended(
                 backend.model, backend.pid, ended.output
             )
@@ -142,6 +173,13 @@ class PostMortemMaker:
             left_behind=entry.left_behind,
             last_observation=record.observation,
             last_output=last_output,
+            host_exit=ended.host_exit,
         )
         self._registry.set_postmortem(backend, postmortem)
         self._hooks.backend_postmortem(backend, postmortem)
+
+
+def _explained(ended: EndedBackend, host_exit: HostExit) -> EndedBackend:
+    """Add what the host says of an exit, and complete the exit by it."""
+    exit = complete_by_host(ended.exit, host_exit)
+    return ended._replace(exit=exit, host_exit=host_exit)

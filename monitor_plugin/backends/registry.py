@@ -20,6 +20,7 @@ from ..domain.models import (
     State,
 )
 from ..domain.postmortems import PostMortem
+from ..domain.units import HostExit
 from ..processes.members import Members
 from ..processes.oom import OomKillCounter
 from ..processes.output_files import OutputFiles
@@ -68,6 +69,7 @@ class EndedBackend(NamedTuple):
         output: the files that the process wrote its output to; closed when the exit is dropped.
         ends_last_hour: how many backends of the model have ended within the hour before, with this
             one.
+        host_exit: what the host says of the end; None until it was asked, and if it says nothing.
     """
 
     backend: Backend
@@ -79,6 +81,7 @@ class EndedBackend(NamedTuple):
     postmortem: PostMortem | None = None
     output: OutputFiles | None = None
     ends_last_hour: int = 1
+    host_exit: HostExit | None = None
 
     @property
     def uptime_seconds(self) -> float:
@@ -488,11 +491,19 @@ class Registry:
         with self._lock:
             return list(self._exits.values())
 
-    def complete_exit(self, backend: Backend, exit: BackendExit) -> None:
-        """Replace the facts of an exit, if it is still stored."""
+    def complete_exit(
+        self, backend: Backend, complete: Callable[[EndedBackend], EndedBackend]
+    ) -> None:
+        """Complete the facts of an exit, if it is still stored.
+
+        Args:
+            backend: the backend that has ended.
+            complete: returns the exit with further facts; called under the lock, so that no fact of
+                another thread is lost.
+        """
         with self._lock:
             if backend in self._exits:
-                self._exits[backend] = self._exits[backend]._replace(exit=exit)
+                self._exits[backend] = complete(self._exits[backend])
 
     def find_exit(self, id: int) -> EndedBackend | None:
         """Find an exit by its number; None if it is not stored, or not any more."""

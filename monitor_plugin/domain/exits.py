@@ -5,10 +5,15 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import msgspec
+
 from .models import BackendExit, MemberEnd
+from .units import HostExit
 
 # The values of `BackendExit.cause`.
 CAUSES = ("shutdown", "exited", "killed", "oom", "unknown")
+# The result of a `HostExit` which says that memory ran out; it is systemd's word.
+_HOST_OOM = "oom-kill"
 
 
 def make_exit(
@@ -44,15 +49,45 @@ def make_exit(
     return BackendExit(cause, code, killed_by, oom, ended_at, certain, peak_rss)
 
 
-def describe_exit(exit: BackendExit) -> str:
-    """Describe how a process ended: `was killed by SIGKILL`."""
+def complete_by_host(exit: BackendExit, host_exit: HostExit) -> BackendExit:
+    """Complete the record of an exit by what the host says of the end.
+
+    The exit code or signal is the host's if the monitor knows neither. A shutdown stays a shutdown.
+    """
+    code, killed_by = exit.exit_code, exit.signal
+    if code is None and killed_by is None:
+        killed_by = host_exit.signal or None
+        code = host_exit.exit_code if killed_by is None else None
+    cause, oom, certain = exit.cause, exit.oom, exit.oom_certain
+    if host_exit.result == _HOST_OOM and cause in ("unknown", "killed", "oom"):
+        # With another signal, the kernel killed another process, and the host the rest of the unit.
+        cause, oom, certain = "oom", True, killed_by in (None, signal.SIGKILL)
+    elif cause == "unknown" and killed_by is not None:
+        cause = "killed"
+    elif cause == "unknown" and code is not None:
+        cause, oom = "exited", False
+    return msgspec.structs.replace(
+        exit, cause=cause, exit_code=code, signal=killed_by, oom=oom, oom_certain=certain
+    )
+
+
+def describe_exit(exit: BackendExit, host_exit: HostExit | None = None) -> str:
+    """Describe how a process ended: `was killed by SIGKILL`.
+
+    Args:
+        exit: the record of its exit.
+        host_exit: what its host says, to be added: `was killed by SIGKILL (systemd: signal)`.
+    """
+    text = _describe_end(exit.exit_code, exit.signal)
     if exit.cause == "shutdown":
-        return "was stopped by a shutdown"
-    if exit.oom and exit.oom_certain is False:
-        return "was killed by SIGKILL, probably by the kernel for want of memory"
-    if exit.oom:
-        return "was killed by the kernel for want of memory"
-    return _describe_end(exit.exit_code, exit.signal)
+        text = "was stopped by a shutdown"
+    elif exit.oom and exit.signal in (None, signal.SIGKILL):
+        text = "was killed by the kernel for want of memory"
+        if exit.oom_certain is False:
+            text = "was killed by SIGKILL, probably by the kernel for want of memory"
+    if host_exit is None:
+        return text
+    return f"{text} ({host_exit.manager or 'its host'}: {host_exit.result})"
 
 
 def describe_exit_and_age(exit: BackendExit, now: float) -> str:
@@ -68,15 +103,15 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def exit_to_dict(exit: BackendExit) -> dict[str, Any]:
-    """Return the fields by which lists and events describe an exit."""
+def exit_to_dict(exit: BackendExit, host_exit: HostExit | None = None) -> dict[str, Any]:
+    """Return the fields by which lists and events describe an exit: see `describe_exit`."""
     return {
         "cause": exit.cause,
         **_code_and_signal_fields(exit.exit_code, exit.signal),
         "oom": exit.oom,
         "oom_certain": exit.oom_certain,
         "peak_rss": exit.peak_rss,
-        "description": describe_exit(exit),
+        "description": describe_exit(exit, host_exit),
     }
 
 

@@ -35,11 +35,14 @@ class HostExit(msgspec.Struct, frozen=True, kw_only=True):
     """What a host says of how a backend ended.
 
     Attributes:
-        result: the host's own word, such as systemd's `oom-kill`, `watchdog` or `timeout`.
+        result: the host's own word, such as systemd's `oom-kill`, `watchdog` or `timeout`. The
+            monitor understands `oom-kill`: memory ran out in the unit.
         exit_code: the exit code; None if it is not known, or a signal ended the process.
         signal: the number of the signal that ended it; None if it is not known, or none did.
+        manager: the host, such as `systemd`; for people.
     """
 
     result: str
     exit_code: int | None = None
     signal: int | None = None
+    manager: str | None = None

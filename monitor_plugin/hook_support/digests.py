@@ -74,6 +74,12 @@ class Digests:
         waiting.items.append(item)
         waiting.count += 1
 
+    def replace(self, model: str, item: Item, newer: Item) -> None:
+        """Put a newer item in the place of one that still waits, if it does."""
+        waiting = self._models.get(model)
+        if waiting is not None and item in waiting.items:
+            waiting.items[waiting.items.index(item)] = newer
+
     def due_at(self) -> float | None:
         """Return when the next message is due (monotonic seconds); None if no item waits."""
         return min(

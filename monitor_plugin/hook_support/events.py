@@ -53,6 +53,7 @@ class EventHooks:
             ends_last_hour=postmortem.ends_last_hour,
             left_behind=postmortem.left_behind,
             last_output=postmortem.last_output,
+            host_exit=postmortem.host_exit,
         )
 
     @hookimpl

@@ -424,6 +424,10 @@ class Hooks:
         """Call `monitor_describe_unit`; return the first result, or None."""
         return self._first_of(HostUnit, "monitor_describe_unit", {"backend": backend})
 
+    def may_explain_exit(self) -> bool:
+        """Whether a plugin implements the hook that tells what a host knows of an exit."""
+        return bool(self._executor.implementations("monitor_explain_exit"))
+
     def explain_exit(self, backend: Backend) -> HostExit | None:
         """Call `monitor_explain_exit`; return the first result, or None."""
         return self._first_of(HostExit, "monitor_explain_exit", {"backend": backend})

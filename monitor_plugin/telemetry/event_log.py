@@ -112,7 +112,7 @@ def event_to_dict(event: Event, node: str | None = None) -> dict[str, Any]:
         return {**item, "address": backend.address}
     if event.type == "ended":
         others = {name: value for name, value in facts.items() if name != "exit"}
-        return {**item, **exit_to_dict(facts["exit"]), **others}
+        return {**item, **exit_to_dict(facts["exit"], facts.get("host_exit")), **others}
     if event.type == "member_ended":
         return {**item, **member_end_to_dict(facts["end"])}
     if event.type == "state_changed":

@@ -33,9 +33,8 @@ class ExitsRegistry(Registry):
         self._trim_exits()
 
     def set_cause(self, backend: Backend, cause: str) -> None:
-        (end,) = [each for each in self.last_exits() if each.backend == backend]
-        exit = BackendExit(cause, 1, None, None, end.exit.ended_at)
-        self.complete_exit(backend, exit)
+        exit = BackendExit(cause, 1, None, None, time.time())
+        self.complete_exit(backend, lambda ended: ended._replace(exit=exit))
 
 
 @pytest.fixture

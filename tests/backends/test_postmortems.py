@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from monitor_plugin import Backend, BackendExit, Monitor, PostMortem, hookimpl
+from monitor_plugin import Backend, BackendExit, HostExit, Monitor, PostMortem, hookimpl
 from monitor_plugin.backends import postmortems, registry
 from monitor_plugin.backends.registry import RecentEnds
 from monitor_plugin.testing import BackendFactory
 
-from ..support import Spawner, eventually, logged, register, started_since
+from ..support import Client, Spawner, eventually, logged, register, started_since
 
 # Leaves a process behind when it is killed.
 LAUNCHER = 'sleep 1000 & echo "$@" >&2; echo; wait'
@@ -130,6 +130,160 @@ def test_exit_code_that_a_host_reports_late_is_in_the_postmortem(
     assert postmortem.ends_last_hour == 1
 
 
+class Explaining:
+    """A host that explains the ends of its backends by their PIDs."""
+
+    def __init__(self) -> None:
+        self.exits: dict[int, HostExit] = {}
+        self.asked: list[tuple[int, float]] = []
+
+    @hookimpl
+    def monitor_explain_exit(self, backend: Backend) -> HostExit | None:
+        self.asked.append((backend.pid, time.monotonic()))
+        return self.exits.get(backend.pid)
+
+
+OOM_KILL = HostExit(result="oom-kill", signal=9, manager="systemd")
+
+
+def test_exit_is_completed_by_its_host(
+    make_monitor: Callable[..., Monitor],
+    listener: Listener,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So are lists, `/ended/ID` and metrics; the published event stays as it was."""
+    host = Explaining()
+    monitor = make_monitor(plugins=[listener, host])
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    host.exits[process.pid] = OOM_KILL
+    (record,) = monitor._services.registry.records()
+    monkeypatch.setattr(record.process, "exit_code", lambda: None)
+    process.kill()
+    process.wait()
+    postmortem = listener.wait()
+    text = "was killed by the kernel for want of memory (systemd: oom-kill)"
+    assert postmortem.host_exit == OOM_KILL
+    exit = postmortem.exit
+    assert (exit.cause, exit.signal, exit.oom, exit.oom_certain) == ("oom", 9, True, True)
+    client = Client(monitor.url)
+    (item,) = client.request("GET", "/backends").json["ended"]
+    whole = client.request("GET", f"/ended/{postmortem.id}").json
+    for each in (item, whole):
+        assert (each["cause"], each["signal_name"], each["description"]) == ("oom", "SIGKILL", text)
+        assert each["host_exit"]["result"] == "oom-kill"
+    events = client.request("GET", "/events").json["events"]
+    (event,) = [each for each in events if each["type"] == "ended"]
+    assert event["cause"] == "unknown"
+    counts = monitor._services.model_counter.counts()["m"]
+    assert {cause: n for cause, n in counts.exits.items() if n} == {"oom": 1}
+
+
+def test_host_is_asked_a_second_after_the_end(
+    make_monitor: Callable[..., Monitor], listener: Listener, spawner: Spawner
+) -> None:
+    """By then it has learnt of the end itself; it is asked once."""
+    host = Explaining()
+    monitor = make_monitor(plugins=[listener, host])
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    killed_at = time.monotonic()
+    process.kill()
+    assert listener.wait().host_exit is None
+    ((pid, asked_at),) = host.asked
+    assert pid == process.pid
+    assert asked_at - killed_at >= 1.0
+    assert monitor._services.model_counter.counts()["m"].exits["killed"] == 1
+
+
+def test_backend_that_is_restarted_at_once_does_not_get_the_result_of_the_last_one(
+    make_monitor: Callable[..., Monitor],
+    listener: Listener,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postmortems, "_HOST_SECONDS", 0.2)
+    host = Explaining()
+    monitor = make_monitor(plugins=[listener, host])
+    old, new = spawner.sleeper(), spawner.sleeper()
+    register(monitor, old.pid)
+    host.exits[old.pid] = OOM_KILL
+    old.kill()
+    eventually(lambda: not monitor.backends())
+    register(monitor, new.pid)
+    assert listener.wait().exit.cause == "oom"
+    assert [each.pid for each in monitor.backends()] == [new.pid]
+    new.terminate()
+    postmortem = listener.wait(2)
+    assert (postmortem.exit.cause, postmortem.host_exit) == ("killed", None)
+    assert [pid for pid, _ in host.asked] == [old.pid, new.pid]
+
+
+def test_code_that_the_host_reports_after_its_result_is_added(
+    make_monitor: Callable[..., Monitor],
+    listener: Listener,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The result still counts, also if it came without a code or a signal."""
+    monkeypatch.setattr(postmortems, "_HOST_SECONDS", 0.2)
+    monkeypatch.setattr(postmortems, "_EXIT_CODE_SECONDS", 60.0)
+    host = Explaining()
+    monitor = make_monitor(plugins=[listener, host])
+    process = spawner.sleeper()
+    register(monitor, process.pid)
+    host.exits[process.pid] = HostExit(result="oom-kill")
+    (record,) = monitor._services.registry.records()
+    monkeypatch.setattr(record.process, "exit_code", lambda: None)
+    process.kill()
+    process.wait()
+    registry = monitor._services.registry
+    eventually(lambda: [each.exit.cause for each in registry.last_exits()] == ["oom"])
+    assert not listener.postmortems
+    monitor.hook.monitor_backend_exited(model="m", pid=process.pid, exit_code=-9)
+    exit = listener.wait().exit
+    assert (exit.cause, exit.signal, exit.oom_certain) == ("oom", 9, True)
+
+
+def test_host_that_is_late_or_raises_delays_other_postmortems_by_its_time_limit_at_most(
+    make_monitor: Callable[..., Monitor],
+    listener: Listener,
+    spawner: Spawner,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hook that hangs is not called again; the next implementation is."""
+    monkeypatch.setattr(postmortems, "_HOST_SECONDS", 0.2)
+    released, hung = threading.Event(), []
+
+    class Hanging:
+        @hookimpl(tryfirst=True)
+        def monitor_explain_exit(self, backend: Backend) -> None:
+            hung.append(backend.pid)
+            released.wait(120)
+
+    class Raising:
+        @hookimpl(trylast=True)
+        def monitor_explain_exit(self) -> None:
+            raise RuntimeError("no bus")
+
+    host = Explaining()
+    plugins = [listener, Hanging(), host, Raising()]
+    monitor = make_monitor(plugins=plugins, hook_timeout_seconds=0.5)
+    processes = [spawner.sleeper() for _ in range(20)]
+    for each in processes:
+        host.exits[each.pid] = HostExit(result="signal")
+        register(monitor, each.pid, address=f"unix:/{each.pid}")
+    del host.exits[processes[0].pid]
+    for each in processes:
+        each.kill()
+    listener.wait(20)
+    released.set()
+    assert len(hung) == 1
+    results = [each.host_exit.result for each in listener.postmortems if each.host_exit]
+    assert results == ["signal"] * 19
+
+
 def test_exit_code_that_nobody_reports_stays_unknown(
     monitor: Monitor, listener: Listener, spawner: Spawner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +330,7 @@ def test_slow_hook_delays_many_postmortems_by_seconds_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """After 10 s, post-mortems are made without the last output."""
-    monkeypatch.setattr(postmortems, "_OUTPUT_SECONDS", 1.0)
+    monkeypatch.setattr(postmortems, "_HOOK_SECONDS", 1.0)
     calls = []
 
     class Slow:

@@ -155,8 +155,8 @@ def test_exit_is_replaced_while_it_is_stored(registry: Registry) -> None:
     (known,) = registry.last_exits()
     completed = make_exit("oom")
     end(registry, add(registry, "m", 2))
-    registry.complete_exit(known.backend, completed)
-    registry.complete_exit(Backend("m", 3, "a", 1.0), completed)
+    for backend in (known.backend, Backend("m", 3, "a", 1.0)):
+        registry.complete_exit(backend, lambda ended: ended._replace(exit=completed))
     assert [each.exit.cause for each in registry.last_exits()] == ["oom", known.exit.cause]
 
 

@@ -34,6 +34,18 @@ def test_message_has_all_that_happens_within_the_gather_time() -> None:
     assert digests.due_at() is None
 
 
+def test_item_that_still_waits_can_be_replaced() -> None:
+    digests = Digests(gather_seconds=3, repeat_seconds=600)
+    digests.add("a", item("ended"), 100)
+    digests.add("a", item("left 2 behind"), 101)
+    digests.replace("a", item("ended"), item("ended (systemd: oom-kill)"))
+    expected = ["ended (systemd: oom-kill)", "left 2 behind"]
+    assert texts(digests, 103) == [("a", expected, False)]
+    digests.replace("a", item("ended"), item("late"))
+    digests.replace("b", item("ended"), item("late"))
+    assert digests.due_at() is None
+
+
 def test_second_message_about_a_model_waits() -> None:
     """A crash loop gives one message per period, with the newest items and a count of the rest."""
     digests = Digests(gather_seconds=3, repeat_seconds=600)
