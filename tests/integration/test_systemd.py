@@ -312,8 +312,13 @@ def test_killed_backend_is_replaced_by_its_successor(host: Host) -> None:
     os.kill(old, signal.SIGKILL)
     eventually(lambda: host.pids("org/named") not in ([], [old]))
     assert host.pids("org/named") == host.main_pids("declared")
-    end = host.ended("org/named")[0]
+    end = eventually(
+        lambda: next((each for each in host.ended("org/named") if each["host_exit"]), None)
+    )
+    assert end
     assert (end["cause"], end["signal"]) == ("killed", signal.SIGKILL)
+    assert end["description"] == "was killed by SIGKILL (systemd: signal)"
+    assert end["host_exit"]["result"] == "signal"
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ def read_exit(properties: Mapping[str, Any]) -> HostExit | None:
     code, status = properties.get("ExecMainCode", 0), properties.get("ExecMainStatus", 0)
     result = str(properties.get("Result", ""))
     if code == _CLD_EXITED:
-        return HostExit(result=result, exit_code=status)
+        return HostExit(result=result, exit_code=status, manager="systemd")
     if code in (_CLD_KILLED, _CLD_DUMPED):
-        return HostExit(result=result, signal=status)
+        return HostExit(result=result, signal=status, manager="systemd")
     return None
 
 

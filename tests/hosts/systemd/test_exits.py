@@ -76,14 +76,18 @@ def exits(systemd_machine: SystemdMachine) -> Iterator[UnitExits]:
 @pytest.mark.parametrize(
     ("script", "options", "expected"),
     [
-        ("exit 0", [], HostExit(result="success", exit_code=0)),
-        ("exit 3", [], HostExit(result="exit-code", exit_code=3)),
-        ("kill -KILL $$$$", [], HostExit(result="signal", signal=9)),
-        ("sleep 1000", ["RuntimeMaxSec=0.1"], HostExit(result="timeout", signal=15)),
+        ("exit 0", [], HostExit(result="success", exit_code=0, manager="systemd")),
+        ("exit 3", [], HostExit(result="exit-code", exit_code=3, manager="systemd")),
+        ("kill -KILL $$$$", [], HostExit(result="signal", signal=9, manager="systemd")),
+        (
+            "sleep 1000",
+            ["RuntimeMaxSec=0.1"],
+            HostExit(result="timeout", signal=15, manager="systemd"),
+        ),
         (
             "systemd-notify --ready; sleep 1000",
             ["Type=notify", "NotifyAccess=all", "WatchdogSec=0.1", "LimitCORE=0"],
-            HostExit(result="watchdog", signal=6),
+            HostExit(result="watchdog", signal=6, manager="systemd"),
         ),
     ],
 )
@@ -116,7 +120,7 @@ def test_start_limit_is_the_result_of_the_last_process(
     systemd_machine.run(*command, "true")
     eventually(lambda: systemd_machine.show("limited", "ActiveState") == "failed")
     pid = int(systemd_machine.show("limited", "ExecMainPID"))
-    expected = HostExit(result="start-limit-hit", exit_code=0)
+    expected = HostExit(result="start-limit-hit", exit_code=0, manager="systemd")
     eventually(lambda: exits.of(pid) == expected)
 
 
@@ -129,7 +133,7 @@ def test_exit_is_reported_once() -> None:
     exits = UnitExits()
     assert exits.record(ended(7, "success", 0, 0)) is None
     assert exits.of(7) is None
-    killed = HostExit(result="oom-kill", signal=9)
+    killed = HostExit(result="oom-kill", signal=9, manager="systemd")
     assert exits.record(ended(7, "oom-kill", 2, 9)) == (7, killed)
     assert exits.record(ended(7, "oom-kill", 2, 9)) is None
     assert exits.of(7) == killed
@@ -139,7 +143,7 @@ def test_exit_is_reported_once() -> None:
     for pid in range(10, 3000):
         exits.record(ended(pid, "success", 1, 0))
     assert exits.of(10) is None
-    assert exits.of(2999) == HostExit(result="success", exit_code=0)
+    assert exits.of(2999) == HostExit(result="success", exit_code=0, manager="systemd")
 
 
 def test_exit_code_is_that_of_subprocess() -> None:
