@@ -72,6 +72,7 @@ from .readings.fit_checker import FitChecker
 from .readings.memory_reader import MemoryReader
 from .readings.model_reader import ModelReader
 from .readings.sweeper import Sweeper
+from .readings.unit_reader import UnitReader
 from .rpc.channels import ChannelSecurity
 from .rpc.client import StatusClient
 from .shutdown.address_verifier import AddressVerifier
@@ -292,6 +293,7 @@ class Monitor:
                 services.limits_reader,
                 gpu_lister,
                 services.known_models,
+                services.unit_reader,
             ),
             read_log=services.log_reader.read,
             find_exit=services.registry.find_exit,
@@ -312,6 +314,7 @@ class Monitor:
                 self.plugins,
                 services.limits_reader.own,
                 services.known_models.known,
+                services.unit_reader.read,
             ),
             is_ready=lambda: self._phase is _Phase.STARTED,
             unseen=services.unseen,
@@ -585,6 +588,7 @@ class _Services:
         )
         usage = self.usage_reader = UsageReader(table)
         known_models = self.known_models = KnownModels(registry, hooks)
+        self.unit_reader = UnitReader(hooks, pool, hook_seconds)
         self.log_reader = LogReader(
             registry, hooks, lambda model: known_models.find(model) is not None
         )
@@ -749,6 +753,7 @@ def _join_cluster(settings: Settings, services: _Services) -> ClusterNode:
         services.limits_reader,
         GpuLister(services.registry, services.member_table, services.gpu_reader, node),
         services.known_models,
+        services.unit_reader,
         services.exit_recorder.describe_last_exit,
         services.unseen is not None,
     )

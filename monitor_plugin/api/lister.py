@@ -12,9 +12,11 @@ import psutil
 from ..backends.refusals import Refusals
 from ..backends.registry import EndedBackend, Registry
 from ..domain.models import Observation, utc_datetime
+from ..domain.units import HostUnit
 from ..operations.known_models import KnownModels
 from ..processes.limits import LimitsReader
 from ..readings.sweeper import Sweeper
+from ..readings.unit_reader import UnitReader
 from ..shutdown.coordinator import Progress, ShutdownCoordinator
 from .ends import end_fields
 from .gpus import GpuLister
@@ -45,6 +47,7 @@ class Lister:
         limits_reader: reads the monitor's own limits.
         gpus: lists the GPUs of a reading.
         known_models: the models that hosts can run.
+        unit_reader: reads the units in which hosts run the backends.
         node: the name of this node, for each item; None without a cluster.
     """
 
@@ -57,6 +60,7 @@ class Lister:
         limits_reader: LimitsReader,
         gpus: GpuLister,
         known_models: KnownModels,
+        unit_reader: UnitReader,
         node: str | None = None,
     ) -> None:
         self._registry = registry
@@ -66,6 +70,7 @@ class Lister:
         self._limits_reader = limits_reader
         self._gpus = gpus
         self._known_models = known_models
+        self._unit_reader = unit_reader
         self._backend_type: Any = (
             BackendItem if node is None else partial(NodeBackendItem, node=node)
         )
@@ -86,10 +91,14 @@ class Lister:
         sweeper = self._sweeper
         sweep = sweeper.sweep_with_gpus if fresh else sweeper.last_sweep_with_gpus
         observations, gpus = sweep(model)
+        units = self._unit_reader.read([each.backend for each in observations])
         progress = self._shutdowns.progress()
         now = time.time()
         return BackendsAnswer(
-            [self._backend_item(each, progress.get(each.backend), now) for each in observations],
+            [
+                self._backend_item(each, progress.get(each.backend), units.get(each.backend), now)
+                for each in observations
+            ],
             [
                 self._end_item(each, with_output)
                 for each in reversed(self._registry.last_exits())
@@ -115,7 +124,11 @@ class Lister:
         return Machine(self._limits_reader.physical_bytes, psutil.cpu_count() or 1, **limits)
 
     def _backend_item(
-        self, observation: Observation, progress: Progress | None, now: float
+        self,
+        observation: Observation,
+        progress: Progress | None,
+        unit: HostUnit | None,
+        now: float,
     ) -> BackendItem:
         backend, reading = observation.backend, observation.reading
         changed_at, process = observation.state_changed_at, observation.process
@@ -147,6 +160,7 @@ class Lister:
             created_at=utc_datetime(backend.created_at),
             uptime_seconds=max(0.0, now - backend.created_at),
             shutdown=ShutdownItem(progress.phase, progress.seconds) if progress else None,
+            unit=unit,
         )
         return item
 

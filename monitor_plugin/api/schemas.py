@@ -20,7 +20,7 @@ from ..domain.models import (
     ProcessUsage,
     TreeUsage,
 )
-from ..domain.units import HostExit
+from ..domain.units import HostExit, HostUnit
 
 
 class ProcessItem(ProcessUsage, frozen=True, kw_only=True):
@@ -41,7 +41,8 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is what the backend reports now; `last_state` is the last state that it reported.
     `protocol` gave the status, and `status_error` says why there is none. `limits` is `null` if the
-    limits are those of the monitor, which `machine` has.
+    limits are those of the monitor, which `machine` has. `unit` is the unit in which its host runs
+    it, as the host describes it.
     """
 
     model: str
@@ -69,6 +70,7 @@ class BackendItem(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     uptime_seconds: float
     shutdown: ShutdownItem | None = None
+    unit: HostUnit | None = None
 
 
 class EndItem(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from operator import itemgetter
 from platform import python_version
@@ -28,6 +28,7 @@ from ..backends.counters import ModelCounts
 from ..backends.registry import EndedBackend
 from ..domain.known_models import MODEL_STATES, KnownModel
 from ..domain.models import STARTING, Backend, Limits, LoadedPlugin, Observation, State, state_name
+from ..domain.units import HostUnit
 from ..domain.version import package_version
 from ..gpu.reading import STALE_SECONDS, GpuReading
 from ..readings.sweeper import Sweep
@@ -57,6 +58,7 @@ class Exposition:
         plugins: lists the plugins.
         own_limits: reads the limits of the monitor.
         known_models: lists the models that hosts can run.
+        read_units: reads the units in which hosts run backends.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Exposition:
         plugins: Callable[[], Sequence[LoadedPlugin]],
         own_limits: Callable[[], Limits],
         known_models: Callable[[], Sequence[KnownModel]],
+        read_units: Callable[[Iterable[Backend]], Mapping[Backend, HostUnit]],
     ) -> None:
         self._sweep = sweep
         self._list_gpus = list_gpus
@@ -78,6 +81,7 @@ class Exposition:
         self._plugins = plugins
         self._own_limits = own_limits
         self._known_models = known_models
+        self._read_units = read_units
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -107,6 +111,7 @@ class Exposition:
         yield from _load(observations)
         yield from self._processes(observations)
         yield from self._calls(observations)
+        yield from self._units(observations)
         yield self._left_behind()
         yield from self._models()
         yield from self._events()
@@ -216,6 +221,51 @@ class Exposition:
                 for code, count in counts.failures.items():
                     failures.add_metric((*key, code), count)
         yield from (durations, failures)
+
+    def _units(self, observations: Mapping[tuple[str, str], Observation]) -> Iterator[Metric]:
+        labels = (*_LABELS, "manager", "unit")
+        families = {
+            field: GaugeMetricFamily(f"monitor_unit_{name}", text, labels=labels, unit=unit)
+            for field, name, unit, text in (
+                (
+                    "memory_current",
+                    "memory_bytes",
+                    "bytes",
+                    "Memory that the processes of the backend's unit use, as its host says.",
+                ),
+                (
+                    "memory_max",
+                    "memory_max_bytes",
+                    "bytes",
+                    "Memory that they may use. There is no sample without a limit.",
+                ),
+                ("memory_peak", "memory_peak_bytes", "bytes", "The most memory they have used."),
+                ("tasks", "tasks", "", "The number of their threads."),
+                (
+                    "cpu_quota",
+                    "cpu_quota_cores",
+                    "cores",
+                    "CPU cores that they may use. There is no sample without a limit.",
+                ),
+            )
+        }
+        restarts = CounterMetricFamily(
+            "monitor_unit_restarts",
+            "Restarts of the backend's unit by its host itself.",
+            labels=labels,
+        )
+        units = self._read_units([each.backend for each in observations.values()])
+        for key, each in observations.items():
+            unit = units.get(each.backend)
+            if unit is None:
+                continue
+            names = (*key, unit.manager, unit.name)
+            for field, family in families.items():
+                if (amount := getattr(unit, field)) is not None:
+                    family.add_metric(names, amount)
+            if unit.restarts is not None:
+                restarts.add_metric(names, unit.restarts)
+        yield from (*families.values(), restarts)
 
     def _left_behind(self) -> Metric:
         processes = GaugeMetricFamily(

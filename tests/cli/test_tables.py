@@ -13,8 +13,9 @@ from monitor_plugin.api.schemas import ClusterBackendsAnswer, NodeGpuItem
 from monitor_plugin.cli.live import Screen, draw
 from monitor_plugin.cli.queries import EventItem
 from monitor_plugin.cli.views.tables import backends_view, details_view
-from monitor_plugin.cli.views.text import summarize
+from monitor_plugin.cli.views.text import describe_unit, summarize
 from monitor_plugin.domain.models import ProcessName
+from monitor_plugin.domain.units import HostUnit
 
 from .support import rows, text_of
 
@@ -281,6 +282,18 @@ def test_empty_list_is_a_sentence() -> None:
     """The sentence is about all models, or about the requested model."""
     assert text_of(backends_view(answer(), None, 80), 80) == "No model is loaded.\n"
     assert text_of(backends_view(answer(), "a\\", 80), 80) == "Model 'a\\\\' is not loaded.\n"
+
+
+def test_details_show_the_unit_without_unknown_figures() -> None:
+    unit = HostUnit(manager="systemd", name="a.service", memory_current=2**20, memory_max=2**30)
+    whole = msgspec.structs.replace(unit, memory_peak=2**21, tasks=1, cpu_quota=1.5, restarts=2)
+    assert describe_unit(unit) == "a.service (systemd), memory 1.0 MiB of 1.0 GiB"
+    assert describe_unit(whole) == (
+        "a.service (systemd), memory 1.0 MiB of 1.0 GiB, peak 2.0 MiB, 1 task, 1.5 CPU cores, "
+        "2 restarts"
+    )
+    listed = answer(item("m", 1, unit=msgspec.to_builtins(unit)))
+    assert describe_unit(unit) in text_of(details_view(listed, "m", 200), 200)
 
 
 def test_details_show_all_that_is_known() -> None:

@@ -127,6 +127,7 @@ def test_backends_and_ends_are_listed(
         "memory_source": "backend",
         "limits": None,
         "shutdown": None,
+        "unit": None,
     }
 
     (end,) = listed["ended"]
@@ -146,6 +147,7 @@ def test_backends_and_ends_are_listed(
         "peak_rss": end["peak_rss"],
         "description": "was killed by SIGKILL",
         "last_output": end["last_output"],
+        "host_exit": None,
     }
     machine = listed["machine"]
     assert set(machine) == names_of(Machine)

@@ -40,6 +40,7 @@ from monitor_plugin.domain.models import (
     State,
     TreeUsage,
 )
+from monitor_plugin.domain.units import HostUnit
 from monitor_plugin.domain.version import package_version
 from monitor_plugin.gpu.reading import GpuReading
 from monitor_plugin.http.exposition import Exposition
@@ -54,6 +55,16 @@ Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
 BACKEND = {"model": "m", "replica": "127.0.0.1:1"}
+UNIT = HostUnit(
+    manager="systemd",
+    name="m.service",
+    memory_current=1,
+    memory_max=2,
+    memory_peak=3,
+    tasks=4,
+    cpu_quota=0.5,
+    restarts=6,
+)
 LIMITS = Limits(
     memory_limit=8000,
     memory_available=5000,
@@ -151,6 +162,7 @@ def render(
     media_type: str = TEXT,
     own_limits: Limits = LIMITS,
     gpus: Sequence[GpuItem] = (),
+    units: bool = False,
 ) -> str:
     counter = StatusCounter()
     counter.add(0.02, "UNAVAILABLE")
@@ -168,6 +180,7 @@ def render(
         lambda: plugins,
         lambda: own_limits,
         lambda: [KnownModel("m", "running"), KnownModel("n", "failed", "gave up")],
+        lambda backends: {each: UNIT for each in backends if units},
     )
     return exposition.render(media_type)[0].decode()
 
@@ -259,6 +272,7 @@ def test_unknown_figures_are_absent() -> None:
         list,
         Limits,
         list,
+        lambda _: {},
     )
     found = series(exposition.render(TEXT)[0].decode())
     assert {name for name, labels in found if not labels} == {"monitor_machine_memory_bytes"}
@@ -533,7 +547,7 @@ def test_every_metric_is_documented() -> None:
         tree=TREE,
     )
     text, openmetrics = (
-        render(observation, media_type=each, gpus=[GPU]) for each in (TEXT, OPENMETRICS)
+        render(observation, media_type=each, gpus=[GPU], units=True) for each in (TEXT, OPENMETRICS)
     )
     names = re.findall(r"^# TYPE (\S+)", text, re.M)
     types = re.findall(r"^# TYPE \S+ (\S+)", openmetrics, re.M)

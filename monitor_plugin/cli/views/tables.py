@@ -30,6 +30,7 @@ from .text import (
     cpu_percent,
     describe_limits,
     describe_source,
+    describe_unit,
     duration,
     escape_name,
     left_behind,
@@ -356,6 +357,8 @@ def _details(item: NodeBackendItem, answer: ClusterBackendsAnswer) -> list[tuple
             lines.append(("kinds", kinds))
     if item.limits:
         lines.append(("limits", describe_limits(item.limits)))
+    if item.unit:
+        lines.append(("unit", describe_unit(item.unit)))
     return lines
 
 

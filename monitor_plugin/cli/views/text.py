@@ -21,6 +21,7 @@ from ...api.schemas import (
 from ...domain.byte_sizes import format_bytes
 from ...domain.freed import describe_freed
 from ...domain.models import STARTING, Freed, LeftBehindProcess, Limits, describe_process
+from ...domain.units import HostUnit
 
 UNKNOWN = "?"
 _PLAIN_NAME = re.compile(r"[\w.:/][\w.:/-]*", re.ASCII)
@@ -201,6 +202,25 @@ def describe_limits(limits: Limits) -> str:
     pressures = _pressure("memory", limits.memory_pressure)
     pressures += _pressure("CPU", limits.cpu_pressure)
     return ", ".join([memory, *cores, *pressures])
+
+
+def describe_unit(unit: HostUnit) -> str:
+    """Return the text for the unit in which a host runs a backend, without unknown figures."""
+    parts = [f"{printable(unit.name)} ({printable(unit.manager)})"]
+    if unit.memory_current is not None:
+        limit = "" if unit.memory_max is None else f" of {amount(unit.memory_max)}"
+        parts.append(f"memory {amount(unit.memory_current)}{limit}")
+    elif unit.memory_max is not None:
+        parts.append(f"memory up to {amount(unit.memory_max)}")
+    if unit.memory_peak is not None:
+        parts.append(f"peak {amount(unit.memory_peak)}")
+    if unit.tasks is not None:
+        parts.append(f"{unit.tasks} task{'s' * (unit.tasks != 1)}")
+    if unit.cpu_quota is not None:
+        parts.append(f"{round(unit.cpu_quota, 2):g} CPU core{'s' * (unit.cpu_quota != 1)}")
+    if unit.restarts is not None:
+        parts.append(f"{unit.restarts} restart{'s' * (unit.restarts != 1)}")
+    return ", ".join(parts)
 
 
 def pressure_lines(answer: ClusterBackendsAnswer) -> list[str]:

@@ -35,6 +35,7 @@ from ...operations.model_operations import ModelOperations
 from ...processes.limits import LimitsReader
 from ...readings.model_reader import ModelReader
 from ...readings.sweeper import Sweeper
+from ...readings.unit_reader import UnitReader
 from ...shutdown.coordinator import ShutdownCoordinator
 from ..transport.messages import (
     CLAIMED,
@@ -67,6 +68,7 @@ class LocalNode:
         limits_reader: reads the limits of this node's monitor.
         gpu_lister: lists the GPUs of this node.
         known_models: the models that this node's hosts can run.
+        unit_reader: reads the units in which hosts run the backends.
         describe_last_exit: describes how the last backend of a model ended; None if none has ended.
         is_partly_verified: whether the monitor cannot see all processes.
 
@@ -87,6 +89,7 @@ class LocalNode:
         limits_reader: LimitsReader,
         gpu_lister: GpuLister,
         known_models: KnownModels,
+        unit_reader: UnitReader,
         describe_last_exit: Callable[[str], str | None],
         is_partly_verified: bool,
     ) -> None:
@@ -110,6 +113,7 @@ class LocalNode:
             limits_reader,
             gpu_lister,
             known_models,
+            unit_reader,
             node,
         )
 

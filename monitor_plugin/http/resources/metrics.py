@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import falcon
@@ -12,6 +12,7 @@ from ...backends.counters import ModelCounts
 from ...backends.registry import EndedBackend
 from ...domain.known_models import KnownModel
 from ...domain.models import Backend, Limits, LoadedPlugin
+from ...domain.units import HostUnit
 from ...gpu.reading import GpuReading
 from ...readings.sweeper import Sweep
 from ...rpc.call import StatusCounts
@@ -35,6 +36,7 @@ class MetricsSource(NamedTuple):
     plugins: Callable[[], Sequence[LoadedPlugin]]
     own_limits: Callable[[], Limits]
     known_models: Callable[[], Sequence[KnownModel]]
+    read_units: Callable[[Iterable[Backend]], Mapping[Backend, HostUnit]]
 
 
 class MetricsResource:

@@ -48,3 +48,17 @@ export function describeLimits(machine, limits) {
   const own = memory === null ? "no limit of memory" : memoryLimit(machine, limits).text;
   return [own, ...resources(limits)].join(", ");
 }
+
+/** The unit in which a host runs a backend, as a text without unknown figures. */
+export function describeUnit(unit) {
+  const known = (value) => (value ?? null) !== null;
+  const texts = [`${unit.name} (${unit.manager})`];
+  const limit = known(unit.memory_max) ? ` of ${bytes(unit.memory_max)}` : "";
+  if (known(unit.memory_current)) texts.push(`memory ${bytes(unit.memory_current)}${limit}`);
+  else if (limit) texts.push(`memory up to ${bytes(unit.memory_max)}`);
+  if (known(unit.memory_peak)) texts.push(`peak ${bytes(unit.memory_peak)}`);
+  if (known(unit.tasks)) texts.push(plural(unit.tasks, "task"));
+  if (known(unit.cpu_quota)) texts.push(plural(Number(unit.cpu_quota.toFixed(2)), "CPU core"));
+  if (known(unit.restarts)) texts.push(plural(unit.restarts, "restart"));
+  return texts.join(", ");
+}

@@ -5,7 +5,7 @@ import { Chart } from "./charts.js";
 import { condition, cpuOf, loadOf, memoryOf, partsOf } from "./conditions.js";
 import { cell, element, linkToModel, setText } from "./dom.js";
 import { bytes, count, duration, moment, percent, place } from "./format.js";
-import { describeLimits, memoryLimit } from "./limits.js";
+import { describeLimits, describeUnit, memoryLimit } from "./limits.js";
 
 const MEMORY_SOURCES = {
   backend: "as it reports",
@@ -169,6 +169,7 @@ export class Row {
       ["Memory read", ago(tree?.memory_age_seconds)],
       ["GPU memory", gpuMemory(tree, gpus)],
       ["Limits", describeLimits(machine, item.limits)],
+      ["Unit", item.unit ? describeUnit(item.unit) : "unknown"],
       ["Threads", count(tree?.threads)],
       ["Open files", count(tree?.open_files)],
     ];
