@@ -1,8 +1,9 @@
 """Requests a server by HTTP, through urllib3: bounded in time and size, and by one kept connection.
 
 A server may answer anything. So no redirect is followed, no answer is decompressed, at most 4 MiB
-of a body are read, and each read ends at the deadline of the whole reading: the timeouts of urllib3
-are those of single reads, which a server that sends a byte now and then never exceeds.
+of a body and 5 MiB of a whole answer are read, and each read ends at the deadline of the whole
+reading: the timeouts of urllib3 are those of single reads, which a server that sends a byte now and
+then never exceeds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from http.client import HTTPException, IncompleteRead
+from http.client import BadStatusLine, HTTPException, HTTPResponse, UnknownProtocol
 from typing import Any, Literal
 
 import urllib3
@@ -32,6 +33,8 @@ from .protocol import Answer, NoStatus
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 _READ_BYTES = 64 * 1024
+# An answer may have headers, chunks and trailers without end, beside a small body.
+_MAX_ANSWER_BYTES = MAX_BODY_BYTES + 1024 * 1024
 # A connection that takes longer is tried again by the next reading. So an unreachable machine holds
 # no thread for as long as a request may last.
 _CONNECT_SECONDS = 5.0
@@ -77,15 +80,15 @@ class ServerConnection:
             NoStatus: no whole answer of a usable size has come.
             ValueError: the headers are not valid.
         """
-        self.state.deadline = deadline
+        self.state.begin(deadline)
         headers = {**self._headers, **headers}
-        self.state.is_new = False
         try:
             return self._get(path, headers)
         except _ConnectionClosed as error:
             # The server may close a connection that it kept, at the moment of the request.
             if self.state.is_new or self.state.closed:
                 raise error.fault from None
+        self.state.begin(deadline)
         try:
             return self._get(path, headers)
         except _ConnectionClosed as error:
@@ -96,6 +99,9 @@ class ServerConnection:
             response = self._open(self._prefix + path, headers)
             try:
                 return self._read(path, response)
+            except ValueError as error:  # of `http.client`, for a chunk with a negative size
+                response.close()
+                raise self._malformed(path, error) from None
             except BaseException:
                 response.close()
                 raise
@@ -111,13 +117,10 @@ class ServerConnection:
             reason = _tls_reason(error)
             raise self._fault("UNAVAILABLE", f"failed the TLS handshake: {reason}", path) from None
         except ProtocolError as error:
-            if _is_not_http(error):
-                text = "does not speak HTTP; it may speak TLS (https://) or gRPC"
-                raise self._fault("UNAVAILABLE", text, path) from None
-            raise self._closed(path) from None
+            cause = error.args[1] if len(error.args) > 1 else None
+            raise self._protocol_fault(path, cause) from None
         except HTTPError as error:
-            kind = type(error).__name__
-            raise self._fault("INTERNAL", f"sent malformed HTTP ({kind})", path) from None
+            raise self._malformed(path, error) from None
         except OSError:
             raise self._closed(path) from None
 
@@ -165,6 +168,23 @@ class ServerConnection:
         content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         return Answer(path, response.status, content_type, bytes(body))
 
+    def _protocol_fault(self, path: str, cause: object) -> NoStatus | _ConnectionClosed:
+        """Return the fault for what `http.client` has raised."""
+        if isinstance(cause, _AnswerTooLong):
+            text = "answered more than 5 MiB, with its headers and the framing of its chunks"
+            return self._fault("RESOURCE_EXHAUSTED", text, path, answered=True)
+        is_closed = isinstance(cause, ConnectionError)  # also RemoteDisconnected
+        if isinstance(cause, (BadStatusLine, UnknownProtocol)) and not is_closed:
+            text = "does not speak HTTP; it may speak TLS (https://) or gRPC"
+            return self._fault("UNAVAILABLE", text, path)
+        if self.state.is_at_end or not isinstance(cause, HTTPException):
+            return self._closed(path)
+        return self._malformed(path, cause)
+
+    def _malformed(self, path: str, error: Exception) -> NoStatus:
+        text = f"sent malformed HTTP ({type(error).__name__})"
+        return self._fault("INTERNAL", text, path, answered=True)
+
     def _closed(self, path: str) -> _ConnectionClosed:
         text = "closed the connection before the end of its answer"
         return _ConnectionClosed(self._fault("UNAVAILABLE", text, path))
@@ -189,15 +209,60 @@ class _ConnectionClosed(Exception):
         self.fault = fault
 
 
+class _AnswerTooLong(HTTPException):
+    """The server has sent more than _MAX_ANSWER_BYTES."""
+
+
+class _MalformedHead(HTTPException):
+    """The server has sent lines that are no headers."""
+
+
+class _Response(HTTPResponse):
+    """An answer whose head is whole and well-formed.
+
+    `http.client` accepts other ones. urllib3 logs them, each time with a traceback.
+    """
+
+    def begin(self) -> None:
+        raw: Any = self.fp.raw
+        super().begin()
+        if raw.state.is_at_end:
+            raise ConnectionResetError
+        if self.msg.defects or self.msg.get_payload():
+            raise _MalformedHead
+        if self.chunked:  # that counts, and not the length; urllib3 logs a server that has both
+            del self.msg["Content-Length"]
+
+
 class _SocketState:
     """What a connection's socket needs: the deadline of its reads, and how it is closed."""
 
     def __init__(self, connected: Callable[[], object]) -> None:
         self.deadline = 0.0
-        self.is_new = False  # whether a connection was made since this was set to False
+        self.is_new = False  # whether a connection was made for this request
+        self.is_at_end = False  # whether the server has closed it during this request
         self.closed = False
+        self._bytes_left = 0  # how much of an answer may still be read
         self._connected = connected
         self._socket: socket.socket | None = None
+
+    def begin(self, deadline: float) -> None:
+        """Begin a request, which ends at the deadline."""
+        self.deadline = deadline
+        self.is_new = self.is_at_end = False
+        self._bytes_left = _MAX_ANSWER_BYTES
+
+    def count(self, size: int) -> None:
+        """Note that so many bytes have been read; 0 if the server has closed the connection.
+
+        Raises:
+            _AnswerTooLong: the answer is longer than any that is read.
+        """
+        self._bytes_left -= size
+        if size == 0:
+            self.is_at_end = True
+        if self._bytes_left < 0:
+            raise _AnswerTooLong
 
     def left(self) -> float:
         """Return the time until the deadline in seconds.
@@ -243,17 +308,18 @@ class _BoundedSocket:
 
 class _BoundedReader(io.RawIOBase):
     def __init__(self, raw: Any, wrapped: socket.socket, state: _SocketState) -> None:
+        self.state = state
         self._raw = raw
         self._wrapped = wrapped
-        self._state = state
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._wrapped.settimeout(self._state.left())
-        count: int | None = self._raw.readinto(buffer)
-        return count
+        self._wrapped.settimeout(self.state.left())
+        size: int = self._raw.readinto(buffer) or 0
+        self.state.count(size)
+        return size
 
     def close(self) -> None:
         self._raw.close()
@@ -261,6 +327,8 @@ class _BoundedReader(io.RawIOBase):
 
 
 class _PlainConnection(HTTPConnection):
+    response_class = _Response
+
     def __init__(self, *args: Any, state: _SocketState, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state = state
@@ -271,6 +339,8 @@ class _PlainConnection(HTTPConnection):
 
 
 class _TlsConnection(HTTPSConnection):
+    response_class = _Response
+
     def __init__(self, *args: Any, state: _SocketState, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state = state
@@ -302,14 +372,6 @@ def _make_pool(
         return _PlainPool(host, port, **options)
     options.update(ssl_context=tls, server_hostname=name, cert_reqs="CERT_REQUIRED")
     return _TlsPool(host, port, **options)
-
-
-def _is_not_http(error: ProtocolError) -> bool:
-    """Whether the server has sent something that is no HTTP/1, and has not just closed."""
-    cause = error.args[1] if len(error.args) > 1 else None
-    return isinstance(cause, HTTPException) and not isinstance(
-        cause, (ConnectionError, IncompleteRead)
-    )
 
 
 def _tls_reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ..config.settings import Settings
 from ..domain.address import is_http
@@ -17,6 +18,7 @@ from ..rpc.grpc_transport import LOCALAI, GrpcTransport
 from ..rpc.transport import OTHER_PROTOCOL_PAUSE_SECONDS, Link, OpenChannel, Transport
 from . import catalog
 from .http_connection import ServerConnection
+from .load import is_failure
 from .protocol import Answer, BusyWhen, HttpProtocol, NoStatus
 
 _logger = logging.getLogger(__name__)
@@ -224,6 +226,22 @@ class HttpLink:
         self._connection.close()
 
 
+class _Fault(NamedTuple):
+    """Why a request has no answer.
+
+    The exception itself is not kept: with its traceback, it would keep itself and what was read of
+    the body, often 4 MiB, until the garbage collector runs.
+    """
+
+    rpc_error: str
+    text: str
+    answered: bool
+
+    def error(self) -> NoStatus:
+        """Return the exception."""
+        return NoStatus(self.rpc_error, self.text, answered=self.answered)
+
+
 class _Requests:
     """The requests of one reading: each path is requested once."""
 
@@ -233,20 +251,22 @@ class _Requests:
         self._connection = connection
         self._deadline = deadline
         self._headers = headers
-        self._results: dict[str, Answer | NoStatus] = {}
+        self._results: dict[str, Answer | _Fault] = {}
 
     def get(self, path: str) -> Answer:
         """Request a path: see `protocol.Get`."""
-        result = self._results.get(path)
-        if result is None:
-            try:
-                result = self._connection.get(path, self._deadline, self._headers)
-            except NoStatus as error:
-                result = error
-            self._results[path] = result
-        if isinstance(result, NoStatus):
-            raise result
-        return result
+        if path not in self._results:
+            self._results[path] = self._request(path)
+        result = self._results[path]
+        if isinstance(result, Answer):
+            return result
+        raise result.error()
+
+    def _request(self, path: str) -> Answer | _Fault:
+        try:
+            return self._connection.get(path, self._deadline, self._headers)
+        except NoStatus as error:
+            return _Fault(error.rpc_error, error.text, error.answered)
 
     def answers(self) -> list[Answer]:
         """List the answers so far."""
@@ -254,12 +274,13 @@ class _Requests:
 
     def faults(self) -> list[NoStatus]:
         """List the requests without an answer of a usable form."""
-        return [each for each in self._results.values() if isinstance(each, NoStatus)]
+        results = self._results.values()
+        return [each.error() for each in results if isinstance(each, _Fault)]
 
 
 def _loading(answers: list[Answer]) -> Status | None:
     """Return the status of a server that answers 503 to everything; None if it does not."""
-    is_loading = bool(answers) and all(each.status == 503 for each in answers)
+    is_loading = bool(answers) and all(is_failure(each, 503) for each in answers)
     return Status(State.UNINITIALIZED) if is_loading else None
 
 
@@ -270,11 +291,14 @@ def _unknown_server(address: str, requests: _Requests) -> NoStatus:
     answers.sort(key=lambda each: (each.status not in (401, 403), each.status == 200))
     if faults := requests.faults():
         return faults[0]
-    if answers and (answers[0].status != 200 or answers[0].content_type == "text/html"):
-        try:
+    try:
+        if answers and (answers[0].status != 200 or answers[0].content_type == "text/html"):
             answers[0].check("application/json")
-        except NoStatus as error:
-            return error
+        for answer in answers:
+            if answer.path == "/v1/models":  # most servers have it, and it is JSON
+                answer.json()
+    except NoStatus as error:
+        return error
     names = ", ".join(each.name for each in catalog.HTTP_PROTOCOLS)
     return NoStatus(
         "UNIMPLEMENTED",

@@ -25,6 +25,8 @@ from ..support import foreign_server, free_port, sends
 Handler = type[socketserver.BaseRequestHandler]
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def answer(body: bytes, head: bytes = OK) -> bytes:
@@ -87,16 +89,16 @@ def get(address: str, seconds: float = 30.0, tls: ssl.SSLContext | None = None) 
         (drips(OK, b"A"), "DEADLINE_EXCEEDED", "in time"),
         (drips(OK + b"X: ", b"\r\n A"), "DEADLINE_EXCEEDED", "in time"),
         (
-            drips(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+            drips(CHUNKED, b"1\r\nx\r\n"),
             "DEADLINE_EXCEEDED",
             "in time",
         ),
         (
-            drips(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n"),
+            drips(CHUNKED + b"0\r\n", b"A: b\r\n"),
             "DEADLINE_EXCEEDED",
             "in time",
         ),
-        (drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), "DEADLINE_EXCEEDED", "in time"),
+        (drips(b"", CONTINUE), "DEADLINE_EXCEEDED", "in time"),
         (sends(b"", closes=False), "DEADLINE_EXCEEDED", "in time"),
         (sends(b""), "UNAVAILABLE", "closed the connection"),
         (sends(answer(b"12345")[:-2]), "UNAVAILABLE", "closed the connection"),
@@ -107,12 +109,17 @@ def get(address: str, seconds: float = 30.0, tls: ssl.SSLContext | None = None) 
         ),
         (sends(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", first=True), "UNAVAILABLE", "speak HTTP"),
         (sends(b"\x15\x03\x01\x00\x02\x02\x16"), "UNAVAILABLE", "speak HTTP"),
-        (drips(OK, b"A: b\r\n" * 200), "UNAVAILABLE", "speak HTTP"),
-        (
-            sends(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
-            "UNAVAILABLE",
-            "the server",
-        ),
+        (drips(OK, b"A: b\r\n" * 200), "INTERNAL", "malformed HTTP"),
+        (sends(OK + b"X: " + b"x" * 70_000 + b"\r\n\r\n"), "INTERNAL", "malformed HTTP"),
+        (sends(OK + b"no header\r\n\r\n"), "INTERNAL", "malformed HTTP"),
+        (sends(OK), "UNAVAILABLE", "closed the connection"),
+        (sends(OK + b"Conte"), "UNAVAILABLE", "closed the connection"),
+        (sends(CHUNKED + b"zz\r\n", closes=False), "INTERNAL", "malformed HTTP"),
+        (sends(CHUNKED + b"-5\r\nhello\r\n"), "INTERNAL", "malformed HTTP"),
+        (drips(CHUNKED + b"-1\r\n", b"x" * 65536), "RESOURCE_EXHAUSTED", "more than"),
+        (drips(CHUNKED, b"1\r\nx\r\n" * 100), "RESOURCE_EXHAUSTED", "more than"),
+        (drips(CHUNKED + b"0\r\n", b"A: b\r\n" * 100), "RESOURCE_EXHAUSTED", "more than"),
+        (drips(b"", CONTINUE * 100), "RESOURCE_EXHAUSTED", "more than"),
     ],
     ids=[
         "endless body",
@@ -130,13 +137,22 @@ def get(address: str, seconds: float = 30.0, tls: ssl.SSLContext | None = None) 
         "ssh",
         "TLS",
         "too many headers",
+        "long header",
+        "malformed header",
+        "closed after a header",
+        "closed in a header",
         "malformed chunks",
+        "chunk of -5 bytes",
+        "chunk of -1 bytes",
+        "small chunks without end",
+        "fast trailers without end",
+        "fast continue without end",
     ],
 )
 def test_a_bad_answer_is_a_named_error_within_the_deadline(
-    handler: Handler, code: str, says: str
+    handler: Handler, code: str, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No server holds a request longer than its deadline, or fills the memory."""
+    """No server holds a request longer than its deadline, or fills the memory or the log."""
     with foreign_server(handler) as server:
         started = time.monotonic()
         seconds = 0.5 if code == "DEADLINE_EXCEEDED" else 30.0
@@ -144,6 +160,7 @@ def test_a_bad_answer_is_a_named_error_within_the_deadline(
             get(f"http://{server.address}", seconds)
         assert (failure.value.rpc_error, says in failure.value.text) == (code, True)
         assert time.monotonic() - started < 20
+        assert not [each for each in caplog.records if each.levelname != "DEBUG"]
 
 
 @pytest.mark.parametrize(
@@ -151,12 +168,13 @@ def test_a_bad_answer_is_a_named_error_within_the_deadline(
     [
         answer(b"body"),
         b"HTTP/1.0 200 OK\r\n\r\nbody",
-        OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
+        CHUNKED + b"2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
+        OK + b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
         answer(b"body", OK + b"Content-Encoding: identity\r\n"),
     ],
-    ids=["length", "until the end", "chunks", "identity"],
+    ids=["length", "until the end", "chunks", "chunks and length", "identity"],
 )
-def test_each_form_of_a_body_is_read(content: bytes) -> None:
+def test_each_form_of_a_body_is_read(content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """The body is whole, and without its framing."""
     with foreign_server(sends(content)) as server:
         assert get(f"http://{server.address}") == b"body"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from monitor_plugin.concurrency.blocking import BlockingObserver
 from monitor_plugin.domain.models import Backend
 from monitor_plugin.rpc.channels import ChannelSecurity
 from monitor_plugin.rpc.client import StatusClient
+from monitor_plugin.status_protocols.protocol import NoStatus
 from monitor_plugin.status_protocols.transports import Transports
 
 from ..recorded_servers import NOT_FOUND, ModelServer, Reply, json_reply, recorded, text_reply
@@ -100,10 +102,13 @@ def test_a_server_that_loads_is_uninitialized_and_found_out_later(
         (Reply(500, "text/plain", b"oops"), "INTERNAL", "answered 500"),
         (Reply(502, "text/html", b"<html>"), "UNAVAILABLE", "answered 502"),
         (Reply(200, "application/json", b"x" * (5 << 20)), "RESOURCE_EXHAUSTED", "4 MiB"),
-        (Reply(200, "application/json", b'{"status": NaN}'), "UNIMPLEMENTED", "none of"),
-        (Reply(200, "application/json", b"\xff\xfe"), "UNIMPLEMENTED", "none of"),
-        (Reply(200, "application/json", b"[" * 100_000), "UNIMPLEMENTED", "none of"),
-        (text_reply('{"data": []}'), "UNIMPLEMENTED", "none of"),
+        (Reply(200, "application/json", b'{"status": NaN}'), "INTERNAL", "malformed JSON"),
+        (Reply(200, "application/json", b'{"status": 1}'), "UNIMPLEMENTED", "none of"),
+        (Reply(200, "application/json", b"\xff\xfe"), "INTERNAL", "malformed JSON"),
+        (Reply(200, "application/json", b"[" * 100_000), "INTERNAL", "malformed JSON"),
+        (text_reply('{"data": []}'), "INTERNAL", "'text/plain' instead of"),
+        (Reply(200, "", b'{"data": []}'), "INTERNAL", "'' instead of"),
+        (Reply(503, "text/html", b"<html>"), "UNAVAILABLE", "answered 503"),
     ],
 )
 def test_a_server_of_no_protocol_has_a_named_error(
@@ -119,6 +124,21 @@ def test_a_server_of_no_protocol_has_a_named_error(
     assert outcome.rpc_error == code
     assert says in str(outcome.error_text)
     assert outcome.answered
+
+
+def test_a_fault_keeps_nothing_of_a_large_answer(
+    server: ModelServer, make_client: Callable[..., StatusClient]
+) -> None:
+    """A kept exception would keep some 50 MiB for each reading, until the collector runs."""
+    server.replies = {"any-route": Reply(200, "application/json", b"x" * (5 << 20))}
+    client = make_client()
+    gc.collect()
+    gc.disable()
+    try:
+        assert client.status(at(server)).rpc_error == "RESOURCE_EXHAUSTED"
+        assert not [each for each in gc.get_objects() if isinstance(each, NoStatus)]
+    finally:
+        gc.enable()
 
 
 def test_a_server_of_no_protocol_is_asked_again_after_a_pause(
