@@ -13,6 +13,12 @@ from .kernel_files import read_text
 from .process_table import TICKS_PER_SECOND, ProcessIdentity, ProcessSnapshot
 
 _MAX_AGE_SECONDS = 60.0
+# Groups that systemd makes for several units, for itself, and for all that a user starts in a login
+# or from a desktop. The scope of a container (`docker-ID.scope`, `libpod-ID.scope`) is no such.
+_SHARED = re.compile(
+    r".*/([^/]*\.slice|init\.scope|session-[^/]*\.scope"
+    r"|(app|background|session)(-[^/]*)?\.slice/[^/]*\.scope)"
+)
 
 
 class GroupPaths(NamedTuple):
@@ -20,10 +26,12 @@ class GroupPaths(NamedTuple):
 
     Attributes:
         own: the group that the process is in, for each hierarchy.
+        exclusive: those of them that may be one backend's alone, as their names say nothing else.
         containing: these groups, and all groups above them.
     """
 
     own: frozenset[Group]
+    exclusive: frozenset[Group]
     containing: frozenset[Group]
 
 
@@ -90,4 +98,5 @@ def _group_paths(text: str) -> GroupPaths:
         for controllers, path in own
         for end in (0, *(match.start() for match in re.finditer("/", path)), len(path))
     }
-    return GroupPaths(frozenset(own), frozenset(containing))
+    exclusive = frozenset(group for group in own if not _SHARED.fullmatch(group.path))
+    return GroupPaths(frozenset(own), exclusive, frozenset(containing))

@@ -378,6 +378,14 @@ class MemberTable:
             members.update(snapshot, excluded=excluded)
             excluded.update(members.pids_in(snapshot))
 
+    def _find_foreign_groups(self, rows: Mapping[int, ProcessRow]) -> set[Group]:
+        """List the control groups that another backend was in, or that the monitor is in."""
+        with self._lock:
+            foreign = set(self._shared_groups)
+        for pid in _ancestors(os.getpid(), rows):
+            foreign |= self._control_groups.of(pid, rows[pid].started).containing
+        return foreign
+
     def _find_in_control_groups(
         self,
         tracked: Sequence[Members],
@@ -387,29 +395,31 @@ class MemberTable:
         """List the processes of each control group that one backend has for itself.
 
         A control group, with the groups below it, is a backend's alone if no process in it started
-        before the backend's root, except known members, and if neither the monitor, nor an ancestor
-        of the monitor is in it, and neither is nor was another backend's root. So a group of the
-        host never counts.
+        before the backend's root, except known members and what an ended backend has left behind
+        there, and if neither the monitor, nor an ancestor of the monitor is in it, and neither is
+        nor was another backend's root. So a group of the host never counts. Nor do slices, and the
+        sessions of users: a user may start further processes there.
         """
         rows, groups_of = snapshot.rows, self._control_groups.of
-        with self._lock:
-            foreign = set(self._shared_groups)
-        for pid in _ancestors(os.getpid(), rows):
-            foreign |= groups_of(pid, rows[pid].started).containing
+        foreign = self._find_foreign_groups(rows)
         alone: dict[Group, Members] = {}
         for members in tracked:
             # Of members that are not registered here, the other backends are not known.
             if members.root in roots and _runs(rows, *members.root):
-                groups = groups_of(*members.root).own - foreign
+                groups = groups_of(*members.root).exclusive - foreign
                 alone.update(dict.fromkeys(groups, members))
         if not alone:  # so the control groups of other processes need not be read
             return {}
         known = {members: set(members.identities()) for members in alone.values()}
+        ended = self._tracked()[1]
+        left_behind = {each for one in ended for each in one.identities()} - roots.keys()
         found: dict[Group, list[int]] = {group: [] for group in alone}
         for pid, row in rows.items():
             identity = pid, row.started
             for group in groups_of(*identity).containing & found.keys():
                 members = alone[group]
+                if identity in left_behind and identity not in known[members]:
+                    continue  # it stays a member of the ended backend
                 is_older = row.started < members.root[1] and identity not in known[members]
                 other = roots.get(identity, members)
                 if other is not members and not _is_related(members, other, rows):

@@ -15,6 +15,33 @@ pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize(
+    ("path", "is_exclusive"),
+    [
+        ("/system.slice/llama@1.service", True),
+        ("/system.slice/system-llama.slice/llama@1.service", True),
+        ("/user.slice/user-0.slice/user@0.service/app.slice/llama.service", True),
+        ("/system.slice/docker-0a1b.scope", True),
+        ("/user.slice/user-0.slice/user@0.service/user.slice/libpod-0a1b.scope", True),
+        ("/docker/0a1b", True),
+        ("/system.slice", False),
+        ("/system.slice/system-llama.slice", False),
+        ("/init.scope", False),
+        ("/user.slice/user-0.slice/session-1.scope", False),
+        ("/user.slice/user-0.slice/user@0.service/app.slice/x.scope", False),
+        ("/user.slice/user-0.slice/user@0.service/app.slice/app-term.slice/x.scope", False),
+        ("/user.slice/user-0.slice/user@0.service/init.scope", False),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["0::", "1:name=systemd:"])
+def test_slices_and_sessions_are_no_backends_own(
+    tmp_path: Path, path: str, is_exclusive: bool, prefix: str
+) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_text(f"{prefix}{path}\n")
+    assert bool(ControlGroups(tmp_path).of(7, 0.0).exclusive) == is_exclusive
+
+
+@pytest.mark.parametrize(
     ("ran_seconds", "later_seconds", "is_read_again"),
     [(2, 1, False), (2, 3, True), (900, 59, False), (900, 61, True)],
 )

@@ -309,6 +309,51 @@ def test_a_control_group_that_others_share_does_not_count(
     os.kill(daemon, signal.SIGKILL)
 
 
+def test_backend_has_its_control_group_beside_what_the_last_one_left_behind(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """So in a unit with `KillMode=process`. What is left behind stays the ended backend's."""
+    group = make_group()
+    old = spawner.python(WITH_DAEMON, str(group))
+    left = int(read_line(old))
+    table, old_members = MemberTable(), members_of(old.pid)
+    table.track(old_members)
+    table.snapshot()
+    old.kill()
+    old.wait()
+    table.track_ended(old_members)
+    row = read_row(left)
+    assert row
+    _wait_for_later_tick(row)
+    new = spawner.python(WITH_DAEMON, str(group))
+    daemon = int(read_line(new))
+    new_members = members_of(new.pid)
+    table.track(new_members)
+    table.snapshot(0.0)
+    assert pids(new_members) == [new.pid, daemon]
+    assert pids(old_members) == [left]
+
+
+def test_session_of_a_user_is_no_backends_own(
+    spawner: Spawner, make_group: Callable[[], Path]
+) -> None:
+    """The user may start further processes there."""
+    session = make_group() / "session-1.scope"
+    session.mkdir()
+    process = spawner.python(WITH_DAEMON, str(session))
+    daemon = int(read_line(process))
+    try:
+        table, members = MemberTable(), members_of(process.pid)
+        table.track(members)
+        table.snapshot()
+        assert pids(members) == [process.pid]
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        eventually(partial(_remove_empty, session))
+
+
 def test_control_groups_do_not_count_where_the_backends_are_not_known(
     spawner: Spawner, make_group: Callable[[], Path]
 ) -> None:
