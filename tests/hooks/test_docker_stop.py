@@ -30,7 +30,7 @@ from ..support import Spawner, eventually, free_port, is_running, logged, regist
 from .conftest import Hooked, MakeHooked
 from .container_engine import ContainerEngine
 
-pytestmark = [pytest.mark.once, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SLEEP = ("image", "sleep", "1000")
 # Starts processes that no longer belong to its tree.
@@ -205,6 +205,7 @@ def test_last_client_of_a_shell_counts(run: MakeRun, engine: ContainerEngine) ->
     eventually(lambda: case.registered() == [pid])
 
 
+@pytest.mark.once
 def test_container_and_client_that_ignore_sigterm_are_killed(
     run: MakeRun, engine: ContainerEngine
 ) -> None:
@@ -218,6 +219,7 @@ def test_container_and_client_that_ignore_sigterm_are_killed(
     assert len(engine.calls("stop")) == 1
 
 
+@pytest.mark.once
 def test_container_that_the_engine_cannot_stop_is_not_signalled(
     run: MakeRun, engine: ContainerEngine
 ) -> None:
@@ -238,6 +240,7 @@ def test_container_that_the_engine_cannot_stop_is_not_signalled(
     assert not is_running(pid)
 
 
+@pytest.mark.once
 def test_engine_that_fails_is_asked_again(
     run: MakeRun, engine: ContainerEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +294,7 @@ def test_container_that_is_always_restarted_stays_stopped(
     assert engine.processes() == []
 
 
+@pytest.mark.once
 def test_container_is_stopped_after_a_host_that_answers_for_the_backend(
     run: MakeRun, engine: ContainerEngine
 ) -> None:
@@ -309,6 +313,7 @@ def test_container_is_stopped_after_a_host_that_answers_for_the_backend(
     assert len(engine.calls("stop")) == 1
 
 
+@pytest.mark.once
 def test_container_is_stopped_before_it_is_registered(
     run: MakeRun, engine: ContainerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +404,7 @@ def test_process_of_another_machine_or_namespace_is_not_used(
     assert engine._match(module._Inspected("ab" * 32), "x") is None  # an image
 
 
+@pytest.mark.once
 def test_supervisord_keeps_a_container_stopped_and_starts_it_again(
     hooked: MakeHooked, engine: ContainerEngine, tmp_path: Path
 ) -> None:

@@ -270,8 +270,8 @@ class SystemdClient:
     async def _serve_connection(self) -> None:
         """Connect to the bus, and serve the connection until it is lost."""
         bus = MessageBus(_bus_address(self.is_user), BusType.SYSTEM)
-        await asyncio.wait_for(bus.connect(), CALL_SECONDS)
         try:
+            await asyncio.wait_for(bus.connect(), CALL_SECONDS)
             bus.add_message_handler(self._handle)
             for rule in _MATCHES:
                 await self._call_on(bus, _BUS, _BUS_PATH, _BUS, "AddMatch", "s", rule)
