@@ -35,6 +35,8 @@ def test_missing_bus_is_an_error(
         systemd.manager_call("ListUnits")
 
 
+# dbus-fast before 5.0 leaves the socket of a bus that does not answer to the garbage collector.
+@pytest.mark.once
 def test_silent_bus_is_an_error(
     systemd: SystemdClient,
     tmp_path: Path,
