@@ -14,7 +14,7 @@ from monitor_plugin.hookspecs import HOOK_NAMES, HOST_CALLS
 from monitor_plugin.plugins.signatures import signature_of
 from monitor_plugin.testing import BackendFactory, MonitorFactory
 
-from .support import Spawner, eventually, register
+from .support import Client, Spawner, eventually, register
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "reference" / "hooks.md").read_text()
@@ -68,6 +68,7 @@ def test_each_example_is_a_working_hook_file(
     )
     backend().register(monitor, "llama")
     assert monitor.read("llama").source == "grpc"
+    assert Client(monitor.url).request("GET", "/backends").json["backends"][0]["unit"]
 
     def called(hook: str) -> bool:
         figures = {
