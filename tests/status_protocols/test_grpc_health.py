@@ -34,7 +34,8 @@ def test_status_follows_from_the_health_of_the_service(health: int, status: Stat
 
     def call(path: str, request: bytes) -> bytes:
         requests.append(StringValue.FromString(request).value)
-        return Int32Value(value=health).SerializeToString()
+        response: bytes = Int32Value(value=health).SerializeToString()
+        return response
 
     assert grpc_health.ask("m", call, "a service") == status
     assert requests == ["a service"]
