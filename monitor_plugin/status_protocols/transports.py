@@ -157,6 +157,7 @@ class HttpTransport:
         self._busy_when = busy_when
         self._security = security
         self._connected = connected
+        self._may_be_another = False  # whether a connection was made since the server was known
         known = [each for each in catalog.HTTP_PROTOCOLS if each.name == name]
         self._protocol = known[0](backend.model, busy_when) if known else None
 
@@ -164,21 +165,41 @@ class HttpTransport:
         """Open a link: see `Transport.open`."""
         address = self.backend.address
         tls = self._security.http_tls(address)
-        return HttpLink(self, ServerConnection(address, tls, self._connected))
+        return HttpLink(self, ServerConnection(address, tls, self._note_connected))
+
+    def _note_connected(self) -> None:
+        self._may_be_another = True
+        self._connected()
 
     def read(self, requests: _Requests) -> StatusOutcome:
         """Read the status, by the known protocol or by the first one that matches."""
-        protocol = self._protocol or self._detect(requests)
+        known = self._protocol
+        protocol = known or self._detect(requests)
         if protocol is None:
             return StatusOutcome(_loading(requests.answers()), None, True, "http")
         try:
             status = protocol.read(requests.get)
         except NoStatus as error:
-            if error.rpc_error == "UNIMPLEMENTED" and not self._is_named:
-                self._protocol = None
-            raise
-        self._protocol = protocol
+            if error.rpc_error != "UNIMPLEMENTED" or self._is_named:
+                raise
+            self._protocol = None
+            if known is None:
+                raise
+            return self.read(requests)
+        if known and not self._is_named and self._has_changed(known, requests):
+            self._protocol = None
+            return self.read(requests)
+        self._protocol, self._may_be_another = protocol, False
         return StatusOutcome(status, None, True, "http", protocol.name)
+
+    def _has_changed(self, known: HttpProtocol, requests: _Requests) -> bool:
+        """Whether a server of another protocol has taken the place of the known one."""
+        if not self._may_be_another:
+            return False
+        try:
+            return not known.matches(requests.get) and self._detect(requests) is not None
+        except NoStatus:
+            return False
 
     def _detect(self, requests: _Requests) -> HttpProtocol | None:
         """Find the protocol of the server; None if the server is loading.
