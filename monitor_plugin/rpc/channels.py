@@ -115,8 +115,6 @@ class ChannelSecurity:
             context = ssl.create_default_context(
                 cadata=certificates.decode() if certificates else None
             )
-            # urllib3 checks the names then, also IP addresses, for which 1.26 sends no name.
-            context.check_hostname = False
             self._http_tls = certificates, context
         return self._http_tls[1]
 

@@ -18,7 +18,7 @@ from http.client import BadStatusLine, HTTPException, HTTPResponse, UnknownProto
 from typing import Any, Literal
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -66,7 +66,8 @@ class ServerConnection:
         # `localhost` is not resolved: the system may know one of its two addresses only. As by
         # gRPC, IPv6 is tried first.
         hosts = sorted(target.hosts, key=lambda each: ":" not in each)
-        self._pools = [_make_pool(each, target.port, self.state, tls, name) for each in hosts]
+        options: dict[str, Any] = {"state": self.state, "tls": tls, "name": name}
+        self._pools = [_Pool(each, target.port, maxsize=1, **options) for each in hosts]
 
     def get(self, path: str, deadline: float, headers: Mapping[str, str]) -> Answer:
         """Request a path below the URL.
@@ -118,6 +119,8 @@ class ServerConnection:
             raise self._fault("UNAVAILABLE", f"failed the TLS handshake: {reason}", path) from None
         except ProtocolError as error:
             cause = error.args[1] if len(error.args) > 1 else None
+            if isinstance(cause, TimeoutError):  # of a TLS handshake
+                raise self._fault("DEADLINE_EXCEEDED", "has not answered in time", path) from None
             raise self._protocol_fault(path, cause) from None
         except HTTPError as error:
             raise self._malformed(path, error) from None
@@ -326,52 +329,43 @@ class _BoundedReader(io.RawIOBase):
         super().close()
 
 
-class _PlainConnection(HTTPConnection):
+class _Connection(HTTPConnection):
+    """A connection of `http.client`, by TLS if it has a context.
+
+    urllib3's own connection by TLS logs each certificate that is for another name.
+    """
+
     response_class = _Response
 
-    def __init__(self, *args: Any, state: _SocketState, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        state: _SocketState,
+        tls: ssl.SSLContext | None,
+        name: str,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self._state = state
+        self._tls = tls
+        self._name = name
 
     def connect(self) -> None:
+        """Connect, verify the server, and bound the reads."""
         super().connect()
-        _bound(self, self._state)
+        opened: socket.socket = self.sock
+        if self._tls:
+            try:
+                opened = self._tls.wrap_socket(opened, server_hostname=self._name)
+            except BaseException:
+                self.close()
+                raise
+        self.sock: Any = _BoundedSocket(opened, self._state)
+        self._state.opened(opened)
 
 
-class _TlsConnection(HTTPSConnection):
-    response_class = _Response
-
-    def __init__(self, *args: Any, state: _SocketState, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._state = state
-
-    def connect(self) -> None:
-        super().connect()
-        _bound(self, self._state)
-
-
-def _bound(connection: Any, state: _SocketState) -> None:
-    connection.sock, opened = _BoundedSocket(connection.sock, state), connection.sock
-    state.opened(opened)
-
-
-class _PlainPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _PlainConnection
-
-
-class _TlsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-def _make_pool(
-    host: str, port: int, state: _SocketState, tls: ssl.SSLContext | None, name: str
-) -> urllib3.HTTPConnectionPool:
-    """Make the pool of one connection to a host, whose certificate is for `name`."""
-    options: dict[str, Any] = {"maxsize": 1, "state": state}
-    if tls is None:
-        return _PlainPool(host, port, **options)
-    options.update(ssl_context=tls, server_hostname=name, cert_reqs="CERT_REQUIRED")
-    return _TlsPool(host, port, **options)
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
 
 
 def _tls_reason(error: Exception) -> str:

@@ -178,6 +178,7 @@ def test_each_form_of_a_body_is_read(content: bytes, caplog: pytest.LogCaptureFi
     """The body is whole, and without its framing."""
     with foreign_server(sends(content)) as server:
         assert get(f"http://{server.address}") == b"body"
+    assert not [each for each in caplog.records if each.levelname != "DEBUG"]
 
 
 def test_statuses_are_answers_and_redirects_are_not_followed() -> None:
@@ -316,13 +317,15 @@ def tls_server(authority: trustme.CA, *names: str) -> Iterator[int]:
 
 
 def test_tls_verifies_the_certificate_and_the_name(
-    authority: trustme.CA, tls: Callable[[str], ssl.SSLContext | None]
+    authority: trustme.CA,
+    tls: Callable[[str], ssl.SSLContext | None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Another authority, another name, and a server without TLS are faults of TLS."""
     with tls_server(authority, "127.0.0.1") as port:
         address = f"https://127.0.0.1:{port}"
         assert get(address, tls=tls(address)) == b"secure"
-        with pytest.raises(NoStatus, match="TLS handshake"):
+        with pytest.raises(NoStatus, match=r"TLS handshake: .*mismatch.*localhost"):
             get(f"https://localhost:{port}", tls=tls(address))
         with pytest.raises(NoStatus, match=r"TLS handshake: .*certificate") as failure:
             get(address, tls=ChannelSecurity(Settings()).http_tls(address))
@@ -335,3 +338,14 @@ def test_tls_verifies_the_certificate_and_the_name(
         address = f"https://{server.address}"
         with pytest.raises(NoStatus, match="TLS handshake"):
             get(address, tls=tls(address))
+    with foreign_server(sends(b"", closes=False)) as server:
+        address = f"https://{server.address}"
+        with pytest.raises(NoStatus, match="in time") as failure:
+            get(address, 0.3, tls=tls(address))
+        assert failure.value.rpc_error == "DEADLINE_EXCEEDED"
+    with foreign_server(sends(b"")) as server:
+        address = f"https://{server.address}"
+        with pytest.raises(NoStatus) as failure:
+            get(address, tls=tls(address))
+        assert failure.value.rpc_error == "UNAVAILABLE"
+    assert not [each for each in caplog.records if each.levelname != "DEBUG"]
