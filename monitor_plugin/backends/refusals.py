@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import psutil
 
+from ..domain.address import hide_credentials
 from ..processes.process_table import read_row
 
 MAX_REFUSALS = 100
@@ -21,7 +22,8 @@ class Refusal(NamedTuple):
     Attributes:
         model: the model as the host gave it; of a value that is no text, its `repr`.
         pid: the PID.
-        address: the address as the host gave it; of a value that is no text, its `repr`.
+        address: the address as the host gave it, without a password; of a value that is no text,
+            its `repr`.
         reason: why it was refused.
         started: the start time of the process in clock ticks since boot.
     """
@@ -62,7 +64,8 @@ class Refusals:
             return
         if started is None:
             return
-        added = Refusal(_text(model), plain_pid, _text(address), _text(str(reason)), started)
+        shown = hide_credentials(_text(address))
+        added = Refusal(_text(model), plain_pid, shown, _text(str(reason)), started)
         with self._lock:
             self._refusals[plain_pid, added.model] = added
             is_full = len(self._refusals) > MAX_REFUSALS

@@ -30,6 +30,10 @@ _SCHEMES = (TLS_SCHEME, "dns:///", "dns:", "ipv4:///", "ipv4:", "ipv6:///", "ipv
 _NOT_HOSTS = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p")
 # What of a host and a port may be percent-encoded. The scope of an IPv6 address has a `%` as well.
 _ENCODED = {"%5B": "[", "%5D": "]", "%3A": ":", "%2E": "."}
+_SOCKETS = ("unix:", "unix-abstract:")
+# A password may hold an `@` and a slash. The scheme may be misspelt.
+_USER = re.compile(r"([A-Za-z]+://)?.*@", re.DOTALL)
+_QUERY = re.compile(r"(https?:[^?#]*[?#]).*", re.DOTALL | re.IGNORECASE)
 _PLAIN_IN_PATHS = "/!$&'()*+,;=:@"
 
 
@@ -76,6 +80,12 @@ def parse_address(address: object) -> Target:
     """
     if not isinstance(address, str):
         raise ValueError(f"the address must be a string, not {type(address).__name__}")
+    has_secret = _USER.match(address) or _QUERY.match(address)
+    if has_secret and not address.startswith(_SOCKETS):  # the other messages quote the address
+        raise ValueError(
+            "an address has no user, password, query or fragment; a token stands in the file of "
+            "the setting grpc_token_file"
+        )
     if not address.isprintable() or " " in address:
         raise ValueError(f"address {address!r} holds a space or a control character")
     if is_http(address):
@@ -96,6 +106,14 @@ def parse_address(address: object) -> Target:
         raise ValueError(f"address {address!r} is no gRPC target or URL; use {FORMS}")
     number = _parse_port(address, port)
     return Target(None, _parse_host(address, scheme[:4], host), number)
+
+
+def hide_credentials(address: str) -> str:
+    """Return an address as the host gave it, without a user, a password, a query and a fragment."""
+    if address.startswith(_SOCKETS):
+        return address
+    address = _USER.sub(r"\1...@", address)
+    return _QUERY.sub(r"\1...", address)
 
 
 def canonical_address(address: object) -> str:
@@ -148,11 +166,6 @@ def is_local(canonical: str) -> bool:
 def _parse_url(address: str) -> Target:
     scheme = next(each for each in HTTP_SCHEMES if address.startswith(each))
     rest = address.removeprefix(scheme)
-    if any(each in rest for each in "?#@"):
-        raise ValueError(
-            f"an address that begins with {scheme} has no user, password, query or fragment; a "
-            "token stands in the file of the setting grpc_token_file"
-        )
     authority, slash, path = rest.partition("/")
     host, port = authority, str(HTTP_SCHEMES[scheme])
     if ":" in authority.rpartition("]")[2]:

@@ -175,7 +175,7 @@ class ServerConnection:
         """Return the fault for what `http.client` has raised."""
         if isinstance(cause, _AnswerTooLong):
             text = "answered more than 5 MiB, with its headers and the framing of its chunks"
-            return self._fault("RESOURCE_EXHAUSTED", text, path, answered=True)
+            return self._fault("RESOURCE_EXHAUSTED", text, path)  # it gets no other requests
         is_closed = isinstance(cause, ConnectionError)  # also RemoteDisconnected
         if isinstance(cause, (BadStatusLine, UnknownProtocol)) and not is_closed:
             text = "does not speak HTTP; it may speak TLS (https://) or gRPC"
@@ -216,7 +216,7 @@ class _AnswerTooLong(HTTPException):
     """The server has sent more than _MAX_ANSWER_BYTES."""
 
 
-class _MalformedHead(HTTPException):
+class MalformedHead(HTTPException):
     """The server has sent lines that are no headers."""
 
 
@@ -232,7 +232,7 @@ class _Response(HTTPResponse):
         if raw.state.is_at_end:
             raise ConnectionResetError
         if self.msg.defects or self.msg.get_payload():
-            raise _MalformedHead
+            raise MalformedHead
         if self.chunked:  # that counts, and not the length; urllib3 logs a server that has both
             del self.msg["Content-Length"]
 

@@ -54,6 +54,29 @@ def test_refused_registrations_are_listed_with_their_reasons(
     assert refused(monitor, "/backends?model=a") == []
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:hunter2@localhost:80/a", "http://...@localhost:80/a"),
+        ("https://a@b/hunter2@localhost:80", "https://...@localhost:80"),
+        ("HTTP://user:hunter2@localhost:80", "HTTP://...@localhost:80"),
+        ("user:hunter2@localhost:80", "...@localhost:80"),
+        ("grpcs://hunter2@localhost:80 ", "grpcs://...@localhost:80 "),
+        ("http://localhost:80/?key=hunter2", "http://localhost:80/?..."),
+        ("http://localhost:80/#hunter2", "http://localhost:80/#..."),
+        ("unix:relative@path", "unix:relative@path"),
+    ],
+)
+def test_refusal_shows_no_password(
+    address: str, shown: str, monitor: Monitor, spawner: Spawner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients that may only read see the list."""
+    reason = refuse(monitor, spawner.sleeper().pid, "m", address)
+    (item,) = refused(monitor)
+    assert item["address"] == shown
+    assert "hunter2" not in reason + str(item) + caplog.text
+
+
 class Broken:
     def __repr__(self) -> str:
         raise RuntimeError("no text")
