@@ -63,10 +63,13 @@ class LlamaCpp(HttpProtocol):
         self._rates: dict[str, Rate] = {}  # by the query of the model
 
     def matches(self, get: Get) -> bool:
-        """Whether `/props` or `/metrics` answers as llama.cpp does."""
+        """Whether `/props` or `/metrics` answers as llama.cpp does, or `/v1/models` without a key."""
         props = get("/props")
         if _is_loading(props) or has_metrics(get("/metrics"), "llamacpp:"):
             return True
+        if props.status == 401:  # with --api-key, older builds need no key for this route
+            models = as_objects(json_fields(get("/v1/models")).get("data"))
+            return any(each.get("owned_by") == "llamacpp" for each in models)
         fields = json_fields(props)
         is_own = "default_generation_settings" in fields or "total_slots" in fields
         return is_own and json_fields(get("/health")).get("status") == "ok"

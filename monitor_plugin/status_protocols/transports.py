@@ -12,7 +12,7 @@ from ..domain.address import is_http
 from ..domain.models import Backend, State, Status
 from ..domain.protocols import GRPC_PROTOCOLS, find_protocol
 from ..processes.kernel_files import read_text
-from ..rpc.call import StatusOutcome
+from ..rpc.call import NO_ANSWER, StatusOutcome
 from ..rpc.channels import ChannelSecurity
 from ..rpc.grpc_transport import LOCALAI, GrpcTransport
 from ..rpc.transport import OTHER_PROTOCOL_PAUSE_SECONDS, Link, OpenChannel, Transport
@@ -235,7 +235,8 @@ class HttpLink:
         except NoStatus as error:
             code = error.rpc_error
             pause = OTHER_PROTOCOL_PAUSE_SECONDS if code == "UNIMPLEMENTED" else 0.0
-            answered = bool(error.answered or requests.answers())
+            # A gateway answers 502 to 504 for a server that does not answer yet.
+            answered = code not in NO_ANSWER and bool(error.answered or requests.answers())
             return StatusOutcome(None, code, answered, "http", None, error.text, pause)
 
     def free(self, timeout_seconds: float, metadata: Mapping[str, str]) -> StatusOutcome:

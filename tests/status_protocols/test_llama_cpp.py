@@ -43,6 +43,18 @@ def test_recorded_server(server: ModelServer, state: str, status: Status) -> Non
     assert read(server, LlamaCpp) == status
 
 
+def test_server_with_a_key_is_known_without_it(server: ModelServer) -> None:
+    """Otherwise it would pass for a server of OpenAI's API, which is never BUSY."""
+    no_key = json_reply({"error": {"message": "Invalid API Key", "code": 401}}, 401)
+    replay(server, "llama.cpp", "ready")
+    server.replies |= {"any-route": no_key, "props": no_key, "metrics": no_key, "slots": no_key}
+    assert LlamaCpp("tiny", "any").matches(server.get())
+    with pytest.raises(NoStatus, match="grpc_token_file"):
+        read(server, LlamaCpp)
+    server.replies["v1-models"] = no_key
+    assert not LlamaCpp("tiny", "any").matches(server.get())
+
+
 def test_reading_takes_few_requests(server: ModelServer) -> None:
     """`/slots`, which keeps a server awake, is not requested while `/metrics` says it is idle."""
     protocol = LlamaCpp("tiny", "any")
