@@ -63,7 +63,7 @@ class LlamaCpp(HttpProtocol):
         self._rates: dict[str, Rate] = {}  # by the query of the model
 
     def matches(self, get: Get) -> bool:
-        """Whether `/props` or `/metrics` answers as llama.cpp does, or `/v1/models` without a key."""
+        """Whether `/props` or `/metrics` answers as llama.cpp does; without a key `/v1/models`."""
         props = get("/props")
         if _is_loading(props) or has_metrics(get("/metrics"), "llamacpp:"):
             return True
