@@ -72,9 +72,9 @@ else
 fi
 
 for folder in "$@"; do
-    mkdir -p "$root$folder"
-    mount --bind "$folder" "$root$folder"
-    mount -o remount,bind,ro "$root$folder"
+    mkdir -p "$root$folder" "/run/folders$folder"/.{upper,work}
+    options="lowerdir=$folder,upperdir=/run/folders$folder/.upper,workdir=/run/folders$folder/.work"
+    mount -t overlay -o "$options" overlay "$root$folder"
     while [ "$folder" != / ]; do
         folder=$(dirname "$folder")
         chmod o+x "$root$folder" 2>/dev/null || true  # units run as other users, too
