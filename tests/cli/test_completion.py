@@ -70,7 +70,7 @@ def test_commands_flags_and_models_are_completed(
     def complete(line: str) -> list[str]:
         return complete_line(f"monitor-plugin {line}", monkeypatch, capsys)
 
-    commands = ["start", "status", "stop", "supervisord"]
+    commands = ["start", "status", "stop", "supervisord", "systemd"]
     assert sorted(complete("s")) == [f"plain,{each}" for each in commands]
     assert complete("demo --status-t") == ["plain,--status-timeout-seconds"]
     assert "plain,--once" in complete("demo --")
