@@ -317,9 +317,10 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 
 
 def test_a_monitor_reads_stops_and_verifies_a_server_that_speaks_http(
-    monitor: Monitor, spawner: Spawner
+    make_monitor: Callable[..., Monitor],
 ) -> None:
     """Starting, READY, suspended, READY again, stopped: as a server that speaks gRPC."""
+    monitor = make_monitor(status_timeout_seconds=3.0)  # for one reading
     port = free_port()
     address = f"http://localhost:{port}"
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)])
