@@ -369,7 +369,10 @@ def test_client_of_another_user_is_not_used(module: ModuleType, spawner: Spawner
         pytest.skip("only root can start a process of another user")
     for user, reason in ((65534, "belongs to user 65534"), (0, None)):
         # The folder of such a process in /proc belongs to root.
-        code = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0); print(flush=True); time.sleep(1000)"
+        code = (
+            "import ctypes, time; ctypes.CDLL(None).prctl(4, 0); print(flush=True); "
+            "time.sleep(1000)"
+        )
         process = spawner.process("/usr/bin/env", "python3", "-c", code, user=user)
         assert process.stdout
         if not process.stdout.readline():
