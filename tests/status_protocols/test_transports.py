@@ -143,7 +143,9 @@ def test_a_server_that_returns_with_another_protocol_is_found_out_again(
     assert link.request_status(30, {}).protocol == "vllm"
     server.replies = {"any-route": json_reply({}, 500)}
     link.close()
-    outcome = transport.open().request_status(30, {})
+    link = transport.open()
+    outcome = link.request_status(30, {})
+    link.close()
     assert outcome.status
     assert (outcome.status.state, outcome.protocol) == (State.ERROR, "vllm")
 
