@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from msgspec import structs
 
@@ -345,7 +346,8 @@ def test_stop_without_a_free_descriptor_reports_no_memory(
 
 def test_memory_is_pss_where_it_was_read_and_has_not_changed_much(rig: Rig) -> None:
     """PSS is read in the background, at times seldom: a model may have been loaded since."""
-    (rss,) = [row.rss for row in [read_row(rig.pid)] if row]
+    eventually(lambda: psutil.Process(rig.pid).status() == psutil.STATUS_SLEEPING)
+    (rss,) = [row.rss for row in [read_row(rig.pid)] if row]  # it has started, and grows no more
     release = MemoryRelease(rig.reader, 0)
     last = TreeMemory(time.monotonic(), rss, pss=rss // 2)
     assert release.measure(rig.members, last).memory == rss // 2
