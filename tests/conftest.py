@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from monitor_plugin import Monitor
+from monitor_plugin.rpc.channels import open_unused_channel
 
 from .gpu.nvml import Driver, MakeDriver
 from .support import Client, Spawner, own_ports
@@ -48,6 +50,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts files with slow tests first, so that none runs alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def initialized_grpc() -> Iterator[None]:
+    """Keeps gRPC 1.49 initialized until the last test has ended.
+
+    Otherwise gRPC shuts down whenever the last channel of a test is closed. A test that opens one
+    at that moment then hangs at times: gRPC spins with the interpreter's lock, for ever.
+    """
+    if not grpc.__version__.startswith("1.49."):
+        yield
+        return
+    channel = open_unused_channel()
+    yield
+    channel.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
