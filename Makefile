@@ -32,6 +32,7 @@ test: $(VENV)/tox
 
 # Not a part of `make test`: it installs real model servers, of which one is built for minutes.
 test-servers: $(VENV)/tox
+	@.ci/setup chromium systemctl dbus-daemon unshare
 	@PYTHON=$(PYTHON) tests/servers/install
 	$(VENV)/bin/tox run -e servers
 
