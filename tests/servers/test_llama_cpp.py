@@ -87,6 +87,21 @@ def test_killed_server_is_gone(watch: Callable[..., Watched]) -> None:
     assert watched.monitor.backends() == []
 
 
+def test_reading_delays_the_end_of_the_server_by_seconds_only(
+    watch: Callable[..., Watched],
+) -> None:
+    """A request that comes while the server ends gets no answer, and the server waits for it."""
+    watched = watch(LlamaCpp, status_timeout_seconds=1.0)
+    watched.await_state(State.READY)
+    process = watched.server.process
+    os.kill(process.pid, signal.SIGSTOP)
+    assert watched.read().rpc_error == "DEADLINE_EXCEEDED"  # the request goes on
+    process.terminate()
+    os.kill(process.pid, signal.SIGCONT)
+    eventually(lambda: process.poll() is not None, seconds=20)
+    assert process.returncode == 0
+
+
 def test_wrong_protocol_says_what_is_wrong(watch: Callable[..., Watched]) -> None:
     """A server that was registered for gRPC is not read, and the reading says why."""
     watched = watch(GrpcAddress)

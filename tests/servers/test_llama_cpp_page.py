@@ -17,8 +17,8 @@ from .servers import LlamaCpp
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-# The page learns of a new state in about a second.
-FLAGS = ("--sweep-interval-seconds", "0.2")
+# The page learns of a new state in about a second. A stop may wait for the reading in flight.
+FLAGS = ("--sweep-interval-seconds", "0.2", "--stop-timeout-seconds", "60")
 
 
 class SlowToLoad(LlamaCpp):

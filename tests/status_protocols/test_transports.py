@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from monitor_plugin.status_protocols.protocol import NoStatus
 from monitor_plugin.status_protocols.transports import HttpTransport, Transports
 
 from ..recorded_servers import NOT_FOUND, ModelServer, Reply, json_reply, recorded, text_reply
-from ..support import Spawner, eventually, free_port, logged, register
+from ..support import Spawner, eventually, foreign_server, free_port, logged, register
 
 LOADING = json_reply({"error": {"message": "Loading model", "code": 503}}, 503)
 HTML = Reply(200, "text/html", b"<html></html>")
@@ -349,6 +350,25 @@ def test_a_monitor_reads_stops_and_verifies_a_server_that_speaks_http(
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_server_that_ends_does_not_wait_long_for_the_monitor(
+    make_client: Callable[..., StatusClient],
+) -> None:
+    """The server answers no more, and ends once its clients have closed their connections."""
+    closed = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(65536):
+                pass
+            closed.set()
+
+    with foreign_server(Handler) as server:
+        backend = Backend("tiny", 1, f"http://{server.address}", 1.0)
+        outcome = make_client(timeout=0.1).status(backend)
+        assert outcome.rpc_error == "DEADLINE_EXCEEDED"
+        assert closed.wait(20)  # a call by gRPC lasts 30 s
 
 
 def test_another_process_at_the_port_is_not_believed(
