@@ -118,7 +118,8 @@ def test_memory_that_members_share_counts_once(spawner: Spawner) -> None:
     assert memory.pss is not None
     assert 200 * MIB <= memory.pss <= 260 * MIB
     assert memory.rss == pytest.approx(
-        sum(psutil.Process(pid).memory_info().rss for pid in pids), abs=MIB
+        sum(psutil.Process(pid).memory_info().rss for pid in pids),
+        abs=len(pids) * MIB,  # the processes may grow between the two readings
     )
     assert memory.rss > 790 * MIB
 
